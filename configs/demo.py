@@ -1,0 +1,57 @@
+"""The whole of MiniPLM on the text that every installation carries.
+
+  python -m miniplm_jax.main --config=configs/demo.py      (or: make demo)
+
+Corpus: the standard library's source, its documentation, the READMEs and
+licences of the installed packages, and a planted `noise` domain of shuffled
+words. Teacher, reference and two students are trained from scratch.
+"""
+
+from miniplm_jax import config as config_lib
+
+
+def _shape(model, hidden, ffn, layers, heads):
+  model.vocab_size = 4096
+  model.hidden_size, model.intermediate_size = hidden, ffn
+  model.num_hidden_layers = layers
+  model.num_attention_heads = model.num_key_value_heads = heads
+  model.rope_theta, model.max_position_embeddings = 1e4, 256
+
+
+def _schedule(train, steps, learning_rate):
+  train.steps, train.learning_rate = steps, learning_rate
+  train.batch_size, train.warmup_steps = 32, steps // 10
+  train.shuffle, train.dtype = True, "float32"
+
+
+def get_config():
+  """See above."""
+  config = config_lib.default()
+  config.workdir = "runs/demo"
+  config.stages = config_lib.STAGES
+  config.baselines = ("pretrain",)
+
+  c = config.corpus
+  c.source, c.tokenizer, c.vocab_size = "embedded", "train", 4096
+  c.max_length = 256
+  # The teacher needs text of its own: its weights must not have seen D.
+  c.teacher_share, c.reference_share, c.heldout_share = 0.45, 0.1, 0.04
+
+  _shape(config.teacher.model, 192, 512, 6, 6)
+  _shape(config.reference.model, 32, 96, 2, 2)
+  _shape(config.student.model, 96, 256, 4, 4)
+  config.teacher.path = ""
+  _schedule(config.teacher.train, 400, 3e-3)
+  _schedule(config.reference.train, 150, 3e-3)
+  _schedule(config.train, 200, 3e-3)
+
+  config.score.dtype = "float32"
+  config.score.rows_per_part = 2048
+  config.score.batch_tokens, config.score.lengths = 8192, (128,)
+  config.evaluate.ignore_domains = ("noise",)
+
+  config.run.remat = "none"
+  config.run.checkpoint_every = config.run.eval_every = 50
+  config.run.eval_rows = 128
+  config.run.log_every_seconds = 10.0
+  return config

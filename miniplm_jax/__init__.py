@@ -1,0 +1,21 @@
+"""MiniPLM in JAX: distil a language model through its pre-training data.
+
+The folders are the pipeline, in this order:
+
+  core       errors, files, manifests, jobs: no JAX
+  models     decoders, their loss, sharding, Hugging Face in and out
+  corpus     text to packed rows            (stage tokenize)
+  trainer    the one training loop
+  reference  pre-train p_ref                (stages teacher and reference)
+  score      log-probs of every row         (stage score)
+  select     Difference Sampling            (stage select)
+  train      pre-train the student          (stage train)
+  evaluate   held-out loss                  (stage evaluate)
+  export     a Hugging Face directory       (stage export)
+  report     report.html                    (stage report)
+
+A folder imports only from itself and from those above it; main.py and
+pipeline.py stand on top.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,66 @@
+"""The one error that a user is meant to read, and stopping on a signal."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+
+class UserError(Exception):
+  """Something that the user can put right, told in one line.
+
+  Attributes:
+    what: what is wrong.
+    where: the file, row, field or stage in which it was found.
+    todo: what to do about it.
+  """
+
+  def __init__(self, what: str, where: str, todo: str):
+    self.what, self.where, self.todo = what, where, todo
+    super().__init__(" ".join(f"{what}, {where}, {todo}".split()))
+
+
+class Stopped(BaseException):
+  """The process was asked to end by SIGINT or SIGTERM.
+
+  A BaseException, so that no `except Exception` on the way swallows it.
+  """
+
+  def __init__(self, signum: int):
+    self.exit_code = 128 + signum  # 130 on SIGINT, 143 on SIGTERM
+    super().__init__(signal.Signals(signum).name)
+
+
+_pending: list[int] = []
+_deferring = False
+
+
+def _on_signal(signum, unused_frame):
+  _pending.append(signum)
+  if not _deferring or len(_pending) > 2:
+    raise Stopped(signum)
+
+
+def handle_signals():
+  """Makes SIGINT and SIGTERM raise `Stopped` in the main thread."""
+  _pending.clear()
+  for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, _on_signal)
+
+
+@contextlib.contextmanager
+def signals_deferred() -> Iterator[None]:
+  """Holds signals back; the body asks `stop_requested` where it can stop.
+
+  The third signal is not held back: somebody is insisting.
+  """
+  global _deferring
+  _deferring = True
+  try:
+    yield
+  finally:
+    _deferring = False
+
+
+def stop_requested() -> int | None:
+  """The signal that arrived inside `signals_deferred`, if any."""
+  return _pending[0] if _pending else None

@@ -1,0 +1,113 @@
+"""Files that appear whole or not at all, and their fingerprints.
+
+A path may be local or remote (gs://); `etils.epath` hides the difference.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from etils import epath
+
+_PROBE_BYTES = 1 << 16
+
+
+def is_local(path: epath.Path) -> bool:
+  """True for a path of this machine's file system."""
+  return "://" not in os.fspath(path)
+
+
+@contextlib.contextmanager
+def replacing(path: epath.PathLike) -> Iterator[pathlib.Path]:
+  """Yields a scratch file that becomes `path` when the body succeeds.
+
+  Local: written beside, fsynced, renamed. Remote: written locally, then
+  uploaded in one object write, which object stores make atomic.
+  """
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  folder = os.fspath(path.parent) if is_local(path) else None
+  handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
+  os.close(handle)
+  scratch = pathlib.Path(name)
+  try:
+    yield scratch
+    if is_local(path):
+      _fsync(scratch)
+      scratch.chmod(0o644)  # mkstemp makes 0600; others read these files
+      os.replace(scratch, path)
+      _fsync(path.parent)
+    else:
+      epath.Path(scratch).copy(path, overwrite=True)
+  finally:
+    scratch.unlink(missing_ok=True)
+
+
+def _fsync(path: epath.PathLike):
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def write_bytes(path: epath.PathLike, content: bytes):
+  """Writes `content` to `path`, whole or not at all."""
+  with replacing(path) as scratch:
+    scratch.write_bytes(content)
+
+
+def write_json(path: epath.PathLike, content: Any):
+  """Writes JSON with sorted keys, whole or not at all."""
+  text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+  write_bytes(path, (text + "\n").encode())
+
+
+def digest(content: Any) -> str:
+  """sha256 of a JSON value, independent of key order."""
+  text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256(path: epath.PathLike) -> str:
+  """sha256 of a file's content."""
+  with epath.Path(path).open("rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def describe(path: epath.PathLike) -> dict[str, Any]:
+  """What a manifest says of a file: its size in bytes and its sha256."""
+  path = epath.Path(path)
+  return {"bytes": path.stat().length, "sha256": sha256(path)}
+
+
+def probe(paths: Iterable[epath.PathLike]) -> str:
+  """A fingerprint of large files without reading them whole.
+
+  Names, sizes, and the first and last 64 KiB: a terabyte of input is
+  recognised in seconds. An edit in the middle that keeps the size is not
+  seen; `tokenize` records the full sha256 of what it read.
+  """
+  seen = []
+  for path in sorted(map(epath.Path, paths)):
+    size = path.stat().length
+    with path.open("rb") as f:
+      ends = hashlib.sha256(f.read(_PROBE_BYTES))
+      if size > _PROBE_BYTES:
+        f.seek(max(size - _PROBE_BYTES, _PROBE_BYTES))
+        ends.update(f.read())
+    seen.append([path.name, size, ends.hexdigest()])
+  return digest(seen)
+
+
+def fingerprint_of_folder(path: str, revision: str) -> str:
+  """What is known of a model folder, or hub id, before it is read."""
+  folder = epath.Path(path)
+  if folder.is_dir():
+    return probe(p for p in folder.iterdir() if p.is_file())
+  return digest([path, revision])

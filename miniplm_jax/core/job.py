@@ -1,0 +1,156 @@
+"""One unit of work: done once, resumed, skipped, or refused.
+
+A stage turns the config into jobs; this runs them. It is plumbing and is
+meant to stay this small.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.progress import duration, say
+
+# An input is another job's manifest file, or a fingerprint known by now.
+Input = epath.Path | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What a stage wants done.
+
+  Attributes:
+    stage: the stage's name, as on the command line.
+    manifest: the file that says it is done.
+    settings: everything of the config that changes the result.
+    inputs: what it reads, by name.
+    outputs: files and folders that a forced run removes first.
+    summary: one line for `--dry_run`.
+    run: does it. Takes the inputs' manifests and returns the fields of the
+      new manifest other than stage, settings and inputs. May be called
+      again after a kill: it finds its own partial work in `outputs`.
+  """
+
+  stage: str
+  manifest: epath.Path
+  settings: Mapping[str, Any]
+  inputs: Mapping[str, Input]
+  outputs: tuple[epath.Path, ...]
+  summary: str
+  run: Callable[[Mapping[str, Manifest]], Mapping[str, Any]]
+
+  @property
+  def partial(self) -> epath.Path:
+    """The file that stands in for the manifest while the job runs."""
+    stem = self.manifest.name.removesuffix(".json")
+    return self.manifest.parent / f"{stem}.partial.json"
+
+
+def execute(job: Job, force: bool = False) -> Manifest:
+  """Does the job unless it is done; returns its manifest.
+
+  Raises:
+    UserError: an input is missing, or what is on disk was made from other
+      inputs or with other settings and `force` is False.
+  """
+  inputs = {}
+  for name, source in job.inputs.items():
+    if isinstance(source, epath.Path):
+      inputs[name] = manifest_lib.read(source)
+      if inputs[name] is None:
+        raise UserError(
+          f"stage {job.stage} needs {source}, which is not there",
+          f"input {name}",
+          "run the stage that makes it first, or drop --stages",
+        )
+  wanted = _wanted(job)
+  done = manifest_lib.read(job.manifest)
+  if force:
+    done = None
+    for path in (job.manifest, job.partial, *job.outputs):
+      _remove(path)
+  if done is not None:
+    _refuse_if_different(job, done, wanted)
+    done.check_sizes()
+    say(job.stage, f"skipped, nothing has changed: {job.manifest.parent}")
+    return done
+  started = manifest_lib.read(job.partial)
+  if started is not None:
+    _refuse_if_different(job, started, wanted)
+    say(job.stage, f"resuming {job.manifest.parent}")
+  else:
+    # Whatever lies there without a manifest is of unknown origin.
+    for path in job.outputs:
+      _remove(path)
+    dataclasses.replace(wanted, path=job.partial).write()
+  say(job.stage, job.summary)
+  start = time.monotonic()
+  found = dict(job.run(inputs))
+  seconds = round(time.monotonic() - start, 2)
+  found["details"] = {"seconds": seconds} | found.get("details", {})
+  result = dataclasses.replace(wanted, **found)
+  result.write()
+  _remove(job.partial)
+  say(job.stage, f"done in {duration(seconds)}: {job.manifest}")
+  return result
+
+
+def status(job: Job) -> str:
+  """What `execute` would do, in words, without doing it."""
+  missing = [
+    name
+    for name, source in job.inputs.items()
+    if isinstance(source, epath.Path) and not source.exists()
+  ]
+  if missing:
+    return f"would run once {' and '.join(missing)} is there"
+  wanted = _wanted(job)
+  for path, same in ((job.manifest, "done"), (job.partial, "would resume")):
+    old = manifest_lib.read(path)
+    if old is not None:
+      difference = _difference(old, wanted)
+      return f"refused: {difference}" if difference else same
+  return "would run"
+
+
+def _wanted(job: Job) -> Manifest:
+  inputs = {}
+  for name, source in job.inputs.items():
+    if isinstance(source, epath.Path):
+      inputs[name] = manifest_lib.read(source).fingerprint
+    else:
+      inputs[name] = source
+  # Through JSON, so that a tuple equals the list that is on disk.
+  settings = json.loads(json.dumps(dict(job.settings)))
+  return Manifest(job.manifest, job.stage, settings, inputs)
+
+
+def _difference(old: Manifest, wanted: Manifest) -> str | None:
+  return manifest_lib.first_difference(
+    {"settings": old.settings, "inputs": old.inputs},
+    {"settings": wanted.settings, "inputs": wanted.inputs},
+  )
+
+
+def _refuse_if_different(job: Job, old: Manifest, wanted: Manifest):
+  difference = _difference(old, wanted)
+  if difference:
+    raise UserError(
+      f"stage {job.stage} was run otherwise: {difference}",
+      f"{old.path}",
+      "put the setting back, choose another --config.workdir or name, or "
+      f"remake it with --stages={job.stage} --force",
+    )
+
+
+def _remove(path: epath.Path):
+  if path.is_dir():
+    path.rmtree()
+  else:
+    path.unlink(missing_ok=True)

@@ -1,0 +1,65 @@
+"""Lines and bars: a bar with rate and ETA on a terminal, lines in a log."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+def say(stage: str, text: str):
+  """Prints one line of a stage to standard output."""
+  tqdm.write(f"[{stage}] {text}", file=sys.stdout)
+  sys.stdout.flush()
+
+
+def duration(seconds: float) -> str:
+  """Seconds as a person would say them: 12.3 s, 4 min 5 s, 2 h 3 min."""
+  if seconds < 60:
+    return f"{seconds:.1f} s"
+  minutes, rest = divmod(round(seconds), 60)
+  if minutes < 60:
+    return f"{minutes} min {rest} s"
+  return f"{minutes // 60} h {minutes % 60} min"
+
+
+class Progress:
+  """Progress of a long loop.
+
+  On a terminal a tqdm bar; otherwise one line every `every` seconds, so
+  that a log of a day-long run can be read.
+  """
+
+  def __init__(self, stage: str, total: int, unit: str, done: int = 0,
+               every: float = 30.0):
+    """Starts at `done` of `total` units."""
+    self._stage, self._total, self._unit = stage, total, unit
+    self._every, self._first, self._done = every, done, done
+    self._start = self._last = time.monotonic()
+    self._bar = None
+    if sys.stderr.isatty():
+      self._bar = tqdm(total=total, initial=done, unit=unit, desc=stage,
+                       dynamic_ncols=True, unit_scale=True)
+
+  def update(self, units: int = 1, note: str = ""):
+    """Counts `units` more as done."""
+    self._done += units
+    if self._bar is not None:
+      self._bar.update(units)
+      if note:
+        self._bar.set_postfix_str(note)
+      return
+    now = time.monotonic()
+    if now - self._last >= self._every:
+      self._last = now
+      rate = (self._done - self._first) / (now - self._start)
+      left = (self._total - self._done) / rate if rate else float("inf")
+      say(self._stage,
+          f"{self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}"
+          f" {self._unit}/s, {duration(left)} left {note}".rstrip())
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    if self._bar is not None:
+      self._bar.close()

@@ -1,0 +1,35 @@
+"""Where things lie in a workdir. Users rely on this layout."""
+
+import dataclasses
+
+from etils import epath
+
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+  """The folders of one workdir, local or gs://."""
+
+  root: epath.Path
+
+  @property
+  def corpus(self) -> epath.Path:
+    """Packed rows."""
+    return self.root / "corpus"
+
+  def scorer(self, role: str) -> epath.Path:
+    """A teacher or reference that was pre-trained here."""
+    return self.root / role
+
+  def scores(self, model: str) -> epath.Path:
+    """Σ nll and tokens per row under one model."""
+    return self.root / "scores" / model
+
+  def selection(self, name: str) -> epath.Path:
+    """Kept row ids."""
+    return self.root / "selection" / name
+
+  def student(self, name: str) -> epath.Path:
+    """Checkpoints, metrics, evaluation and export of one student."""
+    return self.root / "students" / name

@@ -1,0 +1,1 @@
+"""Stage tokenize: text to packed rows of tokens, by domain."""

@@ -1,0 +1,154 @@
+"""Stage tokenize: documents → ArrayRecord shards of packed rows."""
+
+import collections
+import itertools
+from collections.abc import Iterator
+
+from miniplm_jax.core import files
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.job import Job
+from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.workdir import Workdir
+
+STAGE = "tokenize"
+_BATCH = 256  # documents that are encoded at a time
+EMBEDDED = "embedded"  # a corpus.source
+TRAIN = "train"  # a corpus.tokenizer
+
+
+def jobs(config, workdir: Workdir) -> list[Job]:
+  """One job: the whole corpus."""
+  c = config.corpus
+  directory = workdir.corpus
+  shares = ", ".join(f"{s} {share:.3g}" for s, share in _shares(c) if share)
+  return [
+    Job(
+      stage=STAGE,
+      manifest=directory / "manifest.json",
+      settings=dict(c),
+      inputs={
+        "source": _parts(c)[1](),
+        "tokenizer": _tokenizer_fingerprint(c),
+      },
+      outputs=(directory,),
+      summary=f"{c.source} → rows of up to {c.max_length + 1} tokens, "
+      f"tokenizer {c.tokenizer}, held back from D: {shares}",
+      run=lambda unused_inputs: _run(config, directory),
+    )
+  ]
+
+
+def _shares(c) -> list[tuple[str, float]]:
+  return [
+    ("reference", c.reference_share),
+    ("heldout", c.heldout_share),
+    ("teacher", c.teacher_share),
+  ]
+
+
+def _parts(c):
+  from miniplm_jax.corpus import embedded, readers
+
+  if c.source == EMBEDDED:
+    return embedded.list_parts()
+  return readers.list_parts(c.source, c.text_field, c.domain_field)
+
+
+def _tokenizer_fingerprint(c) -> str:
+  """What is known of the tokenizer before anything is fetched or trained."""
+  from etils import epath
+
+  if c.tokenizer == TRAIN:
+    return files.digest([TRAIN, c.vocab_size])
+  local = epath.Path(c.tokenizer) / "tokenizer.json"
+  return files.sha256(local) if local.exists() else files.digest(c.tokenizer)
+
+
+def _run(config, directory):
+  from miniplm_jax.corpus import store
+  from miniplm_jax.corpus.pack import SentenceEnds
+
+  c = config.corpus
+  parts, _ = _parts(c)
+  encoder = _tokenizer(c, parts, directory / "tokenizer")
+  ends = SentenceEnds(encoder)
+  counts, rows_by_part, described = collections.Counter(), [], {}
+  with Progress(STAGE, len(parts), "parts") as progress:
+    for number, part in enumerate(parts):
+      names = store.shard_names(number, len(parts))
+      if not (directory / names[1]).exists():
+        seen = collections.Counter()
+        rows = _pack(c, number, part, encoder, ends, seen)
+        store.write_shard(directory, names, rows, seen)
+      seen = store.read_counts(directory / names[1])
+      rows_by_part.append(seen["rows"])
+      counts.update(seen)
+      described |= {n: files.describe(directory / n) for n in names}
+      progress.update(1)
+  if not counts["rows"]:
+    raise UserError(
+      f"no document with text in {len(parts)} files",
+      f"config.corpus.source={c.source}",
+      "give a corpus that has some text",
+    )
+  shares = {name[6:]: n for name, n in counts.items() if name[:6] == "split "}
+  if not shares.get("train"):
+    raise UserError(
+      f"all {counts['rows']} rows were held back, none is left for D",
+      "config.corpus",
+      "lower reference_share, heldout_share and teacher_share, or give "
+      "more text",
+    )
+  return {
+    "tokenizer": encoder.fingerprint,
+    "files": described,
+    "counts": dict(counts) | {"parts": len(parts), "rows_by_part": rows_by_part},
+    "details": {"eos_id": encoder.eos_id, "vocab_size": encoder.vocab_size},
+  }
+
+
+def _tokenizer(c, parts, directory):
+  """The corpus's own copy of the tokenizer, made at the first call."""
+  from miniplm_jax.corpus import tokenizer
+  from miniplm_jax.models import huggingface
+
+  if not (directory / "tokenizer.json").exists():
+    if c.tokenizer == TRAIN:
+      say(STAGE, f"training a byte-level BPE of {c.vocab_size:,} tokens")
+      texts = (d.text for part in parts for d in part.read())
+      found = tokenizer.train(texts, c.vocab_size, c.eos_token)
+    else:
+      found = tokenizer.load(huggingface.resolve(c.tokenizer), c.eos_token)
+    # tokenizer.json last: its presence says that the folder is whole.
+    for name, content in sorted(found.to_files().items(), reverse=True):
+      files.write_bytes(directory / name, content)
+  return tokenizer.load(directory, c.eos_token)
+
+
+def _pack(c, number, part, encoder, ends, seen) -> Iterator:
+  """Instances of one part; counts what it sees."""
+  from miniplm_jax.corpus.pack import Packer
+  from miniplm_jax.corpus.store import Instance, split_of
+
+  packers = {}
+
+  def instance(domain, row):
+    split = split_of(row.ids, c.seed, _shares(c))
+    seen.update({"rows": 1, "tokens": len(row.ids), f"split {split}": 1})
+    return Instance(row.ids, domain, split, number, row.documents, row.offset)
+
+  documents = enumerate(part.read())
+  while batch := list(itertools.islice(documents, _BATCH)):
+    seen["documents"] += len(batch)
+    batch = [(i, d) for i, d in batch if d.text]
+    ids = encoder.encode([d.text for _, d in batch])
+    for (i, document), ids_of in zip(batch, ids):
+      domain = document.domain
+      if domain not in packers:
+        packers[domain] = Packer(ends, encoder.eos_id, c.max_length)
+      for row in packers[domain].add(ids_of, i):
+        yield instance(domain, row)
+  # The tails, in an order that does not depend on the text's.
+  for domain in sorted(packers):
+    for row in packers[domain].flush():
+      yield instance(domain, row)

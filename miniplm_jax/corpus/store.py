@@ -1,0 +1,250 @@
+"""The packed corpus on disk: ArrayRecord shards and a columnar index.
+
+`instances-*` hold the rows; `index-*.parquet` holds what can be known of a
+row without reading it. A row's id is its position in the whole corpus.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+from etils import epath
+
+from miniplm_jax.core import files
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.manifest import Manifest
+
+# What a row is for. Disjoint by construction: see `split_of`.
+SPLITS = ("train", "reference", "heldout", "teacher")
+
+# group_size 1: random access reads one row; larger groups are 10× slower.
+_WRITER_OPTIONS = "group_size:1,zstd:1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Instance:
+  """One packed row, as written.
+
+  Attributes:
+    ids: int32 [2 … max_length + 1].
+    domain: its domain; a row never mixes domains.
+    split: one of `SPLITS`.
+    part: index of the part (shard) that its documents stand in.
+    documents: ordinals of its documents in that part.
+    offset: tokens of the first document that stand before this row.
+  """
+
+  ids: np.ndarray
+  domain: str
+  split: str
+  part: int
+  documents: tuple[int, ...]
+  offset: int
+
+  def to_bytes(self) -> bytes:
+    """The record: a msgpack map, ids as little-endian int32."""
+    ids = np.ascontiguousarray(self.ids, "<i4").tobytes()
+    return msgpack.packb(dataclasses.asdict(self) | {"ids": ids})
+
+  @classmethod
+  def from_bytes(cls, record: bytes) -> "Instance":
+    """Reads what `to_bytes` wrote."""
+    body = msgpack.unpackb(record, use_list=False)
+    ids = np.frombuffer(body.pop("ids"), "<i4")
+    return cls(ids=ids, **body)
+
+
+def split_of(
+  ids: np.ndarray, seed: int, shares: Sequence[tuple[str, float]]
+) -> str:
+  """Which split a row belongs to: a seeded hash of its content.
+
+  Equal rows go to the same split, so the reference never trains on a copy
+  of a row that is scored.
+
+  Args:
+    ids: the row.
+    seed: of the hash.
+    shares: (split, share) of all but "train", which takes the rest.
+  """
+  key = seed.to_bytes(8, "little", signed=True)
+  content = np.ascontiguousarray(ids, "<i4").tobytes()
+  value = hashlib.blake2b(content, digest_size=8, key=key).digest()
+  point = int.from_bytes(value, "big") / 2**64
+  for split, share in shares:
+    if point < share:
+      return split
+    point -= share
+  return "train"
+
+
+def shard_names(part: int, parts: int) -> tuple[str, str]:
+  """File names of a part's rows and of their index."""
+  tail = f"{part:05d}-of-{parts:05d}"
+  return f"instances-{tail}.array_record", f"index-{tail}.parquet"
+
+
+def write_shard(
+  directory: epath.Path,
+  names: tuple[str, str],
+  rows: Iterable[Instance],
+  counts: Mapping[str, int],
+):
+  """Writes one shard; its index is renamed last and so marks it whole.
+
+  Args:
+    directory: the corpus.
+    names: of the rows' file and of the index's, from `shard_names`.
+    rows: the shard's rows, in order.
+    counts: what was counted; read when `rows` is exhausted.
+  """
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  records, index = names
+  columns = {"domain": [], "split": [], "n_tokens": []}
+  with files.replacing(directory / records) as scratch:
+    writer = ArrayRecordWriter(str(scratch), _WRITER_OPTIONS)
+    for row in rows:
+      writer.write(row.to_bytes())
+      columns["domain"].append(row.domain)
+      columns["split"].append(row.split)
+      columns["n_tokens"].append(len(row.ids))
+    writer.close()
+  table = pa.table({
+    "domain": pa.array(columns["domain"], pa.string()),
+    "split": pa.array(columns["split"], pa.string()),
+    "n_tokens": pa.array(columns["n_tokens"], pa.int32()),
+  })
+  table = table.replace_schema_metadata({"counts": json.dumps(counts)})
+  with files.replacing(directory / index) as scratch:
+    pq.write_table(table, scratch, compression="zstd")
+
+
+def read_counts(index: epath.Path) -> dict[str, int]:
+  """What `write_shard` was told to count."""
+  import pyarrow.parquet as pq
+
+  with index.open("rb") as f:
+    return json.loads(pq.read_schema(f).metadata[b"counts"])
+
+
+class Corpus:
+  """Random access to the rows of a packed corpus, by row id."""
+
+  def __init__(self, manifest: Manifest):
+    """Opens the corpus that a tokenize manifest describes."""
+    self.manifest = manifest
+    self.directory = manifest.directory
+    self._parts = manifest.counts["parts"]
+    self._readers: dict[int, Any] = {}
+
+  # Readers do not pickle; a worker process opens its own.
+  def __getstate__(self):
+    return {"manifest": self.manifest}
+
+  def __setstate__(self, state):
+    self.__init__(state["manifest"])
+
+  def __len__(self) -> int:
+    return self.manifest.counts["rows"]
+
+  @property
+  def eos_id(self) -> int:
+    """The end-of-document id."""
+    return self.manifest.details["eos_id"]
+
+  @property
+  def max_length(self) -> int:
+    """Longest input; rows hold up to one id more."""
+    return self.manifest.settings["max_length"]
+
+  @functools.cached_property
+  def index(self):
+    """pyarrow table [rows] of domain, split, n_tokens (ids of the row)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for part in range(self._parts):
+      path = self.directory / shard_names(part, self._parts)[1]
+      with path.open("rb") as f:
+        tables.append(pq.read_table(f))
+    table = pa.concat_tables(tables)
+    if table.num_rows != len(self):
+      raise UserError(
+        f"the index has {table.num_rows} rows, the manifest {len(self)}",
+        str(self.directory),
+        "make the corpus again with --stages=tokenize --force",
+      )
+    return table
+
+  @functools.cached_property
+  def lengths(self) -> np.ndarray:
+    """int32 [rows]: ids in each row."""
+    return self.index["n_tokens"].to_numpy()
+
+  def domains(self, row_ids: np.ndarray | None = None) -> np.ndarray:
+    """Domain names (object array) of some rows, or of all."""
+    column = self.index["domain"]
+    if row_ids is not None:
+      column = column.take(row_ids)
+    return column.to_numpy(zero_copy_only=False)
+
+  def rows_of(self, split: str) -> np.ndarray:
+    """int64 row ids of a split, ascending."""
+    import pyarrow.compute as pc
+
+    mask = pc.equal(self.index["split"], split).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(mask)
+
+  def heldout_rows(self, ignore_domains: Sequence[str]) -> np.ndarray:
+    """int64 held-out row ids, without those of some domains."""
+    rows = self.rows_of("heldout")
+    if not ignore_domains:
+      return rows
+    return rows[~np.isin(self.domains(rows), list(ignore_domains))]
+
+  @functools.cached_property
+  def _offsets(self) -> np.ndarray:
+    counts = self.manifest.counts["rows_by_part"]
+    return np.concatenate([[0], np.cumsum(counts)])
+
+  def read(self, row_ids: Sequence[int]) -> list[Instance]:
+    """The rows with these ids, in this order."""
+    row_ids = np.asarray(row_ids, np.int64)
+    parts = np.searchsorted(self._offsets, row_ids, "right") - 1
+    found: list[Any] = [None] * len(row_ids)
+    for part in np.unique(parts):
+      here = np.flatnonzero(parts == part)
+      local = (row_ids[here] - self._offsets[part]).tolist()
+      for i, record in zip(here, self._reader(int(part)).read(local)):
+        found[i] = Instance.from_bytes(record)
+    return found
+
+  def _reader(self, part: int):
+    if part not in self._readers:
+      from array_record.python.array_record_module import ArrayRecordReader
+
+      path = self.directory / shard_names(part, self._parts)[0]
+      # The default read-ahead of 16 MiB is for scans; this is random access.
+      options = "readahead_buffer_size:0"
+      self._readers[part] = ArrayRecordReader(str(path), options)
+    return self._readers[part]
+
+
+def pad(rows: Sequence[Instance], length: int, eos_id: int) -> dict[str, Any]:
+  """Rows as a batch: `tokens` int32 [B, length + 1], `length` int32 [B]."""
+  tokens = np.full((len(rows), length + 1), eos_id, np.int32)
+  for i, row in enumerate(rows):
+    tokens[i, : len(row.ids)] = row.ids
+  return {
+    "tokens": tokens,
+    "length": np.array([len(row.ids) for row in rows], np.int32),
+  }

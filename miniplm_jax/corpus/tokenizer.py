@@ -1,0 +1,121 @@
+"""The corpus's tokenizer: trained here, or a Hugging Face tokenizer.json."""
+
+import functools
+import json
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tokenizers
+from etils import epath
+
+from miniplm_jax.core import files
+from miniplm_jax.core.errors import UserError
+
+
+class Tokenizer:
+  """A `tokenizers.Tokenizer` and the id that ends a document.
+
+  Attributes:
+    eos_id: end of document; also padding, as in Qwen.
+    vocab_size: number of ids, added tokens included.
+    fingerprint: sha256 of tokenizer.json.
+  """
+
+  def __init__(self, engine: tokenizers.Tokenizer, eos_token: str, where: str):
+    eos_id = engine.token_to_id(eos_token)
+    if eos_id is None:
+      raise UserError(
+        f"the tokenizer has no token {eos_token!r}",
+        where,
+        "set --config.corpus.eos_token to its end-of-document token",
+      )
+    # A document may contain the text "<|endoftext|>": it stays text and does
+    # not end the document.
+    engine.encode_special_tokens = True
+    engine.no_truncation()
+    engine.no_padding()
+    self._engine = engine
+    self.eos_token, self.eos_id = eos_token, eos_id
+    self.vocab_size = engine.get_vocab_size(with_added_tokens=True)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """sha256 of the tokenizer's canonical form."""
+    return files.digest(json.loads(self._engine.to_str()))
+
+  def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """int32 ids of each text, without special tokens, on all cores."""
+    found = self._engine.encode_batch_fast(
+      list(texts), add_special_tokens=False
+    )
+    return [np.asarray(e.ids, np.int32) for e in found]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of some ids, special tokens included."""
+    return self._engine.decode(
+      [int(i) for i in ids], skip_special_tokens=False
+    )
+
+  def vocabulary(self) -> dict[str, int]:
+    """Token → id, added tokens included."""
+    return self._engine.get_vocab(with_added_tokens=True)
+
+  def decode_each(self) -> list[str]:
+    """The text of every single id."""
+    return self._engine.decode_batch(
+      [[i] for i in range(self.vocab_size)], skip_special_tokens=False
+    )
+
+  def to_files(self) -> dict[str, bytes]:
+    """The files of a Hugging Face directory that hold it."""
+    config = {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "eos_token": self.eos_token,
+      "pad_token": self.eos_token,
+      "clean_up_tokenization_spaces": False,
+    }
+    return {
+      "tokenizer.json": self._engine.to_str().encode(),
+      "tokenizer_config.json": json.dumps(config, indent=1).encode(),
+    }
+
+
+def load(directory: epath.Path, eos_token: str) -> Tokenizer:
+  """Reads tokenizer.json from a directory.
+
+  Raises:
+    UserError: it is missing or damaged, or has no `eos_token`.
+  """
+  path = directory / "tokenizer.json"
+  if not path.exists():
+    raise UserError(
+      "no tokenizer.json",
+      str(directory),
+      "give a directory with a fast tokenizer, or 'train'",
+    )
+  try:
+    engine = tokenizers.Tokenizer.from_str(path.read_text())
+  except Exception as e:  # the library raises plain Exception
+    raise UserError(
+      f"the tokenizer cannot be read ({e})", str(path), "fetch it again"
+    ) from e
+  return Tokenizer(engine, eos_token, str(path))
+
+
+def train(
+  texts: Iterable[str], vocab_size: int, eos_token: str
+) -> Tokenizer:
+  """Trains a byte-level BPE; `eos_token` gets id 0."""
+  engine = tokenizers.Tokenizer(tokenizers.models.BPE())
+  engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  engine.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[eos_token],
+    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  engine.train_from_iterator(texts, trainer)
+  return Tokenizer(engine, eos_token, "the trained tokenizer")

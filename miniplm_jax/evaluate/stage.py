@@ -1,0 +1,147 @@
+"""Stage evaluate: NLL on held-out rows, overall and by domain."""
+
+import dataclasses
+
+from miniplm_jax.config import for_method, methods
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.job import Job
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.score import stage as score_stage
+
+STAGE = "evaluate"
+ALL = "all"  # the group of all rows, less the domains that are ignored
+
+
+def jobs(config, workdir: Workdir) -> list[Job]:
+  """One job a student, and one each for teacher and reference."""
+  found = [
+    _student(config, workdir, for_method(config, m).student)
+    for m in methods(config)
+  ]
+  return found + [_scorer(config, workdir, r) for r in score_stage.ROLES]
+
+
+def _student(config, workdir: Workdir, name: str) -> Job:
+  from miniplm_jax.trainer import training_job
+
+  directory = workdir.student(name)
+  arch = Architecture(**config.student.model)
+  return _job(
+    config,
+    workdir,
+    directory,
+    name,
+    directory / MANIFEST,
+    lambda mesh: training_job.restore(directory, arch, config.train, mesh),
+  )
+
+
+def _scorer(config, workdir: Workdir, role: str) -> Job:
+  import functools
+
+  c = config[role]
+  return _job(
+    config,
+    workdir,
+    workdir.scores(c.name),
+    c.name,
+    workdir.scores(c.name) / MANIFEST,
+    functools.partial(_load_scorer, c, workdir, role),
+  )
+
+
+def _load_scorer(c, workdir, role, mesh):
+  import jax.numpy as jnp
+
+  return score_stage.load_model(c, workdir, role, mesh, jnp.float32)[1]
+
+
+def _job(config, workdir: Workdir, directory, name, weights, load) -> Job:
+  return Job(
+    stage=STAGE,
+    manifest=directory / "evaluation.json",
+    settings={
+      "name": name,
+      "max_rows": config.evaluate.max_rows,
+      "ignore_domains": list(config.evaluate.ignore_domains),
+      "dtype": config.train.dtype,
+    },
+    inputs={"corpus": workdir.corpus / MANIFEST, "weights": weights},
+    outputs=(),
+    summary=f"held-out loss of {name}",
+    run=lambda inputs: _run(config, name, load, inputs),
+  )
+
+
+def _run(config, name, load, inputs):
+  import numpy as np
+
+  from miniplm_jax.core.progress import Progress
+  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.models import sharding
+  from miniplm_jax.score.scorer import Scorer
+
+  run = config.run
+  corpus = Corpus(inputs["corpus"])
+  row_ids = corpus.rows_of("heldout")
+  if config.evaluate.max_rows:
+    row_ids = row_ids[: config.evaluate.max_rows]
+  if not len(row_ids):
+    raise UserError(
+      "there are no held-out rows",
+      f"corpus {corpus.directory}",
+      "raise corpus.heldout_share, or leave out --stages=evaluate",
+    )
+  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  scorer = Scorer(
+    load(mesh), corpus, mesh,
+    dtype=config.train.dtype, lengths=config.score.lengths,
+    batch_tokens=config.score.batch_tokens,
+  )  # fmt: skip
+  with Progress(f"{STAGE} {name}", len(row_ids), "rows") as progress:
+    nll, count = scorer(row_ids, progress.update)
+  keep = count > 0
+  domain = corpus.domains(row_ids)[keep]
+  nll, count = nll[keep].astype(np.float64), count[keep]
+  groups = {ALL: ~np.isin(domain, list(config.evaluate.ignore_domains))}
+  groups |= {d: domain == d for d in sorted(set(domain))}
+  losses = {
+    group: dataclasses.asdict(held_out_loss(nll[here], count[here]))
+    for group, here in groups.items()
+    if here.any()
+  }
+  return {
+    "tokenizer": corpus.manifest.tokenizer,
+    "weights": inputs["weights"].weights,
+    "counts": {"rows": len(row_ids)},
+    "details": {"loss": losses},
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """A held-out loss in nats.
+
+  Attributes:
+    instance_mean: mean over rows of the row's mean per token, as MiniPLM
+      reports it.
+    token_mean: mean over all tokens.
+    rows: number of rows.
+    tokens: number of tokens.
+  """
+
+  instance_mean: float
+  token_mean: float
+  rows: int
+  tokens: int
+
+
+def held_out_loss(nll, count) -> Loss:
+  """Both means of per-row Σ nll [n] over count [n] tokens."""
+  return Loss(
+    instance_mean=float((nll / count).mean()),
+    token_mean=float(nll.sum() / count.sum()),
+    rows=len(nll),
+    tokens=int(count.sum()),
+  )

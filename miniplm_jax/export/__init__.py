@@ -1,0 +1,1 @@
+"""Stage export: students as Hugging Face directories."""

@@ -1,0 +1,1 @@
+"""Decoders: their shapes, parameters, loss, sharding and file format."""

@@ -1,0 +1,192 @@
+"""The decoder, in Flax NNX: modules hold the parameters, JAX does the rest.
+
+An NNX module is a pytree, so `jax.jit`, `jax.grad` and `jax.lax.scan` take
+it as it is. Parameters are stacked over layers, in memory and on disk.
+
+B batch, T time, D hidden, N heads, K key heads, H head size, F FFN,
+V vocabulary, L layers.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from miniplm_jax.models import sharding
+from miniplm_jax.models.architecture import Architecture
+
+# What the backward pass keeps of a layer.
+REMAT = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def _rms_norm(x_BxTxD, scale_D, eps):
+  # float32 whatever the compute dtype, like the reference implementation
+  y_BxTxD = x_BxTxD.astype(jnp.float32)
+  mean_BxT1 = jnp.mean(y_BxTxD * y_BxTxD, -1, keepdims=True)
+  y_BxTxD = (y_BxTxD * jax.lax.rsqrt(mean_BxT1 + eps)).astype(x_BxTxD.dtype)
+  return y_BxTxD * scale_D
+
+
+def _rope_table(arch: Architecture, length: int):
+  """Cosines and sines, float32 [T, H/2]."""
+  half = jnp.arange(0, arch.head_dim, 2, dtype=jnp.float32) / arch.head_dim
+  angle = jnp.arange(length, dtype=jnp.float32)[:, None] / (
+    arch.rope_theta**half
+  )
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def _rotate(x_BxTxNxH, table):
+  """Rotary embedding, the two halves of a head as real and imaginary."""
+  cos, sin = (t[None, :, None, :] for t in table)
+  a, b = jnp.split(x_BxTxNxH.astype(jnp.float32), 2, -1)
+  rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+  return rotated.astype(x_BxTxNxH.dtype)
+
+
+class Layers(nnx.Module):
+  """All layers' parameters, stacked; a slice of it is one layer."""
+
+  def __init__(self, arch: Architecture, dtype: Any, rngs: nnx.Rngs):
+    self.arch = arch
+    d, f = arch.hidden_size, arch.intermediate_size
+    nh, kh = d, arch.key_size
+    layers = arch.num_hidden_layers
+
+    def normal(*shape):
+      draw = jax.random.normal(rngs.params(), (layers, *shape), jnp.float32)
+      return nnx.Param((draw * arch.initializer_range).astype(dtype))
+
+    def ones():
+      return nnx.Param(jnp.ones((layers, d), dtype))
+
+    def zeros(n):
+      return nnx.Param(jnp.zeros((layers, n), dtype))
+
+    self.input_norm = ones()
+    # 2-D: a head size of 64 as its own dimension is padded to 128 on TPU.
+    self.q_proj, self.q_bias = normal(d, nh), zeros(nh)
+    self.k_proj, self.k_bias = normal(d, kh), zeros(kh)
+    self.v_proj, self.v_bias = normal(d, kh), zeros(kh)
+    self.o_proj = normal(nh, d)
+    self.post_attention_norm = ones()
+    self.gate_proj = normal(d, f)
+    self.up_proj = normal(d, f)
+    self.down_proj = normal(f, d)
+
+  def __call__(self, x_BxTxD, rope):
+    """One layer; `self` is a slice without the leading L."""
+    arch, eps = self.arch, self.arch.rms_norm_eps
+    batch, length, _ = x_BxTxD.shape
+
+    def heads(w, b):
+      y = y_BxTxD @ w[...] + b[...]
+      y = y.reshape(batch, length, -1, arch.head_dim)
+      return jax.lax.with_sharding_constraint(
+        y, P(sharding.BATCH, None, "tensor", None)
+      )
+
+    y_BxTxD = _rms_norm(x_BxTxD, self.input_norm[...], eps)
+    q_BxTxNxH = _rotate(heads(self.q_proj, self.q_bias), rope)
+    k_BxTxKxH = _rotate(heads(self.k_proj, self.k_bias), rope)
+    v_BxTxKxH = heads(self.v_proj, self.v_bias)
+    # Documents of a row see each other and positions run on: as released.
+    o_BxTxNxH = jax.nn.dot_product_attention(
+      q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, is_causal=True
+    )
+    x_BxTxD += o_BxTxNxH.reshape(batch, length, -1) @ self.o_proj[...]
+    x_BxTxD = _by_batch(x_BxTxD)
+
+    y_BxTxD = _rms_norm(x_BxTxD, self.post_attention_norm[...], eps)
+    gate_BxTxF = jax.nn.silu(y_BxTxD @ self.gate_proj[...])
+    y_BxTxF = gate_BxTxF * (y_BxTxD @ self.up_proj[...])
+    return _by_batch(x_BxTxD + y_BxTxF @ self.down_proj[...])
+
+
+def _by_batch(x_BxTxD):
+  spec = P(sharding.BATCH, None, None)
+  return jax.lax.with_sharding_constraint(x_BxTxD, spec)
+
+
+class Decoder(nnx.Module):
+  """A decoder language model up to, and without, its logits.
+
+  Logits are never formed here: `head.py` goes from hidden states to
+  log-probs in tiles.
+  """
+
+  def __init__(
+    self, arch: Architecture, rngs: nnx.Rngs, dtype: Any = jnp.float32
+  ):
+    """Initialises parameters in `dtype`: normal, zero biases, unit norms."""
+    self.arch = arch
+
+    def table():
+      shape = arch.vocab_size, arch.hidden_size
+      draw = jax.random.normal(rngs.params(), shape, jnp.float32)
+      return nnx.Param((draw * arch.initializer_range).astype(dtype))
+
+    self.embed = table()
+    self.layers = Layers(arch, dtype, rngs)
+    self.final_norm = nnx.Param(jnp.ones((arch.hidden_size,), dtype))
+    self.head = None if arch.tie_word_embeddings else table()
+
+  @property
+  def head_VxD(self):
+    """The output table; a tied embedding is the same parameter."""
+    return (self.embed if self.head is None else self.head)[...]
+
+  def __call__(
+    self, tokens_BxT, *, dtype: Any = jnp.float32, remat: str = "none"
+  ):
+    """Final hidden states, after the last norm.
+
+    Needs a mesh in context (`jax.set_mesh`).
+
+    Args:
+      tokens_BxT: int32 ids.
+      dtype: of the activations; parameters are cast where they are used.
+      remat: what the backward pass keeps, a key of `REMAT`.
+
+    Returns:
+      [B, T, D] in `dtype`.
+    """
+    table_VxD = jax.lax.with_sharding_constraint(
+      self.embed[...].astype(dtype), P("tensor", None)
+    )
+    x_BxTxD = _by_batch(jnp.take(table_VxD, tokens_BxT, axis=0))
+    rope = _rope_table(self.arch, tokens_BxT.shape[1])
+
+    def one_layer(x_BxTxD, layer):
+      layer = jax.tree.map(lambda w: w.astype(dtype), layer)
+      return sharding.gather_fsdp(layer)(x_BxTxD, rope), None
+
+    if remat != "none":
+      one_layer = jax.checkpoint(one_layer, policy=REMAT[remat])
+    x_BxTxD, _ = jax.lax.scan(one_layer, x_BxTxD, self.layers)
+    norm_D = self.final_norm[...].astype(dtype)
+    return _rms_norm(x_BxTxD, norm_D, self.arch.rms_norm_eps)
+
+
+def abstract(arch: Architecture, dtype: Any = jnp.float32) -> Decoder:
+  """A decoder of ShapeDtypeStructs."""
+  return jax.eval_shape(lambda: Decoder(arch, nnx.Rngs(0), dtype))
+
+
+def initialise(
+  arch: Architecture, seed: int, mesh: Mesh, dtype: Any = jnp.float32
+) -> Decoder:
+  """A decoder born sharded: no host ever holds it whole."""
+  out = sharding.shardings(abstract(arch, dtype), mesh)
+  make = functools.partial(Decoder, arch, dtype=dtype)
+  return jax.jit(lambda key: make(nnx.Rngs(key)), out_shardings=out)(
+    jax.random.key(seed)
+  )

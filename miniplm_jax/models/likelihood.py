@@ -1,0 +1,59 @@
+"""What a model says of packed rows: the loss mask, row NLL, the loss.
+
+B batch, T time.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from miniplm_jax.models import head
+from miniplm_jax.models.decoder import Decoder
+
+REDUCTIONS = ("instance_mean", "token_mean")
+
+
+def loss_mask(inputs_BxT, length_B, eos_id: int):
+  """Which predictions count, bool [B, T].
+
+  The position right after a document's end is not scored, predicting the end
+  itself is (released code: input id ≠ eos). `length_B` counts the ids of a
+  row; padding follows.
+  """
+  position_T = jnp.arange(inputs_BxT.shape[1])
+  real_BxT = position_T[None, :] < length_B[:, None] - 1
+  return real_BxT & (inputs_BxT != eos_id)
+
+
+def row_nll(
+  model: Decoder, batch: dict[str, Any], *, eos_id: int, dtype: Any
+) -> tuple[Any, Any]:
+  """Σ nll in nats, float32 [B], and the tokens summed over, int32 [B].
+
+  Args:
+    model: the decoder.
+    batch: `tokens` int32 [B, T + 1] and `length` int32 [B].
+    eos_id: the end-of-document id.
+    dtype: of the computation.
+  """
+  inputs_BxT, targets_BxT = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+  mask_BxT = loss_mask(inputs_BxT, batch["length"], eos_id)
+  hidden_BxTxD = model(inputs_BxT, dtype=dtype)
+  nll_BxT = head.token_nll(hidden_BxTxD, model.head_VxD, targets_BxT)
+  return (
+    jnp.sum(jnp.where(mask_BxT, nll_BxT, 0), -1),
+    jnp.sum(mask_BxT, -1, dtype=jnp.int32),
+  )
+
+
+def token_weights(mask_BxT, reduction: str):
+  """Weights whose weighted sum of NLL is the loss, float32 [B, T].
+
+  `instance_mean`: mean over instances of the per-instance mean (released
+  code). `token_mean`: mean over tokens.
+  """
+  mask_BxT = mask_BxT.astype(jnp.float32)
+  if reduction == "token_mean":
+    return mask_BxT / jnp.maximum(jnp.sum(mask_BxT), 1)
+  count_Bx1 = jnp.maximum(jnp.sum(mask_BxT, -1, keepdims=True), 1)
+  return mask_BxT / count_Bx1 / mask_BxT.shape[0]

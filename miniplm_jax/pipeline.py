@@ -1,0 +1,62 @@
+"""The stages in order, and running those that were asked for."""
+
+from collections.abc import Callable, Sequence
+
+from etils import epath
+
+from miniplm_jax import config as config_lib
+from miniplm_jax.core import job as job_lib
+from miniplm_jax.core.job import Job
+from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.corpus import stage as tokenize
+from miniplm_jax.evaluate import stage as evaluate
+from miniplm_jax.export import stage as export
+from miniplm_jax.reference import stage as reference
+from miniplm_jax.report import stage as report
+from miniplm_jax.score import stage as score
+from miniplm_jax.select import stage as select
+from miniplm_jax.train import stage as train
+
+# Stage modules import nothing heavy; what they run does.
+JOBS: dict[str, Callable[..., list[Job]]] = {
+  "tokenize": tokenize.jobs,
+  "teacher": reference.teacher_jobs,
+  "reference": reference.reference_jobs,
+  "score": score.jobs,
+  "select": select.jobs,
+  "train": train.jobs,
+  "evaluate": evaluate.jobs,
+  "export": export.jobs,
+  "report": report.jobs,
+}
+
+
+def run(
+  config, where: str, stages: Sequence[str], *, force: bool, dry_run: bool
+):
+  """Runs stages in the order of the data.
+
+  Args:
+    config: the configuration.
+    where: its file, for messages.
+    stages: which; empty runs those that the config lists.
+    force: redo them even if nothing has changed.
+    dry_run: print what would run, on what, and why; run nothing.
+
+  Raises:
+    UserError: something that the user can put right.
+  """
+  if stages:
+    with config.unlocked():
+      config.stages = tuple(stages)
+  config_lib.check(config, where)
+  workdir = Workdir(epath.Path(config.workdir).expanduser())
+  if dry_run:
+    print(f"{where} in {workdir.root}:")
+  for stage in sorted(set(config.stages), key=config_lib.STAGES.index):
+    for job in JOBS[stage](config, workdir):
+      if dry_run:
+        state = "would be redone" if force else job_lib.status(job)
+        print(f"  {stage:9} {state}\n            {job.summary}")
+      else:
+        job_lib.execute(job, force)

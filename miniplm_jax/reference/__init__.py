@@ -1,0 +1,1 @@
+"""Stages teacher and reference: pre-train the two models that score."""

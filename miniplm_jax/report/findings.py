@@ -1,0 +1,138 @@
+"""The sentences, tables and pictures of a report."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from miniplm_jax.config import for_method, methods
+from miniplm_jax.core import page
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.evaluate.stage import ALL
+from miniplm_jax.score.stage import ROLES
+from miniplm_jax.trainer import metrics
+
+Inputs = Mapping[str, Manifest]
+
+
+def loss_table(config, inputs: Inputs):
+  """Header and rows: one row a model, one column a domain."""
+  names = [*methods(config), *ROLES]
+  losses = {n: inputs[f"{n} evaluation"].details["loss"] for n in names}
+  domains = [d for d in losses[names[0]] if d != ALL]
+  header = ["model", "parameters", "steps", "all", "all, per token", *domains]
+  rows = []
+  for name in names:
+    counts = _training(inputs, name)
+    mean = [f"{losses[name][d]['instance_mean']:.4f}" for d in (ALL, *domains)]
+    mean.insert(1, f"{losses[name][ALL]['token_mean']:.4f}")
+    rows.append([name, *counts, *mean])
+  return header, rows
+
+
+def _training(inputs: Inputs, name: str) -> tuple[str, str]:
+  training = inputs.get(f"{name} training")
+  if training is None:
+    return "", ""
+  counts = training.counts
+  return f"{counts['parameters']:,}", f"{counts['steps']:,}"
+
+
+def as_text(table) -> str:
+  """A table for the terminal, columns aligned."""
+  header, rows = table
+  cells = [header, *rows]
+  widths = [max(len(str(row[i])) for row in cells) for i in range(len(header))]
+  lines = []
+  for row in cells:
+    first, *others = (str(c) for c in row)
+    line = [first.ljust(widths[0])]
+    line += [c.rjust(w) for c, w in zip(others, widths[1:])]
+    lines.append("  ".join(line))
+  lines.insert(1, "─" * len(lines[0]))
+  return "\n".join(lines)
+
+
+def verdict(config, inputs: Inputs) -> str:
+  """Which student won, and by how much."""
+  loss = {
+    m: inputs[f"{m} evaluation"].details["loss"][ALL]["instance_mean"]
+    for m in methods(config)
+  }
+  if len(loss) == 1:
+    return f"{config.method}: held-out loss {loss[config.method]:.4f}."
+  ranked = sorted(loss, key=loss.__getitem__)
+  best, second = ranked[:2]
+  gap = loss[second] - loss[best]
+  steps = config.train.steps
+  return (
+    f"{best} won: held-out loss {loss[best]:.4f} against "
+    f"{loss[second]:.4f} of {second}, {gap:.4f} nats "
+    f"({gap / loss[second]:.2%}) lower at {steps:,} equal steps. "
+    "One seed: a difference this small says little by itself."
+    if gap < 0.01
+    else f"{best} won: held-out loss {loss[best]:.4f} against "
+    f"{loss[second]:.4f} of {second}, {gap:.4f} nats "
+    f"({gap / loss[second]:.2%}) lower at {steps:,} equal steps (one seed)."
+  )
+
+
+def ignored(config) -> str:
+  """Which domains do not count, in words."""
+  names = ", ".join(config.evaluate.ignore_domains)
+  return f"Not counted in “all”: {names}." if names else ""
+
+
+def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
+  """The learning curves: held-out and training loss by step."""
+  found = []
+  for key, title, caption in (
+    (
+      "eval/loss",
+      "Held-out loss",
+      "Held-out loss of the students during training, on the same rows.",
+    ),
+    (
+      "train/loss",
+      "Training loss",
+      "Training loss, each student on its own rows (mean of 20 steps): a "
+      "harder selection has a higher one.",
+    ),
+  ):
+    figure, ax = page.axes(title, "steps", "nats per token")
+    for colour, method in zip(page.COLOURS, methods(config)):
+      folder = workdir.student(for_method(config, method).student) / "metrics"
+      lines = [m for m in metrics.read(folder) if key in m]
+      if not lines:
+        continue
+      steps = np.array([m["step"] for m in lines])
+      values = np.array([m[key] for m in lines])
+      if len(values) > 200:
+        n = len(values) // 20 * 20
+        steps = steps[:n].reshape(-1, 20).max(1)
+        values = values[:n].reshape(-1, 20).mean(1)
+      ax.plot(steps, values, color=colour, label=method, lw=1.5,
+              marker="o" if key == "eval/loss" else None, ms=3)  # fmt: skip
+    ax.set_yscale("log")
+    ax.legend(fontsize=8, frameon=False)
+    found.append((page.picture(figure), caption))
+  return found
+
+
+def kept_rows(selection: Manifest) -> np.ndarray:
+  """int64 kept row ids."""
+  with (selection.directory / "rows.npy").open("rb") as f:
+    return np.load(f)
+
+
+def provenance(inputs: Inputs) -> page.Section:
+  """Where every figure comes from."""
+  rows = [
+    (name, found.stage, found.fingerprint[:12], found.code_version,
+     f"{found.details.get('seconds', 0):,.1f}")
+    for name, found in inputs.items()
+  ]  # fmt: skip
+  return page.Section(
+    "Made from",
+    table=(("what", "stage", "fingerprint", "code", "seconds"), rows),
+  )

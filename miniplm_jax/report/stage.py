@@ -1,0 +1,98 @@
+"""Stage report: what came out, as a table and as pictures."""
+
+from miniplm_jax.config import for_method, methods
+from miniplm_jax.core.job import Job
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.evaluate.stage import ALL
+from miniplm_jax.score.stage import ROLES
+
+STAGE = "report"
+
+
+def jobs(config, workdir: Workdir) -> list[Job]:
+  """One job: report.html; report.json is its manifest."""
+  inputs = {"corpus": workdir.corpus / MANIFEST}
+  for role in ROLES:
+    folder = workdir.scores(config[role].name)
+    inputs[f"{role} scores"] = folder / MANIFEST
+    inputs[f"{role} evaluation"] = folder / "evaluation.json"
+  for method in methods(config):
+    names = for_method(config, method)
+    inputs[f"{method} selection"] = (
+      workdir.selection(names.selection) / MANIFEST
+    )
+    folder = workdir.student(names.student)
+    inputs[f"{method} training"] = folder / MANIFEST
+    inputs[f"{method} evaluation"] = folder / "evaluation.json"
+  return [
+    Job(
+      stage=STAGE,
+      manifest=workdir.root / "report.json",
+      settings={"methods": list(methods(config))},
+      inputs=inputs,
+      outputs=(workdir.root / "report.html",),
+      summary=f"{workdir.root / 'report.html'}",
+      run=lambda found: _run(config, workdir, found),
+    )
+  ]
+
+
+def _run(config, workdir: Workdir, inputs):
+  from miniplm_jax.core import files, page
+  from miniplm_jax.corpus import tokenizer
+  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.report import findings
+  from miniplm_jax.select import card
+  from miniplm_jax.select.cutoff import Cutoff
+  from miniplm_jax.select.scored import ScoredRows
+
+  table = findings.loss_table(config, inputs)
+  verdict = findings.verdict(config, inputs)
+  print("\n" + findings.as_text(table) + "\n" + verdict + "\n", flush=True)
+
+  corpus = Corpus(inputs["corpus"])
+  selection = inputs[f"{config.method} selection"]
+  settings = selection.settings
+  scored = ScoredRows(
+    {role: inputs[f"{role} scores"] for role in ROLES},
+    settings["definition"],
+    settings["seed"],
+  )
+  rows = findings.kept_rows(selection)
+  encoder = tokenizer.load(
+    corpus.directory / "tokenizer", config.corpus.eos_token
+  )
+  body = [
+    page.Section(
+      "Held-out loss",
+      [
+        "Nats; mean over rows of the mean per token (MiniPLM's), and per "
+        f"token. {findings.ignored(config)}"
+      ],
+      table=table,
+      pictures=findings.pictures(config, workdir),
+    ),
+    *card.sections(
+      card.summarise(corpus, scored, rows),
+      Cutoff(**selection.details["cutoff"]),
+      settings["definition"],
+      corpus,
+      encoder,
+    ),
+    findings.provenance(inputs),
+  ]
+  path = workdir.root / "report.html"
+  page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)
+  return {
+    "tokenizer": corpus.manifest.tokenizer,
+    "files": {path.name: files.describe(path)},
+    "counts": {"rows": len(corpus)},
+    "details": {
+      "verdict": verdict,
+      "loss": {
+        name.removesuffix(" evaluation"): found.details["loss"][ALL]
+        for name, found in inputs.items()
+        if name.endswith(" evaluation")
+      },
+    },
+  }

@@ -1,0 +1,1 @@
+"""Stage select: Difference Sampling, and the refined corpus as seqio."""

@@ -1,0 +1,53 @@
+"""What a row is worth, from (Σ nll, tokens) of teacher and reference."""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+
+# Names of the score tables that a definition reads.
+Columns = dict[str, np.ndarray]
+
+
+def mean_diff(c: Columns, unused_seed: int) -> np.ndarray:
+  """nll_ref − nll_teacher, each a mean per token (released code)."""
+  return _mean(c, "reference") - _mean(c, "teacher")
+
+
+def sum_diff(c: Columns, unused_seed: int) -> np.ndarray:
+  """log p(x) − log p_ref(x) of the whole row (as the paper writes it)."""
+  return c["reference_nll"] - c["teacher_nll"]
+
+
+def difficulty(c: Columns, unused_seed: int) -> np.ndarray:
+  """−log p_ref, mean per token: what the reference finds hard."""
+  return _mean(c, "reference")
+
+
+def teacher_preference(c: Columns, unused_seed: int) -> np.ndarray:
+  """Log p, mean per token: what the teacher finds easy."""
+  return -_mean(c, "teacher")
+
+
+def random(c: Columns, seed: int) -> np.ndarray:
+  """A seeded hash of the row id in [0, 1): rows without regard to content."""
+  key = seed.to_bytes(8, "little", signed=True)
+
+  def one(row_id: int) -> int:
+    data = int(row_id).to_bytes(8, "little")
+    digest = hashlib.blake2b(data, digest_size=8, key=key).digest()
+    return int.from_bytes(digest, "little") >> 40  # 24 bits fill a float32
+
+  values = [one(i) for i in c["row_id"]]
+  return np.asarray(values, np.float32) / np.float32(2**24)
+
+
+DEFINITIONS: dict[str, Callable[[Columns, int], np.ndarray]] = {
+  f.__name__: f
+  for f in (mean_diff, sum_diff, difficulty, teacher_preference, random)
+}
+
+
+def _mean(c: Columns, model: str) -> np.ndarray:
+  # float32 as released; the count is exact in it
+  return c[f"{model}_nll"] / c[f"{model}_tokens"].astype(np.float32)

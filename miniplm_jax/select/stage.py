@@ -1,0 +1,94 @@
+"""Stage select: the top share of D, once a method, from stored scores."""
+
+from miniplm_jax.config import for_method, methods
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.job import Job
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.score.stage import ROLES
+
+STAGE = "select"
+
+
+def jobs(config, workdir: Workdir) -> list[Job]:
+  """One job a method; two methods may share a selection."""
+  found = {}
+  for method in methods(config):
+    names = for_method(config, method)
+    found[names.selection] = _job(config, workdir, names)
+  return list(found.values())
+
+
+def _job(config, workdir: Workdir, names) -> Job:
+  directory = workdir.selection(names.selection)
+  c = config.select
+  return Job(
+    stage=STAGE,
+    manifest=directory / MANIFEST,
+    settings={
+      "definition": names.definition,
+      "ratio": c.ratio,
+      "seed": c.seed,
+      "scores": {role: config[role].name for role in ROLES},
+    },
+    inputs={
+      "corpus": workdir.corpus / MANIFEST,
+      **{role: workdir.scores(config[role].name) / MANIFEST for role in ROLES},
+    },
+    outputs=tuple(directory / n for n in ("rows.npy", "report.html", "card.md")),
+    summary=f"the top {c.ratio:.4g} of D by {names.definition}",
+    run=lambda inputs: _run(
+      names, c, config.corpus.eos_token, directory, inputs
+    ),
+  )
+
+
+def _run(names, c, eos_token, directory, inputs):
+  import dataclasses
+
+  import numpy as np
+
+  from miniplm_jax.core import files
+  from miniplm_jax.corpus import tokenizer
+  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.select import card, cutoff, tasks
+  from miniplm_jax.select.scored import ScoredRows
+
+  corpus = Corpus(inputs["corpus"])
+  scored = ScoredRows(
+    {role: inputs[role] for role in ROLES}, names.definition, c.seed
+  )
+  found = cutoff.find(scored.chunks, c.ratio)
+  if not found.kept:
+    raise UserError(
+      f"{c.ratio} of {found.rows} rows is none",
+      "config.select.ratio",
+      "raise it, or give more text",
+    )
+  # The registered Task does the filtering, here as for anyone else.
+  name = tasks.task_name(names.selection)
+  tasks.add_tasks(name, scored, found, corpus)
+  rows = np.concatenate(list(tasks.kept_row_ids(name)))
+  if len(rows) != found.kept:
+    raise AssertionError(f"kept {len(rows)} rows, the cutoff {found.kept}")
+  with files.replacing(directory / "rows.npy") as scratch:
+    with scratch.open("wb") as f:
+      np.save(f, rows)
+  summary = card.summarise(corpus, scored, rows)
+  encoder = tokenizer.load(corpus.directory / "tokenizer", eos_token)
+  body = card.sections(summary, found, names.definition, corpus, encoder)
+  card.write(directory, names.selection, body, summary)
+  outputs = ("rows.npy", "report.html", "card.md")
+  return {
+    "tokenizer": corpus.manifest.tokenizer,
+    "files": {n: files.describe(directory / n) for n in outputs},
+    "counts": {
+      "rows": found.rows,
+      "kept": found.kept,
+      "domains": summary.domains,
+    },
+    "details": {
+      "cutoff": dataclasses.asdict(found),
+      "select/kept_ratio": found.kept / found.rows,
+      "seqio_task": name,
+    },
+  }

@@ -1,0 +1,1 @@
+"""Stage train: pre-train the students on what was selected."""

@@ -1,0 +1,376 @@
+"""The training loop, read from top to bottom.
+
+Batch s is a function of (rows, seed, s), the state after s steps is
+checkpoint s, so a run that was killed goes on as if it had not been.
+"""
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from miniplm_jax.core import errors, files
+from miniplm_jax.core.errors import Stopped, UserError
+from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.models import decoder, head, likelihood, sharding
+from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.models.decoder import Decoder
+from miniplm_jax.trainer import batches, metrics, optimizer
+from miniplm_jax.trainer.checkpoints import Checkpoints
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["step", "model", "opt_state"],
+  meta_fields=[],
+)
+@dataclasses.dataclass
+class State:
+  """Everything that a checkpoint holds.
+
+  Attributes:
+    step: int32, batches consumed.
+    model: the parameters, float32.
+    opt_state: optax's.
+  """
+
+  step: Any
+  model: Decoder
+  opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What to train, on what.
+
+  Attributes:
+    name: for the log.
+    arch: shape of the model.
+    train: a train section of the config.
+    run: the run section of the config.
+    corpus: the packed corpus.
+    row_ids: the rows to train on, in corpus order.
+    heldout_ids: the rows of the learning curve.
+    directory: gets checkpoints/ and metrics/.
+  """
+
+  name: str
+  arch: Architecture
+  train: Any
+  run: Any
+  corpus: Corpus
+  row_ids: np.ndarray
+  heldout_ids: np.ndarray
+  directory: epath.Path
+
+
+def _new_state(arch, train, key) -> State:
+  model = Decoder(arch, nnx.Rngs(key))
+  opt_state = optimizer.make(train).init(model)
+  return State(jnp.zeros((), jnp.int32), model, opt_state)
+
+
+def abstract_state(arch: Architecture, train, mesh: Mesh) -> State:
+  """The state as ShapeDtypeStructs with their shardings."""
+  new = functools.partial(_new_state, arch, train)
+  shapes = jax.eval_shape(new, jax.random.key(0))
+  return jax.tree.map(
+    lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+    shapes,
+    sharding.shardings(shapes, mesh),
+  )
+
+
+def step_function(
+  arch: Architecture,
+  train,
+  eos_id: int,
+  mesh: Mesh,
+  remat: str,
+  micro: int,
+):
+  """The jitted training step: (state, batch) → (state, metrics).
+
+  The state is donated. With `micro` > 1 the batch's rows are taken in that
+  many turns; weights are normalised over the whole batch before, so the
+  gradient is the sum of the turns' and the result the same.
+  """
+  tx = optimizer.make(train)
+  schedule = optimizer.learning_rate(train)
+  dtype = jnp.dtype(train.dtype)
+
+  def loss_of(model, inputs, targets, weights):
+    hidden = model(inputs, dtype=dtype, remat=remat)
+    return head.weighted_nll(hidden, model.head_VxD, targets, weights)
+
+  grad_of = jax.value_and_grad(loss_of)
+
+  def step(state: State, batch) -> tuple[State, dict[str, Any]]:
+    inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    mask = likelihood.loss_mask(inputs, batch["length"], eos_id)
+    weights = likelihood.token_weights(mask, train.reduction)
+    if micro == 1:
+      loss, grads = grad_of(state.model, inputs, targets, weights)
+    else:
+      # Every turn takes rows of every device: split off the inner axis.
+      def turns(x):
+        x = x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1)
+        where = NamedSharding(mesh, P(None, sharding.BATCH))
+        return jax.lax.with_sharding_constraint(x, where)
+
+      def turn(total, xs):
+        return jax.tree.map(jnp.add, total, grad_of(state.model, *xs)), None
+
+      zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.model)
+      xs = tuple(map(turns, (inputs, targets, weights)))
+      (loss, grads), _ = jax.lax.scan(turn, zero, xs)
+    updates, opt_state = tx.update(grads, state.opt_state, state.model)
+    found = {
+      "train/loss": loss,
+      "train/grad_norm": optax.global_norm(grads),
+      "train/learning_rate": schedule(state.step),
+      "train/total_weights": jnp.sum(mask),
+    }
+    model = optax.apply_updates(state.model, updates)
+    return State(state.step + 1, model, opt_state), found
+
+  where = jax.tree.map(lambda s: s.sharding, abstract_state(arch, train, mesh))
+  return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
+
+
+def train(spec: Run, mesh: Mesh) -> Decoder:
+  """Trains to the last step, from the newest checkpoint if there is one.
+
+  Returns:
+    The trained model.
+
+  Raises:
+    UserError: the loss is not finite, or the shapes do not fit together.
+    Stopped: on a signal, after saving.
+  """
+  t, run, corpus = spec.train, spec.run, spec.corpus
+  micro = _turns(spec, mesh)
+  with jax.set_mesh(mesh):
+    # 1. The state: the newest checkpoint, else a new one from the seed.
+    checkpoints = Checkpoints(
+      spec.directory / "checkpoints", run.keep_checkpoints
+    )
+    abstract = abstract_state(spec.arch, t, mesh)
+    first = checkpoints.latest() or 0
+    if first:
+      state = checkpoints.restore(first, abstract)
+      say(spec.name, f"restored checkpoint {first} of {t.steps} steps")
+    else:
+      new = functools.partial(_new_state, spec.arch, t)
+      where = jax.tree.map(lambda s: s.sharding, abstract)
+      state = jax.jit(new, out_shardings=where)(jax.random.key(t.seed))
+    _say_size(spec)
+
+    # 2. Data, compiled functions, logs.
+    stream = batches.stream(
+      corpus,
+      spec.row_ids,
+      batch_size=t.batch_size,
+      first_step=first,
+      steps=t.steps,
+      seed=t.seed,
+      shuffle=t.shuffle,
+    )
+    step_fn = step_function(
+      spec.arch, t, corpus.eos_id, mesh, run.remat, micro
+    )
+    heldout = _Heldout(spec, mesh, t.batch_size // micro)
+    log = _Log(spec, first)
+
+    # 3. The loop. Nothing in it waits for the step that it dispatched; what
+    # is read is the step before.
+    with (
+      errors.signals_deferred(),
+      Progress(
+        spec.name, t.steps, "steps", first, every=float("inf")
+      ) as progress,
+    ):
+      for step in range(first, t.steps):
+        batch = next(stream)
+        row_ids = batch.pop("row_id")
+        state, found = step_fn(state, sharding.put_batch(batch, mesh))
+        log.add(step + 1, found, row_ids)
+        done = step + 1
+        last = done == t.steps
+        stop = errors.stop_requested()
+        if last or (run.eval_every and done % run.eval_every == 0):
+          log.fetch()
+          log.write(done, heldout(state.model))
+        if last or stop or done % run.checkpoint_every == 0:
+          log.fetch()  # a loss that is not finite raises before it is saved
+          checkpoints.save(done, state)
+          log.save()
+        progress.update(1, log.note)
+        if stop and not last:
+          checkpoints.close()
+          log.close()
+          say(spec.name, f"stopped by a signal, saved checkpoint {done}")
+          raise Stopped(stop)
+    checkpoints.close()
+    log.close()
+    return state.model
+
+
+def _turns(spec: Run, mesh: Mesh) -> int:
+  """How many turns a batch is taken in, from per_device_batch_size."""
+  t, shards = spec.train, sharding.batch_shards(mesh)
+  rows, odd = divmod(t.batch_size, shards)
+  if odd:
+    raise UserError(
+      f"batch_size {t.batch_size} does not split over {shards} devices",
+      f"config of {spec.name}",
+      "choose a multiple, or another mesh",
+    )
+  most = spec.run.per_device_batch_size or rows
+  if rows % most:
+    raise UserError(
+      f"{rows} rows of a device are no multiple of "
+      f"run.per_device_batch_size {most}",
+      f"config of {spec.name}",
+      "choose a divisor",
+    )
+  ids = spec.corpus.manifest.details["vocab_size"]
+  if ids > spec.arch.vocab_size:
+    raise UserError(
+      f"the corpus has {ids} token ids, the model {spec.arch.vocab_size}",
+      f"config of {spec.name}",
+      f"set the model's vocab_size to {ids} or more",
+    )
+  if not len(spec.row_ids):
+    raise UserError(
+      "there are no rows to train on",
+      f"{spec.name}, corpus {spec.corpus.directory}",
+      "give the split a larger share, or a larger corpus",
+    )
+  return rows // most
+
+
+def _say_size(spec: Run):
+  t, arch = spec.train, spec.arch
+  epochs = t.steps * t.batch_size / len(spec.row_ids)
+  say(
+    spec.name,
+    f"{arch.parameters():,} parameters, {t.steps:,} steps of "
+    f"{t.batch_size} rows, {epochs:.2f} epochs of {len(spec.row_ids):,} rows",
+  )
+
+
+class _Heldout:
+  """The held-out losses of the learning curve."""
+
+  def __init__(self, spec: Run, mesh: Mesh, batch_size: int):
+    self._spec, self._mesh, self._size = spec, mesh, batch_size
+    self._row_nll = jax.jit(
+      functools.partial(
+        likelihood.row_nll,
+        eos_id=spec.corpus.eos_id,
+        dtype=jnp.dtype(spec.train.dtype),
+      ),
+      out_shardings=NamedSharding(mesh, P()),
+    )
+
+  def __call__(self, model: Decoder) -> dict[str, float]:
+    corpus, ids, size = self._spec.corpus, self._spec.heldout_ids, self._size
+    found = []
+    for start in range(0, len(ids), size):
+      here = ids[start : start + size]
+      batch = batches.take(corpus, here, size, corpus.max_length)
+      batch = sharding.put_batch(batch, self._mesh)
+      found.append(self._row_nll(model, batch))
+    nll, count = (np.concatenate(x) for x in zip(*jax.device_get(found)))
+    real = count > 0
+    return {
+      "eval/loss": float(np.mean(nll[real] / count[real])),
+      "eval/loss_token_mean": float(nll.sum() / count.sum()),
+    }
+
+
+class _Log:
+  """Metrics one step late, the check that they are finite, the log line."""
+
+  def __init__(self, spec: Run, first: int):
+    self._spec = spec
+    self._metrics = metrics.Metrics(spec.directory / "metrics", first)
+    self._pending = None
+    self._said = self._fetched = time.monotonic()
+    length = spec.corpus.max_length
+    self._tokens = spec.train.batch_size * length / jax.device_count()
+    self._flops = 3 * spec.arch.forward_flops(length) * self._tokens
+    self.note = ""
+
+  def add(self, step: int, found: dict[str, Any], row_ids: np.ndarray):
+    """Takes the metrics of a dispatched step, fetches those before it."""
+    self.fetch()
+    self._pending = step, found, row_ids
+
+  def fetch(self):
+    """Waits for the pending metrics, checks and writes them."""
+    if self._pending is None:
+      return
+    step, found, row_ids = self._pending
+    self._pending = None
+    found = {k: float(v) for k, v in jax.device_get(found).items()}
+    for name in ("train/loss", "train/grad_norm"):
+      if not np.isfinite(found[name]):
+        self._not_finite(name, found[name], step, row_ids)
+    now = time.monotonic()
+    seconds = max(now - self._fetched, 1e-9)
+    self._fetched = now
+    found["train/tokens_per_second"] = (
+      self._tokens * jax.device_count() / seconds
+    )
+    if peak := metrics.peak_flops():
+      found["train/mfu"] = self._flops / seconds / peak
+    self.write(step, found)
+    self.note = f"loss {found['train/loss']:.3f}"
+    every = self._spec.run.log_every_seconds
+    if now - self._said >= every or step == self._spec.train.steps:
+      self._said = now
+      say(
+        self._spec.name,
+        f"completed step: {step}, seconds: {seconds:.3f}, "
+        f"TFLOP/s/device: {self._flops / seconds / 1e12:.3f}, "
+        f"Tokens/s/device: {self._tokens / seconds:.1f}, "
+        f"total_weights: {found['train/total_weights']:.0f}, "
+        f"loss: {found['train/loss']:.4f}",
+      )
+
+  def _not_finite(self, name, value, step, row_ids):
+    path = self._spec.directory / "metrics" / "not_finite.json"
+    files.write_json(
+      path, {"step": step, "name": name, "row_ids": row_ids.tolist()}
+    )
+    self._metrics.close()
+    raise UserError(
+      f"{name} is {value} at step {step}",
+      f"{self._spec.name}; the batch's row ids are in {path}",
+      "the last checkpoint is sound: lower the learning rate, or look at "
+      "the rows",
+    )
+
+  def write(self, step: int, values: dict[str, float]):
+    """Writes values to the metrics files."""
+    self._metrics.write(step, values)
+
+  def save(self):
+    """Puts the metrics on disk."""
+    self._metrics.save()
+
+  def close(self):
+    """Saves and closes."""
+    self._metrics.close()

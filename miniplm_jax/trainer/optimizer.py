@@ -1,0 +1,41 @@
+"""AdamW and its schedule, exactly as method.md 2.4 (released code)."""
+
+import jax.numpy as jnp
+import optax
+
+
+def learning_rate(train) -> optax.Schedule:
+  """Linear warm-up from 0, then cosine to a share of the peak.
+
+  Args:
+    train: a train section of the config.
+
+  Returns:
+    A function of t, the steps already taken: t < W: lr·t/W; after that
+    lr_min + ½(lr − lr_min)(1 + cos(π(t − W)/(T − W))).
+  """
+  peak, warmup, steps = train.learning_rate, train.warmup_steps, train.steps
+  least = peak * train.final_learning_rate_ratio
+
+  def schedule(t):
+    t = jnp.asarray(t, jnp.float32)
+    rising = peak * t / max(warmup, 1)
+    angle = jnp.pi * (t - warmup) / (steps - warmup)
+    falling = least + 0.5 * (peak - least) * (1 + jnp.cos(angle))
+    return jnp.where(t < warmup, rising, falling)
+
+  return schedule
+
+
+def make(train) -> optax.GradientTransformation:
+  """Clip by global norm, then AdamW with decay on every parameter."""
+  return optax.chain(
+    optax.clip_by_global_norm(train.clip_norm),
+    optax.adamw(
+      learning_rate(train),
+      b1=train.beta1,
+      b2=train.beta2,
+      eps=train.epsilon,
+      weight_decay=train.weight_decay,
+    ),
+  )

@@ -1,0 +1,126 @@
+"""A job that trains one model: teacher, reference and students alike."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+
+from miniplm_jax.core.job import Input, Job
+from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.models.architecture import Architecture
+
+
+def make(
+  *,
+  stage: str,
+  config,
+  workdir: Workdir,
+  directory: epath.Path,
+  arch: Architecture,
+  train,
+  rows: str,
+  row_ids: Callable,
+  inputs: Mapping[str, Input],
+  export: bool = False,
+) -> Job:
+  """The job; nothing of JAX is touched until it runs.
+
+  Args:
+    stage: its name.
+    config: the whole config, of which `run` is used.
+    workdir: for the corpus.
+    directory: gets checkpoints/, metrics/, and hf/ if `export`.
+    arch: shape of the model.
+    train: a train section of the config.
+    rows: which rows, in words.
+    row_ids: (corpus, input manifests) → int64 row ids.
+    inputs: what it reads; "corpus" must be among them.
+    export: write hf/ at the end.
+  """
+  tokens = train.steps * train.batch_size * config.corpus.max_length
+  flops = 3 * arch.forward_flops(config.corpus.max_length) * tokens
+  outputs = ["checkpoints", "metrics"] + ["hf"] * export
+  return Job(
+    stage=stage,
+    manifest=directory / "manifest.json",
+    settings={
+      "model": dataclasses.asdict(arch),
+      "train": dict(train),
+      "rows": rows,
+    },
+    inputs=inputs,
+    outputs=tuple(directory / name for name in outputs),
+    summary=f"{arch.parameters():,} parameters "
+    f"({arch.non_embedding_parameters():,} without embeddings), "
+    f"{train.steps:,} steps × {train.batch_size} rows × "
+    f"{config.corpus.max_length} = {tokens / 1e9:.3g}B tokens of {rows}, "
+    f"{flops:.2e} FLOPs",
+    run=lambda found: _run(
+      stage, config, directory, arch, train, row_ids, export, found
+    ),
+  )
+
+
+def _run(
+  stage, config, directory, arch, train, row_ids, export, inputs
+) -> Mapping[str, Any]:
+  from miniplm_jax.corpus import tokenizer
+  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.models import huggingface, sharding
+  from miniplm_jax.trainer import loop
+
+  run = config.run
+  corpus = Corpus(inputs["corpus"])
+  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  ids = row_ids(corpus, inputs)
+  heldout = corpus.heldout_rows(config.evaluate.ignore_domains)
+  model = loop.train(
+    loop.Run(
+      name=stage if stage != "train" else directory.name,
+      arch=arch,
+      train=train,
+      run=run,
+      corpus=corpus,
+      row_ids=ids,
+      heldout_ids=heldout[: run.eval_rows],
+      directory=directory,
+    ),
+    mesh,
+  )
+  described = {}
+  if export:
+    encoder = tokenizer.load(
+      corpus.directory / "tokenizer", config.corpus.eos_token
+    )
+    written = huggingface.save(
+      directory / "hf", model, corpus.eos_id, encoder.to_files()
+    )
+    described = {f"hf/{name}": facts for name, facts in written.items()}
+  return {
+    "tokenizer": inputs["corpus"].tokenizer,
+    "weights": huggingface.weights_fingerprint(model),
+    "counts": {
+      "rows": len(ids),
+      "steps": train.steps,
+      "parameters": arch.parameters(),
+    },
+    "files": described,
+  }
+
+
+def restore(directory: epath.Path, arch: Architecture, train, mesh):
+  """The model of the newest checkpoint of a finished run.
+
+  Returns:
+    A `Decoder`.
+  """
+  from miniplm_jax.trainer import loop
+  from miniplm_jax.trainer.checkpoints import Checkpoints
+
+  checkpoints = Checkpoints(directory / "checkpoints", keep=None)
+  state = checkpoints.restore(
+    checkpoints.latest(), loop.abstract_state(arch, train, mesh)
+  )
+  checkpoints.close()
+  return state.model
