@@ -20,7 +20,7 @@ def _shape(model, hidden, ffn, layers, heads):
 
 def _schedule(train, steps, learning_rate):
   train.steps, train.learning_rate = steps, learning_rate
-  train.batch_size, train.warmup_steps = 32, steps // 10
+  train.batch_size, train.warmup_steps = 16, steps // 10
   train.shuffle, train.dtype = True, "float32"
 
 
@@ -37,20 +37,20 @@ def get_config():
   # The teacher needs text of its own: its weights must not have seen D.
   c.teacher_share, c.reference_share, c.heldout_share = 0.45, 0.1, 0.04
 
-  _shape(config.teacher.model, 192, 512, 6, 6)
+  _shape(config.teacher.model, 160, 448, 4, 4)
   _shape(config.reference.model, 32, 96, 2, 2)
-  _shape(config.student.model, 96, 256, 4, 4)
+  _shape(config.student.model, 96, 256, 3, 3)
   config.teacher.path = ""
-  _schedule(config.teacher.train, 400, 3e-3)
-  _schedule(config.reference.train, 150, 3e-3)
-  _schedule(config.train, 200, 3e-3)
+  _schedule(config.teacher.train, 350, 2e-3)
+  _schedule(config.reference.train, 200, 2e-3)
+  _schedule(config.train, 300, 2e-3)
 
   config.score.dtype = "float32"
   config.score.rows_per_part = 2048
   config.score.batch_tokens, config.score.lengths = 8192, (128,)
   config.evaluate.ignore_domains = ("noise",)
 
-  config.run.remat = "none"
+  config.run.remat = "full"
   config.run.checkpoint_every = config.run.eval_every = 50
   config.run.eval_rows = 128
   config.run.log_every_seconds = 10.0

@@ -52,6 +52,44 @@ def _rotate(x_BxTxNxH, table):
   return rotated.astype(x_BxTxNxH.dtype)
 
 
+def _project(x_BxTxD, w):
+  """x @ w with the tokens as one dimension.
+
+  XLA's CPU backend takes twice as long for the gradient of the 3-D product.
+  """
+  y = x_BxTxD.reshape(-1, x_BxTxD.shape[-1]) @ w[...]
+  return y.reshape(*x_BxTxD.shape[:2], -1)
+
+
+def _attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH):
+  """Causal attention, softmax in float32; N / K queries share a key.
+
+  Documents of a row see each other and positions run on: as released.
+  Normalising after the product with the values saves a pass over the
+  [T, T] weights: 1.6× less time than jax.nn.dot_product_attention on CPU,
+  forward and backward, at 32 × 256 tokens and 6 heads of 32.
+  """
+  batch, length, heads, size = q_BxTxNxH.shape
+  keys = k_BxTxKxH.shape[2]
+  q = q_BxTxNxH.reshape(batch, length, keys, heads // keys, size)
+  q = q.transpose(0, 2, 3, 1, 4) * size**-0.5  # B K G T H
+  k, v = (x.swapaxes(1, 2) for x in (k_BxTxKxH, v_BxTxKxH))  # B K T H
+  score = jnp.einsum(
+    "bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32
+  )
+  causal = jnp.tril(jnp.ones((length, length), bool))
+  score = jnp.where(causal, score, -1e30)
+  top = jax.lax.stop_gradient(jnp.max(score, -1, keepdims=True))
+  weight = jnp.exp(score - top)
+  total = jnp.sum(weight, -1, keepdims=True)
+  out = jnp.einsum(
+    "bkgts,bksh->bkgth", weight.astype(v.dtype), v,
+    preferred_element_type=jnp.float32,
+  )  # fmt: skip
+  out = (out / total).astype(v.dtype).transpose(0, 3, 1, 2, 4)
+  return out.reshape(batch, length, heads, size)
+
+
 class Layers(nnx.Module):
   """All layers' parameters, stacked; a slice of it is one layer."""
 
@@ -85,11 +123,10 @@ class Layers(nnx.Module):
   def __call__(self, x_BxTxD, rope):
     """One layer; `self` is a slice without the leading L."""
     arch, eps = self.arch, self.arch.rms_norm_eps
-    batch, length, _ = x_BxTxD.shape
 
     def heads(w, b):
-      y = y_BxTxD @ w[...] + b[...]
-      y = y.reshape(batch, length, -1, arch.head_dim)
+      y = _project(y_BxTxD, w) + b[...]
+      y = y.reshape(*y.shape[:2], -1, arch.head_dim)
       return jax.lax.with_sharding_constraint(
         y, P(sharding.BATCH, None, "tensor", None)
       )
@@ -98,17 +135,14 @@ class Layers(nnx.Module):
     q_BxTxNxH = _rotate(heads(self.q_proj, self.q_bias), rope)
     k_BxTxKxH = _rotate(heads(self.k_proj, self.k_bias), rope)
     v_BxTxKxH = heads(self.v_proj, self.v_bias)
-    # Documents of a row see each other and positions run on: as released.
-    o_BxTxNxH = jax.nn.dot_product_attention(
-      q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, is_causal=True
-    )
-    x_BxTxD += o_BxTxNxH.reshape(batch, length, -1) @ self.o_proj[...]
-    x_BxTxD = _by_batch(x_BxTxD)
+    o_BxTxNxH = _attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH)
+    o_BxTxD = o_BxTxNxH.reshape(x_BxTxD.shape)
+    x_BxTxD = _by_batch(x_BxTxD + _project(o_BxTxD, self.o_proj))
 
     y_BxTxD = _rms_norm(x_BxTxD, self.post_attention_norm[...], eps)
-    gate_BxTxF = jax.nn.silu(y_BxTxD @ self.gate_proj[...])
-    y_BxTxF = gate_BxTxF * (y_BxTxD @ self.up_proj[...])
-    return _by_batch(x_BxTxD + y_BxTxF @ self.down_proj[...])
+    gate_BxTxF = jax.nn.silu(_project(y_BxTxD, self.gate_proj))
+    y_BxTxF = gate_BxTxF * _project(y_BxTxD, self.up_proj)
+    return _by_batch(x_BxTxD + _project(y_BxTxF, self.down_proj))
 
 
 def _by_batch(x_BxTxD):

@@ -4,6 +4,7 @@ Checkpoint N holds the state after N batches; the data position is N, so
 nothing else has to be saved.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -52,8 +53,10 @@ class Checkpoints:
         str(self._directory / str(step)),
         "remove it to go on from the one before",
       ) from e
-    leaves = jax.tree.leaves(pure)
-    return jax.tree.unflatten(jax.tree.structure(state), leaves)
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: functools.reduce(lambda d, k: d[k], _keys(path), pure),
+      state,
+    )
 
   def close(self):
     """Waits for what is being saved; raises if it failed."""
@@ -63,13 +66,9 @@ class Checkpoints:
 
 def _pure(state: Any) -> Any:
   """The state as nested dicts, so that the files outlive our classes."""
-  leaves = jax.tree_util.tree_leaves_with_path(state)
   nested: dict[str, Any] = {}
-  for path, leaf in leaves:
-    *folders, last = [
-      str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k))))
-      for k in path
-    ]
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    *folders, last = _keys(path)
     node = nested
     for name in folders:
       node = node.setdefault(name, {})
@@ -77,3 +76,9 @@ def _pure(state: Any) -> Any:
   return nested
 
 
+def _keys(path) -> list[str]:
+  """A pytree path as plain names."""
+  return [
+    str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k))))
+    for k in path
+  ]
