@@ -15,12 +15,12 @@ def _shape(model, hidden, ffn, layers, heads):
   model.hidden_size, model.intermediate_size = hidden, ffn
   model.num_hidden_layers = layers
   model.num_attention_heads = model.num_key_value_heads = heads
-  model.rope_theta, model.max_position_embeddings = 1e4, 256
+  model.rope_theta, model.max_position_embeddings = 1e4, 128
 
 
 def _schedule(train, steps, learning_rate):
   train.steps, train.learning_rate = steps, learning_rate
-  train.batch_size, train.warmup_steps = 16, steps // 10
+  train.batch_size, train.warmup_steps = 8, steps // 10
   train.shuffle, train.dtype = True, "float32"
 
 
@@ -33,7 +33,7 @@ def get_config():
 
   c = config.corpus
   c.source, c.tokenizer, c.vocab_size = "embedded", "train", 4096
-  c.max_length = 256
+  c.max_length = 128
   # The teacher needs text of its own: its weights must not have seen D.
   c.teacher_share, c.reference_share, c.heldout_share = 0.45, 0.1, 0.04
 
@@ -41,17 +41,17 @@ def get_config():
   _shape(config.reference.model, 32, 96, 2, 2)
   _shape(config.student.model, 96, 256, 3, 3)
   config.teacher.path = ""
-  _schedule(config.teacher.train, 350, 2e-3)
-  _schedule(config.reference.train, 200, 2e-3)
-  _schedule(config.train, 300, 2e-3)
+  _schedule(config.teacher.train, 1200, 2e-3)
+  _schedule(config.reference.train, 600, 3e-3)
+  _schedule(config.train, 800, 2e-3)
 
   config.score.dtype = "float32"
   config.score.rows_per_part = 2048
-  config.score.batch_tokens, config.score.lengths = 8192, (128,)
+  config.score.batch_tokens, config.score.lengths = 8192, (64,)
   config.evaluate.ignore_domains = ("noise",)
 
   config.run.remat = "full"
-  config.run.checkpoint_every = config.run.eval_every = 50
+  config.run.checkpoint_every = config.run.eval_every = 100
   config.run.eval_rows = 128
   config.run.log_every_seconds = 10.0
   return config

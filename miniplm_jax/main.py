@@ -16,25 +16,24 @@ _STAGES = flags.DEFINE_list(
 )
 _FORCE = flags.DEFINE_bool("force", False, "Redo stages that are done.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan, run nothing.")
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str]):
   """Flags and config file; whatever they raise is the user's to mend."""
   try:
-    rest = flags.FLAGS(argv)
-    if _CONFIG.value is None:
-      raise UserError("no config", "--config", "give --config=configs/demo.py")
-    if rest[1:]:
-      raise UserError(f"unknown argument {rest[1]}", "command line", "drop it")
-    return rest
+    rest = flags.FLAGS(argv)[1:]
+    _ = _CONFIG.value and _CONFIG.value.items  # a broken file raises here
   except SystemExit:
     sys.exit(0)  # --help; absl would exit with 1
-  except UserError:
-    raise
   except Exception as e:
-    text = f"{type(e).__name__}: {e}"
-    raise UserError(text, "flags or config file", "see --help") from e
+    what = f"{type(e).__name__}: {e}"
+    if isinstance(e, (AttributeError, KeyError)):
+      what = f"no such field ({e})"
+    raise UserError(what, "flags or config file", "see --help") from e
+  if _CONFIG.value is None or rest:
+    what = f"unknown argument {rest[0]}" if rest else "no config"
+    raise UserError(what, "command line", "give --config=configs/demo.py")
 
 
 def main(argv: list[str]) -> int:
@@ -42,14 +41,14 @@ def main(argv: list[str]) -> int:
   handle_signals()
   try:
     _parse(argv)
-    pipeline.run(
-      _CONFIG.value, flags.FLAGS["config"].config_filename, _STAGES.value,
-      force=_FORCE.value, dry_run=_DRY_RUN.value,
-    )  # fmt: skip
+    where = flags.FLAGS["config"].config_filename
+    options = {"force": _FORCE.value, "dry_run": _DRY_RUN.value}
+    pipeline.run(_CONFIG.value, where, _STAGES.value, **options)
   except Stopped as e:
+    print(f"stopped by {e}; the same command goes on", file=sys.stderr)
     return e.exit_code
   except UserError as e:
-    if flags.FLAGS.is_parsed() and _DEBUG.value:
+    if "--debug" in argv:
       raise
     print(f"error: {e}", file=sys.stderr)
     return 1

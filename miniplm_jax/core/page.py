@@ -34,9 +34,7 @@ class Section:
   texts: Sequence[tuple[str, str]] = ()
 
 
-def write(
-  path: epath.Path, title: str, lead: str, sections: Sequence[Section]
-):
+def write(path: epath.Path, title: str, lead: str, sections: Sequence[Section]):
   """Writes the page, whole or not at all."""
   import jinja2
 

@@ -29,16 +29,23 @@ class Progress:
   that a log of a day-long run can be read.
   """
 
-  def __init__(self, stage: str, total: int, unit: str, done: int = 0,
-               every: float = 30.0):
+  def __init__(
+    self, stage: str, total: int, unit: str, done: int = 0, every: float = 30.0
+  ):
     """Starts at `done` of `total` units."""
     self._stage, self._total, self._unit = stage, total, unit
     self._every, self._first, self._done = every, done, done
     self._start = self._last = time.monotonic()
     self._bar = None
     if sys.stderr.isatty():
-      self._bar = tqdm(total=total, initial=done, unit=unit, desc=stage,
-                       dynamic_ncols=True, unit_scale=True)
+      self._bar = tqdm(
+        total=total,
+        initial=done,
+        unit=unit,
+        desc=stage,
+        dynamic_ncols=True,
+        unit_scale=True,
+      )
 
   def update(self, units: int = 1, note: str = ""):
     """Counts `units` more as done."""
@@ -53,9 +60,11 @@ class Progress:
       self._last = now
       rate = (self._done - self._first) / (now - self._start)
       left = (self._total - self._done) / rate if rate else float("inf")
-      say(self._stage,
-          f"{self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}"
-          f" {self._unit}/s, {duration(left)} left {note}".rstrip())
+      say(
+        self._stage,
+        f"{self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}"
+        f" {self._unit}/s, {duration(left)} left {note}".rstrip(),
+      )
 
   def __enter__(self):
     return self

@@ -32,7 +32,7 @@ class SentenceEnds:
   A row may end at an eos; at an end-of-sentence token that contains a
   newline; or at an end-of-sentence token whose decoding together with the
   next token contains a space. End-of-sentence tokens contain one of
-  `. ! ? ; \\n` and leave no bracket open.
+  `. ! ? ;` or a newline, and leave no bracket open.
   """
 
   def __init__(self, tokenizer: Tokenizer):

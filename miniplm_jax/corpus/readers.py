@@ -6,6 +6,7 @@ shard of the corpus, so any part can be made again without the others.
 
 import dataclasses
 import glob
+import io
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -64,7 +65,9 @@ def _bind(function, path, fields):
 
 
 _ENDINGS = tuple(
-  stem + packed for stem in (".jsonl", ".json") for packed in ("", ".gz", ".zst")
+  stem + packed
+  for stem in (".jsonl", ".json")
+  for packed in ("", ".gz", ".zst")
 )
 
 
@@ -101,34 +104,33 @@ def _match(source: str) -> list[epath.Path]:
 
 
 def _read_json_lines(path, text_field, domain_field, default):
-  # Arrow decompresses by file name; imported here for a quick --help.
-  import io
-
+  # Arrow decompresses; imported here for a quick --help.
   import pyarrow as pa
 
-  with path.open("rb") as raw:
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
-    stream = pa.PythonFile(raw, mode="r")
-    if compression:
-      stream = pa.CompressedInputStream(stream, compression)
-    # TextIOWrapper's universal newlines would split at a bare \r in a text
-    lines = io.TextIOWrapper(
-      io.BufferedReader(stream), encoding="utf-8", newline="\n"
-    )
-    number = 0
-    try:
-      for number, line in enumerate(lines, 1):
+  number = 0
+  try:
+    with path.open("rb") as raw:
+      stream = pa.PythonFile(raw, mode="r")
+      if packing := {".gz": "gzip", ".zst": "zstd"}.get(path.suffix):
+        stream = pa.CompressedInputStream(stream, packing)
+      # Bytes: text mode would end lines at more than \n, and decode ahead.
+      for number, line in enumerate(io.BufferedReader(stream), 1):
         if line.strip():
-          record = json.loads(line)
           where = f"{path} line {number}"
+          record = json.loads(line)
           yield _document(record, text_field, domain_field, default, where)
-    except (ValueError, OSError) as e:
-      at = number + (0 if isinstance(e, json.JSONDecodeError) else 1)
-      raise UserError(
-        f"this line cannot be read as JSON ({e})",
-        f"{path} line {at}",
-        "mend or remove the line",
-      ) from e
+  except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    raise UserError(
+      f"this line cannot be read as JSON ({e})",
+      f"{path} line {number}",
+      "mend or remove the line",
+    ) from e
+  except (pa.ArrowException, OSError) as e:
+    raise UserError(
+      f"this file cannot be read ({e})",
+      f"{path} after line {number}",
+      "fetch or pack it again",
+    ) from e
 
 
 def _read_parquet(path, text_field, domain_field, default):

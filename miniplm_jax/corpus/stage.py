@@ -102,7 +102,8 @@ def _run(config, directory):
   return {
     "tokenizer": encoder.fingerprint,
     "files": described,
-    "counts": dict(counts) | {"parts": len(parts), "rows_by_part": rows_by_part},
+    "counts": dict(counts)
+    | {"parts": len(parts), "rows_by_part": rows_by_part},
     "details": {"eos_id": encoder.eos_id, "vocab_size": encoder.vocab_size},
   }
 

@@ -117,11 +117,13 @@ def write_shard(
       columns["split"].append(row.split)
       columns["n_tokens"].append(len(row.ids))
     writer.close()
-  table = pa.table({
-    "domain": pa.array(columns["domain"], pa.string()),
-    "split": pa.array(columns["split"], pa.string()),
-    "n_tokens": pa.array(columns["n_tokens"], pa.int32()),
-  })
+  table = pa.table(
+    {
+      "domain": pa.array(columns["domain"], pa.string()),
+      "split": pa.array(columns["split"], pa.string()),
+      "n_tokens": pa.array(columns["n_tokens"], pa.int32()),
+    }
+  )
   table = table.replace_schema_metadata({"counts": json.dumps(counts)})
   with files.replacing(directory / index) as scratch:
     pq.write_table(table, scratch, compression="zstd")
@@ -167,7 +169,7 @@ class Corpus:
 
   @functools.cached_property
   def index(self):
-    """pyarrow table [rows] of domain, split, n_tokens (ids of the row)."""
+    """Pyarrow table [rows] of domain, split, n_tokens (ids of the row)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

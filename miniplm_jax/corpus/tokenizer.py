@@ -52,9 +52,7 @@ class Tokenizer:
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of some ids, special tokens included."""
-    return self._engine.decode(
-      [int(i) for i in ids], skip_special_tokens=False
-    )
+    return self._engine.decode([int(i) for i in ids], skip_special_tokens=False)
 
   def vocabulary(self) -> dict[str, int]:
     """Token → id, added tokens included."""
@@ -102,9 +100,7 @@ def load(directory: epath.Path, eos_token: str) -> Tokenizer:
   return Tokenizer(engine, eos_token, str(path))
 
 
-def train(
-  texts: Iterable[str], vocab_size: int, eos_token: str
-) -> Tokenizer:
+def train(texts: Iterable[str], vocab_size: int, eos_token: str) -> Tokenizer:
   """Trains a byte-level BPE; `eos_token` gets id 0."""
   engine = tokenizers.Tokenizer(tokenizers.models.BPE())
   engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(

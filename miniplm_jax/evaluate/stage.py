@@ -95,10 +95,13 @@ def _run(config, name, load, inputs):
     )
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   scorer = Scorer(
-    load(mesh), corpus, mesh,
-    dtype=config.train.dtype, lengths=config.score.lengths,
+    load(mesh),
+    corpus,
+    mesh,
+    dtype=config.train.dtype,
+    lengths=config.score.lengths,
     batch_tokens=config.score.batch_tokens,
-  )  # fmt: skip
+  )
   with Progress(f"{STAGE} {name}", len(row_ids), "rows") as progress:
     nll, count = scorer(row_ids, progress.update)
   keep = count > 0

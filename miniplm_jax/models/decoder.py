@@ -32,15 +32,14 @@ def _rms_norm(x_BxTxD, scale_D, eps):
   y_BxTxD = x_BxTxD.astype(jnp.float32)
   mean_BxT1 = jnp.mean(y_BxTxD * y_BxTxD, -1, keepdims=True)
   y_BxTxD = (y_BxTxD * jax.lax.rsqrt(mean_BxT1 + eps)).astype(x_BxTxD.dtype)
-  return y_BxTxD * scale_D
+  return y_BxTxD * scale_D[None, None, :]
 
 
 def _rope_table(arch: Architecture, length: int):
   """Cosines and sines, float32 [T, H/2]."""
   half = jnp.arange(0, arch.head_dim, 2, dtype=jnp.float32) / arch.head_dim
-  angle = jnp.arange(length, dtype=jnp.float32)[:, None] / (
-    arch.rope_theta**half
-  )
+  position = jnp.arange(length, dtype=jnp.float32)
+  angle = position[:, None] / (arch.rope_theta**half)[None, :]
   return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -53,7 +52,7 @@ def _rotate(x_BxTxNxH, table):
 
 
 def _project(x_BxTxD, w):
-  """x @ w with the tokens as one dimension.
+  """X @ w with the tokens as one dimension.
 
   XLA's CPU backend takes twice as long for the gradient of the 3-D product.
   """
@@ -78,14 +77,16 @@ def _attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH):
     "bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32
   )
   causal = jnp.tril(jnp.ones((length, length), bool))
-  score = jnp.where(causal, score, -1e30)
+  score = jnp.where(causal[None, None, None], score, -1e30)
   top = jax.lax.stop_gradient(jnp.max(score, -1, keepdims=True))
   weight = jnp.exp(score - top)
   total = jnp.sum(weight, -1, keepdims=True)
   out = jnp.einsum(
-    "bkgts,bksh->bkgth", weight.astype(v.dtype), v,
+    "bkgts,bksh->bkgth",
+    weight.astype(v.dtype),
+    v,
     preferred_element_type=jnp.float32,
-  )  # fmt: skip
+  )
   out = (out / total).astype(v.dtype).transpose(0, 3, 1, 2, 4)
   return out.reshape(batch, length, heads, size)
 
@@ -125,7 +126,7 @@ class Layers(nnx.Module):
     arch, eps = self.arch, self.arch.rms_norm_eps
 
     def heads(w, b):
-      y = _project(y_BxTxD, w) + b[...]
+      y = _project(y_BxTxD, w) + b[...][None, None, :]
       y = y.reshape(*y.shape[:2], -1, arch.head_dim)
       return jax.lax.with_sharding_constraint(
         y, P(sharding.BATCH, None, "tensor", None)

@@ -73,7 +73,7 @@ def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, tile):
       dh_SxD = jnp.matmul(
         dlogits_SxV, full_VxD, preferred_element_type=jnp.float32
       )
-      dh_SxD = jax.lax.psum(dh_SxD, "tensor").astype(dtype)
+      dh_SxD = _sum(dh_SxD, "tensor").astype(dtype)
       dw_VxD += jnp.einsum(
         "sv,sd->vd", dlogits_SxV, h_SxD, preferred_element_type=jnp.float32
       )
@@ -83,11 +83,12 @@ def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, tile):
     zero = jnp.zeros((), jnp.float32), jnp.zeros(full_VxD.shape, jnp.float32)
     (loss, dw_VxD), dh = jax.lax.scan(step, zero, xs)
     dh = dh.reshape(-1, h_BxTxD.shape[-1])[: y_BxT.size]
-    dw_VxD = jax.lax.psum_scatter(
-      dw_VxD, "fsdp", scatter_dimension=1, tiled=True
-    )
-    dw_VxD = jax.lax.psum(dw_VxD, "data").astype(w_VxD.dtype)
-    return jax.lax.psum(loss, BATCH), dh.reshape(h_BxTxD.shape), dw_VxD
+    if jax.lax.axis_size("fsdp") > 1:
+      dw_VxD = jax.lax.psum_scatter(
+        dw_VxD, "fsdp", scatter_dimension=1, tiled=True
+      )
+    dw_VxD = _sum(dw_VxD, "data").astype(w_VxD.dtype)
+    return _sum(loss, BATCH), dh.reshape(h_BxTxD.shape), dw_VxD
 
   mapped = jax.shard_map(
     local,
@@ -109,7 +110,15 @@ weighted_nll.defvjp(_forward, _backward)
 
 def _gather(w_VxD, dtype):
   """This device's vocabulary rows, whole, in compute dtype."""
-  return jax.lax.all_gather(w_VxD.astype(dtype), "fsdp", axis=1, tiled=True)
+  w_VxD = w_VxD.astype(dtype)
+  if jax.lax.axis_size("fsdp") == 1:
+    return w_VxD
+  return jax.lax.all_gather(w_VxD, "fsdp", axis=1, tiled=True)
+
+
+def _sum(x, axes):
+  """Sum over mesh axes; nothing is compiled for a single device."""
+  return x if jax.lax.axis_size(axes) == 1 else jax.lax.psum(x, axes)
 
 
 def _tiles(x_BxTx, tile):
@@ -127,10 +136,12 @@ def _tile_nll(h_SxD, w_VxD, y_S):
     "sd,vd->sv", h_SxD, w_VxD, preferred_element_type=jnp.float32
   )
   first = jax.lax.axis_index("tensor") * w_VxD.shape[0]
-  hit_SxV = (y_S - first)[:, None] == jnp.arange(w_VxD.shape[0])
-  max_S = jax.lax.pmax(jnp.max(logits_SxV, -1), "tensor")
+  hit_SxV = (y_S - first)[:, None] == jnp.arange(w_VxD.shape[0])[None, :]
+  max_S = jnp.max(logits_SxV, -1)
+  if jax.lax.axis_size("tensor") > 1:
+    max_S = jax.lax.pmax(max_S, "tensor")
   total_S = jnp.sum(jnp.exp(logits_SxV - max_S[:, None]), -1)
-  lse_S = max_S + jnp.log(jax.lax.psum(total_S, "tensor"))
+  lse_S = max_S + jnp.log(_sum(total_S, "tensor"))
   own_S = jnp.sum(jnp.where(hit_SxV, logits_SxV, 0), -1)
-  nll_S = lse_S - jax.lax.psum(own_S, "tensor")
+  nll_S = lse_S - _sum(own_S, "tensor")
   return nll_S, logits_SxV, lse_S, hit_SxV

@@ -130,10 +130,12 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
       whole = read(*_TOP[name])
     else:
       suffix, transposed = _LAYER[name]
-      whole = np.stack([
-        read(f"model.layers.{i}.{suffix}", transposed)
-        for i in range(arch.num_hidden_layers)
-      ])
+      whole = np.stack(
+        [
+          read(f"model.layers.{i}.{suffix}", transposed)
+          for i in range(arch.num_hidden_layers)
+        ]
+      )
     return jax.make_array_from_callback(leaf.shape, where, lambda i: whole[i])
 
   return jax.tree_util.tree_map_with_path(
@@ -244,4 +246,3 @@ TOKENIZER_FILES = (
   "tokenizer_config.json",
   "special_tokens_map.json",
 )
-

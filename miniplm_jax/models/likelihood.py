@@ -21,7 +21,7 @@ def loss_mask(inputs_BxT, length_B, eos_id: int):
   row; padding follows.
   """
   position_T = jnp.arange(inputs_BxT.shape[1])
-  real_BxT = position_T[None, :] < length_B[:, None] - 1
+  real_BxT = position_T[None, :] < (length_B - 1)[:, None]
   return real_BxT & (inputs_BxT != eos_id)
 
 

@@ -111,8 +111,15 @@ def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
         n = len(values) // 20 * 20
         steps = steps[:n].reshape(-1, 20).max(1)
         values = values[:n].reshape(-1, 20).mean(1)
-      ax.plot(steps, values, color=colour, label=method, lw=1.5,
-              marker="o" if key == "eval/loss" else None, ms=3)  # fmt: skip
+      ax.plot(
+        steps,
+        values,
+        color=colour,
+        label=method,
+        lw=1.5,
+        marker="o" if key == "eval/loss" else None,
+        ms=3,
+      )
     ax.set_yscale("log")
     ax.legend(fontsize=8, frameon=False)
     found.append((page.picture(figure), caption))
@@ -128,10 +135,15 @@ def kept_rows(selection: Manifest) -> np.ndarray:
 def provenance(inputs: Inputs) -> page.Section:
   """Where every figure comes from."""
   rows = [
-    (name, found.stage, found.fingerprint[:12], found.code_version,
-     f"{found.details.get('seconds', 0):,.1f}")
+    (
+      name,
+      found.stage,
+      found.fingerprint[:12],
+      found.code_version,
+      f"{found.details.get('seconds', 0):,.1f}",
+    )
     for name, found in inputs.items()
-  ]  # fmt: skip
+  ]
   return page.Section(
     "Made from",
     table=(("what", "stage", "fingerprint", "code", "seconds"), rows),

@@ -109,9 +109,13 @@ def _run(config, role, workdir, directory, inputs):
       "tokenize the corpus with the model's tokenizer",
     )
   scorer = Scorer(
-    model, corpus, mesh,
-    dtype=c.dtype, lengths=c.lengths, batch_tokens=c.batch_tokens,
-  )  # fmt: skip
+    model,
+    corpus,
+    mesh,
+    dtype=c.dtype,
+    lengths=c.lengths,
+    batch_tokens=c.batch_tokens,
+  )
   # D is the split "train"; a model trained here has seen only its own.
   row_ids = corpus.rows_of("train")
   parts = math.ceil(len(row_ids) / c.rows_per_part)

@@ -41,11 +41,13 @@ def write_part(
   import pyarrow.parquet as pq
 
   check_rows(path, row_ids, nll_sum, n_tokens)
-  table = pa.table({
-    "row_id": pa.array(row_ids, pa.int64()),
-    "nll_sum": pa.array(nll_sum, pa.float32()),
-    "n_tokens": pa.array(n_tokens, pa.int32()),
-  })
+  table = pa.table(
+    {
+      "row_id": pa.array(row_ids, pa.int64()),
+      "nll_sum": pa.array(nll_sum, pa.float32()),
+      "n_tokens": pa.array(n_tokens, pa.int32()),
+    }
+  )
   with files.replacing(path) as scratch:
     pq.write_table(table, scratch, compression="zstd")
 

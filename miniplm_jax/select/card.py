@@ -104,7 +104,10 @@ def domain_table(summary: Summary):
 
 
 def sections(
-  summary: Summary, cutoff: Cutoff, definition: str, corpus: Corpus,
+  summary: Summary,
+  cutoff: Cutoff,
+  definition: str,
+  corpus: Corpus,
   tokenizer: Tokenizer,
 ) -> list[page.Section]:
   """The selection's part of a report."""
@@ -119,15 +122,21 @@ def sections(
       ],
       table=domain_table(summary),
       pictures=[
-        (page.picture(_share_figure(summary, share)),
-         "Share of each domain's rows that was kept; the line is the share "
-         "of all rows."),
-        (page.picture(_score_figure(summary, cutoff)),
-         "Scores of all rows. Right of the line is kept. Negative: the "
-         "teacher finds the row harder than the reference does."),
-        (page.picture(_scatter_figure(summary)),
-         "Mean NLL of each row under teacher and reference; what lies "
-         "furthest below the diagonal is kept."),
+        (
+          page.picture(_share_figure(summary, share)),
+          "Share of each domain's rows that was kept; the line is the share "
+          "of all rows.",
+        ),
+        (
+          page.picture(_score_figure(summary, cutoff)),
+          "Scores of all rows. Right of the line is kept. Negative: the "
+          "teacher finds the row harder than the reference does.",
+        ),
+        (
+          page.picture(_scatter_figure(summary)),
+          "Mean NLL of each row under teacher and reference; what lies "
+          "furthest below the diagonal is kept.",
+        ),
       ],
     ),
     page.Section(
@@ -136,7 +145,7 @@ def sections(
     page.Section(
       "Least valued texts", texts=_texts(summary.worst, corpus, tokenizer)
     ),
-  ]  # fmt: skip
+  ]
 
 
 def _share_figure(summary: Summary, share: float):
@@ -153,16 +162,20 @@ def _share_figure(summary: Summary, share: float):
 
 def _score_figure(summary: Summary, cutoff: Cutoff):
   figure, ax = page.axes(
-    "Distribution of scores", "log p_teacher − log p_ref (nats per token)",
+    "Distribution of scores",
+    "log p_teacher − log p_ref (nats per token)",
     "rows of the sample",
-  )  # fmt: skip
+  )
   low, high = np.quantile(summary.score, [0.001, 0.999])
   bins = np.linspace(low, high, 80)
   kept = summary.score[summary.kept], summary.score[~summary.kept]
   ax.hist(
-    kept, bins=bins, stacked=True, color=[page.COLOURS[0], page.GREY],
+    kept,
+    bins=bins,
+    stacked=True,
+    color=[page.COLOURS[0], page.GREY],
     label=["kept", "left out"],
-  )  # fmt: skip
+  )
   ax.axvline(cutoff.threshold, color=page.COLOURS[1], lw=1)
   ax.legend(fontsize=8, frameon=False)
   return figure
@@ -170,15 +183,21 @@ def _score_figure(summary: Summary, cutoff: Cutoff):
 
 def _scatter_figure(summary: Summary):
   figure, ax = page.axes(
-    "Teacher against reference", "reference NLL (nats per token)",
+    "Teacher against reference",
+    "reference NLL (nats per token)",
     "teacher NLL (nats per token)",
-  )  # fmt: skip
+  )
   for i, domain in enumerate(sorted(set(summary.domain))):
     here = summary.domain == domain
     ax.scatter(
-      summary.reference[here], summary.teacher[here], s=2, alpha=0.4,
-      color=page.COLOURS[i % len(page.COLOURS)], label=domain, linewidths=0,
-    )  # fmt: skip
+      summary.reference[here],
+      summary.teacher[here],
+      s=2,
+      alpha=0.4,
+      color=page.COLOURS[i % len(page.COLOURS)],
+      label=domain,
+      linewidths=0,
+    )
   ends = np.quantile(summary.reference, [0.001, 0.999])
   ax.plot(ends, ends, color=page.GREY, lw=1, ls="--")
   if len(set(summary.domain)) <= 12:
@@ -190,9 +209,9 @@ def _texts(ends, corpus: Corpus, tokenizer: Tokenizer):
   found = []
   for (row_id, score), instance in zip(ends, corpus.read([i for i, _ in ends])):
     text = tokenizer.decode(instance.ids)
-    found.append((
-      f"{instance.domain}, row {row_id}, score {score:+.3f}", text[:_SHOWN]
-    ))  # fmt: skip
+    found.append(
+      (f"{instance.domain}, row {row_id}, score {score:+.3f}", text[:_SHOWN])
+    )
   return found
 
 

@@ -15,7 +15,7 @@ def mean_diff(c: Columns, unused_seed: int) -> np.ndarray:
 
 
 def sum_diff(c: Columns, unused_seed: int) -> np.ndarray:
-  """log p(x) − log p_ref(x) of the whole row (as the paper writes it)."""
+  """Log p(x) − log p_ref(x) of the whole row (as the paper writes it)."""
   return c["reference_nll"] - c["teacher_nll"]
 
 

@@ -1,4 +1,4 @@
-"""The rows of D with their scores: teacher and reference tables side by side."""
+"""The rows of D with their scores, from the tables of both models."""
 
 from collections.abc import Iterator, Mapping
 

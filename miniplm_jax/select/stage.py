@@ -7,6 +7,7 @@ from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.score.stage import ROLES
 
 STAGE = "select"
+_OUTPUTS = ("rows.npy", "report.html", "card.md")
 
 
 def jobs(config, workdir: Workdir) -> list[Job]:
@@ -34,7 +35,7 @@ def _job(config, workdir: Workdir, names) -> Job:
       "corpus": workdir.corpus / MANIFEST,
       **{role: workdir.scores(config[role].name) / MANIFEST for role in ROLES},
     },
-    outputs=tuple(directory / n for n in ("rows.npy", "report.html", "card.md")),
+    outputs=tuple(directory / name for name in _OUTPUTS),
     summary=f"the top {c.ratio:.4g} of D by {names.definition}",
     run=lambda inputs: _run(
       names, c, config.corpus.eos_token, directory, inputs
@@ -50,7 +51,7 @@ def _run(names, c, eos_token, directory, inputs):
   from miniplm_jax.core import files
   from miniplm_jax.corpus import tokenizer
   from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.select import card, cutoff, tasks
+  from miniplm_jax.select import card, cutoff
   from miniplm_jax.select.scored import ScoredRows
 
   corpus = Corpus(inputs["corpus"])
@@ -64,23 +65,27 @@ def _run(names, c, eos_token, directory, inputs):
       "config.select.ratio",
       "raise it, or give more text",
     )
-  # The registered Task does the filtering, here as for anyone else.
+  # The registered Task does the filtering, here as for anyone else. Imported
+  # when the scores are known to be sound: it brings TensorFlow, 7 s.
+  from miniplm_jax.select import tasks
+
   name = tasks.task_name(names.selection)
   tasks.add_tasks(name, scored, found, corpus)
   rows = np.concatenate(list(tasks.kept_row_ids(name)))
   if len(rows) != found.kept:
     raise AssertionError(f"kept {len(rows)} rows, the cutoff {found.kept}")
-  with files.replacing(directory / "rows.npy") as scratch:
-    with scratch.open("wb") as f:
-      np.save(f, rows)
+  with (
+    files.replacing(directory / "rows.npy") as scratch,
+    scratch.open("wb") as f,
+  ):
+    np.save(f, rows)
   summary = card.summarise(corpus, scored, rows)
   encoder = tokenizer.load(corpus.directory / "tokenizer", eos_token)
   body = card.sections(summary, found, names.definition, corpus, encoder)
   card.write(directory, names.selection, body, summary)
-  outputs = ("rows.npy", "report.html", "card.md")
   return {
     "tokenizer": corpus.manifest.tokenizer,
-    "files": {n: files.describe(directory / n) for n in outputs},
+    "files": {n: files.describe(directory / n) for n in _OUTPUTS},
     "counts": {
       "rows": found.rows,
       "kept": found.kept,

@@ -73,9 +73,7 @@ def keep(dataset: tf.data.Dataset, cutoff: Cutoff) -> tf.data.Dataset:
   return dataset.map(one, num_parallel_calls=1, deterministic=True)
 
 
-def read_instances(
-  dataset: tf.data.Dataset, corpus: Corpus
-) -> tf.data.Dataset:
+def read_instances(dataset: tf.data.Dataset, corpus: Corpus) -> tf.data.Dataset:
   """Kept rows → their instances, one at a time, read by random access."""
 
   def read(row_id):

@@ -22,7 +22,7 @@ from miniplm_jax.core import errors, files
 from miniplm_jax.core.errors import Stopped, UserError
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.models import decoder, head, likelihood, sharding
+from miniplm_jax.models import head, likelihood, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.trainer import batches, metrics, optimizer
@@ -186,9 +186,7 @@ def train(spec: Run, mesh: Mesh) -> Decoder:
       seed=t.seed,
       shuffle=t.shuffle,
     )
-    step_fn = step_function(
-      spec.arch, t, corpus.eos_id, mesh, run.remat, micro
-    )
+    step_fn = step_function(spec.arch, t, corpus.eos_id, mesh, run.remat, micro)
     heldout = _Heldout(spec, mesh, t.batch_size // micro)
     log = _Log(spec, first)
 

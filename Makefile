@@ -1,0 +1,62 @@
+# demo: the whole method on text that every installation carries.
+# test: the whole test suite, with the parity tests against transformers.
+# Everything is installed into .venv from the lock files; nothing else is used.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# --no-deps: the lock is complete, and names tensorflow-cpu for tensorflow.
+INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \
+  --compile-bytecode
+
+.PHONY: demo test lint format bench lock clean
+
+demo: .venv/installed
+	$(BIN)/python -m miniplm_jax.main --config=configs/demo.py
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.head
+
+.venv/installed: requirements-lock.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	  sys.exit(None if v in ((3, 11), (3, 12)) else "error: Python %d.%d, \
+	$(PYTHON), use 3.11 or 3.12: make PYTHON=python3.11" % v)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv==0.13.9
+	$(INSTALL) -r requirements-lock.txt
+	$(INSTALL) --editable .
+	touch $@
+
+# torch by pip: its CPU wheel may lie where uv does not look.
+.venv/installed-dev: .venv/installed requirements-dev-lock.txt
+	$(INSTALL) -r requirements-dev-lock.txt
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	touch $@
+
+# Resolve anew; commit what changes. tensorflow-text asks for tensorflow, whose
+# CPU wheel is half the size and the same code here.
+X86 := platform_machine == "x86_64" and sys_platform == "linux"
+NOT_X86 := platform_machine != "x86_64" or sys_platform != "linux"
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 \
+  --no-annotate --no-header --quiet --upgrade
+lock: .venv/installed
+	echo 'tensorflow==2.21.*; $(NOT_X86)' > .venv/overrides.txt
+	echo 'tensorflow-cpu==2.21.*; $(X86)' > .venv/cpu.in
+	$(COMPILE) --override .venv/overrides.txt pyproject.toml .venv/cpu.in \
+	  -o requirements-lock.txt
+	$(COMPILE) --constraint requirements-lock.txt requirements-dev.in \
+	  -o .venv/dev.txt
+	grep -vxFf requirements-lock.txt .venv/dev.txt > requirements-dev-lock.txt
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache

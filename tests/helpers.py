@@ -1,0 +1,78 @@
+"""A run that is small enough to be made many times, on real text."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from pydoc_data import topics
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = ROOT / "tests" / "tiny_config.py"
+
+
+def write_corpus(path: pathlib.Path, documents: int = 40):
+  """JSON lines of pydoc's topics, in two domains."""
+  with path.open("w") as f:
+    for i, name in enumerate(sorted(topics.topics)[:documents]):
+      record = {
+        "text": topics.topics[name][:4000],
+        "meta": {"set": "even" if i % 2 else "odd"},
+      }
+      f.write(json.dumps(record) + "\n")
+
+
+def command(folder: pathlib.Path, *arguments: str) -> list[str]:
+  """The command line of a tiny run in `folder`/run."""
+  return [
+    sys.executable,
+    "-m",
+    "miniplm_jax.main",
+    f"--config={CONFIG}",
+    f"--config.workdir={folder / 'run'}",
+    f"--config.corpus.source={folder / 'text.jsonl'}",
+    *arguments,
+  ]
+
+
+def environment() -> dict[str, str]:
+  """CPU, one device, and no progress bars."""
+  return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+
+
+def run(
+  folder: pathlib.Path, *arguments: str, code: int = 0
+) -> subprocess.CompletedProcess:
+  """Runs it to its end and checks the exit status."""
+  done = subprocess.run(
+    command(folder, *arguments),
+    capture_output=True,
+    text=True,
+    env=environment(),
+    check=False,
+    timeout=300,
+  )
+  assert done.returncode == code, done.stdout + done.stderr
+  return done
+
+
+def refused(folder: pathlib.Path, *arguments: str) -> str:
+  """Runs it, expects one line of error and exit 1; returns the line."""
+  done = run(folder, *arguments, code=1)
+  lines = [line for line in done.stderr.splitlines() if line.strip()]
+  errors = [line for line in lines if line.startswith("error: ")]
+  assert len(errors) == 1, done.stderr
+  assert "Traceback" not in done.stderr
+  assert lines[-1] == errors[0]
+  return errors[0]
+
+
+def weights(folder: pathlib.Path, student: str = "miniplm") -> bytes:
+  """The exported weights of a finished run."""
+  path = folder / "run" / "students" / student / "hf" / "model.safetensors"
+  return path.read_bytes()
+
+
+def rows(folder: pathlib.Path, selection: str = "miniplm") -> bytes:
+  """The kept rows of a finished run."""
+  return (folder / "run" / "selection" / selection / "rows.npy").read_bytes()

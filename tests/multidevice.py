@@ -1,0 +1,116 @@
+"""Run in a process of its own, with 8 CPU devices; prints JSON.
+
+One training step and one scoring step on several meshes: their figures, the
+shardings that were compiled, and the collectives in the HLO.
+"""
+
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from miniplm_jax import config as config_lib
+from miniplm_jax.models import likelihood, sharding
+from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.trainer import loop
+
+ARCH = Architecture(
+  vocab_size=1000,
+  hidden_size=64,
+  intermediate_size=96,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  tie_word_embeddings=False,
+)
+BATCH, LENGTH = 64, 256  # more tokens on a device than a tile of the head
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
+
+
+def collectives(text):
+  """How many of each collective the compiled program has."""
+  names = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+  found = re.findall(rf"= \S+ ({names})(?:-start)?\(", text)
+  return {name: found.count(name) for name in sorted(set(found))}
+
+
+def logits_shapes(text, shards, tensor):
+  """Buffers that hold the logits of all of a device's tokens."""
+  rows = BATCH // shards
+  sizes = ARCH.vocab_size, ARCH.vocab_size // tensor
+  return sorted(
+    shape
+    for v in sizes
+    for shape in (f"[{rows},{LENGTH},{v}]", f"[{rows * LENGTH},{v}]")
+    if shape in text
+  )
+
+
+def main():
+  train = config_lib.default().train
+  with train.unlocked():
+    train.update({"steps": 10, "warmup_steps": 0, "dtype": "float32"})
+  rng = np.random.default_rng(0)
+  batch = {
+    "tokens": rng.integers(0, 1000, (BATCH, LENGTH + 1)).astype(np.int32),
+    "length": rng.integers(2, LENGTH + 2, BATCH).astype(np.int32),
+  }
+  results = []
+  # The first mesh is one device: what the others must equal.
+  one = jax.make_mesh(
+    (1, 1, 1),
+    sharding.AXES,
+    (jax.sharding.AxisType.Auto,) * 3,
+    devices=jax.devices()[:1],
+  )
+  for mesh in (one, *(sharding.make_mesh(*sizes) for sizes in MESHES)):
+    with jax.set_mesh(mesh):
+      abstract = loop.abstract_state(ARCH, train, mesh)
+      where = jax.tree.map(lambda s: s.sharding, abstract)
+      new = functools.partial(loop._new_state, ARCH, train)
+      state = jax.jit(new, out_shardings=where)(jax.random.key(0))
+      placed = sharding.put_batch(batch, mesh)
+      step = loop.step_function(ARCH, train, 0, mesh, "full", 2)
+      compiled = step.lower(state, placed).compile()
+      row_nll = functools.partial(
+        likelihood.row_nll, eos_id=0, dtype=jnp.float32
+      )
+      score = jax.jit(row_nll, out_shardings=NamedSharding(mesh, P()))
+      scored = score.lower(state.model, placed).compile()
+      nll, count = scored(state.model, placed)
+      embed = state.model.embed[...]
+      local = embed.addressable_shards[0].data.shape
+      memory = compiled.memory_analysis()
+      new_state, found = compiled(state, placed)
+      tensor = mesh.shape["tensor"]
+      shards = sharding.batch_shards(mesh)
+      text = compiled.as_text(), scored.as_text()
+      results.append(
+        {
+          "mesh": [mesh.shape[a] for a in sharding.AXES],
+          "loss": float(found["train/loss"]),
+          "grad_norm": float(found["train/grad_norm"]),
+          "weights": [
+            float(jnp.sum(jnp.abs(leaf)))
+            for leaf in jax.tree.leaves(new_state.model)
+          ],
+          "nll": [float(x) for x in nll[:8]],
+          "tokens": int(count.sum()),
+          "embed_shard": list(local),
+          "argument_bytes": memory.argument_size_in_bytes,
+          "train_collectives": collectives(text[0]),
+          "score_collectives": collectives(text[1]),
+          "logits": logits_shapes(text[0], shards, tensor)
+          + logits_shapes(text[1], shards, tensor),
+        }
+      )
+  print(json.dumps(results))
+
+
+if __name__ == "__main__":
+  main()

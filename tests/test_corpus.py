@@ -1,0 +1,102 @@
+import gzip
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus import embedded, readers
+from miniplm_jax.corpus.store import Instance, split_of
+
+RECORDS = [
+  {"text": "one\rtwo", "meta": {"set": "a"}},
+  {"text": "ünï", "meta": {"set": "b"}},
+]
+
+
+def lines():
+  return "".join(json.dumps(r) + "\n" for r in RECORDS).encode()
+
+
+def read(path, domain="meta.set"):
+  parts, _ = readers.list_parts(str(path), "text", domain)
+  return [d for part in parts for d in part.read()]
+
+
+def test_every_format_gives_the_same_documents(tmp_path):
+  (tmp_path / "a.jsonl").write_bytes(lines())
+  (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines()))
+  with pa.CompressedOutputStream(str(tmp_path / "a.jsonl.zst"), "zstd") as f:
+    f.write(lines())
+  pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "a.parquet")
+  for path in tmp_path.iterdir():
+    found = [(d.text, d.domain) for d in read(path)]
+    assert found == [("one\rtwo", "a"), ("ünï", "b")], path
+  assert len(read(tmp_path)) == len(read(f"{tmp_path}/a.*")) == 8
+  assert {d.domain for d in read(tmp_path, "")} == {"a"}
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    (b"{broken\n", "line 3"),
+    (b'{"meta": {"set": "a"}}\n', "no text in field 'text'"),
+    (b'{"text": "x"}\n', "no domain in field 'meta.set'"),
+    (b'{"text": "\xff"}\n', "line 3"),
+  ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+  path = tmp_path / "a.jsonl"
+  path.write_bytes(lines() + line)
+  with pytest.raises(UserError, match="line 3") as e:
+    read(path)
+  assert message in str(e.value)
+
+
+def test_nothing_there_and_unknown_formats_are_refused(tmp_path):
+  with pytest.raises(UserError, match="no file of documents"):
+    read(tmp_path)
+  (tmp_path / "a.csv").write_text("x")
+  with pytest.raises(UserError, match="not a known format"):
+    read(tmp_path / "a.csv")
+
+
+def test_an_instance_survives_its_record():
+  ids = np.array([1, 2, 300_000], np.int32)
+  one = Instance(ids, "d", "train", 3, (4, 5), 6)
+  two = Instance.from_bytes(one.to_bytes())
+  np.testing.assert_array_equal(two.ids, ids)
+  assert (two.domain, two.split, two.part) == ("d", "train", 3)
+  assert (two.documents, two.offset) == ((4, 5), 6)
+
+
+def test_splits_follow_the_shares_the_seed_and_the_content():
+  shares = [("reference", 0.2), ("heldout", 0.1)]
+  rows = [np.array([i, i + 1], np.int32) for i in range(5000)]
+  splits = [split_of(r, 1, shares) for r in rows]
+  assert abs(splits.count("reference") / 5000 - 0.2) < 0.02
+  assert abs(splits.count("heldout") / 5000 - 0.1) < 0.02
+  assert splits == [split_of(r.copy(), 1, shares) for r in rows]
+  assert splits != [split_of(r, 2, shares) for r in rows]
+
+
+def test_the_embedded_corpus_has_its_domains_and_no_duplicates():
+  parts, fingerprint = embedded.list_parts()
+  documents = [d for part in parts for d in part.read()]
+  assert {d.domain for d in documents} == {
+    "source",
+    "docstring",
+    "topic",
+    "readme",
+    "licence",
+    "noise",
+  }
+  texts = [d.text for d in documents]
+  assert len(set(texts)) == len(texts)
+  size = {}
+  for d in documents:
+    size[d.domain] = size.get(d.domain, 0) + len(d.text)
+  assert 0.04 < size["noise"] / sum(size.values()) < 0.12
+  assert fingerprint() == embedded.list_parts()[1]()

@@ -1,0 +1,214 @@
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from miniplm_jax import config as config_lib
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.models import architecture, decoder, head, likelihood
+from miniplm_jax.models.architecture import PRESETS, Architecture
+from miniplm_jax.trainer import optimizer
+
+ARCH = Architecture(
+  vocab_size=61,
+  hidden_size=16,
+  intermediate_size=24,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+)
+
+
+@pytest.mark.parametrize(
+  ("name", "total", "bare"),
+  [
+    ("qwen-104m", 103_502_336, 25_711_104),
+    ("qwen-200m", 203_437_824, 86_750_976),
+    ("qwen-500m", 463_987_712, 308_405_248),
+    ("qwen-1.2b", 1_160_566_272, 693_818_880),
+    ("qwen1.5-1.8b", 1_836_828_672, None),
+  ],
+)
+def test_parameter_counts_are_the_papers(name, total, bare):
+  arch = Architecture(**PRESETS[name])
+  assert arch.parameters() == total
+  assert bare is None or arch.non_embedding_parameters() == bare
+  leaves = jax.tree.leaves(decoder.abstract(arch))
+  assert sum(x.size for x in leaves) == total
+
+
+def test_unknown_keys_are_ignored_and_unimplemented_values_refused():
+  good = architecture.to_hugging_face(ARCH, 0)
+  assert architecture.from_hugging_face(good | {"x": 1}, "here") == ARCH
+  for bad in (
+    {"model_type": "llama"},
+    {"hidden_act": "gelu"},
+    {"use_sliding_window": True},
+    {"rope_scaling": {"type": "yarn"}},
+    {"rope_parameters": {"rope_type": "llama3"}},
+    {"num_attention_heads": 3},
+  ):
+    with pytest.raises(UserError, match="here|configuration"):
+      architecture.from_hugging_face(good | bad, "here")
+  del good["hidden_size"]
+  with pytest.raises(UserError, match="hidden_size"):
+    architecture.from_hugging_face(good, "here")
+
+
+def dense_nll(h, w, y):
+  logits = h.astype(jnp.float32) @ w.T.astype(jnp.float32)
+  picked = jnp.take_along_axis(logits, y[..., None], -1)[..., 0]
+  return jax.nn.logsumexp(logits, -1) - picked
+
+
+@pytest.mark.parametrize("tile", [1, 5, 14, 100])
+def test_head_equals_the_dense_one_with_gradients(mesh, tile):
+  keys = jax.random.split(jax.random.key(0), 4)
+  h = jax.random.normal(keys[0], (2, 7, 16))
+  w = jax.random.normal(keys[1], (61, 16))
+  y = jax.random.randint(keys[2], (2, 7), 0, 61)
+  weight = jax.random.uniform(keys[3], (2, 7))
+  nll = jax.jit(functools.partial(head.token_nll, tile=tile))(h, w, y)
+  np.testing.assert_allclose(nll, dense_nll(h, w, y), atol=1e-5)
+
+  def ours(h, w):
+    return 3 * head.weighted_nll(h, w, y, weight, tile)
+
+  def dense(h, w):
+    return 3 * jnp.sum(dense_nll(h, w, y) * weight)
+
+  found = jax.jit(jax.value_and_grad(ours, (0, 1)))(h, w)
+  wanted = jax.value_and_grad(dense, (0, 1))(h, w)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-5),
+    found,
+    wanted,
+  )
+
+
+def test_no_logits_of_all_tokens_exist(mesh):
+  """Tiles of 8 tokens: nothing of [64, V] or [2, 32, V] is in the HLO."""
+  h, w = jnp.ones((2, 32, 16)), jnp.ones((509, 16))
+  y, weight = jnp.zeros((2, 32), int), jnp.ones((2, 32))
+
+  def loss(h, w, tile):
+    return head.weighted_nll(h, w, y, weight, tile)
+
+  def shapes(tile):
+    f = jax.grad(functools.partial(loss, tile=tile), (0, 1))
+    return set(
+      re.findall(r"\[([\d,]+)\]", jax.jit(f).lower(h, w).compile().as_text())
+    )
+
+  assert "8,509" in shapes(8)
+  assert not {"64,509", "2,32,509"} & shapes(8)
+  assert "64,509" in shapes(64)  # the check can see it
+
+
+def test_a_position_sees_only_what_stands_before_it(mesh):
+  model = decoder.initialise(ARCH, 0, mesh)
+  tokens = jnp.arange(12)[None] % 61
+
+  def at(model):
+    return jnp.sum(model(tokens)[0, 5] ** 2)
+
+  grads = jax.jit(jax.grad(at))(model).embed[...]
+  seen = np.abs(np.asarray(grads)).sum(-1)[:12] > 0
+  np.testing.assert_array_equal(seen, np.arange(12) <= 5)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_changes_nothing(mesh, remat):
+  model = decoder.initialise(ARCH, 0, mesh)
+  tokens = jnp.arange(24).reshape(2, 12)
+
+  def loss(model, remat):
+    return jnp.mean(model(tokens, remat=remat) ** 3)
+
+  one = jax.jit(jax.value_and_grad(functools.partial(loss, remat="none")))
+  two = jax.jit(jax.value_and_grad(functools.partial(loss, remat=remat)))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-6),
+    one(model),
+    two(model),
+  )
+
+
+def test_the_loss_mask_leaves_out_padding_and_what_follows_an_end():
+  eos = 9
+  tokens = jnp.array([[1, 9, 2, 3, 9, 9], [9, 4, 5, 6, 7, 8]])
+  mask = likelihood.loss_mask(tokens[:, :-1], jnp.array([5, 6]), eos)
+  # Row 0 has ids 1 9 2 3 9: the end at position 1 is predicted, from 1; its
+  # successor is not; the end at position 4 is predicted, from 3.
+  np.testing.assert_array_equal(
+    mask, [[True, False, True, True, False], [False, True, True, True, True]]
+  )
+
+
+def test_reductions_are_those_of_their_names():
+  mask = jnp.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
+  nll = jnp.array([[1.0, 2, 3, 50], [8, 50, 50, 50]])
+  for reduction, wanted in (("instance_mean", 5.0), ("token_mean", 3.5)):
+    weights = likelihood.token_weights(mask, reduction)
+    assert float(jnp.sum(weights * nll)) == pytest.approx(wanted)
+
+
+def train_section(**changes):
+  section = config_lib.default().train
+  with section.unlocked():
+    section.update(changes)
+  return section
+
+
+def test_learning_rate_goldens_of_the_200m_run():
+  schedule = optimizer.learning_rate(train_section())
+  for step, wanted in (
+    (0, 0),
+    (1, 3e-7),
+    (1999, 5.997e-4),
+    (2000, 6e-4),
+    (51_000, 3.3e-4),
+    (100_000, 6e-5),
+  ):
+    assert float(schedule(step)) == pytest.approx(wanted, rel=1e-5, abs=1e-12)
+
+
+def test_the_optimizer_is_adamw_with_decay_on_everything():
+  """Against the update rule written out in numpy."""
+  train = train_section(
+    learning_rate=0.1, warmup_steps=0, steps=10, weight_decay=0.1
+  )
+  tx, schedule = optimizer.make(train), optimizer.learning_rate(train)
+  rng = np.random.default_rng(0)
+  params = {"norm": jnp.ones(3), "w": jnp.asarray(rng.normal(size=(2, 3)))}
+  state = tx.init(params)
+  ours = {k: np.asarray(v, np.float64) for k, v in params.items()}
+  m = {k: np.zeros_like(v) for k, v in ours.items()}
+  v = {k: np.zeros_like(v) for k, v in ours.items()}
+  for t in range(5):
+    grads = {k: rng.normal(size=x.shape) * 2 for k, x in ours.items()}
+    norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+    lr = float(schedule(t))
+    updates, state = tx.update(jax.tree.map(jnp.asarray, grads), state, params)
+    params = optax.apply_updates(params, updates)
+    for k, g in grads.items():
+      g = g / max(norm, 1.0)
+      m[k] = 0.9 * m[k] + 0.1 * g
+      v[k] = 0.98 * v[k] + 0.02 * g**2
+      mean, square = m[k] / (1 - 0.9 ** (t + 1)), v[k] / (1 - 0.98 ** (t + 1))
+      ours[k] -= lr * (mean / (np.sqrt(square) + 1e-6) + 0.1 * ours[k])
+  for k in ours:
+    np.testing.assert_allclose(params[k], ours[k], rtol=2e-4)
+
+
+def test_flops_are_two_per_weight_and_causal_attention():
+  arch = Architecture(**PRESETS["qwen-500m"])
+  weights = arch.matmul_parameters()
+  assert arch.forward_flops(1024) == 2 * weights + 2 * 24 * 1024 * 1024
+  small = dataclasses.replace(arch, num_key_value_heads=8)
+  assert small.matmul_parameters() == weights - 24 * 1024 * 1024

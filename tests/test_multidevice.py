@@ -1,0 +1,64 @@
+"""8 simulated devices, in a process of their own."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import ROOT, environment
+
+
+@pytest.fixture(scope="module")
+def results():
+  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  done = subprocess.run(
+    [sys.executable, str(ROOT / "tests" / "multidevice.py")],
+    capture_output=True,
+    text=True,
+    env=environment() | flags,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  one, *meshes = json.loads(done.stdout.splitlines()[-1])
+  assert one["mesh"] == [1, 1, 1] and len(meshes) == 3
+  return one, meshes
+
+
+def test_every_mesh_gives_the_figures_of_one_device(results):
+  one, meshes = results
+  for found in meshes:
+    for name in ("loss", "grad_norm", "weights", "nll"):
+      np.testing.assert_allclose(found[name], one[name], rtol=1e-5), name
+    assert found["tokens"] == one["tokens"]
+
+
+def test_weights_and_optimizer_are_split_as_the_mesh_says(results):
+  one, meshes = results
+  for found in meshes:
+    data, fsdp, tensor = found["mesh"]
+    assert found["embed_shard"] == [1000 // tensor, 64 // fsdp]
+    # Norms and biases are copied; all else shrinks with fsdp and tensor.
+    share = found["argument_bytes"] / one["argument_bytes"]
+    assert share == pytest.approx(1 / (fsdp * tensor), rel=0.1), found["mesh"]
+
+
+def test_no_mesh_holds_the_logits_of_all_tokens(results):
+  one, meshes = results
+  assert [found["logits"] for found in (one, *meshes)] == [[]] * 4
+
+
+def test_collectives_are_those_that_the_layout_implies(results):
+  one, meshes = results
+  assert one["train_collectives"] == one["score_collectives"] == {}
+  for found in meshes:
+    data, fsdp, tensor = found["mesh"]
+    train, score = found["train_collectives"], found["score_collectives"]
+    for collective in (train, score):
+      assert "collective-permute" not in collective, found["mesh"]
+    # Scoring with whole weights on every device only gathers its results.
+    if fsdp == tensor == 1:
+      assert set(score) <= {"all-gather", "all-reduce"}
+      assert set(train) == {"all-reduce"}
+    if fsdp > 1:
+      assert "all-gather" in train and "all-gather" in score

@@ -1,0 +1,322 @@
+"""The command line, in real processes, on real text."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers import (
+  command,
+  environment,
+  refused,
+  rows,
+  run,
+  weights,
+  write_corpus,
+)
+
+LONG = "--config.train.steps=48"  # enough steps to be killed among
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+  """An uninterrupted run of all stages with a baseline."""
+  folder = tmp_path_factory.mktemp("finished")
+  write_corpus(folder / "text.jsonl")
+  done = run(folder, "--config.baselines=('pretrain',)", LONG)
+  (folder / "stdout").write_text(done.stdout)
+  return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+  """A copy that a test may damage; its paths differ, its content not."""
+  shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+  return tmp_path
+
+
+def kill(folder, appears: str, number: int, *arguments) -> int:
+  """Starts a run, signals it once a file appears; returns the exit code."""
+  process = subprocess.Popen(
+    command(folder, *arguments),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+    env=environment(),
+  )
+  deadline = time.monotonic() + 120
+  while not list((folder / "run").glob(appears)):
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.002)
+  process.send_signal(number)
+  return process.wait(60)
+
+
+def test_the_workdir_is_that_of_the_contract(finished):
+  for pattern in (
+    "corpus/instances-*-of-*.array_record",
+    "corpus/manifest.json",
+    "reference/checkpoints/*",
+    "reference/hf/model.safetensors",
+    "reference/metrics/*",
+    "scores/teacher/part-*.parquet",
+    "scores/reference/manifest.json",
+    "selection/miniplm/rows.npy",
+    "selection/miniplm/report.html",
+    "selection/miniplm/card.md",
+    "students/pretrain/checkpoints/*",
+    "students/miniplm/hf/tokenizer.json",
+    "students/miniplm/metrics/events*",
+    "students/miniplm/evaluation.json",
+    "report.html",
+  ):
+    assert list((finished / "run").glob(pattern)), pattern
+  assert not list((finished / "run").rglob("*.partial.json"))
+  assert not [p for p in (finished / "run").rglob(".*")]
+  for path in (finished / "run").rglob("manifest.json"):
+    manifest = json.loads(path.read_text())
+    for field in (
+      "schema_version",
+      "settings",
+      "inputs",
+      "tokenizer",
+      "weights",
+      "counts",
+      "code_version",
+    ):
+      assert field in manifest, (path, field)
+
+
+def test_the_log_line_that_people_scrape(finished):
+  line = next(
+    line
+    for line in (finished / "stdout").read_text().splitlines()
+    if "[miniplm] completed step: 48," in line
+  )
+  for field in (
+    "seconds: ",
+    "TFLOP/s/device: ",
+    "Tokens/s/device: ",
+    "total_weights: ",
+    "loss: ",
+  ):
+    assert field in line
+
+
+def test_selection_is_the_top_half_in_corpus_order(finished):
+  scores = {}
+  for model in ("teacher", "reference"):
+    parts = sorted((finished / "run/scores" / model).glob("*.parquet"))
+    table = pq.read_table(parts)
+    scores[model] = {k: table[k].to_numpy() for k in table.column_names}
+  ids = scores["teacher"]["row_id"]
+  score = (
+    scores["reference"]["nll_sum"] / scores["reference"]["n_tokens"]
+    - scores["teacher"]["nll_sum"] / scores["teacher"]["n_tokens"]
+  )
+  order = np.lexsort((ids, -score))
+  wanted = np.sort(ids[order[: len(ids) // 2]])
+  found = np.load(finished / "run/selection/miniplm/rows.npy")
+  np.testing.assert_array_equal(found, wanted)
+
+
+def test_no_row_is_in_two_splits_and_none_of_d_is_left_out(finished):
+  index = pq.read_table(sorted((finished / "run/corpus").glob("*.parquet")))
+  split = index["split"].to_pylist()
+  scored = pq.read_table(
+    sorted((finished / "run/scores/teacher").glob("*.parquet"))
+  )["row_id"].to_numpy()
+  wanted = [i for i, name in enumerate(split) if name == "train"]
+  np.testing.assert_array_equal(scored, wanted)
+  assert set(split) == {"train", "reference", "heldout", "teacher"}
+
+
+def test_anyone_with_seqio_reads_the_refined_corpus(finished):
+  import seqio
+
+  from miniplm_jax.core import manifest
+  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.select import tasks
+
+  name = tasks.register(finished / "run", "miniplm")
+  task = seqio.get_mixture_or_task(name)
+  corpus = Corpus(manifest.read(finished / "run/corpus/manifest.json"))
+  wanted = np.load(finished / "run/selection/miniplm/rows.npy")
+
+  def read(shard=None):
+    dataset = task.get_dataset(
+      sequence_length=None,
+      split="train",
+      shuffle=False,
+      shard_info=shard,
+      try_in_mem_cache=False,
+    )
+    return list(dataset.as_numpy_iterator())
+
+  examples = read()
+  np.testing.assert_array_equal([e["row_id"] for e in examples], wanted)
+  for example, row in zip(examples, corpus.read(wanted)):
+    np.testing.assert_array_equal(example["targets"], row.ids)
+    assert example["domain"].decode() == row.domain
+  shards = [read(seqio.ShardInfo(i, 3)) for i in range(3)]
+  ids = sorted(e["row_id"] for shard in shards for e in shard)
+  np.testing.assert_array_equal(ids, wanted)
+
+
+def test_a_second_run_does_nothing_and_force_redoes(copy):
+  before = {
+    p: p.stat().st_mtime_ns for p in (copy / "run").rglob("*") if p.is_file()
+  }
+  done = run(copy, "--config.baselines=('pretrain',)", LONG)
+  assert done.stdout.count("skipped") == done.stdout.count("[")
+  after = {
+    p: p.stat().st_mtime_ns for p in (copy / "run").rglob("*") if p.is_file()
+  }
+  assert before == after
+  done = run(copy, LONG, "--stages=select", "--force")
+  assert "done in" in done.stdout
+  # The same bytes again: what stands on it need not be made again.
+  assert "skipped" in run(copy, LONG, "--stages=train").stdout
+
+
+def test_kill_9_in_score_changes_nothing(copy, finished):
+  shutil.rmtree(copy / "run" / "scores")
+  shutil.rmtree(copy / "run" / "selection")
+  code = kill(
+    copy,
+    "scores/teacher/part-00000*",
+    signal.SIGKILL,
+    LONG,
+    "--stages=score,select",
+  )
+  assert code == -signal.SIGKILL
+  assert not (copy / "run/scores/teacher/manifest.json").exists()
+  done = run(copy, LONG, "--stages=score,select")
+  assert "resuming" in done.stdout
+  assert rows(copy) == rows(finished)
+
+
+def test_kill_9_and_sigterm_in_train_change_nothing(copy, finished):
+  shutil.rmtree(copy / "run" / "students")
+  stages = "--stages=train,export"
+  first = "students/miniplm/checkpoints/4"
+  assert kill(copy, first, signal.SIGTERM, LONG, stages) == 143
+  saved = sorted((copy / "run/students/miniplm/checkpoints").glob("[0-9]*"))
+  assert saved and not (copy / "run/students/miniplm/manifest.json").exists()
+  later = max(int(p.name) for p in saved) // 4 * 4 + 4
+  second = f"students/miniplm/checkpoints/{later}"
+  assert kill(copy, second, signal.SIGKILL, LONG, stages) == -signal.SIGKILL
+  assert not (copy / "run/students/miniplm/manifest.json").exists()
+  assert "restored checkpoint" in run(copy, LONG, stages).stdout
+  assert weights(copy) == weights(finished)
+  path = "run/students/miniplm/metrics/metrics.jsonl"
+  lines = [
+    [json.loads(line) for line in (folder / path).read_text().splitlines()]
+    for folder in (copy, finished)
+  ]
+  for line in (*lines[0], *lines[1]):
+    line.pop("train/tokens_per_second", None)
+  # The step of the SIGTERM has no evaluation of its own; the rest is equal.
+  assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("method", ["difficulty", "teacher_preference"])
+def test_other_methods_use_the_same_scores(copy, method):
+  done = run(
+    copy,
+    f"--config.method={method}",
+    "--stages=select,train,evaluate",
+    "--config.train.steps=4",
+    "--config.train.warmup_steps=1",
+  )
+  assert "skipped" in done.stdout and "scores/teacher" in done.stdout
+  assert rows(copy, method) != rows(copy)
+  assert (copy / "run/students" / method / "evaluation.json").exists()
+
+
+def test_fewer_rows_at_a_time_accumulate_to_the_same_loss(copy, finished):
+  shutil.rmtree(copy / "run" / "students")
+  run(copy, LONG, "--stages=train", "--config.run.per_device_batch_size=2")
+  losses = []
+  for folder in (copy, finished):
+    path = folder / "run/students/miniplm/metrics/metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    losses.append([m["train/loss"] for m in lines if "train/loss" in m])
+  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_bad_corpora_are_refused_in_one_line(tmp_path):
+  (tmp_path / "text.jsonl").write_text('{"text": "a", "meta": {"set": "b"}}\n{')
+  error = refused(tmp_path, "--stages=tokenize")
+  assert "text.jsonl line 2" in error
+  (tmp_path / "text.jsonl").write_text("")
+  assert "no document" in refused(tmp_path, "--stages=tokenize")
+  (tmp_path / "text.jsonl").unlink()
+  assert "text.jsonl" in refused(tmp_path, "--stages=tokenize")
+  assert not list((tmp_path / "run").rglob("*.array_record"))
+
+
+@pytest.mark.parametrize(
+  ("argument", "words"),
+  [
+    ("--config.select.ratio=0.0", "select.ratio"),
+    ("--config.select.ratio=1.5", "select.ratio"),
+    ("--config.nothing=1", "nothing"),
+    ("--stages=tokenise", "tokenise"),
+    ("--config.method=seqkd", "seqkd"),
+    ("--config.workdir=", "workdir"),
+    ("--config.train.warmup_steps=99", "warmup_steps"),
+    ("--config.select.definition=x", "definition"),
+  ],
+)
+def test_bad_settings_are_refused_in_one_line(copy, argument, words):
+  assert words in refused(copy, argument)
+
+
+def test_a_config_file_with_a_missing_or_unknown_field(tmp_path):
+  start = "from miniplm_jax import config as c\ndef get_config():\n"
+  for body, words in (
+    ("  x = c.default()\n  x.unlock()\n  del x.train.steps\n", "train.steps"),
+    ("  x = c.default()\n  x.trian = 1\n", "trian"),
+    ("  x = c.default().unlock()\n  x.corpus.txt = 1\n", "corpus.txt"),
+  ):
+    path = tmp_path / "config.py"
+    path.write_text(start + body + "  return x\n")
+    error = refused(tmp_path, f"--config={path}")
+    assert words in error, error
+
+
+def test_a_workdir_made_with_another_tokenizer_is_refused(copy):
+  error = refused(copy, "--config.corpus.vocab_size=400")
+  assert "corpus/manifest.json" in error and "tokenizer" in error
+
+
+def test_a_half_deleted_score_part_is_named(copy):
+  part = sorted((copy / "run/scores/teacher").glob("part-*"))[1]
+  part.write_bytes(part.read_bytes()[:100])
+  shutil.rmtree(copy / "run/selection")
+  assert part.name in refused(copy, "--stages=select")
+  assert part.name in refused(copy, "--stages=score")
+  # The way out that the message names: only that part is scored again.
+  manifest = part.parent / "manifest.json"
+  os.rename(manifest, part.parent / "manifest.partial.json")
+  part.unlink()
+  kept = {p: p.stat().st_mtime_ns for p in part.parent.glob("part-*")}
+  run(copy, "--stages=score,select")
+  assert {p: p.stat().st_mtime_ns for p in kept} == kept
+
+
+def test_a_nan_score_is_refused_by_row(copy):
+  part = sorted((copy / "run/scores/reference").glob("part-*"))[0]
+  table = pq.read_table(part)
+  nll = table["nll_sum"].to_numpy().copy()
+  nll[3] = np.nan
+  row_id = table["row_id"][3].as_py()
+  pq.write_table(table.set_column(1, "nll_sum", [nll]), part)
+  shutil.rmtree(copy / "run/selection")
+  error = refused(copy, "--stages=select")
+  assert f"row {row_id} has nll_sum nan" in error and part.name in error

@@ -1,0 +1,193 @@
+"""The tree is the pipeline: rules about the code itself."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import CONFIG, ROOT, environment, write_corpus
+from ml_collections import ConfigDict
+
+from miniplm_jax import config as config_lib
+from miniplm_jax import pipeline
+from miniplm_jax.core.errors import UserError
+
+PACKAGE = ROOT / "miniplm_jax"
+# From the ground up; `config` is the one module between folders.
+ORDER = (
+  "core",
+  "config",
+  "models",
+  "corpus",
+  "trainer",
+  "reference",
+  "score",
+  "select",
+  "train",
+  "evaluate",
+  "export",
+  "report",
+  "pipeline",
+  "main",
+)
+
+
+def imports(path: pathlib.Path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom):
+      names = [f"{node.module}.{alias.name}" for alias in node.names]
+    elif isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    else:
+      continue
+    yield from (n.split(".")[1:] for n in names if n.startswith("miniplm_jax."))
+
+
+def test_no_module_imports_a_later_stage():
+  seen = 0
+  for path in PACKAGE.rglob("*.py"):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if own == "__init__":
+      continue
+    for names in imports(path):
+      seen += 1
+      assert ORDER.index(names[0]) <= ORDER.index(own), (path, names)
+  assert seen > 50
+
+
+def test_files_can_be_read_in_one_sitting():
+  assert len((PACKAGE / "main.py").read_text().splitlines()) <= 60
+  for path in PACKAGE.rglob("*.py"):
+    assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_only_one_place_imports_orbax():
+  found = [p for p in PACKAGE.rglob("*.py") if "orbax" in p.read_text()]
+  assert [p.name for p in found if "import orbax" in p.read_text()] == [
+    "checkpoints.py"
+  ]
+
+
+def python(code: str) -> str:
+  return subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    check=True,
+    env=environment(),
+  ).stdout
+
+
+def test_training_and_scoring_do_not_import_tensorflow_or_torch():
+  modules = "trainer.loop, miniplm_jax.score.scorer, miniplm_jax.select.card"
+  heavy = "{'tensorflow', 'torch', 'transformers', 'seqio'}"
+  assert "set()" in python(
+    f"import sys, miniplm_jax.{modules}; print({heavy} & set(sys.modules))"
+  )
+
+
+@pytest.mark.parametrize("flag", ["--help", "--dry_run"])
+def test_help_and_dry_run_answer_at_once(tmp_path, flag):
+  seconds = []
+  for _ in range(2):  # the first may have bytecode to write
+    start = time.monotonic()
+    done = subprocess.run(
+      [
+        sys.executable,
+        "-m",
+        "miniplm_jax.main",
+        f"--config={ROOT}/configs/demo.py",
+        f"--config.workdir={tmp_path}",
+        flag,
+      ],
+      capture_output=True,
+      text=True,
+      check=True,
+      env=environment(),
+    )
+    seconds.append(time.monotonic() - start)
+  assert min(seconds) < 2
+  assert ("--stages" if flag == "--help" else "tokenize") in done.stdout
+  assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_starts_no_backend():
+  assert "set()" in python(
+    "import sys, miniplm_jax.main; "
+    "print({'jax', 'tensorflow', 'seqio'} & set(sys.modules))"
+  )
+
+
+def leaves(config, prefix=()):
+  for name in config:
+    if isinstance(config[name], ConfigDict):
+      yield from leaves(config[name], (*prefix, name))
+    else:
+      yield (*prefix, name)
+
+
+def load():
+  space = {}
+  exec(CONFIG.read_text(), space)
+  return space["get_config"]()
+
+
+def plan(config, folder):
+  """Everything that the runner compares, or the refusal."""
+  config.workdir = config.workdir or str(folder / "run")
+  config.corpus.source = config.corpus.source or str(folder / "text.jsonl")
+  try:
+    config_lib.check(config, "here")
+    workdir = pipeline.Workdir(pipeline.epath.Path(config.workdir))
+    return [
+      (
+        str(j.manifest),
+        dict(j.settings),
+        {k: str(v) for k, v in j.inputs.items()},
+      )
+      for stage in config.stages
+      for j in pipeline.JOBS[stage](config, workdir)
+    ]
+  except UserError as e:
+    return str(e)
+
+
+# Read where a job runs, not where it is planned.
+_AT_RUN_TIME = {
+  ("teacher", "revision"): "score/stage.py",
+  ("reference", "revision"): "score/stage.py",
+}
+
+
+def test_every_field_is_live(tmp_path):
+  """Another value changes a job, is refused, or is of `run`."""
+  write_corpus(tmp_path / "text.jsonl", 2)
+  (tmp_path / "other").mkdir()
+  before = plan(load(), tmp_path)
+  assert isinstance(before, list)
+  code = "".join(p.read_text() for p in PACKAGE.rglob("*.py"))
+  for path in leaves(load()):
+    config = load()
+    *folders, name = path
+    section = config
+    for folder in folders:
+      section = section[folder]
+    old = section[name]
+    if isinstance(old, bool):
+      section[name] = not old
+    elif isinstance(old, tuple):
+      section[name] = ("pretrain",) if name == "baselines" else (*old[:1],)
+      if name in ("lengths", "ignore_domains"):
+        section[name] = (3,) if name == "lengths" else ("x",)
+    elif isinstance(old, str):
+      section[name] = str(tmp_path / "other")
+    else:
+      section[name] = old + 1
+    if folders == ["run"]:
+      assert f"run.{name}" in code, path
+    elif path in _AT_RUN_TIME:
+      assert "c.revision" in (PACKAGE / _AT_RUN_TIME[path]).read_text()
+    else:
+      assert plan(config, tmp_path) != before, path
