@@ -22,13 +22,15 @@ def write_corpus(path: pathlib.Path, documents: int = 40):
       f.write(json.dumps(record) + "\n")
 
 
-def command(folder: pathlib.Path, *arguments: str) -> list[str]:
+def command(
+  folder: pathlib.Path, *arguments: str, config: pathlib.Path = CONFIG
+) -> list[str]:
   """The command line of a tiny run in `folder`/run."""
   return [
     sys.executable,
     "-m",
     "miniplm_jax.main",
-    f"--config={CONFIG}",
+    f"--config={config}",
     f"--config.workdir={folder / 'run'}",
     f"--config.corpus.source={folder / 'text.jsonl'}",
     *arguments,
@@ -41,11 +43,14 @@ def environment() -> dict[str, str]:
 
 
 def run(
-  folder: pathlib.Path, *arguments: str, code: int = 0
+  folder: pathlib.Path,
+  *arguments: str,
+  code: int = 0,
+  config: pathlib.Path = CONFIG,
 ) -> subprocess.CompletedProcess:
   """Runs it to its end and checks the exit status."""
   done = subprocess.run(
-    command(folder, *arguments),
+    command(folder, *arguments, config=config),
     capture_output=True,
     text=True,
     env=environment(),
@@ -56,9 +61,11 @@ def run(
   return done
 
 
-def refused(folder: pathlib.Path, *arguments: str) -> str:
+def refused(
+  folder: pathlib.Path, *arguments: str, config: pathlib.Path = CONFIG
+) -> str:
   """Runs it, expects one line of error and exit 1; returns the line."""
-  done = run(folder, *arguments, code=1)
+  done = run(folder, *arguments, code=1, config=config)
   lines = [line for line in done.stderr.splitlines() if line.strip()]
   errors = [line for line in lines if line.startswith("error: ")]
   assert len(errors) == 1, done.stderr

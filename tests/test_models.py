@@ -53,7 +53,7 @@ def test_unknown_keys_are_ignored_and_unimplemented_values_refused():
     {"rope_parameters": {"rope_type": "llama3"}},
     {"num_attention_heads": 3},
   ):
-    with pytest.raises(UserError, match="here|configuration"):
+    with pytest.raises(UserError, match=r"here|configuration"):
       architecture.from_hugging_face(good | bad, "here")
   del good["hidden_size"]
   with pytest.raises(UserError, match="hidden_size"):
@@ -101,9 +101,8 @@ def test_no_logits_of_all_tokens_exist(mesh):
 
   def shapes(tile):
     f = jax.grad(functools.partial(loss, tile=tile), (0, 1))
-    return set(
-      re.findall(r"\[([\d,]+)\]", jax.jit(f).lower(h, w).compile().as_text())
-    )
+    text = jax.jit(f).lower(h, w).compile().as_text()
+    return set(re.findall(r"\[([\d,]+)\]", text))
 
   assert "8,509" in shapes(8)
   assert not {"64,509", "2,32,509"} & shapes(8)

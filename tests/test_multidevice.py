@@ -36,7 +36,7 @@ def test_every_mesh_gives_the_figures_of_one_device(results):
 def test_weights_and_optimizer_are_split_as_the_mesh_says(results):
   one, meshes = results
   for found in meshes:
-    data, fsdp, tensor = found["mesh"]
+    _, fsdp, tensor = found["mesh"]
     assert found["embed_shard"] == [1000 // tensor, 64 // fsdp]
     # Norms and biases are copied; all else shrinks with fsdp and tensor.
     share = found["argument_bytes"] / one["argument_bytes"]
@@ -52,7 +52,7 @@ def test_collectives_are_those_that_the_layout_implies(results):
   one, meshes = results
   assert one["train_collectives"] == one["score_collectives"] == {}
   for found in meshes:
-    data, fsdp, tensor = found["mesh"]
+    _, fsdp, tensor = found["mesh"]
     train, score = found["train_collectives"], found["score_collectives"]
     for collective in (train, score):
       assert "collective-permute" not in collective, found["mesh"]

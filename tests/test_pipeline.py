@@ -257,7 +257,7 @@ def test_bad_corpora_are_refused_in_one_line(tmp_path):
   assert "no document" in refused(tmp_path, "--stages=tokenize")
   (tmp_path / "text.jsonl").unlink()
   assert "text.jsonl" in refused(tmp_path, "--stages=tokenize")
-  assert not list((tmp_path / "run").rglob("*.array_record"))
+  assert not list((tmp_path / "run").rglob("*"))
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_a_config_file_with_a_missing_or_unknown_field(tmp_path):
   ):
     path = tmp_path / "config.py"
     path.write_text(start + body + "  return x\n")
-    error = refused(tmp_path, f"--config={path}")
+    error = refused(tmp_path, config=path)
     assert words in error, error
 
 

@@ -11,6 +11,8 @@ from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import Workdir
 
 STAGE = "tokenize"
+# Told apart by what they hold, in `inputs`: a folder may be moved.
+_BY_CONTENT = ("source", "tokenizer")
 _BATCH = 256  # documents that are encoded at a time
 EMBEDDED = "embedded"  # a corpus.source
 TRAIN = "train"  # a corpus.tokenizer
@@ -25,7 +27,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
     Job(
       stage=STAGE,
       manifest=directory / "manifest.json",
-      settings=dict(c),
+      settings={k: v for k, v in c.items() if k not in _BY_CONTENT},
       inputs={
         "source": _parts(c)[1](),
         "tokenizer": _tokenizer_fingerprint(c),
@@ -33,7 +35,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       outputs=(directory,),
       summary=f"{c.source} → rows of up to {c.max_length + 1} tokens, "
       f"tokenizer {c.tokenizer}, held back from D: {shares}",
-      run=lambda unused_inputs: _run(config, directory),
+      run=lambda unused_inputs: _run_or_leave_nothing(config, directory),
     )
   ]
 
@@ -62,6 +64,16 @@ def _tokenizer_fingerprint(c) -> str:
     return files.digest([TRAIN, c.vocab_size])
   local = epath.Path(c.tokenizer) / "tokenizer.json"
   return files.sha256(local) if local.exists() else files.digest(c.tokenizer)
+
+
+def _run_or_leave_nothing(config, directory):
+  # What to mend is the text, and mended text is another corpus: shards of the
+  # old one would be in the way.
+  try:
+    return _run(config, directory)
+  except UserError:
+    directory.rmtree()
+    raise
 
 
 def _run(config, directory):
@@ -104,7 +116,12 @@ def _run(config, directory):
     "files": described,
     "counts": dict(counts)
     | {"parts": len(parts), "rows_by_part": rows_by_part},
-    "details": {"eos_id": encoder.eos_id, "vocab_size": encoder.vocab_size},
+    "details": {
+      "eos_id": encoder.eos_id,
+      "vocab_size": encoder.vocab_size,
+      "source": c.source,
+      "tokenizer": c.tokenizer,
+    },
   }
 
 
