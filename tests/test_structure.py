@@ -134,6 +134,10 @@ def load():
   return space["get_config"]()
 
 
+def _inputs(job):
+  return {k: str(v() if callable(v) else v) for k, v in job.inputs.items()}
+
+
 def plan(config, folder):
   """Everything that the runner compares, or the refusal."""
   config.workdir = config.workdir or str(folder / "run")
@@ -145,7 +149,7 @@ def plan(config, folder):
       (
         str(j.manifest),
         dict(j.settings),
-        {k: str(v) for k, v in j.inputs.items()},
+        _inputs(j),
       )
       for stage in config.stages
       for j in pipeline.JOBS[stage](config, workdir)

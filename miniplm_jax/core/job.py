@@ -17,8 +17,8 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import duration, say
 
-# An input is another job's manifest file, or a fingerprint known by now.
-Input = epath.Path | str
+# An input is another job's manifest file, or how to fingerprint it.
+Input = epath.Path | Callable[[], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Job:
     run: does it. Takes the inputs' manifests and returns the fields of the
       new manifest other than stage, settings and inputs. May be called
       again after a kill: it finds its own partial work in `outputs`.
+    is_view: shows what other jobs made; with other inputs it is made again
+      instead of being refused.
   """
 
   stage: str
@@ -44,6 +46,7 @@ class Job:
   outputs: tuple[epath.Path, ...]
   summary: str
   run: Callable[[Mapping[str, Manifest]], Mapping[str, Any]]
+  is_view: bool = False
 
   @property
   def partial(self) -> epath.Path:
@@ -70,33 +73,31 @@ def execute(job: Job, force: bool = False) -> Manifest:
           "run the stage that makes it first, or drop --stages",
         )
   wanted = _wanted(job)
-  done = manifest_lib.read(job.manifest)
-  if force:
-    done = None
-    for path in (job.manifest, job.partial, *job.outputs):
-      _remove(path)
-  if done is not None:
-    _refuse_if_different(job, done, wanted)
-    done.check_sizes()
-    say(job.stage, f"skipped, nothing has changed: {job.manifest.parent}")
-    return done
-  started = manifest_lib.read(job.partial)
-  if started is not None:
-    _refuse_if_different(job, started, wanted)
-    say(job.stage, f"resuming {job.manifest.parent}")
-  else:
+  found = manifest_lib.read(job.manifest) or manifest_lib.read(job.partial)
+  if force or (job.is_view and found and _difference(found, wanted)):
+    for path in (job.manifest, job.partial):
+      path.unlink(missing_ok=True)
+    found = None
+  if found is None:
     # Whatever lies there without a manifest is of unknown origin.
     for path in job.outputs:
       _remove(path)
     dataclasses.replace(wanted, path=job.partial).write()
+  else:
+    _refuse_if_different(job, found, wanted)
+    if found.path == job.manifest:
+      found.check_sizes()
+      say(job.stage, f"skipped, nothing has changed: {job.manifest.parent}")
+      return found
+    say(job.stage, f"resuming {job.manifest.parent}")
   say(job.stage, job.summary)
   start = time.monotonic()
-  found = dict(job.run(inputs))
+  made = dict(job.run(inputs))
   seconds = round(time.monotonic() - start, 2)
-  found["details"] = {"seconds": seconds} | found.get("details", {})
-  result = dataclasses.replace(wanted, **found)
+  made["details"] = {"seconds": seconds} | made.get("details", {})
+  result = dataclasses.replace(wanted, **made)
   result.write()
-  _remove(job.partial)
+  job.partial.unlink(missing_ok=True)
   say(job.stage, f"done in {duration(seconds)}: {job.manifest}")
   return result
 
@@ -109,13 +110,21 @@ def status(job: Job) -> str:
     if isinstance(source, epath.Path) and not source.exists()
   ]
   if missing:
-    return f"would run once {' and '.join(missing)} is there"
-  wanted = _wanted(job)
-  for path, same in ((job.manifest, "done"), (job.partial, "would resume")):
-    old = manifest_lib.read(path)
-    if old is not None:
-      difference = _difference(old, wanted)
-      return f"refused: {difference}" if difference else same
+    names = (
+      " and ".join(missing) if len(missing) < 4 else f"{len(missing)} inputs"
+    )
+    return f"would run when it has {names}"
+  try:
+    wanted = _wanted(job)
+    for path, same in ((job.manifest, "done"), (job.partial, "would resume")):
+      old = manifest_lib.read(path)
+      if old is not None:
+        difference = _difference(old, wanted)
+        if difference and job.is_view:
+          return "would run again"
+        return f"would be refused: {difference}" if difference else same
+  except UserError as e:
+    return f"would be refused: {e}"
   return "would run"
 
 
@@ -125,7 +134,7 @@ def _wanted(job: Job) -> Manifest:
     if isinstance(source, epath.Path):
       inputs[name] = manifest_lib.read(source).fingerprint
     else:
-      inputs[name] = source
+      inputs[name] = source()
   # Through JSON, so that a tuple equals the list that is on disk.
   settings = json.loads(json.dumps(dict(job.settings)))
   return Manifest(job.manifest, job.stage, settings, inputs)

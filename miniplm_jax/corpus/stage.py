@@ -29,8 +29,8 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       manifest=directory / "manifest.json",
       settings={k: v for k, v in c.items() if k not in _BY_CONTENT},
       inputs={
-        "source": _parts(c)[1](),
-        "tokenizer": _tokenizer_fingerprint(c),
+        "source": lambda: _parts(c)[1](),
+        "tokenizer": lambda: _tokenizer_fingerprint(c),
       },
       outputs=(directory,),
       summary=f"{c.source} → rows of up to {c.max_length + 1} tokens, "

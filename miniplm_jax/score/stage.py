@@ -51,7 +51,7 @@ def _weights(c, trained):
 
   if not c.path:
     return trained / MANIFEST
-  return files.fingerprint_of_folder(c.path, c.revision)
+  return lambda: files.fingerprint_of_folder(c.path, c.revision)
 
 
 def load_model(c, workdir: Workdir, role: str, mesh, dtype):

@@ -55,7 +55,8 @@ def make(
     f"({arch.non_embedding_parameters():,} without embeddings), "
     f"{train.steps:,} steps × {train.batch_size} rows × "
     f"{config.corpus.max_length} = {tokens / 1e9:.3g}B tokens of {rows}, "
-    f"{flops:.2e} FLOPs",
+    f"learning rate {train.learning_rate:g} after {train.warmup_steps:,} "
+    f"steps, {train.dtype}, {flops:.2e} FLOPs",
     run=lambda found: _run(
       stage, config, directory, arch, train, row_ids, export, found
     ),

@@ -1,0 +1,1 @@
+"""Benchmarks print ratios, paired in one run; they are no tests."""
