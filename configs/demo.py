@@ -52,6 +52,6 @@ def get_config():
 
   config.run.remat = "full"
   config.run.checkpoint_every = config.run.eval_every = 100
-  config.run.eval_rows = 128
+  config.run.eval_rows = 200
   config.run.log_every_seconds = 10.0
   return config

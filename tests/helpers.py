@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 from pydoc_data import topics
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -23,7 +24,10 @@ def write_corpus(path: pathlib.Path, documents: int = 40):
 
 
 def command(
-  folder: pathlib.Path, *arguments: str, config: pathlib.Path = CONFIG
+  folder: pathlib.Path,
+  *arguments: str,
+  config: pathlib.Path = CONFIG,
+  source: pathlib.Path | None = None,
 ) -> list[str]:
   """The command line of a tiny run in `folder`/run."""
   return [
@@ -32,25 +36,34 @@ def command(
     "miniplm_jax.main",
     f"--config={config}",
     f"--config.workdir={folder / 'run'}",
-    f"--config.corpus.source={folder / 'text.jsonl'}",
+    f"--config.corpus.source={source or folder / 'text.jsonl'}",
     *arguments,
   ]
 
 
+# One compilation for all processes of a test session: 38 s → 16 s a run.
+_CACHE = tempfile.TemporaryDirectory(prefix="miniplm_jax_compiled_")
+
+
 def environment() -> dict[str, str]:
-  """CPU, one device, and no progress bars."""
-  return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  """CPU, one device, compiled programs shared between processes."""
+  return os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",
+    "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
 
 
 def run(
   folder: pathlib.Path,
   *arguments: str,
   code: int = 0,
-  config: pathlib.Path = CONFIG,
+  **places: pathlib.Path,
 ) -> subprocess.CompletedProcess:
   """Runs it to its end and checks the exit status."""
   done = subprocess.run(
-    command(folder, *arguments, config=config),
+    command(folder, *arguments, **places),
     capture_output=True,
     text=True,
     env=environment(),
@@ -62,10 +75,10 @@ def run(
 
 
 def refused(
-  folder: pathlib.Path, *arguments: str, config: pathlib.Path = CONFIG
+  folder: pathlib.Path, *arguments: str, **places: pathlib.Path
 ) -> str:
   """Runs it, expects one line of error and exit 1; returns the line."""
-  done = run(folder, *arguments, code=1, config=config)
+  done = run(folder, *arguments, code=1, **places)
   lines = [line for line in done.stderr.splitlines() if line.strip()]
   errors = [line for line in lines if line.startswith("error: ")]
   assert len(errors) == 1, done.stderr

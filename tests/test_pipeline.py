@@ -249,6 +249,17 @@ def test_fewer_rows_at_a_time_accumulate_to_the_same_loss(copy, finished):
   np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
+def test_an_empty_file_among_others_is_an_empty_shard(tmp_path):
+  (tmp_path / "texts").mkdir()
+  write_corpus(tmp_path / "texts" / "b.jsonl", 8)
+  for name in ("a.jsonl", "c.jsonl"):
+    (tmp_path / "texts" / name).write_text("")
+  run(tmp_path, "--stages=tokenize,reference", source=tmp_path / "texts")
+  manifest = json.loads((tmp_path / "run/corpus/manifest.json").read_text())
+  first, _, last = manifest["counts"]["rows_by_part"]
+  assert first == last == 0
+
+
 def test_bad_corpora_are_refused_in_one_line(tmp_path):
   (tmp_path / "text.jsonl").write_text('{"text": "a", "meta": {"set": "b"}}\n{')
   error = refused(tmp_path, "--stages=tokenize")

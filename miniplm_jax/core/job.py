@@ -125,7 +125,7 @@ def status(job: Job) -> str:
         return f"would be refused: {difference}" if difference else same
   except UserError as e:
     return f"would be refused: {e}"
-  return "would run"
+  return "would run: nothing is there yet"
 
 
 def _wanted(job: Job) -> Manifest:

@@ -59,7 +59,7 @@ class Progress:
     if now - self._last >= self._every:
       self._last = now
       rate = (self._done - self._first) / (now - self._start)
-      left = (self._total - self._done) / rate if rate else float("inf")
+      left = (self._total - self._done) / rate
       say(
         self._stage,
         f"{self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}"

@@ -4,6 +4,7 @@
 row without reading it. A row's id is its position in the whole corpus.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -129,12 +130,13 @@ def write_shard(
     pq.write_table(table, scratch, compression="zstd")
 
 
-def read_counts(index: epath.Path) -> dict[str, int]:
-  """What `write_shard` was told to count."""
+def read_counts(index: epath.Path) -> collections.Counter[str]:
+  """What `write_shard` was told to count; what it did not meet is 0."""
   import pyarrow.parquet as pq
 
   with index.open("rb") as f:
-    return json.loads(pq.read_schema(f).metadata[b"counts"])
+    found = pq.read_schema(f).metadata[b"counts"]
+  return collections.Counter(json.loads(found))
 
 
 class Corpus:

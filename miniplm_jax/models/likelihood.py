@@ -5,6 +5,7 @@ B batch, T time.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from miniplm_jax.models import head
@@ -38,12 +39,19 @@ def row_nll(
   """
   inputs_BxT, targets_BxT = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
   mask_BxT = loss_mask(inputs_BxT, batch["length"], eos_id)
-  hidden_BxTxD = model(inputs_BxT, dtype=dtype)
-  nll_BxT = head.token_nll(hidden_BxTxD, model.head_VxD, targets_BxT)
+  with matmul_precision(dtype):
+    hidden_BxTxD = model(inputs_BxT, dtype=dtype)
+    nll_BxT = head.token_nll(hidden_BxTxD, model.head_VxD, targets_BxT)
   return (
     jnp.sum(jnp.where(mask_BxT, nll_BxT, 0), -1),
     jnp.sum(mask_BxT, -1, dtype=jnp.int32),
   )
+
+
+def matmul_precision(dtype: Any):
+  """A context in which float32 means float32: TPUs multiply it in bfloat16."""
+  wide = jnp.dtype(dtype) == jnp.float32
+  return jax.default_matmul_precision("highest" if wide else "default")
 
 
 def token_weights(mask_BxT, reduction: str):

@@ -120,7 +120,6 @@ def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
         marker="o" if key == "eval/loss" else None,
         ms=3,
       )
-    ax.set_yscale("log")
     ax.legend(fontsize=8, frameon=False)
     found.append((page.picture(figure), caption))
   return found

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.core import errors, files
 from miniplm_jax.core.errors import Stopped, UserError
-from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.progress import Progress, duration, say
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import head, likelihood, sharding
 from miniplm_jax.models.architecture import Architecture
@@ -110,8 +110,9 @@ def step_function(
   dtype = jnp.dtype(train.dtype)
 
   def loss_of(model, inputs, targets, weights):
-    hidden = model(inputs, dtype=dtype, remat=remat)
-    return head.weighted_nll(hidden, model.head_VxD, targets, weights)
+    with likelihood.matmul_precision(dtype):
+      hidden = model(inputs, dtype=dtype, remat=remat)
+      return head.weighted_nll(hidden, model.head_VxD, targets, weights)
 
   grad_of = jax.value_and_grad(loss_of)
 
@@ -211,8 +212,8 @@ def train(spec: Run, mesh: Mesh) -> Decoder:
           log.write(done, heldout(state.model))
         if last or stop or done % run.checkpoint_every == 0:
           log.fetch()  # a loss that is not finite raises before it is saved
+          log.save()  # before: a resumed run drops lines, it adds none
           checkpoints.save(done, state)
-          log.save()
         progress.update(1, log.note)
         if stop and not last:
           checkpoints.close()
@@ -305,7 +306,8 @@ class _Log:
     self._spec = spec
     self._metrics = metrics.Metrics(spec.directory / "metrics", first)
     self._pending = None
-    self._said = self._fetched = time.monotonic()
+    self._first = first
+    self._start = self._said = self._fetched = time.monotonic()
     length = spec.corpus.max_length
     self._tokens = spec.train.batch_size * length / jax.device_count()
     self._flops = 3 * spec.arch.forward_flops(length) * self._tokens
@@ -345,8 +347,13 @@ class _Log:
         f"TFLOP/s/device: {self._flops / seconds / 1e12:.3f}, "
         f"Tokens/s/device: {self._tokens / seconds:.1f}, "
         f"total_weights: {found['train/total_weights']:.0f}, "
-        f"loss: {found['train/loss']:.4f}",
+        f"loss: {found['train/loss']:.4f}, "
+        f"left: {duration(self._seconds_left(step, now))}",
       )
+
+  def _seconds_left(self, step: int, now: float) -> float:
+    done = step - self._first
+    return (now - self._start) / done * (self._spec.train.steps - step)
 
   def _not_finite(self, name, value, step, row_ids):
     path = self._spec.directory / "metrics" / "not_finite.json"

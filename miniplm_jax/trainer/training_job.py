@@ -84,7 +84,8 @@ def _run(
       run=run,
       corpus=corpus,
       row_ids=ids,
-      heldout_ids=heldout[: run.eval_rows],
+      # Evenly spaced: the first ones are of the first documents.
+      heldout_ids=heldout[:: max(len(heldout) // run.eval_rows, 1)],
       directory=directory,
     ),
     mesh,
