@@ -2,7 +2,7 @@
 # test: the whole test suite, with the parity tests against transformers.
 # Everything is installed into .venv from the lock files; nothing else is used.
 
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 # --no-deps: the lock is complete, and names tensorflow-cpu for tensorflow.
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \

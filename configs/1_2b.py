@@ -1,8 +1,7 @@
 r"""MiniPLM-Qwen-1.2B: 1,160,566,272 parameters, on the refined Pile.
 
   python -m miniplm_jax.main --config=configs/1_2b.py \
-    --config.workdir=gs://BUCKET/pile \
-    --config.corpus.source='gs://BUCKET/pile/*.jsonl.zst'
+    --config.workdir=runs/pile --config.corpus.source='data/pile/*.jsonl.zst'
 
 Paper:   MiniPLM (arXiv 2410.17215), Section 3 and Appendix; average of nine
          zero-shot tasks 46.6 (44.9 without distillation).

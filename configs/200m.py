@@ -1,8 +1,7 @@
 r"""MiniPLM-Qwen-200M: 203,437,824 parameters, pre-trained on the refined Pile.
 
   python -m miniplm_jax.main --config=configs/200m.py \
-    --config.workdir=gs://BUCKET/pile \
-    --config.corpus.source='gs://BUCKET/pile/*.jsonl.zst'
+    --config.workdir=runs/pile --config.corpus.source='data/pile/*.jsonl.zst'
 
 Paper:   MiniPLM (arXiv 2410.17215), Section 3 and Appendix; average of nine
          zero-shot tasks 41.3 (39.9 without distillation).

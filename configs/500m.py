@@ -1,8 +1,7 @@
 r"""MiniPLM-Qwen-500M: 463,987,712 parameters, pre-trained on the refined Pile.
 
   python -m miniplm_jax.main --config=configs/500m.py \
-    --config.workdir=gs://BUCKET/pile \
-    --config.corpus.source='gs://BUCKET/pile/*.jsonl.zst'
+    --config.workdir=runs/pile --config.corpus.source='data/pile/*.jsonl.zst'
 
 Paper:   MiniPLM (arXiv 2410.17215), Section 3 and Appendix; average of nine
          zero-shot tasks 44.8 (43.2 without distillation).

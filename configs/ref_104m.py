@@ -1,8 +1,7 @@
 r"""Ref-Pretrain-Qwen-104M: the reference model alone, on D_ref.
 
   python -m miniplm_jax.main --config=configs/ref_104m.py \
-    --config.workdir=gs://BUCKET/pile \
-    --config.corpus.source='gs://BUCKET/pile/*.jsonl.zst'
+    --config.workdir=runs/pile --config.corpus.source='data/pile/*.jsonl.zst'
 
 Paper:   MiniPLM (arXiv 2410.17215), Section 3.
 Corpus:  5B tokens of the Pile, held back from D by a hash of each row.

@@ -89,6 +89,7 @@ def default() -> ConfigDict:
         "domain_field": "domain",  # dotted path; "" names domains after files
         # A directory or hub id with tokenizer.json, or "train".
         "tokenizer": "Qwen/Qwen1.5-1.8B",
+        "tokenizer_revision": "main",  # of a hub id
         "vocab_size": 0,  # of a tokenizer that is trained here
         "eos_token": "<|endoftext|>",
         "max_length": 1024,  # inputs of a row; it holds one id more
@@ -164,8 +165,17 @@ METHODS = {
   "difficulty": "difficulty",
   "teacher_preference": "teacher_preference",
 }
+# How `select` may rank: the functions of select/definitions.py.
+DEFINITIONS = (
+  "mean_diff",
+  "sum_diff",
+  "difficulty",
+  "teacher_preference",
+  "random",
+)
+REMAT = ("none", "full", "dots")
 # In the contract, not here yet.
-_LATER = ("vanilla_kd", "seqkd", "minillm", "miniplm_kd", "proxy")
+_LATER = ("vanilla_kd", "seqkd", "minillm", "miniplm_kd", "proxy", "plan")
 
 
 def check(config: ConfigDict, where: str):
@@ -182,63 +192,93 @@ def check(config: ConfigDict, where: str):
       "start from miniplm_jax.config.default()",
     )
   _same_fields(config, default(), "config", where)
-  for method in (config.method, *config.baselines):
-    if method not in METHODS:
-      known = ", ".join(METHODS)
-      later = ", which is not implemented yet" if method in _LATER else ""
-      raise UserError(
-        f"method {method!r}{later}", where, f"choose one of {known}"
-      )
-  for stage in config.stages:
-    if stage not in STAGES:
-      raise UserError(
-        f"unknown stage {stage!r}", where, f"choose from {', '.join(STAGES)}"
-      )
-  c = config.corpus
-  shares = c.reference_share, c.heldout_share, c.teacher_share
-  rules = [
-    ("workdir", config.workdir, bool(config.workdir), "name a folder"),
-    (
-      "select.ratio",
-      config.select.ratio,
-      0 < config.select.ratio <= 1,
-      "give a number in (0, 1]",
-    ),
-    ("corpus.max_length", c.max_length, c.max_length >= 2, "give 2 or more"),
-    (
-      "corpus.*_share",
-      shares,
-      min(shares) >= 0 and sum(shares) < 1,
-      "give shares of at least 0 that leave something for D",
-    ),
-    (
-      "score.lengths",
-      tuple(config.score.lengths),
-      all(n > 0 for n in config.score.lengths),
-      "give positive lengths",
-    ),
-  ]
-  for name in ("train", "reference.train", "teacher.train"):
-    t = config[name] if "." not in name else config[name[:-6]].train
-    rules += [
-      (f"{name}.steps", t.steps, t.steps > 0, "give 1 or more"),
-      (f"{name}.batch_size", t.batch_size, t.batch_size > 0, "give 1 or more"),
-      (
-        f"{name}.warmup_steps",
-        t.warmup_steps,
-        0 <= t.warmup_steps < t.steps,
-        "give fewer than steps",
-      ),
-      (
-        f"{name}.reduction",
-        t.reduction,
-        t.reduction in ("instance_mean", "token_mean"),
-        "choose instance_mean or token_mean",
-      ),
-    ]
-  for name, value, good, todo in rules:
+  for name, value, good, todo in _rules(config):
     if not good:
-      raise UserError(f"config.{name} is {value!r}", where, todo)
+      later = ", which is not implemented yet" if value in _LATER else ""
+      raise UserError(f"config.{name} is {value!r}{later}", where, todo)
+  _check_names(config, where)
+
+
+def _rules(config):
+  """(field, value, whether it is good, what to do)."""
+
+  def among(name, value, allowed):
+    return name, value, value in allowed, f"choose from {', '.join(allowed)}"
+
+  def at_least(name, value, least):
+    return name, value, value >= least, f"give {least} or more"
+
+  c, s, run = config.corpus, config.select, config.run
+  for method in methods(config):
+    yield among("method", method, METHODS)
+  for stage in config.stages:
+    yield among("stages", stage, STAGES)
+  yield "workdir", config.workdir, bool(config.workdir), "name a folder"
+  yield at_least("corpus.max_length", c.max_length, 2)
+  if c.tokenizer == "train":
+    # 256 bytes and the end of a document
+    yield at_least("corpus.vocab_size", c.vocab_size, 257)
+  shares = c.reference_share, c.heldout_share, c.teacher_share
+  good = min(shares) >= 0 and sum(shares) < 1
+  yield "corpus.*_share", shares, good, "let them be ≥ 0 and leave some for D"
+  yield "select.ratio", s.ratio, 0 < s.ratio <= 1, "give a number in (0, 1]"
+  yield among("select.definition", s.definition, DEFINITIONS)
+  for length in config.score.lengths:
+    yield at_least("score.lengths", length, 1)
+  for name in ("rows_per_part", "batch_tokens"):
+    yield at_least(f"score.{name}", config.score[name], 1)
+  yield among("score.dtype", config.score.dtype, _DTYPES)
+  yield at_least("evaluate.max_rows", config.evaluate.max_rows, 0)
+  yield among("run.remat", run.remat, REMAT)
+  for name in ("checkpoint_every", "keep_checkpoints", "eval_rows"):
+    yield at_least(f"run.{name}", run[name], 1)
+  for name in ("eval_every", "per_device_batch_size"):
+    yield at_least(f"run.{name}", run[name], 0)
+  for name in ("data", "fsdp", "tensor"):
+    good = run[name] >= 1 or run[name] == -1
+    yield f"run.{name}", run[name], good, "give 1 or more, or -1"
+  for name, t in (
+    ("train", config.train),
+    ("reference.train", config.reference.train),
+    ("teacher.train", config.teacher.train),
+  ):
+    yield at_least(f"{name}.steps", t.steps, 1)
+    yield at_least(f"{name}.batch_size", t.batch_size, 1)
+    yield at_least(f"{name}.seed", t.seed, 0)
+    good = 0 <= t.warmup_steps < t.steps
+    yield f"{name}.warmup_steps", t.warmup_steps, good, "give fewer than steps"
+    yield among(f"{name}.reduction", t.reduction, _REDUCTIONS)
+    yield among(f"{name}.dtype", t.dtype, _DTYPES)
+
+
+_DTYPES = ("float32", "bfloat16")
+_REDUCTIONS = ("instance_mean", "token_mean")
+
+
+def _check_names(config, where):
+  """No two methods may write to one folder, unless it is the same thing."""
+  try:
+    names = [for_method(config, method) for method in methods(config)]
+  except (KeyError, IndexError, ValueError) as e:
+    raise UserError(
+      f"a name cannot be filled in ({e})",
+      f"{where}, select.name or student.name",
+      "use {method} and no other field",
+    ) from e
+  students = {n.student for n in names}
+  selections = {n.selection for n in names}
+  if len(students) < len(names):
+    raise UserError(
+      "two methods have one student name",
+      f"{where}, student.name",
+      "put {method} into it",
+    )
+  if len(selections) < len({(n.selection, n.definition) for n in names}):
+    raise UserError(
+      "two methods that rank differently have one selection name",
+      f"{where}, select.name",
+      "put {method} into it",
+    )
 
 
 def _same_fields(config, known, name, where):

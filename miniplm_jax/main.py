@@ -6,7 +6,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from miniplm_jax import pipeline
-from miniplm_jax.core.errors import Stopped, UserError, handle_signals
+from miniplm_jax.core import errors
+from miniplm_jax.core.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/. Override with --config.field=value."
@@ -27,9 +28,8 @@ def _parse(argv: list[str]):
   except SystemExit:
     sys.exit(0)  # --help; absl would exit with 1
   except Exception as e:
-    what = f"{type(e).__name__}: {e}"
-    if isinstance(e, (AttributeError, KeyError)):
-      what = f"no such field ({e})"
+    unknown = isinstance(e, (AttributeError, KeyError))
+    what = f"{'no such field' if unknown else type(e).__name__}: {e}"
     raise UserError(what, "flags or config file", "see --help") from e
   if _CONFIG.value is None or rest:
     what = f"unknown argument {rest[0]}" if rest else "no config"
@@ -38,19 +38,19 @@ def _parse(argv: list[str]):
 
 def main(argv: list[str]) -> int:
   """Runs the pipeline; returns the exit status."""
-  handle_signals()
+  errors.handle_signals()
   try:
     _parse(argv)
     where = flags.FLAGS["config"].config_filename
     options = {"force": _FORCE.value, "dry_run": _DRY_RUN.value}
     pipeline.run(_CONFIG.value, where, _STAGES.value, **options)
   except Stopped as e:
-    print(f"stopped by {e}; the same command goes on", file=sys.stderr)
+    print(f"stopped by {e}; goes on without --force", file=sys.stderr)
     return e.exit_code
-  except UserError as e:
-    if "--debug" in argv:
+  except (UserError, OSError) as e:
+    if any(a.startswith("--debug") for a in argv):
       raise
-    print(f"error: {e}", file=sys.stderr)
+    print(f"error: {errors.one_line(e)}", file=sys.stderr)
     return 1
   return 0
 

@@ -46,10 +46,11 @@ def run(
   Raises:
     UserError: something that the user can put right.
   """
+  config_lib.check(config, where)
   if stages:
     with config.unlocked():
       config.stages = tuple(stages)
-  config_lib.check(config, where)
+    config_lib.check(config, "--stages")
   workdir = Workdir(epath.Path(config.workdir).expanduser())
   if dry_run:
     print(f"{where} in {workdir.root}:")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core.errors import UserError
@@ -110,7 +111,7 @@ def test_no_logits_of_all_tokens_exist(mesh):
 
 
 def test_a_position_sees_only_what_stands_before_it(mesh):
-  model = decoder.initialise(ARCH, 0, mesh)
+  model = decoder.Decoder(ARCH, nnx.Rngs(0))
   tokens = jnp.arange(12)[None] % 61
 
   def at(model):
@@ -123,7 +124,7 @@ def test_a_position_sees_only_what_stands_before_it(mesh):
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_changes_nothing(mesh, remat):
-  model = decoder.initialise(ARCH, 0, mesh)
+  model = decoder.Decoder(ARCH, nnx.Rngs(0))
   tokens = jnp.arange(24).reshape(2, 12)
 
   def loss(model, remat):

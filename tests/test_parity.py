@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from flax import nnx
 from helpers import run, write_corpus
 
 from miniplm_jax.core.errors import UserError
@@ -66,7 +67,7 @@ def test_theirs_loaded_by_ours(tmp_path, mesh, tied, keys):
 @pytest.mark.parametrize("tied", [True, False])
 def test_ours_loaded_by_theirs_bit_for_bit(tmp_path, mesh, tied):
   arch = Architecture(211, 48, 80, 3, 6, 2, tied, rope_theta=5e4)
-  ours = decoder.initialise(arch, 3, mesh)
+  ours = decoder.Decoder(arch, nnx.Rngs(3))
   directory = epath.Path(tmp_path)
   huggingface.save(directory, ours, 7, {})
   theirs, info = transformers.AutoModelForCausalLM.from_pretrained(

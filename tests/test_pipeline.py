@@ -124,7 +124,7 @@ def test_selection_is_the_top_half_in_corpus_order(finished):
   np.testing.assert_array_equal(found, wanted)
 
 
-def test_no_row_is_in_two_splits_and_none_of_d_is_left_out(finished):
+def test_every_row_of_d_is_scored_once_and_no_other(finished):
   index = pq.read_table(sorted((finished / "run/corpus").glob("*.parquet")))
   split = index["split"].to_pylist()
   scored = pq.read_table(
@@ -281,11 +281,20 @@ def test_bad_corpora_are_refused_in_one_line(tmp_path):
     ("--config.method=seqkd", "seqkd"),
     ("--config.workdir=", "workdir"),
     ("--config.train.warmup_steps=99", "warmup_steps"),
-    ("--config.select.definition=x", "definition"),
+    ("--config.select.definition=x", "select.definition"),
+    ("--config.select.name=one", "select.name"),
+    ("--config.student.name=one", "student.name"),
+    ("--config.select.name={x}", "select.name"),
+    ("--config.run.remat=some", "run.remat"),
+    ("--config.run.checkpoint_every=0", "run.checkpoint_every"),
+    ("--config.train.dtype=int8", "train.dtype"),
+    ("--config.run.fsdp=3", "devices"),
   ],
 )
 def test_bad_settings_are_refused_in_one_line(copy, argument, words):
-  assert words in refused(copy, argument)
+  shutil.rmtree(copy / "run" / "students")
+  both = "--config.baselines=('pretrain',)"
+  assert words in refused(copy, both, argument)
 
 
 def test_a_config_file_with_a_missing_or_unknown_field(tmp_path):
@@ -299,6 +308,77 @@ def test_a_config_file_with_a_missing_or_unknown_field(tmp_path):
     path.write_text(start + body + "  return x\n")
     error = refused(tmp_path, config=path)
     assert words in error, error
+
+
+def test_files_that_nobody_vouches_for_are_not_touched(tmp_path):
+  write_corpus(tmp_path / "text.jsonl", 4)
+  mine = tmp_path / "run" / "corpus" / "mine.txt"
+  mine.parent.mkdir(parents=True)
+  mine.write_text("precious")
+  error = refused(tmp_path, "--stages=tokenize")
+  assert "mine.txt" in error and mine.read_text() == "precious"
+
+
+def test_a_mended_setting_is_not_refused(copy):
+  """What failed before it made anything does not bind the next try."""
+  shutil.rmtree(copy / "run" / "students")
+  refused(copy, LONG, "--config.student.model.vocab_size=300", "--stages=train")
+  refused(copy, LONG, "--config.teacher.path=./nowhere", "--stages=score")
+  run(copy, "--stages=train", "--config.train.steps=4")
+
+
+def test_scores_of_another_corpus_are_refused(copy):
+  run(copy, "--stages=tokenize", "--force", "--config.corpus.seed=11")
+  name = "--config.select.name=other"
+  error = refused(copy, name, "--config.corpus.seed=11", "--stages=select")
+  assert "inputs.corpus" in error and "scores/" in error
+
+
+def test_parts_of_another_model_are_refused(copy):
+  scores = copy / "run" / "scores" / "teacher"
+  os.rename(scores / "manifest.json", scores / "manifest.partial.json")
+  part = sorted(scores.glob("part-*"))[0]
+  table = pq.read_table(part).replace_schema_metadata({"weights": "another"})
+  pq.write_table(table, part)
+  assert "weights another" in refused(copy, "--stages=score")
+
+
+def test_a_lost_checkpoint_is_named(copy):
+  student = copy / "run" / "students" / "miniplm"
+  shutil.rmtree(student / "checkpoints")
+  (student / "evaluation.json").unlink()
+  assert "checkpoint 48" in refused(copy, LONG, "--stages=evaluate")
+
+
+def test_without_held_out_rows_training_still_ends(tmp_path):
+  write_corpus(tmp_path / "text.jsonl")
+  share = "--config.corpus.heldout_share=0.0"
+  error = refused(tmp_path, share)  # train, but nothing to evaluate on
+  assert "no held-out rows" in error
+  assert (tmp_path / "run/students/miniplm/manifest.json").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(copy):
+  shutil.rmtree(copy / "run" / "students")
+  error = refused(
+    copy,
+    LONG,
+    "--config.train.learning_rate=1e38",
+    "--config.train.clip_norm=1e38",
+    "--stages=train",
+  )
+  assert "not_finite.json" in error and "step" in error
+  student = copy / "run" / "students" / "miniplm"
+  bad = json.loads((student / "metrics" / "not_finite.json").read_text())
+  assert len(bad["row_ids"]) == 8
+  saved = [int(p.name) for p in (student / "checkpoints").glob("[0-9]*")]
+  assert all(step < bad["step"] for step in saved)
+
+
+def test_ctrl_c_ends_with_130(copy):
+  shutil.rmtree(copy / "run" / "students")
+  first = "students/miniplm/checkpoints/4"
+  assert kill(copy, first, signal.SIGINT, LONG, "--stages=train") == 130
 
 
 def test_a_workdir_made_with_another_tokenizer_is_refused(copy):

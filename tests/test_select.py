@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from miniplm_jax import config as config_lib
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.models import decoder
 from miniplm_jax.select import cutoff, definitions
 
 
@@ -46,6 +48,11 @@ COLUMNS = {
 }
 
 
+def test_the_config_knows_every_definition():
+  assert set(config_lib.DEFINITIONS) == set(definitions.DEFINITIONS)
+  assert set(config_lib.REMAT) == set(decoder.REMAT)
+
+
 @pytest.mark.parametrize(
   ("name", "wanted"),
   [
@@ -56,7 +63,7 @@ COLUMNS = {
   ],
 )
 def test_definitions(name, wanted):
-  found = definitions.DEFINITIONS[name](COLUMNS, 0)
+  found = definitions.DEFINITIONS[name].score(COLUMNS, 0)
   np.testing.assert_allclose(found, wanted)
 
 
@@ -82,5 +89,6 @@ def test_a_part_with_nan_is_not_written(tmp_path):
       np.array([7, 8]),
       np.array([1, np.nan], np.float32),
       np.array([1, 1], np.int32),
+      "weights",
     )
   assert not list(tmp_path.iterdir())

@@ -19,6 +19,14 @@ class UserError(Exception):
     super().__init__(" ".join(f"{what}, {where}, {todo}".split()))
 
 
+def one_line(e: UserError | OSError) -> str:
+  """WHAT, WHERE, WHAT TO DO."""
+  if isinstance(e, UserError):
+    return str(e)
+  what = e.strerror or " ".join(str(e).split())
+  return f"{what}, {e.filename or 'a file'}, check that it can be used"
+
+
 class Stopped(BaseException):
   """The process was asked to end by SIGINT or SIGTERM.
 

@@ -31,15 +31,13 @@ def replacing(path: epath.PathLike) -> Iterator[pathlib.Path]:
   """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  folder = os.fspath(path.parent) if is_local(path) else None
-  handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
-  os.close(handle)
-  scratch = pathlib.Path(name)
+  folder = path.parent if is_local(path) else tempfile.gettempdir()
+  # One name for each file: what a kill -9 left is overwritten, not collected.
+  scratch = pathlib.Path(folder, f".{path.name}.partial")
   try:
     yield scratch
     if is_local(path):
       _fsync(scratch)
-      scratch.chmod(0o644)  # mkstemp makes 0600; others read these files
       os.replace(scratch, path)
       _fsync(path.parent)
     else:
@@ -91,7 +89,7 @@ def probe(paths: Iterable[epath.PathLike]) -> str:
 
   Names, sizes, and the first and last 64 KiB: a terabyte of input is
   recognised in seconds. An edit in the middle that keeps the size is not
-  seen; `tokenize` records the full sha256 of what it read.
+  seen.
   """
   seen = []
   for path in sorted(map(epath.Path, paths)):
@@ -109,5 +107,5 @@ def fingerprint_of_folder(path: str, revision: str) -> str:
   """What is known of a model folder, or hub id, before it is read."""
   folder = epath.Path(path)
   if folder.is_dir():
-    return probe(p for p in folder.iterdir() if p.is_file())
+    return probe([*folder.glob("config.json"), *folder.glob("*.safetensors*")])
   return digest([path, revision])

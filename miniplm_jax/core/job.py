@@ -7,7 +7,7 @@ meant to stay this small.
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -62,26 +62,18 @@ def execute(job: Job, force: bool = False) -> Manifest:
     UserError: an input is missing, or what is on disk was made from other
       inputs or with other settings and `force` is False.
   """
-  inputs = {}
-  for name, source in job.inputs.items():
-    if isinstance(source, epath.Path):
-      inputs[name] = manifest_lib.read(source)
-      if inputs[name] is None:
-        raise UserError(
-          f"stage {job.stage} needs {source}, which is not there",
-          f"input {name}",
-          "run the stage that makes it first, or drop --stages",
-        )
+  inputs = _read_inputs(job)
   wanted = _wanted(job)
-  found = manifest_lib.read(job.manifest) or manifest_lib.read(job.partial)
+  found = None
+  if not force:
+    found = manifest_lib.read(job.manifest) or manifest_lib.read(job.partial)
   if force or (job.is_view and found and _difference(found, wanted)):
-    for path in (job.manifest, job.partial):
-      path.unlink(missing_ok=True)
+    # In this order: a kill in between leaves files of unknown origin.
+    for path in (job.manifest, job.partial, *job.outputs):
+      _remove(path)
     found = None
   if found is None:
-    # Whatever lies there without a manifest is of unknown origin.
-    for path in job.outputs:
-      _remove(path)
+    _refuse_unknown_files(job)
     dataclasses.replace(wanted, path=job.partial).write()
   else:
     _refuse_if_different(job, found, wanted)
@@ -92,7 +84,12 @@ def execute(job: Job, force: bool = False) -> Manifest:
     say(job.stage, f"resuming {job.manifest.parent}")
   say(job.stage, job.summary)
   start = time.monotonic()
-  made = dict(job.run(inputs))
+  try:
+    made = dict(job.run(inputs))
+  except UserError:
+    if not any(_files(job)):
+      job.partial.unlink(missing_ok=True)  # nothing to resume: start afresh
+    raise
   seconds = round(time.monotonic() - start, 2)
   made["details"] = {"seconds": seconds} | made.get("details", {})
   result = dataclasses.replace(wanted, **made)
@@ -126,6 +123,43 @@ def status(job: Job) -> str:
   except UserError as e:
     return f"would be refused: {e}"
   return "would run: nothing is there yet"
+
+
+def _read_inputs(job: Job) -> dict[str, Manifest]:
+  """The inputs' manifests, checked against each other.
+
+  Whether the files are those that were written is checked where they are
+  read: there it can be said what is wrong with them.
+  """
+  inputs = {
+    name: manifest_lib.require(source)
+    for name, source in job.inputs.items()
+    if isinstance(source, epath.Path)
+  }
+  for made in inputs.values():
+    made.check_inputs(inputs)
+  return inputs
+
+
+def _files(job: Job) -> Iterator[epath.Path]:
+  """Files in the job's outputs, without its own partial manifest."""
+  todo = list(job.outputs)
+  while todo:
+    path = todo.pop()
+    if path.is_dir():
+      todo += path.iterdir()
+    elif path != job.partial and path.exists():
+      yield path
+
+
+def _refuse_unknown_files(job: Job):
+  for path in _files(job):
+    raise UserError(
+      "there are files, but no manifest that says what they are",
+      str(path),
+      "choose another --config.workdir, move them away, or remake them with "
+      f"--stages={job.stage} --force",
+    )
 
 
 def _wanted(job: Job) -> Manifest:

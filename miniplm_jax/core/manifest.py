@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -81,6 +82,18 @@ class Manifest:
           f"--stages={self.stage} --force",
         )
 
+  def check_inputs(self, inputs: Mapping[str, "Manifest"]):
+    """Raises UserError if it was made from others of these inputs."""
+    for name, manifest in inputs.items():
+      made_from = self.inputs.get(name, manifest.fingerprint)
+      if made_from != manifest.fingerprint:
+        raise UserError(
+          f"inputs.{name} is {made_from[:12]} there, but {manifest.path} is "
+          f"{manifest.fingerprint[:12]}",
+          str(self.path),
+          f"make it again from this {name} with --stages={self.stage} --force",
+        )
+
 
 def read(path: epath.PathLike) -> Manifest | None:
   """Reads a manifest; None if there is none.
@@ -109,6 +122,22 @@ def read(path: epath.PathLike) -> Manifest | None:
       "use the release that wrote it, or another workdir",
     )
   return manifest
+
+
+def require(path: epath.PathLike) -> Manifest:
+  """Reads a manifest that must be there.
+
+  Raises:
+    UserError: it is not there or not readable.
+  """
+  found = read(path)
+  if found is None:
+    raise UserError(
+      f"{path} is not there",
+      "a finished stage was expected",
+      "run the stage that makes it first, or drop --stages",
+    )
+  return found
 
 
 @functools.cache

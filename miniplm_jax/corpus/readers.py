@@ -119,17 +119,11 @@ def _read_json_lines(path, text_field, domain_field, default):
           where = f"{path} line {number}"
           record = json.loads(line)
           yield _document(record, text_field, domain_field, default, where)
-  except (json.JSONDecodeError, UnicodeDecodeError) as e:
+  except (ValueError, RecursionError) as e:
     raise UserError(
       f"this line cannot be read as JSON ({e})",
       f"{path} line {number}",
       "mend or remove the line",
-    ) from e
-  except (pa.ArrowException, OSError) as e:
-    raise UserError(
-      f"this file cannot be read ({e})",
-      f"{path} after line {number}",
-      "fetch or pack it again",
     ) from e
 
 
@@ -145,7 +139,7 @@ def _read_parquet(path, text_field, domain_field, default):
           where = f"{path} row {row}"
           yield _document(record, text_field, domain_field, default, where)
           row += 1
-  except (pa.ArrowException, OSError) as e:
+  except (pa.ArrowException, UnicodeDecodeError) as e:
     raise UserError(
       f"this file cannot be read as Parquet ({e})",
       f"{path} near row {row}",
@@ -161,6 +155,12 @@ def _document(record, text_field, domain_field, default, where) -> Document:
       where,
       "name the field with --config.corpus.text_field, or mend the record",
     )
+  try:
+    text.encode()
+  except UnicodeEncodeError as e:
+    raise UserError(
+      f"the text is not valid Unicode ({e})", where, "mend the record"
+    ) from e
   if not domain_field:
     return Document(text, default)
   domain = _field(record, domain_field)

@@ -63,7 +63,9 @@ def _tokenizer_fingerprint(c) -> str:
   if c.tokenizer == TRAIN:
     return files.digest([TRAIN, c.vocab_size])
   local = epath.Path(c.tokenizer) / "tokenizer.json"
-  return files.sha256(local) if local.exists() else files.digest(c.tokenizer)
+  if local.exists():
+    return files.sha256(local)
+  return files.digest([c.tokenizer, c.tokenizer_revision])
 
 
 def _run_or_leave_nothing(config, directory):
@@ -85,7 +87,8 @@ def _run(config, directory):
   encoder = _tokenizer(c, parts, directory / "tokenizer")
   ends = SentenceEnds(encoder)
   counts, rows_by_part, described = collections.Counter(), [], {}
-  with Progress(STAGE, len(parts), "parts") as progress:
+  every = config.run.log_every_seconds
+  with Progress(STAGE, len(parts), "parts", every=every) as progress:
     for number, part in enumerate(parts):
       names = store.shard_names(number, len(parts))
       if not (directory / names[1]).exists():
@@ -136,7 +139,9 @@ def _tokenizer(c, parts, directory):
       texts = (d.text for part in parts for d in part.read())
       found = tokenizer.train(texts, c.vocab_size, c.eos_token)
     else:
-      found = tokenizer.load(huggingface.resolve(c.tokenizer), c.eos_token)
+      found = tokenizer.load(
+        huggingface.resolve(c.tokenizer, c.tokenizer_revision), c.eos_token
+      )
     # tokenizer.json last: its presence says that the folder is whole.
     for name, content in sorted(found.to_files().items(), reverse=True):
       files.write_bytes(directory / name, content)

@@ -19,6 +19,8 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.corpus import tokenizer
+from miniplm_jax.corpus.tokenizer import Tokenizer
 
 # What a row is for. Disjoint by construction: see `split_of`.
 SPLITS = ("train", "reference", "heldout", "teacher")
@@ -143,18 +145,16 @@ class Corpus:
   """Random access to the rows of a packed corpus, by row id."""
 
   def __init__(self, manifest: Manifest):
-    """Opens the corpus that a tokenize manifest describes."""
+    """Opens the corpus that a tokenize manifest describes.
+
+    Raises:
+      UserError: a file is missing or of another size.
+    """
+    manifest.check_sizes()
     self.manifest = manifest
     self.directory = manifest.directory
     self._parts = manifest.counts["parts"]
     self._readers: dict[int, Any] = {}
-
-  # Readers do not pickle; a worker process opens its own.
-  def __getstate__(self):
-    return {"manifest": self.manifest}
-
-  def __setstate__(self, state):
-    self.__init__(state["manifest"])
 
   def __len__(self) -> int:
     return self.manifest.counts["rows"]
@@ -208,12 +208,23 @@ class Corpus:
     mask = pc.equal(self.index["split"], split).to_numpy(zero_copy_only=False)
     return np.flatnonzero(mask)
 
-  def heldout_rows(self, ignore_domains: Sequence[str]) -> np.ndarray:
-    """int64 held-out row ids, without those of some domains."""
+  def heldout_rows(
+    self, most: int, ignore_domains: Sequence[str] = ()
+  ) -> np.ndarray:
+    """int64 held-out row ids, at most so many, evenly spaced; 0 is all.
+
+    Rows of the domains in `ignore_domains` are left out before.
+    """
     rows = self.rows_of("heldout")
-    if not ignore_domains:
-      return rows
-    return rows[~np.isin(self.domains(rows), list(ignore_domains))]
+    if ignore_domains:
+      rows = rows[~np.isin(self.domains(rows), list(ignore_domains))]
+    # The first ones would be those of the first documents.
+    return rows[:: max(-(-len(rows) // most), 1)] if most else rows
+
+  def tokenizer(self) -> Tokenizer:
+    """The corpus's own tokenizer."""
+    eos_token = self.manifest.settings["eos_token"]
+    return tokenizer.load(self.directory / "tokenizer", eos_token)
 
   @functools.cached_property
   def _offsets(self) -> np.ndarray:

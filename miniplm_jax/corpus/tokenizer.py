@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -10,6 +11,11 @@ from etils import epath
 
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
+
+
+def _pair(merge: str | list[str]) -> tuple[str, ...]:
+  """A merge, which files of different releases write as "a b" or [a, b]."""
+  return tuple(merge.split(" ") if isinstance(merge, str) else merge)
 
 
 class Tokenizer:
@@ -54,9 +60,13 @@ class Tokenizer:
     """The text of some ids, special tokens included."""
     return self._engine.decode([int(i) for i in ids], skip_special_tokens=False)
 
-  def vocabulary(self) -> dict[str, int]:
-    """Token → id, added tokens included."""
-    return self._engine.get_vocab(with_added_tokens=True)
+  def model(self) -> tuple[Any, ...]:
+    """What decides which ids a text gets: the vocabulary and the merges."""
+    body = json.loads(self._engine.to_str())
+    return (
+      self._engine.get_vocab(with_added_tokens=True),
+      [_pair(m) for m in body["model"].get("merges", ())],
+    )
 
   def decode_each(self) -> list[str]:
     """The text of every single id."""

@@ -25,56 +25,47 @@ def jobs(config, workdir: Workdir) -> list[Job]:
 def _student(config, workdir: Workdir, name: str) -> Job:
   from miniplm_jax.trainer import training_job
 
-  directory = workdir.student(name)
   arch = Architecture(**config.student.model)
-  return _job(
-    config,
-    workdir,
-    directory,
-    name,
-    directory / MANIFEST,
-    lambda mesh: training_job.restore(directory, arch, config.train, mesh),
-  )
+
+  def load(inputs, mesh):
+    return training_job.restore(inputs["model"], arch, config.train, mesh)
+
+  folder = workdir.student(name)
+  return _job(config, workdir, folder, name, config.train.dtype, load)
 
 
 def _scorer(config, workdir: Workdir, role: str) -> Job:
-  import functools
-
   c = config[role]
-  return _job(
-    config,
-    workdir,
-    workdir.scores(c.name),
-    c.name,
-    workdir.scores(c.name) / MANIFEST,
-    functools.partial(_load_scorer, c, workdir, role),
-  )
+
+  def load(unused_inputs, mesh):
+    dtype = config.score.dtype
+    return score_stage.load_model(c, workdir, role, mesh, dtype)[1]
+
+  folder = workdir.scores(c.name)
+  return _job(config, workdir, folder, c.name, config.score.dtype, load)
 
 
-def _load_scorer(c, workdir, role, mesh):
-  import jax.numpy as jnp
-
-  return score_stage.load_model(c, workdir, role, mesh, jnp.float32)[1]
-
-
-def _job(config, workdir: Workdir, directory, name, weights, load) -> Job:
+def _job(config, workdir: Workdir, folder, name, dtype, load) -> Job:
   return Job(
     stage=STAGE,
-    manifest=directory / "evaluation.json",
+    manifest=folder / "evaluation.json",
     settings={
       "name": name,
       "max_rows": config.evaluate.max_rows,
       "ignore_domains": list(config.evaluate.ignore_domains),
-      "dtype": config.train.dtype,
+      "dtype": dtype,
     },
-    inputs={"corpus": workdir.corpus / MANIFEST, "weights": weights},
+    inputs={
+      "corpus": workdir.corpus / MANIFEST,
+      "model": folder / MANIFEST,
+    },
     outputs=(),
     summary=f"held-out loss of {name}",
-    run=lambda inputs: _run(config, name, load, inputs),
+    run=lambda inputs: _run(config, name, dtype, load, inputs),
   )
 
 
-def _run(config, name, load, inputs):
+def _run(config, name, dtype, load, inputs):
   import numpy as np
 
   from miniplm_jax.core.progress import Progress
@@ -84,9 +75,7 @@ def _run(config, name, load, inputs):
 
   run = config.run
   corpus = Corpus(inputs["corpus"])
-  row_ids = corpus.rows_of("heldout")
-  if config.evaluate.max_rows:
-    row_ids = row_ids[: config.evaluate.max_rows]
+  row_ids = corpus.heldout_rows(config.evaluate.max_rows)
   if not len(row_ids):
     raise UserError(
       "there are no held-out rows",
@@ -95,14 +84,17 @@ def _run(config, name, load, inputs):
     )
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   scorer = Scorer(
-    load(mesh),
+    load(inputs, mesh),
     corpus,
     mesh,
-    dtype=config.train.dtype,
+    dtype=dtype,
     lengths=config.score.lengths,
     batch_tokens=config.score.batch_tokens,
   )
-  with Progress(f"{STAGE} {name}", len(row_ids), "rows") as progress:
+  every = run.log_every_seconds
+  with Progress(
+    f"{STAGE} {name}", len(row_ids), "rows", every=every
+  ) as progress:
     nll, count = scorer(row_ids, progress.update)
   keep = count > 0
   domain = corpus.domains(row_ids)[keep]
@@ -116,7 +108,7 @@ def _run(config, name, load, inputs):
   }
   return {
     "tokenizer": corpus.manifest.tokenizer,
-    "weights": inputs["weights"].weights,
+    "weights": inputs["model"].weights,
     "counts": {"rows": len(row_ids)},
     "details": {"loss": losses},
   }

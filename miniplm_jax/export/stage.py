@@ -22,7 +22,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     settings={"name": names.student},
     inputs={
       "corpus": workdir.corpus / MANIFEST,
-      "weights": directory / MANIFEST,
+      "model": directory / MANIFEST,
     },
     outputs=(directory / "hf",),
     summary=f"{directory / 'hf'} for transformers",
@@ -31,7 +31,6 @@ def _job(config, workdir: Workdir, names) -> Job:
 
 
 def _run(config, names, directory, inputs):
-  from miniplm_jax.corpus import tokenizer
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.trainer import training_job
@@ -40,11 +39,8 @@ def _run(config, names, directory, inputs):
   corpus = Corpus(inputs["corpus"])
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   arch = Architecture(**config.student.model)
-  model = training_job.restore(directory, arch, config.train, mesh)
-  encoder = tokenizer.load(
-    corpus.directory / "tokenizer", config.corpus.eos_token
-  )
-  extra = encoder.to_files()
+  model = training_job.restore(inputs["model"], arch, config.train, mesh)
+  extra = corpus.tokenizer().to_files()
   extra["README.md"] = _model_card(names, directory, inputs).encode()
   written = huggingface.save(directory / "hf", model, corpus.eos_id, extra)
   return {
@@ -56,9 +52,11 @@ def _run(config, names, directory, inputs):
 
 
 def _model_card(names, directory, inputs) -> str:
-  trained = inputs["weights"]
+  trained = inputs["model"]
   evaluation = manifest_lib.read(directory / "evaluation.json")
-  losses = evaluation.details["loss"] if evaluation else {}
+  losses = {}
+  if evaluation and evaluation.inputs["model"] == trained.fingerprint:
+    losses = evaluation.details["loss"]
   lines = [
     "---",
     "library_name: transformers",
@@ -73,7 +71,7 @@ def _model_card(names, directory, inputs) -> str:
     f"- corpus fingerprint: `{trained.inputs['corpus']}`",
     f"- selection fingerprint: `{trained.inputs['selection']}`",
     f"- weights sha256: `{trained.weights}`",
-    f"- made with miniplm_jax {trained.code_version or 'of this checkout'}",
+    f"- made with miniplm_jax {trained.code_version}",
   ]
   if losses:
     lines += [

@@ -3,17 +3,15 @@
 An NNX module is a pytree, so `jax.jit`, `jax.grad` and `jax.lax.scan` take
 it as it is. Parameters are stacked over layers, in memory and on disk.
 
-B batch, T time, D hidden, N heads, K key heads, H head size, F FFN,
-V vocabulary, L layers.
+B batch, T time, S time of the keys, D hidden, N heads, K key heads, G = N / K,
+H head size, F FFN, V vocabulary, L layers.
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import sharding
@@ -70,25 +68,31 @@ def _attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH):
   """
   batch, length, heads, size = q_BxTxNxH.shape
   keys = k_BxTxKxH.shape[2]
-  q = q_BxTxNxH.reshape(batch, length, keys, heads // keys, size)
-  q = q.transpose(0, 2, 3, 1, 4) * size**-0.5  # B K G T H
-  k, v = (x.swapaxes(1, 2) for x in (k_BxTxKxH, v_BxTxKxH))  # B K T H
-  score = jnp.einsum(
-    "bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32
-  )
-  causal = jnp.tril(jnp.ones((length, length), bool))
-  score = jnp.where(causal[None, None, None], score, -1e30)
-  top = jax.lax.stop_gradient(jnp.max(score, -1, keepdims=True))
-  weight = jnp.exp(score - top)
-  total = jnp.sum(weight, -1, keepdims=True)
-  out = jnp.einsum(
-    "bkgts,bksh->bkgth",
-    weight.astype(v.dtype),
-    v,
+  q_BxTxKxGxH = q_BxTxNxH.reshape(batch, length, keys, heads // keys, size)
+  q_BxKxGxTxH = q_BxTxKxGxH.transpose(0, 2, 3, 1, 4) * size**-0.5
+  k_BxKxSxH = k_BxTxKxH.swapaxes(1, 2)
+  v_BxKxSxH = v_BxTxKxH.swapaxes(1, 2)
+  score_BxKxGxTxS = jnp.einsum(
+    "bkgth,bksh->bkgts",
+    q_BxKxGxTxH,
+    k_BxKxSxH,
     preferred_element_type=jnp.float32,
   )
-  out = (out / total).astype(v.dtype).transpose(0, 3, 1, 2, 4)
-  return out.reshape(batch, length, heads, size)
+  causal_TxS = jnp.tril(jnp.ones((length, length), bool))
+  score_BxKxGxTxS = jnp.where(
+    causal_TxS[None, None, None], score_BxKxGxTxS, -1e30
+  )
+  top = jax.lax.stop_gradient(jnp.max(score_BxKxGxTxS, -1, keepdims=True))
+  weight_BxKxGxTxS = jnp.exp(score_BxKxGxTxS - top)
+  total = jnp.sum(weight_BxKxGxTxS, -1, keepdims=True)
+  out_BxKxGxTxH = jnp.einsum(
+    "bkgts,bksh->bkgth",
+    weight_BxKxGxTxS.astype(v_BxKxSxH.dtype),
+    v_BxKxSxH,
+    preferred_element_type=jnp.float32,
+  )
+  out_BxKxGxTxH = (out_BxKxGxTxH / total).astype(q_BxTxNxH.dtype)
+  return out_BxKxGxTxH.transpose(0, 3, 1, 2, 4).reshape(q_BxTxNxH.shape)
 
 
 class Layers(nnx.Module):
@@ -214,14 +218,3 @@ class Decoder(nnx.Module):
 def abstract(arch: Architecture, dtype: Any = jnp.float32) -> Decoder:
   """A decoder of ShapeDtypeStructs."""
   return jax.eval_shape(lambda: Decoder(arch, nnx.Rngs(0), dtype))
-
-
-def initialise(
-  arch: Architecture, seed: int, mesh: Mesh, dtype: Any = jnp.float32
-) -> Decoder:
-  """A decoder born sharded: no host ever holds it whole."""
-  out = sharding.shardings(abstract(arch, dtype), mesh)
-  make = functools.partial(Decoder, arch, dtype=dtype)
-  return jax.jit(lambda key: make(nnx.Rngs(key)), out_shardings=out)(
-    jax.random.key(seed)
-  )

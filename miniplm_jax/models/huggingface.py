@@ -80,8 +80,16 @@ def load_architecture(directory: epath.Path) -> architecture.Architecture:
     raise UserError(
       "no config.json", str(directory), "give a Hugging Face model directory"
     )
-  config = json.loads(path.read_text())
-  return architecture.from_hugging_face(config, str(path))
+  return architecture.from_hugging_face(_json(path), str(path))
+
+
+def _json(path: epath.Path) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_text())
+  except ValueError as e:
+    raise UserError(
+      f"this is not JSON ({e})", str(path), "fetch it again"
+    ) from e
 
 
 def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
@@ -98,11 +106,9 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
   Raises:
     UserError: naming every missing, unexpected and mis-shaped tensor.
   """
-  from safetensors import safe_open
-
   arch = load_architecture(directory)
   paths = weight_files(directory)
-  handles = [safe_open(str(p), framework="numpy") for p in paths]
+  handles = [_open(path) for path in paths]
   found = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
   if arch.tie_word_embeddings:
     # Some files carry a copy of the tied embedding.
@@ -141,6 +147,17 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
   return jax.tree_util.tree_map_with_path(
     place, abstract, sharding.shardings(abstract, mesh)
   )
+
+
+def _open(path: epath.Path):
+  from safetensors import SafetensorError, safe_open
+
+  try:
+    return safe_open(str(path), framework="numpy")
+  except SafetensorError as e:
+    raise UserError(
+      f"the weights cannot be read ({e})", str(path), "fetch them again"
+    ) from e
 
 
 def _file_names(abstract: Decoder) -> dict[str, tuple[int, ...]]:
@@ -216,7 +233,7 @@ def weight_files(directory: epath.Path) -> list[epath.Path]:
   """
   index = directory / "model.safetensors.index.json"
   if index.exists():
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    names = sorted(set(_json(index)["weight_map"].values()))
     paths = [directory / name for name in names]
   else:
     paths = [directory / "model.safetensors"]
@@ -238,11 +255,3 @@ def weights_fingerprint(model: Decoder) -> str:
     total.update(name.encode())
     total.update(np.ascontiguousarray(value).tobytes())
   return total.hexdigest()
-
-
-# The tokenizer files that an export carries along, where they exist.
-TOKENIZER_FILES = (
-  "tokenizer.json",
-  "tokenizer_config.json",
-  "special_tokens_map.json",
-)

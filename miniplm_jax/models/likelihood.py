@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from miniplm_jax.models import head
 from miniplm_jax.models.decoder import Decoder
 
-REDUCTIONS = ("instance_mean", "token_mean")
-
 
 def loss_mask(inputs_BxT, length_B, eos_id: int):
   """Which predictions count, bool [B, T].

@@ -53,8 +53,14 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     raise UserError(
       f"mesh data={data} fsdp={fsdp} tensor={tensor} does not cover "
       f"{count} devices",
-      "config.mesh",
+      "config.run",
       "let the sizes multiply to the number of devices, or give one as -1",
+    )
+  if sizes[0] * sizes[1] % jax.process_count():
+    raise UserError(
+      f"{sizes[0] * sizes[1]} batch shards over {jax.process_count()} hosts",
+      "config.run.data and config.run.fsdp",
+      "let data × fsdp be a multiple of the number of hosts",
     )
   return jax.make_mesh(tuple(sizes), AXES, (AxisType.Auto,) * len(AXES))
 
@@ -98,7 +104,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         raise UserError(
           f"{name} of shape {leaf.shape} does not split over "
           f"{axis}={mesh.shape[axis]}",
-          "config.mesh",
+          f"config.run.{axis}",
           f"choose a {axis} that divides {size}",
         )
     return NamedSharding(mesh, spec)

@@ -40,13 +40,15 @@ def jobs(config, workdir: Workdir) -> list[Job]:
 
 def _run(config, workdir: Workdir, inputs):
   from miniplm_jax.core import files, page
-  from miniplm_jax.corpus import tokenizer
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.report import findings
   from miniplm_jax.select import card
   from miniplm_jax.select.cutoff import Cutoff
   from miniplm_jax.select.scored import ScoredRows
 
+  for name in (*methods(config), *ROLES):
+    made = inputs.get(f"{name} training") or inputs[f"{name} scores"]
+    inputs[f"{name} evaluation"].check_inputs({"model": made})
   table = findings.loss_table(config, inputs)
   verdict = findings.verdict(config, inputs)
   print("\n" + findings.as_text(table) + "\n" + verdict + "\n", flush=True)
@@ -60,9 +62,6 @@ def _run(config, workdir: Workdir, inputs):
     settings["seed"],
   )
   rows = findings.kept_rows(selection)
-  encoder = tokenizer.load(
-    corpus.directory / "tokenizer", config.corpus.eos_token
-  )
   body = [
     page.Section(
       "Held-out loss",
@@ -76,9 +75,8 @@ def _run(config, workdir: Workdir, inputs):
     *card.sections(
       card.summarise(corpus, scored, rows),
       Cutoff(**selection.details["cutoff"]),
-      settings["definition"],
+      scored.definition,
       corpus,
-      encoder,
     ),
     findings.provenance(inputs),
   ]

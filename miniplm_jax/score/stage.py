@@ -9,7 +9,7 @@ import time
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
-from miniplm_jax.core.progress import Progress
+from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 
 STAGE = "score"
@@ -60,33 +60,36 @@ def load_model(c, workdir: Workdir, role: str, mesh, dtype):
   Returns:
     (directory, `Decoder` with parameters in `dtype`).
   """
+  import jax.numpy as jnp
+
   from miniplm_jax.models import huggingface
 
   if c.path:
     directory = huggingface.resolve(c.path, c.revision)
   else:
     directory = workdir.scorer(role) / "hf"
-  return directory, huggingface.load(directory, mesh, dtype)
+  return directory, huggingface.load(directory, mesh, jnp.dtype(dtype))
 
 
-def _check_tokenizer(directory, corpus, eos_token):
+def _check_tokenizer(directory, corpus):
+  """Refuses a model that reads the corpus's ids as other text."""
   from miniplm_jax.corpus import tokenizer
 
   if not (directory / "tokenizer.json").exists():
+    say(STAGE, f"no tokenizer.json in {directory}: taken to be the corpus's")
     return
-  theirs = tokenizer.load(directory, eos_token)
-  if theirs.fingerprint != corpus.manifest.tokenizer:
-    ours = tokenizer.load(corpus.directory / "tokenizer", eos_token)
-    if ours.vocabulary() != theirs.vocabulary():
-      raise UserError(
-        "the model has another tokenizer than the corpus",
-        f"{directory / 'tokenizer.json'} and {corpus.directory / 'tokenizer'}",
-        "tokenize the corpus with the model's tokenizer",
-      )
+  ours = corpus.tokenizer()
+  theirs = tokenizer.load(directory, ours.eos_token)
+  if ours.model() != theirs.model():
+    raise UserError(
+      "the model has another tokenizer than the corpus",
+      f"{directory / 'tokenizer.json'} and {corpus.directory / 'tokenizer'}",
+      "tokenize the corpus with the model's tokenizer",
+    )
 
 
 def _run(config, role, workdir, directory, inputs):
-  import jax.numpy as jnp
+  import numpy as np
 
   from miniplm_jax.core import files
   from miniplm_jax.corpus.store import Corpus
@@ -97,10 +100,10 @@ def _run(config, role, workdir, directory, inputs):
   c, run = config.score, config.run
   corpus = Corpus(inputs["corpus"])
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  source, model = load_model(
-    config[role], workdir, role, mesh, jnp.dtype(c.dtype)
-  )
-  _check_tokenizer(source, corpus, config.corpus.eos_token)
+  if "weights" in inputs:
+    inputs["weights"].check_sizes()
+  source, model = load_model(config[role], workdir, role, mesh, c.dtype)
+  _check_tokenizer(source, corpus)
   if corpus.manifest.details["vocab_size"] > model.arch.vocab_size:
     raise UserError(
       f"the corpus has {corpus.manifest.details['vocab_size']} token ids, "
@@ -120,24 +123,28 @@ def _run(config, role, workdir, directory, inputs):
   row_ids = corpus.rows_of("train")
   parts = math.ceil(len(row_ids) / c.rows_per_part)
   scored, start = 0, time.monotonic()
-  name = f"{STAGE} {config[role].name}"
+  weights = huggingface.weights_fingerprint(model)
+  names = [table.part_name(part, parts) for part in range(parts)]
+  done = {n for n in names if table.is_done(directory / n, weights)}
+  ids = np.split(row_ids, range(c.rows_per_part, len(row_ids), c.rows_per_part))
   with Progress(
-    name, len(row_ids), "rows", every=run.log_every_seconds
+    f"{STAGE} {config[role].name}",
+    len(row_ids),
+    "rows",
+    done=sum(len(i) for n, i in zip(names, ids) if n in done),
+    every=run.log_every_seconds,
   ) as progress:
-    for part in range(parts):
-      path = directory / table.part_name(part, parts)
-      ids = row_ids[part * c.rows_per_part :][: c.rows_per_part]
-      if path.exists():  # whole, or it would not be there
-        progress.update(len(ids))
+    for part, of_part in zip(names, ids):
+      if part in done:
         continue
-      nll_sum, n_tokens = scorer(ids, progress.update)
-      table.write_part(path, ids, nll_sum, n_tokens)
+      nll_sum, n_tokens = scorer(of_part, progress.update)
+      path = directory / part
+      table.write_part(path, of_part, nll_sum, n_tokens, weights)
       scored += int(n_tokens.sum())
   seconds = time.monotonic() - start
-  names = [table.part_name(part, parts) for part in range(parts)]
   return {
     "tokenizer": corpus.manifest.tokenizer,
-    "weights": huggingface.weights_fingerprint(model),
+    "weights": weights,
     "files": {n: files.describe(directory / n) for n in names},
     "counts": {"rows": len(row_ids), "parts": parts},
     "details": {

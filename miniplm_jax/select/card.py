@@ -7,8 +7,8 @@ from etils import epath
 
 from miniplm_jax.core import files, page
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.corpus.tokenizer import Tokenizer
 from miniplm_jax.select.cutoff import Cutoff
+from miniplm_jax.select.definitions import Definition
 from miniplm_jax.select.scored import ScoredRows
 
 _SAMPLE = 20_000  # rows that the pictures are drawn from
@@ -51,7 +51,8 @@ def summarise(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
   """
   every = max(scored.rows // _SAMPLE, 1)
   sample, ends, start = [], [], 0
-  for columns, (row_id, score) in zip(scored.columns(), scored.chunks()):
+  for columns in scored.columns():
+    row_id, score = columns["row_id"], columns["score"]
     here = np.arange(-start % every, len(row_id), every)
     start += len(row_id)
     means = [
@@ -104,11 +105,7 @@ def domain_table(summary: Summary):
 
 
 def sections(
-  summary: Summary,
-  cutoff: Cutoff,
-  definition: str,
-  corpus: Corpus,
-  tokenizer: Tokenizer,
+  summary: Summary, cutoff: Cutoff, definition: Definition, corpus: Corpus
 ) -> list[page.Section]:
   """The selection's part of a report."""
   share = cutoff.kept / cutoff.rows
@@ -116,9 +113,9 @@ def sections(
     page.Section(
       "What was kept",
       [
-        f"{cutoff.kept:,} of {cutoff.rows:,} rows ({share:.1%}) by "
-        f"{definition}: score ≥ {cutoff.threshold:.4f} nats per token, ties "
-        "to the lower row id."
+        f"{cutoff.kept:,} of {cutoff.rows:,} rows ({share:.1%}): those with "
+        f"the highest score ({definition.label}), from "
+        f"{cutoff.threshold:.4f} on, ties to the lower row id."
       ],
       table=domain_table(summary),
       pictures=[
@@ -128,23 +125,18 @@ def sections(
           "of all rows.",
         ),
         (
-          page.picture(_score_figure(summary, cutoff)),
-          "Scores of all rows. Right of the line is kept. Negative: the "
-          "teacher finds the row harder than the reference does.",
+          page.picture(_score_figure(summary, cutoff, definition)),
+          "Scores of all rows; the line is the cutoff.",
         ),
         (
           page.picture(_scatter_figure(summary)),
-          "Mean NLL of each row under teacher and reference; what lies "
-          "furthest below the diagonal is kept.",
+          "Mean NLL of each row under teacher and reference. Below the "
+          "diagonal the teacher finds a row easier than the reference does.",
         ),
       ],
     ),
-    page.Section(
-      "Most valued texts", texts=_texts(summary.best, corpus, tokenizer)
-    ),
-    page.Section(
-      "Least valued texts", texts=_texts(summary.worst, corpus, tokenizer)
-    ),
+    page.Section("Highest scores", texts=_texts(summary.best, corpus)),
+    page.Section("Lowest scores", texts=_texts(summary.worst, corpus)),
   ]
 
 
@@ -160,10 +152,10 @@ def _share_figure(summary: Summary, share: float):
   return figure
 
 
-def _score_figure(summary: Summary, cutoff: Cutoff):
+def _score_figure(summary: Summary, cutoff: Cutoff, definition: Definition):
   figure, ax = page.axes(
     "Distribution of scores",
-    "log p_teacher − log p_ref (nats per token)",
+    definition.label,
     "rows of the sample",
   )
   low, high = np.quantile(summary.score, [0.001, 0.999])
@@ -205,8 +197,8 @@ def _scatter_figure(summary: Summary):
   return figure
 
 
-def _texts(ends, corpus: Corpus, tokenizer: Tokenizer):
-  found = []
+def _texts(ends, corpus: Corpus):
+  tokenizer, found = corpus.tokenizer(), []
   for (row_id, score), instance in zip(ends, corpus.read([i for i, _ in ends])):
     text = tokenizer.decode(instance.ids)
     found.append(

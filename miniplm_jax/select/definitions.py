@@ -1,5 +1,6 @@
 """What a row is worth, from (Σ nll, tokens) of teacher and reference."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 
@@ -42,12 +43,28 @@ def random(c: Columns, seed: int) -> np.ndarray:
   return np.asarray(values, np.float32) / np.float32(2**24)
 
 
-DEFINITIONS: dict[str, Callable[[Columns, int], np.ndarray]] = {
-  f.__name__: f
-  for f in (mean_diff, sum_diff, difficulty, teacher_preference, random)
-}
-
-
 def _mean(c: Columns, model: str) -> np.ndarray:
   # float32 as released; the count is exact in it
   return c[f"{model}_nll"] / c[f"{model}_tokens"].astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+  """A way to rank rows.
+
+  Attributes:
+    score: (columns, seed) → float32 [n]; the highest are kept.
+    label: of the score, with its unit.
+  """
+
+  score: Callable[[Columns, int], np.ndarray]
+  label: str
+
+
+DEFINITIONS = {
+  "mean_diff": Definition(mean_diff, "log p − log p_ref, nats per token"),
+  "sum_diff": Definition(sum_diff, "log p − log p_ref, nats per row"),
+  "difficulty": Definition(difficulty, "−log p_ref, nats per token"),
+  "teacher_preference": Definition(teacher_preference, "log p, nats per token"),
+  "random": Definition(random, "a random number in [0, 1)"),
+}

@@ -37,19 +37,16 @@ def _job(config, workdir: Workdir, names) -> Job:
     },
     outputs=tuple(directory / name for name in _OUTPUTS),
     summary=f"the top {c.ratio:.4g} of D by {names.definition}",
-    run=lambda inputs: _run(
-      names, c, config.corpus.eos_token, directory, inputs
-    ),
+    run=lambda inputs: _run(names, c, directory, inputs),
   )
 
 
-def _run(names, c, eos_token, directory, inputs):
+def _run(names, c, directory, inputs):
   import dataclasses
 
   import numpy as np
 
   from miniplm_jax.core import files
-  from miniplm_jax.corpus import tokenizer
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.select import card, cutoff
   from miniplm_jax.select.scored import ScoredRows
@@ -80,8 +77,7 @@ def _run(names, c, eos_token, directory, inputs):
   ):
     np.save(f, rows)
   summary = card.summarise(corpus, scored, rows)
-  encoder = tokenizer.load(corpus.directory / "tokenizer", eos_token)
-  body = card.sections(summary, found, names.definition, corpus, encoder)
+  body = card.sections(summary, found, scored.definition, corpus)
   card.write(directory, names.selection, body, summary)
   return {
     "tokenizer": corpus.manifest.tokenizer,

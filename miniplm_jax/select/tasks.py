@@ -9,7 +9,8 @@ Imports TensorFlow: nothing imports this module before it is used.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 
 import numpy as np
 import seqio
@@ -17,7 +18,6 @@ import tensorflow as tf
 from etils import epath
 
 from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.select.cutoff import Cutoff
@@ -143,8 +143,7 @@ def kept_row_ids(name: str) -> Iterator[np.ndarray]:
 
 def task_name(selection: str) -> str:
   """The name that a selection is registered under."""
-  safe: Callable[[str], str] = lambda c: c if c.isalnum() else "_"  # noqa: E731
-  return "miniplm_" + "".join(map(safe, selection))
+  return "miniplm_" + re.sub(r"\W", "_", selection)
 
 
 def register(workdir: epath.PathLike, selection: str) -> str:
@@ -158,22 +157,24 @@ def register(workdir: epath.PathLike, selection: str) -> str:
     The task's name, for `seqio.get_mixture_or_task`.
 
   Raises:
-    UserError: there is no such selection.
+    UserError: there is no such selection, or what it was made from has
+      changed.
   """
   layout = Workdir(epath.Path(workdir))
-  path = layout.selection(selection) / MANIFEST
-  found = manifest_lib.read(path)
-  if found is None:
-    raise UserError("no selection here", str(path), "run --stages=select")
-  tables = {
-    role: manifest_lib.read(layout.scores(name) / MANIFEST)
-    for role, name in found.settings["scores"].items()
+  found = manifest_lib.require(layout.selection(selection) / MANIFEST)
+  folders = {"corpus": layout.corpus}
+  for role, model in found.settings["scores"].items():
+    folders[role] = layout.scores(model)
+  inputs = {
+    name: manifest_lib.require(folder / MANIFEST)
+    for name, folder in folders.items()
   }
+  found.check_inputs(inputs)
+  corpus = Corpus(inputs.pop("corpus"))
   scored = ScoredRows(
-    tables, found.settings["definition"], found.settings["seed"]
+    inputs, found.settings["definition"], found.settings["seed"]
   )
   cutoff = Cutoff(**found.details["cutoff"])
-  corpus = Corpus(manifest_lib.read(layout.corpus / MANIFEST))
   name = task_name(selection)
   add_tasks(name, scored, cutoff, corpus)
   return name

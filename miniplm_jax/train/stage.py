@@ -40,13 +40,6 @@ def _selected(corpus, inputs):
 
   selection = inputs["selection"]
   path = selection.directory / "rows.npy"
-  if selection.inputs["corpus"] != corpus.manifest.fingerprint:
-    raise UserError(
-      f"inputs.corpus is {selection.inputs['corpus'][:12]} and the corpus "
-      f"{corpus.manifest.fingerprint[:12]}",
-      str(selection.path),
-      "select again from this corpus",
-    )
   if not path.exists() or files.describe(path) != selection.files["rows.npy"]:
     raise UserError(
       "the kept rows are not those that were selected",

@@ -17,8 +17,8 @@ from miniplm_jax.core.errors import UserError
 class Checkpoints:
   """The checkpoints of one training run."""
 
-  def __init__(self, directory: epath.Path, keep: int):
-    """Opens or makes `directory`; the newest `keep` are kept."""
+  def __init__(self, directory: epath.Path, keep: int | None):
+    """Opens or makes `directory`; the newest `keep`, or all, are kept."""
     self._directory = directory
     # orbax wants an absolute path
     self._manager = ocp.CheckpointManager(

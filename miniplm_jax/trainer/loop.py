@@ -4,6 +4,7 @@ Batch s is a function of (rows, seed, s), the state after s steps is
 checkpoint s, so a run that was killed goes on as if it had not been.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -161,10 +162,13 @@ def train(spec: Run, mesh: Mesh) -> Decoder:
   """
   t, run, corpus = spec.train, spec.run, spec.corpus
   micro = _turns(spec, mesh)
-  with jax.set_mesh(mesh):
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.set_mesh(mesh))
     # 1. The state: the newest checkpoint, else a new one from the seed.
-    checkpoints = Checkpoints(
-      spec.directory / "checkpoints", run.keep_checkpoints
+    checkpoints = stack.enter_context(
+      contextlib.closing(
+        Checkpoints(spec.directory / "checkpoints", run.keep_checkpoints)
+      )
     )
     abstract = abstract_state(spec.arch, t, mesh)
     first = checkpoints.latest() or 0
@@ -189,40 +193,33 @@ def train(spec: Run, mesh: Mesh) -> Decoder:
     )
     step_fn = step_function(spec.arch, t, corpus.eos_id, mesh, run.remat, micro)
     heldout = _Heldout(spec, mesh, t.batch_size // micro)
-    log = _Log(spec, first)
+    log = stack.enter_context(contextlib.closing(_Log(spec, first)))
+    progress = stack.enter_context(
+      Progress(spec.name, t.steps, "steps", first, every=float("inf"))
+    )
 
     # 3. The loop. Nothing in it waits for the step that it dispatched; what
     # is read is the step before.
-    with (
-      errors.signals_deferred(),
-      Progress(
-        spec.name, t.steps, "steps", first, every=float("inf")
-      ) as progress,
-    ):
-      for step in range(first, t.steps):
-        batch = next(stream)
-        row_ids = batch.pop("row_id")
-        state, found = step_fn(state, sharding.put_batch(batch, mesh))
-        log.add(step + 1, found, row_ids)
-        done = step + 1
-        last = done == t.steps
-        stop = errors.stop_requested()
-        if last or (run.eval_every and done % run.eval_every == 0):
-          log.fetch()
-          log.write(done, heldout(state.model))
-        if last or stop or done % run.checkpoint_every == 0:
-          log.fetch()  # a loss that is not finite raises before it is saved
-          log.save()  # before: a resumed run drops lines, it adds none
-          checkpoints.save(done, state)
-        progress.update(1, log.note)
-        if stop and not last:
-          checkpoints.close()
-          log.close()
-          say(spec.name, f"stopped by a signal, saved checkpoint {done}")
-          raise Stopped(stop)
-    checkpoints.close()
-    log.close()
-    return state.model
+    stack.enter_context(errors.signals_deferred())
+    for done in range(first + 1, t.steps + 1):
+      batch = next(stream)
+      row_ids = batch.pop("row_id")
+      state, found = step_fn(state, sharding.put_batch(batch, mesh))
+      log.add(done, found, row_ids)
+      progress.update(1, log.note)
+      stop = errors.stop_requested()
+      last = done == t.steps
+      if heldout.is_due(done):
+        log.fetch()
+        log.write(done, heldout(state.model))
+      if last or stop or done % run.checkpoint_every == 0:
+        log.fetch()  # a loss that is not finite raises before it is saved
+        log.save()  # before: a resumed run drops lines, it adds none
+        checkpoints.save(done, state)
+      if stop:
+        say(spec.name, f"stopped by a signal, saved checkpoint {done}")
+        raise Stopped(stop)
+  return state.model
 
 
 def _turns(spec: Run, mesh: Mesh) -> int:
@@ -283,6 +280,13 @@ class _Heldout:
       out_shardings=NamedSharding(mesh, P()),
     )
 
+  def is_due(self, done: int) -> bool:
+    """True after a step with which the curve gets a point."""
+    every = self._spec.run.eval_every
+    if not every or not len(self._spec.heldout_ids):
+      return False
+    return done % every == 0 or done == self._spec.train.steps
+
   def __call__(self, model: Decoder) -> dict[str, float]:
     corpus, ids, size = self._spec.corpus, self._spec.heldout_ids, self._size
     found = []
@@ -331,6 +335,8 @@ class _Log:
     now = time.monotonic()
     seconds = max(now - self._fetched, 1e-9)
     self._fetched = now
+    if step == self._first + 1:  # it was compiled: no measure of the rest
+      self._start = now
     found["train/tokens_per_second"] = (
       self._tokens * jax.device_count() / seconds
     )
@@ -352,7 +358,7 @@ class _Log:
       )
 
   def _seconds_left(self, step: int, now: float) -> float:
-    done = step - self._first
+    done = max(step - self._first - 1, 1)
     return (now - self._start) / done * (self._spec.train.steps - step)
 
   def _not_finite(self, name, value, step, row_ids):
@@ -360,17 +366,17 @@ class _Log:
     files.write_json(
       path, {"step": step, "name": name, "row_ids": row_ids.tolist()}
     )
-    self._metrics.close()
     raise UserError(
       f"{name} is {value} at step {step}",
       f"{self._spec.name}; the batch's row ids are in {path}",
-      "the last checkpoint is sound: lower the learning rate, or look at "
-      "the rows",
+      "the last checkpoint is sound: look at the rows, or lower the learning "
+      "rate and start over with --force",
     )
 
   def write(self, step: int, values: dict[str, float]):
     """Writes values to the metrics files."""
     self._metrics.write(step, values)
+    self._fetched = time.monotonic()  # an evaluation is no part of a step
 
   def save(self):
     """Puts the metrics on disk."""

@@ -1,12 +1,15 @@
 """A job that trains one model: teacher, reference and students alike."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
 
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models.architecture import Architecture
 
@@ -66,7 +69,6 @@ def make(
 def _run(
   stage, config, directory, arch, train, row_ids, export, inputs
 ) -> Mapping[str, Any]:
-  from miniplm_jax.corpus import tokenizer
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.trainer import loop
@@ -75,7 +77,7 @@ def _run(
   corpus = Corpus(inputs["corpus"])
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   ids = row_ids(corpus, inputs)
-  heldout = corpus.heldout_rows(config.evaluate.ignore_domains)
+  heldout = corpus.heldout_rows(run.eval_rows, config.evaluate.ignore_domains)
   model = loop.train(
     loop.Run(
       name=stage if stage != "train" else directory.name,
@@ -84,19 +86,15 @@ def _run(
       run=run,
       corpus=corpus,
       row_ids=ids,
-      # Evenly spaced: the first ones are of the first documents.
-      heldout_ids=heldout[:: max(len(heldout) // run.eval_rows, 1)],
+      heldout_ids=heldout,
       directory=directory,
     ),
     mesh,
   )
   described = {}
   if export:
-    encoder = tokenizer.load(
-      corpus.directory / "tokenizer", config.corpus.eos_token
-    )
     written = huggingface.save(
-      directory / "hf", model, corpus.eos_id, encoder.to_files()
+      directory / "hf", model, corpus.eos_id, corpus.tokenizer().to_files()
     )
     described = {f"hf/{name}": facts for name, facts in written.items()}
   return {
@@ -111,18 +109,35 @@ def _run(
   }
 
 
-def restore(directory: epath.Path, arch: Architecture, train, mesh):
-  """The model of the newest checkpoint of a finished run.
+def restore(trained: Manifest, arch: Architecture, train, mesh):
+  """The model of a finished run, checked against its manifest.
+
+  Args:
+    trained: the run's manifest.
+    arch: shape of the model.
+    train: its train section.
+    mesh: where to put it.
 
   Returns:
     A `Decoder`.
+
+  Raises:
+    UserError: the last checkpoint is missing or not the one that was made.
   """
+  from miniplm_jax.models import huggingface
   from miniplm_jax.trainer import loop
   from miniplm_jax.trainer.checkpoints import Checkpoints
 
-  checkpoints = Checkpoints(directory / "checkpoints", keep=None)
-  state = checkpoints.restore(
-    checkpoints.latest(), loop.abstract_state(arch, train, mesh)
-  )
-  checkpoints.close()
-  return state.model
+  folder = trained.directory / "checkpoints"
+  with contextlib.closing(Checkpoints(folder, keep=None)) as checkpoints:
+    model = None
+    if checkpoints.latest() == trained.counts["steps"]:
+      abstract = loop.abstract_state(arch, train, mesh)
+      model = checkpoints.restore(trained.counts["steps"], abstract).model
+  if model is None or huggingface.weights_fingerprint(model) != trained.weights:
+    raise UserError(
+      f"checkpoint {trained.counts['steps']} is missing or another",
+      str(folder),
+      f"restore it, or train again with --stages={trained.stage} --force",
+    )
+  return model
