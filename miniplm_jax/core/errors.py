@@ -59,7 +59,8 @@ def handle_signals():
 def signals_deferred() -> Iterator[None]:
   """Holds signals back; the body asks `stop_requested` where it can stop.
 
-  The third signal is not held back: somebody is insisting.
+  The third signal is not held back: somebody is insisting. One that the body
+  did not act on is raised at its end.
   """
   global _deferring
   _deferring = True
@@ -67,6 +68,8 @@ def signals_deferred() -> Iterator[None]:
     yield
   finally:
     _deferring = False
+  if _pending:
+    raise Stopped(_pending[0])
 
 
 def stop_requested() -> int | None:

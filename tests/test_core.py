@@ -1,0 +1,126 @@
+import json
+import os
+import signal
+
+import pytest
+from etils import epath
+
+from miniplm_jax.core import errors, files, manifest
+from miniplm_jax.core.errors import Stopped, UserError
+from miniplm_jax.core.job import Job, execute, status
+
+
+def job(folder, settings=None, run=None, **more):
+  out = epath.Path(folder) / "out"
+
+  def write(unused_inputs):
+    files.write_bytes(out / "file", b"made")
+    return {"files": {"file": files.describe(out / "file")}}
+
+  return Job(
+    stage="stage",
+    manifest=out / "manifest.json",
+    settings=settings or {"a": (1, 2)},
+    inputs={"text": lambda: "fingerprint"},
+    outputs=(out / "file",),
+    summary="a job",
+    run=run or write,
+    **more,
+  )
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "file"
+  files.write_bytes(path, b"old")
+  with pytest.raises(ZeroDivisionError), files.replacing(path) as scratch:
+    scratch.write_bytes(b"half of the n")
+    raise ZeroDivisionError
+  assert path.read_bytes() == b"old"
+  assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_probe_sees_names_sizes_and_both_ends(tmp_path):
+  path = epath.Path(tmp_path / "file")
+  seen = set()
+  for content in (b"a" * 200_000, b"b" + b"a" * 199_999, b"a" * 200_001):
+    path.write_bytes(content)
+    seen.add(files.probe([path]))
+  path.write_bytes(b"a" * 199_999 + b"b")
+  seen.add(files.probe([path]))
+  assert len(seen) == 4
+  assert files.probe([path]) in seen
+
+
+def test_a_difference_is_named_by_its_field():
+  old = {"train": {"steps": 1, "seed": 2}, "x": 1}
+  new = {"train": {"steps": 1, "seed": 3}, "x": 1}
+  assert manifest.first_difference(old, old) is None
+  found = manifest.first_difference(old, new)
+  assert found == "train.seed is 2 there and 3 here"
+
+
+def test_a_job_is_done_once_and_refused_when_it_changes(tmp_path, capsys):
+  assert status(job(tmp_path)).startswith("would run")
+  first = execute(job(tmp_path))
+  assert status(job(tmp_path)) == "done"
+  again = execute(job(tmp_path, settings={"a": [1, 2]}))
+  assert again.fingerprint == first.fingerprint
+  assert "skipped" in capsys.readouterr().out
+  changed = job(tmp_path, settings={"a": (1, 3)})
+  assert "refused" in status(changed)
+  with pytest.raises(UserError, match=r"settings\.a is"):
+    execute(changed)
+  assert execute(changed, force=True).settings == {"a": [1, 3]}
+  (tmp_path / "out" / "file").unlink()
+  with pytest.raises(UserError, match=r"out/file is missing"):
+    execute(changed)
+
+
+def test_a_view_is_made_again_when_what_it_shows_changes(tmp_path):
+  execute(job(tmp_path, is_view=True))
+  changed = job(tmp_path, settings={"a": 3}, is_view=True)
+  assert status(changed) == "would run again"
+  assert execute(changed).settings == {"a": 3}
+
+
+def test_what_failed_before_it_made_anything_leaves_nothing(tmp_path):
+  def fail(unused_inputs):
+    raise UserError("no", "here", "do")
+
+  with pytest.raises(UserError, match="no, here, do"):
+    execute(job(tmp_path, run=fail))
+  assert not list((tmp_path / "out").iterdir())
+  execute(job(tmp_path, settings={"a": 4}))
+
+
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
+  execute(job(tmp_path))
+  path = tmp_path / "out" / "manifest.json"
+  body = json.loads(path.read_text())
+  for text in ("{", "[]", "{}", json.dumps(body | {"schema_version": 99})):
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+      execute(job(tmp_path))
+  execute(job(tmp_path), force=True)
+
+
+@pytest.mark.parametrize(
+  ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_signals_wait_for_the_end_of_a_step(number, code):
+  before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+  try:
+    errors.handle_signals()
+    with pytest.raises(Stopped) as e:
+      os.kill(os.getpid(), number)
+    assert e.value.exit_code == code
+    errors.handle_signals()
+    acted = False
+    with pytest.raises(Stopped), errors.signals_deferred():
+      os.kill(os.getpid(), number)
+      acted = errors.stop_requested() == number
+    assert acted
+  finally:
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, before[1])
+    errors._pending.clear()
