@@ -35,8 +35,16 @@ def _model() -> ConfigDict:
       "num_hidden_layers": 12,
       "num_attention_heads": 12,
       "num_key_value_heads": 12,  # fewer: grouped-query attention
+      "head_dim": 0,  # 0 is hidden_size / num_attention_heads
       "tie_word_embeddings": True,  # the head is the embedding
+      "qkv_bias": True,  # Qwen1.5 to Qwen2.5; not Qwen3, not Llama
+      "qk_norm": False,  # Qwen3
       "rope_theta": 1e6,
+      "rope_type": "default",  # or linear, llama3
+      "rope_factor": 1.0,  # of linear and llama3, like what follows
+      "rope_low_freq_factor": 1.0,
+      "rope_high_freq_factor": 4.0,
+      "rope_original_length": 8192,
       "rms_norm_eps": 1e-6,
       "max_position_embeddings": 32_768,  # what config.json will say
       "initializer_range": 0.02,

@@ -33,6 +33,8 @@ ARCH = Architecture(
     ("qwen-500m", 463_987_712, 308_405_248),
     ("qwen-1.2b", 1_160_566_272, 693_818_880),
     ("qwen1.5-1.8b", 1_836_828_672, None),
+    ("qwen1.5-4b", 3_950_369_280, None),
+    ("llama3.1-212m", 211_766_016, None),
   ],
 )
 def test_parameter_counts_are_the_papers(name, total, bare):
@@ -47,14 +49,15 @@ def test_unknown_keys_are_ignored_and_unimplemented_values_refused():
   good = architecture.to_hugging_face(ARCH, 0)
   assert architecture.from_hugging_face(good | {"x": 1}, "here") == ARCH
   for bad in (
-    {"model_type": "llama"},
+    {"model_type": "gpt2"},
+    {"attention_bias": True},
     {"hidden_act": "gelu"},
     {"use_sliding_window": True},
-    {"rope_scaling": {"type": "yarn"}},
-    {"rope_parameters": {"rope_type": "llama3"}},
+    {"rope_parameters": None, "rope_scaling": {"type": "yarn"}},
+    {"rope_parameters": {"rope_type": "dynamic"}},
     {"num_attention_heads": 3},
   ):
-    with pytest.raises(UserError, match=r"here|configuration"):
+    with pytest.raises(UserError, match="here"):
       architecture.from_hugging_face(good | bad, "here")
   del good["hidden_size"]
   with pytest.raises(UserError, match="hidden_size"):

@@ -33,59 +33,89 @@ def their_logits(model, tokens):
     return model(torch.tensor(tokens)).logits.numpy()
 
 
-def qwen2(tied, keys, **more):
+FAMILIES = {
+  "qwen2": {},
+  "qwen2 sharing keys, untied": {"keys": 2, "tie_word_embeddings": False},
+  "qwen3": {"family": "Qwen3", "keys": 2, "head_dim": 16},
+  "llama": {"family": "Llama", "keys": 1, "tie_word_embeddings": False},
+  "llama, own head size": {"family": "Llama", "keys": 3, "head_dim": 12},
+  "llama, linear": {
+    "family": "Llama",
+    "rope_parameters": {
+      "rope_type": "linear",
+      "rope_theta": 1e4,
+      "factor": 3.0,
+    },
+  },
+  "llama 3.1": {
+    "family": "Llama",
+    "rope_parameters": {
+      "rope_type": "llama3",
+      "rope_theta": 5e3,
+      "factor": 8.0,
+      "low_freq_factor": 1.0,
+      "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 16,
+    },
+  },
+}
+
+
+def theirs_of(family="Qwen2", keys=6, **more):
+  """A random model of transformers with every parameter off its default."""
   torch.manual_seed(1)
-  config = transformers.Qwen2Config(
-    vocab_size=211,
-    hidden_size=48,
-    intermediate_size=80,
-    num_hidden_layers=3,
-    num_attention_heads=6,
-    num_key_value_heads=keys,
-    tie_word_embeddings=tied,
-    rms_norm_eps=1e-5,
-    **more,
-  )
-  model = transformers.Qwen2ForCausalLM(config).eval().float()
+  fields = {
+    "vocab_size": 211,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": keys,
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 12_345.0},
+  }
+  config = getattr(transformers, f"{family}Config")(**fields | more)
+  model = getattr(transformers, f"{family}ForCausalLM")(config).eval().float()
   with torch.no_grad():  # biases and norms are 0 and 1 when new
     for parameter in model.parameters():
       parameter.add_(torch.randn_like(parameter) * 0.1)
   return model
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("keys", [6, 2, 1])
-def test_theirs_loaded_by_ours(tmp_path, mesh, tied, keys):
-  theirs = qwen2(tied, keys, rope_theta=12_345.0)
-  theirs.save_pretrained(tmp_path, max_shard_size="40KB")
-  assert len(list(tmp_path.glob("*.safetensors"))) > 1
-  ours = huggingface.load(epath.Path(tmp_path), mesh)
-  difference = our_logits(ours, TOKENS) - their_logits(theirs, TOKENS)
-  assert np.abs(difference).max() < 1e-4
+@pytest.mark.parametrize("name", FAMILIES)
+def test_theirs_loaded_by_ours_and_back(tmp_path, mesh, name):
+  theirs = theirs_of(**FAMILIES[name])
+  theirs.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")
+  assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
+  ours = huggingface.load(epath.Path(tmp_path / "theirs"), mesh)
+  wanted = their_logits(theirs, TOKENS)
+  assert np.abs(our_logits(ours, TOKENS) - wanted).max() < 1e-4
 
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_ours_loaded_by_theirs_bit_for_bit(tmp_path, mesh, tied):
-  arch = Architecture(211, 48, 80, 3, 6, 2, tied, rope_theta=5e4)
-  ours = decoder.Decoder(arch, nnx.Rngs(3))
-  directory = epath.Path(tmp_path)
+  directory = epath.Path(tmp_path / "ours")
   huggingface.save(directory, ours, 7, {})
-  theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
-    tmp_path, output_loading_info=True
+  again, info = transformers.AutoModelForCausalLM.from_pretrained(
+    directory, output_loading_info=True
   )
   assert not any(info.values()), info
-  difference = our_logits(ours, TOKENS) - their_logits(theirs.eval(), TOKENS)
-  assert np.abs(difference).max() < 1e-4
-  again = huggingface.load(directory, mesh)
-  assert huggingface.weights_fingerprint(
-    again
-  ) == huggingface.weights_fingerprint(ours)
+  assert type(again) is type(theirs)
+  np.testing.assert_array_equal(their_logits(again.eval(), TOKENS), wanted)
+  for key, value in theirs.state_dict().items():
+    assert torch.equal(again.state_dict()[key], value), key
+
+
+def test_what_no_family_has_is_not_exported(tmp_path, mesh):
+  arch = Architecture(64, 16, 16, 1, 2, 2, qkv_bias=True, qk_norm=True)
+  with pytest.raises(UserError, match="qk_norm"):
+    huggingface.save(
+      epath.Path(tmp_path), decoder.Decoder(arch, nnx.Rngs(0)), 0, {}
+    )
 
 
 def test_gradients_equal_theirs(tmp_path, mesh):
   from miniplm_jax.models import head
 
-  theirs = qwen2(True, 2)
+  theirs = theirs_of(keys=2)
   theirs.save_pretrained(tmp_path)
   ours = huggingface.load(epath.Path(tmp_path), mesh)
   inputs, targets = TOKENS[:, :-1], TOKENS[:, 1:]
@@ -114,7 +144,7 @@ def test_gradients_equal_theirs(tmp_path, mesh):
 def test_everything_wrong_with_the_weights_is_listed(tmp_path, mesh):
   from safetensors.numpy import load_file, save_file
 
-  qwen2(True, 2).save_pretrained(tmp_path)
+  theirs_of(keys=2).save_pretrained(tmp_path)
   path = tmp_path / "model.safetensors"
   tensors = load_file(path)
   del tensors["model.norm.weight"]

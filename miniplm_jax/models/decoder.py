@@ -30,14 +30,23 @@ def _rms_norm(x_BxTxD, scale_D, eps):
   y_BxTxD = x_BxTxD.astype(jnp.float32)
   mean_BxT1 = jnp.mean(y_BxTxD * y_BxTxD, -1, keepdims=True)
   y_BxTxD = (y_BxTxD * jax.lax.rsqrt(mean_BxT1 + eps)).astype(x_BxTxD.dtype)
-  return y_BxTxD * scale_D[None, None, :]
+  return y_BxTxD * scale_D.reshape((1,) * (y_BxTxD.ndim - 1) + (-1,))
 
 
 def _rope_table(arch: Architecture, length: int):
   """Cosines and sines, float32 [T, H/2]."""
-  half = jnp.arange(0, arch.head_dim, 2, dtype=jnp.float32) / arch.head_dim
+  half = jnp.arange(0, arch.head_size, 2, dtype=jnp.float32) / arch.head_size
+  frequency = 1.0 / arch.rope_theta**half
+  if arch.rope_type == "linear":
+    frequency /= arch.rope_factor
+  elif arch.rope_type == "llama3":
+    # 1 where the original length holds many wavelengths, 0 where few
+    low, high = arch.rope_low_freq_factor, arch.rope_high_freq_factor
+    turns = arch.rope_original_length * frequency / (2 * jnp.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0, 1)
+    frequency *= kept + (1 - kept) / arch.rope_factor
   position = jnp.arange(length, dtype=jnp.float32)
-  angle = position[:, None] / (arch.rope_theta**half)[None, :]
+  angle = position[:, None] * frequency[None, :]
   return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -101,26 +110,29 @@ class Layers(nnx.Module):
   def __init__(self, arch: Architecture, dtype: Any, rngs: nnx.Rngs):
     self.arch = arch
     d, f = arch.hidden_size, arch.intermediate_size
-    nh, kh = d, arch.key_size
+    nh, kh = arch.query_size, arch.key_size
     layers = arch.num_hidden_layers
 
     def normal(*shape):
       draw = jax.random.normal(rngs.params(), (layers, *shape), jnp.float32)
       return nnx.Param((draw * arch.initializer_range).astype(dtype))
 
-    def ones():
-      return nnx.Param(jnp.ones((layers, d), dtype))
+    def norm(n, used=True):
+      return nnx.Param(jnp.ones((layers, n), dtype)) if used else None
 
-    def zeros(n):
-      return nnx.Param(jnp.zeros((layers, n), dtype))
+    def bias(n):
+      used = arch.qkv_bias
+      return nnx.Param(jnp.zeros((layers, n), dtype)) if used else None
 
-    self.input_norm = ones()
+    self.input_norm = norm(d)
     # 2-D: a head size of 64 as its own dimension is padded to 128 on TPU.
-    self.q_proj, self.q_bias = normal(d, nh), zeros(nh)
-    self.k_proj, self.k_bias = normal(d, kh), zeros(kh)
-    self.v_proj, self.v_bias = normal(d, kh), zeros(kh)
+    self.q_proj, self.q_bias = normal(d, nh), bias(nh)
+    self.k_proj, self.k_bias = normal(d, kh), bias(kh)
+    self.v_proj, self.v_bias = normal(d, kh), bias(kh)
+    self.q_norm = norm(arch.head_size, arch.qk_norm)
+    self.k_norm = norm(arch.head_size, arch.qk_norm)
     self.o_proj = normal(nh, d)
-    self.post_attention_norm = ones()
+    self.post_attention_norm = norm(d)
     self.gate_proj = normal(d, f)
     self.up_proj = normal(d, f)
     self.down_proj = normal(f, d)
@@ -129,20 +141,24 @@ class Layers(nnx.Module):
     """One layer; `self` is a slice without the leading L."""
     arch, eps = self.arch, self.arch.rms_norm_eps
 
-    def heads(w, b):
-      y = _project(y_BxTxD, w) + b[...][None, None, :]
-      y = y.reshape(*y.shape[:2], -1, arch.head_dim)
+    def heads(w, b, norm=None):
+      y = _project(y_BxTxD, w)
+      if b is not None:
+        y += b[...][None, None, :]
+      y = y.reshape(*y.shape[:2], -1, arch.head_size)
+      if norm is not None:
+        y = _rms_norm(y, norm[...], eps)
       return jax.lax.with_sharding_constraint(
         y, P(sharding.BATCH, None, "tensor", None)
       )
 
     y_BxTxD = _rms_norm(x_BxTxD, self.input_norm[...], eps)
-    q_BxTxNxH = _rotate(heads(self.q_proj, self.q_bias), rope)
-    k_BxTxKxH = _rotate(heads(self.k_proj, self.k_bias), rope)
+    q_BxTxNxH = _rotate(heads(self.q_proj, self.q_bias, self.q_norm), rope)
+    k_BxTxKxH = _rotate(heads(self.k_proj, self.k_bias, self.k_norm), rope)
     v_BxTxKxH = heads(self.v_proj, self.v_bias)
     o_BxTxNxH = _attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH)
-    o_BxTxD = o_BxTxNxH.reshape(x_BxTxD.shape)
-    x_BxTxD = _by_batch(x_BxTxD + _project(o_BxTxD, self.o_proj))
+    o_BxTxNH = o_BxTxNxH.reshape(*x_BxTxD.shape[:2], -1)
+    x_BxTxD = _by_batch(x_BxTxD + _project(o_BxTxNH, self.o_proj))
 
     y_BxTxD = _rms_norm(x_BxTxD, self.post_attention_norm[...], eps)
     gate_BxTxF = jax.nn.silu(_project(y_BxTxD, self.gate_proj))

@@ -35,6 +35,8 @@ _LAYER = {
   "q_bias": ("self_attn.q_proj.bias", False),
   "k_bias": ("self_attn.k_proj.bias", False),
   "v_bias": ("self_attn.v_proj.bias", False),
+  "q_norm": ("self_attn.q_norm.weight", False),
+  "k_norm": ("self_attn.k_norm.weight", False),
   "o_proj": ("self_attn.o_proj.weight", True),
   "post_attention_norm": ("post_attention_layernorm.weight", False),
   "gate_proj": ("mlp.gate_proj.weight", True),

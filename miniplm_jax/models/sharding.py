@@ -31,6 +31,8 @@ SPECS = {
   "q_bias": P(None, "tensor"),  # L NH
   "k_bias": P(None, "tensor"),  # L KH
   "v_bias": P(None, "tensor"),  # L KH
+  "q_norm": P(),  # LH
+  "k_norm": P(),  # LH
   "o_proj": P(None, "tensor", "fsdp"),  # L NH D
   "gate_proj": P(None, "fsdp", "tensor"),  # LDF
   "up_proj": P(None, "fsdp", "tensor"),  # LDF
