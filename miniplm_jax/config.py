@@ -94,7 +94,8 @@ def default() -> ConfigDict:
         # or "embedded", text that every installation carries.
         "source": "",
         "text_field": "text",
-        "domain_field": "domain",  # dotted path; "" names domains after files
+        # Dotted path; a document without it is named after its file.
+        "domain_field": "domain",
         # A directory or hub id with tokenizer.json, or "train".
         "tokenizer": "Qwen/Qwen1.5-1.8B",
         "tokenizer_revision": "main",  # of a hub id

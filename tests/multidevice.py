@@ -7,15 +7,18 @@ shardings that were compiled, and the collectives in the HLO.
 import functools
 import json
 import re
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.models import likelihood, sharding
+from miniplm_jax.models import decoder, huggingface, likelihood, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.trainer import loop
 
@@ -49,6 +52,20 @@ def logits_shapes(text, shards, tensor):
     for shape in (f"[{rows},{LENGTH},{v}]", f"[{rows * LENGTH},{v}]")
     if shape in text
   )
+
+
+def loaded_equals(mesh):
+  """Whether a model that was saved is read back, shard by shard."""
+  with tempfile.TemporaryDirectory() as folder:
+    directory = epath.Path(folder)
+    made = jax.tree.map(np.asarray, decoder.Decoder(ARCH, nnx.Rngs(1)))
+    huggingface.save(directory, made, 0, {})
+    loaded = huggingface.load(directory, mesh)
+    return all(
+      jax.tree.leaves(
+        jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), made, loaded)
+      )
+    )
 
 
 def main():
@@ -109,6 +126,7 @@ def main():
           + logits_shapes(text[1], shards, tensor),
         }
       )
+    results[-1]["loaded"] = loaded_equals(mesh)
   print(json.dumps(results))
 
 

@@ -36,6 +36,7 @@ def test_every_format_gives_the_same_documents(tmp_path):
     assert found == [("one\rtwo", "a"), ("ünï", "b")], path
   assert len(read(tmp_path)) == len(read(f"{tmp_path}/a.*")) == 8
   assert {d.domain for d in read(tmp_path, "")} == {"a"}
+  assert {d.domain for d in read(tmp_path, "missing")} == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,9 @@ def test_every_format_gives_the_same_documents(tmp_path):
   [
     (b"{broken\n", "line 3"),
     (b'{"meta": {"set": "a"}}\n', "no text in field 'text'"),
-    (b'{"text": "x"}\n', "no domain in field 'meta.set'"),
+    (b'{"text": "x", "meta": {"set": 3}}\n', "no text but 3"),
+    (b'{"text": "\\ud800"}\n', "not valid Unicode"),
+    (b'{"text": 1' + b"0" * 5000 + b"}\n", "cannot be read as JSON"),
     (b'{"text": "\xff"}\n', "line 3"),
   ],
 )

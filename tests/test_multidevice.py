@@ -43,6 +43,11 @@ def test_weights_and_optimizer_are_split_as_the_mesh_says(results):
     assert share == pytest.approx(1 / (fsdp * tensor), rel=0.1), found["mesh"]
 
 
+def test_every_mesh_reads_weights_shard_by_shard(results):
+  one, meshes = results
+  assert all(found["loaded"] for found in (one, *meshes))
+
+
 def test_no_mesh_holds_the_logits_of_all_tokens(results):
   one, meshes = results
   assert [found["logits"] for found in (one, *meshes)] == [[]] * 4

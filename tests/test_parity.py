@@ -104,6 +104,19 @@ def test_theirs_loaded_by_ours_and_back(tmp_path, mesh, name):
     assert torch.equal(again.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_files_are_read_exactly(tmp_path, mesh, dtype):
+  theirs = theirs_of(keys=2).to(getattr(torch, dtype))
+  theirs.save_pretrained(tmp_path)
+  ours = huggingface.load(epath.Path(tmp_path), mesh)
+  found = huggingface.to_tensors(ours)
+  for name, value in theirs.state_dict().items():
+    if name != "lm_head.weight":  # tied
+      np.testing.assert_array_equal(found[name], value.float().numpy())
+  half = huggingface.load(epath.Path(tmp_path), mesh, jnp.bfloat16)
+  assert {x.dtype for x in jax.tree.leaves(half)} == {jnp.dtype("bfloat16")}
+
+
 def test_what_no_family_has_is_not_exported(tmp_path, mesh):
   arch = Architecture(64, 16, 16, 1, 2, 2, qkv_bias=True, qk_norm=True)
   with pytest.raises(UserError, match="qk_norm"):

@@ -42,8 +42,8 @@ def list_parts(
     source: a file, a directory or a glob; .jsonl, .json, .parquet, and the
       first two with .gz or .zst.
     text_field: name of the text, a dotted path.
-    domain_field: name of the domain, a dotted path; "" names every
-      document after its file.
+    domain_field: name of the domain, a dotted path; a document without it,
+      or every document if it is "", is named after its file.
 
   Raises:
     UserError: nothing matches, or a file of an unknown format.
@@ -161,17 +161,15 @@ def _document(record, text_field, domain_field, default, where) -> Document:
     raise UserError(
       f"the text is not valid Unicode ({e})", where, "mend the record"
     ) from e
-  if not domain_field:
-    return Document(text, default)
-  domain = _field(record, domain_field)
-  if not isinstance(domain, str) or not domain:
+  domain = _field(record, domain_field) if domain_field else None
+  if domain is not None and not isinstance(domain, str):
     raise UserError(
-      f"no domain in field {domain_field!r}",
+      f"the domain in field {domain_field!r} is no text but {domain!r}",
       where,
       "name the field with --config.corpus.domain_field, or give '' to name "
       "domains after files",
     )
-  return Document(text, domain)
+  return Document(text, domain or default)
 
 
 def _field(record: Any, dotted: str) -> Any:

@@ -95,10 +95,11 @@ def _json(path: epath.Path) -> dict[str, Any]:
 
 
 def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
-  """Reads a model onto the mesh.
+  """Reads a model onto the mesh, for each device only its shard.
 
   Args:
-    directory: with config.json and model.safetensors, sharded or not.
+    directory: with config.json and model.safetensors, sharded or not, in
+      float32, bfloat16 or float16.
     mesh: where to put it.
     dtype: of the parameters in memory.
 
@@ -128,27 +129,31 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
       "; ".join(problems), str(directory), "the weights do not fit config.json"
     )
 
-  def read(file_name: str, transposed: bool) -> np.ndarray:
-    value = found[file_name].get_tensor(file_name).astype(dtype)
-    return value.T if transposed else value
-
   def place(path, leaf, where):
-    name = path[-2].name
-    if name in _TOP:
-      whole = read(*_TOP[name])
-    else:
-      suffix, transposed = _LAYER[name]
-      whole = np.stack(
-        [
-          read(f"model.layers.{i}.{suffix}", transposed)
-          for i in range(arch.num_hidden_layers)
-        ]
-      )
-    return jax.make_array_from_callback(leaf.shape, where, lambda i: whole[i])
+    def shard(index):  # what one device holds, read when it is asked for
+      return _read(found, path[-2].name, index, leaf.shape).astype(dtype)
+
+    return jax.make_array_from_callback(leaf.shape, where, shard)
 
   return jax.tree_util.tree_map_with_path(
     place, abstract, sharding.shardings(abstract, mesh)
   )
+
+
+def _read(found, name: str, index, shape) -> np.ndarray:
+  """A slice of one parameter; of each tensor only what lies in it is read."""
+  if name in _TOP:
+    file_name = _TOP[name][0]
+    return found[file_name].get_slice(file_name)[index]
+  suffix, transposed = _LAYER[name]
+  layers, *rest = index
+  pieces = []
+  for i in range(shape[0])[layers]:
+    file_name = f"model.layers.{i}.{suffix}"
+    piece = found[file_name].get_slice(file_name)
+    piece = piece[tuple(reversed(rest) if transposed else rest)]
+    pieces.append(piece.T if transposed else piece)
+  return np.stack(pieces)
 
 
 def _open(path: epath.Path):
