@@ -70,7 +70,7 @@ def _model_card(names, directory, inputs) -> str:
     "",
     f"- corpus fingerprint: `{trained.inputs['corpus']}`",
     f"- selection fingerprint: `{trained.inputs['selection']}`",
-    f"- weights sha256: `{trained.weights}`",
+    f"- weights fingerprint: `{trained.weights}`",
     f"- made with miniplm_jax {trained.code_version}",
   ]
   if losses:
