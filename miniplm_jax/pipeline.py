@@ -7,6 +7,7 @@ from etils import epath
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import job as job_lib
 from miniplm_jax.core.job import Job
+from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import stage as tokenize
 from miniplm_jax.evaluate import stage as evaluate
@@ -55,9 +56,12 @@ def run(
   if dry_run:
     print(f"{where} in {workdir.root}:")
   for stage in sorted(set(config.stages), key=config_lib.STAGES.index):
-    for job in JOBS[stage](config, workdir):
-      if dry_run:
-        state = "would be redone" if force else job_lib.status(job)
-        print(f"  {stage:9} {state}\n            {job.summary}")
-      else:
+    jobs = JOBS[stage](config, workdir)
+    if not jobs:
+      say(stage, "nothing to do, the model is given")
+    for job in jobs:
+      if not dry_run:
         job_lib.execute(job, force)
+        continue
+      state = "would be redone" if force else job_lib.status(job)
+      print(f"  {stage:9} {state}\n            {job.summary}")
