@@ -20,7 +20,8 @@ from helpers import (
   write_corpus,
 )
 
-LONG = "--config.train.steps=48"  # enough steps to be killed among
+STEPS = 100  # enough to be killed among
+LONG = f"--config.train.steps={STEPS}"
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +96,7 @@ def test_the_log_line_that_people_scrape(finished):
   line = next(
     line
     for line in (finished / "stdout").read_text().splitlines()
-    if "[miniplm] completed step: 48," in line
+    if f"[miniplm] completed step: {STEPS}," in line
   )
   for field in (
     "seconds: ",
@@ -347,7 +348,7 @@ def test_a_lost_checkpoint_is_named(copy):
   student = copy / "run" / "students" / "miniplm"
   shutil.rmtree(student / "checkpoints")
   (student / "evaluation.json").unlink()
-  assert "checkpoint 48" in refused(copy, LONG, "--stages=evaluate")
+  assert f"checkpoint {STEPS}" in refused(copy, LONG, "--stages=evaluate")
 
 
 def test_without_held_out_rows_training_still_ends(tmp_path):
