@@ -291,6 +291,12 @@ def _check_names(config, where):
 
 
 def _same_fields(config, known, name, where):
+  if not isinstance(config, ConfigDict):
+    raise UserError(
+      f"{name} is {config!r} and not a section",
+      where,
+      f"give it the fields {', '.join(sorted(known))}",
+    )
   for field in known:
     if field not in config:
       raise UserError(

@@ -303,6 +303,7 @@ def test_a_config_file_with_a_missing_or_unknown_field(tmp_path):
   for body, words in (
     ("  x = c.default()\n  x.unlock()\n  del x.train.steps\n", "train.steps"),
     ("  x = c.default()\n  x.trian = 1\n", "trian"),
+    ("  x = c.default().unlock()\n  del x.run\n  x.run = 1\n", "run is 1"),
     ("  x = c.default().unlock()\n  x.corpus.txt = 1\n", "corpus.txt"),
   ):
     path = tmp_path / "config.py"
