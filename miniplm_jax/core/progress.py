@@ -30,9 +30,14 @@ class Progress:
   """
 
   def __init__(
-    self, stage: str, total: int, unit: str, done: int = 0, every: float = 30.0
+    self,
+    stage: str,
+    total: int | None,
+    unit: str,
+    done: int = 0,
+    every: float = 30.0,
   ):
-    """Starts at `done` of `total` units."""
+    """Starts at `done` of `total` units; None is not known."""
     self._stage, self._total, self._unit = stage, total, unit
     self._every, self._first, self._done = every, done, done
     self._start = self._last = time.monotonic()
@@ -59,11 +64,14 @@ class Progress:
     if now - self._last >= self._every:
       self._last = now
       rate = (self._done - self._first) / (now - self._start)
-      left = (self._total - self._done) / rate
+      of, left = "", ""
+      if self._total is not None:
+        of = f"/{self._total:,}"
+        left = f", {duration((self._total - self._done) / rate)} left"
       say(
         self._stage,
-        f"{self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}"
-        f" {self._unit}/s, {duration(left)} left {note}".rstrip(),
+        f"{self._done:,}{of} {self._unit}, {rate:,.1f} {self._unit}/s{left} "
+        f"{note}".rstrip(),
       )
 
   def __enter__(self):

@@ -88,18 +88,18 @@ def _run(config, directory):
   ends = SentenceEnds(encoder)
   counts, rows_by_part, described = collections.Counter(), [], {}
   every = config.run.log_every_seconds
-  with Progress(STAGE, len(parts), "parts", every=every) as progress:
+  with Progress(STAGE, None, "documents", every=every) as progress:
     for number, part in enumerate(parts):
       names = store.shard_names(number, len(parts))
       if not (directory / names[1]).exists():
         seen = collections.Counter()
-        rows = _pack(c, number, part, encoder, ends, seen)
+        counted = _counted(part, f"in file {number + 1}/{len(parts)}", progress)
+        rows = _pack(c, number, counted, encoder, ends, seen)
         store.write_shard(directory, names, rows, seen)
       seen = store.read_counts(directory / names[1])
       rows_by_part.append(seen["rows"])
       counts.update(seen)
       described |= {n: files.describe(directory / n) for n in names}
-      progress.update(1)
   if not counts["rows"]:
     raise UserError(
       f"no document with text in {len(parts)} files",
@@ -148,8 +148,15 @@ def _tokenizer(c, parts, directory):
   return tokenizer.load(directory, c.eos_token)
 
 
-def _pack(c, number, part, encoder, ends, seen) -> Iterator:
-  """Instances of one part; counts what it sees."""
+def _counted(part, note, progress) -> Iterator:
+  """The documents of a part, with a word of progress."""
+  for document in part.read():
+    yield document
+    progress.update(1, note)
+
+
+def _pack(c, number, documents, encoder, ends, seen) -> Iterator:
+  """Instances of one part's documents; counts what it sees."""
   from miniplm_jax.corpus.pack import Packer
   from miniplm_jax.corpus.store import Instance, split_of
 
@@ -160,7 +167,7 @@ def _pack(c, number, part, encoder, ends, seen) -> Iterator:
     seen.update({"rows": 1, "tokens": len(row.ids), f"split {split}": 1})
     return Instance(row.ids, domain, split, number, row.documents, row.offset)
 
-  documents = enumerate(part.read())
+  documents = enumerate(documents)
   while batch := list(itertools.islice(documents, _BATCH)):
     seen["documents"] += len(batch)
     batch = [(i, d) for i, d in batch if d.text]
