@@ -92,7 +92,7 @@ def main():
       new = functools.partial(loop._new_state, ARCH, train)
       state = jax.jit(new, out_shardings=where)(jax.random.key(0))
       placed = sharding.put_batch(batch, mesh)
-      step = loop.step_function(ARCH, train, 0, mesh, "full", 2)
+      step = loop.step_function(abstract, train, 0, mesh, "full", 2)
       compiled = step.lower(state, placed).compile()
       row_nll = functools.partial(
         likelihood.row_nll, eos_id=0, dtype=jnp.float32

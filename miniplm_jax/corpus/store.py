@@ -221,6 +221,14 @@ class Corpus:
     # The first ones would be those of the first documents.
     return rows[:: max(-(-len(rows) // most), 1)] if most else rows
 
+  def check_vocabulary(self, vocab_size: int, where: str, todo: str):
+    """Raises UserError if there are ids that a model does not have."""
+    ids = self.manifest.details["vocab_size"]
+    if ids > vocab_size:
+      raise UserError(
+        f"the corpus has {ids} token ids, the model {vocab_size}", where, todo
+      )
+
   def tokenizer(self) -> Tokenizer:
     """The corpus's own tokenizer."""
     eos_token = self.manifest.settings["eos_token"]

@@ -8,6 +8,7 @@ from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.score import stage as score_stage
+from miniplm_jax.trainer import training_job
 
 STAGE = "evaluate"
 ALL = "all"  # the group of all rows, less the domains that are ignored
@@ -23,8 +24,6 @@ def jobs(config, workdir: Workdir) -> list[Job]:
 
 
 def _student(config, workdir: Workdir, name: str) -> Job:
-  from miniplm_jax.trainer import training_job
-
   arch = Architecture(**config.student.model)
 
   def load(inputs, mesh):
@@ -134,9 +133,10 @@ class Loss:
 
 def held_out_loss(nll, count) -> Loss:
   """Both means of per-row Σ nll [n] over count [n] tokens."""
+  from miniplm_jax.models import likelihood
+
   return Loss(
-    instance_mean=float((nll / count).mean()),
-    token_mean=float(nll.sum() / count.sum()),
+    *likelihood.mean_losses(nll, count),
     rows=len(nll),
     tokens=int(count.sum()),
   )

@@ -1,6 +1,6 @@
 """What a model says of packed rows: the loss mask, row NLL, the loss.
 
-B batch, T time.
+B batch, T time, R rows.
 """
 
 from typing import Any
@@ -63,3 +63,13 @@ def token_weights(mask_BxT, reduction: str):
     return mask_BxT / jnp.maximum(jnp.sum(mask_BxT), 1)
   count_Bx1 = jnp.maximum(jnp.sum(mask_BxT, -1, keepdims=True), 1)
   return mask_BxT / count_Bx1 / mask_BxT.shape[0]
+
+
+def mean_losses(nll_R, count_R) -> tuple[float, float]:
+  """Mean over rows of the mean per token, and mean over all tokens, in nats.
+
+  Args:
+    nll_R: Σ nll of each row.
+    count_R: tokens of each row, none 0.
+  """
+  return float((nll_R / count_R).mean()), float(nll_R.sum() / count_R.sum())

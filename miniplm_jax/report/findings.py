@@ -64,17 +64,14 @@ def verdict(config, inputs: Inputs) -> str:
   ranked = sorted(loss, key=loss.__getitem__)
   best, second = ranked[:2]
   gap = loss[second] - loss[best]
-  steps = config.train.steps
-  return (
+  told = (
     f"{best} won: held-out loss {loss[best]:.4f} against "
     f"{loss[second]:.4f} of {second}, {gap:.4f} nats "
-    f"({gap / loss[second]:.2%}) lower at {steps:,} equal steps. "
-    "One seed: a difference this small says little by itself."
-    if gap < 0.01
-    else f"{best} won: held-out loss {loss[best]:.4f} against "
-    f"{loss[second]:.4f} of {second}, {gap:.4f} nats "
-    f"({gap / loss[second]:.2%}) lower at {steps:,} equal steps (one seed)."
+    f"({gap / loss[second]:.2%}) lower at {config.train.steps:,} equal steps"
   )
+  if gap < 0.01:
+    return f"{told}. One seed: a difference this small says little by itself."
+  return f"{told} (one seed)."
 
 
 def ignored(config) -> str:
@@ -123,12 +120,6 @@ def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
     ax.legend(fontsize=8, frameon=False)
     found.append((page.picture(figure), caption))
   return found
-
-
-def kept_rows(selection: Manifest) -> np.ndarray:
-  """int64 kept row ids."""
-  with (selection.directory / "rows.npy").open("rb") as f:
-    return np.load(f)
 
 
 def provenance(inputs: Inputs) -> page.Section:

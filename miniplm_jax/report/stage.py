@@ -5,6 +5,7 @@ from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate.stage import ALL
 from miniplm_jax.score.stage import ROLES
+from miniplm_jax.select.stage import kept_rows
 
 STAGE = "report"
 
@@ -61,7 +62,7 @@ def _run(config, workdir: Workdir, inputs):
     settings["definition"],
     settings["seed"],
   )
-  rows = findings.kept_rows(selection)
+  rows = kept_rows(selection)
   body = [
     page.Section(
       "Held-out loss",

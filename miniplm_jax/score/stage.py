@@ -4,7 +4,6 @@ Only (Σ nll, tokens) are kept, so how the two are made into one score is
 decided at selection, without any model.
 """
 
-import math
 import time
 
 from miniplm_jax.core.errors import UserError
@@ -104,13 +103,11 @@ def _run(config, role, workdir, directory, inputs):
     inputs["weights"].check_sizes()
   source, model = load_model(config[role], workdir, role, mesh, c.dtype)
   _check_tokenizer(source, corpus)
-  if corpus.manifest.details["vocab_size"] > model.arch.vocab_size:
-    raise UserError(
-      f"the corpus has {corpus.manifest.details['vocab_size']} token ids, "
-      f"the model {model.arch.vocab_size}",
-      str(source),
-      "tokenize the corpus with the model's tokenizer",
-    )
+  corpus.check_vocabulary(
+    model.arch.vocab_size,
+    str(source),
+    "tokenize the corpus with the model's tokenizer",
+  )
   scorer = Scorer(
     model,
     corpus,
@@ -121,12 +118,12 @@ def _run(config, role, workdir, directory, inputs):
   )
   # D is the split "train"; a model trained here has seen only its own.
   row_ids = corpus.rows_of("train")
-  parts = math.ceil(len(row_ids) / c.rows_per_part)
+  ids = np.split(row_ids, range(c.rows_per_part, len(row_ids), c.rows_per_part))
+  parts = len(ids)
   scored, start = 0, time.monotonic()
   weights = huggingface.weights_fingerprint(model)
   names = [table.part_name(part, parts) for part in range(parts)]
   done = {n for n in names if table.is_done(directory / n, weights)}
-  ids = np.split(row_ids, range(c.rows_per_part, len(row_ids), c.rows_per_part))
   with Progress(
     f"{STAGE} {config[role].name}",
     len(row_ids),

@@ -3,6 +3,7 @@
 from miniplm_jax.config import for_method, methods
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.score.stage import ROLES
 
@@ -93,3 +94,24 @@ def _run(names, c, directory, inputs):
       "seqio_task": name,
     },
   }
+
+
+def kept_rows(selection: Manifest):
+  """int64 kept row ids of a finished selection, ascending.
+
+  Raises:
+    UserError: they are not those that were selected.
+  """
+  import numpy as np
+
+  from miniplm_jax.core import files
+
+  path = selection.directory / "rows.npy"
+  if not path.exists() or files.describe(path) != selection.files["rows.npy"]:
+    raise UserError(
+      "the kept rows are not those that were selected",
+      str(path),
+      "select again with --stages=select --force",
+    )
+  with path.open("rb") as f:
+    return np.load(f)

@@ -93,7 +93,7 @@ def abstract_state(arch: Architecture, train, mesh: Mesh) -> State:
 
 
 def step_function(
-  arch: Architecture,
+  abstract: State,
   train,
   eos_id: int,
   mesh: Mesh,
@@ -102,9 +102,10 @@ def step_function(
 ):
   """The jitted training step: (state, batch) → (state, metrics).
 
-  The state is donated. With `micro` > 1 the batch's rows are taken in that
-  many turns; weights are normalised over the whole batch before, so the
-  gradient is the sum of the turns' and the result the same.
+  The state has the shardings of `abstract` and is donated. With `micro` > 1
+  the batch's rows are taken in that many turns; weights are normalised over
+  the whole batch before, so the gradient is the sum of the turns' and the
+  result the same.
   """
   tx = optimizer.make(train)
   schedule = optimizer.learning_rate(train)
@@ -146,7 +147,7 @@ def step_function(
     model = optax.apply_updates(state.model, updates)
     return State(state.step + 1, model, opt_state), found
 
-  where = jax.tree.map(lambda s: s.sharding, abstract_state(arch, train, mesh))
+  where = jax.tree.map(lambda s: s.sharding, abstract)
   return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
 
 
@@ -191,7 +192,7 @@ def train(spec: Run, mesh: Mesh) -> Decoder:
       seed=t.seed,
       shuffle=t.shuffle,
     )
-    step_fn = step_function(spec.arch, t, corpus.eos_id, mesh, run.remat, micro)
+    step_fn = step_function(abstract, t, corpus.eos_id, mesh, run.remat, micro)
     heldout = _Heldout(spec, mesh, t.batch_size // micro)
     log = stack.enter_context(contextlib.closing(_Log(spec, first)))
     progress = stack.enter_context(
@@ -240,13 +241,11 @@ def _turns(spec: Run, mesh: Mesh) -> int:
       f"config of {spec.name}",
       "choose a divisor",
     )
-  ids = spec.corpus.manifest.details["vocab_size"]
-  if ids > spec.arch.vocab_size:
-    raise UserError(
-      f"the corpus has {ids} token ids, the model {spec.arch.vocab_size}",
-      f"config of {spec.name}",
-      f"set the model's vocab_size to {ids} or more",
-    )
+  spec.corpus.check_vocabulary(
+    spec.arch.vocab_size,
+    f"config of {spec.name}",
+    "set the model's vocab_size to that or more",
+  )
   if not len(spec.row_ids):
     raise UserError(
       "there are no rows to train on",
@@ -297,10 +296,8 @@ class _Heldout:
       found.append(self._row_nll(model, batch))
     nll, count = (np.concatenate(x) for x in zip(*jax.device_get(found)))
     real = count > 0
-    return {
-      "eval/loss": float(np.mean(nll[real] / count[real])),
-      "eval/loss_token_mean": float(nll.sum() / count.sum()),
-    }
+    mean, token_mean = likelihood.mean_losses(nll[real], count[real])
+    return {"eval/loss": mean, "eval/loss_token_mean": token_mean}
 
 
 class _Log:
