@@ -23,12 +23,15 @@ STAGES = (
   "export",
   "report",
 )
+# Look at what is there; they write nothing into the workdir.
+LOOKS = ("generate",)
 
 
-def _model() -> ConfigDict:
-  """A model's shape; names as in Hugging Face's config.json."""
+def transformer() -> ConfigDict:
+  """Shape of a Qwen or Llama; names as in Hugging Face's config.json."""
   return ConfigDict(
     {
+      "family": "transformer",
       "vocab_size": 151_936,  # at least the tokenizer's number of ids
       "hidden_size": 768,
       "intermediate_size": 2112,  # of the SwiGLU
@@ -50,6 +53,28 @@ def _model() -> ConfigDict:
       "initializer_range": 0.02,
     }
   )
+
+
+def mamba() -> ConfigDict:
+  """Shape of a Mamba-1. Use: config.student.model = config_lib.mamba()."""
+  return ConfigDict(
+    {
+      "family": "mamba",
+      "vocab_size": 65_024,  # at least the tokenizer's number of ids
+      "hidden_size": 768,
+      "intermediate_size": 1536,  # a multiple of hidden_size
+      "num_hidden_layers": 24,
+      "state_size": 16,  # states of a channel
+      "conv_kernel": 4,  # positions that the convolution sees
+      "time_step_rank": 0,  # 0 is hidden_size / 16, rounded up
+      "tie_word_embeddings": True,  # the head is the embedding
+      "rms_norm_eps": 1e-5,
+      "initializer_range": 0.1,
+    }
+  )
+
+
+_MODELS = {"transformer": transformer, "mamba": mamba}
 
 
 def _train() -> ConfigDict:
@@ -112,7 +137,7 @@ def default() -> ConfigDict:
         "name": "teacher",  # scores/<name>
         "path": "Qwen/Qwen1.5-1.8B",  # directory or hub id; "" trains it here
         "revision": "main",  # of a hub id
-        "model": _model(),  # if it is trained here
+        "model": transformer(),  # if it is trained here
         "train": _train(),
       },
       # The reference p_ref.
@@ -120,7 +145,7 @@ def default() -> ConfigDict:
         "name": "reference",
         "path": "",  # "" trains it on D_ref
         "revision": "main",
-        "model": _model(),
+        "model": transformer(),
         "train": _train(),
       },
       "score": {
@@ -140,13 +165,27 @@ def default() -> ConfigDict:
       # The student q.
       "student": {
         "name": "{method}",  # students/<name>
-        "model": _model(),
+        "model": transformer(),
       },
       "train": _train(),
       "evaluate": {
         "max_rows": 10_000,  # held-out rows; 0 takes them all
         # Domains that are listed but do not count in "all" and in the curve.
         "ignore_domains": (),
+      },
+      # --stages=generate --prompt="Once upon a time"
+      "generate": {
+        # A directory or hub id; "" is the exported student.
+        "model": "",
+        "revision": "main",  # of a hub id
+        "prompts": (),  # --prompt adds to them
+        "samples": 1,  # of each prompt
+        "max_new_tokens": 128,
+        "temperature": 1.0,  # 0 takes the likeliest token
+        "top_k": 0,  # only the k likeliest; 0 is all
+        "top_p": 0.95,  # only the likeliest with this probability together
+        "seed": 10,
+        "dtype": "float32",  # of weights, computation and cache
       },
       # How it runs, not what comes out: none of this is part of a fingerprint.
       "run": {
@@ -221,7 +260,7 @@ def _rules(config):
   for method in methods(config):
     yield among("method", method, METHODS)
   for stage in config.stages:
-    yield among("stages", stage, STAGES)
+    yield among("stages", stage, STAGES + LOOKS)
   yield "workdir", config.workdir, bool(config.workdir), "name a folder"
   yield at_least("corpus.max_length", c.max_length, 2)
   if c.tokenizer == "train":
@@ -238,6 +277,13 @@ def _rules(config):
     yield at_least(f"score.{name}", config.score[name], 1)
   yield among("score.dtype", config.score.dtype, _DTYPES)
   yield at_least("evaluate.max_rows", config.evaluate.max_rows, 0)
+  g = config.generate
+  for name in ("samples", "max_new_tokens"):
+    yield at_least(f"generate.{name}", g[name], 1)
+  for name in ("temperature", "top_k", "seed"):
+    yield at_least(f"generate.{name}", g[name], 0)
+  yield "generate.top_p", g.top_p, 0 < g.top_p <= 1, "give a number in (0, 1]"
+  yield among("generate.dtype", g.dtype, _DTYPES)
   yield among("run.remat", run.remat, REMAT)
   for name in ("checkpoint_every", "keep_checkpoints", "eval_rows"):
     yield at_least(f"run.{name}", run[name], 1)
@@ -297,6 +343,15 @@ def _same_fields(config, known, name, where):
       where,
       f"give it the fields {', '.join(sorted(known))}",
     )
+  if "family" in known:  # a model's shape: its fields depend on it
+    family = config.get("family", "missing")
+    if family not in _MODELS:
+      raise UserError(
+        f"{name}.family is {family!r}",
+        where,
+        f"choose from {', '.join(_MODELS)}",
+      )
+    known = _MODELS[family]()
   for field in known:
     if field not in config:
       raise UserError(

@@ -12,11 +12,10 @@ from miniplm_jax.core.errors import Stopped, UserError
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/. Override with --config.field=value."
 )
-_STAGES = flags.DEFINE_list(
-  "stages", [], "Stages to run; by default those that the config lists."
-)
-_FORCE = flags.DEFINE_bool("force", False, "Redo stages that are done.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan, run nothing.")
+flags.DEFINE_list("stages", [], "What to run; by default config.stages.")
+flags.DEFINE_bool("force", False, "Redo stages that are done.")
+flags.DEFINE_bool("dry_run", False, "Print the plan, run nothing.")
+flags.DEFINE_multi_string("prompt", [], "Text for --stages=generate.")
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
@@ -41,9 +40,9 @@ def main(argv: list[str]) -> int:
   errors.handle_signals()
   try:
     _parse(argv)
-    where = flags.FLAGS["config"].config_filename
-    options = {"force": _FORCE.value, "dry_run": _DRY_RUN.value}
-    pipeline.run(_CONFIG.value, where, _STAGES.value, **options)
+    given, where = flags.FLAGS, flags.FLAGS["config"].config_filename
+    options = {n: given[n].value for n in ("force", "dry_run", "prompt")}
+    pipeline.run(_CONFIG.value, where, given.stages, **options)
   except Stopped as e:
     print(f"stopped by {e}; goes on without --force", file=sys.stderr)
     return e.exit_code

@@ -12,6 +12,7 @@ from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import stage as tokenize
 from miniplm_jax.evaluate import stage as evaluate
 from miniplm_jax.export import stage as export
+from miniplm_jax.generate import stage as generate
 from miniplm_jax.reference import stage as reference
 from miniplm_jax.report import stage as report
 from miniplm_jax.score import stage as score
@@ -30,10 +31,17 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "export": export.jobs,
   "report": report.jobs,
 }
+LOOKS = {"generate": generate.run}
 
 
 def run(
-  config, where: str, stages: Sequence[str], *, force: bool, dry_run: bool
+  config,
+  where: str,
+  stages: Sequence[str],
+  *,
+  force: bool,
+  dry_run: bool,
+  prompt: Sequence[str] = (),
 ):
   """Runs stages in the order of the data.
 
@@ -43,19 +51,24 @@ def run(
     stages: which; empty runs those that the config lists.
     force: redo them even if nothing has changed.
     dry_run: print what would run, on what, and why; run nothing.
+    prompt: what stage generate continues, beside the config's own.
 
   Raises:
     UserError: something that the user can put right.
   """
   config_lib.check(config, where)
-  if stages:
-    with config.unlocked():
-      config.stages = tuple(stages)
-    config_lib.check(config, "--stages")
+  with config.unlocked():
+    config.generate.prompts += tuple(prompt)
+    config.stages = tuple(stages) or config.stages
+  config_lib.check(config, "--stages")
   workdir = Workdir(epath.Path(config.workdir).expanduser())
   if dry_run:
     print(f"{where} in {workdir.root}:")
-  for stage in sorted(set(config.stages), key=config_lib.STAGES.index):
+  order = config_lib.STAGES + config_lib.LOOKS
+  for stage in sorted(set(config.stages), key=order.index):
+    if stage in config_lib.LOOKS:
+      LOOKS[stage](config, workdir, dry_run)
+      continue
     jobs = JOBS[stage](config, workdir)
     if not jobs:
       say(stage, "nothing to do, the model is given")

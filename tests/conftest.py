@@ -1,11 +1,13 @@
 """Tests run on CPU, with rank promotion an error."""
 
 import os
+import shutil
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import pytest
+from helpers import LONG, run, write_corpus
 
 from miniplm_jax.models import sharding
 
@@ -18,3 +20,20 @@ def mesh():
   found = sharding.make_mesh(1, 1, 1)
   with jax.set_mesh(found):
     yield found
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+  """An uninterrupted run of all stages with a baseline."""
+  folder = tmp_path_factory.mktemp("finished")
+  write_corpus(folder / "text.jsonl")
+  done = run(folder, "--config.baselines=('pretrain',)", LONG)
+  (folder / "stdout").write_text(done.stdout)
+  return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+  """A copy that a test may damage; its paths differ, its content not."""
+  shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+  return tmp_path

@@ -10,6 +10,8 @@ from pydoc_data import topics
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "tiny_config.py"
+STEPS = 100  # of the student in the fixture `finished`: enough to be killed in
+LONG = f"--config.train.steps={STEPS}"
 
 
 def write_corpus(path: pathlib.Path, documents: int = 40):
@@ -26,7 +28,7 @@ def write_corpus(path: pathlib.Path, documents: int = 40):
 def command(
   folder: pathlib.Path,
   *arguments: str,
-  config: pathlib.Path = CONFIG,
+  config: pathlib.Path | str = CONFIG,
   source: pathlib.Path | None = None,
 ) -> list[str]:
   """The command line of a tiny run in `folder`/run."""

@@ -1,12 +1,14 @@
 """Run in a process of its own, with 8 CPU devices; prints JSON.
 
-One training step and one scoring step on several meshes: their figures, the
-shardings that were compiled, and the collectives in the HLO.
+One training step, one scoring step and a few generated tokens on several
+meshes: their figures, the shardings that were compiled, and the collectives
+in the HLO. The argument is the family.
 """
 
 import functools
 import json
 import re
+import sys
 import tempfile
 
 import jax
@@ -18,21 +20,35 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.models import decoder, huggingface, likelihood, sharding
-from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.models import (
+  decoder,
+  generation,
+  huggingface,
+  likelihood,
+  sharding,
+)
+from miniplm_jax.models.architecture import Mamba, Transformer
 from miniplm_jax.trainer import loop
 
-ARCH = Architecture(
-  vocab_size=1000,
-  hidden_size=64,
-  intermediate_size=96,
-  num_hidden_layers=2,
-  num_attention_heads=4,
-  num_key_value_heads=2,
-  tie_word_embeddings=False,
-)
+ARCHS = {
+  "transformer": Transformer(
+    vocab_size=1000,  # in memory 1,024
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    tie_word_embeddings=False,
+  ),
+  "mamba": Mamba(
+    vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=2
+  ),
+}
+ARCH = ARCHS[sys.argv[1]]
 BATCH, LENGTH = 64, 256  # more tokens on a device than a tile of the head
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
+if ARCH.family == "mamba":
+  MESHES = MESHES[-1:]
 
 
 def collectives(text):
@@ -45,7 +61,7 @@ def collectives(text):
 def logits_shapes(text, shards, tensor):
   """Buffers that hold the logits of all of a device's tokens."""
   rows = BATCH // shards
-  sizes = ARCH.vocab_size, ARCH.vocab_size // tensor
+  sizes = ARCH.table_rows, ARCH.table_rows // tensor
   return sorted(
     shape
     for v in sizes
@@ -66,6 +82,26 @@ def loaded_equals(mesh):
         jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), made, loaded)
       )
     )
+
+
+def generated(model, mesh):
+  """Tokens after 8 prompts of unequal length: likeliest, and drawn."""
+  rng = np.random.default_rng(1)
+  prompts = [rng.integers(0, 1000, n) for n in range(2, 10)]
+  rows, first = generation.pad_left(prompts, 8)
+  inputs = sharding.put_batch((rows, first, np.arange(8)), mesh)
+  found = []
+  for temperature in (0.0, 1.0):
+    program = generation.compiled(
+      mesh,
+      sampling=generation.Sampling(6, temperature=temperature),
+      seed=0,
+      eos_ids=(),
+      vocabulary=1000,
+      dtype=jnp.float32,
+    )
+    found.append(np.asarray(program(model, *inputs).tokens).tolist())
+  return found
 
 
 def main():
@@ -103,6 +139,7 @@ def main():
       embed = state.model.embed[...]
       local = embed.addressable_shards[0].data.shape
       memory = compiled.memory_analysis()
+      tokens = generated(state.model, mesh)
       new_state, found = compiled(state, placed)
       tensor = mesh.shape["tensor"]
       shards = sharding.batch_shards(mesh)
@@ -118,6 +155,7 @@ def main():
           ],
           "nll": [float(x) for x in nll[:8]],
           "tokens": int(count.sum()),
+          "generated": tokens,
           "embed_shard": list(local),
           "argument_bytes": memory.argument_size_in_bytes,
           "train_collectives": collectives(text[0]),

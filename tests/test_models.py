@@ -11,11 +11,18 @@ from flax import nnx
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.models import architecture, decoder, head, likelihood
-from miniplm_jax.models.architecture import PRESETS, Architecture
+from miniplm_jax.models import (
+  architecture,
+  config_json,
+  decoder,
+  head,
+  likelihood,
+  mamba,
+)
+from miniplm_jax.models.architecture import PRESETS, Mamba, Transformer
 from miniplm_jax.trainer import optimizer
 
-ARCH = Architecture(
+ARCH = Transformer(
   vocab_size=61,
   hidden_size=16,
   intermediate_size=24,
@@ -35,10 +42,11 @@ ARCH = Architecture(
     ("qwen1.5-1.8b", 1_836_828_672, None),
     ("qwen1.5-4b", 3_950_369_280, None),
     ("llama3.1-212m", 211_766_016, None),
+    ("mamba-130m", 140_458_752, 90_520_320),
   ],
 )
 def test_parameter_counts_are_the_papers(name, total, bare):
-  arch = Architecture(**PRESETS[name])
+  arch = architecture.make(PRESETS[name])
   assert arch.parameters() == total
   assert bare is None or arch.non_embedding_parameters() == bare
   leaves = jax.tree.leaves(decoder.abstract(arch))
@@ -46,8 +54,8 @@ def test_parameter_counts_are_the_papers(name, total, bare):
 
 
 def test_unknown_keys_are_ignored_and_unimplemented_values_refused():
-  good = architecture.to_hugging_face(ARCH, 0)
-  assert architecture.from_hugging_face(good | {"x": 1}, "here") == ARCH
+  good = config_json.write(ARCH, 0, "float32")
+  assert config_json.read(good | {"x": 1}, "here") == ARCH
   for bad in (
     {"model_type": "gpt2"},
     {"attention_bias": True},
@@ -58,10 +66,10 @@ def test_unknown_keys_are_ignored_and_unimplemented_values_refused():
     {"num_attention_heads": 3},
   ):
     with pytest.raises(UserError, match="here"):
-      architecture.from_hugging_face(good | bad, "here")
+      config_json.read(good | bad, "here")
   del good["hidden_size"]
   with pytest.raises(UserError, match="hidden_size"):
-    architecture.from_hugging_face(good, "here")
+    config_json.read(good, "here")
 
 
 def dense_nll(h, w, y):
@@ -81,7 +89,7 @@ def test_head_equals_the_dense_one_with_gradients(mesh, tile):
   np.testing.assert_allclose(nll, dense_nll(h, w, y), atol=1e-5)
 
   def ours(h, w):
-    return 3 * head.weighted_nll(h, w, y, weight, tile)
+    return 3 * head.weighted_nll(h, w, y, weight, None, tile)
 
   def dense(h, w):
     return 3 * jnp.sum(dense_nll(h, w, y) * weight)
@@ -95,13 +103,35 @@ def test_head_equals_the_dense_one_with_gradients(mesh, tile):
   )
 
 
+def test_padding_of_the_vocabulary_takes_no_probability(mesh):
+  """Whatever stands there, and it gets no gradient."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  h = jax.random.normal(keys[0], (2, 7, 16))
+  w = jax.random.normal(keys[1], (64, 16)) * 9
+  y = jax.random.randint(keys[2], (2, 7), 0, 61)
+
+  def loss(w, vocab_size):
+    weights = jnp.ones((2, 7))
+    return head.weighted_nll(h, w, y, weights, vocab_size)
+
+  f = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+  value, gradient = f(w, 61)
+  wanted, of_61 = f(w[:61], 61)
+  assert float(value) == pytest.approx(float(wanted), rel=1e-6)
+  np.testing.assert_allclose(gradient[:61], of_61, atol=1e-4)
+  assert not gradient[61:].any()
+  logits = head.logits(h[:, 0], w, 61)
+  assert np.isneginf(logits[:, 61:]).all()
+  assert np.isfinite(logits[:, :61]).all()
+
+
 def test_no_logits_of_all_tokens_exist(mesh):
   """Tiles of 8 tokens: nothing of [64, V] or [2, 32, V] is in the HLO."""
   h, w = jnp.ones((2, 32, 16)), jnp.ones((509, 16))
   y, weight = jnp.zeros((2, 32), int), jnp.ones((2, 32))
 
   def loss(h, w, tile):
-    return head.weighted_nll(h, w, y, weight, tile)
+    return head.weighted_nll(h, w, y, weight, None, tile)
 
   def shapes(tile):
     f = jax.grad(functools.partial(loss, tile=tile), (0, 1))
@@ -113,21 +143,74 @@ def test_no_logits_of_all_tokens_exist(mesh):
   assert "64,509" in shapes(64)  # the check can see it
 
 
-def test_a_position_sees_only_what_stands_before_it(mesh):
-  model = decoder.Decoder(ARCH, nnx.Rngs(0))
+KINDS = {
+  "qwen2": ARCH,
+  "qwen3": dataclasses.replace(ARCH, qkv_bias=False, qk_norm=True, head_dim=6),
+  "llama": dataclasses.replace(
+    ARCH, qkv_bias=False, rope_type="llama3", rope_factor=8.0
+  ),
+  "mamba": Mamba(
+    vocab_size=61, hidden_size=16, intermediate_size=32, num_hidden_layers=3
+  ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_position_sees_only_what_stands_before_it(mesh, kind):
+  """So padding, which follows a row, is seen by none of it."""
+  model = decoder.Decoder(KINDS[kind], nnx.Rngs(0))
   tokens = jnp.arange(12)[None] % 61
 
   def at(model):
     return jnp.sum(model(tokens)[0, 5] ** 2)
 
   grads = jax.jit(jax.grad(at))(model).embed[...]
-  seen = np.abs(np.asarray(grads)).sum(-1)[:12] > 0
-  np.testing.assert_array_equal(seen, np.arange(12) <= 5)
+  seen = np.abs(np.asarray(grads)).sum(-1) > 0
+  np.testing.assert_array_equal(np.flatnonzero(seen), np.arange(6))
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 150])
+def test_the_scan_over_chunks_is_the_recurrence(length):
+  """Against the definition, one position after the other, and gradients."""
+  rng = np.random.default_rng(0)
+  shapes = (2, length, 6), (2, length, 6), (4, 6), (2, length, 4)
+  x, dt, a, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes)
+  c, start = jnp.flip(b, -1) + 1, jnp.ones((2, 4, 6))
+  dt, a = jax.nn.softplus(dt), -jnp.exp(a)
+
+  def by_definition(x, dt, a, b, c, h):
+    def step(h, at):
+      x, dt, b, c = at
+      h = jnp.exp(dt[:, None] * a[None]) * h
+      h += b[..., None] * (dt * x)[:, None]
+      return h, jnp.sum(h * c[..., None], 1)
+
+    by_time = [jnp.swapaxes(z, 0, 1) for z in (x, dt, b, c)]
+    h, y = jax.lax.scan(step, h, tuple(by_time))
+    return jnp.swapaxes(y, 0, 1), h
+
+  def loss(scan, *arguments):
+    y, h = scan(*arguments)
+    return jnp.sum(jnp.sin(y)) + jnp.sum(h**2)
+
+  arguments = x, dt, a, b, c, start
+
+  def both(scan):
+    gradient = jax.grad(functools.partial(loss, scan), range(6))
+    return jax.jit(lambda *z: (scan(*z), gradient(*z)))(*arguments)
+
+  found, wanted = both(mamba._selective_scan), both(by_definition)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=2e-4, rtol=1e-4),
+    found,
+    wanted,
+  )
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
-def test_remat_changes_nothing(mesh, remat):
-  model = decoder.Decoder(ARCH, nnx.Rngs(0))
+@pytest.mark.parametrize("kind", ["qwen2", "mamba"])
+def test_remat_changes_nothing(mesh, remat, kind):
+  model = decoder.Decoder(KINDS[kind], nnx.Rngs(0))
   tokens = jnp.arange(24).reshape(2, 12)
 
   def loss(model, remat):
@@ -210,7 +293,7 @@ def test_the_optimizer_is_adamw_with_decay_on_everything():
 
 
 def test_flops_are_two_per_weight_and_causal_attention():
-  arch = Architecture(**PRESETS["qwen-500m"])
+  arch = architecture.make(PRESETS["qwen-500m"])
   weights = arch.matmul_parameters()
   assert arch.forward_flops(1024) == 2 * weights + 2 * 24 * 1024 * 1024
   small = dataclasses.replace(arch, num_key_value_heads=8)

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers import (
+  LONG,
+  STEPS,
   command,
   environment,
   refused,
@@ -19,26 +21,6 @@ from helpers import (
   weights,
   write_corpus,
 )
-
-STEPS = 100  # enough to be killed among
-LONG = f"--config.train.steps={STEPS}"
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-  """An uninterrupted run of all stages with a baseline."""
-  folder = tmp_path_factory.mktemp("finished")
-  write_corpus(folder / "text.jsonl")
-  done = run(folder, "--config.baselines=('pretrain',)", LONG)
-  (folder / "stdout").write_text(done.stdout)
-  return folder
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-  """A copy that a test may damage; its paths differ, its content not."""
-  shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-  return tmp_path
 
 
 def kill(folder, appears: str, number: int, *arguments) -> int:

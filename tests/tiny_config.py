@@ -3,7 +3,7 @@
 from miniplm_jax import config as config_lib
 
 
-def get_config():
+def get_config(student: str = "transformer"):
   """Every stage, on whatever corpus is given."""
   config = config_lib.default()
   config.stages = config_lib.STAGES
@@ -12,6 +12,8 @@ def get_config():
   c.domain_field = "meta.set"
   c.teacher_share, c.reference_share, c.heldout_share = 0.3, 0.2, 0.1
   config.teacher.path = ""
+  if student == "mamba":
+    config.student.model = config_lib.mamba()
   for model, hidden in (
     (config.teacher.model, 32),
     (config.reference.model, 16),
@@ -19,7 +21,8 @@ def get_config():
   ):
     model.vocab_size, model.hidden_size = 512, hidden
     model.intermediate_size, model.num_hidden_layers = 2 * hidden, 2
-    model.num_attention_heads, model.num_key_value_heads = 2, 1
+    if model.family == "transformer":
+      model.num_attention_heads, model.num_key_value_heads = 2, 1
   for train in (config.teacher.train, config.reference.train, config.train):
     train.steps, train.batch_size, train.warmup_steps = 8, 8, 2
     train.learning_rate, train.dtype = 1e-2, "float32"

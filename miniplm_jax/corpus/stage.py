@@ -131,7 +131,7 @@ def _run(config, directory):
 def _tokenizer(c, parts, directory):
   """The corpus's own copy of the tokenizer, made at the first call."""
   from miniplm_jax.corpus import tokenizer
-  from miniplm_jax.models import huggingface
+  from miniplm_jax.models import hub
 
   if not (directory / "tokenizer.json").exists():
     if c.tokenizer == TRAIN:
@@ -139,9 +139,8 @@ def _tokenizer(c, parts, directory):
       texts = (d.text for part in parts for d in part.read())
       found = tokenizer.train(texts, c.vocab_size, c.eos_token)
     else:
-      found = tokenizer.load(
-        huggingface.resolve(c.tokenizer, c.tokenizer_revision), c.eos_token
-      )
+      folder = hub.resolve(c.tokenizer, c.tokenizer_revision, weights=False)
+      found = tokenizer.load(folder, c.eos_token)
     # tokenizer.json last: its presence says that the folder is whole.
     for name, content in sorted(found.to_files().items(), reverse=True):
       files.write_bytes(directory / name, content)

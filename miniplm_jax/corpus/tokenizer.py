@@ -89,10 +89,20 @@ class Tokenizer:
 
 
 def load(directory: epath.Path, eos_token: str) -> Tokenizer:
-  """Reads tokenizer.json from a directory.
+  """The tokenizer of a directory, for documents.
 
   Raises:
     UserError: it is missing or damaged, or has no `eos_token`.
+  """
+  where = str(directory / "tokenizer.json")
+  return Tokenizer(load_engine(directory), eos_token, where)
+
+
+def load_engine(directory: epath.Path) -> tokenizers.Tokenizer:
+  """Reads tokenizer.json from a directory.
+
+  Raises:
+    UserError: it is missing or damaged.
   """
   path = directory / "tokenizer.json"
   if not path.exists():
@@ -102,12 +112,11 @@ def load(directory: epath.Path, eos_token: str) -> Tokenizer:
       "give a directory with a fast tokenizer, or 'train'",
     )
   try:
-    engine = tokenizers.Tokenizer.from_str(path.read_text())
+    return tokenizers.Tokenizer.from_str(path.read_text())
   except Exception as e:  # the library raises plain Exception
     raise UserError(
       f"the tokenizer cannot be read ({e})", str(path), "fetch it again"
     ) from e
-  return Tokenizer(engine, eos_token, str(path))
 
 
 def train(texts: Iterable[str], vocab_size: int, eos_token: str) -> Tokenizer:

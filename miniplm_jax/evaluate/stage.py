@@ -6,7 +6,7 @@ from miniplm_jax.config import for_method, methods
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.models import architecture
 from miniplm_jax.score import stage as score_stage
 from miniplm_jax.trainer import training_job
 
@@ -24,7 +24,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
 
 
 def _student(config, workdir: Workdir, name: str) -> Job:
-  arch = Architecture(**config.student.model)
+  arch = architecture.make(config.student.model)
 
   def load(inputs, mesh):
     return training_job.restore(inputs["model"], arch, config.train, mesh)

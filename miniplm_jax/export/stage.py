@@ -4,7 +4,7 @@ from miniplm_jax.config import for_method, methods
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.models import architecture
 
 STAGE = "export"
 
@@ -38,7 +38,7 @@ def _run(config, names, directory, inputs):
   run = config.run
   corpus = Corpus(inputs["corpus"])
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  arch = Architecture(**config.student.model)
+  arch = architecture.make(config.student.model)
   model = training_job.restore(inputs["model"], arch, config.train, mesh)
   extra = corpus.tokenizer().to_files()
   extra["README.md"] = _model_card(names, directory, inputs).encode()

@@ -26,20 +26,26 @@ TILE = 1024
 _SPECS = (P(BATCH, None, None), P("tensor", "fsdp"), P(BATCH, None))
 
 
-def token_nll(h_BxTxD, w_VxD, y_BxT, tile: int = TILE):
+def token_nll(
+  h_BxTxD, w_VxD, y_BxT, vocab_size: int | None = None, tile: int = TILE
+):
   """−log p(y | h) of each token, float32 [B, T], in nats.
 
   Args:
     h_BxTxD: hidden states in compute dtype.
     w_VxD: the head; cast to the dtype of `h_BxTxD`.
-    y_BxT: int32 targets in [0, V).
+    y_BxT: int32 targets in [0, vocab_size).
+    vocab_size: rows of the head from here on are padding and take no
+      probability; None if there are none.
     tile: tokens whose logits exist at a time, per device.
   """
 
   def local(h_BxTxD, w_VxD, y_BxT):
     w_VxD = _gather(w_VxD, h_BxTxD.dtype)
     h, y = _tiles(h_BxTxD, tile), _tiles(y_BxT, tile)
-    nll = jax.lax.map(lambda a: _tile_nll(a[0], w_VxD, a[1])[0], (h, y))
+    nll = jax.lax.map(
+      lambda a: _tile_nll(a[0], w_VxD, a[1], vocab_size)[0], (h, y)
+    )
     return nll.reshape(-1)[: y_BxT.size].reshape(y_BxT.shape)
 
   mapped = jax.shard_map(
@@ -48,18 +54,39 @@ def token_nll(h_BxTxD, w_VxD, y_BxT, tile: int = TILE):
   return mapped(h_BxTxD, w_VxD, y_BxT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def weighted_nll(h_BxTxD, w_VxD, y_BxT, weight_BxT, tile: int = TILE):
+def logits(h_BxD, w_VxD, vocab_size: int):
+  """Logits of one position a row, float32 [B, V]; −inf from vocab_size on."""
+  # Gathered over `fsdp`, or the product would be a ring of permutes.
+  w_VxD = jax.lax.with_sharding_constraint(
+    w_VxD.astype(h_BxD.dtype), P("tensor", None)
+  )
+  logits_BxV = jnp.einsum(
+    "bd,vd->bv", h_BxD, w_VxD, preferred_element_type=jnp.float32
+  )
+  real_V = jnp.arange(w_VxD.shape[0]) < vocab_size
+  return jnp.where(real_V[None], logits_BxV, -jnp.inf)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def weighted_nll(
+  h_BxTxD,
+  w_VxD,
+  y_BxT,
+  weight_BxT,
+  vocab_size: int | None = None,
+  tile: int = TILE,
+):
   """Σ weight · −log p(y | h), a float32 scalar.
 
   A weighted sum covers every reduction: the weights say whether it is a mean
   over tokens or MiniPLM's mean of means. Differentiable in `h_BxTxD` and
   `w_VxD`, not in the weights.
   """
-  return jnp.sum(token_nll(h_BxTxD, w_VxD, y_BxT, tile) * weight_BxT)
+  nll_BxT = token_nll(h_BxTxD, w_VxD, y_BxT, vocab_size, tile)
+  return jnp.sum(nll_BxT * weight_BxT)
 
 
-def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, tile):
+def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tile):
   def local(h_BxTxD, w_VxD, y_BxT, weight_BxT):
     dtype = h_BxTxD.dtype
     full_VxD = _gather(w_VxD, dtype)
@@ -67,7 +94,9 @@ def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, tile):
     def step(carry, xs):
       loss, dw_VxD = carry
       h_SxD, y_S, weight_S = xs
-      nll_S, logits_SxV, lse_S, hit_SxV = _tile_nll(h_SxD, full_VxD, y_S)
+      nll_S, logits_SxV, lse_S, hit_SxV = _tile_nll(
+        h_SxD, full_VxD, y_S, vocab_size
+      )
       p_SxV = jnp.exp(logits_SxV - lse_S[:, None])
       dlogits_SxV = ((p_SxV - hit_SxV) * weight_S[:, None]).astype(dtype)
       dh_SxD = jnp.matmul(
@@ -100,7 +129,7 @@ def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, tile):
   return loss, (dh_BxTxD, dw_VxD)
 
 
-def _backward(unused_tile, gradients, g):
+def _backward(unused_vocab_size, unused_tile, gradients, g):
   dh_BxTxD, dw_VxD = gradients
   return (dh_BxTxD * g).astype(dh_BxTxD.dtype), dw_VxD * g, None, None
 
@@ -130,13 +159,17 @@ def _tiles(x_BxTx, tile):
   return flat.reshape(-1, tile, *flat.shape[1:])
 
 
-def _tile_nll(h_SxD, w_VxD, y_S):
+def _tile_nll(h_SxD, w_VxD, y_S, vocab_size):
   """NLL of one tile against the vocabulary rows that this device holds."""
   logits_SxV = jnp.einsum(
     "sd,vd->sv", h_SxD, w_VxD, preferred_element_type=jnp.float32
   )
-  first = jax.lax.axis_index("tensor") * w_VxD.shape[0]
-  hit_SxV = (y_S - first)[:, None] == jnp.arange(w_VxD.shape[0])[None, :]
+  rows = w_VxD.shape[0]
+  first = jax.lax.axis_index("tensor") * rows
+  if vocab_size not in (None, rows * jax.lax.axis_size("tensor")):
+    real_V = first + jnp.arange(rows) < vocab_size
+    logits_SxV = jnp.where(real_V[None], logits_SxV, -jnp.inf)
+  hit_SxV = (y_S - first)[:, None] == jnp.arange(rows)[None, :]
   max_S = jnp.max(logits_SxV, -1)
   if jax.lax.axis_size("tensor") > 1:
     max_S = jax.lax.pmax(max_S, "tensor")

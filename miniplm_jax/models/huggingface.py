@@ -1,11 +1,10 @@
-"""Hugging Face directories in and out: config.json and safetensors.
+"""Models in and out of Hugging Face directories.
 
-Loads a local directory or a hub id; writes what
-`transformers.AutoModelForCausalLM` loads. Never pickle, never remote code.
+Reads what transformers writes and writes what
+`transformers.AutoModelForCausalLM` loads.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,81 +16,13 @@ from jax.sharding import Mesh
 
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.models import architecture, sharding
+from miniplm_jax.models import config_json, hub, sharding, tensor_names
 from miniplm_jax.models import decoder as decoder_lib
 from miniplm_jax.models.decoder import Decoder
+from miniplm_jax.models.sharding import name_of
+from miniplm_jax.models.tensor_names import STORED, Stored
 
-# Our name: (name in the file, whether the matrix is stored transposed).
-_TOP = {
-  "embed": ("model.embed_tokens.weight", False),
-  "final_norm": ("model.norm.weight", False),
-  "head": ("lm_head.weight", False),
-}
-_LAYER = {
-  "input_norm": ("input_layernorm.weight", False),
-  "q_proj": ("self_attn.q_proj.weight", True),
-  "k_proj": ("self_attn.k_proj.weight", True),
-  "v_proj": ("self_attn.v_proj.weight", True),
-  "q_bias": ("self_attn.q_proj.bias", False),
-  "k_bias": ("self_attn.k_proj.bias", False),
-  "v_bias": ("self_attn.v_proj.bias", False),
-  "q_norm": ("self_attn.q_norm.weight", False),
-  "k_norm": ("self_attn.k_norm.weight", False),
-  "o_proj": ("self_attn.o_proj.weight", True),
-  "post_attention_norm": ("post_attention_layernorm.weight", False),
-  "gate_proj": ("mlp.gate_proj.weight", True),
-  "up_proj": ("mlp.up_proj.weight", True),
-  "down_proj": ("mlp.down_proj.weight", True),
-}
-
-
-def resolve(path: str, revision: str | None = None) -> epath.Path:
-  """A directory with the model: `path` itself, or a hub id's snapshot.
-
-  Raises:
-    UserError: no such directory, and the hub does not have it either.
-  """
-  local = epath.Path(path)
-  if local.exists():
-    return local
-  if path.startswith((".", "/", "~")) or "://" in path or path.count("/") > 1:
-    raise UserError(
-      "no model directory here", path, "give a directory or a hub id"
-    )
-  import huggingface_hub
-
-  try:
-    found = huggingface_hub.snapshot_download(
-      path,
-      revision=revision,
-      allow_patterns=["*.json", "*.safetensors", "*.txt"],
-    )
-  except Exception as e:
-    raise UserError(
-      f"neither a directory nor to be had from the hub ({type(e).__name__})",
-      path,
-      "check the name and the network, or download it and give the directory",
-    ) from e
-  return epath.Path(found)
-
-
-def load_architecture(directory: epath.Path) -> architecture.Architecture:
-  """The shape that a directory's config.json describes."""
-  path = directory / "config.json"
-  if not path.exists():
-    raise UserError(
-      "no config.json", str(directory), "give a Hugging Face model directory"
-    )
-  return architecture.from_hugging_face(_json(path), str(path))
-
-
-def _json(path: epath.Path) -> dict[str, Any]:
-  try:
-    return json.loads(path.read_text())
-  except ValueError as e:
-    raise UserError(
-      f"this is not JSON ({e})", str(path), "fetch it again"
-    ) from e
+INDEX = "model.safetensors.index.json"
 
 
 def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
@@ -109,51 +40,26 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
   Raises:
     UserError: naming every missing, unexpected and mis-shaped tensor.
   """
-  arch = load_architecture(directory)
-  paths = weight_files(directory)
-  handles = [_open(path) for path in paths]
-  found = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
-  if arch.tie_word_embeddings:
-    # Some files carry a copy of the tied embedding.
-    found.pop(_TOP["head"][0], None)
+  arch = hub.load_architecture(directory)
+  found = {}
+  for path in hub.weight_files(directory):
+    handle = _open(path)
+    found |= dict.fromkeys(handle.keys(), handle)
   abstract = decoder_lib.abstract(arch, dtype)
-  wanted = _file_names(abstract)
-  problems = [f"missing {n}" for n in sorted(wanted.keys() - found.keys())]
-  problems += [f"unexpected {n}" for n in sorted(found.keys() - wanted.keys())]
-  for name in sorted(wanted.keys() & found.keys()):
-    shape = tuple(found[name].get_slice(name).get_shape())
-    if shape != wanted[name]:
-      problems.append(f"{name} is {shape} and not {wanted[name]}")
-  if problems:
-    raise UserError(
-      "; ".join(problems), str(directory), "the weights do not fit config.json"
-    )
+  _check(found, arch, abstract, directory)
 
   def place(path, leaf, where):
+    stored = STORED[arch.family][name_of(path)]
+    whole = tensor_names.shape_in_file(arch, stored, leaf.shape)
+
     def shard(index):  # what one device holds, read when it is asked for
-      return _read(found, path[-2].name, index, leaf.shape).astype(dtype)
+      return _read(found, stored, index, leaf, whole)
 
     return jax.make_array_from_callback(leaf.shape, where, shard)
 
   return jax.tree_util.tree_map_with_path(
     place, abstract, sharding.shardings(abstract, mesh)
   )
-
-
-def _read(found, name: str, index, shape) -> np.ndarray:
-  """A slice of one parameter; of each tensor only what lies in it is read."""
-  if name in _TOP:
-    file_name = _TOP[name][0]
-    return found[file_name].get_slice(file_name)[index]
-  suffix, transposed = _LAYER[name]
-  layers, *rest = index
-  pieces = []
-  for i in range(shape[0])[layers]:
-    file_name = f"model.layers.{i}.{suffix}"
-    piece = found[file_name].get_slice(file_name)
-    piece = piece[tuple(reversed(rest) if transposed else rest)]
-    pieces.append(piece.T if transposed else piece)
-  return np.stack(pieces)
 
 
 def _open(path: epath.Path):
@@ -167,33 +73,76 @@ def _open(path: epath.Path):
     ) from e
 
 
-def _file_names(abstract: Decoder) -> dict[str, tuple[int, ...]]:
-  """Every tensor that the file must hold, with its shape there."""
-  names = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
-    name = path[-2].name
-    if name in _TOP:
-      names[_TOP[name][0]] = leaf.shape
-      continue
-    suffix, transposed = _LAYER[name]
-    shape = leaf.shape[:0:-1] if transposed else leaf.shape[1:]
-    for i in range(leaf.shape[0]):
-      names[f"model.layers.{i}.{suffix}"] = shape
-  return names
+def _check(found, arch, abstract, directory):
+  """Lists everything that is wrong with the tensors at once."""
+  wanted = tensor_names.expected(arch, abstract)
+  unexpected = found.keys() - wanted.keys()
+  if arch.tie_word_embeddings:  # some files carry a copy
+    unexpected.discard(STORED[arch.family]["head"].name)
+  unexpected = [n for n in unexpected if not n.endswith(tensor_names.IGNORED)]
+  problems = [f"missing {n}" for n in sorted(wanted.keys() - found.keys())]
+  problems += [f"unexpected {n}" for n in sorted(unexpected)]
+  for name in sorted(wanted.keys() & found.keys()):
+    shape = tuple(found[name].get_slice(name).get_shape())
+    if shape != wanted[name]:
+      problems.append(f"{name} is {shape} and not {wanted[name]}")
+  if problems:
+    raise UserError(
+      "; ".join(problems), str(directory), "the weights do not fit config.json"
+    )
 
 
-def to_tensors(model: Decoder) -> dict[str, np.ndarray]:
-  """The model's tensors under their file names, on the host."""
-  tensors = {}
+def _read(found, stored: Stored, index, leaf, whole) -> np.ndarray:
+  """A slice of one parameter; of each tensor only what lies in it is read.
+
+  Filled layer by layer, so that beside it only one tensor's slice exists.
+  """
+  ranges = [range(n)[s] for n, s in zip(leaf.shape, index)]
+  out = np.zeros([len(r) for r in ranges], leaf.dtype)
+  layers = ranges.pop(0) if stored.layered else [None]
+  if stored.transposed:
+    ranges.reverse()
+  # Rows beyond the file's are padding of the vocabulary, and stay 0.
+  size = whole[0] // stored.parts
+  offset = stored.part * size
+  start, stop = (min(at, size) for at in (ranges[0].start, ranges[0].stop))
+  place = (
+    slice(offset + start, offset + stop),
+    *(slice(r.start, r.stop) for r in ranges[1:]),
+  )
+  for j, layer in enumerate(layers):
+    name = stored.name.format(layer)
+    piece = found[name].get_slice(name)[place]
+    piece = piece.T if stored.transposed else piece
+    target = out[j] if stored.layered else out
+    target[: len(piece)] = piece
+  return out
+
+
+def to_tensors(model: Decoder, names=None) -> dict[str, np.ndarray]:
+  """The model's tensors under their file names, on the host.
+
+  Args:
+    model: a decoder, or gradients of one.
+    names: which; by default all.
+  """
+  tensors, parts = {}, {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-    name, value = path[-2].name, np.asarray(leaf)
-    if name in _TOP:
-      tensors[_TOP[name][0]] = value
-      continue
-    suffix, transposed = _LAYER[name]
-    for i, layer in enumerate(value):
-      layer = layer.T if transposed else layer
-      tensors[f"model.layers.{i}.{suffix}"] = np.ascontiguousarray(layer)
+    stored = STORED[model.arch.family][name_of(path)]
+    rows = tensor_names.shape_in_file(model.arch, stored, leaf.shape)[0]
+    for i in range(leaf.shape[0] if stored.layered else 1):
+      name = stored.name.format(i)
+      if names is not None and name not in names:
+        continue
+      value = np.asarray(leaf[i] if stored.layered else leaf)
+      value = value.T if stored.transposed else value
+      if stored.parts > 1:
+        parts[name, stored.part] = value
+        value = [parts.get((name, p)) for p in range(stored.parts)]
+        if any(v is None for v in value):
+          continue
+        value = np.concatenate(value)
+      tensors[name] = np.ascontiguousarray(value[:rows])
   return tensors
 
 
@@ -202,63 +151,54 @@ def save(
   model: Decoder,
   eos_id: int,
   extra: Mapping[str, bytes],
+  max_shard_size: str = "5GB",
 ) -> dict[str, dict[str, Any]]:
   """Writes a directory that transformers loads.
 
   Args:
     directory: made if it is not there.
-    model: a float32 decoder.
+    model: a decoder; its weights are stored in the dtype that they have.
     eos_id: the end-of-document id, also bos and pad.
     extra: further files by name: tokenizer, model card.
+    max_shard_size: weights beyond this are spread over several files.
 
   Returns:
     {file name: {"bytes", "sha256"}} for a manifest.
   """
-  from safetensors.numpy import save as to_bytes
+  import huggingface_hub
+  from safetensors.numpy import save_file
 
+  dtype = model.embed[...].dtype
   directory.mkdir(parents=True, exist_ok=True)
-  config = architecture.to_hugging_face(model.arch, eos_id)
+  config = config_json.write(model.arch, eos_id, dtype.name)
   files.write_json(directory / "config.json", config)
   generation = {k: eos_id for k in ("bos_token_id", "pad_token_id")}
   generation["eos_token_id"] = [eos_id]
   files.write_json(directory / "generation_config.json", generation)
   for name, content in extra.items():
     files.write_bytes(directory / name, content)
-  files.write_bytes(
-    directory / "model.safetensors",
-    to_bytes(to_tensors(model), {"format": "pt"}),
+  names = ["config.json", "generation_config.json", *extra]
+  split = huggingface_hub.split_state_dict_into_shards_factory(
+    tensor_names.expected(model.arch, model),
+    get_storage_size=lambda shape: int(np.prod(shape)) * dtype.itemsize,
+    filename_pattern="model{suffix}.safetensors",
+    max_shard_size=max_shard_size,
   )
-  names = ["config.json", "generation_config.json", "model.safetensors", *extra]
+  for name, tensors in split.filename_to_tensors.items():
+    with files.replacing(directory / name) as scratch:
+      save_file(to_tensors(model, set(tensors)), scratch, {"format": "pt"})
+    names.append(name)
+  if split.is_sharded:
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    files.write_json(directory / INDEX, index)
+    names.append(INDEX)
   return {name: files.describe(directory / name) for name in sorted(names)}
-
-
-def weight_files(directory: epath.Path) -> list[epath.Path]:
-  """The safetensors files of a model directory.
-
-  Raises:
-    UserError: there are none, or one that the index names is missing.
-  """
-  index = directory / "model.safetensors.index.json"
-  if index.exists():
-    names = sorted(set(_json(index)["weight_map"].values()))
-    paths = [directory / name for name in names]
-  else:
-    paths = [directory / "model.safetensors"]
-  for path in paths:
-    if not path.exists():
-      raise UserError(
-        f"no {path.name}",
-        str(directory),
-        "give a directory with safetensors weights; convert a pickle .bin "
-        "with transformers' save_pretrained first",
-      )
-  return paths
 
 
 def weights_fingerprint(model: Decoder) -> str:
   """sha256 over all parameters by name, one at a time on the host."""
   total = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-    total.update(f"{path[-2].name} {leaf.dtype} {leaf.shape}".encode())
-    total.update(np.asarray(leaf).tobytes())
+    total.update(f"{name_of(path)} {leaf.dtype} {leaf.shape}".encode())
+    total.update(np.ascontiguousarray(leaf).view(np.uint8).data)
   return total.hexdigest()

@@ -39,7 +39,9 @@ def row_nll(
   mask_BxT = loss_mask(inputs_BxT, batch["length"], eos_id)
   with matmul_precision(dtype):
     hidden_BxTxD = model(inputs_BxT, dtype=dtype)
-    nll_BxT = head.token_nll(hidden_BxTxD, model.head_VxD, targets_BxT)
+    nll_BxT = head.token_nll(
+      hidden_BxTxD, model.head_VxD, targets_BxT, model.arch.vocab_size
+    )
   return (
     jnp.sum(jnp.where(mask_BxT, nll_BxT, 0), -1),
     jnp.sum(mask_BxT, -1, dtype=jnp.int32),

@@ -5,10 +5,10 @@ Axes: `data` replicates the weights and splits the batch, `fsdp` splits both,
 the code that runs there is the code that runs on a pod.
 """
 
+import math
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,6 +23,7 @@ SPECS = {
   "embed": P("tensor", "fsdp"),  # VD
   "head": P("tensor", "fsdp"),  # VD
   "final_norm": P(),  # D
+  # Attention and SwiGLU.
   "input_norm": P(),  # LD
   "post_attention_norm": P(),  # LD
   "q_proj": P(None, "fsdp", "tensor"),  # L D NH
@@ -37,6 +38,17 @@ SPECS = {
   "gate_proj": P(None, "fsdp", "tensor"),  # LDF
   "up_proj": P(None, "fsdp", "tensor"),  # LDF
   "down_proj": P(None, "tensor", "fsdp"),  # LFD
+  # Mamba; gate_proj is LDE. R and N are too small to be split.
+  "norm": P(),  # LD
+  "in_proj": P(None, "fsdp", "tensor"),  # LDE
+  "conv": P(None, "tensor"),  # L E 1 W
+  "conv_bias": P(None, "tensor"),  # LE
+  "x_proj": P(None, ("tensor", "fsdp")),  # L E R2N
+  "dt_proj": P(None, None, ("tensor", "fsdp")),  # LRE
+  "dt_bias": P(None, "tensor"),  # LE
+  "a_log": P(None, "tensor"),  # LEN
+  "skip": P(None, "tensor"),  # LE
+  "out_proj": P(None, "tensor", "fsdp"),  # LED
 }
 
 
@@ -49,9 +61,9 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
   sizes = [data, fsdp, tensor]
   count = jax.device_count()
   if sizes.count(-1) == 1:
-    rest = int(np.prod([s for s in sizes if s != -1]))
+    rest = math.prod(s for s in sizes if s != -1)
     sizes[sizes.index(-1)] = count // rest
-  if min(sizes) < 1 or int(np.prod(sizes)) != count:
+  if min(sizes) < 1 or math.prod(sizes) != count:
     raise UserError(
       f"mesh data={data} fsdp={fsdp} tensor={tensor} does not cover "
       f"{count} devices",
@@ -77,7 +89,8 @@ def batch_shards(mesh: Mesh) -> int:
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def _name(path) -> str:
+def name_of(path) -> str:
+  """A parameter's name from its path in a pytree of modules."""
   # (…, 'layers', 'q_proj', 'value'): the leaf is the Variable's value.
   names = [str(getattr(k, "name", getattr(k, "key", k))) for k in path]
   return names[-2] if names[-1] == "value" and len(names) > 1 else names[-1]
@@ -99,15 +112,17 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
   def one(path, leaf):
     if leaf.ndim == 0:  # step counts
       return NamedSharding(mesh, P())
-    name = _name(path)
+    name = name_of(path)
     spec = SPECS[name]
-    for size, axis in zip(leaf.shape, spec):
-      if axis and size % mesh.shape[axis]:
+    for size, axes in zip(leaf.shape, spec):
+      axes = axes if isinstance(axes, tuple) else (axes,) if axes else ()
+      parts = math.prod(mesh.shape[axis] for axis in axes)
+      if size % parts:
+        axes = " and ".join(axes)
         raise UserError(
-          f"{name} of shape {leaf.shape} does not split over "
-          f"{axis}={mesh.shape[axis]}",
-          f"config.run.{axis}",
-          f"choose a {axis} that divides {size}",
+          f"{name} of shape {leaf.shape} does not split over {axes} = {parts}",
+          f"config.run.{axes}",
+          f"choose a {axes} that divides {size}",
         )
     return NamedSharding(mesh, spec)
 
@@ -125,8 +140,8 @@ def gather_fsdp(layer: Any) -> Any:
 
   def one(path, leaf):
     # One layer of the stack: the leading L has been sliced away.
-    spec = SPECS[_name(path)][1:]
-    kept = [None if axis == "fsdp" else axis for axis in spec]
+    spec = SPECS[name_of(path)][1:]
+    kept = ["tensor" if "tensor" in (axes or ()) else None for axes in spec]
     return jax.lax.with_sharding_constraint(leaf, P(*kept))
 
   return jax.tree_util.tree_map_with_path(one, layer)

@@ -7,7 +7,7 @@ was trained here as it reads one from the hub.
 
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.models import architecture
 from miniplm_jax.trainer import training_job
 
 
@@ -31,7 +31,7 @@ def _jobs(role: str, config, workdir: Workdir) -> list[Job]:
       config=config,
       workdir=workdir,
       directory=workdir.scorer(role),
-      arch=Architecture(**c.model),
+      arch=architecture.make(c.model),
       train=c.train,
       rows=f"split {role}",
       row_ids=lambda corpus, unused_inputs: corpus.rows_of(role),

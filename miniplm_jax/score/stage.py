@@ -61,10 +61,10 @@ def load_model(c, workdir: Workdir, role: str, mesh, dtype):
   """
   import jax.numpy as jnp
 
-  from miniplm_jax.models import huggingface
+  from miniplm_jax.models import hub, huggingface
 
   if c.path:
-    directory = huggingface.resolve(c.path, c.revision)
+    directory = hub.resolve(c.path, c.revision)
   else:
     directory = workdir.scorer(role) / "hf"
   return directory, huggingface.load(directory, mesh, jnp.dtype(dtype))

@@ -3,7 +3,7 @@
 from miniplm_jax.config import for_method, methods
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.models import architecture
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.trainer import training_job
 
@@ -21,7 +21,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     config=config,
     workdir=workdir,
     directory=workdir.student(names.student),
-    arch=Architecture(**config.student.model),
+    arch=architecture.make(config.student.model),
     train=config.train,
     rows=f"selection {names.selection}",
     row_ids=lambda unused_corpus, inputs: kept_rows(inputs["selection"]),

@@ -114,7 +114,9 @@ def step_function(
   def loss_of(model, inputs, targets, weights):
     with likelihood.matmul_precision(dtype):
       hidden = model(inputs, dtype=dtype, remat=remat)
-      return head.weighted_nll(hidden, model.head_VxD, targets, weights)
+      return head.weighted_nll(
+        hidden, model.head_VxD, targets, weights, model.arch.vocab_size
+      )
 
   grad_of = jax.value_and_grad(loss_of)
 

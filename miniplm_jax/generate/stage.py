@@ -1,0 +1,123 @@
+"""Stage generate: continues prompts and prints what came out."""
+
+from miniplm_jax.config import for_method
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.progress import say
+from miniplm_jax.core.workdir import Workdir
+
+STAGE = "generate"
+
+
+def run(config, workdir: Workdir, dry_run: bool = False):
+  """Prints the continuations of `config.generate.prompts`.
+
+  Raises:
+    UserError: there is no prompt or no model, or a prompt does not fit.
+  """
+  c = config.generate
+  if dry_run:
+    source = c.model or "the exported student"
+    what = f"{c.samples} × {c.max_new_tokens} tokens by {source}"
+    print(f"  {STAGE:9} would continue {len(c.prompts)} prompts, {what}")
+    return
+  if not c.prompts:
+    raise UserError(
+      "there is nothing to continue",
+      "config.generate.prompts",
+      'give --prompt="Once upon a time"; it can be given several times',
+    )
+  import time
+
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from miniplm_jax.corpus import tokenizer
+  from miniplm_jax.models import generation, hub, huggingface, sharding
+
+  run = config.run
+  directory = _directory(config, workdir)
+  engine = tokenizer.load_engine(directory)
+  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  model = huggingface.load(directory, mesh, jnp.dtype(c.dtype))
+  arch = model.arch
+  prompts = [_encode(engine, arch, c, text) for text in c.prompts]
+  rows = [ids for ids in prompts for _ in range(c.samples)]
+  shards = sharding.batch_shards(mesh)
+  tokens, first = generation.pad_left(rows, -(-len(rows) // shards) * shards)
+  eos_ids = hub.eos_ids(directory)
+  with jax.set_mesh(mesh):
+    program = generation.compiled(
+      mesh,
+      sampling=generation.Sampling(
+        c.max_new_tokens, c.temperature, c.top_k, c.top_p
+      ),
+      seed=c.seed,
+      eos_ids=eos_ids,
+      # The tokenizer may know fewer ids than the head has rows.
+      vocabulary=min(engine.get_vocab_size(), arch.vocab_size),
+      dtype=jnp.dtype(c.dtype),
+    )
+    number = np.arange(len(tokens), dtype=np.int32)
+    arguments = model, *sharding.put_batch((tokens, first, number), mesh)
+    program = program.lower(*arguments).compile()
+    start = time.monotonic()
+    found = jax.device_get(program(*arguments))
+    seconds = time.monotonic() - start
+  if not found.finite.all():
+    raise UserError(
+      "the model's logits are not finite",
+      str(directory),
+      "its weights hold NaN or overflow; try --config.generate.dtype=float32",
+    )
+  for i in range(len(rows)):
+    ids = found.tokens[i, : found.length[i]].tolist()
+    ended = "ended" if ids[-1] in eos_ids else "cut"
+    print(f"--- prompt {i // c.samples + 1}, {len(ids)} new tokens, {ended}")
+    before = engine.decode(rows[i])
+    print(before + engine.decode([*rows[i], *ids])[len(before) :])
+  total = int(found.length[: len(rows)].sum())
+  say(
+    STAGE,
+    f"{total:,} tokens in {seconds:.1f} s, {total / seconds:.1f} tokens/s, "
+    f"batch {len(tokens)}, {c.dtype}, without compilation: {directory}",
+  )
+
+
+def _directory(config, workdir: Workdir):
+  from miniplm_jax.models import hub
+
+  c = config.generate
+  if c.model:
+    return hub.resolve(c.model, c.revision)
+  directory = workdir.student(for_method(config, config.method).student) / "hf"
+  if not directory.exists():
+    raise UserError(
+      "the student is not exported yet",
+      str(directory),
+      "run --stages=train,export, or give --config.generate.model",
+    )
+  return directory
+
+
+def _encode(engine, arch, c, text: str) -> list[int]:
+  """A prompt's ids, with what the tokenizer puts in front (Llama's BOS)."""
+  ids = engine.encode(text).ids
+  limit = getattr(arch, "max_position_embeddings", None)
+  if not ids or (limit and len(ids) + c.max_new_tokens > limit):
+    raise UserError(
+      f"a prompt of {len(ids):,} tokens and {c.max_new_tokens:,} new ones do "
+      f"not fit {limit:,} positions"
+      if ids
+      else "a prompt is empty",
+      f"--prompt={text[:40]!r}",
+      "shorten it, or give fewer max_new_tokens" if ids else "give some text",
+    )
+  if max(ids) >= arch.vocab_size:
+    raise UserError(
+      f"the tokenizer's id {max(ids)} is beyond the model's vocabulary of "
+      f"{arch.vocab_size:,}",
+      c.model or "the student",
+      "the directory's tokenizer.json is of another model",
+    )
+  return ids

@@ -1,0 +1,114 @@
+"""Hugging Face model directories, local or of the hub, before any weight.
+
+Never pickle, never remote code.
+"""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.models import config_json
+from miniplm_jax.models.architecture import Architecture
+
+
+def resolve(
+  path: str, revision: str | None = None, weights: bool = True
+) -> epath.Path:
+  """A directory with the model: `path` itself, or a hub id's snapshot.
+
+  The hub's own settings hold: HF_HOME, HF_TOKEN, and HF_HUB_OFFLINE=1, which
+  takes what was downloaded before.
+
+  Args:
+    path: the directory or hub id.
+    revision: branch, tag or commit of a hub id.
+    weights: whether they are wanted, beside config and tokenizer.
+
+  Raises:
+    UserError: no such directory, and the hub does not have it either.
+  """
+  local = epath.Path(path).expanduser()
+  if local.exists():
+    return local
+  if path.startswith((".", "/", "~")) or "://" in path or path.count("/") > 1:
+    raise UserError(
+      "no model directory here", path, "give a directory or a hub id"
+    )
+  import huggingface_hub
+
+  try:
+    found = huggingface_hub.snapshot_download(
+      path,
+      revision=revision,
+      allow_patterns=["*.json", "*.txt"] + ["*.safetensors"] * weights,
+    )
+  except Exception as e:
+    raise UserError(
+      f"neither a directory nor to be had from the hub ({type(e).__name__})",
+      f"{path}, revision {revision or 'main'}",
+      "check the name, the revision and the network, or download it and give "
+      "the directory",
+    ) from e
+  return epath.Path(found)
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+  """The object in a JSON file.
+
+  Raises:
+    UserError: it is not JSON.
+  """
+  try:
+    return json.loads(path.read_text())
+  except ValueError as e:
+    raise UserError(
+      f"this is not JSON ({e})", str(path), "fetch it again"
+    ) from e
+
+
+def load_architecture(directory: epath.Path) -> Architecture:
+  """The shape that a directory's config.json describes."""
+  path = directory / "config.json"
+  if not path.exists():
+    raise UserError(
+      "no config.json", str(directory), "give a Hugging Face model directory"
+    )
+  return config_json.read(read_json(path), str(path))
+
+
+def weight_files(directory: epath.Path) -> list[epath.Path]:
+  """The safetensors files of a model directory.
+
+  Raises:
+    UserError: there are none, or one that the index names is missing.
+  """
+  index = directory / "model.safetensors.index.json"
+  names = ["model.safetensors"]
+  if index.exists():
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+  missing = [n for n in names if not (directory / n).exists()]
+  if not missing:
+    return [directory / name for name in names]
+  todo = "fetch it again"
+  if not list(directory.glob("*.safetensors")):
+    todo = "give a directory with safetensors weights"
+  pickles = sorted(p.name for p in directory.glob("*.bin"))
+  if pickles:
+    todo = (
+      f"{pickles[0]} is a pickle, which is never opened; convert it where you "
+      "trust it: AutoModelForCausalLM.from_pretrained(folder)"
+      ".save_pretrained(new_folder)"
+    )
+  raise UserError(f"no {', '.join(missing)}", str(directory), todo)
+
+
+def eos_ids(directory: epath.Path) -> tuple[int, ...]:
+  """The ids that end a text, by generation_config.json or config.json."""
+  for name in ("generation_config.json", "config.json"):
+    path = directory / name
+    found = read_json(path).get("eos_token_id") if path.exists() else None
+    if found is not None:
+      return tuple(found) if isinstance(found, list) else (found,)
+  return ()

@@ -1,0 +1,49 @@
+"""What the layers of every family are made of.
+
+B batch, T time, D hidden; x_BxTxD stands for any width of the last axis.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from miniplm_jax.models import sharding
+
+
+def normal(rngs: nnx.Rngs, shape, scale: float, dtype: Any) -> nnx.Param:
+  """A parameter drawn from N(0, scale²) in float32."""
+  draw = jax.random.normal(rngs.params(), shape, jnp.float32)
+  return nnx.Param((draw * scale).astype(dtype))
+
+
+def rms_norm(x_BxTxD, scale_D, eps: float):
+  """RMSNorm over the last axis, in float32 like the reference."""
+  y_BxTxD = x_BxTxD.astype(jnp.float32)
+  mean_BxT1 = jnp.mean(y_BxTxD * y_BxTxD, -1, keepdims=True)
+  y_BxTxD = (y_BxTxD * jax.lax.rsqrt(mean_BxT1 + eps)).astype(x_BxTxD.dtype)
+  return y_BxTxD * scale_D.reshape((1,) * (y_BxTxD.ndim - 1) + (-1,))
+
+
+def project(x_BxTxD, w_DxE):
+  """X @ w with the tokens as one dimension.
+
+  XLA's CPU backend takes twice as long for the gradient of the 3-D product.
+  """
+  y = x_BxTxD.reshape(-1, x_BxTxD.shape[-1]) @ w_DxE[...]
+  return y.reshape(*x_BxTxD.shape[:2], -1)
+
+
+def by_batch(x_BxTxD):
+  """Splits the rows over the mesh, and nothing else."""
+  spec = P(sharding.BATCH, *[None] * (x_BxTxD.ndim - 1))
+  return jax.lax.with_sharding_constraint(x_BxTxD, spec)
+
+
+def by_channel(x_BxTxE):
+  """Splits rows, and channels (heads, states) over `tensor`."""
+  middle = [None] * (x_BxTxE.ndim - 2)
+  spec = P(sharding.BATCH, *middle, "tensor")
+  return jax.lax.with_sharding_constraint(x_BxTxE, spec)

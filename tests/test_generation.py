@@ -1,0 +1,187 @@
+"""Cached decoding, sampling, and the stage that a user runs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import refused, run
+from test_huggingface import SHAPES, new
+
+from miniplm_jax.models import generation, head
+from miniplm_jax.models.generation import Sampling
+
+TOKENS = np.random.default_rng(0).integers(0, 300, (3, 21)).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames="pieces")
+def cached(model, tokens, first, pieces):
+  """Hidden states of tokens that come in pieces."""
+  cache = model.new_cache(first, tokens.shape[1] + 4, jnp.float32)
+  found, start = [], 0
+  for size in pieces:
+    piece = tokens[:, start : start + size]
+    hidden, cache = model.extend(piece, cache)
+    found.append(hidden)
+    start += size
+  return jnp.concatenate(found, 1)
+
+
+def logits(model, hidden):
+  return np.asarray(jnp.einsum("btd,vd->btv", hidden, model.head_VxD))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("pieces", [(21,), (13, 1, 1, 6), (1,) * 21])
+def test_cached_decoding_equals_uncached(mesh, name, pieces):
+  model = new(SHAPES[name])
+  found = cached(model, TOKENS, jnp.zeros(3, jnp.int32), pieces)
+  wanted = jax.jit(model)(TOKENS)
+  difference = logits(model, found) - logits(model, wanted)
+  assert np.abs(difference).max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_padding_on_the_left_is_not_there(mesh, name):
+  """By value and by gradient, whatever the padding's tokens are."""
+  model = new(SHAPES[name])
+  rows, first = generation.pad_left([TOKENS[0, :9], TOKENS[1, :4]], 3)
+  assert first.tolist() == [0, 5, 5]
+  found = cached(model, rows, first, (9,))
+  for i, size in enumerate((9, 4)):
+    wanted = jax.jit(model)(rows[i : i + 1, -size:])
+    difference = found[i, -size:] - wanted[0]
+    assert np.abs(difference).max() <= 1e-5
+  rows[1, :5] = [250, 251, 252, 253, 254]
+
+  def last(model):
+    return jnp.sum(cached(model, rows, first, (9,))[1, -1] ** 2)
+
+  grad = np.asarray(jax.grad(last)(model).embed[...])
+  seen = set(np.flatnonzero(np.abs(grad).sum(-1)))
+  assert seen == set(rows[1, 5:])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_greedy_is_the_argmax_of_the_uncached_model(mesh, name):
+  model = new(SHAPES[name])
+  program = generation.compiled(
+    mesh,
+    sampling=Sampling(12, temperature=0),
+    seed=0,
+    eos_ids=(),
+    vocabulary=299,
+    dtype=jnp.float32,
+  )
+  rows, first = generation.pad_left([TOKENS[0, :7], TOKENS[1, :3]], 2)
+  found = program(model, rows, first, np.arange(2))
+  assert found.finite.all()
+  assert found.length.tolist() == [12, 12]
+  for prompt, new_ids in zip((TOKENS[0, :7], TOKENS[1, :3]), found.tokens):
+    whole = np.concatenate([prompt, new_ids])[None]
+    best = logits(model, jax.jit(model)(whole))[0, :, :299].argmax(-1)
+    np.testing.assert_array_equal(best[len(prompt) - 1 : -1], new_ids)
+
+
+def sample(mesh, model, prompts, numbers, *, eos_ids=(), **settings):
+  program = generation.compiled(
+    mesh,
+    sampling=Sampling(8, **settings),
+    seed=3,
+    eos_ids=eos_ids,
+    vocabulary=300,
+    dtype=jnp.float32,
+  )
+  rows, first = generation.pad_left(prompts, len(prompts))
+  return program(model, rows, first, np.asarray(numbers))
+
+
+def test_a_row_does_not_depend_on_its_batch(mesh):
+  model = new(SHAPES["transformer"])
+  prompts = [TOKENS[0, :7], TOKENS[1, :3], TOKENS[1, :3]]
+  many = sample(mesh, model, prompts, [0, 1, 2]).tokens
+  alone = sample(mesh, model, prompts[1:2], [1]).tokens
+  np.testing.assert_array_equal(many[1], alone[0])
+  assert (many[1] != many[2]).any()  # same prompt, other number
+
+
+def test_a_row_ends_at_its_end(mesh):
+  model = new(SHAPES["transformer"])
+  prompts = [TOKENS[0, :7], TOKENS[1, :3]]
+  free = np.asarray(sample(mesh, model, prompts, [0, 1]).tokens)
+  end = int(free[0, 2])
+  assert end not in free[1]
+  found = sample(mesh, model, prompts, [0, 1], eos_ids=(end, 5))
+  assert found.length.tolist() == [3, 8]
+  np.testing.assert_array_equal(found.tokens[0, :3], free[0, :3])
+  assert (np.asarray(found.tokens[0, 3:]) == end).all()
+  np.testing.assert_array_equal(found.tokens[1], free[1])
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"temperature": 0.5},
+    {"top_k": 5},
+    {"top_k": 1000},
+    {"top_p": 0.7},
+    {"top_p": 0.01},
+    {"temperature": 2.0, "top_k": 20, "top_p": 0.5},
+  ],
+)
+def test_what_may_be_drawn_is_what_transformers_draws_from(settings):
+  torch = pytest.importorskip("torch", reason="needs the parity extra")
+  transformers = pytest.importorskip(
+    "transformers", reason="needs the parity extra"
+  )
+  rng = np.random.default_rng(0)
+  scores = rng.normal(size=(4, 300)).astype(np.float32) * 3
+  wanted = torch.tensor(scores)
+  for key, warper in (
+    ("temperature", transformers.TemperatureLogitsWarper),
+    ("top_k", transformers.TopKLogitsWarper),
+    ("top_p", transformers.TopPLogitsWarper),
+  ):
+    if key in settings:
+      wanted = warper(settings[key])(None, wanted)
+  found = generation.filtered(jnp.asarray(scores), Sampling(1, **settings))
+  np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-6)
+
+
+def test_draws_follow_the_probabilities(mesh):
+  """4,000 draws of one next token against its softmax."""
+  model = new(SHAPES["transformer"])
+  prompts = [TOKENS[0, :5]] * 4000
+  first_token = np.asarray(sample(mesh, model, prompts, range(4000)).tokens)[
+    :, 0
+  ]
+  hidden = jax.jit(model)(TOKENS[:1, :5])[:, -1]
+  p = jax.nn.softmax(head.logits(hidden, model.head_VxD, 300)[0])[:300]
+  counts = np.bincount(first_token, minlength=300)
+  expected = np.asarray(p) * 4000
+  chi2 = ((counts - expected) ** 2 / expected).sum()
+  assert chi2 < 299 + 6 * np.sqrt(2 * 299)
+
+
+def test_a_user_looks_at_the_student(copy, tmp_path):
+  arguments = "--prompt=Comparisons can", "--config.generate.max_new_tokens=5"
+  other = "--config.student.name=other"
+  error = refused(tmp_path, "--stages=generate", *arguments, other)
+  assert "not exported yet" in error
+  before = sorted((tmp_path / "run").rglob("*"))
+  more = "--prompt=Strings", "--config.generate.samples=2"
+  done = run(tmp_path, "--stages=generate", *arguments, *more)
+  assert done.stdout.count("\nComparisons can") == 2
+  assert done.stdout.count("\nStrings") == 2
+  assert "tokens/s" in done.stdout
+  again = run(tmp_path, "--stages=generate", *arguments, *more)
+  assert done.stdout.split("[")[0] == again.stdout.split("[")[0]
+  assert sorted((tmp_path / "run").rglob("*")) == before
+  for flags, words in (
+    ([], "nothing to continue"),
+    (["--prompt="], "a prompt is empty"),
+    ([*arguments, "--config.generate.max_new_tokens=40000"], "do not fit"),
+    ([*arguments, "--config.generate.top_p=0"], "generate.top_p is 0"),
+  ):
+    assert words in refused(tmp_path, "--stages=generate", *flags)

@@ -1,0 +1,213 @@
+"""Hugging Face directories: what is read, written and refused."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from flax import nnx
+from helpers import refused, run
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.models import decoder, huggingface
+from miniplm_jax.models.architecture import Mamba, Transformer
+
+TRANSFORMER = Transformer(
+  vocab_size=300,
+  hidden_size=32,
+  intermediate_size=48,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  tie_word_embeddings=False,
+  initializer_range=0.1,
+)
+MAMBA = Mamba(
+  vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=3
+)
+SHAPES = {"transformer": TRANSFORMER, "mamba": MAMBA}
+
+
+def new(arch, dtype=jnp.float32):
+  return decoder.Decoder(arch, nnx.Rngs(0), dtype)
+
+
+def saved(folder, arch=TRANSFORMER, extra=(), **options):
+  directory = epath.Path(folder)
+  huggingface.save(directory, new(arch), 7, dict(extra), **options)
+  return directory
+
+
+def equal(a, b):
+  same = jax.tree.map(lambda x, y: bool(np.array_equal(x, y)), a, b)
+  return all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_round_trip_is_exact_in_the_stored_dtype(tmp_path, mesh, name, dtype):
+  directory = epath.Path(tmp_path / "a")
+  model = new(SHAPES[name], jnp.dtype(dtype))
+  huggingface.save(directory, model, 7, {})
+  assert json.loads((directory / "config.json").read_text())["dtype"] == dtype
+  again = huggingface.load(directory, mesh, jnp.dtype(dtype))
+  assert again.arch == model.arch
+  assert equal(again, model)
+  huggingface.save(epath.Path(tmp_path / "b"), again, 7, {})
+  file = "model.safetensors"
+  assert (directory / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+  # Read into float32, nothing is lost either.
+  wide = huggingface.load(directory, mesh, jnp.float32)
+  assert equal(wide, jax.tree.map(lambda x: x.astype(jnp.float32), model))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_large_weights_are_spread_over_files(tmp_path, mesh, name):
+  directory = saved(tmp_path, SHAPES[name], max_shard_size="40KB")
+  files = sorted(directory.glob("*.safetensors"))
+  assert len(files) > 2
+  assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
+  index = json.loads((directory / huggingface.INDEX).read_text())
+  assert set(index["weight_map"].values()) == {f.name for f in files}
+  assert equal(huggingface.load(directory, mesh), new(SHAPES[name]))
+
+
+def test_the_vocabulary_is_padded_in_memory_and_not_on_disk(tmp_path, mesh):
+  directory = saved(tmp_path)
+  model = huggingface.load(directory, mesh)
+  for table in (model.embed, model.head):
+    assert table.shape == (384, 32)
+    assert not np.asarray(table[...])[300:].any()
+    assert np.asarray(table[...])[:300].any(1).all()
+  tensors = huggingface.to_tensors(model)
+  assert tensors["lm_head.weight"].shape == (300, 32)
+
+
+def test_what_no_family_has_is_not_exported(tmp_path):
+  arch = dataclasses.replace(TRANSFORMER, qkv_bias=True, qk_norm=True)
+  with pytest.raises(UserError, match="qk_norm"):
+    saved(tmp_path, arch)
+  assert not list(tmp_path.iterdir())
+
+
+def edit(directory, name="model.safetensors", **changes):
+  """Replaces tensors of a file; None removes one."""
+  from safetensors.numpy import load_file, save_file
+
+  tensors = load_file(directory / name) | changes
+  tensors = {k: v for k, v in tensors.items() if v is not None}
+  save_file(tensors, directory / name)
+
+
+def test_everything_wrong_with_the_weights_is_listed(tmp_path, mesh):
+  directory = saved(tmp_path)
+  edit(
+    directory,
+    **{
+      "model.norm.weight": None,
+      "extra": np.zeros(2, np.float32),
+      "lm_head.weight": np.zeros((5, 32), np.float32),
+      # Carried by Llama 2's files, computed here.
+      "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32),
+    },
+  )
+  with pytest.raises(UserError) as e:
+    huggingface.load(directory, mesh)
+  for words in ("missing model.norm", "unexpected extra", "is (5, 32) and not"):
+    assert words in str(e.value)
+  assert "inv_freq" not in str(e.value)
+
+
+def truncate(directory):
+  path = directory / "model.safetensors"
+  path.write_bytes(path.read_bytes()[:-100])
+
+
+def corrupt(directory):
+  path = directory / "model.safetensors"
+  path.write_bytes(b"\x10\0\0\0\0\0\0\0not a header at " + path.read_bytes())
+
+
+def reshape(directory):
+  edit(directory, **{"lm_head.weight": np.zeros((5, 32), np.float32)})
+
+
+def lose_shard(directory):
+  saved(directory, max_shard_size="40KB")
+  (directory / "model.safetensors").unlink()
+  sorted(directory.glob("model-*.safetensors"))[1].unlink()
+
+
+def lose_config(directory):
+  (directory / "config.json").unlink()
+
+
+def break_config(directory):
+  (directory / "config.json").write_text("{")
+
+
+def pickle_only(directory):
+  (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+
+
+def poison(directory):
+  edit(directory, **{"lm_head.weight": np.full((300, 32), np.nan, np.float32)})
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+  from miniplm_jax.corpus import tokenizer
+
+  engine = tokenizer.train(["some text of the world"] * 9, 280, "<|end|>")
+  folder = tmp_path_factory.mktemp("model")
+  return saved(folder, extra=engine.to_files())
+
+
+@pytest.mark.parametrize(
+  ("damage", "words"),
+  [
+    (truncate, "the weights cannot be read"),
+    (corrupt, "the weights cannot be read"),
+    (reshape, "lm_head.weight is (5, 32) and not (300, 32)"),
+    (lose_shard, "no model-00002-of-"),
+    (lose_config, "no config.json"),
+    (break_config, "this is not JSON"),
+    (pickle_only, "pytorch_model.bin is a pickle, which is never opened"),
+    (poison, "not finite"),
+  ],
+)
+def test_a_damaged_model_gets_one_line(tmp_path, model_folder, damage, words):
+  folder = epath.Path(shutil.copytree(model_folder, tmp_path / "model"))
+  damage(folder)
+  error = refused(
+    tmp_path,
+    "--stages=generate",
+    f"--config.generate.model={folder}",
+    "--prompt=some",
+  )
+  assert words in error
+  assert str(folder) in error
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_hub_id_is_read_offline_at_its_revision(
+  tmp_path, model_folder, monkeypatch
+):
+  """From a cache that was filled before, as on a machine without network."""
+  cache = tmp_path / "hub" / "models--some--model"
+  commit = "0" * 40
+  (cache / "refs").mkdir(parents=True)
+  (cache / "refs" / "v2").write_text(commit)
+  shutil.copytree(model_folder, cache / "snapshots" / commit)
+  monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  arguments = "--stages=generate", "--config.generate.model=some/model"
+  more = "--prompt=some", "--config.generate.max_new_tokens=3"
+  done = run(tmp_path, *arguments, *more, "--config.generate.revision=v2")
+  assert "3 new tokens" in done.stdout or "ended" in done.stdout
+  error = refused(tmp_path, *arguments, *more)
+  assert "some/model, revision main" in error
