@@ -4,6 +4,7 @@ A file in `configs/` starts from `default()` and changes what its run needs.
 No JAX and no TensorFlow here: `--help` and `--dry_run` answer at once.
 """
 
+import re
 import types
 
 import ml_collections
@@ -173,6 +174,11 @@ def default() -> ConfigDict:
         # Domains that are listed but do not count in "all" and in the curve.
         "ignore_domains": (),
       },
+      # The student as a Hugging Face directory.
+      "export": {
+        "dtype": "float32",  # of the stored weights
+        "max_shard_size": "5GB",  # more is spread over several files
+      },
       # --stages=generate --prompt="Once upon a time"
       "generate": {
         # A directory or hub id; "" is the exported student.
@@ -277,6 +283,10 @@ def _rules(config):
     yield at_least(f"score.{name}", config.score[name], 1)
   yield among("score.dtype", config.score.dtype, _DTYPES)
   yield at_least("evaluate.max_rows", config.evaluate.max_rows, 0)
+  yield among("export.dtype", config.export.dtype, _DTYPES)
+  size = config.export.max_shard_size
+  good = re.fullmatch(r"[1-9]\d*[KMGT]B", size)
+  yield "export.max_shard_size", size, good, "give a size such as 5GB"
   g = config.generate
   for name in ("samples", "max_new_tokens"):
     yield at_least(f"generate.{name}", g[name], 1)

@@ -43,7 +43,7 @@ def places(texts, eos_at=()):
   """Where a row may end by method.md 2.1, over pieces of text."""
   found = []
   for i, text in enumerate(texts):
-    opens = any(text.count(o) > text.count(c) for o, c in ("()", "[]", "{}"))
+    opens = any(o in text and c not in text for o, c in ("()", "[]", "<>"))
     ends = any(mark in text for mark in ".!?;\n") and not opens
     following = texts[i + 1 : i + 2]
     spaced = bool(following) and " " in text + following[0]
@@ -110,6 +110,8 @@ def test_an_unclosed_bracket_is_no_sentence_end():
 
   assert _ends_sentence(".)") and _ends_sentence("();")
   assert not _ends_sentence(".(") and not _ends_sentence("word")
+  assert not _ends_sentence("<;") and _ends_sentence("<.>")
+  assert _ends_sentence("{\n")  # as released
 
 
 def test_a_literal_end_of_text_stays_text(encoder):

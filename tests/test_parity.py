@@ -20,7 +20,7 @@ from families import (
   torch,
   transformers,
 )
-from helpers import CONFIG, refused, run, write_corpus
+from helpers import CONFIG, LONG, refused, run, write_corpus
 
 from miniplm_jax.models import head, huggingface
 
@@ -140,6 +140,28 @@ def test_a_mamba_student_from_the_same_scores(copy, mesh):
     copy, "--stages=train", name, "--config.student.model.family=rnn"
   )
   assert "config.student.model.family is 'rnn'" in error
+
+
+def test_an_export_in_bfloat16_over_several_files(copy):
+  arguments = "--stages=evaluate,export", "--force", LONG
+  run(
+    copy,
+    *arguments,
+    "--config.export.dtype=bfloat16",
+    "--config.export.max_shard_size=10KB",
+  )
+  directory = copy / "run" / "students" / "miniplm" / "hf"
+  assert len(list(directory.glob("model-*-of-*.safetensors"))) > 1
+  theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+    directory, dtype="auto", output_loading_info=True
+  )
+  assert not any(info.values()), info
+  assert theirs.dtype == torch.bfloat16
+  card = (directory / "README.md").read_text()
+  for words in ("FLOPs", "selection manifest", "mean_diff", "| all |"):
+    assert words in card
+  wrong = "--config.export.max_shard_size=big"
+  assert "give a size" in refused(copy, *arguments, wrong)
 
 
 def test_a_students_export_and_a_given_teacher(tmp_path, mesh):

@@ -19,19 +19,23 @@ def _job(config, workdir: Workdir, names) -> Job:
   return Job(
     stage=STAGE,
     manifest=directory / "hf" / MANIFEST,
-    settings={"name": names.student},
+    settings={"name": names.student, **config.export},
     inputs={
       "corpus": workdir.corpus / MANIFEST,
+      "selection": workdir.selection(names.selection) / MANIFEST,
       "model": directory / MANIFEST,
     },
     outputs=(directory / "hf",),
-    summary=f"{directory / 'hf'} for transformers",
+    summary=f"{directory / 'hf'} for transformers, {config.export.dtype}",
     run=lambda inputs: _run(config, names, directory, inputs),
   )
 
 
 def _run(config, names, directory, inputs):
+  import jax
+
   from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.export import model_card
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.trainer import training_job
 
@@ -40,9 +44,18 @@ def _run(config, names, directory, inputs):
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   arch = architecture.make(config.student.model)
   model = training_job.restore(inputs["model"], arch, config.train, mesh)
+  model = jax.tree.map(lambda w: w.astype(config.export.dtype), model)
   extra = corpus.tokenizer().to_files()
-  extra["README.md"] = _model_card(names, directory, inputs).encode()
-  written = huggingface.save(directory / "hf", model, corpus.eos_id, extra)
+  extra["README.md"] = model_card.write(
+    names.student, inputs["model"], inputs["selection"], _losses(inputs)
+  ).encode()
+  written = huggingface.save(
+    directory / "hf",
+    model,
+    corpus.eos_id,
+    extra,
+    config.export.max_shard_size,
+  )
   return {
     "tokenizer": corpus.manifest.tokenizer,
     "weights": huggingface.weights_fingerprint(model),
@@ -51,36 +64,10 @@ def _run(config, names, directory, inputs):
   }
 
 
-def _model_card(names, directory, inputs) -> str:
+def _losses(inputs):
+  """The student's held-out losses, if these weights were evaluated."""
   trained = inputs["model"]
-  evaluation = manifest_lib.read(directory / "evaluation.json")
-  losses = {}
+  evaluation = manifest_lib.read(trained.directory / "evaluation.json")
   if evaluation and evaluation.inputs["model"] == trained.fingerprint:
-    losses = evaluation.details["loss"]
-  lines = [
-    "---",
-    "library_name: transformers",
-    "tags: [miniplm]",
-    "---",
-    f"# {names.student}",
-    "",
-    f"{trained.counts['parameters']:,} parameters, pre-trained for "
-    f"{trained.counts['steps']:,} steps on {trained.counts['rows']:,} rows: "
-    f"{trained.settings['rows']}, ranked by {names.definition}.",
-    "",
-    f"- corpus fingerprint: `{trained.inputs['corpus']}`",
-    f"- selection fingerprint: `{trained.inputs['selection']}`",
-    f"- weights fingerprint: `{trained.weights}`",
-    f"- made with miniplm_jax {trained.code_version}",
-  ]
-  if losses:
-    lines += [
-      "",
-      "| held-out rows | mean of means (nats) | per token (nats) |",
-      "| --- | --- | --- |",
-    ]
-    lines += [
-      f"| {domain} | {loss['instance_mean']:.4f} | {loss['token_mean']:.4f} |"
-      for domain, loss in losses.items()
-    ]
-  return "\n".join(lines) + "\n"
+    return evaluation.details["loss"]
+  return {}

@@ -41,8 +41,7 @@ def make(
     inputs: what it reads; "corpus" must be among them.
     export: write hf/ at the end.
   """
-  tokens = train.steps * train.batch_size * config.corpus.max_length
-  flops = 3 * arch.forward_flops(config.corpus.max_length) * tokens
+  tokens, flops = _cost(arch, train, config.corpus.max_length)
   outputs = ["checkpoints", "metrics"] + ["hf"] * export
   return Job(
     stage=stage,
@@ -64,6 +63,12 @@ def make(
       stage, config, directory, arch, train, row_ids, export, found
     ),
   )
+
+
+def _cost(arch, train, length) -> tuple[int, float]:
+  """Tokens, padding included, and FLOPs forward and backward of a run."""
+  tokens = train.steps * train.batch_size * length
+  return tokens, 3 * arch.forward_flops(length) * tokens
 
 
 def _run(
@@ -91,6 +96,7 @@ def _run(
     ),
     mesh,
   )
+  tokens, flops = _cost(arch, train, corpus.max_length)
   described = {}
   if export:
     written = huggingface.save(
@@ -103,9 +109,11 @@ def _run(
     "counts": {
       "rows": len(ids),
       "steps": train.steps,
+      "tokens": tokens,
       "parameters": arch.parameters(),
     },
     "files": described,
+    "details": {"train_flops": flops},
   }
 
 

@@ -1,0 +1,93 @@
+"""The README.md of an exported student: what it is and how it came to be."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from miniplm_jax.core.manifest import Manifest
+
+_USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained(".")
+ids = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))
+```"""
+
+
+def write(
+  name: str,
+  trained: Manifest,
+  selection: Manifest,
+  losses: Mapping[str, Mapping[str, Any]],
+) -> str:
+  """The card, in Markdown.
+
+  Args:
+    name: the student's.
+    trained: manifest of its training.
+    selection: manifest of the rows that it was trained on.
+    losses: held-out loss by domain, empty if it was not evaluated.
+  """
+  import huggingface_hub
+
+  data = huggingface_hub.ModelCardData(
+    library_name="transformers",
+    pipeline_tag="text-generation",
+    tags=["miniplm", "jax"],
+  )
+  model, train = trained.settings["model"], trained.settings["train"]
+  sizes = {k: v for k, v in model.items() if type(v) is int and v}
+  sizes.pop("rope_original_length", None)
+  shape = ", ".join(f"{k} {v:,}" for k, v in sizes.items())
+  counts, kept = trained.counts, selection.counts
+  chosen = selection.settings
+  sections = [
+    f"---\n{data.to_yaml()}\n---\n# {name}",
+    _USE,
+    "## Model",
+    f"{counts['parameters']:,} parameters: {shape}.",
+    "## Data",
+    f"{kept['kept']:,} of {kept['rows']:,} packed rows of a corpus "
+    f"({kept['kept'] / kept['rows']:.1%}), ranked by `{chosen['definition']}` "
+    f"at ratio {chosen['ratio']}, from the log-probs of "
+    + " and ".join(f"{role} `{m}`" for role, m in chosen["scores"].items())
+    + ". MiniPLM: Knowledge Distillation for Pre-Training Language Models "
+    "(arXiv 2410.17215).",
+    _table(
+      ["what", "sha256"],
+      [
+        ["corpus", f"`{trained.inputs['corpus']}`"],
+        ["selection manifest", f"`{trained.inputs['selection']}`"],
+        ["tokenizer", f"`{trained.tokenizer}`"],
+        ["trained weights", f"`{trained.weights}`"],
+      ],
+    ),
+    "## Training",
+    f"{counts['steps']:,} steps of {train['batch_size']:,} rows, "
+    f"{counts['tokens']:,} tokens with padding, "
+    f"{trained.details['train_flops']:.3g} FLOPs forward and backward "
+    f"(selection not counted); AdamW at learning rate "
+    f"{train['learning_rate']:g}, {train['dtype']} over float32 weights, "
+    f"miniplm_jax {trained.code_version}.",
+  ]
+  if losses:
+    sections += [
+      "## Evaluation",
+      "Loss in nats on held-out rows; the mean of means is over rows of each "
+      "row's mean.",
+      _table(
+        ["held-out rows", "mean of means", "per token"],
+        [
+          [domain, f"{loss['instance_mean']:.4f}", f"{loss['token_mean']:.4f}"]
+          for domain, loss in losses.items()
+        ],
+      ),
+    ]
+  return "\n\n".join(sections) + "\n"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+  lines = [head, ["---"] * len(head), *rows]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
