@@ -43,8 +43,9 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
   arch = hub.load_architecture(directory)
   found = {}
   for path in hub.weight_files(directory):
-    handle = _open(path)
-    found |= dict.fromkeys(handle.keys(), handle)
+    with _open(path) as f:
+      for name in f.keys():  # noqa: SIM118
+        found[name] = path, tuple(f.get_slice(name).get_shape())
   abstract = decoder_lib.abstract(arch, dtype)
   _check(found, arch, abstract, directory)
 
@@ -83,7 +84,7 @@ def _check(found, arch, abstract, directory):
   problems = [f"missing {n}" for n in sorted(wanted.keys() - found.keys())]
   problems += [f"unexpected {n}" for n in sorted(unexpected)]
   for name in sorted(wanted.keys() & found.keys()):
-    shape = tuple(found[name].get_slice(name).get_shape())
+    shape = found[name][1]
     if shape != wanted[name]:
       problems.append(f"{name} is {shape} and not {wanted[name]}")
   if problems:
@@ -112,7 +113,10 @@ def _read(found, stored: Stored, index, leaf, whole) -> np.ndarray:
   )
   for j, layer in enumerate(layers):
     name = stored.name.format(layer)
-    piece = found[name].get_slice(name)[place]
+    # Opened anew each time: the pages of an open file stay mapped, and would
+    # add up to the whole model.
+    with _open(found[name][0]) as f:
+      piece = f.get_slice(name)[place]
     piece = piece.T if stored.transposed else piece
     target = out[j] if stored.layered else out
     target[: len(piece)] = piece

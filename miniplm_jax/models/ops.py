@@ -12,6 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import sharding
 
+# Terms of a float32 product that are added in one go.
+_BLOCK = 256
+
 
 def normal(rngs: nnx.Rngs, shape, scale: float, dtype: Any) -> nnx.Param:
   """A parameter drawn from N(0, scale²) in float32."""
@@ -31,8 +34,21 @@ def project(x_BxTxD, w_DxE):
   """X @ w with the tokens as one dimension.
 
   XLA's CPU backend takes twice as long for the gradient of the 3-D product.
+  It also adds the D terms of a float32 product one after the other; in
+  blocks, NLL is half as far from float64, at no cost forward and 6 % more
+  for gradients (D = 576 and 1,536).
   """
-  y = x_BxTxD.reshape(-1, x_BxTxD.shape[-1]) @ w_DxE[...]
+  x_SxD, w_DxE = x_BxTxD.reshape(-1, x_BxTxD.shape[-1]), w_DxE[...]
+  terms = x_SxD.shape[-1]
+  block = terms
+  # A weight that `tensor` splits has few terms on a device, and must not be
+  # sliced across devices.
+  if x_SxD.dtype == jnp.float32 and sharding.axis_size("tensor") == 1:
+    block = _BLOCK
+  y = sum(
+    x_SxD[:, i : i + block] @ w_DxE[i : i + block]
+    for i in range(0, terms, block)
+  )
   return y.reshape(*x_BxTxD.shape[:2], -1)
 
 

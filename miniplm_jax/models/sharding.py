@@ -89,6 +89,11 @@ def batch_shards(mesh: Mesh) -> int:
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def axis_size(axis: str) -> int:
+  """Size of an axis of the mesh in context."""
+  return jax.sharding.get_abstract_mesh().shape[axis]
+
+
 def name_of(path) -> str:
   """A parameter's name from its path in a pytree of modules."""
   # (…, 'layers', 'q_proj', 'value'): the leaf is the Variable's value.

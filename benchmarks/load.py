@@ -1,0 +1,149 @@
+"""Peak host memory and time of loading a sharded checkpoint onto 8 devices.
+
+  python -m benchmarks.load [--preset=qwen1.5-1.8b] [--fsdp=8]
+
+Writes random bfloat16 weights of the preset's shape into a temporary folder,
+in files of 1 GB, and reads them in a process with 8 simulated CPU devices.
+Their memory is host memory here, so the local shards are the whole model;
+what counts is the peak beyond them, as a multiple of the largest tensor. It
+is given for all resident memory, and without the pages of the files, which
+the kernel takes back when memory is short.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from absl import app, flags
+
+_PRESET = flags.DEFINE_string("preset", "qwen1.5-1.8b", "Of the architecture.")
+_FSDP = flags.DEFINE_integer("fsdp", 8, "Shards of the weights.")
+_READ = flags.DEFINE_string("read", None, "Used by the process that reads.")
+
+
+def _write(folder: pathlib.Path):
+  """Random weights, a file at a time."""
+  import huggingface_hub
+  import ml_dtypes
+  import numpy as np
+  from safetensors.numpy import save_file
+
+  from miniplm_jax.models import architecture, config_json, decoder
+  from miniplm_jax.models.huggingface import INDEX
+  from miniplm_jax.models.tensor_names import expected
+
+  arch = architecture.make(architecture.PRESETS[_PRESET.value])
+  config = config_json.write(arch, 0, "bfloat16")
+  (folder / "config.json").write_text(json.dumps(config))
+  split = huggingface_hub.split_state_dict_into_shards_factory(
+    expected(arch, decoder.abstract(arch)),
+    get_storage_size=lambda shape: 2 * int(np.prod(shape)),
+    filename_pattern="model{suffix}.safetensors",
+    max_shard_size="1GB",
+  )
+  shapes = expected(arch, decoder.abstract(arch))
+  rng = np.random.default_rng(0)
+  for name, tensors in split.filename_to_tensors.items():
+    made = {
+      t: (rng.random(shapes[t], np.float32) - 0.5).astype(ml_dtypes.bfloat16)
+      for t in tensors
+    }
+    save_file(made, folder / name)
+  index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+  (folder / INDEX).write_text(json.dumps(index))
+  largest = max(2 * int(np.prod(s)) for s in shapes.values())
+  total = sum(2 * int(np.prod(s)) for s in shapes.values())
+  return largest, total
+
+
+def _memory() -> dict[str, int]:
+  """Bytes of this process, by kind."""
+  status = pathlib.Path("/proc/self/status").read_text()
+  lines = dict(line.split(":", 1) for line in status.splitlines())
+  return {
+    k: int(lines[k].split()[0]) << 10 for k in ("RssAnon", "RssFile", "VmRSS")
+  }
+
+
+def _read():
+  """Loads and prints the peaks, in bytes over what stood before."""
+  import jax
+  import jax.numpy as jnp
+  from etils import epath
+
+  from miniplm_jax.models import huggingface, sharding
+
+  mesh = sharding.make_mesh(1, _FSDP.value, -1)
+  jnp.zeros(8).block_until_ready()
+  before, peak, done = _memory(), _memory(), threading.Event()
+
+  def watch():
+    while not done.wait(0.005):
+      for kind, value in _memory().items():
+        peak[kind] = max(peak[kind], value)
+
+  watcher = threading.Thread(target=watch)
+  watcher.start()
+  start = time.monotonic()
+  model = huggingface.load(epath.Path(_READ.value), mesh, jnp.bfloat16)
+  jax.block_until_ready(model)
+  seconds = time.monotonic() - start
+  done.set()
+  watcher.join()
+  shards = sum(
+    shard.data.nbytes
+    for leaf in jax.tree.leaves(model)
+    for shard in leaf.addressable_shards
+  )
+  figures = {k: peak[k] - before[k] for k in peak}
+  print(json.dumps({"seconds": seconds, "shards": shards} | figures))
+
+
+def main(argv):
+  """Writes, reads in another process, prints."""
+  del argv
+  if _READ.value:
+    _read()
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    largest, total = _write(pathlib.Path(folder))
+    print(
+      f"{_PRESET.value}: {total / 1e9:.2f} GB, largest {largest / 1e6:.0f} MB"
+    )
+    done = subprocess.run(
+      [
+        sys.executable,
+        "-m",
+        "benchmarks.load",
+        f"--read={folder}",
+        f"--fsdp={_FSDP.value}",
+      ],
+      env=os.environ
+      | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+      },
+      stdout=subprocess.PIPE,
+      text=True,
+      check=True,
+    )
+  found = json.loads(done.stdout.splitlines()[-1])
+  print(
+    f"{found['seconds']:.1f} s; local shards {found['shards'] / 1e9:.2f} GB; "
+    f"peak RSS {found['VmRSS'] / 1e9:.2f} GB"
+  )
+  for kind, words in (("VmRSS", "all"), ("RssAnon", "without file pages")):
+    beyond = found[kind] - found["shards"]
+    print(
+      f"peak beyond the shards, {words}: {beyond / 1e6:.0f} MB = "
+      f"{beyond / largest:.2f} × the largest tensor"
+    )
+
+
+if __name__ == "__main__":
+  app.run(main)
