@@ -38,15 +38,15 @@ def _write(folder: pathlib.Path):
   from miniplm_jax.models.tensor_names import expected
 
   arch = architecture.make(architecture.PRESETS[_PRESET.value])
+  shapes = expected(arch, decoder.abstract(arch))
   config = config_json.write(arch, 0, "bfloat16")
   (folder / "config.json").write_text(json.dumps(config))
   split = huggingface_hub.split_state_dict_into_shards_factory(
-    expected(arch, decoder.abstract(arch)),
+    shapes,
     get_storage_size=lambda shape: 2 * int(np.prod(shape)),
     filename_pattern="model{suffix}.safetensors",
     max_shard_size="1GB",
   )
-  shapes = expected(arch, decoder.abstract(arch))
   rng = np.random.default_rng(0)
   for name, tensors in split.filename_to_tensors.items():
     made = {

@@ -12,6 +12,7 @@ The folders are the pipeline, in this order:
   train      pre-train the student          (stage train)
   evaluate   held-out loss                  (stage evaluate)
   export     a Hugging Face directory       (stage export)
+  generate   what a model writes            (stage generate)
   report     report.html                    (stage report)
 
 A folder imports only from itself and from those above it; main.py and

@@ -292,6 +292,8 @@ def _rules(config):
     yield at_least(f"generate.{name}", g[name], 1)
   for name in ("temperature", "top_k", "seed"):
     yield at_least(f"generate.{name}", g[name], 0)
+  good = all(isinstance(p, str) for p in g.prompts)
+  yield "generate.prompts", g.prompts, good, "give texts"
   yield "generate.top_p", g.top_p, 0 < g.top_p <= 1, "give a number in (0, 1]"
   yield among("generate.dtype", g.dtype, _DTYPES)
   yield among("run.remat", run.remat, REMAT)

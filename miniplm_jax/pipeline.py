@@ -6,6 +6,7 @@ from etils import epath
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import job as job_lib
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
@@ -61,6 +62,12 @@ def run(
     config.generate.prompts += tuple(prompt)
     config.stages = tuple(stages) or config.stages
   config_lib.check(config, "--stages")
+  if prompt and "generate" not in config.stages:
+    raise UserError(
+      "there is a prompt, and nothing that reads it",
+      "command line",
+      "add --stages=generate",
+    )
   workdir = Workdir(epath.Path(config.workdir).expanduser())
   if dry_run:
     print(f"{where} in {workdir.root}:")

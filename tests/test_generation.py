@@ -46,8 +46,9 @@ def test_cached_decoding_equals_uncached(mesh, name, pieces):
 def test_padding_on_the_left_is_not_there(mesh, name):
   """By value and by gradient, whatever the padding's tokens are."""
   model = new(SHAPES[name])
-  rows, first = generation.pad_left([TOKENS[0, :9], TOKENS[1, :4]], 3)
+  rows, first, number = generation.pad_left([TOKENS[0, :9], TOKENS[1, :4]], 3)
   assert first.tolist() == [0, 5, 5]
+  assert number.tolist() == [0, 1, -1]
   found = cached(model, rows, first, (9,))
   for i, size in enumerate((9, 4)):
     wanted = jax.jit(model)(rows[i : i + 1, -size:])
@@ -71,16 +72,17 @@ def test_greedy_is_the_argmax_of_the_uncached_model(mesh, name):
     sampling=Sampling(12, temperature=0),
     seed=0,
     eos_ids=(),
-    vocabulary=299,
+    vocabulary=20,
     dtype=jnp.float32,
   )
-  rows, first = generation.pad_left([TOKENS[0, :7], TOKENS[1, :3]], 2)
-  found = program(model, rows, first, np.arange(2))
+  batch = generation.pad_left([TOKENS[0, :7], TOKENS[1, :3]], 3)
+  found = program(model, *batch)
   assert found.finite.all()
-  assert found.length.tolist() == [12, 12]
+  assert found.length.tolist()[:2] == [12, 12]
+  assert not found.tokens[2].any()  # what fills the batch is not continued
   for prompt, new_ids in zip((TOKENS[0, :7], TOKENS[1, :3]), found.tokens):
     whole = np.concatenate([prompt, new_ids])[None]
-    best = logits(model, jax.jit(model)(whole))[0, :, :299].argmax(-1)
+    best = logits(model, jax.jit(model)(whole))[0, :, :20].argmax(-1)
     np.testing.assert_array_equal(best[len(prompt) - 1 : -1], new_ids)
 
 
@@ -93,7 +95,7 @@ def sample(mesh, model, prompts, numbers, *, eos_ids=(), **settings):
     vocabulary=300,
     dtype=jnp.float32,
   )
-  rows, first = generation.pad_left(prompts, len(prompts))
+  rows, first, _ = generation.pad_left(prompts, len(prompts))
   return program(model, rows, first, np.asarray(numbers))
 
 
@@ -146,7 +148,15 @@ def test_what_may_be_drawn_is_what_transformers_draws_from(settings):
     if key in settings:
       wanted = warper(settings[key])(None, wanted)
   found = generation.filtered(jnp.asarray(scores), Sampling(1, **settings))
-  np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-6)
+  wanted -= wanted.max(-1, keepdim=True).values  # ours counts from the top
+  np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_tiny_temperature_draws_the_likeliest():
+  scores = jnp.asarray([[1.0, 3.0, 2.0], [5.0, -1.0, 4.9]])
+  found = generation.filtered(scores, Sampling(1, temperature=1e-40))
+  assert found.argmax(-1).tolist() == [1, 0]
+  assert found.max(-1).tolist() == [0, 0]
 
 
 def test_draws_follow_the_probabilities(mesh):
@@ -181,7 +191,10 @@ def test_a_user_looks_at_the_student(copy, tmp_path):
   for flags, words in (
     ([], "nothing to continue"),
     (["--prompt="], "a prompt is empty"),
+    (["--config.generate.prompts=(1,2)"], "generate.prompts is (1, 2)"),
     ([*arguments, "--config.generate.max_new_tokens=40000"], "do not fit"),
     ([*arguments, "--config.generate.top_p=0"], "generate.top_p is 0"),
   ):
     assert words in refused(tmp_path, "--stages=generate", *flags)
+  error = refused(tmp_path, "--stages=report", *arguments)
+  assert "nothing that reads it" in error

@@ -1,6 +1,7 @@
 """Hugging Face directories: what is read, written and refused."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -13,7 +14,7 @@ from flax import nnx
 from helpers import refused, run
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.models import decoder, huggingface
+from miniplm_jax.models import decoder, hub, huggingface, sharding
 from miniplm_jax.models.architecture import Mamba, Transformer
 
 TRANSFORMER = Transformer(
@@ -32,8 +33,18 @@ MAMBA = Mamba(
 SHAPES = {"transformer": TRANSFORMER, "mamba": MAMBA}
 
 
+@functools.cache
 def new(arch, dtype=jnp.float32):
-  return decoder.Decoder(arch, nnx.Rngs(0), dtype)
+  """A model with every parameter off its default."""
+  model = decoder.Decoder(arch, nnx.Rngs(0), dtype)
+  rng = np.random.default_rng(0)
+
+  def noisy(path, w):
+    if sharding.name_of(path) in ("embed", "head"):
+      return w  # its padding is 0
+    return w + jnp.asarray(rng.normal(size=w.shape) * 0.1, w.dtype)
+
+  return jax.tree_util.tree_map_with_path(noisy, model)
 
 
 def saved(folder, arch=TRANSFORMER, extra=(), **options):
@@ -51,18 +62,18 @@ def equal(a, b):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_round_trip_is_exact_in_the_stored_dtype(tmp_path, mesh, name, dtype):
   directory = epath.Path(tmp_path / "a")
-  model = new(SHAPES[name], jnp.dtype(dtype))
-  huggingface.save(directory, model, 7, {})
+  huggingface.save(directory, new(SHAPES[name]), 7, {}, dtype)
   assert json.loads((directory / "config.json").read_text())["dtype"] == dtype
   again = huggingface.load(directory, mesh, jnp.dtype(dtype))
-  assert again.arch == model.arch
-  assert equal(again, model)
-  huggingface.save(epath.Path(tmp_path / "b"), again, 7, {})
+  assert again.arch == SHAPES[name]
+  huggingface.save(epath.Path(tmp_path / "b"), again, 7, {}, dtype)
   file = "model.safetensors"
   assert (directory / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
   # Read into float32, nothing is lost either.
   wide = huggingface.load(directory, mesh, jnp.float32)
-  assert equal(wide, jax.tree.map(lambda x: x.astype(jnp.float32), model))
+  assert equal(wide, jax.tree.map(lambda x: x.astype(jnp.float32), again))
+  if dtype == "float32":
+    assert equal(wide, new(SHAPES[name]))
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -122,6 +133,42 @@ def test_everything_wrong_with_the_weights_is_listed(tmp_path, mesh):
   assert "inv_freq" not in str(e.value)
 
 
+def test_a_tied_head_may_be_stored_but_not_differ(tmp_path, mesh):
+  arch = dataclasses.replace(TRANSFORMER, tie_word_embeddings=True)
+  directory = saved(tmp_path, arch)
+  from safetensors.numpy import load_file
+
+  name, head = "model.embed_tokens.weight", "lm_head.weight"
+  embed = load_file(directory / "model.safetensors")[name]
+  for changes in ({head: embed}, {head: embed, name: None}):
+    edit(directory, **changes)
+    assert equal(huggingface.load(directory, mesh), new(arch))
+  other = embed.copy()
+  other[-1, -1] += 1
+  edit(directory, **{name: embed, head: other})
+  with pytest.raises(UserError, match="differs from"):
+    huggingface.load(directory, mesh)
+
+
+def test_quantised_weights_are_refused(tmp_path, mesh):
+  directory = saved(tmp_path)
+  edit(directory, **{"lm_head.weight": np.zeros((300, 32), np.int8)})
+  with pytest.raises(UserError, match=r"lm_head\.weight is I8"):
+    huggingface.load(directory, mesh)
+
+
+def test_what_ends_a_text_is_what_the_files_say(tmp_path):
+  directory = epath.Path(tmp_path)
+  assert hub.eos_ids(directory) == ()
+  (directory / "config.json").write_text('{"eos_token_id": 5}')
+  assert hub.eos_ids(directory) == (5,)
+  path = directory / "generation_config.json"
+  path.write_text('{"eos_token_id": [7, 8]}')
+  assert hub.eos_ids(directory) == (7, 8)
+  path.write_text("{}")
+  assert hub.eos_ids(directory) == (5,)
+
+
 def truncate(directory):
   path = directory / "model.safetensors"
   path.write_bytes(path.read_bytes()[:-100])
@@ -150,6 +197,10 @@ def break_config(directory):
   (directory / "config.json").write_text("{")
 
 
+def list_config(directory):
+  (directory / "config.json").write_text("[1]")
+
+
 def pickle_only(directory):
   (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
 
@@ -175,7 +226,8 @@ def model_folder(tmp_path_factory):
     (reshape, "lm_head.weight is (5, 32) and not (300, 32)"),
     (lose_shard, "no model-00002-of-"),
     (lose_config, "no config.json"),
-    (break_config, "this is not JSON"),
+    (break_config, "this is not a JSON object"),
+    (list_config, "this is not a JSON object"),
     (pickle_only, "pytorch_model.bin is a pickle, which is never opened"),
     (poison, "not finite"),
   ],

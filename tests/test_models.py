@@ -32,6 +32,18 @@ ARCH = Transformer(
 )
 
 
+KINDS = {
+  "qwen2": ARCH,
+  "qwen3": dataclasses.replace(ARCH, qkv_bias=False, qk_norm=True, head_dim=6),
+  "llama": dataclasses.replace(
+    ARCH, qkv_bias=False, rope_type="llama3", rope_factor=8.0
+  ),
+  "mamba": Mamba(
+    vocab_size=61, hidden_size=16, intermediate_size=32, num_hidden_layers=3
+  ),
+}
+
+
 @pytest.mark.parametrize(
   ("name", "total", "bare"),
   [
@@ -53,23 +65,186 @@ def test_parameter_counts_are_the_papers(name, total, bare):
   assert sum(x.size for x in leaves) == total
 
 
-def test_unknown_keys_are_ignored_and_unimplemented_values_refused():
+def test_unknown_keys_are_ignored_and_missing_ones_named():
   good = config_json.write(ARCH, 0, "float32")
   assert config_json.read(good | {"x": 1}, "here") == ARCH
-  for bad in (
+  for key in ("hidden_size", "num_attention_heads", "vocab_size"):
+    less = {k: v for k, v in good.items() if k != key}
+    with pytest.raises(UserError, match=f"{key} is missing, here"):
+      config_json.read(less, "here")
+
+
+@pytest.mark.parametrize(
+  "bad",
+  [
     {"model_type": "gpt2"},
+    {"model_type": "falcon_mamba"},
     {"attention_bias": True},
+    {"attention_dropout": 0.1},
+    {"mlp_bias": True},
+    {"pretraining_tp": 2},
+    {"partial_rotary_factor": 0.5},
+    {"quantization_config": {"quant_method": "gptq"}},
     {"hidden_act": "gelu"},
     {"use_sliding_window": True},
-    {"rope_parameters": None, "rope_scaling": {"type": "yarn"}},
+    {"layer_types": ["full_attention", "sliding_attention"]},
+    {"layer_types": [{}]},
+    {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+    {"rope_scaling": {"type": "linear"}},
+    {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+    {"rope_scaling": "linear"},
     {"rope_parameters": {"rope_type": "dynamic"}},
+    {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+    {"rope_parameters": {"partial_rotary_factor": 0.5}},
     {"num_attention_heads": 3},
+    {"num_attention_heads": "4"},
+    {"num_hidden_layers": 2.5},
+    {"rms_norm_eps": "1e-6"},
+    {"rope_theta": float("nan"), "rope_parameters": None},
+    {"tie_word_embeddings": "no"},
+  ],
+  ids=str,
+)
+def test_what_is_not_implemented_is_refused(bad):
+  good = config_json.write(ARCH, 0, "float32")
+  with pytest.raises(UserError, match="here"):
+    config_json.read(good | bad, "here")
+
+
+@pytest.mark.parametrize(
+  "bad",
+  [
+    {"use_bias": True},
+    {"use_conv_bias": False},
+    {"residual_in_fp32": False},
+    {"hidden_act": "gelu"},
+    {"time_step_rank": "foo"},
+    {"intermediate_size": 24},
+  ],
+  ids=str,
+)
+def test_what_is_not_implemented_of_mamba_is_refused(bad):
+  good = config_json.write(KINDS["mamba"], 0, "float32")
+  assert config_json.read(good, "here") == KINDS["mamba"]
+  assert (
+    config_json.read(good | {"time_step_rank": "auto"}, "here")
+    == (KINDS["mamba"])
+  )
+  with pytest.raises(UserError, match="here"):
+    config_json.read(good | bad, "here")
+
+
+# What the published files say, as far as it is read.
+PUBLISHED = {
+  "Qwen1.5-1.8B": (
+    {
+      "model_type": "qwen2",
+      "attention_dropout": 0.0,
+      "hidden_act": "silu",
+      "hidden_size": 2048,
+      "intermediate_size": 5504,
+      "max_position_embeddings": 32768,
+      "max_window_layers": 21,
+      "num_attention_heads": 16,
+      "num_hidden_layers": 24,
+      "num_key_value_heads": 16,
+      "rms_norm_eps": 1e-6,
+      "rope_theta": 1000000.0,
+      "sliding_window": 32768,
+      "tie_word_embeddings": False,
+      "use_sliding_window": False,
+      "vocab_size": 151936,
+    },
+    1_836_828_672,
+  ),
+  "Llama-3.1-8B": (
+    {
+      "model_type": "llama",
+      "attention_bias": False,
+      "attention_dropout": 0.0,
+      "bos_token_id": 128000,
+      "hidden_act": "silu",
+      "hidden_size": 4096,
+      "intermediate_size": 14336,
+      "max_position_embeddings": 131072,
+      "mlp_bias": False,
+      "num_attention_heads": 32,
+      "num_hidden_layers": 32,
+      "num_key_value_heads": 8,
+      "pretraining_tp": 1,
+      "rms_norm_eps": 1e-5,
+      "rope_scaling": {
+        "factor": 8.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+      },
+      "rope_theta": 500000.0,
+      "tie_word_embeddings": False,
+      "vocab_size": 128256,
+    },
+    8_030_261_248,
+  ),
+  "Llama-2-7B": (
+    {
+      "model_type": "llama",
+      "hidden_act": "silu",
+      "hidden_size": 4096,
+      "intermediate_size": 11008,
+      "max_position_embeddings": 4096,
+      "num_attention_heads": 32,
+      "num_hidden_layers": 32,
+      "num_key_value_heads": 32,
+      "pretraining_tp": 1,
+      "rms_norm_eps": 1e-5,
+      "rope_scaling": None,
+      "tie_word_embeddings": False,
+      "vocab_size": 32000,
+    },
+    6_738_415_616,
+  ),
+  "mamba-130m-hf": (
+    {
+      "model_type": "mamba",
+      "conv_kernel": 4,
+      "expand": 2,
+      "hidden_act": "silu",
+      "hidden_size": 768,
+      "intermediate_size": 1536,
+      "layer_norm_epsilon": 1e-5,
+      "num_hidden_layers": 24,
+      "residual_in_fp32": True,
+      "state_size": 16,
+      "time_step_rank": 48,
+      "use_bias": False,
+      "use_conv_bias": True,
+      "vocab_size": 50280,
+    },
+    129_135_360,
+  ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_is_read(name):
+  config, parameters = PUBLISHED[name]
+  assert config_json.read(config, "here").parameters() == parameters
+
+
+def test_rope_is_read_in_the_order_of_transformers():
+  good = config_json.write(ARCH, 0, "float32") | {"rope_theta": 5.0}
+  linear = {"rope_type": "linear", "factor": 3.0}
+  old = {"type": "linear", "rope_type": "default", "rope_theta": 7.0}
+  for rope, wanted in (
+    ({"rope_parameters": {"rope_type": "default"}}, ("default", 5.0)),
+    ({"rope_parameters": linear | {"rope_theta": 7.0}}, ("linear", 7.0)),
+    ({"rope_parameters": {}, "rope_scaling": linear}, ("linear", 5.0)),
+    ({"rope_parameters": linear, "rope_scaling": old}, ("default", 7.0)),
+    ({"rope_parameters": None}, ("default", 5.0)),
   ):
-    with pytest.raises(UserError, match="here"):
-      config_json.read(good | bad, "here")
-  del good["hidden_size"]
-  with pytest.raises(UserError, match="hidden_size"):
-    config_json.read(good, "here")
+    found = config_json.read(good | rope, "here")
+    assert (found.rope_type, found.rope_theta) == wanted
 
 
 def dense_nll(h, w, y):
@@ -141,18 +316,6 @@ def test_no_logits_of_all_tokens_exist(mesh):
   assert "8,509" in shapes(8)
   assert not {"64,509", "2,32,509"} & shapes(8)
   assert "64,509" in shapes(64)  # the check can see it
-
-
-KINDS = {
-  "qwen2": ARCH,
-  "qwen3": dataclasses.replace(ARCH, qkv_bias=False, qk_norm=True, head_dim=6),
-  "llama": dataclasses.replace(
-    ARCH, qkv_bias=False, rope_type="llama3", rope_factor=8.0
-  ),
-  "mamba": Mamba(
-    vocab_size=61, hidden_size=16, intermediate_size=32, num_hidden_layers=3
-  ),
-}
 
 
 @pytest.mark.parametrize("kind", KINDS)

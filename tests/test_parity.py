@@ -1,6 +1,8 @@
 """Our decoders against transformers', in both directions."""
 
+import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -82,12 +84,31 @@ def test_theirs_loaded_by_ours_and_back(tmp_path, mesh, name):
 def test_bfloat16_is_within_two_hundredths_of_their_float32(
   tmp_path, mesh, name
 ):
+  """With the weights in bfloat16 too, as scoring has them."""
   theirs = make(**FAMILIES[name])
-  ours = loaded(theirs, tmp_path, mesh)
+  for parameter in theirs.parameters():  # their buffers stay float32
+    parameter.data = parameter.data.bfloat16().float()
+  ours = loaded(theirs, tmp_path, mesh, jnp.bfloat16)
   wanted = nll(their_logits(theirs, TOKENS)[:, :-1], TOKENS[:, 1:])
-  found = our_nll(ours, TOKENS, jnp.bfloat16)
-  assert abs(found.mean() - wanted.mean()) <= 2e-2
-  assert np.abs(found - wanted).max() > 1e-6  # it did compute in bfloat16
+  difference = our_nll(ours, TOKENS, jnp.bfloat16) - wanted
+  assert abs(difference.mean()) <= 2e-2
+  in_bfloat16 = our_nll(ours, TOKENS) - wanted
+  assert np.abs(in_bfloat16).max() < 1e-4 < np.abs(difference).max()
+
+
+def test_what_mamba_scans_is_float32_whatever_the_dtype(tmp_path, mesh):
+  """A bfloat16 state would forget within some hundred positions."""
+  ours = loaded(make("Mamba"), tmp_path, mesh, jnp.bfloat16)
+  layers = ours.layers
+  for wide in (layers.a_log, layers.skip, layers.dt_bias):
+    assert wide.dtype == jnp.float32
+  assert layers.in_proj.dtype == jnp.bfloat16
+  function = functools.partial(type(ours).__call__, dtype=jnp.bfloat16)
+  text = str(jax.make_jaxpr(function)(ours, TOKENS))
+  states = set(re.findall(r"(\w+)\[3,16,96\]", text))
+  streams = set(re.findall(r"(\w+)\[3,37,48\]", text))
+  assert states == {"f32"}
+  assert streams == {"f32", "bf16"}  # the residual stream, and what is normed
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -142,15 +163,13 @@ def test_a_mamba_student_from_the_same_scores(copy, mesh):
   assert "config.student.model.family is 'rnn'" in error
 
 
-def test_an_export_in_bfloat16_over_several_files(copy):
-  arguments = "--stages=evaluate,export", "--force", LONG
-  run(
-    copy,
-    *arguments,
-    "--config.export.dtype=bfloat16",
-    "--config.export.max_shard_size=10KB",
-  )
+def test_an_export_is_made_again_as_it_is_wanted(copy):
+  """In bfloat16, over several files, and once there is an evaluation."""
   directory = copy / "run" / "students" / "miniplm" / "hf"
+  (directory.parent / "evaluation.json").unlink()
+  dtype = "--config.export.dtype=bfloat16"
+  size = "--config.export.max_shard_size=10KB"
+  run(copy, "--stages=export", LONG, dtype, size)
   assert len(list(directory.glob("model-*-of-*.safetensors"))) > 1
   theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
     directory, dtype="auto", output_loading_info=True
@@ -158,10 +177,14 @@ def test_an_export_in_bfloat16_over_several_files(copy):
   assert not any(info.values()), info
   assert theirs.dtype == torch.bfloat16
   card = (directory / "README.md").read_text()
-  for words in ("FLOPs", "selection manifest", "mean_diff", "| all |"):
+  for words in ("FLOPs", "selection manifest", "mean_diff", "log p_ref"):
     assert words in card
+  assert "Evaluation" not in card
+  run(copy, "--stages=evaluate,export", LONG)
+  assert "| all |" in (directory / "README.md").read_text()
+  assert not list(directory.glob("model-*"))
   wrong = "--config.export.max_shard_size=big"
-  assert "give a size" in refused(copy, *arguments, wrong)
+  assert "give a size" in refused(copy, "--stages=export", wrong)
 
 
 def test_a_students_export_and_a_given_teacher(tmp_path, mesh):

@@ -38,8 +38,6 @@ class Tokenizer:
     # A document may contain the text "<|endoftext|>": it stays text and does
     # not end the document.
     engine.encode_special_tokens = True
-    engine.no_truncation()
-    engine.no_padding()
     self._engine = engine
     self.eos_token, self.eos_id = eos_token, eos_id
     self.vocab_size = engine.get_vocab_size(with_added_tokens=True)
@@ -99,7 +97,7 @@ def load(directory: epath.Path, eos_token: str) -> Tokenizer:
 
 
 def load_engine(directory: epath.Path) -> tokenizers.Tokenizer:
-  """Reads tokenizer.json from a directory.
+  """Reads tokenizer.json from a directory, to encode texts whole.
 
   Raises:
     UserError: it is missing or damaged.
@@ -112,11 +110,15 @@ def load_engine(directory: epath.Path) -> tokenizers.Tokenizer:
       "give a directory with a fast tokenizer, or 'train'",
     )
   try:
-    return tokenizers.Tokenizer.from_str(path.read_text())
+    engine = tokenizers.Tokenizer.from_str(path.read_text())
   except Exception as e:  # the library raises plain Exception
     raise UserError(
       f"the tokenizer cannot be read ({e})", str(path), "fetch it again"
     ) from e
+  # The file may say otherwise.
+  engine.no_truncation()
+  engine.no_padding()
+  return engine
 
 
 def train(texts: Iterable[str], vocab_size: int, eos_token: str) -> Tokenizer:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.select.definitions import DEFINITIONS
 
 _USE = """\
 ```python
@@ -43,6 +44,8 @@ def write(
   shape = ", ".join(f"{k} {v:,}" for k, v in sizes.items())
   counts, kept = trained.counts, selection.counts
   chosen = selection.settings
+  definition = DEFINITIONS[chosen["definition"]]
+  scorers = [f"{role} `{chosen['scores'][role]}`" for role in definition.reads]
   sections = [
     f"---\n{data.to_yaml()}\n---\n# {name}",
     _USE,
@@ -50,11 +53,10 @@ def write(
     f"{counts['parameters']:,} parameters: {shape}.",
     "## Data",
     f"{kept['kept']:,} of {kept['rows']:,} packed rows of a corpus "
-    f"({kept['kept'] / kept['rows']:.1%}), ranked by `{chosen['definition']}` "
-    f"at ratio {chosen['ratio']}, from the log-probs of "
-    + " and ".join(f"{role} `{m}`" for role, m in chosen["scores"].items())
-    + ". MiniPLM: Knowledge Distillation for Pre-Training Language Models "
-    "(arXiv 2410.17215).",
+    f"({kept['kept'] / kept['rows']:.1%}), ranked by `{chosen['definition']}`, "
+    f"{definition.label}"
+    + f", of {' and '.join(scorers)}" * bool(scorers)
+    + ". After MiniPLM (arXiv 2410.17215).",
     _table(
       ["what", "sha256"],
       [

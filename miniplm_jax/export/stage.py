@@ -1,6 +1,7 @@
 """Stage export: a directory that transformers loads, with a model card."""
 
 from miniplm_jax.config import for_method, methods
+from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -24,7 +25,10 @@ def _job(config, workdir: Workdir, names) -> Job:
       "corpus": workdir.corpus / MANIFEST,
       "selection": workdir.selection(names.selection) / MANIFEST,
       "model": directory / MANIFEST,
+      "evaluation": lambda: _evaluation(directory),
     },
+    # Of the checkpoint, for others: made again when the student is evaluated.
+    is_view=True,
     outputs=(directory / "hf",),
     summary=f"{directory / 'hf'} for transformers, {config.export.dtype}",
     run=lambda inputs: _run(config, names, directory, inputs),
@@ -32,8 +36,6 @@ def _job(config, workdir: Workdir, names) -> Job:
 
 
 def _run(config, names, directory, inputs):
-  import jax
-
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.export import model_card
   from miniplm_jax.models import huggingface, sharding
@@ -44,7 +46,6 @@ def _run(config, names, directory, inputs):
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   arch = architecture.make(config.student.model)
   model = training_job.restore(inputs["model"], arch, config.train, mesh)
-  model = jax.tree.map(lambda w: w.astype(config.export.dtype), model)
   extra = corpus.tokenizer().to_files()
   extra["README.md"] = model_card.write(
     names.student, inputs["model"], inputs["selection"], _losses(inputs)
@@ -54,6 +55,7 @@ def _run(config, names, directory, inputs):
     model,
     corpus.eos_id,
     extra,
+    config.export.dtype,
     config.export.max_shard_size,
   )
   return {
@@ -62,6 +64,12 @@ def _run(config, names, directory, inputs):
     "counts": {"parameters": arch.parameters()},
     "files": written,
   }
+
+
+def _evaluation(directory) -> str:
+  """What the model card says of the evaluation depends on this."""
+  found = manifest_lib.read(directory / "evaluation.json")
+  return files.digest(found.details["loss"]) if found else "none"
 
 
 def _losses(inputs):

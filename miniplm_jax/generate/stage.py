@@ -26,17 +26,25 @@ def run(config, workdir: Workdir, dry_run: bool = False):
       "config.generate.prompts",
       'give --prompt="Once upon a time"; it can be given several times',
     )
+  _continue(config, _directory(config, workdir))
+
+
+def _continue(config, directory):
   import time
 
   import jax
   import jax.numpy as jnp
-  import numpy as np
 
   from miniplm_jax.corpus import tokenizer
   from miniplm_jax.models import generation, hub, huggingface, sharding
 
-  run = config.run
-  directory = _directory(config, workdir)
+  c, run = config.generate, config.run
+  if jax.process_count() > 1:
+    raise UserError(
+      f"{STAGE} runs on one host, this is {jax.process_count()}",
+      "the command line",
+      "run it on one of them alone",
+    )
   engine = tokenizer.load_engine(directory)
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   model = huggingface.load(directory, mesh, jnp.dtype(c.dtype))
@@ -44,7 +52,7 @@ def run(config, workdir: Workdir, dry_run: bool = False):
   prompts = [_encode(engine, arch, c, text) for text in c.prompts]
   rows = [ids for ids in prompts for _ in range(c.samples)]
   shards = sharding.batch_shards(mesh)
-  tokens, first = generation.pad_left(rows, -(-len(rows) // shards) * shards)
+  batch = generation.pad_left(rows, -(-len(rows) // shards) * shards)
   eos_ids = hub.eos_ids(directory)
   with jax.set_mesh(mesh):
     program = generation.compiled(
@@ -55,16 +63,15 @@ def run(config, workdir: Workdir, dry_run: bool = False):
       seed=c.seed,
       eos_ids=eos_ids,
       # The tokenizer may know fewer ids than the head has rows.
-      vocabulary=min(engine.get_vocab_size(), arch.vocab_size),
+      vocabulary=min(max(engine.get_vocab().values()) + 1, arch.vocab_size),
       dtype=jnp.dtype(c.dtype),
     )
-    number = np.arange(len(tokens), dtype=np.int32)
-    arguments = model, *sharding.put_batch((tokens, first, number), mesh)
+    arguments = model, *sharding.put_batch(batch, mesh)
     program = program.lower(*arguments).compile()
     start = time.monotonic()
     found = jax.device_get(program(*arguments))
     seconds = time.monotonic() - start
-  if not found.finite.all():
+  if not found.finite[: len(rows)].all():
     raise UserError(
       "the model's logits are not finite",
       str(directory),
@@ -80,7 +87,7 @@ def run(config, workdir: Workdir, dry_run: bool = False):
   say(
     STAGE,
     f"{total:,} tokens in {seconds:.1f} s, {total / seconds:.1f} tokens/s, "
-    f"batch {len(tokens)}, {c.dtype}, without compilation: {directory}",
+    f"batch {len(rows)}, {c.dtype}, without compilation: {directory}",
   )
 
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from miniplm_jax.core.errors import UserError
 
 ROPE_TYPES = ("default", "linear", "llama3")
-# Rows of the embedding are a multiple of this, so that every `tensor` axis
-# up to it divides them. All vocabularies of the paper are multiples already.
+# Rows of the embedding are a multiple of this, so that every power of two up
+# to it may be the `tensor` axis. The paper's vocabularies are multiples of it.
 _ROWS = 128
 _WHERE = "in the model's configuration"
 
@@ -46,7 +46,7 @@ class Architecture:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       least = 0 if field.name in self._DERIVED else 1e-30
-      if not isinstance(value, bool | str) and value < least:
+      if not isinstance(value, bool | str) and not value >= least:
         raise UserError(
           f"{field.name} is {value}", _WHERE, "give a positive number"
         )

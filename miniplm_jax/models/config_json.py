@@ -1,6 +1,7 @@
 """A model's config.json: read into an `Architecture`, and written."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,9 @@ _ROPE = {
   "rope_original_length": "original_max_position_embeddings",
 }
 
+# How many of these a rope_type reads.
+_ROPE_KEYS = {"default": 1, "linear": 2, "llama3": 5}
+
 
 def read(config: Mapping[str, Any], where: str) -> Architecture:
   """The shape that a config.json describes; ignores unknown keys.
@@ -70,19 +74,35 @@ def read(config: Mapping[str, Any], where: str) -> Architecture:
   for key, allowed in (_ONLY_MAMBA if is_mamba else _ONLY_TRANSFORMER).items():
     _refuse_unless(config.get(key) in (None, *allowed), key, config, where)
   if not is_mamba:
-    layers = set(config.get("layer_types") or ())
-    good = layers <= {"full_attention"}
+    layers = config.get("layer_types") or ()
+    good = all(layer == "full_attention" for layer in layers)
     _refuse_unless(good, "layer_types", config, where)
+  kind, fields = (
+    (Mamba, _mamba_fields) if is_mamba else (Transformer, _transformer_fields)
+  )
   try:
-    if is_mamba:
-      return Mamba(**_mamba_fields(config))
-    return Transformer(**_transformer_fields(config))
-  except (TypeError, KeyError) as e:
-    raise UserError(
-      f"a key is missing ({e})", where, "complete the config.json"
-    ) from e
+    return kind(**_checked(fields(config), kind))
   except UserError as e:
     raise UserError(e.what, where, e.todo) from e
+
+
+def _checked(values: dict[str, Any], kind) -> dict[str, Any]:
+  """The values, once each has its field's type and none is missing."""
+  for field in dataclasses.fields(kind):
+    required = field.default is dataclasses.MISSING
+    if required and field.name not in values:
+      raise UserError(
+        f"the key {field.name} is missing", "", "complete the config.json"
+      )
+    value = values.get(field.name, field.default)
+    types = (int, float) if field.type is float else field.type
+    good = isinstance(value, types)
+    good &= isinstance(value, bool) == (field.type is bool)
+    if not good or (isinstance(value, float) and not math.isfinite(value)):
+      raise UserError(
+        f"{field.name} is {value!r}", "", f"give a {field.type.__name__}"
+      )
+  return values
 
 
 def _refuse_unless(good: bool, key: str, config, where: str):
@@ -101,30 +121,63 @@ def _known(config, kind) -> dict[str, Any]:
 
 
 def _transformer_fields(config) -> dict[str, Any]:
-  values = _known(config, Transformer)
-  # transformers 5 writes rope_parameters; before, rope_theta stood alone.
-  rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-  if "type" in rope:
-    rope = rope | {"rope_type": rope["type"]}
-  values |= {k: rope[theirs] for k, theirs in _ROPE.items() if theirs in rope}
-  values.setdefault("rope_theta", rope.get("rope_theta", 1e4))
+  values = _known(config, Transformer) | _rope_fields(config)
   values.setdefault("tie_word_embeddings", False)
-  values.setdefault("num_key_value_heads", config["num_attention_heads"])
+  if "num_attention_heads" in values:
+    values.setdefault("num_key_value_heads", values["num_attention_heads"])
   values["qkv_bias"], values["qk_norm"] = _KINDS[config["model_type"]]
+  _checked(values, Transformer)
   # The default, spelled out, is the default.
-  heads = values.get("head_dim", 0) * config["num_attention_heads"]
-  if heads == config["hidden_size"]:
+  heads = values.get("head_dim", 0) * values["num_attention_heads"]
+  if heads == values["hidden_size"]:
     values["head_dim"] = 0
   return values
+
+
+def _rope_fields(config) -> dict[str, Any]:
+  """In the order of transformers: rope_scaling before rope_parameters.
+
+  Version 5 writes the latter; before, rope_theta stood alone.
+  """
+  rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+  if not isinstance(rope, Mapping) or any(
+    isinstance(value, Mapping) for value in rope.values()
+  ):
+    raise UserError(
+      f"RoPE {rope!r} is not implemented", "", "use a model with one for all"
+    )
+  theta = rope.get("rope_theta", config.get("rope_theta", 1e4))
+  # Without "type", which old files write for "rope_type".
+  rope = {"rope_type": rope.get("type", "default")} | rope
+  if rope.get("partial_rotary_factor", 1) != 1:
+    raise UserError(
+      "partial_rotary_factor in RoPE is not implemented",
+      "",
+      "use a model without it",
+    )
+  if rope["rope_type"] == "llama3":
+    length = config.get("max_position_embeddings")
+    rope = {"original_max_position_embeddings": length} | rope
+  needed = list(_ROPE.values())[: _ROPE_KEYS.get(rope["rope_type"], 1)]
+  missing = [key for key in needed if rope.get(key) is None]
+  if missing:
+    raise UserError(
+      f"RoPE {rope['rope_type']} without {', '.join(missing)}",
+      "",
+      "complete the config.json",
+    )
+  found = {ours: rope[key] for ours, key in _ROPE.items() if key in needed}
+  return {"rope_theta": theta} | found
 
 
 def _mamba_fields(config) -> dict[str, Any]:
   values = _known(config, Mamba)
   values["rms_norm_eps"] = config.get("layer_norm_epsilon", 1e-5)
-  expanded = config.get("expand", 2) * config["hidden_size"]
-  values.setdefault("intermediate_size", int(expanded))
-  if values.get("time_step_rank") in ("auto", -(-config["hidden_size"] // 16)):
-    values["time_step_rank"] = 0
+  hidden, expand = config.get("hidden_size"), config.get("expand", 2)
+  if type(hidden) is int and type(expand) is int:
+    values.setdefault("intermediate_size", expand * hidden)
+    if values.get("time_step_rank") in ("auto", -(-hidden // 16)):
+      values["time_step_rank"] = 0
   return values
 
 
@@ -167,8 +220,7 @@ def _transformer_json(arch) -> tuple[str, dict[str, Any]]:
     )
   fields = dataclasses.asdict(arch)
   rope = {theirs: fields.pop(ours) for ours, theirs in _ROPE.items()}
-  wanted = {"default": 1, "linear": 2, "llama3": 5}[arch.rope_type]
-  rope = dict(list(rope.items())[:wanted])
+  rope = dict(list(rope.items())[: _ROPE_KEYS[arch.rope_type]])
   del fields["qkv_bias"], fields["qk_norm"]
   return model_type, fields | {
     "head_dim": arch.head_size,

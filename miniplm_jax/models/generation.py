@@ -41,7 +41,7 @@ class Generated(NamedTuple):
   Attributes:
     tokens: int32 [B, N]; what follows an end is the end again.
     length: tokens up to and with the end, int32 [B].
-    finite: whether all logits of a row were finite, bool [B].
+    finite: whether a row's largest logit was always finite, bool [B].
   """
 
   tokens: Any
@@ -63,7 +63,10 @@ def filtered(logits_BxV, sampling: Sampling):
 
   In the order of transformers: temperature, top-k, top-p.
   """
-  logits_BxV /= sampling.temperature
+  # From the largest, or a small temperature would overflow; and one below
+  # float32's range would be 0.
+  top_Bx1 = jnp.max(logits_BxV, -1, keepdims=True)
+  logits_BxV = (logits_BxV - top_Bx1) / max(sampling.temperature, 1e-30)
   if 0 < sampling.top_k < logits_BxV.shape[-1]:
     least_B = jax.lax.top_k(logits_BxV, sampling.top_k)[0][:, -1]
     logits_BxV = _at_least(logits_BxV, least_B)
@@ -103,7 +106,7 @@ def generate(
     model: the decoder.
     tokens_BxT: prompts, int32, padded on the left.
     first_B: the column where each prompt begins.
-    row_B: each row's number, int32 [B].
+    row_B: each row's number, int32 [B]; below 0 the row is left empty.
     sampling: how to draw.
     seed: of the draws.
     eos_ids: ids that end a row; none means that nothing does.
@@ -143,7 +146,7 @@ def generate(
       n=state.n + 1,
       token_B=token_B,
       tokens_BxN=state.tokens_BxN.at[:, state.n].set(token_B),
-      done_B=jnp.isin(token_B, eos),
+      done_B=state.done_B | jnp.isin(token_B, eos),
       finite_B=state.finite_B & (finite_B | state.done_B),
     )
 
@@ -155,7 +158,7 @@ def generate(
       n=0,
       token_B=nothing,
       tokens_BxN=jnp.zeros((batch, size), jnp.int32),
-      done_B=nothing > 0,
+      done_B=row_B < 0,
       finite_B=nothing == 0,
       cache=cache,
     )
@@ -186,7 +189,8 @@ def pad_left(prompts: Sequence[Sequence[int]], batch: int):
   """Prompts as one array, with copies of the last to fill the batch.
 
   Returns:
-    int32 [batch, T], and the column of each one's first token, [batch].
+    int32 [batch, T]; the column of each one's first token, int32 [batch]; and
+    its number, −1 for the copies, int32 [batch].
   """
   length = max(map(len, prompts))
   tokens = np.zeros((batch, length), np.int32)
@@ -195,4 +199,5 @@ def pad_left(prompts: Sequence[Sequence[int]], batch: int):
     ids = prompts[min(i, len(prompts) - 1)]
     first[i] = length - len(ids)
     tokens[i, first[i] :] = ids
-  return tokens, first
+  number = np.arange(batch, dtype=np.int32)
+  return tokens, first, np.where(number < len(prompts), number, -1)

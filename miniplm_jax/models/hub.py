@@ -61,11 +61,15 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     UserError: it is not JSON.
   """
   try:
-    return json.loads(path.read_text())
-  except ValueError as e:
-    raise UserError(
-      f"this is not JSON ({e})", str(path), "fetch it again"
-    ) from e
+    found = json.loads(path.read_text())
+    if isinstance(found, dict):
+      return found
+    e = ValueError("a list or a bare value")
+  except ValueError as error:
+    e = error
+  raise UserError(
+    f"this is not a JSON object ({e})", str(path), "fetch it again"
+  ) from e
 
 
 def load_architecture(directory: epath.Path) -> Architecture:
@@ -86,20 +90,23 @@ def weight_files(directory: epath.Path) -> list[epath.Path]:
   """
   index = directory / "model.safetensors.index.json"
   names = ["model.safetensors"]
-  if index.exists():
+  if index.exists() and not (directory / names[0]).exists():
     names = sorted(set(read_json(index).get("weight_map", {}).values()))
   missing = [n for n in names if not (directory / n).exists()]
   if not missing:
     return [directory / name for name in names]
-  todo = "fetch it again"
-  if not list(directory.glob("*.safetensors")):
-    todo = "give a directory with safetensors weights"
-  pickles = sorted(p.name for p in directory.glob("*.bin"))
-  if pickles:
+  if list(directory.glob("*.safetensors")):
+    todo = "fetch it again"
+  elif list(directory.glob("pytorch_model*")):  # of a hub id, the index alone
     todo = (
-      f"{pickles[0]} is a pickle, which is never opened; convert it where you "
-      "trust it: AutoModelForCausalLM.from_pretrained(folder)"
+      "pytorch_model.bin is a pickle, which is never opened; convert it where "
+      "you trust it: AutoModelForCausalLM.from_pretrained(folder)"
       ".save_pretrained(new_folder)"
+    )
+  else:
+    todo = (
+      "give a directory or hub id with safetensors weights; a pickle .bin is "
+      "never opened"
     )
   raise UserError(f"no {', '.join(missing)}", str(directory), todo)
 

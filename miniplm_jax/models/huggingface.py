@@ -4,9 +4,10 @@ Reads what transformers writes and writes what
 `transformers.AutoModelForCausalLM` loads.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,23 @@ from miniplm_jax.models.sharding import name_of
 from miniplm_jax.models.tensor_names import STORED, Stored
 
 INDEX = "model.safetensors.index.json"
+_ROWS = 4096  # of two tables that are compared at a time
+_DTYPES = ("F32", "BF16", "F16", "F64")
+
+
+class _Tensor(NamedTuple):
+  """A tensor of a file."""
+
+  path: epath.Path
+  name: str
+  shape: tuple[int, ...]
+  dtype: str
+
+  def read(self, place) -> np.ndarray:
+    # Opened anew each time: the pages of an open file stay mapped, and would
+    # add up to the whole model.
+    with _opened(self.path) as f:
+      return f.get_slice(self.name)[place]
 
 
 def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
@@ -43,9 +61,13 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
   arch = hub.load_architecture(directory)
   found = {}
   for path in hub.weight_files(directory):
-    with _open(path) as f:
+    with _opened(path) as f:
       for name in f.keys():  # noqa: SIM118
-        found[name] = path, tuple(f.get_slice(name).get_shape())
+        piece = f.get_slice(name)
+        shape = tuple(piece.get_shape())
+        found[name] = _Tensor(path, name, shape, piece.get_dtype())
+  if arch.tie_word_embeddings:
+    _tie(found, STORED[arch.family], directory)
   abstract = decoder_lib.abstract(arch, dtype)
   _check(found, arch, abstract, directory)
 
@@ -63,30 +85,63 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
   )
 
 
-def _open(path: epath.Path):
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[Any]:
   from safetensors import SafetensorError, safe_open
 
   try:
-    return safe_open(str(path), framework="numpy")
+    with safe_open(str(path), framework="numpy") as f:
+      yield f
   except SafetensorError as e:
     raise UserError(
       f"the weights cannot be read ({e})", str(path), "fetch them again"
     ) from e
 
 
+def _tie(found, stored, directory):
+  """Leaves one of a tied embedding and the head that a file may carry too.
+
+  Raises:
+    UserError: they differ. transformers would use both.
+  """
+  embed, head = stored["embed"].name, stored["head"].name
+  if head not in found:
+    return
+  copy = found.pop(head)
+  own = found.setdefault(embed, copy)
+  if own is copy:
+    return
+  rows = own.shape[0]
+  places = [
+    (slice(start, min(start + _ROWS, rows)), slice(None))
+    for start in range(0, rows, _ROWS)
+  ]
+  if own.shape != copy.shape or not all(
+    np.array_equal(own.read(place), copy.read(place)) for place in places
+  ):
+    raise UserError(
+      f"tie_word_embeddings is set, but {head} differs from {embed}",
+      str(directory),
+      "set tie_word_embeddings to false in config.json",
+    )
+
+
 def _check(found, arch, abstract, directory):
   """Lists everything that is wrong with the tensors at once."""
   wanted = tensor_names.expected(arch, abstract)
-  unexpected = found.keys() - wanted.keys()
-  if arch.tie_word_embeddings:  # some files carry a copy
-    unexpected.discard(STORED[arch.family]["head"].name)
-  unexpected = [n for n in unexpected if not n.endswith(tensor_names.IGNORED)]
+  unexpected = [
+    n
+    for n in found.keys() - wanted.keys()
+    if not n.endswith(tensor_names.IGNORED)
+  ]
   problems = [f"missing {n}" for n in sorted(wanted.keys() - found.keys())]
   problems += [f"unexpected {n}" for n in sorted(unexpected)]
   for name in sorted(wanted.keys() & found.keys()):
-    shape = found[name][1]
+    shape, dtype = found[name].shape, found[name].dtype
     if shape != wanted[name]:
       problems.append(f"{name} is {shape} and not {wanted[name]}")
+    if dtype not in _DTYPES:
+      problems.append(f"{name} is {dtype}, a quantised model's")
   if problems:
     raise UserError(
       "; ".join(problems), str(directory), "the weights do not fit config.json"
@@ -107,28 +162,29 @@ def _read(found, stored: Stored, index, leaf, whole) -> np.ndarray:
   size = whole[0] // stored.parts
   offset = stored.part * size
   start, stop = (min(at, size) for at in (ranges[0].start, ranges[0].stop))
+  if start == stop:
+    return out
   place = (
     slice(offset + start, offset + stop),
     *(slice(r.start, r.stop) for r in ranges[1:]),
   )
   for j, layer in enumerate(layers):
-    name = stored.name.format(layer)
-    # Opened anew each time: the pages of an open file stay mapped, and would
-    # add up to the whole model.
-    with _open(found[name][0]) as f:
-      piece = f.get_slice(name)[place]
+    piece = found[stored.name.format(layer)].read(place)
     piece = piece.T if stored.transposed else piece
     target = out[j] if stored.layered else out
     target[: len(piece)] = piece
   return out
 
 
-def to_tensors(model: Decoder, names=None) -> dict[str, np.ndarray]:
+def to_tensors(
+  model: Decoder, names=None, dtype: Any = None
+) -> dict[str, np.ndarray]:
   """The model's tensors under their file names, on the host.
 
   Args:
     model: a decoder, or gradients of one.
     names: which; by default all.
+    dtype: of the tensors; by default that of each parameter.
   """
   tensors, parts = {}, {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(model):
@@ -146,7 +202,9 @@ def to_tensors(model: Decoder, names=None) -> dict[str, np.ndarray]:
         if any(v is None for v in value):
           continue
         value = np.concatenate(value)
-      tensors[name] = np.ascontiguousarray(value[:rows])
+        for p in range(stored.parts):
+          del parts[name, p]
+      tensors[name] = np.ascontiguousarray(value[:rows], dtype)
   return tensors
 
 
@@ -155,15 +213,17 @@ def save(
   model: Decoder,
   eos_id: int,
   extra: Mapping[str, bytes],
+  dtype: Any = jnp.float32,
   max_shard_size: str = "5GB",
 ) -> dict[str, dict[str, Any]]:
   """Writes a directory that transformers loads.
 
   Args:
     directory: made if it is not there.
-    model: a decoder; its weights are stored in the dtype that they have.
+    model: a decoder.
     eos_id: the end-of-document id, also bos and pad.
     extra: further files by name: tokenizer, model card.
+    dtype: of the stored weights.
     max_shard_size: weights beyond this are spread over several files.
 
   Returns:
@@ -172,7 +232,7 @@ def save(
   import huggingface_hub
   from safetensors.numpy import save_file
 
-  dtype = model.embed[...].dtype
+  dtype = jnp.dtype(dtype)
   directory.mkdir(parents=True, exist_ok=True)
   config = config_json.write(model.arch, eos_id, dtype.name)
   files.write_json(directory / "config.json", config)
@@ -190,7 +250,8 @@ def save(
   )
   for name, tensors in split.filename_to_tensors.items():
     with files.replacing(directory / name) as scratch:
-      save_file(to_tensors(model, set(tensors)), scratch, {"format": "pt"})
+      made = to_tensors(model, set(tensors), dtype)
+      save_file(made, scratch, {"format": "pt"})
     names.append(name)
   if split.is_sharded:
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

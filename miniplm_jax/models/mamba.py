@@ -128,6 +128,9 @@ class Layers(nnx.Module):
     )
     n, r, scale = arch.state_size, arch.rank, arch.initializer_range
 
+    # What the scan reads is never below float32.
+    wide = jnp.promote_types(dtype, jnp.float32)
+
     def uniform(shape, low, high):
       shape = layers, *shape
       return jax.random.uniform(rngs.params(), shape, jnp.float32, low, high)
@@ -147,11 +150,11 @@ class Layers(nnx.Module):
     step = jnp.maximum(step, _STEP_FLOOR)
     # the inverse of softplus
     bias = step + jnp.log(-jnp.expm1(-step))
-    self.dt_bias = nnx.Param(bias.astype(dtype))
+    self.dt_bias = nnx.Param(bias.astype(wide))
     a_log = jnp.log(jnp.arange(1, n + 1, dtype=jnp.float32))
     a_log = jnp.broadcast_to(a_log, (layers, e, n))
-    self.a_log = nnx.Param(a_log.astype(dtype))
-    self.skip = nnx.Param(jnp.ones((layers, e), dtype))
+    self.a_log = nnx.Param(a_log.astype(wide))
+    self.skip = nnx.Param(jnp.ones((layers, e), wide))
     self.out_proj = even((e, d), e**-0.5)
 
   def astype(self, dtype: Any):

@@ -123,11 +123,12 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
       axes = axes if isinstance(axes, tuple) else (axes,) if axes else ()
       parts = math.prod(mesh.shape[axis] for axis in axes)
       if size % parts:
-        axes = " and ".join(axes)
+        product = " × ".join(axes)
         raise UserError(
-          f"{name} of shape {leaf.shape} does not split over {axes} = {parts}",
-          f"config.run.{axes}",
-          f"choose a {axes} that divides {size}",
+          f"{name} of shape {leaf.shape} does not split over {product} = "
+          f"{parts}",
+          f"config.run, {product}",
+          f"let {product} divide {size}",
         )
     return NamedSharding(mesh, spec)
 

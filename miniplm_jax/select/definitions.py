@@ -55,16 +55,25 @@ class Definition:
   Attributes:
     score: (columns, seed) → float32 [n]; the highest are kept.
     label: of the score, with its unit.
+    reads: the models whose log-probs it needs.
   """
 
   score: Callable[[Columns, int], np.ndarray]
   label: str
+  reads: tuple[str, ...]
 
 
+_BOTH = "teacher", "reference"
 DEFINITIONS = {
-  "mean_diff": Definition(mean_diff, "log p − log p_ref, nats per token"),
-  "sum_diff": Definition(sum_diff, "log p − log p_ref, nats per row"),
-  "difficulty": Definition(difficulty, "−log p_ref, nats per token"),
-  "teacher_preference": Definition(teacher_preference, "log p, nats per token"),
-  "random": Definition(random, "a random number in [0, 1)"),
+  "mean_diff": Definition(
+    mean_diff, "log p − log p_ref, nats per token", _BOTH
+  ),
+  "sum_diff": Definition(sum_diff, "log p − log p_ref, nats per row", _BOTH),
+  "difficulty": Definition(
+    difficulty, "−log p_ref, nats per token", ("reference",)
+  ),
+  "teacher_preference": Definition(
+    teacher_preference, "log p, nats per token", ("teacher",)
+  ),
+  "random": Definition(random, "a random number in [0, 1)", ()),
 }
