@@ -39,7 +39,7 @@ class Generated(NamedTuple):
   """What came out.
 
   Attributes:
-    tokens: int32 [B, N]; what follows an end is the end again.
+    tokens: int32 [B, N]; what follows `length` is no part of a row.
     length: tokens up to and with the end, int32 [B].
     finite: whether a row's largest logit was always finite, bool [B].
   """

@@ -50,7 +50,7 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
     directory: with config.json and model.safetensors, sharded or not, in
       float32, bfloat16 or float16.
     mesh: where to put it.
-    dtype: of the parameters in memory.
+    dtype: of the parameters in memory; what Mamba scans is float32 at least.
 
   Returns:
     A `Decoder`.
