@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from miniplm_jax import config as config_lib
+from miniplm_jax import config_rules
 from miniplm_jax.core import job as job_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
@@ -57,11 +58,11 @@ def run(
   Raises:
     UserError: something that the user can put right.
   """
-  config_lib.check(config, where)
+  config_rules.check(config, where)
   with config.unlocked():
     config.generate.prompts += tuple(prompt)
     config.stages = tuple(stages) or config.stages
-  config_lib.check(config, "--stages")
+  config_rules.check(config, "--stages")
   if prompt and "generate" not in config.stages:
     raise UserError(
       "there is a prompt, and nothing that reads it",

@@ -23,7 +23,7 @@ class Tokenizer:
 
   Attributes:
     eos_id: end of document; also padding, as in Qwen.
-    vocab_size: number of ids, added tokens included.
+    vocab_size: the highest id and one more, added tokens included.
     fingerprint: sha256 of tokenizer.json.
   """
 
@@ -40,7 +40,7 @@ class Tokenizer:
     engine.encode_special_tokens = True
     self._engine = engine
     self.eos_token, self.eos_id = eos_token, eos_id
-    self.vocab_size = engine.get_vocab_size(with_added_tokens=True)
+    self.vocab_size = max(engine.get_vocab().values()) + 1
 
   @functools.cached_property
   def fingerprint(self) -> str:

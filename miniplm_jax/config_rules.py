@@ -1,0 +1,169 @@
+"""What a configuration may say: every rule a line, no JAX."""
+
+import re
+
+from ml_collections import ConfigDict
+
+from miniplm_jax.config import (
+  DEFINITIONS,
+  LOOKS,
+  METHODS,
+  MODELS,
+  REMAT,
+  STAGES,
+  default,
+  for_method,
+  methods,
+)
+from miniplm_jax.core.errors import UserError
+
+_DTYPES = ("float32", "bfloat16")
+_REDUCTIONS = ("instance_mean", "token_mean")
+# In the contract, not here yet.
+_LATER = ("vanilla_kd", "seqkd", "minillm", "miniplm_kd", "proxy", "plan")
+
+
+def check(config: ConfigDict, where: str):
+  """Raises UserError at the first thing that cannot be meant.
+
+  Args:
+    config: as loaded, overrides applied.
+    where: the config file, for messages.
+  """
+  if not isinstance(config, ConfigDict):
+    raise UserError(
+      "get_config() does not return a ConfigDict",
+      where,
+      "start from miniplm_jax.config.default()",
+    )
+  _same_fields(config, default(), "config", where)
+  for name, value, good, todo in _rules(config):
+    if not good:
+      later = ", which is not implemented yet" if value in _LATER else ""
+      raise UserError(f"config.{name} is {value!r}{later}", where, todo)
+  _check_names(config, where)
+
+
+def _rules(config):
+  """(field, value, whether it is good, what to do)."""
+
+  def among(name, value, allowed):
+    return name, value, value in allowed, f"choose from {', '.join(allowed)}"
+
+  def at_least(name, value, least):
+    return name, value, value >= least, f"give {least} or more"
+
+  c, s, run = config.corpus, config.select, config.run
+  for method in methods(config):
+    yield among("method", method, METHODS)
+  for stage in config.stages:
+    yield among("stages", stage, STAGES + LOOKS)
+  yield "workdir", config.workdir, bool(config.workdir), "name a folder"
+  yield at_least("corpus.max_length", c.max_length, 2)
+  if c.tokenizer == "train":
+    # 256 bytes and the end of a document
+    yield at_least("corpus.vocab_size", c.vocab_size, 257)
+  shares = c.reference_share, c.heldout_share, c.teacher_share
+  good = min(shares) >= 0 and sum(shares) < 1
+  yield "corpus.*_share", shares, good, "let them be ≥ 0 and leave some for D"
+  yield "select.ratio", s.ratio, 0 < s.ratio <= 1, "give a number in (0, 1]"
+  yield among("select.definition", s.definition, DEFINITIONS)
+  for length in config.score.lengths:
+    yield at_least("score.lengths", length, 1)
+  for name in ("rows_per_part", "batch_tokens"):
+    yield at_least(f"score.{name}", config.score[name], 1)
+  yield among("score.dtype", config.score.dtype, _DTYPES)
+  yield at_least("evaluate.max_rows", config.evaluate.max_rows, 0)
+  yield among("export.dtype", config.export.dtype, _DTYPES)
+  size = config.export.max_shard_size
+  good = re.fullmatch(r"[1-9]\d*[KMGT]B", size)
+  yield "export.max_shard_size", size, good, "give a size such as 5GB"
+  g = config.generate
+  for name in ("samples", "max_new_tokens"):
+    yield at_least(f"generate.{name}", g[name], 1)
+  for name in ("temperature", "top_k", "seed"):
+    yield at_least(f"generate.{name}", g[name], 0)
+  good = all(isinstance(p, str) for p in g.prompts)
+  yield "generate.prompts", g.prompts, good, "give texts"
+  yield "generate.top_p", g.top_p, 0 < g.top_p <= 1, "give a number in (0, 1]"
+  yield among("generate.dtype", g.dtype, _DTYPES)
+  yield among("run.remat", run.remat, REMAT)
+  for name in ("checkpoint_every", "keep_checkpoints", "eval_rows"):
+    yield at_least(f"run.{name}", run[name], 1)
+  for name in ("eval_every", "per_device_batch_size"):
+    yield at_least(f"run.{name}", run[name], 0)
+  for name in ("data", "fsdp", "tensor"):
+    good = run[name] >= 1 or run[name] == -1
+    yield f"run.{name}", run[name], good, "give 1 or more, or -1"
+  for name, t in (
+    ("train", config.train),
+    ("reference.train", config.reference.train),
+    ("teacher.train", config.teacher.train),
+  ):
+    yield at_least(f"{name}.steps", t.steps, 1)
+    yield at_least(f"{name}.batch_size", t.batch_size, 1)
+    yield at_least(f"{name}.seed", t.seed, 0)
+    good = 0 <= t.warmup_steps < t.steps
+    yield f"{name}.warmup_steps", t.warmup_steps, good, "give fewer than steps"
+    yield among(f"{name}.reduction", t.reduction, _REDUCTIONS)
+    yield among(f"{name}.dtype", t.dtype, _DTYPES)
+
+
+def _check_names(config, where):
+  """No two methods may write to one folder, unless it is the same thing."""
+  try:
+    names = [for_method(config, method) for method in methods(config)]
+  except (KeyError, IndexError, ValueError) as e:
+    raise UserError(
+      f"a name cannot be filled in ({e})",
+      f"{where}, select.name or student.name",
+      "use {method} and no other field",
+    ) from e
+  students = {n.student for n in names}
+  selections = {n.selection for n in names}
+  if len(students) < len(names):
+    raise UserError(
+      "two methods have one student name",
+      f"{where}, student.name",
+      "put {method} into it",
+    )
+  if len(selections) < len({(n.selection, n.definition) for n in names}):
+    raise UserError(
+      "two methods that rank differently have one selection name",
+      f"{where}, select.name",
+      "put {method} into it",
+    )
+
+
+def _same_fields(config, known, name, where):
+  if not isinstance(config, ConfigDict):
+    raise UserError(
+      f"{name} is {config!r} and not a section",
+      where,
+      f"give it the fields {', '.join(sorted(known))}",
+    )
+  if "family" in known:  # a model's shape: its fields depend on it
+    family = config.get("family", "missing")
+    if family not in MODELS:
+      raise UserError(
+        f"{name}.family is {family!r}",
+        where,
+        f"choose from {', '.join(MODELS)}",
+      )
+    known = MODELS[family]()
+  for field in known:
+    if field not in config:
+      raise UserError(
+        f"field {name}.{field} is missing",
+        where,
+        "start from miniplm_jax.config.default(), which has them all",
+      )
+    if isinstance(known[field], ConfigDict):
+      _same_fields(config[field], known[field], f"{name}.{field}", where)
+  for field in config:
+    if field not in known:
+      raise UserError(
+        f"unknown field {name}.{field}",
+        where,
+        f"the fields there are {', '.join(sorted(known))}",
+      )
