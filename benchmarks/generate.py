@@ -68,7 +68,7 @@ def main(argv):
       # Nothing ends a row, so that both do the same work. transformers bars
       # its end tokens for that, so rows are compared up to our first.
       eos_ids=(),
-      vocabulary=engine.get_vocab_size(),
+      vocabulary=min(tokenizer.vocab_size(engine), model.arch.vocab_size),
       dtype=jnp.float32,
     )
 

@@ -26,39 +26,21 @@ _FSDP = flags.DEFINE_integer("fsdp", 8, "Shards of the weights.")
 _READ = flags.DEFINE_string("read", None, "Used by the process that reads.")
 
 
-def _write(folder: pathlib.Path):
-  """Random weights, a file at a time."""
-  import huggingface_hub
-  import ml_dtypes
+def _write(folder: str) -> tuple[int, int]:
+  """Random weights; returns the bytes of the largest tensor and of all."""
+  import jax.numpy as jnp
   import numpy as np
-  from safetensors.numpy import save_file
+  from etils import epath
+  from flax import nnx
 
-  from miniplm_jax.models import architecture, config_json, decoder
-  from miniplm_jax.models.huggingface import INDEX
+  from miniplm_jax.models import architecture, decoder, huggingface
   from miniplm_jax.models.tensor_names import expected
 
   arch = architecture.make(architecture.PRESETS[_PRESET.value])
-  shapes = expected(arch, decoder.abstract(arch))
-  config = config_json.write(arch, 0, "bfloat16")
-  (folder / "config.json").write_text(json.dumps(config))
-  split = huggingface_hub.split_state_dict_into_shards_factory(
-    shapes,
-    get_storage_size=lambda shape: 2 * int(np.prod(shape)),
-    filename_pattern="model{suffix}.safetensors",
-    max_shard_size="1GB",
-  )
-  rng = np.random.default_rng(0)
-  for name, tensors in split.filename_to_tensors.items():
-    made = {
-      t: (rng.random(shapes[t], np.float32) - 0.5).astype(ml_dtypes.bfloat16)
-      for t in tensors
-    }
-    save_file(made, folder / name)
-  index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-  (folder / INDEX).write_text(json.dumps(index))
-  largest = max(2 * int(np.prod(s)) for s in shapes.values())
-  total = sum(2 * int(np.prod(s)) for s in shapes.values())
-  return largest, total
+  model = decoder.Decoder(arch, nnx.Rngs(0), jnp.bfloat16)
+  huggingface.save(epath.Path(folder), model, 0, {}, jnp.bfloat16, "1GB")
+  sizes = [2 * int(np.prod(s)) for s in expected(arch, model).values()]
+  return max(sizes), sum(sizes)
 
 
 def _memory() -> dict[str, int]:
@@ -111,7 +93,7 @@ def main(argv):
     _read()
     return
   with tempfile.TemporaryDirectory() as folder:
-    largest, total = _write(pathlib.Path(folder))
+    largest, total = _write(folder)
     print(
       f"{_PRESET.value}: {total / 1e9:.2f} GB, largest {largest / 1e6:.0f} MB"
     )

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from etils import epath
 
 from miniplm_jax.core import errors, files, progress
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import readers, tokenizer
-from miniplm_jax.corpus.embedded import list_parts as embedded_parts
 from miniplm_jax.models import head, hub, huggingface, sharding
 from miniplm_jax.models.likelihood import matmul_precision
 
@@ -52,10 +52,7 @@ _TOLERANCE = flags.DEFINE_float(
 
 
 def _texts() -> list[str]:
-  if _TEXTS.value == "embedded":
-    parts, _ = embedded_parts()
-  else:
-    parts, _ = readers.list_parts(_TEXTS.value, "text", "domain")
+  parts, _ = readers.list_parts(_TEXTS.value, "text", "domain")
   found = []
   for part in parts:
     for document in part.read():
@@ -93,8 +90,8 @@ def _theirs(model, ids_T):
     return nll.numpy(), logits.argmax(-1).numpy()
 
 
-def compare() -> dict:
-  """The figures, ready for JSON."""
+def compare(directory: epath.Path) -> dict:
+  """The figures of the model in a directory."""
   try:
     import torch
     import transformers
@@ -105,7 +102,6 @@ def compare() -> dict:
       "pip install 'miniplm-jax[parity]'",
     ) from e
 
-  directory = hub.resolve(_MODEL.value, _REVISION.value)
   engine = tokenizer.load_engine(directory)
   mesh = sharding.make_mesh(1, 1, jax.device_count())
   dtype = jnp.dtype(_DTYPE.value)
@@ -174,10 +170,11 @@ def main(argv: list[str]) -> int:
   try:
     if len(argv) > 1 or not _MODEL.value:
       raise UserError("no model", "command line", "give --model=DIRECTORY")
-    figures = compare()
+    directory = hub.resolve(_MODEL.value, _REVISION.value)
+    figures = compare(directory)
     for name, value in figures.items():
       print(f"{name:26} {value}")
-    path = hub.resolve(_MODEL.value, _REVISION.value) / "parity.json"
+    path = directory / "parity.json"
     # JSON has no NaN.
     lost = {k: None for k, v in figures.items() if v != v}
     files.write_json(path, figures | lost)

@@ -16,6 +16,8 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 
+EMBEDDED = "embedded"  # the text that every installation carries
+
 
 @dataclasses.dataclass(frozen=True)
 class Document:
@@ -39,8 +41,8 @@ def list_parts(
   """The parts of a source, and how to fingerprint it.
 
   Args:
-    source: a file, a directory or a glob; .jsonl, .json, .parquet, and the
-      first two with .gz or .zst.
+    source: "embedded", or a file, a directory or a glob; .jsonl, .json,
+      .parquet, and the first two with .gz or .zst.
     text_field: name of the text, a dotted path.
     domain_field: name of the domain, a dotted path; a document without it,
       or every document if it is "", is named after its file.
@@ -48,6 +50,10 @@ def list_parts(
   Raises:
     UserError: nothing matches, or a file of an unknown format.
   """
+  if source == EMBEDDED:
+    from miniplm_jax.corpus import embedded
+
+    return embedded.list_parts()
   paths = _match(source)
   parts = []
   for path in paths:

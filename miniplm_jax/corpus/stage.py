@@ -14,7 +14,6 @@ STAGE = "tokenize"
 # Told apart by what they hold, in `inputs`: a folder may be moved.
 _BY_CONTENT = ("source", "tokenizer")
 _BATCH = 256  # documents that are encoded at a time
-EMBEDDED = "embedded"  # a corpus.source
 TRAIN = "train"  # a corpus.tokenizer
 
 
@@ -49,10 +48,8 @@ def _shares(c) -> list[tuple[str, float]]:
 
 
 def _parts(c):
-  from miniplm_jax.corpus import embedded, readers
+  from miniplm_jax.corpus import readers
 
-  if c.source == EMBEDDED:
-    return embedded.list_parts()
   return readers.list_parts(c.source, c.text_field, c.domain_field)
 
 

@@ -40,7 +40,7 @@ class Tokenizer:
     engine.encode_special_tokens = True
     self._engine = engine
     self.eos_token, self.eos_id = eos_token, eos_id
-    self.vocab_size = max(engine.get_vocab().values()) + 1
+    self.vocab_size = vocab_size(engine)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -84,6 +84,11 @@ class Tokenizer:
       "tokenizer.json": self._engine.to_str().encode(),
       "tokenizer_config.json": json.dumps(config, indent=1).encode(),
     }
+
+
+def vocab_size(engine: tokenizers.Tokenizer) -> int:
+  """The highest id and one more: ids may have gaps."""
+  return max(engine.get_vocab().values()) + 1
 
 
 def load(directory: epath.Path, eos_token: str) -> Tokenizer:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.page import markdown_table
 from miniplm_jax.select.definitions import DEFINITIONS
 
 _USE = """\
@@ -57,7 +58,7 @@ def write(
     f"{definition.label}"
     + f", of {' and '.join(scorers)}" * bool(scorers)
     + ". After MiniPLM (arXiv 2410.17215).",
-    _table(
+    markdown_table(
       ["what", "sha256"],
       [
         ["corpus", f"`{trained.inputs['corpus']}`"],
@@ -79,7 +80,7 @@ def write(
       "## Evaluation",
       "Loss in nats on held-out rows; the mean of means is over rows of each "
       "row's mean.",
-      _table(
+      markdown_table(
         ["held-out rows", "mean of means", "per token"],
         [
           [domain, f"{loss['instance_mean']:.4f}", f"{loss['token_mean']:.4f}"]
@@ -88,8 +89,3 @@ def write(
       ),
     ]
   return "\n\n".join(sections) + "\n"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-  lines = [head, ["---"] * len(head), *rows]
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -25,7 +25,7 @@ def _job(config, workdir: Workdir, names) -> Job:
       "corpus": workdir.corpus / MANIFEST,
       "selection": workdir.selection(names.selection) / MANIFEST,
       "model": directory / MANIFEST,
-      "evaluation": lambda: _evaluation(directory),
+      "evaluation": lambda: files.digest(_losses(directory)),
     },
     # Of the checkpoint, for others: made again when the student is evaluated.
     is_view=True,
@@ -48,7 +48,7 @@ def _run(config, names, directory, inputs):
   model = training_job.restore(inputs["model"], arch, config.train, mesh)
   extra = corpus.tokenizer().to_files()
   extra["README.md"] = model_card.write(
-    names.student, inputs["model"], inputs["selection"], _losses(inputs)
+    names.student, inputs["model"], inputs["selection"], _losses(directory)
   ).encode()
   written = huggingface.save(
     directory / "hf",
@@ -66,16 +66,11 @@ def _run(config, names, directory, inputs):
   }
 
 
-def _evaluation(directory) -> str:
-  """What the model card says of the evaluation depends on this."""
-  found = manifest_lib.read(directory / "evaluation.json")
-  return files.digest(found.details["loss"]) if found else "none"
-
-
-def _losses(inputs):
+def _losses(directory):
   """The student's held-out losses, if these weights were evaluated."""
-  trained = inputs["model"]
-  evaluation = manifest_lib.read(trained.directory / "evaluation.json")
-  if evaluation and evaluation.inputs["model"] == trained.fingerprint:
-    return evaluation.details["loss"]
-  return {}
+  trained = manifest_lib.read(directory / MANIFEST)
+  evaluation = manifest_lib.read(directory / "evaluation.json")
+  if not trained or not evaluation:
+    return {}
+  same = evaluation.inputs["model"] == trained.fingerprint
+  return evaluation.details["loss"] if same else {}

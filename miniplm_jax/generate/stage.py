@@ -63,7 +63,7 @@ def _continue(config, directory):
       seed=c.seed,
       eos_ids=eos_ids,
       # The tokenizer may know fewer ids than the head has rows.
-      vocabulary=min(max(engine.get_vocab().values()) + 1, arch.vocab_size),
+      vocabulary=min(tokenizer.vocab_size(engine), arch.vocab_size),
       dtype=jnp.dtype(c.dtype),
     )
     arguments = model, *sharding.put_batch(batch, mesh)

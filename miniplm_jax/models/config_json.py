@@ -81,7 +81,7 @@ def read(config: Mapping[str, Any], where: str) -> Architecture:
     (Mamba, _mamba_fields) if is_mamba else (Transformer, _transformer_fields)
   )
   try:
-    return kind(**_checked(fields(config), kind))
+    return _plain(kind(**_checked(fields(config), kind)))
   except UserError as e:
     raise UserError(e.what, where, e.todo) from e
 
@@ -126,11 +126,6 @@ def _transformer_fields(config) -> dict[str, Any]:
   if "num_attention_heads" in values:
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
   values["qkv_bias"], values["qk_norm"] = _KINDS[config["model_type"]]
-  _checked(values, Transformer)
-  # The default, spelled out, is the default.
-  heads = values.get("head_dim", 0) * values["num_attention_heads"]
-  if heads == values["hidden_size"]:
-    values["head_dim"] = 0
   return values
 
 
@@ -176,9 +171,18 @@ def _mamba_fields(config) -> dict[str, Any]:
   hidden, expand = config.get("hidden_size"), config.get("expand", 2)
   if type(hidden) is int and type(expand) is int:
     values.setdefault("intermediate_size", expand * hidden)
-    if values.get("time_step_rank") in ("auto", -(-hidden // 16)):
-      values["time_step_rank"] = 0
+  if values.get("time_step_rank") == "auto":
+    values["time_step_rank"] = 0
   return values
+
+
+def _plain(arch: Architecture) -> Architecture:
+  """A default that is spelled out becomes the default."""
+  if isinstance(arch, Transformer) and arch.query_size == arch.hidden_size:
+    return dataclasses.replace(arch, head_dim=0)
+  if isinstance(arch, Mamba) and arch.rank == -(-arch.hidden_size // 16):
+    return dataclasses.replace(arch, time_step_rank=0)
+  return arch
 
 
 def write(arch: Architecture, eos_id: int, dtype: str) -> dict[str, Any]:

@@ -24,7 +24,8 @@ REMAT = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
-# What a family brings: Layers, context, cached_context, new_cache.
+# What a family brings: Layers, residual_dtype, context, cached_context and
+# new_cache, whose leaves are [L, B, …, channels].
 _FAMILIES = {"transformer": transformer, "mamba": mamba}
 
 
@@ -101,7 +102,10 @@ class Decoder(nnx.Module):
   def new_cache(self, first_B, size: int, dtype: Any) -> Cache:
     """A cache of `size` columns for rows that start at column `first_B`."""
     family, batch = _FAMILIES[self.arch.family], first_B.shape[0]
-    layers = family.new_cache(self.arch, batch, size, dtype)
+    layers = jax.lax.with_sharding_constraint(
+      family.new_cache(self.arch, batch, size, dtype),
+      P(None, sharding.BATCH, None, "tensor"),
+    )
     return Cache(layers, jnp.int32(0), first_B)
 
   def extend(self, tokens_BxT, cache: Cache, *, dtype: Any = jnp.float32):
@@ -140,9 +144,8 @@ class Decoder(nnx.Module):
       self.embed[...].astype(dtype), P("tensor", None)
     )
     x_BxTxD = jnp.take(table_VxD, tokens_BxT, axis=0)
-    # Mamba's residual stream is float32 whatever the compute dtype.
-    wide = jnp.float32 if self.arch.family == "mamba" else dtype
-    return by_batch(x_BxTxD.astype(wide))
+    family = _FAMILIES[self.arch.family]
+    return by_batch(x_BxTxD.astype(family.residual_dtype(dtype)))
 
   def _normed(self, x_BxTxD, dtype):
     norm_D = self.final_norm[...].astype(dtype)

@@ -62,14 +62,13 @@ def read_json(path: epath.Path) -> dict[str, Any]:
   """
   try:
     found = json.loads(path.read_text())
-    if isinstance(found, dict):
-      return found
-    e = ValueError("a list or a bare value")
-  except ValueError as error:
-    e = error
-  raise UserError(
-    f"this is not a JSON object ({e})", str(path), "fetch it again"
-  ) from e
+    if not isinstance(found, dict):
+      raise ValueError("a list or a bare value")
+  except ValueError as e:
+    raise UserError(
+      f"this is not a JSON object ({e})", str(path), "fetch it again"
+    ) from e
+  return found
 
 
 def load_architecture(directory: epath.Path) -> Architecture:

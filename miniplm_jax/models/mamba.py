@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import sharding
 from miniplm_jax.models.architecture import Mamba
@@ -73,8 +72,13 @@ def new_cache(arch: Mamba, batch: int, size: int, dtype: Any) -> Cache:
   layers, e = arch.num_hidden_layers, arch.intermediate_size
   inputs = jnp.zeros((layers, batch, arch.conv_kernel - 1, e), dtype)
   states = jnp.zeros((layers, batch, arch.state_size, e), jnp.float32)
-  spec = P(None, sharding.BATCH, None, "tensor")
-  return jax.lax.with_sharding_constraint(Cache(inputs, states), spec)
+  return Cache(inputs, states)
+
+
+def residual_dtype(dtype: Any) -> Any:
+  """float32 whatever the compute dtype, like the reference."""
+  del dtype
+  return jnp.float32
 
 
 def _selective_scan(x_BxTxE, dt_BxTxE, a_NxE, b_BxTxN, c_BxTxN, h_BxNxE):

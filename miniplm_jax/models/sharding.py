@@ -94,6 +94,11 @@ def axis_size(axis: str) -> int:
   return jax.sharding.get_abstract_mesh().shape[axis]
 
 
+def _axes(entry) -> tuple[str, ...]:
+  """The mesh axes of one dimension of a PartitionSpec."""
+  return entry if isinstance(entry, tuple) else (entry,) if entry else ()
+
+
 def name_of(path) -> str:
   """A parameter's name from its path in a pytree of modules."""
   # (…, 'layers', 'q_proj', 'value'): the leaf is the Variable's value.
@@ -120,7 +125,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     name = name_of(path)
     spec = SPECS[name]
     for size, axes in zip(leaf.shape, spec):
-      axes = axes if isinstance(axes, tuple) else (axes,) if axes else ()
+      axes = _axes(axes)
       parts = math.prod(mesh.shape[axis] for axis in axes)
       if size % parts:
         product = " × ".join(axes)
@@ -147,7 +152,7 @@ def gather_fsdp(layer: Any) -> Any:
   def one(path, leaf):
     # One layer of the stack: the leading L has been sliced away.
     spec = SPECS[name_of(path)][1:]
-    kept = ["tensor" if "tensor" in (axes or ()) else None for axes in spec]
+    kept = ["tensor" if "tensor" in _axes(axes) else None for axes in spec]
     return jax.lax.with_sharding_constraint(leaf, P(*kept))
 
   return jax.tree_util.tree_map_with_path(one, layer)

@@ -71,11 +71,15 @@ def cached_context(
 
 
 def new_cache(arch: Transformer, batch: int, size: int, dtype: Any) -> Cache:
-  """An empty cache of `size` columns, heads split over `tensor`."""
+  """An empty cache of `size` columns."""
   shape = arch.num_hidden_layers, batch, size, arch.key_size
-  spec = P(None, sharding.BATCH, None, "tensor")
-  empty = jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), spec)
+  empty = jnp.zeros(shape, dtype)
   return Cache(empty, empty)
+
+
+def residual_dtype(dtype: Any) -> Any:
+  """Of the stream that layers add to, from the compute dtype."""
+  return dtype
 
 
 def _rope(arch: Transformer, position_BxT):

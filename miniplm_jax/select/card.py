@@ -213,9 +213,7 @@ def write(
   """Writes report.html and card.md of one selection."""
   lead = body[0].text[0]
   page.write(directory / "report.html", f"Selection {name}", lead, body)
-  header, rows = domain_table(summary)
-  table = [header, ["---"] * len(header), *rows]
-  lines = [f"# Selection {name}", "", lead, ""]
-  lines += ["| " + " | ".join(row) + " |" for row in table]
+  table = page.markdown_table(*domain_table(summary))
+  lines = [f"# Selection {name}", "", lead, "", table]
   lines += ["", "`rows.npy`: int64 row ids of the corpus, ascending.", ""]
   files.write_bytes(directory / "card.md", "\n".join(lines).encode())
