@@ -262,8 +262,13 @@ def test_head_equals_the_dense_one_with_gradients(mesh, tile):
   w = jax.random.normal(keys[1], (61, 16))
   y = jax.random.randint(keys[2], (2, 7), 0, 61)
   weight = jax.random.uniform(keys[3], (2, 7))
-  nll = jax.jit(functools.partial(head.token_nll, tile=tile))(h, w, y)
-  np.testing.assert_allclose(nll, dense_nll(h, w, y), atol=1e-5)
+  wanted = dense_nll(h, w, y)
+  mask = jax.random.bernoulli(keys[3], 0.6, (2, 7))
+  for rows in (1, 20, 61, 99):
+    f = jax.jit(functools.partial(head.token_nll, tile=(tile, rows)))
+    np.testing.assert_allclose(f(h, w, y), wanted, atol=1e-5)
+    masked = f(h, w, y, mask_BxT=mask)
+    np.testing.assert_allclose(masked, jnp.where(mask, wanted, 0), atol=1e-5)
 
   def ours(h, w):
     return 3 * head.weighted_nll(h, w, y, weight, None, tile)

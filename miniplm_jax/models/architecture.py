@@ -14,7 +14,7 @@ from miniplm_jax.core.errors import UserError
 ROPE_TYPES = ("default", "linear", "llama3")
 # Rows of the embedding are a multiple of this, so that every power of two up
 # to it may be the `tensor` axis. The paper's vocabularies are multiples of it.
-_ROWS = 128
+ROW_MULTIPLE = 128
 _WHERE = "in the model's configuration"
 
 
@@ -57,7 +57,7 @@ class Architecture:
 
     The padding is zero, takes no probability and is not in any file.
     """
-    return -(-self.vocab_size // _ROWS) * _ROWS
+    return -(-self.vocab_size // ROW_MULTIPLE) * ROW_MULTIPLE
 
   def layer_matmul_parameters(self) -> int:
     """Weights of one layer that every token is multiplied with."""

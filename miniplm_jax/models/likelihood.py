@@ -40,10 +40,10 @@ def row_nll(
   with matmul_precision(dtype):
     hidden_BxTxD = model(inputs_BxT, dtype=dtype)
     nll_BxT = head.token_nll(
-      hidden_BxTxD, model.head_VxD, targets_BxT, model.arch.vocab_size
+      hidden_BxTxD, model.head_VxD, targets_BxT, model.arch.vocab_size, mask_BxT
     )
   return (
-    jnp.sum(jnp.where(mask_BxT, nll_BxT, 0), -1),
+    jnp.sum(nll_BxT, -1),
     jnp.sum(mask_BxT, -1, dtype=jnp.int32),
   )
 

@@ -94,6 +94,11 @@ def axis_size(axis: str) -> int:
   return jax.sharding.get_abstract_mesh().shape[axis]
 
 
+def platform() -> str:
+  """Of the mesh in context, which may be one that is only compiled for."""
+  return jax.sharding.get_abstract_mesh().abstract_device.platform
+
+
 def _axes(entry) -> tuple[str, ...]:
   """The mesh axes of one dimension of a PartitionSpec."""
   return entry if isinstance(entry, tuple) else (entry,) if entry else ()
