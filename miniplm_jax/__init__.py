@@ -13,6 +13,7 @@ The folders are the pipeline, in this order:
   evaluate   held-out loss                  (stage evaluate)
   export     a Hugging Face directory       (stage export)
   generate   what a model writes            (stage generate)
+  plan       what a program takes on TPU
   report     report.html                    (stage report)
 
 A folder imports only from itself and from those above it; main.py and

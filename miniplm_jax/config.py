@@ -21,7 +21,7 @@ STAGES = (
   "report",
 )
 # Look at what is there; they write nothing into the workdir.
-LOOKS = ("generate",)
+LOOKS = ("verify", "generate")
 
 
 def transformer() -> ConfigDict:
@@ -134,6 +134,7 @@ def default() -> ConfigDict:
         "name": "teacher",  # scores/<name>
         "path": "Qwen/Qwen1.5-1.8B",  # directory or hub id; "" trains it here
         "revision": "main",  # of a hub id
+        "scores": "",  # made elsewhere: a .parquet or .npy file, see README
         "model": transformer(),  # if it is trained here
         "train": _train(),
       },
@@ -142,6 +143,7 @@ def default() -> ConfigDict:
         "name": "reference",
         "path": "",  # "" trains it on D_ref
         "revision": "main",
+        "scores": "",
         "model": transformer(),
         "train": _train(),
       },
@@ -150,7 +152,22 @@ def default() -> ConfigDict:
         "rows_per_part": 65_536,  # unit of work and of resuming
         "batch_tokens": 65_536,  # of one batch over all devices, with padding
         # Rows are padded to the least of these that fits; max_length is added.
-        "lengths": (256, 512),
+        "lengths": (128, 256, 384, 512, 640, 768, 896),
+        # Further models to score with, as NAME=DIRECTORY_OR_HUB_ID: other
+        # references, for selections to choose from.
+        "more": (),
+        # The teacher's layers as int8 weights, if on so many rows its scores
+        # rank like those of its own weights.
+        "int8_teacher": False,
+        "int8_rows": 1024,
+        "int8_least_spearman": 0.99,  # rank correlation of the scores
+        "int8_least_agreement": 0.97,  # share of the kept rows that agree
+      },
+      # --stages=verify scores some rows again and compares.
+      "verify": {
+        "rows": 256,  # of each table
+        "seed": 10,
+        "tolerance": 1e-3,  # nats per token; float32 is within 1e-5
       },
       "select": {
         "name": "{method}",  # selection/<name>
@@ -202,6 +219,17 @@ def default() -> ConfigDict:
         "eval_every": 1000,  # steps between held-out losses; 0 is never
         "eval_rows": 512,  # held-out rows of the learning curve
         "log_every_seconds": 30.0,
+        # All models score a batch before the next one is read; False takes
+        # one model after the other, if they do not fit together.
+        "score_together": True,
+        # Another worker takes over a part that nobody renewed for so long.
+        "lease_seconds": 120.0,
+        "any_code": False,  # scores by other versions of the code will do
+        # Several processes as one program: HOST:PORT of the first, or "auto"
+        # on a TPU pod.
+        "coordinator": "",
+        "processes": 1,
+        "process_id": 0,
       },
     }
   )

@@ -70,9 +70,20 @@ def _rules(config):
   yield among("select.definition", s.definition, DEFINITIONS)
   for length in config.score.lengths:
     yield at_least("score.lengths", length, 1)
-  for name in ("rows_per_part", "batch_tokens"):
+  for name in ("rows_per_part", "batch_tokens", "int8_rows"):
     yield at_least(f"score.{name}", config.score[name], 1)
   yield among("score.dtype", config.score.dtype, _DTYPES)
+  for text in config.score.more:
+    name, _, path = text.partition("=")
+    taken = (config.teacher.name, config.reference.name)
+    good = bool(name and path and "/" not in name and name not in taken)
+    yield "score.more", text, good, "give NAME=DIRECTORY_OR_HUB_ID, a new name"
+  for name in ("least_spearman", "least_agreement"):
+    value = config.score[f"int8_{name}"]
+    yield f"score.int8_{name}", value, 0 <= value <= 1, "give 0 to 1"
+  yield at_least("verify.rows", config.verify.rows, 1)
+  yield at_least("verify.seed", config.verify.seed, 0)
+  yield at_least("verify.tolerance", config.verify.tolerance, 0)
   yield at_least("evaluate.max_rows", config.evaluate.max_rows, 0)
   yield among("export.dtype", config.export.dtype, _DTYPES)
   size = config.export.max_shard_size
@@ -88,6 +99,9 @@ def _rules(config):
   yield "generate.top_p", g.top_p, 0 < g.top_p <= 1, "give a number in (0, 1]"
   yield among("generate.dtype", g.dtype, _DTYPES)
   yield among("run.remat", run.remat, REMAT)
+  good = run.lease_seconds > 0
+  yield "run.lease_seconds", run.lease_seconds, good, "give more than 0"
+  yield at_least("run.processes", run.processes, 1)
   for name in ("checkpoint_every", "keep_checkpoints", "eval_rows"):
     yield at_least(f"run.{name}", run[name], 1)
   for name in ("eval_every", "per_device_batch_size"):

@@ -6,6 +6,7 @@ from etils import epath
 
 from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
+from miniplm_jax.core import hosts
 from miniplm_jax.core import job as job_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
@@ -18,6 +19,7 @@ from miniplm_jax.generate import stage as generate
 from miniplm_jax.reference import stage as reference
 from miniplm_jax.report import stage as report
 from miniplm_jax.score import stage as score
+from miniplm_jax.score import verify
 from miniplm_jax.select import stage as select
 from miniplm_jax.train import stage as train
 
@@ -33,7 +35,9 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "export": export.jobs,
   "report": report.jobs,
 }
-LOOKS = {"generate": generate.run}
+LOOKS = {"verify": verify.run, "generate": generate.run}
+# What several processes as one program can do so far.
+_MULTI_HOST = ("score", "verify")
 
 
 def run(
@@ -70,6 +74,16 @@ def run(
       "add --stages=generate",
     )
   workdir = Workdir(epath.Path(config.workdir).expanduser())
+  run = config.run
+  alone = sorted(set(config.stages) - set(_MULTI_HOST))
+  if run.coordinator and alone:
+    raise UserError(
+      f"stages {', '.join(alone)} run in one process so far",
+      f"config.run.coordinator={run.coordinator}",
+      f"choose from --stages={','.join(_MULTI_HOST)}",
+    )
+  if not dry_run:
+    hosts.initialize(run.coordinator, run.processes, run.process_id)
   if dry_run:
     print(f"{where} in {workdir.root}:")
   order = config_lib.STAGES + config_lib.LOOKS
@@ -80,9 +94,9 @@ def run(
     jobs = JOBS[stage](config, workdir)
     if not jobs:
       say(stage, "nothing to do, the model is given")
+    if not dry_run:
+      job_lib.execute(jobs, force)
+      continue
     for job in jobs:
-      if not dry_run:
-        job_lib.execute(job, force)
-        continue
       state = "would be redone" if force else job_lib.status(job)
       print(f"  {stage:9} {state}\n            {job.summary}")

@@ -59,28 +59,33 @@ def test_a_difference_is_named_by_its_field():
   assert found == "train.seed is 2 there and 3 here"
 
 
+def done(job, force=False):
+  execute([job], force)
+  return manifest.require(job.manifest)
+
+
 def test_a_job_is_done_once_and_refused_when_it_changes(tmp_path, capsys):
   assert status(job(tmp_path)).startswith("would run")
-  first = execute(job(tmp_path))
+  first = done(job(tmp_path))
   assert status(job(tmp_path)) == "done"
-  again = execute(job(tmp_path, settings={"a": [1, 2]}))
+  again = done(job(tmp_path, settings={"a": [1, 2]}))
   assert again.fingerprint == first.fingerprint
   assert "skipped" in capsys.readouterr().out
   changed = job(tmp_path, settings={"a": (1, 3)})
   assert "refused" in status(changed)
   with pytest.raises(UserError, match=r"settings\.a is"):
-    execute(changed)
-  assert execute(changed, force=True).settings == {"a": [1, 3]}
+    execute([changed])
+  assert done(changed, force=True).settings == {"a": [1, 3]}
   (tmp_path / "out" / "file").unlink()
   with pytest.raises(UserError, match=r"out/file is missing"):
-    execute(changed)
+    execute([changed])
 
 
 def test_a_view_is_made_again_when_what_it_shows_changes(tmp_path):
-  execute(job(tmp_path, is_view=True))
+  execute([job(tmp_path, is_view=True)])
   changed = job(tmp_path, settings={"a": 3}, is_view=True)
   assert status(changed) == "would run again"
-  assert execute(changed).settings == {"a": 3}
+  assert done(changed).settings == {"a": 3}
 
 
 def test_what_failed_before_it_made_anything_leaves_nothing(tmp_path):
@@ -88,20 +93,20 @@ def test_what_failed_before_it_made_anything_leaves_nothing(tmp_path):
     raise UserError("no", "here", "do")
 
   with pytest.raises(UserError, match="no, here, do"):
-    execute(job(tmp_path, run=fail))
+    execute([job(tmp_path, run=fail)])
   assert not list((tmp_path / "out").iterdir())
-  execute(job(tmp_path, settings={"a": 4}))
+  execute([job(tmp_path, settings={"a": 4})])
 
 
 def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
-  execute(job(tmp_path))
+  execute([job(tmp_path)])
   path = tmp_path / "out" / "manifest.json"
   body = json.loads(path.read_text())
   for text in ("{", "[]", "{}", json.dumps(body | {"schema_version": 99})):
     path.write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json"):
-      execute(job(tmp_path))
-  execute(job(tmp_path), force=True)
+      execute([job(tmp_path)])
+  execute([job(tmp_path)], force=True)
 
 
 @pytest.mark.parametrize(

@@ -322,8 +322,11 @@ def test_parts_of_another_model_are_refused(copy):
   scores = copy / "run" / "scores" / "teacher"
   os.rename(scores / "manifest.json", scores / "manifest.partial.json")
   part = sorted(scores.glob("part-*"))[0]
-  table = pq.read_table(part).replace_schema_metadata({"weights": "another"})
-  pq.write_table(table, part)
+  table = pq.read_table(part)
+  facts = dict(table.schema.metadata)
+  made_by = json.loads(facts[b"made_by"]) | {"weights": "another"}
+  facts[b"made_by"] = json.dumps(made_by)
+  pq.write_table(table.replace_schema_metadata(facts), part)
   assert "weights another" in refused(copy, "--stages=score")
 
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import decoder
 from miniplm_jax.select import cutoff, definitions
 
@@ -75,20 +74,3 @@ def test_random_rows_depend_on_id_and_seed_alone():
   )
   assert abs(np.corrcoef(one, two)[0, 1]) < 0.05
   assert abs(one.mean() - 0.5) < 0.02 and one.min() >= 0 and one.max() < 1
-
-
-def test_a_part_with_nan_is_not_written(tmp_path):
-  from etils import epath
-
-  from miniplm_jax.score import table
-
-  path = epath.Path(tmp_path / "part.parquet")
-  with pytest.raises(UserError, match="row 8 has nll_sum nan"):
-    table.write_part(
-      path,
-      np.array([7, 8]),
-      np.array([1, np.nan], np.float32),
-      np.array([1, 1], np.int32),
-      "weights",
-    )
-  assert not list(tmp_path.iterdir())

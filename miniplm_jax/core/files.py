@@ -54,10 +54,33 @@ def _fsync(path: epath.PathLike):
     os.close(handle)
 
 
+def store(folder: epath.PathLike) -> Any:
+  """A folder as tensorstore's key-value store: atomic, conditional writes.
+
+  Locks and renames on a disk, generation preconditions on gs://; several
+  processes may write one file. For what fits in memory.
+  """
+  import tensorstore
+
+  folder = epath.Path(folder)
+  if is_local(folder):
+    spec = {"driver": "file", "path": f"{folder.resolve()}/"}
+  else:
+    bucket, _, path = os.fspath(folder).partition("://")[2].partition("/")
+    path = f"{path.rstrip('/')}/" if path else ""
+    spec = {"driver": "gcs", "bucket": bucket, "path": path}
+  return tensorstore.KvStore.open(spec).result()
+
+
+def is_lock(path: epath.PathLike) -> bool:
+  """Whether a file is tensorstore's, while or since somebody wrote."""
+  return os.fspath(path).endswith(".__lock")
+
+
 def write_bytes(path: epath.PathLike, content: bytes):
   """Writes `content` to `path`, whole or not at all."""
-  with replacing(path) as scratch:
-    scratch.write_bytes(content)
+  path = epath.Path(path)
+  store(path.parent).write(path.name, content).result()
 
 
 def write_json(path: epath.PathLike, content: Any):

@@ -5,13 +5,15 @@ meant to stay this small.
 """
 
 import dataclasses
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from miniplm_jax.core import files, hosts
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
@@ -37,6 +39,11 @@ class Job:
       again after a kill: it finds its own partial work in `outputs`.
     is_view: shows what other jobs made; with other inputs it is made again
       instead of being refused.
+    rechecks: inputs that may change: `run` compares each piece of its earlier
+      work with them, and goes on with what still holds.
+    together: several jobs of a stage may share a pass over the data: they
+      carry the same function, which is called with the inputs of those that
+      are not done, by name of the job's folder, before each one's `run`.
   """
 
   stage: str
@@ -47,6 +54,13 @@ class Job:
   summary: str
   run: Callable[[Mapping[str, Manifest]], Mapping[str, Any]]
   is_view: bool = False
+  rechecks: tuple[str, ...] = ()
+  together: Callable[[Mapping[str, Mapping[str, Manifest]]], None] | None = None
+
+  @property
+  def name(self) -> str:
+    """The folder that it makes."""
+    return self.manifest.parent.name
 
   @property
   def partial(self) -> epath.Path:
@@ -55,19 +69,35 @@ class Job:
     return self.manifest.parent / f"{stem}.partial.json"
 
 
-def execute(job: Job, force: bool = False) -> Manifest:
-  """Does the job unless it is done; returns its manifest.
+def execute(jobs: Sequence[Job], force: bool = False):
+  """Does those jobs that are not done, in order.
+
+  Several processes of one program call this together.
 
   Raises:
     UserError: an input is missing, or what is on disk was made from other
       inputs or with other settings and `force` is False.
   """
-  inputs = _read_inputs(job)
+  for _, group in itertools.groupby(jobs, lambda job: job.together or job):
+    group = list(group)
+    todo = hosts.agree(
+      lambda group=group: [i for i, j in enumerate(group) if _begin(j, force)]
+    )
+    _run([group[i] for i in todo])
+
+
+def _begin(job: Job, force: bool) -> bool:
+  """Checks what is there; returns whether the job is to be run."""
+  _read_inputs(job)
   wanted = _wanted(job)
+  # In this order: another worker writes its manifest before anything else.
+  has_files = any(_files(job))
   found = None
   if not force:
-    found = manifest_lib.read(job.manifest) or manifest_lib.read(job.partial)
-  if force or (job.is_view and found and _difference(found, wanted)):
+    found = manifest_lib.read(job.manifest)
+    if found is None and has_files:
+      found = manifest_lib.read(job.partial)
+  if force or (job.is_view and found and _difference(job, found, wanted)):
     # In this order: a kill in between leaves files of unknown origin.
     for path in (job.manifest, job.partial, *job.outputs):
       _remove(path)
@@ -75,28 +105,46 @@ def execute(job: Job, force: bool = False) -> Manifest:
   if found is None:
     _refuse_unknown_files(job)
     dataclasses.replace(wanted, path=job.partial).write()
-  else:
-    _refuse_if_different(job, found, wanted)
-    if found.path == job.manifest:
-      found.check_sizes()
-      say(job.stage, f"skipped, nothing has changed: {job.manifest.parent}")
-      return found
+    return True
+  _refuse_if_different(job, found, wanted)
+  if found.path == job.partial:
     say(job.stage, f"resuming {job.manifest.parent}")
-  say(job.stage, job.summary)
-  start = time.monotonic()
-  try:
-    made = dict(job.run(inputs))
-  except UserError:
-    if not any(_files(job)):
-      job.partial.unlink(missing_ok=True)  # nothing to resume: start afresh
-    raise
-  seconds = round(time.monotonic() - start, 2)
-  made["details"] = {"seconds": seconds} | made.get("details", {})
-  result = dataclasses.replace(wanted, **made)
-  result.write()
+    return True
+  found.check_sizes()
+  if difference := _difference(job, found, wanted, rechecked=True):
+    say(job.stage, f"going on, {difference}: {job.manifest.parent}")
+    # The old manifest holds for what it names until the new one replaces it.
+    dataclasses.replace(wanted, path=job.partial).write()
+    return True
   job.partial.unlink(missing_ok=True)
-  say(job.stage, f"done in {duration(seconds)}: {job.manifest}")
-  return result
+  say(job.stage, f"skipped, nothing has changed: {job.manifest.parent}")
+  return False
+
+
+def _run(jobs: Sequence[Job]):
+  """Runs jobs that were begun, and writes their manifests."""
+  start = time.monotonic()
+  for job in jobs:
+    say(job.stage, job.summary)
+  # As they were when the work began.
+  inputs, wanted = [_read_inputs(j) for j in jobs], [_wanted(j) for j in jobs]
+  try:
+    if jobs and jobs[0].together:
+      jobs[0].together({j.name: found for j, found in zip(jobs, inputs)})
+    for job, found, result in zip(jobs, inputs, wanted):
+      made = dict(job.run(found))
+      seconds = round(time.monotonic() - start, 2)
+      made["details"] = {"seconds": seconds} | made.get("details", {})
+      if hosts.is_first():
+        dataclasses.replace(result, **made).write()
+        job.partial.unlink(missing_ok=True)
+      hosts.agree(lambda: None)  # nobody reads it before it is there
+      say(job.stage, f"done in {duration(seconds)}: {job.manifest}")
+  except UserError:
+    for job in jobs if hosts.is_first() else ():
+      if not any(_files(job)):
+        job.partial.unlink(missing_ok=True)  # nothing to resume
+    raise
 
 
 def status(job: Job) -> str:
@@ -116,10 +164,13 @@ def status(job: Job) -> str:
     for path, same in ((job.manifest, "done"), (job.partial, "would resume")):
       old = manifest_lib.read(path)
       if old is not None:
-        difference = _difference(old, wanted)
+        difference = _difference(job, old, wanted)
         if difference and job.is_view:
           return "would run again"
-        return f"would be refused: {difference}" if difference else same
+        if difference:
+          return f"would be refused: {difference}"
+        difference = _difference(job, old, wanted, rechecked=True)
+        return f"would go on: {difference}" if difference else same
   except UserError as e:
     return f"would be refused: {e}"
   return "would run: nothing is there yet"
@@ -148,7 +199,7 @@ def _files(job: Job) -> Iterator[epath.Path]:
     path = todo.pop()
     if path.is_dir():
       todo += path.iterdir()
-    elif path != job.partial and path.exists():
+    elif path != job.partial and not files.is_lock(path) and path.exists():
       yield path
 
 
@@ -174,15 +225,24 @@ def _wanted(job: Job) -> Manifest:
   return Manifest(job.manifest, job.stage, settings, inputs)
 
 
-def _difference(old: Manifest, wanted: Manifest) -> str | None:
-  return manifest_lib.first_difference(
-    {"settings": old.settings, "inputs": old.inputs},
-    {"settings": wanted.settings, "inputs": wanted.inputs},
-  )
+def _difference(
+  job: Job, old: Manifest, wanted: Manifest, rechecked: bool = False
+) -> str | None:
+  """The first difference; in inputs that the job rechecks only if asked."""
+
+  def facts(made: Manifest):
+    inputs = {
+      name: value
+      for name, value in made.inputs.items()
+      if rechecked or name not in job.rechecks
+    }
+    return {"settings": made.settings, "inputs": inputs}
+
+  return manifest_lib.first_difference(facts(old), facts(wanted))
 
 
 def _refuse_if_different(job: Job, old: Manifest, wanted: Manifest):
-  difference = _difference(old, wanted)
+  difference = _difference(job, old, wanted)
   if difference:
     raise UserError(
       f"stage {job.stage} was run otherwise: {difference}",

@@ -5,9 +5,13 @@ import time
 
 from tqdm import tqdm
 
+from miniplm_jax.core import hosts
+
 
 def say(stage: str, text: str):
-  """Prints one line of a stage to standard output."""
+  """Prints one line of a stage to standard output, from one process."""
+  if not hosts.is_first():
+    return
   tqdm.write(f"[{stage}] {text}", file=sys.stdout)
   sys.stdout.flush()
 

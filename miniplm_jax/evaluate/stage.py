@@ -20,7 +20,8 @@ def jobs(config, workdir: Workdir) -> list[Job]:
     _student(config, workdir, for_method(config, m).student)
     for m in methods(config)
   ]
-  return found + [_scorer(config, workdir, r) for r in score_stage.ROLES]
+  given = dict(zip(score_stage.ROLES, score_stage.sources(config, workdir)))
+  return found + [_scorer(config, workdir, s) for s in given.values()]
 
 
 def _student(config, workdir: Workdir, name: str) -> Job:
@@ -33,15 +34,12 @@ def _student(config, workdir: Workdir, name: str) -> Job:
   return _job(config, workdir, folder, name, config.train.dtype, load)
 
 
-def _scorer(config, workdir: Workdir, role: str) -> Job:
-  c = config[role]
-
+def _scorer(config, workdir: Workdir, source: score_stage.Source) -> Job:
   def load(unused_inputs, mesh):
-    dtype = config.score.dtype
-    return score_stage.load_model(c, workdir, role, mesh, dtype)[1]
+    return score_stage.load_model(source, mesh, config.score.dtype)[1]
 
-  folder = workdir.scores(c.name)
-  return _job(config, workdir, folder, c.name, config.score.dtype, load)
+  folder = workdir.scores(source.name)
+  return _job(config, workdir, folder, source.name, config.score.dtype, load)
 
 
 def _job(config, workdir: Workdir, folder, name, dtype, load) -> Job:
@@ -70,7 +68,6 @@ def _run(config, name, dtype, load, inputs):
   from miniplm_jax.core.progress import Progress
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.models import sharding
-  from miniplm_jax.score.scorer import Scorer
 
   run = config.run
   corpus = Corpus(inputs["corpus"])
@@ -82,22 +79,16 @@ def _run(config, name, dtype, load, inputs):
       "raise corpus.heldout_share, or leave out --stages=evaluate",
     )
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  scorer = Scorer(
-    load(inputs, mesh),
-    corpus,
-    mesh,
-    dtype=dtype,
-    lengths=config.score.lengths,
-    batch_tokens=config.score.batch_tokens,
-  )
+  models = {name: load(inputs, mesh)}
+  scorer = score_stage.scorer_of(config, models, corpus, mesh, dtype)
   every = run.log_every_seconds
   with Progress(
     f"{STAGE} {name}", len(row_ids), "rows", every=every
   ) as progress:
-    nll, count = scorer(row_ids, progress.update)
+    by_model, count, _ = scorer(row_ids, progress=progress.update)
   keep = count > 0
   domain = corpus.domains(row_ids)[keep]
-  nll, count = nll[keep].astype(np.float64), count[keep]
+  nll, count = by_model[name][keep].astype(np.float64), count[keep]
   groups = {ALL: ~np.isin(domain, list(config.evaluate.ignore_domains))}
   groups |= {d: domain == d for d in sorted(set(domain))}
   losses = {

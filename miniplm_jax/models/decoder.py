@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models import mamba, sharding, transformer
+from miniplm_jax.models import int8, mamba, sharding, transformer
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ops import by_batch, normal, rms_norm
 
@@ -90,7 +90,7 @@ class Decoder(nnx.Module):
     shared = family.context(self.arch, tokens_BxT.shape[1])
 
     def one_layer(x_BxTxD, layer):
-      layer = sharding.gather_fsdp(layer.astype(dtype))
+      layer = _whole(layer, dtype)
       return layer(x_BxTxD, shared)[0], None
 
     if remat != "none":
@@ -128,7 +128,7 @@ class Decoder(nnx.Module):
 
     def one_layer(carry, xs):
       (x_BxTxD, layers), (layer, i) = carry, xs
-      layer = sharding.gather_fsdp(layer.astype(dtype))
+      layer = _whole(layer, dtype)
       return layer(x_BxTxD, shared, layers, cache.start, i), None
 
     index_L = jnp.arange(self.arch.num_hidden_layers)
@@ -150,6 +150,11 @@ class Decoder(nnx.Module):
   def _normed(self, x_BxTxD, dtype):
     norm_D = self.final_norm[...].astype(dtype)
     return rms_norm(x_BxTxD, norm_D, self.arch.rms_norm_eps).astype(dtype)
+
+
+def _whole(layer, dtype):
+  """A layer in compute dtype, whole over `fsdp`; int8 is sent as int8."""
+  return int8.dequantised(sharding.gather_fsdp(layer.astype(dtype)))
 
 
 def abstract(arch: Architecture, dtype: Any = jnp.float32) -> Decoder:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from miniplm_jax.core import files
@@ -265,5 +266,7 @@ def weights_fingerprint(model: Decoder) -> str:
   total = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(model):
     total.update(f"{name_of(path)} {leaf.dtype} {leaf.shape}".encode())
+    if not leaf.is_fully_addressable:
+      leaf = multihost_utils.process_allgather(leaf, tiled=True)
     total.update(np.ascontiguousarray(leaf).view(np.uint8).data)
   return total.hexdigest()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from miniplm_jax.models import sharding
+from miniplm_jax.models import int8, sharding
 from miniplm_jax.models.architecture import Mamba
 from miniplm_jax.models.ops import (
   by_batch,
@@ -162,14 +162,16 @@ class Layers(nnx.Module):
     self.out_proj = even((e, d), e**-0.5)
 
   def astype(self, dtype: Any):
-    """This layer in compute dtype, but what the scan reads in float32."""
+    """Like a Transformer's, but what the scan reads in float32."""
     wide = ("dt_bias", "a_log", "skip")
 
     def one(path, w):
       name = sharding.name_of(path)
       return w.astype(jnp.float32 if name in wide else dtype)
 
-    return jax.tree_util.tree_map_with_path(one, self)
+    return jax.tree_util.tree_map_with_path(
+      one, self, is_leaf=int8.is_quantised
+    )
 
   def __call__(self, x_BxTxD, shared: Context, cache=None, start=0, i=0):
     """One layer; `self` is a slice without the leading L.

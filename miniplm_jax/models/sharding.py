@@ -6,6 +6,7 @@ the code that runs there is the code that runs on a pod.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -52,14 +53,26 @@ SPECS = {
 }
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+def make_mesh(
+  data: int,
+  fsdp: int,
+  tensor: int,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
   """A mesh over all devices; one axis may be -1, "what is left".
+
+  Args:
+    data: size of this axis.
+    fsdp: the same.
+    tensor: the same.
+    devices: None for those that JAX has.
 
   Raises:
     UserError: the sizes do not multiply to the number of devices.
   """
   sizes = [data, fsdp, tensor]
-  count = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   if sizes.count(-1) == 1:
     rest = math.prod(s for s in sizes if s != -1)
     sizes[sizes.index(-1)] = count // rest
@@ -70,13 +83,15 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
       "config.run",
       "let the sizes multiply to the number of devices, or give one as -1",
     )
-  if sizes[0] * sizes[1] % jax.process_count():
+  hosts = len({d.process_index for d in devices})
+  if sizes[0] * sizes[1] % hosts:
     raise UserError(
-      f"{sizes[0] * sizes[1]} batch shards over {jax.process_count()} hosts",
+      f"{sizes[0] * sizes[1]} batch shards over {hosts} hosts",
       "config.run.data and config.run.fsdp",
       "let data × fsdp be a multiple of the number of hosts",
     )
-  return jax.make_mesh(tuple(sizes), AXES, (AxisType.Auto,) * len(AXES))
+  types = (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(tuple(sizes), AXES, types, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -106,9 +121,17 @@ def _axes(entry) -> tuple[str, ...]:
 
 def name_of(path) -> str:
   """A parameter's name from its path in a pytree of modules."""
-  # (…, 'layers', 'q_proj', 'value'): the leaf is the Variable's value.
+  # (…, 'layers', 'q_proj', 'value'): the leaf is the Variable's value, or
+  # qvalue or scale of that if it is quantised.
   names = [str(getattr(k, "name", getattr(k, "key", k))) for k in path]
-  return names[-2] if names[-1] == "value" and len(names) > 1 else names[-1]
+  while len(names) > 1 and names[-1] in ("value", "qvalue", "scale"):
+    names.pop()
+  return names[-1]
+
+
+def _where_split(spec, shape) -> P:
+  """The spec, save where a dimension is 1: of a scale, all rows share it."""
+  return P(*(None if size == 1 else axes for size, axes in zip(shape, spec)))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -128,7 +151,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     if leaf.ndim == 0:  # step counts
       return NamedSharding(mesh, P())
     name = name_of(path)
-    spec = SPECS[name]
+    spec = _where_split(SPECS[name], leaf.shape)
     for size, axes in zip(leaf.shape, spec):
       axes = _axes(axes)
       parts = math.prod(mesh.shape[axis] for axis in axes)
@@ -156,7 +179,7 @@ def gather_fsdp(layer: Any) -> Any:
 
   def one(path, leaf):
     # One layer of the stack: the leading L has been sliced away.
-    spec = SPECS[name_of(path)][1:]
+    spec = _where_split(SPECS[name_of(path)][1:], leaf.shape)
     kept = ["tensor" if "tensor" in _axes(axes) else None for axes in spec]
     return jax.lax.with_sharding_constraint(leaf, P(*kept))
 

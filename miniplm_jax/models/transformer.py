@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models import sharding
+from miniplm_jax.models import int8, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.ops import by_batch, normal, project, rms_norm
 
@@ -205,8 +205,10 @@ class Layers(nnx.Module):
     self.down_proj = matrix(f, d)
 
   def astype(self, dtype: Any):
-    """This layer in compute dtype."""
-    return jax.tree.map(lambda w: w.astype(dtype), self)
+    """This layer in compute dtype; int8 is left to be dequantised to it."""
+    return jax.tree.map(
+      lambda w: w.astype(dtype), self, is_leaf=int8.is_quantised
+    )
 
   def __call__(self, x_BxTxD, shared: Context, cache=None, start=0, i=0):
     """One layer; `self` is a slice without the leading L.

@@ -1,8 +1,10 @@
-"""Log-probs of many rows under one model, in few static shapes."""
+"""Log-probs of many rows under one or several models, in one pass."""
 
 import collections
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,18 +16,43 @@ from jax.sharding import PartitionSpec as P
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import likelihood, sharding
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.trainer import batches
+from miniplm_jax.score import batching
 
 # Batches under way on the device while the host prepares the next.
 _AHEAD = 2
 
 
+@dataclasses.dataclass
+class Work:
+  """What was done, of one model or of all.
+
+  Attributes:
+    seconds: from the first batch to the last result.
+    host_wait: of these, waiting for rows to be read.
+    tokens: inputs of rows.
+    padded_tokens: inputs that were computed.
+    flops: of the models, for `tokens`; padding is not counted.
+  """
+
+  seconds: float = 0.0
+  host_wait: float = 0.0
+  tokens: int = 0
+  padded_tokens: int = 0
+  flops: float = 0.0
+
+  def add(self, other: "Work"):
+    """Adds another's figures."""
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name) + getattr(other, field.name)
+      setattr(self, field.name, value)
+
+
 class Scorer:
-  """Scores rows of a corpus under one model."""
+  """Scores rows of a corpus; models share the reading and the batches."""
 
   def __init__(
     self,
-    model: Decoder,
+    models: Mapping[str, Decoder],
     corpus: Corpus,
     mesh: Mesh,
     *,
@@ -33,10 +60,10 @@ class Scorer:
     lengths: Sequence[int],
     batch_tokens: int,
   ):
-    """Compiles nothing yet; one compilation per length that occurs.
+    """Compiles nothing yet; one compilation per model and length in use.
 
     Args:
-      model: on `mesh`.
+      models: by name, on `mesh`.
       corpus: the rows.
       mesh: rows are split over its batch axes.
       dtype: of the computation.
@@ -44,56 +71,75 @@ class Scorer:
         max_length that fits.
       batch_tokens: inputs of a batch over all devices, padding included.
     """
-    self._model, self._corpus, self._mesh = model, corpus, mesh
-    shards = sharding.batch_shards(mesh)
+    self._models, self._corpus, self._mesh = models, corpus, mesh
     lengths = {min(n, corpus.max_length) for n in lengths}
-    self._lengths = sorted(lengths | {corpus.max_length})
-    self._batch_size = {
-      n: max(batch_tokens // n // shards, 1) * shards for n in self._lengths
-    }
+    self._plan = functools.partial(
+      batching.plan,
+      lengths=sorted(lengths | {corpus.max_length}),
+      batch_tokens=batch_tokens,
+      shards=sharding.batch_shards(mesh),
+    )
     self._row_nll = jax.jit(
       functools.partial(
         likelihood.row_nll, eos_id=corpus.eos_id, dtype=jnp.dtype(dtype)
       ),
       out_shardings=NamedSharding(mesh, P()),
     )
+    self.shapes: set[tuple[int, int]] = set()
 
   def __call__(
-    self, row_ids: np.ndarray, progress: Callable[[int], Any]
-  ) -> tuple[np.ndarray, np.ndarray]:
+    self,
+    row_ids: np.ndarray,
+    names: Sequence[str] | None = None,
+    progress: Callable[[int], Any] = lambda rows: None,
+  ) -> tuple[dict[str, np.ndarray], np.ndarray, Work]:
     """Scores some rows.
 
     Args:
       row_ids: int64 [n].
+      names: of the models; None is all.
       progress: called with the number of rows that are done.
 
     Returns:
-      Σ nll in nats, float32 [n], and the tokens summed over, int32 [n].
+      Σ nll in nats by model, float32 [n]; the tokens summed over, int32 [n];
+      and what it took.
     """
-    nll_sum = np.zeros(len(row_ids), np.float32)
+    start = time.perf_counter()
+    models = {m: self._models[m] for m in names or self._models}
+    nll_sum = {m: np.zeros(len(row_ids), np.float32) for m in models}
     n_tokens = np.zeros(len(row_ids), np.int32)
     pending = collections.deque()
 
     def fetch():
-      places, found = pending.popleft()
-      nll, count = jax.device_get(found)
-      nll_sum[places] = nll[: len(places)]
-      n_tokens[places] = count[: len(places)]
+      places, by_model = pending.popleft()
+      for model, found in jax.device_get(by_model).items():
+        nll_sum[model][places] = found[0][: len(places)]
+        n_tokens[places] = found[1][: len(places)]
       progress(len(places))
 
+    inputs = self._corpus.lengths[row_ids] - 1
+    planned = self._plan(inputs)
+    self.shapes |= {(p.size, p.length) for p in planned}
+    stream = batching.ReadAhead(self._corpus, row_ids, planned)
     with jax.set_mesh(self._mesh):
-      inputs = self._corpus.lengths[row_ids] - 1
-      bucket = np.searchsorted(self._lengths, inputs)
-      for i, length in enumerate(self._lengths):
-        places = np.flatnonzero(bucket == i)
-        size = self._batch_size[length]
-        for start in range(0, len(places), size):
-          here = places[start : start + size]
-          batch = batches.take(self._corpus, row_ids[here], size, length)
-          batch = sharding.put_batch(batch, self._mesh)
-          pending.append((here, self._row_nll(self._model, batch)))
-          if len(pending) > _AHEAD:
-            fetch()
+      for batch, rows in stream:
+        rows = sharding.put_batch(rows, self._mesh)
+        by_model = {m: self._row_nll(d, rows) for m, d in models.items()}
+        pending.append((batch.places, by_model))
+        if len(pending) > _AHEAD:
+          fetch()
       while pending:
         fetch()
-    return nll_sum, n_tokens
+    work = Work(
+      seconds=time.perf_counter() - start,
+      host_wait=stream.host_wait,
+      tokens=int(inputs.sum()),
+      padded_tokens=sum(p.padded_tokens for p in planned),
+      flops=sum(self._flops(model, inputs) for model in models.values()),
+    )
+    return nll_sum, n_tokens, work
+
+  def _flops(self, model: Decoder, inputs_R: np.ndarray) -> float:
+    lengths, counts = np.unique(inputs_R, return_counts=True)
+    by_row = [int(n) * model.arch.forward_flops(int(n)) for n in lengths]
+    return float(np.dot(by_row, counts))

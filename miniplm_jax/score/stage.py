@@ -1,73 +1,181 @@
-"""Stage score: the rows of D under the teacher and under the reference.
+"""Stage score: the rows of D under the teacher, the reference, and others.
 
-Only (Σ nll, tokens) are kept, so how the two are made into one score is
+Only (Σ nll, tokens) are kept, so how two models are made into one score is
 decided at selection, without any model.
 """
 
-import time
+import dataclasses
+import functools
+from collections.abc import Mapping
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
-from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 
 STAGE = "score"
 ROLES = ("teacher", "reference")
 
+# The inputs' manifests of several jobs, by the name of the table.
+Inputs = Mapping[str, Mapping[str, Manifest]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where the log-probs of one table come from.
+
+  Attributes:
+    name: the table, scores/<name>.
+    path: directory or hub id; "" is the model that was trained here.
+    revision: of a hub id.
+    trained: folder of the model that was trained here.
+    scores: a file of scores that were made elsewhere, or "".
+    is_int8: the layers' weights are rounded to int8.
+  """
+
+  name: str
+  path: str
+  revision: str
+  trained: str
+  scores: str
+  is_int8: bool
+
+
+def sources(config, workdir: Workdir) -> list[Source]:
+  """All tables of a run: the teacher's, the reference's, and more."""
+  found = []
+  for role in ROLES:
+    c = config[role]
+    is_int8 = role == "teacher" and config.score.int8_teacher
+    trained = str(workdir.scorer(role))
+    found.append(Source(c.name, c.path, c.revision, trained, c.scores, is_int8))
+  for text in config.score.more:
+    name, _, path = text.partition("=")
+    found.append(Source(name, path, "main", "", "", False))
+  return found
+
 
 def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job a model."""
-  return [_job(role, config, workdir) for role in ROLES]
+  """One job a table; they share a pass over the data."""
+  made = sources(config, workdir)
+  tables = {}  # by name, from the pass for the merge
+
+  def together(inputs):
+    wanted = [s for s in made if s.name in inputs]
+    _fill(config, workdir, wanted, inputs, tables)
+
+  found = []
+  for source in made:
+    if source.scores:
+      found.append(_imported(config, workdir, source))
+    else:
+      # Without sharing, each gets a function of its own.
+      shared = together
+      if not config.run.score_together:
+        shared = functools.partial(together)
+      found.append(_scored(config, workdir, source, shared, tables))
+  return found
 
 
-def _job(role: str, config, workdir: Workdir) -> Job:
-  c = config[role]
-  directory = workdir.scores(c.name)
+def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
+  c = config.score
+  directory = workdir.scores(source.name)
   return Job(
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings={
-      "role": role,
-      "dtype": config.score.dtype,
-      "rows_per_part": config.score.rows_per_part,
-      "lengths": list(config.score.lengths),
-      "batch_tokens": config.score.batch_tokens,
+      "dtype": c.dtype,
+      "rows_per_part": c.rows_per_part,
+      "lengths": list(c.lengths),
+      "batch_tokens": c.batch_tokens,
+      "int8": source.is_int8,
     },
     inputs={
       "corpus": workdir.corpus / MANIFEST,
-      "weights": _weights(c, workdir.scorer(role)),
+      "weights": _weights(source),
     },
+    # Each part says what rows and weights it was made from.
+    rechecks=("corpus", "weights"),
     outputs=(directory,),
-    summary=f"Σ nll of every row of D under the {role} "
-    f"{c.path or 'trained here'}, {config.score.dtype}",
-    run=lambda inputs: _run(config, role, workdir, directory, inputs),
+    summary=f"Σ nll of every row of D under {source.name} "
+    f"{source.path or 'trained here'}, {c.dtype}"
+    + (", int8 weights" if source.is_int8 else ""),
+    together=together,
+    run=lambda inputs: _merge(config, tables[source.name], inputs),
   )
 
 
-def _weights(c, trained):
-  """The manifest of a model trained here, or a given one's fingerprint."""
+def _imported(config, workdir: Workdir, source: Source) -> Job:
+  directory = workdir.scores(source.name)
+  return Job(
+    stage=STAGE,
+    manifest=directory / MANIFEST,
+    settings={"rows_per_part": config.score.rows_per_part},
+    inputs={
+      "corpus": workdir.corpus / MANIFEST,
+      "scores": lambda: _file_fingerprint(source.scores),
+    },
+    outputs=(directory,),
+    summary=f"scores of {source.name} from {source.scores}",
+    run=lambda inputs: _import(config, source, directory, inputs),
+  )
+
+
+def _file_fingerprint(path: str) -> str:
+  from etils import epath
+
   from miniplm_jax.core import files
 
-  if not c.path:
-    return trained / MANIFEST
-  return lambda: files.fingerprint_of_folder(c.path, c.revision)
+  if not epath.Path(path).is_file():
+    raise UserError(
+      "there is no such file of scores",
+      path,
+      "give a .parquet or .npy file as config.teacher.scores or "
+      "config.reference.scores",
+    )
+  return files.sha256(path)
 
 
-def load_model(c, workdir: Workdir, role: str, mesh, dtype):
-  """The teacher or reference, from its Hugging Face directory.
+def _weights(source: Source):
+  """The manifest of a model trained here, or a given one's fingerprint."""
+  from etils import epath
+
+  from miniplm_jax.core import files
+
+  if not source.path:
+    return epath.Path(source.trained) / MANIFEST
+  return lambda: files.fingerprint_of_folder(source.path, source.revision)
+
+
+def load_model(source: Source, mesh, dtype):
+  """A model from its Hugging Face directory.
 
   Returns:
     (directory, `Decoder` with parameters in `dtype`).
   """
   import jax.numpy as jnp
+  from etils import epath
 
   from miniplm_jax.models import hub, huggingface
 
-  if c.path:
-    directory = hub.resolve(c.path, c.revision)
+  if source.path:
+    directory = hub.resolve(source.path, source.revision)
   else:
-    directory = workdir.scorer(role) / "hf"
+    directory = epath.Path(source.trained) / "hf"
   return directory, huggingface.load(directory, mesh, jnp.dtype(dtype))
+
+
+def load_checked(source: Source, corpus, mesh, dtype):
+  """A model that reads the corpus's ids as the corpus means them."""
+  directory, model = load_model(source, mesh, dtype)
+  _check_tokenizer(directory, corpus)
+  corpus.check_vocabulary(
+    model.arch.vocab_size,
+    str(directory),
+    "tokenize the corpus with the model's tokenizer",
+  )
+  return model
 
 
 def _check_tokenizer(directory, corpus):
@@ -87,66 +195,109 @@ def _check_tokenizer(directory, corpus):
     )
 
 
-def _run(config, role, workdir, directory, inputs):
-  import numpy as np
-
+def settings_of(config, corpus, weights: str, is_int8: bool) -> dict[str, str]:
+  """What each part says it was scored with."""
   from miniplm_jax.core import files
-  from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.models import huggingface, sharding
-  from miniplm_jax.score import table
+  from miniplm_jax.score import units
+
+  c = config.score
+  how = [c.dtype, list(c.lengths), c.batch_tokens, is_int8]
+  return {
+    "weights": weights,
+    "tokenizer": corpus.manifest.tokenizer,
+    "code": units.code(),
+    "settings": files.digest(how),
+  }
+
+
+def scorer_of(config, models, corpus, mesh, dtype: str = ""):
+  """The `Scorer` that this config asks for; computes in `dtype`, if given."""
   from miniplm_jax.score.scorer import Scorer
 
-  c, run = config.score, config.run
-  corpus = Corpus(inputs["corpus"])
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  if "weights" in inputs:
-    inputs["weights"].check_sizes()
-  source, model = load_model(config[role], workdir, role, mesh, c.dtype)
-  _check_tokenizer(source, corpus)
-  corpus.check_vocabulary(
-    model.arch.vocab_size,
-    str(source),
-    "tokenize the corpus with the model's tokenizer",
-  )
-  scorer = Scorer(
-    model,
+  c = config.score
+  return Scorer(
+    models,
     corpus,
     mesh,
-    dtype=c.dtype,
+    dtype=dtype or c.dtype,
     lengths=c.lengths,
     batch_tokens=c.batch_tokens,
   )
-  # D is the split "train"; a model trained here has seen only its own.
-  row_ids = corpus.rows_of("train")
-  ids = np.split(row_ids, range(c.rows_per_part, len(row_ids), c.rows_per_part))
-  parts = len(ids)
-  scored, start = 0, time.monotonic()
-  weights = huggingface.weights_fingerprint(model)
-  names = [table.part_name(part, parts) for part in range(parts)]
-  done = {n for n in names if table.is_done(directory / n, weights)}
-  with Progress(
-    f"{STAGE} {config[role].name}",
-    len(row_ids),
-    "rows",
-    done=sum(len(i) for n, i in zip(names, ids) if n in done),
-    every=run.log_every_seconds,
-  ) as progress:
-    for part, of_part in zip(names, ids):
-      if part in done:
-        continue
-      nll_sum, n_tokens = scorer(of_part, progress.update)
-      path = directory / part
-      table.write_part(path, of_part, nll_sum, n_tokens, weights)
-      scored += int(n_tokens.sum())
-  seconds = time.monotonic() - start
-  return {
-    "tokenizer": corpus.manifest.tokenizer,
-    "weights": weights,
-    "files": {n: files.describe(directory / n) for n in names},
-    "counts": {"rows": len(row_ids), "parts": parts},
-    "details": {
-      "score/tokens_per_second": round(scored / seconds, 1),
-      "tokens_this_session": scored,
-      "model": str(source),
-    },
-  }
+
+
+def _fill(
+  config, workdir: Workdir, wanted: list[Source], inputs: Inputs, tables: dict
+):
+  """Scores under all of these models until no part is missing."""
+  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.models import huggingface, sharding
+  from miniplm_jax.score.units import units_of
+  from miniplm_jax.score.work import Table, Worker
+
+  run = config.run
+  corpus = Corpus(inputs[wanted[0].name]["corpus"])
+  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  models = {}
+  for source in wanted:
+    if "weights" in inputs[source.name]:
+      inputs[source.name]["weights"].check_sizes()
+    model = load_checked(source, corpus, mesh, config.score.dtype)
+    weights = huggingface.weights_fingerprint(model)
+    facts = settings_of(config, corpus, weights, source.is_int8)
+    directory = workdir.scores(source.name)
+    if source.is_int8:
+      from miniplm_jax.score import rounding
+
+      model = rounding.rounded(config, workdir, model, corpus, mesh, facts)
+    models[source.name] = model
+    tables[source.name] = Table(source.name, directory, facts)
+  filled = [tables[source.name] for source in wanted]
+  scorer = scorer_of(config, models, corpus, mesh)
+  units = units_of(corpus, config.score.rows_per_part)
+  Worker(scorer, units, filled, run).fill()
+
+
+def _merge(config, filled, inputs) -> dict:
+  """The fields of a table's manifest, when every part is there."""
+  from miniplm_jax.core import hosts
+  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.score import table, work
+  from miniplm_jax.score.units import units_of
+
+  made = {}
+
+  def merge():
+    corpus = Corpus(inputs["corpus"])
+    units = units_of(corpus, config.score.rows_per_part)
+    described, counts = table.merge(
+      filled.directory, units, filled.made_by, config.run.any_code
+    )
+    claims = filled.directory / "claims"
+    if claims.exists():
+      claims.rmtree()
+    made.update(
+      {
+        "tokenizer": corpus.manifest.tokenizer,
+        "weights": filled.made_by["weights"],
+        "files": described,
+        "counts": counts,
+        "details": work.summary(filled.directory),
+      }
+    )
+    say(STAGE, work.in_words(made["details"]))
+
+  hosts.agree(merge)
+  return made
+
+
+def _import(config, source: Source, directory, inputs) -> dict:
+  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.score import importing
+  from miniplm_jax.score.work import Table
+
+  corpus = Corpus(inputs["corpus"])
+  facts = importing.write_parts(
+    source.scores, directory, corpus, config.score.rows_per_part
+  )
+  filled = Table(source.name, directory, facts)
+  return _merge(config, filled, inputs)

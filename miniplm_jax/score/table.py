@@ -1,11 +1,17 @@
 """The score table on disk: Parquet parts and what they must hold.
 
-A part covers consecutive rows of D. `read` refuses anything that is not
-exactly what the manifest says: the released code accepted missing and stale
+A part covers the rows of D in one unit and says what it was made from. It is
+written once, by whichever worker is first, and nothing that is not exactly
+what was expected is ever read: the released code accepted missing and stale
 parts, and selected NaN first.
 """
 
-from collections.abc import Iterator
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -13,28 +19,45 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.score.units import Unit, range_of
+
+Columns = dict[str, np.ndarray]
+_COLUMNS = ("row_id", "nll_sum", "n_tokens")
 
 
-def part_name(part: int, parts: int) -> str:
-  """File name of a part."""
-  return f"part-{part:05d}-of-{parts:05d}.parquet"
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One part as read.
+
+  Attributes:
+    path: its file.
+    unit: the facts of its unit.
+    made_by: what scored it, by name.
+    sums: Σ nll_sum and Σ n_tokens, as written.
+    columns: row_id int64, nll_sum float32 (nats), n_tokens int32; None if
+      only the header was read.
+  """
+
+  path: epath.Path
+  unit: Mapping[str, Any]
+  made_by: Mapping[str, str]
+  sums: Mapping[str, float]
+  columns: Columns | None
 
 
-def write_part(
-  path: epath.Path,
-  row_ids: np.ndarray,
+def encode(
+  unit: Unit,
   nll_sum: np.ndarray,
   n_tokens: np.ndarray,
-  weights: str,
-):
-  """Writes one part, whole or not at all.
+  made_by: Mapping[str, str],
+) -> bytes:
+  """One part as a Parquet file; equal scores are equal bytes.
 
   Args:
-    path: of the part.
-    row_ids: int64, ascending.
-    nll_sum: float32, Σ −log p in nats.
-    n_tokens: int32, tokens summed over.
-    weights: fingerprint of the model.
+    unit: its rows.
+    nll_sum: float32 [rows], Σ −log p in nats.
+    n_tokens: int32 [rows], tokens summed over.
+    made_by: fingerprints of what scored it, by name.
 
   Raises:
     UserError: a score is not finite, or a row has no token to score.
@@ -42,46 +65,54 @@ def write_part(
   import pyarrow as pa
   import pyarrow.parquet as pq
 
-  check_rows(path, row_ids, nll_sum, n_tokens)
+  check_rows(unit.name, unit.rows, nll_sum, n_tokens)
+  facts = {
+    "unit": unit.facts,
+    "made_by": dict(made_by),
+    "sums": _sums(nll_sum, n_tokens),
+  }
   table = pa.table(
     {
-      "row_id": pa.array(row_ids, pa.int64()),
+      "row_id": pa.array(unit.rows, pa.int64()),
       "nll_sum": pa.array(nll_sum, pa.float32()),
       "n_tokens": pa.array(n_tokens, pa.int32()),
     }
-  ).replace_schema_metadata({"weights": weights})
-  with files.replacing(path) as scratch:
-    pq.write_table(table, scratch, compression="zstd")
+  ).replace_schema_metadata({k: json.dumps(v) for k, v in facts.items()})
+  content = io.BytesIO()
+  pq.write_table(table, content, compression="zstd")
+  return content.getvalue()
 
 
-def is_done(path: epath.Path, weights: str) -> bool:
-  """True if the part is there, scored by the model with these weights.
+def _sums(nll_sum, n_tokens) -> dict[str, float]:
+  # fsum: exact, so the order of rows does not matter
+  return {"nll_sum": math.fsum(nll_sum), "n_tokens": int(n_tokens.sum())}
+
+
+def read_part(path: epath.Path, header_only: bool = False) -> Part:
+  """Reads one part.
 
   Raises:
-    UserError: it is damaged, or was scored by another model, as when a hub's
-      branch moved.
+    UserError: it is missing or damaged.
   """
   import pyarrow as pa
   import pyarrow.parquet as pq
 
-  if not path.exists():
-    return False
   try:
     with path.open("rb") as f:
-      metadata = pq.read_schema(f).metadata or {}
-  except pa.ArrowException as e:
-    raise UserError(
-      f"score part is damaged ({e})", str(path), "remove it and run again"
-    ) from e
-  found = metadata.get(b"weights", b"").decode()
-  if found != weights:
-    raise UserError(
-      f"this part was scored by weights {found[:12]}, now they are "
-      f"{weights[:12]}",
-      str(path),
-      "give the model that began, or start over with --stages=score --force",
-    )
-  return True
+      file = pq.ParquetFile(f)
+      facts = file.schema_arrow.metadata or {}
+      unit, made_by, sums = (
+        json.loads(facts[name]) for name in (b"unit", b"made_by", b"sums")
+      )
+      columns = None
+      if not header_only:
+        table = file.read()
+        columns = {name: table[name].to_numpy() for name in _COLUMNS}
+  except FileNotFoundError:
+    damaged(path, "is missing")
+  except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as e:
+    damaged(path, f"is damaged ({e})")
+  return Part(path, unit, made_by, sums, columns)
 
 
 def check_rows(path, row_ids, nll_sum, n_tokens):
@@ -96,9 +127,103 @@ def check_rows(path, row_ids, nll_sum, n_tokens):
     )
 
 
-def parts(
-  manifest: Manifest, hashed: bool = True
-) -> Iterator[dict[str, np.ndarray]]:
+def check_part(
+  part: Part, unit: Unit, made_by: Mapping[str, str], any_code: bool
+):
+  """Refuses a part that is not this unit's, or was scored by another.
+
+  Args:
+    part: as read, with or without columns.
+    unit: that its name stands for.
+    made_by: what scores now.
+    any_code: other versions of the code will do.
+
+  Raises:
+    UserError: naming the file and what is not as it should be.
+  """
+  for name, wanted in unit.facts.items():
+    if part.unit.get(name) != wanted:
+      damaged(
+        part.path,
+        f"has {name} {_short(part.unit.get(name))} where this "
+        f"corpus has {_short(wanted)}: it belongs elsewhere or the corpus "
+        "has changed",
+      )
+  for name, wanted in made_by.items():
+    found = part.made_by.get(name, "")
+    if found != wanted and not (any_code and name == "code"):
+      raise UserError(
+        f"this part was scored with {name} {_short(found)}, now it is "
+        f"{_short(wanted)}",
+        str(part.path),
+        "score with what began, or start over with --stages=score --force"
+        + (", or say --config.run.any_code=True" if name == "code" else ""),
+      )
+  if part.columns is None:
+    return
+  row_id, nll_sum, n_tokens = (part.columns[name] for name in _COLUMNS)
+  if not np.array_equal(row_id, unit.rows):
+    damaged(part.path, "does not hold the rows of D that it should")
+  check_rows(part.path, row_id, nll_sum, n_tokens)
+  if _sums(nll_sum, n_tokens) != part.sums:
+    damaged(part.path, f"does not add up to {part.sums}")
+
+
+def _short(value: Any) -> str:
+  return f"{value}"[:48] or "unknown"
+
+
+def check_names(directory: epath.Path, units: Sequence[Unit]) -> set[str]:
+  """Names of the parts that are there.
+
+  Raises:
+    UserError: there is a part of rows that no unit has.
+  """
+  names = {unit.name for unit in units}
+  found = {path.name for path in directory.glob("*.parquet")}
+  for name in sorted(found - names):
+    rows, also = range_of(name), ""
+    if rows:
+      over = [u.name for u in units if u.first < rows[1] and rows[0] < u.end]
+      also = f", overlaps {over[0]}" if over else ", is outside this corpus"
+    damaged(
+      directory / name,
+      f"is none of this table{also}: it is a copy or the corpus has changed",
+      "move it away, or start over with --stages=score --force",
+    )
+  return found
+
+
+def merge(
+  directory: epath.Path,
+  units: Sequence[Unit],
+  made_by: Mapping[str, str],
+  any_code: bool,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+  """Checks that the parts are the whole table, each row once.
+
+  Returns:
+    What a manifest says of the files, and the counts.
+
+  Raises:
+    UserError: there is a gap, an overlap or a part of something else.
+  """
+  check_names(directory, units)
+  described, sums = {}, []
+  for unit in units:
+    part = read_part(directory / unit.name)
+    check_part(part, unit, made_by, any_code)
+    described[unit.name] = files.describe(part.path)
+    sums.append(part.sums)
+  return described, {
+    "rows": sum(len(unit.rows) for unit in units),
+    "parts": len(units),
+    "tokens": sum(s["n_tokens"] for s in sums),
+    "nll_sum": math.fsum(s["nll_sum"] for s in sums),
+  }
+
+
+def parts(manifest: Manifest, hashed: bool = True) -> Iterator[Columns]:
   """The parts of a finished table, checked, in row order.
 
   Args:
@@ -115,39 +240,24 @@ def parts(
   previous = -1
   for name, facts in manifest.files.items():
     path = manifest.directory / name
-    columns = _read(path, manifest)
+    columns = read_part(path).columns
     row_ids = columns["row_id"]
     check_rows(path, row_ids, columns["nll_sum"], columns["n_tokens"])
     if hashed and files.describe(path) != facts:
-      _damaged(path, manifest, "is not the file that was written")
+      damaged(path, "is not the file that was written")
     if row_ids[0] <= previous or np.any(np.diff(row_ids) <= 0):
-      _damaged(path, manifest, "has rows out of order")
+      damaged(path, "has rows out of order")
     previous = row_ids[-1]
     yield columns
 
 
-def _read(path: epath.Path, manifest: Manifest) -> dict[str, np.ndarray]:
-  import pyarrow as pa
-  import pyarrow.parquet as pq
-
-  try:
-    with path.open("rb") as f:
-      table = pq.read_table(f)
-    return {
-      name: table[name].to_numpy() for name in ("row_id", "nll_sum", "n_tokens")
-    }
-  except FileNotFoundError:
-    _damaged(path, manifest, "is missing")
-  except (pa.ArrowException, OSError, KeyError, ValueError) as e:
-    _damaged(path, manifest, f"is damaged ({e})")
-  raise AssertionError
-
-
-def _damaged(path: epath.Path, manifest: Manifest, what: str):
+def damaged(path: epath.Path, what: str, todo: str = ""):
+  """Raises UserError: this part cannot be used."""
   raise UserError(
     f"score part {what}",
     str(path),
-    f"restore it; or remove it, rename {manifest.path.name} beside it to "
-    f"manifest.partial.json and run --stages={manifest.stage}: only that "
+    todo
+    or "restore it; or remove it, rename manifest.json beside it, if it "
+    "is there, to manifest.partial.json, and run --stages=score: only that "
     "part is scored again",
   )

@@ -17,9 +17,13 @@ _PEAK_FLOPS = {
 }
 
 
-def peak_flops() -> float | None:
-  """Peak FLOP/s of one device; None where it is not known (CPU)."""
-  return _PEAK_FLOPS.get(jax.devices()[0].device_kind)
+def peak_flops(device_kind: str = "") -> float | None:
+  """Peak FLOP/s of one device; None where it is not known (CPU).
+
+  Args:
+    device_kind: as JAX calls it; by default that of this machine's devices.
+  """
+  return _PEAK_FLOPS.get(device_kind or jax.devices()[0].device_kind)
 
 
 class Metrics:

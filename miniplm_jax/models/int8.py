@@ -1,0 +1,76 @@
+"""int8 weights, for a model that only scores.
+
+The layers' matrices are held, and sent between devices, in half the bytes of
+bfloat16. The layer scan turns one layer at a time into the compute dtype.
+All else stays as it is: rounding the embedding or the head would save little
+of a large model.
+
+L layers, D inputs and E outputs of a matrix.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import qwix
+
+from miniplm_jax.models import sharding
+
+# Not Mamba's dt_proj: 2 % of a layer, and e is raised to what it makes.
+_MATRICES = {n for n in sharding.SPECS if n.endswith("_proj")} - {"dt_proj"}
+
+
+def quantise(model: Any) -> Any:
+  """Rounds a decoder's matrices to int8.
+
+  Each layer and output has a scale, its greatest magnitude over 127.5.
+
+  Args:
+    model: a `Decoder` on a mesh, used up: each matrix is deleted once it is
+      rounded, so that no device holds two models.
+
+  Returns:
+    A `Decoder` that scores and generates. In place of a matrix stands a
+    `qwix.QArray`: int8 [L, D, E], split like the matrix, and float32
+    [L, 1, E].
+  """
+
+  def one(w_LxDxE, where):
+    made = jax.jit(_rounded, out_shardings=where)(w_LxDxE)
+    w_LxDxE.delete()
+    return made
+
+  mesh = model.embed[...].sharding.mesh
+  return _each_matrix(one, model, sharding.shardings(abstract(model), mesh))
+
+
+def abstract(model: Any) -> Any:
+  """The ShapeDtypeStructs of what `quantise` makes of a decoder."""
+  return jax.eval_shape(lambda m: _each_matrix(_rounded, m), model)
+
+
+def _each_matrix(f, model, *others):
+  def one(path, leaf, *rest):
+    return f(leaf, *rest) if sharding.name_of(path) in _MATRICES else leaf
+
+  return jax.tree_util.tree_map_with_path(one, model, *others)
+
+
+def _rounded(w_LxDxE) -> qwix.QArray:
+  # qwix would divide in bfloat16 otherwise.
+  wide_LxDxE = w_LxDxE.astype(jnp.float32)
+  return qwix.quantize(wide_LxDxE, jnp.int8, channelwise_axes=(0, 2))
+
+
+def is_quantised(leaf: Any) -> bool:
+  """For the `is_leaf` of a tree map that may meet int8 matrices."""
+  return isinstance(leaf, qwix.QArray)
+
+
+def dequantised(layer: Any) -> Any:
+  """A layer of arrays alone, int8 matrices in the dtype of their scales."""
+
+  def one(w):
+    return qwix.dequantize(w) if is_quantised(w) else w
+
+  return jax.tree.map(one, layer, is_leaf=is_quantised)

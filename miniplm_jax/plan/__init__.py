@@ -1,0 +1,1 @@
+"""What a program would need on a TPU, compiled where there is none."""

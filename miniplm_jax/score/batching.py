@@ -1,0 +1,106 @@
+"""Rows → batches of few static shapes, read ahead of the device."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.trainer import batches
+
+_READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+  """One batch to be.
+
+  Attributes:
+    places: which of the given rows, int64 [at most size].
+    length: inputs of a row, with padding.
+    size: rows over all devices, with empty ones.
+  """
+
+  places: np.ndarray
+  length: int
+  size: int
+
+  @property
+  def padded_tokens(self) -> int:
+    """Inputs that the device computes."""
+    return self.length * self.size
+
+
+def plan(
+  inputs_R: np.ndarray,
+  lengths: Sequence[int],
+  batch_tokens: int,
+  shards: int,
+) -> list[Planned]:
+  """Groups rows of like length; a function of its arguments alone.
+
+  Rows that do not fill a batch move on to the next length, so there is one
+  batch with empty rows at most, and a length that few rows have costs no
+  compilation. The longest come first: what does not fit in memory fails at
+  once.
+
+  Args:
+    inputs_R: inputs of each row.
+    lengths: ascending; the last holds the longest row.
+    batch_tokens: inputs of a batch over all devices, padding included.
+    shards: a batch has a multiple of these rows.
+  """
+  order = np.argsort(inputs_R, kind="stable")
+  ends = np.searchsorted(inputs_R[order], lengths, "right")
+  planned, start = [], 0
+  for length, end in zip(lengths, ends):
+    size = max(batch_tokens // length // shards, 1) * shards
+    is_last = end == len(order)
+    while end - start >= size or (is_last and start < end):
+      planned.append(Planned(order[start:end][:size], length, size))
+      start += len(planned[-1].places)
+    if is_last:
+      break
+  return planned[::-1]
+
+
+class _Batches(grain.sources.RandomAccessDataSource):
+  """Planned batches, read when they are asked for."""
+
+  def __init__(self, corpus, row_ids, planned):
+    self._corpus, self._row_ids, self._planned = corpus, row_ids, planned
+
+  def __len__(self):
+    return len(self._planned)
+
+  def __getitem__(self, i):
+    batch = self._planned[i]
+    rows = self._row_ids[batch.places]
+    return batches.take(self._corpus, rows, batch.size, batch.length)
+
+  def __repr__(self):
+    return f"_Batches({len(self)})"
+
+
+class ReadAhead:
+  """This process's share of planned batches, read by other threads.
+
+  Attributes:
+    host_wait: seconds that the caller has waited for a batch.
+  """
+
+  def __init__(self, corpus: Corpus, row_ids: np.ndarray, planned):
+    source = grain.MapDataset.source(_Batches(corpus, row_ids, planned))
+    self._batches = iter(source.to_iter_dataset(_READ_AHEAD))
+    self._planned = planned
+    self.host_wait = 0.0
+
+  def __iter__(self) -> Iterator[tuple[Planned, dict[str, Any]]]:
+    for planned in self._planned:
+      start = time.perf_counter()
+      batch = next(self._batches)
+      self.host_wait += time.perf_counter() - start
+      yield planned, batch

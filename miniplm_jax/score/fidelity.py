@@ -1,0 +1,110 @@
+"""Do rounded weights put the rows in the order that exact ones do?
+
+Selection keeps the α of the rows that score highest. What rounding does to
+the scores matters where it changes which rows these are.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from miniplm_jax.core.errors import UserError
+
+
+def report(
+  exact: np.ndarray,
+  rounded: np.ndarray,
+  ratios: Sequence[float] = (0.1, 0.3, 0.5),
+  *,
+  alpha: float,
+) -> dict[str, Any]:
+  """Compares two scores of the same rows.
+
+  Args:
+    exact: float [n], nats per token, n at least 1.
+    rounded: the same of the rounded weights.
+    ratios: further shares of the rows to compare.
+    alpha: the share that selection keeps, by which `check` judges.
+
+  Returns:
+    `rows`; `spearman`, the rank correlation; `agreement` by ratio, the share
+    of the highest rows by `exact` that are among the highest by `rounded`;
+    `alpha`; `mean_difference` and `max_difference`, absolute. All of it can
+    stand in a manifest.
+  """
+  exact, rounded = np.float64(exact), np.float64(rounded)
+  difference = np.abs(exact - rounded)
+  return {
+    "rows": len(exact),
+    "spearman": _spearman(exact, rounded),
+    "alpha": alpha,
+    "agreement": {
+      str(ratio): _agreement(exact, rounded, ratio)
+      for ratio in sorted({*ratios, alpha})
+    },
+    "mean_difference": float(difference.mean()),
+    "max_difference": float(difference.max()),
+  }
+
+
+def in_words(found: dict[str, Any]) -> str:
+  """A `report`, for the log."""
+  agreement = found["agreement"][str(found["alpha"])]
+  return (
+    f"on {found['rows']} rows, rounded weights give a rank correlation of "
+    f"{found['spearman']:.4f} and {agreement:.1%} of the highest "
+    f"{found['alpha']:.0%}; scores differ by {found['mean_difference']:.2g} "
+    f"nats per token, at most {found['max_difference']:.2g}"
+  )
+
+
+def check(
+  found: dict[str, Any],
+  least_spearman: float,
+  least_agreement: float,
+  where: str,
+):
+  """Refuses scores that would select other rows.
+
+  Args:
+    found: a `report`.
+    least_spearman: of the rank correlation.
+    least_agreement: of the agreement at the report's alpha.
+    where: the stage or field, for the error.
+
+  Raises:
+    UserError: a figure is below its bound, or not a number.
+  """
+  alpha, spearman = found["alpha"], found["spearman"]
+  agreement = found["agreement"][str(alpha)]
+  # Not `<`, which a NaN would pass.
+  if spearman >= least_spearman and agreement >= least_agreement:
+    return
+  raise UserError(
+    f"of {found['rows']} rows, rounded weights give a rank correlation of "
+    f"{spearman:.4f} (least {least_spearman}) and {agreement:.4f} of the "
+    f"highest {alpha} (least {least_agreement})",
+    where,
+    "score with weights that are not rounded",
+  )
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+  """From 0; equal values share the mean of their ranks."""
+  _, place, count = np.unique(x, return_inverse=True, return_counts=True)
+  return (np.cumsum(count) - (count + 1) / 2)[place]
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+  """Pearson's correlation of the ranks; 0 where all values are equal."""
+  a, b = (_ranks(x) - (len(x) - 1) / 2 for x in (a, b))
+  scale = np.sqrt((a @ a) * (b @ b))
+  return float(a @ b / scale) if scale else 0.0
+
+
+def _agreement(a: np.ndarray, b: np.ndarray, ratio: float) -> float:
+  """Share of the highest rows of `a` among those of `b`, 1 if none are."""
+  kept = int(ratio * len(a))  # as `select` counts them
+  top, other = (np.argsort(-x, kind="stable")[:kept] for x in (a, b))
+  return len(np.intersect1d(top, other)) / kept if kept else 1.0

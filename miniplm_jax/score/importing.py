@@ -1,0 +1,147 @@
+"""Scores that another engine made, as a table of this workdir.
+
+FILE is Parquet with columns row_id, nll_sum and, if it has them, n_tokens; or
+.npy, one number for each row of D in order. FILE.json beside it says what
+they are:
+
+  {"corpus": "<fingerprint in corpus/manifest.json>", "model": "my engine",
+   "nll": "sum"}          (or "mean", per scored token; in nats)
+"""
+
+import json
+
+import numpy as np
+from etils import epath
+
+from miniplm_jax.core import claims, files
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.progress import Progress
+from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.score import table
+from miniplm_jax.score.units import units_of
+
+
+def write_parts(
+  source: str, directory: epath.Path, corpus: Corpus, rows_per_part: int
+) -> dict[str, str]:
+  """Checks the scores of a file and writes them as parts.
+
+  Args:
+    source: the file.
+    directory: of the table.
+    corpus: that was scored.
+    rows_per_part: as for scores made here.
+
+  Returns:
+    What the parts say they were made by.
+
+  Raises:
+    UserError: they are of another corpus or of other rows, count tokens
+      otherwise, or one is not finite.
+  """
+  path = epath.Path(source)
+  described = _manifest(path, corpus)
+  units = units_of(corpus, rows_per_part)
+  row_ids = np.concatenate([unit.rows for unit in units])
+  nll, n_tokens = _read(path, row_ids)
+  made_by = {
+    "weights": f"imported {files.sha256(path)}",
+    "tokenizer": corpus.manifest.tokenizer,
+    "code": f"{described.get('model', 'unknown')}",
+    "settings": "",
+  }
+  start = 0
+  with Progress("score", len(row_ids), "rows") as progress:
+    for unit in units:
+      here = slice(start, start + len(unit.rows))
+      counted = np.asarray(
+        [
+          scored_tokens(row.ids, corpus.eos_id)
+          for row in corpus.read(unit.rows)
+        ],
+        np.int32,
+      )
+      if n_tokens is not None and np.any(n_tokens[here] != counted):
+        i = int(np.argmax(n_tokens[here] != counted))
+        raise UserError(
+          f"row {unit.rows[i]} was scored over {n_tokens[here][i]} tokens, "
+          f"here it has {counted[i]}",
+          source,
+          "count every predicted id whose input is not the end of a document",
+        )
+      nll_sum = nll[here]
+      if described["nll"] == "mean":
+        nll_sum = nll_sum * counted
+      part = table.encode(unit, nll_sum.astype(np.float32), counted, made_by)
+      claims.publish(directory / unit.name, part)
+      start = here.stop
+      progress.update(len(unit.rows))
+  return made_by
+
+
+def scored_tokens(ids: np.ndarray, eos_id: int) -> int:
+  """How many predictions of a row count: see `likelihood.loss_mask`."""
+  return int(np.count_nonzero(ids[:-1] != eos_id))
+
+
+def _manifest(path: epath.Path, corpus: Corpus) -> dict[str, str]:
+  beside = path.parent / f"{path.name}.json"
+  try:
+    found = json.loads(beside.read_text())
+    is_known = found["nll"] in ("sum", "mean")
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise UserError(
+      f"the manifest of these scores cannot be read ({type(e).__name__}: {e})",
+      str(beside),
+      'write {"corpus": FINGERPRINT, "model": NAME, "nll": "sum" or "mean"}',
+    ) from e
+  if not is_known:
+    raise UserError(
+      f'"nll" is {found["nll"]!r}', str(beside), "say sum or mean, in nats"
+    )
+  ours = corpus.manifest.fingerprint
+  if found.get("corpus") != ours:
+    raise UserError(
+      f"these scores are of corpus {str(found.get('corpus'))[:12]}, here it is "
+      f"{ours[:12]}",
+      str(beside),
+      f"score the rows of {corpus.directory}",
+    )
+  return found
+
+
+def _read(path: epath.Path, row_ids: np.ndarray):
+  """Numbers and, if there are any, token counts, in the order of `row_ids`."""
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  n_tokens = None
+  try:
+    with path.open("rb") as f:
+      if path.suffix == ".npy":
+        nll, found = np.load(f, allow_pickle=False), row_ids
+      else:
+        columns = pq.read_table(f).sort_by("row_id")
+        found = columns["row_id"].to_numpy()
+        nll = columns["nll_sum"].to_numpy()
+        if "n_tokens" in columns.column_names:
+          n_tokens = columns["n_tokens"].to_numpy()
+  except (pa.ArrowException, OSError, KeyError, ValueError) as e:
+    raise UserError(
+      f"these scores cannot be read ({e})",
+      str(path),
+      "give Parquet with row_id and nll_sum, or a vector as .npy",
+    ) from e
+  if (
+    nll.ndim != 1
+    or len(nll) != len(row_ids)
+    or not np.array_equal(found, row_ids)
+  ):
+    only = np.setxor1d(found, row_ids)
+    which = f", row {only[0]} is in one alone" if len(only) else ""
+    raise UserError(
+      f"there are {nll.shape} scores where D has {len(row_ids)} rows{which}",
+      str(path),
+      "score every row of D once: those of split train in corpus/index-*",
+    )
+  return nll, n_tokens

@@ -1,0 +1,244 @@
+"""Working through the units of one or several tables, beside other workers.
+
+A worker is a process, or all processes of a pod together. Workers share
+nothing but the workdir: each takes a unit that nobody has, scores it under
+the models whose part is missing, and publishes the parts.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from miniplm_jax.core import claims, files, hosts
+from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.score import table
+from miniplm_jax.score.scorer import Scorer, Work
+from miniplm_jax.score.units import Unit
+from miniplm_jax.trainer import metrics
+
+STAGE = "score"
+_SUMMARIES = "workers"  # folder of what each worker did
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """One table to be filled.
+
+  Attributes:
+    model: its name.
+    directory: where its parts lie.
+    made_by: fingerprints of what scores it, by name.
+  """
+
+  model: str
+  directory: epath.Path
+  made_by: Mapping[str, str]
+
+
+class Worker:
+  """Fills tables until every unit of each has its part."""
+
+  def __init__(
+    self, scorer: Scorer, units: Sequence[Unit], tables: Sequence[Table], run
+  ):
+    """Does nothing yet.
+
+    Args:
+      scorer: of all these tables' models.
+      units: of the corpus.
+      tables: of these units.
+      run: config.run.
+    """
+    self._scorer, self._units, self._tables = scorer, units, tables
+    self._run = run
+    self._there = [set() for _ in tables]  # names of parts, checked
+    self._next_unit = 0
+    self._waiting = False
+    self._work = Work()
+    name = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.json"
+    self._summaries = [t.directory / _SUMMARIES / name for t in tables]
+
+  def fill(self):
+    """Scores what nobody else does; returns when all parts are there.
+
+    Raises:
+      UserError: a score is not finite, or a part is not of its table.
+    """
+    with contextlib.ExitStack() as stack:
+      self._progress = _Silent()
+      if hosts.is_first():
+        self._open(stack)
+      # The first process decides, all score.
+      while (task := hosts.agree(self._choose)) is not None:
+        if task["tables"]:
+          self._score(self._units[task["unit"]], task["tables"])
+
+  def _open(self, stack):
+    self._boards = [
+      stack.enter_context(
+        claims.Board(t.directory / "claims", self._run.lease_seconds)
+      )
+      for t in self._tables
+    ]
+    self._look()
+    done = sum(self._rows_there(k) for k in range(len(self._tables)))
+    names = "+".join(t.model for t in self._tables)
+    self._progress = stack.enter_context(
+      Progress(
+        f"{STAGE} {names}",
+        sum(len(u.rows) for u in self._units) * len(self._tables),
+        "rows",
+        done=done,
+        every=self._run.log_every_seconds,
+      )
+    )
+
+  def _look(self):
+    """Notes the parts that are there, and refuses those of something else."""
+    by_name = {unit.name: unit for unit in self._units}
+    for k, t in enumerate(self._tables):
+      before = self._rows_there(k)
+      for name in table.check_names(t.directory, self._units) - self._there[k]:
+        part = table.read_part(t.directory / name, header_only=True)
+        table.check_part(part, by_name[name], t.made_by, self._run.any_code)
+        self._there[k].add(name)
+      self._progress.update(self._rows_there(k) - before)
+
+  def _rows_there(self, k: int) -> int:
+    return sum(len(u.rows) for u in self._units if u.name in self._there[k])
+
+  def _choose(self) -> dict[str, Any] | None:
+    """A unit and its tables, nothing to do for now, or None at the end."""
+    for _ in range(2):  # what is left of this pass, then one more
+      while self._next_unit < len(self._units):
+        index, self._next_unit = self._next_unit, self._next_unit + 1
+        if chosen := self._claim(self._units[index]):
+          return {"unit": index, "tables": chosen}
+      self._look()
+      left = sum(len(self._units) - len(there) for there in self._there)
+      if not left:
+        return None
+      self._next_unit = 0
+    if not self._waiting:
+      say(STAGE, f"waiting for {left} parts that other workers have taken")
+      self._waiting = True
+    time.sleep(min(self._run.lease_seconds / 10, 5))
+    return {"unit": 0, "tables": []}
+
+  def _claim(self, unit: Unit) -> list[int]:
+    """The tables that lack this unit and that nobody else is filling."""
+    chosen = []
+    for k, t in enumerate(self._tables):
+      if unit.name in self._there[k] or not self._boards[k].claim(unit.name):
+        continue
+      if (t.directory / unit.name).exists():  # finished since we looked
+        self._boards[k].release(unit.name)
+      else:
+        chosen.append(k)
+    return chosen
+
+  def _score(self, unit: Unit, chosen: Sequence[int]):
+    note = self._note()
+    nll_sum, n_tokens, work = self._scorer(
+      unit.rows,
+      [self._tables[k].model for k in chosen],
+      lambda rows: self._progress.update(rows * len(chosen), note),
+    )
+    self._work.add(work)
+    for k in chosen:
+      t = self._tables[k]
+      # In all processes: all of them must fail if one does.
+      part = table.encode(unit, nll_sum[t.model], n_tokens, t.made_by)
+      if hosts.is_first():
+        claims.publish(t.directory / unit.name, part)
+        self._boards[k].release(unit.name)
+        self._there[k].add(unit.name)
+        files.write_json(self._summaries[k], self._facts())
+
+  def _facts(self) -> dict[str, Any]:
+    """What this worker has done so far."""
+    return _with_rates(
+      {
+        **dataclasses.asdict(self._work),
+        "devices": jax.device_count(),
+        "device_kind": jax.devices()[0].device_kind,
+        "peak_flops": metrics.peak_flops(),
+        "shapes": sorted(self._scorer.shapes),
+      }
+    )
+
+  def _note(self) -> str:
+    if not self._work.tokens:
+      return ""
+    facts = self._facts()
+    return f"{in_words(facts)}, {len(facts['shapes'])} shapes"
+
+
+class _Silent:
+  """Progress of a process that has nothing to say."""
+
+  def update(self, units: int = 1, note: str = ""):
+    """Says nothing."""
+
+
+def summary(directory: epath.Path) -> dict[str, Any]:
+  """What all workers of a table did, with rates as means over workers.
+
+  Workers that ran at one time add up. If a worker scored several models in
+  one pass, its seconds and FLOPs are those of all of them.
+  """
+  workers = [
+    json.loads(path.read_text())
+    for path in sorted((directory / _SUMMARIES).glob("*.json"))
+  ]
+  if not workers:
+    return {}
+  total = Work()
+  for facts in workers:
+    names = (f.name for f in dataclasses.fields(Work))
+    total.add(Work(**{name: facts[name] for name in names}))
+  last = workers[-1]
+  same = ("devices", "device_kind", "peak_flops")
+  return _with_rates(
+    {
+      **dataclasses.asdict(total),
+      **{name: last[name] for name in same},
+      "workers": len(workers),
+    }
+  )
+
+
+def _with_rates(facts: dict[str, Any]) -> dict[str, Any]:
+  seconds = max(facts["seconds"], 1e-9)
+  rate = facts["tokens"] / seconds
+  found = facts | {
+    "score/tokens_per_second": rate,
+    "score/tokens_per_second/device": rate / facts["devices"],
+    "score/padding_share": 1 - facts["tokens"] / max(facts["padded_tokens"], 1),
+    "score/host_wait_share": facts["host_wait"] / seconds,
+  }
+  if facts["peak_flops"]:
+    peak = facts["peak_flops"] * facts["devices"]
+    found["score/mfu"] = facts["flops"] / seconds / peak
+  return found
+
+
+def in_words(facts: Mapping[str, Any]) -> str:
+  """The rates as one line."""
+  if "score/tokens_per_second" not in facts:
+    return "no tokens were scored here"
+  mfu = f"MFU {facts['score/mfu']:.1%}, " if "score/mfu" in facts else ""
+  return (
+    f"{facts['score/tokens_per_second']:,.0f} tokens/s "
+    f"({facts['score/tokens_per_second/device']:,.0f} a device), {mfu}"
+    f"padding {facts['score/padding_share']:.1%}, "
+    f"host wait {facts['score/host_wait_share']:.1%}"
+  )

@@ -1,0 +1,387 @@
+"""Scoring: batches, claims, parts, workers, imports, verification."""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import time
+
+import kill_workers
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from etils import epath
+from helpers import LONG, command, environment, refused, rows, run
+
+from miniplm_jax.core import claims
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.score import batching, table, units
+
+MADE_BY = {"weights": "w", "tokenizer": "t", "code": "c", "settings": "s"}
+
+
+def test_a_plan_holds_every_row_once_and_wastes_one_batch_at_most():
+  rng = np.random.default_rng(0)
+  for count in (1, 7, 300):
+    inputs = rng.integers(1, 101, count)
+    planned = batching.plan(inputs, (20, 50, 100), 400, 2)
+    places = np.concatenate([p.places for p in planned])
+    np.testing.assert_array_equal(np.sort(places), np.arange(count))
+    assert all(inputs[p.places].max() <= p.length for p in planned)
+    assert all(p.size % 2 == 0 and p.padded_tokens <= 400 for p in planned)
+    assert sum(len(p.places) < p.size for p in planned) <= 1
+    assert [p.length for p in planned] == sorted(
+      (p.length for p in planned), reverse=True
+    )
+
+
+def test_a_length_of_few_rows_is_not_compiled_for():
+  planned = batching.plan(np.array([5] * 8 + [15, 25, 25]), (10, 20, 30), 40, 1)
+  assert [(p.size, p.length, len(p.places)) for p in planned] == [
+    (1, 30, 1),
+    (1, 30, 1),
+    (1, 30, 1),
+    (4, 10, 4),
+    (4, 10, 4),
+  ]
+
+
+def board(folder, seconds, host):
+  made = claims.Board(epath.Path(folder), seconds)
+  made._me["host"] = host
+  return made
+
+
+def test_one_worker_at_a_time_has_a_claim(tmp_path):
+  one, two = (board(tmp_path, 60, host) for host in "xy")
+  assert one.claim("a") and not two.claim("a") and two.claim("b")
+  two.release("a")  # not its own
+  assert not two.claim("a")
+  one.release("a")
+  assert two.claim("a") and not one.claim("a")
+
+
+def test_a_claim_that_nobody_renews_is_taken_over(tmp_path):
+  dead = board(tmp_path, 0.3, "x")  # no context: it does not renew
+  assert dead.claim("a")
+  with board(tmp_path, 0.3, "y") as alive:
+    assert alive.claim("b")
+    taker = board(tmp_path, 0.3, "z")
+    assert not taker.claim("a") and not taker.claim("b")
+    time.sleep(0.5)
+    assert taker.claim("a")
+    assert not taker.claim("b")
+  assert taker.claim("b")  # given back at the end
+  dead.release("a")  # taken over: not its own any more
+  assert not dead.claim("a")
+
+
+def test_a_claim_of_a_dead_process_of_this_host_is_free_at_once(tmp_path):
+  process = subprocess.Popen(["true"])
+  process.wait()
+  owner = {"host": socket.gethostname(), "pid": process.pid, "worker": "x"}
+  (tmp_path / "a").write_text(json.dumps(owner))
+  (tmp_path / "b").write_text(json.dumps(owner | {"host": "elsewhere"}))
+  (tmp_path / "c").write_text("not JSON")
+  board = claims.Board(epath.Path(tmp_path), 60)
+  assert board.claim("a") and not board.claim("b") and not board.claim("c")
+
+
+def test_the_first_result_stands(tmp_path):
+  path = epath.Path(tmp_path) / "new" / "part"
+  assert claims.publish(path, b"one") and not claims.publish(path, b"two")
+  assert path.read_bytes() == b"one"
+
+
+def unit(first=0, end=4, shard="shard"):
+  return units.Unit(first, end, shard, np.arange(first, end - 1))
+
+
+def write(folder, of, made_by=MADE_BY, name=None):
+  nll = np.arange(len(of.rows), dtype=np.float32) + 0.1
+  content = table.encode(of, nll, np.ones(len(of.rows), np.int32), made_by)
+  (folder / (name or of.name)).write_bytes(content)
+
+
+def merge(folder, wanted, any_code=False):
+  return table.merge(epath.Path(folder), wanted, MADE_BY, any_code)
+
+
+def test_parts_that_are_the_table(tmp_path):
+  wanted = [unit(), unit(4, 9)]
+  for one in wanted:
+    write(tmp_path, one)
+  described, counts = merge(tmp_path, wanted)
+  assert list(described) == [one.name for one in wanted]
+  assert counts["rows"] == counts["tokens"] == 7
+  assert counts["nll_sum"] == pytest.approx(9.7)
+
+
+@pytest.mark.parametrize(
+  ("what", "words"),
+  [
+    ("delete", "part-000000000000-000000000004.parquet"),
+    ("truncate", "is damaged"),
+    ("duplicate", "has first 0 where"),
+    ("swap", "has first 4 where"),
+    ("overlap", "overlaps part-000000000000-000000000004"),
+    ("beyond", "outside this corpus"),
+    ("other", "is none of this table"),
+    ("shard", "has shard old where"),
+    ("weights", "scored with weights old"),
+    ("tokenizer", "scored with tokenizer old"),
+    ("settings", "scored with settings old"),
+    ("code", "scored with code old"),
+    ("sums", "does not add up"),
+    ("rows", "does not hold the rows"),
+  ],
+)
+def test_parts_that_are_not_the_table_are_named(tmp_path, what, words):
+  wanted = [unit(), unit(4, 8)]
+  for one in wanted:
+    write(tmp_path, one)
+  path, other = (tmp_path / one.name for one in wanted)
+  if what == "delete":
+    path.unlink()
+  elif what == "truncate":
+    path.write_bytes(path.read_bytes()[:-9])
+  elif what == "duplicate":
+    shutil.copy(path, other)
+  elif what == "swap":
+    path.rename(tmp_path / "x")
+    other.rename(path)
+    (tmp_path / "x").rename(other)
+  elif what == "overlap":
+    write(tmp_path, unit(2, 6))
+  elif what == "beyond":
+    write(tmp_path, unit(8, 9))
+  elif what == "other":
+    shutil.copy(path, tmp_path / "copy of a part.parquet")
+  elif what == "shard":
+    write(tmp_path, unit(shard="old"))
+  elif what in MADE_BY:
+    write(tmp_path, wanted[0], MADE_BY | {what: "old"})
+  else:
+    found = pq.read_table(path)
+    column = 1 if what == "sums" else 0
+    values = found.column(column).to_numpy().copy()
+    values[0] += 1
+    name = found.column_names[column]
+    changed = found.set_column(column, name, [values])
+    pq.write_table(changed.replace_schema_metadata(found.schema.metadata), path)
+  with pytest.raises(UserError, match=words):
+    merge(tmp_path, wanted)
+  if what == "code":
+    merge(tmp_path, wanted, any_code=True)
+
+
+def test_a_part_with_nan_is_not_made():
+  nll = np.array([1, np.nan, 2], np.float32)
+  with pytest.raises(UserError, match="row 1 has nll_sum nan"):
+    table.encode(unit(), nll, np.ones(3, np.int32), MADE_BY)
+
+
+def scores(folder: pathlib.Path, model: str) -> dict[str, np.ndarray]:
+  found = pq.read_table(
+    sorted((folder / "run/scores" / model).glob("*.parquet"))
+  )
+  return {name: found[name].to_numpy() for name in found.column_names}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_killed_workers_leave_the_same_table(copy, workers):
+  wanted = kill_workers.undisturbed(copy)
+  last = sorted(wanted)[-3:]
+  kills = {1: 1, 2: 3, 3: 1}[workers]
+  found, _ = kill_workers.disturbed(copy, kills, workers, last, seed=workers)
+  assert found == wanted
+  assert not (copy / "run/scores/teacher/claims").exists()
+
+
+def test_one_model_after_the_other_gives_the_same_bytes(copy, finished):
+  shutil.rmtree(copy / "run/scores")
+  run(copy, LONG, "--stages=score", "--config.run.score_together=False")
+  assert kill_workers.parts(copy) == kill_workers.parts(finished)
+
+
+def test_two_processes_as_one_program(copy):
+  """2 × 4 devices against 1 × 8: the same rows, bit for bit."""
+  shutil.rmtree(copy / "run/scores")
+  more = ("--stages=score,verify", "--config.score.batch_tokens=1024")
+  devices = "--xla_force_host_platform_device_count="
+  single = subprocess.run(
+    command(copy, LONG, *more),
+    env=environment() | {"XLA_FLAGS": f"{devices}8"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert single.returncode == 0, single.stdout + single.stderr
+  wanted = kill_workers.parts(copy)
+  shutil.rmtree(copy / "run/scores")
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+  together = [
+    subprocess.Popen(
+      command(
+        copy,
+        LONG,
+        *more,
+        f"--config.run.coordinator=127.0.0.1:{port}",
+        "--config.run.processes=2",
+        f"--config.run.process_id={i}",
+      ),
+      env=environment() | {"XLA_FLAGS": f"{devices}4"},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  said = [process.communicate(timeout=300)[0] for process in together]
+  assert [process.returncode for process in together] == [0, 0], said
+  assert kill_workers.parts(copy) == wanted
+  assert "[score]" in said[0] and "[score]" not in said[1]
+
+
+def test_a_corpus_that_grows_is_scored_only_where_it_is_new(copy, finished):
+  texts = copy / "texts"
+  texts.mkdir()
+  lines = (copy / "text.jsonl").read_text().splitlines(keepends=True)
+  (texts / "a.jsonl").write_text("".join(lines[:20]))
+  arguments = (
+    f"--config.corpus.tokenizer={finished / 'run/corpus/tokenizer'}",
+    f"--config.teacher.path={finished / 'run/teacher/hf'}",
+    f"--config.reference.path={finished / 'run/reference/hf'}",
+  )
+  shutil.rmtree(copy / "run")
+  run(copy, "--stages=tokenize,score", *arguments, source=texts)
+  before = kill_workers.parts(copy)
+  places = sorted((copy / "run/scores").rglob("*.parquet"))
+  times = [path.stat().st_mtime_ns for path in places]
+  (texts / "b.jsonl").write_text("".join(lines[20:]))
+  run(copy, "--stages=tokenize", "--force", *arguments, source=texts)
+  done = run(copy, "--stages=score", *arguments, source=texts)
+  assert done.stdout.count("going on, inputs.corpus") == 2
+  assert times == [path.stat().st_mtime_ns for path in places]
+  after = kill_workers.parts(copy)
+  assert len(after) > len(before) and before.items() <= after.items()
+  shutil.rmtree(copy / "run/scores")
+  run(copy, "--stages=score", *arguments, source=texts)
+  assert kill_workers.parts(copy) == after
+  # The same inputs again are nothing to do, a changed old shard is refused.
+  again = run(copy, "--stages=score", *arguments, source=texts)
+  assert again.stdout.count("skipped") == 2
+  (texts / "a.jsonl").write_text("".join(lines[1:20]))
+  run(copy, "--stages=tokenize", "--force", *arguments, source=texts)
+  error = refused(copy, "--stages=score", *arguments, source=texts)
+  assert "part-0000" in error and "corpus has changed" in error
+
+
+@pytest.mark.parametrize("kind", ["sum.parquet", "sum.npy", "mean.npy"])
+def test_scores_from_elsewhere(copy, finished, kind):
+  made = scores(copy, "teacher")
+  path = copy / kind
+  if path.suffix == ".npy":
+    nll = made["nll_sum"]
+    if kind == "mean.npy":
+      nll = nll.astype(np.float64) / made["n_tokens"]
+    np.save(path, nll)
+  else:
+    shuffled = pq.read_table(
+      sorted((copy / "run/scores/teacher").glob("*.parquet"))
+    ).take(np.random.default_rng(0).permutation(len(made["row_id"])))
+    pq.write_table(shuffled.replace_schema_metadata({}), path)
+  corpus = json.loads((copy / "run/corpus/manifest.json").read_text())
+  described = {
+    "corpus": corpus["fingerprint"],
+    "model": "mine",
+    "nll": kind.partition(".")[0],
+  }
+  beside = copy / f"{kind}.json"
+  beside.write_text(json.dumps(described))
+  given = ("--config.teacher.name=mine", f"--config.teacher.scores={path}")
+  stages = "--stages=score,select,verify"
+  name = "--config.select.name=imported"
+  done = run(copy, stages, name, *given)
+  assert "scored again" in done.stdout
+  found = scores(copy, "mine")
+  for column, values in made.items():
+    np.testing.assert_allclose(found[column], values, rtol=1e-6)
+  if kind != "mean.npy":
+    assert rows(copy, "imported") == rows(finished)
+  if kind != "sum.npy":
+    return
+  stages = "--stages=score"
+  for wrong, words in (
+    ({"corpus": "0" * 64}, "are of corpus 000"),
+    ({"nll": "bits"}, '"nll" is'),
+  ):
+    beside.write_text(json.dumps(described | wrong))
+    assert words in refused(copy, stages, "--force", *given)
+  beside.write_text(json.dumps(described))
+  np.save(path, made["nll_sum"][:-1])
+  assert "where D has" in refused(copy, stages, "--force", *given)
+  np.save(path, np.where(made["row_id"] == made["row_id"][3], np.nan, 1.0))
+  row = f"row {made['row_id'][3]} has nll_sum nan"
+  assert row in refused(copy, stages, "--force", *given)
+  beside.unlink()
+  assert beside.name in refused(copy, stages, "--force", *given)
+
+
+def test_verify_scores_again_and_notices_another_model(copy):
+  done = run(copy, "--stages=verify", "--config.verify.rows=20")
+  assert done.stdout.count("20 scored again, off by at most 0 ") == 2
+  other = f"--config.teacher.path={copy / 'run/reference/hf'}"
+  error = refused(copy, "--stages=verify", other)
+  assert "rows are not what teacher says: row" in error
+  part = sorted((copy / "run/scores/teacher").glob("part-*"))[1]
+  found = pq.read_table(part)
+  values = found["nll_sum"].to_numpy().copy()
+  values[0] += 0.5
+  changed = found.set_column(1, "nll_sum", [values])
+  pq.write_table(changed.replace_schema_metadata(found.schema.metadata), part)
+  error = refused(copy, "--stages=verify")
+  assert part.name in error
+
+
+def test_further_references_are_scored_in_the_same_pass(copy):
+  more = f"--config.score.more=('other={copy / 'run/teacher/hf'}',)"
+  run(copy, "--stages=score", more)
+  one, two = scores(copy, "teacher"), scores(copy, "other")
+  np.testing.assert_array_equal(one["nll_sum"], two["nll_sum"])
+  same = f"--config.score.more=('teacher={copy}',)"
+  assert "score.more" in refused(copy, "--stages=score", same)
+
+
+def test_the_manifest_says_how_fast_it_was(finished):
+  found = json.loads(
+    (finished / "run/scores/teacher/manifest.json").read_text()
+  )
+  details = found["details"]
+  assert details["score/tokens_per_second"] > 0
+  assert 0 <= details["score/padding_share"] < 0.6
+  assert 0 <= details["score/host_wait_share"] < 1
+  assert details["workers"] == 1 and details["flops"] > 0
+  assert found["counts"]["tokens"] == int(
+    scores(finished, "teacher")["n_tokens"].sum()
+  )
+  assert os.path.exists(finished / "run/scores/teacher/workers")
+
+
+def test_an_int8_teacher_is_refused_if_it_ranks_otherwise(copy):
+  shutil.rmtree(copy / "run/scores")
+  given = ("--stages=score,verify", "--config.score.int8_teacher=True")
+  error = refused(copy, *given, "--config.score.int8_least_spearman=1.0")
+  assert "int8_fidelity.json" in error and "rank correlation" in error
+  assert not list((copy / "run/scores").rglob("*.parquet"))
+  done = run(copy, *given, "--config.score.int8_least_agreement=0.9")
+  assert "teacher: " in done.stdout and "scored again" in done.stdout
+  path = copy / "run/scores/teacher/int8_fidelity.json"
+  report = json.loads(path.read_text())
+  assert 0.99 < report["spearman"] < 1 and report["agreement"]["0.5"] > 0.9
+  # Scores of whole weights are not mistaken for these.
+  assert "int8" in refused(copy, "--stages=score")

@@ -1,0 +1,151 @@
+"""The scoring step, compiled for TPUs that are not here."""
+
+import dataclasses
+import re
+
+import pytest
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.models import sharding
+from miniplm_jax.models.architecture import Transformer
+from miniplm_jax.plan import forecast, hlo, topology
+from miniplm_jax.plan.programs import DoesNotFitError
+
+ARCH = Transformer(
+  vocab_size=32_000,
+  hidden_size=256,
+  intermediate_size=704,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=4,
+  tie_word_embeddings=False,
+)
+ROWS, LENGTH = 4, 1024  # on each shard of the batch: 4 tiles of the head
+MESHES = {"fsdp": (1, 4, 1), "tensor": (1, 2, 2)}
+
+
+@pytest.fixture(scope="module", params=MESHES)
+def compiled(request):
+  pytest.importorskip("libtpu")
+  mesh = topology.mesh("v5e:2x2", *MESHES[request.param])
+  return mesh, forecast.scoring(ARCH, mesh, ROWS, LENGTH)
+
+
+def test_flops_are_those_of_the_closed_form(compiled):
+  _, found = compiled
+  assert None not in found.program.loops.values()
+  assert sorted(found.program.loops.values())[-2:] == [2, 4]  # layers, tiles
+  assert found.flops == pytest.approx(found.model_flops, rel=0.02)
+
+
+def test_no_buffer_holds_the_logits_of_all_tokens(compiled):
+  mesh, found = compiled
+  shards, tensor = sharding.batch_shards(mesh), mesh.shape["tensor"]
+  text = set(re.findall(r"\[[\d,]+\]", found.text))
+  for rows in (ROWS, ROWS * shards):
+    for v in {ARCH.vocab_size, ARCH.vocab_size // tensor}:
+      n = rows * LENGTH
+      shapes = (rows, LENGTH, v), (n, v), (v, n), (v, rows, LENGTH)
+      assert not text & {f"[{','.join(map(str, s))}]" for s in shapes}
+  local = ARCH.table_rows // tensor
+  assert sorted(found.logits.shape) == [1024, local]  # one tile
+
+
+def test_memory_is_a_tile_and_the_weights(compiled):
+  mesh, found = compiled
+  local = ARCH.table_rows // mesh.shape["tensor"]
+  # The tile in float32, all weights gathered, and as much again.
+  weights = 2 * ARCH.parameters()
+  assert found.peak_bytes < 2 * (4 * 1024 * local + weights)
+
+
+def test_collectives_are_gathers_of_the_weights(compiled):
+  mesh, found = compiled
+  assert "collective-permute" not in found.collectives
+  tensor = mesh.shape["tensor"]
+  weights = 2 * ARCH.parameters() / tensor
+  _, nbytes = found.collectives["all-gather"]
+  assert weights * 0.98 < nbytes < weights * 1.1
+  reduced = found.collectives["all-reduce"][1]
+  if tensor == 1:  # nothing but each row's two results
+    assert reduced <= 4 * 2 * ROWS * 4
+  else:  # of the embedding, and twice of each layer, hidden states
+    hidden = 2 * ROWS * LENGTH * ARCH.hidden_size
+    sums = 1 + 2 * ARCH.num_hidden_layers
+    assert reduced == pytest.approx(hidden * sums, rel=0.02)
+
+
+def test_what_does_not_fit_is_said():
+  pytest.importorskip("libtpu")
+  arch = dataclasses.replace(ARCH, vocab_size=32_000_000)
+  mesh = topology.mesh("v5e:1x1", 1, 1, 1)
+  with pytest.raises(DoesNotFitError, match="does not fit"):
+    forecast.scoring(arch, mesh, 1, 128)
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:4", "v9:2x2", "v5e:2x2x2", "4x4"])
+def test_a_slice_that_does_not_exist_is_an_error(name):
+  pytest.importorskip("libtpu")
+  with pytest.raises(UserError, match="no TPU slice"):
+    topology.devices(name)
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch):
+  monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  with pytest.raises(UserError, match="libtpu is not installed"):
+    topology.devices("v5e:2x2")
+
+
+def test_bodies_count_as_often_as_they_run_and_the_costlier_branch_once():
+  program = hlo.Program(_HLO)
+  assert program.loops == {"while.1": 5}
+  assert program.flops == 5 * 2 * 8 * 16 * 32
+  (found,) = program.collectives
+  assert (found.kind, found.times, found.nbytes) == (
+    "all-gather",
+    5,
+    8 * 32 * 2,
+  )
+
+
+_HLO = """HloModule test
+
+%a (p.0: bf16[8,32]) -> bf16[8,32] {
+  ROOT %p.0 = bf16[8,32]{1,0} parameter(0)
+}
+
+%b (p.1: bf16[8,32]) -> bf16[8,32] {
+  %p.1 = bf16[8,32]{1,0} parameter(0)
+  %w.1 = bf16[32,16]{1,0} constant({...})
+  %dot.1 = bf16[8,16]{1,0} dot(%p.1, %w.1), lhs_contracting_dims={1}
+  ROOT %pad.1 = bf16[8,32]{1,0} custom-call(%dot.1), custom_call_target="x"
+}
+
+%body (s.0: (s32[], bf16[8,32])) -> (s32[], bf16[8,32]) {
+  %s.0 = (s32[]{:T(128)}, bf16[8,32]{1,0}) parameter(0)
+  %i.0 = s32[] get-tuple-element(%s.0), index=0
+  %x.0 = bf16[8,32]{1,0} get-tuple-element(%s.0), index=1
+  %one.0 = s32[] constant(1)
+  %next.0 = s32[] add(%i.0, %one.0)
+  %half.0 = bf16[8,16]{1,0} slice(%x.0), slice={[0:8], [0:16]}
+  %all.0 = bf16[8,32]{1,0} all-gather(%half.0), channel_id=1, dimensions={1}
+  %y.0 = bf16[8] conditional(%i.0, %all.0, %x.0), branch_computations={%a, %b}
+  ROOT %out.0 = (s32[], bf16[8,32]{1,0}) tuple(%next.0, %y.0)
+}
+
+%less (s.1: (s32[], bf16[8,32])) -> pred[] {
+  %s.1 = (s32[], bf16[8,32]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%s.1), index=0
+  %limit.1 = s32[] constant(7)
+  ROOT %less.1 = pred[] compare(%i.1, %limit.1), direction=LT
+}
+
+ENTRY %main (x.2: bf16[8,32]) -> bf16[8,32] {
+  %x.2 = bf16[8,32]{1,0} parameter(0)
+  %two.2 = s32[] constant(2)
+  %init.2 = (s32[], bf16[8,32]{1,0}) tuple(%two.2, %x.2)
+  %while.1 = (s32[], bf16[8,32]) while(%init.2), condition=%less, body=%body
+  ROOT %done.2 = bf16[8,32]{1,0} get-tuple-element(%while.1), index=1
+}
+"""
