@@ -8,13 +8,13 @@ BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \
   --compile-bytecode
 
-.PHONY: demo test lint format bench lock clean
+.PHONY: demo test lint format bench tpu-scoring lock clean
 
 demo: .venv/installed
 	$(BIN)/python -m miniplm_jax.main --config=configs/demo.py
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	TPU_LIBRARY_PATH=$(LIBTPU) $(BIN)/python -m pytest
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check
@@ -27,6 +27,9 @@ format: .venv/installed-dev
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.head
 
+tpu-scoring: .venv/installed-dev
+	TPU_LIBRARY_PATH=$(LIBTPU) $(BIN)/python -m benchmarks.tpu_scoring
+
 .venv/installed: requirements-lock.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	  sys.exit(None if v in ((3, 11), (3, 12)) else "error: Python %d.%d, \
@@ -37,10 +40,15 @@ bench: .venv/installed
 	$(INSTALL) --editable .
 	touch $@
 
+# libtpu compiles for TPUs that are not here. It stands apart: JAX looks for
+# TPUs in every process of an environment that has it. There is none for Macs.
+LIBTPU := $(CURDIR)/.venv/libtpu/libtpu/libtpu.so
 # torch by pip: its CPU wheel may lie where uv does not look.
 .venv/installed-dev: .venv/installed requirements-dev-lock.txt
 	$(INSTALL) -r requirements-dev-lock.txt
 	$(BIN)/python -m pip install --quiet torch==2.13.0
+	[ "$$(uname -sm)" != "Linux x86_64" ] || $(BIN)/uv pip install --quiet \
+	  --python $(BIN)/python --no-deps --target .venv/libtpu libtpu==0.0.42.1
 	touch $@
 
 # Resolve anew; commit what changes. tensorflow-text asks for tensorflow, whose

@@ -24,9 +24,16 @@ ROWS, LENGTH = 4, 1024  # on each shard of the batch: 4 tiles of the head
 MESHES = {"fsdp": (1, 4, 1), "tensor": (1, 2, 2)}
 
 
-@pytest.fixture(scope="module", params=MESHES)
+needs_libtpu = pytest.mark.skipif(
+  not topology.is_installed(), reason="no libtpu: see LIBTPU in the Makefile"
+)
+
+
+@pytest.fixture(
+  scope="module",
+  params=[pytest.param(name, marks=needs_libtpu) for name in MESHES],
+)
 def compiled(request):
-  pytest.importorskip("libtpu")
   mesh = topology.mesh("v5e:2x2", *MESHES[request.param])
   return mesh, forecast.scoring(ARCH, mesh, ROWS, LENGTH)
 
@@ -75,17 +82,17 @@ def test_collectives_are_gathers_of_the_weights(compiled):
     assert reduced == pytest.approx(hidden * sums, rel=0.02)
 
 
+@needs_libtpu
 def test_what_does_not_fit_is_said():
-  pytest.importorskip("libtpu")
   arch = dataclasses.replace(ARCH, vocab_size=32_000_000)
   mesh = topology.mesh("v5e:1x1", 1, 1, 1)
   with pytest.raises(DoesNotFitError, match="does not fit"):
     forecast.scoring(arch, mesh, 1, 128)
 
 
+@needs_libtpu
 @pytest.mark.parametrize("name", ["v5e", "v5e:4", "v9:2x2", "v5e:2x2x2", "4x4"])
 def test_a_slice_that_does_not_exist_is_an_error(name):
-  pytest.importorskip("libtpu")
   with pytest.raises(UserError, match="no TPU slice"):
     topology.devices(name)
 

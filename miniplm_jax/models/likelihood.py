@@ -3,10 +3,13 @@
 B batch, T time, R rows.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import head
 from miniplm_jax.models.decoder import Decoder
@@ -45,6 +48,14 @@ def row_nll(
   return (
     jnp.sum(nll_BxT, -1),
     jnp.sum(mask_BxT, -1, dtype=jnp.int32),
+  )
+
+
+def row_nll_step(mesh: Mesh, *, eos_id: int, dtype: Any):
+  """`row_nll` as a jitted program of (model, batch); all devices get all."""
+  return jax.jit(
+    functools.partial(row_nll, eos_id=eos_id, dtype=dtype),
+    out_shardings=NamedSharding(mesh, P()),
   )
 
 

@@ -1,12 +1,10 @@
 """The programs of a run, lowered for a mesh that may not be here."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import decoder, likelihood, sharding
@@ -24,7 +22,7 @@ def scoring(
   length: int,
   dtype: Any = jnp.bfloat16,
 ) -> jax.stages.Lowered:
-  """One batch of scoring, as `score/scorer.py` jits it.
+  """One batch of scoring, the program that `score/scorer.py` runs.
 
   Args:
     arch: of the model.
@@ -43,9 +41,8 @@ def scoring(
   }
   batch = {name: _placed(x, by_row) for name, x in batch.items()}
   # Which id ends a document changes a constant, and nothing else.
-  row_nll = functools.partial(likelihood.row_nll, eos_id=0, dtype=dtype)
+  step = likelihood.row_nll_step(mesh, eos_id=0, dtype=dtype)
   with jax.set_mesh(mesh):
-    step = jax.jit(row_nll, out_shardings=NamedSharding(mesh, P()))
     return step.lower(model, batch)
 
 

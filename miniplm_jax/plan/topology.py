@@ -37,14 +37,19 @@ _ENVIRONMENT = {
 }
 
 
+def is_installed() -> bool:
+  """Whether there is a libtpu, as a package or in TPU_LIBRARY_PATH."""
+  path = os.environ.get("TPU_LIBRARY_PATH", "")
+  return os.path.exists(path) or importlib.util.find_spec("libtpu") is not None
+
+
 def prepare():
   """Lets libtpu compile beside JAX on CPU; call it before JAX has devices.
 
   Raises:
     UserError: libtpu is not installed.
   """
-  has_path = bool(os.environ.get("TPU_LIBRARY_PATH"))
-  if not has_path and importlib.util.find_spec("libtpu") is None:
+  if not is_installed():
     raise UserError(
       "libtpu is not installed, so nothing compiles for TPU",
       "in this Python environment",

@@ -42,10 +42,10 @@ def plan(
 ) -> list[Planned]:
   """Groups rows of like length; a function of its arguments alone.
 
-  Rows that do not fill a batch move on to the next length, so there is one
-  batch with empty rows at most, and a length that few rows have costs no
-  compilation. The longest come first: what does not fit in memory fails at
-  once.
+  Rows that do not fill a batch move on to the next length if that wastes less
+  than a batch with empty rows. So a length that few rows have costs no
+  compilation, and none has more than one such batch. The longest come first:
+  what does not fit in memory fails at once.
 
   Args:
     inputs_R: inputs of each row.
@@ -56,14 +56,18 @@ def plan(
   order = np.argsort(inputs_R, kind="stable")
   ends = np.searchsorted(inputs_R[order], lengths, "right")
   planned, start = [], 0
-  for length, end in zip(lengths, ends):
+  for i, (length, end) in enumerate(zip(lengths, ends)):
     size = max(batch_tokens // length // shards, 1) * shards
+    while end - start >= size:
+      planned.append(Planned(order[start : start + size], length, size))
+      start += size
+    if end == start:
+      continue
     is_last = end == len(order)
-    while end - start >= size or (is_last and start < end):
-      planned.append(Planned(order[start:end][:size], length, size))
-      start += len(planned[-1].places)
-    if is_last:
-      break
+    longer = 0 if is_last else (end - start) * (lengths[i + 1] - length)
+    if is_last or longer > (size - (end - start)) * length:
+      planned.append(Planned(order[start:end], length, size))
+      start = end
   return planned[::-1]
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import likelihood, sharding
@@ -79,11 +78,8 @@ class Scorer:
       batch_tokens=batch_tokens,
       shards=sharding.batch_shards(mesh),
     )
-    self._row_nll = jax.jit(
-      functools.partial(
-        likelihood.row_nll, eos_id=corpus.eos_id, dtype=jnp.dtype(dtype)
-      ),
-      out_shardings=NamedSharding(mesh, P()),
+    self._row_nll = likelihood.row_nll_step(
+      mesh, eos_id=corpus.eos_id, dtype=jnp.dtype(dtype)
     )
     self.shapes: set[tuple[int, int]] = set()
 
