@@ -1,4 +1,4 @@
-"""The tiled head against the plain one: time and peak memory of a gradient.
+"""The tiled head against the plain one: a gradient, and memory of scoring.
 
   python -m benchmarks.head        (or: make bench)
 
@@ -33,10 +33,30 @@ def _seconds(compiled, arguments) -> float:
   return time.perf_counter() - start
 
 
+def _scoring_memory():
+  """Temporary memory of log-probs without gradients: no vocabulary × batch."""
+  for vocabulary in (32_000, 151_936, 262_144):
+    for tokens in (2048, 8192):
+      shapes = (4, tokens // 4, HIDDEN), (vocabulary, HIDDEN), (4, tokens // 4)
+      h, w, y = (
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in zip(shapes, (jnp.float32, jnp.float32, jnp.int32))
+      )
+      compiled = jax.jit(head.token_nll).lower(h, w, y).compile()
+      mib = compiled.memory_analysis().temp_size_in_bytes / 2**20
+      print(
+        f"scoring, vocabulary {vocabulary:,}, {tokens:,} tokens: temporary "
+        f"memory {mib:.1f} MiB; their logits would take "
+        f"{4 * vocabulary * tokens / 2**20:,.0f} MiB"
+      )
+
+
 def main():
   """Prints a line for each vocabulary."""
   print(f"{TOKENS} tokens, hidden {HIDDEN}, float32, {RUNS} paired runs")
   mesh = sharding.make_mesh(-1, 1, 1)
+  with jax.set_mesh(mesh):
+    _scoring_memory()
   for vocabulary in (8_192, 151_936):
     keys = jax.random.split(jax.random.key(0), 3)
     h = jax.random.normal(keys[0], (2, TOKENS // 2, HIDDEN))

@@ -5,7 +5,7 @@ import signal
 import pytest
 from etils import epath
 
-from miniplm_jax.core import errors, files, manifest
+from miniplm_jax.core import errors, files, manifest, progress
 from miniplm_jax.core.errors import Stopped, UserError
 from miniplm_jax.core.job import Job, execute, status
 
@@ -129,3 +129,12 @@ def test_signals_wait_for_the_end_of_a_step(number, code):
     signal.signal(signal.SIGINT, before[0])
     signal.signal(signal.SIGTERM, before[1])
     errors._pending.clear()
+
+
+def test_progress_without_progress_is_no_error(capsys):
+  with progress.Progress("stage", 10, "rows", every=0.0) as bar:
+    bar.update(0)
+    bar.update(5)
+  said = capsys.readouterr().out.splitlines()
+  assert "0/10 rows" in said[0] and "left" not in said[0]
+  assert "5/10 rows" in said[1] and "left" in said[1]

@@ -71,7 +71,8 @@ class Progress:
       of, left = "", ""
       if self._total is not None:
         of = f"/{self._total:,}"
-        left = f", {duration((self._total - self._done) / rate)} left"
+        if rate:
+          left = f", {duration((self._total - self._done) / rate)} left"
       say(
         self._stage,
         f"{self._done:,}{of} {self._unit}, {rate:,.1f} {self._unit}/s{left} "

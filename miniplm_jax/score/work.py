@@ -110,7 +110,8 @@ class Worker:
         part = table.read_part(t.directory / name, header_only=True)
         table.check_part(part, by_name[name], t.made_by, self._run.any_code)
         self._there[k].add(name)
-      self._progress.update(self._rows_there(k) - before)
+      if found := self._rows_there(k) - before:
+        self._progress.update(found)
 
   def _rows_there(self, k: int) -> int:
     return sum(len(u.rows) for u in self._units if u.name in self._there[k])
