@@ -309,10 +309,14 @@ def test_scores_from_elsewhere(copy, finished, kind):
   stages = "--stages=score,select,verify"
   name = "--config.select.name=imported"
   done = run(copy, stages, name, *given)
-  assert "scored again" in done.stdout
+  assert "mine: " in done.stdout and "made elsewhere" in done.stdout
+  assert "reference: " in done.stdout and "scored again" in done.stdout
   found = scores(copy, "mine")
   for column, values in made.items():
     np.testing.assert_allclose(found[column], values, rtol=1e-6)
+  if kind == "sum.parquet":  # the rest goes on without the teacher
+    run(copy, LONG, name, *given, "--config.student.name=imported")
+    assert (copy / "run/students/imported/evaluation.json").exists()
   if kind != "mean.npy":
     assert rows(copy, "imported") == rows(finished)
   if kind != "sum.npy":

@@ -20,8 +20,11 @@ def jobs(config, workdir: Workdir) -> list[Job]:
     _student(config, workdir, for_method(config, m).student)
     for m in methods(config)
   ]
-  given = dict(zip(score_stage.ROLES, score_stage.sources(config, workdir)))
-  return found + [_scorer(config, workdir, s) for s in given.values()]
+  sources = dict(zip(score_stage.ROLES, score_stage.sources(config, workdir)))
+  return found + [
+    _scorer(config, workdir, sources[role])
+    for role in score_stage.roles_with_model(config)
+  ]
 
 
 def _student(config, workdir: Workdir, name: str) -> Job:

@@ -9,7 +9,7 @@ from miniplm_jax.core import page
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.evaluate.stage import ALL
-from miniplm_jax.score.stage import ROLES
+from miniplm_jax.score.stage import roles_with_model
 from miniplm_jax.trainer import metrics
 
 Inputs = Mapping[str, Manifest]
@@ -17,7 +17,7 @@ Inputs = Mapping[str, Manifest]
 
 def loss_table(config, inputs: Inputs):
   """Header and rows: one row a model, one column a domain."""
-  names = [*methods(config), *ROLES]
+  names = [*methods(config), *roles_with_model(config)]
   losses = {n: inputs[f"{n} evaluation"].details["loss"] for n in names}
   domains = [d for d in losses[names[0]] if d != ALL]
   header = ["model", "parameters", "steps", "all", "all, per token", *domains]

@@ -4,7 +4,7 @@ from miniplm_jax.config import for_method, methods
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate.stage import ALL
-from miniplm_jax.score.stage import ROLES
+from miniplm_jax.score.stage import ROLES, roles_with_model
 from miniplm_jax.select.stage import kept_rows
 
 STAGE = "report"
@@ -16,7 +16,8 @@ def jobs(config, workdir: Workdir) -> list[Job]:
   for role in ROLES:
     folder = workdir.scores(config[role].name)
     inputs[f"{role} scores"] = folder / MANIFEST
-    inputs[f"{role} evaluation"] = folder / "evaluation.json"
+    if role in roles_with_model(config):
+      inputs[f"{role} evaluation"] = folder / "evaluation.json"
   for method in methods(config):
     names = for_method(config, method)
     inputs[f"{method} selection"] = (
@@ -47,7 +48,7 @@ def _run(config, workdir: Workdir, inputs):
   from miniplm_jax.select.cutoff import Cutoff
   from miniplm_jax.select.scored import ScoredRows
 
-  for name in (*methods(config), *ROLES):
+  for name in (*methods(config), *roles_with_model(config)):
     made = inputs.get(f"{name} training") or inputs[f"{name} scores"]
     inputs[f"{name} evaluation"].check_inputs({"model": made})
   table = findings.loss_table(config, inputs)

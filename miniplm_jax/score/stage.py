@@ -56,6 +56,11 @@ def sources(config, workdir: Workdir) -> list[Source]:
   return found
 
 
+def roles_with_model(config) -> tuple[str, ...]:
+  """Those of `ROLES` that are scored here; of others only scores are known."""
+  return tuple(role for role in ROLES if not config[role].scores)
+
+
 def jobs(config, workdir: Workdir) -> list[Job]:
   """One job a table; they share a pass over the data."""
   made = sources(config, workdir)

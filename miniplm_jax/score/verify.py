@@ -51,6 +51,10 @@ def _verify(config, source, found, corpus, mesh):
       str(found.path),
       "score again with --stages=score --force",
     )
+  whole = f"{source.name}: {len(parts)} parts are whole"
+  if source.scores:
+    say(STAGE, f"{whole}; made elsewhere, so nothing is scored again")
+    return
   rng = np.random.default_rng(config.verify.seed)
   sample = np.sort(rng.permutation(total)[: config.verify.rows])
   model = score_stage.load_checked(source, corpus, mesh, config.score.dtype)
@@ -74,7 +78,7 @@ def _verify(config, source, found, corpus, mesh):
     )
   say(
     STAGE,
-    f"{source.name}: {len(parts)} parts are whole; of {total:,} rows "
+    f"{whole}; of {total:,} rows "
     f"{len(sample)} scored again, off by at most {off.max():.2g} nats per "
     f"token (tolerance {config.verify.tolerance:g})",
   )
