@@ -134,7 +134,7 @@ def default() -> ConfigDict:
         "name": "teacher",  # scores/<name>
         "path": "Qwen/Qwen1.5-1.8B",  # directory or hub id; "" trains it here
         "revision": "main",  # of a hub id
-        "scores": "",  # made elsewhere: a .parquet or .npy file, see README
+        "scores": "",  # made elsewhere: see docs/scoring.md
         "model": transformer(),  # if it is trained here
         "train": _train(),
       },

@@ -73,11 +73,15 @@ def _rules(config):
   for name in ("rows_per_part", "batch_tokens", "int8_rows"):
     yield at_least(f"score.{name}", config.score[name], 1)
   yield among("score.dtype", config.score.dtype, _DTYPES)
+  taken = {config.teacher.name, config.reference.name}
   for text in config.score.more:
-    name, _, path = text.partition("=")
-    taken = (config.teacher.name, config.reference.name)
-    good = bool(name and path and "/" not in name and name not in taken)
+    found = re.fullmatch(r"(\w[\w.-]*)=(.+)", text)
+    good = bool(found) and found[1] not in taken
     yield "score.more", text, good, "give NAME=DIRECTORY_OR_HUB_ID, a new name"
+    taken.add(found[1])
+  good = not (config.score.int8_teacher and config.reference.scores)
+  todo = "let the reference be scored here: the ranking is compared"
+  yield "score.int8_teacher", config.score.int8_teacher, good, todo
   for name in ("least_spearman", "least_agreement"):
     value = config.score[f"int8_{name}"]
     yield f"score.int8_{name}", value, 0 <= value <= 1, "give 0 to 1"

@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 from helpers import LONG, command, environment, refused, rows, run
 
-from miniplm_jax.core import claims
+from miniplm_jax.core import claims, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.score import batching, table, units
 
@@ -83,7 +83,7 @@ def test_a_claim_that_nobody_renews_is_taken_over(tmp_path):
 def test_a_claim_of_a_dead_process_of_this_host_is_free_at_once(tmp_path):
   process = subprocess.Popen(["true"])
   process.wait()
-  owner = {"host": socket.gethostname(), "pid": process.pid, "worker": "x"}
+  owner = {"host": claims._machine(), "pid": process.pid, "worker": "x"}
   (tmp_path / "a").write_text(json.dumps(owner))
   (tmp_path / "b").write_text(json.dumps(owner | {"host": "elsewhere"}))
   (tmp_path / "c").write_text("not JSON")
@@ -322,6 +322,10 @@ def test_scores_from_elsewhere(copy, finished, kind):
   if kind != "sum.npy":
     return
   stages = "--stages=score"
+  # What the file is said to be is part of what it is.
+  beside.write_text(json.dumps(described | {"nll": "mean"}))
+  assert "inputs.scores" in refused(copy, stages, *given)
+  beside.write_text(json.dumps(described))
   for wrong, words in (
     ({"corpus": "0" * 64}, "are of corpus 000"),
     ({"nll": "bits"}, '"nll" is'),
@@ -329,6 +333,8 @@ def test_scores_from_elsewhere(copy, finished, kind):
     beside.write_text(json.dumps(described | wrong))
     assert words in refused(copy, stages, "--force", *given)
   beside.write_text(json.dumps(described))
+  np.save(path, -made["nll_sum"])
+  assert "below 0" in refused(copy, stages, "--force", *given)
   np.save(path, made["nll_sum"][:-1])
   assert "where D has" in refused(copy, stages, "--force", *given)
   np.save(path, np.where(made["row_id"] == made["row_id"][3], np.nan, 1.0))
@@ -343,7 +349,7 @@ def test_verify_scores_again_and_notices_another_model(copy):
   assert done.stdout.count("20 scored again, off by at most 0 ") == 2
   other = f"--config.teacher.path={copy / 'run/reference/hf'}"
   error = refused(copy, "--stages=verify", other)
-  assert "rows are not what teacher says: row" in error
+  assert "teacher was scored by weights" in error
   part = sorted((copy / "run/scores/teacher").glob("part-*"))[1]
   found = pq.read_table(part)
   values = found["nll_sum"].to_numpy().copy()
@@ -352,6 +358,12 @@ def test_verify_scores_again_and_notices_another_model(copy):
   pq.write_table(changed.replace_schema_metadata(found.schema.metadata), part)
   error = refused(copy, "--stages=verify")
   assert part.name in error
+  path = part.parent / "manifest.json"
+  body = json.loads(path.read_text())
+  body["files"][part.name] = files.describe(part)  # as if it had been so
+  path.write_text(json.dumps(body))
+  error = refused(copy, "--stages=verify", "--config.verify.rows=99999")
+  assert "1 of " in error and f"row {found['row_id'][0]} is off by" in error
 
 
 def test_further_references_are_scored_in_the_same_pass(copy):
@@ -359,8 +371,9 @@ def test_further_references_are_scored_in_the_same_pass(copy):
   run(copy, "--stages=score", more)
   one, two = scores(copy, "teacher"), scores(copy, "other")
   np.testing.assert_array_equal(one["nll_sum"], two["nll_sum"])
-  same = f"--config.score.more=('teacher={copy}',)"
-  assert "score.more" in refused(copy, "--stages=score", same)
+  for bad in (f"'teacher={copy}'", "'../x=y'", "'a=b', 'a=c'"):
+    error = refused(copy, "--stages=score", f"--config.score.more=({bad},)")
+    assert "score.more" in error
 
 
 def test_the_manifest_says_how_fast_it_was(finished):

@@ -28,7 +28,10 @@ def _write(store: Any, name: str, content: bytes | None, expected: bytes):
   Returns:
     The new generation, or None if it was another.
   """
-  stamp = store.write(name, content, if_equal=expected).result()
+  try:
+    stamp = store.write(name, content, if_equal=expected).result()
+  except ValueError as e:  # tensorstore's; callers know OSError
+    raise OSError(f"{name} cannot be written: {e}") from e
   return stamp.generation or None
 
 
@@ -47,6 +50,13 @@ def _absent(store: Any) -> bytes:
   return store.read(f"{uuid.uuid4()}").result().stamp.generation
 
 
+def _machine() -> str:
+  """This machine, as it was booted: names may be the same on several."""
+  boot = epath.Path("/proc/sys/kernel/random/boot_id")
+  boot_id = boot.read_text().strip() if boot.exists() else ""
+  return f"{socket.gethostname()} {boot_id}"
+
+
 class Board:
   """The claims in one folder, and those that this process holds."""
 
@@ -61,7 +71,7 @@ class Board:
     self._store = files.store(folder)
     self._absent = _absent(self._store)
     self._me = {
-      "host": socket.gethostname(),
+      "host": _machine(),
       "pid": os.getpid(),
       "worker": uuid.uuid4().hex,
     }
@@ -128,7 +138,7 @@ class Board:
         for name, generation in list(self._held.items()):
           try:
             made = _write(self._store, name, self._content(), generation)
-          except ValueError:  # the store is out of reach; it may come back
+          except OSError:  # the store is out of reach; it may come back
             continue
           if made is None:
             del self._held[name]  # taken over

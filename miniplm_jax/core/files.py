@@ -14,6 +14,8 @@ from typing import Any
 
 from etils import epath
 
+from miniplm_jax.core.errors import UserError
+
 _PROBE_BYTES = 1 << 16
 
 
@@ -66,7 +68,14 @@ def store(folder: epath.PathLike) -> Any:
   if is_local(folder):
     spec = {"driver": "file", "path": f"{folder.resolve()}/"}
   else:
-    bucket, _, path = os.fspath(folder).partition("://")[2].partition("/")
+    scheme, _, rest = os.fspath(folder).partition("://")
+    if scheme != "gs":
+      raise UserError(
+        f"files of {scheme}:// cannot be written here",
+        str(folder),
+        "give a local path or gs://",
+      )
+    bucket, _, path = rest.partition("/")
     path = f"{path.rstrip('/')}/" if path else ""
     spec = {"driver": "gcs", "bucket": bucket, "path": path}
   return tensorstore.KvStore.open(spec).result()

@@ -65,7 +65,8 @@ def agree(decide: Callable[[], Any]) -> Any:
     decide: called in the first process only; returns a JSON value.
 
   Raises:
-    UserError: in all processes, if `decide` raised one in the first.
+    UserError: in all processes, if `decide` raised one, or an OSError, in
+      the first.
   """
   if _count == 1:
     return decide()
@@ -78,6 +79,8 @@ def agree(decide: Callable[[], Any]) -> Any:
       found = {"value": decide()}
     except UserError as e:
       found = {"error": [e.what, e.where, e.todo]}
+    except OSError as e:
+      found = {"error": [str(e), "in the first process", "look at its log"]}
     text = np.frombuffer(json.dumps(found).encode(), np.uint8)
     told[: len(text)] = text
   told = np.asarray(multihost_utils.broadcast_one_to_all(told))

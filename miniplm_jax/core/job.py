@@ -4,6 +4,7 @@ A stage turns the config into jobs; this runs them. It is plumbing and is
 meant to stay this small.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -96,7 +97,9 @@ def _begin(job: Job, force: bool) -> bool:
   if not force:
     found = manifest_lib.read(job.manifest)
     if found is None and has_files:
-      found = manifest_lib.read(job.partial)
+      # The last one again: another worker may have finished in between.
+      for path in (job.partial, job.manifest):
+        found = found or manifest_lib.read(path)
   if force or (job.is_view and found and _difference(job, found, wanted)):
     # In this order: a kill in between leaves files of unknown origin.
     for path in (job.manifest, job.partial, *job.outputs):
@@ -110,7 +113,12 @@ def _begin(job: Job, force: bool) -> bool:
   if found.path == job.partial:
     say(job.stage, f"resuming {job.manifest.parent}")
     return True
-  found.check_sizes()
+  found.check_sizes(
+    f"restore the file; or rename {job.manifest.name} to {job.partial.name} "
+    "and run it again: only what is missing is made"
+    if job.rechecks
+    else ""
+  )
   if difference := _difference(job, found, wanted, rechecked=True):
     say(job.stage, f"going on, {difference}: {job.manifest.parent}")
     # The old manifest holds for what it names until the new one replaces it.
@@ -134,7 +142,7 @@ def _run(jobs: Sequence[Job]):
     for job, found, result in zip(jobs, inputs, wanted):
       made = dict(job.run(found))
       seconds = round(time.monotonic() - start, 2)
-      made["details"] = {"seconds": seconds} | made.get("details", {})
+      made["details"] = made.get("details", {}) | {"seconds": seconds}
       if hosts.is_first():
         dataclasses.replace(result, **made).write()
         job.partial.unlink(missing_ok=True)
@@ -142,7 +150,8 @@ def _run(jobs: Sequence[Job]):
       say(job.stage, f"done in {duration(seconds)}: {job.manifest}")
   except UserError:
     for job in jobs if hosts.is_first() else ():
-      if not any(_files(job)):
+      # Another worker may rely on the partial manifest of a shared pass.
+      if not job.together and not any(_files(job)):
         job.partial.unlink(missing_ok=True)  # nothing to resume
     raise
 
@@ -198,7 +207,8 @@ def _files(job: Job) -> Iterator[epath.Path]:
   while todo:
     path = todo.pop()
     if path.is_dir():
-      todo += path.iterdir()
+      with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        todo += path.iterdir()
     elif path != job.partial and not files.is_lock(path) and path.exists():
       yield path
 

@@ -68,8 +68,8 @@ class Manifest:
     body["code_version"] = self.code_version or code_version()
     files.write_json(self.path, body | {"fingerprint": self.fingerprint})
 
-  def check_sizes(self):
-    """Raises UserError unless every listed file has its listed size."""
+  def check_sizes(self, todo: str = ""):
+    """Raises UserError, with what to do, unless all files have their size."""
     for name, facts in self.files.items():
       path = self.directory / name
       size = path.stat().length if path.exists() else None
@@ -78,7 +78,8 @@ class Manifest:
         raise UserError(
           f"{path} {found} where the manifest says {facts['bytes']}",
           f"in {self.path}",
-          f"restore the file, or make it again with "
+          todo
+          or f"restore the file, or make it again with "
           f"--stages={self.stage} --force",
         )
 

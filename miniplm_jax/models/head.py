@@ -60,12 +60,12 @@ def token_nll(
   if tile is None:
     is_cpu = sharding.platform() == "cpu"
     tile = _CPU_TILE if is_cpu else (TILE, w_VxD.shape[0])
-  size = min(tile[0], y_BxT.size)
 
   def local(h_BxTxD, w_VxD, y_BxT, mask_BxT):
     w_VxD = _gather(w_VxD, h_BxTxD.dtype)
     h_NxD, y_N = h_BxTxD.reshape(-1, h_BxTxD.shape[-1]), y_BxT.reshape(-1)
     wanted_N = mask_BxT.reshape(-1)
+    size = min(tile[0], len(y_N))
     # Wanted tokens first. What fills the last tile lies outside: it reads
     # the last token and is dropped when it is written.
     order_N = jnp.argsort(~wanted_N, stable=True)

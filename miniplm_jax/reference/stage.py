@@ -23,7 +23,7 @@ def reference_jobs(config, workdir: Workdir) -> list[Job]:
 
 def _jobs(role: str, config, workdir: Workdir) -> list[Job]:
   c = config[role]
-  if c.path:
+  if c.path or c.scores:
     return []
   return [
     training_job.make(

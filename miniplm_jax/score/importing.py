@@ -48,7 +48,7 @@ def write_parts(
     "weights": f"imported {files.sha256(path)}",
     "tokenizer": corpus.manifest.tokenizer,
     "code": f"{described.get('model', 'unknown')}",
-    "settings": "",
+    "settings": described["nll"],
   }
   start = 0
   with Progress("score", len(row_ids), "rows") as progress:
@@ -121,7 +121,9 @@ def _read(path: epath.Path, row_ids: np.ndarray):
       if path.suffix == ".npy":
         nll, found = np.load(f, allow_pickle=False), row_ids
       else:
-        columns = pq.read_table(f).sort_by("row_id")
+        names = set(pq.read_schema(f).names) & {"n_tokens"}
+        wanted = ["row_id", "nll_sum", *names]
+        columns = pq.read_table(f, columns=wanted).sort_by("row_id")
         found = columns["row_id"].to_numpy()
         nll = columns["nll_sum"].to_numpy()
         if "n_tokens" in columns.column_names:
@@ -132,6 +134,12 @@ def _read(path: epath.Path, row_ids: np.ndarray):
       str(path),
       "give Parquet with row_id and nll_sum, or a vector as .npy",
     ) from e
+  if nll.dtype.kind not in "fiu" or np.any(nll < 0):
+    raise UserError(
+      "there is something that is no −log p: a number below 0, or no number",
+      str(path),
+      "give Σ −log p in nats, which is 0 or more",
+    )
   if (
     nll.ndim != 1
     or len(nll) != len(row_ids)

@@ -9,23 +9,28 @@ import json
 
 import numpy as np
 
-from miniplm_jax.core import files, hosts
+from miniplm_jax.core import files, hosts, manifest
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models import int8
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.score import fidelity
+from miniplm_jax.score import fidelity, table
 from miniplm_jax.score import stage as score_stage
 
 REPORT = "int8_fidelity.json"
 
 
-def _report_of(path, facts):
-  """The report that is there, if it is of this model."""
+def _report_of(path, key: str):
+  """The report that is there, if it is of the same models and rows."""
   if not path.exists():
     return None
   found = json.loads(path.read_text())
-  return found if found.pop("made_by") == facts else None
+  return found if found["made_from"] == key else None
+
+
+def _fingerprint(reference: score_stage.Source) -> str:
+  found = score_stage.weights_input(reference)
+  return found() if callable(found) else manifest.require(found).fingerprint
 
 
 def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
@@ -46,13 +51,23 @@ def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
   teacher, reference, *_ = score_stage.sources(config, workdir)
   path = workdir.scores(teacher.name) / REPORT
   least = c.int8_least_spearman, c.int8_least_agreement, str(path)
-  known = hosts.agree(lambda: _report_of(path, facts))
+  # All that the report depends on.
+  key = files.digest(
+    [
+      facts,
+      corpus.manifest.fingerprint,
+      _fingerprint(reference),
+      [c.int8_rows, config.select.ratio, config.corpus.seed],
+    ]
+  )
+  known = hosts.agree(lambda: _report_of(path, key))
   if known:
     fidelity.check(known, *least)
     return int8.quantise(model)
   rows = corpus.rows_of("train")
   rng = np.random.default_rng(config.corpus.seed)
-  sample = np.sort(rng.permutation(rows)[: c.int8_rows])
+  size = min(c.int8_rows, len(rows))
+  sample = np.sort(rng.choice(rows, size, replace=False, shuffle=False))
   say(score_stage.STAGE, f"int8: {len(sample)} rows with both kinds of weights")
   other = score_stage.load_checked(reference, corpus, mesh, c.dtype)
   models = {"exact": model, "reference": other}
@@ -61,12 +76,14 @@ def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
   model = int8.quantise(model)
   scorer = score_stage.scorer_of(config, {"int8": model}, corpus, mesh)
   nll |= scorer(sample)[0]
+  for name, sums in nll.items():
+    table.check_rows(name, sample, sums, n_tokens)
   exact, found = (
     (nll["reference"] - nll[name]) / n_tokens for name in ("exact", "int8")
   )
   report = fidelity.report(exact, found, alpha=config.select.ratio)
   if hosts.is_first():
-    files.write_json(path, report | {"made_by": facts})
+    files.write_json(path, report | {"made_from": key})
   say(score_stage.STAGE, f"int8: {fidelity.in_words(report)}")
   fidelity.check(report, *least)
   return model

@@ -4,6 +4,7 @@ Only (Σ nll, tokens) are kept, so how two models are made into one score is
 decided at selection, without any model.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -70,11 +71,9 @@ def jobs(config, workdir: Workdir) -> list[Job]:
     wanted = [s for s in made if s.name in inputs]
     _fill(config, workdir, wanted, inputs, tables)
 
-  found = []
+  found = [_imported(config, workdir, s) for s in made if s.scores]
   for source in made:
-    if source.scores:
-      found.append(_imported(config, workdir, source))
-    else:
+    if not source.scores:
       # Without sharing, each gets a function of its own.
       shared = together
       if not config.run.score_together:
@@ -98,7 +97,7 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
     },
     inputs={
       "corpus": workdir.corpus / MANIFEST,
-      "weights": _weights(source),
+      "weights": weights_input(source),
     },
     # Each part says what rows and weights it was made from.
     rechecks=("corpus", "weights"),
@@ -128,10 +127,12 @@ def _imported(config, workdir: Workdir, source: Source) -> Job:
 
 
 def _file_fingerprint(path: str) -> str:
+  """Of the scores and of what FILE.json beside them says they are."""
   from etils import epath
 
   from miniplm_jax.core import files
 
+  beside = epath.Path(f"{path}.json")
   if not epath.Path(path).is_file():
     raise UserError(
       "there is no such file of scores",
@@ -139,10 +140,11 @@ def _file_fingerprint(path: str) -> str:
       "give a .parquet or .npy file as config.teacher.scores or "
       "config.reference.scores",
     )
-  return files.sha256(path)
+  said = files.sha256(beside) if beside.exists() else ""
+  return files.digest([files.sha256(path), said])
 
 
-def _weights(source: Source):
+def weights_input(source: Source):
   """The manifest of a model trained here, or a given one's fingerprint."""
   from etils import epath
 
@@ -277,9 +279,8 @@ def _merge(config, filled, inputs) -> dict:
     described, counts = table.merge(
       filled.directory, units, filled.made_by, config.run.any_code
     )
-    claims = filled.directory / "claims"
-    if claims.exists():
-      claims.rmtree()
+    with contextlib.suppress(OSError):  # another worker may be doing it
+      (filled.directory / "claims").rmtree()
     made.update(
       {
         "tokenizer": corpus.manifest.tokenizer,

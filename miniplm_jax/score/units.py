@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import re
 
 import jax
@@ -15,7 +16,13 @@ from miniplm_jax.corpus.store import Corpus, shard_names
 
 _NAME = re.compile(r"part-(\d+)-(\d+)\.parquet")
 # What decides a score, given weights and rows.
-_CODE = ("models/*.py", "score/scorer.py", "score/batching.py")
+_CODE = (
+  "models/*.py",
+  "score/scorer.py",
+  "score/batching.py",
+  "trainer/batches.py",
+  "corpus/store.py",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,5 +84,6 @@ def code() -> str:
   for pattern in _CODE:
     for path in sorted(package.glob(pattern)):
       content.update(path.read_bytes())
-  version = f"{miniplm_jax.__version__}, jax {jax.__version__}"
+  qwix = importlib.metadata.version("qwix")
+  version = f"{miniplm_jax.__version__}, jax {jax.__version__}, qwix {qwix}"
   return f"{content.hexdigest()[:16]} ({version})"

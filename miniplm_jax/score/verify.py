@@ -39,6 +39,7 @@ def run(config, workdir: Workdir, dry_run: bool):
 def _verify(config, source, found, corpus, mesh):
   import numpy as np
 
+  from miniplm_jax.models import huggingface
   from miniplm_jax.score import table
 
   parts = list(table.parts(found))
@@ -56,13 +57,25 @@ def _verify(config, source, found, corpus, mesh):
     say(STAGE, f"{whole}; made elsewhere, so nothing is scored again")
     return
   rng = np.random.default_rng(config.verify.seed)
-  sample = np.sort(rng.permutation(total)[: config.verify.rows])
-  model = score_stage.load_checked(source, corpus, mesh, config.score.dtype)
-  if source.is_int8:
+  size = min(config.verify.rows, total)
+  sample = np.sort(rng.choice(total, size, replace=False, shuffle=False))
+  dtype, is_int8 = found.settings["dtype"], found.settings["int8"]
+  model = score_stage.load_checked(source, corpus, mesh, dtype)
+  weights = huggingface.weights_fingerprint(model)
+  if weights != found.weights:
+    raise UserError(
+      f"{source.name} was scored by weights {found.weights[:12]}, these are "
+      f"{weights[:12]}",
+      str(found.path),
+      "give the model that scored",
+    )
+  if is_int8:
     from miniplm_jax.models import int8
 
     model = int8.quantise(model)
-  scorer = score_stage.scorer_of(config, {source.name: model}, corpus, mesh)
+  scorer = score_stage.scorer_of(
+    config, {source.name: model}, corpus, mesh, dtype
+  )
   nll_sum, n_tokens, _ = scorer(columns["row_id"][sample])
   wrong = n_tokens != columns["n_tokens"][sample]
   off = np.abs(nll_sum[source.name] - columns["nll_sum"][sample]) / n_tokens
@@ -72,7 +85,8 @@ def _verify(config, source, found, corpus, mesh):
     row = columns["row_id"][sample[i]]
     raise UserError(
       f"{int(wrong.sum())} of {len(sample)} rows are not what {source.name} "
-      f"says: row {row} is off by {off[i]:.2g} nats per token",
+      f"says: row {row} is off by {off[i]:.2g} nats per token over "
+      f"{n_tokens[i]} tokens",
       str(found.directory),
       "score again with --stages=score --force",
     )

@@ -7,6 +7,7 @@ the models whose part is missing, and publishes the parts.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import socket
@@ -74,8 +75,7 @@ class Worker:
     """
     with contextlib.ExitStack() as stack:
       self._progress = _Silent()
-      if hosts.is_first():
-        self._open(stack)
+      hosts.agree(lambda: self._open(stack))
       # The first process decides, all score.
       while (task := hosts.agree(self._choose)) is not None:
         if task["tables"]:
@@ -158,11 +158,13 @@ class Worker:
       t = self._tables[k]
       # In all processes: all of them must fail if one does.
       part = table.encode(unit, nll_sum[t.model], n_tokens, t.made_by)
-      if hosts.is_first():
-        claims.publish(t.directory / unit.name, part)
-        self._boards[k].release(unit.name)
-        self._there[k].add(unit.name)
-        files.write_json(self._summaries[k], self._facts())
+      hosts.agree(functools.partial(self._publish, k, unit.name, part))
+
+  def _publish(self, k: int, name: str, part: bytes):
+    claims.publish(self._tables[k].directory / name, part)
+    self._boards[k].release(name)
+    self._there[k].add(name)
+    files.write_json(self._summaries[k], self._facts())
 
   def _facts(self) -> dict[str, Any]:
     """What this worker has done so far."""
@@ -212,6 +214,7 @@ def summary(directory: epath.Path) -> dict[str, Any]:
     {
       **dataclasses.asdict(total),
       **{name: last[name] for name in same},
+      "worker_seconds": total.seconds,
       "workers": len(workers),
     }
   )
