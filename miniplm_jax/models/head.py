@@ -5,7 +5,10 @@ so its collectives are those written here and no others: one all-gather of
 the head over `fsdp`; over `tensor` a max and two sums per tile; and for
 gradients one reduction of the head's at the end.
 
-Gradients are formed in the forward tiles: a tile's logits give its loss, and
+Where only log-probs are wanted (`token_nll`), the vocabulary is streamed in
+blocks with a running maximum and sum, and tiles hold wanted tokens alone.
+
+Gradients are formed in the forward tiles, over the whole vocabulary: a tile's logits give its loss, and
 times the weight of each token, its gradients. That takes 3 passes through
 the head where recomputing tiles in the backward pass takes 4.
 
