@@ -8,9 +8,10 @@ gradients one reduction of the head's at the end.
 Where only log-probs are wanted (`token_nll`), the vocabulary is streamed in
 blocks with a running maximum and sum, and tiles hold wanted tokens alone.
 
-Gradients are formed in the forward tiles, over the whole vocabulary: a tile's logits give its loss, and
-times the weight of each token, its gradients. That takes 3 passes through
-the head where recomputing tiles in the backward pass takes 4.
+Gradients are formed in the forward tiles, over the whole vocabulary: a tile's
+logits give its loss, and times the weight of each token, its gradients. That
+takes 3 passes through the head where recomputing tiles in the backward pass
+takes 4.
 
 B batch, T time, D hidden, V vocabulary, S tokens of a tile.
 """
