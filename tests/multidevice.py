@@ -17,8 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.models import (
@@ -131,10 +129,7 @@ def main():
       placed = sharding.put_batch(batch, mesh)
       step = loop.step_function(abstract, train, 0, mesh, "full", 2)
       compiled = step.lower(state, placed).compile()
-      row_nll = functools.partial(
-        likelihood.row_nll, eos_id=0, dtype=jnp.float32
-      )
-      score = jax.jit(row_nll, out_shardings=NamedSharding(mesh, P()))
+      score = likelihood.row_nll_step(mesh, eos_id=0, dtype=jnp.float32)
       scored = score.lower(state.model, placed).compile()
       nll, count = scored(state.model, placed)
       embed = state.model.embed[...]

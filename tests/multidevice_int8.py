@@ -4,7 +4,6 @@ One scoring step with int8 weights on one device and on 2 × 2 × 2: figures,
 shards, and what is gathered in the HLO.
 """
 
-import functools
 import json
 import re
 
@@ -12,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import decoder, int8, likelihood, sharding
 from miniplm_jax.models.architecture import Mamba, Transformer
@@ -43,9 +40,8 @@ def found_on(mesh, arch, batch):
     )()
     model = int8.quantise(model)
     rows = sharding.put_batch(batch, mesh)
-    row_nll = functools.partial(likelihood.row_nll, eos_id=0, dtype=jnp.float32)
-    program = jax.jit(row_nll, out_shardings=NamedSharding(mesh, P()))
-    program = program.lower(model, rows).compile()
+    step = likelihood.row_nll_step(mesh, eos_id=0, dtype=jnp.float32)
+    program = step.lower(model, rows).compile()
     nll, _ = program(model, rows)
   leaves = jax.tree_util.tree_leaves_with_path(model.layers, int8.is_quantised)
   matrices = {

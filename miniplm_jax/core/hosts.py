@@ -53,11 +53,6 @@ def is_first() -> bool:
   return _index == 0
 
 
-def count() -> int:
-  """How many processes there are."""
-  return _count
-
-
 def agree(decide: Callable[[], Any]) -> Any:
   """What the first process decides, in all of them.
 
