@@ -87,7 +87,7 @@ def _corpus(directory: epath.Path, encode, eos_id: int) -> list[np.ndarray]:
   rows = [np.asarray(r, np.int32) for r in rows if len(r) > 1]
   names = store.shard_names(0, 1)
   instances = [
-    store.Instance(row, "text", "train", 0, (i,), 0)
+    store.Instance(row, "text", "train", 0, (i,), 0, 0, i)
     for i, row in enumerate(rows)
   ]
   store.write_shard(directory, names, instances, {})

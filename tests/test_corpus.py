@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import embedded, readers
-from miniplm_jax.corpus.store import Instance, split_of
+from miniplm_jax.corpus import embedded, readers, tokenizer
+from miniplm_jax.corpus.store import Instance, hash_of, split_of
 
 RECORDS = [
   {"text": "one\rtwo", "meta": {"set": "a"}},
@@ -68,21 +68,26 @@ def test_nothing_there_and_unknown_formats_are_refused(tmp_path):
 
 def test_an_instance_survives_its_record():
   ids = np.array([1, 2, 300_000], np.int32)
-  one = Instance(ids, "d", "train", 3, (4, 5), 6)
+  one = Instance(ids, "d", "train", 3, (4, 5), 6, 7, 2**64 - 1)
   two = Instance.from_bytes(one.to_bytes())
   np.testing.assert_array_equal(two.ids, ids)
   assert (two.domain, two.split, two.part) == ("d", "train", 3)
   assert (two.documents, two.offset) == ((4, 5), 6)
+  assert (two.n_bytes, two.hash) == (7, 2**64 - 1)
 
 
 def test_splits_follow_the_shares_the_seed_and_the_content():
   shares = [("reference", 0.2), ("heldout", 0.1)]
   rows = [np.array([i, i + 1], np.int32) for i in range(5000)]
-  splits = [split_of(r, 1, shares) for r in rows]
+
+  def split(row, seed):
+    return split_of(hash_of(row, seed), shares)
+
+  splits = [split(r, 1) for r in rows]
   assert abs(splits.count("reference") / 5000 - 0.2) < 0.02
   assert abs(splits.count("heldout") / 5000 - 0.1) < 0.02
-  assert splits == [split_of(r.copy(), 1, shares) for r in rows]
-  assert splits != [split_of(r, 2, shares) for r in rows]
+  assert splits == [split(r.copy(), 1) for r in rows]
+  assert splits != [split(r, 2) for r in rows]
 
 
 def test_the_embedded_corpus_has_its_domains_and_no_duplicates():
@@ -103,3 +108,13 @@ def test_the_embedded_corpus_has_its_domains_and_no_duplicates():
     size[d.domain] = size.get(d.domain, 0) + len(d.text)
   assert 0.04 < size["noise"] / sum(size.values()) < 0.12
   assert fingerprint() == embedded.list_parts()[1]()
+
+
+def test_the_bytes_of_tokens_join_to_the_text():
+  texts = ["Zażółć\tgęślą 🙂\n", "def f(): pass"]
+  found = tokenizer.train(texts * 3, 300, "<|endoftext|>")
+  each = found.token_bytes()
+  for text, ids in zip(texts, found.encode(texts)):
+    assert b"".join(each[i] for i in ids) == text.encode()
+    assert found.byte_lengths[ids].sum() == len(text.encode())
+  assert each[found.eos_id] == b""

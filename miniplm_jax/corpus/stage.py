@@ -153,15 +153,26 @@ def _counted(part, note, progress) -> Iterator:
 
 def _pack(c, number, documents, encoder, ends, seen) -> Iterator:
   """Instances of one part's documents; counts what it sees."""
+  from miniplm_jax.corpus import store
   from miniplm_jax.corpus.pack import Packer
-  from miniplm_jax.corpus.store import Instance, split_of
 
-  packers = {}
+  packers, n_bytes = {}, encoder.byte_lengths
 
   def instance(domain, row):
-    split = split_of(row.ids, c.seed, _shares(c))
+    hashed = store.hash_of(row.ids, c.seed)
+    split = store.split_of(hashed, _shares(c))
+    scored = row.ids[1:][row.ids[:-1] != encoder.eos_id]
     seen.update({"rows": 1, "tokens": len(row.ids), f"split {split}": 1})
-    return Instance(row.ids, domain, split, number, row.documents, row.offset)
+    return store.Instance(
+      ids=row.ids,
+      domain=domain,
+      split=split,
+      part=number,
+      documents=row.documents,
+      offset=row.offset,
+      n_bytes=int(n_bytes[scored].sum()),
+      hash=hashed,
+    )
 
   documents = enumerate(documents)
   while batch := list(itertools.islice(documents, _BATCH)):

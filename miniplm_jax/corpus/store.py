@@ -28,6 +28,15 @@ SPLITS = ("train", "reference", "heldout", "teacher")
 # group_size 1: random access reads one row; larger groups are 10× slower.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
 
+# Columns of the index and their Arrow types.
+_INDEX = {
+  "domain": "string",
+  "split": "string",
+  "n_tokens": "int32",
+  "n_bytes": "int32",
+  "hash": "uint64",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Instance:
@@ -40,6 +49,9 @@ class Instance:
     part: index of the part (shard) that its documents stand in.
     documents: ordinals of its documents in that part.
     offset: tokens of the first document that stand before this row.
+    n_bytes: UTF-8 bytes of the text whose tokens are scored: targets whose
+      input is no eos, without eos.
+    hash: of the ids; equal rows have equal ones.
   """
 
   ids: np.ndarray
@@ -48,6 +60,13 @@ class Instance:
   part: int
   documents: tuple[int, ...]
   offset: int
+  n_bytes: int
+  hash: int
+
+  @property
+  def n_tokens(self) -> int:
+    """Ids of the row."""
+    return len(self.ids)
 
   def to_bytes(self) -> bytes:
     """The record: a msgpack map, ids as little-endian int32."""
@@ -62,23 +81,25 @@ class Instance:
     return cls(ids=ids, **body)
 
 
-def split_of(
-  ids: np.ndarray, seed: int, shares: Sequence[tuple[str, float]]
-) -> str:
-  """Which split a row belongs to: a seeded hash of its content.
+def hash_of(ids: np.ndarray, seed: int) -> int:
+  """A seeded 64-bit hash of a row's ids."""
+  key = seed.to_bytes(8, "little", signed=True)
+  content = np.ascontiguousarray(ids, "<i4").tobytes()
+  value = hashlib.blake2b(content, digest_size=8, key=key).digest()
+  return int.from_bytes(value, "big")
+
+
+def split_of(hashed: int, shares: Sequence[tuple[str, float]]) -> str:
+  """Which split a row belongs to: decided by the hash of its content.
 
   Equal rows go to the same split, so the reference never trains on a copy
   of a row that is scored.
 
   Args:
-    ids: the row.
-    seed: of the hash.
+    hashed: `hash_of` the row.
     shares: (split, share) of all but "train", which takes the rest.
   """
-  key = seed.to_bytes(8, "little", signed=True)
-  content = np.ascontiguousarray(ids, "<i4").tobytes()
-  value = hashlib.blake2b(content, digest_size=8, key=key).digest()
-  point = int.from_bytes(value, "big") / 2**64
+  point = hashed / 2**64
   for split, share in shares:
     if point < share:
       return split
@@ -111,20 +132,18 @@ def write_shard(
   from array_record.python.array_record_module import ArrayRecordWriter
 
   records, index = names
-  columns = {"domain": [], "split": [], "n_tokens": []}
+  columns = {name: [] for name in _INDEX}
   with files.replacing(directory / records) as scratch:
     writer = ArrayRecordWriter(str(scratch), _WRITER_OPTIONS)
     for row in rows:
       writer.write(row.to_bytes())
-      columns["domain"].append(row.domain)
-      columns["split"].append(row.split)
-      columns["n_tokens"].append(len(row.ids))
+      for name, values in columns.items():
+        values.append(getattr(row, name))
     writer.close()
   table = pa.table(
     {
-      "domain": pa.array(columns["domain"], pa.string()),
-      "split": pa.array(columns["split"], pa.string()),
-      "n_tokens": pa.array(columns["n_tokens"], pa.int32()),
+      name: pa.array(values, getattr(pa, _INDEX[name])())
+      for name, values in columns.items()
     }
   )
   table = table.replace_schema_metadata({"counts": json.dumps(counts)})
@@ -171,7 +190,7 @@ class Corpus:
 
   @functools.cached_property
   def index(self):
-    """Pyarrow table [rows] of domain, split, n_tokens (ids of the row)."""
+    """Pyarrow table [rows] of domain, split, n_tokens, n_bytes, hash."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

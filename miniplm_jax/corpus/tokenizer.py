@@ -1,6 +1,7 @@
 """The corpus's tokenizer: trained here, or a Hugging Face tokenizer.json."""
 
 import functools
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -66,6 +67,30 @@ class Tokenizer:
       [_pair(m) for m in body["model"].get("merges", ())],
     )
 
+  def token_bytes(self) -> list[bytes]:
+    """The bytes of every id; eos has none. Those of a text join to it."""
+    decoder = json.loads(self._engine.to_str())["decoder"] or {}
+    steps = decoder.get("decoders", [decoder])
+    if not any(step.get("type") == "ByteLevel" for step in steps):
+      found = [text.encode() for text in self.decode_each()]
+    else:
+      added = self._engine.get_added_tokens_decoder()
+      byte_of = {c: b for b, c in enumerate(_byte_alphabet())}
+      found = []
+      for i in range(self.vocab_size):
+        text = self._engine.id_to_token(i) or ""
+        known = i not in added and all(c in byte_of for c in text)
+        found.append(
+          bytes(byte_of[c] for c in text) if known else text.encode()
+        )
+    found[self.eos_id] = b""
+    return found
+
+  @functools.cached_property
+  def byte_lengths(self) -> np.ndarray:
+    """int32 [vocab_size]: UTF-8 bytes that each id stands for."""
+    return np.array([len(b) for b in self.token_bytes()], np.int32)
+
   def decode_each(self) -> list[str]:
     """The text of every single id."""
     return self._engine.decode_batch(
@@ -84,6 +109,18 @@ class Tokenizer:
       "tokenizer.json": self._engine.to_str().encode(),
       "tokenizer_config.json": json.dumps(config, indent=1).encode(),
     }
+
+
+def _byte_alphabet() -> str:
+  """The character that stands for each byte in byte-level vocabularies.
+
+  Printable Latin-1 stands for itself, the other 68 bytes for U+0100 onwards.
+  """
+  printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+  others = itertools.count(256)
+  return "".join(
+    chr(b) if b in printable else chr(next(others)) for b in range(256)
+  )
 
 
 def vocab_size(engine: tokenizers.Tokenizer) -> int:
