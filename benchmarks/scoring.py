@@ -63,7 +63,7 @@ _SHAPE = {
 def _texts(count: int) -> list[str]:
   from miniplm_jax.corpus import readers
 
-  parts, _ = readers.list_parts(_TEXTS.value, "text", "domain")
+  parts = readers.list_parts(_TEXTS.value, readers.Fields())
 
   def rows_of(part):
     for document in part.read():
@@ -90,7 +90,7 @@ def _corpus(directory: epath.Path, encode, eos_id: int) -> list[np.ndarray]:
     store.Instance(row, "text", "train", 0, (i,), 0, 0, i)
     for i, row in enumerate(rows)
   ]
-  store.write_shard(directory, names, instances, {})
+  store.write_shard(directory, names, instances, {}, {})
   Manifest(
     directory / "manifest.json",
     "tokenize",

@@ -112,9 +112,15 @@ def default() -> ConfigDict:
       "baselines": (),
       # Text → rows.
       "corpus": {
-        # Files (.jsonl, .json, with .gz or .zst, .parquet), a folder, a glob;
-        # or "embedded", text that every installation carries.
+        # Files (.jsonl and .json, with .gz or .zst; .parquet; .txt, .md; packed
+        # rows as .bin with .idx), a folder, a glob; tfds:NAME, hf:ORG/NAME or
+        # a folder that either library saved; or "embedded", text that every
+        # installation carries.
         "source": "",
+        "split": "train",  # of a source that has splits
+        # Larger files are cut into parts of so many bytes, small texts are
+        # put together: the unit of parallel work and of resuming.
+        "part_bytes": 1 << 28,
         "text_field": "text",
         # Dotted path; a document without it is named after its file.
         "domain_field": "domain",
@@ -219,6 +225,12 @@ def default() -> ConfigDict:
         "eval_every": 1000,  # steps between held-out losses; 0 is never
         "eval_rows": 512,  # held-out rows of the learning curve
         "log_every_seconds": 30.0,
+        # Processes that tokenize; 0 is one a core.
+        "tokenize_workers": 0,
+        # Options of an Apache Beam pipeline that tokenizes instead, such as
+        # "--runner=DataflowRunner --region=us-central1".
+        "beam": "",
+        "max_broken": 0,  # records of the corpus that may be left out
         # All models score a batch before the next one is read; False takes
         # one model after the other, if they do not fit together.
         "score_together": True,

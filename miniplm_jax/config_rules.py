@@ -60,6 +60,7 @@ def _rules(config):
     yield among("stages", stage, STAGES + LOOKS)
   yield "workdir", config.workdir, bool(config.workdir), "name a folder"
   yield at_least("corpus.max_length", c.max_length, 2)
+  yield at_least("corpus.part_bytes", c.part_bytes, 1)
   if c.tokenizer == "train":
     # 256 bytes and the end of a document
     yield at_least("corpus.vocab_size", c.vocab_size, 257)
@@ -108,7 +109,12 @@ def _rules(config):
   yield at_least("run.processes", run.processes, 1)
   for name in ("checkpoint_every", "keep_checkpoints", "eval_rows"):
     yield at_least(f"run.{name}", run[name], 1)
-  for name in ("eval_every", "per_device_batch_size"):
+  for name in (
+    "eval_every",
+    "per_device_batch_size",
+    "tokenize_workers",
+    "max_broken",
+  ):
     yield at_least(f"run.{name}", run[name], 0)
   for name in ("data", "fsdp", "tensor"):
     good = run[name] >= 1 or run[name] == -1

@@ -71,7 +71,7 @@ class Instance:
   def to_bytes(self) -> bytes:
     """The record: a msgpack map, ids as little-endian int32."""
     ids = np.ascontiguousarray(self.ids, "<i4").tobytes()
-    return msgpack.packb(dataclasses.asdict(self) | {"ids": ids})
+    return msgpack.packb(vars(self) | {"ids": ids})
 
   @classmethod
   def from_bytes(cls, record: bytes) -> "Instance":
@@ -118,6 +118,7 @@ def write_shard(
   names: tuple[str, str],
   rows: Iterable[Instance],
   counts: Mapping[str, int],
+  details: Mapping[str, Any],
 ):
   """Writes one shard; its index is renamed last and so marks it whole.
 
@@ -125,7 +126,8 @@ def write_shard(
     directory: the corpus.
     names: of the rows' file and of the index's, from `shard_names`.
     rows: the shard's rows, in order.
-    counts: what was counted; read when `rows` is exhausted.
+    counts: what was counted; read when `rows` is exhausted, like `details`.
+    details: what else to know of the shard, JSON.
   """
   import pyarrow as pa
   import pyarrow.parquet as pq
@@ -146,18 +148,29 @@ def write_shard(
       for name, values in columns.items()
     }
   )
-  table = table.replace_schema_metadata({"counts": json.dumps(counts)})
+  facts = {"counts": counts, "details": details}
+  table = table.replace_schema_metadata(
+    {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
+  )
   with files.replacing(directory / index) as scratch:
     pq.write_table(table, scratch, compression="zstd")
 
 
 def read_counts(index: epath.Path) -> collections.Counter[str]:
   """What `write_shard` was told to count; what it did not meet is 0."""
+  return collections.Counter(_facts(index, b"counts"))
+
+
+def read_details(index: epath.Path) -> dict[str, Any]:
+  """The details that `write_shard` was given."""
+  return _facts(index, b"details")
+
+
+def _facts(index: epath.Path, name: bytes) -> dict[str, Any]:
   import pyarrow.parquet as pq
 
   with index.open("rb") as f:
-    found = pq.read_schema(f).metadata[b"counts"]
-  return collections.Counter(json.loads(found))
+    return json.loads(pq.read_schema(f).metadata[name])
 
 
 class Corpus:
