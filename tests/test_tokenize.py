@@ -163,7 +163,12 @@ def test_the_golden_of_two_hundred_documents(tmp_path):
           break
       wanted.append((f"d{i % 3}", buffer[:end]))
       del buffer[:end]
-  wanted += [(domain, buffers[domain]) for domain in sorted(buffers)]
+  # What is left is a row if it has something to score.
+  wanted += [
+    (domain, buffers[domain])
+    for domain in sorted(buffers)
+    if set(buffers[domain][:-1]) - {encoder.eos_id}
+  ]
   found = corpus.read(range(len(corpus)))
   assert len(found) > 500
   assert [(r.domain, r.ids.tolist()) for r in found] == wanted
