@@ -88,6 +88,7 @@ class _Peak(threading.Thread):
 
 
 def main(unused_argv):
+  """Prints the figures; fails beyond the memory, or at another result."""
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     scores = _Scores(folder / "scores", _ROWS.value)

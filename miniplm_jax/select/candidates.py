@@ -70,7 +70,8 @@ class Candidates:
       if self._shares:
         found["group"] = self._groups()[columns["domain"]]
       if np.any(reason):
-        found = {k: v[reason == 0] for k, v in found.items()}
+        left = np.flatnonzero(reason == 0)
+        found = {k: v[left] for k, v in found.items()}
       heaviest = max(heaviest, found.get("weight", _ONE).max(initial=0))
       yield found
     self.dropped = dict(zip(REASONS[1:], seen[1:].tolist()))

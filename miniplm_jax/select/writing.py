@@ -33,15 +33,20 @@ def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
   with path.open("wb") as f:
     np.lib.format.write_array_header_1_0(f, header)
     for columns in candidates.columns():
-      kept = cutoff_lib.keeps(cutoff, columns)
-      row_id = columns["row_id"][kept]
-      f.write(row_id.astype("<i8").tobytes())
-      written += len(row_id)
+      # indices: five times as fast as a mask of random bits
+      kept = np.flatnonzero(cutoff_lib.keeps(cutoff, columns))
+      row_id = columns["row_id"][kept].astype("<i8", copy=False)
+      f.write(row_id.tobytes())
+      written += len(kept)
       tokens += int(columns["tokens"][kept].sum())
-      group = columns.get("group", np.zeros(len(kept), np.int64))[kept]
-      weight = columns["weight"][kept] if "weight" in columns else None
-      found = np.bincount(group, weight, minlength=len(weights))
-      weights += found.astype(np.int64)
+      if candidates.quotas:
+        weight = columns["weight"][kept] if "weight" in columns else None
+        found = np.bincount(columns["group"][kept], weight, len(weights))
+        weights += found.astype(np.int64)
+      elif "weight" in columns:
+        weights += int(columns["weight"][kept].sum())
+      else:
+        weights += len(kept)
   if written != cutoff.kept:
     raise AssertionError(f"kept {written} rows, the cutoff {cutoff.kept}")
   return Kept(tokens, tuple(weights.tolist()))
