@@ -150,7 +150,7 @@ class Candidates:
     else:
       shares = [(0, total), *self.shares().values()]
       cuts, kept = cutoff.divide(self.columns, total, shares)
-    for domain in set(self._shares) - set(self._scored.domains):
+    for domain in self._shares.keys() - set(self._scored.domains):
       raise UserError(
         f"there is a quota for domain {domain}, which no row has",
         f"config.select.quotas={','.join(self._settings['quotas'])}",
