@@ -9,6 +9,7 @@ import math
 from pydoc_data import topics
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from etils import epath
 from helpers import refused, rows, run
@@ -85,6 +86,9 @@ def build(folder, shards):
     ]
     names = store.shard_names(part, shards)
     store.write_shard(folder / "corpus", names, instances, {})
+    if shards == 7:  # several row groups, as large shards have
+      index = folder / "corpus" / names[1]
+      pq.write_table(pq.read_table(index), index, row_group_size=50)
   counts = {"rows": n, "parts": shards, "rows_by_part": np.diff(ends).tolist()}
   corpus = Manifest(
     folder / "corpus/manifest.json",
@@ -277,6 +281,8 @@ def test_budgets(tables, tmp_path):
   value = float32_scores() + 0.5 * noise.gumbel(np.arange(len(lengths)), 10)
   wanted = best_first(everything, value.astype(np.float32))
   found = select(tables[7], tmp_path / "drawn", **OPTIONS["drawn"])
+  other = select(tables[7], tmp_path / "a", **OPTIONS["drawn"], seed=11)
+  assert other.content != found.content
   np.testing.assert_array_equal(
     found.rows, np.sort(wanted[: len(ordered) // 2])
   )

@@ -15,6 +15,7 @@ import numpy as np
 # several groups of rows: group, int. If rows do not count 1 each: weight,
 # positive int.
 Columns = Mapping[str, np.ndarray]
+_READ = ("row_id", "value", "weight")  # beside group
 Chunks = Callable[[], Iterable[Columns]]
 
 _BINS = 1 << 16
@@ -206,9 +207,8 @@ def divide(
   def twice():
     for c in chunks():
       group = c["group"]
-      yield {k: np.concatenate([v, v]) for k, v in c.items()} | {
-        "group": np.concatenate([group, group + len(shares)])
-      }
+      found = {k: np.concatenate([c[k], c[k]]) for k in _READ if k in c}
+      yield found | {"group": np.concatenate([group, group + len(shares)])}
 
   least, most = zip(*shares)
   cuts = find(twice, [*least, *most])
@@ -216,8 +216,8 @@ def divide(
 
   def rest():
     for c in chunks():
-      free = within(most, c) & ~within(least, c)
-      yield {k: v[free] for k, v in c.items() if k != "group"}
+      free = np.flatnonzero(within(most, c) & ~within(least, c))
+      yield {k: c[k][free] for k in _READ if k in c}
 
   (best,) = find(rest, [total - sum(cut.weight for cut in least)])
   found = [

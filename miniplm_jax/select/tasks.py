@@ -48,8 +48,8 @@ class ScoreSource(seqio.DataSource):
     """See base class; order is that of the corpus, so nothing shuffles."""
 
     def generate():
-      for row_id, score in self._scored.chunks():
-        yield {"row_id": row_id, "score": score}
+      for columns in self._scored.columns():
+        yield {name: columns[name] for name in ("row_id", "score")}
 
     spec = {
       "row_id": tf.TensorSpec([None], tf.int64),
