@@ -5,6 +5,7 @@ No JAX and no TensorFlow here: `--help` and `--dry_run` answer at once.
 """
 
 import types
+from fractions import Fraction
 
 from ml_collections import ConfigDict
 
@@ -177,10 +178,27 @@ def default() -> ConfigDict:
       },
       "select": {
         "name": "{method}",  # selection/<name>
-        # mean_diff (released code), sum_diff (as the paper writes it).
+        # mean_diff (released code), sum_diff (as the paper writes it),
+        # bits_per_byte_diff, zscore_by_domain, difficulty,
+        # teacher_preference, random.
         "definition": "mean_diff",
-        "ratio": 0.5,  # alpha, the share of D that is kept
-        "seed": 10,  # of the random rows of method pretrain
+        # How much is kept: one of these, the others are 0.
+        "ratio": 0.5,  # alpha, the share of the rows of D
+        "rows": 0,
+        "tokens": 0,  # ids of the kept rows
+        # 0 keeps the highest scores; more draws rows without replacement with
+        # weights exp(score / temperature), by Gumbel top-K.
+        "temperature": 0.0,
+        "seed": 10,  # of what is drawn, and of definition random
+        "min_length": 0,  # ids; shorter rows are left out
+        "max_copies": 0,  # of equal rows the best are kept; 0 keeps all
+        # Jaccard similarity from which rows count as copies, such as 0.8, of
+        # which max_copies, or 1, are kept; 0 is off. See duplicates.near for
+        # its memory.
+        "near_duplicates": 0.0,
+        # Least and largest share of the kept rows (tokens) that a domain may
+        # have: "code=0.1:0.3", "mail=:0.05", rounded down to whole rows.
+        "quotas": (),
       },
       # The student q.
       "student": {
@@ -259,11 +277,27 @@ METHODS = {
 DEFINITIONS = (
   "mean_diff",
   "sum_diff",
+  "bits_per_byte_diff",
+  "zscore_by_domain",
   "difficulty",
   "teacher_preference",
   "random",
 )
 REMAT = ("none", "full", "dots")
+
+
+def share_of(quota: str) -> tuple[str, Fraction, Fraction]:
+  """A domain with its least and largest share, exact, of "code=0.1:0.3".
+
+  Raises:
+    ValueError: that is not what it says.
+  """
+  domain, _, shares = quota.rpartition("=")
+  least, colon, most = shares.partition(":")
+  found = domain, Fraction(least or 0), Fraction(most or 1)
+  if not (domain and colon and 0 <= found[1] <= found[2] <= 1):
+    raise ValueError(quota)
+  return found
 
 
 def for_method(config: ConfigDict, method: str) -> types.SimpleNamespace:

@@ -204,7 +204,12 @@ def test_every_field_is_live(tmp_path):
       section[name] = not old
     elif isinstance(old, tuple):
       section[name] = ("pretrain",) if name == "baselines" else (*old[:1],)
-      others = {"lengths": (3,), "ignore_domains": ("x",), "more": ("x=y",)}
+      others = {
+        "lengths": (3,),
+        "ignore_domains": ("x",),
+        "more": ("x=y",),
+        "quotas": ("odd=:0.5",),
+      }
       section[name] = others.get(name, section[name])
     elif isinstance(old, str):
       section[name] = str(tmp_path / "other")

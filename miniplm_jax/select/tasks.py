@@ -20,8 +20,8 @@ from etils import epath
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.select.cutoff import Cutoff
 from miniplm_jax.select.scored import ScoredRows
+from miniplm_jax.select.stage import kept_rows
 
 
 class ScoreSource(seqio.DataSource):
@@ -48,8 +48,8 @@ class ScoreSource(seqio.DataSource):
     """See base class; order is that of the corpus, so nothing shuffles."""
 
     def generate():
-      for row_id, score in self._scored.chunks():
-        yield {"row_id": row_id, "score": score}
+      for columns in self._scored.columns():
+        yield {name: columns[name] for name in ("row_id", "score")}
 
     spec = {
       "row_id": tf.TensorSpec([None], tf.int64),
@@ -61,14 +61,15 @@ class ScoreSource(seqio.DataSource):
     return dataset
 
 
-def keep(dataset: tf.data.Dataset, cutoff: Cutoff) -> tf.data.Dataset:
-  """Difference Sampling's filter: the rows above the cutoff, by chunk."""
+def keep(dataset: tf.data.Dataset, rows: np.ndarray) -> tf.data.Dataset:
+  """Difference Sampling's filter: the kept rows, by chunk."""
 
   def one(chunk):
-    score, row_id = chunk["score"], chunk["row_id"]
-    above = score > cutoff.threshold
-    tie = (score == cutoff.threshold) & (row_id <= cutoff.last_tie)
-    return {k: tf.boolean_mask(v, above | tie) for k, v in chunk.items()}
+    kept = tf.numpy_function(
+      lambda row_id: np.isin(row_id, rows), [chunk["row_id"]], tf.bool
+    )
+    kept.set_shape([None])
+    return {k: tf.boolean_mask(v, kept) for k, v in chunk.items()}
 
   return dataset.map(one, num_parallel_calls=1, deterministic=True)
 
@@ -91,13 +92,13 @@ def read_instances(dataset: tf.data.Dataset, corpus: Corpus) -> tf.data.Dataset:
   return dataset.unbatch().map(one, num_parallel_calls=1, deterministic=True)
 
 
-def add_tasks(name: str, scored: ScoredRows, cutoff: Cutoff, corpus: Corpus):
+def add_tasks(name: str, scored: ScoredRows, rows: np.ndarray, corpus: Corpus):
   """Registers `name` and `name`_row_ids, replacing earlier ones.
 
   `name` yields instances: `targets` int32, `row_id`, `domain`, `score`.
   `name`_row_ids yields the kept ids in chunks, without reading the corpus.
   """
-  filtering = functools.partial(keep, cutoff=cutoff)
+  filtering = functools.partial(keep, rows=rows)
   vocabulary = seqio.PassThroughVocabulary(
     corpus.manifest.details["vocab_size"], eos_id=corpus.eos_id
   )
@@ -172,9 +173,8 @@ def register(workdir: epath.PathLike, selection: str) -> str:
   found.check_inputs(inputs)
   corpus = Corpus(inputs.pop("corpus"))
   scored = ScoredRows(
-    inputs, found.settings["definition"], found.settings["seed"]
+    inputs, found.settings["definition"], found.settings["seed"], corpus
   )
-  cutoff = Cutoff(**found.details["cutoff"])
   name = task_name(selection)
-  add_tasks(name, scored, cutoff, corpus)
+  add_tasks(name, scored, kept_rows(found), corpus)
   return name
