@@ -1,0 +1,234 @@
+r"""The released data files, Megatron-style: `data_{k}.bin` and `data_{k}.idx`.
+
+The .bin holds the ids of all instances one after another, the .idx where each
+begins. Source: method.md 2.1, released code and the published data sets.
+
+  index = 9 bytes "MMIDIDX\0\0", u64 version 1, u8 dtype code, u64 n,
+    u64 doc_count, i32 sizes[n], i64 byte offsets[n], i64 doc_idx[doc_count],
+    all little-endian
+"""
+
+import array
+import os
+import pathlib
+import re
+import struct
+from collections.abc import Iterable
+
+import numpy as np
+from etils import epath
+
+from miniplm_jax.core import files
+from miniplm_jax.core.errors import UserError
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_VERSION = 1
+_HEADER = struct.Struct("<9sQBQQ")
+# The format's types by code, and those among them that token ids come in.
+_TYPES = (
+  *("uint8", "int8", "int16", "int32", "int64"),
+  *("float32", "float64", "uint16"),
+)
+_READ = {3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+# Vocabularies below this size are stored as uint16, as in the released code.
+_UINT16_BELOW = 65_500
+# The released builder never ends a document, so its doc_idx is [0].
+_DOC_IDX = np.zeros(1, "<i8")
+
+
+def shards(path: epath.PathLike) -> list[pathlib.Path]:
+  """The prefixes of a data set's shards, in order of their numbers.
+
+  Args:
+    path: a folder with data_0.bin, data_0.idx, data_1.bin and so on; or a
+      prefix: FOLDER/NAME of NAME_0.bin …, or FOLDER/NAME_3 of one shard.
+
+  Returns:
+    Paths without .bin and .idx.
+
+  Raises:
+    UserError: there are none, or one of the files is missing.
+  """
+  path = pathlib.Path(path).expanduser()
+  if path.is_dir():
+    path = path / "data"
+  there = {p.name for p in path.parent.glob(f"{_escaped(path.name)}*")}
+  wanted = [path.name]
+  if not there & _pair(path.name):
+    number = re.compile(re.escape(path.name) + r"_(\d+)\.(?:bin|idx)")
+    found = filter(None, map(number.fullmatch, there))
+    last = max((int(m[1]) for m in found), default=0)
+    wanted = [f"{path.name}_{k}" for k in range(last + 1)]
+  for name in wanted:
+    for missing in sorted(_pair(name) - there):
+      raise UserError(
+        f"{missing} is missing",
+        str(path.parent),
+        "shards are NAME_0.bin, NAME_0.idx, NAME_1.bin and so on without "
+        "gaps: fetch what is missing",
+      )
+  return [path.parent / name for name in wanted]
+
+
+def _pair(name: str) -> set[str]:
+  return {f"{name}.bin", f"{name}.idx"}
+
+
+def _escaped(name: str) -> str:
+  return re.sub(r"([*?[])", r"[\1]", name)
+
+
+class IndexedFile:
+  """One shard, memory-mapped: `len` is its instances, `[i]` an instance.
+
+  Attributes:
+    sizes: int32 [n], ids of each instance.
+  """
+
+  def __init__(self, prefix: epath.PathLike):
+    """Opens PREFIX.idx and PREFIX.bin; nothing of the .bin is read yet.
+
+    Raises:
+      UserError: a file is missing, or is not what the format demands.
+    """
+    self._bin, self._idx = f"{os.fspath(prefix)}.bin", f"{prefix}.idx"
+    for path in (self._bin, self._idx):
+      if not os.path.exists(path):
+        raise UserError(f"{path} is missing", str(prefix), "fetch it again")
+    code, n, documents = self._header()
+    dtype = np.dtype(_READ[code])
+    length = _HEADER.size + 12 * n + 8 * documents
+    self._expect(self._idx, "bytes", os.path.getsize(self._idx), length)
+    self.sizes, self._offsets = self._index(n, dtype.itemsize)
+    end = int(self._offsets[-1] + self.sizes[-1] * dtype.itemsize) if n else 0
+    self._expect(self._bin, "bytes", os.path.getsize(self._bin), end)
+    self._dtype = dtype
+    # An empty file cannot be mapped.
+    self._ids = np.memmap(self._bin, np.uint8, "r") if end else b""
+
+  def __len__(self) -> int:
+    return len(self.sizes)
+
+  def __getitem__(self, i: int) -> np.ndarray:
+    """int32 ids of instance i, a copy.
+
+    Raises:
+      UserError: an id is negative or no int32.
+    """
+    if not 0 <= i < len(self):
+      raise IndexError(i)
+    found = np.frombuffer(
+      self._ids, self._dtype, self.sizes[i], self._offsets[i]
+    )
+    ids = found.astype(np.int32)
+    if np.any(ids < 0) or np.any(ids != found):
+      raise UserError(
+        f"instance {i} has ids from {found.min()} to {found.max()}, which "
+        "cannot be tokens",
+        self._bin,
+        "fetch it again",
+      )
+    return ids
+
+  def _header(self) -> tuple[int, int, int]:
+    """The dtype code and the lengths of the index, checked."""
+    with open(self._idx, "rb") as f:
+      header = f.read(_HEADER.size)
+    magic = header[: len(_MAGIC)]
+    self._expect(self._idx, "magic", magic, _MAGIC)
+    if len(header) < _HEADER.size:
+      self._expect(self._idx, "header bytes", len(header), _HEADER.size)
+    _, version, code, n, documents = _HEADER.unpack(header)
+    self._expect(self._idx, "version", version, _VERSION)
+    if code not in _READ:
+      known = 1 <= code <= len(_TYPES)
+      named = f"{code} ({_TYPES[code - 1] if known else 'unknown'})"
+      codes = ", ".join(f"{c} ({_TYPES[c - 1]})" for c in _READ)
+      self._expect(self._idx, "dtype code", named, f"one of {codes}")
+    return code, n, documents
+
+  def _index(self, n: int, itemsize: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes and byte offsets, checked against each other."""
+    start = _HEADER.size
+    # Offsets stand at odd addresses: copied, so that they are aligned.
+    sizes = np.fromfile(self._idx, "<i4", n, offset=start)
+    offsets = np.fromfile(self._idx, "<i8", n, offset=start + 4 * n)
+    if bad := np.flatnonzero(sizes < 0).tolist():
+      found = f"{sizes[bad[0]]} of instance {bad[0]}"
+      self._expect(self._idx, "size", found, "0 or more")
+    wanted = np.cumsum(sizes, dtype=np.int64) * itemsize
+    wanted = np.concatenate([[0], wanted])[:-1]
+    if bad := np.flatnonzero(offsets != wanted).tolist():
+      found = f"{offsets[bad[0]]} of instance {bad[0]}"
+      self._expect(self._idx, "byte offset", found, wanted[bad[0]])
+    return sizes.astype(np.int32), offsets.astype(np.int64)
+
+  def _expect(self, path: str, what: str, found, wanted):
+    if found != wanted:
+      raise UserError(
+        f"{what} is {found} where {wanted} is expected",
+        path,
+        "fetch it again: it is cut off, damaged, or of another format",
+      )
+
+
+def write(
+  directory: epath.PathLike,
+  number: int,
+  rows: Iterable[np.ndarray],
+  vocab_size: int,
+) -> epath.Path:
+  """Writes data_{number}.bin and .idx, both whole or not at all.
+
+  Rows are streamed; what is kept of each one is its size. The .idx appears
+  last and says that the shard is whole.
+
+  Args:
+    directory: where to.
+    number: of the shard. Released shards have 1,000,000 instances.
+    rows: ids of each instance.
+    vocab_size: ids are below; it decides the type they are stored in.
+
+  Returns:
+    The shard's prefix, as `shards` gives it.
+
+  Raises:
+    UserError: an id is outside of the vocabulary.
+  """
+  code = 8 if vocab_size < _UINT16_BELOW else 4
+  dtype = np.dtype(_READ[code])
+  prefix = epath.Path(directory) / f"data_{number}"
+  data, idx = (prefix.with_name(f"{prefix.name}.{e}") for e in ("bin", "idx"))
+  sizes = array.array("i")
+  # Both are complete beside their places before the first one takes it.
+  with files.replacing(idx) as index, files.replacing(data) as scratch:
+    with scratch.open("wb") as f:
+      for row in rows:
+        _check_ids(row, vocab_size, len(sizes), prefix)
+        f.write(np.ascontiguousarray(row, dtype))
+        sizes.append(len(row))
+    _write_index(index, code, np.asarray(sizes, "<i4"), dtype.itemsize)
+    # An older shard's index says nothing of the new rows.
+    idx.unlink(missing_ok=True)
+  return prefix
+
+
+def _check_ids(row: np.ndarray, vocab_size: int, i: int, prefix: epath.Path):
+  if len(row) and not 0 <= row.min() <= row.max() < vocab_size:
+    raise UserError(
+      f"row {i} has ids from {row.min()} to {row.max()}, the vocabulary "
+      f"{vocab_size}",
+      str(prefix),
+      "write it with the vocabulary that the rows were made with",
+    )
+
+
+def _write_index(
+  path: pathlib.Path, code: int, sizes: np.ndarray, itemsize: int
+):
+  ends = np.cumsum(sizes, dtype="<i8") * itemsize
+  offsets = ends - sizes.astype("<i8") * itemsize
+  header = _HEADER.pack(_MAGIC, _VERSION, code, len(sizes), len(_DOC_IDX))
+  with path.open("wb") as f:
+    for piece in (header, sizes, offsets, _DOC_IDX):
+      f.write(piece)
