@@ -28,6 +28,9 @@ SPLITS = ("train", "reference", "heldout", "teacher")
 # group_size 1: random access reads one row; larger groups are 10× slower.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
 
+# The input of a job that is a corpus in the student's own tokens.
+CONVERTED = "converted"
+
 # Columns of the index and their Arrow types.
 _INDEX = {
   "domain": "string",
@@ -52,6 +55,8 @@ class Instance:
     n_bytes: UTF-8 bytes of the text whose tokens are scored: targets whose
       input is no eos, without eos.
     hash: of the ids; equal rows have equal ones.
+    source_rows: in a converted corpus, the rows of the teacher's corpus that
+      it has text of.
   """
 
   ids: np.ndarray
@@ -62,6 +67,7 @@ class Instance:
   offset: int
   n_bytes: int
   hash: int
+  source_rows: tuple[int, ...] = ()
 
   @property
   def n_tokens(self) -> int:
@@ -71,7 +77,10 @@ class Instance:
   def to_bytes(self) -> bytes:
     """The record: a msgpack map, ids as little-endian int32."""
     ids = np.ascontiguousarray(self.ids, "<i4").tobytes()
-    return msgpack.packb(dataclasses.asdict(self) | {"ids": ids})
+    body = dataclasses.asdict(self) | {"ids": ids}
+    if not self.source_rows:
+      del body["source_rows"]
+    return msgpack.packb(body)
 
   @classmethod
   def from_bytes(cls, record: bytes) -> "Instance":
@@ -253,6 +262,17 @@ class Corpus:
     eos_token = self.manifest.settings["eos_token"]
     return tokenizer.load(self.directory / "tokenizer", eos_token)
 
+  def check_tokenizer(self):
+    """Raises UserError unless its tokenizer is the one it was made with."""
+    found, made = self.tokenizer().fingerprint, self.manifest.tokenizer
+    if found != made:
+      raise UserError(
+        f"the tokenizer is {found[:12]}, the corpus was made with {made[:12]}",
+        str(self.directory / "tokenizer"),
+        "restore the folder, or make the corpus again with "
+        f"--stages={self.manifest.stage} --force",
+      )
+
   @functools.cached_property
   def _offsets(self) -> np.ndarray:
     counts = self.manifest.counts["rows_by_part"]
@@ -279,6 +299,11 @@ class Corpus:
       options = "readahead_buffer_size:0"
       self._readers[part] = ArrayRecordReader(str(path), options)
     return self._readers[part]
+
+
+def open_corpus(inputs: Mapping[str, Manifest]) -> Corpus:
+  """The corpus of a job: the converted one, if it has that input."""
+  return Corpus(inputs.get(CONVERTED) or inputs["corpus"])
 
 
 def pad(rows: Sequence[Instance], length: int, eos_id: int) -> dict[str, Any]:

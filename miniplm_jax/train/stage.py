@@ -1,6 +1,7 @@
 """Stage train: one student a method, the plain next-token loss."""
 
 from miniplm_jax.config import for_method, methods
+from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.models import architecture
@@ -24,9 +25,17 @@ def _job(config, workdir: Workdir, names) -> Job:
     arch=architecture.make(config.student.model),
     train=config.train,
     rows=f"selection {names.selection}",
-    row_ids=lambda unused_corpus, inputs: kept_rows(inputs["selection"]),
+    row_ids=lambda corpus, inputs: _row_ids(config, corpus, inputs),
     inputs={
-      "corpus": workdir.corpus / MANIFEST,
+      **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,
     },
   )
+
+
+def _row_ids(config, corpus, inputs):
+  """The kept rows; a converted corpus has no others."""
+  if not config.student.tokenizer:
+    return kept_rows(inputs["selection"])
+  convert_stage.check(config, inputs)
+  return corpus.rows_of("train")

@@ -1,0 +1,184 @@
+"""Stage convert: the refined corpus in the words of another tokenizer."""
+
+import collections
+from collections.abc import Mapping
+
+from miniplm_jax.config import for_method, methods
+from miniplm_jax.core import files
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.job import Input, Job
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.progress import Progress
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.corpus.store import CONVERTED
+from miniplm_jax.select.stage import kept_rows
+
+STAGE = "convert"
+
+
+def jobs(config, workdir: Workdir) -> list[Job]:
+  """One job a student, if students have a tokenizer of their own."""
+  if not config.student.tokenizer:
+    return []
+  return [_job(config, workdir, for_method(config, m)) for m in methods(config)]
+
+
+def corpus_inputs(config, workdir: Workdir, student: str) -> dict[str, Input]:
+  """What a stage that reads a student's corpus has as inputs.
+
+  Args:
+    config: the whole config.
+    workdir: of the run.
+    student: its name.
+
+  Returns:
+    "corpus", the teacher's; with a tokenizer of the student's also the
+    converted one, which `store.open_corpus` prefers, and that tokenizer's
+    fingerprint.
+  """
+  inputs: dict[str, Input] = {"corpus": workdir.corpus / MANIFEST}
+  if config.student.tokenizer:
+    inputs[CONVERTED] = workdir.student(student) / "corpus" / MANIFEST
+    inputs["tokenizer"] = lambda: _fingerprint(config.student)
+  return inputs
+
+
+def check(config, inputs: Mapping[str, Manifest]):
+  """Raises UserError unless a corpus was made for the config's tokenizer."""
+  made = inputs.get(CONVERTED)
+  if made is None:
+    return
+  wanted = _settings(config) | {"tokenizer": _fingerprint(config.student)}
+  found = made.settings | {"tokenizer": made.inputs["tokenizer"]}
+  for name, value in wanted.items():
+    if found[name] != value:
+      raise UserError(
+        f"{name} is {str(found[name])[:12]!r} there and {str(value)[:12]!r} "
+        f"for the student's tokenizer {config.student.tokenizer}",
+        str(made.path),
+        f"put the setting back, or convert again with --stages={STAGE} --force",
+      )
+
+
+def _settings(config) -> dict[str, object]:
+  s, c = config.student, config.corpus
+  return {
+    "conversion": s.conversion,
+    "eos_token": s.eos_token,
+    "bos_token": s.bos_token,
+    "max_length": c.max_length,
+    "seed": c.seed,
+  }
+
+
+def _job(config, workdir: Workdir, names) -> Job:
+  directory = workdir.student(names.student) / "corpus"
+  s = config.student
+  return Job(
+    stage=STAGE,
+    manifest=directory / MANIFEST,
+    settings=_settings(config),
+    inputs={
+      "corpus": workdir.corpus / MANIFEST,
+      "selection": workdir.selection(names.selection) / MANIFEST,
+      "tokenizer": lambda: _fingerprint(s),
+    },
+    outputs=(directory,),
+    summary=f"selection {names.selection} and held-out rows → rows of up to "
+    f"{config.corpus.max_length + 1} tokens of {s.tokenizer}, {s.conversion}",
+    run=lambda inputs: _run(config, directory, inputs),
+  )
+
+
+def _fingerprint(student) -> str:
+  """What is known of the tokenizer before anything is fetched."""
+  from etils import epath
+
+  local = epath.Path(student.tokenizer).expanduser() / "tokenizer.json"
+  if local.exists():
+    return files.sha256(local)
+  return files.digest([student.tokenizer, student.tokenizer_revision])
+
+
+def _run(config, directory, inputs):
+  import numpy as np
+
+  from miniplm_jax.convert import rows
+  from miniplm_jax.convert.pieces import Source
+  from miniplm_jax.corpus import store
+  from miniplm_jax.corpus.pack import SentenceEnds
+
+  corpus = store.Corpus(inputs["corpus"])
+  corpus.check_tokenizer()
+  source = Source(corpus)
+  encoder, bos_id = _tokenizer(config.student, directory / "tokenizer")
+  c = config.corpus
+  to = rows.Target(encoder, SentenceEnds(encoder), bos_id, c.max_length, c.seed)
+  one_to_one = config.student.conversion == "one_to_one"
+  chosen = np.union1d(kept_rows(inputs["selection"]), corpus.rows_of("heldout"))
+  parts, first = corpus.manifest.counts["rows_by_part"], 0
+  counts, rows_by_part, described = collections.Counter(), [], {}
+  every = config.run.log_every_seconds
+  with Progress(STAGE, len(chosen), "rows", every=every) as progress:
+    for part, n in enumerate(parts):
+      of_part = range(first, first + n)
+      first += n
+      here = chosen[(chosen >= of_part.start) & (chosen < of_part.stop)]
+      names = store.shard_names(part, len(parts))
+      if not (directory / names[1]).exists():
+        seen = collections.Counter()
+        made = (
+          rows.one_to_one(source, part, here, to, seen)
+          if one_to_one
+          else rows.repacked(source, part, of_part, here, to, seen)
+        )
+        store.write_shard(directory, names, made, seen)
+      seen = store.read_counts(directory / names[1])
+      rows_by_part.append(seen["rows"])
+      counts.update(seen)
+      described |= {name: files.describe(directory / name) for name in names}
+      progress.update(len(here), f"in part {part + 1}/{len(parts)}")
+  return {
+    "tokenizer": encoder.fingerprint,
+    "files": described,
+    "counts": dict(counts)
+    | {"parts": len(parts), "rows_by_part": rows_by_part},
+    "details": {
+      "eos_id": encoder.eos_id,
+      "bos_id": bos_id,
+      "vocab_size": encoder.vocab_size,
+      "tokenizer": config.student.tokenizer,
+    },
+  }
+
+
+def _tokenizer(student, directory):
+  """The converted corpus's own copy of the tokenizer, and the id of BOS."""
+  from miniplm_jax.corpus import tokenizer
+  from miniplm_jax.models import hub
+
+  if not (directory / "tokenizer.json").exists():
+    folder = hub.resolve(
+      student.tokenizer, student.tokenizer_revision, weights=False
+    )
+    _special(tokenizer.load_engine(folder), student)
+    found = tokenizer.load(folder, student.eos_token)
+    # tokenizer.json last: its presence says that the folder is whole.
+    for name, content in sorted(found.to_files().items(), reverse=True):
+      files.write_bytes(directory / name, content)
+  bos_id = _special(tokenizer.load_engine(directory), student)
+  return tokenizer.load(directory, student.eos_token), bos_id
+
+
+def _special(engine, student) -> int | None:
+  """The id of BOS, if the student wants one; checks that of eos too."""
+  ids = {}
+  for field in ("eos_token", "bos_token"):
+    ids[field] = engine.token_to_id(student[field]) if student[field] else None
+    if student[field] and ids[field] is None:
+      raise UserError(
+        f"the tokenizer has no token {student[field]!r}",
+        student.tokenizer,
+        f"set --config.student.{field} to one that it has",
+      )
+  return ids["bos_token"]
