@@ -62,7 +62,7 @@ class Piece:
     split: of its rows.
     text: whole characters.
     rows: ids of the rows it comes from, ascending.
-    ends: int64 [rows], where in the text's UTF-8 each row's bytes end.
+    ends: int64 [rows], where in the text's UTF-8 each row's characters end.
   """
 
   domain: str
@@ -124,7 +124,9 @@ class PieceReader:
     self._bytes, self._eos_id = source.token_bytes, source.encoder.eos_id
     self._first = part_rows.start
     self._next = _next_of_domain(source.corpus, part_rows)
-    self.counts = collections.Counter()
+    self.counts = collections.Counter(
+      bytes_in=0, bytes_left_before=0, bytes_taken_after=0, bytes_dropped=0
+    )
 
   def __iter__(self) -> Iterator[Piece]:
     """Pieces, those of a domain and split in the order of the text.
@@ -172,10 +174,9 @@ class PieceReader:
     self, key: tuple[str, str], piece: _Open, last: Instance | None = None
   ) -> Iterator[Piece]:
     """The piece, if it has text; `last` is the row that it breaks off in."""
-    content, ends = piece.content, np.array(piece.ends)
-    left = _leading(content)
+    left = _leading(piece.content)
     self.counts["bytes_left_before"] += left
-    content, ends = content[left:], np.maximum(ends - left, 0)
+    content = piece.content[left:]
     missing = _missing(content)
     if missing and last is not None:
       taken = self._following(piece.rows[-1], last, missing)
@@ -185,8 +186,6 @@ class PieceReader:
       start = max(i for i, b in enumerate(content) if b >= 0xC0)
       self.counts["bytes_dropped"] += len(content) - start
       content = content[:start]
-    ends[-1] = len(content)
-    ends = np.minimum(ends, len(content))
     if not content:
       return
     try:
@@ -199,6 +198,8 @@ class PieceReader:
         "make the corpus again, or set --config.student.conversion=one_to_one",
       ) from e
     split, domain = key
+    ends = [_character_end(content, end - left) for end in piece.ends[:-1]]
+    ends = np.array([*ends, len(content)])
     yield Piece(domain, split, text, tuple(piece.rows), ends)
 
   def _following(self, row_id: int, row: Instance, missing: int) -> bytes:
@@ -236,6 +237,12 @@ def _leading(content: bytes) -> int:
     if b & 0xC0 != 0x80:
       return i
   return len(content)
+
+
+def _character_end(content: bytes, at: int) -> int:
+  """The end of the character that a row's end cuts."""
+  at = min(max(at, 0), len(content))
+  return at + _leading(content[at : at + 3])
 
 
 def _missing(content: bytes) -> int:

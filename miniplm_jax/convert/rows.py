@@ -19,7 +19,7 @@ from miniplm_jax.corpus.pack import Packer, SentenceEnds
 from miniplm_jax.corpus.store import Instance
 from miniplm_jax.corpus.tokenizer import Tokenizer
 
-_BATCH = 256  # pieces that are encoded at a time
+_BATCH = 256  # pieces or rows that are encoded at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,21 +171,16 @@ def one_to_one(
   """
   old = source.encoder
   eos_id, size = to.encoder.eos_id, to.max_length + 1
-  eos = np.array([eos_id], np.int32)
-  for ordinal, (row_id, row) in enumerate(read_rows(source.corpus, row_ids)):
-    texts = [old.decode(ids) for ids in split_ids(row.ids, old.eos_id)]
-    joined = [to.bos]
-    for i, ids in enumerate(to.encoder.encode(texts)):
-      joined += [eos, ids] if i else [ids]
-    ids = np.concatenate(joined).astype(np.int32)
+  for ordinal, (row_id, row, ids) in enumerate(_encoded(source, row_ids, to)):
     lost = ids[size:]
     seen["source_rows"] += 1
     seen["bytes_in"] += int(old.byte_lengths[row.ids].sum())
     seen["tokens_lost"] += len(lost)
     seen["bytes_lost"] += int(to.encoder.byte_lengths[lost].sum())
     seen["rows_truncated"] += len(lost) > 0
-    if not np.any(ids[:size][:-1] != eos_id):
-      seen["rows_lost"] += 1
+    useless = not np.any(ids[:size][:-1] != eos_id)
+    seen["rows_lost"] += useless
+    if useless:
       continue
     yield to.instance(
       ids[:size],
@@ -197,3 +192,20 @@ def one_to_one(
       offset=0,
       source_rows=(row_id,),
     )
+
+
+def _encoded(
+  source: Source, row_ids: np.ndarray, to: Target
+) -> Iterator[tuple[int, Instance, np.ndarray]]:
+  """Rows with their ids, and their text in new ids, untruncated."""
+  old, eos = source.encoder, np.array([to.encoder.eos_id], np.int32)
+  rows = read_rows(source.corpus, row_ids)
+  while batch := list(itertools.islice(rows, _BATCH)):
+    pieces = [split_ids(row.ids, old.eos_id) for _, row in batch]
+    texts = [old.decode(ids) for of_row in pieces for ids in of_row]
+    encoded = iter(to.encoder.encode(texts))
+    for (row_id, row), of_row in zip(batch, pieces):
+      joined = [to.bos]
+      for i, ids in enumerate(itertools.islice(encoded, len(of_row))):
+        joined += [eos, ids] if i else [ids]
+      yield row_id, row, np.concatenate(joined)

@@ -193,6 +193,11 @@ class Corpus:
     return self.manifest.details["eos_id"]
 
   @property
+  def bos_id(self) -> int | None:
+    """The id that every row starts with, if there is one."""
+    return self.manifest.details.get("bos_id")
+
+  @property
   def max_length(self) -> int:
     """Longest input; rows hold up to one id more."""
     return self.manifest.settings["max_length"]
@@ -261,6 +266,15 @@ class Corpus:
     """The corpus's own tokenizer."""
     eos_token = self.manifest.settings["eos_token"]
     return tokenizer.load(self.directory / "tokenizer", eos_token)
+
+  def tokenizer_files(self) -> dict[str, bytes]:
+    """What a Hugging Face directory needs of it, by file name."""
+    found = self.tokenizer().to_files()
+    if bos_token := self.manifest.settings.get("bos_token"):
+      name = "tokenizer_config.json"
+      config = json.loads(found[name]) | {"bos_token": bos_token}
+      found[name] = json.dumps(config, indent=1).encode()
+    return found
 
   def check_tokenizer(self):
     """Raises UserError unless its tokenizer is the one it was made with."""

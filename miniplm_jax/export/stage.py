@@ -47,7 +47,7 @@ def _run(config, names, directory, inputs):
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   arch = architecture.make(config.student.model)
   model = training_job.restore(inputs["model"], arch, config.train, mesh)
-  extra = corpus.tokenizer().to_files()
+  extra = corpus.tokenizer_files()
   extra["README.md"] = model_card.write(
     names.student, inputs["model"], inputs["selection"], _losses(directory)
   ).encode()
@@ -58,6 +58,7 @@ def _run(config, names, directory, inputs):
     extra,
     config.export.dtype,
     config.export.max_shard_size,
+    corpus.bos_id,
   )
   return {
     "tokenizer": corpus.manifest.tokenizer,
