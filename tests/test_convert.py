@@ -327,13 +327,14 @@ def test_a_student_of_another_tokenizer(copy, student):
 
 def test_data_of_the_wrong_vocabulary_cannot_be_trained_on(copy, student):
   run(copy, "--stages=convert", *student)
-  few = "--config.student.model.vocab_size=512"
+  few = "--config.student.model.vocab_size=300"
   error = refused(copy, "--stages=train", *student, few)
-  assert "token ids, the model 512" in error
-  other = write_tokenizer(copy / "third", 500)
+  assert "token ids, the model 300" in error
+  other = write_tokenizer(copy / "third", 280)
   wrong = f"--config.student.tokenizer={other}"
   error = refused(copy, "--stages=train", *student, wrong)
-  assert "tokenizer is" in error and "--stages=convert --force" in error
+  assert "not of the student's tokenizer: tokenizer is" in error
+  assert "--stages=convert --force" in error
   error = refused(
     copy, "--stages=train", *student, "--config.student.bos_token="
   )

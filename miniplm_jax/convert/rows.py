@@ -122,10 +122,9 @@ class _Buffer:
   def _instance(self, row) -> Instance:
     sources = set()
     *whole, last = split_ids(row.ids, self._to.encoder.eos_id)
-    for ordinal, ids in zip(row.documents, [*whole, last]):
-      sources.update(self._sources(ordinal, ids))
-    for ordinal in row.documents[: len(whole)]:  # they have ended
-      del self._pieces[ordinal], self._done[ordinal]
+    # Those before an eos end here.
+    for i, (ordinal, ids) in enumerate(zip(row.documents, [*whole, last])):
+      sources.update(self._sources(ordinal, ids, i < len(whole)))
     return self._to.instance(
       np.concatenate([self._to.bos, row.ids]),
       self._seen,
@@ -135,15 +134,19 @@ class _Buffer:
       **self._facts,
     )
 
-  def _sources(self, ordinal: int, ids: np.ndarray) -> tuple[int, ...]:
+  def _sources(
+    self, ordinal: int, ids: np.ndarray, at_end: bool
+  ) -> tuple[int, ...]:
     """The rows that these ids, the next ones of a piece, have text of."""
-    piece, start = self._pieces[ordinal], self._done[ordinal]
+    piece, start = self._pieces.pop(ordinal), self._done.pop(ordinal)
+    total = int(piece.ends[-1])
     end = start + int(self._to.encoder.byte_lengths[ids].sum())
-    self._done[ordinal] = end
+    # Of a tokenizer that normalises, tokens have more or fewer bytes.
+    end = total if at_end else min(end, total)
+    if not at_end:
+      self._pieces[ordinal], self._done[ordinal] = piece, end
     if end == start:
       return ()
-    # A tokenizer that normalises may have more bytes than the text.
-    start, end = np.minimum([start, end], [piece.ends[-1] - 1, piece.ends[-1]])
     first = np.searchsorted(piece.ends, start, "right")
     last = np.searchsorted(piece.ends, end, "left")
     return piece.rows[first : last + 1]

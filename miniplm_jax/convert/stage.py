@@ -1,14 +1,13 @@
 """Stage convert: the refined corpus in the words of another tokenizer."""
 
 import collections
-from collections.abc import Mapping
 
 from miniplm_jax.config import for_method, methods
 from miniplm_jax.core import files
+from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
-from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.progress import Progress
+from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus.store import CONVERTED
 from miniplm_jax.select.stage import kept_rows
@@ -34,30 +33,28 @@ def corpus_inputs(config, workdir: Workdir, student: str) -> dict[str, Input]:
   Returns:
     "corpus", the teacher's; with a tokenizer of the student's also the
     converted one, which `store.open_corpus` prefers, and that tokenizer's
-    fingerprint.
+    fingerprint, which is refused if the converted one is of another.
   """
   inputs: dict[str, Input] = {"corpus": workdir.corpus / MANIFEST}
   if config.student.tokenizer:
-    inputs[CONVERTED] = workdir.student(student) / "corpus" / MANIFEST
-    inputs["tokenizer"] = lambda: _fingerprint(config.student)
+    converted = workdir.student(student) / "corpus" / MANIFEST
+    inputs[CONVERTED] = converted
+    inputs["tokenizer"] = lambda: _checked(config, converted)
   return inputs
 
 
-def check(config, inputs: Mapping[str, Manifest]):
-  """Raises UserError unless a corpus was made for the config's tokenizer."""
-  made = inputs.get(CONVERTED)
-  if made is None:
-    return
+def _checked(config, converted) -> str:
+  """The tokenizer's fingerprint; what was converted must be of it."""
   wanted = _settings(config) | {"tokenizer": _fingerprint(config.student)}
-  found = made.settings | {"tokenizer": made.inputs["tokenizer"]}
-  for name, value in wanted.items():
-    if found[name] != value:
+  if made := manifest_lib.read(converted):
+    found = made.settings | {"tokenizer": made.inputs["tokenizer"]}
+    if difference := manifest_lib.first_difference(found, wanted):
       raise UserError(
-        f"{name} is {str(found[name])[:12]!r} there and {str(value)[:12]!r} "
-        f"for the student's tokenizer {config.student.tokenizer}",
-        str(made.path),
+        f"the corpus is not of the student's tokenizer: {difference}",
+        str(converted),
         f"put the setting back, or convert again with --stages={STAGE} --force",
       )
+  return wanted["tokenizer"]
 
 
 def _settings(config) -> dict[str, object]:
@@ -138,6 +135,7 @@ def _run(config, directory, inputs):
       counts.update(seen)
       described |= {name: files.describe(directory / name) for name in names}
       progress.update(len(here), f"in part {part + 1}/{len(parts)}")
+  _say_bytes(counts)
   return {
     "tokenizer": encoder.fingerprint,
     "files": described,
@@ -150,6 +148,19 @@ def _run(config, directory, inputs):
       "tokenizer": config.student.tokenizer,
     },
   }
+
+
+def _say_bytes(counts):
+  """What became of the text, in a line."""
+  text = counts["bytes_in"] + counts["bytes_taken_after"]
+  text -= counts["bytes_left_before"] + counts["bytes_dropped"]
+  told = f"{text:,} bytes of text in, {counts['bytes_out']:,} out"
+  if counts["tokens_lost"]:
+    told += f", {counts['bytes_lost']:,} lost with the tails of "
+    told += f"{counts['rows_truncated']:,} rows"
+  elif text != counts["bytes_out"]:
+    told += ": the new tokenizer normalises text, or is not byte-level"
+  say(STAGE, told)
 
 
 def _tokenizer(student, directory):

@@ -31,5 +31,5 @@ class Workdir:
     return self.root / "selection" / name
 
   def student(self, name: str) -> epath.Path:
-    """Checkpoints, metrics, evaluation and export of one student."""
+    """Converted corpus, checkpoints, evaluation and export of a student."""
     return self.root / "students" / name

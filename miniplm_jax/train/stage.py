@@ -4,6 +4,7 @@ from miniplm_jax.config import for_method, methods
 from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.corpus.store import CONVERTED
 from miniplm_jax.models import architecture
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.trainer import training_job
@@ -25,7 +26,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     arch=architecture.make(config.student.model),
     train=config.train,
     rows=f"selection {names.selection}",
-    row_ids=lambda corpus, inputs: _row_ids(config, corpus, inputs),
+    row_ids=_row_ids,
     inputs={
       **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,
@@ -33,9 +34,8 @@ def _job(config, workdir: Workdir, names) -> Job:
   )
 
 
-def _row_ids(config, corpus, inputs):
-  """The kept rows; a converted corpus has no others."""
-  if not config.student.tokenizer:
-    return kept_rows(inputs["selection"])
-  convert_stage.check(config, inputs)
-  return corpus.rows_of("train")
+def _row_ids(corpus, inputs):
+  """The kept rows; a converted corpus has no others to train on."""
+  if CONVERTED in inputs:
+    return corpus.rows_of("train")
+  return kept_rows(inputs["selection"])
