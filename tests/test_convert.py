@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from helpers import refused, run
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.convert import stage as convert_stage
+from miniplm_jax.convert.pieces import PieceReader
 from miniplm_jax.core import files
 from miniplm_jax.core import job as job_lib
 from miniplm_jax.core import manifest as manifest_lib
@@ -19,7 +21,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import stage as tokenize_stage
 from miniplm_jax.corpus import tokenizer
-from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.corpus.store import Corpus, Instance
 
 # Two to four bytes a character, so that rows' ends cut some.
 TEXTS = (
@@ -32,8 +34,9 @@ EOS, BOS = "</s>", "<s>"
 
 
 def write_text(folder):
-  """Three files, two domains, documents of one row to many."""
+  """Files of two domains, documents of one row to many; one is empty."""
   folder.mkdir()
+  (folder / "3.jsonl").write_text("")
   for number in range(3):
     with (folder / f"{number}.jsonl").open("w") as f:
       for i in range(24):
@@ -222,11 +225,11 @@ def test_a_shard_that_is_made_again_has_the_same_bytes(setup):
   setup.convert("killed")
   directory = setup.directory("killed")
   before = content(directory)
-  assert len(before) == 6
+  assert len(before) == 8
   (directory / "manifest.json").rename(directory / "manifest.partial.json")
-  (directory / "index-00001-of-00003.parquet").unlink()
-  (directory / "instances-00001-of-00003.array_record").write_bytes(b"cut")
-  kept = directory / "index-00002-of-00003.parquet"
+  (directory / "index-00001-of-00004.parquet").unlink()
+  (directory / "instances-00001-of-00004.array_record").write_bytes(b"cut")
+  kept = directory / "index-00002-of-00004.parquet"
   when = kept.stat().mtime
   setup.convert("killed")
   assert content(directory) == before
@@ -254,6 +257,54 @@ def test_one_to_one_loses_the_tail_and_counts_it(setup, bos):
   assert 0 < counts["rows_truncated"] < counts["source_rows"]
   assert counts["bytes_lost"] > 0
   assert counts["rows"] + counts["rows_lost"] == len(chosen)
+
+
+def read_pieces(rows, chosen):
+  """Pieces of rows (bytes, offset) of one document; a token is a byte."""
+  instances = [
+    Instance(np.array(list(b), np.int32) + 1, "d", "train", 0, (0,), at, 0, 0)
+    for b, at in rows
+  ]
+  source = types.SimpleNamespace(
+    corpus=types.SimpleNamespace(
+      directory="here",
+      read=lambda ids: [instances[i] for i in ids],
+      domains=lambda ids: np.array(["d"] * len(ids)),
+    ),
+    encoder=types.SimpleNamespace(eos_id=0),
+    token_bytes=[b"", *(bytes([b]) for b in range(256))],
+  )
+  reader = PieceReader(source, range(len(rows)), np.array(chosen))
+  return [(p.text, p.rows, p.ends.tolist()) for p in reader], reader.counts
+
+
+def test_a_character_that_three_rows_share_belongs_to_the_first():
+  a, b, c, d = "🙂".encode()
+  rows = [(bytes([65, a]), 0), (bytes([b, c]), 2), (bytes([d, 66]), 4)]
+  assert read_pieces(rows, [0])[0] == [("A🙂", (0,), [5])]
+  assert read_pieces(rows, [1]) == ([], {**_counts(2), "bytes_left_before": 2})
+  assert read_pieces(rows, [2])[0] == [("B", (2,), [1])]
+  assert read_pieces(rows, [0, 2])[0] == [("A🙂", (0,), [5]), ("B", (2,), [1])]
+  assert read_pieces(rows, [0, 1, 2])[0] == [("A🙂B", (0, 1, 2), [5, 5, 6])]
+
+
+def _counts(bytes_in):
+  names = ("bytes_left_before", "bytes_taken_after", "bytes_dropped")
+  return {"bytes_in": bytes_in} | dict.fromkeys(names, 0)
+
+
+def test_a_character_whose_rest_is_not_there_is_dropped_and_counted():
+  a, b, *_ = "🙂".encode()
+  # The second row does not go on where the first one ends.
+  rows = [(bytes([65, a, b]), 0), (b"other", 9)]
+  found, counts = read_pieces(rows, [0])
+  assert found == [("A", (0,), [1])]
+  assert counts == _counts(3) | {"bytes_dropped": 2}
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_rows():
+  with pytest.raises(UserError, match="rows 0 to 1 are no text"):
+    read_pieces([(b"A\xff", 0), (b"BC", 2)], [0, 1])
 
 
 def test_without_a_tokenizer_of_the_students_there_is_nothing_to_do():
@@ -315,6 +366,8 @@ def test_a_student_of_another_tokenizer(copy, student):
   )
   tokens = json.loads((folder / "hf" / "tokenizer_config.json").read_text())
   assert (tokens["bos_token"], tokens["eos_token"]) == (BOS, EOS)
+  card = (folder / "hf" / "README.md").read_text()
+  assert converted.fingerprint in card and converted.tokenizer in card
   loss = manifest.require(folder / "evaluation.json").details["loss"]["all"]
   corpus = Corpus(converted)
   rows = corpus.rows_of("heldout")
