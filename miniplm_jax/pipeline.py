@@ -95,7 +95,7 @@ def run(
       continue
     jobs = JOBS[stage](config, workdir)
     if not jobs:
-      say(stage, "nothing to do with this config")
+      say(stage, "skipped, this config leaves it nothing to do")
     if not dry_run:
       job_lib.execute(jobs, force)
       continue
