@@ -8,8 +8,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
-from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.corpus.store import CONVERTED
+from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
 from miniplm_jax.select.stage import kept_rows
 
 STAGE = "convert"

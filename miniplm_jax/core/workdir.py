@@ -5,6 +5,8 @@ import dataclasses
 from etils import epath
 
 MANIFEST = "manifest.json"
+# The input of a job that is a corpus in the student's own tokens.
+CONVERTED = "converted"
 
 
 @dataclasses.dataclass(frozen=True)

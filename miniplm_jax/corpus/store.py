@@ -19,6 +19,7 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import CONVERTED
 from miniplm_jax.corpus import tokenizer
 from miniplm_jax.corpus.tokenizer import Tokenizer
 
@@ -27,9 +28,6 @@ SPLITS = ("train", "reference", "heldout", "teacher")
 
 # group_size 1: random access reads one row; larger groups are 10× slower.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
-
-# The input of a job that is a corpus in the student's own tokens.
-CONVERTED = "converted"
 
 # Columns of the index and their Arrow types.
 _INDEX = {

@@ -5,7 +5,7 @@ from typing import Any
 
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.page import markdown_table
-from miniplm_jax.corpus.store import CONVERTED
+from miniplm_jax.core.workdir import CONVERTED
 from miniplm_jax.select.definitions import DEFINITIONS
 
 _USE = """\

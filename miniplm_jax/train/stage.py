@@ -3,8 +3,7 @@
 from miniplm_jax.config import for_method, methods
 from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core.job import Job
-from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.corpus.store import CONVERTED
+from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
 from miniplm_jax.models import architecture
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.trainer import training_job
