@@ -90,7 +90,7 @@ def _corpus(directory: epath.Path, encode, eos_id: int) -> list[np.ndarray]:
     store.Instance(row, "text", "train", 0, (i,), 0, 0, i)
     for i, row in enumerate(rows)
   ]
-  store.write_shard(directory, names, instances, {}, {})
+  store.write_shard(directory, names, instances, {})
   Manifest(
     directory / "manifest.json",
     "tokenize",

@@ -16,6 +16,7 @@ STAGES = (
   "reference",
   "score",
   "select",
+  "convert",
   "train",
   "evaluate",
   "export",
@@ -204,6 +205,14 @@ def default() -> ConfigDict:
       "student": {
         "name": "{method}",  # students/<name>
         "model": transformer(),
+        # Directory or hub id of a tokenizer of its own; "" is the corpus's.
+        "tokenizer": "",
+        "tokenizer_revision": "main",  # of a hub id
+        "eos_token": "",  # of that tokenizer, what ends a document
+        "bos_token": "",  # what every row starts with (Llama 3); "" is none
+        # repack loses nothing; one_to_one converts row by row and truncates,
+        # as the released code does, for comparison.
+        "conversion": "repack",
       },
       "train": _train(),
       "evaluate": {
@@ -283,6 +292,8 @@ DEFINITIONS = (
   "teacher_preference",
   "random",
 )
+# How rows become rows of a student's own tokenizer.
+CONVERSIONS = ("repack", "one_to_one")
 REMAT = ("none", "full", "dots")
 
 

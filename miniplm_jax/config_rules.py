@@ -5,6 +5,7 @@ import re
 from ml_collections import ConfigDict
 
 from miniplm_jax.config import (
+  CONVERSIONS,
   DEFINITIONS,
   LOOKS,
   METHODS,
@@ -69,6 +70,14 @@ def _rules(config):
   good = min(shares) >= 0 and sum(shares) < 1
   yield "corpus.*_share", shares, good, "let them be ≥ 0 and leave some for D"
   yield from _selection_rules(config.select, among, at_least)
+  student = config.student
+  yield among("student.conversion", student.conversion, CONVERSIONS)
+  good = bool(student.eos_token) == bool(student.tokenizer)
+  todo = "give student.tokenizer and its student.eos_token, or neither"
+  yield "student.eos_token", student.eos_token, good, todo
+  good = bool(student.tokenizer) or not student.bos_token
+  todo = "give student.tokenizer too, or no BOS"
+  yield "student.bos_token", student.bos_token, good, todo
   for length in config.score.lengths:
     yield at_least("score.lengths", length, 1)
   for name in ("rows_per_part", "batch_tokens", "int8_rows"):

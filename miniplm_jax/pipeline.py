@@ -6,6 +6,7 @@ from etils import epath
 
 from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
+from miniplm_jax.convert import stage as convert
 from miniplm_jax.core import hosts
 from miniplm_jax.core import job as job_lib
 from miniplm_jax.core.errors import UserError
@@ -30,6 +31,7 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "reference": reference.reference_jobs,
   "score": score.jobs,
   "select": select.jobs,
+  "convert": convert.jobs,
   "train": train.jobs,
   "evaluate": evaluate.jobs,
   "export": export.jobs,
@@ -93,7 +95,7 @@ def run(
       continue
     jobs = JOBS[stage](config, workdir)
     if not jobs:
-      say(stage, "nothing to do, the model is given")
+      say(stage, "skipped, this config leaves it nothing to do")
     if not dry_run:
       job_lib.execute(jobs, force)
       continue

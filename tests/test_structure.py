@@ -25,6 +25,7 @@ ORDER = (
   "reference",
   "score",
   "select",
+  "convert",
   "train",
   "evaluate",
   "export",
@@ -167,6 +168,7 @@ _AT_RUN_TIME = (
   ("teacher", "revision"),
   ("reference", "revision"),
   ("corpus", "tokenizer_revision"),
+  ("student", "tokenizer_revision"),
   # They decide whether int8 weights will do, not what comes out.
   ("score", "int8_rows"),
   ("score", "int8_least_spearman"),

@@ -19,6 +19,7 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import CONVERTED
 from miniplm_jax.corpus import tokenizer
 from miniplm_jax.corpus.tokenizer import Tokenizer
 
@@ -52,6 +53,8 @@ class Instance:
     n_bytes: UTF-8 bytes of the text whose tokens are scored: targets whose
       input is no eos, without eos.
     hash: of the ids; equal rows have equal ones.
+    source_rows: in a converted corpus, the rows of the teacher's corpus that
+      it has text of.
   """
 
   ids: np.ndarray
@@ -62,6 +65,7 @@ class Instance:
   offset: int
   n_bytes: int
   hash: int
+  source_rows: tuple[int, ...] = ()
 
   @property
   def n_tokens(self) -> int:
@@ -71,7 +75,10 @@ class Instance:
   def to_bytes(self) -> bytes:
     """The record: a msgpack map, ids as little-endian int32."""
     ids = np.ascontiguousarray(self.ids, "<i4").tobytes()
-    return msgpack.packb(vars(self) | {"ids": ids})
+    body = vars(self) | {"ids": ids}
+    if not self.source_rows:
+      del body["source_rows"]
+    return msgpack.packb(body)
 
   @classmethod
   def from_bytes(cls, record: bytes) -> "Instance":
@@ -118,7 +125,7 @@ def write_shard(
   names: tuple[str, str],
   rows: Iterable[Instance],
   counts: Mapping[str, int],
-  details: Mapping[str, Any],
+  details: Mapping[str, Any] | None = None,
 ):
   """Writes one shard; its index is renamed last and so marks it whole.
 
@@ -148,7 +155,7 @@ def write_shard(
       for name, values in columns.items()
     }
   )
-  facts = {"counts": counts, "details": details}
+  facts = {"counts": counts, "details": details or {}}
   table = table.replace_schema_metadata(
     {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
   )
@@ -195,6 +202,11 @@ class Corpus:
   def eos_id(self) -> int:
     """The end-of-document id."""
     return self.manifest.details["eos_id"]
+
+  @property
+  def bos_id(self) -> int | None:
+    """The id that every row starts with, if there is one."""
+    return self.manifest.details.get("bos_id")
 
   @property
   def max_length(self) -> int:
@@ -266,6 +278,26 @@ class Corpus:
     eos_token = self.manifest.settings["eos_token"]
     return tokenizer.load(self.directory / "tokenizer", eos_token)
 
+  def tokenizer_files(self) -> dict[str, bytes]:
+    """What a Hugging Face directory needs of it, by file name."""
+    found = self.tokenizer().to_files()
+    if bos_token := self.manifest.settings.get("bos_token"):
+      name = "tokenizer_config.json"
+      config = json.loads(found[name]) | {"bos_token": bos_token}
+      found[name] = json.dumps(config, indent=1).encode()
+    return found
+
+  def check_tokenizer(self):
+    """Raises UserError unless its tokenizer is the one it was made with."""
+    found, made = self.tokenizer().fingerprint, self.manifest.tokenizer
+    if found != made:
+      raise UserError(
+        f"the tokenizer is {found[:12]}, the corpus was made with {made[:12]}",
+        str(self.directory / "tokenizer"),
+        "restore the folder, or make the corpus again with "
+        f"--stages={self.manifest.stage} --force",
+      )
+
   @functools.cached_property
   def _offsets(self) -> np.ndarray:
     counts = self.manifest.counts["rows_by_part"]
@@ -292,6 +324,11 @@ class Corpus:
       options = "readahead_buffer_size:0"
       self._readers[part] = ArrayRecordReader(str(path), options)
     return self._readers[part]
+
+
+def open_corpus(inputs: Mapping[str, Manifest]) -> Corpus:
+  """The corpus of a job: the converted one, if it has that input."""
+  return Corpus(inputs.get(CONVERTED) or inputs["corpus"])
 
 
 def pad(rows: Sequence[Instance], length: int, eos_id: int) -> dict[str, Any]:
