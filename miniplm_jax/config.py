@@ -15,6 +15,7 @@ STAGES = (
   "reference",
   "score",
   "select",
+  "materialize",
   "train",
   "evaluate",
   "export",
@@ -176,6 +177,12 @@ def default() -> ConfigDict:
         "ratio": 0.5,  # alpha, the share of D that is kept
         "seed": 10,  # of the random rows of method pretrain
       },
+      # selection/<name>/materialized: the kept rows once more, for others.
+      # The student reads the corpus by row id and needs no copy.
+      "materialize": {
+        # none, array_record (as the corpus), megatron (.bin and .idx), tfds
+        "format": "none",
+      },
       # The student q.
       "student": {
         "name": "{method}",  # students/<name>
@@ -251,6 +258,8 @@ DEFINITIONS = (
   "teacher_preference",
   "random",
 )
+# What `materialize` writes: the functions of materialize/writers.py.
+FORMATS = ("array_record", "megatron", "tfds")
 REMAT = ("none", "full", "dots")
 
 

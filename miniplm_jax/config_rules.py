@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from miniplm_jax.config import (
   DEFINITIONS,
+  FORMATS,
   LOOKS,
   METHODS,
   MODELS,
@@ -68,6 +69,9 @@ def _rules(config):
   yield "corpus.*_share", shares, good, "let them be ≥ 0 and leave some for D"
   yield "select.ratio", s.ratio, 0 < s.ratio <= 1, "give a number in (0, 1]"
   yield among("select.definition", s.definition, DEFINITIONS)
+  yield among(
+    "materialize.format", config.materialize.format, ("none", *FORMATS)
+  )
   for length in config.score.lengths:
     yield at_least("score.lengths", length, 1)
   for name in ("rows_per_part", "batch_tokens", "int8_rows"):

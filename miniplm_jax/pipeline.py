@@ -16,6 +16,7 @@ from miniplm_jax.corpus import stage as tokenize
 from miniplm_jax.evaluate import stage as evaluate
 from miniplm_jax.export import stage as export
 from miniplm_jax.generate import stage as generate
+from miniplm_jax.materialize import stage as materialize
 from miniplm_jax.reference import stage as reference
 from miniplm_jax.report import stage as report
 from miniplm_jax.score import stage as score
@@ -30,12 +31,15 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "reference": reference.reference_jobs,
   "score": score.jobs,
   "select": select.jobs,
+  "materialize": materialize.jobs,
   "train": train.jobs,
   "evaluate": evaluate.jobs,
   "export": export.jobs,
   "report": report.jobs,
 }
 LOOKS = {"verify": verify.run, "generate": generate.run}
+# Stages that most runs have no use for: said only if they were asked for.
+_IDLE = {"materialize": "config.materialize.format is none"}
 # What several processes as one program can do so far.
 _MULTI_HOST = ("score", "verify")
 
@@ -92,11 +96,11 @@ def run(
       LOOKS[stage](config, workdir, dry_run)
       continue
     jobs = JOBS[stage](config, workdir)
-    if not jobs:
-      say(stage, "nothing to do, the model is given")
+    if not jobs and (stage in stages or stage not in _IDLE):
+      say(stage, f"nothing to do, {_IDLE.get(stage, 'the model is given')}")
     if not dry_run:
       job_lib.execute(jobs, force)
       continue
     for job in jobs:
       state = "would be redone" if force else job_lib.status(job)
-      print(f"  {stage:9} {state}\n            {job.summary}")
+      print(f"  {stage:11} {state}\n              {job.summary}")

@@ -6,12 +6,6 @@ from miniplm_jax.models import decoder
 from miniplm_jax.select import cutoff, definitions
 
 
-def keep(score, row_id, found):
-  return (score > found.threshold) | (
-    (score == found.threshold) & (row_id <= found.last_tie)
-  )
-
-
 @pytest.mark.parametrize("ratio", [0.001, 0.1, 0.5, 0.999, 1.0])
 @pytest.mark.parametrize("decimals", [0, 1, 7])
 def test_top_k_equals_a_stable_sort(ratio, decimals):
@@ -29,8 +23,7 @@ def test_top_k_equals_a_stable_sort(ratio, decimals):
 
   found = cutoff.find(chunks, ratio)
   assert (found.kept, found.rows) == (len(wanted), len(score))
-  kept = row_id[keep(score, row_id, found)]
-  np.testing.assert_array_equal(kept, wanted)
+  np.testing.assert_array_equal(found.kept_of(row_id, score), wanted)
 
 
 def test_a_share_of_less_than_a_row_keeps_none():

@@ -30,6 +30,11 @@ class Cutoff:
   kept: int
   rows: int
 
+  def kept_of(self, row_id: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Those of some row ids that are kept, by their scores."""
+    tie = (score == self.threshold) & (row_id <= self.last_tie)
+    return row_id[(score > self.threshold) | tie]
+
 
 def sort_key(score: np.ndarray) -> np.ndarray:
   """float32 → uint32 of the same order; −0 equals +0; no NaN."""

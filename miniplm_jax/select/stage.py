@@ -63,13 +63,7 @@ def _run(names, c, directory, inputs):
       "config.select.ratio",
       "raise it, or give more text",
     )
-  # The registered Task does the filtering, here as for anyone else. Imported
-  # when the scores are known to be sound: it brings TensorFlow, 7 s.
-  from miniplm_jax.select import tasks
-
-  name = tasks.task_name(names.selection)
-  tasks.add_tasks(name, scored, found, corpus)
-  rows = np.concatenate(list(tasks.kept_row_ids(name)))
+  rows = np.concatenate([found.kept_of(*c) for c in scored.chunks()])
   if len(rows) != found.kept:
     raise AssertionError(f"kept {len(rows)} rows, the cutoff {found.kept}")
   with (
@@ -91,7 +85,6 @@ def _run(names, c, directory, inputs):
     "details": {
       "cutoff": dataclasses.asdict(found),
       "select/kept_ratio": found.kept / found.rows,
-      "seqio_task": name,
     },
   }
 
