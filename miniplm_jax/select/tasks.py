@@ -231,10 +231,10 @@ def register_corpus(workdir: epath.PathLike, name: str = "miniplm") -> str:
   Raises:
     UserError: there is no corpus, or the name stands for another one.
   """
-  root = Workdir(epath.Path(workdir))
+  root = _absolute(workdir)
   corpus = manifest_lib.require(root.corpus / MANIFEST)
   task = packed_task(f"{_word(name)}_packed", corpus)
-  _add((_absolute(workdir), ""), [task])
+  _add((os.fspath(root.root), ""), [task])
   return task.name
 
 
@@ -266,7 +266,7 @@ def register(
       or the name stands for another one.
   """
   name = _word(name) or task_name(selection)
-  root = Workdir(epath.Path(workdir))
+  root = _absolute(workdir)
   found = manifest_lib.require(root.selection(selection) / MANIFEST)
   corpus = manifest_lib.require(root.corpus / MANIFEST)
   tables = {
@@ -289,13 +289,16 @@ def register(
       tf.data.Dataset.sample_from_datasets, stop_on_empty_dataset=False
     ),
   )
-  _add((_absolute(workdir), selection), [*tasks, mixture])
+  _add((os.fspath(root.root), selection), [*tasks, mixture])
   return name
 
 
-def _absolute(workdir: epath.PathLike) -> str:
+def _absolute(workdir: epath.PathLike) -> Workdir:
+  """The folders, wherever the program goes."""
   path = epath.Path(workdir)
-  return os.path.abspath(path) if files.is_local(path) else os.fspath(path)
+  return Workdir(
+    epath.Path(os.path.abspath(path)) if files.is_local(path) else path
+  )
 
 
 def _domain_names(name, selection: Manifest, rates):
