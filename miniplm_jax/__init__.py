@@ -9,6 +9,7 @@ The folders are the pipeline, in this order:
   reference  pre-train p_ref                (stages teacher and reference)
   score      log-probs of every row         (stage score)
   select     Difference Sampling            (stage select)
+  materialize  kept rows as files           (stage materialize)
   train      pre-train the student          (stage train)
   evaluate   held-out loss                  (stage evaluate)
   export     a Hugging Face directory       (stage export)

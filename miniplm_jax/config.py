@@ -16,6 +16,7 @@ STAGES = (
   "reference",
   "score",
   "select",
+  "materialize",
   "convert",
   "train",
   "evaluate",
@@ -201,6 +202,12 @@ def default() -> ConfigDict:
         # have: "code=0.1:0.3", "mail=:0.05", rounded down to whole rows.
         "quotas": (),
       },
+      # selection/<name>/materialized: the kept rows once more, for others.
+      # The student reads the corpus by row id and needs no copy.
+      "materialize": {
+        # none, array_record (as the corpus), megatron (.bin and .idx), tfds
+        "format": "none",
+      },
       # The student q.
       "student": {
         "name": "{method}",  # students/<name>
@@ -294,6 +301,8 @@ DEFINITIONS = (
 )
 # How rows become rows of a student's own tokenizer.
 CONVERSIONS = ("repack", "one_to_one")
+# What `materialize` writes: the functions of materialize/writers.py.
+FORMATS = ("array_record", "megatron", "tfds")
 REMAT = ("none", "full", "dots")
 
 

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from miniplm_jax.config import (
   CONVERSIONS,
   DEFINITIONS,
+  FORMATS,
   LOOKS,
   METHODS,
   MODELS,
@@ -78,6 +79,9 @@ def _rules(config):
   good = bool(student.tokenizer) or not student.bos_token
   todo = "give student.tokenizer too, or no BOS"
   yield "student.bos_token", student.bos_token, good, todo
+  yield among(
+    "materialize.format", config.materialize.format, ("none", *FORMATS)
+  )
   for length in config.score.lengths:
     yield at_least("score.lengths", length, 1)
   for name in ("rows_per_part", "batch_tokens", "int8_rows"):

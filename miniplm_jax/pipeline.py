@@ -17,6 +17,7 @@ from miniplm_jax.corpus import stage as tokenize
 from miniplm_jax.evaluate import stage as evaluate
 from miniplm_jax.export import stage as export
 from miniplm_jax.generate import stage as generate
+from miniplm_jax.materialize import stage as materialize
 from miniplm_jax.reference import stage as reference
 from miniplm_jax.report import stage as report
 from miniplm_jax.score import stage as score
@@ -31,6 +32,7 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "reference": reference.reference_jobs,
   "score": score.jobs,
   "select": select.jobs,
+  "materialize": materialize.jobs,
   "convert": convert.jobs,
   "train": train.jobs,
   "evaluate": evaluate.jobs,
@@ -101,4 +103,4 @@ def run(
       continue
     for job in jobs:
       state = "would be redone" if force else job_lib.status(job)
-      print(f"  {stage:9} {state}\n            {job.summary}")
+      print(f"  {stage:11} {state}\n              {job.summary}")

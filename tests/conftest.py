@@ -37,3 +37,14 @@ def copy(finished, tmp_path):
   """A copy that a test may damage; its paths differ, its content not."""
   shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
   return tmp_path
+
+
+@pytest.fixture
+def demo(finished, monkeypatch):
+  """The finished run as runs/demo of the working directory."""
+  folder = finished.parent / "demo"
+  if not folder.exists():
+    (folder / "runs").mkdir(parents=True)
+    (folder / "runs" / "demo").symlink_to(finished / "run")
+  monkeypatch.chdir(folder)
+  return folder / "runs" / "demo"

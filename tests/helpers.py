@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -98,3 +99,19 @@ def weights(folder: pathlib.Path, student: str = "miniplm") -> bytes:
 def rows(folder: pathlib.Path, selection: str = "miniplm") -> bytes:
   """The kept rows of a finished run."""
   return (folder / "run" / "selection" / selection / "rows.npy").read_bytes()
+
+
+def documented(page: str, heading: str, language: str = "python") -> list[str]:
+  """The fenced blocks under a heading of docs/`page`, up to the next one."""
+  text = (ROOT / "docs" / page).read_text()
+  (section,) = re.findall(
+    rf"^##+ {re.escape(heading)}\n(.*?)(?=^##+ |\Z)", text, re.M | re.S
+  )
+  return re.findall(rf"^```{language}\n(.*?)^```$", section, re.M | re.S)
+
+
+def execute(code: str) -> dict:
+  """Runs a block; returns its variables."""
+  space = {}
+  exec(code, space)
+  return space

@@ -118,38 +118,6 @@ def test_every_row_of_d_is_scored_once_and_no_other(finished):
   assert set(split) == {"train", "reference", "heldout", "teacher"}
 
 
-def test_anyone_with_seqio_reads_the_refined_corpus(finished):
-  import seqio
-
-  from miniplm_jax.core import manifest
-  from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.select import tasks
-
-  name = tasks.register(finished / "run", "miniplm")
-  task = seqio.get_mixture_or_task(name)
-  corpus = Corpus(manifest.read(finished / "run/corpus/manifest.json"))
-  wanted = np.load(finished / "run/selection/miniplm/rows.npy")
-
-  def read(shard=None):
-    dataset = task.get_dataset(
-      sequence_length=None,
-      split="train",
-      shuffle=False,
-      shard_info=shard,
-      try_in_mem_cache=False,
-    )
-    return list(dataset.as_numpy_iterator())
-
-  examples = read()
-  np.testing.assert_array_equal([e["row_id"] for e in examples], wanted)
-  for example, row in zip(examples, corpus.read(wanted)):
-    np.testing.assert_array_equal(example["targets"], row.ids)
-    assert example["domain"].decode() == row.domain
-  shards = [read(seqio.ShardInfo(i, 3)) for i in range(3)]
-  ids = sorted(e["row_id"] for shard in shards for e in shard)
-  np.testing.assert_array_equal(ids, wanted)
-
-
 def test_a_second_run_does_nothing_and_force_redoes(copy):
   before = {
     p: p.stat().st_mtime_ns for p in (copy / "run").rglob("*") if p.is_file()

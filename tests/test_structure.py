@@ -25,6 +25,7 @@ ORDER = (
   "reference",
   "score",
   "select",
+  "materialize",
   "convert",
   "train",
   "evaluate",

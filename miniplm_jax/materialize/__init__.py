@@ -1,0 +1,1 @@
+"""Stage materialize: the kept rows as files of their own."""

@@ -1,0 +1,245 @@
+"""The packed corpus as a seqio data source.
+
+Rows are read by random access, so any number of shards is exact, and the
+order is the corpus's or a seeded permutation of it. Imports TensorFlow.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+from etils import epath
+
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import MANIFEST
+from miniplm_jax.corpus.store import SPLITS, Corpus, Instance
+
+# Features of an example: its dtype and rank. `targets` are the row's ids, the
+# rest is named as in `Instance`; `hash` is its 64 bits as a signed number,
+# for TensorFlow's records know no other.
+FEATURES = {
+  "row_id": (tf.int64, 0),
+  "targets": (tf.int32, 1),
+  "domain": (tf.string, 0),
+  "split": (tf.string, 0),
+  "part": (tf.int64, 0),
+  "documents": (tf.int64, 1),
+  "offset": (tf.int64, 0),
+  "n_bytes": (tf.int64, 0),
+  "hash": (tf.int64, 0),
+}
+_BATCH = 256  # rows of one call into Python
+
+
+class PackedSource(seqio.DataSource):
+  """Rows of a packed corpus, in corpus order.
+
+  A shard is a run of neighbouring rows: the shards, one after another, are
+  the whole, filtered or not. A split may be sliced like one of TFDS:
+  "train[1000:2000]".
+  """
+
+  def __init__(
+    self,
+    directory: epath.PathLike,
+    domain: str | None = None,
+    num_input_examples: Mapping[str, int] | None = None,
+  ):
+    """Reads the manifest; the rest is opened when it is needed.
+
+    Args:
+      directory: of the corpus.
+      domain: only its rows; None takes all.
+      num_input_examples: rows of each split, if only some splits are wanted
+        or a domain is given.
+    """
+    self.directory, self.domain = str(directory), domain
+    manifest = manifest_lib.require(epath.Path(directory) / MANIFEST)
+    self._fingerprint = manifest.fingerprint
+    counts = num_input_examples
+    if counts is None:
+      there = {split: manifest.counts.get(f"split {split}") for split in SPLITS}
+      counts = {split: n for split, n in there.items() if n}
+    self._shards = manifest.counts["parts"]
+    super().__init__(
+      splits=counts,
+      num_input_examples=counts,
+      performs_internal_shuffling=True,
+    )
+
+  def __getstate__(self):
+    """Without what is open: it is opened again where it is needed."""
+    opened = ("_corpus", "_rows_of")
+    return {k: v for k, v in self.__dict__.items() if k not in opened}
+
+  def __repr__(self):
+    return f"PackedSource({self.directory!r}, {self.domain!r})"
+
+  @functools.cached_property
+  def _corpus(self) -> Corpus:
+    found = manifest_lib.require(epath.Path(self.directory) / MANIFEST)
+    if found.fingerprint != self._fingerprint:
+      raise UserError(
+        "the corpus has changed since its tasks were registered",
+        self.directory,
+        "register them again",
+      )
+    return Corpus(found)
+
+  @functools.cached_property
+  def _rows_of(self):
+    """Split → int64 row ids, ascending."""
+
+    @functools.cache
+    def rows_of(split):
+      rows = self._corpus.rows_of(split)
+      if self.domain is None:
+        return rows
+      return rows[self._corpus.domains(rows) == self.domain]
+
+    return rows_of
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    """Any number of shards."""
+    return True
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    """As many as the corpus has parts: pieces of work for Beam."""
+    return [f"{split}-{i}" for i in range(self._shards)]
+
+  def slice_of(self, split: str, first: int, last: int) -> str:
+    """The slice of a split that begins and ends with these row ids."""
+    start, end = np.searchsorted(self._rows_of(split), [first, last + 1])
+    return f"{split}[{start}:{end}]"
+
+  def num_input_examples(self, split: str) -> int:
+    """Rows of a split or of a slice of one."""
+    if "[" not in split:
+      return super().num_input_examples(split)
+    _, first, end = self._slice(split)
+    return end - first
+
+  def _slice(self, split: str) -> tuple[np.ndarray, int, int]:
+    """Row ids of the whole split; first and end position in them."""
+    found = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", split)
+    if not found or found[1] not in self.splits:
+      raise UserError(
+        f"there is no split {split}",
+        self.directory,
+        f"choose from {', '.join(self.splits)}, or a slice such as "
+        f"{self.splits[0]}[:1000]",
+      )
+    rows = self._rows_of(found[1])
+    first, end, _ = slice(
+      int(found[2] or 0), int(found[3]) if found[3] else None
+    ).indices(len(rows))
+    return rows, first, max(first, end)
+
+  def get_dataset(
+    self,
+    split: str = "train",
+    shuffle: bool = True,
+    seed: int | None = None,
+    shard_info: seqio.ShardInfo | None = None,
+    *,
+    sequence_length: Mapping[str, int] | None = None,
+    use_cached: bool = False,
+    num_epochs: int | None = 1,
+  ) -> tf.data.Dataset:
+    """Examples with `FEATURES`.
+
+    Args:
+      split: one of the corpus, or a slice of one.
+      shuffle: all rows of the split are permuted, before they are sharded.
+      seed: of the permutation; None takes another each time.
+      shard_info: which shard of how many.
+      sequence_length: not used.
+      use_cached: not used.
+      num_epochs: not used; seqio repeats what it gets.
+    """
+    del sequence_length, use_cached, num_epochs
+    rows, first, end = self._slice(split)
+    shard = shard_info or seqio.ShardInfo(0, 1)
+    n = end - first
+    starts = [n * (shard.index + i) // shard.num_shards for i in (0, 1)]
+    positions = tf.data.Dataset.range(*starts)
+    if shuffle:
+      seed = np.random.randint(1 << 31) if seed is None else seed
+      seed_2 = tf.cast([seed, 0], tf.int64)
+      positions = positions.map(
+        lambda i: tf.random.experimental.index_shuffle(i, seed_2, n - 1)
+      )
+    batches = positions.batch(_BATCH).map(
+      lambda batch: self._read(rows, first + batch),
+      num_parallel_calls=2,
+      deterministic=True,
+    )
+    return batches.unbatch()
+
+  def _read(self, rows: np.ndarray, positions) -> dict[str, Any]:
+    """A batch of examples, those of rank 1 ragged."""
+    dtypes = [dtype for dtype, _ in FEATURES.values()]
+    ragged = [name for name, (_, rank) in FEATURES.items() if rank]
+
+    def read(batch):
+      ids = rows[batch]
+      columns = _columns(ids, self._corpus.read(ids))
+      lengths = [np.array([len(v) for v in columns[r]]) for r in ragged]
+      for name in ragged:
+        columns[name] = np.concatenate(columns[name])
+      return [
+        np.asarray(columns[name], dtype.as_numpy_dtype)
+        for name, dtype in zip(FEATURES, dtypes)
+      ] + lengths
+
+    found = tf.numpy_function(
+      read, [positions], dtypes + [tf.int64] * len(ragged), stateful=False
+    )
+    for value in found:
+      value.set_shape([None])
+    examples = dict(zip(FEATURES, found))
+    for name, lengths in zip(ragged, found[len(FEATURES) :]):
+      examples[name] = tf.RaggedTensor.from_row_lengths(
+        examples[name], lengths, validate=False
+      )
+    return examples
+
+
+def _columns(row_ids: np.ndarray, found: Sequence[Instance]) -> dict[str, Any]:
+  columns = {
+    name: [getattr(row, name) for row in found]
+    for name in FEATURES
+    if name not in ("row_id", "targets", "hash")
+  }
+  hashes = np.array([row.hash for row in found], np.uint64)
+  return columns | {
+    "row_id": row_ids,
+    "targets": [row.ids for row in found],
+    "domain": [row.domain.encode() for row in found],
+    "split": [row.split.encode() for row in found],
+    "hash": hashes.view(np.int64),
+  }
+
+
+def instances(dataset: tf.data.Dataset) -> Iterator[tuple[int, Instance]]:
+  """(row id, row) of each example: the record as the corpus has it."""
+  for e in dataset.as_numpy_iterator():
+    yield (
+      int(e["row_id"]),
+      Instance(
+        ids=e["targets"],
+        domain=e["domain"].decode(),
+        split=e["split"].decode(),
+        part=int(e["part"]),
+        documents=tuple(e["documents"].tolist()),
+        offset=int(e["offset"]),
+        n_bytes=int(e["n_bytes"]),
+        hash=int(e["hash"]) % 2**64,
+      ),
+    )
