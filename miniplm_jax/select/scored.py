@@ -48,8 +48,8 @@ class ScoredRows:
     """Part by part; the first pass compares every file with its sha256.
 
     Yields:
-      row_id int64, score float32, and for each role ROLE_nll float32 and
-      ROLE_tokens int32.
+      row_id int64, score float32, and for each role ROLE_nll float32, or
+      ROLE_diff of the proxy, and ROLE_tokens int32.
     """
     streams = [
       table.parts(manifest, hashed=not self._hashed)
@@ -60,7 +60,8 @@ class ScoredRows:
       for (role, manifest), part in zip(self._tables.items(), found):
         if not np.array_equal(part["row_id"], columns["row_id"]):
           _refuse(manifest, f"the parts of {role} hold other rows")
-        columns[f"{role}_nll"] = part["nll_sum"]
+        value = table.value_of(part)  # nll_sum, or diff_sum of the proxy
+        columns[f"{role}_{value.removesuffix('_sum')}"] = part[value]
         columns[f"{role}_tokens"] = part["n_tokens"]
       score = self.definition.score(columns, self._seed)
       yield columns | {"score": score.astype(np.float32)}

@@ -20,9 +20,14 @@ def jobs(config, workdir: Workdir) -> list[Job]:
   return list(found.values())
 
 
+def _roles(definition: str) -> tuple[str, ...]:
+  """The tables that are read; the proxy's may hold rows that others lack."""
+  return ("proxy",) if definition == "proxy" else ROLES
+
+
 def _job(config, workdir: Workdir, names) -> Job:
   directory = workdir.selection(names.selection)
-  c = config.select
+  c, roles = config.select, _roles(names.definition)
   return Job(
     stage=STAGE,
     manifest=directory / MANIFEST,
@@ -30,11 +35,11 @@ def _job(config, workdir: Workdir, names) -> Job:
       "definition": names.definition,
       "ratio": c.ratio,
       "seed": c.seed,
-      "scores": {role: config[role].name for role in ROLES},
+      "scores": {role: config[role].name for role in roles},
     },
     inputs={
       "corpus": workdir.corpus / MANIFEST,
-      **{role: workdir.scores(config[role].name) / MANIFEST for role in ROLES},
+      **{role: workdir.scores(config[role].name) / MANIFEST for role in roles},
     },
     outputs=tuple(directory / name for name in _OUTPUTS),
     summary=f"the top {c.ratio:.4g} of D by {names.definition}",
@@ -53,9 +58,8 @@ def _run(names, c, directory, inputs):
   from miniplm_jax.select.scored import ScoredRows
 
   corpus = Corpus(inputs["corpus"])
-  scored = ScoredRows(
-    {role: inputs[role] for role in ROLES}, names.definition, c.seed
-  )
+  tables = {role: inputs[role] for role in _roles(names.definition)}
+  scored = ScoredRows(tables, names.definition, c.seed)
   found = cutoff.find(scored.chunks, c.ratio)
   if not found.kept:
     raise UserError(
