@@ -8,6 +8,7 @@ The folders are the pipeline, in this order:
   trainer    the one training loop
   reference  pre-train p_ref                (stages teacher and reference)
   score      log-probs of every row         (stage score)
+  proxy      a small model of the score     (stage proxy)
   select     Difference Sampling            (stage select)
   materialize  kept rows as files           (stage materialize)
   train      pre-train the student          (stage train)

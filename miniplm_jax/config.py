@@ -15,6 +15,7 @@ STAGES = (
   "teacher",
   "reference",
   "score",
+  "proxy",
   "select",
   "materialize",
   "convert",
@@ -77,7 +78,16 @@ def mamba() -> ConfigDict:
 MODELS = {"transformer": transformer, "mamba": mamba}
 
 
-def _train() -> ConfigDict:
+def _small() -> ConfigDict:
+  """About 45M parameters, the size of the paper's proxy."""
+  model = transformer()
+  model.hidden_size, model.intermediate_size = 256, 704
+  model.num_hidden_layers = 8
+  model.num_attention_heads = model.num_key_value_heads = 4
+  return model
+
+
+def _train(**changes) -> ConfigDict:
   """Optimisation, method.md 2.4. Every field changes the result."""
   return ConfigDict(
     {
@@ -96,6 +106,7 @@ def _train() -> ConfigDict:
       "seed": 10,  # of the initialisation and the shuffle
       "dtype": "bfloat16",  # of the computation; parameters are float32
     }
+    | changes
   )
 
 
@@ -108,8 +119,8 @@ def default() -> ConfigDict:
       # What runs when --stages is not given.
       "stages": tuple(s for s in STAGES if s != "teacher"),
       # How the student's rows are chosen: miniplm, pretrain (at random),
-      # difficulty (high reference loss) or teacher_preference (low teacher
-      # loss).
+      # difficulty (high reference loss), teacher_preference (low teacher
+      # loss) or proxy (miniplm's score as a small model predicts it).
       "method": "miniplm",
       # Further methods to run beside it, for comparison.
       "baselines": (),
@@ -160,6 +171,10 @@ def default() -> ConfigDict:
         "dtype": "bfloat16",  # of the computation
         "rows_per_part": 65_536,  # unit of work and of resuming
         "batch_tokens": 65_536,  # of one batch over all devices, with padding
+        # Of D. Less than 1 is for method proxy alone: the rows that it learns
+        # from, and some to test it on.
+        "share": 1.0,
+        "seed": 10,  # of that share and of the proxy's sample
         # Rows are padded to the least of these that fits; max_length is added.
         "lengths": (128, 256, 384, 512, 640, 768, 896),
         # Further models to score with, as NAME=DIRECTORY_OR_HUB_ID: other
@@ -177,6 +192,18 @@ def default() -> ConfigDict:
         "rows": 256,  # of each table
         "seed": 10,
         "tolerance": 1e-3,  # nats per token; float32 is within 1e-5
+      },
+      # Method proxy, Appendix E: a small model learns the score on a sample
+      # and predicts it for all of D. The paper does not give the recipe.
+      "proxy": {
+        "name": "proxy",  # scores/<name>
+        # Share of D to learn from; it is tested on all other rows that were
+        # scored. Keep it small: both models score these rows.
+        "sample": 0.01,
+        # Begin with the reference's weights; the shapes must be equal.
+        "from_reference": False,
+        "model": _small(),
+        "train": _train(steps=2000, warmup_steps=200, shuffle=True),
       },
       "select": {
         "name": "{method}",  # selection/<name>
@@ -288,6 +315,7 @@ METHODS = {
   "pretrain": "random",
   "difficulty": "difficulty",
   "teacher_preference": "teacher_preference",
+  "proxy": "proxy",
 }
 # How `select` may rank: the functions of select/definitions.py.
 DEFINITIONS = (
@@ -298,6 +326,7 @@ DEFINITIONS = (
   "difficulty",
   "teacher_preference",
   "random",
+  "proxy",
 )
 # How rows become rows of a student's own tokenizer.
 CONVERSIONS = ("repack", "one_to_one")
@@ -332,3 +361,8 @@ def for_method(config: ConfigDict, method: str) -> types.SimpleNamespace:
 def methods(config: ConfigDict) -> tuple[str, ...]:
   """All methods of a run, the main one first."""
   return tuple(dict.fromkeys((config.method, *config.baselines)))
+
+
+def uses_proxy(config: ConfigDict) -> bool:
+  """Whether a method of the run ranks by the proxy's predictions."""
+  return "proxy" in methods(config)

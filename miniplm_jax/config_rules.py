@@ -17,13 +17,14 @@ from miniplm_jax.config import (
   for_method,
   methods,
   share_of,
+  uses_proxy,
 )
 from miniplm_jax.core.errors import UserError
 
 _DTYPES = ("float32", "bfloat16")
 _REDUCTIONS = ("instance_mean", "token_mean")
 # In the contract, not here yet.
-_LATER = ("vanilla_kd", "seqkd", "minillm", "miniplm_kd", "proxy", "plan")
+_LATER = ("vanilla_kd", "seqkd", "minillm", "miniplm_kd", "plan")
 
 
 def check(config: ConfigDict, where: str):
@@ -84,6 +85,7 @@ def _rules(config):
   )
   for length in config.score.lengths:
     yield at_least("score.lengths", length, 1)
+  yield from _proxy_rules(config)
   for name in ("rows_per_part", "batch_tokens", "int8_rows"):
     yield at_least(f"score.{name}", config.score[name], 1)
   yield among("score.dtype", config.score.dtype, _DTYPES)
@@ -136,6 +138,7 @@ def _rules(config):
     ("train", config.train),
     ("reference.train", config.reference.train),
     ("teacher.train", config.teacher.train),
+    ("proxy.train", config.proxy.train),
   ):
     yield at_least(f"{name}.steps", t.steps, 1)
     yield at_least(f"{name}.batch_size", t.batch_size, 1)
@@ -172,6 +175,38 @@ def _selection_rules(s, among, at_least):
     yield "select.quotas", text, good, todo
   todo = "lower the least shares: together they are more than 1"
   yield "select.quotas", s.quotas, least <= 1, todo
+
+
+def _proxy_rules(config):
+  """Which rows are scored, and what the proxy may be; as `_rules`."""
+  share, proxy = config.score.share, config.proxy
+  yield "score.share", share, 0 < share <= 1, "give a number in (0, 1]"
+  yield (
+    "score.seed",
+    config.score.seed,
+    config.score.seed >= 0,
+    "give 0 or more",
+  )
+  good = share == 1 or set(methods(config)) == {"proxy"}
+  todo = "use method proxy alone, or 1: other methods need every row's score"
+  yield "score.share", share, good, todo
+  given = [r for r in ("teacher", "reference") if config[r].scores]
+  todo = f"give 1: {' and '.join(given)}.scores must be of every row"
+  yield "score.share", share, share == 1 or not given, todo
+  good = 0 < proxy.sample < share
+  todo = "give more than 0 and less than score.share: the rest tests the proxy"
+  yield "proxy.sample", proxy.sample, good or not uses_proxy(config), todo
+  taken = {config.teacher.name, config.reference.name}
+  taken |= {text.partition("=")[0] for text in config.score.more}
+  good = proxy.name not in taken and re.fullmatch(r"\w[\w.-]*", proxy.name)
+  yield "proxy.name", proxy.name, good, "give a name of its own"
+  tied, todo = proxy.model.tie_word_embeddings, "say True: it has no such head"
+  yield "proxy.model.tie_word_embeddings", tied, tied, todo
+  good = not (proxy.from_reference and config.reference.scores)
+  todo = "say False: there are scores of the reference, not its weights"
+  yield "proxy.from_reference", proxy.from_reference, good, todo
+  ranks, todo = config.select.definition, "say --config.method=proxy"
+  yield "select.definition", ranks, ranks != "proxy", todo
 
 
 def _check_names(config, where):

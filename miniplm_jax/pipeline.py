@@ -18,6 +18,7 @@ from miniplm_jax.evaluate import stage as evaluate
 from miniplm_jax.export import stage as export
 from miniplm_jax.generate import stage as generate
 from miniplm_jax.materialize import stage as materialize
+from miniplm_jax.proxy import stage as proxy
 from miniplm_jax.reference import stage as reference
 from miniplm_jax.report import stage as report
 from miniplm_jax.score import stage as score
@@ -31,6 +32,7 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "teacher": reference.teacher_jobs,
   "reference": reference.reference_jobs,
   "score": score.jobs,
+  "proxy": proxy.jobs,
   "select": select.jobs,
   "materialize": materialize.jobs,
   "convert": convert.jobs,
@@ -96,7 +98,7 @@ def run(
       LOOKS[stage](config, workdir, dry_run)
       continue
     jobs = JOBS[stage](config, workdir)
-    if not jobs:
+    if not jobs and stage in stages:
       say(stage, "skipped, this config leaves it nothing to do")
     if not dry_run:
       job_lib.execute(jobs, force)

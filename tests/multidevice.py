@@ -28,6 +28,7 @@ from miniplm_jax.models import (
 )
 from miniplm_jax.models.architecture import Mamba, Transformer
 from miniplm_jax.trainer import loop
+from miniplm_jax.trainer.objective import NextToken
 
 ARCHS = {
   "transformer": Transformer(
@@ -124,10 +125,12 @@ def main():
     with jax.set_mesh(mesh):
       abstract = loop.abstract_state(ARCH, train, mesh)
       where = jax.tree.map(lambda s: s.sharding, abstract)
-      new = functools.partial(loop._new_state, ARCH, train)
+      new_model = NextToken.new_model
+      new = functools.partial(loop._new_state, ARCH, train, new_model)
       state = jax.jit(new, out_shardings=where)(jax.random.key(0))
       placed = sharding.put_batch(batch, mesh)
-      step = loop.step_function(abstract, train, 0, mesh, "full", 2)
+      objective = NextToken(train, 0, "full")
+      step = loop.step_function(abstract, train, objective, mesh, 2)
       compiled = step.lower(state, placed).compile()
       score = likelihood.row_nll_step(mesh, eos_id=0, dtype=jnp.float32)
       scored = score.lower(state.model, placed).compile()

@@ -24,6 +24,7 @@ ORDER = (
   "trainer",
   "reference",
   "score",
+  "proxy",
   "select",
   "materialize",
   "convert",
@@ -137,7 +138,9 @@ def leaves(config, prefix=()):
 def load():
   space = {}
   exec(CONFIG.read_text(), space)
-  return space["get_config"]()
+  config = space["get_config"]()
+  config.baselines = ("proxy",)
+  return config
 
 
 def _inputs(job):

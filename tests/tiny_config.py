@@ -18,18 +18,25 @@ def get_config(student: str = "transformer"):
     (config.teacher.model, 32),
     (config.reference.model, 16),
     (config.student.model, 16),
+    (config.proxy.model, 16),
   ):
     model.vocab_size, model.hidden_size = 512, hidden
     model.intermediate_size, model.num_hidden_layers = 2 * hidden, 2
     if model.family == "transformer":
       model.num_attention_heads, model.num_key_value_heads = 2, 1
-  for train in (config.teacher.train, config.reference.train, config.train):
+  for train in (
+    config.teacher.train,
+    config.reference.train,
+    config.proxy.train,
+    config.train,
+  ):
     train.steps, train.batch_size, train.warmup_steps = 8, 8, 2
     train.learning_rate, train.dtype = 1e-2, "float32"
     train.shuffle = True
   config.score.dtype = "float32"
   config.score.rows_per_part, config.score.batch_tokens = 64, 256
   config.score.lengths = (16,)
+  config.proxy.sample = 0.5
   config.run.checkpoint_every = config.run.eval_every = 4
   config.run.eval_rows = 16
   config.run.log_every_seconds = 0.0

@@ -95,6 +95,10 @@ class Architecture:
     mixing = self.num_hidden_layers * self.mixing_flops(length)
     return 2 * self.matmul_parameters() + mixing
 
+  def body_flops(self, length: int) -> int:
+    """`forward_flops` up to the hidden states, without the head."""
+    return self.forward_flops(length) - 2 * self.vocab_size * self.hidden_size
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transformer(Architecture):

@@ -24,6 +24,7 @@ SPECS = {
   "embed": P("tensor", "fsdp"),  # VD
   "head": P("tensor", "fsdp"),  # VD
   "final_norm": P(),  # D
+  "value_head": P(),  # D
   # Attention and SwiGLU.
   "input_norm": P(),  # LD
   "post_attention_norm": P(),  # LD

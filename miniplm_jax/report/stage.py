@@ -1,6 +1,6 @@
 """Stage report: what came out, as a table and as pictures."""
 
-from miniplm_jax.config import for_method, methods
+from miniplm_jax.config import for_method, methods, uses_proxy
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate.stage import ALL
@@ -18,6 +18,9 @@ def jobs(config, workdir: Workdir) -> list[Job]:
     inputs[f"{role} scores"] = folder / MANIFEST
     if role in roles_with_model(config):
       inputs[f"{role} evaluation"] = folder / "evaluation.json"
+  if uses_proxy(config):
+    folder = workdir.scores(config.proxy.name)
+    inputs["proxy scores"] = folder / MANIFEST
   for method in methods(config):
     names = for_method(config, method)
     inputs[f"{method} selection"] = (
@@ -59,7 +62,7 @@ def _run(config, workdir: Workdir, inputs):
   selection = inputs[f"{config.method} selection"]
   settings = selection.settings
   scored = ScoredRows(
-    {role: inputs[f"{role} scores"] for role in ROLES},
+    {role: inputs[f"{role} scores"] for role in settings["scores"]},
     settings["definition"],
     settings["seed"],
     corpus,
@@ -83,6 +86,10 @@ def _run(config, workdir: Workdir, inputs):
     ),
     findings.provenance(inputs),
   ]
+  if uses_proxy(config):
+    from miniplm_jax.proxy import findings as proxy_findings
+
+    body.insert(-1, proxy_findings.section(config, corpus, inputs))
   path = workdir.root / "report.html"
   page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)
   return {

@@ -79,7 +79,8 @@ def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
   scorer = score_stage.scorer_of(config, {"int8": model}, corpus, mesh)
   nll |= scorer(sample)[0]
   for name, sums in nll.items():
-    table.check_rows(name, sample, sums, n_tokens)
+    columns = {"row_id": sample, "nll_sum": sums, "n_tokens": n_tokens}
+    table.check_rows(name, columns)
   exact, found = (
     (nll["reference"] - nll[name]) / n_tokens for name in ("exact", "int8")
   )

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import likelihood, sharding
+from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.score import batching
 
@@ -58,17 +59,21 @@ class Scorer:
     dtype: str,
     lengths: Sequence[int],
     batch_tokens: int,
+    row_step=likelihood.row_nll_step,
+    flops=Architecture.forward_flops,
   ):
     """Compiles nothing yet; one compilation per model and length in use.
 
     Args:
-      models: by name, on `mesh`.
+      models: by name, on `mesh`; decoders, if `row_step` is not given.
       corpus: the rows.
       mesh: rows are split over its batch axes.
       dtype: of the computation.
       lengths: rows are padded to the least of these and of the corpus's
         max_length that fits.
       batch_tokens: inputs of a batch over all devices, padding included.
+      row_step: makes the program (model, batch) → (Σ of each row, tokens).
+      flops: (arch, length) → FLOPs of it for a token.
     """
     self._models, self._corpus, self._mesh = models, corpus, mesh
     lengths = {min(n, corpus.max_length) for n in lengths}
@@ -78,9 +83,8 @@ class Scorer:
       batch_tokens=batch_tokens,
       shards=sharding.batch_shards(mesh),
     )
-    self._row_nll = likelihood.row_nll_step(
-      mesh, eos_id=corpus.eos_id, dtype=jnp.dtype(dtype)
-    )
+    self._flops_of = flops
+    self._row_sum = row_step(mesh, eos_id=corpus.eos_id, dtype=jnp.dtype(dtype))
     self.shapes: set[tuple[int, int]] = set()
 
   def __call__(
@@ -120,7 +124,7 @@ class Scorer:
     with jax.set_mesh(self._mesh):
       for batch, rows in stream:
         rows = sharding.put_batch(rows, self._mesh)
-        by_model = {m: self._row_nll(d, rows) for m, d in models.items()}
+        by_model = {m: self._row_sum(d, rows) for m, d in models.items()}
         pending.append((batch.places, by_model))
         if len(pending) > _AHEAD:
           fetch()
@@ -137,5 +141,5 @@ class Scorer:
 
   def _flops(self, model: Decoder, inputs_R: np.ndarray) -> float:
     lengths, counts = np.unique(inputs_R, return_counts=True)
-    by_row = [int(n) * model.arch.forward_flops(int(n)) for n in lengths]
+    by_row = [int(n) * self._flops_of(model.arch, int(n)) for n in lengths]
     return float(np.dot(by_row, counts))

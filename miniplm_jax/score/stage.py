@@ -94,6 +94,7 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
       "lengths": list(c.lengths),
       "batch_tokens": c.batch_tokens,
       "int8": source.is_int8,
+      **({"share": c.share, "seed": c.seed} if c.share < 1 else {}),
     },
     inputs={
       "corpus": workdir.corpus / MANIFEST,
@@ -102,12 +103,27 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
     # Each part says what rows and weights it was made from.
     rechecks=("corpus", "weights"),
     outputs=(directory,),
-    summary=f"Σ nll of every row of D under {source.name} "
+    summary=f"Σ nll of {rows_in_words(config)} under {source.name} "
     f"{source.path or 'trained here'}, {c.dtype}"
     + (", int8 weights" if source.is_int8 else ""),
     together=together,
     run=lambda inputs: _merge(config, tables[source.name], inputs),
   )
+
+
+def rows_in_words(config) -> str:
+  """Which rows of D are scored."""
+  share = config.score.share
+  return "every row of D" if share >= 1 else f"{share:.4g} of the rows of D"
+
+
+def units_to_score(config, corpus):
+  """The units of the tables that this config asks for."""
+  from miniplm_jax.score import sample
+  from miniplm_jax.score.units import units_of
+
+  c = config.score
+  return units_of(corpus, c.rows_per_part, sample.rows(corpus, c.share, c.seed))
 
 
 def _imported(config, workdir: Workdir, source: Source) -> Job:
@@ -217,7 +233,7 @@ def settings_of(config, corpus, weights: str, is_int8: bool) -> dict[str, str]:
   }
 
 
-def scorer_of(config, models, corpus, mesh, dtype: str = ""):
+def scorer_of(config, models, corpus, mesh, dtype: str = "", **what):
   """The `Scorer` that this config asks for; computes in `dtype`, if given."""
   from miniplm_jax.score.scorer import Scorer
 
@@ -229,6 +245,7 @@ def scorer_of(config, models, corpus, mesh, dtype: str = ""):
     dtype=dtype or c.dtype,
     lengths=c.lengths,
     batch_tokens=c.batch_tokens,
+    **what,
   )
 
 
@@ -238,7 +255,6 @@ def _fill(
   """Scores under all of these models until no part is missing."""
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.models import huggingface, sharding
-  from miniplm_jax.score.units import units_of
   from miniplm_jax.score.work import Table, Worker
 
   run = config.run
@@ -260,22 +276,35 @@ def _fill(
     tables[source.name] = Table(source.name, directory, facts)
   filled = [tables[source.name] for source in wanted]
   scorer = scorer_of(config, models, corpus, mesh)
-  units = units_of(corpus, config.score.rows_per_part)
+  units = units_to_score(config, corpus)
   Worker(scorer, units, filled, run).fill()
 
 
 def _merge(config, filled, inputs) -> dict:
-  """The fields of a table's manifest, when every part is there."""
-  from miniplm_jax.core import hosts
   from miniplm_jax.corpus.store import Corpus
+
+  corpus = Corpus(inputs["corpus"])
+  return merge(config, filled, corpus, units_to_score(config, corpus))
+
+
+def merge(config, filled, corpus, units) -> dict:
+  """The fields of a table's manifest, when every part is there.
+
+  Args:
+    config: the configuration.
+    filled: the `work.Table`.
+    corpus: that was scored.
+    units: of the table.
+
+  Raises:
+    UserError: a part is missing or not of this table.
+  """
+  from miniplm_jax.core import hosts
   from miniplm_jax.score import table, work
-  from miniplm_jax.score.units import units_of
 
   made = {}
 
-  def merge():
-    corpus = Corpus(inputs["corpus"])
-    units = units_of(corpus, config.score.rows_per_part)
+  def merged():
     described, counts = table.merge(
       filled.directory, units, filled.made_by, config.run.any_code
     )
@@ -290,9 +319,9 @@ def _merge(config, filled, inputs) -> dict:
         "details": work.summary(filled.directory),
       }
     )
-    say(STAGE, work.in_words(made["details"]))
+    say(filled.stage, work.in_words(made["details"]))
 
-  hosts.agree(merge)
+  hosts.agree(merged)
   return made
 
 

@@ -22,7 +22,9 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.score.units import Unit, range_of
 
 Columns = dict[str, np.ndarray]
-_COLUMNS = ("row_id", "nll_sum", "n_tokens")
+# What is kept of a row, summed over its scored tokens, in nats: −log p, or a
+# prediction of log p − log p_ref. A table has one of them.
+VALUES = ("nll_sum", "diff_sum")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Part:
     path: its file.
     unit: the facts of its unit.
     made_by: what scored it, by name.
-    sums: Σ nll_sum and Σ n_tokens, as written.
-    columns: row_id int64, nll_sum float32 (nats), n_tokens int32; None if
+    sums: of the value and of n_tokens, as written.
+    columns: row_id int64, one of `VALUES` float32, n_tokens int32; None if
       only the header was read.
   """
 
@@ -45,19 +47,29 @@ class Part:
   columns: Columns | None
 
 
+def value_of(columns: Columns) -> str:
+  """Which of `VALUES` a table has; KeyError if none."""
+  found = [name for name in VALUES if name in columns]
+  if len(found) != 1:
+    raise KeyError(f"columns {', '.join(columns)}")
+  return found[0]
+
+
 def encode(
   unit: Unit,
-  nll_sum: np.ndarray,
+  sums: np.ndarray,
   n_tokens: np.ndarray,
   made_by: Mapping[str, str],
+  value: str = "nll_sum",
 ) -> bytes:
   """One part as a Parquet file; equal scores are equal bytes.
 
   Args:
     unit: its rows.
-    nll_sum: float32 [rows], Σ −log p in nats.
+    sums: float32 [rows], of each row, in nats.
     n_tokens: int32 [rows], tokens summed over.
     made_by: fingerprints of what scored it, by name.
+    value: what is summed, one of `VALUES`.
 
   Raises:
     UserError: a score is not finite, or a row has no token to score.
@@ -65,16 +77,17 @@ def encode(
   import pyarrow as pa
   import pyarrow.parquet as pq
 
-  check_rows(unit.name, unit.rows, nll_sum, n_tokens)
+  columns = {"row_id": unit.rows, value: sums, "n_tokens": n_tokens}
+  check_rows(unit.name, columns)
   facts = {
     "unit": unit.facts,
     "made_by": dict(made_by),
-    "sums": _sums(nll_sum, n_tokens),
+    "sums": _sums(columns),
   }
   table = pa.table(
     {
       "row_id": pa.array(unit.rows, pa.int64()),
-      "nll_sum": pa.array(nll_sum, pa.float32()),
+      value: pa.array(sums, pa.float32()),
       "n_tokens": pa.array(n_tokens, pa.int32()),
     }
   ).replace_schema_metadata({k: json.dumps(v) for k, v in facts.items()})
@@ -83,9 +96,10 @@ def encode(
   return content.getvalue()
 
 
-def _sums(nll_sum, n_tokens) -> dict[str, float]:
+def _sums(columns: Columns) -> dict[str, float]:
+  value, n_tokens = value_of(columns), columns["n_tokens"]
   # fsum: exact, so the order of rows does not matter
-  return {"nll_sum": math.fsum(nll_sum), "n_tokens": int(n_tokens.sum())}
+  return {value: math.fsum(columns[value]), "n_tokens": int(n_tokens.sum())}
 
 
 def read_part(path: epath.Path, header_only: bool = False) -> Part:
@@ -107,7 +121,8 @@ def read_part(path: epath.Path, header_only: bool = False) -> Part:
       columns = None
       if not header_only:
         table = file.read()
-        columns = {name: table[name].to_numpy() for name in _COLUMNS}
+        names = ("row_id", value_of(table.column_names), "n_tokens")
+        columns = {name: table[name].to_numpy() for name in names}
   except FileNotFoundError:
     damaged(path, "is missing")
   except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as e:
@@ -115,13 +130,16 @@ def read_part(path: epath.Path, header_only: bool = False) -> Part:
   return Part(path, unit, made_by, sums, columns)
 
 
-def check_rows(path, row_ids, nll_sum, n_tokens):
+def check_rows(path, columns: Columns):
   """Raises UserError, naming the row, at a score that cannot be used."""
-  bad = ~np.isfinite(nll_sum) | (n_tokens < 1)
+  row_ids, n_tokens = columns["row_id"], columns["n_tokens"]
+  value = value_of(columns)
+  bad = ~np.isfinite(columns[value]) | (n_tokens < 1)
   if np.any(bad):
     i = int(np.argmax(bad))
     raise UserError(
-      f"row {row_ids[i]} has nll_sum {nll_sum[i]} over {n_tokens[i]} tokens",
+      f"row {row_ids[i]} has {value} {columns[value][i]} over {n_tokens[i]} "
+      "tokens",
       f"{path} ({int(bad.sum())} such rows)",
       "look at the model's weights; nothing that is not finite is selected",
     )
@@ -161,11 +179,10 @@ def check_part(
       )
   if part.columns is None:
     return
-  row_id, nll_sum, n_tokens = (part.columns[name] for name in _COLUMNS)
-  if not np.array_equal(row_id, unit.rows):
+  if not np.array_equal(part.columns["row_id"], unit.rows):
     damaged(part.path, "does not hold the rows of D that it should")
-  check_rows(part.path, row_id, nll_sum, n_tokens)
-  if _sums(nll_sum, n_tokens) != part.sums:
+  check_rows(part.path, part.columns)
+  if _sums(part.columns) != part.sums:
     damaged(part.path, f"does not add up to {part.sums}")
 
 
@@ -219,7 +236,11 @@ def merge(
     "rows": sum(len(unit.rows) for unit in units),
     "parts": len(units),
     "tokens": sum(s["n_tokens"] for s in sums),
-    "nll_sum": math.fsum(s["nll_sum"] for s in sums),
+    **{
+      name: math.fsum(s[name] for s in sums)
+      for name in VALUES
+      if name in sums[0]
+    },
   }
 
 
@@ -231,7 +252,7 @@ def parts(manifest: Manifest, hashed: bool = True) -> Iterator[Columns]:
     hashed: compare each file's sha256 too; once a process is enough.
 
   Yields:
-    row_id int64, nll_sum float32, n_tokens int32.
+    row_id int64, one of `VALUES` float32, n_tokens int32.
 
   Raises:
     UserError: a part is missing, damaged or not the one that was written, or
@@ -242,7 +263,7 @@ def parts(manifest: Manifest, hashed: bool = True) -> Iterator[Columns]:
     path = manifest.directory / name
     columns = read_part(path).columns
     row_ids = columns["row_id"]
-    check_rows(path, row_ids, columns["nll_sum"], columns["n_tokens"])
+    check_rows(path, columns)
     if hashed and files.describe(path) != facts:
       damaged(path, "is not the file that was written")
     if row_ids[0] <= previous or np.any(np.diff(row_ids) <= 0):

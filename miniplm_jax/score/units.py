@@ -34,7 +34,7 @@ class Unit:
     end: row id that it ends before.
     shard: fingerprint of the corpus shard that the range lies in. A corpus
       that grew by shards at its end has the old units unchanged.
-    rows: those of the range that belong to D, int64, ascending.
+    rows: those of the range that are scored, int64, ascending.
   """
 
   first: int
@@ -53,9 +53,18 @@ class Unit:
     return {"first": self.first, "end": self.end, "shard": self.shard}
 
 
-def units_of(corpus: Corpus, rows_per_part: int) -> list[Unit]:
-  """All units that have rows of D, in row order."""
-  rows = corpus.rows_of("train")
+def units_of(
+  corpus: Corpus, rows_per_part: int, rows: np.ndarray | None = None
+) -> list[Unit]:
+  """All units that have rows to score, in row order.
+
+  Args:
+    corpus: in whose shards they lie.
+    rows_per_part: rows of the corpus that a unit spans at most.
+    rows: ids of the rows to score, ascending; None is D.
+  """
+  if rows is None:
+    rows = corpus.rows_of("train")
   counts, parts = corpus.manifest.counts, corpus.manifest.counts["parts"]
   found, start = [], 0
   for shard, count in enumerate(counts["rows_by_part"]):

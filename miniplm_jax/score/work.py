@@ -37,11 +37,15 @@ class Table:
     model: its name.
     directory: where its parts lie.
     made_by: fingerprints of what scores it, by name.
+    stage: for the log.
+    value: what is kept of a row, one of `table.VALUES`.
   """
 
   model: str
   directory: epath.Path
   made_by: Mapping[str, str]
+  stage: str = STAGE
+  value: str = "nll_sum"
 
 
 class Worker:
@@ -93,7 +97,7 @@ class Worker:
     names = "+".join(t.model for t in self._tables)
     self._progress = stack.enter_context(
       Progress(
-        f"{STAGE} {names}",
+        f"{self._tables[0].stage} {names}",
         sum(len(u.rows) for u in self._units) * len(self._tables),
         "rows",
         done=done,
@@ -129,7 +133,10 @@ class Worker:
         return None
       self._next_unit = 0
     if not self._waiting:
-      say(STAGE, f"waiting for {left} parts that other workers have taken")
+      say(
+        self._tables[0].stage,
+        f"waiting for {left} parts that other workers have taken",
+      )
       self._waiting = True
     time.sleep(min(self._run.lease_seconds / 10, 5))
     return {"unit": 0, "tables": []}
@@ -148,7 +155,7 @@ class Worker:
 
   def _score(self, unit: Unit, chosen: Sequence[int]):
     note = self._note()
-    nll_sum, n_tokens, work = self._scorer(
+    sums, n_tokens, work = self._scorer(
       unit.rows,
       [self._tables[k].model for k in chosen],
       lambda rows: self._progress.update(rows * len(chosen), note),
@@ -157,7 +164,7 @@ class Worker:
     for k in chosen:
       t = self._tables[k]
       # In all processes: all of them must fail if one does.
-      part = table.encode(unit, nll_sum[t.model], n_tokens, t.made_by)
+      part = table.encode(unit, sums[t.model], n_tokens, t.made_by, t.value)
       hosts.agree(functools.partial(self._publish, k, unit.name, part))
 
   def _publish(self, k: int, name: str, part: bytes):

@@ -23,8 +23,8 @@ class Summary:
   Attributes:
     domains: {domain: {"rows", "kept", "share"}}, exact.
     score: float32 [n], of an evenly spaced sample of rows.
-    teacher: float32 [n], mean NLL per token.
-    reference: float32 [n], likewise.
+    nll: float32 [n], mean NLL per token, by model; of the proxy there is
+      none.
     domain: [n] names.
     kept: bool [n].
     best: row ids and scores of the most valued rows, best first.
@@ -33,8 +33,7 @@ class Summary:
 
   domains: dict[str, dict[str, float]]
   score: np.ndarray
-  teacher: np.ndarray
-  reference: np.ndarray
+  nll: dict[str, np.ndarray]
   domain: np.ndarray
   kept: np.ndarray
   best: list[tuple[int, float]]
@@ -51,25 +50,26 @@ def summarise(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
   """
   every = max(scored.rows // _SAMPLE, 1)
   sample, ends, start = [], [], 0
+  roles = []
   for columns in scored.columns():
+    roles = [r for r in ("teacher", "reference") if f"{r}_nll" in columns]
     row_id, score = columns["row_id"], columns["score"]
     here = np.arange(-start % every, len(row_id), every)
     start += len(row_id)
     means = [
       columns[f"{role}_nll"][here] / columns[f"{role}_tokens"][here]
-      for role in ("teacher", "reference")
+      for role in roles
     ]
     sample.append((row_id[here], score[here], *means))
     order = np.argsort(score, kind="stable")
     order = np.unique(np.concatenate([order[:_TEXTS], order[-_TEXTS:]]))
     ends += [(float(score[i]), int(row_id[i])) for i in order]
-  ids, score, teacher, reference = map(np.concatenate, zip(*sample))
+  ids, score, *means = map(np.concatenate, zip(*sample))
   ends.sort()
   return Summary(
     domains=_domains(corpus, rows),
     score=score,
-    teacher=teacher,
-    reference=reference,
+    nll=dict(zip(roles, means)),
     domain=corpus.domains(ids),
     kept=np.isin(ids, rows, assume_unique=True),
     best=[(i, s) for s, i in ends[: -_TEXTS - 1 : -1]],
@@ -109,6 +109,13 @@ def sections(
 ) -> list[page.Section]:
   """The selection's part of a report."""
   share = cutoff.kept / cutoff.rows
+  models = []
+  if summary.nll:
+    caption = (
+      "Mean NLL of each row under teacher and reference. Below the diagonal "
+      "the teacher finds a row easier than the reference does."
+    )
+    models = [(page.picture(_scatter_figure(summary)), caption)]
   return [
     page.Section(
       "What was kept",
@@ -128,11 +135,7 @@ def sections(
           page.picture(_score_figure(summary, cutoff, definition)),
           "Scores of all rows; the line is the cutoff.",
         ),
-        (
-          page.picture(_scatter_figure(summary)),
-          "Mean NLL of each row under teacher and reference. Below the "
-          "diagonal the teacher finds a row easier than the reference does.",
-        ),
+        *models,
       ],
     ),
     page.Section("Highest scores", texts=_texts(summary.best, corpus)),
@@ -182,15 +185,15 @@ def _scatter_figure(summary: Summary):
   for i, domain in enumerate(sorted(set(summary.domain))):
     here = summary.domain == domain
     ax.scatter(
-      summary.reference[here],
-      summary.teacher[here],
+      summary.nll["reference"][here],
+      summary.nll["teacher"][here],
       s=2,
       alpha=0.4,
       color=page.COLOURS[i % len(page.COLOURS)],
       label=domain,
       linewidths=0,
     )
-  ends = np.quantile(summary.reference, [0.001, 0.999])
+  ends = np.quantile(summary.nll["reference"], [0.001, 0.999])
   ax.plot(ends, ends, color=page.GREY, lw=1, ls="--")
   if len(set(summary.domain)) <= 12:
     ax.legend(fontsize=7, frameon=False, markerscale=4)

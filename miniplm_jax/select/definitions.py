@@ -44,6 +44,11 @@ def teacher_preference(c: Columns, unused_seed: int) -> np.ndarray:
   return -_mean(c, "teacher")
 
 
+def proxy(c: Columns, unused_seed: int) -> np.ndarray:
+  """Log p − log p_ref, mean per token, as the proxy predicts it."""
+  return c["proxy_diff"] / c["proxy_tokens"].astype(np.float32)
+
+
 def random(c: Columns, seed: int) -> np.ndarray:
   """A seeded hash of the row id in [0, 1): rows without regard to content."""
   # 24 bits fill a float32 and never round up to 1
@@ -99,6 +104,9 @@ DEFINITIONS = {
   ),
   "teacher_preference": Definition(
     teacher_preference, "log p, nats per token", ("teacher",)
+  ),
+  "proxy": Definition(
+    proxy, "predicted log p − log p_ref, nats per token", ("proxy",)
   ),
   "random": Definition(random, "a random number in [0, 1)", ()),
 }

@@ -70,10 +70,10 @@ class ScoredRows:
     """Part by part; the first pass compares every file with its sha256.
 
     Yields:
-      row_id int64, score float32; for each role ROLE_nll float32 and
-      ROLE_tokens int32; from the corpus index domain int32 (a place in
-      `domains`), n_bytes int32, hash uint64, and corpus_tokens int32, the ids
-      of the row.
+      row_id int64, score float32; for each role ROLE_nll float32, or ROLE_diff
+      of the proxy, and ROLE_tokens int32; from the corpus index domain int32
+      (a place in `domains`), n_bytes int32, hash uint64, and corpus_tokens
+      int32, the ids of the row.
 
     Raises:
       UserError: a row has no finite score, or a table cannot be used.
@@ -106,7 +106,8 @@ class ScoredRows:
       for (role, manifest), part in zip(self._tables.items(), found):
         if not np.array_equal(part["row_id"], columns["row_id"]):
           _refuse(manifest, f"the parts of {role} hold other rows")
-        columns[f"{role}_nll"] = part["nll_sum"]
+        value = table.value_of(part)  # nll_sum, or diff_sum of the proxy
+        columns[f"{role}_{value.removesuffix('_sum')}"] = part[value]
         columns[f"{role}_tokens"] = part["n_tokens"]
       known = index.take(columns["row_id"])
       yield columns | known | {"corpus_tokens": known.pop("n_tokens")}

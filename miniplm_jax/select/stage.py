@@ -24,9 +24,14 @@ def jobs(config, workdir: Workdir) -> list[Job]:
   return list(found.values())
 
 
+def _roles(definition: str) -> tuple[str, ...]:
+  """The tables that are read; the proxy's may hold rows that others lack."""
+  return ("proxy",) if definition == "proxy" else ROLES
+
+
 def _job(config, workdir: Workdir, names) -> Job:
   directory = workdir.selection(names.selection)
-  c = config.select
+  c, roles = config.select, _roles(names.definition)
   settings = {
     "definition": names.definition,
     "ratio": c.ratio,
@@ -38,7 +43,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     "max_copies": c.max_copies,
     "near_duplicates": c.near_duplicates,
     "quotas": sorted(c.quotas),
-    "scores": {role: config[role].name for role in ROLES},
+    "scores": {role: config[role].name for role in roles},
   }
   return Job(
     stage=STAGE,
@@ -46,7 +51,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     settings=settings,
     inputs={
       "corpus": workdir.corpus / MANIFEST,
-      **{role: workdir.scores(config[role].name) / MANIFEST for role in ROLES},
+      **{role: workdir.scores(config[role].name) / MANIFEST for role in roles},
     },
     outputs=tuple(directory / name for name in _OUTPUTS),
     summary=_summary(settings),
@@ -84,7 +89,7 @@ def _run(name, settings, directory, inputs):
 
   corpus = Corpus(inputs["corpus"])
   scored = ScoredRows(
-    {role: inputs[role] for role in ROLES},
+    {role: inputs[role] for role in _roles(settings["definition"])},
     settings["definition"],
     settings["seed"],
     corpus,

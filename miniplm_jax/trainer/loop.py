@@ -23,11 +23,12 @@ from miniplm_jax.core import errors, files
 from miniplm_jax.core.errors import Stopped, UserError
 from miniplm_jax.core.progress import Progress, duration, say
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.models import head, likelihood, sharding
+from miniplm_jax.models import likelihood, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.trainer import batches, metrics, optimizer
 from miniplm_jax.trainer.checkpoints import Checkpoints
+from miniplm_jax.trainer.objective import NextToken
 
 
 @functools.partial(
@@ -46,7 +47,7 @@ class State:
   """
 
   step: Any
-  model: Decoder
+  model: nnx.Module
   opt_state: Any
 
 
@@ -63,6 +64,7 @@ class Run:
     row_ids: the rows to train on, in corpus order.
     heldout_ids: the rows of the learning curve.
     directory: gets checkpoints/ and metrics/.
+    objective: what is minimised; None is the plain next-token loss.
   """
 
   name: str
@@ -73,17 +75,20 @@ class Run:
   row_ids: np.ndarray
   heldout_ids: np.ndarray
   directory: epath.Path
+  objective: NextToken | None = None
 
 
-def _new_state(arch, train, key) -> State:
-  model = Decoder(arch, nnx.Rngs(key))
+def _new_state(arch, train, new_model, key) -> State:
+  model = new_model(arch, nnx.Rngs(key))
   opt_state = optimizer.make(train).init(model)
   return State(jnp.zeros((), jnp.int32), model, opt_state)
 
 
-def abstract_state(arch: Architecture, train, mesh: Mesh) -> State:
+def abstract_state(
+  arch: Architecture, train, mesh: Mesh, new_model=NextToken.new_model
+) -> State:
   """The state as ShapeDtypeStructs with their shardings."""
-  new = functools.partial(_new_state, arch, train)
+  new = functools.partial(_new_state, arch, train, new_model)
   shapes = jax.eval_shape(new, jax.random.key(0))
   return jax.tree.map(
     lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
@@ -95,9 +100,8 @@ def abstract_state(arch: Architecture, train, mesh: Mesh) -> State:
 def step_function(
   abstract: State,
   train,
-  eos_id: int,
+  objective: NextToken,
   mesh: Mesh,
-  remat: str,
   micro: int,
 ):
   """The jitted training step: (state, batch) → (state, metrics).
@@ -109,23 +113,12 @@ def step_function(
   """
   tx = optimizer.make(train)
   schedule = optimizer.learning_rate(train)
-  dtype = jnp.dtype(train.dtype)
-
-  def loss_of(model, inputs, targets, weights):
-    with likelihood.matmul_precision(dtype):
-      hidden = model(inputs, dtype=dtype, remat=remat)
-      return head.weighted_nll(
-        hidden, model.head_VxD, targets, weights, model.arch.vocab_size
-      )
-
-  grad_of = jax.value_and_grad(loss_of)
+  grad_of = jax.value_and_grad(objective.loss)
 
   def step(state: State, batch) -> tuple[State, dict[str, Any]]:
-    inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-    mask = likelihood.loss_mask(inputs, batch["length"], eos_id)
-    weights = likelihood.token_weights(mask, train.reduction)
+    arrays, total = objective.arrays(batch)
     if micro == 1:
-      loss, grads = grad_of(state.model, inputs, targets, weights)
+      loss, grads = grad_of(state.model, *arrays)
     else:
       # Every turn takes rows of every device: split off the inner axis.
       def turns(x):
@@ -133,18 +126,18 @@ def step_function(
         where = NamedSharding(mesh, P(None, sharding.BATCH))
         return jax.lax.with_sharding_constraint(x, where)
 
-      def turn(total, xs):
-        return jax.tree.map(jnp.add, total, grad_of(state.model, *xs)), None
+      def turn(added, xs):
+        return jax.tree.map(jnp.add, added, grad_of(state.model, *xs)), None
 
       zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.model)
-      xs = tuple(map(turns, (inputs, targets, weights)))
+      xs = tuple(map(turns, arrays))
       (loss, grads), _ = jax.lax.scan(turn, zero, xs)
     updates, opt_state = tx.update(grads, state.opt_state, state.model)
     found = {
       "train/loss": loss,
       "train/grad_norm": optax.global_norm(grads),
       "train/learning_rate": schedule(state.step),
-      "train/total_weights": jnp.sum(mask),
+      "train/total_weights": total,
     }
     model = optax.apply_updates(state.model, updates)
     return State(state.step + 1, model, opt_state), found
@@ -153,7 +146,7 @@ def step_function(
   return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
 
 
-def train(spec: Run, mesh: Mesh) -> Decoder:
+def train(spec: Run, mesh: Mesh) -> nnx.Module:
   """Trains to the last step, from the newest checkpoint if there is one.
 
   Returns:
@@ -164,6 +157,8 @@ def train(spec: Run, mesh: Mesh) -> Decoder:
     Stopped: on a signal, after saving.
   """
   t, run, corpus = spec.train, spec.run, spec.corpus
+  objective = spec.objective or NextToken(t, corpus.eos_id, run.remat)
+  spec = dataclasses.replace(spec, objective=objective)
   micro = _turns(spec, mesh)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
@@ -173,15 +168,17 @@ def train(spec: Run, mesh: Mesh) -> Decoder:
         Checkpoints(spec.directory / "checkpoints", run.keep_checkpoints)
       )
     )
-    abstract = abstract_state(spec.arch, t, mesh)
+    abstract = abstract_state(spec.arch, t, mesh, objective.new_model)
     first = checkpoints.latest() or 0
     if first:
       state = checkpoints.restore(first, abstract)
       say(spec.name, f"restored checkpoint {first} of {t.steps} steps")
     else:
-      new = functools.partial(_new_state, spec.arch, t)
+      new = functools.partial(_new_state, spec.arch, t, objective.new_model)
       where = jax.tree.map(lambda s: s.sharding, abstract)
       state = jax.jit(new, out_shardings=where)(jax.random.key(t.seed))
+      model = objective.started(state.model)
+      state = dataclasses.replace(state, model=model)
     _say_size(spec)
 
     # 2. Data, compiled functions, logs.
@@ -194,7 +191,7 @@ def train(spec: Run, mesh: Mesh) -> Decoder:
       seed=t.seed,
       shuffle=t.shuffle,
     )
-    step_fn = step_function(abstract, t, corpus.eos_id, mesh, run.remat, micro)
+    step_fn = step_function(abstract, t, objective, mesh, micro)
     heldout = _Heldout(spec, mesh, t.batch_size // micro)
     log = stack.enter_context(contextlib.closing(_Log(spec, first)))
     progress = stack.enter_context(
@@ -207,6 +204,7 @@ def train(spec: Run, mesh: Mesh) -> Decoder:
     for done in range(first + 1, t.steps + 1):
       batch = next(stream)
       row_ids = batch.pop("row_id")
+      batch = objective.with_rows(batch, row_ids)
       state, found = step_fn(state, sharding.put_batch(batch, mesh))
       log.add(done, found, row_ids)
       progress.update(1, log.note)
@@ -284,7 +282,9 @@ class _Heldout:
   def is_due(self, done: int) -> bool:
     """True after a step with which the curve gets a point."""
     every = self._spec.run.eval_every
-    if not every or not len(self._spec.heldout_ids):
+    if not (every and self._spec.objective.has_curve):
+      return False
+    if not len(self._spec.heldout_ids):
       return False
     return done % every == 0 or done == self._spec.train.steps
 
@@ -313,7 +313,8 @@ class _Log:
     self._start = self._said = self._fetched = time.monotonic()
     length = spec.corpus.max_length
     self._tokens = spec.train.batch_size * length / jax.device_count()
-    self._flops = 3 * spec.arch.forward_flops(length) * self._tokens
+    flops = spec.objective.forward_flops(spec.arch, length)
+    self._flops = 3 * flops * self._tokens
     self.note = ""
 
   def add(self, step: int, found: dict[str, Any], row_ids: np.ndarray):

@@ -118,7 +118,7 @@ def _run(
   }
 
 
-def restore(trained: Manifest, arch: Architecture, train, mesh):
+def restore(trained: Manifest, arch: Architecture, train, mesh, objective=None):
   """The model of a finished run, checked against its manifest.
 
   Args:
@@ -126,9 +126,10 @@ def restore(trained: Manifest, arch: Architecture, train, mesh):
     arch: shape of the model.
     train: its train section.
     mesh: where to put it.
+    objective: the class of what was minimised; None is `NextToken`.
 
   Returns:
-    A `Decoder`.
+    What the objective trains: a `Decoder`, or a module of its own.
 
   Raises:
     UserError: the last checkpoint is missing or not the one that was made.
@@ -136,12 +137,14 @@ def restore(trained: Manifest, arch: Architecture, train, mesh):
   from miniplm_jax.models import huggingface
   from miniplm_jax.trainer import loop
   from miniplm_jax.trainer.checkpoints import Checkpoints
+  from miniplm_jax.trainer.objective import NextToken
 
   folder = trained.directory / "checkpoints"
   with contextlib.closing(Checkpoints(folder, keep=None)) as checkpoints:
     model = None
     if checkpoints.latest() == trained.counts["steps"]:
-      abstract = loop.abstract_state(arch, train, mesh)
+      new_model = (objective or NextToken).new_model
+      abstract = loop.abstract_state(arch, train, mesh, new_model)
       model = checkpoints.restore(trained.counts["steps"], abstract).model
   if model is None or huggingface.weights_fingerprint(model) != trained.weights:
     raise UserError(

@@ -1,0 +1,1 @@
+"""Stage proxy: a small model learns the score on a sample of D."""

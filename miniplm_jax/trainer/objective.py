@@ -1,0 +1,77 @@
+"""What a run minimises: a value that the training loop is given.
+
+B batch, T time.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from miniplm_jax.models import head, likelihood
+from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.models.decoder import Decoder
+
+
+class NextToken:
+  """The plain next-token loss; the base of every other objective.
+
+  Attributes:
+    has_curve: what it trains is a `Decoder`, so the loop can follow its
+      held-out loss.
+  """
+
+  has_curve = True
+
+  def __init__(self, train, eos_id: int, remat: str):
+    """Takes what is the same for every batch.
+
+    Args:
+      train: a train section of the config.
+      eos_id: the end-of-document id.
+      remat: what the backward pass keeps, a key of `decoder.REMAT`.
+    """
+    self._train, self._eos_id, self._remat = train, eos_id, remat
+    self._dtype = jnp.dtype(train.dtype)
+
+  @staticmethod
+  def new_model(arch: Architecture, rngs: nnx.Rngs) -> nnx.Module:
+    """Everything that is trained, as it is drawn from the seed."""
+    return Decoder(arch, rngs)
+
+  @staticmethod
+  def forward_flops(arch: Architecture, length: int) -> float:
+    """FLOPs of one forward pass over one token of a row of `length`."""
+    return arch.forward_flops(length)
+
+  def started(self, model: nnx.Module) -> nnx.Module:
+    """The model that step 0 starts from, given a new one on the mesh."""
+    return model
+
+  def with_rows(
+    self, batch: dict[str, Any], unused_row_ids: np.ndarray
+  ) -> dict[str, Any]:
+    """The batch with what else is known of its rows, on the host."""
+    return batch
+
+  def arrays(self, batch: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    """What `loss` takes of a whole batch, and what is counted of it.
+
+    Returns:
+      Arrays [B, …] whose weights are normalised over the batch, so that the
+      losses of its turns add up; and the number that is logged as
+      train/total_weights.
+    """
+    inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    mask = likelihood.loss_mask(inputs, batch["length"], self._eos_id)
+    weights = likelihood.token_weights(mask, self._train.reduction)
+    return (inputs, targets, weights), jnp.sum(mask)
+
+  def loss(self, model, inputs, targets, weights):
+    """The part of the batch's loss that these rows make, a float32 scalar."""
+    with likelihood.matmul_precision(self._dtype):
+      hidden = model(inputs, dtype=self._dtype, remat=self._remat)
+      return head.weighted_nll(
+        hidden, model.head_VxD, targets, weights, model.arch.vocab_size
+      )
