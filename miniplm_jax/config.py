@@ -220,7 +220,9 @@ def default() -> ConfigDict:
         "temperature": 0.0,
         "seed": 10,  # of what is drawn, and of definition random
         "min_length": 0,  # ids; shorter rows are left out
-        "max_copies": 0,  # of equal rows the best are kept; 0 keeps all
+        # Of equal rows the best are kept, 0 keeps all. Needs 21 bytes of
+        # temporary disk ($TMPDIR) a row.
+        "max_copies": 0,
         # Jaccard similarity from which rows count as copies, such as 0.8, of
         # which max_copies, or 1, are kept; 0 is off. See duplicates.near for
         # its memory.
