@@ -52,7 +52,7 @@ _TOLERANCE = flags.DEFINE_float(
 
 
 def _texts() -> list[str]:
-  parts, _ = readers.list_parts(_TEXTS.value, "text", "domain")
+  parts = readers.list_parts(_TEXTS.value, readers.Fields())
   found = []
   for part in parts:
     for document in part.read():

@@ -63,7 +63,7 @@ _SHAPE = {
 def _texts(count: int) -> list[str]:
   from miniplm_jax.corpus import readers
 
-  parts, _ = readers.list_parts(_TEXTS.value, "text", "domain")
+  parts = readers.list_parts(_TEXTS.value, readers.Fields())
 
   def rows_of(part):
     for document in part.read():

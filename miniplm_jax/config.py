@@ -5,6 +5,7 @@ No JAX and no TensorFlow here: `--help` and `--dry_run` answer at once.
 """
 
 import types
+from fractions import Fraction
 
 from ml_collections import ConfigDict
 
@@ -16,6 +17,7 @@ STAGES = (
   "score",
   "select",
   "materialize",
+  "convert",
   "train",
   "evaluate",
   "export",
@@ -113,9 +115,15 @@ def default() -> ConfigDict:
       "baselines": (),
       # Text → rows.
       "corpus": {
-        # Files (.jsonl, .json, with .gz or .zst, .parquet), a folder, a glob;
-        # or "embedded", text that every installation carries.
+        # Files (.jsonl and .json, with .gz or .zst; .parquet; .txt, .md; packed
+        # rows as .bin with .idx), a folder, a glob; tfds:NAME, hf:ORG/NAME or
+        # a folder that either library saved; or "embedded", text that every
+        # installation carries.
         "source": "",
+        "split": "train",  # of a source that has splits
+        # Larger files are cut into parts of so many bytes, small texts are
+        # put together: the unit of parallel work and of resuming.
+        "part_bytes": 1 << 28,
         "text_field": "text",
         # Dotted path; a document without it is named after its file.
         "domain_field": "domain",
@@ -172,10 +180,27 @@ def default() -> ConfigDict:
       },
       "select": {
         "name": "{method}",  # selection/<name>
-        # mean_diff (released code), sum_diff (as the paper writes it).
+        # mean_diff (released code), sum_diff (as the paper writes it),
+        # bits_per_byte_diff, zscore_by_domain, difficulty,
+        # teacher_preference, random.
         "definition": "mean_diff",
-        "ratio": 0.5,  # alpha, the share of D that is kept
-        "seed": 10,  # of the random rows of method pretrain
+        # How much is kept: one of these, the others are 0.
+        "ratio": 0.5,  # alpha, the share of the rows of D
+        "rows": 0,
+        "tokens": 0,  # ids of the kept rows
+        # 0 keeps the highest scores; more draws rows without replacement with
+        # weights exp(score / temperature), by Gumbel top-K.
+        "temperature": 0.0,
+        "seed": 10,  # of what is drawn, and of definition random
+        "min_length": 0,  # ids; shorter rows are left out
+        "max_copies": 0,  # of equal rows the best are kept; 0 keeps all
+        # Jaccard similarity from which rows count as copies, such as 0.8, of
+        # which max_copies, or 1, are kept; 0 is off. See duplicates.near for
+        # its memory.
+        "near_duplicates": 0.0,
+        # Least and largest share of the kept rows (tokens) that a domain may
+        # have: "code=0.1:0.3", "mail=:0.05", rounded down to whole rows.
+        "quotas": (),
       },
       # selection/<name>/materialized: the kept rows once more, for others.
       # The student reads the corpus by row id and needs no copy.
@@ -187,6 +212,14 @@ def default() -> ConfigDict:
       "student": {
         "name": "{method}",  # students/<name>
         "model": transformer(),
+        # Directory or hub id of a tokenizer of its own; "" is the corpus's.
+        "tokenizer": "",
+        "tokenizer_revision": "main",  # of a hub id
+        "eos_token": "",  # of that tokenizer, what ends a document
+        "bos_token": "",  # what every row starts with (Llama 3); "" is none
+        # repack loses nothing; one_to_one converts row by row and truncates,
+        # as the released code does, for comparison.
+        "conversion": "repack",
       },
       "train": _train(),
       "evaluate": {
@@ -226,6 +259,12 @@ def default() -> ConfigDict:
         "eval_every": 1000,  # steps between held-out losses; 0 is never
         "eval_rows": 512,  # held-out rows of the learning curve
         "log_every_seconds": 30.0,
+        # Processes that tokenize; 0 is one a core.
+        "tokenize_workers": 0,
+        # Options of an Apache Beam pipeline that tokenizes instead, such as
+        # "--runner=DataflowRunner --region=us-central1".
+        "beam": "",
+        "max_broken": 0,  # records of the corpus that may be left out
         # All models score a batch before the next one is read; False takes
         # one model after the other, if they do not fit together.
         "score_together": True,
@@ -254,13 +293,31 @@ METHODS = {
 DEFINITIONS = (
   "mean_diff",
   "sum_diff",
+  "bits_per_byte_diff",
+  "zscore_by_domain",
   "difficulty",
   "teacher_preference",
   "random",
 )
+# How rows become rows of a student's own tokenizer.
+CONVERSIONS = ("repack", "one_to_one")
 # What `materialize` writes: the functions of materialize/writers.py.
 FORMATS = ("array_record", "megatron", "tfds")
 REMAT = ("none", "full", "dots")
+
+
+def share_of(quota: str) -> tuple[str, Fraction, Fraction]:
+  """A domain with its least and largest share, exact, of "code=0.1:0.3".
+
+  Raises:
+    ValueError: that is not what it says.
+  """
+  domain, _, shares = quota.rpartition("=")
+  least, colon, most = shares.partition(":")
+  found = domain, Fraction(least or 0), Fraction(most or 1)
+  if not (domain and colon and 0 <= found[1] <= found[2] <= 1):
+    raise ValueError(quota)
+  return found
 
 
 def for_method(config: ConfigDict, method: str) -> types.SimpleNamespace:

@@ -5,6 +5,7 @@ import re
 from ml_collections import ConfigDict
 
 from miniplm_jax.config import (
+  CONVERSIONS,
   DEFINITIONS,
   FORMATS,
   LOOKS,
@@ -15,6 +16,7 @@ from miniplm_jax.config import (
   default,
   for_method,
   methods,
+  share_of,
 )
 from miniplm_jax.core.errors import UserError
 
@@ -54,21 +56,29 @@ def _rules(config):
   def at_least(name, value, least):
     return name, value, value >= least, f"give {least} or more"
 
-  c, s, run = config.corpus, config.select, config.run
+  c, run = config.corpus, config.run
   for method in methods(config):
     yield among("method", method, METHODS)
   for stage in config.stages:
     yield among("stages", stage, STAGES + LOOKS)
   yield "workdir", config.workdir, bool(config.workdir), "name a folder"
   yield at_least("corpus.max_length", c.max_length, 2)
+  yield at_least("corpus.part_bytes", c.part_bytes, 1)
   if c.tokenizer == "train":
     # 256 bytes and the end of a document
     yield at_least("corpus.vocab_size", c.vocab_size, 257)
   shares = c.reference_share, c.heldout_share, c.teacher_share
   good = min(shares) >= 0 and sum(shares) < 1
   yield "corpus.*_share", shares, good, "let them be ≥ 0 and leave some for D"
-  yield "select.ratio", s.ratio, 0 < s.ratio <= 1, "give a number in (0, 1]"
-  yield among("select.definition", s.definition, DEFINITIONS)
+  yield from _selection_rules(config.select, among, at_least)
+  student = config.student
+  yield among("student.conversion", student.conversion, CONVERSIONS)
+  good = bool(student.eos_token) == bool(student.tokenizer)
+  todo = "give student.tokenizer and its student.eos_token, or neither"
+  yield "student.eos_token", student.eos_token, good, todo
+  good = bool(student.tokenizer) or not student.bos_token
+  todo = "give student.tokenizer too, or no BOS"
+  yield "student.bos_token", student.bos_token, good, todo
   yield among(
     "materialize.format", config.materialize.format, ("none", *FORMATS)
   )
@@ -112,7 +122,12 @@ def _rules(config):
   yield at_least("run.processes", run.processes, 1)
   for name in ("checkpoint_every", "keep_checkpoints", "eval_rows"):
     yield at_least(f"run.{name}", run[name], 1)
-  for name in ("eval_every", "per_device_batch_size"):
+  for name in (
+    "eval_every",
+    "per_device_batch_size",
+    "tokenize_workers",
+    "max_broken",
+  ):
     yield at_least(f"run.{name}", run[name], 0)
   for name in ("data", "fsdp", "tensor"):
     good = run[name] >= 1 or run[name] == -1
@@ -129,6 +144,34 @@ def _rules(config):
     yield f"{name}.warmup_steps", t.warmup_steps, good, "give fewer than steps"
     yield among(f"{name}.reduction", t.reduction, _REDUCTIONS)
     yield among(f"{name}.dtype", t.dtype, _DTYPES)
+
+
+def _selection_rules(s, among, at_least):
+  """Those of section select."""
+  yield among("select.definition", s.definition, DEFINITIONS)
+  budget = s.ratio, s.rows, s.tokens
+  good = 0 <= s.ratio <= 1 and sum(map(bool, budget)) == 1
+  todo = "give one, and 0 for the others; a ratio is in (0, 1]"
+  yield "select.ratio, rows, tokens", budget, good, todo
+  for name in ("rows", "tokens", "min_length", "max_copies"):
+    yield at_least(f"select.{name}", s[name], 0)
+  value = s.temperature
+  yield "select.temperature", value, 0 <= value <= 1e6, "give 0 to 1e6"
+  value = s.near_duplicates
+  yield "select.near_duplicates", value, 0 <= value <= 1, "give 0 to 1"
+  least, seen = 0, set()
+  for text in s.quotas:
+    try:
+      domain, share, _ = share_of(text)
+      good = domain not in seen
+      seen.add(domain)
+      least += share
+    except (ValueError, ArithmeticError):
+      good = False
+    todo = "give DOMAIN=LEAST:LARGEST, each once, shares in 0 to 1"
+    yield "select.quotas", text, good, todo
+  todo = "lower the least shares: together they are more than 1"
+  yield "select.quotas", s.quotas, least <= 1, todo
 
 
 def _check_names(config, where):

@@ -6,6 +6,7 @@ from etils import epath
 
 from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
+from miniplm_jax.convert import stage as convert
 from miniplm_jax.core import hosts
 from miniplm_jax.core import job as job_lib
 from miniplm_jax.core.errors import UserError
@@ -32,14 +33,13 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "score": score.jobs,
   "select": select.jobs,
   "materialize": materialize.jobs,
+  "convert": convert.jobs,
   "train": train.jobs,
   "evaluate": evaluate.jobs,
   "export": export.jobs,
   "report": report.jobs,
 }
 LOOKS = {"verify": verify.run, "generate": generate.run}
-# Stages that most runs have no use for: said only if they were asked for.
-_IDLE = {"materialize": "config.materialize.format is none"}
 # What several processes as one program can do so far.
 _MULTI_HOST = ("score", "verify")
 
@@ -96,8 +96,8 @@ def run(
       LOOKS[stage](config, workdir, dry_run)
       continue
     jobs = JOBS[stage](config, workdir)
-    if not jobs and (stage in stages or stage not in _IDLE):
-      say(stage, f"nothing to do, {_IDLE.get(stage, 'the model is given')}")
+    if not jobs:
+      say(stage, "skipped, this config leaves it nothing to do")
     if not dry_run:
       job_lib.execute(jobs, force)
       continue

@@ -86,14 +86,16 @@ def test_rows_end_where_the_method_says(encoder):
 def test_a_window_is_cut_at(encoder, text, kept):
   ends = SentenceEnds(encoder)
   (ids,) = encoder.encode([text])
-  assert encoder.decode(ids[: ends.cut(ids)]).rstrip(" ") == kept
+  assert (
+    encoder.decode(ids[: ends.cut(ids, ends.flags(ids))]).rstrip(" ") == kept
+  )
 
 
 def test_an_end_of_document_is_a_place_to_cut(encoder):
   ends = SentenceEnds(encoder)
   one, two = encoder.encode(["no end", "words"])
   ids = np.concatenate([one, [encoder.eos_id], two]).astype(np.int32)
-  assert ends.cut(ids) == len(one) + 1
+  assert ends.cut(ids, ends.flags(ids)) == len(one) + 1
 
 
 def test_a_cut_always_leaves_something_to_score(encoder):
@@ -102,7 +104,7 @@ def test_a_cut_always_leaves_something_to_score(encoder):
   (tail,) = encoder.encode(["\nwords without an end"])
   ids = np.concatenate([[eos], tail]).astype(np.int32)
   # Cutting after [eos, newline] would leave a row without a scored position.
-  assert ends.cut(ids) == len(ids)
+  assert ends.cut(ids, ends.flags(ids)) == len(ids)
 
 
 def test_an_unclosed_bracket_is_no_sentence_end():

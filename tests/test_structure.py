@@ -26,6 +26,7 @@ ORDER = (
   "score",
   "select",
   "materialize",
+  "convert",
   "train",
   "evaluate",
   "export",
@@ -168,6 +169,7 @@ _AT_RUN_TIME = (
   ("teacher", "revision"),
   ("reference", "revision"),
   ("corpus", "tokenizer_revision"),
+  ("student", "tokenizer_revision"),
   # They decide whether int8 weights will do, not what comes out.
   ("score", "int8_rows"),
   ("score", "int8_least_spearman"),
@@ -205,7 +207,12 @@ def test_every_field_is_live(tmp_path):
       section[name] = not old
     elif isinstance(old, tuple):
       section[name] = ("pretrain",) if name == "baselines" else (*old[:1],)
-      others = {"lengths": (3,), "ignore_domains": ("x",), "more": ("x=y",)}
+      others = {
+        "lengths": (3,),
+        "ignore_domains": ("x",),
+        "more": ("x=y",),
+        "quotas": ("odd=:0.5",),
+      }
       section[name] = others.get(name, section[name])
     elif isinstance(old, str):
       section[name] = str(tmp_path / "other")

@@ -18,6 +18,9 @@ class UserError(Exception):
     self.what, self.where, self.todo = what, where, todo
     super().__init__(" ".join(f"{what}, {where}, {todo}".split()))
 
+  def __reduce__(self):
+    return UserError, (self.what, self.where, self.todo)  # between processes
+
 
 def one_line(e: UserError | OSError) -> str:
   """WHAT, WHERE, WHAT TO DO."""

@@ -5,6 +5,8 @@ import dataclasses
 from etils import epath
 
 MANIFEST = "manifest.json"
+# The input of a job that is a corpus in the student's own tokens.
+CONVERTED = "converted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,5 +33,5 @@ class Workdir:
     return self.root / "selection" / name
 
   def student(self, name: str) -> epath.Path:
-    """Checkpoints, metrics, evaluation and export of one student."""
+    """Converted corpus, checkpoints, evaluation and export of a student."""
     return self.root / "students" / name

@@ -13,7 +13,7 @@ import pathlib
 import platform
 import random
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from miniplm_jax.core import files
 from miniplm_jax.corpus.readers import Document, Part
@@ -26,21 +26,20 @@ _SOURCE_BYTES = 4_000_000  # of the standard library's 9 MB without docs
 _SKIP = {"test", "tests", "site-packages", "idlelib", "lib2to3", "pydoc_data"}
 
 
-def list_parts() -> tuple[list[Part], Callable[[], str]]:
-  """The parts of the embedded corpus, and how to fingerprint it.
+def list_parts() -> list[Part]:
+  """The parts of the embedded corpus.
 
   Documents are spread over the parts, and ordered within them, by a hash of
   their text: as in the Pile, neighbours have nothing to do with each other.
   """
-  make = functools.cache(_documents)
-
-  def read(part: int) -> Iterator[Document]:
-    return (d for key, d in make() if key % PARTS == part)
-
-  parts = [
-    Part(f"embedded-{i}", functools.partial(read, i)) for i in range(PARTS)
+  return [
+    Part(f"embedded-{i}", functools.partial(_read, i), 0, _fingerprint)
+    for i in range(PARTS)
   ]
-  return parts, _fingerprint
+
+
+def _read(part: int) -> Iterator[Document]:
+  return (d for key, d in _documents() if key % PARTS == part)
 
 
 def _fingerprint() -> str:
@@ -49,6 +48,7 @@ def _fingerprint() -> str:
   return files.digest([platform.python_version(), packages, recipe])
 
 
+@functools.cache
 def _documents() -> list[tuple[int, Document]]:
   seen, found = set(), []
   for domain, texts in (

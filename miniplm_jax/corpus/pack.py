@@ -3,6 +3,7 @@
 method: paper Appendix, released `process_data`; every rule is a line here.
 """
 
+import collections
 import dataclasses
 from collections.abc import Iterator
 
@@ -46,19 +47,31 @@ class SentenceEnds:
     self._always[self._eos_id] = True
     self._maybe = ends
 
-  def cut(self, ids: np.ndarray) -> int:
-    """Length of the row that `ids`, a full window, is cut to.
-
-    All of it if there is no place to cut, or only one that would leave no
-    position to score.
-    """
+  def flags(self, ids: np.ndarray) -> np.ndarray:
+    """Bool [n]: where a row may end, if a token follows within the row."""
     space = self._space[ids]
-    space_next = space | np.append(space[1:], False)
-    # The last token has no next one to look at.
-    space_next[-1] = False
-    ok = self._always[ids] | (self._maybe[ids] & space_next)
-    for last in np.flatnonzero(ok)[::-1]:
-      if last >= 1 and np.any(ids[:last] != self._eos_id):
+    space[:-1] |= space[1:]
+    return self._always[ids] | (self._maybe[ids] & space)
+
+  def cut(self, ids: np.ndarray, flags: np.ndarray) -> int:
+    """Length of the row that a full window is cut to.
+
+    Args:
+      ids: the window.
+      flags: `flags` of a text that the window is a part of.
+
+    Returns:
+      All of it if there is no place to cut, or only one that would leave no
+      position to score.
+    """
+    for last in np.flatnonzero(flags)[::-1]:
+      # The last token of a window has no next one to look at.
+      if last == len(ids) - 1 and not self._always[ids[last]]:
+        continue
+      # The second says the same of all before; rarely needed, and slow.
+      if last >= 1 and (
+        ids[last - 1] != self._eos_id or np.any(ids[:last] != self._eos_id)
+      ):
         return int(last) + 1
     return len(ids)
 
@@ -81,41 +94,42 @@ class Packer:
   def __init__(self, ends: SentenceEnds, eos_id: int, max_length: int):
     """Rows will hold up to `max_length` + 1 ids: inputs and targets."""
     self._ends, self._eos_id, self._size = ends, eos_id, max_length + 1
-    self._ids = np.zeros(0, np.int32)
-    self._document = np.zeros(0, np.int64)  # ordinal, by token
-    self._offset = np.zeros(0, np.int64)  # position in it, by token
+    self._ids, self._eos = np.zeros(0, np.int32), np.array([eos_id], np.int32)
+    # [ordinal, tokens in the buffer, tokens before them] of each document.
+    self._documents: collections.deque[list[int]] = collections.deque()
 
   def add(self, ids: np.ndarray, document: int) -> Iterator[Row]:
     """Adds a document without its eos; yields the rows that are full."""
-    ids = np.append(ids, np.int32(self._eos_id))
-    self._ids = np.concatenate([self._ids, ids])
-    self._document = np.concatenate(
-      [self._document, np.full(len(ids), document)]
-    )
-    self._offset = np.concatenate([self._offset, np.arange(len(ids))])
-    start = 0
+    self._documents.append([document, len(ids) + 1, 0])
+    self._ids = np.concatenate([self._ids, ids, self._eos])
+    if len(self._ids) < self._size:
+      return
+    flags, start = self._ends.flags(self._ids), 0
     while len(self._ids) - start >= self._size:
-      window = self._ids[start : start + self._size]
-      end = start + self._ends.cut(window)
-      yield self._row(start, end)
-      start = end
-    self._drop(start)
+      window = slice(start, start + self._size)
+      length = self._ends.cut(self._ids[window], flags[window])
+      yield self._row(start, length)
+      start += length
+    self._ids = self._ids[start:]
 
   def flush(self) -> Iterator[Row]:
     """Yields what is left, if it has a position to score."""
     if np.any(self._ids[:-1] != self._eos_id):
       yield self._row(0, len(self._ids))
-    self._drop(len(self._ids))
+    self._ids = self._ids[:0]
+    self._documents.clear()
 
-  def _row(self, start: int, end: int) -> Row:
-    documents = np.unique(self._document[start:end])
-    return Row(
-      self._ids[start:end].copy(),
-      tuple(int(d) for d in documents),
-      int(self._offset[start]),
-    )
-
-  def _drop(self, start: int):
-    self._ids = self._ids[start:]
-    self._document = self._document[start:]
-    self._offset = self._offset[start:]
+  def _row(self, start: int, length: int) -> Row:
+    """Takes the row from the front of the documents."""
+    documents, offset, left = [], self._documents[0][2], length
+    while left:
+      document = self._documents[0]
+      documents.append(document[0])
+      here = min(left, document[1])
+      left -= here
+      document[1] -= here
+      document[2] += here
+      if not document[1]:
+        self._documents.popleft()
+    ids = self._ids[start : start + length].copy()
+    return Row(ids, tuple(documents), offset)

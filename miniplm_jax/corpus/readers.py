@@ -1,22 +1,26 @@
-"""Documents from files: JSON lines (.gz, .zst) and Parquet.
+"""Documents from wherever they are: one list of parts for any source.
 
-A source is a list of parts; a part is read from start to end and becomes one
-shard of the corpus, so any part can be made again without the others.
+A part is read from start to end and becomes one shard of the corpus, so any
+part can be made again without the others, by any process.
 """
 
 import dataclasses
+import functools
 import glob
 import io
 import json
-from collections.abc import Callable, Iterator
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 
 EMBEDDED = "embedded"  # the text that every installation carries
+TFDS, HF = "tfds:", "hf:"  # before a name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,24 +32,70 @@ class Document:
 
 
 @dataclasses.dataclass(frozen=True)
+class Packed:
+  """One row that was packed elsewhere: int32 [2 … max_length + 1]."""
+
+  ids: np.ndarray
+  domain: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+  """A record that cannot be used."""
+
+  what: str
+  where: str
+  todo: str
+
+  @property
+  def error(self) -> UserError:
+    """As an error."""
+    return UserError(self.what, self.where, self.todo)
+
+
+@dataclasses.dataclass(frozen=True)
 class Part:
-  """Documents that become one shard of the corpus, in reading order."""
+  """What becomes one shard of the corpus, in reading order.
+
+  Attributes:
+    name: of its file below the source, with its range.
+    read: yields its records; can be pickled.
+    n_bytes: of input, to tell the progress; 0 if it is not known.
+    fingerprint: of its content, without reading it whole.
+  """
 
   name: str
-  read: Callable[[], Iterator[Document]]
+  read: Callable[[], Iterator[Document | Packed | Broken]]
+  n_bytes: int
+  fingerprint: Callable[[], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  """Where a record has its text and its domain: dotted paths.
+
+  A document without a domain, or every one if `domain` is "", is named after
+  its file.
+  """
+
+  text: str = "text"
+  domain: str = "domain"
 
 
 def list_parts(
-  source: str, text_field: str, domain_field: str
-) -> tuple[list[Part], Callable[[], str]]:
-  """The parts of a source, and how to fingerprint it.
+  source: str,
+  fields: Fields,
+  split: str = "train",
+  part_bytes: int = 1 << 28,
+) -> list[Part]:
+  """The parts of a source.
 
   Args:
-    source: "embedded", or a file, a directory or a glob; .jsonl, .json,
-      .parquet, and the first two with .gz or .zst.
-    text_field: name of the text, a dotted path.
-    domain_field: name of the domain, a dotted path; a document without it,
-      or every document if it is "", is named after its file.
+    source: a file, a folder or a glob; "tfds:NAME", "hf:ORG/NAME", a folder
+      that either library saved; or "embedded".
+    fields: of a record.
+    split: of a source that has splits.
+    part_bytes: larger files are cut, small texts put together.
 
   Raises:
     UserError: nothing matches, or a file of an unknown format.
@@ -54,123 +104,276 @@ def list_parts(
     from miniplm_jax.corpus import embedded
 
     return embedded.list_parts()
-  paths = _match(source)
-  parts = []
-  for path in paths:
-    fields = text_field, domain_field, path.name.split(".")[0]
-    if path.suffix == ".parquet":
-      read = _bind(_read_parquet, path, fields)
-    else:
-      read = _bind(_read_json_lines, path, fields)
-    parts.append(Part(str(path), read))
-  return parts, lambda: files.probe(paths)
-
-
-def _bind(function, path, fields):
-  return lambda: function(path, *fields)
-
-
-_ENDINGS = tuple(
-  stem + packed
-  for stem in (".jsonl", ".json")
-  for packed in ("", ".gz", ".zst")
-)
-
-
-def _match(source: str) -> list[epath.Path]:
-  path = epath.Path(source)
   if not source:
     raise UserError(
       "no corpus is given", "config.corpus.source", "name a file or folder"
     )
+  from miniplm_jax.corpus import datasets
+
+  path = epath.Path(source)
+  if source.startswith(TFDS) or datasets.is_tfds(path):
+    return datasets.tfds_parts(source, fields, split, part_bytes)
+  if source.startswith(HF) or datasets.is_saved(path):
+    return datasets.hf_parts(source, fields, split, part_bytes)
+  found = _match(path, source)
+  if found[0].suffix in (".bin", ".idx"):
+    return _megatron_parts(path, found)
+  parts = []
+  for file in found:
+    if not file.name.endswith(_TEXT):
+      parts += _record_parts(_name(path, file), file, fields, part_bytes)
+  texts = [file for file in found if file.name.endswith(_TEXT)]
+  return [*parts, *_text_parts(path, texts, part_bytes)]
+
+
+def fingerprint(parts: Sequence[Part]) -> str:
+  """Of a whole source."""
+  return files.digest([[part.name, part.fingerprint()] for part in parts])
+
+
+_JSON = tuple(
+  stem + packed
+  for stem in (".jsonl", ".json")
+  for packed in ("", ".gz", ".zst")
+)
+_TEXT = (".txt", ".md")
+_MEGATRON = (".bin", ".idx")
+_ENDINGS = (*_JSON, ".parquet", *_TEXT, *_MEGATRON)
+
+
+def _match(path: epath.Path, source: str) -> list[epath.Path]:
+  """The files of a source, sorted."""
   if path.is_dir():
-    found = [p for p in path.iterdir() if p.is_file()]
-    found = [p for p in found if p.name.endswith((*_ENDINGS, ".parquet"))]
+    if files.is_local(path):  # epath has no rglob
+      found = [epath.Path(p) for p in pathlib.Path(source).rglob("*")]
+    else:
+      found = list(path.iterdir())
+    found = [p for p in found if p.name.endswith(_ENDINGS) and p.is_file()]
   elif path.exists():
     found = [path]
   elif files.is_local(path):
     found = [epath.Path(p) for p in glob.glob(source, recursive=True)]
   else:
     found = list(path.parent.glob(path.name))
+  known = f"{', '.join(_ENDINGS)}, a folder of them or a glob; {TFDS}NAME, "
+  known += f"{HF}ORG/NAME or a folder saved by either library"
   if not found:
     raise UserError(
       "no file of documents is there",
       f"config.corpus.source={source}",
-      "give a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of "
-      "them or a glob",
+      f"give {known}",
     )
   for file in found:
-    if not file.name.endswith((*_ENDINGS, ".parquet")):
-      raise UserError(
-        "not a known format",
-        str(file),
-        f"give one of {', '.join(_ENDINGS)}, .parquet",
-      )
+    if not file.name.endswith(_ENDINGS):
+      raise UserError("not a known format", str(file), f"give {known}")
+  packed = [file.name.endswith(_MEGATRON) for file in found]
+  if any(packed) and not all(packed):
+    raise UserError(
+      "packed rows (.bin, .idx) and text are mixed",
+      f"config.corpus.source={source}",
+      "keep them in different folders",
+    )
   return sorted(found)
 
 
-def _read_json_lines(path, text_field, domain_field, default):
-  # Arrow decompresses; imported here for a quick --help.
-  import pyarrow as pa
-
-  number = 0
-  try:
-    with path.open("rb") as raw:
-      stream = pa.PythonFile(raw, mode="r")
-      if packing := {".gz": "gzip", ".zst": "zstd"}.get(path.suffix):
-        stream = pa.CompressedInputStream(stream, packing)
-      # Bytes: text mode would end lines at more than \n, and decode ahead.
-      for number, line in enumerate(io.BufferedReader(stream), 1):
-        if line.strip():
-          where = f"{path} line {number}"
-          record = json.loads(line)
-          yield _document(record, text_field, domain_field, default, where)
-  except (ValueError, RecursionError) as e:
-    raise UserError(
-      f"this line cannot be read as JSON ({e})",
-      f"{path} line {number}",
-      "mend or remove the line",
-    ) from e
+def _name(source: epath.Path, file: epath.Path) -> str:
+  """A file's name below the source: a folder may be moved."""
+  if source in file.parents:
+    return str(file.relative_to(source))
+  return file.name
 
 
-def _read_parquet(path, text_field, domain_field, default):
+def _record_parts(name: str, file: epath.Path, fields: Fields, part_bytes: int):
+  """A file's parts: what can be cut is cut into pieces of so many bytes."""
+  default, size = file.name.split(".")[0], file.stat().length
+  if file.suffix == ".parquet":
+    read, cuts = _read_parquet, _row_groups(file, part_bytes)
+  elif file.suffix in (".gz", ".zst"):
+    read, cuts = _read_json_lines, [(0, size, size)]
+  else:
+    read, starts = _read_json_lines, range(0, max(size, 1), part_bytes)
+    ends = [min(s + part_bytes, size) for s in starts]
+    cuts = [(s, e, e - s) for s, e in zip(starts, ends)]
+  for start, end, n_bytes in cuts:
+    yield Part(
+      name=name if len(cuts) == 1 else f"{name} [{start}:{end}]",
+      read=functools.partial(read, file, start, end, fields, default),
+      n_bytes=n_bytes,
+      fingerprint=functools.partial(files.probe, (file,)),
+    )
+
+
+def _row_groups(file: epath.Path, part_bytes: int):
+  """(first group, end, bytes) of pieces of a Parquet file."""
   import pyarrow as pa
   import pyarrow.parquet as pq
 
-  row = 0
   try:
-    with path.open("rb") as f:
-      for batch in pq.ParquetFile(f).iter_batches(1024):
-        for record in batch.to_pylist():
-          where = f"{path} row {row}"
-          yield _document(record, text_field, domain_field, default, where)
-          row += 1
-  except (pa.ArrowException, UnicodeDecodeError) as e:
+    with file.open("rb") as f:
+      found = pq.ParquetFile(f).metadata
+      sizes = [
+        found.row_group(i).total_byte_size for i in range(found.num_row_groups)
+      ]
+  except (pa.ArrowException, OSError) as e:
+    raise _not_parquet(file, e) from e
+  return pieces(sizes, part_bytes) or [(0, 0, 0)]
+
+
+def pieces(sizes: Sequence[int], most: int) -> list[tuple[int, int, int]]:
+  """(first, end, size) of runs that are at least `most` large, or one item."""
+  cuts, start, total = [], 0, 0
+  for i, size in enumerate(sizes):
+    total += size
+    if total >= most or i == len(sizes) - 1:
+      cuts.append((start, i + 1, total))
+      start, total = i + 1, 0
+  return cuts
+
+
+def _text_parts(root: epath.Path, texts: list[epath.Path], part_bytes: int):
+  """Plain texts, each one document, many of them in a part."""
+  if not root.is_dir():
+    root = root.parent
+  cuts = pieces([file.stat().length for file in texts], part_bytes)
+  for start, end, n_bytes in cuts:
+    here = texts[start:end]
+    yield Part(
+      name=f"{_name(root, here[0])} to {_name(root, here[-1])}",
+      read=functools.partial(_read_texts, root, here),
+      n_bytes=n_bytes,
+      fingerprint=functools.partial(files.probe, here),
+    )
+
+
+def _read_texts(root: epath.Path, texts: list[epath.Path]):
+  """Domain: the folder below `root` that a file lies in, else its own."""
+  for file in texts:
+    below = file.relative_to(root).parts if root in file.parents else ()
+    domain = below[0] if len(below) > 1 else file.parent.name
+    try:
+      yield Document(file.read_bytes().decode(), domain)
+    except UnicodeDecodeError as e:
+      yield Broken(f"this text is not UTF-8 ({e})", str(file), "convert it")
+
+
+def _megatron_parts(source: epath.Path, found: list[epath.Path]):
+  """Rows that were packed elsewhere: data_0.bin and .idx, and so on."""
+  from miniplm_jax.corpus import megatron
+
+  if not source.is_dir():
+    source = found[0].with_suffix("")
+  return [
+    Part(
+      name=f"{epath.Path(prefix).name}.bin",
+      read=functools.partial(_read_megatron, prefix),
+      n_bytes=epath.Path(f"{prefix}.bin").stat().length,
+      fingerprint=functools.partial(
+        files.probe, (f"{prefix}.bin", f"{prefix}.idx")
+      ),
+    )
+    for prefix in megatron.shards(source)
+  ]
+
+
+def _read_megatron(prefix):
+  from miniplm_jax.corpus import megatron
+
+  rows = megatron.IndexedFile(prefix)
+  for i in range(len(rows)):
+    yield Packed(rows[i], epath.Path(prefix).parent.name)
+
+
+def _read_json_lines(path, start, end, fields, default):
+  """The lines that begin in [start, end) of the file."""
+  # Arrow decompresses; imported here for a quick --help.
+  import pyarrow as pa
+
+  after = f" after byte {start}" if start else ""
+  number = 0
+  try:
+    with path.open("rb") as raw:
+      stream, packing = raw, {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+      if packing:
+        stream = pa.CompressedInputStream(pa.PythonFile(raw, "r"), packing)
+        stream, end = io.BufferedReader(stream), float("inf")
+      elif start:
+        stream.seek(start - 1)
+        start += len(stream.readline()) - 1  # the rest of a line before
+      # Bytes: text mode would end lines at more than \n, and decode ahead.
+      while start < end and (line := stream.readline()):
+        start += len(line)
+        number += 1
+        if line.strip():
+          where = f"{path} line {number}{after}"
+          yield _parse(line, fields, default, where)
+  except (OSError, EOFError, pa.ArrowException) as e:
     raise UserError(
-      f"this file cannot be read as Parquet ({e})",
-      f"{path} near row {row}",
-      "write it again",
+      f"this file cannot be read ({e})",
+      f"{path} after line {number}{after}",
+      "fetch it again",
     ) from e
 
 
-def _document(record, text_field, domain_field, default, where) -> Document:
-  text = _field(record, text_field)
+def _parse(line: bytes, fields, default, where) -> Document | Broken:
+  try:
+    record = json.loads(line)
+  except (ValueError, RecursionError) as e:
+    what = f"this line cannot be read as JSON ({e})"
+    return Broken(what, where, "mend or remove the line")
+  return document(record, fields, default, where)
+
+
+def _read_parquet(path, start, end, fields, default):
+  """The row groups start … end − 1."""
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  try:
+    with path.open("rb") as f:
+      file = pq.ParquetFile(f)
+      row = sum(file.metadata.row_group(i).num_rows for i in range(start))
+      names = {name.split(".")[0] for name in (fields.text, fields.domain)}
+      columns = [n for n in file.schema_arrow.names if n in names]
+      groups = range(start, end)
+      for batch in file.iter_batches(1024, row_groups=groups, columns=columns):
+        for record in batch.to_pylist():
+          yield document(record, fields, default, f"{path} row {row}")
+          row += 1
+  except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+    raise _not_parquet(path, e) from e
+
+
+def _not_parquet(path, e) -> UserError:
+  return UserError(
+    f"this file cannot be read as Parquet ({e})", str(path), "write it again"
+  )
+
+
+def document(
+  record: Any, fields: Fields, default: str, where: str
+) -> Document | Broken:
+  """The document of a record; texts may be bytes, domains may be missing."""
+  text, domain = _field(record, fields.text), None
+  if fields.domain:
+    domain = _field(record, fields.domain)
+  try:
+    text, domain = (
+      v.decode() if isinstance(v, bytes) else v for v in (text, domain)
+    )
+    if isinstance(text, str):
+      text.encode()
+  except UnicodeError as e:
+    what = f"the text is not valid Unicode ({e})"
+    return Broken(what, where, "mend the record")
   if not isinstance(text, str):
-    raise UserError(
-      f"no text in field {text_field!r}",
+    return Broken(
+      f"no text in field {fields.text!r}",
       where,
       "name the field with --config.corpus.text_field, or mend the record",
     )
-  try:
-    text.encode()
-  except UnicodeEncodeError as e:
-    raise UserError(
-      f"the text is not valid Unicode ({e})", where, "mend the record"
-    ) from e
-  domain = _field(record, domain_field) if domain_field else None
   if domain is not None and not isinstance(domain, str):
-    raise UserError(
-      f"the domain in field {domain_field!r} is no text but {domain!r}",
+    return Broken(
+      f"the domain in field {fields.domain!r} is no text but {domain!r}",
       where,
       "name the field with --config.corpus.domain_field, or give '' to name "
       "domains after files",

@@ -1,8 +1,6 @@
 """Stage tokenize: documents → ArrayRecord shards of packed rows."""
 
 import collections
-import itertools
-from collections.abc import Iterator
 
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
@@ -13,7 +11,6 @@ from miniplm_jax.core.workdir import Workdir
 STAGE = "tokenize"
 # Told apart by what they hold, in `inputs`: a folder may be moved.
 _BY_CONTENT = ("source", "tokenizer")
-_BATCH = 256  # documents that are encoded at a time
 TRAIN = "train"  # a corpus.tokenizer
 
 
@@ -28,29 +25,38 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       manifest=directory / "manifest.json",
       settings={k: v for k, v in c.items() if k not in _BY_CONTENT},
       inputs={
-        "source": lambda: _parts(c)[1](),
+        "source": lambda: _fingerprint(c),
         "tokenizer": lambda: _tokenizer_fingerprint(c),
       },
+      # Each shard says what it was made from.
+      rechecks=("source",),
       outputs=(directory,),
       summary=f"{c.source} → rows of up to {c.max_length + 1} tokens, "
       f"tokenizer {c.tokenizer}, held back from D: {shares}",
-      run=lambda unused_inputs: _run_or_leave_nothing(config, directory),
+      run=lambda unused_inputs: _run(config, directory),
     )
   ]
 
 
-def _shares(c) -> list[tuple[str, float]]:
-  return [
+def _shares(c) -> tuple[tuple[str, float], ...]:
+  return (
     ("reference", c.reference_share),
     ("heldout", c.heldout_share),
     ("teacher", c.teacher_share),
-  ]
+  )
+
+
+def _fingerprint(c) -> str:
+  from miniplm_jax.corpus import readers
+
+  return readers.fingerprint(_parts(c))
 
 
 def _parts(c):
   from miniplm_jax.corpus import readers
 
-  return readers.list_parts(c.source, c.text_field, c.domain_field)
+  fields = readers.Fields(c.text_field, c.domain_field)
+  return readers.list_parts(c.source, fields, c.split, c.part_bytes)
 
 
 def _tokenizer_fingerprint(c) -> str:
@@ -65,38 +71,78 @@ def _tokenizer_fingerprint(c) -> str:
   return files.digest([c.tokenizer, c.tokenizer_revision])
 
 
-def _run_or_leave_nothing(config, directory):
-  # What to mend is the text, and mended text is another corpus: shards of the
-  # old one would be in the way.
+def _run(config, directory):
+  parts = _parts(config.corpus)
   try:
-    return _run(config, directory)
+    encoder = _tokenizer(config.corpus, parts, directory / "tokenizer")
+    _fill(config, parts, directory)
+    return _merge(config, parts, directory, encoder)
   except UserError:
-    directory.rmtree()
+    # Without one whole shard there is nothing to go on from, and what was
+    # wrong may be a setting.
+    if not any(directory.glob("index-*.parquet")):
+      directory.rmtree()
     raise
 
 
-def _run(config, directory):
-  from miniplm_jax.corpus import store
-  from miniplm_jax.corpus.pack import SentenceEnds
+def _fill(config, parts, directory):
+  """Makes all shards that are not there."""
+  from miniplm_jax.corpus import shard, store, workers
+
+  c, run = config.corpus, config.run
+  wanted = {
+    n for i in range(len(parts)) for n in store.shard_names(i, len(parts))
+  }
+  for path in directory.iterdir():
+    # Of a source that had another number of parts.
+    if path.suffix in (".array_record", ".parquet") and path.name not in wanted:
+      path.unlink()
+  tasks = [
+    (i, len(parts), part)
+    for i, part in enumerate(parts)
+    if not shard.is_made(directory, i, parts)
+  ]
+  if len(tasks) < len(parts):
+    say(STAGE, f"{len(parts) - len(tasks)} of {len(parts)} shards are there")
+  recipe = shard.Recipe(
+    directory=str(directory),
+    eos_token=c.eos_token,
+    max_length=c.max_length,
+    seed=c.seed,
+    shares=_shares(c),
+    max_broken=run.max_broken,
+  )
+  if run.beam and tasks:
+    say(STAGE, f"{len(tasks)} shards with Beam, {run.beam}")
+    workers.make_with_beam(recipe, tasks, run.beam)
+    return
+  total = sum(part.n_bytes for _, _, part in tasks) or None
+  every = run.log_every_seconds
+  with Progress(STAGE, total, "bytes", every=every) as progress:
+    workers.make_here(recipe, tasks, run.tokenize_workers, progress.update)
+
+
+def _merge(config, parts, directory, encoder):
+  """The fields of the manifest, when every shard is there."""
+  from miniplm_jax.corpus import shard, store
+  from miniplm_jax.corpus.readers import Broken
 
   c = config.corpus
-  parts, _ = _parts(c)
-  encoder = _tokenizer(c, parts, directory / "tokenizer")
-  ends = SentenceEnds(encoder)
   counts, rows_by_part, described = collections.Counter(), [], {}
-  every = config.run.log_every_seconds
-  with Progress(STAGE, None, "documents", every=every) as progress:
-    for number, part in enumerate(parts):
-      names = store.shard_names(number, len(parts))
-      if not (directory / names[1]).exists():
-        seen = collections.Counter()
-        counted = _counted(part, f"in file {number + 1}/{len(parts)}", progress)
-        rows = _pack(c, number, counted, encoder, ends, seen)
-        store.write_shard(directory, names, rows, seen)
-      seen = store.read_counts(directory / names[1])
-      rows_by_part.append(seen["rows"])
-      counts.update(seen)
-      described |= {n: files.describe(directory / n) for n in names}
+  broken = []
+  for number in range(len(parts)):
+    names = store.shard_names(number, len(parts))
+    seen = store.read_counts(directory / names[1])
+    broken += store.read_details(directory / names[1])["broken"]
+    rows_by_part.append(seen["rows"])
+    counts.update(seen)
+    described |= {n: files.describe(directory / n) for n in names}
+  if broken:
+    path = shard.write_sample(directory, broken)
+    shard.refuse_broken(
+      counts["broken"], config.run.max_broken, Broken(**broken[0])
+    )
+    say(STAGE, f"{counts['broken']} broken records left out, see {path}")
   if not counts["rows"]:
     raise UserError(
       f"no document with text in {len(parts)} files",
@@ -121,19 +167,21 @@ def _run(config, directory):
       "vocab_size": encoder.vocab_size,
       "source": c.source,
       "tokenizer": c.tokenizer,
+      "parts": [part.name for part in parts],
     },
   }
 
 
 def _tokenizer(c, parts, directory):
   """The corpus's own copy of the tokenizer, made at the first call."""
-  from miniplm_jax.corpus import tokenizer
+  from miniplm_jax.corpus import readers, tokenizer
   from miniplm_jax.models import hub
 
   if not (directory / "tokenizer.json").exists():
     if c.tokenizer == TRAIN:
       say(STAGE, f"training a byte-level BPE of {c.vocab_size:,} tokens")
-      texts = (d.text for part in parts for d in part.read())
+      records = (record for part in parts for record in part.read())
+      texts = (d.text for d in records if isinstance(d, readers.Document))
       found = tokenizer.train(texts, c.vocab_size, c.eos_token)
     else:
       folder = hub.resolve(c.tokenizer, c.tokenizer_revision, weights=False)
@@ -142,50 +190,3 @@ def _tokenizer(c, parts, directory):
     for name, content in sorted(found.to_files().items(), reverse=True):
       files.write_bytes(directory / name, content)
   return tokenizer.load(directory, c.eos_token)
-
-
-def _counted(part, note, progress) -> Iterator:
-  """The documents of a part, with a word of progress."""
-  for document in part.read():
-    yield document
-    progress.update(1, note)
-
-
-def _pack(c, number, documents, encoder, ends, seen) -> Iterator:
-  """Instances of one part's documents; counts what it sees."""
-  from miniplm_jax.corpus import store
-  from miniplm_jax.corpus.pack import Packer
-
-  packers, n_bytes = {}, encoder.byte_lengths
-
-  def instance(domain, row):
-    hashed = store.hash_of(row.ids, c.seed)
-    split = store.split_of(hashed, _shares(c))
-    scored = row.ids[1:][row.ids[:-1] != encoder.eos_id]
-    seen.update({"rows": 1, "tokens": len(row.ids), f"split {split}": 1})
-    return store.Instance(
-      ids=row.ids,
-      domain=domain,
-      split=split,
-      part=number,
-      documents=row.documents,
-      offset=row.offset,
-      n_bytes=int(n_bytes[scored].sum()),
-      hash=hashed,
-    )
-
-  documents = enumerate(documents)
-  while batch := list(itertools.islice(documents, _BATCH)):
-    seen["documents"] += len(batch)
-    batch = [(i, d) for i, d in batch if d.text]
-    ids = encoder.encode([d.text for _, d in batch])
-    for (i, document), ids_of in zip(batch, ids):
-      domain = document.domain
-      if domain not in packers:
-        packers[domain] = Packer(ends, encoder.eos_id, c.max_length)
-      for row in packers[domain].add(ids_of, i):
-        yield instance(domain, row)
-  # The tails, in an order that does not depend on the text's.
-  for domain in sorted(packers):
-    for row in packers[domain].flush():
-      yield instance(domain, row)

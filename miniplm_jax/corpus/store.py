@@ -19,6 +19,7 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import CONVERTED
 from miniplm_jax.corpus import tokenizer
 from miniplm_jax.corpus.tokenizer import Tokenizer
 
@@ -52,6 +53,8 @@ class Instance:
     n_bytes: UTF-8 bytes of the text whose tokens are scored: targets whose
       input is no eos, without eos.
     hash: of the ids; equal rows have equal ones.
+    source_rows: in a converted corpus, the rows of the teacher's corpus that
+      it has text of.
   """
 
   ids: np.ndarray
@@ -62,6 +65,7 @@ class Instance:
   offset: int
   n_bytes: int
   hash: int
+  source_rows: tuple[int, ...] = ()
 
   @property
   def n_tokens(self) -> int:
@@ -71,7 +75,10 @@ class Instance:
   def to_bytes(self) -> bytes:
     """The record: a msgpack map, ids as little-endian int32."""
     ids = np.ascontiguousarray(self.ids, "<i4").tobytes()
-    return msgpack.packb(dataclasses.asdict(self) | {"ids": ids})
+    body = vars(self) | {"ids": ids}
+    if not self.source_rows:
+      del body["source_rows"]
+    return msgpack.packb(body)
 
   @classmethod
   def from_bytes(cls, record: bytes) -> "Instance":
@@ -118,6 +125,7 @@ def write_shard(
   names: tuple[str, str],
   rows: Iterable[Instance],
   counts: Mapping[str, int],
+  details: Mapping[str, Any] | None = None,
 ):
   """Writes one shard; its index is renamed last and so marks it whole.
 
@@ -125,7 +133,8 @@ def write_shard(
     directory: the corpus.
     names: of the rows' file and of the index's, from `shard_names`.
     rows: the shard's rows, in order.
-    counts: what was counted; read when `rows` is exhausted.
+    counts: what was counted; read when `rows` is exhausted, like `details`.
+    details: what else to know of the shard, JSON.
   """
   import pyarrow as pa
   import pyarrow.parquet as pq
@@ -146,18 +155,29 @@ def write_shard(
       for name, values in columns.items()
     }
   )
-  table = table.replace_schema_metadata({"counts": json.dumps(counts)})
+  facts = {"counts": counts, "details": details or {}}
+  table = table.replace_schema_metadata(
+    {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
+  )
   with files.replacing(directory / index) as scratch:
     pq.write_table(table, scratch, compression="zstd")
 
 
 def read_counts(index: epath.Path) -> collections.Counter[str]:
   """What `write_shard` was told to count; what it did not meet is 0."""
+  return collections.Counter(_facts(index, b"counts"))
+
+
+def read_details(index: epath.Path) -> dict[str, Any]:
+  """The details that `write_shard` was given."""
+  return _facts(index, b"details")
+
+
+def _facts(index: epath.Path, name: bytes) -> dict[str, Any]:
   import pyarrow.parquet as pq
 
   with index.open("rb") as f:
-    found = pq.read_schema(f).metadata[b"counts"]
-  return collections.Counter(json.loads(found))
+    return json.loads(pq.read_schema(f).metadata[name])
 
 
 class Corpus:
@@ -182,6 +202,11 @@ class Corpus:
   def eos_id(self) -> int:
     """The end-of-document id."""
     return self.manifest.details["eos_id"]
+
+  @property
+  def bos_id(self) -> int | None:
+    """The id that every row starts with, if there is one."""
+    return self.manifest.details.get("bos_id")
 
   @property
   def max_length(self) -> int:
@@ -253,6 +278,26 @@ class Corpus:
     eos_token = self.manifest.settings["eos_token"]
     return tokenizer.load(self.directory / "tokenizer", eos_token)
 
+  def tokenizer_files(self) -> dict[str, bytes]:
+    """What a Hugging Face directory needs of it, by file name."""
+    found = self.tokenizer().to_files()
+    if bos_token := self.manifest.settings.get("bos_token"):
+      name = "tokenizer_config.json"
+      config = json.loads(found[name]) | {"bos_token": bos_token}
+      found[name] = json.dumps(config, indent=1).encode()
+    return found
+
+  def check_tokenizer(self):
+    """Raises UserError unless its tokenizer is the one it was made with."""
+    found, made = self.tokenizer().fingerprint, self.manifest.tokenizer
+    if found != made:
+      raise UserError(
+        f"the tokenizer is {found[:12]}, the corpus was made with {made[:12]}",
+        str(self.directory / "tokenizer"),
+        "restore the folder, or make the corpus again with "
+        f"--stages={self.manifest.stage} --force",
+      )
+
   @functools.cached_property
   def _offsets(self) -> np.ndarray:
     counts = self.manifest.counts["rows_by_part"]
@@ -279,6 +324,11 @@ class Corpus:
       options = "readahead_buffer_size:0"
       self._readers[part] = ArrayRecordReader(str(path), options)
     return self._readers[part]
+
+
+def open_corpus(inputs: Mapping[str, Manifest]) -> Corpus:
+  """The corpus of a job: the converted one, if it has that input."""
+  return Corpus(inputs.get(CONVERTED) or inputs["corpus"])
 
 
 def pad(rows: Sequence[Instance], length: int, eos_id: int) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The corpus's tokenizer: trained here, or a Hugging Face tokenizer.json."""
 
 import functools
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from etils import epath
 
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus import fast_bpe
 
 
 def _pair(merge: str | list[str]) -> tuple[str, ...]:
@@ -46,10 +46,33 @@ class Tokenizer:
   @functools.cached_property
   def fingerprint(self) -> str:
     """sha256 of the tokenizer's canonical form."""
-    return files.digest(json.loads(self._engine.to_str()))
+    return files.digest(self._body)
+
+  @functools.cached_property
+  def _body(self) -> dict[str, Any]:
+    """The content of tokenizer.json."""
+    return json.loads(self._engine.to_str())
+
+  @functools.cached_property
+  def _encode(self):
+    return fast_bpe.build(self._engine, self._body)
+
+  @property
+  def is_fast(self) -> bool:
+    """Whether `fast_bpe` gives the ids."""
+    return self._encode is not None
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """int32 ids of each text, without special tokens, on all cores."""
+    """int32 ids of each text, without special tokens."""
+    if self._encode is None:
+      return self._encode_all(texts)
+    found = [self._encode(text) for text in texts]
+    for i, ids in enumerate(found):
+      if ids is None:
+        (found[i],) = self._encode_all([texts[i]])
+    return found
+
+  def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
     found = self._engine.encode_batch_fast(
       list(texts), add_special_tokens=False
     )
@@ -61,21 +84,20 @@ class Tokenizer:
 
   def model(self) -> tuple[Any, ...]:
     """What decides which ids a text gets: the vocabulary and the merges."""
-    body = json.loads(self._engine.to_str())
     return (
       self._engine.get_vocab(with_added_tokens=True),
-      [_pair(m) for m in body["model"].get("merges", ())],
+      [_pair(m) for m in self._body["model"].get("merges", ())],
     )
 
   def token_bytes(self) -> list[bytes]:
     """The bytes of every id; eos has none. Those of a text join to it."""
-    decoder = json.loads(self._engine.to_str())["decoder"] or {}
+    decoder = self._body["decoder"] or {}
     steps = decoder.get("decoders", [decoder])
     if not any(step.get("type") == "ByteLevel" for step in steps):
       found = [text.encode() for text in self.decode_each()]
     else:
       added = self._engine.get_added_tokens_decoder()
-      byte_of = {c: b for b, c in enumerate(_byte_alphabet())}
+      byte_of = {c: b for b, c in enumerate(fast_bpe.byte_alphabet())}
       found = []
       for i in range(self.vocab_size):
         text = self._engine.id_to_token(i) or ""
@@ -109,18 +131,6 @@ class Tokenizer:
       "tokenizer.json": self._engine.to_str().encode(),
       "tokenizer_config.json": json.dumps(config, indent=1).encode(),
     }
-
-
-def _byte_alphabet() -> str:
-  """The character that stands for each byte in byte-level vocabularies.
-
-  Printable Latin-1 stands for itself, the other 68 bytes for U+0100 onwards.
-  """
-  printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-  others = itertools.count(256)
-  return "".join(
-    chr(b) if b in printable else chr(next(others)) for b in range(256)
-  )
 
 
 def vocab_size(engine: tokenizers.Tokenizer) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 
 from miniplm_jax.config import for_method, methods
+from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -34,7 +35,8 @@ def _student(config, workdir: Workdir, name: str) -> Job:
     return training_job.restore(inputs["model"], arch, config.train, mesh)
 
   folder = workdir.student(name)
-  return _job(config, workdir, folder, name, config.train.dtype, load)
+  corpus = convert_stage.corpus_inputs(config, workdir, name)
+  return _job(config, corpus, folder, name, config.train.dtype, load)
 
 
 def _scorer(config, workdir: Workdir, source: score_stage.Source) -> Job:
@@ -42,10 +44,11 @@ def _scorer(config, workdir: Workdir, source: score_stage.Source) -> Job:
     return score_stage.load_model(source, mesh, config.score.dtype)[1]
 
   folder = workdir.scores(source.name)
-  return _job(config, workdir, folder, source.name, config.score.dtype, load)
+  corpus = {"corpus": workdir.corpus / MANIFEST}
+  return _job(config, corpus, folder, source.name, config.score.dtype, load)
 
 
-def _job(config, workdir: Workdir, folder, name, dtype, load) -> Job:
+def _job(config, corpus, folder, name, dtype, load) -> Job:
   return Job(
     stage=STAGE,
     manifest=folder / "evaluation.json",
@@ -55,10 +58,7 @@ def _job(config, workdir: Workdir, folder, name, dtype, load) -> Job:
       "ignore_domains": list(config.evaluate.ignore_domains),
       "dtype": dtype,
     },
-    inputs={
-      "corpus": workdir.corpus / MANIFEST,
-      "model": folder / MANIFEST,
-    },
+    inputs={**corpus, "model": folder / MANIFEST},
     outputs=(),
     summary=f"held-out loss of {name}",
     run=lambda inputs: _run(config, name, dtype, load, inputs),
@@ -69,11 +69,11 @@ def _run(config, name, dtype, load, inputs):
   import numpy as np
 
   from miniplm_jax.core.progress import Progress
-  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.corpus.store import open_corpus
   from miniplm_jax.models import sharding
 
   run = config.run
-  corpus = Corpus(inputs["corpus"])
+  corpus = open_corpus(inputs)
   row_ids = corpus.heldout_rows(config.evaluate.max_rows)
   if not len(row_ids):
     raise UserError(
@@ -92,10 +92,13 @@ def _run(config, name, dtype, load, inputs):
   keep = count > 0
   domain = corpus.domains(row_ids)[keep]
   nll, count = by_model[name][keep].astype(np.float64), count[keep]
+  n_bytes = corpus.index["n_bytes"].to_numpy()[row_ids][keep]
   groups = {ALL: ~np.isin(domain, list(config.evaluate.ignore_domains))}
   groups |= {d: domain == d for d in sorted(set(domain))}
   losses = {
-    group: dataclasses.asdict(held_out_loss(nll[here], count[here]))
+    group: dataclasses.asdict(
+      held_out_loss(nll[here], count[here], n_bytes[here])
+    )
     for group, here in groups.items()
     if here.any()
   }
@@ -115,22 +118,29 @@ class Loss:
     instance_mean: mean over rows of the row's mean per token, as MiniPLM
       reports it.
     token_mean: mean over all tokens.
+    bits_per_byte: Σ nll in bits over the text's UTF-8 bytes, which compares
+      models of different tokenizers.
     rows: number of rows.
     tokens: number of tokens.
   """
 
   instance_mean: float
   token_mean: float
+  bits_per_byte: float
   rows: int
   tokens: int
 
 
-def held_out_loss(nll, count) -> Loss:
-  """Both means of per-row Σ nll [n] over count [n] tokens."""
+def held_out_loss(nll, count, n_bytes) -> Loss:
+  """The means of per-row Σ nll [n] over count [n] tokens, n_bytes [n]."""
+  import math
+
   from miniplm_jax.models import likelihood
 
   return Loss(
     *likelihood.mean_losses(nll, count),
+    # A row may hold documents' ends alone.
+    bits_per_byte=float(nll.sum()) / math.log(2) / max(int(n_bytes.sum()), 1),
     rows=len(nll),
     tokens=int(count.sum()),
   )

@@ -5,6 +5,7 @@ from typing import Any
 
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.page import markdown_table
+from miniplm_jax.core.workdir import CONVERTED
 from miniplm_jax.select.definitions import DEFINITIONS
 
 _USE = """\
@@ -47,6 +48,9 @@ def write(
   chosen = selection.settings
   definition = DEFINITIONS[chosen["definition"]]
   scorers = [f"{role} `{chosen['scores'][role]}`" for role in definition.reads]
+  made_from = {"corpus": "corpus", "selection": "selection manifest"}
+  if CONVERTED in trained.inputs:
+    made_from[CONVERTED] = "the selection in this tokenizer"
   sections = [
     f"---\n{data.to_yaml()}\n---\n# {name}",
     _USE,
@@ -61,8 +65,7 @@ def write(
     markdown_table(
       ["what", "sha256"],
       [
-        ["corpus", f"`{trained.inputs['corpus']}`"],
-        ["selection manifest", f"`{trained.inputs['selection']}`"],
+        *([label, f"`{trained.inputs[n]}`"] for n, label in made_from.items()),
         ["tokenizer", f"`{trained.tokenizer}`"],
         ["trained weights", f"`{trained.weights}`"],
       ],

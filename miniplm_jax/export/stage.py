@@ -1,6 +1,7 @@
 """Stage export: a directory that transformers loads, with a model card."""
 
 from miniplm_jax.config import for_method, methods
+from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.job import Job
@@ -22,7 +23,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     manifest=directory / "hf" / MANIFEST,
     settings={"name": names.student, **config.export},
     inputs={
-      "corpus": workdir.corpus / MANIFEST,
+      **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,
       "model": directory / MANIFEST,
       "evaluation": lambda: files.digest(_losses(directory)),
@@ -36,17 +37,17 @@ def _job(config, workdir: Workdir, names) -> Job:
 
 
 def _run(config, names, directory, inputs):
-  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.corpus.store import open_corpus
   from miniplm_jax.export import model_card
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.trainer import training_job
 
   run = config.run
-  corpus = Corpus(inputs["corpus"])
+  corpus = open_corpus(inputs)
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   arch = architecture.make(config.student.model)
   model = training_job.restore(inputs["model"], arch, config.train, mesh)
-  extra = corpus.tokenizer().to_files()
+  extra = corpus.tokenizer_files()
   extra["README.md"] = model_card.write(
     names.student, inputs["model"], inputs["selection"], _losses(directory)
   ).encode()
@@ -57,6 +58,7 @@ def _run(config, names, directory, inputs):
     extra,
     config.export.dtype,
     config.export.max_shard_size,
+    corpus.bos_id,
   )
   return {
     "tokenizer": corpus.manifest.tokenizer,

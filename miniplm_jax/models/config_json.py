@@ -185,13 +185,16 @@ def _plain(arch: Architecture) -> Architecture:
   return arch
 
 
-def write(arch: Architecture, eos_id: int, dtype: str) -> dict[str, Any]:
+def write(
+  arch: Architecture, eos_id: int, dtype: str, bos_id: int | None = None
+) -> dict[str, Any]:
   """The config.json of a model with this shape.
 
   Args:
     arch: the shape.
-    eos_id: the end-of-document id, also bos and pad.
+    eos_id: the end-of-document id, also pad.
     dtype: of the stored weights.
+    bos_id: what every row starts with; None is eos.
 
   Raises:
     UserError: no family has this combination of biases and norms.
@@ -204,7 +207,7 @@ def write(arch: Architecture, eos_id: int, dtype: str) -> dict[str, Any]:
     "architectures": [_CLASSES[model_type]],
     "model_type": model_type,
     "hidden_act": "silu",
-    "bos_token_id": eos_id,
+    "bos_token_id": eos_id if bos_id is None else bos_id,
     "eos_token_id": eos_id,
     "pad_token_id": eos_id,
     "use_cache": True,

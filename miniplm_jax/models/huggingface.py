@@ -216,16 +216,18 @@ def save(
   extra: Mapping[str, bytes],
   dtype: Any = jnp.float32,
   max_shard_size: str = "5GB",
+  bos_id: int | None = None,
 ) -> dict[str, dict[str, Any]]:
   """Writes a directory that transformers loads.
 
   Args:
     directory: made if it is not there.
     model: a decoder.
-    eos_id: the end-of-document id, also bos and pad.
+    eos_id: the end-of-document id, also pad.
     extra: further files by name: tokenizer, model card.
     dtype: of the stored weights.
     max_shard_size: weights beyond this are spread over several files.
+    bos_id: what every row starts with; None is eos.
 
   Returns:
     {file name: {"bytes", "sha256"}} for a manifest.
@@ -235,9 +237,9 @@ def save(
 
   dtype = jnp.dtype(dtype)
   directory.mkdir(parents=True, exist_ok=True)
-  config = config_json.write(model.arch, eos_id, dtype.name)
+  config = config_json.write(model.arch, eos_id, dtype.name, bos_id)
   files.write_json(directory / "config.json", config)
-  generation = {k: eos_id for k in ("bos_token_id", "pad_token_id")}
+  generation = {k: config[k] for k in ("bos_token_id", "pad_token_id")}
   generation["eos_token_id"] = [eos_id]
   files.write_json(directory / "generation_config.json", generation)
   for name, content in extra.items():

@@ -62,6 +62,7 @@ def _run(config, workdir: Workdir, inputs):
     {role: inputs[f"{role} scores"] for role in ROLES},
     settings["definition"],
     settings["seed"],
+    corpus,
   )
   rows = kept_rows(selection)
   body = [

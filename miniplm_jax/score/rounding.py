@@ -48,6 +48,8 @@ def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
     UserError: it ranks too differently.
   """
   c = config.score
+  # A selection by rows or tokens has no share of its own.
+  alpha = config.select.ratio or 0.5
   teacher, reference, *_ = score_stage.sources(config, workdir)
   path = workdir.scores(teacher.name) / REPORT
   least = c.int8_least_spearman, c.int8_least_agreement, str(path)
@@ -57,7 +59,7 @@ def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
       facts,
       corpus.manifest.fingerprint,
       _fingerprint(reference),
-      [c.int8_rows, config.select.ratio, config.corpus.seed],
+      [c.int8_rows, alpha, config.corpus.seed],
     ]
   )
   known = hosts.agree(lambda: _report_of(path, key))
@@ -81,7 +83,7 @@ def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
   exact, found = (
     (nll["reference"] - nll[name]) / n_tokens for name in ("exact", "int8")
   )
-  report = fidelity.report(exact, found, alpha=config.select.ratio)
+  report = fidelity.report(exact, found, alpha=alpha)
   if hosts.is_first():
     files.write_json(path, report | {"made_from": key})
   say(score_stage.STAGE, f"int8: {fidelity.in_words(report)}")

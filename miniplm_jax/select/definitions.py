@@ -1,13 +1,16 @@
 """What a row is worth, from (Σ nll, tokens) of teacher and reference."""
 
 import dataclasses
-import hashlib
+import math
 from collections.abc import Callable
 
 import numpy as np
 
-# Names of the score tables that a definition reads.
+from miniplm_jax.select import noise
+
+# Columns of the score tables and the index, as `ScoredRows.columns` has them.
 Columns = dict[str, np.ndarray]
+Score = Callable[[Columns, int], np.ndarray]
 
 
 def mean_diff(c: Columns, unused_seed: int) -> np.ndarray:
@@ -18,6 +21,17 @@ def mean_diff(c: Columns, unused_seed: int) -> np.ndarray:
 def sum_diff(c: Columns, unused_seed: int) -> np.ndarray:
   """Log p(x) − log p_ref(x) of the whole row (as the paper writes it)."""
   return c["reference_nll"] - c["teacher_nll"]
+
+
+def bits_per_byte_diff(c: Columns, unused_seed: int) -> np.ndarray:
+  """`sum_diff` in bits per byte of text: no token counts more than it says."""
+  return sum_diff(c, 0) / (math.log(2) * c["n_bytes"].astype(np.float64))
+
+
+def zscore_by_domain(c: Columns, unused_seed: int) -> np.ndarray:
+  """`mean_diff` from its domain's mean, in standard deviations over D."""
+  difference = mean_diff(c, 0).astype(np.float64)
+  return (difference - c["domain_mean"]) / c["domain_std"]
 
 
 def difficulty(c: Columns, unused_seed: int) -> np.ndarray:
@@ -32,15 +46,8 @@ def teacher_preference(c: Columns, unused_seed: int) -> np.ndarray:
 
 def random(c: Columns, seed: int) -> np.ndarray:
   """A seeded hash of the row id in [0, 1): rows without regard to content."""
-  key = seed.to_bytes(8, "little", signed=True)
-
-  def one(row_id: int) -> int:
-    data = int(row_id).to_bytes(8, "little")
-    digest = hashlib.blake2b(data, digest_size=8, key=key).digest()
-    return int.from_bytes(digest, "little") >> 40  # 24 bits fill a float32
-
-  values = [one(i) for i in c["row_id"]]
-  return np.asarray(values, np.float32) / np.float32(2**24)
+  # 24 bits fill a float32 and never round up to 1
+  return np.floor(noise.uniform(c["row_id"], seed, stream=0) * 2**24) / 2**24
 
 
 def _mean(c: Columns, model: str) -> np.ndarray:
@@ -53,14 +60,19 @@ class Definition:
   """A way to rank rows.
 
   Attributes:
-    score: (columns, seed) → float32 [n]; the highest are kept.
+    score: (columns, seed) → [n], rounded to float32; the highest are kept.
     label: of the score, with its unit.
     reads: the models whose log-probs it needs.
+    standardised: the score whose mean and deviation by domain it needs, as
+      columns domain_mean and domain_std.
+    undefined: when a row has no such score.
   """
 
-  score: Callable[[Columns, int], np.ndarray]
+  score: Score
   label: str
   reads: tuple[str, ...]
+  standardised: Score | None = None
+  undefined: str = "its log-probs are too large"
 
 
 _BOTH = "teacher", "reference"
@@ -69,6 +81,19 @@ DEFINITIONS = {
     mean_diff, "log p − log p_ref, nats per token", _BOTH
   ),
   "sum_diff": Definition(sum_diff, "log p − log p_ref, nats per row", _BOTH),
+  "bits_per_byte_diff": Definition(
+    bits_per_byte_diff,
+    "log p − log p_ref, bits per byte",
+    _BOTH,
+    undefined="its scored tokens hold no byte of text",
+  ),
+  "zscore_by_domain": Definition(
+    zscore_by_domain,
+    "log p − log p_ref per token, standard deviations from the domain's mean",
+    _BOTH,
+    standardised=mean_diff,
+    undefined="all rows of its domain score alike",
+  ),
   "difficulty": Definition(
     difficulty, "−log p_ref, nats per token", ("reference",)
   ),

@@ -6,17 +6,30 @@ import numpy as np
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.score import table
 from miniplm_jax.select import definitions
+from miniplm_jax.select.index import IndexReader
+from miniplm_jax.select.moments import Moments
 
 Columns = dict[str, np.ndarray]
 
 
 class ScoredRows:
-  """Rows and scores, part by part, as often as one likes."""
+  """Rows and scores, part by part, as often as one likes.
+
+  Attributes:
+    definition: how they are ranked.
+    rows: of D.
+    parts: of each table.
+  """
 
   def __init__(
-    self, tables: Mapping[str, Manifest], definition: str, seed: int
+    self,
+    tables: Mapping[str, Manifest],
+    definition: str,
+    seed: int,
+    corpus: Corpus,
   ):
     """Checks that the tables belong together.
 
@@ -24,14 +37,18 @@ class ScoredRows:
       tables: score manifests by role.
       definition: a key of `DEFINITIONS`.
       seed: for the definition random.
+      corpus: that was scored.
 
     Raises:
       UserError: the tables were made from different corpora or in different
         parts.
     """
     self.definition = definitions.DEFINITIONS[definition]
-    self._seed, self._tables = seed, tables
+    self._name, self._seed = definition, seed
+    self._tables, self._corpus = tables, corpus
     self._hashed = False
+    self._codes: dict[str, int] = {}
+    self._moments: tuple[np.ndarray, np.ndarray] | None = None
     (role, first), *others = tables.items()
     for other_role, other in others:
       for what, ours, theirs in (
@@ -44,17 +61,46 @@ class ScoredRows:
     self.rows = first.counts["rows"]
     self.parts = first.counts["parts"]
 
+  @property
+  def domains(self) -> list[str]:
+    """Names of the domain codes met so far; all of them after one pass."""
+    return list(self._codes)
+
   def columns(self) -> Iterator[Columns]:
     """Part by part; the first pass compares every file with its sha256.
 
     Yields:
-      row_id int64, score float32, and for each role ROLE_nll float32 and
-      ROLE_tokens int32.
+      row_id int64, score float32; for each role ROLE_nll float32 and
+      ROLE_tokens int32; from the corpus index domain int32 (a place in
+      `domains`), n_bytes int32, hash uint64, and corpus_tokens int32, the ids
+      of the row.
+
+    Raises:
+      UserError: a row has no finite score, or a table cannot be used.
     """
+    if self.definition.standardised and self._moments is None:
+      # Over all of D, whatever else is left out: a row's score is its own.
+      moments = Moments()
+      for columns in self._joined():
+        value = self.definition.standardised(columns, self._seed)
+        moments.add(columns["domain"], value)
+      self._moments = moments.mean_and_std()
+    for columns in self._joined():
+      if self._moments is not None:
+        for name, values in zip(("domain_mean", "domain_std"), self._moments):
+          columns[name] = values[columns["domain"]]
+      with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        score = self.definition.score(columns, self._seed).astype(np.float32)
+      self._check(columns, score)
+      yield columns | {"score": score}
+
+  def _joined(self) -> Iterator[Columns]:
+    """The tables and the index, by row id, without scores."""
     streams = [
       table.parts(manifest, hashed=not self._hashed)
       for manifest in self._tables.values()
     ]
+    index = IndexReader(self._corpus, self._codes)
     for found in zip(*streams, strict=True):
       columns = {"row_id": found[0]["row_id"]}
       for (role, manifest), part in zip(self._tables.items(), found):
@@ -62,13 +108,20 @@ class ScoredRows:
           _refuse(manifest, f"the parts of {role} hold other rows")
         columns[f"{role}_nll"] = part["nll_sum"]
         columns[f"{role}_tokens"] = part["n_tokens"]
-      score = self.definition.score(columns, self._seed)
-      yield columns | {"score": score.astype(np.float32)}
+      known = index.take(columns["row_id"])
+      yield columns | known | {"corpus_tokens": known.pop("n_tokens")}
     self._hashed = True
 
-  def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(row ids int64, scores float32), part by part."""
-    return ((c["row_id"], c["score"]) for c in self.columns())
+  def _check(self, columns: Columns, score: np.ndarray):
+    bad = np.flatnonzero(~np.isfinite(score))
+    if len(bad):
+      domain = self.domains[columns["domain"][bad[0]]]
+      raise UserError(
+        f"row {columns['row_id'][bad[0]]} of domain {domain} has "
+        f"{self._name} {score[bad[0]]}: {self.definition.undefined}",
+        f"config.select.definition ({len(bad)} such rows in one part)",
+        "choose another definition; nothing that is not finite is selected",
+      )
 
 
 def _refuse(manifest: Manifest, what: str):

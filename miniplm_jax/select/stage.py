@@ -1,9 +1,13 @@
-"""Stage select: the top share of D, once a method, from stored scores."""
+"""Stage select: the best rows of D, once a method, from stored scores."""
+
+import contextlib
+from collections.abc import Mapping
 
 from miniplm_jax.config import for_method, methods
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.score.stage import ROLES
 
@@ -23,63 +27,91 @@ def jobs(config, workdir: Workdir) -> list[Job]:
 def _job(config, workdir: Workdir, names) -> Job:
   directory = workdir.selection(names.selection)
   c = config.select
+  settings = {
+    "definition": names.definition,
+    "ratio": c.ratio,
+    "rows": c.rows,
+    "tokens": c.tokens,
+    "temperature": c.temperature,
+    "seed": c.seed,
+    "min_length": c.min_length,
+    "max_copies": c.max_copies,
+    "near_duplicates": c.near_duplicates,
+    "quotas": sorted(c.quotas),
+    "scores": {role: config[role].name for role in ROLES},
+  }
   return Job(
     stage=STAGE,
     manifest=directory / MANIFEST,
-    settings={
-      "definition": names.definition,
-      "ratio": c.ratio,
-      "seed": c.seed,
-      "scores": {role: config[role].name for role in ROLES},
-    },
+    settings=settings,
     inputs={
       "corpus": workdir.corpus / MANIFEST,
       **{role: workdir.scores(config[role].name) / MANIFEST for role in ROLES},
     },
     outputs=tuple(directory / name for name in _OUTPUTS),
-    summary=f"the top {c.ratio:.4g} of D by {names.definition}",
-    run=lambda inputs: _run(names, c, directory, inputs),
+    summary=_summary(settings),
+    run=lambda inputs: _run(names.selection, settings, directory, inputs),
   )
 
 
-def _run(names, c, directory, inputs):
+def _summary(s: Mapping) -> str:
+  """What is selected, in one line."""
+  amount = f"top {s['ratio']:.4g} of D"
+  for unit in ("rows", "tokens"):
+    if s[unit]:
+      amount = f"top {s[unit]:,} {unit} of D"
+  words = [f"the {amount} by {s['definition']}"]
+  for name in ("temperature", "min_length", "max_copies", "near_duplicates"):
+    if s[name]:
+      words.append(f"{name} {s[name]:g}")
+  if s["quotas"]:
+    words.append(f"quotas {' '.join(s['quotas'])}")
+  return ", ".join(words)
+
+
+def _run(name, settings, directory, inputs):
   import dataclasses
+  import pathlib
+  import tempfile
 
   import numpy as np
 
   from miniplm_jax.core import files
   from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.select import card, cutoff
+  from miniplm_jax.select import card, writing
+  from miniplm_jax.select.candidates import Candidates
   from miniplm_jax.select.scored import ScoredRows
 
   corpus = Corpus(inputs["corpus"])
   scored = ScoredRows(
-    {role: inputs[role] for role in ROLES}, names.definition, c.seed
+    {role: inputs[role] for role in ROLES},
+    settings["definition"],
+    settings["seed"],
+    corpus,
   )
-  found = cutoff.find(scored.chunks, c.ratio)
-  if not found.kept:
-    raise UserError(
-      f"{c.ratio} of {found.rows} rows is none",
-      "config.select.ratio",
-      "raise it, or give more text",
+  candidates = Candidates(scored, settings)
+  with contextlib.ExitStack() as stack:
+    folder = stack.enter_context(
+      tempfile.TemporaryDirectory(prefix="miniplm_jax_")
     )
-  rows = np.concatenate([found.kept_of(*c) for c in scored.chunks()])
-  if len(rows) != found.kept:
-    raise AssertionError(f"kept {len(rows)} rows, the cutoff {found.kept}")
-  with (
-    files.replacing(directory / "rows.npy") as scratch,
-    scratch.open("wb") as f,
-  ):
-    np.save(f, rows)
+    candidates.leave_out_copies(corpus, pathlib.Path(folder))
+    found = candidates.cutoff()
+    scratch = stack.enter_context(files.replacing(directory / "rows.npy"))
+    counts = writing.write(scratch, candidates, found)
+    rows = np.load(scratch, mmap_mode="r")
+  for line in writing.shortfalls(candidates, found, counts):
+    say(STAGE, line)
   summary = card.summarise(corpus, scored, rows)
   body = card.sections(summary, found, scored.definition, corpus)
-  card.write(directory, names.selection, body, summary)
+  card.write(directory, name, body, summary)
   return {
     "tokenizer": corpus.manifest.tokenizer,
     "files": {n: files.describe(directory / n) for n in _OUTPUTS},
     "counts": {
       "rows": found.rows,
       "kept": found.kept,
+      "tokens": counts.tokens,
+      "dropped": candidates.dropped,
       "domains": summary.domains,
     },
     "details": {

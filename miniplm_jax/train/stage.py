@@ -1,8 +1,9 @@
 """Stage train: one student a method, the plain next-token loss."""
 
 from miniplm_jax.config import for_method, methods
+from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core.job import Job
-from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
 from miniplm_jax.models import architecture
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.trainer import training_job
@@ -24,9 +25,16 @@ def _job(config, workdir: Workdir, names) -> Job:
     arch=architecture.make(config.student.model),
     train=config.train,
     rows=f"selection {names.selection}",
-    row_ids=lambda unused_corpus, inputs: kept_rows(inputs["selection"]),
+    row_ids=_row_ids,
     inputs={
-      "corpus": workdir.corpus / MANIFEST,
+      **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,
     },
   )
+
+
+def _row_ids(corpus, inputs):
+  """The kept rows; a converted corpus has no others to train on."""
+  if CONVERTED in inputs:
+    return corpus.rows_of("train")
+  return kept_rows(inputs["selection"])

@@ -74,12 +74,13 @@ def _cost(arch, train, length) -> tuple[int, float]:
 def _run(
   stage, config, directory, arch, train, row_ids, export, inputs
 ) -> Mapping[str, Any]:
-  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.corpus.store import open_corpus
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.trainer import loop
 
   run = config.run
-  corpus = Corpus(inputs["corpus"])
+  corpus = open_corpus(inputs)
+  corpus.check_tokenizer()
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   ids = row_ids(corpus, inputs)
   heldout = corpus.heldout_rows(run.eval_rows, config.evaluate.ignore_domains)
@@ -104,7 +105,7 @@ def _run(
     )
     described = {f"hf/{name}": facts for name, facts in written.items()}
   return {
-    "tokenizer": inputs["corpus"].tokenizer,
+    "tokenizer": corpus.manifest.tokenizer,
     "weights": huggingface.weights_fingerprint(model),
     "counts": {
       "rows": len(ids),

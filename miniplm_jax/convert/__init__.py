@@ -1,0 +1,1 @@
+"""Stage convert: the selected rows for a student of another tokenizer."""

@@ -1,0 +1,254 @@
+"""From packed rows back to pieces of text: nothing lost, nothing doubled.
+
+A row may begin or end in the middle of a document, and of a character. What
+two neighbouring chosen rows hold of one document is one piece. A character
+that a row's end cuts belongs to the row that holds its first byte: it is
+completed from the next row, even from one that was not chosen; a row that
+begins inside a character leaves those bytes to the row before.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus.store import Corpus, Instance
+
+# Spaces, a line, and characters of two to four bytes.
+_PROBE = " A b\n  c é 你 🙂"
+_BATCH = 256  # rows that are read at a time
+
+
+class Source:
+  """A corpus whose rows are converted.
+
+  Attributes:
+    corpus: the rows.
+    encoder: its tokenizer.
+  """
+
+  def __init__(self, corpus: Corpus):
+    """Loads the tokenizer, once for all parts."""
+    self.corpus, self.encoder = corpus, corpus.tokenizer()
+
+  @functools.cached_property
+  def token_bytes(self) -> list[bytes]:
+    """The bytes of every id.
+
+    Raises:
+      UserError: those of a text do not join to it.
+    """
+    found = self.encoder.token_bytes()
+    (ids,) = self.encoder.encode([_PROBE])
+    if b"".join(found[i] for i in ids) != _PROBE.encode():
+      raise UserError(
+        "the tokenizer is not byte-level, so rows cannot be joined without "
+        "loss",
+        str(self.corpus.directory / "tokenizer"),
+        "set --config.student.conversion=one_to_one",
+      )
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """Text of one document, from one or several rows that follow each other.
+
+  Attributes:
+    domain: its domain.
+    split: of its rows.
+    text: whole characters.
+    rows: ids of the rows it comes from, ascending.
+    ends: int64 [rows], where in the text's UTF-8 each row's characters end.
+  """
+
+  domain: str
+  split: str
+  text: str
+  rows: tuple[int, ...]
+  ends: np.ndarray
+
+
+def split_ids(ids: np.ndarray, eos_id: int) -> list[np.ndarray]:
+  """The ids between the eos of a row, without them; some may be empty."""
+  at = np.flatnonzero(ids == eos_id)
+  starts, ends = np.append(0, at + 1), np.append(at, len(ids))
+  return [ids[start:end] for start, end in zip(starts, ends)]
+
+
+def read_rows(
+  corpus: Corpus, row_ids: np.ndarray
+) -> Iterator[tuple[int, Instance]]:
+  """Rows with their ids, in this order, a few hundred in memory."""
+  for start in range(0, len(row_ids), _BATCH):
+    here = row_ids[start : start + _BATCH]
+    yield from zip(here.tolist(), corpus.read(here))
+
+
+@dataclasses.dataclass
+class _Open:
+  """A piece that the next row may go on with."""
+
+  rows: list[int] = dataclasses.field(default_factory=list)
+  ends: list[int] = dataclasses.field(default_factory=list)
+  content: bytearray = dataclasses.field(default_factory=bytearray)
+
+  def add(self, row_id: int, content: bytes):
+    self.content += content
+    self.rows.append(row_id)
+    self.ends.append(len(self.content))
+
+
+class PieceReader:
+  """Reads the chosen rows of one part of a corpus as pieces.
+
+  Attributes:
+    counts: `bytes_in`, of the chosen rows' text; `bytes_left_before`, of
+      characters that begin in a row that was not chosen;
+      `bytes_taken_after`, from the next rows to complete characters; and
+      `bytes_dropped`, of characters whose rest the corpus does not have.
+  """
+
+  def __init__(self, source: Source, part_rows: range, row_ids: np.ndarray):
+    """Reads nothing yet.
+
+    Args:
+      source: the rows.
+      part_rows: all row ids of the part.
+      row_ids: int64, those that are chosen, ascending.
+    """
+    self._corpus, self._row_ids = source.corpus, row_ids
+    self._bytes, self._eos_id = source.token_bytes, source.encoder.eos_id
+    self._first = part_rows.start
+    self._next = _next_of_domain(source.corpus, part_rows)
+    self.counts = collections.Counter(
+      bytes_in=0, bytes_left_before=0, bytes_taken_after=0, bytes_dropped=0
+    )
+
+  def __iter__(self) -> Iterator[Piece]:
+    """Pieces, those of a domain and split in the order of the text.
+
+    Raises:
+      UserError: the bytes of a row are no text.
+    """
+    # By split and domain: the piece that is open, and the row it ends in.
+    opened: dict[tuple[str, str], tuple[_Open, Instance]] = {}
+    for row_id, row in read_rows(self._corpus, self._row_ids):
+      key = row.split, row.domain
+      piece, before = opened.pop(key, (None, None))
+      if piece and not self._goes_on(before, row):
+        yield from self._close(key, piece, before)
+        piece = None
+      *whole, last = split_ids(row.ids, self._eos_id)
+      for ids in whole:
+        piece = piece or _Open()
+        self._add(piece, row_id, ids)
+        yield from self._close(key, piece)
+        piece = None
+      if len(last):
+        piece = piece or _Open()
+        self._add(piece, row_id, last)
+        opened[key] = piece, row
+    for key in sorted(opened):
+      yield from self._close(key, *opened[key])
+
+  def _add(self, piece: _Open, row_id: int, ids: np.ndarray):
+    content = self._text(ids)
+    self.counts["bytes_in"] += len(content)
+    piece.add(row_id, content)
+
+  def _text(self, ids: np.ndarray) -> bytes:
+    return b"".join(map(self._bytes.__getitem__, ids.tolist()))
+
+  def _goes_on(self, row: Instance, after: Instance) -> bool:
+    """Whether the last document of a row goes on with the first of another."""
+    *others, last = split_ids(row.ids, self._eos_id)
+    end = len(last) + (0 if others else row.offset)
+    same = row.documents[-1:] == after.documents[:1] != ()
+    return same and len(last) > 0 and after.offset == end
+
+  def _close(
+    self, key: tuple[str, str], piece: _Open, last: Instance | None = None
+  ) -> Iterator[Piece]:
+    """The piece, if it has text; `last` is the row that it breaks off in."""
+    left = _leading(piece.content)
+    self.counts["bytes_left_before"] += left
+    content = piece.content[left:]
+    missing = _missing(content)
+    if missing and last is not None:
+      taken = self._following(piece.rows[-1], last, missing)
+      self.counts["bytes_taken_after"] += len(taken)
+      content += taken
+    if missing and _missing(content):
+      start = max(i for i, b in enumerate(content) if b >= 0xC0)
+      self.counts["bytes_dropped"] += len(content) - start
+      content = content[:start]
+    if not content:
+      return
+    try:
+      text = content.decode()
+    except UnicodeDecodeError as e:
+      raise UserError(
+        f"the bytes of rows {piece.rows[0]} to {piece.rows[-1]} are no text "
+        f"({e.reason} at byte {e.start})",
+        str(self._corpus.directory),
+        "make the corpus again, or set --config.student.conversion=one_to_one",
+      ) from e
+    split, domain = key
+    ends = [_character_end(content, end - left) for end in piece.ends[:-1]]
+    ends = np.array([*ends, len(content)])
+    yield Piece(domain, split, text, tuple(piece.rows), ends)
+
+  def _following(self, row_id: int, row: Instance, missing: int) -> bytes:
+    """The bytes that complete a cut character, from the rows after it."""
+    found = b""
+    while len(found) < missing:
+      row_id = int(self._next[row_id - self._first])
+      if row_id < 0:
+        break
+      (after,) = self._corpus.read([row_id])
+      if not self._goes_on(row, after):
+        break
+      content = self._text(split_ids(after.ids, self._eos_id)[0])
+      rest = content[: min(_leading(content), missing - len(found))]
+      found, row = found + rest, after
+      if len(rest) < len(content):
+        break
+    return found
+
+
+def _next_of_domain(corpus: Corpus, part_rows: range) -> np.ndarray:
+  """int64 [rows of the part]: the next row of the same domain, or −1."""
+  rows = np.arange(part_rows.start, part_rows.stop)
+  _, domain = np.unique(corpus.domains(rows), return_inverse=True)
+  order = np.argsort(domain, kind="stable")
+  same = domain[order[1:]] == domain[order[:-1]]
+  found = np.full(len(rows), -1)
+  found[order[:-1][same]] = rows[order[1:][same]]
+  return found
+
+
+def _leading(content: bytes) -> int:
+  """How many bytes at the start continue a character."""
+  for i, b in enumerate(content):
+    if b & 0xC0 != 0x80:
+      return i
+  return len(content)
+
+
+def _character_end(content: bytes, at: int) -> int:
+  """The end of the character that a row's end cuts."""
+  at = min(max(at, 0), len(content))
+  return at + _leading(content[at : at + 3])
+
+
+def _missing(content: bytes) -> int:
+  """How many bytes the character at the end still needs."""
+  for back, b in enumerate(reversed(content[-3:]), 1):
+    if b & 0xC0 != 0x80:
+      size = 1 + (b >= 0xC0) + (b >= 0xE0) + (b >= 0xF0)
+      return max(size - back, 0)
+  return 0

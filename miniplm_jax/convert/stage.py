@@ -1,0 +1,194 @@
+"""Stage convert: the refined corpus in the words of another tokenizer."""
+
+import collections
+
+from miniplm_jax.config import for_method, methods
+from miniplm_jax.core import files
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.job import Input, Job
+from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
+from miniplm_jax.select.stage import kept_rows
+
+STAGE = "convert"
+
+
+def jobs(config, workdir: Workdir) -> list[Job]:
+  """One job a student, if students have a tokenizer of their own."""
+  if not config.student.tokenizer:
+    return []
+  return [_job(config, workdir, for_method(config, m)) for m in methods(config)]
+
+
+def corpus_inputs(config, workdir: Workdir, student: str) -> dict[str, Input]:
+  """What a stage that reads a student's corpus has as inputs.
+
+  Args:
+    config: the whole config.
+    workdir: of the run.
+    student: its name.
+
+  Returns:
+    "corpus", the teacher's; with a tokenizer of the student's also the
+    converted one, which `store.open_corpus` prefers, and that tokenizer's
+    fingerprint, which is refused if the converted one is of another.
+  """
+  inputs: dict[str, Input] = {"corpus": workdir.corpus / MANIFEST}
+  if config.student.tokenizer:
+    converted = workdir.student(student) / "corpus" / MANIFEST
+    inputs[CONVERTED] = converted
+    inputs["tokenizer"] = lambda: _checked(config, converted)
+  return inputs
+
+
+def _checked(config, converted) -> str:
+  """The tokenizer's fingerprint; what was converted must be of it."""
+  wanted = _settings(config) | {"tokenizer": _fingerprint(config.student)}
+  if made := manifest_lib.read(converted):
+    found = made.settings | {"tokenizer": made.inputs["tokenizer"]}
+    if difference := manifest_lib.first_difference(found, wanted):
+      raise UserError(
+        f"the corpus is not of the student's tokenizer: {difference}",
+        str(converted),
+        f"put the setting back, or convert again with --stages={STAGE} --force",
+      )
+  return wanted["tokenizer"]
+
+
+def _settings(config) -> dict[str, object]:
+  s, c = config.student, config.corpus
+  return {
+    "conversion": s.conversion,
+    "eos_token": s.eos_token,
+    "bos_token": s.bos_token,
+    "max_length": c.max_length,
+    "seed": c.seed,
+  }
+
+
+def _job(config, workdir: Workdir, names) -> Job:
+  directory = workdir.student(names.student) / "corpus"
+  s = config.student
+  return Job(
+    stage=STAGE,
+    manifest=directory / MANIFEST,
+    settings=_settings(config),
+    inputs={
+      "corpus": workdir.corpus / MANIFEST,
+      "selection": workdir.selection(names.selection) / MANIFEST,
+      "tokenizer": lambda: _fingerprint(s),
+    },
+    outputs=(directory,),
+    summary=f"selection {names.selection} and held-out rows → rows of up to "
+    f"{config.corpus.max_length + 1} tokens of {s.tokenizer}, {s.conversion}",
+    run=lambda inputs: _run(config, directory, inputs),
+  )
+
+
+def _fingerprint(student) -> str:
+  """What is known of the tokenizer before anything is fetched."""
+  from etils import epath
+
+  local = epath.Path(student.tokenizer).expanduser() / "tokenizer.json"
+  if local.exists():
+    return files.sha256(local)
+  return files.digest([student.tokenizer, student.tokenizer_revision])
+
+
+def _run(config, directory, inputs):
+  import numpy as np
+
+  from miniplm_jax.convert import rows
+  from miniplm_jax.convert.pieces import Source
+  from miniplm_jax.corpus import store
+  from miniplm_jax.corpus.pack import SentenceEnds
+
+  corpus = store.Corpus(inputs["corpus"])
+  corpus.check_tokenizer()
+  source = Source(corpus)
+  encoder, bos_id = _tokenizer(config.student, directory / "tokenizer")
+  c = config.corpus
+  to = rows.Target(encoder, SentenceEnds(encoder), bos_id, c.max_length, c.seed)
+  one_to_one = config.student.conversion == "one_to_one"
+  chosen = np.union1d(kept_rows(inputs["selection"]), corpus.rows_of("heldout"))
+  parts, first = corpus.manifest.counts["rows_by_part"], 0
+  counts, rows_by_part, described = collections.Counter(), [], {}
+  every = config.run.log_every_seconds
+  with Progress(STAGE, len(chosen), "rows", every=every) as progress:
+    for part, n in enumerate(parts):
+      of_part = range(first, first + n)
+      first += n
+      here = chosen[(chosen >= of_part.start) & (chosen < of_part.stop)]
+      names = store.shard_names(part, len(parts))
+      if not (directory / names[1]).exists():
+        seen = collections.Counter()
+        made = (
+          rows.one_to_one(source, part, here, to, seen)
+          if one_to_one
+          else rows.repacked(source, part, of_part, here, to, seen)
+        )
+        store.write_shard(directory, names, made, seen)
+      seen = store.read_counts(directory / names[1])
+      rows_by_part.append(seen["rows"])
+      counts.update(seen)
+      described |= {name: files.describe(directory / name) for name in names}
+      progress.update(len(here), f"in part {part + 1}/{len(parts)}")
+  _say_bytes(counts)
+  return {
+    "tokenizer": encoder.fingerprint,
+    "files": described,
+    "counts": dict(counts)
+    | {"parts": len(parts), "rows_by_part": rows_by_part},
+    "details": {
+      "eos_id": encoder.eos_id,
+      "bos_id": bos_id,
+      "vocab_size": encoder.vocab_size,
+      "tokenizer": config.student.tokenizer,
+    },
+  }
+
+
+def _say_bytes(counts):
+  """What became of the text, in a line."""
+  text = counts["bytes_in"] + counts["bytes_taken_after"]
+  text -= counts["bytes_left_before"] + counts["bytes_dropped"]
+  told = f"{text:,} bytes of text in, {counts['bytes_out']:,} out"
+  if counts["tokens_lost"]:
+    told += f", {counts['bytes_lost']:,} lost with the tails of "
+    told += f"{counts['rows_truncated']:,} rows"
+  elif text != counts["bytes_out"]:
+    told += ": the new tokenizer normalises text, or is not byte-level"
+  say(STAGE, told)
+
+
+def _tokenizer(student, directory):
+  """The converted corpus's own copy of the tokenizer, and the id of BOS."""
+  from miniplm_jax.corpus import tokenizer
+  from miniplm_jax.models import hub
+
+  if not (directory / "tokenizer.json").exists():
+    folder = hub.resolve(
+      student.tokenizer, student.tokenizer_revision, weights=False
+    )
+    _special(tokenizer.load_engine(folder), student)
+    found = tokenizer.load(folder, student.eos_token)
+    # tokenizer.json last: its presence says that the folder is whole.
+    for name, content in sorted(found.to_files().items(), reverse=True):
+      files.write_bytes(directory / name, content)
+  bos_id = _special(tokenizer.load_engine(directory), student)
+  return tokenizer.load(directory, student.eos_token), bos_id
+
+
+def _special(engine, student) -> int | None:
+  """The id of BOS, if the student wants one; checks that of eos too."""
+  ids = {}
+  for field in ("eos_token", "bos_token"):
+    ids[field] = engine.token_to_id(student[field]) if student[field] else None
+    if student[field] and ids[field] is None:
+      raise UserError(
+        f"the tokenizer has no token {student[field]!r}",
+        student.tokenizer,
+        f"set --config.student.{field} to one that it has",
+      )
+  return ids["bos_token"]

@@ -1,0 +1,210 @@
+"""One part of a source → one shard of the corpus: a pure function of both.
+
+So it does not matter which process makes a shard, when, or how often.
+"""
+
+import collections
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from miniplm_jax.core import files
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus import store, tokenizer
+from miniplm_jax.corpus.pack import Packer, Row, SentenceEnds
+from miniplm_jax.corpus.readers import Broken, Document, Packed, Part
+
+_BATCH = 256  # documents that are encoded at a time
+_SAMPLE = 20  # broken records of a shard that are kept to be looked at
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What a shard depends on beside its part; can be pickled.
+
+  Attributes:
+    directory: of the corpus, which has the tokenizer.
+    eos_token: the tokenizer's end of document.
+    max_length: inputs of a row.
+    seed: of the splits.
+    shares: (split, share) of all but "train".
+    max_broken: broken records that are put up with.
+  """
+
+  directory: str
+  eos_token: str
+  max_length: int
+  seed: int
+  shares: tuple[tuple[str, float], ...]
+  max_broken: int
+
+
+class Maker:
+  """Makes shards; a process needs one."""
+
+  def __init__(self, recipe: Recipe, on_text: Callable[[int], Any]):
+    """Loads the tokenizer.
+
+    Args:
+      recipe: for all shards.
+      on_text: called with UTF-8 bytes of text as they are packed; may raise.
+    """
+    self._recipe, self._on_text = recipe, on_text
+    self._directory = epath.Path(recipe.directory)
+    folder = self._directory / "tokenizer"
+    self._encoder = tokenizer.load(folder, recipe.eos_token)
+    self._ends = SentenceEnds(self._encoder)
+
+  def make(self, number: int, parts: int, part: Part):
+    """Writes shard `number` of `parts`.
+
+    Raises:
+      UserError: there are more broken records than are put up with.
+    """
+    counts = collections.Counter()
+    details = {
+      "name": part.name,
+      "fingerprint": part.fingerprint(),
+      "broken": [],
+    }
+    records = self._good(part.read(), counts, details["broken"])
+    names = store.shard_names(number, parts)
+    rows = self._instances(number, records, counts)
+    store.write_shard(self._directory, names, rows, counts, details)
+
+  def _good(self, records, counts, sample) -> Iterator[Document | Packed]:
+    """The records that can be used; counts and samples the others."""
+    for record in records:
+      if isinstance(record, Packed):
+        record = self._checked(record, counts["documents"])
+      counts["documents"] += 1
+      if not isinstance(record, Broken):
+        yield record
+        continue
+      counts["broken"] += 1
+      if len(sample) < _SAMPLE:
+        sample.append(dataclasses.asdict(record))
+      if counts["broken"] > self._recipe.max_broken:
+        write_sample(self._directory, sample)
+      refuse_broken(counts["broken"], self._recipe.max_broken, record)
+
+  def _checked(self, row: Packed, number: int) -> Packed | Broken:
+    """A row that was packed elsewhere, if it can be one of this corpus."""
+    n, most = len(row.ids), self._recipe.max_length + 1
+    where = f"{row.domain} row {number}"
+    if not 2 <= n <= most:
+      todo = "set --config.corpus.max_length to its longest row less 1"
+      return Broken(f"a row of {n} ids where 2 to {most} fit", where, todo)
+    low, high = int(row.ids.min()), int(row.ids.max())
+    if low < 0 or high >= self._encoder.vocab_size:
+      todo = "name the tokenizer that it was made with"
+      size = self._encoder.vocab_size
+      return Broken(f"ids {low} to {high} of {size}", where, todo)
+    if np.all(row.ids[:-1] == self._encoder.eos_id):
+      return Broken("a row with nothing to score", where, "leave it out")
+    return row
+
+  def _instances(self, number: int, records, counts):
+    """The shard's rows; counts them."""
+    recipe, n_bytes = self._recipe, self._encoder.byte_lengths
+    for domain, row in self._rows(records):
+      hashed = store.hash_of(row.ids, recipe.seed)
+      split = store.split_of(hashed, recipe.shares)
+      scored = row.ids[1:][row.ids[:-1] != self._encoder.eos_id]
+      counts["rows"] += 1
+      counts["tokens"] += len(row.ids)
+      counts[f"split {split}"] += 1
+      yield store.Instance(
+        ids=row.ids,
+        domain=domain,
+        split=split,
+        part=number,
+        documents=row.documents,
+        offset=row.offset,
+        n_bytes=int(n_bytes[scored].sum()),
+        hash=hashed,
+      )
+
+  def _rows(self, records) -> Iterator[tuple[str, Row]]:
+    """(domain, row); one packing buffer for each domain."""
+    packers: dict[str, Packer] = {}
+    numbered = enumerate(records)
+    while batch := list(itertools.islice(numbered, _BATCH)):
+      for i, record, ids in self._encoded(batch):
+        domain = record.domain
+        if isinstance(record, Packed):
+          yield domain, Row(ids, (i,), 0)
+          continue
+        if domain not in packers:
+          packers[domain] = Packer(
+            self._ends, self._encoder.eos_id, self._recipe.max_length
+          )
+        for row in packers[domain].add(ids, i):
+          yield domain, row
+    # The tails, in an order that does not depend on the text's.
+    for domain in sorted(packers):
+      for row in packers[domain].flush():
+        yield domain, row
+
+  def _encoded(self, batch):
+    """(ordinal, record, ids) of those that have text."""
+    texts = [(i, d) for i, d in batch if isinstance(d, Document) and d.text]
+    found = self._encoder.encode([d.text for _, d in texts])
+    done = [(i, d, ids) for (i, d), ids in zip(texts, found)]
+    done += [(i, d, d.ids) for i, d in batch if isinstance(d, Packed)]
+    self._on_text(sum(_size(d) for _, d, _ in done))
+    return done
+
+
+def _size(record: Document | Packed) -> int:
+  """Bytes of input, about; exact for ASCII."""
+  if isinstance(record, Packed):
+    return record.ids.nbytes
+  return len(record.text)
+
+
+def write_sample(
+  directory: epath.Path, broken: Sequence[dict[str, str]]
+) -> epath.Path:
+  """Writes some broken records beside the corpus, to be looked at."""
+  path = directory.parent / "broken_records.jsonl"
+  lines = "".join(json.dumps(record) + "\n" for record in broken)
+  files.write_bytes(path, lines.encode())
+  return path
+
+
+def refuse_broken(count: int, most: int, record: Broken):
+  """Raises UserError if there are more than `most` broken records."""
+  if count > most:
+    todo = f"{record.todo}, or let some pass with --config.run.max_broken=N"
+    raise UserError(
+      f"{record.what}"
+      + (f"; broken record {count}, {most} are let pass" if most else ""),
+      record.where,
+      todo,
+    )
+
+
+def is_made(directory: epath.Path, number: int, parts: Sequence[Part]) -> bool:
+  """Whether a shard is there and was made from this part."""
+  index = directory / store.shard_names(number, len(parts))[1]
+  if not index.exists():
+    return False
+  made = store.read_details(index)
+  part = parts[number]
+  return made == {
+    "name": part.name,
+    "fingerprint": part.fingerprint(),
+    "broken": made.get("broken"),
+  }
+
+
+def limit_threads():
+  """One thread for each process of several; before a tokenizer is used."""
+  os.environ["TOKENIZERS_PARALLELISM"] = "false"

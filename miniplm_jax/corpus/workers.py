@@ -1,0 +1,142 @@
+"""Shards by several processes, of this machine or of a Beam runner."""
+
+import concurrent.futures as futures
+import functools
+import multiprocessing
+import os
+import re
+import shlex
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus import shard
+from miniplm_jax.corpus.readers import Part
+from miniplm_jax.corpus.shard import Maker, Recipe
+
+# (number, parts, part) of a shard to be made.
+Task = tuple[int, int, Part]
+
+
+def make_here(
+  recipe: Recipe,
+  tasks: Sequence[Task],
+  workers: int,
+  on_text: Callable[[int], Any],
+):
+  """Makes shards with so many processes; 0 is one a core.
+
+  Args:
+    recipe: for all of them.
+    tasks: what to make.
+    workers: processes.
+    on_text: called in this process with bytes of text, now and then.
+
+  Raises:
+    UserError: of the first worker that has one; the others stop.
+  """
+  workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+  if workers <= 1:
+    maker = Maker(recipe, on_text)
+    for task in tasks:
+      maker.make(*task)
+    return
+  context = multiprocessing.get_context("spawn")
+  done, stop = context.Value("q", 0), context.Event()
+  pool = futures.ProcessPoolExecutor(
+    workers, context, _start, (recipe, done, stop)
+  )
+  try:
+    waiting = {pool.submit(_make, *task) for task in tasks}
+    seen = 0
+    while waiting:
+      finished, waiting = futures.wait(waiting, 0.5, futures.FIRST_COMPLETED)
+      for one in finished:
+        one.result()
+      now = done.value
+      on_text(now - seen)
+      seen = now
+  except futures.process.BrokenProcessPool as e:
+    raise UserError(
+      "a worker was killed, perhaps for want of memory",
+      "tokenize",
+      "run it again, with fewer --config.run.tokenize_workers",
+    ) from e
+  finally:
+    stop.set()
+    pool.shutdown(cancel_futures=True)
+
+
+_maker: Maker | None = None  # of this worker
+
+
+def _start(recipe: Recipe, done, stop):
+  """What a worker does first."""
+  global _maker
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells it to stop
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+  shard.limit_threads()
+
+  def on_text(n_bytes: int):
+    if stop.is_set():
+      raise InterruptedError("told to stop")
+    with done.get_lock():
+      done.value += n_bytes
+
+  _maker = Maker(recipe, on_text)
+
+
+def _end_with_parent():
+  multiprocessing.parent_process().join()
+  os._exit(1)
+
+
+def _make(*task):
+  _maker.make(*task)
+
+
+def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
+  """Makes shards as an Apache Beam pipeline, on one machine or many.
+
+  Args:
+    recipe: for all of them; its directory must be seen by all machines.
+    tasks: what to make.
+    options: of the pipeline, such as "--runner=DataflowRunner --region=…".
+
+  Raises:
+    UserError: Beam is not installed, or a worker has found a user's error.
+  """
+  try:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+  except ImportError as e:
+    raise UserError(
+      "tokenizing on several machines needs Apache Beam",
+      f"config.run.beam={options}",
+      "install it: pip install 'miniplm-jax[beam]'",
+    ) from e
+  make = functools.partial(_make_in_beam, recipe)
+  try:
+    with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as p:
+      # Reshuffle: without it all shards would be one worker's.
+      steps = p | beam.Create(list(tasks)) | beam.Reshuffle()
+      _ = steps | beam.MapTuple(make)
+  except Exception as e:  # whatever a runner makes of a worker's error
+    found = re.search(
+      r"UserError: ([^\n]*?)(?= \[while running|\\n|\n|$)", f"{e}"
+    )
+    if not found:
+      raise
+    raise UserError(found[1], "in a Beam worker", "see above") from e
+
+
+@functools.lru_cache(maxsize=1)
+def _maker_of(recipe: Recipe) -> Maker:
+  shard.limit_threads()
+  return Maker(recipe, lambda unused: None)
+
+
+def _make_in_beam(recipe: Recipe, number: int, parts: int, part: Part):
+  _maker_of(recipe).make(number, parts, part)

@@ -1,0 +1,167 @@
+"""The rows that may be kept, and how deep each group of them is cut."""
+
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from miniplm_jax.config import share_of
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.select import cutoff, duplicates, noise
+from miniplm_jax.select.cutoff import Cutoff
+from miniplm_jax.select.scored import ScoredRows
+
+Columns = dict[str, np.ndarray]
+# Why a row is left out, by the code in `Candidates.left_out`; 0 is not.
+_ONE = np.ones(1, np.int64)
+REASONS = ("", "too_short", "duplicate", "near_duplicate")
+
+
+class Candidates:
+  """The rows of D that are not left out, by value, as often as one likes.
+
+  Attributes:
+    left_out: uint8 by row id, a place in `REASONS`; None leaves only out
+      what is too short.
+    dropped: rows of D by reason, of the pass that ended last.
+    heaviest: weight of the heaviest row of that pass.
+  """
+
+  def __init__(self, scored: ScoredRows, settings: Mapping[str, Any]):
+    """Nothing is read yet.
+
+    Args:
+      scored: all rows.
+      settings: of the selection's job.
+    """
+    self._scored, self._settings = scored, settings
+    self.left_out: np.ndarray | None = None
+    self.dropped: dict[str, int] = {}
+    self.heaviest = 0
+    shares = map(share_of, settings["quotas"])
+    self._shares = {domain: both for domain, *both in shares}
+
+  @property
+  def quotas(self) -> Sequence[str]:
+    """Domains that have one; their groups are 1, 2 and so on."""
+    return tuple(self._shares)
+
+  def columns(self) -> Iterator[Columns]:
+    """Part by part.
+
+    Yields:
+      row_id, score, hash, tokens; value float32, by which rows are ranked;
+      weight if the budget is in tokens; group if there are quotas.
+    """
+    s = self._settings
+    seen, heaviest = np.zeros(len(REASONS), np.int64), 0
+    for columns in self._scored.columns():
+      reason = (columns["corpus_tokens"] < s["min_length"]).astype(np.uint8)
+      if self.left_out is not None:
+        reason = np.maximum(reason, self.left_out[columns["row_id"]])
+      seen += np.bincount(reason, minlength=len(REASONS))
+      found = {k: columns[k] for k in ("row_id", "score", "hash")}
+      found["tokens"] = columns["corpus_tokens"]
+      found["value"] = self._value(columns)
+      if s["tokens"]:
+        found["weight"] = found["tokens"]
+      if self._shares:
+        found["group"] = self._groups()[columns["domain"]]
+      if np.any(reason):
+        left = np.flatnonzero(reason == 0)
+        found = {k: v[left] for k, v in found.items()}
+      heaviest = max(heaviest, found.get("weight", _ONE).max(initial=0))
+      yield found
+    self.dropped = dict(zip(REASONS[1:], seen[1:].tolist()))
+    self.heaviest = int(heaviest)
+
+  def leave_out_copies(self, corpus: Corpus, folder: pathlib.Path):
+    """Sets `left_out` by max_copies and near_duplicates.
+
+    Args:
+      corpus: of the rows.
+      folder: an empty one on a disk, that stays while rows are read. It will
+        hold a byte for each row of the corpus, and 20 more at first.
+    """
+    copies = self._settings["max_copies"]
+    threshold = self._settings["near_duplicates"]
+    path = folder / "left_out"
+    if copies or threshold:
+      left_out = np.memmap(path, np.uint8, "w+", shape=len(corpus))
+    if copies:
+      for row_ids in duplicates.exact(
+        self.columns, len(corpus), copies, folder
+      ):
+        left_out[row_ids] = REASONS.index("duplicate")
+      self.left_out = left_out
+    if threshold:
+      for row_ids in duplicates.near(
+        self.columns, corpus, threshold, copies or 1
+      ):
+        left_out[row_ids] = REASONS.index("near_duplicate")
+      self.left_out = left_out
+
+  def _value(self, columns: Columns) -> np.ndarray:
+    """The score; with a temperature, plus noise that is as large.
+
+    Adding T · Gumbel ranks like score / T + Gumbel, at any T.
+    """
+    temperature = self._settings["temperature"]
+    if not temperature:
+      return columns["score"]
+    drawn = noise.gumbel(columns["row_id"], self._settings["seed"])
+    return (columns["score"] + temperature * drawn).astype(np.float32)
+
+  def _groups(self) -> np.ndarray:
+    """Group by domain code."""
+    places = {name: i + 1 for i, name in enumerate(self._shares)}
+    return np.array([places.get(name, 0) for name in self._scored.domains])
+
+  def budget(self) -> int:
+    """Rows or tokens that are to be kept."""
+    s = self._settings
+    # of all of D, as in the method, whatever is left out
+    return s["tokens"] or s["rows"] or int(s["ratio"] * self._scored.rows)
+
+  def shares(self) -> dict[str, tuple[int, int]]:
+    """Least and largest budget of each domain that has a quota, rounded down.
+
+    Rounded down, they fit together, and are met to within a row.
+    """
+    total = self.budget()
+    return {
+      domain: tuple(int(share * total) for share in both)
+      for domain, both in self._shares.items()
+    }
+
+  def cutoff(self) -> Cutoff:
+    """Where to cut.
+
+    Raises:
+      UserError: a quota is for a domain that D does not have, or nothing is
+        kept.
+    """
+    total = self.budget()
+    if not self._shares:
+      cuts = cutoff.find(self.columns, [total])
+      kept = cuts[0].kept
+    else:
+      shares = [(0, total), *self.shares().values()]
+      cuts, kept = cutoff.divide(self.columns, total, shares)
+    for domain in self._shares.keys() - set(self._scored.domains):
+      raise UserError(
+        f"there is a quota for domain {domain}, which no row has",
+        f"config.select.quotas={','.join(self._settings['quotas'])}",
+        f"choose from {', '.join(sorted(self._scored.domains)[:12])}",
+      )
+    if not kept:
+      raise UserError(
+        f"none of {self._scored.rows} rows fits into a budget of {total}",
+        "config.select.ratio, rows, tokens, min_length and quotas",
+        "keep more, or give more text",
+      )
+    (threshold, last_tie, *_), *groups = cuts
+    groups = dict(zip(self._shares, (list(cut[:2]) for cut in groups)))
+    return Cutoff(threshold, last_tie, kept, self._scored.rows, groups)

@@ -1,0 +1,164 @@
+"""Copies: of equal or nearly equal rows only the best are kept.
+
+Better is a higher score, then a lower row id; noise does not count, or a
+text would gain by being repeated.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.select.cutoff import sort_key
+
+Chunks = Callable[[], Iterable[Mapping[str, np.ndarray]]]
+
+_RECORD = np.dtype([("hash", "<u8"), ("worse", "<u4"), ("row_id", "<i8")])
+_BUCKET_ROWS = 1 << 21  # that are sorted at a time; 512 files at 10⁹ rows
+_SHINGLE = 5  # token ids
+_PERMUTATIONS = 128
+_BATCH = 512  # rows that are read at a time
+
+
+def exact(
+  chunks: Chunks, rows: int, copies: int, folder: pathlib.Path
+) -> Iterable[np.ndarray]:
+  """Row ids that are one copy too many of their content.
+
+  Rows are spread over files by their hash, then each file is sorted alone:
+  20 bytes of disk a row, 200 MB of memory. Equal hashes are taken for equal
+  rows; of 10⁹ different rows, one in 40 corpora has a pair that is not.
+
+  Args:
+    chunks: gives row_id, score and hash.
+    rows: about how many there are.
+    copies: that are kept of equal rows, at least 1.
+    folder: an empty one, on a disk.
+
+  Yields:
+    int64 row ids, in no order.
+  """
+  bits = max((rows // _BUCKET_ROWS).bit_length(), 1)
+  files = [(folder / f"{i:05d}").open("w+b") for i in range(1 << bits)]
+  for columns in chunks():
+    records = np.empty(len(columns["row_id"]), _RECORD)
+    records["hash"], records["row_id"] = columns["hash"], columns["row_id"]
+    records["worse"] = ~sort_key(columns["score"])
+    bucket = columns["hash"] >> np.uint64(64 - bits)
+    records = records[np.argsort(bucket, kind="stable")]
+    ends = np.cumsum(np.bincount(bucket.astype(np.int64), minlength=1 << bits))
+    for file, piece in zip(files, np.split(records, ends[:-1])):
+      file.write(piece.tobytes())
+  for file in files:
+    with file:
+      file.seek(0)
+      records = np.frombuffer(file.read(), _RECORD)
+      pathlib.Path(file.name).unlink()
+      yield _too_many(records, copies)
+
+
+def _too_many(records: np.ndarray, copies: int) -> np.ndarray:
+  """Row ids of all but the best of each hash."""
+  if not len(records):
+    return np.zeros(0, np.int64)
+  order = np.lexsort([records[k] for k in ("row_id", "worse", "hash")])
+  content = records["hash"][order]
+  starts = np.r_[True, content[1:] != content[:-1]]
+  place = np.arange(len(order))
+  rank = place - np.maximum.accumulate(np.where(starts, place, 0))
+  return records["row_id"][order[rank >= copies]]
+
+
+def near(
+  chunks: Chunks, corpus: Corpus, threshold: float, copies: int
+) -> Iterable[np.ndarray]:
+  """Row ids that are one nearly equal row too many.
+
+  From the best row to the worst: a row is left out if `copies` rows that
+  were kept have a Jaccard similarity of at least the threshold with it, over
+  sets of 5 token ids in a row. MinHash with locality-sensitive hashing finds
+  rows to compare (it misses one in a hundred at the threshold, fewer above);
+  the similarity itself is computed.
+
+  Memory: 12 bytes for each row and 2 KB for each that is kept, 4 KB below a
+  threshold of 0.6: 20 GB for 10⁷ rows, so this is for corpora of that size.
+  Rows are read once in the order of their scores, and again when they are
+  compared.
+
+  Args:
+    chunks: gives row_id and score.
+    corpus: with their ids.
+    threshold: in (0, 1].
+    copies: that are kept of rows that are nearly equal, at least 1.
+
+  Yields:
+    int64 row ids, in no order.
+  """
+  import rensa
+
+  pieces = [(c["row_id"], sort_key(c["score"])) for c in chunks()]
+  row_id, key = map(np.concatenate, zip(*pieces))
+  row_id = row_id[np.argsort(~key, kind="stable")]
+  lsh = rensa.RMinHashLSH(threshold, _PERMUTATIONS, bands(threshold))
+  known = _Shingles(corpus)
+  for first in range(0, len(row_id), _BATCH):
+    batch = row_id[first : first + _BATCH]
+    sets = known.read(batch)
+    hashed = rensa.RMinHash.from_token_sets(map(list, sets), _PERMUTATIONS, 0)
+    out = []
+    for i, own, minhash in zip(batch.tolist(), sets, hashed):
+      found = 0
+      for other in sorted(lsh.query(minhash)):
+        found += _jaccard(own, known[other]) >= threshold
+        if found == copies:
+          out.append(i)
+          break
+      else:
+        lsh.insert(i, minhash)
+    yield np.array(out, np.int64)
+
+
+def bands(threshold: float) -> int:
+  """How many bands find 99 % of the pairs at the threshold."""
+  for rows in (32, 16, 8, 4, 2):  # of each band; more are more selective
+    count = _PERMUTATIONS // rows
+    if (1 - threshold**rows) ** count <= 0.01:
+      return count
+  return _PERMUTATIONS
+
+
+def _jaccard(a: set, b: set) -> float:
+  common = len(a & b)
+  return common / (len(a) + len(b) - common)
+
+
+class _Shingles:
+  """Sets of shingles by row id; the last ones that were asked for are held."""
+
+  _HELD = 1024  # of 100 KB at 1024 ids
+
+  def __init__(self, corpus: Corpus):
+    self._corpus = corpus
+    self._sets: dict[int, set[bytes]] = {}
+
+  def read(self, row_ids: np.ndarray) -> list[set[bytes]]:
+    """Of several rows at once."""
+    found = [_shingles(row.ids) for row in self._corpus.read(row_ids)]
+    self._sets.update(zip(row_ids.tolist(), found))
+    while len(self._sets) > self._HELD:
+      del self._sets[next(iter(self._sets))]
+    return found
+
+  def __getitem__(self, row_id: int) -> set[bytes]:
+    if row_id not in self._sets:
+      self.read(np.array([row_id]))
+    return self._sets[row_id]
+
+
+def _shingles(ids: np.ndarray) -> set[bytes]:
+  """Every run of 5 ids; a shorter row is one shingle."""
+  content = np.ascontiguousarray(ids, "<i4").tobytes()
+  step, width = 4, 4 * _SHINGLE
+  ends = range(width, len(content) + 1, step)
+  return {content[end - width : end] for end in ends} or {content}

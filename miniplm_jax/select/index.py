@@ -1,0 +1,82 @@
+"""The corpus index by ascending row id, without holding more than a piece."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus.store import Corpus, shard_names
+
+Columns = dict[str, np.ndarray]
+_NUMBERS = ("n_tokens", "n_bytes", "hash")
+
+
+class IndexReader:
+  """One pass over the index; a row group of one shard is in memory."""
+
+  def __init__(self, corpus: Corpus, domains: dict[str, int]):
+    """Begins before the first row.
+
+    Args:
+      corpus: whose index it is.
+      domains: name → code; grows by the names that are met, in row order.
+    """
+    self._directory = corpus.directory
+    self._parts = corpus.manifest.counts["parts"]
+    self._domains = domains
+    self._pieces = self._read()
+    self._first, self._end, self._piece = 0, 0, {}
+
+  def take(self, row_id: np.ndarray) -> Columns:
+    """Columns of these rows, which follow those that were taken before.
+
+    Args:
+      row_id: int64 [n], ascending.
+
+    Returns:
+      domain int32 (codes), n_tokens int32, n_bytes int32, hash uint64.
+
+    Raises:
+      UserError: the index ends before.
+    """
+    found = []
+    while True:
+      here = row_id[: np.searchsorted(row_id, self._end)] - self._first
+      found.append({k: v[here] for k, v in self._piece.items()})
+      row_id = row_id[len(here) :]
+      if not len(row_id):
+        break
+      self._piece = next(self._pieces, None)
+      if self._piece is None:
+        raise UserError(
+          f"the index ends before row {row_id[0]}",
+          str(self._directory),
+          "make the corpus again with --stages=tokenize --force",
+        )
+      self._first = self._end
+      self._end += len(self._piece["hash"])
+    found = [f for f in found if f]
+    return {k: np.concatenate([f[k] for f in found]) for k in found[0]}
+
+  def _read(self) -> Iterator[Columns]:
+    import pyarrow.parquet as pq
+
+    columns = ["domain", *_NUMBERS]
+    for part in range(self._parts):
+      path = self._directory / shard_names(part, self._parts)[1]
+      with path.open("rb") as f:
+        file = pq.ParquetFile(f, read_dictionary=["domain"])
+        for i in range(file.num_row_groups):
+          table = file.read_row_group(i, columns).combine_chunks()
+          yield {k: table[k].to_numpy() for k in _NUMBERS} | {
+            "domain": self._codes(table["domain"])
+          }
+
+  def _codes(self, column) -> np.ndarray:
+    """A dictionary-encoded column in codes that hold for the whole corpus."""
+    found = [np.zeros(0, np.int32)]
+    for chunk in column.chunks:
+      names = chunk.dictionary.to_pylist()
+      codes = [self._domains.setdefault(n, len(self._domains)) for n in names]
+      found.append(np.array(codes, np.int32)[chunk.indices.to_numpy()])
+    return np.concatenate(found)

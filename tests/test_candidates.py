@@ -1,0 +1,430 @@
+"""Selections from tables on disk, in any number of shards."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+import math
+from pydoc_data import topics
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from etils import epath
+from helpers import refused, rows, run
+
+from miniplm_jax.config import DEFINITIONS
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.corpus import store
+from miniplm_jax.score import table
+from miniplm_jax.score.units import units_of
+from miniplm_jax.select import cutoff as cutoff_lib
+from miniplm_jax.select import noise, writing
+from miniplm_jax.select.candidates import Candidates
+from miniplm_jax.select.scored import ScoredRows
+
+SHARDS = (1, 7, 64)
+PLAIN = {
+  "definition": "mean_diff",
+  "ratio": 0.5,
+  "rows": 0,
+  "tokens": 0,
+  "temperature": 0.0,
+  "seed": 10,
+  "min_length": 0,
+  "max_copies": 0,
+  "near_duplicates": 0.0,
+  "quotas": [],
+}
+
+
+@functools.cache
+def content():
+  """Rows of real text (a byte is an id), some of them copies, and scores."""
+  rng = np.random.default_rng(0)
+  texts = [topics.topics[k].encode() for k in sorted(topics.topics)]
+  pieces = [t[i : i + 64] for t in texts for i in range(0, len(t), 64)][:1000]
+  pieces = [p for p in pieces if len(p) > 1]
+  ids = [np.frombuffer(p, np.uint8).astype(np.int32) for p in pieces]
+  for _ in range(300):  # copies, and copies with another last id
+    one = ids[rng.integers(len(pieces) // 3)].copy()
+    one[-1] = rng.choice([one[-1], 255])
+    ids.insert(int(rng.integers(len(ids))), one)
+  n = len(ids)
+  return {
+    "ids": ids,
+    "domain": rng.choice(["code", "mail", "web=1"], n, p=[0.2, 0.1, 0.7]),
+    "split": rng.choice(["train", "heldout"], n, p=[0.9, 0.1]),
+    # few decimals: ties
+    "teacher": np.round(rng.normal(30, 9, n), 1).astype(np.float32),
+    "reference": np.round(rng.normal(33, 9, n), 1).astype(np.float32),
+    "n_tokens": np.array([len(x) - 1 for x in ids], np.int32),
+    "n_bytes": np.array([len(x) - 1 for x in ids], np.int32),
+  }
+
+
+def build(folder, shards):
+  """A corpus and two score tables: what a run leaves."""
+  c = content()
+  n = len(c["ids"])
+  ends = np.linspace(0, n, shards + 1).astype(int)
+  for part, (first, end) in enumerate(itertools.pairwise(ends)):
+    instances = [
+      store.Instance(
+        ids=c["ids"][i],
+        domain=str(c["domain"][i]),
+        split=str(c["split"][i]),
+        part=part,
+        documents=(0,),
+        offset=0,
+        n_bytes=int(c["n_bytes"][i]),
+        hash=store.hash_of(c["ids"][i], 0),
+      )
+      for i in range(first, end)
+    ]
+    names = store.shard_names(part, shards)
+    store.write_shard(folder / "corpus", names, instances, {})
+    if shards == 7:  # several row groups, as large shards have
+      index = folder / "corpus" / names[1]
+      pq.write_table(pq.read_table(index), index, row_group_size=50)
+  counts = {"rows": n, "parts": shards, "rows_by_part": np.diff(ends).tolist()}
+  corpus = Manifest(
+    folder / "corpus/manifest.json",
+    "tokenize",
+    {"max_length": 63},
+    {},
+    counts=counts,
+    files={
+      name: {"bytes": (folder / "corpus" / name).stat().length, "sha256": name}
+      for part in range(shards)
+      for name in store.shard_names(part, shards)
+    },
+  )
+  opened = store.Corpus(corpus)
+  tables = {}
+  for role in ("teacher", "reference"):
+    described = {}
+    (folder / role).mkdir()
+    for unit in units_of(opened, 100):
+      made = table.encode(
+        unit, c[role][unit.rows], c["n_tokens"][unit.rows], {}
+      )
+      (folder / role / unit.name).write_bytes(made)
+      described[unit.name] = table.files.describe(folder / role / unit.name)
+    tables[role] = Manifest(
+      folder / role / "manifest.json",
+      "score",
+      {},
+      {"corpus": corpus.fingerprint},
+      counts={
+        "rows": int((c["split"] == "train").sum()),
+        "parts": len(described),
+      },
+      files=described,
+    )
+  return opened, tables
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+  found = {}
+  for shards in SHARDS:
+    folder = epath.Path(tmp_path_factory.mktemp(f"shards_{shards}"))
+    found[shards] = build(folder, shards)
+  return found
+
+
+@dataclasses.dataclass
+class Selected:
+  content: bytes
+  rows: np.ndarray
+  dropped: dict
+  cutoff: cutoff_lib.Cutoff
+  candidates: Candidates
+  kept: writing.Kept
+
+
+def select(made, folder, **settings):
+  corpus, tables = made
+  s = PLAIN | settings
+  scored = ScoredRows(tables, s["definition"], s["seed"], corpus)
+  candidates = Candidates(scored, s)
+  folder.mkdir(parents=True)
+  candidates.leave_out_copies(corpus, folder)
+  found = candidates.cutoff()
+  kept = writing.write(folder / "rows.npy", candidates, found)
+  return Selected(
+    (folder / "rows.npy").read_bytes(),
+    np.load(folder / "rows.npy"),
+    candidates.dropped,
+    found,
+    candidates,
+    kept,
+  )
+
+
+def scores(definition="mean_diff"):
+  """Float64 scores of all rows, by plain formulas."""
+  c = {k: v for k, v in content().items() if k != "ids"}
+  train = c["split"] == "train"
+  c = {k: np.float64(v) if v.dtype.kind in "fi" else v for k, v in c.items()}
+  difference = (c["reference"] - c["teacher"]) / c["n_tokens"]
+  if definition == "zscore_by_domain":
+    found = np.zeros_like(difference)
+    for domain in set(c["domain"]):
+      here = c["domain"] == domain
+      over = difference[here & train]
+      found[here] = (difference[here] - over.mean()) / over.std()
+    return found
+  return {
+    "mean_diff": difference,
+    "sum_diff": c["reference"] - c["teacher"],
+    "bits_per_byte_diff": (c["reference"] - c["teacher"])
+    / (c["n_bytes"] * math.log(2)),
+    "difficulty": c["reference"] / c["n_tokens"],
+    "teacher_preference": -c["teacher"] / c["n_tokens"],
+  }[definition]
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS)
+def test_scores_equal_plain_formulas_whatever_the_shards(tables, definition):
+  found = []
+  for corpus, manifests in tables.values():
+    scored = ScoredRows(manifests, definition, 10, corpus)
+    parts = list(scored.columns())
+    columns = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    names = np.array(scored.domains)[columns["domain"]]
+    found.append((columns["row_id"], columns["score"], names))
+  for other in found[1:]:
+    for a, b in zip(found[0], other):
+      np.testing.assert_array_equal(a, b)
+  row_id, score, names = found[0]
+  c = content()
+  np.testing.assert_array_equal(row_id, np.flatnonzero(c["split"] == "train"))
+  np.testing.assert_array_equal(names, c["domain"][row_id])
+  np.testing.assert_array_equal(
+    columns["corpus_tokens"], [len(c["ids"][i]) for i in row_id]
+  )
+  if definition != "random":
+    wanted = scores(definition)[row_id]
+    np.testing.assert_allclose(score, wanted, rtol=1e-5, atol=2e-6)
+
+
+OPTIONS = {
+  "plain": {},
+  "rows": {"ratio": 0.0, "rows": 17},
+  "tokens": {"ratio": 0.0, "tokens": 9_999},
+  "drawn": {"temperature": 0.5},
+  "random": {"definition": "random", "seed": 3},
+  "zscore": {"definition": "zscore_by_domain"},
+  "quotas": {"quotas": ["code=0.5:0.6", "web=1=:0.3"]},
+  "quotas in tokens": {
+    "ratio": 0.0,
+    "tokens": 20_000,
+    "quotas": ["code=0.5:", "mail=:0.05"],
+    "temperature": 0.1,
+  },
+  "copies": {"max_copies": 1, "min_length": 40},
+  "near": {"max_copies": 2, "near_duplicates": 0.7},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_any_number_of_shards_gives_the_same_bytes(tables, tmp_path, name):
+  found = [
+    select(made, tmp_path / str(shards), **OPTIONS[name])
+    for shards, made in tables.items()
+  ]
+  for other in found[1:]:
+    assert other.content == found[0].content
+    assert other.dropped == found[0].dropped
+    assert other.cutoff == found[0].cutoff
+    assert other.kept == found[0].kept
+  np.save(tmp_path / "again.npy", found[0].rows)
+  assert (tmp_path / "again.npy").read_bytes() == found[0].content
+  assert json.loads(json.dumps(dataclasses.asdict(found[0].cutoff)))
+  assert np.all(np.diff(found[0].rows) > 0)
+
+
+def best_first(candidates, value):
+  return candidates[np.lexsort((candidates, -value[candidates]))]
+
+
+def train_rows():
+  return np.flatnonzero(content()["split"] == "train")
+
+
+def float32_scores():
+  c = content()
+  means = (
+    c[k] / c["n_tokens"].astype(np.float32) for k in ("reference", "teacher")
+  )
+  return np.subtract(*means)
+
+
+def test_budgets(tables, tmp_path):
+  everything, lengths = (
+    train_rows(),
+    np.array([len(i) for i in content()["ids"]]),
+  )
+  ordered = best_first(everything, float32_scores())
+  for name, wanted in {
+    "plain": ordered[: len(ordered) // 2],
+    "rows": ordered[:17],
+    "tokens": ordered[np.cumsum(lengths[ordered]) <= 9_999],
+  }.items():
+    found = select(tables[7], tmp_path / name, **OPTIONS[name])
+    np.testing.assert_array_equal(found.rows, np.sort(wanted))
+    assert found.kept.tokens == lengths[wanted].sum()
+  value = float32_scores() + 0.5 * noise.gumbel(np.arange(len(lengths)), 10)
+  wanted = best_first(everything, value.astype(np.float32))
+  found = select(tables[7], tmp_path / "drawn", **OPTIONS["drawn"])
+  other = select(tables[7], tmp_path / "a", **OPTIONS["drawn"], seed=11)
+  assert other.content != found.content
+  np.testing.assert_array_equal(
+    found.rows, np.sort(wanted[: len(ordered) // 2])
+  )
+
+
+def test_quotas_hold_for_the_kept_rows(tables, tmp_path):
+  found = select(tables[7], tmp_path / "a", **OPTIONS["quotas"])
+  total = len(train_rows()) // 2
+  counts = collections.Counter(content()["domain"][found.rows])
+  there = collections.Counter(content()["domain"][train_rows()])
+  # code has too few rows: all are kept, and it is said
+  assert counts["code"] == there["code"] < int(0.5 * total)
+  assert counts["web=1"] == int(0.3 * total)
+  said = list(writing.shortfalls(found.candidates, found.cutoff, found.kept))
+  assert "domain code has only" in said[-1]
+  with pytest.raises(UserError) as error:
+    select(tables[1], tmp_path / "b", quotas=["x=0.1:"])
+  assert "domain x" in str(error.value) and "mail" in str(error.value)
+
+
+def test_of_equal_rows_the_best_are_kept(tables, tmp_path):
+  c, score = content(), float32_scores()
+  for copies, least in ((1, 40), (2, 0)):
+    by_content = collections.defaultdict(list)
+    long = [i for i in train_rows() if len(c["ids"][i]) >= least]
+    for i in long:
+      by_content[c["ids"][i].tobytes()].append(i)
+    kept = np.sort(
+      [
+        i
+        for group in by_content.values()
+        for i in best_first(np.array(group), score)[:copies]
+      ]
+    )
+    found = select(
+      tables[7],
+      tmp_path / str(copies),
+      max_copies=copies,
+      min_length=least,
+      ratio=1.0,
+    )
+    np.testing.assert_array_equal(found.rows, kept)
+    assert found.dropped == {
+      "too_short": len(train_rows()) - len(long),
+      "duplicate": len(long) - len(kept),
+      "near_duplicate": 0,
+    }
+    assert found.dropped["duplicate"] > 20
+    said = list(writing.shortfalls(found.candidates, found.cutoff, found.kept))
+    assert "fewer than the budget" in said[0]
+
+
+def shingles(ids):
+  return {tuple(ids[i : i + 5]) for i in range(len(ids) - 4)} or {tuple(ids)}
+
+
+def test_near_duplicates_of_real_text(tables, tmp_path):
+  """Against all pairs: nothing unlike is left out, few copies are missed."""
+  found = select(tables[7], tmp_path / "near", near_duplicates=0.7, ratio=1.0)
+  sets = [shingles(ids.tolist()) for ids in content()["ids"]]
+  kept, dropped = [], []
+  for i in best_first(train_rows(), float32_scores()):
+    near = (
+      len(sets[i] & sets[j]) / len(sets[i] | sets[j]) >= 0.7 for j in kept
+    )
+    (dropped if any(near) else kept).append(i)
+  assert len(dropped) > 150
+  assert found.dropped["near_duplicate"] == pytest.approx(
+    len(dropped), abs=0.02 * len(dropped)
+  )
+  different = set(found.rows) ^ set(kept)
+  assert len(different) <= 0.04 * len(dropped)
+
+
+def test_a_row_without_a_score_is_refused_by_name(tables, tmp_path):
+  c = content()
+  row = int(train_rows()[5])
+  for definition, change, words in (
+    ("bits_per_byte_diff", ("n_bytes", row, 0), "no byte"),
+    ("zscore_by_domain", ("domain", row, "alone"), "all rows of its domain"),
+  ):
+    column, place, value = change
+    old = c[column]
+    c[column] = old.astype(object)
+    c[column][place] = value
+    try:
+      folder = epath.Path(tmp_path / definition)
+      folder.mkdir()
+      made = build(folder, 3)
+    finally:
+      c[column] = old
+    with pytest.raises(UserError) as error:
+      select(made, tmp_path / f"{definition}_out", definition=definition)
+    assert f"row {row} of domain" in str(error.value)
+    assert words in str(error.value)
+    select(made, tmp_path / f"{definition}_other")
+
+
+def test_every_option_selects_again_without_a_model(copy):
+  """On a finished run, through the command line; one line of error if bad."""
+  for folder in ("reference", "teacher"):
+    for path in (copy / "run" / folder).rglob("*.safetensors"):
+      path.unlink()
+  seen = {}
+  for name, options in {
+    **{d: (f"definition={d}",) for d in DEFINITIONS},
+    "rows": ("ratio=0.0", "rows=30"),
+    "tokens": ("ratio=0.0", "tokens=999", "temperature=0.5"),
+    "quotas": ("quotas=('odd=0.6:','even=:0.3')", "ratio=0.25"),
+    "copies": ("max_copies=1", "near_duplicates=0.8", "min_length=20"),
+  }.items():
+    arguments = [f"--config.select.{o}" for o in (f"name={name}", *options)]
+    run(copy, "--stages=select", *arguments)
+    seen[name] = rows(copy, name)
+  assert len(set(seen.values())) == len(seen)
+  assert seen["mean_diff"] == rows(copy)
+  folder = copy / "run/selection"
+  found = json.loads((folder / "tokens/manifest.json").read_text())
+  assert 950 < found["counts"]["tokens"] <= 999
+  found = json.loads((folder / "quotas/manifest.json").read_text())
+  domains, kept = found["counts"]["domains"], found["counts"]["kept"]
+  assert domains["odd"]["kept"] >= 0.6 * kept - 1
+  found = json.loads((folder / "copies/manifest.json").read_text())
+  assert found["counts"]["dropped"]["too_short"]
+
+
+@pytest.mark.parametrize(
+  ("argument", "words"),
+  [
+    ("rows=5", "select.ratio, rows, tokens"),
+    ("ratio=0.0", "select.ratio, rows, tokens"),
+    ("temperature=-1.0", "select.temperature"),
+    ("temperature=nan", "select.temperature"),
+    ("near_duplicates=1.5", "select.near_duplicates"),
+    ("max_copies=-1", "select.max_copies"),
+    ("quotas=('odd=0.5',)", "select.quotas"),
+    ("quotas=('odd=0.5:0.1',)", "select.quotas"),
+    ("quotas=('odd=1/0:',)", "select.quotas"),
+    ("quotas=('odd=0.6:','even=0.5:')", "more than 1"),
+    ("quotas=('odd=0.6:','odd=0.1:')", "select.quotas"),
+    ("quotas=('odd=nan:',)", "select.quotas"),
+  ],
+)
+def test_bad_options_are_refused_in_one_line(tmp_path, argument, words):
+  assert words in refused(tmp_path, f"--config.select.{argument}", "--dry_run")
