@@ -188,7 +188,7 @@ def scores(definition="mean_diff"):
   }[definition]
 
 
-@pytest.mark.parametrize("definition", DEFINITIONS)
+@pytest.mark.parametrize("definition", sorted({*DEFINITIONS} - {"proxy"}))
 def test_scores_equal_plain_formulas_whatever_the_shards(tables, definition):
   found = []
   for corpus, manifests in tables.values():
