@@ -175,6 +175,11 @@ def default() -> ConfigDict:
         "definition": "mean_diff",
         "ratio": 0.5,  # alpha, the share of D that is kept
         "seed": 10,  # of the random rows of method pretrain
+        # For the report alone: files or globs of evaluation items (.jsonl,
+        # .json, .parquet) that are looked for in the rows.
+        "evaluation_sets": (),
+        # For the report alone: another selection's name, "" compares none.
+        "compare_with": "",
       },
       # The student q.
       "student": {

@@ -68,6 +68,11 @@ def _rules(config):
   yield "corpus.*_share", shares, good, "let them be ≥ 0 and leave some for D"
   yield "select.ratio", s.ratio, 0 < s.ratio <= 1, "give a number in (0, 1]"
   yield among("select.definition", s.definition, DEFINITIONS)
+  for pattern in s.evaluation_sets:
+    good = isinstance(pattern, str) and bool(pattern)
+    yield "select.evaluation_sets", pattern, good, "give files or globs"
+  good = "/" not in s.compare_with
+  yield "select.compare_with", s.compare_with, good, "name a selection"
   for length in config.score.lengths:
     yield at_least("score.lengths", length, 1)
   for name in ("rows_per_part", "batch_tokens", "int8_rows"):

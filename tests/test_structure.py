@@ -205,6 +205,7 @@ def test_every_field_is_live(tmp_path):
     elif isinstance(old, tuple):
       section[name] = ("pretrain",) if name == "baselines" else (*old[:1],)
       others = {"lengths": (3,), "ignore_domains": ("x",), "more": ("x=y",)}
+      others["evaluation_sets"] = ("x",)
       section[name] = others.get(name, section[name])
     elif isinstance(old, str):
       section[name] = str(tmp_path / "other")

@@ -137,4 +137,5 @@ def provenance(inputs: Inputs) -> page.Section:
   return page.Section(
     "Made from",
     table=(("what", "stage", "fingerprint", "code", "seconds"), rows),
+    left=4,
   )

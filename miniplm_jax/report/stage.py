@@ -44,8 +44,7 @@ def _run(config, workdir: Workdir, inputs):
   from miniplm_jax.core import files, page
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.report import findings
-  from miniplm_jax.select import card
-  from miniplm_jax.select.cutoff import Cutoff
+  from miniplm_jax.select import card, summary, tables
   from miniplm_jax.select.scored import ScoredRows
 
   for name in (*methods(config), *roles_with_model(config)):
@@ -63,7 +62,11 @@ def _run(config, workdir: Workdir, inputs):
     settings["definition"],
     settings["seed"],
   )
-  rows = kept_rows(selection)
+  found = tables.Findings(
+    selection.path.parent.name,
+    tables.facts(selection),
+    summary.summarise(corpus, scored, kept_rows(selection)),
+  )
   body = [
     page.Section(
       "Held-out loss",
@@ -74,12 +77,7 @@ def _run(config, workdir: Workdir, inputs):
       table=table,
       pictures=findings.pictures(config, workdir),
     ),
-    *card.sections(
-      card.summarise(corpus, scored, rows),
-      Cutoff(**selection.details["cutoff"]),
-      scored.definition,
-      corpus,
-    ),
+    *card.sections(found, corpus),
     findings.provenance(inputs),
   ]
   path = workdir.root / "report.html"

@@ -1,23 +1,28 @@
 """Stage select: the top share of D, once a method, from stored scores."""
 
+import functools
+
 from miniplm_jax.config import for_method, methods
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.score.stage import ROLES
+from miniplm_jax.select import view
 
 STAGE = "select"
-_OUTPUTS = ("rows.npy", "report.html", "card.md")
 
 
 def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job a method; two methods may share a selection."""
-  found = {}
+  """Rows, then their reports; two methods may share a selection."""
+  rows, views = {}, []
   for method in methods(config):
     names = for_method(config, method)
-    found[names.selection] = _job(config, workdir, names)
-  return list(found.values())
+    rows[names.selection] = names, _job(config, workdir, names)
+  for names, job in rows.values():
+    scored = functools.partial(_scored, names, config.select)
+    views.append(view.job(config, workdir, job, scored))
+  return [*(job for _, job in rows.values()), *views]
 
 
 def _job(config, workdir: Workdir, names) -> Job:
@@ -36,10 +41,17 @@ def _job(config, workdir: Workdir, names) -> Job:
       "corpus": workdir.corpus / MANIFEST,
       **{role: workdir.scores(config[role].name) / MANIFEST for role in ROLES},
     },
-    outputs=tuple(directory / name for name in _OUTPUTS),
+    outputs=(directory / "rows.npy",),
     summary=f"the top {c.ratio:.4g} of D by {names.definition}",
     run=lambda inputs: _run(names, c, directory, inputs),
   )
+
+
+def _scored(names, c, inputs):
+  from miniplm_jax.select.scored import ScoredRows
+
+  tables = {role: inputs[role] for role in ROLES}
+  return ScoredRows(tables, names.definition, c.seed)
 
 
 def _run(names, c, directory, inputs):
@@ -49,13 +61,10 @@ def _run(names, c, directory, inputs):
 
   from miniplm_jax.core import files
   from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.select import card, cutoff
-  from miniplm_jax.select.scored import ScoredRows
+  from miniplm_jax.select import cutoff
 
   corpus = Corpus(inputs["corpus"])
-  scored = ScoredRows(
-    {role: inputs[role] for role in ROLES}, names.definition, c.seed
-  )
+  scored = _scored(names, c, inputs)
   found = cutoff.find(scored.chunks, c.ratio)
   if not found.kept:
     raise UserError(
@@ -77,17 +86,10 @@ def _run(names, c, directory, inputs):
     scratch.open("wb") as f,
   ):
     np.save(f, rows)
-  summary = card.summarise(corpus, scored, rows)
-  body = card.sections(summary, found, scored.definition, corpus)
-  card.write(directory, names.selection, body, summary)
   return {
     "tokenizer": corpus.manifest.tokenizer,
-    "files": {n: files.describe(directory / n) for n in _OUTPUTS},
-    "counts": {
-      "rows": found.rows,
-      "kept": found.kept,
-      "domains": summary.domains,
-    },
+    "files": {"rows.npy": files.describe(directory / "rows.npy")},
+    "counts": {"rows": found.rows, "kept": found.kept},
     "details": {
       "cutoff": dataclasses.asdict(found),
       "select/kept_ratio": found.kept / found.rows,
