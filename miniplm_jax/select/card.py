@@ -28,7 +28,12 @@ def sections(found: Findings, corpus: Corpus) -> list[page.Section]:
     else ""
   )
   body = [
-    page.Section("At a glance", [tables.lead(found)], tiles=_tiles(found)),
+    page.Section(
+      "At a glance",
+      [tables.lead(found)],
+      tiles=_tiles(found),
+      notes=[_terms(found)],
+    ),
     page.Section(
       "By domain",
       table=tables.domain_table(summary),
@@ -44,8 +49,8 @@ def sections(found: Findings, corpus: Corpus) -> list[page.Section]:
       table=tables.length_table(summary),
       total=True,
       notes=[
-        "Tokens of a row, its last target included. A full row was cut for "
-        "want of a sentence end."
+        "Tokens of a row, its last target included. Rows are cut at sentence "
+        f"ends; those of {corpus.max_length + 1:,} are full."
       ],
     ),
     page.Section("Pictures", pictures=figures.pictures(summary, found.facts)),
@@ -65,6 +70,16 @@ def made(found: Findings, inputs: Mapping[str, Manifest]) -> page.Section:
   return page.Section(
     "How it was made", table=tables.made_table(found, inputs), left=2
   )
+
+
+def _terms(found: Findings) -> str:
+  """What the words mean."""
+  told = f"D: the rows that were scored. Score: {found.facts['label']}."
+  if found.summary.has_noise:
+    told += (
+      " Noise: the reference finds the row likelier than the teacher does."
+    )
+  return told
 
 
 def _tiles(found: Findings) -> list[page.Tile]:
@@ -95,7 +110,7 @@ def _tiles(found: Findings) -> list[page.Tile]:
       page.Tile(
         "Noise",
         f"{total.noise / total.rows:.1%}",
-        f"of D is likelier under the reference; {share} of the kept",
+        f"of D; {share} of the kept rows",
       )
     )
   if copies := found.duplicates:
@@ -112,10 +127,11 @@ def _tiles(found: Findings) -> list[page.Tile]:
 
 
 def _short(count: int) -> str:
-  """A count in three or four digits."""
-  for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-    if count >= 10 * size or (unit != "K" and count >= size):
-      return f"{count / size:.2f}{unit}"
+  """A count in three digits."""
+  for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+    if count >= (size if unit != "K" else 10 * size):
+      value = count / size
+      return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}{unit}"
   return f"{count:,}"
 
 

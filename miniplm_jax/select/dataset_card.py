@@ -8,13 +8,15 @@ from miniplm_jax.core.page import markdown_table
 from miniplm_jax.select import tables
 from miniplm_jax.select.tables import Findings
 
-# p and p_ref of a row x with n tokens; NLL is −log.
 _FORMULAS = {
-  "mean_diff": "r(x) = (log p(x) − log p_ref(x)) / n",
-  "sum_diff": "r(x) = log p(x) − log p_ref(x)",
-  "difficulty": "r(x) = −log p_ref(x) / n",
-  "teacher_preference": "r(x) = log p(x) / n",
-  "random": "r(x) = a seeded hash of the row id",
+  "mean_diff": "r(x) = (log p(x) − log p_ref(x)) / n, p the teacher, p_ref the "
+  "reference, n the scored tokens of row x",
+  "sum_diff": "r(x) = log p(x) − log p_ref(x), p the teacher, p_ref the "
+  "reference, summed over row x",
+  "difficulty": "r(x) = −log p_ref(x) / n, p_ref the reference, n the scored "
+  "tokens of row x",
+  "teacher_preference": "r(x) = log p(x) / n, p the teacher, n the scored "
+  "tokens of row x",
 }
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
@@ -48,12 +50,10 @@ dataset = task.get_dataset(sequence_length=None, split="train", shuffle=False)
 ```"""
 
 _LIMITS = """\
-- A score says how much likelier the teacher finds a row than the reference
-  does. It does not say that a text is true, safe or free of personal data:
-  nothing here was filtered for that.
-- The kept rows lean towards what this teacher learned beyond this reference;
-  the tables of domains and lengths show how far.
-- Scores of another teacher, reference or tokenizer rank otherwise.
+- The ranking knows nothing of truth, safety or personal data: nothing here was
+  filtered for that.
+- Another teacher, reference, tokenizer or definition ranks otherwise; the
+  tables of domains and lengths show what this one favours.
 - The licence of the texts is that of the corpus, which this card does not
   know."""
 
@@ -94,13 +94,12 @@ def _sections(found: Findings, inputs: Mapping[str, Manifest]):
   yield _FILES
   yield "## How it was made"
   yield (
-    "Every row of the corpus was ranked by its score; the highest were kept, "
-    f"in corpus order. Definition `{definition}`: "
-    f"{_FORMULAS.get(definition, found.facts['label'])}, in "
-    f"{found.facts['label'].rpartition(', ')[2]}. p is the teacher, p_ref the "
-    "reference, n the tokens of the row. Difference Sampling of MiniPLM (arXiv "
-    "2410.17215) is `mean_diff` or `sum_diff`. The settings, and the sha256 "
-    "fingerprints of what was read:"
+    "Rows of D, the corpus without what the models were trained on here and "
+    "without the held-out rows, were scored and ranked; the kept ones are in "
+    f"corpus order. The score is `{definition}` ({found.facts['label']})"
+    + (f": {formula}" if (formula := _FORMULAS.get(definition)) else "")
+    + ". Difference Sampling of MiniPLM (arXiv 2410.17215) is `mean_diff` or "
+    "`sum_diff`. The settings, and the sha256 fingerprints of what was read:"
   )
   yield markdown_table(*tables.made_table(found, inputs))
   yield f"Made by miniplm_jax {code_version()}."

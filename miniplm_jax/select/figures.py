@@ -9,7 +9,10 @@ from miniplm_jax.core import page
 from miniplm_jax.select.summary import Group, Summary, largest
 
 _KEPT, _CUT = page.COLOURS[:2]
-_CURVES = 5  # domains with a curve of their own
+_SHORT = 0.005  # share of rows that the picture of lengths leaves out
+_DENSITY = "#C3D9EA", _KEPT, "#06182B"  # few to many rows
+# Of the domains with a curve of their own; the threshold's is not among them.
+_CURVES = page.COLOURS[:1] + page.COLOURS[2:]
 
 Picture = tuple[str, str]
 
@@ -57,7 +60,8 @@ def pictures(summary: Summary, facts: Mapping[str, Any]) -> list[Picture]:
     (
       _lengths(summary),
       "Share of rows by their number of tokens, in D and "
-      "among the kept rows. All rows are counted.",
+      "among the kept rows. The shortest "
+      f"{_SHORT:.1%} lie to the left of the picture.",
     )
   )
   return [(page.picture(figure), text.strip()) for figure, text in found]
@@ -99,10 +103,10 @@ def _kept_share(summary: Summary):
   values = [g.share for g in groups]
   ax.barh([g.name for g in groups], values, color=_KEPT, height=0.7)
   for i, value in enumerate(values):
-    ax.text(value + 0.012, i, f"{value:.0%}", va="center", fontsize=8)
+    label = ax.text(value + 0.015, i, f"{value:.0%}", va="center", fontsize=8)
+    label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
   ax.axvline(summary.total.share, color=page.INK, lw=1, ls="--")
   ax.set_xlim(0, 1.1)
-  ax.set_xticks(np.linspace(0, 1, 6))
   _percent(ax.xaxis)
   ax.grid(axis="y", visible=False)
   return figure
@@ -136,9 +140,12 @@ def _token_share(summary: Summary):
 
 
 def _percent(axis):
-  from matplotlib.ticker import PercentFormatter
+  from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-  axis.set_major_formatter(PercentFormatter(1, decimals=None))
+  # Round steps: none is shown as a number that it is not.
+  axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+  low, high = axis.get_view_interval()
+  axis.set_major_formatter(PercentFormatter(1, 0 if high - low > 0.06 else 1))
 
 
 def _range(values: np.ndarray, most: float = 0.999) -> tuple[float, float]:
@@ -150,10 +157,14 @@ def _range(values: np.ndarray, most: float = 0.999) -> tuple[float, float]:
 def _histogram(summary: Summary, facts):
   figure, ax = page.axes("Distribution of scores", facts["label"], "rows")
   score, kept = summary.sample.score, summary.sample.kept
+  low, high = _range(score)
   count = int(np.clip(np.sqrt(len(score)), 20, 80))
+  width, cut = (high - low) / count, _cut(facts)
+  if cut is not None:  # between two bins: none is on both sides of it
+    low = cut - np.ceil((cut - low) / width) * width
   ax.hist(
     (score[kept], score[~kept]),
-    bins=np.linspace(*_range(score), count),
+    bins=low + width * np.arange(count + 2),
     stacked=True,
     color=[_KEPT, page.PALE],
     label=["kept", "left out"],
@@ -170,7 +181,7 @@ def _cumulative(summary: Summary, facts):
   )
   score, domain = summary.sample.score, summary.sample.domain
   curves = [("all rows", score, page.INK, 2.2)]
-  for group, colour in zip(summary.domains[:_CURVES], page.COLOURS):
+  for group, colour in zip(summary.domains, _CURVES):
     curves.append((group.name, score[domain == group.name], colour, 1.2))
   for name, values, colour, width in curves:
     if len(values):
@@ -183,6 +194,8 @@ def _cumulative(summary: Summary, facts):
 
 
 def _density(summary: Summary, facts):
+  from matplotlib.colors import LinearSegmentedColormap
+
   figure, ax = page.axes(
     "Teacher against reference",
     "reference NLL (nats per token)",
@@ -201,7 +214,7 @@ def _density(summary: Summary, facts):
     gridsize=48,
     bins="log",
     mincnt=1,
-    cmap="viridis_r",
+    cmap=LinearSegmentedColormap.from_list("", _DENSITY),
     linewidths=0.1,
   )
   ends = np.array([low, high])
@@ -212,9 +225,10 @@ def _density(summary: Summary, facts):
   # Each axis its own ends: the rows fill the picture.
   for limit, (a, b) in ((ax.set_xlim, x_ends), (ax.set_ylim, y_ends)):
     limit(a - 0.03 * (b - a), b + 0.03 * (b - a))
-  figure.colorbar(cells, ax=ax, label="rows", pad=0.02).ax.tick_params(
-    labelsize=8
-  )
+  bar = figure.colorbar(cells, ax=ax, pad=0.02)
+  bar.set_label("rows", fontsize=9, color=page.INK)
+  bar.ax.tick_params(labelsize=8)
+  bar.outline.set_visible(False)
   ax.legend(fontsize=8, frameon=False)
   return figure
 
@@ -222,21 +236,19 @@ def _density(summary: Summary, facts):
 def _lengths(summary: Summary):
   figure, ax = page.axes("Length of rows", "tokens of a row", "share of rows")
   counts = summary.rows_by_length
-  width = max(-(-counts.shape[1] // 48), 1)
-  edges = np.arange(0, counts.shape[1] + width, width)
+  below = np.cumsum(counts[0]) / counts[0].sum()
+  first, end = int(np.searchsorted(below, _SHORT)), counts.shape[1]
+  width = max((end - first) // 48, 1)
+  # From the full rows downwards: the last bin is as wide as the others.
+  edges = np.arange(end, first - width, -width)[::-1]
   for values, colour, fill, label in (
     (counts[0], page.PALE, True, "before: D"),
     (counts[1], _KEPT, False, "after: kept"),
   ):
-    binned = np.add.reduceat(values, edges[:-1][edges[:-1] < len(values)])
-    ax.stairs(
-      binned / max(values.sum(), 1),
-      edges[: len(binned) + 1],
-      color=colour,
-      fill=fill,
-      lw=1.6,
-      label=label,
-    )
+    binned, _ = np.histogram(np.arange(end), edges, weights=values)
+    share = binned / max(values.sum(), 1)
+    ax.stairs(share, edges, color=colour, fill=fill, lw=1.6, label=label)
+  ax.set_xlim(edges[0], end)
   _percent(ax.yaxis)
   ax.grid(axis="x", visible=False)
   ax.legend(fontsize=8, frameon=False, loc="upper left")

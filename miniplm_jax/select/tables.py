@@ -82,18 +82,19 @@ def share(part: float, whole: float, digits: int = 1) -> str:
 
 def mean(total: float, count: int) -> str:
   """A mean score with its sign, or a dash of nothing."""
-  return f"{total / count:+.3f}" if count else "–"
+  return signed(total / count, 3) if count else "–"
 
 
-def _signed(points: float) -> str:
-  return f"{100 * points:+.1f}"
+def signed(value: float, digits: int) -> str:
+  """A number with its sign, the minus as wide as the plus."""
+  return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def noise_words(summary: Summary) -> str:
   """How many rows the reference finds likelier."""
   total = summary.total
   return (
-    f"Noise, rows that the reference finds likelier than the teacher does: "
+    "Noise, rows that the reference finds likelier than the teacher does: "
     f"{share(total.noise, total.rows)} of D, "
     f"{share(total.kept_noise, total.kept_rows)} of the kept."
   )
@@ -126,7 +127,7 @@ def _group_table(what: str, groups: Iterable[Group], summary: Summary) -> Table:
         f"{g.tokens:,}",
         f"{before:.1%}",
         f"{after:.1%}",
-        "" if g is total else _signed(after - before),
+        "" if g is total else signed(100 * (after - before), 1),
         mean(g.score, g.rows),
         mean(g.kept_score, g.kept_rows),
       )
@@ -200,12 +201,12 @@ def overlap_table(overlaps: Sequence[Overlap]) -> Table:
     "evaluation set",
     "items",
     "too short",
-    "found in D",
-    "of the items",
-    "found in kept rows",
-    "of the items",
-    "rows of D with one",
-    "kept rows with one",
+    "items found in D",
+    "share",
+    "items found in kept rows",
+    "share",
+    "rows of D with an item",
+    "kept rows with an item",
   )
   return header, rows
 
@@ -243,8 +244,8 @@ def agreement_table(found: Agreement) -> Table:
     "kept there",
     "in both",
     "Jaccard",
-    "of these, there too",
-    "of those, here too",
+    "share of here, also there",
+    "share of there, also here",
   )
   return header, rows
 
@@ -262,7 +263,12 @@ def made_table(found: Findings, inputs: Mapping[str, Manifest]) -> Table:
   """Settings and fingerprints."""
   rows = [(name, value) for name, value in found.facts["options"].items()]
   rows += [
-    (f"{name} fingerprint", made.fingerprint) for name, made in inputs.items()
+    (f"{name}, manifest", made.fingerprint) for name, made in inputs.items()
   ]
-  rows.append(("tokenizer fingerprint", inputs["corpus"].tokenizer))
+  rows += [
+    (f"{name}, weights", made.weights)
+    for name, made in inputs.items()
+    if made.weights
+  ]
+  rows.append(("tokenizer", inputs["corpus"].tokenizer))
   return ("what", "value"), rows
