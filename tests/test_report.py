@@ -20,6 +20,7 @@ from miniplm_jax.select import (
   duplicates,
   overlap,
   summary,
+  tables,
 )
 
 
@@ -108,6 +109,23 @@ def test_texts_are_those_at_the_ends_and_at_the_cut(made_up):
       best = order[: summary.TEXTS]
       wanted = list(zip(score[here][best].tolist(), ids[here][best].tolist()))
       assert places[place] == wanted, (name, place)
+
+
+def test_a_threshold_that_kept_rows_do_not_reach_is_not_shown():
+  corpus = MadeUp(500, 4)
+  ids, score = corpus.rows_of("train"), corpus.score.astype(np.float32)
+  found = summary.summarise(corpus, corpus.scored(), ids[score >= 0.5])
+  for threshold, wanted in ((0.5, 0.5), (0.7, None), ({"a": 0.5}, None)):
+    made = types.SimpleNamespace(
+      settings={"definition": "new", "scores": {"teacher": "big"}},
+      details={"cutoff": {"threshold": threshold}},
+      counts={"dropped": {"a copy": 3}},
+    )
+    facts = tables.facts(made, found)
+    assert (facts["threshold"], facts["label"]) == (wanted, "new")
+    assert facts["options"]["scores.teacher"] == "big"
+    named = tables.Findings("x", facts, found)
+    assert ("from 0.5000 on" in tables.lead(named)) == (wanted is not None)
 
 
 @pytest.mark.parametrize("models", [(), ("reference",)])
@@ -217,6 +235,8 @@ def test_planted_items_are_found_and_no_others(finished, tmp_path):
   assert quiz.rows == 6
   assert [m.share for m in quiz.worst] == [1.0] * 3
   assert [m.row_id for m in quiz.worst] == inside
+  row = "Not this; " + corpus.tokenizer().decode(corpus.read(inside)[0].ids)
+  assert overlap.locate(quiz.worst[0].texts, row) in range(10, 16)
   assert (other.items, other.found, other.rows, other.worst) == (2, 0, 0, [])
 
 
@@ -302,7 +322,7 @@ def test_the_report_of_a_run_has_all_its_parts(finished):
     found = Page((finished / f"run/{name}report.html").read_text())
     for address in found.addresses:
       assert address.startswith(("#s", "data:image/png;base64,")), address
-    for words in ("At a glance", "By domain", "By length", "lowest score"):
+    for words in ("What was kept", "By domain", "By length", "lowest score"):
       assert words in found.text, (name, words)
     assert ("Duplicates" in found.text) == bool(name)
     kept, rows = (

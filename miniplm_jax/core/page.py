@@ -143,6 +143,12 @@ def axes(title: str, x: str, y: str, width: float = 5.6, height: float = 3.6):
   return figure, ax
 
 
+def legend(ax, **options):
+  """A legend that can be read over the drawing."""
+  box = {"facecolor": "white", "edgecolor": "none", "framealpha": 0.85}
+  ax.legend(fontsize=8, **box, **options)
+
+
 def picture(figure) -> str:
   """A figure as inline PNG data; the same figure gives the same bytes."""
   buffer = io.BytesIO()

@@ -62,11 +62,9 @@ def _run(config, workdir: Workdir, inputs):
     settings["definition"],
     settings["seed"],
   )
-  found = tables.Findings(
-    selection.path.parent.name,
-    tables.facts(selection),
-    summary.summarise(corpus, scored, kept_rows(selection)),
-  )
+  figures = summary.summarise(corpus, scored, kept_rows(selection))
+  facts = tables.facts(selection, figures)
+  found = tables.Findings(selection.path.parent.name, facts, figures)
   body = [
     page.Section(
       "Held-out loss",
@@ -78,7 +76,7 @@ def _run(config, workdir: Workdir, inputs):
       pictures=findings.pictures(config, workdir),
     ),
     *card.sections(found, corpus),
-    findings.provenance(inputs),
+    findings.provenance(inputs, found.name),
   ]
   path = workdir.root / "report.html"
   page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)

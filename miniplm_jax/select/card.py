@@ -8,18 +8,47 @@ from etils import epath
 from miniplm_jax.core import page
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.select import figures, tables
+from miniplm_jax.select import figures, overlap, tables
 from miniplm_jax.select.duplicates import Duplicates
 from miniplm_jax.select.overlap import Overlap
 from miniplm_jax.select.summary import PLACES, Summary, largest
 from miniplm_jax.select.tables import Findings
 
 _SHOWN = 900  # characters of a text
+_BEFORE = 120  # of them, before what was found in it
+
+
+class _Texts:
+  """Rows of the corpus as readers see them."""
+
+  def __init__(self, corpus: Corpus):
+    self._corpus, self._tokenizer = corpus, corpus.tokenizer()
+
+  def whole(self, row_ids: Sequence[int]) -> list[tuple[str, str]]:
+    """(where it is from, its text) of rows."""
+    return [
+      (
+        f"{row.domain}, row {row_id:,}, {row.n_tokens:,} tokens",
+        self._tokenizer.decode(row.ids),
+      )
+      for row_id, row in zip(row_ids, self._corpus.read(row_ids))
+    ]
+
+  def read(self, row_ids: Sequence[int]) -> list[tuple[str, str]]:
+    """(where it is from, its first characters) of rows."""
+    return [(caption, _cut(text)) for caption, text in self.whole(row_ids)]
+
+
+def _cut(text: str, start: int = 0) -> str:
+  """Some characters from `start` on."""
+  end = start + _SHOWN
+  before, after = "… " * (start > 0), " …" * (len(text) > end)
+  return f"{before}{text[start:end]}{after}"
 
 
 def sections(found: Findings, corpus: Corpus) -> list[page.Section]:
   """The parts of a report, without those that were not looked for."""
-  summary = found.summary
+  summary, texts = found.summary, _Texts(corpus)
   rest = len(summary.domains) - len(largest(summary.domains)) + 1
   told = (
     f"The {len(largest(summary.domains)) - 1} domains with the most tokens; "
@@ -29,7 +58,7 @@ def sections(found: Findings, corpus: Corpus) -> list[page.Section]:
   )
   body = [
     page.Section(
-      "At a glance",
+      "What was kept",
       [tables.lead(found)],
       tiles=_tiles(found),
       notes=[_terms(found)],
@@ -56,12 +85,12 @@ def sections(found: Findings, corpus: Corpus) -> list[page.Section]:
     page.Section("Pictures", pictures=figures.pictures(summary, found.facts)),
   ]
   if found.duplicates:
-    body.append(_duplicates(found.duplicates, corpus))
+    body.append(_duplicates(found.duplicates, texts))
   if found.overlaps:
-    body.append(_overlaps(found.overlaps, corpus))
+    body.append(_overlaps(found.overlaps, texts))
   if found.agreement:
     body.append(_agreement(found))
-  body.append(_texts(summary, corpus))
+  body.append(_places(summary, texts))
   return body
 
 
@@ -95,7 +124,7 @@ def _tiles(found: Findings) -> list[page.Tile]:
       f"of the rows; {total.kept_tokens / total.tokens:.1%} of the tokens",
     ),
   ]
-  if isinstance(cut, float):
+  if cut is not None:
     tiles.append(page.Tile("Threshold", f"{cut:.4f}", found.facts["label"]))
   tiles.append(
     page.Tile(
@@ -135,30 +164,32 @@ def _short(count: int) -> str:
   return f"{count:,}"
 
 
-def _duplicates(found: Duplicates, corpus: Corpus) -> page.Section:
+def _duplicates(found: Duplicates, texts: _Texts) -> page.Section:
   rows = {c.row_id: c for c in found.largest}
-  texts = [
+  shown = [
     (f"{c.rows:,} copies, {c.kept:,} of them kept; {caption}", text)
-    for (caption, text), c in zip(_read(corpus, list(rows)), rows.values())
+    for (caption, text), c in zip(texts.read(list(rows)), rows.values())
   ]
   return page.Section(
     "Duplicates",
     [tables.duplicate_words(found)],
     table=tables.duplicate_table(found),
-    folds=[page.Fold("Most frequent contents", texts)] if texts else (),
+    folds=[page.Fold("Most frequent contents", shown)] if shown else (),
   )
 
 
-def _overlaps(overlaps: Sequence[Overlap], corpus: Corpus) -> page.Section:
+def _overlaps(overlaps: Sequence[Overlap], texts: _Texts) -> page.Section:
   folds = []
   for o in overlaps:
-    texts = []
-    read = _read(corpus, [m.row_id for m in o.worst])
+    shown = []
+    read = texts.whole([m.row_id for m in o.worst])
     for match, (caption, text) in zip(o.worst, read):
       told = f"item, {match.share:.0%} of its n-grams found"
-      texts += [(told, _cut(match.text)), (f"in {caption}", text)]
-    if texts:
-      folds.append(page.Fold(o.name, texts, "items of which most was found"))
+      start = max(overlap.locate(match.texts, text) - _BEFORE, 0)
+      item = "\n".join(match.texts)
+      shown += [(told, _cut(item)), (f"in {caption}", _cut(text, start))]
+    if shown:
+      folds.append(page.Fold(o.name, shown, "items of which most was found"))
   return page.Section(
     "Overlap with evaluation sets",
     [tables.overlap_words(overlaps)],
@@ -176,19 +207,19 @@ def _agreement(found: Findings) -> page.Section:
   )
 
 
-def _texts(summary: Summary, corpus: Corpus) -> page.Section:
+def _places(summary: Summary, texts: _Texts) -> page.Section:
   shown = [g for g in largest(summary.domains) if g.name in summary.places]
   folds = []
   for i, g in enumerate(shown):
     found = summary.places[g.name]
     places = [(p, *pair) for p in PLACES for pair in found[p]]
-    read = _read(corpus, [row_id for *_, row_id in places])
-    texts = [
+    read = texts.read([row_id for *_, row_id in places])
+    shown_texts = [
       (f"{place}: {score:+.3f}, {caption}", text)
       for (place, score, _), (caption, text) in zip(places, read)
     ]
     note = f"{g.kept_rows:,} of {g.rows:,} rows kept"
-    folds.append(page.Fold(g.name, texts, note, open=i == 0))
+    folds.append(page.Fold(g.name, shown_texts, note, open=i == 0))
   told = f", the {len(shown)} largest of {len(summary.domains)} domains"
   return page.Section(
     "Texts",
@@ -199,24 +230,6 @@ def _texts(summary: Summary, corpus: Corpus) -> page.Section:
     ],
     folds=folds,
   )
-
-
-def _read(corpus: Corpus, row_ids: Sequence[int]) -> list[tuple[str, str]]:
-  """(where it is from, its first characters) of rows."""
-  if not row_ids:
-    return []
-  tokenizer = corpus.tokenizer()
-  return [
-    (
-      f"{row.domain}, row {row_id:,}, {row.n_tokens:,} tokens",
-      _cut(tokenizer.decode(row.ids)),
-    )
-    for row_id, row in zip(row_ids, corpus.read(row_ids))
-  ]
-
-
-def _cut(text: str) -> str:
-  return text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
 
 
 def write(

@@ -22,7 +22,7 @@ def pictures(summary: Summary, facts: Mapping[str, Any]) -> list[Picture]:
 
   Args:
     summary: the selection.
-    facts: see `card.facts`.
+    facts: see `tables.facts`.
   """
   n, rows = len(summary.sample.score), summary.total.rows
   drawn = f"Drawn from {n:,} evenly spaced rows of D." if n < rows else ""
@@ -69,8 +69,7 @@ def pictures(summary: Summary, facts: Mapping[str, Any]) -> list[Picture]:
 
 def _cut(facts) -> float | None:
   """The threshold, if there is one for all rows."""
-  cut = facts["threshold"]
-  return cut if isinstance(cut, float) and np.isfinite(cut) else None
+  return facts["threshold"]
 
 
 def _told(facts) -> str:
@@ -79,7 +78,7 @@ def _told(facts) -> str:
 
 def _told_line(facts) -> str:
   told = _cut(facts) is not None and facts["definition"] == "mean_diff"
-  return "Rows below the solid line were kept. " if told else ""
+  return "Rows below the solid line reach the threshold. " if told else ""
 
 
 def _mark_cut(ax, facts):
@@ -135,7 +134,7 @@ def _token_share(summary: Summary):
   ax.set_yticks(places, [g.name for g in groups])
   ax.set_xlim(left=0)
   _percent(ax.xaxis)
-  ax.legend(fontsize=8, frameon=False)
+  page.legend(ax)
   return figure
 
 
@@ -171,7 +170,7 @@ def _histogram(summary: Summary, facts):
   )
   _mark_cut(ax, facts)
   ax.grid(axis="x", visible=False)
-  ax.legend(fontsize=8, frameon=False)
+  page.legend(ax)
   return figure
 
 
@@ -189,7 +188,7 @@ def _cumulative(summary: Summary, facts):
   ax.set_xlim(*_range(score, 0.998))
   _mark_cut(ax, facts)
   _percent(ax.yaxis)
-  ax.legend(fontsize=8, frameon=False)
+  page.legend(ax)
   return figure
 
 
@@ -229,7 +228,7 @@ def _density(summary: Summary, facts):
   bar.set_label("rows", fontsize=9, color=page.INK)
   bar.ax.tick_params(labelsize=8)
   bar.outline.set_visible(False)
-  ax.legend(fontsize=8, frameon=False)
+  page.legend(ax)
   return figure
 
 
@@ -251,5 +250,5 @@ def _lengths(summary: Summary):
   ax.set_xlim(edges[0], end)
   _percent(ax.yaxis)
   ax.grid(axis="x", visible=False)
-  ax.legend(fontsize=8, frameon=False, loc="upper left")
+  page.legend(ax, loc="upper left")
   return figure

@@ -33,12 +33,12 @@ class Match:
   """An item that was found.
 
   Attributes:
-    text: of the item.
+    texts: of the item.
     share: of its n-grams, those that were found.
     row_id: a row that has one of them, a kept one if there is one.
   """
 
-  text: str
+  texts: list[str]
   share: float
   row_id: int
 
@@ -194,6 +194,19 @@ def ngrams(texts: Sequence[str]) -> set[tuple[str, ...]]:
   return found
 
 
+def locate(texts: Sequence[str], row: str) -> int:
+  """Where in a row's text the first n-gram of an item begins, or 0."""
+  wanted = ngrams(texts)
+  lengths = {len(gram) for gram in wanted}
+  found = [(words(m[0]), m.start()) for m in re.finditer(r"\S+", row)]
+  found = [(word[0], start) for word, start in found if word]
+  for i, (_, start) in enumerate(found):
+    for n in lengths:
+      if tuple(word for word, _ in found[i : i + n]) in wanted:
+        return start
+  return 0
+
+
 class _Grams:
   """The n-grams of all items, and where they were found."""
 
@@ -269,7 +282,7 @@ class _Grams:
           rows_read=rows_read,
           kept_read=kept_read,
           worst=[
-            Match("\n".join(texts[j]), float(shares[j]), self._place(items[j]))
+            Match(texts[j], float(shares[j]), self._place(items[j]))
             for j in worst
             if shares[j]
           ],

@@ -114,6 +114,8 @@ def summarise(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
   sample, every, start = [], max(scored.rows // _SAMPLE, 1), 0
   for columns in scored.columns():
     ids, score = columns["row_id"], columns["score"]
+    if not len(ids):
+      continue
     domain = pc.index_in(_part(corpus, "domain", ids), value_set=names)
     domain = domain.to_numpy(zero_copy_only=False)
     length = _part(corpus, "n_tokens", ids).to_numpy()

@@ -36,24 +36,37 @@ class Findings:
   agreement: Agreement | None = None
 
 
-def facts(selection: Manifest) -> dict[str, Any]:
+def facts(selection: Manifest, summary: Summary) -> dict[str, Any]:
   """How a selection was made, from its manifest.
 
+  Args:
+    selection: its manifest.
+    summary: its figures.
+
   Returns:
-    `definition` and its `label`; `threshold`, a float if there is one for all
-    rows; `dropped`, rows by the reason for which they were not considered;
-    `options`, every setting in words.
+    `definition` and its `label`; `threshold`, the score that every kept row
+    reaches, or None if there is no such one; `dropped`, rows by the reason for
+    which they were not considered; `options`, every setting in words.
   """
   settings = selection.settings
   definition = settings["definition"]
   known = DEFINITIONS.get(definition)
+  cut = selection.details.get("cutoff", {}).get("threshold")
+  if not isinstance(cut, float) or lowest_kept(summary) < cut:
+    cut = None  # by domain, or of something else than the score
   return {
     "definition": definition,
     "label": known.label if known else definition,
-    "threshold": selection.details.get("cutoff", {}).get("threshold"),
+    "threshold": cut,
     "dropped": selection.counts.get("dropped", {}),
     "options": dict(_flat(settings)),
   }
+
+
+def lowest_kept(summary: Summary) -> float:
+  """The lowest score of a kept row."""
+  places = (p["lowest score that was kept"] for p in summary.places.values())
+  return min((score for found in places for score, _ in found), default=0.0)
 
 
 def _flat(settings: Mapping[str, Any], before: str = ""):
@@ -67,7 +80,7 @@ def _flat(settings: Mapping[str, Any], before: str = ""):
 def lead(found: Findings) -> str:
   """The selection in a sentence or two."""
   total, cut = found.summary.total, found.facts["threshold"]
-  told = f", from {cut:.4f} on" if isinstance(cut, float) else ""
+  told = "" if cut is None else f", from {cut:.4f} on"
   return (
     f"{total.kept_rows:,} of {total.rows:,} rows ({total.share:.1%}) were "
     f"kept by {found.facts['definition']} ({found.facts['label']}){told}: "
