@@ -16,8 +16,8 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.select import (
   agreement,
+  copies,
   dataset_card,
-  duplicates,
   overlap,
   summary,
   tables,
@@ -119,10 +119,11 @@ def test_a_threshold_that_kept_rows_do_not_reach_is_not_shown():
     made = types.SimpleNamespace(
       settings={"definition": "new", "scores": {"teacher": "big"}},
       details={"cutoff": {"threshold": threshold}},
-      counts={"dropped": {"a copy": 3}},
+      counts={"dropped": {"near_duplicate": 3, "too_short": 0}},
     )
     facts = tables.facts(made, found)
     assert (facts["threshold"], facts["label"]) == (wanted, "new")
+    assert facts["dropped"] == {"near duplicate": 3}
     assert facts["options"]["scores.teacher"] == "big"
     named = tables.Findings("x", facts, found)
     assert ("from 0.5000 on" in tables.lead(named)) == (wanted is not None)
@@ -154,7 +155,7 @@ def test_many_domains_are_added_up():
 def test_duplicates_equal_a_count_by_hash(made_up, most):
   corpus, kept = made_up
   ids = corpus.rows_of("train")
-  found = duplicates.find(corpus, ids[kept], most)
+  found = copies.find(corpus, ids[kept], most)
   assert found.every == (1 if most > 2000 else 4)
   hashes = corpus.index["hash"].to_numpy()[ids]
   looked = hashes % np.uint64(found.every) == 0

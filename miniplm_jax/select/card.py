@@ -9,7 +9,7 @@ from miniplm_jax.core import page
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.select import figures, overlap, tables
-from miniplm_jax.select.duplicates import Duplicates
+from miniplm_jax.select.copies import Duplicates
 from miniplm_jax.select.overlap import Overlap
 from miniplm_jax.select.summary import PLACES, Summary, largest
 from miniplm_jax.select.tables import Findings
@@ -151,7 +151,7 @@ def _tiles(found: Findings) -> list[page.Tile]:
       )
     )
   for reason, count in found.facts["dropped"].items():
-    tiles.append(page.Tile(f"Dropped: {reason}", f"{count:,}", "rows of D"))
+    tiles.append(page.Tile("Left out before", f"{count:,}", f"rows: {reason}"))
   return tiles
 
 

@@ -8,7 +8,7 @@ from miniplm_jax.core import page
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.select.agreement import Agreement
 from miniplm_jax.select.definitions import DEFINITIONS
-from miniplm_jax.select.duplicates import Duplicates
+from miniplm_jax.select.copies import Duplicates
 from miniplm_jax.select.overlap import SHORTEST, WORDS, Overlap
 from miniplm_jax.select.summary import Group, Summary, largest
 
@@ -58,7 +58,11 @@ def facts(selection: Manifest, summary: Summary) -> dict[str, Any]:
     "definition": definition,
     "label": known.label if known else definition,
     "threshold": cut,
-    "dropped": selection.counts.get("dropped", {}),
+    "dropped": {
+      reason.replace("_", " "): count
+      for reason, count in selection.counts.get("dropped", {}).items()
+      if count
+    },
     "options": dict(_flat(settings)),
   }
 
@@ -73,6 +77,8 @@ def _flat(settings: Mapping[str, Any], before: str = ""):
   for name, value in settings.items():
     if isinstance(value, Mapping):
       yield from _flat(value, f"{before}{name}.")
+    elif isinstance(value, list):
+      yield before + name, ", ".join(map(str, value)) or "none"
     else:
       yield before + name, str(value)
 

@@ -75,8 +75,8 @@ def _run(config, directory, other, scored, inputs: Mapping[str, Manifest]):
   from miniplm_jax.select import (
     agreement,
     card,
+    copies,
     dataset_card,
-    duplicates,
     overlap,
     summary,
     tables,
@@ -102,7 +102,7 @@ def _run(config, directory, other, scored, inputs: Mapping[str, Manifest]):
     directory.name,
     tables.facts(selection, figures),
     figures,
-    duplicates.find(corpus, rows),
+    copies.find(corpus, rows),
     overlaps,
     agreed,
   )
