@@ -16,8 +16,8 @@ _FORMULAS = {
   "bits_per_byte_diff": "r(x) = (log2 p(x) − log2 p_ref(x)) / b, p the "
   "teacher, p_ref the reference, b the UTF-8 bytes of the scored text of row x",
   "zscore_by_domain": "r(x) = (d(x) − m) / s, d(x) = (log p(x) − log p_ref(x)) "
-  "/ n, p the teacher, p_ref the reference, n the scored tokens of row x, m and "
-  "s mean and standard deviation of d over the rows of x's domain",
+  "/ n, p the teacher, p_ref the reference, n the scored tokens of row x, m "
+  "and s mean and standard deviation of d over the rows of x's domain",
   "difficulty": "r(x) = −log p_ref(x) / n, p_ref the reference, n the scored "
   "tokens of row x",
   "teacher_preference": "r(x) = log p(x) / n, p the teacher, n the scored "
@@ -104,7 +104,8 @@ def _sections(found: Findings, inputs: Mapping[str, Manifest]):
     f"corpus order. The score is `{definition}` ({found.facts['label']})"
     + (f": {formula}" if (formula := _FORMULAS.get(definition)) else "")
     + ". Difference Sampling of MiniPLM (arXiv 2410.17215) takes the highest "
-    "by `mean_diff` or `sum_diff`. The settings, and the sha256 fingerprints of what was read:"
+    "by `mean_diff` or `sum_diff`. The settings, and the sha256 fingerprints "
+    "of what was read:"
   )
   yield markdown_table(*tables.made_table(found, inputs))
   yield f"Made by miniplm_jax {code_version()}."

@@ -7,8 +7,8 @@ from typing import Any
 from miniplm_jax.core import page
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.select.agreement import Agreement
-from miniplm_jax.select.definitions import DEFINITIONS
 from miniplm_jax.select.copies import Duplicates
+from miniplm_jax.select.definitions import DEFINITIONS
 from miniplm_jax.select.overlap import SHORTEST, WORDS, Overlap
 from miniplm_jax.select.summary import Group, Summary, largest
 
