@@ -15,14 +15,15 @@ STAGE = "select"
 
 def jobs(config, workdir: Workdir) -> list[Job]:
   """Rows, then their reports; two methods may share a selection."""
-  rows, views = {}, []
+  rows = {}
   for method in methods(config):
     names = for_method(config, method)
-    rows[names.selection] = names, _job(config, workdir, names)
-  for names, job in rows.values():
-    scored = functools.partial(_scored, names, config.select)
-    views.append(view.job(config, workdir, job, scored))
-  return [*(job for _, job in rows.values()), *views]
+    rows[names.selection] = _job(config, workdir, names)
+  views = [
+    view.job(config, workdir, job, functools.partial(_scored, job.settings))
+    for job in rows.values()
+  ]
+  return [*rows.values(), *views]
 
 
 def _job(config, workdir: Workdir, names) -> Job:
@@ -47,11 +48,11 @@ def _job(config, workdir: Workdir, names) -> Job:
   )
 
 
-def _scored(names, c, inputs):
+def _scored(settings, inputs):
   from miniplm_jax.select.scored import ScoredRows
 
   tables = {role: inputs[role] for role in ROLES}
-  return ScoredRows(tables, names.definition, c.seed)
+  return ScoredRows(tables, settings["definition"], settings["seed"])
 
 
 def _run(names, c, directory, inputs):
@@ -64,7 +65,8 @@ def _run(names, c, directory, inputs):
   from miniplm_jax.select import cutoff
 
   corpus = Corpus(inputs["corpus"])
-  scored = _scored(names, c, inputs)
+  settings = {"definition": names.definition, "seed": c.seed}
+  scored = _scored(settings, inputs)
   found = cutoff.find(scored.chunks, c.ratio)
   if not found.kept:
     raise UserError(
