@@ -140,6 +140,13 @@ def test_without_a_table_the_figures_do_without_it(made_up, models):
   assert len(found.sample.score) == scored.rows
 
 
+def test_numbers_have_a_sign_unless_they_are_shown_as_zero():
+  assert tables.signed(1.234, 1) == "+1.2"
+  assert tables.signed(-1.234, 2) == "−1.23"
+  assert tables.signed(-0.04, 1) == tables.signed(0, 1) == "0.0"
+  assert tables.mean(1, 0) == tables.share(1, 0) == "–"
+
+
 def test_many_domains_are_added_up():
   corpus = MadeUp(3000, 3, [f"d{i}" for i in range(30)])
   rows = corpus.rows_of("train")[::2]

@@ -150,8 +150,10 @@ def _tiles(found: Findings) -> list[page.Tile]:
         f"rows beyond the first; {copies.surplus:,} in D",
       )
     )
-  for reason, count in found.facts["dropped"].items():
-    tiles.append(page.Tile("Left out before", f"{count:,}", f"rows: {reason}"))
+  if dropped := found.facts["dropped"]:
+    told = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+    total = f"{sum(dropped.values()):,}"
+    tiles.append(page.Tile("Left out before", total, told))
   return tiles
 
 

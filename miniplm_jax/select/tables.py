@@ -105,7 +105,9 @@ def mean(total: float, count: int) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-  """A number with its sign, the minus as wide as the plus."""
+  """A number with its sign, the minus as wide as the plus; no sign at 0."""
+  if not (value := round(value, digits)):
+    return f"{0:.{digits}f}"
   return f"{value:+.{digits}f}".replace("-", "−")
 
 
