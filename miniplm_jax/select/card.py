@@ -217,7 +217,7 @@ def _places(summary: Summary, texts: _Texts) -> page.Section:
     places = [(p, *pair) for p in PLACES for pair in found[p]]
     read = texts.read([row_id for *_, row_id in places])
     shown_texts = [
-      (f"{place}: {score:+.3f}, {caption}", text)
+      (f"{place}: {tables.signed(score, 3)}, {caption}", text)
       for (place, score, _), (caption, text) in zip(places, read)
     ]
     note = f"{g.kept_rows:,} of {g.rows:,} rows kept"
