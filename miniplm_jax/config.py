@@ -230,6 +230,11 @@ def default() -> ConfigDict:
         # Least and largest share of the kept rows (tokens) that a domain may
         # have: "code=0.1:0.3", "mail=:0.05", rounded down to whole rows.
         "quotas": (),
+        # For the report alone: files or globs of evaluation items (.jsonl,
+        # .json, .parquet) that are looked for in the rows.
+        "evaluation_sets": (),
+        # For the report alone: another selection's name, "" compares none.
+        "compare_with": "",
       },
       # selection/<name>/materialized: the kept rows once more, for others.
       # The student reads the corpus by row id and needs no copy.

@@ -156,6 +156,11 @@ def _selection_rules(s, among, at_least):
   good = 0 <= s.ratio <= 1 and sum(map(bool, budget)) == 1
   todo = "give one, and 0 for the others; a ratio is in (0, 1]"
   yield "select.ratio, rows, tokens", budget, good, todo
+  for pattern in s.evaluation_sets:
+    good = isinstance(pattern, str) and bool(pattern)
+    yield "select.evaluation_sets", pattern, good, "give files or globs"
+  good = "/" not in s.compare_with
+  yield "select.compare_with", s.compare_with, good, "name a selection"
   for name in ("rows", "tokens", "min_length", "max_copies"):
     yield at_least(f"select.{name}", s[name], 0)
   value = s.temperature

@@ -9,39 +9,100 @@ from typing import Any
 from etils import epath
 
 from miniplm_jax.core import files
+from miniplm_jax.core.manifest import code_version
 
 # Colour-blind safe (Okabe and Ito), in this order everywhere.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-GREY = "#888888"
+GREY = "#8C949E"
+PALE = "#C9CFD6"
+INK = "#1B1F24"
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
   """A table for a Markdown file, without a line end after it."""
   lines = [header, ["---"] * len(header), *rows]
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+  cells = [[_markdown(cell) for cell in line] for line in lines]
+  return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-@dataclasses.dataclass
+def _markdown(cell: Any) -> str:
+  """A cell that cannot end its column, nor its line."""
+  return " ".join(str(cell).split()).replace("|", "\\|")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+  """A cell with a small bar before its text.
+
+  Attributes:
+    share: length of the bar, 0 to 1.
+    text: what stands behind it.
+    mark: a line on the bar, 0 to 1, or None.
+  """
+
+  share: float
+  text: str
+  mark: float | None = None
+
+  def __str__(self) -> str:
+    return self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+  """A figure that is worth large print, with what it is and a remark."""
+
+  label: str
+  value: str
+  note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+  """Texts under a title that opens and closes.
+
+  Attributes:
+    title: of the fold.
+    texts: (caption, text) shown as they are, for samples of a corpus.
+    note: smaller, behind the title.
+    open: whether it is open at first.
+  """
+
+  title: str
+  texts: Sequence[tuple[str, str]]
+  note: str = ""
+  open: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Section:
-  """A heading with what stands under it.
+  """A heading with what stands under it, in this order.
 
   Attributes:
     title: the heading.
     text: paragraphs; plain text.
-    table: header and rows, or None.
+    tiles: headline figures.
+    table: header and rows, or None; a cell is a `Bar` or anything with a str.
+    left: so many columns hold words, the others numbers.
+    total: the table's last row adds the others up.
+    notes: paragraphs in small print.
     pictures: (inline PNG data, caption).
-    texts: (caption, text) shown as they are, for samples of a corpus.
+    folds: texts that open and close.
   """
 
   title: str
   text: Sequence[str] = ()
-  table: tuple[Sequence[str], Sequence[Sequence[Any]]] | None = None
+  tiles: Sequence[Tile] = ()
+  table: tuple[Sequence[Any], Sequence[Sequence[Any]]] | None = None
+  left: int = 1
+  total: bool = False
+  notes: Sequence[str] = ()
   pictures: Sequence[tuple[str, str]] = ()
-  texts: Sequence[tuple[str, str]] = ()
+  folds: Sequence[Fold] = ()
 
 
 def write(path: epath.Path, title: str, lead: str, sections: Sequence[Section]):
-  """Writes the page, whole or not at all."""
+  """Writes the page, whole or not at all; it needs no other file."""
   import jinja2
 
   environment = jinja2.Environment(
@@ -52,7 +113,12 @@ def write(path: epath.Path, title: str, lead: str, sections: Sequence[Section]):
     lstrip_blocks=True,
   )
   template = environment.get_template("page.html")
-  text = template.render(title=title, lead=lead, sections=sections)
+  text = template.render(
+    title=title,
+    lead=lead,
+    sections=sections,
+    footer=f"Made by miniplm_jax {code_version()}.",
+  )
   files.write_bytes(path, text.encode())
 
 
@@ -66,16 +132,25 @@ def axes(title: str, x: str, y: str, width: float = 5.6, height: float = 3.6):
 
   figure = Figure(figsize=(width, height), layout="constrained")
   ax = figure.add_subplot()
-  ax.set_title(title, fontsize=10)
-  ax.set_xlabel(x, fontsize=9)
-  ax.set_ylabel(y, fontsize=9)
-  ax.tick_params(labelsize=8)
+  ax.set_title(title, fontsize=10, loc="left", fontweight="bold", color=INK)
+  ax.set_xlabel(x, fontsize=9, color=INK)
+  ax.set_ylabel(y, fontsize=9, color=INK)
+  ax.tick_params(labelsize=8, color=GREY, labelcolor=INK)
   ax.spines[["top", "right"]].set_visible(False)
+  ax.spines[["left", "bottom"]].set_color(GREY)
+  ax.grid(color="#E6EAEE", lw=0.7)
+  ax.set_axisbelow(True)
   return figure, ax
+
+
+def legend(ax, **options):
+  """A legend that can be read over the drawing."""
+  box = {"facecolor": "white", "edgecolor": "none", "framealpha": 0.85}
+  ax.legend(fontsize=8, **box, **options)
 
 
 def picture(figure) -> str:
   """A figure as inline PNG data; the same figure gives the same bytes."""
   buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
+  figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
   return base64.b64encode(buffer.getvalue()).decode()

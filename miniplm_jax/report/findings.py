@@ -117,13 +117,13 @@ def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
         marker="o" if key == "eval/loss" else None,
         ms=3,
       )
-    ax.legend(fontsize=8, frameon=False)
+    page.legend(ax)
     found.append((page.picture(figure), caption))
   return found
 
 
-def provenance(inputs: Inputs) -> page.Section:
-  """Where every figure comes from."""
+def provenance(inputs: Inputs, selection: str) -> page.Section:
+  """Where every figure comes from, and where there are more."""
   rows = [
     (
       name,
@@ -136,5 +136,7 @@ def provenance(inputs: Inputs) -> page.Section:
   ]
   return page.Section(
     "Made from",
+    [f"More on the selection: selection/{selection}/report.html."],
     table=(("what", "stage", "fingerprint", "code", "seconds"), rows),
+    left=4,
   )

@@ -47,8 +47,7 @@ def _run(config, workdir: Workdir, inputs):
   from miniplm_jax.core import files, page
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.report import findings
-  from miniplm_jax.select import card
-  from miniplm_jax.select.cutoff import Cutoff
+  from miniplm_jax.select import card, summary, tables
   from miniplm_jax.select.scored import ScoredRows
 
   for name in (*methods(config), *roles_with_model(config)):
@@ -67,7 +66,9 @@ def _run(config, workdir: Workdir, inputs):
     settings["seed"],
     corpus,
   )
-  rows = kept_rows(selection)
+  figures = summary.summarise(corpus, scored, kept_rows(selection))
+  facts = tables.facts(selection, figures)
+  found = tables.Findings(selection.path.parent.name, facts, figures)
   body = [
     page.Section(
       "Held-out loss",
@@ -78,13 +79,8 @@ def _run(config, workdir: Workdir, inputs):
       table=table,
       pictures=findings.pictures(config, workdir),
     ),
-    *card.sections(
-      card.summarise(corpus, scored, rows),
-      Cutoff(**selection.details["cutoff"]),
-      scored.definition,
-      corpus,
-    ),
-    findings.provenance(inputs),
+    *card.sections(found, corpus),
+    findings.provenance(inputs, found.name),
   ]
   if uses_proxy(config):
     from miniplm_jax.proxy import findings as proxy_findings

@@ -52,7 +52,8 @@ class Candidates:
     """Part by part.
 
     Yields:
-      row_id, score, hash, tokens; value float32, by which rows are ranked;
+      row_id, score, hash, domain, tokens; value float32, by which rows are
+      ranked;
       weight if the budget is in tokens; group if there are quotas.
     """
     s = self._settings
@@ -62,7 +63,7 @@ class Candidates:
       if self.left_out is not None:
         reason = np.maximum(reason, self.left_out[columns["row_id"]])
       seen += np.bincount(reason, minlength=len(REASONS))
-      found = {k: columns[k] for k in ("row_id", "score", "hash")}
+      found = {k: columns[k] for k in ("row_id", "score", "hash", "domain")}
       found["tokens"] = columns["corpus_tokens"]
       found["value"] = self._value(columns)
       if s["tokens"]:
@@ -76,6 +77,11 @@ class Candidates:
       yield found
     self.dropped = dict(zip(REASONS[1:], seen[1:].tolist()))
     self.heaviest = int(heaviest)
+
+  @property
+  def rows_by_domain(self) -> dict[str, int]:
+    """All rows of D, after one pass."""
+    return self._scored.rows_by_domain
 
   def leave_out_copies(self, corpus: Corpus, folder: pathlib.Path):
     """Sets `left_out` by max_copies and near_duplicates.

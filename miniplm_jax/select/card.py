@@ -1,222 +1,248 @@
-"""What a selection did to the corpus: report.html and card.md."""
+"""The report of a selection: report.html, and its parts for other pages."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files, page
+from miniplm_jax.core import page
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.select.cutoff import Cutoff
-from miniplm_jax.select.definitions import Definition
-from miniplm_jax.select.scored import ScoredRows
+from miniplm_jax.select import figures, overlap, tables
+from miniplm_jax.select.copies import Duplicates
+from miniplm_jax.select.overlap import Overlap
+from miniplm_jax.select.summary import PLACES, Summary, largest
+from miniplm_jax.select.tables import Findings
 
-_SAMPLE = 20_000  # rows that the pictures are drawn from
-_TEXTS = 4  # most and least valued texts that are shown
-_SHOWN = 900  # characters of each
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-  """A selection in figures.
-
-  Attributes:
-    domains: {domain: {"rows", "kept", "share"}}, exact.
-    score: float32 [n], of an evenly spaced sample of rows.
-    nll: float32 [n], mean NLL per token, by model; of the proxy there is
-      none.
-    domain: [n] names.
-    kept: bool [n].
-    best: row ids and scores of the most valued rows, best first.
-    worst: of the least valued, worst first.
-  """
-
-  domains: dict[str, dict[str, float]]
-  score: np.ndarray
-  nll: dict[str, np.ndarray]
-  domain: np.ndarray
-  kept: np.ndarray
-  best: list[tuple[int, float]]
-  worst: list[tuple[int, float]]
+_SHOWN = 900  # characters of a text
+_BEFORE = 120  # of them, before what was found in it
 
 
-def summarise(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
-  """Reads the score tables once more.
+class _Texts:
+  """Rows of the corpus as readers see them."""
 
-  Args:
-    corpus: for domains.
-    scored: all rows of D.
-    rows: the kept ids, ascending.
-  """
-  every = max(scored.rows // _SAMPLE, 1)
-  sample, ends, start = [], [], 0
-  roles = []
-  for columns in scored.columns():
-    roles = [r for r in ("teacher", "reference") if f"{r}_nll" in columns]
-    row_id, score = columns["row_id"], columns["score"]
-    here = np.arange(-start % every, len(row_id), every)
-    start += len(row_id)
-    means = [
-      columns[f"{role}_nll"][here] / columns[f"{role}_tokens"][here]
-      for role in roles
+  def __init__(self, corpus: Corpus):
+    self._corpus, self._tokenizer = corpus, corpus.tokenizer()
+
+  def whole(self, row_ids: Sequence[int]) -> list[tuple[str, str]]:
+    """(where it is from, its text) of rows."""
+    return [
+      (
+        f"{row.domain}, row {row_id:,}, {row.n_tokens:,} tokens",
+        self._tokenizer.decode(row.ids),
+      )
+      for row_id, row in zip(row_ids, self._corpus.read(row_ids))
     ]
-    sample.append((row_id[here], score[here], *means))
-    order = np.argsort(score, kind="stable")
-    order = np.unique(np.concatenate([order[:_TEXTS], order[-_TEXTS:]]))
-    ends += [(float(score[i]), int(row_id[i])) for i in order]
-  ids, score, *means = map(np.concatenate, zip(*sample))
-  ends.sort()
-  return Summary(
-    domains=_domains(corpus, rows),
-    score=score,
-    nll=dict(zip(roles, means)),
-    domain=corpus.domains(ids),
-    kept=np.isin(ids, rows, assume_unique=True),
-    best=[(i, s) for s, i in ends[: -_TEXTS - 1 : -1]],
-    worst=[(i, s) for s, i in ends[:_TEXTS]],
+
+  def read(self, row_ids: Sequence[int]) -> list[tuple[str, str]]:
+    """(where it is from, its first characters) of rows."""
+    return [(caption, _cut(text)) for caption, text in self.whole(row_ids)]
+
+
+def _cut(text: str, start: int = 0) -> str:
+  """Some characters from `start` on."""
+  end = start + _SHOWN
+  before, after = "… " * (start > 0), " …" * (len(text) > end)
+  return f"{before}{text[start:end]}{after}"
+
+
+def sections(found: Findings, corpus: Corpus) -> list[page.Section]:
+  """The parts of a report, without those that were not looked for."""
+  summary, texts = found.summary, _Texts(corpus)
+  rest = len(summary.domains) - len(largest(summary.domains)) + 1
+  told = (
+    f"The {len(largest(summary.domains)) - 1} domains with the most tokens; "
+    f"{rest} others are added up in one line."
+    if rest > 1
+    else ""
   )
-
-
-def _domains(corpus: Corpus, rows: np.ndarray):
-  counts = []
-  for ids in (corpus.rows_of("train"), rows):
-    found = corpus.index["domain"].take(ids).value_counts().to_pylist()
-    counts.append({d["values"]: d["counts"] for d in found})
-  everything, kept = counts
-  return {
-    domain: {
-      "rows": n,
-      "kept": kept.get(domain, 0),
-      "share": kept.get(domain, 0) / n,
-    }
-    for domain, n in sorted(everything.items())
-  }
-
-
-def domain_table(summary: Summary):
-  """Header and rows of kept share by domain."""
-  rows = [
-    (domain, f"{d['rows']:,}", f"{d['kept']:,}", f"{d['share']:.1%}")
-    for domain, d in sorted(
-      summary.domains.items(), key=lambda pair: -pair[1]["share"]
-    )
-  ]
-  return ("domain", "rows of D", "kept", "share"), rows
-
-
-def sections(
-  summary: Summary, cutoff: Cutoff, definition: Definition, corpus: Corpus
-) -> list[page.Section]:
-  """The selection's part of a report."""
-  share = cutoff.kept / cutoff.rows
-  models = []
-  if summary.nll:
-    caption = (
-      "Mean NLL of each row under teacher and reference. Below the diagonal "
-      "the teacher finds a row easier than the reference does."
-    )
-    models = [(page.picture(_scatter_figure(summary)), caption)]
-  return [
+  body = [
     page.Section(
       "What was kept",
-      [
-        f"{cutoff.kept:,} of {cutoff.rows:,} rows ({share:.1%}): those with "
-        f"the highest score ({definition.label}), from "
-        f"{cutoff.threshold:.4f} on, ties to the lower row id."
-      ],
-      table=domain_table(summary),
-      pictures=[
-        (
-          page.picture(_share_figure(summary, share)),
-          "Share of each domain's rows that was kept; the line is the share "
-          "of all rows.",
-        ),
-        (
-          page.picture(_score_figure(summary, cutoff, definition)),
-          "Scores of all rows; the line is the cutoff.",
-        ),
-        *models,
+      [tables.lead(found)],
+      tiles=_tiles(found),
+      notes=[_terms(found)],
+    ),
+    page.Section(
+      "By domain",
+      table=tables.domain_table(summary),
+      total=True,
+      notes=[
+        "The mark on a bar is the share of all rows that was kept. Shares of "
+        "tokens are of all tokens of D, and of all kept tokens; the change is "
+        f"in percentage points. {told}".strip()
       ],
     ),
-    page.Section("Highest scores", texts=_texts(summary.best, corpus)),
-    page.Section("Lowest scores", texts=_texts(summary.worst, corpus)),
+    page.Section(
+      "By length",
+      table=tables.length_table(summary),
+      total=True,
+      notes=[
+        "Tokens of a row, its last target included. Rows are cut at sentence "
+        f"ends; those of {corpus.max_length + 1:,} are full."
+      ],
+    ),
+    page.Section("Pictures", pictures=figures.pictures(summary, found.facts)),
   ]
+  if found.duplicates:
+    body.append(_duplicates(found.duplicates, texts))
+  if found.overlaps:
+    body.append(_overlaps(found.overlaps, texts))
+  if found.agreement:
+    body.append(_agreement(found))
+  body.append(_places(summary, texts))
+  return body
 
 
-def _share_figure(summary: Summary, share: float):
-  figure, ax = page.axes("Kept share by domain", "share kept", "")
-  names = sorted(summary.domains, key=lambda d: summary.domains[d]["share"])
-  values = [summary.domains[d]["share"] for d in names]
-  ax.barh(names, values, color=page.COLOURS[0])
-  for i, value in enumerate(values):
-    ax.text(value, i, f" {value:.0%}", va="center", fontsize=8)
-  ax.axvline(share, color=page.GREY, lw=1, ls="--")
-  ax.set_xlim(0, 1.08)
-  return figure
-
-
-def _score_figure(summary: Summary, cutoff: Cutoff, definition: Definition):
-  figure, ax = page.axes(
-    "Distribution of scores",
-    definition.label,
-    "rows of the sample",
+def made(found: Findings, inputs: Mapping[str, Manifest]) -> page.Section:
+  """The settings, and what it was made from."""
+  return page.Section(
+    "How it was made", table=tables.made_table(found, inputs), left=2
   )
-  low, high = np.quantile(summary.score, [0.001, 0.999])
-  bins = np.linspace(low, high, 80)
-  kept = summary.score[summary.kept], summary.score[~summary.kept]
-  ax.hist(
-    kept,
-    bins=bins,
-    stacked=True,
-    color=[page.COLOURS[0], page.GREY],
-    label=["kept", "left out"],
-  )
-  ax.axvline(cutoff.threshold, color=page.COLOURS[1], lw=1)
-  ax.legend(fontsize=8, frameon=False)
-  return figure
 
 
-def _scatter_figure(summary: Summary):
-  figure, ax = page.axes(
-    "Teacher against reference",
-    "reference NLL (nats per token)",
-    "teacher NLL (nats per token)",
-  )
-  for i, domain in enumerate(sorted(set(summary.domain))):
-    here = summary.domain == domain
-    ax.scatter(
-      summary.nll["reference"][here],
-      summary.nll["teacher"][here],
-      s=2,
-      alpha=0.4,
-      color=page.COLOURS[i % len(page.COLOURS)],
-      label=domain,
-      linewidths=0,
+def _terms(found: Findings) -> str:
+  """What the words mean."""
+  told = f"D: the rows that were scored. Score: {found.facts['label']}."
+  if found.summary.has_noise:
+    told += (
+      " Noise: the reference finds the row likelier than the teacher does."
     )
-  ends = np.quantile(summary.nll["reference"], [0.001, 0.999])
-  ax.plot(ends, ends, color=page.GREY, lw=1, ls="--")
-  if len(set(summary.domain)) <= 12:
-    ax.legend(fontsize=7, frameon=False, markerscale=4)
-  return figure
+  return told
 
 
-def _texts(ends, corpus: Corpus):
-  tokenizer, found = corpus.tokenizer(), []
-  for (row_id, score), instance in zip(ends, corpus.read([i for i, _ in ends])):
-    text = tokenizer.decode(instance.ids)
-    found.append(
-      (f"{instance.domain}, row {row_id}, score {score:+.3f}", text[:_SHOWN])
+def _tiles(found: Findings) -> list[page.Tile]:
+  total, cut = found.summary.total, found.facts["threshold"]
+  tiles = [
+    page.Tile("Rows kept", f"{total.kept_rows:,}", f"of {total.rows:,} of D"),
+    page.Tile(
+      "Tokens", _short(total.kept_tokens), f"of {_short(total.tokens)} of D"
+    ),
+    page.Tile(
+      "Share kept",
+      f"{total.share:.1%}",
+      f"of the rows; {total.kept_tokens / total.tokens:.1%} of the tokens",
+    ),
+  ]
+  if cut is not None:
+    tiles.append(page.Tile("Threshold", f"{cut:.4f}", found.facts["label"]))
+  tiles.append(
+    page.Tile(
+      "Mean score",
+      tables.mean(total.kept_score, total.kept_rows),
+      f"of the kept; {tables.mean(total.score, total.rows)} in D",
     )
-  return found
+  )
+  if found.summary.has_noise:
+    share = tables.share(total.kept_noise, total.kept_rows)
+    tiles.append(
+      page.Tile(
+        "Noise",
+        f"{total.noise / total.rows:.1%}",
+        f"of D; {share} of the kept rows",
+      )
+    )
+  if copies := found.duplicates:
+    tiles.append(
+      page.Tile(
+        "Duplicates kept",
+        f"{copies.kept_surplus:,}",
+        f"rows beyond the first; {copies.surplus:,} in D",
+      )
+    )
+  if dropped := found.facts["dropped"]:
+    told = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+    total = f"{sum(dropped.values()):,}"
+    tiles.append(page.Tile("Left out before", total, told))
+  return tiles
+
+
+def _short(count: int) -> str:
+  """A count in three digits."""
+  for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+    if count >= (size if unit != "K" else 10 * size):
+      value = count / size
+      return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}{unit}"
+  return f"{count:,}"
+
+
+def _duplicates(found: Duplicates, texts: _Texts) -> page.Section:
+  rows = {c.row_id: c for c in found.largest}
+  shown = [
+    (f"{c.rows:,} copies, {c.kept:,} of them kept; {caption}", text)
+    for (caption, text), c in zip(texts.read(list(rows)), rows.values())
+  ]
+  return page.Section(
+    "Duplicates",
+    [tables.duplicate_words(found)],
+    table=tables.duplicate_table(found),
+    folds=[page.Fold("Most frequent contents", shown)] if shown else (),
+  )
+
+
+def _overlaps(overlaps: Sequence[Overlap], texts: _Texts) -> page.Section:
+  folds = []
+  for o in overlaps:
+    shown = []
+    read = texts.whole([m.row_id for m in o.worst])
+    for match, (caption, text) in zip(o.worst, read):
+      told = f"item, {match.share:.0%} of its n-grams found"
+      start = max(overlap.locate(match.texts, text) - _BEFORE, 0)
+      item = "\n".join(match.texts)
+      shown += [(told, _cut(item)), (f"in {caption}", _cut(text, start))]
+    if shown:
+      folds.append(page.Fold(o.name, shown, "items of which most was found"))
+  return page.Section(
+    "Overlap with evaluation sets",
+    [tables.overlap_words(overlaps)],
+    table=tables.overlap_table(overlaps),
+    folds=folds,
+  )
+
+
+def _agreement(found: Findings) -> page.Section:
+  return page.Section(
+    "Agreement with another selection",
+    [tables.agreement_words(found.name, found.agreement)],
+    table=tables.agreement_table(found.agreement),
+    total=True,
+  )
+
+
+def _places(summary: Summary, texts: _Texts) -> page.Section:
+  shown = [g for g in largest(summary.domains) if g.name in summary.places]
+  folds = []
+  for i, g in enumerate(shown):
+    found = summary.places[g.name]
+    places = [(p, *pair) for p in PLACES for pair in found[p]]
+    read = texts.read([row_id for *_, row_id in places])
+    shown_texts = [
+      (f"{place}: {tables.signed(score, 3)}, {caption}", text)
+      for (place, score, _), (caption, text) in zip(places, read)
+    ]
+    note = f"{g.kept_rows:,} of {g.rows:,} rows kept"
+    folds.append(page.Fold(g.name, shown_texts, note, open=i == 0))
+  told = f", the {len(shown)} largest of {len(summary.domains)} domains"
+  return page.Section(
+    "Texts",
+    [
+      "From each domain the rows at the top, on both sides of the cut, and at "
+      f"the bottom{told if len(shown) < len(summary.domains) else ''}; "
+      f"{_SHOWN:,} characters of each."
+    ],
+    folds=folds,
+  )
 
 
 def write(
-  directory: epath.Path, name: str, body: list[page.Section], summary: Summary
+  directory: epath.Path,
+  found: Findings,
+  inputs: Mapping[str, Manifest],
+  corpus: Corpus,
 ):
-  """Writes report.html and card.md of one selection."""
-  lead = body[0].text[0]
-  page.write(directory / "report.html", f"Selection {name}", lead, body)
-  table = page.markdown_table(*domain_table(summary))
-  lines = [f"# Selection {name}", "", lead, "", table]
-  lines += ["", "`rows.npy`: int64 row ids of the corpus, ascending.", ""]
-  files.write_bytes(directory / "card.md", "\n".join(lines).encode())
+  """Writes report.html."""
+  glance, *body = sections(found, corpus)
+  glance = dataclasses.replace(glance, text=())
+  body = [glance, *body, made(found, inputs)]
+  path = directory / "report.html"
+  page.write(path, f"Selection {found.name}", tables.lead(found), body)

@@ -1,5 +1,6 @@
 """The rows of D with their scores, from the tables of both models."""
 
+import collections
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -47,6 +48,7 @@ class ScoredRows:
     self._name, self._seed = definition, seed
     self._tables, self._corpus = tables, corpus
     self._hashed = False
+    self._rows = collections.Counter()  # by domain code, from the first pass
     self._codes: dict[str, int] = {}
     self._moments: tuple[np.ndarray, np.ndarray] | None = None
     (role, first), *others = tables.items()
@@ -65,6 +67,11 @@ class ScoredRows:
   def domains(self) -> list[str]:
     """Names of the domain codes met so far; all of them after one pass."""
     return list(self._codes)
+
+  @property
+  def rows_by_domain(self) -> dict[str, int]:
+    """Rows of each domain, after one pass."""
+    return {name: self._rows[code] for name, code in self._codes.items()}
 
   def columns(self) -> Iterator[Columns]:
     """Part by part; the first pass compares every file with its sha256.
@@ -110,6 +117,8 @@ class ScoredRows:
         columns[f"{role}_{value.removesuffix('_sum')}"] = part[value]
         columns[f"{role}_tokens"] = part["n_tokens"]
       known = index.take(columns["row_id"])
+      if not self._hashed:
+        self._rows.update(known["domain"].tolist())
       yield columns | known | {"corpus_tokens": known.pop("n_tokens")}
     self._hashed = True
 

@@ -1,6 +1,7 @@
 """Stage select: the best rows of D, once a method, from stored scores."""
 
 import contextlib
+import functools
 from collections.abc import Mapping
 
 from miniplm_jax.config import for_method, methods
@@ -10,18 +11,22 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.score.stage import ROLES
+from miniplm_jax.select import view
 
 STAGE = "select"
-_OUTPUTS = ("rows.npy", "report.html", "card.md")
 
 
 def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job a method; two methods may share a selection."""
-  found = {}
+  """Rows, then their reports; two methods may share a selection."""
+  rows = {}
   for method in methods(config):
     names = for_method(config, method)
-    found[names.selection] = _job(config, workdir, names)
-  return list(found.values())
+    rows[names.selection] = _job(config, workdir, names)
+  views = [
+    view.job(config, workdir, job, functools.partial(_scored, job.settings))
+    for job in rows.values()
+  ]
+  return [*rows.values(), *views]
 
 
 def _roles(definition: str) -> tuple[str, ...]:
@@ -53,9 +58,9 @@ def _job(config, workdir: Workdir, names) -> Job:
       "corpus": workdir.corpus / MANIFEST,
       **{role: workdir.scores(config[role].name) / MANIFEST for role in roles},
     },
-    outputs=tuple(directory / name for name in _OUTPUTS),
+    outputs=(directory / "rows.npy",),
     summary=_summary(settings),
-    run=lambda inputs: _run(names.selection, settings, directory, inputs),
+    run=lambda inputs: _run(settings, directory, inputs),
   )
 
 
@@ -74,27 +79,30 @@ def _summary(s: Mapping) -> str:
   return ", ".join(words)
 
 
-def _run(name, settings, directory, inputs):
+def _scored(settings, inputs):
+  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.select.scored import ScoredRows
+
+  return ScoredRows(
+    {role: inputs[role] for role in _roles(settings["definition"])},
+    settings["definition"],
+    settings["seed"],
+    Corpus(inputs["corpus"]),
+  )
+
+
+def _run(settings, directory, inputs):
   import dataclasses
   import pathlib
   import tempfile
 
-  import numpy as np
-
   from miniplm_jax.core import files
   from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.select import card, writing
+  from miniplm_jax.select import writing
   from miniplm_jax.select.candidates import Candidates
-  from miniplm_jax.select.scored import ScoredRows
 
   corpus = Corpus(inputs["corpus"])
-  scored = ScoredRows(
-    {role: inputs[role] for role in _roles(settings["definition"])},
-    settings["definition"],
-    settings["seed"],
-    corpus,
-  )
-  candidates = Candidates(scored, settings)
+  candidates = Candidates(_scored(settings, inputs), settings)
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(
       tempfile.TemporaryDirectory(prefix="miniplm_jax_")
@@ -103,21 +111,17 @@ def _run(name, settings, directory, inputs):
     found = candidates.cutoff()
     scratch = stack.enter_context(files.replacing(directory / "rows.npy"))
     counts = writing.write(scratch, candidates, found)
-    rows = np.load(scratch, mmap_mode="r")
   for line in writing.shortfalls(candidates, found, counts):
     say(STAGE, line)
-  summary = card.summarise(corpus, scored, rows)
-  body = card.sections(summary, found, scored.definition, corpus)
-  card.write(directory, name, body, summary)
   return {
     "tokenizer": corpus.manifest.tokenizer,
-    "files": {n: files.describe(directory / n) for n in _OUTPUTS},
+    "files": {"rows.npy": files.describe(directory / "rows.npy")},
     "counts": {
       "rows": found.rows,
       "kept": found.kept,
       "tokens": counts.tokens,
       "dropped": candidates.dropped,
-      "domains": summary.domains,
+      "domains": counts.domains,
     },
     "details": {
       "cutoff": dataclasses.asdict(found),

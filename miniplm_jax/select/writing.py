@@ -1,5 +1,6 @@
 """rows.npy, written part by part."""
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ class Kept:
   Attributes:
     tokens: ids of the kept rows.
     weights: rows, or tokens if the budget is in tokens, by group.
+    domains: {name: {"rows" of D, "kept" rows}}.
   """
 
   tokens: int
   weights: tuple[int, ...]
+  domains: dict[str, dict[str, int]]
 
 
 def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
@@ -29,6 +32,7 @@ def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
   header = np.lib.format.header_data_from_array_1_0(np.zeros(0, np.int64))
   header["shape"] = (cutoff.kept,)
   weights = np.zeros(1 + len(candidates.quotas), np.int64)
+  by_domain = collections.Counter()
   tokens = written = 0
   with path.open("wb") as f:
     np.lib.format.write_array_header_1_0(f, header)
@@ -38,6 +42,7 @@ def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
       row_id = columns["row_id"][kept].astype("<i8", copy=False)
       f.write(row_id.tobytes())
       written += len(kept)
+      by_domain.update(columns["domain"][kept].tolist())
       tokens += int(columns["tokens"][kept].sum())
       if candidates.quotas:
         weight = columns["weight"][kept] if "weight" in columns else None
@@ -49,7 +54,11 @@ def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
         weights += len(kept)
   if written != cutoff.kept:
     raise AssertionError(f"kept {written} rows, the cutoff {cutoff.kept}")
-  return Kept(tokens, tuple(weights.tolist()))
+  domains = {
+    name: {"rows": rows, "kept": by_domain[code]}
+    for code, (name, rows) in enumerate(candidates.rows_by_domain.items())
+  }
+  return Kept(tokens, tuple(weights.tolist()), domains)
 
 
 def shortfalls(

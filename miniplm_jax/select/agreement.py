@@ -1,0 +1,87 @@
+"""How far two selections of one corpus agree."""
+
+import dataclasses
+
+import numpy as np
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.corpus.store import Corpus
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+  """Row counts of two selections in one group of rows.
+
+  Attributes:
+    name: of the group.
+    ours: rows of this selection.
+    theirs: rows of the other.
+    both: rows of both.
+  """
+
+  name: str
+  ours: int
+  theirs: int
+  both: int
+
+  @property
+  def jaccard(self) -> float:
+    """Rows of both over rows of either; 1 if there is none."""
+    either = self.ours + self.theirs - self.both
+    return self.both / either if either else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+  """This selection beside another one.
+
+  Attributes:
+    name: the other's.
+    definition: by which it ranks.
+    total: over all rows.
+    domains: by domain, most rows of this selection first.
+    chance: Jaccard of two random selections of these sizes.
+  """
+
+  name: str
+  definition: str
+  total: Shared
+  domains: list[Shared]
+  chance: float
+
+
+def compare(
+  corpus: Corpus, rows: np.ndarray, other: Manifest, other_rows: np.ndarray
+) -> Agreement:
+  """Compares kept row ids, both ascending."""
+  both = np.intersect1d(rows, other_rows, assume_unique=True)
+  counts = [_by_domain(corpus, ids) for ids in (rows, other_rows, both)]
+  domains = [
+    Shared(name, *(c.get(name, 0) for c in counts))
+    for name in counts[0] | counts[1]
+  ]
+  a, b = (len(ids) / len(corpus.rows_of("train")) for ids in (rows, other_rows))
+  return Agreement(
+    name=other.path.parent.name,
+    definition=other.settings["definition"],
+    total=Shared("all", len(rows), len(other_rows), len(both)),
+    domains=sorted(domains, key=lambda s: (-s.ours, s.name)),
+    chance=a * b / (a + b - a * b),
+  )
+
+
+def check(other: Manifest, corpus: Manifest):
+  """Raises UserError unless the other selection is of this corpus."""
+  if other.inputs["corpus"] != corpus.fingerprint:
+    raise UserError(
+      f"selection {other.path.parent.name} is of corpus "
+      f"{other.inputs['corpus'][:12]}, this one of {corpus.fingerprint[:12]}",
+      str(other.path),
+      "let config.select.compare_with name a selection of this corpus, or ''",
+    )
+
+
+def _by_domain(corpus: Corpus, ids: np.ndarray) -> dict[str, int]:
+  found = corpus.index["domain"].take(ids).value_counts().to_pylist()
+  return {d["values"]: d["counts"] for d in found}

@@ -1,0 +1,90 @@
+"""Rows of D that are there more than once, by the hash of their ids."""
+
+import dataclasses
+
+import numpy as np
+
+from miniplm_jax.corpus.store import Corpus
+
+_MOST = 5_000_000  # rows whose hashes are held at a time
+_SHOWN = 5  # largest groups that are shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies:
+  """Rows with equal ids.
+
+  Attributes:
+    rows: how many of them.
+    kept: of these, kept.
+    row_id: the first of them.
+  """
+
+  rows: int
+  kept: int
+  row_id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+  """Exact duplicates in D and among the kept rows.
+
+  Attributes:
+    every: 1 looks at all rows; n, at those of every n-th hash, where all
+      copies of a row are together.
+    rows: that were looked at.
+    kept: of these, kept.
+    groups: contents that are there more than once.
+    surplus: rows that could go, one of each content being left.
+    kept_groups: contents that were kept more than once.
+    kept_surplus: kept rows that could go.
+    left_out: rows left out that are copies of a kept row.
+    largest: the largest groups.
+  """
+
+  every: int
+  rows: int
+  kept: int
+  groups: int
+  surplus: int
+  kept_groups: int
+  kept_surplus: int
+  left_out: int
+  largest: list[Copies]
+
+
+def find(corpus: Corpus, rows: np.ndarray, most: int = _MOST) -> Duplicates:
+  """Compares the hashes of D's rows.
+
+  Args:
+    corpus: its index has the hashes.
+    rows: the kept ids, ascending.
+    most: above so many rows of D, only every n-th hash is looked at.
+  """
+  ids = corpus.rows_of("train")
+  hashes = corpus.index["hash"].to_numpy()[ids]
+  every = max(-(-len(ids) // most), 1)
+  # By hash and not by row: copies stay together.
+  here = hashes % np.uint64(every) == 0
+  ids, hashes = ids[here], hashes[here]
+  kept = np.isin(ids, rows, assume_unique=True)
+  _, first, group, count = np.unique(
+    hashes, return_index=True, return_inverse=True, return_counts=True
+  )
+  kept_count = np.bincount(group, kept, len(count)).astype(np.int64)
+  order = np.lexsort((ids[first], -count))[:_SHOWN]
+  return Duplicates(
+    every=every,
+    rows=len(ids),
+    kept=int(kept.sum()),
+    groups=int((count > 1).sum()),
+    surplus=int((count - 1).sum()),
+    kept_groups=int((kept_count > 1).sum()),
+    kept_surplus=int(np.maximum(kept_count - 1, 0).sum()),
+    left_out=int((count - kept_count)[kept_count > 0].sum()),
+    largest=[
+      Copies(int(count[i]), int(kept_count[i]), int(ids[first[i]]))
+      for i in order
+      if count[i] > 1
+    ],
+  )

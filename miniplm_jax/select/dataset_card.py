@@ -1,0 +1,150 @@
+"""card.md of a selection: a Hugging Face dataset card."""
+
+import itertools
+from collections.abc import Mapping
+
+from miniplm_jax.core.manifest import Manifest, code_version
+from miniplm_jax.core.page import markdown_table
+from miniplm_jax.select import tables
+from miniplm_jax.select.tables import Findings
+
+_FORMULAS = {
+  "mean_diff": "r(x) = (log p(x) − log p_ref(x)) / n, p the teacher, p_ref the "
+  "reference, n the scored tokens of row x",
+  "sum_diff": "r(x) = log p(x) − log p_ref(x), p the teacher, p_ref the "
+  "reference, summed over row x",
+  "bits_per_byte_diff": "r(x) = (log2 p(x) − log2 p_ref(x)) / b, p the "
+  "teacher, p_ref the reference, b the UTF-8 bytes of the scored text of row x",
+  "zscore_by_domain": "r(x) = (d(x) − m) / s, d(x) = (log p(x) − log p_ref(x)) "
+  "/ n, p the teacher, p_ref the reference, n the scored tokens of row x, m "
+  "and s mean and standard deviation of d over the rows of x's domain",
+  "difficulty": "r(x) = −log p_ref(x) / n, p_ref the reference, n the scored "
+  "tokens of row x",
+  "teacher_preference": "r(x) = log p(x) / n, p the teacher, n the scored "
+  "tokens of row x",
+}
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+
+_FILES = """\
+`rows.npy` holds the ids of the kept rows: int64, ascending, counted from 0 over
+all rows of the packed corpus. The rows themselves stay in the corpus; no text
+is in this folder but the samples in `report.html`."""
+
+_LOAD = """\
+```python
+import numpy as np
+
+rows = np.load("rows.npy")
+```
+
+The rows as token ids, by random access, and as a seqio task in which the
+selection is a filter over the scores:
+
+```python
+from miniplm_jax.core import manifest
+from miniplm_jax.corpus.store import Corpus
+
+corpus = Corpus(manifest.require("WORKDIR/corpus/manifest.json"))
+instances = corpus.read(rows[:8])
+
+import seqio
+from miniplm_jax.select import tasks
+
+task = seqio.get_mixture_or_task(tasks.register("WORKDIR", "{name}"))
+dataset = task.get_dataset(sequence_length=None, split="train", shuffle=False)
+```"""
+
+_LIMITS = """\
+- The ranking knows nothing of truth, safety or personal data: nothing here was
+  filtered for that.
+- Another teacher, reference, tokenizer or definition ranks otherwise; the
+  tables of domains and lengths show what this one favours.
+- The licence of the texts is that of the corpus, which this card does not
+  know."""
+
+_CITATION = """\
+```bibtex
+@inproceedings{gu2025miniplm,
+  title = {MiniPLM: Knowledge Distillation for Pre-Training Language Models},
+  author = {Gu, Yuxian and Zhou, Hao and Meng, Fandong and Zhou, Jie and
+            Huang, Minlie},
+  booktitle = {International Conference on Learning Representations},
+  year = {2025},
+  url = {https://arxiv.org/abs/2410.17215},
+}
+```"""
+
+
+def write(found: Findings, inputs: Mapping[str, Manifest]) -> str:
+  """The card, in Markdown with YAML before it.
+
+  Args:
+    found: the selection.
+    inputs: manifests of what it was made from.
+  """
+  return "\n\n".join(_sections(found, inputs)) + "\n"
+
+
+def _sections(found: Findings, inputs: Mapping[str, Manifest]):
+  import huggingface_hub
+
+  summary, definition = found.summary, found.facts["definition"]
+  data = huggingface_hub.DatasetCardData(
+    pretty_name=f"MiniPLM selection {found.name}",
+    size_categories=[size_category(summary.total.kept_rows)],
+    tags=["pretraining", "data-selection", "difference-sampling", "miniplm"],
+  )
+  yield f"---\n{data.to_yaml()}\n---\n# Selection {found.name}"
+  yield tables.lead(found)
+  yield _FILES
+  yield "## How it was made"
+  yield (
+    "Rows of D, the corpus without what the models were trained on here and "
+    "without the held-out rows, were scored and ranked; the kept ones are in "
+    f"corpus order. The score is `{definition}` ({found.facts['label']})"
+    + (f": {formula}" if (formula := _FORMULAS.get(definition)) else "")
+    + ". Difference Sampling of MiniPLM (arXiv 2410.17215) takes the highest "
+    "by `mean_diff` or `sum_diff`. The settings, and the sha256 fingerprints "
+    "of what was read:"
+  )
+  yield markdown_table(*tables.made_table(found, inputs))
+  yield f"Made by miniplm_jax {code_version()}."
+  yield "## What was kept"
+  yield markdown_table(*tables.domain_table(summary))
+  yield markdown_table(*tables.length_table(summary))
+  if summary.has_noise:
+    yield tables.noise_words(summary)
+  if found.facts["dropped"]:
+    yield "## Left out before the ranking"
+    rows = [(k, f"{v:,}") for k, v in found.facts["dropped"].items()]
+    yield markdown_table(("reason", "rows of D"), rows)
+  if found.duplicates:
+    yield "## Duplicates"
+    yield tables.duplicate_words(found.duplicates)
+    yield markdown_table(*tables.duplicate_table(found.duplicates))
+  yield "## Overlap with evaluation sets"
+  if found.overlaps:
+    yield tables.overlap_words(found.overlaps)
+    yield markdown_table(*tables.overlap_table(found.overlaps))
+  else:
+    yield "Not measured: no evaluation set was named."
+  if found.agreement:
+    yield "## Agreement with another selection"
+    yield tables.agreement_words(found.name, found.agreement)
+    yield markdown_table(*tables.agreement_table(found.agreement))
+  yield "## Use"
+  yield _LOAD.format(name=found.name)
+  yield "## Limits"
+  yield _LIMITS
+  yield "## Citation"
+  yield _CITATION
+
+
+def size_category(rows: int) -> str:
+  """Hugging Face's name for so many rows."""
+  if rows < 1000:
+    return "n<1K"
+  for i, (low, high) in enumerate(itertools.pairwise(_SIZES)):
+    if rows < 10 ** (i + 4):
+      return f"{low}<n<{high}"
+  return "n>1T"

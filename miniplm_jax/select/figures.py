@@ -1,0 +1,254 @@
+"""The pictures of a selection."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from miniplm_jax.core import page
+from miniplm_jax.select.summary import Group, Summary, largest
+
+_KEPT, _CUT = page.COLOURS[:2]
+_SHORT = 0.005  # share of rows that the picture of lengths leaves out
+_DENSITY = "#C3D9EA", _KEPT, "#06182B"  # few to many rows
+# Of the domains with a curve of their own; the threshold's is not among them.
+_CURVES = page.COLOURS[:1] + page.COLOURS[2:]
+
+Picture = tuple[str, str]
+
+
+def pictures(summary: Summary, facts: Mapping[str, Any]) -> list[Picture]:
+  """(inline PNG, caption) of what there is to show.
+
+  Args:
+    summary: the selection.
+    facts: see `tables.facts`.
+  """
+  n, rows = len(summary.sample.score), summary.total.rows
+  drawn = f"Drawn from {n:,} evenly spaced rows of D." if n < rows else ""
+  found = [
+    (
+      _kept_share(summary),
+      "Share of each domain's rows that was kept; the "
+      "dashed line is the share of all rows.",
+    ),
+    (
+      _token_share(summary),
+      "Share of all tokens that is a domain's: in D, and among the kept rows.",
+    ),
+    (
+      _histogram(summary, facts),
+      f"Scores, kept rows and rows left out, stacked. {_told(facts)}{drawn}",
+    ),
+    (
+      _cumulative(summary, facts),
+      f"Share of rows with at most this score, for "
+      f"all rows and for the largest domains. {_told(facts)}{drawn}",
+    ),
+  ]
+  if summary.has_noise:
+    found.append(
+      (
+        _density(summary, facts),
+        "Mean NLL of a row under reference and "
+        "teacher; colour counts rows, on a logarithmic scale. Below the dashed "
+        "diagonal the teacher finds a row likelier. "
+        f"{_told_line(facts)}{drawn}",
+      )
+    )
+  found.append(
+    (
+      _lengths(summary),
+      "Share of rows by their number of tokens, in D and "
+      "among the kept rows. The shortest "
+      f"{_SHORT:.1%} lie to the left of the picture.",
+    )
+  )
+  return [(page.picture(figure), text.strip()) for figure, text in found]
+
+
+def _cut(facts) -> float | None:
+  """The threshold, if there is one for all rows."""
+  return facts["threshold"]
+
+
+def _told(facts) -> str:
+  return "" if _cut(facts) is None else "The line is the threshold. "
+
+
+def _told_line(facts) -> str:
+  told = _cut(facts) is not None and facts["definition"] == "mean_diff"
+  return "Rows below the solid line reach the threshold. " if told else ""
+
+
+def _mark_cut(ax, facts):
+  if (cut := _cut(facts)) is not None:
+    ax.axvline(cut, color=_CUT, lw=1.3)
+
+
+def _shown(summary: Summary) -> list[Group]:
+  return largest(summary.domains)
+
+
+def _height(count: int) -> float:
+  return max(3.6, 0.9 + 0.27 * count)
+
+
+def _kept_share(summary: Summary):
+  groups = sorted(_shown(summary), key=lambda g: g.share)
+  figure, ax = page.axes(
+    "Kept share by domain", "share kept", "", height=_height(len(groups))
+  )
+  values = [g.share for g in groups]
+  ax.barh([g.name for g in groups], values, color=_KEPT, height=0.7)
+  for i, value in enumerate(values):
+    label = ax.text(value + 0.015, i, f"{value:.0%}", va="center", fontsize=8)
+    label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
+  ax.axvline(summary.total.share, color=page.INK, lw=1, ls="--")
+  ax.set_xlim(0, 1.1)
+  _percent(ax.xaxis)
+  ax.grid(axis="y", visible=False)
+  return figure
+
+
+def _token_share(summary: Summary):
+  groups = _shown(summary)[::-1]
+  figure, ax = page.axes(
+    "Token share before and after",
+    "share of tokens",
+    "",
+    height=_height(len(groups)),
+  )
+  before, after = (
+    np.array([getattr(g, name) for g in groups])
+    / max(getattr(summary.total, name), 1)
+    for name in ("tokens", "kept_tokens")
+  )
+  places = np.arange(len(groups))
+  ax.hlines(places, before, after, color=page.PALE, lw=3, zorder=1)
+  for values, colour, label in (
+    (before, page.GREY, "before: D"),
+    (after, _KEPT, "after: kept"),
+  ):
+    ax.scatter(values, places, color=colour, s=34, label=label, zorder=2)
+  ax.set_yticks(places, [g.name for g in groups])
+  ax.set_xlim(left=0)
+  _percent(ax.xaxis)
+  page.legend(ax)
+  return figure
+
+
+def _percent(axis):
+  from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+  # Round steps: none is shown as a number that it is not.
+  axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+  low, high = axis.get_view_interval()
+  axis.set_major_formatter(PercentFormatter(1, 0 if high - low > 0.06 else 1))
+
+
+def _range(values: np.ndarray, most: float = 0.999) -> tuple[float, float]:
+  """The ends of a picture: without the few that would make it empty."""
+  low, high = (float(v) for v in np.quantile(values, [1 - most, most]))
+  return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _histogram(summary: Summary, facts):
+  figure, ax = page.axes("Distribution of scores", facts["label"], "rows")
+  score, kept = summary.sample.score, summary.sample.kept
+  low, high = _range(score)
+  count = int(np.clip(np.sqrt(len(score)), 20, 80))
+  width, cut = (high - low) / count, _cut(facts)
+  if cut is not None:  # between two bins: none is on both sides of it
+    low = cut - np.ceil((cut - low) / width) * width
+  ax.hist(
+    (score[kept], score[~kept]),
+    bins=low + width * np.arange(count + 2),
+    stacked=True,
+    color=[_KEPT, page.PALE],
+    label=["kept", "left out"],
+  )
+  _mark_cut(ax, facts)
+  ax.grid(axis="x", visible=False)
+  page.legend(ax)
+  return figure
+
+
+def _cumulative(summary: Summary, facts):
+  figure, ax = page.axes(
+    "Cumulative distribution by domain", facts["label"], "share of rows"
+  )
+  score, domain = summary.sample.score, summary.sample.domain
+  curves = [("all rows", score, page.INK, 2.2)]
+  for group, colour in zip(summary.domains, _CURVES):
+    curves.append((group.name, score[domain == group.name], colour, 1.2))
+  for name, values, colour, width in curves:
+    if len(values):
+      ax.ecdf(values, color=colour, lw=width, label=name)
+  ax.set_xlim(*_range(score, 0.998))
+  _mark_cut(ax, facts)
+  _percent(ax.yaxis)
+  page.legend(ax)
+  return figure
+
+
+def _density(summary: Summary, facts):
+  from matplotlib.colors import LinearSegmentedColormap
+
+  figure, ax = page.axes(
+    "Teacher against reference",
+    "reference NLL (nats per token)",
+    "teacher NLL (nats per token)",
+  )
+  sample = summary.sample
+  x_ends, y_ends = _range(sample.reference), _range(sample.teacher)
+  low, high = min(x_ends[0], y_ends[0]), max(x_ends[1], y_ends[1])
+  inside = [
+    (v >= low) & (v <= high) for v in (sample.reference, sample.teacher)
+  ]
+  inside = inside[0] & inside[1]
+  cells = ax.hexbin(
+    sample.reference[inside],
+    sample.teacher[inside],
+    gridsize=48,
+    bins="log",
+    mincnt=1,
+    cmap=LinearSegmentedColormap.from_list("", _DENSITY),
+    linewidths=0.1,
+  )
+  ends = np.array([low, high])
+  ax.plot(ends, ends, color=page.INK, lw=1, ls="--", label="equal")
+  cut = _cut(facts)
+  if cut is not None and facts["definition"] == "mean_diff":
+    ax.plot(ends, ends - cut, color=_CUT, lw=1.3, label="threshold")
+  # Each axis its own ends: the rows fill the picture.
+  for limit, (a, b) in ((ax.set_xlim, x_ends), (ax.set_ylim, y_ends)):
+    limit(a - 0.03 * (b - a), b + 0.03 * (b - a))
+  bar = figure.colorbar(cells, ax=ax, pad=0.02)
+  bar.set_label("rows", fontsize=9, color=page.INK)
+  bar.ax.tick_params(labelsize=8)
+  bar.outline.set_visible(False)
+  page.legend(ax)
+  return figure
+
+
+def _lengths(summary: Summary):
+  figure, ax = page.axes("Length of rows", "tokens of a row", "share of rows")
+  counts = summary.rows_by_length
+  below = np.cumsum(counts[0]) / counts[0].sum()
+  first, end = int(np.searchsorted(below, _SHORT)), counts.shape[1]
+  width = max((end - first) // 48, 1)
+  # From the full rows downwards: the last bin is as wide as the others.
+  edges = np.arange(end, first - width, -width)[::-1]
+  for values, colour, fill, label in (
+    (counts[0], page.PALE, True, "before: D"),
+    (counts[1], _KEPT, False, "after: kept"),
+  ):
+    binned, _ = np.histogram(np.arange(end), edges, weights=values)
+    share = binned / max(values.sum(), 1)
+    ax.stairs(share, edges, color=colour, fill=fill, lw=1.6, label=label)
+  ax.set_xlim(edges[0], end)
+  _percent(ax.yaxis)
+  ax.grid(axis="x", visible=False)
+  page.legend(ax, loc="upper left")
+  return figure

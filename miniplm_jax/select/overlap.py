@@ -1,0 +1,312 @@
+"""Evaluation items whose words stand in the rows: n-gram contamination.
+
+As in GPT-3's report (arXiv 2005.14165, appendix C): lower case, punctuation
+stripped, 13 words in a row. N-grams are compared as 64-bit hashes.
+"""
+
+import dataclasses
+import glob
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from miniplm_jax.core import files
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus.store import Corpus
+
+WORDS = 13  # of an n-gram
+SHORTEST = 8  # a text of fewer words is not looked for
+_MOST = 200_000  # rows of D that are read
+_BATCH = 512  # rows that are searched together
+_WORST = 3  # items that are shown
+
+_MARKS = re.compile(r"[^\w\s]|_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+  """An item that was found.
+
+  Attributes:
+    texts: of the item.
+    share: of its n-grams, those that were found.
+    row_id: a row that has one of them, a kept one if there is one.
+  """
+
+  texts: list[str]
+  share: float
+  row_id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+  """One evaluation set beside the rows.
+
+  Attributes:
+    name: its file's.
+    items: its records.
+    too_short: items without a text that is long enough.
+    found: items with an n-gram in the rows of D that were read.
+    found_kept: likewise, in kept rows.
+    rows: rows with an n-gram of the set.
+    kept_rows: of these, kept.
+    rows_read: rows of D that were read.
+    kept_read: of these, kept.
+    worst: the items of which most was found.
+  """
+
+  name: str
+  items: int
+  too_short: int
+  found: int
+  found_kept: int
+  rows: int
+  kept_rows: int
+  rows_read: int
+  kept_read: int
+  worst: list[Match]
+
+
+def paths(patterns: Sequence[str]) -> list[epath.Path]:
+  """The files that paths or globs name.
+
+  Raises:
+    UserError: nothing matches, or it is of an unknown format.
+  """
+  found = []
+  for pattern in patterns:
+    path = epath.Path(pattern).expanduser()
+    if path.exists():
+      new = [path]
+    elif files.is_local(path):
+      new = [epath.Path(p) for p in sorted(glob.glob(str(path)))]
+    else:
+      new = sorted(path.parent.glob(path.name))
+    new = [p for p in new if not p.is_dir()]
+    if not new:
+      raise UserError(
+        "no file of evaluation items is there",
+        f"config.select.evaluation_sets={pattern}",
+        "give files or globs of .jsonl, .json or .parquet",
+      )
+    found += new
+  return list(dict.fromkeys(found))
+
+
+def rows_to_read(corpus: Corpus, most: int = _MOST) -> np.ndarray:
+  """int64 ids of all rows of D, or of evenly spaced ones if there are more."""
+  ids = corpus.rows_of("train")
+  return ids[:: max(-(-len(ids) // most), 1)]
+
+
+def measure(
+  corpus: Corpus,
+  rows: np.ndarray,
+  sets: Sequence[epath.Path],
+  ids: np.ndarray,
+  done: Callable[[int], None] = lambda n: None,
+) -> list[Overlap]:
+  """Looks for the items of evaluation sets in decoded rows of D.
+
+  Args:
+    corpus: the rows.
+    rows: the kept ids, ascending.
+    sets: files of items.
+    ids: of the rows that are read, see `rows_to_read`.
+    done: is told how many more rows have been read.
+  """
+  grams = _Grams([(path.name, list(read_texts(path))) for path in sets])
+  kept = np.isin(ids, rows, assume_unique=True)
+  tokenizer = corpus.tokenizer()
+  for start in range(0, len(ids), _BATCH):
+    batch = ids[start : start + _BATCH]
+    texts = [tokenizer.decode(row.ids) for row in corpus.read(batch)]
+    grams.search(texts, batch, kept[start : start + _BATCH])
+    done(len(batch))
+  return grams.overlaps(len(ids), int(kept.sum()))
+
+
+def words(text: str) -> list[str]:
+  """Lower case, punctuation stripped."""
+  return _MARKS.sub("", text.lower()).split()
+
+
+def read_texts(path: epath.Path) -> Iterator[list[str]]:
+  """The texts of each record of a file, in the order of its fields.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
+  import pyarrow as pa
+
+  try:
+    for record in _records(path):
+      yield list(dict.fromkeys(_strings(record)))
+  except (ValueError, RecursionError, pa.ArrowException, OSError) as e:
+    raise UserError(
+      f"this file of evaluation items cannot be read ({e})",
+      str(path),
+      "give .jsonl, .json (with .gz or .zst) or .parquet",
+    ) from e
+
+
+def _records(path: epath.Path) -> list[Any]:
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  content = path.read_bytes()
+  if path.suffix == ".parquet":
+    return pq.read_table(pa.BufferReader(content)).to_pylist()
+  if path.suffix == ".gz":
+    content = gzip.decompress(content)
+  elif path.suffix == ".zst":
+    source = pa.BufferReader(content)
+    content = pa.CompressedInputStream(source, "zstd").read()
+  if content.lstrip().startswith(b"["):
+    return json.loads(content)
+  return [json.loads(line) for line in content.splitlines() if line.strip()]
+
+
+def _strings(record: Any) -> Iterator[str]:
+  if isinstance(record, str):
+    yield record
+  elif isinstance(record, dict | list):
+    for value in record.values() if isinstance(record, dict) else record:
+      yield from _strings(value)
+
+
+def ngrams(texts: Sequence[str]) -> set[tuple[str, ...]]:
+  """The n-grams of an item: of each text, and of all of them joined.
+
+  A text of `SHORTEST` to `WORDS` words is one n-gram, a shorter one is none.
+  """
+  found = set()
+  for text in (*texts, " ".join(texts)):
+    parts = words(text)
+    if len(parts) >= SHORTEST:
+      n = min(len(parts), WORDS)
+      found |= {tuple(parts[i : i + n]) for i in range(len(parts) - n + 1)}
+  return found
+
+
+def locate(texts: Sequence[str], row: str) -> int:
+  """Where in a row's text the first n-gram of an item begins, or 0."""
+  wanted = ngrams(texts)
+  lengths = {len(gram) for gram in wanted}
+  found = [(words(m[0]), m.start()) for m in re.finditer(r"\S+", row)]
+  found = [(word[0], start) for word, start in found if word]
+  for i, (_, start) in enumerate(found):
+    for n in lengths:
+      if tuple(word for word, _ in found[i : i + n]) in wanted:
+        return start
+  return 0
+
+
+class _Grams:
+  """The n-grams of all items, and where they were found."""
+
+  def __init__(self, sets: Sequence[tuple[str, list[list[str]]]]):
+    self._sets = sets
+    self._number: dict[str, int] = {}  # of a word; 0 is any other
+    hashes, self._items = [], []  # [set][item] → indices of n-grams
+    for _, items in sets:
+      self._items.append([])
+      for texts in items:
+        new = [self._hash(gram) for gram in sorted(ngrams(texts))]
+        self._items[-1].append(np.arange(len(hashes), len(hashes) + len(new)))
+        hashes += new
+    self._lengths = sorted({n for n, _ in hashes})
+    self._keys, index = np.unique(
+      np.array([key for _, key in hashes], np.uint64), return_inverse=True
+    )
+    self._items = [[index[i] for i in items] for items in self._items]
+    # By set and n-gram; an n-gram may be of several sets.
+    self._in_set = np.zeros((len(sets), len(self._keys)), bool)
+    for i, items in enumerate(self._items):
+      for item in items:
+        self._in_set[i, item] = True
+    self._row = np.full((2, len(self._keys)), -1)  # left out or kept; last
+    self._rows = np.zeros((2, len(sets)), np.int64)
+
+  def _hash(self, gram: tuple[str, ...]) -> tuple[int, np.uint64]:
+    for word in gram:
+      self._number.setdefault(word, len(self._number) + 1)
+    numbers = np.array([self._number[word] for word in gram], np.uint64)
+    return len(gram), _windows(_mixed(numbers), len(gram))[0]
+
+  def search(self, texts: Sequence[str], row_ids, kept):
+    """Notes which n-grams stand in these rows."""
+    numbers, row = [], []
+    for i, text in enumerate(texts):
+      found = [self._number.get(word, 0) for word in words(text)]
+      # A word that no item has stands between two rows.
+      numbers += [*found, 0]
+      row += [i] * (len(found) + 1)
+    mixed, row = _mixed(np.array(numbers, np.uint64)), np.array(row)
+    hit = np.zeros((len(texts), len(self._sets)), bool)
+    for n in self._lengths:
+      keys = _windows(mixed, n)
+      place = np.searchsorted(self._keys, keys)
+      place[place == len(self._keys)] = 0
+      here = np.flatnonzero(self._keys[place] == keys)
+      gram, local = place[here], row[here]
+      self._row[kept[local].astype(np.int64), gram] = row_ids[local]
+      for i, among in enumerate(self._in_set):
+        hit[local[among[gram]], i] = True
+    for k in (0, 1):
+      self._rows[k] += hit[kept == bool(k)].sum(0)
+
+  def overlaps(self, rows_read: int, kept_read: int) -> list[Overlap]:
+    """What was found, by set."""
+    found = []
+    for i, (name, texts) in enumerate(self._sets):
+      items = self._items[i]
+      kept = [self._row[1, item] >= 0 for item in items]
+      either = [self._row[:, item].max(0) >= 0 for item in items]
+      shares = np.array([e.mean() if len(e) else 0.0 for e in either])
+      worst = np.argsort(-shares, kind="stable")[:_WORST]
+      found.append(
+        Overlap(
+          name=name,
+          items=len(items),
+          too_short=sum(not len(item) for item in items),
+          found=sum(bool(e.any()) for e in either),
+          found_kept=sum(bool(k.any()) for k in kept),
+          rows=int(self._rows[:, i].sum()),
+          kept_rows=int(self._rows[1, i]),
+          rows_read=rows_read,
+          kept_read=kept_read,
+          worst=[
+            Match(texts[j], float(shares[j]), self._place(items[j]))
+            for j in worst
+            if shares[j]
+          ],
+        )
+      )
+    return found
+
+  def _place(self, item: np.ndarray) -> int:
+    left_out, kept = self._row[:, item].max(1)
+    return int(kept if kept >= 0 else left_out)
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+  """Word numbers as uniform 64 bits (splitmix64)."""
+  x = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
+
+
+def _windows(mixed: np.ndarray, n: int) -> np.ndarray:
+  """Hashes of all n words in a row: uint64 [words − n + 1]."""
+  count = max(len(mixed) - n + 1, 0)
+  keys = np.full(count, n, np.uint64)
+  for i in range(n):  # a polynomial: order counts
+    keys = keys * np.uint64(0xD6E8FEB86659FD93) + mixed[i : i + count]
+  return keys

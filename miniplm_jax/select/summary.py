@@ -1,0 +1,242 @@
+"""What a selection did to the corpus, in figures: one pass over the scores."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.select.scored import ScoredRows
+
+_SAMPLE = 50_000  # rows that the pictures are drawn from
+TEXTS = 2  # rows of each domain at each place of the ranking
+
+# Added up by group of rows; what begins with kept_, over the kept rows alone.
+_SUMS = ("rows", "tokens", "score", "noise")
+_FIELDS = (*_SUMS, *(f"kept_{name}" for name in _SUMS))
+
+# Places of a domain's ranking: which rows, and whether the highest are meant.
+PLACES = {
+  "highest score": (None, True),
+  "lowest score that was kept": (True, False),
+  "highest score that was left out": (False, True),
+  "lowest score": (None, False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Some rows of D, and those of them that were kept.
+
+  Attributes:
+    name: of the group.
+    rows: how many.
+    tokens: ids in them.
+    score: sum of their scores.
+    noise: how many the reference finds likelier than the teacher does.
+    kept_rows: as `rows`, of the kept; likewise what follows.
+  """
+
+  name: str
+  rows: int
+  tokens: int
+  score: float
+  noise: int
+  kept_rows: int
+  kept_tokens: int
+  kept_score: float
+  kept_noise: int
+
+  @property
+  def share(self) -> float:
+    """Of its rows, those that were kept."""
+    return self.kept_rows / self.rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """Evenly spaced rows of D, for pictures; all arrays [n].
+
+  Attributes:
+    score: float32.
+    kept: bool.
+    domain: names.
+    teacher: float32, mean NLL per token, or None without such a table.
+    reference: likewise.
+  """
+
+  score: np.ndarray
+  kept: np.ndarray
+  domain: np.ndarray
+  teacher: np.ndarray | None
+  reference: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """A selection in figures; exact but for `sample`.
+
+  Attributes:
+    domains: most tokens first.
+    lengths: by tokens of a row, shortest first, empty ones left out.
+    total: all rows of D.
+    rows_by_length: int64 [2, max_length + 2], rows of D and kept rows with so
+      many ids.
+    has_noise: whether teacher and reference tables were both there.
+    places: {domain: {place of `PLACES`: [(score, row id)]}}.
+    sample: for pictures.
+  """
+
+  domains: list[Group]
+  lengths: list[Group]
+  total: Group
+  rows_by_length: np.ndarray
+  has_noise: bool
+  places: dict[str, dict[str, list[tuple[float, int]]]]
+  sample: Sample
+
+
+def summarise(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
+  """Reads the score tables once, a part at a time.
+
+  Args:
+    corpus: for the longest row.
+    scored: all rows of D.
+    rows: the kept ids, ascending.
+  """
+  names = scored.domains
+  by_domain = np.zeros((len(_FIELDS), len(names)))
+  by_length = np.zeros((len(_FIELDS), corpus.max_length + 2))
+  places, has_noise = _Places(TEXTS), True
+  sample, every, start = [], max(scored.rows // _SAMPLE, 1), 0
+  for columns in scored.columns():
+    ids, score = columns["row_id"], columns["score"]
+    if not len(ids):
+      continue
+    domain, length = columns["domain"], columns["corpus_tokens"]
+    kept = np.isin(ids, _between(rows, ids[0], ids[-1]), assume_unique=True)
+    teacher, reference = (_mean(columns, m) for m in ("teacher", "reference"))
+    noise = np.zeros(len(ids))
+    if has_noise := teacher is not None and reference is not None:
+      noise = (reference < teacher).astype(np.float64)
+    values = np.ones(len(ids)), length, score, noise
+    _add(by_domain, domain, kept, values)
+    _add(by_length, length, kept, values)
+    places.add(domain, score, ids, kept)
+    here = np.arange(-start % every, len(ids), every)
+    start += len(ids)
+    columns = score, kept, domain, teacher, reference
+    sample.append([c if c is None else c[here] for c in columns])
+  return _summary(names, by_domain, by_length, has_noise, places, sample)
+
+
+def _summary(names, by_domain, by_length, has_noise, places, sample):
+  domains = [
+    group(name, by_domain[:, i])
+    for i, name in enumerate(names)
+    if by_domain[0, i]
+  ]
+  lengths = [
+    group(f"{low:,} to {high - 1:,}" if high > low + 1 else f"{low:,}", total)
+    for low, high in _buckets(by_length.shape[1] - 2)
+    if (total := by_length[:, low:high].sum(1))[0]
+  ]
+  score, kept, domain, *means = (
+    None if part[0] is None else np.concatenate(part) for part in zip(*sample)
+  )
+  return Summary(
+    domains=sorted(domains, key=lambda g: (-g.tokens, g.name)),
+    lengths=lengths,
+    total=group("all", by_domain.sum(1)),
+    rows_by_length=by_length[[0, _FIELDS.index("kept_rows")]].astype(np.int64),
+    has_noise=has_noise,
+    places={names[i]: found for i, found in places.found().items()},
+    sample=Sample(score, kept, np.array(names, object)[domain], *means),
+  )
+
+
+def group(name: str, sums: Iterable[float]) -> Group:
+  """A group from its sums, in the order of `Group`'s fields."""
+  sums = dict(zip(_FIELDS, sums))
+  whole = {k: v if k.endswith("score") else int(v) for k, v in sums.items()}
+  return Group(name, **whole)
+
+
+def largest(groups: Sequence[Group], most: int = 12) -> list[Group]:
+  """The first `most` groups, and the others as one if there are more."""
+  if len(groups) <= most:
+    return list(groups)
+  rest = groups[most:]
+  sums = [sum(getattr(g, field) for g in rest) for field in _FIELDS]
+  return [*groups[:most], group(f"{len(rest)} other domains", sums)]
+
+
+def _buckets(max_length: int) -> list[tuple[int, int]]:
+  """Lengths [low, high): finer where packed rows are, at the long end."""
+  shares = (0.25, 0.5, 0.75, 0.875, 0.9375)
+  inner = {max(int(s * max_length), 2) for s in shares}
+  edges = sorted({2, *inner, max_length + 1, max_length + 2})
+  return list(itertools.pairwise(edges))
+
+
+def _between(rows: np.ndarray, first: int, last: int) -> np.ndarray:
+  start, end = np.searchsorted(rows, [first, last + 1])
+  return rows[start:end]
+
+
+def _mean(columns, model: str) -> np.ndarray | None:
+  """Mean NLL per token, if there is such a table."""
+  if f"{model}_nll" not in columns:
+    return None
+  return columns[f"{model}_nll"] / columns[f"{model}_tokens"].astype(np.float32)
+
+
+def _add(sums: np.ndarray, code: np.ndarray, kept: np.ndarray, values):
+  """Adds values [n] to sums [fields, groups]; exact for counts < 2^53."""
+  n = sums.shape[1]
+  for i, value in enumerate(values):
+    sums[i] += np.bincount(code, value, n)
+    sums[i + len(values)] += np.bincount(code[kept], value[kept], n)
+
+
+class _Places:
+  """The rows at each place of each domain's ranking, so far."""
+
+  def __init__(self, texts: int):
+    self._texts = texts
+    # {(domain, kept, highest): [(score, row id)]}, best first
+    self._found: dict[tuple[int, bool, bool], list[tuple[float, int]]] = {}
+
+  def add(self, domain, score, row_id, kept):
+    """Takes a part's rows; all arrays [n]."""
+    for is_kept in (True, False):
+      here = kept == is_kept
+      for highest in (True, False):
+        self._add(domain[here], score[here], row_id[here], is_kept, highest)
+
+  def _add(self, domain, score, row_id, is_kept: bool, highest: bool):
+    order = np.lexsort((row_id, -score if highest else score, domain))
+    codes, starts = np.unique(domain[order], return_index=True)
+    for code, start in zip(codes.tolist(), starts):
+      first = order[start : start + self._texts]
+      first = first[domain[first] == code]
+      new = list(zip(score[first].tolist(), row_id[first].tolist()))
+      key = code, is_kept, highest
+      self._found[key] = self._best(self._found.get(key, []) + new, highest)
+
+  def _best(self, pairs, highest: bool):
+    pairs = sorted(pairs, key=lambda p: (-p[0] if highest else p[0], p[1]))
+    return pairs[: self._texts]
+
+  def found(self):
+    """{domain code: {place: [(score, row id)]}}."""
+    found = {}
+    for code in {code for code, *_ in self._found}:
+      found[code] = {}
+      for place, (is_kept, highest) in PLACES.items():
+        pairs = []
+        for k in (True, False) if is_kept is None else (is_kept,):
+          pairs += self._found.get((code, k, highest), [])
+        found[code][place] = self._best(pairs, highest)
+    return found

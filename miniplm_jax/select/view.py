@@ -1,0 +1,126 @@
+"""The report of a selection as a job of its own.
+
+It shows what was selected: with another evaluation set or another selection
+to compare with, it alone is made again.
+"""
+
+from collections.abc import Callable, Mapping
+
+from miniplm_jax.core import files
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.job import Job
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+
+_OUTPUTS = ("report.html", "card.md")
+# Beside the inputs of the selection itself.
+_SELECTION = "selection"
+
+
+def job(config, workdir: Workdir, rows: Job, scored: Callable) -> Job:
+  """report.html and card.md; report.json is their manifest.
+
+  Args:
+    config: its `select.evaluation_sets` and `select.compare_with`.
+    workdir: of the other selection.
+    rows: the job that selects.
+    scored: (inputs of that job) → its `ScoredRows`.
+  """
+  c, directory = config.select, rows.manifest.parent
+  other = workdir.selection(c.compare_with) / MANIFEST
+  compares = bool(c.compare_with) and other != rows.manifest
+  inputs = {_SELECTION: rows.manifest, **rows.inputs}
+  if compares:
+    inputs["compare_with"] = lambda: _require(other).fingerprint
+  if c.evaluation_sets:
+    inputs["evaluation_sets"] = lambda: _probe(c.evaluation_sets)
+  return Job(
+    stage=rows.stage,
+    manifest=directory / "report.json",
+    settings={
+      "evaluation_sets": list(c.evaluation_sets),
+      "compare_with": c.compare_with if compares else "",
+    },
+    inputs=inputs,
+    outputs=tuple(directory / name for name in _OUTPUTS),
+    summary=f"{directory / 'report.html'} and card.md",
+    run=lambda found: _run(
+      config, directory, other if compares else None, scored, found
+    ),
+    is_view=True,
+  )
+
+
+def _require(other) -> Manifest:
+  found = manifest_lib.read(other)
+  if found is None:
+    raise UserError(
+      "there is no such selection to compare with",
+      f"{other.parent}, config.select.compare_with",
+      "name a finished selection of this workdir, or ''",
+    )
+  return found
+
+
+def _probe(patterns) -> str:
+  from miniplm_jax.select import overlap
+
+  return files.probe(overlap.paths(patterns))
+
+
+def _run(config, directory, other, scored, inputs: Mapping[str, Manifest]):
+  from miniplm_jax.core.progress import Progress
+  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.select import (
+    agreement,
+    card,
+    copies,
+    dataset_card,
+    overlap,
+    summary,
+    tables,
+  )
+  from miniplm_jax.select.stage import kept_rows
+
+  made_from = dict(inputs)
+  selection = made_from.pop(_SELECTION)
+  corpus, rows = Corpus(inputs["corpus"]), kept_rows(selection)
+  agreed, overlaps = None, []
+  if other:
+    theirs = _require(other)
+    agreement.check(theirs, inputs["corpus"])
+    agreed = agreement.compare(corpus, rows, theirs, kept_rows(theirs))
+  if config.select.evaluation_sets:
+    sets = overlap.paths(config.select.evaluation_sets)
+    every = config.run.log_every_seconds
+    ids = overlap.rows_to_read(corpus)
+    with Progress("select", len(ids), "rows", every=every) as progress:
+      overlaps = overlap.measure(corpus, rows, sets, ids, progress.update)
+  figures = summary.summarise(corpus, scored(made_from), rows)
+  found = tables.Findings(
+    directory.name,
+    tables.facts(selection, figures),
+    figures,
+    copies.find(corpus, rows),
+    overlaps,
+    agreed,
+  )
+  card.write(directory, found, made_from, corpus)
+  files.write_bytes(
+    directory / "card.md", dataset_card.write(found, made_from).encode()
+  )
+  return {
+    "tokenizer": corpus.manifest.tokenizer,
+    "files": {name: files.describe(directory / name) for name in _OUTPUTS},
+    "counts": {
+      "domains": {
+        g.name: {"rows": g.rows, "kept": g.kept_rows, "share": g.share}
+        for g in found.summary.domains
+      },
+      "duplicates": found.duplicates.surplus,
+      "duplicates_kept": found.duplicates.kept_surplus,
+      "overlap": {o.name: [o.found, o.found_kept] for o in overlaps},
+    },
+    "details": {"jaccard": agreed and agreed.total.jaccard},
+  }

@@ -1,0 +1,405 @@
+"""The report of a selection: its figures, its page, its card."""
+
+import collections
+import html.parser
+import json
+import re
+import types
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from helpers import LONG, refused, run
+
+from miniplm_jax.core import manifest, page
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.select import (
+  agreement,
+  copies,
+  dataset_card,
+  overlap,
+  summary,
+  tables,
+)
+
+
+class MadeUp:
+  """A corpus without records: what an index says of its rows."""
+
+  def __init__(self, rows: int, seed: int, domains=("a", "b", "c")):
+    rng = np.random.default_rng(seed)
+    self.max_length = 64
+    split = rng.choice(["train", "heldout"], rows, p=[0.9, 0.1])
+    self._train = np.flatnonzero(split == "train")
+    columns = {
+      "domain": pa.array(rng.choice(domains, rows)),
+      "n_tokens": pa.array(rng.integers(2, 66, rows), pa.int32()),
+      "hash": pa.array(rng.integers(0, rows, rows).astype(np.uint64)),
+    }
+    table = pa.table(columns)
+    self.index = pa.concat_tables([table[:17], table[17:]])
+    self.score = np.round(rng.normal(size=len(self._train)), 1)
+    self.nll = rng.uniform(1, 9, (2, len(self._train))).astype(np.float32)
+
+  def rows_of(self, split):
+    assert split == "train"
+    return self._train
+
+  def scored(self, models=("teacher", "reference"), step=37):
+    def columns():
+      for i in range(0, len(self._train), step):
+        here = slice(i, i + step)
+        yield {
+          "row_id": self._train[here],
+          "score": self.score[here].astype(np.float32),
+          **{f"{m}_nll": v[here] for m, v in zip(models, self.nll)},
+          **{f"{m}_tokens": np.ones_like(self._train[here]) for m in models},
+        }
+
+    return types.SimpleNamespace(columns=columns, rows=len(self._train))
+
+
+@pytest.fixture(scope="module")
+def made_up():
+  """A corpus, and kept rows that no threshold explains."""
+  corpus = MadeUp(2000, 1)
+  rng = np.random.default_rng(2)
+  kept = rng.random(len(corpus.score)) < 0.2 + 0.4 * (corpus.score > 0)
+  return corpus, kept
+
+
+def test_figures_equal_those_of_plain_python(made_up):
+  corpus, kept = made_up
+  ids = corpus.rows_of("train")
+  found = summary.summarise(corpus, corpus.scored(), ids[kept])
+  domain = np.array(corpus.index["domain"].to_pylist())[ids]
+  length = corpus.index["n_tokens"].to_numpy()[ids]
+  noise = corpus.nll[1] < corpus.nll[0]
+  assert {g.name for g in found.domains} == {"a", "b", "c"}
+  for g in (*found.domains, found.total):
+    here = (domain == g.name) | (g.name == "all")
+    assert (g.rows, g.kept_rows) == (here.sum(), (here & kept).sum())
+    assert g.tokens == length[here].sum()
+    assert g.kept_tokens == length[here & kept].sum()
+    assert g.noise == noise[here].sum()
+    assert g.kept_noise == noise[here & kept].sum()
+    assert g.score == pytest.approx(corpus.score[here].sum(), abs=1e-3)
+    assert g.kept_score == pytest.approx(corpus.score[here & kept].sum(), 1e-4)
+  assert sum(g.tokens for g in found.lengths) == found.total.tokens
+  first, *_, full = found.lengths
+  assert (first.name, full.name) == ("2 to 15", "65")
+  assert first.kept_rows == (kept & (length < 16)).sum()
+  np.testing.assert_array_equal(
+    found.rows_by_length[1], np.bincount(length[kept], minlength=66)
+  )
+
+
+def test_texts_are_those_at_the_ends_and_at_the_cut(made_up):
+  corpus, kept = made_up
+  ids, score = corpus.rows_of("train"), corpus.score.astype(np.float32)
+  found = summary.summarise(corpus, corpus.scored(), ids[kept])
+  domain = np.array(corpus.index["domain"].to_pylist())[ids]
+  for name, places in found.places.items():
+    for place, (is_kept, highest) in summary.PLACES.items():
+      here = domain == name
+      if is_kept is not None:
+        here &= kept == is_kept
+      order = np.lexsort((ids[here], -score[here] if highest else score[here]))
+      best = order[: summary.TEXTS]
+      wanted = list(zip(score[here][best].tolist(), ids[here][best].tolist()))
+      assert places[place] == wanted, (name, place)
+
+
+def test_a_threshold_that_kept_rows_do_not_reach_is_not_shown():
+  corpus = MadeUp(500, 4)
+  ids, score = corpus.rows_of("train"), corpus.score.astype(np.float32)
+  found = summary.summarise(corpus, corpus.scored(), ids[score >= 0.5])
+  for threshold, wanted in ((0.5, 0.5), (0.7, None), ({"a": 0.5}, None)):
+    made = types.SimpleNamespace(
+      settings={"definition": "new", "scores": {"teacher": "big"}},
+      details={"cutoff": {"threshold": threshold}},
+      counts={"dropped": {"near_duplicate": 3, "too_short": 0}},
+    )
+    facts = tables.facts(made, found)
+    assert (facts["threshold"], facts["label"]) == (wanted, "new")
+    assert facts["dropped"] == {"near duplicate": 3}
+    assert facts["options"]["scores.teacher"] == "big"
+    named = tables.Findings("x", facts, found)
+    assert ("from 0.5000 on" in tables.lead(named)) == (wanted is not None)
+
+
+@pytest.mark.parametrize("models", [(), ("reference",)])
+def test_without_a_table_the_figures_do_without_it(made_up, models):
+  corpus, kept = made_up
+  scored = corpus.scored(models)
+  found = summary.summarise(corpus, scored, corpus.rows_of("train")[kept])
+  assert not found.has_noise and found.total.noise == 0
+  assert found.sample.teacher is None
+  assert (found.sample.reference is None) == (not models)
+  assert len(found.sample.score) == scored.rows
+
+
+def test_numbers_have_a_sign_unless_they_are_shown_as_zero():
+  assert tables.signed(1.234, 1) == "+1.2"
+  assert tables.signed(-1.234, 2) == "−1.23"
+  assert tables.signed(-0.04, 1) == tables.signed(0, 1) == "0.0"
+  assert tables.mean(1, 0) == tables.share(1, 0) == "–"
+
+
+def test_many_domains_are_added_up():
+  corpus = MadeUp(3000, 3, [f"d{i}" for i in range(30)])
+  rows = corpus.rows_of("train")[::2]
+  found = summary.summarise(corpus, corpus.scored(), rows)
+  shown = summary.largest(found.domains, 12)
+  assert len(found.domains) == 30 and len(shown) == 13
+  assert shown[-1].name == "18 other domains"
+  assert sum(g.tokens for g in shown) == found.total.tokens
+  assert sum(g.kept_rows for g in shown) == len(rows)
+
+
+@pytest.mark.parametrize("most", [5_000_000, 500])
+def test_duplicates_equal_a_count_by_hash(made_up, most):
+  corpus, kept = made_up
+  ids = corpus.rows_of("train")
+  found = copies.find(corpus, ids[kept], most)
+  assert found.every == (1 if most > 2000 else 4)
+  hashes = corpus.index["hash"].to_numpy()[ids]
+  looked = hashes % np.uint64(found.every) == 0
+  count = collections.Counter(hashes[looked].tolist())
+  kept_count = collections.Counter(hashes[looked & kept].tolist())
+  assert found.rows == looked.sum()
+  assert found.groups == sum(n > 1 for n in count.values()) > 10
+  assert found.surplus == sum(n - 1 for n in count.values())
+  assert found.kept_surplus == sum(n - 1 for n in kept_count.values())
+  assert found.left_out == sum(count[h] - n for h, n in kept_count.items())
+  largest = found.largest[0]
+  assert largest.rows == max(count.values())
+  assert largest.kept == kept_count[int(hashes[ids == largest.row_id][0])]
+
+
+def test_ngrams_are_of_thirteen_words_or_of_a_short_text_whole():
+  words = [f"w{i}" for i in range(15)]
+  (text,) = [" ".join(words)]
+  wanted = {tuple(words[i : i + 13]) for i in range(3)}
+  assert overlap.ngrams([text]) == wanted
+  assert overlap.ngrams(["It's, A;  b c d. E f G!"]) == {
+    ("its", "a", "b", "c", "d", "e", "f", "g")
+  }
+  assert not overlap.ngrams(["one two three four five six seven"])
+  # Two short texts are looked for together.
+  assert overlap.ngrams(["a b c d", "e f g h"]) == {tuple("abcdefgh")}
+
+
+def corpus_of(folder) -> Corpus:
+  return Corpus(manifest.read(folder / "run/corpus/manifest.json"))
+
+
+def kept_of(folder, name="miniplm"):
+  return np.load(folder / f"run/selection/{name}/rows.npy")
+
+
+def items(corpus, row_id):
+  """A row's words in other letters, as an item would have them."""
+  text = corpus.tokenizer().decode(corpus.read([row_id])[0].ids)
+  return ", ".join(overlap.words(text)).upper()
+
+
+def long_rows(corpus, ids):
+  """Some of these rows with enough words."""
+  read = zip(ids, corpus.read(ids))
+  text = corpus.tokenizer()
+  enough = (
+    i
+    for i, row in read
+    if len(overlap.words(text.decode(row.ids))) >= overlap.WORDS
+  )
+  return list(enough)[:3]
+
+
+def test_planted_items_are_found_and_no_others(finished, tmp_path):
+  corpus, kept = corpus_of(finished), kept_of(finished)
+  every = corpus.rows_of("train")
+  inside = long_rows(corpus, kept)
+  outside = long_rows(corpus, np.setdiff1d(every, kept))
+  assert len(inside) == len(outside) == 3
+  records = [{"question": items(corpus, i), "gold": 3} for i in inside]
+  records += [{"q": {"text": [items(corpus, i)]}} for i in outside]
+  records += [
+    {"question": "no row of the corpus can have these very words in it"},
+    {"question": "too short"},
+  ]
+  path = tmp_path / "quiz.jsonl"
+  path.write_text("\n".join(map(json.dumps, records)))
+  (tmp_path / "list.json").write_text(json.dumps(records[-2:]))
+  sets = overlap.paths([str(tmp_path / "quiz.jsonl"), str(tmp_path / "l*")])
+  read = []
+  quiz, other = overlap.measure(corpus, kept, sets, every, read.append)
+  assert sum(read) == quiz.rows_read == len(every)
+  assert quiz.kept_read == len(kept)
+  assert (quiz.items, quiz.too_short, quiz.found) == (8, 1, 6)
+  # A copy of a row that was left out may have been kept: not in this text.
+  assert quiz.found_kept == quiz.kept_rows == 3
+  assert quiz.rows == 6
+  assert [m.share for m in quiz.worst] == [1.0] * 3
+  assert [m.row_id for m in quiz.worst] == inside
+  row = "Not this; " + corpus.tokenizer().decode(corpus.read(inside)[0].ids)
+  assert overlap.locate(quiz.worst[0].texts, row) in range(10, 16)
+  assert (other.items, other.found, other.rows, other.worst) == (2, 0, 0, [])
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [("broken.jsonl", b'{"a":'), ("broken.parquet", b"PAR1")],
+)
+def test_an_unreadable_evaluation_set_is_refused(tmp_path, name, content):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(UserError, match=name):
+    list(overlap.read_texts(*overlap.paths([str(tmp_path / name)])))
+  with pytest.raises(UserError, match="no file of evaluation items"):
+    overlap.paths([str(tmp_path / "none*")])
+
+
+def test_agreement_is_that_of_sets(finished):
+  corpus = corpus_of(finished)
+  ours, theirs = kept_of(finished), kept_of(finished, "pretrain")
+  other = manifest.read(finished / "run/selection/pretrain/manifest.json")
+  found = agreement.compare(corpus, ours, other, theirs)
+  a, b = set(ours.tolist()), set(theirs.tolist())
+  assert found.total.jaccard == len(a & b) / len(a | b) < 1
+  assert (found.name, found.definition) == ("pretrain", "random")
+  assert sum(s.both for s in found.domains) == len(a & b)
+  assert found.chance == pytest.approx(1 / 3, abs=0.01)  # two halves
+  same = agreement.compare(corpus, ours, other, ours)
+  assert same.total.jaccard == 1
+  agreement.check(other, corpus.manifest)
+  elsewhere = types.SimpleNamespace(fingerprint="0" * 64)
+  with pytest.raises(UserError, match="is of corpus"):
+    agreement.check(other, elsewhere)
+
+
+class Page(html.parser.HTMLParser):
+  """Tags that must be closed, addresses, and what a reader sees."""
+
+  void = ("meta", "img", "br")
+
+  def __init__(self, content: str):
+    super().__init__()
+    self.open, self.addresses, self.text = [], [], ""
+    self.feed(content)
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    assert tag != "script"
+    self.addresses += [v for k, v in attrs if k in ("src", "href")]
+    if tag not in self.void:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.text += data
+
+
+def test_a_page_is_one_file_and_shows_texts_as_they_are(tmp_path):
+  text = "\n  <script>alert('x')</script> & </pre>\n\ttab"
+  body = [
+    page.Section("One <b>", ["a & b"], tiles=[page.Tile("kept", "12")]),
+    page.Section(
+      "Two",
+      table=(("x", "y"), [("<i>", page.Bar(0.25, "25%", 0.5)), ("all", 3)]),
+      total=True,
+    ),
+    page.Section("Three", folds=[page.Fold("f", [("where", text)])]),
+    page.Section("Four"),
+  ]
+  page.write(tmp_path / "page.html", "A title", "Lead.", body)
+  content = (tmp_path / "page.html").read_text()
+  found = Page(content)
+  assert found.addresses == ["#s1", "#s2", "#s3", "#s4"]
+  assert f"\n{text}" in found.text and "<i>" in found.text
+  assert "width:25.0%" in content and "left:50.0%" in content
+  assert page.markdown_table(("a|b", "c"), [("x\ny", page.Bar(1, "1"))]) == (
+    "| a\\|b | c |\n| --- | --- |\n| x y | 1 |"
+  )
+
+
+def test_the_report_of_a_run_has_all_its_parts(finished):
+  for name in ("selection/miniplm/", "selection/pretrain/", ""):
+    found = Page((finished / f"run/{name}report.html").read_text())
+    for address in found.addresses:
+      assert address.startswith(("#s", "data:image/png;base64,")), address
+    for words in ("What was kept", "By domain", "By length", "lowest score"):
+      assert words in found.text, (name, words)
+    assert ("Duplicates" in found.text) == bool(name)
+    kept, rows = (
+      len(kept_of(finished)),
+      len(corpus_of(finished).rows_of("train")),
+    )
+    assert f"{kept:,} of {rows:,} rows" in found.text
+
+
+def test_the_card_is_a_dataset_card(finished):
+  import huggingface_hub
+
+  folder = finished / "run/selection/miniplm"
+  text = (folder / "card.md").read_text()
+  data = huggingface_hub.DatasetCard(text).data
+  assert data.pretty_name == "MiniPLM selection miniplm"
+  assert data.size_categories == ["n<1K"]
+  assert {"difference-sampling", "miniplm"} <= set(data.tags)
+  made = manifest.read(folder / "manifest.json")
+  for fingerprint in (made.inputs["corpus"], made.inputs["teacher"]):
+    assert fingerprint in text
+  for words in (
+    "mean_diff",
+    "2410.17215",
+    "| odd |",
+    "Not measured",
+    "miniplm",
+  ):
+    assert words in text, words
+  code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+  for block in code:
+    compile(block, "card", "exec")
+  assert len(code) == 2
+
+
+@pytest.mark.parametrize(
+  ("rows", "wanted"),
+  [
+    (999, "n<1K"),
+    (1000, "1K<n<10K"),
+    (10**6 - 1, "100K<n<1M"),
+    (48_800_000, "10M<n<100M"),
+    (10**12, "n>1T"),
+  ],
+)
+def test_size_categories_are_those_of_the_hub(rows, wanted):
+  assert dataset_card.size_category(rows) == wanted
+
+
+def test_another_view_remakes_the_report_alone(copy):
+  folder = copy / "run/selection"
+  before = (folder / "miniplm/rows.npy").stat().st_mtime_ns
+  stages = "--stages=select,train"
+  error = refused(copy, stages, LONG, "--config.select.compare_with=other")
+  assert "no such selection" in error and "compare_with" in error
+  assert "no file of evaluation" in refused(
+    copy, stages, LONG, "--config.select.evaluation_sets=('nowhere',)"
+  )
+  quiz = copy / "quiz.jsonl"
+  quiz.write_text(json.dumps({"question": "far too short"}))
+  arguments = (
+    "--config.select.compare_with=pretrain",
+    f"--config.select.evaluation_sets=('{quiz}',)",
+  )
+  done = run(copy, stages, LONG, *arguments)
+  assert done.stdout.count("skipped") == 2  # the rows and the student
+  assert (folder / "miniplm/rows.npy").stat().st_mtime_ns == before
+  found = Page((folder / "miniplm/report.html").read_text())
+  for words in ("Jaccard", "quiz.jsonl", "beside pretrain"):
+    assert words in found.text, words
+  assert "Jaccard" in (folder / "miniplm/card.md").read_text()
+  assert run(copy, stages, LONG, *arguments).stdout.count("skipped") == 3
