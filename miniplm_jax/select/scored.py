@@ -118,7 +118,9 @@ class ScoredRows:
         columns[f"{role}_tokens"] = part["n_tokens"]
       known = index.take(columns["row_id"])
       if not self._hashed:
-        self._rows.update(known["domain"].tolist())
+        self._rows.update(
+          dict(enumerate(np.bincount(known["domain"]).tolist()))
+        )
       yield columns | known | {"corpus_tokens": known.pop("n_tokens")}
     self._hashed = True
 

@@ -42,7 +42,8 @@ def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
       row_id = columns["row_id"][kept].astype("<i8", copy=False)
       f.write(row_id.tobytes())
       written += len(kept)
-      by_domain.update(columns["domain"][kept].tolist())
+      found = np.bincount(columns["domain"][kept]).tolist()
+      by_domain.update(dict(enumerate(found)))
       tokens += int(columns["tokens"][kept].sum())
       if candidates.quotas:
         weight = columns["weight"][kept] if "weight" in columns else None
