@@ -42,7 +42,7 @@ def get_config():
   _shape(config.student.model, 96, 256, 3, 3)
   config.teacher.path = ""
   # For --config.baselines="('pretrain','proxy')". From new weights it ranks
-  # worse: Spearman 0.60 where the reference's give 0.74.
+  # worse: Spearman 0.60 where the reference's give 0.72.
   _shape(config.proxy.model, 32, 96, 2, 2)
   _schedule(config.proxy.train, 400, 3e-3)
   config.proxy.sample, config.proxy.from_reference = 0.25, True

@@ -54,8 +54,8 @@ def section(
     "MiniPLM-proxy (Appendix E): a small model learns log p − log p_ref from "
     "a sample and ranks all of D. The paper does not give its recipe; this "
     "one is inferred. By chance, two rankings agree on α of the highest α.",
-    f"On rows that it did not learn from: {fidelity.in_words(report)}.",
-    f"{cost.in_words(flops)}.",
+    f"Measured {fidelity.in_words(report)}.",
+    f"Its cost: {cost.in_words(flops)}.",
   ]
   caption = (
     "Each row's score by teacher and reference, and as predicted; colour is "
