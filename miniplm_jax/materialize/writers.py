@@ -114,6 +114,7 @@ class Tfds:
       writer = ArrayRecordWriter(str(scratch), "group_size:1,zstd:1")
       for row_id, row in rows:
         example = dataclasses.asdict(row)
+        del example["source_rows"]  # of converted corpora
         example |= {"row_id": row_id, "targets": example.pop("ids")}
         example["documents"] = np.array(row.documents, np.int64)
         example["hash"] = np.uint64(row.hash).astype(np.int64)

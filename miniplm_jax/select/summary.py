@@ -105,8 +105,7 @@ def summarise(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
     scored: all rows of D.
     rows: the kept ids, ascending.
   """
-  names = scored.domains
-  by_domain = np.zeros((len(_FIELDS), len(names)))
+  by_domain = np.zeros((len(_FIELDS), 0))
   by_length = np.zeros((len(_FIELDS), corpus.max_length + 2))
   places, has_noise = _Places(TEXTS), True
   sample, every, start = [], max(scored.rows // _SAMPLE, 1), 0
@@ -115,6 +114,8 @@ def summarise(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
     if not len(ids):
       continue
     domain, length = columns["domain"], columns["corpus_tokens"]
+    new = len(scored.domains) - by_domain.shape[1]  # domains not met before
+    by_domain = np.pad(by_domain, ((0, 0), (0, new)))
     kept = np.isin(ids, _between(rows, ids[0], ids[-1]), assume_unique=True)
     teacher, reference = (_mean(columns, m) for m in ("teacher", "reference"))
     noise = np.zeros(len(ids))
@@ -128,6 +129,7 @@ def summarise(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
     start += len(ids)
     columns = score, kept, domain, teacher, reference
     sample.append([c if c is None else c[here] for c in columns])
+  names = scored.domains
   return _summary(names, by_domain, by_length, has_noise, places, sample)
 
 
