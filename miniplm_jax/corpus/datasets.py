@@ -130,7 +130,7 @@ def _dataset(source: str, split: str) -> Any:
     raise UserError(
       "Hugging Face datasets are read with the library `datasets`",
       f"config.corpus.source={source}",
-      "install it: pip install 'miniplm-jax[datasets]'",
+      "pip install datasets",
     ) from e
   try:
     if source.startswith(HF):

@@ -115,7 +115,7 @@ def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
     raise UserError(
       "tokenizing on several machines needs Apache Beam",
       f"config.run.beam={options}",
-      "install it: pip install 'miniplm-jax[beam]'",
+      "pip install apache-beam==2.77.0 google-crc32c",
     ) from e
   make = functools.partial(_make_in_beam, recipe)
   try:

@@ -16,16 +16,24 @@ Inputs = Mapping[str, Manifest]
 
 
 def loss_table(config, inputs: Inputs):
-  """Header and rows: one row a model, one column a domain."""
+  """Header and rows: one row a model, one column a domain.
+
+  Nats per token are left out for models of another tokenizer than the
+  students'; bits per byte compare all.
+  """
   names = [*methods(config), *roles_with_model(config)]
   losses = {n: inputs[f"{n} evaluation"].details["loss"] for n in names}
   domains = [d for d in losses[names[0]] if d != ALL]
-  header = ["model", "parameters", "steps", "all", "all, per token", *domains]
+  header = ["model", "parameters", "steps", "all", "all, per token"]
+  header += ["all, bits per byte", *domains]
   rows = []
   for name in names:
     counts = _training(inputs, name)
     mean = [f"{losses[name][d]['instance_mean']:.4f}" for d in (ALL, *domains)]
     mean.insert(1, f"{losses[name][ALL]['token_mean']:.4f}")
+    if config.student.tokenizer and name not in methods(config):
+      mean = ["–"] * len(mean)
+    mean.insert(2, f"{losses[name][ALL]['bits_per_byte']:.4f}")
     rows.append([name, *counts, *mean])
   return header, rows
 
