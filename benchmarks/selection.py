@@ -33,14 +33,20 @@ class _Scores:
 
   def __init__(self, path: pathlib.Path, rows: int):
     self.path, self.rows = path, rows
+    self.rows_by_domain = {"synthetic": rows}
 
   def columns(self) -> Iterator[dict[str, np.ndarray]]:
     value = np.memmap(self.path, np.float32, "r", shape=self.rows)
-    tokens = np.full(_PART, 1025, np.int32)
+    tokens, domain = np.full(_PART, 1025, np.int32), np.zeros(_PART, np.int32)
     for first in range(0, self.rows, _PART):
       part = np.asarray(value[first : first + _PART])
       row_id = np.arange(first, first + len(part))
-      yield {"row_id": row_id, "value": part, "tokens": tokens[: len(part)]}
+      yield {
+        "row_id": row_id,
+        "value": part,
+        "tokens": tokens[: len(part)],
+        "domain": domain[: len(part)],
+      }
 
 
 def _write_scores(path: pathlib.Path, rows: int):
