@@ -47,17 +47,27 @@ class MadeUp:
     return self._train
 
   def scored(self, models=("teacher", "reference"), step=37):
+    n_tokens = self.index["n_tokens"].to_numpy()
+    names = self.index["domain"].to_pylist()
+    met = {}  # codes grow as domains are met
+
     def columns():
       for i in range(0, len(self._train), step):
         here = slice(i, i + step)
+        ids = self._train[here]
+        codes = [met.setdefault(names[j], len(met)) for j in ids]
+        scored.domains = list(met)
         yield {
-          "row_id": self._train[here],
+          "row_id": ids,
+          "domain": np.array(codes),
+          "corpus_tokens": n_tokens[ids],
           "score": self.score[here].astype(np.float32),
           **{f"{m}_nll": v[here] for m, v in zip(models, self.nll)},
           **{f"{m}_tokens": np.ones_like(self._train[here]) for m in models},
         }
 
-    return types.SimpleNamespace(columns=columns, rows=len(self._train))
+    scored = types.SimpleNamespace(columns=columns, rows=len(self._train))
+    return scored
 
 
 @pytest.fixture(scope="module")
