@@ -46,6 +46,7 @@ def test_every_format_gives_the_same_documents(tmp_path):
     (b'{"meta": {"set": "a"}}\n', "no text in field 'text'"),
     (b'{"text": "x", "meta": {"set": 3}}\n', "no text but 3"),
     (b'{"text": "\\ud800"}\n', "not valid Unicode"),
+    (b'{"text": "x", "meta": {"set": "\\ud800"}}\n', "not valid Unicode"),
     (b'{"text": 1' + b"0" * 5000 + b"}\n", "cannot be read as JSON"),
     (b'{"text": "\xff"}\n', "line 3"),
   ],

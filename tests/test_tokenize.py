@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import shutil
+import signal
 import subprocess
 import time
 from pydoc_data import topics
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 from helpers import command, environment, refused, run, write_corpus
 
 from miniplm_jax.core import manifest
@@ -107,27 +109,83 @@ def test_mended_text_costs_the_parts_that_changed(parts, tmp_path):
   write_corpus(folder / "b.jsonl", 20)
   good = (folder / "b.jsonl").read_text()
   (folder / "b.jsonl").write_text(good + "{broken\n[]\n")
-  one = "--config.run.tokenize_workers=1"
-  error = refused(tmp_path, STAGE, one, source=folder)
+  given = f"--config.corpus.tokenizer={tokenizer_folder(tmp_path)}"
+  one = ("--config.run.tokenize_workers=1", given)
+  error = refused(tmp_path, STAGE, *one, source=folder)
   assert "b.jsonl line 21" in error and "max_broken" in error
   corpus = tmp_path / "run/corpus"
   first = corpus / "index-00000-of-00002.parquet"
   before = first.stat().st_mtime_ns
   # Some may be let pass …
   error = refused(
-    tmp_path, STAGE, one, "--config.run.max_broken=1", source=folder
+    tmp_path, STAGE, *one, "--config.run.max_broken=1", source=folder
   )
   assert "broken record 2, 1 are let pass" in error
-  done = run(tmp_path, STAGE, one, "--config.run.max_broken=2", source=folder)
+  done = run(tmp_path, STAGE, *one, "--config.run.max_broken=2", source=folder)
   sample = (tmp_path / "run/broken_records.jsonl").read_text().splitlines()
   assert [json.loads(s)["where"][-7:] for s in sample] == ["line 21", "line 22"]
   assert facts(tmp_path)["counts"]["broken"] == 2
-  # … or be mended: only that part is made again.
+  # … or be mended: only that part is made again, also after a mistake.
+  (folder / "b.jsonl").write_text(good + "{\n")
+  assert "line 21" in refused(tmp_path, STAGE, *one, source=folder)
   (folder / "b.jsonl").write_text(good)
-  done = run(tmp_path, STAGE, one, source=folder)
+  done = run(tmp_path, STAGE, *one, source=folder)
   assert "1 of 2 shards are there" in done.stdout
   assert first.stat().st_mtime_ns == before
   assert "broken" not in facts(tmp_path)["counts"]
+
+
+def test_documents_are_counted_with_the_broken_ones(parts, tmp_path):
+  lines = (parts / "text.jsonl").read_text().splitlines(True)[:6]
+  (tmp_path / "text.jsonl").write_text("".join(["{\n", *lines]))
+  run(tmp_path, STAGE, "--config.run.max_broken=1")
+  corpus = opened(tmp_path)
+  found = {d for r in corpus.read(range(len(corpus))) for d in r.documents}
+  assert found == {1, 2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_workers_stop_at_a_signal(parts, tmp_path, signum):
+  shutil.copy(parts / "text.jsonl", tmp_path)
+  arguments = STAGE, SMALL, "--config.run.tokenize_workers=2"
+  started = subprocess.Popen(
+    command(tmp_path, *arguments),
+    env=environment(),
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  corpus = tmp_path / "run/corpus"
+  while started.poll() is None and not list(corpus.glob("index*")):
+    time.sleep(0.005)
+  started.send_signal(signum)
+  _, stderr = started.communicate(timeout=60)
+  assert started.returncode == 128 + signum, stderr
+  assert "Traceback" not in stderr
+  run(tmp_path, *arguments)
+  assert made(tmp_path) == made(parts)
+
+
+def test_errors_of_beam_are_the_users(tmp_path):
+  pytest.importorskip("apache_beam", reason="needs the beam extra")
+  write_corpus(tmp_path / "text.jsonl", 3)
+  beam = "--config.run.beam="
+  for options in ("--direct_num_workers=abc", "--runner='"):
+    assert "run.beam" in refused(tmp_path, STAGE, beam + options)
+  with (tmp_path / "text.jsonl").open("a") as f:
+    f.write("{broken\n")
+  given = f"--config.corpus.tokenizer={tokenizer_folder(tmp_path)}"
+  done = run(tmp_path, STAGE, given, beam + "--runner=DirectRunner", code=1)
+  last = done.stderr.strip().splitlines()[-1]
+  assert last.startswith("error: ") and "text.jsonl line 4" in last
+
+
+def tokenizer_folder(folder):
+  found = tokenizer.train([topics.topics["if"]], 400, "<|endoftext|>")
+  target = folder / "tokenizer"
+  target.mkdir()
+  for name, content in found.to_files().items():
+    (target / name).write_bytes(content)
+  return target
 
 
 def test_the_golden_of_two_hundred_documents(tmp_path):
@@ -179,8 +237,10 @@ def test_the_golden_of_two_hundred_documents(tmp_path):
     here = source[row.offset : row.offset + len(row.ids)]
     np.testing.assert_array_equal(here, row.ids)
     scored = [t for x, t in zip(row.ids, row.ids[1:]) if x != encoder.eos_id]
-    whole = "".join(decode[t] for t in scored if t != encoder.eos_id)
-    assert row.n_bytes == len(whole.encode())
+    # One character of a byte-level token is one byte.
+    token = encoder._engine.id_to_token
+    size = sum(len(token(t)) for t in scored if t != encoder.eos_id)
+    assert row.n_bytes == size
 
 
 def test_packed_rows_are_taken_as_they_are(parts, tmp_path):
@@ -194,6 +254,10 @@ def test_packed_rows_are_taken_as_they_are(parts, tmp_path):
   given = f"--config.corpus.tokenizer={parts / 'run/corpus/tokenizer'}"
   run(tmp_path, STAGE, given, source=source)
   found = opened(tmp_path)
+  globbed = readers.list_parts(f"{source}/data_*.bin", readers.Fields())
+  assert [p.name for p in globbed] == ["data_0.bin", "data_1.bin"]
+  (source / "README.md").write_text("The card of the data set.")
+  assert len(readers.list_parts(str(source), readers.Fields())) == 2
   same = [r.ids.tolist() for r in found.read(range(len(found)))]
   assert same == [r.tolist() for n in range(2) for r in rows[n::2]]
   assert set(found.domains()) == {"packed"}
@@ -245,7 +309,10 @@ def test_folders_of_text_saved_datasets_and_splits(tmp_path):
   (tmp_path / "plain" / "b" / "99.txt").write_bytes(b"\xff")
   found, _ = read(tmp_path / "plain")
   assert "not UTF-8" in found[-1].what and "99.txt" in found[-1].where
-  # Parquet by row groups, deeper folders.
+  # Parquet by row groups, deeper folders; a card and a cache beside it.
+  (tmp_path / "deep/.cache").mkdir(parents=True)
+  (tmp_path / "deep/.cache/x.jsonl").write_text("{}")
+  (tmp_path / "deep/README.md").write_text("# Card")
   (tmp_path / "deep/er").mkdir(parents=True)
   table = pa.Table.from_pylist([r | {"other": [1]} for r in records])
   pq.write_table(table, tmp_path / "deep/er/x.parquet", row_group_size=3)
@@ -269,29 +336,26 @@ def test_a_dataset_of_tfds(tmp_path, kind):
   import tensorflow_datasets as tfds
 
   records = [
-    {"text": f"{i} {name}", "meta": {"set": "ab"[i % 2]}}
+    {"text": f"{i} {name}", "domain": "ab"[i % 2]}
     for i, name in enumerate(sorted(topics.topics)[:40])
   ]
   features = tfds.features.FeaturesDict(
-    {
-      "text": tfds.features.Text(),
-      "meta": tfds.features.FeaturesDict({"set": tfds.features.Text()}),
-    }
+    {"text": tfds.features.Text(), "domain": tfds.features.Text()}
   )
   tfds.dataset_builders.store_as_tfds_dataset(
     name="mine",
     version="1.0.0",
     features=features,
-    split_datasets={"train": records},
+    split_datasets={"train": list(enumerate(records))},
     data_dir=tmp_path,
     file_format=kind,
     disable_shuffling=True,
   )
-  fields = readers.Fields("text", "meta.set")
+  fields = readers.Fields()
   found = readers.list_parts(str(tmp_path / "mine/1.0.0"), fields)
   documents = [d for part in found for d in part.read()]
   assert [(d.text, d.domain) for d in documents] == [
-    (r["text"], r["meta"]["set"]) for r in records
+    (r["text"], r["domain"]) for r in records
   ]
 
 
@@ -306,6 +370,34 @@ def test_the_quick_engine_gives_the_ids_of_the_other():
     np.testing.assert_array_equal(quick, slow)
 
 
+def split(pattern):
+  """A pre-tokenizer that splits at a pattern, then into bytes."""
+  byte_level = {"type": "ByteLevel", "use_regex": False}
+  byte_level |= {"add_prefix_space": False, "trim_offsets": True}
+  first = {"type": "Split", "pattern": {"Regex": pattern}, "invert": False}
+  steps = [first | {"behavior": "Isolated"}, byte_level]
+  return {"type": "Sequence", "pretokenizers": steps}
+
+
+def test_added_tokens_are_found_before_and_after_normalising():
+  found = tokenizer.train([topics.topics["if"]], 400, "<|endoftext|>")
+  body = json.loads(found.to_files()["tokenizer.json"])
+  added = body["added_tokens"][0]
+  body["normalizer"] = {"type": "NFC"}
+  for i, (word, normalized) in enumerate((("<t>", False), ("<é>", True))):
+    body["added_tokens"].append(
+      added
+      | {"id": 400 + i, "content": word, "special": False}
+      | {"normalized": normalized}
+    )
+  engine = tokenizers.Tokenizer.from_str(json.dumps(body))
+  found = tokenizer.Tokenizer(engine, "<|endoftext|>", "here")
+  assert found.is_fast
+  texts = ["a <t> b", "a <t>\u0338 b", "a <e\u0301> b", "a é b <e>"]
+  for quick, slow in zip(found.encode(texts), found._encode_all(texts)):
+    np.testing.assert_array_equal(quick, slow)
+
+
 def test_other_tokenizers_are_left_to_the_other_engine():
   found = tokenizer.train([topics.topics["if"]], 400, "<|endoftext|>")
   body = json.loads(found.to_files()["tokenizer.json"])
@@ -315,6 +407,8 @@ def test_other_tokenizers_are_left_to_the_other_engine():
   for change in (
     {"model": body["model"] | {"merges": merges[::-1]}},
     {"model": body["model"] | {"merges": merges[:-1]}},
+    {"model": body["model"] | {"merges": [*merges, merges[0]]}},
+    {"pre_tokenizer": split(r"\d")},
     {"model": body["model"] | {"dropout": 0.1}},
     {"normalizer": {"type": "Lowercase"}},
     {"pre_tokenizer": {"type": "Whitespace"}},

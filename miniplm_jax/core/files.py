@@ -33,9 +33,11 @@ def replacing(path: epath.PathLike) -> Iterator[pathlib.Path]:
   """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  folder = path.parent if is_local(path) else tempfile.gettempdir()
   # One name for each file: what a kill -9 left is overwritten, not collected.
-  scratch = pathlib.Path(folder, f".{path.name}.partial")
+  scratch = pathlib.Path(path.parent, f".{path.name}.partial")
+  if not is_local(path):
+    name = f"{digest([os.fspath(path), os.getpid()])[:16]}{path.suffix}"
+    scratch = pathlib.Path(tempfile.gettempdir(), name)
   try:
     yield scratch
     if is_local(path):

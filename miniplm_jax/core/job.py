@@ -110,7 +110,12 @@ def _begin(job: Job, force: bool) -> bool:
     dataclasses.replace(wanted, path=job.partial).write()
     return True
   _refuse_if_different(job, found, wanted)
-  if found.path == job.partial:
+  begun = found
+  if job.rechecks and found.path != job.partial:
+    # Stopped while it went on from a finished state: that names files which
+    # may be gone.
+    begun = manifest_lib.read(job.partial) or found
+  if begun.path == job.partial and not _difference(job, begun, wanted):
     say(job.stage, f"resuming {job.manifest.parent}")
     return True
   found.check_sizes(

@@ -16,6 +16,7 @@ from miniplm_jax.corpus.readers import (
   Document,
   Fields,
   Part,
+  Probe,
   document,
   pieces,
 )
@@ -48,10 +49,10 @@ def tfds_parts(
     read = f"{split}[{first}:{first + rows}]"
     found.append(
       Part(
-        name=f"{source} {read}",
+        name=f"{_short(source)} {read}",
         read=functools.partial(_read_tfds, source, first, read, fields),
         n_bytes=int(n_bytes),
-        fingerprint=functools.partial(files.probe, paths[start:end]),
+        fingerprint=Probe(paths[start:end]),
       )
     )
     first += rows
@@ -69,7 +70,7 @@ def _builder(source: str) -> Any:
     found.download_and_prepare()
   except (ValueError, OSError, tfds.core.DatasetNotFoundError) as e:
     raise UserError(
-      f"this dataset cannot be prepared ({str(e).splitlines()[0]})",
+      f"this dataset cannot be prepared ({_first_line(e)})",
       f"config.corpus.source={source}",
       "look at its name, or give the folder of a prepared dataset",
     ) from e
@@ -106,7 +107,7 @@ def hf_parts(
   most = max(part_bytes // each, 1)
   return [
     Part(
-      name=f"{source} {split}[{start}:{start + most}]",
+      name=f"{_short(source)} {split}[{start}:{start + most}]",
       read=functools.partial(_read_hf, source, split, start, most, fields),
       n_bytes=min(most, len(rows) - start) * each,
       fingerprint=functools.partial(_fingerprint_of_rows, source, split),
@@ -134,13 +135,14 @@ def _dataset(source: str, split: str) -> Any:
     ) from e
   try:
     if source.startswith(HF):
-      org, name, *config = source.removeprefix(HF).split("/")
-      found = datasets.load_dataset(f"{org}/{name}", *config[:1])
+      org, name, *config = f"{source.removeprefix(HF)}/".split("/")
+      path = f"{org}/{name}".rstrip("/")  # old names have no organisation
+      found = datasets.load_dataset(path, *filter(None, config))
     else:
       found = datasets.load_from_disk(source)
-  except (ValueError, OSError, LookupError) as e:
+  except (ValueError, OSError, LookupError, RuntimeError) as e:
     raise UserError(
-      f"this dataset cannot be read ({str(e).splitlines()[0]})",
+      f"this dataset cannot be read ({_first_line(e)})",
       f"config.corpus.source={source}",
       "give hf:ORG/NAME, hf:ORG/NAME/CONFIG or a folder of save_to_disk",
     ) from e
@@ -158,6 +160,15 @@ def _read_hf(
   default = epath.Path(source).name.removeprefix(HF)
   for i in range(start, min(start + most, len(rows))):
     yield document(rows[i], fields, default, f"{source} row {i}")
+
+
+def _short(source: str) -> str:
+  """A name, or a folder's: it may be moved."""
+  return source if ":" in source else epath.Path(source).name
+
+
+def _first_line(e: Exception) -> str:
+  return next(iter(str(e).splitlines()), type(e).__name__)
 
 
 def _no_split(source: str, split: str, splits: list[str]) -> UserError:

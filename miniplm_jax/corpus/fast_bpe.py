@@ -11,7 +11,8 @@ take the first step in which tiktoken joins l and r to a token t that
 did what `tokenizers` does to t taken alone, for nothing was merged across its
 ends. That ends in t, by 2, so (l, r) is a listed pair.
 
-Both are checked when a tokenizer is loaded; any other kind is left to
+Both are checked when a tokenizer is loaded, and the words that texts are split
+into first must be those of a known pattern. Any other kind is left to
 `tokenizers`.
 """
 
@@ -28,6 +29,13 @@ _GPT2 = (
   r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
   r"|\s+(?!\S)|\s+"
 )
+# What a Split before it may split at: patterns that leave no character out,
+# which tiktoken would lose, and that both engines read alike.
+_QWEN = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA = _QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 # tiktoken's pattern engine gives up on longer runs of white space.
 _LONG_SPACE = re.compile(r"\s{10000}")
 _LONG = 10_000
@@ -77,10 +85,12 @@ def build(
   def encode(text: str) -> np.ndarray | None:
     if len(text) > _LONG and _LONG_SPACE.search(text):
       return None
-    if normalizer and not text.isascii():
-      text = engine.normalizer.normalize_str(text)
     if has_added(text):
       return None
+    if normalizer and not text.isascii():
+      text = engine.normalizer.normalize_str(text)
+      if has_added(text):  # some are looked for after, some before
+        return None
     ids = bpe.encode_to_tiktoken_buffer(text, no_special)
     return np.frombuffer(ids, np.uint32).astype(np.int32)
 
@@ -101,7 +111,8 @@ def _pattern(body: dict[str, Any]) -> str | None:
     return None
   if first["behavior"] != "Isolated":
     return None
-  return first["pattern"].get("Regex")
+  found = first["pattern"].get("Regex")
+  return found if found in (_QWEN, _LLAMA) else None
 
 
 def _ranks(body: dict[str, Any]) -> dict[bytes, int] | None:
@@ -117,11 +128,11 @@ def _ranks(body: dict[str, Any]) -> dict[bytes, int] | None:
   if any(c not in byte_of for token in vocab for c in token):
     return None
   merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-  # Several pairs may make one token: its first pair counts.
-  made = list(dict.fromkeys(vocab.get(a + b) for a, b in merges))
+  made = [vocab.get(a + b) for a, b in merges]
   single = [vocab.get(c) for c in byte_of]
   if None in made or None in single or made != sorted(made):
     return None
+  made = list(dict.fromkeys(made))  # several pairs may make one token
   if len(made) + len(single) != len(vocab) or max(single) > made[0]:
     return None
   alone = tokenizers.Tokenizer(

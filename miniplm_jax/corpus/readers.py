@@ -9,6 +9,7 @@ import functools
 import glob
 import io
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -141,14 +142,37 @@ _MEGATRON = (".bin", ".idx")
 _ENDINGS = (*_JSON, ".parquet", *_TEXT, *_MEGATRON)
 
 
+# Of a folder, what there is of the first of these: a data set may have a
+# README beside it, and rows that were packed a list of their sources.
+_KINDS = (_MEGATRON, (*_JSON[:3], ".parquet"), _JSON[3:], _TEXT)
+
+
+def _in_folder(path: epath.Path) -> list[epath.Path]:
+  """The files of a folder that are read, none of them hidden."""
+  if files.is_local(path):  # epath has no rglob
+    root = pathlib.Path(path)
+    found = [epath.Path(p) for p in root.rglob("*") if p.is_file()]
+  else:
+    found = [p for p in path.iterdir() if p.is_file()]
+  hidden = [
+    any(part.startswith(".") for part in p.relative_to(path).parts)
+    for p in found
+  ]
+  for endings in _KINDS:
+    of_kind = [
+      p
+      for p, is_hidden in zip(found, hidden)
+      if p.name.endswith(endings) and not is_hidden
+    ]
+    if of_kind:
+      return of_kind
+  return []
+
+
 def _match(path: epath.Path, source: str) -> list[epath.Path]:
   """The files of a source, sorted."""
   if path.is_dir():
-    if files.is_local(path):  # epath has no rglob
-      found = [epath.Path(p) for p in pathlib.Path(source).rglob("*")]
-    else:
-      found = list(path.iterdir())
-    found = [p for p in found if p.name.endswith(_ENDINGS) and p.is_file()]
+    found = _in_folder(path)
   elif path.exists():
     found = [path]
   elif files.is_local(path):
@@ -178,14 +202,29 @@ def _match(path: epath.Path, source: str) -> list[epath.Path]:
 
 def _name(source: epath.Path, file: epath.Path) -> str:
   """A file's name below the source: a folder may be moved."""
-  if source in file.parents:
-    return str(file.relative_to(source))
+  roots = (p for p in (source, *source.parents) if not glob.has_magic(str(p)))
+  root = next(roots, source)
+  if root in file.parents:
+    return str(file.relative_to(root))
   return file.name
+
+
+class Probe:
+  """Fingerprint of some files, taken once, also for several parts of them."""
+
+  def __init__(self, paths: Sequence[epath.PathLike]):
+    self._paths, self._found = tuple(paths), ""
+
+  def __call__(self) -> str:
+    """As `files.probe`."""
+    self._found = self._found or files.probe(self._paths)
+    return self._found
 
 
 def _record_parts(name: str, file: epath.Path, fields: Fields, part_bytes: int):
   """A file's parts: what can be cut is cut into pieces of so many bytes."""
   default, size = file.name.split(".")[0], file.stat().length
+  probe = Probe((file,))
   if file.suffix == ".parquet":
     read, cuts = _read_parquet, _row_groups(file, part_bytes)
   elif file.suffix in (".gz", ".zst"):
@@ -199,7 +238,7 @@ def _record_parts(name: str, file: epath.Path, fields: Fields, part_bytes: int):
       name=name if len(cuts) == 1 else f"{name} [{start}:{end}]",
       read=functools.partial(read, file, start, end, fields, default),
       n_bytes=n_bytes,
-      fingerprint=functools.partial(files.probe, (file,)),
+      fingerprint=probe,
     )
 
 
@@ -241,7 +280,7 @@ def _text_parts(root: epath.Path, texts: list[epath.Path], part_bytes: int):
       name=f"{_name(root, here[0])} to {_name(root, here[-1])}",
       read=functools.partial(_read_texts, root, here),
       n_bytes=n_bytes,
-      fingerprint=functools.partial(files.probe, here),
+      fingerprint=Probe(here),
     )
 
 
@@ -260,18 +299,20 @@ def _megatron_parts(source: epath.Path, found: list[epath.Path]):
   """Rows that were packed elsewhere: data_0.bin and .idx, and so on."""
   from miniplm_jax.corpus import megatron
 
-  if not source.is_dir():
-    source = found[0].with_suffix("")
+  if source.is_dir():
+    prefixes = megatron.shards(source)
+  else:
+    stems = {os.fspath(file.with_suffix("")) for file in found}
+    in_order = sorted(stems, key=lambda s: (len(s), s))  # 2 before 10
+    prefixes = [p for stem in in_order for p in megatron.shards(stem)]
   return [
     Part(
       name=f"{epath.Path(prefix).name}.bin",
       read=functools.partial(_read_megatron, prefix),
       n_bytes=epath.Path(f"{prefix}.bin").stat().length,
-      fingerprint=functools.partial(
-        files.probe, (f"{prefix}.bin", f"{prefix}.idx")
-      ),
+      fingerprint=Probe((f"{prefix}.bin", f"{prefix}.idx")),
     )
-    for prefix in megatron.shards(source)
+    for prefix in prefixes
   ]
 
 
@@ -360,10 +401,11 @@ def document(
     text, domain = (
       v.decode() if isinstance(v, bytes) else v for v in (text, domain)
     )
-    if isinstance(text, str):
-      text.encode()
+    for value in (text, domain):
+      if isinstance(value, str):
+        value.encode()
   except UnicodeError as e:
-    what = f"the text is not valid Unicode ({e})"
+    what = f"text or domain is not valid Unicode ({e})"
     return Broken(what, where, "mend the record")
   if not isinstance(text, str):
     return Broken(

@@ -78,14 +78,14 @@ class Maker:
     rows = self._instances(number, records, counts)
     store.write_shard(self._directory, names, rows, counts, details)
 
-  def _good(self, records, counts, sample) -> Iterator[Document | Packed]:
-    """The records that can be used; counts and samples the others."""
-    for record in records:
+  def _good(self, records, counts, sample):
+    """(ordinal, record) of those that can be used; counts the others."""
+    for i, record in enumerate(records):
       if isinstance(record, Packed):
-        record = self._checked(record, counts["documents"])
+        record = self._checked(record, i)
       counts["documents"] += 1
       if not isinstance(record, Broken):
-        yield record
+        yield i, record
         continue
       counts["broken"] += 1
       if len(sample) < _SAMPLE:
@@ -134,8 +134,7 @@ class Maker:
   def _rows(self, records) -> Iterator[tuple[str, Row]]:
     """(domain, row); one packing buffer for each domain."""
     packers: dict[str, Packer] = {}
-    numbered = enumerate(records)
-    while batch := list(itertools.islice(numbered, _BATCH)):
+    while batch := list(itertools.islice(records, _BATCH)):
       for i, record, ids in self._encoded(batch):
         domain = record.domain
         if isinstance(record, Packed):

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core import errors
+from miniplm_jax.core.errors import Stopped, UserError
 from miniplm_jax.corpus import shard
 from miniplm_jax.corpus.readers import Part
 from miniplm_jax.corpus.shard import Maker, Recipe
@@ -37,7 +38,7 @@ def make_here(
   Raises:
     UserError: of the first worker that has one; the others stop.
   """
-  workers = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+  workers = min(workers or _cores(), len(tasks))
   if workers <= 1:
     maker = Maker(recipe, on_text)
     for task in tasks:
@@ -60,13 +61,19 @@ def make_here(
       seen = now
   except futures.process.BrokenProcessPool as e:
     raise UserError(
-      "a worker was killed, perhaps for want of memory",
+      "a worker died, perhaps for want of memory",
       "tokenize",
       "run it again, with fewer --config.run.tokenize_workers",
     ) from e
   finally:
     stop.set()
     pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+  if hasattr(os, "sched_getaffinity"):  # not on macOS
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 _maker: Maker | None = None  # of this worker
@@ -85,7 +92,8 @@ def _start(recipe: Recipe, done, stop):
     with done.get_lock():
       done.value += n_bytes
 
-  _maker = Maker(recipe, on_text)
+  if not stop.is_set():  # loading takes seconds
+    _maker = Maker(recipe, on_text)
 
 
 def _end_with_parent():
@@ -117,9 +125,16 @@ def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
       f"config.run.beam={options}",
       "pip install apache-beam==2.77.0 google-crc32c",
     ) from e
+  try:
+    parsed = PipelineOptions(shlex.split(options))
+    _ = parsed.get_all_options()  # complains here or later
+  except (ValueError, SystemExit) as e:
+    raise UserError(
+      f"these are no pipeline options ({e})", "config.run.beam", "mend them"
+    ) from e
   make = functools.partial(_make_in_beam, recipe)
   try:
-    with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as p:
+    with beam.Pipeline(options=parsed) as p:
       # Reshuffle: without it all shards would be one worker's.
       steps = p | beam.Create(list(tasks)) | beam.Reshuffle()
       _ = steps | beam.MapTuple(make)
@@ -127,6 +142,8 @@ def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
     found = re.search(
       r"UserError: ([^\n]*?)(?= \[while running|\\n|\n|$)", f"{e}"
     )
+    if signum := errors.stop_requested():
+      raise Stopped(signum) from e
     if not found:
       raise
     raise UserError(found[1], "in a Beam worker", "see above") from e
