@@ -9,9 +9,8 @@ from etils import epath
 
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus.readers import (
-  HF,
-  TFDS,
+from miniplm_jax.corpus.readers import HF, TFDS
+from miniplm_jax.corpus.records import (
   Broken,
   Document,
   Fields,

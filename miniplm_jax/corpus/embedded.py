@@ -16,7 +16,7 @@ import sysconfig
 from collections.abc import Iterator
 
 from miniplm_jax.core import files
-from miniplm_jax.corpus.readers import Document, Part
+from miniplm_jax.corpus.records import Document, Part
 
 PARTS = 4
 _NOISE_SHARE = 0.1  # of all words, planted in addition

@@ -18,7 +18,7 @@ from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store, tokenizer
 from miniplm_jax.corpus.pack import Packer, Row, SentenceEnds
-from miniplm_jax.corpus.readers import Broken, Document, Packed, Part
+from miniplm_jax.corpus.records import Broken, Document, Packed, Part
 
 _BATCH = 256  # documents that are encoded at a time
 _SAMPLE = 20  # broken records of a shard that are kept to be looked at

@@ -126,7 +126,7 @@ def _fill(config, parts, directory):
 def _merge(config, parts, directory, encoder):
   """The fields of the manifest, when every shard is there."""
   from miniplm_jax.corpus import shard, store
-  from miniplm_jax.corpus.readers import Broken
+  from miniplm_jax.corpus.records import Broken
 
   c = config.corpus
   counts, rows_by_part, described = collections.Counter(), [], {}
@@ -175,14 +175,15 @@ def _merge(config, parts, directory, encoder):
 
 def _tokenizer(c, parts, directory):
   """The corpus's own copy of the tokenizer, made at the first call."""
-  from miniplm_jax.corpus import readers, tokenizer
+  from miniplm_jax.corpus import tokenizer
+  from miniplm_jax.corpus.records import Document
   from miniplm_jax.models import hub
 
   if not (directory / "tokenizer.json").exists():
     if c.tokenizer == TRAIN:
       say(STAGE, f"training a byte-level BPE of {c.vocab_size:,} tokens")
       records = (record for part in parts for record in part.read())
-      texts = (d.text for d in records if isinstance(d, readers.Document))
+      texts = (d.text for d in records if isinstance(d, Document))
       found = tokenizer.train(texts, c.vocab_size, c.eos_token)
     else:
       folder = hub.resolve(c.tokenizer, c.tokenizer_revision, weights=False)

@@ -29,6 +29,8 @@ SPLITS = ("train", "reference", "heldout", "teacher")
 # group_size 1: random access reads one row; larger groups are 10× slower.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
 
+_AT_A_TIME = 65_536  # rows of the index that are held as Python objects
+
 # Columns of the index and their Arrow types.
 _INDEX = {
   "domain": "string",
@@ -141,20 +143,27 @@ def write_shard(
   from array_record.python.array_record_module import ArrayRecordWriter
 
   records, index = names
-  columns = {name: [] for name in _INDEX}
+  columns, tables = {name: [] for name in _INDEX}, []
+
+  def flush():
+    arrays = {
+      n: pa.array(v, getattr(pa, _INDEX[n])()) for n, v in columns.items()
+    }
+    tables.append(pa.table(arrays))
+    for values in columns.values():
+      values.clear()
+
   with files.replacing(directory / records) as scratch:
     writer = ArrayRecordWriter(str(scratch), _WRITER_OPTIONS)
     for row in rows:
       writer.write(row.to_bytes())
       for name, values in columns.items():
         values.append(getattr(row, name))
+      if len(columns["hash"]) == _AT_A_TIME:  # Python's objects are large
+        flush()
     writer.close()
-  table = pa.table(
-    {
-      name: pa.array(values, getattr(pa, _INDEX[name])())
-      for name, values in columns.items()
-    }
-  )
+  flush()
+  table = pa.concat_tables(tables)
   facts = {"counts": counts, "details": details or {}}
   table = table.replace_schema_metadata(
     {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}

@@ -14,7 +14,7 @@ from typing import Any
 from miniplm_jax.core import errors
 from miniplm_jax.core.errors import Stopped, UserError
 from miniplm_jax.corpus import shard
-from miniplm_jax.corpus.readers import Part
+from miniplm_jax.corpus.records import Part
 from miniplm_jax.corpus.shard import Maker, Recipe
 
 # (number, parts, part) of a shard to be made.

@@ -1,0 +1,132 @@
+"""What a source consists of: parts, and the records in them."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from miniplm_jax.core import files
+from miniplm_jax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+  """One text and the domain that it belongs to."""
+
+  text: str
+  domain: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+  """One row that was packed elsewhere: int32 [2 … max_length + 1]."""
+
+  ids: np.ndarray
+  domain: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+  """A record that cannot be used."""
+
+  what: str
+  where: str
+  todo: str
+
+  @property
+  def error(self) -> UserError:
+    """As an error."""
+    return UserError(self.what, self.where, self.todo)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What becomes one shard of the corpus, in reading order.
+
+  Attributes:
+    name: of its file below the source, with its range.
+    read: yields its records; can be pickled.
+    n_bytes: of input, to tell the progress; 0 if it is not known.
+    fingerprint: of its content, without reading it whole.
+  """
+
+  name: str
+  read: Callable[[], Iterator[Document | Packed | Broken]]
+  n_bytes: int
+  fingerprint: Callable[[], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  """Where a record has its text and its domain: dotted paths.
+
+  A document without a domain, or every one if `domain` is "", is named after
+  its file.
+  """
+
+  text: str = "text"
+  domain: str = "domain"
+
+
+class Probe:
+  """Fingerprint of some files, taken once, also for several parts of them."""
+
+  def __init__(self, paths: Sequence[epath.PathLike]):
+    self._paths, self._found = tuple(paths), ""
+
+  def __call__(self) -> str:
+    """As `files.probe`."""
+    self._found = self._found or files.probe(self._paths)
+    return self._found
+
+
+def pieces(sizes: Sequence[int], most: int) -> list[tuple[int, int, int]]:
+  """(first, end, size) of runs that are at least `most` large, or one item."""
+  cuts, start, total = [], 0, 0
+  for i, size in enumerate(sizes):
+    total += size
+    if total >= most or i == len(sizes) - 1:
+      cuts.append((start, i + 1, total))
+      start, total = i + 1, 0
+  return cuts
+
+
+def document(
+  record: Any, fields: Fields, default: str, where: str
+) -> Document | Broken:
+  """The document of a record; texts may be bytes, domains may be missing."""
+  text, domain = _field(record, fields.text), None
+  if fields.domain:
+    domain = _field(record, fields.domain)
+  try:
+    text, domain = (
+      v.decode() if isinstance(v, bytes) else v for v in (text, domain)
+    )
+    for value in (text, domain):
+      if isinstance(value, str):
+        value.encode()
+  except UnicodeError as e:
+    what = f"text or domain is not valid Unicode ({e})"
+    return Broken(what, where, "mend the record")
+  if not isinstance(text, str):
+    return Broken(
+      f"no text in field {fields.text!r}",
+      where,
+      "name the field with --config.corpus.text_field, or mend the record",
+    )
+  if domain is not None and not isinstance(domain, str):
+    return Broken(
+      f"the domain in field {fields.domain!r} is no text but {domain!r}",
+      where,
+      "name the field with --config.corpus.domain_field, or give '' to name "
+      "domains after files",
+    )
+  return Document(text, domain or default)
+
+
+def _field(record: Any, dotted: str) -> Any:
+  for name in dotted.split("."):
+    record = record.get(name) if isinstance(record, dict) else None
+  return record
