@@ -113,7 +113,6 @@ def _run(config, directory, inputs):
   one_to_one = config.student.conversion == "one_to_one"
   chosen = np.union1d(kept_rows(inputs["selection"]), corpus.rows_of("heldout"))
   parts, first = corpus.manifest.counts["rows_by_part"], 0
-  counts, rows_by_part, described = collections.Counter(), [], {}
   every = config.run.log_every_seconds
   with Progress(STAGE, len(chosen), "rows", every=every) as progress:
     for part, n in enumerate(parts):
@@ -129,17 +128,13 @@ def _run(config, directory, inputs):
           else rows.repacked(source, part, of_part, here, to, seen)
         )
         store.write_shard(directory, names, made, seen)
-      seen = store.read_counts(directory / names[1])
-      rows_by_part.append(seen["rows"])
-      counts.update(seen)
-      described |= {name: files.describe(directory / name) for name in names}
       progress.update(len(here), f"in part {part + 1}/{len(parts)}")
-  _say_bytes(counts)
+  counts, described = store.merge(directory, len(parts))
+  _say_bytes(collections.Counter(counts))
   return {
     "tokenizer": encoder.fingerprint,
     "files": described,
-    "counts": dict(counts)
-    | {"parts": len(parts), "rows_by_part": rows_by_part},
+    "counts": counts,
     "details": {
       "eos_id": encoder.eos_id,
       "bos_id": bos_id,

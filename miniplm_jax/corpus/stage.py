@@ -1,7 +1,5 @@
 """Stage tokenize: documents → ArrayRecord shards of packed rows."""
 
-import collections
-
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
@@ -129,22 +127,20 @@ def _merge(config, parts, directory, encoder):
   from miniplm_jax.corpus.records import Broken
 
   c = config.corpus
-  counts, rows_by_part, described = collections.Counter(), [], {}
-  broken = []
-  for number in range(len(parts)):
-    names = store.shard_names(number, len(parts))
-    seen = store.read_counts(directory / names[1])
-    broken += store.read_details(directory / names[1])["broken"]
-    rows_by_part.append(seen["rows"])
-    counts.update(seen)
-    described |= {n: files.describe(directory / n) for n in names}
+  counts, described = store.merge(directory, len(parts))
+  indices = [store.shard_names(i, len(parts))[1] for i in range(len(parts))]
+  broken = [
+    record
+    for name in indices
+    for record in store.read_details(directory / name)["broken"]
+  ]
   if broken:
     path = shard.write_sample(directory, broken)
     shard.refuse_broken(
       counts["broken"], config.run.max_broken, Broken(**broken[0])
     )
     say(STAGE, f"{counts['broken']} broken records left out, see {path}")
-  if not counts["rows"]:
+  if not counts.get("rows"):
     raise UserError(
       f"no document with text in {len(parts)} files",
       f"config.corpus.source={c.source}",
@@ -161,8 +157,7 @@ def _merge(config, parts, directory, encoder):
   return {
     "tokenizer": encoder.fingerprint,
     "files": described,
-    "counts": dict(counts)
-    | {"parts": len(parts), "rows_by_part": rows_by_part},
+    "counts": counts,
     "details": {
       "eos_id": encoder.eos_id,
       "vocab_size": encoder.vocab_size,

@@ -182,6 +182,20 @@ def read_details(index: epath.Path) -> dict[str, Any]:
   return _facts(index, b"details")
 
 
+def merge(
+  directory: epath.Path, parts: int
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+  """Counts and files of all shards, as a corpus's manifest has them."""
+  counts, rows, described = collections.Counter(), [], {}
+  for part in range(parts):
+    names = shard_names(part, parts)
+    seen = read_counts(directory / names[1])
+    rows.append(seen["rows"])
+    counts.update(seen)
+    described |= {name: files.describe(directory / name) for name in names}
+  return dict(counts) | {"parts": parts, "rows_by_part": rows}, described
+
+
 def _facts(index: epath.Path, name: bytes) -> dict[str, Any]:
   import pyarrow.parquet as pq
 

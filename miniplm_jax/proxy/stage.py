@@ -77,12 +77,7 @@ def _score(config, workdir: Workdir) -> Job:
   return Job(
     stage=STAGE,
     manifest=directory / MANIFEST,
-    settings={
-      "dtype": c.dtype,
-      "rows_per_part": c.rows_per_part,
-      "lengths": list(c.lengths),
-      "batch_tokens": c.batch_tokens,
-    },
+    settings=score_stage.settings(config),
     inputs={
       "corpus": workdir.corpus / MANIFEST,
       "model": workdir.scorer(STAGE) / MANIFEST,

@@ -89,10 +89,7 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings={
-      "dtype": c.dtype,
-      "rows_per_part": c.rows_per_part,
-      "lengths": list(c.lengths),
-      "batch_tokens": c.batch_tokens,
+      **settings(config),
       "int8": source.is_int8,
       **({"share": c.share, "seed": c.seed} if c.share < 1 else {}),
     },
@@ -109,6 +106,17 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
     together=together,
     run=lambda inputs: _merge(config, tables[source.name], inputs),
   )
+
+
+def settings(config) -> dict[str, object]:
+  """How rows are scored, by whatever model."""
+  c = config.score
+  return {
+    "dtype": c.dtype,
+    "rows_per_part": c.rows_per_part,
+    "lengths": list(c.lengths),
+    "batch_tokens": c.batch_tokens,
+  }
 
 
 def rows_in_words(config) -> str:
