@@ -35,6 +35,38 @@ FEATURES = {
 }
 _RANK_1 = tuple(name for name, (_, rank) in FEATURES.items() if rank)
 _BATCH = 256  # rows of one call into Python
+_OPEN = 4  # corpora that stay open
+
+
+# Once a process, however many tasks read it: the index of 10⁹ rows is large.
+
+
+@functools.lru_cache(_OPEN)
+def _open(directory: str, fingerprint: str) -> Corpus:
+  found = manifest_lib.require(epath.Path(directory) / MANIFEST)
+  if found.fingerprint != fingerprint:
+    raise UserError(
+      "the corpus has changed since its tasks were registered",
+      directory,
+      "register them again",
+    )
+  return Corpus(found)
+
+
+@functools.lru_cache(_OPEN * len(SPLITS))
+def _split(directory: str, fingerprint: str, split: str) -> np.ndarray:
+  """int64 row ids of a split, ascending."""
+  return _open(directory, fingerprint).rows_of(split)
+
+
+@functools.lru_cache(_OPEN)
+def _domains(directory: str, fingerprint: str):
+  """int32 code of each row's domain, and the code of each name."""
+  column = _open(directory, fingerprint).index["domain"]
+  chunks = column.dictionary_encode().unify_dictionaries().chunks
+  codes = [chunk.indices.to_numpy() for chunk in chunks]
+  names = chunks[0].dictionary.to_pylist()
+  return np.concatenate(codes), {name: i for i, name in enumerate(names)}
 
 
 class PackedSource(seqio.DataSource):
@@ -75,33 +107,27 @@ class PackedSource(seqio.DataSource):
 
   def __getstate__(self):
     """Without what is open: it is opened again where it is needed."""
-    opened = ("_corpus", "_rows_of")
-    return {k: v for k, v in self.__dict__.items() if k not in opened}
+    return {k: v for k, v in self.__dict__.items() if k != "_rows_of"}
 
   def __repr__(self):
     return f"PackedSource({self.directory!r}, {self.domain!r})"
 
-  @functools.cached_property
+  @property
   def _corpus(self) -> Corpus:
-    found = manifest_lib.require(epath.Path(self.directory) / MANIFEST)
-    if found.fingerprint != self._fingerprint:
-      raise UserError(
-        "the corpus has changed since its tasks were registered",
-        self.directory,
-        "register them again",
-      )
-    return Corpus(found)
+    return _open(self.directory, self._fingerprint)
 
   @functools.cached_property
   def _rows_of(self):
     """Split → int64 row ids, ascending."""
+    made = self.directory, self._fingerprint
 
     @functools.cache
     def rows_of(split):
-      rows = self._corpus.rows_of(split)
+      rows = _split(*made, split)
       if self.domain is None:
         return rows
-      return rows[self._corpus.domains(rows) == self.domain]
+      codes, names = _domains(*made)
+      return rows[codes[rows] == names.get(self.domain, -1)]
 
     return rows_of
 
