@@ -149,7 +149,9 @@ class Selected:
 def select(made, folder, **settings):
   corpus, tables = made
   s = PLAIN | settings
-  scored = ScoredRows(tables, s["definition"], s["seed"], corpus)
+  scored = ScoredRows(
+    tables, s["definition"], s["seed"], corpus, s["min_length"]
+  )
   candidates = Candidates(scored, s)
   folder.mkdir(parents=True)
   candidates.leave_out_copies(corpus, folder)
