@@ -483,6 +483,30 @@ def test_size_categories_are_those_of_the_hub(rows, wanted):
   assert dataset_card.size_category(rows) == wanted
 
 
+def test_what_the_report_cannot_have_is_refused_before_rows_are(copy):
+  """A selection that the same run makes may be missing so far."""
+  folder, quiz = copy / "run/selection", copy / "quiz.jsonl"
+  quiz.write_text("{")
+  for name, value in (
+    ("compare_with", "other"),
+    ("evaluation_sets", "('nowhere',)"),
+    ("evaluation_sets", f"('{quiz}',)"),
+  ):
+    given = "--config.select.name=new", f"--config.select.{name}={value}"
+    refused(copy, "--stages=select", *given)
+    assert not (folder / "new").exists() or not list((folder / "new").iterdir())
+  run(
+    copy,
+    "--stages=select",
+    "--config.baselines=('pretrain',)",
+    "--config.select.name=new_{method}",
+    "--config.select.compare_with=new_pretrain",
+  )
+  assert "Jaccard" in (folder / "new_miniplm/report.html").read_text()
+  body = json.loads((folder / "new_miniplm/report.json").read_text())
+  assert body["counts"]["duplicates_every"] == 1
+
+
 def test_another_view_remakes_the_report_alone(copy):
   folder = copy / "run/selection"
   before = (folder / "miniplm/rows.npy").stat().st_mtime_ns
