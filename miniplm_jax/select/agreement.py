@@ -59,7 +59,7 @@ def compare(
   """Compares kept row ids, both ascending, in one pass over the index."""
   names: dict[str, int] = {}
   counts = collections.Counter()
-  for ids, domain in index.rows_of_d(corpus, names):
+  for ids, domain in index.rows_of(corpus, names):
     ours, theirs = (index.among(ids, r) for r in (rows, other_rows))
     for i, here in enumerate((ours, theirs, ours & theirs)):
       by_domain = np.bincount(domain[here]).tolist()

@@ -64,7 +64,7 @@ def find(corpus: Corpus, rows: np.ndarray, most: int = _MOST) -> Duplicates:
   """
   every = max(-(-index.size_of_d(corpus) // most), 1)
   found = []
-  for ids, hashes in index.rows_of_d(corpus, {}, "hash"):
+  for ids, hashes in index.rows_of(corpus, {}, "hash"):
     # By hash and not by row: copies stay together.
     here = hashes % np.uint64(every) == 0
     found.append((ids[here], hashes[here]))

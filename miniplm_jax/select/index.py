@@ -69,24 +69,28 @@ def size_of_d(corpus: Corpus) -> int:
   return corpus.manifest.counts["split train"]
 
 
-def rows_of_d(
-  corpus: Corpus, domains: dict[str, int], column: str = "domain"
+def rows_of(
+  corpus: Corpus,
+  domains: dict[str, int],
+  column: str = "domain",
+  split: str = "train",
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """The ids of D's rows, piece by piece, with a column of the index.
+  """The ids of D's rows, or another split's, with a column of the index.
 
   Args:
     corpus: whose rows they are.
     domains: name → code; grows by the names that are met.
     column: domain (as codes), n_tokens, n_bytes or hash.
+    split: "train" is D.
 
   Yields:
-    row_id int64 [n], ascending over all pieces, and the column [n].
+    Piece by piece: row_id int64 [n], ascending over all, and the column [n].
   """
   first = 0
   for table in _tables(corpus, ["split", column]):
     names: dict[str, int] = {}
-    split = _codes(table["split"], names)
-    here = np.flatnonzero(split == names.get("train", -1))
+    splits = _codes(table["split"], names)
+    here = np.flatnonzero(splits == names.get(split, -1))
     if column == "domain":
       values = _codes(table[column], domains)
     else:

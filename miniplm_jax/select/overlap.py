@@ -105,7 +105,7 @@ def rows_to_read(corpus: Corpus, most: int = _MOST) -> np.ndarray:
   """int64 ids of all rows of D, or of evenly spaced ones if there are more."""
   every = max(-(-index.size_of_d(corpus) // most), 1)
   found, seen = [], 0
-  for ids, _ in index.rows_of_d(corpus, {}):
+  for ids, _ in index.rows_of(corpus, {}):
     found.append(ids[-seen % every :: every])
     seen += len(ids)
   return np.concatenate(found)

@@ -18,6 +18,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus.store import SPLITS, Corpus, Instance
+from miniplm_jax.select import index
 
 # Features of an example: its dtype and rank. `targets` are the row's ids, the
 # rest is named as in `Instance`; `hash` is its 64 bits as a signed number,
@@ -38,7 +39,7 @@ _BATCH = 256  # rows of one call into Python
 _OPEN = 4  # corpora that stay open
 
 
-# Once a process, however many tasks read it: the index of 10⁹ rows is large.
+# Once a process, however many tasks read it: 10⁹ rows are many.
 
 
 @functools.lru_cache(_OPEN)
@@ -54,19 +55,16 @@ def _open(directory: str, fingerprint: str) -> Corpus:
 
 
 @functools.lru_cache(_OPEN * len(SPLITS))
-def _split(directory: str, fingerprint: str, split: str) -> np.ndarray:
-  """int64 row ids of a split, ascending."""
-  return _open(directory, fingerprint).rows_of(split)
+def _split(directory: str, fingerprint: str, split: str):
+  """int64 row ids of a split, ascending; their domains' int32 codes; codes.
 
-
-@functools.lru_cache(_OPEN)
-def _domains(directory: str, fingerprint: str):
-  """int32 code of each row's domain, and the code of each name."""
-  column = _open(directory, fingerprint).index["domain"]
-  chunks = column.dictionary_encode().unify_dictionaries().chunks
-  codes = [chunk.indices.to_numpy() for chunk in chunks]
-  names = chunks[0].dictionary.to_pylist()
-  return np.concatenate(codes), {name: i for i, name in enumerate(names)}
+  It stays in memory: 12 bytes a row of the split, and 8 more a row for the
+  ids of single domains.
+  """
+  names: dict[str, int] = {}
+  corpus = _open(directory, fingerprint)
+  ids, codes = zip(*index.rows_of(corpus, names, split=split))
+  return np.concatenate(ids), np.concatenate(codes), names
 
 
 class PackedSource(seqio.DataSource):
@@ -119,15 +117,13 @@ class PackedSource(seqio.DataSource):
   @functools.cached_property
   def _rows_of(self):
     """Split → int64 row ids, ascending."""
-    made = self.directory, self._fingerprint
 
     @functools.cache
     def rows_of(split):
-      rows = _split(*made, split)
+      rows, codes, names = _split(self.directory, self._fingerprint, split)
       if self.domain is None:
         return rows
-      codes, names = _domains(*made)
-      return rows[codes[rows] == names.get(self.domain, -1)]
+      return rows[codes == names.get(self.domain, -1)]
 
     return rows_of
 
