@@ -218,7 +218,7 @@ def default() -> ConfigDict:
         # 0 keeps the highest scores; more draws rows without replacement with
         # weights exp(score / temperature), by Gumbel top-K.
         "temperature": 0.0,
-        "seed": 10,  # of what is drawn, and of definition random
+        "seed": 10,  # of what is drawn, and of definition random; 0 or more
         "min_length": 0,  # ids; shorter rows are left out
         # Of equal rows the best are kept, 0 keeps all. Needs 21 bytes of
         # temporary disk ($TMPDIR) a row.

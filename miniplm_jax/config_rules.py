@@ -165,6 +165,8 @@ def _selection_rules(s, among, at_least):
     yield at_least(f"select.{name}", s[name], 0)
   value = s.temperature
   yield "select.temperature", value, 0 <= value <= 1e6, "give 0 to 1e6"
+  # Both ends fit into the 64 bits that the noise is drawn from.
+  yield "select.seed", s.seed, 0 <= s.seed < 2**63, "give 0 to 2^63 - 1"
   value = s.near_duplicates
   yield "select.near_duplicates", value, 0 <= value <= 1, "give 0 to 1"
   least, seen = 0, set()

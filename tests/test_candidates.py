@@ -21,7 +21,7 @@ from miniplm_jax.corpus import store
 from miniplm_jax.score import table
 from miniplm_jax.score.units import units_of
 from miniplm_jax.select import cutoff as cutoff_lib
-from miniplm_jax.select import noise, writing
+from miniplm_jax.select import noise, summary, writing
 from miniplm_jax.select.candidates import Candidates
 from miniplm_jax.select.scored import ScoredRows
 
@@ -149,7 +149,9 @@ class Selected:
 def select(made, folder, **settings):
   corpus, tables = made
   s = PLAIN | settings
-  scored = ScoredRows(tables, s["definition"], s["seed"], corpus)
+  scored = ScoredRows(
+    tables, s["definition"], s["seed"], corpus, s["min_length"]
+  )
   candidates = Candidates(scored, s)
   folder.mkdir(parents=True)
   candidates.leave_out_copies(corpus, folder)
@@ -361,28 +363,50 @@ def test_near_duplicates_of_real_text(tables, tmp_path):
   assert len(different) <= 0.04 * len(dropped)
 
 
-def test_a_row_without_a_score_is_refused_by_name(tables, tmp_path):
+def changed(folder, column, row, value):
+  """`build` with another value of one row."""
   c = content()
+  old = c[column]
+  c[column] = old.astype(object)
+  c[column][row] = value
+  folder.mkdir()
+  try:
+    return build(epath.Path(folder), 3)
+  finally:
+    c[column] = old
+
+
+def test_a_row_without_a_score_is_refused_by_name(tmp_path):
+  """Unless min_length leaves it out: then nothing asks for its score."""
+  lengths = np.array([len(ids) for ids in content()["ids"]])
+  row = int(next(i for i in train_rows() if lengths[i] < 40))
+  made = changed(tmp_path / "in", "n_bytes", row, 0)
+  of = {"definition": "bits_per_byte_diff"}
+  with pytest.raises(UserError) as error:
+    select(made, tmp_path / "refused", **of)
+  assert f"row {row} of domain" in str(error.value)
+  assert "no byte" in str(error.value)
+  select(made, tmp_path / "other")
+  least = int(lengths[row]) + 1
+  found = select(made, tmp_path / "out", **of, min_length=least)
+  assert found.dropped["too_short"] == (lengths[train_rows()] < least).sum()
+  corpus, manifests = made
+  scored = ScoredRows(manifests, of["definition"], 10, corpus, least)
+  figures = summary.summarise(corpus, scored, found.rows)
+  assert figures.total.scored == figures.total.rows - 1
+  assert math.isfinite(figures.total.score)
+  assert np.all(np.isfinite(figures.sample.score))
+
+
+def test_a_domain_of_one_row_is_at_its_mean(tmp_path):
   row = int(train_rows()[5])
-  for definition, change, words in (
-    ("bits_per_byte_diff", ("n_bytes", row, 0), "no byte"),
-    ("zscore_by_domain", ("domain", row, "alone"), "all rows of its domain"),
-  ):
-    column, place, value = change
-    old = c[column]
-    c[column] = old.astype(object)
-    c[column][place] = value
-    try:
-      folder = epath.Path(tmp_path / definition)
-      folder.mkdir()
-      made = build(folder, 3)
-    finally:
-      c[column] = old
-    with pytest.raises(UserError) as error:
-      select(made, tmp_path / f"{definition}_out", definition=definition)
-    assert f"row {row} of domain" in str(error.value)
-    assert words in str(error.value)
-    select(made, tmp_path / f"{definition}_other")
+  corpus, manifests = changed(tmp_path / "in", "domain", row, "alone")
+  scored = ScoredRows(manifests, "zscore_by_domain", 10, corpus)
+  found = {}
+  for c in scored.columns():
+    found |= dict(zip(c["row_id"].tolist(), c["score"].tolist()))
+  assert found[row] == 0
+  assert np.std(list(found.values())) == pytest.approx(1, abs=0.01)
 
 
 def test_every_option_selects_again_without_a_model(copy):
@@ -420,6 +444,8 @@ def test_every_option_selects_again_without_a_model(copy):
     ("ratio=0.0", "select.ratio, rows, tokens"),
     ("temperature=-1.0", "select.temperature"),
     ("temperature=nan", "select.temperature"),
+    ("seed=-1", "select.seed"),
+    ("seed=9223372036854775808", "select.seed"),
     ("near_duplicates=1.5", "select.near_duplicates"),
     ("max_copies=-1", "select.max_copies"),
     ("quotas=('odd=0.5',)", "select.quotas"),

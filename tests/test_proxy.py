@@ -269,8 +269,11 @@ def test_a_kill_in_training_and_one_in_scoring_change_nothing(
 
 def test_most_of_d_is_never_seen_by_the_teacher(copy):
   """Method proxy alone, end to end, over scores of 60 % of D."""
+  half = len(split_train(copy)) // 2
   given = (
     "--config.method=proxy",
+    "--config.select.ratio=0.0",
+    f"--config.select.rows={half}",
     "--config.score.share=0.6",
     "--config.proxy.sample=0.4",
     "--config.proxy.from_reference=True",
@@ -293,6 +296,9 @@ def test_most_of_d_is_never_seen_by_the_teacher(copy):
   page = (copy / "run/report.html").read_text()
   for words in ("The proxy", "inferred", "Spearman", "FLOPs: the proxy is"):
     assert words in page, words
+  for said in (done.stdout, page):  # a budget in rows is no share
+    assert "of the highest 50%" in said and "the highest 0%" not in said
+    assert "had only the sample been scored" in said
   again = run(copy, *given, "--stages=score,proxy,select")
   assert again.stdout.count("skipped") == 6
 

@@ -1,6 +1,7 @@
 """The report of a selection: its figures, its page, its card."""
 
 import collections
+import gzip
 import html.parser
 import json
 import re
@@ -8,16 +9,21 @@ import types
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from etils import epath
 from helpers import LONG, refused, run
 
 from miniplm_jax.core import manifest, page
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.select import (
   agreement,
+  card,
   copies,
   dataset_card,
+  figures,
   overlap,
   summary,
   tables,
@@ -41,6 +47,18 @@ class MadeUp:
     self.index = pa.concat_tables([table[:17], table[17:]])
     self.score = np.round(rng.normal(size=len(self._train)), 1)
     self.nll = rng.uniform(1, 9, (2, len(self._train))).astype(np.float32)
+
+  def written(self, folder):
+    """The index on disk, as two parts of several row groups."""
+    split = np.full(len(self.index), "heldout")
+    split[self._train] = "train"
+    table = self.index.append_column("split", pa.array(split))
+    for part, rows in enumerate((table[:900], table[900:])):
+      path = folder / store.shard_names(part, 2)[1]
+      pq.write_table(rows, path, row_group_size=130)
+    counts = {"parts": 2, "split train": len(self._train)}
+    made = types.SimpleNamespace(counts=counts)
+    return types.SimpleNamespace(directory=folder, manifest=made)
 
   def rows_of(self, split):
     assert split == "train"
@@ -135,8 +153,48 @@ def test_a_threshold_that_kept_rows_do_not_reach_is_not_shown():
     assert (facts["threshold"], facts["label"]) == (wanted, "new")
     assert facts["dropped"] == {"near duplicate": 3}
     assert facts["options"]["scores.teacher"] == "big"
+    drawn = made.settings | {"temperature": 0.5}  # the cut is of score + noise
+    drawn = types.SimpleNamespace(**vars(made) | {"settings": drawn})
+    assert tables.facts(drawn, found)["threshold"] is None
     named = tables.Findings("x", facts, found)
     assert ("from 0.5000 on" in tables.lead(named)) == (wanted is not None)
+
+
+def test_one_more_domain_is_shown_by_its_name():
+  corpus = MadeUp(3000, 3, [f"d{i}" for i in range(13)])
+  rows = corpus.rows_of("train")[::2]
+  found = summary.summarise(corpus, corpus.scored(), rows)
+  assert summary.largest(found.domains, 12) == found.domains
+
+
+def test_pictures_show_names_as_they_are(monkeypatch):
+  """A $ begins no maths, and a name may begin with "_"."""
+  names = ("_a", "$b^$", r"\$c$", "d")
+  corpus = MadeUp(2000, 5, names)
+  rows = corpus.rows_of("train")[::2]
+  found = summary.summarise(corpus, corpus.scored(), rows)
+  seen, picture = [], page.picture
+
+  def look(figure):
+    content = picture(figure)  # drawn: all labels are there
+    ax = figure.axes[0]
+    legend = ax.get_legend()
+    seen.append(
+      [
+        t._preprocess_math(t.get_text())
+        for t in (
+          *ax.get_yticklabels(),
+          *(legend.get_texts() if legend else ()),
+        )
+      ]
+    )
+    return content
+
+  monkeypatch.setattr(page, "picture", look)
+  facts = {"threshold": 0.1, "definition": "mean_diff", "label": "score"}
+  figures.pictures(found, facts)
+  wanted = {(name, False) for name in names}
+  assert sum(wanted <= set(texts) for texts in seen) == 3
 
 
 @pytest.mark.parametrize("models", [(), ("reference",)])
@@ -169,10 +227,10 @@ def test_many_domains_are_added_up():
 
 
 @pytest.mark.parametrize("most", [5_000_000, 500])
-def test_duplicates_equal_a_count_by_hash(made_up, most):
+def test_duplicates_equal_a_count_by_hash(made_up, most, tmp_path):
   corpus, kept = made_up
   ids = corpus.rows_of("train")
-  found = copies.find(corpus, ids[kept], most)
+  found = copies.find(corpus.written(tmp_path), ids[kept], most)
   assert found.every == (1 if most > 2000 else 4)
   hashes = corpus.index["hash"].to_numpy()[ids]
   looked = hashes % np.uint64(found.every) == 0
@@ -183,6 +241,14 @@ def test_duplicates_equal_a_count_by_hash(made_up, most):
   assert found.surplus == sum(n - 1 for n in count.values())
   assert found.kept_surplus == sum(n - 1 for n in kept_count.values())
   assert found.left_out == sum(count[h] - n for h, n in kept_count.items())
+  figures = summary.summarise(corpus, corpus.scored(), ids[kept])
+  made = types.SimpleNamespace(
+    settings={"definition": "new"}, details={}, counts={}
+  )
+  facts = tables.facts(made, figures)
+  tiles = card._tiles(tables.Findings("x", facts, figures, found))
+  (note,) = (t.note for t in tiles if t.label == "Duplicates kept")
+  assert ("one of every 4 hashes" in note) == (found.every > 1)
   largest = found.largest[0]
   assert largest.rows == max(count.values())
   assert largest.kept == kept_count[int(hashes[ids == largest.row_id][0])]
@@ -260,7 +326,14 @@ def test_planted_items_are_found_and_no_others(finished, tmp_path):
 
 @pytest.mark.parametrize(
   ("name", "content"),
-  [("broken.jsonl", b'{"a":'), ("broken.parquet", b"PAR1")],
+  [
+    ("broken.jsonl", b'{"a":'),
+    ("broken.parquet", b"PAR1"),
+    ("torn.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-12]),
+    ("torn.gz", b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 20),
+    ("empty.jsonl", b"\n"),
+    ("empty.json", b"[]"),
+  ],
 )
 def test_an_unreadable_evaluation_set_is_refused(tmp_path, name, content):
   (tmp_path / name).write_bytes(content)
@@ -268,6 +341,26 @@ def test_an_unreadable_evaluation_set_is_refused(tmp_path, name, content):
     list(overlap.read_texts(*overlap.paths([str(tmp_path / name)])))
   with pytest.raises(UserError, match="no file of evaluation items"):
     overlap.paths([str(tmp_path / "none*")])
+
+
+def test_sets_with_one_file_name_are_told_apart(finished, tmp_path):
+  paths = [f"{a}/{b}/test.jsonl" for a in "xy" for b in ("arc", "boolq")]
+  paths += ["x/other/plain.jsonl", "mmlu/test.jsonl"]
+  sets = [epath.Path("/data") / path for path in paths]
+  assert overlap.names_of(sets) == [
+    *paths[:4],
+    "plain.jsonl",
+    "mmlu/test.jsonl",
+  ]
+
+
+def test_every_k_th_row_is_read(made_up, tmp_path):
+  corpus, _ = made_up
+  ids = corpus.rows_of("train")
+  for most in (200, 700, 10_000):
+    every = -(-len(ids) // most)
+    found = overlap.rows_to_read(corpus.written(tmp_path), most)
+    np.testing.assert_array_equal(found, ids[::every])
 
 
 def test_agreement_is_that_of_sets(finished):
@@ -388,6 +481,30 @@ def test_the_card_is_a_dataset_card(finished):
 )
 def test_size_categories_are_those_of_the_hub(rows, wanted):
   assert dataset_card.size_category(rows) == wanted
+
+
+def test_what_the_report_cannot_have_is_refused_before_rows_are(copy):
+  """A selection that the same run makes may be missing so far."""
+  folder, quiz = copy / "run/selection", copy / "quiz.jsonl"
+  quiz.write_text("{")
+  for name, value in (
+    ("compare_with", "other"),
+    ("evaluation_sets", "('nowhere',)"),
+    ("evaluation_sets", f"('{quiz}',)"),
+  ):
+    given = "--config.select.name=new", f"--config.select.{name}={value}"
+    refused(copy, "--stages=select", *given)
+    assert not (folder / "new").exists() or not list((folder / "new").iterdir())
+  run(
+    copy,
+    "--stages=select",
+    "--config.baselines=('pretrain',)",
+    "--config.select.name=new_{method}",
+    "--config.select.compare_with=new_pretrain",
+  )
+  assert "Jaccard" in (folder / "new_miniplm/report.html").read_text()
+  body = json.loads((folder / "new_miniplm/report.json").read_text())
+  assert body["counts"]["duplicates_every"] == 1
 
 
 def test_another_view_remakes_the_report_alone(copy):

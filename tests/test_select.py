@@ -1,5 +1,6 @@
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -123,6 +124,26 @@ def test_quotas_in_tokens_are_met_to_within_a_row():
   spent = np.bincount(columns["group"], columns["weight"] * kept)
   assert 20_000 - 50 < spent.sum() <= 20_000
   assert 3000 - 50 < spent[1] <= 3000 and 6000 - 50 < spent[2] <= 6000
+
+
+def test_a_chunk_costs_by_its_rows_and_not_by_the_groups():
+  """Of 600 groups: 300 MB of bins in all, and none of them a chunk."""
+  groups, rng = 600, np.random.default_rng(2)
+  columns = {
+    "row_id": np.arange(9000),
+    "value": np.round(rng.normal(size=9000), 1).astype(np.float32),
+    "group": rng.integers(0, groups, 9000),
+    "weight": rng.integers(1, 9, 9000),
+  }
+  start = time.process_time()
+  cuts = cutoff.find(chunked(columns, 30), [20] * groups)
+  assert time.process_time() - start < 20  # 300 chunks of 0.3 s otherwise
+  kept = cutoff.within(cuts, columns)
+  for g in range(0, groups, 50):
+    (here,) = np.nonzero(columns["group"] == g)
+    best = here[order(columns["value"][here], here)]
+    wanted = best[np.cumsum(columns["weight"][best]) <= 20]
+    np.testing.assert_array_equal(here[kept[here]], np.sort(wanted))
 
 
 COLUMNS = {

@@ -183,6 +183,40 @@ def test_an_epoch_of_the_mixture_is_the_refined_corpus(name, corpus, kept):
     assert {e["domain"].decode() for e in read(task.name)} == {domain}
 
 
+def test_all_tasks_of_a_process_share_one_index_and_one_selection(
+  finished, kept, monkeypatch
+):
+  opened = []
+  for module, name in ((source, "Corpus"), (tasks, "kept_rows")):
+    original = getattr(module, name)
+
+    def counted(made, original=original, name=name):
+      opened.append(name)
+      return original(made)
+
+    monkeypatch.setattr(module, name, counted)
+  for cached in (source._open, source._split, tasks._bitmap):
+    cached.cache_clear()
+  name = tasks.register(finished / "run", "miniplm", name="shared")
+  assert sorted(ids(read(f"{name}_by_domain", num_epochs=1))) == kept.tolist()
+  for suffix in ("", "_packed", "_scored", "_domain_odd", "_domain_even"):
+    assert read(name + suffix)
+  assert sorted(opened) == ["Corpus", "kept_rows"]
+
+
+def test_a_selection_by_the_proxy_has_no_scored_task(copy, kept):
+  path = copy / "run/selection/miniplm/manifest.json"
+  body = json.loads(path.read_text())
+  body["settings"]["scores"] = {"proxy": "teacher"}
+  body["inputs"]["proxy"] = body["inputs"].pop("teacher")
+  del body["inputs"]["reference"]
+  path.write_text(json.dumps(body))
+  name = tasks.register(copy / "run", "miniplm", name="by_proxy")
+  assert f"{name}_scored" not in seqio.TaskRegistry.names()
+  assert ids(read(name)) == kept.tolist()
+  assert sorted(ids(read(f"{name}_by_domain", num_epochs=1))) == kept.tolist()
+
+
 def test_rates_of_the_mixture_can_be_given(finished):
   where = finished / "run"
   rates = {"even": 9, "odd": 1}

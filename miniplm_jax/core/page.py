@@ -143,6 +143,11 @@ def axes(title: str, x: str, y: str, width: float = 5.6, height: float = 3.6):
   return figure, ax
 
 
+def plain(text: str) -> str:
+  """A name from data as matplotlib shows it as it is: $ begins no maths."""
+  return text.replace("$", r"\$")
+
+
 def legend(ax, **options):
   """A legend that can be read over the drawing."""
   box = {"facecolor": "white", "edgecolor": "none", "framealpha": 0.85}

@@ -66,9 +66,12 @@ def in_words(found: Mapping[str, float]) -> str:
   """`flops`, for the log."""
   if not found:
     return "FLOPs are not known: scores were made elsewhere"
+  # Whether more than the sample was scored, to test the proxy or for other
+  # methods, is another matter.
+  told = ", had only the sample been scored" if found["test"] else ""
   return (
     f"{found['sample']:.3g} FLOPs of scoring its sample + "
     f"{found['train']:.3g} of training + {found['score']:.3g} of scoring D "
     f"are {found['share_of_full']:.1%} of {found['full']:.3g} of scoring D "
-    "with both models"
+    f"with both models{told}"
   )

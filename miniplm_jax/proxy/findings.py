@@ -29,7 +29,8 @@ def section(
   """
   tables = {r: inputs[f"{r} scores"] for r in ("teacher", "reference", "proxy")}
   found = fidelity.heldout(config, corpus, tables, table.parts(tables["proxy"]))
-  report = fidelity.report(found, config.select.ratio)
+  # As in its log line: a selection by rows or tokens has no share.
+  report = fidelity.report(found, config.select.ratio or 0.5)
   flops = tables["proxy"].details["flops_compared"]
   rows = [
     ("rows of D", f"{report['rows_of_d']:,}"),

@@ -57,7 +57,8 @@ def run(
 
   predicted = [table.read_part(directory / unit.name).columns for unit in units]
   found = fidelity.heldout(config, corpus, inputs, predicted)
-  report = fidelity.report(found, config.select.ratio)
+  # A selection by rows or tokens has no share of its own.
+  report = fidelity.report(found, config.select.ratio or 0.5)
   flops = cost.flops(config, workdir, corpus, inputs)
   say(STAGE, fidelity.in_words(report))
   say(STAGE, cost.in_words(flops))

@@ -65,6 +65,7 @@ def _run(config, workdir: Workdir, inputs):
     settings["definition"],
     settings["seed"],
     corpus,
+    settings["min_length"],
   )
   figures = summary.summarise(corpus, scored, kept_rows(selection))
   facts = tables.facts(selection, figures)

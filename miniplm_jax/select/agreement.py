@@ -1,5 +1,6 @@
 """How far two selections of one corpus agree."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.select import index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +56,25 @@ class Agreement:
 def compare(
   corpus: Corpus, rows: np.ndarray, other: Manifest, other_rows: np.ndarray
 ) -> Agreement:
-  """Compares kept row ids, both ascending."""
-  both = np.intersect1d(rows, other_rows, assume_unique=True)
-  counts = [_by_domain(corpus, ids) for ids in (rows, other_rows, both)]
+  """Compares kept row ids, both ascending, in one pass over the index."""
+  names: dict[str, int] = {}
+  counts = collections.Counter()
+  for ids, domain in index.rows_of(corpus, names):
+    ours, theirs = (index.among(ids, r) for r in (rows, other_rows))
+    for i, here in enumerate((ours, theirs, ours & theirs)):
+      by_domain = np.bincount(domain[here]).tolist()
+      counts.update({(code, i): n for code, n in enumerate(by_domain)})
   domains = [
-    Shared(name, *(c.get(name, 0) for c in counts))
-    for name in counts[0] | counts[1]
+    Shared(name, *(counts[code, i] for i in range(3)))
+    for name, code in names.items()
+    if counts[code, 0] or counts[code, 1]
   ]
-  a, b = (len(ids) / len(corpus.rows_of("train")) for ids in (rows, other_rows))
+  both = sum(s.both for s in domains)
+  a, b = (len(ids) / index.size_of_d(corpus) for ids in (rows, other_rows))
   return Agreement(
     name=other.path.parent.name,
     definition=other.settings["definition"],
-    total=Shared("all", len(rows), len(other_rows), len(both)),
+    total=Shared("all", len(rows), len(other_rows), both),
     domains=sorted(domains, key=lambda s: (-s.ours, s.name)),
     chance=a * b / (a + b - a * b),
   )
@@ -80,8 +89,3 @@ def check(other: Manifest, corpus: Manifest):
       str(other.path),
       "let config.select.compare_with name a selection of this corpus, or ''",
     )
-
-
-def _by_domain(corpus: Corpus, ids: np.ndarray) -> dict[str, int]:
-  found = corpus.index["domain"].take(ids).value_counts().to_pylist()
-  return {d["values"]: d["counts"] for d in found}

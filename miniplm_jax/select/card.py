@@ -130,7 +130,7 @@ def _tiles(found: Findings) -> list[page.Tile]:
     page.Tile(
       "Mean score",
       tables.mean(total.kept_score, total.kept_rows),
-      f"of the kept; {tables.mean(total.score, total.rows)} in D",
+      f"of the kept; {tables.mean(total.score, total.scored)} in D",
     )
   )
   if found.summary.has_noise:
@@ -143,13 +143,10 @@ def _tiles(found: Findings) -> list[page.Tile]:
       )
     )
   if copies := found.duplicates:
-    tiles.append(
-      page.Tile(
-        "Duplicates kept",
-        f"{copies.kept_surplus:,}",
-        f"rows beyond the first; {copies.surplus:,} in D",
-      )
-    )
+    told = f"rows beyond the first; {copies.surplus:,} in D"
+    if copies.every > 1:
+      told += f"; counted in one of every {copies.every:,} hashes"
+    tiles.append(page.Tile("Duplicates kept", f"{copies.kept_surplus:,}", told))
   if dropped := found.facts["dropped"]:
     told = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
     total = f"{sum(dropped.values()):,}"

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.select import index
 
 _MOST = 5_000_000  # rows whose hashes are held at a time
 _SHOWN = 5  # largest groups that are shown
@@ -54,20 +55,21 @@ class Duplicates:
 
 
 def find(corpus: Corpus, rows: np.ndarray, most: int = _MOST) -> Duplicates:
-  """Compares the hashes of D's rows.
+  """Compares the hashes of D's rows; holds 16 bytes of each that it looks at.
 
   Args:
     corpus: its index has the hashes.
     rows: the kept ids, ascending.
     most: above so many rows of D, only every n-th hash is looked at.
   """
-  ids = corpus.rows_of("train")
-  hashes = corpus.index["hash"].to_numpy()[ids]
-  every = max(-(-len(ids) // most), 1)
-  # By hash and not by row: copies stay together.
-  here = hashes % np.uint64(every) == 0
-  ids, hashes = ids[here], hashes[here]
-  kept = np.isin(ids, rows, assume_unique=True)
+  every = max(-(-index.size_of_d(corpus) // most), 1)
+  found = []
+  for ids, hashes in index.rows_of(corpus, {}, "hash"):
+    # By hash and not by row: copies stay together.
+    here = hashes % np.uint64(every) == 0
+    found.append((ids[here], hashes[here]))
+  ids, hashes = map(np.concatenate, zip(*found))
+  kept = index.among(ids, rows)
   _, first, group, count = np.unique(
     hashes, return_index=True, return_inverse=True, return_counts=True
   )

@@ -133,7 +133,10 @@ def _histogram(chunks, groups: int, top: np.ndarray | None = None):
       group = group if groups == 1 else group[here]
       weight = None if weight is None else weight[here]
     if groups > 1:
+      # Not all bins of all groups a chunk: there may be many groups.
       place = group * np.int64(_BINS) + place
+      np.add.at(found, place, 1 if weight is None else weight.astype(np.int64))
+      continue
     # float64 if weighted, but whole numbers below 2⁵³
     counts = np.bincount(place, weight, minlength=found.size)
     found += counts.astype(np.int64, copy=False)
@@ -163,7 +166,7 @@ def _ties(chunks, keys, above, wanted) -> list[Cut]:
       higher = np.broadcast_to(group, key.shape)[key > keys[group]]
       fitting += np.bincount(higher, minlength=groups)
     tied = np.flatnonzero(key == keys[group])
-    for g in range(groups):
+    for g in np.unique(group[tied]) if groups > 1 else (0,):
       here = tied if groups == 1 else tied[group[tied] == g]
       weight = columns["weight"][here] if is_weighted else np.ones_like(here)
       weight = used[g] + np.cumsum(weight, dtype=np.int64)

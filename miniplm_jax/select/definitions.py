@@ -29,9 +29,13 @@ def bits_per_byte_diff(c: Columns, unused_seed: int) -> np.ndarray:
 
 
 def zscore_by_domain(c: Columns, unused_seed: int) -> np.ndarray:
-  """`mean_diff` from its domain's mean, in standard deviations over D."""
-  difference = mean_diff(c, 0).astype(np.float64)
-  return (difference - c["domain_mean"]) / c["domain_std"]
+  """`mean_diff` from its domain's mean, in standard deviations over D.
+
+  0 in a domain whose rows all score alike, as where there is but one.
+  """
+  from_mean = mean_diff(c, 0).astype(np.float64) - c["domain_mean"]
+  std = c["domain_std"]
+  return np.divide(from_mean, std, out=np.zeros_like(from_mean), where=std > 0)
 
 
 def difficulty(c: Columns, unused_seed: int) -> np.ndarray:
@@ -97,7 +101,6 @@ DEFINITIONS = {
     "log p − log p_ref per token, standard deviations from the domain's mean",
     _BOTH,
     standardised=mean_diff,
-    undefined="all rows of its domain score alike",
   ),
   "difficulty": Definition(
     difficulty, "−log p_ref, nats per token", ("reference",)

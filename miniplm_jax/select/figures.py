@@ -100,7 +100,8 @@ def _kept_share(summary: Summary):
     "Kept share by domain", "share kept", "", height=_height(len(groups))
   )
   values = [g.share for g in groups]
-  ax.barh([g.name for g in groups], values, color=_KEPT, height=0.7)
+  names = [page.plain(g.name) for g in groups]
+  ax.barh(names, values, color=_KEPT, height=0.7)
   for i, value in enumerate(values):
     label = ax.text(value + 0.015, i, f"{value:.0%}", va="center", fontsize=8)
     label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
@@ -131,7 +132,7 @@ def _token_share(summary: Summary):
     (after, _KEPT, "after: kept"),
   ):
     ax.scatter(values, places, color=colour, s=34, label=label, zorder=2)
-  ax.set_yticks(places, [g.name for g in groups])
+  ax.set_yticks(places, [page.plain(g.name) for g in groups])
   ax.set_xlim(left=0)
   _percent(ax.xaxis)
   page.legend(ax)
@@ -182,13 +183,16 @@ def _cumulative(summary: Summary, facts):
   curves = [("all rows", score, page.INK, 2.2)]
   for group, colour in zip(summary.domains, _CURVES):
     curves.append((group.name, score[domain == group.name], colour, 1.2))
-  for name, values, colour, width in curves:
-    if len(values):
-      ax.ecdf(values, color=colour, lw=width, label=name)
+  drawn = {
+    page.plain(name): ax.ecdf(values, color=colour, lw=width)
+    for name, values, colour, width in curves
+    if len(values)
+  }
   ax.set_xlim(*_range(score, 0.998))
   _mark_cut(ax, facts)
   _percent(ax.yaxis)
-  page.legend(ax)
+  # By itself it would leave out names that begin with "_".
+  page.legend(ax, handles=list(drawn.values()), labels=list(drawn))
   return figure
 
 

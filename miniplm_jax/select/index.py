@@ -21,8 +21,7 @@ class IndexReader:
       corpus: whose index it is.
       domains: name → code; grows by the names that are met, in row order.
     """
-    self._directory = corpus.directory
-    self._parts = corpus.manifest.counts["parts"]
+    self._corpus = corpus
     self._domains = domains
     self._pieces = self._read()
     self._first, self._end, self._piece = 0, 0, {}
@@ -50,7 +49,7 @@ class IndexReader:
       if self._piece is None:
         raise UserError(
           f"the index ends before row {row_id[0]}",
-          str(self._directory),
+          str(self._corpus.directory),
           "make the corpus again with --stages=tokenize --force",
         )
       self._first = self._end
@@ -59,24 +58,73 @@ class IndexReader:
     return {k: np.concatenate([f[k] for f in found]) for k in found[0]}
 
   def _read(self) -> Iterator[Columns]:
-    import pyarrow.parquet as pq
+    for table in _tables(self._corpus, ["domain", *_NUMBERS]):
+      yield {k: table[k].to_numpy() for k in _NUMBERS} | {
+        "domain": _codes(table["domain"], self._domains)
+      }
 
-    columns = ["domain", *_NUMBERS]
-    for part in range(self._parts):
-      path = self._directory / shard_names(part, self._parts)[1]
-      with path.open("rb") as f:
-        file = pq.ParquetFile(f, read_dictionary=["domain"])
-        for i in range(file.num_row_groups):
-          table = file.read_row_group(i, columns).combine_chunks()
-          yield {k: table[k].to_numpy() for k in _NUMBERS} | {
-            "domain": self._codes(table["domain"])
-          }
 
-  def _codes(self, column) -> np.ndarray:
-    """A dictionary-encoded column in codes that hold for the whole corpus."""
-    found = [np.zeros(0, np.int32)]
-    for chunk in column.chunks:
-      names = chunk.dictionary.to_pylist()
-      codes = [self._domains.setdefault(n, len(self._domains)) for n in names]
-      found.append(np.array(codes, np.int32)[chunk.indices.to_numpy()])
-    return np.concatenate(found)
+def size_of_d(corpus: Corpus) -> int:
+  """How many rows D has."""
+  return corpus.manifest.counts["split train"]
+
+
+def rows_of(
+  corpus: Corpus,
+  domains: dict[str, int],
+  column: str = "domain",
+  split: str = "train",
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """The ids of D's rows, or another split's, with a column of the index.
+
+  Args:
+    corpus: whose rows they are.
+    domains: name → code; grows by the names that are met.
+    column: domain (as codes), n_tokens, n_bytes or hash.
+    split: "train" is D.
+
+  Yields:
+    Piece by piece: row_id int64 [n], ascending over all, and the column [n].
+  """
+  first = 0
+  for table in _tables(corpus, ["split", column]):
+    names: dict[str, int] = {}
+    splits = _codes(table["split"], names)
+    here = np.flatnonzero(splits == names.get(split, -1))
+    if column == "domain":
+      values = _codes(table[column], domains)
+    else:
+      values = table[column].to_numpy()
+    yield first + here, values[here]
+    first += table.num_rows
+
+
+def among(row_id: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  """Bool [n]: which ids are there, in ascending `rows` that may be a file."""
+  if not len(rows):
+    return np.zeros(len(row_id), bool)
+  place = np.searchsorted(rows, row_id)
+  return rows[np.minimum(place, len(rows) - 1)] == row_id
+
+
+def _tables(corpus: Corpus, columns: list[str]) -> Iterator:
+  """Arrow tables of the row groups, names dictionary-encoded."""
+  import pyarrow.parquet as pq
+
+  parts = corpus.manifest.counts["parts"]
+  for part in range(parts):
+    path = corpus.directory / shard_names(part, parts)[1]
+    with path.open("rb") as f:
+      file = pq.ParquetFile(f, read_dictionary=["domain", "split"])
+      for i in range(file.num_row_groups):
+        yield file.read_row_group(i, columns).combine_chunks()
+
+
+def _codes(column, domains: dict[str, int]) -> np.ndarray:
+  """A dictionary-encoded column in codes that hold for the whole corpus."""
+  found = [np.zeros(0, np.int32)]
+  for chunk in column.chunks:
+    names = chunk.dictionary.to_pylist()
+    codes = [domains.setdefault(n, len(domains)) for n in names]
+    found.append(np.array(codes, np.int32)[chunk.indices.to_numpy()])
+  return np.concatenate(found)

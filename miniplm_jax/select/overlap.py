@@ -4,11 +4,13 @@ As in GPT-3's report (arXiv 2005.14165, appendix C): lower case, punctuation
 stripped, 13 words in a row. N-grams are compared as 64-bit hashes.
 """
 
+import collections
 import dataclasses
 import glob
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.select import index
 
 WORDS = 13  # of an n-gram
 SHORTEST = 8  # a text of fewer words is not looked for
@@ -48,7 +51,7 @@ class Overlap:
   """One evaluation set beside the rows.
 
   Attributes:
-    name: its file's.
+    name: its file's, see `names_of`.
     items: its records.
     too_short: items without a text that is long enough.
     found: items with an n-gram in the rows of D that were read.
@@ -100,8 +103,12 @@ def paths(patterns: Sequence[str]) -> list[epath.Path]:
 
 def rows_to_read(corpus: Corpus, most: int = _MOST) -> np.ndarray:
   """int64 ids of all rows of D, or of evenly spaced ones if there are more."""
-  ids = corpus.rows_of("train")
-  return ids[:: max(-(-len(ids) // most), 1)]
+  every = max(-(-index.size_of_d(corpus) // most), 1)
+  found, seen = [], 0
+  for ids, _ in index.rows_of(corpus, {}):
+    found.append(ids[-seen % every :: every])
+    seen += len(ids)
+  return np.concatenate(found)
 
 
 def measure(
@@ -120,8 +127,9 @@ def measure(
     ids: of the rows that are read, see `rows_to_read`.
     done: is told how many more rows have been read.
   """
-  grams = _Grams([(path.name, list(read_texts(path))) for path in sets])
-  kept = np.isin(ids, rows, assume_unique=True)
+  texts = (list(read_texts(path)) for path in sets)
+  grams = _Grams(list(zip(names_of(sets), texts)))
+  kept = index.among(ids, rows)
   tokenizer = corpus.tokenizer()
   for start in range(0, len(ids), _BATCH):
     batch = ids[start : start + _BATCH]
@@ -129,6 +137,18 @@ def measure(
     grams.search(texts, batch, kept[start : start + _BATCH])
     done(len(batch))
   return grams.overlaps(len(ids), int(kept.sum()))
+
+
+def names_of(sets: Sequence[epath.Path]) -> list[str]:
+  """File names; with as many folders before them as tell them apart."""
+  found = [path.name for path in sets]
+  for depth in range(2, max((len(path.parts) for path in sets), default=0) + 1):
+    there = collections.Counter(found)
+    found = [
+      "/".join(path.parts[-depth:]) if there[name] > 1 else name
+      for path, name in zip(sets, found)
+    ]
+  return found
 
 
 def words(text: str) -> list[str]:
@@ -140,19 +160,27 @@ def read_texts(path: epath.Path) -> Iterator[list[str]]:
   """The texts of each record of a file, in the order of its fields.
 
   Raises:
-    UserError: the file cannot be read.
+    UserError: the file cannot be read, or has no record.
   """
   import pyarrow as pa
 
+  kinds = ValueError, RecursionError, pa.ArrowException, OSError
   try:
-    for record in _records(path):
+    records = _records(path)
+    for record in records:
       yield list(dict.fromkeys(_strings(record)))
-  except (ValueError, RecursionError, pa.ArrowException, OSError) as e:
+  except (*kinds, EOFError, zlib.error) as e:  # the last two of a torn .gz
     raise UserError(
       f"this file of evaluation items cannot be read ({e})",
       str(path),
       "give .jsonl, .json (with .gz or .zst) or .parquet",
     ) from e
+  if not records:
+    raise UserError(
+      "this file of evaluation items is empty",
+      f"{path}, config.select.evaluation_sets",
+      "give files with a record for each item",
+    )
 
 
 def _records(path: epath.Path) -> list[Any]:

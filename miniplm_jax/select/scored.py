@@ -31,6 +31,7 @@ class ScoredRows:
     definition: str,
     seed: int,
     corpus: Corpus,
+    min_length: int = 0,
   ):
     """Checks that the tables belong together.
 
@@ -39,6 +40,7 @@ class ScoredRows:
       definition: a key of `DEFINITIONS`.
       seed: for the definition random.
       corpus: that was scored.
+      min_length: shorter rows need no score, for they are left out.
 
     Raises:
       UserError: the tables were made from different corpora or in different
@@ -47,6 +49,7 @@ class ScoredRows:
     self.definition = definitions.DEFINITIONS[definition]
     self._name, self._seed = definition, seed
     self._tables, self._corpus = tables, corpus
+    self._min_length = min_length
     self._hashed = False
     self._rows = collections.Counter()  # by domain code, from the first pass
     self._codes: dict[str, int] = {}
@@ -77,13 +80,15 @@ class ScoredRows:
     """Part by part; the first pass compares every file with its sha256.
 
     Yields:
-      row_id int64, score float32; for each role ROLE_nll float32, or ROLE_diff
+      row_id int64, score float32, NaN for a row shorter than min_length that
+      has none; for each role ROLE_nll float32, or ROLE_diff
       of the proxy, and ROLE_tokens int32; from the corpus index domain int32
       (a place in `domains`), n_bytes int32, hash uint64, and corpus_tokens
       int32, the ids of the row.
 
     Raises:
-      UserError: a row has no finite score, or a table cannot be used.
+      UserError: a row that is long enough has no finite score, or a table
+        cannot be used.
     """
     if self.definition.standardised and self._moments is None:
       # Over all of D, whatever else is left out: a row's score is its own.
@@ -98,6 +103,7 @@ class ScoredRows:
           columns[name] = values[columns["domain"]]
       with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         score = self.definition.score(columns, self._seed).astype(np.float32)
+      score[~np.isfinite(score)] = np.nan
       self._check(columns, score)
       yield columns | {"score": score}
 
@@ -125,12 +131,13 @@ class ScoredRows:
     self._hashed = True
 
   def _check(self, columns: Columns, score: np.ndarray):
-    bad = np.flatnonzero(~np.isfinite(score))
+    wanted = columns["corpus_tokens"] >= self._min_length
+    bad = np.flatnonzero(wanted & np.isnan(score))
     if len(bad):
       domain = self.domains[columns["domain"][bad[0]]]
       raise UserError(
         f"row {columns['row_id'][bad[0]]} of domain {domain} has "
-        f"{self._name} {score[bad[0]]}: {self.definition.undefined}",
+        f"no finite {self._name}: {self.definition.undefined}",
         f"config.select.definition ({len(bad)} such rows in one part)",
         "choose another definition; nothing that is not finite is selected",
       )

@@ -18,6 +18,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus.store import SPLITS, Corpus, Instance
+from miniplm_jax.select import index
 
 # Features of an example: its dtype and rank. `targets` are the row's ids, the
 # rest is named as in `Instance`; `hash` is its 64 bits as a signed number,
@@ -35,6 +36,35 @@ FEATURES = {
 }
 _RANK_1 = tuple(name for name, (_, rank) in FEATURES.items() if rank)
 _BATCH = 256  # rows of one call into Python
+_OPEN = 4  # corpora that stay open
+
+
+# Once a process, however many tasks read it: 10⁹ rows are many.
+
+
+@functools.lru_cache(_OPEN)
+def _open(directory: str, fingerprint: str) -> Corpus:
+  found = manifest_lib.require(epath.Path(directory) / MANIFEST)
+  if found.fingerprint != fingerprint:
+    raise UserError(
+      "the corpus has changed since its tasks were registered",
+      directory,
+      "register them again",
+    )
+  return Corpus(found)
+
+
+@functools.lru_cache(_OPEN * len(SPLITS))
+def _split(directory: str, fingerprint: str, split: str):
+  """int64 row ids of a split, ascending; their domains' int32 codes; codes.
+
+  It stays in memory: 12 bytes a row of the split, and 8 more a row for the
+  ids of single domains.
+  """
+  names: dict[str, int] = {}
+  corpus = _open(directory, fingerprint)
+  ids, codes = zip(*index.rows_of(corpus, names, split=split))
+  return np.concatenate(ids), np.concatenate(codes), names
 
 
 class PackedSource(seqio.DataSource):
@@ -75,22 +105,14 @@ class PackedSource(seqio.DataSource):
 
   def __getstate__(self):
     """Without what is open: it is opened again where it is needed."""
-    opened = ("_corpus", "_rows_of")
-    return {k: v for k, v in self.__dict__.items() if k not in opened}
+    return {k: v for k, v in self.__dict__.items() if k != "_rows_of"}
 
   def __repr__(self):
     return f"PackedSource({self.directory!r}, {self.domain!r})"
 
-  @functools.cached_property
+  @property
   def _corpus(self) -> Corpus:
-    found = manifest_lib.require(epath.Path(self.directory) / MANIFEST)
-    if found.fingerprint != self._fingerprint:
-      raise UserError(
-        "the corpus has changed since its tasks were registered",
-        self.directory,
-        "register them again",
-      )
-    return Corpus(found)
+    return _open(self.directory, self._fingerprint)
 
   @functools.cached_property
   def _rows_of(self):
@@ -98,10 +120,10 @@ class PackedSource(seqio.DataSource):
 
     @functools.cache
     def rows_of(split):
-      rows = self._corpus.rows_of(split)
+      rows, codes, names = _split(self.directory, self._fingerprint, split)
       if self.domain is None:
         return rows
-      return rows[self._corpus.domains(rows) == self.domain]
+      return rows[codes == names.get(self.domain, -1)]
 
     return rows_of
 

@@ -18,10 +18,11 @@ STAGE = "select"
 
 def jobs(config, workdir: Workdir) -> list[Job]:
   """Rows, then their reports; two methods may share a selection."""
-  rows = {}
-  for method in methods(config):
-    names = for_method(config, method)
-    rows[names.selection] = _job(config, workdir, names)
+  names = [for_method(config, method) for method in methods(config)]
+  selections = {n.selection for n in names}
+  # What only the reports need is looked at before there is anything to show.
+  check = functools.partial(view.check, config, workdir, selections)
+  rows = {n.selection: _job(config, workdir, n, check) for n in names}
   views = [
     view.job(config, workdir, job, functools.partial(_scored, job.settings))
     for job in rows.values()
@@ -34,7 +35,7 @@ def _roles(definition: str) -> tuple[str, ...]:
   return ("proxy",) if definition == "proxy" else ROLES
 
 
-def _job(config, workdir: Workdir, names) -> Job:
+def _job(config, workdir: Workdir, names, check) -> Job:
   directory = workdir.selection(names.selection)
   c, roles = config.select, _roles(names.definition)
   settings = {
@@ -60,7 +61,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     },
     outputs=(directory / "rows.npy",),
     summary=_summary(settings),
-    run=lambda inputs: _run(settings, directory, inputs),
+    run=lambda inputs: _run(settings, directory, inputs, check),
   )
 
 
@@ -88,10 +89,11 @@ def _scored(settings, inputs):
     settings["definition"],
     settings["seed"],
     Corpus(inputs["corpus"]),
+    settings["min_length"],
   )
 
 
-def _run(settings, directory, inputs):
+def _run(settings, directory, inputs, check):
   import dataclasses
   import pathlib
   import tempfile
@@ -101,6 +103,7 @@ def _run(settings, directory, inputs):
   from miniplm_jax.select import writing
   from miniplm_jax.select.candidates import Candidates
 
+  check(inputs["corpus"])
   corpus = Corpus(inputs["corpus"])
   candidates = Candidates(_scored(settings, inputs), settings)
   with contextlib.ExitStack() as stack:
@@ -131,7 +134,10 @@ def _run(settings, directory, inputs):
 
 
 def kept_rows(selection: Manifest):
-  """int64 kept row ids of a finished selection, ascending.
+  """int64 kept row ids of a finished selection, ascending; not to be changed.
+
+  A local file is mapped: pages of it that are not needed may leave memory.
+  From elsewhere it is 8 bytes a kept row.
 
   Raises:
     UserError: they are not those that were selected.
@@ -147,5 +153,7 @@ def kept_rows(selection: Manifest):
       str(path),
       "select again with --stages=select --force",
     )
+  if files.is_local(path):
+    return np.load(path, mmap_mode="r").view(np.ndarray)
   with path.open("rb") as f:
     return np.load(f)

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.select import index
 from miniplm_jax.select.scored import ScoredRows
 
 _SAMPLE = 50_000  # rows that the pictures are drawn from
 TEXTS = 2  # rows of each domain at each place of the ranking
 
 # Added up by group of rows; what begins with kept_, over the kept rows alone.
-_SUMS = ("rows", "tokens", "score", "noise")
+_SUMS = ("rows", "tokens", "score", "noise", "scored")
 _FIELDS = (*_SUMS, *(f"kept_{name}" for name in _SUMS))
 
 # Places of a domain's ranking: which rows, and whether the highest are meant.
@@ -35,6 +36,7 @@ class Group:
     tokens: ids in them.
     score: sum of their scores.
     noise: how many the reference finds likelier than the teacher does.
+    scored: how many have a score; one that min_length leaves out may have none.
     kept_rows: as `rows`, of the kept; likewise what follows.
   """
 
@@ -43,10 +45,12 @@ class Group:
   tokens: int
   score: float
   noise: int
+  scored: int
   kept_rows: int
   kept_tokens: int
   kept_score: float
   kept_noise: int
+  kept_scored: int
 
   @property
   def share(self) -> float:
@@ -56,7 +60,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """Evenly spaced rows of D, for pictures; all arrays [n].
+  """Evenly spaced rows of D that have a score, for pictures; all arrays [n].
 
   Attributes:
     score: float32.
@@ -116,16 +120,19 @@ def summarise(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
     domain, length = columns["domain"], columns["corpus_tokens"]
     new = len(scored.domains) - by_domain.shape[1]  # domains not met before
     by_domain = np.pad(by_domain, ((0, 0), (0, new)))
-    kept = np.isin(ids, _between(rows, ids[0], ids[-1]), assume_unique=True)
+    kept = index.among(ids, rows)
     teacher, reference = (_mean(columns, m) for m in ("teacher", "reference"))
     noise = np.zeros(len(ids))
     if has_noise := teacher is not None and reference is not None:
       noise = (reference < teacher).astype(np.float64)
-    values = np.ones(len(ids)), length, score, noise
+    has_score = ~np.isnan(score)
+    known = np.where(has_score, score, 0)
+    values = np.ones(len(ids)), length, known, noise, has_score
     _add(by_domain, domain, kept, values)
     _add(by_length, length, kept, values)
-    places.add(domain, score, ids, kept)
+    places.add(*(c[has_score] for c in (domain, score, ids, kept)))
     here = np.arange(-start % every, len(ids), every)
+    here = here[has_score[here]]
     start += len(ids)
     columns = score, kept, domain, teacher, reference
     sample.append([c if c is None else c[here] for c in columns])
@@ -166,8 +173,8 @@ def group(name: str, sums: Iterable[float]) -> Group:
 
 
 def largest(groups: Sequence[Group], most: int = 12) -> list[Group]:
-  """The first `most` groups, and the others as one if there are more."""
-  if len(groups) <= most:
+  """The first `most` groups, and the others as one if they are several."""
+  if len(groups) <= most + 1:
     return list(groups)
   rest = groups[most:]
   sums = [sum(getattr(g, field) for g in rest) for field in _FIELDS]
@@ -180,11 +187,6 @@ def _buckets(max_length: int) -> list[tuple[int, int]]:
   inner = {max(int(s * max_length), 2) for s in shares}
   edges = sorted({2, *inner, max_length + 1, max_length + 2})
   return list(itertools.pairwise(edges))
-
-
-def _between(rows: np.ndarray, first: int, last: int) -> np.ndarray:
-  start, end = np.searchsorted(rows, [first, last + 1])
-  return rows[start:end]
 
 
 def _mean(columns, model: str) -> np.ndarray | None:

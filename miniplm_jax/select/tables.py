@@ -52,7 +52,9 @@ def facts(selection: Manifest, summary: Summary) -> dict[str, Any]:
   definition = settings["definition"]
   known = DEFINITIONS.get(definition)
   cut = selection.details.get("cutoff", {}).get("threshold")
-  if not isinstance(cut, float) or lowest_kept(summary) < cut:
+  if settings.get("temperature"):
+    cut = None  # of the score and noise
+  elif not isinstance(cut, float) or lowest_kept(summary) < cut:
     cut = None  # by domain, or of something else than the score
   return {
     "definition": definition,
@@ -149,7 +151,7 @@ def _group_table(what: str, groups: Iterable[Group], summary: Summary) -> Table:
         f"{before:.1%}",
         f"{after:.1%}",
         "" if g is total else signed(100 * (after - before), 1),
-        mean(g.score, g.rows),
+        mean(g.score, g.scored),
         mean(g.kept_score, g.kept_rows),
       )
     )

@@ -39,6 +39,7 @@ SCORES = {
   "score": tf.float32,
 }
 _CHUNK = 1 << 20  # selected rows that are marked at a time
+_BITMAPS = 4  # selections whose bits stay in memory
 _PARTS = 64  # of each score table in memory, 1 MB a part
 _D = "train"  # the split that is scored and selected from
 
@@ -54,20 +55,16 @@ def keep_selected(
 ) -> tf.data.Dataset:
   """Difference Sampling's filter: the examples whose row id was selected.
 
-  One bit a row of the corpus, 125 MB for 10⁹ rows, and no Python by row.
+  One bit a row of the corpus, 125 MB for 10⁹ rows, of which all tasks of a
+  selection share one copy; no Python by row.
 
   Args:
     dataset: examples with row_id.
     selection: the manifest file of a finished selection.
     rows: of the whole corpus.
   """
-  kept = kept_rows(manifest_lib.require(selection))
-  bits = np.zeros(rows // 8 + 1, np.uint8)
-  for start in range(0, len(kept), _CHUNK):
-    row_id = kept[start : start + _CHUNK]
-    bit = np.uint8(1) << (row_id % 8).astype(np.uint8)
-    np.bitwise_or.at(bits, row_id // 8, bit)
-  bitmap = tf.constant(bits)
+  made = manifest_lib.require(selection)
+  bitmap = _bitmap(selection, made.fingerprint, rows)
 
   def is_kept(example):
     row_id = example["row_id"]
@@ -76,6 +73,20 @@ def keep_selected(
     return tf.bitwise.bitwise_and(found, 1) == 1
 
   return dataset.filter(is_kept)
+
+
+@functools.lru_cache(_BITMAPS)
+def _bitmap(selection: str, fingerprint: str, rows: int) -> tf.Tensor:
+  """uint8 [rows // 8 + 1]: the bit of each selected row is 1."""
+  del fingerprint  # it tells what stands in `selection` now
+  kept = kept_rows(manifest_lib.require(selection))
+  bits = np.zeros(rows // 8 + 1, np.uint8)
+  for start in range(0, len(kept), _CHUNK):
+    row_id = kept[start : start + _CHUNK]
+    bit = np.uint8(1) << (row_id % 8).astype(np.uint8)
+    np.bitwise_or.at(bits, row_id // 8, bit)
+  with tf.init_scope():  # a value, whatever is being traced
+    return tf.constant(bits)
 
 
 def join_scores(
@@ -247,9 +258,10 @@ def register(
   """Registers a finished selection, and what it was made from.
 
   NAME is the refined corpus, NAME_packed every row, NAME_scored every row of
-  D with its scores; NAME_domain_DOMAIN is one domain of the refined corpus,
-  NAME_by_domain the Mixture of them. An epoch of the Mixture has every
-  selected row once.
+  D with its scores, unless it was selected by the proxy, for which teacher and
+  reference need not have scored every row; NAME_domain_DOMAIN is one domain
+  of the refined corpus, NAME_by_domain the Mixture of them. An epoch of the
+  Mixture has every selected row once.
 
   Args:
     workdir: of the run.
@@ -278,18 +290,21 @@ def register(
   tasks = [
     refined_task(name, corpus, found),
     packed_task(f"{name}_packed", corpus),
-    scored_task(f"{name}_scored", corpus, tables),
-    *(refined_task(n, corpus, found, d) for d, (n, _) in domains.items()),
+  ]
+  if set(ROLES) <= set(tables):
+    tasks.append(scored_task(f"{name}_scored", corpus, tables))
+  by_domain = [
+    refined_task(n, corpus, found, d) for d, (n, _) in domains.items()
   ]
   mixture = seqio.Mixture(
     f"{name}_by_domain",
-    [(task, rate) for task, (_, rate) in zip(tasks[3:], domains.values())],
+    [(task, rate) for task, (_, rate) in zip(by_domain, domains.values())],
     # One epoch is every row once; without end the rates hold.
     sample_fn=functools.partial(
       tf.data.Dataset.sample_from_datasets, stop_on_empty_dataset=False
     ),
   )
-  _add((os.fspath(root.root), selection), [*tasks, mixture])
+  _add((os.fspath(root.root), selection), [*tasks, *by_domain, mixture])
   return name
 
 

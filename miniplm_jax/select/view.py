@@ -4,7 +4,7 @@ It shows what was selected: with another evaluation set or another selection
 to compare with, it alone is made again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
@@ -50,6 +50,30 @@ def job(config, workdir: Workdir, rows: Job, scored: Callable) -> Job:
     ),
     is_view=True,
   )
+
+
+def check(config, workdir: Workdir, made_here: Collection[str], corpus):
+  """Looks at what the reports of a run will be asked for, before it selects.
+
+  Args:
+    config: its `select.evaluation_sets` and `select.compare_with`.
+    workdir: of the run.
+    made_here: selections that this run makes: they may not be there yet.
+    corpus: the manifest of the corpus that is selected from.
+
+  Raises:
+    UserError: an evaluation set cannot be read, or the selection to compare
+      with is not there or of another corpus.
+  """
+  from miniplm_jax.select import agreement, overlap
+
+  c = config.select
+  for path in overlap.paths(c.evaluation_sets):
+    for _ in overlap.read_texts(path):
+      pass
+  if c.compare_with and c.compare_with not in made_here:
+    other = _require(workdir.selection(c.compare_with) / MANIFEST)
+    agreement.check(other, corpus)
 
 
 def _require(other) -> Manifest:
@@ -120,6 +144,8 @@ def _run(config, directory, other, scored, inputs: Mapping[str, Manifest]):
       },
       "duplicates": found.duplicates.surplus,
       "duplicates_kept": found.duplicates.kept_surplus,
+      # Both were counted in one of so many hashes.
+      "duplicates_every": found.duplicates.every,
       "overlap": {o.name: [o.found, o.found_kept] for o in overlaps},
     },
     "details": {"jaccard": agreed and agreed.total.jaccard},
