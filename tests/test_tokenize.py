@@ -263,6 +263,19 @@ def test_packed_rows_are_taken_as_they_are(parts, tmp_path):
   assert set(found.domains()) == {"packed"}
   hashes = np.sort(corpus.index["hash"].to_numpy())
   np.testing.assert_array_equal(np.sort(found.index["hash"].to_numpy()), hashes)
+  # A student takes all of them, and nothing was scored.
+  everything = "--config.method=pretrain", "--config.select.ratio=1.0"
+  short_run = "--config.train.steps=4"
+  run(
+    tmp_path,
+    "--stages=select,train",
+    given,
+    *everything,
+    short_run,
+    source=source,
+  )
+  kept = np.load(tmp_path / "run/selection/pretrain/rows.npy")
+  np.testing.assert_array_equal(kept, found.rows_of("train"))
   # What cannot be read is named, one line, exit 1.
   index = source / "data_1.idx"
   good = index.read_bytes()

@@ -215,7 +215,7 @@ class Corpus:
     manifest.check_sizes()
     self.manifest = manifest
     self.directory = manifest.directory
-    self._parts = manifest.counts["parts"]
+    self.parts = manifest.counts["parts"]
     self._readers: dict[int, Any] = {}
 
   def __len__(self) -> int:
@@ -243,8 +243,8 @@ class Corpus:
     import pyarrow.parquet as pq
 
     tables = []
-    for part in range(self._parts):
-      path = self.directory / shard_names(part, self._parts)[1]
+    for part in range(self.parts):
+      path = self.directory / shard_names(part, self.parts)[1]
       with path.open("rb") as f:
         tables.append(pq.read_table(f))
     table = pa.concat_tables(tables)
@@ -342,7 +342,7 @@ class Corpus:
     if part not in self._readers:
       from array_record.python.array_record_module import ArrayRecordReader
 
-      path = self.directory / shard_names(part, self._parts)[0]
+      path = self.directory / shard_names(part, self.parts)[0]
       # The default read-ahead of 16 MiB is for scans; this is random access.
       options = "readahead_buffer_size:0"
       self._readers[part] = ArrayRecordReader(str(path), options)

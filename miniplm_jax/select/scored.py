@@ -9,8 +9,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.score import table
-from miniplm_jax.select import definitions
-from miniplm_jax.select.index import IndexReader
+from miniplm_jax.select import definitions, index
 from miniplm_jax.select.moments import Moments
 
 Columns = dict[str, np.ndarray]
@@ -36,7 +35,7 @@ class ScoredRows:
     """Checks that the tables belong together.
 
     Args:
-      tables: score manifests by role.
+      tables: score manifests by role; without any, every row of D is there.
       definition: a key of `DEFINITIONS`.
       seed: for the definition random.
       corpus: that was scored.
@@ -54,6 +53,9 @@ class ScoredRows:
     self._rows = collections.Counter()  # by domain code, from the first pass
     self._codes: dict[str, int] = {}
     self._moments: tuple[np.ndarray, np.ndarray] | None = None
+    self.rows, self.parts = index.size_of_d(corpus), corpus.parts
+    if not tables:
+      return
     (role, first), *others = tables.items()
     for other_role, other in others:
       for what, ours, theirs in (
@@ -113,7 +115,10 @@ class ScoredRows:
       table.parts(manifest, hashed=not self._hashed)
       for manifest in self._tables.values()
     ]
-    index = IndexReader(self._corpus, self._codes)
+    if not streams:  # every row of D, without scores
+      rows = index.rows_of(self._corpus, {})
+      streams = [({"row_id": row_id} for row_id, _ in rows if len(row_id))]
+    reader = index.IndexReader(self._corpus, self._codes)
     for found in zip(*streams, strict=True):
       columns = {"row_id": found[0]["row_id"]}
       for (role, manifest), part in zip(self._tables.items(), found):
@@ -122,7 +127,7 @@ class ScoredRows:
         value = table.value_of(part)  # nll_sum, or diff_sum of the proxy
         columns[f"{role}_{value.removesuffix('_sum')}"] = part[value]
         columns[f"{role}_tokens"] = part["n_tokens"]
-      known = index.take(columns["row_id"])
+      known = reader.take(columns["row_id"])
       if not self._hashed:
         self._rows.update(
           dict(enumerate(np.bincount(known["domain"]).tolist()))
