@@ -53,8 +53,8 @@ class ScoredRows:
     self._rows = collections.Counter()  # by domain code, from the first pass
     self._codes: dict[str, int] = {}
     self._moments: tuple[np.ndarray, np.ndarray] | None = None
-    self.rows, self.parts = index.size_of_d(corpus), corpus.parts
     if not tables:
+      self.rows, self.parts = index.size_of_d(corpus), corpus.parts
       return
     (role, first), *others = tables.items()
     for other_role, other in others:
