@@ -11,6 +11,7 @@ The folders are the pipeline, in this order:
   proxy      a small model of the score     (stage proxy)
   select     Difference Sampling            (stage select)
   materialize  kept rows as files           (stage materialize)
+  convert    kept rows in other tokens      (stage convert)
   train      pre-train the student          (stage train)
   evaluate   held-out loss                  (stage evaluate)
   export     a Hugging Face directory       (stage export)

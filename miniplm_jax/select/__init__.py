@@ -1,1 +1,9 @@
-"""Stage select: Difference Sampling, and the refined corpus as seqio."""
+"""Stage select: Difference Sampling, its report, and seqio's view of it.
+
+  selecting  stage, scored (tables and index, joined), index, definitions,
+             moments, candidates (who may be kept), duplicates, noise, cutoff,
+             writing (rows.npy)
+  reporting  view (a job of its own), summary, copies, overlap, agreement;
+             tables, figures, card (report.html), dataset_card (card.md)
+  seqio      tasks, source, converter: TensorFlow, only for those who ask
+"""
