@@ -1,5 +1,7 @@
 """Stage select: Difference Sampling, its report, and seqio's view of it.
 
+The files:
+
   selecting  stage, scored (tables and index, joined), index, definitions,
              moments, candidates (who may be kept), duplicates, noise, cutoff,
              writing (rows.npy)
