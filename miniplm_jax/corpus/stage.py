@@ -71,15 +71,18 @@ def _tokenizer_fingerprint(c) -> str:
 
 
 def _run(config, directory):
+  from miniplm_jax.corpus import store
+
   parts = _parts(config.corpus)
   try:
     encoder = _tokenizer(config.corpus, parts, directory / "tokenizer")
     _fill(config, parts, directory)
     return _merge(config, parts, directory, encoder)
   except UserError:
-    # Without one whole shard there is nothing to go on from, and what was
-    # wrong may be a setting.
-    if not any(directory.glob("index-*.parquet")):
+    # Without one row of D there is nothing to go on from, and what was wrong
+    # may be a setting.
+    indices = directory.glob("index-*.parquet")
+    if not any(store.read_counts(index)["split train"] for index in indices):
       directory.rmtree()
     raise
 
