@@ -122,8 +122,7 @@ class PieceReader:
     """
     self._corpus, self._row_ids = source.corpus, row_ids
     self._bytes, self._eos_id = source.token_bytes, source.encoder.eos_id
-    self._first = part_rows.start
-    self._next = _next_of_domain(source.corpus, part_rows)
+    self._part_rows = part_rows
     self.counts = collections.Counter(
       bytes_in=0, bytes_left_before=0, bytes_taken_after=0, bytes_dropped=0
     )
@@ -154,6 +153,11 @@ class PieceReader:
         opened[key] = piece, row
     for key in sorted(opened):
       yield from self._close(key, *opened[key])
+
+  @functools.cached_property
+  def _next(self) -> np.ndarray:
+    """Looked up only where a row's end cuts a character."""
+    return _next_of_domain(self._corpus, self._part_rows)
 
   def _add(self, piece: _Open, row_id: int, ids: np.ndarray):
     content = self._text(ids)
@@ -206,7 +210,7 @@ class PieceReader:
     """The bytes that complete a cut character, from the rows after it."""
     found = b""
     while len(found) < missing:
-      row_id = int(self._next[row_id - self._first])
+      row_id = int(self._next[row_id - self._part_rows.start])
       if row_id < 0:
         break
       (after,) = self._corpus.read([row_id])

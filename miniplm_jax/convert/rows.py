@@ -49,14 +49,13 @@ class Target:
     """A finished row; counts it."""
     eos_id, n_bytes = self.encoder.eos_id, self.encoder.byte_lengths
     text = ids[len(self.bos) :]
-    scored = ids[1:][ids[:-1] != eos_id]
     seen["rows"] += 1
     seen["tokens"] += len(ids)
     seen[f"split {facts['split']}"] += 1
     seen["bytes_out"] += int(n_bytes[text].sum())
     return Instance(
       ids=ids,
-      n_bytes=int(n_bytes[scored].sum()),
+      n_bytes=store.scored_bytes(ids, eos_id, n_bytes),
       hash=store.hash_of(ids, self.seed),
       **facts,
     )

@@ -168,9 +168,7 @@ def _tokenizer(student, directory):
     )
     _special(tokenizer.load_engine(folder), student)
     found = tokenizer.load(folder, student.eos_token)
-    # tokenizer.json last: its presence says that the folder is whole.
-    for name, content in sorted(found.to_files().items(), reverse=True):
-      files.write_bytes(directory / name, content)
+    tokenizer.save(found, directory)
   bos_id = _special(tokenizer.load_engine(directory), student)
   return tokenizer.load(directory, student.eos_token), bos_id
 

@@ -1,7 +1,6 @@
 """Documents from TensorFlow Datasets and Hugging Face datasets."""
 
 import functools
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,7 +124,7 @@ def _fingerprint_of_rows(source: str, split: str) -> str:
 @functools.cache
 def _dataset(source: str, split: str) -> Any:
   try:
-    datasets = importlib.import_module("datasets")
+    import datasets
   except ImportError as e:
     raise UserError(
       "Hugging Face datasets are read with the library `datasets`",

@@ -42,6 +42,7 @@ def _read(part: int) -> Iterator[Document]:
   return (d for key, d in _documents() if key % PARTS == part)
 
 
+@functools.cache
 def _fingerprint() -> str:
   packages = [f"{d.name}=={d.version}" for d in _distributions()]
   recipe = [PARTS, _NOISE_SHARE, _LONGEST, _SOURCE_BYTES]

@@ -7,7 +7,6 @@ import collections
 import dataclasses
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -116,7 +115,6 @@ class Maker:
     for domain, row in self._rows(records):
       hashed = store.hash_of(row.ids, recipe.seed)
       split = store.split_of(hashed, recipe.shares)
-      scored = row.ids[1:][row.ids[:-1] != self._encoder.eos_id]
       counts["rows"] += 1
       counts["tokens"] += len(row.ids)
       counts[f"split {split}"] += 1
@@ -127,7 +125,7 @@ class Maker:
         part=number,
         documents=row.documents,
         offset=row.offset,
-        n_bytes=int(n_bytes[scored].sum()),
+        n_bytes=store.scored_bytes(row.ids, self._encoder.eos_id, n_bytes),
         hash=hashed,
       )
 
@@ -192,18 +190,11 @@ def refuse_broken(count: int, most: int, record: Broken):
 
 def is_made(directory: epath.Path, number: int, parts: Sequence[Part]) -> bool:
   """Whether a shard is there and was made from this part."""
+  # Here, also if nothing is there: parts of one file share it, and it goes
+  # with them to the processes that make their shards.
+  part, wanted = parts[number], parts[number].fingerprint()
   index = directory / store.shard_names(number, len(parts))[1]
   if not index.exists():
     return False
   made = store.read_details(index)
-  part = parts[number]
-  return made == {
-    "name": part.name,
-    "fingerprint": part.fingerprint(),
-    "broken": made.get("broken"),
-  }
-
-
-def limit_threads():
-  """One thread for each process of several; before a tokenizer is used."""
-  os.environ["TOKENIZERS_PARALLELISM"] = "false"
+  return (made["name"], made["fingerprint"]) == (part.name, wanted)

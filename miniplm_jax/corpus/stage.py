@@ -186,7 +186,5 @@ def _tokenizer(c, parts, directory):
     else:
       folder = hub.resolve(c.tokenizer, c.tokenizer_revision, weights=False)
       found = tokenizer.load(folder, c.eos_token)
-    # tokenizer.json last: its presence says that the folder is whole.
-    for name, content in sorted(found.to_files().items(), reverse=True):
-      files.write_bytes(directory / name, content)
+    tokenizer.save(found, directory)
   return tokenizer.load(directory, c.eos_token)

@@ -98,6 +98,11 @@ def hash_of(ids: np.ndarray, seed: int) -> int:
   return int.from_bytes(value, "big")
 
 
+def scored_bytes(ids: np.ndarray, eos_id: int, byte_lengths: np.ndarray) -> int:
+  """UTF-8 bytes of the targets whose input is no eos, see `Instance`."""
+  return int(byte_lengths[ids[1:][ids[:-1] != eos_id]].sum())
+
+
 def split_of(hashed: int, shares: Sequence[tuple[str, float]]) -> str:
   """Which split a row belongs to: decided by the hash of its content.
 

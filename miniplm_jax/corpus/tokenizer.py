@@ -133,6 +133,12 @@ class Tokenizer:
     }
 
 
+def save(found: Tokenizer, directory: epath.Path):
+  """Writes its files; tokenizer.json last: it says that the folder is whole."""
+  for name, content in sorted(found.to_files().items(), reverse=True):
+    files.write_bytes(directory / name, content)
+
+
 def vocab_size(engine: tokenizers.Tokenizer) -> int:
   """The highest id and one more: ids may have gaps."""
   return max(engine.get_vocab().values()) + 1

@@ -13,7 +13,6 @@ from typing import Any
 
 from miniplm_jax.core import errors
 from miniplm_jax.core.errors import Stopped, UserError
-from miniplm_jax.corpus import shard
 from miniplm_jax.corpus.records import Part
 from miniplm_jax.corpus.shard import Maker, Recipe
 
@@ -84,7 +83,7 @@ def _start(recipe: Recipe, done, stop):
   global _maker
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells it to stop
   threading.Thread(target=_end_with_parent, daemon=True).start()
-  shard.limit_threads()
+  _limit_threads()
 
   def on_text(n_bytes: int):
     if stop.is_set():
@@ -94,6 +93,11 @@ def _start(recipe: Recipe, done, stop):
 
   if not stop.is_set():  # loading takes seconds
     _maker = Maker(recipe, on_text)
+
+
+def _limit_threads():
+  """One thread for each process of several; before a tokenizer is used."""
+  os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _end_with_parent():
@@ -151,7 +155,7 @@ def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
 
 @functools.lru_cache(maxsize=1)
 def _maker_of(recipe: Recipe) -> Maker:
-  shard.limit_threads()
+  _limit_threads()
   return Maker(recipe, lambda unused: None)
 
 

@@ -5,7 +5,7 @@ from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate.stage import ALL
 from miniplm_jax.score.stage import ROLES, roles_with_model
-from miniplm_jax.select.stage import kept_rows
+from miniplm_jax.select.stage import kept_rows, scored_rows
 
 STAGE = "report"
 
@@ -48,7 +48,6 @@ def _run(config, workdir: Workdir, inputs):
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.report import findings
   from miniplm_jax.select import card, summary, tables
-  from miniplm_jax.select.scored import ScoredRows
 
   for name in (*methods(config), *roles_with_model(config)):
     made = inputs.get(f"{name} training") or inputs[f"{name} scores"]
@@ -59,14 +58,9 @@ def _run(config, workdir: Workdir, inputs):
 
   corpus = Corpus(inputs["corpus"])
   selection = inputs[f"{config.method} selection"]
-  settings = selection.settings
-  scored = ScoredRows(
-    {role: inputs[f"{role} scores"] for role in settings["scores"]},
-    settings["definition"],
-    settings["seed"],
-    corpus,
-    settings["min_length"],
-  )
+  made_from = {r: inputs[f"{r} scores"] for r in selection.settings["scores"]}
+  made_from["corpus"] = inputs["corpus"]
+  scored = scored_rows(selection.settings, made_from)
   figures = summary.summarise(corpus, scored, kept_rows(selection))
   facts = tables.facts(selection, figures)
   found = tables.Findings(selection.path.parent.name, facts, figures)

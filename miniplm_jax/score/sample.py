@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from miniplm_jax.core.splitmix import GOLDEN, mix
 from miniplm_jax.corpus.store import Corpus
 
 
@@ -9,23 +10,20 @@ def point(hash_R: np.ndarray, seed: int) -> np.ndarray:
   """A number in [0, 1) for each row, a function of its content and the seed.
 
   The index's hash decides a row's split by its top bits, so it is mixed first
-  (SplitMix64, Steele and others 2014): the numbers of one split, or of another
+  (SplitMix64): the numbers of one split, or of another
   seed, are as good as independent. Equal rows have equal numbers.
 
   Args:
     hash_R: uint64, of the corpus's index.
     seed: 0 or more.
   """
-  return (_mixed(_mixed(np.uint64(seed)) ^ hash_R) >> 11) * 2.0**-53
+  return (_next(_next(np.uint64(seed)) ^ hash_R) >> 11) * 2.0**-53
 
 
-def _mixed(x):
-  """SplitMix64's next number: every bit of x changes half of its bits."""
+def _next(x):
+  """SplitMix64's number after x."""
   with np.errstate(over="ignore"):  # modulo 2⁶⁴ is meant
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return mix(x + GOLDEN)
 
 
 def rows(corpus: Corpus, share: float, seed: int) -> np.ndarray:

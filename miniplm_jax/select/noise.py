@@ -5,19 +5,7 @@ Any part of the corpus, in any order, gives a row the same number.
 
 import numpy as np
 
-# SplitMix64 (Steele, Lea, Flood 2014): the row id is its counter.
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_STEPS = (
-  (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
-  (np.uint64(27), np.uint64(0x94D049BB133111EB)),
-)
-
-
-def mix(bits: np.ndarray) -> np.ndarray:
-  """uint64 → uint64, one to one; every input bit moves every output bit."""
-  for shift, factor in _STEPS:
-    bits = (bits ^ (bits >> shift)) * factor
-  return bits ^ (bits >> np.uint64(31))
+from miniplm_jax.core.splitmix import GOLDEN, mix
 
 
 def uniform(row_id: np.ndarray, seed: int, stream: int) -> np.ndarray:
@@ -28,9 +16,9 @@ def uniform(row_id: np.ndarray, seed: int, stream: int) -> np.ndarray:
     seed: any int64.
     stream: what it is for.
   """
-  start = mix(np.array([seed], np.int64).view(np.uint64) * _GOLDEN)
+  start = mix(np.array([seed], np.int64).view(np.uint64) * GOLDEN)
   start = mix(start + np.uint64(stream))
-  bits = mix((row_id.astype(np.uint64) + np.uint64(1)) * _GOLDEN + start)
+  bits = mix((row_id.astype(np.uint64) + np.uint64(1)) * GOLDEN + start)
   return ((bits >> np.uint64(11)) + 0.5) * 2.0**-53
 
 

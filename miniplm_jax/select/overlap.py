@@ -19,6 +19,7 @@ from etils import epath
 
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.splitmix import GOLDEN, mix
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.select import index
 
@@ -324,11 +325,8 @@ class _Grams:
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:
-  """Word numbers as uniform 64 bits (splitmix64)."""
-  x = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))
+  """Word numbers as uniform 64 bits."""
+  return mix((numbers + np.uint64(1)) * GOLDEN)
 
 
 def _windows(mixed: np.ndarray, n: int) -> np.ndarray:

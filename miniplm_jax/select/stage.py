@@ -24,7 +24,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
   check = functools.partial(view.check, config, workdir, selections)
   rows = {n.selection: _job(config, workdir, n, check) for n in names}
   views = [
-    view.job(config, workdir, job, functools.partial(_scored, job.settings))
+    view.job(config, workdir, job, functools.partial(scored_rows, job.settings))
     for job in rows.values()
   ]
   return [*rows.values(), *views]
@@ -80,12 +80,18 @@ def _summary(s: Mapping) -> str:
   return ", ".join(words)
 
 
-def _scored(settings, inputs):
+def scored_rows(settings: Mapping, inputs: Mapping[str, Manifest]):
+  """The `ScoredRows` of a selection.
+
+  Args:
+    settings: of the selection.
+    inputs: manifests of "corpus" and, by role, of the tables that it names.
+  """
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.select.scored import ScoredRows
 
   return ScoredRows(
-    {role: inputs[role] for role in _roles(settings["definition"])},
+    {role: inputs[role] for role in settings["scores"]},
     settings["definition"],
     settings["seed"],
     Corpus(inputs["corpus"]),
@@ -105,7 +111,7 @@ def _run(settings, directory, inputs, check):
 
   check(inputs["corpus"])
   corpus = Corpus(inputs["corpus"])
-  candidates = Candidates(_scored(settings, inputs), settings)
+  candidates = Candidates(scored_rows(settings, inputs), settings)
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(
       tempfile.TemporaryDirectory(prefix="miniplm_jax_")
