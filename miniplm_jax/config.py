@@ -4,7 +4,6 @@ A file in `configs/` starts from `default()` and changes what its run needs.
 No JAX and no TensorFlow here: `--help` and `--dry_run` answer at once.
 """
 
-import types
 from fractions import Fraction
 
 from ml_collections import ConfigDict
@@ -316,14 +315,6 @@ def default() -> ConfigDict:
   return config.lock()
 
 
-METHODS = {
-  # method: the definition by which `select` ranks; None is select.definition
-  "miniplm": None,
-  "pretrain": "random",
-  "difficulty": "difficulty",
-  "teacher_preference": "teacher_preference",
-  "proxy": "proxy",
-}
 # How `select` may rank: the functions of select/definitions.py.
 DEFINITIONS = (
   "mean_diff",
@@ -354,22 +345,3 @@ def share_of(quota: str) -> tuple[str, Fraction, Fraction]:
   if not (domain and colon and 0 <= found[1] <= found[2] <= 1):
     raise ValueError(quota)
   return found
-
-
-def for_method(config: ConfigDict, method: str) -> types.SimpleNamespace:
-  """Names and ranking of one method: `selection`, `student`, `definition`."""
-  return types.SimpleNamespace(
-    selection=config.select.name.format(method=method),
-    student=config.student.name.format(method=method),
-    definition=METHODS[method] or config.select.definition,
-  )
-
-
-def methods(config: ConfigDict) -> tuple[str, ...]:
-  """All methods of a run, the main one first."""
-  return tuple(dict.fromkeys((config.method, *config.baselines)))
-
-
-def uses_proxy(config: ConfigDict) -> bool:
-  """Whether a method of the run ranks by the proxy's predictions."""
-  return "proxy" in methods(config)

@@ -9,17 +9,14 @@ from miniplm_jax.config import (
   DEFINITIONS,
   FORMATS,
   LOOKS,
-  METHODS,
   MODELS,
   REMAT,
   STAGES,
   default,
-  for_method,
-  methods,
   share_of,
-  uses_proxy,
 )
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.methods import METHODS, for_method, methods, uses_proxy
 
 _DTYPES = ("float32", "bfloat16")
 _REDUCTIONS = ("instance_mean", "token_mean")

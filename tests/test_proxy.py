@@ -98,9 +98,9 @@ def test_loss_and_gradient_are_those_of_a_plain_regression(mesh, reduction):
     return jnp.sum(jnp.asarray(weight, jnp.float32) * off**2)
 
   def ours(model):
-    arrays, total = objective.arrays(batch)
+    arrays, total = objective.arrays(batch, model, (), None)
     assert total == 4
-    return objective.loss(model, *arrays)
+    return objective.loss(model, *arrays, frozen=())[0]
 
   wanted, wanted_grad = jax.jit(jax.value_and_grad(plain))(model)
   found, grad = jax.jit(jax.value_and_grad(ours))(model)

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "miniplm_jax"
 ORDER = (
   "core",
   "config",
+  "methods",
   "config_rules",
   "models",
   "corpus",
@@ -28,6 +29,7 @@ ORDER = (
   "select",
   "materialize",
   "convert",
+  "distill",
   "train",
   "evaluate",
   "export",

@@ -2,13 +2,13 @@
 
 import collections
 
-from miniplm_jax.config import for_method, methods
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
+from miniplm_jax.methods import for_method, methods
 from miniplm_jax.select.stage import kept_rows
 
 STAGE = "convert"

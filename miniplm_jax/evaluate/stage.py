@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from miniplm_jax.config import for_method, methods
 from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.methods import for_method, methods
 from miniplm_jax.models import architecture
 from miniplm_jax.score import stage as score_stage
 from miniplm_jax.trainer import training_job

@@ -1,11 +1,11 @@
 """Stage export: a directory that transformers loads, with a model card."""
 
-from miniplm_jax.config import for_method, methods
 from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.methods import for_method, methods
 from miniplm_jax.models import architecture
 
 STAGE = "export"

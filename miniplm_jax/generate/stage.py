@@ -1,9 +1,9 @@
 """Stage generate: continues prompts and prints what came out."""
 
-from miniplm_jax.config import for_method
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.methods import for_method
 
 STAGE = "generate"
 

@@ -6,12 +6,12 @@ them. Written shard by shard; a killed run goes on with the next shard.
 
 from collections.abc import Iterator
 
-from miniplm_jax.config import for_method, methods
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.progress import Progress
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.methods import for_method, methods
 
 STAGE = "materialize"
 _ROWS = 1_000_000  # of a shard, as in the released data

@@ -48,11 +48,6 @@ class Regression(NextToken):
     """See base class."""
     return Regressor(arch, rngs)
 
-  @staticmethod
-  def forward_flops(arch: Architecture, length: int) -> float:
-    """See base class; the head of one number is not counted."""
-    return arch.body_flops(length)
-
   def started(self, model: Regressor) -> Regressor:
     """See base class."""
     if self._body is not None:
@@ -66,7 +61,9 @@ class Regression(NextToken):
     places = np.searchsorted(self._row_ids, row_ids)
     return batch | {"target": self._targets[places]}
 
-  def arrays(self, batch: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+  def arrays(
+    self, batch: dict[str, Any], unused_model, unused_frozen, unused_key
+  ) -> tuple[tuple[Any, ...], Any]:
     """Inputs, mask, targets and weights of rows; the number of rows.
 
     `instance_mean` weighs all rows alike, `token_mean` by their tokens.
@@ -78,7 +75,8 @@ class Regression(NextToken):
     target_B = batch["target"]
     return (inputs_BxT, mask_BxT, target_B, weight_B), target_B.shape[0]
 
-  def loss(self, model: Regressor, inputs, mask, target_B, weight_B):
+  def loss(self, model: Regressor, inputs, mask, target_B, weight_B, *, frozen):
     """See base class."""
+    del frozen
     predicted_B = model(inputs, mask, dtype=self._dtype, remat=self._remat)
-    return jnp.sum(weight_B * (predicted_B - target_B) ** 2)
+    return jnp.sum(weight_B * (predicted_B - target_B) ** 2), {}

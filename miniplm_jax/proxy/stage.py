@@ -9,9 +9,9 @@ has more spread than its prediction, and the two would be no one scale.
 
 import dataclasses
 
-from miniplm_jax.config import uses_proxy
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.methods import uses_proxy
 from miniplm_jax.models import architecture
 from miniplm_jax.score import stage as score_stage
 

@@ -86,6 +86,11 @@ def run(
       row_ids=row_ids,
       heldout_ids=np.zeros(0, np.int64),
       directory=directory,
+      # The head of one number is not counted.
+      step_flops=3
+      * arch.body_flops(corpus.max_length)
+      * c.train.batch_size
+      * corpus.max_length,
       objective=Regression(
         c.train,
         corpus.eos_id,

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from miniplm_jax.config import for_method, methods
 from miniplm_jax.core import page
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.evaluate.stage import ALL
+from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score.stage import roles_with_model
 from miniplm_jax.trainer import metrics
 

@@ -1,9 +1,9 @@
 """Stage report: what came out, as a table and as pictures."""
 
-from miniplm_jax.config import for_method, methods, uses_proxy
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate.stage import ALL
+from miniplm_jax.methods import for_method, methods, uses_proxy
 from miniplm_jax.score.stage import ROLES, roles_with_model
 from miniplm_jax.select.stage import kept_rows, scored_rows
 

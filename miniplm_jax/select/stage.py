@@ -4,12 +4,12 @@ import contextlib
 import functools
 from collections.abc import Mapping
 
-from miniplm_jax.config import for_method, methods
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score.stage import ROLES
 from miniplm_jax.select import view
 

@@ -1,9 +1,10 @@
-"""Stage train: one student a method, the plain next-token loss."""
+"""Stage train: one student a method."""
 
-from miniplm_jax.config import for_method, methods
 from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
+from miniplm_jax.distill.objectives import OBJECTIVES
+from miniplm_jax.methods import for_method, methods
 from miniplm_jax.models import architecture
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.trainer import training_job
@@ -17,6 +18,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
 
 
 def _job(config, workdir: Workdir, names) -> Job:
+  plan = OBJECTIVES[names.objective](config, workdir, names)
   return training_job.make(
     stage=STAGE,
     config=config,
@@ -29,7 +31,11 @@ def _job(config, workdir: Workdir, names) -> Job:
     inputs={
       **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,
+      **plan.inputs,
     },
+    objective=plan.make,
+    settings=plan.settings,
+    token_flops=plan.token_flops,
   )
 
 

@@ -7,7 +7,6 @@ checkpoint s, so a run that was killed goes on as if it had not been.
 import contextlib
 import dataclasses
 import functools
-import time
 from typing import Any
 
 import jax
@@ -19,15 +18,16 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.core import errors, files
+from miniplm_jax.core import errors
 from miniplm_jax.core.errors import Stopped, UserError
-from miniplm_jax.core.progress import Progress, duration, say
+from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.models import likelihood, sharding
+from miniplm_jax.models import sharding
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.trainer import batches, metrics, optimizer
+from miniplm_jax.trainer import batches, optimizer
 from miniplm_jax.trainer.checkpoints import Checkpoints
+from miniplm_jax.trainer.heldout import Heldout
+from miniplm_jax.trainer.log import Log
 from miniplm_jax.trainer.objective import NextToken
 
 
@@ -64,6 +64,7 @@ class Run:
     row_ids: the rows to train on, in corpus order.
     heldout_ids: the rows of the learning curve.
     directory: gets checkpoints/ and metrics/.
+    step_flops: what the method asks for in a step, over all devices.
     objective: what is minimised; None is the plain next-token loss.
   """
 
@@ -75,6 +76,7 @@ class Run:
   row_ids: np.ndarray
   heldout_ids: np.ndarray
   directory: epath.Path
+  step_flops: float
   objective: NextToken | None = None
 
 
@@ -104,21 +106,27 @@ def step_function(
   mesh: Mesh,
   micro: int,
 ):
-  """The jitted training step: (state, batch) → (state, metrics).
+  """The jitted training step: (state, batch, frozen) → (state, metrics).
 
-  The state has the shardings of `abstract` and is donated. With `micro` > 1
-  the batch's rows are taken in that many turns; weights are normalised over
-  the whole batch before, so the gradient is the sum of the turns' and the
-  result the same.
+  The state has the shardings of `abstract` and is donated; `frozen` is the
+  objective's. With `micro` > 1 the batch's rows are taken in that many turns;
+  weights are normalised over the whole batch before, so the gradient is the
+  sum of the turns' and the result the same.
   """
   tx = optimizer.make(train)
   schedule = optimizer.learning_rate(train)
-  grad_of = jax.value_and_grad(objective.loss)
 
-  def step(state: State, batch) -> tuple[State, dict[str, Any]]:
-    arrays, total = objective.arrays(batch)
+  def step(state: State, batch, frozen=()) -> tuple[State, dict[str, Any]]:
+    # What is drawn in a step depends on the seed and the step alone.
+    key = jax.random.fold_in(jax.random.key(train.seed), state.step)
+    arrays, total = objective.arrays(batch, state.model, frozen, key)
+
+    def grad_of(*arrays):
+      loss_of = functools.partial(objective.loss, frozen=frozen)
+      return jax.value_and_grad(loss_of, has_aux=True)(state.model, *arrays)
+
     if micro == 1:
-      loss, grads = grad_of(state.model, *arrays)
+      (loss, parts), grads = grad_of(*arrays)
     else:
       # Every turn takes rows of every device: split off the inner axis.
       def turns(x):
@@ -127,17 +135,19 @@ def step_function(
         return jax.lax.with_sharding_constraint(x, where)
 
       def turn(added, xs):
-        return jax.tree.map(jnp.add, added, grad_of(state.model, *xs)), None
+        return jax.tree.map(jnp.add, added, grad_of(*xs)), None
 
-      zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.model)
       xs = tuple(map(turns, arrays))
-      (loss, grads), _ = jax.lax.scan(turn, zero, xs)
+      first = jax.eval_shape(grad_of, *(x[0] for x in xs))
+      zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
+      ((loss, parts), grads), _ = jax.lax.scan(turn, zero, xs)
     updates, opt_state = tx.update(grads, state.opt_state, state.model)
     found = {
       "train/loss": loss,
       "train/grad_norm": optax.global_norm(grads),
       "train/learning_rate": schedule(state.step),
       "train/total_weights": total,
+      **parts,
     }
     model = optax.apply_updates(state.model, updates)
     return State(state.step + 1, model, opt_state), found
@@ -192,8 +202,8 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
       shuffle=t.shuffle,
     )
     step_fn = step_function(abstract, t, objective, mesh, micro)
-    heldout = _Heldout(spec, mesh, t.batch_size // micro)
-    log = stack.enter_context(contextlib.closing(_Log(spec, first)))
+    heldout = Heldout(spec, mesh, t.batch_size // micro)
+    log = stack.enter_context(contextlib.closing(Log(spec, first)))
     progress = stack.enter_context(
       Progress(spec.name, t.steps, "steps", first, every=float("inf"))
     )
@@ -205,7 +215,9 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
       batch = next(stream)
       row_ids = batch.pop("row_id")
       batch = objective.with_rows(batch, row_ids)
-      state, found = step_fn(state, sharding.put_batch(batch, mesh))
+      state, found = step_fn(
+        state, sharding.put_batch(batch, mesh), objective.frozen
+      )
       log.add(done, found, row_ids)
       progress.update(1, log.note)
       stop = errors.stop_requested()
@@ -263,125 +275,3 @@ def _say_size(spec: Run):
     f"{arch.parameters():,} parameters, {t.steps:,} steps of "
     f"{t.batch_size} rows, {epochs:.2f} epochs of {len(spec.row_ids):,} rows",
   )
-
-
-class _Heldout:
-  """The held-out losses of the learning curve."""
-
-  def __init__(self, spec: Run, mesh: Mesh, batch_size: int):
-    self._spec, self._mesh, self._size = spec, mesh, batch_size
-    self._row_nll = jax.jit(
-      functools.partial(
-        likelihood.row_nll,
-        eos_id=spec.corpus.eos_id,
-        dtype=jnp.dtype(spec.train.dtype),
-      ),
-      out_shardings=NamedSharding(mesh, P()),
-    )
-
-  def is_due(self, done: int) -> bool:
-    """True after a step with which the curve gets a point."""
-    every = self._spec.run.eval_every
-    if not (every and self._spec.objective.has_curve):
-      return False
-    if not len(self._spec.heldout_ids):
-      return False
-    return done % every == 0 or done == self._spec.train.steps
-
-  def __call__(self, model: Decoder) -> dict[str, float]:
-    corpus, ids, size = self._spec.corpus, self._spec.heldout_ids, self._size
-    found = []
-    for start in range(0, len(ids), size):
-      here = ids[start : start + size]
-      batch = batches.take(corpus, here, size, corpus.max_length)
-      batch = sharding.put_batch(batch, self._mesh)
-      found.append(self._row_nll(model, batch))
-    nll, count = (np.concatenate(x) for x in zip(*jax.device_get(found)))
-    real = count > 0
-    mean, token_mean = likelihood.mean_losses(nll[real], count[real])
-    return {"eval/loss": mean, "eval/loss_token_mean": token_mean}
-
-
-class _Log:
-  """Metrics one step late, the check that they are finite, the log line."""
-
-  def __init__(self, spec: Run, first: int):
-    self._spec = spec
-    self._metrics = metrics.Metrics(spec.directory / "metrics", first)
-    self._pending = None
-    self._first = first
-    self._start = self._said = self._fetched = time.monotonic()
-    length = spec.corpus.max_length
-    self._tokens = spec.train.batch_size * length / jax.device_count()
-    flops = spec.objective.forward_flops(spec.arch, length)
-    self._flops = 3 * flops * self._tokens
-    self.note = ""
-
-  def add(self, step: int, found: dict[str, Any], row_ids: np.ndarray):
-    """Takes the metrics of a dispatched step, fetches those before it."""
-    self.fetch()
-    self._pending = step, found, row_ids
-
-  def fetch(self):
-    """Waits for the pending metrics, checks and writes them."""
-    if self._pending is None:
-      return
-    step, found, row_ids = self._pending
-    self._pending = None
-    found = {k: float(v) for k, v in jax.device_get(found).items()}
-    for name in ("train/loss", "train/grad_norm"):
-      if not np.isfinite(found[name]):
-        self._not_finite(name, found[name], step, row_ids)
-    now = time.monotonic()
-    seconds = max(now - self._fetched, 1e-9)
-    self._fetched = now
-    if step == self._first + 1:  # it was compiled: no measure of the rest
-      self._start = now
-    found["train/tokens_per_second"] = (
-      self._tokens * jax.device_count() / seconds
-    )
-    if peak := metrics.peak_flops():
-      found["train/mfu"] = self._flops / seconds / peak
-    self.write(step, found)
-    self.note = f"loss {found['train/loss']:.3f}"
-    every = self._spec.run.log_every_seconds
-    if now - self._said >= every or step == self._spec.train.steps:
-      self._said = now
-      say(
-        self._spec.name,
-        f"completed step: {step}, seconds: {seconds:.3f}, "
-        f"TFLOP/s/device: {self._flops / seconds / 1e12:.3f}, "
-        f"Tokens/s/device: {self._tokens / seconds:.1f}, "
-        f"total_weights: {found['train/total_weights']:.0f}, "
-        f"loss: {found['train/loss']:.4f}, "
-        f"left: {duration(self._seconds_left(step, now))}",
-      )
-
-  def _seconds_left(self, step: int, now: float) -> float:
-    done = max(step - self._first - 1, 1)
-    return (now - self._start) / done * (self._spec.train.steps - step)
-
-  def _not_finite(self, name, value, step, row_ids):
-    path = self._spec.directory / "metrics" / "not_finite.json"
-    files.write_json(
-      path, {"step": step, "name": name, "row_ids": row_ids.tolist()}
-    )
-    raise UserError(
-      f"{name} is {value} at step {step}",
-      f"{self._spec.name}; the batch's row ids are in {path}",
-      "the last checkpoint is sound: look at the rows, or lower the learning "
-      "rate and start over with --force",
-    )
-
-  def write(self, step: int, values: dict[str, float]):
-    """Writes values to the metrics files."""
-    self._metrics.write(step, values)
-    self._fetched = time.monotonic()  # an evaluation is no part of a step
-
-  def save(self):
-    """Puts the metrics on disk."""
-    self._metrics.save()
-
-  def close(self):
-    """Saves and closes."""
-    self._metrics.close()

@@ -20,9 +20,12 @@ class NextToken:
   Attributes:
     has_curve: what it trains is a `Decoder`, so the loop can follow its
       held-out loss.
+    frozen: arrays on the mesh that a step reads and nobody changes, such as
+      another model; an argument of the step, so that it is not compiled in.
   """
 
   has_curve = True
+  frozen: Any = ()
 
   def __init__(self, train, eos_id: int, remat: str):
     """Takes what is the same for every batch.
@@ -40,11 +43,6 @@ class NextToken:
     """Everything that is trained, as it is drawn from the seed."""
     return Decoder(arch, rngs)
 
-  @staticmethod
-  def forward_flops(arch: Architecture, length: int) -> float:
-    """FLOPs of one forward pass over one token of a row of `length`."""
-    return arch.forward_flops(length)
-
   def started(self, model: nnx.Module) -> nnx.Module:
     """The model that step 0 starts from, given a new one on the mesh."""
     return model
@@ -55,8 +53,16 @@ class NextToken:
     """The batch with what else is known of its rows, on the host."""
     return batch
 
-  def arrays(self, batch: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+  def arrays(
+    self, batch: dict[str, Any], unused_model, unused_frozen, unused_key
+  ) -> tuple[tuple[Any, ...], Any]:
     """What `loss` takes of a whole batch, and what is counted of it.
+
+    Args:
+      batch: from `with_rows`, on the mesh.
+      unused_model: what is trained, as it is before the step.
+      unused_frozen: the attribute `frozen`.
+      unused_key: a key of random numbers, of the seed and the step.
 
     Returns:
       Arrays [B, …] whose weights are normalised over the batch, so that the
@@ -68,10 +74,14 @@ class NextToken:
     weights = likelihood.token_weights(mask, self._train.reduction)
     return (inputs, targets, weights), jnp.sum(mask)
 
-  def loss(self, model, inputs, targets, weights):
-    """The part of the batch's loss that these rows make, a float32 scalar."""
+  def loss(self, model, inputs, targets, weights, *, frozen):
+    """The part of the batch's loss that these rows make, a float32 scalar.
+
+    Also further metrics by name, of which the sum over the turns is logged.
+    """
+    del frozen
     with likelihood.matmul_precision(self._dtype):
       hidden = model(inputs, dtype=self._dtype, remat=self._remat)
       return head.weighted_nll(
         hidden, model.head_VxD, targets, weights, model.arch.vocab_size
-      )
+      ), {}

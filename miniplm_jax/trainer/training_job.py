@@ -26,6 +26,9 @@ def make(
   row_ids: Callable,
   inputs: Mapping[str, Input],
   export: bool = False,
+  objective: Callable | None = None,
+  settings: Mapping[str, Any] | None = None,
+  token_flops: float = 0.0,
 ) -> Job:
   """The job; nothing of JAX is touched until it runs.
 
@@ -40,8 +43,14 @@ def make(
     row_ids: (corpus, input manifests) → int64 row ids.
     inputs: what it reads; "corpus" must be among them.
     export: write hf/ at the end.
+    objective: (corpus, mesh, input manifests) → what is minimised; None is
+      the next-token loss.
+    settings: the objective's, for the manifest.
+    token_flops: of training on one input token; 0 is that of `arch` alone.
   """
-  tokens, flops = _cost(arch, train, config.corpus.max_length)
+  token_flops = token_flops or 3 * arch.forward_flops(config.corpus.max_length)
+  tokens = train.steps * train.batch_size * config.corpus.max_length
+  flops = token_flops * tokens
   outputs = ["checkpoints", "metrics"] + ["hf"] * export
   return Job(
     stage=stage,
@@ -50,6 +59,7 @@ def make(
       "model": dataclasses.asdict(arch),
       "train": dict(train),
       "rows": rows,
+      **(settings or {}),
     },
     inputs=inputs,
     outputs=tuple(directory / name for name in outputs),
@@ -60,19 +70,31 @@ def make(
     f"learning rate {train.learning_rate:g} after {train.warmup_steps:,} "
     f"steps, {train.dtype}, {flops:.2e} FLOPs",
     run=lambda found: _run(
-      stage, config, directory, arch, train, row_ids, export, found
+      stage,
+      config,
+      directory,
+      arch,
+      train,
+      row_ids,
+      export,
+      objective,
+      token_flops,
+      found,
     ),
   )
 
 
-def _cost(arch, train, length) -> tuple[int, float]:
-  """Tokens, padding included, and FLOPs forward and backward of a run."""
-  tokens = train.steps * train.batch_size * length
-  return tokens, 3 * arch.forward_flops(length) * tokens
-
-
 def _run(
-  stage, config, directory, arch, train, row_ids, export, inputs
+  stage,
+  config,
+  directory,
+  arch,
+  train,
+  row_ids,
+  export,
+  objective,
+  token_flops,
+  inputs,
 ) -> Mapping[str, Any]:
   from miniplm_jax.corpus.store import open_corpus
   from miniplm_jax.models import huggingface, sharding
@@ -84,6 +106,7 @@ def _run(
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   ids = row_ids(corpus, inputs)
   heldout = corpus.heldout_rows(run.eval_rows, config.evaluate.ignore_domains)
+  step_tokens = train.batch_size * corpus.max_length
   model = loop.train(
     loop.Run(
       name=stage if stage != "train" else directory.name,
@@ -94,10 +117,11 @@ def _run(
       row_ids=ids,
       heldout_ids=heldout,
       directory=directory,
+      step_flops=token_flops * step_tokens,
+      objective=objective and objective(corpus, mesh, inputs),
     ),
     mesh,
   )
-  tokens, flops = _cost(arch, train, corpus.max_length)
   described = {}
   if export:
     written = huggingface.save(
@@ -110,11 +134,11 @@ def _run(
     "counts": {
       "rows": len(ids),
       "steps": train.steps,
-      "tokens": tokens,
+      "tokens": train.steps * step_tokens,
       "parameters": arch.parameters(),
     },
     "files": described,
-    "details": {"train_flops": flops},
+    "details": {"train_flops": token_flops * train.steps * step_tokens},
   }
 
 

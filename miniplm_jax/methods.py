@@ -1,0 +1,54 @@
+"""The methods: which rows a student sees, and what it minimises."""
+
+import types
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+
+class Method(NamedTuple):
+  """What makes a student.
+
+  Attributes:
+    selection: the method whose rows it trains on, for select.name.
+    definition: by which `select` ranks them; None is select.definition.
+    objective: what training minimises, a key of distill/objectives.py.
+  """
+
+  selection: str
+  definition: str | None
+  objective: str = "next_token"
+
+
+METHODS = {
+  "miniplm": Method("miniplm", None),
+  "pretrain": Method("pretrain", "random"),
+  "difficulty": Method("difficulty", "difficulty"),
+  "teacher_preference": Method("teacher_preference", "teacher_preference"),
+  "proxy": Method("proxy", "proxy"),
+}
+
+
+def for_method(config: ConfigDict, method: str) -> types.SimpleNamespace:
+  """What is made for one method.
+
+  Returns:
+    Names `selection` and `student`, and `definition` and `objective`.
+  """
+  made = METHODS[method]
+  return types.SimpleNamespace(
+    selection=config.select.name.format(method=made.selection),
+    student=config.student.name.format(method=method),
+    definition=made.definition or config.select.definition,
+    objective=made.objective,
+  )
+
+
+def methods(config: ConfigDict) -> tuple[str, ...]:
+  """All methods of a run, the main one first."""
+  return tuple(dict.fromkeys((config.method, *config.baselines)))
+
+
+def uses_proxy(config: ConfigDict) -> bool:
+  """Whether a method of the run ranks by the proxy's predictions."""
+  return "proxy" in methods(config)

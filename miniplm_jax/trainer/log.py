@@ -1,0 +1,97 @@
+"""What a run says of its steps."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from miniplm_jax.core import files
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.progress import duration, say
+from miniplm_jax.trainer import metrics
+
+
+class Log:
+  """Metrics one step late, the check that they are finite, the log line."""
+
+  def __init__(self, spec, first: int):
+    """Takes a `loop.Run` that goes on after step `first`."""
+    self._spec = spec
+    self._metrics = metrics.Metrics(spec.directory / "metrics", first)
+    self._pending = None
+    self._first = first
+    self._start = self._said = self._fetched = time.monotonic()
+    length = spec.corpus.max_length
+    self._tokens = spec.train.batch_size * length / jax.device_count()
+    self._flops = spec.step_flops / jax.device_count()
+    self.note = ""
+
+  def add(self, step: int, found: dict[str, Any], row_ids: np.ndarray):
+    """Takes the metrics of a dispatched step, fetches those before it."""
+    self.fetch()
+    self._pending = step, found, row_ids
+
+  def fetch(self):
+    """Waits for the pending metrics, checks and writes them."""
+    if self._pending is None:
+      return
+    step, found, row_ids = self._pending
+    self._pending = None
+    found = {k: float(v) for k, v in jax.device_get(found).items()}
+    for name in ("train/loss", "train/grad_norm"):
+      if not np.isfinite(found[name]):
+        self._not_finite(name, found[name], step, row_ids)
+    now = time.monotonic()
+    seconds = max(now - self._fetched, 1e-9)
+    self._fetched = now
+    if step == self._first + 1:  # it was compiled: no measure of the rest
+      self._start = now
+    found["train/tokens_per_second"] = (
+      self._tokens * jax.device_count() / seconds
+    )
+    if peak := metrics.peak_flops():
+      found["train/mfu"] = self._flops / seconds / peak
+    self.write(step, found)
+    self.note = f"loss {found['train/loss']:.3f}"
+    every = self._spec.run.log_every_seconds
+    if now - self._said >= every or step == self._spec.train.steps:
+      self._said = now
+      say(
+        self._spec.name,
+        f"completed step: {step}, seconds: {seconds:.3f}, "
+        f"TFLOP/s/device: {self._flops / seconds / 1e12:.3f}, "
+        f"Tokens/s/device: {self._tokens / seconds:.1f}, "
+        f"total_weights: {found['train/total_weights']:.0f}, "
+        f"loss: {found['train/loss']:.4f}, "
+        f"left: {duration(self._seconds_left(step, now))}",
+      )
+
+  def _seconds_left(self, step: int, now: float) -> float:
+    done = max(step - self._first - 1, 1)
+    return (now - self._start) / done * (self._spec.train.steps - step)
+
+  def _not_finite(self, name, value, step, row_ids):
+    path = self._spec.directory / "metrics" / "not_finite.json"
+    files.write_json(
+      path, {"step": step, "name": name, "row_ids": row_ids.tolist()}
+    )
+    raise UserError(
+      f"{name} is {value} at step {step}",
+      f"{self._spec.name}; the batch's row ids are in {path}",
+      "the last checkpoint is sound: look at the rows, or lower the learning "
+      "rate and start over with --force",
+    )
+
+  def write(self, step: int, values: dict[str, float]):
+    """Writes values to the metrics files."""
+    self._metrics.write(step, values)
+    self._fetched = time.monotonic()  # an evaluation is no part of a step
+
+  def save(self):
+    """Puts the metrics on disk."""
+    self._metrics.save()
+
+  def close(self):
+    """Saves and closes."""
+    self._metrics.close()
