@@ -123,6 +123,9 @@ def default() -> ConfigDict:
       "method": "miniplm",
       # Further methods to run beside it, for comparison.
       "baselines": (),
+      # A student whose step costs more than the next-token loss takes fewer:
+      # all train with the FLOPs of train.steps of its steps.
+      "equal_flops": True,
       # Text → rows.
       "corpus": {
         # Files (.jsonl and .json, with .gz or .zst; .parquet; .txt, .md; packed

@@ -7,6 +7,7 @@ from miniplm_jax.distill.objectives import OBJECTIVES
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.models import architecture
 from miniplm_jax.select.stage import kept_rows
+from miniplm_jax.train import budget
 from miniplm_jax.trainer import training_job
 
 STAGE = "train"
@@ -19,13 +20,15 @@ def jobs(config, workdir: Workdir) -> list[Job]:
 
 def _job(config, workdir: Workdir, names) -> Job:
   plan = OBJECTIVES[names.objective](config, workdir, names)
+  arch = architecture.make(config.student.model)
+  train = budget.schedule(config, arch, plan.token_flops)
   return training_job.make(
     stage=STAGE,
     config=config,
     workdir=workdir,
     directory=workdir.student(names.student),
-    arch=architecture.make(config.student.model),
-    train=config.train,
+    arch=arch,
+    train=train,
     rows=f"selection {names.selection}",
     row_ids=_row_ids,
     inputs={
@@ -36,6 +39,8 @@ def _job(config, workdir: Workdir, names) -> Job:
     objective=plan.make,
     settings=plan.settings,
     token_flops=plan.token_flops,
+    told=budget.in_words(config, train),
+    offline=budget.offline(config, workdir, names, plan.inputs),
   )
 
 
