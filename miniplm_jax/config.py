@@ -119,7 +119,9 @@ def default() -> ConfigDict:
       "stages": tuple(s for s in STAGES if s != "teacher"),
       # How the student's rows are chosen: miniplm, pretrain (at random),
       # difficulty (high reference loss), teacher_preference (low teacher
-      # loss) or proxy (miniplm's score as a small model predicts it).
+      # loss) or proxy (miniplm's score as a small model predicts it). Or what
+      # it minimises on pretrain's rows: minillm (reverse KL to the teacher on
+      # its own samples).
       "method": "miniplm",
       # Further methods to run beside it, for comparison.
       "baselines": (),
@@ -258,6 +260,13 @@ def default() -> ConfigDict:
         "conversion": "repack",
       },
       "train": _train(),
+      # Method minillm, arXiv 2306.08543: the student continues rows.
+      "minillm": {
+        # Of max_length: the prompt. The paper has 768 + 256 tokens.
+        "prompt_share": 0.75,
+        "teacher_mix": 0.2,  # the teacher's share in what is drawn from
+        "lm_weight": 1.0,  # of the next-token loss of the rows
+      },
       "evaluate": {
         "max_rows": 10_000,  # held-out rows; 0 takes them all
         # Domains that are listed but do not count in "all" and in the curve.

@@ -21,7 +21,7 @@ from miniplm_jax.methods import METHODS, for_method, methods, uses_proxy
 _DTYPES = ("float32", "bfloat16")
 _REDUCTIONS = ("instance_mean", "token_mean")
 # In the contract, not here yet.
-_LATER = ("vanilla_kd", "seqkd", "minillm", "miniplm_kd", "plan")
+_LATER = ("vanilla_kd", "seqkd", "miniplm_kd", "plan")
 
 
 def check(config: ConfigDict, where: str):
@@ -83,6 +83,7 @@ def _rules(config):
   for length in config.score.lengths:
     yield at_least("score.lengths", length, 1)
   yield from _proxy_rules(config)
+  yield from _minillm_rules(config)
   for name in ("rows_per_part", "batch_tokens", "int8_rows"):
     yield at_least(f"score.{name}", config.score[name], 1)
   yield among("score.dtype", config.score.dtype, _DTYPES)
@@ -211,6 +212,24 @@ def _proxy_rules(config):
   yield "proxy.from_reference", proxy.from_reference, good, todo
   ranks, todo = config.select.definition, "say --config.method=proxy"
   yield "select.definition", ranks, ranks != "proxy", todo
+
+
+def _minillm_rules(config):
+  """What method minillm can do with, as `_rules`."""
+  m, used = config.minillm, "minillm" in methods(config)
+  prompt = int(m.prompt_share * config.corpus.max_length)
+  good = 2 <= prompt < config.corpus.max_length
+  todo = "let there be 2 or more of max_length before it, and some after it"
+  yield "minillm.prompt_share", m.prompt_share, good or not used, todo
+  value = m.teacher_mix
+  yield "minillm.teacher_mix", value, 0 <= value < 1, "give 0 to less than 1"
+  value = m.lm_weight
+  yield "minillm.lm_weight", value, 0 <= value < float("inf"), "give 0 or more"
+  tokenizer, scores = config.student.tokenizer, config.teacher.scores
+  todo = "give none, or another method: minillm needs the teacher's tokens"
+  yield "student.tokenizer", tokenizer, not (used and tokenizer), todo
+  todo = "give teacher.path, or another method: minillm runs the teacher"
+  yield "teacher.scores", scores, not (used and scores), todo
 
 
 def _check_names(config, where):

@@ -26,6 +26,7 @@ METHODS = {
   "difficulty": Method("difficulty", "difficulty"),
   "teacher_preference": Method("teacher_preference", "teacher_preference"),
   "proxy": Method("proxy", "proxy"),
+  "minillm": Method("pretrain", "random", "minillm"),
 }
 
 
