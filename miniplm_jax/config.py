@@ -17,6 +17,7 @@ STAGES = (
   "proxy",
   "select",
   "materialize",
+  "seqkd",
   "convert",
   "train",
   "evaluate",
@@ -119,8 +120,9 @@ def default() -> ConfigDict:
       "stages": tuple(s for s in STAGES if s != "teacher"),
       # How the student's rows are chosen: miniplm, pretrain (at random),
       # difficulty (high reference loss), teacher_preference (low teacher
-      # loss) or proxy (miniplm's score as a small model predicts it). Or what
-      # it minimises on pretrain's rows: minillm (reverse KL to the teacher on
+      # loss), proxy (miniplm's score as a small model predicts it) or seqkd
+      # (pretrain's rows, and the teacher writes the end of each). Or what it
+      # minimises on pretrain's rows: minillm (reverse KL to the teacher on
       # its own samples).
       "method": "miniplm",
       # Further methods to run beside it, for comparison.
@@ -245,6 +247,18 @@ def default() -> ConfigDict:
       "materialize": {
         # none, array_record (as the corpus), megatron (.bin and .idx), tfds
         "format": "none",
+      },
+      # Method seqkd: the teacher goes on after the first tokens of a row. The
+      # paper has 768 of 1024, and does not say how it samples.
+      "seqkd": {
+        "prompt_share": 0.75,  # of max_length; the teacher fills up the row
+        "temperature": 1.0,  # 0 takes the likeliest token
+        "top_p": 1.0,  # only the likeliest with this probability together
+        "seed": 10,
+        "rows": 0,  # at most so many; 0 is as many as training takes
+        "batch_size": 128,  # rows at a time, over all devices
+        "rows_per_part": 8192,  # unit of resuming
+        "dtype": "bfloat16",  # of weights, computation and cache
       },
       # The student q.
       "student": {

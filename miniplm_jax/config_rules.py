@@ -16,12 +16,18 @@ from miniplm_jax.config import (
   share_of,
 )
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.methods import METHODS, for_method, methods, uses_proxy
+from miniplm_jax.methods import (
+  METHODS,
+  for_method,
+  methods,
+  uses_generated,
+  uses_proxy,
+)
 
 _DTYPES = ("float32", "bfloat16")
 _REDUCTIONS = ("instance_mean", "token_mean")
 # In the contract, not here yet.
-_LATER = ("vanilla_kd", "seqkd", "miniplm_kd", "plan")
+_LATER = ("vanilla_kd", "miniplm_kd", "plan")
 
 
 def check(config: ConfigDict, where: str):
@@ -84,6 +90,7 @@ def _rules(config):
     yield at_least("score.lengths", length, 1)
   yield from _proxy_rules(config)
   yield from _minillm_rules(config)
+  yield from _seqkd_rules(config, among, at_least)
   for name in ("rows_per_part", "batch_tokens", "int8_rows"):
     yield at_least(f"score.{name}", config.score[name], 1)
   yield among("score.dtype", config.score.dtype, _DTYPES)
@@ -230,6 +237,26 @@ def _minillm_rules(config):
   yield "student.tokenizer", tokenizer, not (used and tokenizer), todo
   todo = "give teacher.path, or another method: minillm runs the teacher"
   yield "teacher.scores", scores, not (used and scores), todo
+
+
+def _seqkd_rules(config, among, at_least):
+  """Those of section seqkd, and what its method needs; as `_rules`."""
+  c, length = config.seqkd, config.corpus.max_length
+  good = 1 <= round(c.prompt_share * length) <= length
+  todo = "give 0 to 1, at least one token of max_length"
+  yield "seqkd.prompt_share", c.prompt_share, good, todo
+  for name in ("temperature", "seed", "rows"):
+    yield at_least(f"seqkd.{name}", c[name], 0)
+  for name in ("batch_size", "rows_per_part"):
+    yield at_least(f"seqkd.{name}", c[name], 1)
+  yield "seqkd.top_p", c.top_p, 0 < c.top_p <= 1, "give a number in (0, 1]"
+  yield among("seqkd.dtype", c.dtype, _DTYPES)
+  uses = uses_generated(config)
+  scores, todo = config.teacher.scores, "give its weights: method seqkd samples"
+  yield "teacher.scores", scores, not (uses and scores), todo
+  student, todo = config.student, "say one_to_one: seqkd's rows do not join"
+  good = not (uses and student.tokenizer) or student.conversion == "one_to_one"
+  yield "student.conversion", student.conversion, good, todo
 
 
 def _check_names(config, where):

@@ -28,6 +28,7 @@ ORDER = (
   "proxy",
   "select",
   "materialize",
+  "seqkd",
   "convert",
   "distill",
   "train",
@@ -141,7 +142,7 @@ def load():
   space = {}
   exec(CONFIG.read_text(), space)
   config = space["get_config"]()
-  config.baselines = ("proxy", "minillm")
+  config.baselines = ("proxy", "minillm", "seqkd")
   return config
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.page import markdown_table
-from miniplm_jax.core.workdir import CONVERTED
+from miniplm_jax.core.workdir import CONVERTED, GENERATED
 from miniplm_jax.select.definitions import DEFINITIONS
 
 _USE = """\
@@ -49,6 +49,8 @@ def write(
   definition = DEFINITIONS[chosen["definition"]]
   scorers = [f"{role} `{chosen['scores'][role]}`" for role in definition.reads]
   made_from = {"corpus": "corpus", "selection": "selection manifest"}
+  if GENERATED in trained.inputs:
+    made_from[GENERATED] = "rows that the teacher wrote in part"
   if CONVERTED in trained.inputs:
     made_from[CONVERTED] = "the selection in this tokenizer"
   sections = [
@@ -61,6 +63,8 @@ def write(
     f"({kept['kept'] / kept['rows']:.1%}), ranked by `{chosen['definition']}`, "
     f"{definition.label}"
     + f", of {' and '.join(scorers)}" * bool(scorers)
+    + ". The teacher wrote the end of each (SeqKD)"
+    * (GENERATED in trained.inputs)
     + ". After MiniPLM (arXiv 2410.17215).",
     markdown_table(
       ["what", "sha256"],

@@ -2,11 +2,12 @@
 
 from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core.job import Job
-from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
+from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 from miniplm_jax.distill.objectives import OBJECTIVES
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.models import architecture
 from miniplm_jax.select.stage import kept_rows
+from miniplm_jax.seqkd import stage as seqkd_stage
 from miniplm_jax.train import budget
 from miniplm_jax.trainer import training_job
 
@@ -34,6 +35,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     inputs={
       **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,
+      **seqkd_stage.corpus_inputs(config, workdir, names),
       **plan.inputs,
     },
     objective=plan.make,
@@ -45,7 +47,7 @@ def _job(config, workdir: Workdir, names) -> Job:
 
 
 def _row_ids(corpus, inputs):
-  """The kept rows; a converted corpus has no others to train on."""
-  if CONVERTED in inputs:
+  """The kept rows; a corpus of the student's own has no others to train on."""
+  if CONVERTED in inputs or GENERATED in inputs:
     return corpus.rows_of("train")
   return kept_rows(inputs["selection"])
