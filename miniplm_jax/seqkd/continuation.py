@@ -16,24 +16,8 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus, Instance
 from miniplm_jax.models import generation, sharding
-from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.decoder import Decoder
-
-
-def flops(arch: Architecture, prompt: int, new: int) -> int:
-  """What one row takes with a cache: prefill, then a step a new token.
-
-  That is a forward pass over the row but its last token, and the head where a
-  token is drawn. Attention to the empty end of the cache is not counted.
-
-  Args:
-    arch: the teacher's shape.
-    prompt: tokens that are given.
-    new: tokens that are drawn.
-  """
-  inputs = prompt + new - 1
-  head = 2 * arch.vocab_size * arch.hidden_size
-  return inputs * arch.body_flops(inputs) + new * head
+from miniplm_jax.trainer import flops
 
 
 class Continuation:
@@ -135,7 +119,7 @@ class Continuation:
       seen["rows_continued"] += 1
       seen["rows_ended"] += int(size + new <= self._corpus.max_length)
       seen["new_tokens"] += new
-      seen["flops"] += flops(self._model.arch, size, new)
+      seen["flops"] += flops.generation(self._model.arch, size, new)
       self._drawn += new
     return found
 

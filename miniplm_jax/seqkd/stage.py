@@ -129,6 +129,7 @@ def _run(config, source, directory, inputs):
   from miniplm_jax.corpus import store, tokenizer
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.seqkd.continuation import Continuation
+  from miniplm_jax.trainer import flops
 
   c, run = config.seqkd, config.run
   corpus = store.Corpus(inputs["corpus"])
@@ -167,7 +168,7 @@ def _run(config, source, directory, inputs):
     "counts": counts,
     "details": {
       **{name: corpus.manifest.details[name] for name in same},
-      "generation_flops": cost,
+      flops.OFFLINE: {"generation by the teacher": float(cost)},
     },
   }
 

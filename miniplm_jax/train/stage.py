@@ -23,6 +23,7 @@ def _job(config, workdir: Workdir, names) -> Job:
   plan = OBJECTIVES[names.objective](config, workdir, names)
   arch = architecture.make(config.student.model)
   train = budget.schedule(config, arch, plan.token_flops)
+  generated = seqkd_stage.corpus_inputs(config, workdir, names)
   return training_job.make(
     stage=STAGE,
     config=config,
@@ -35,14 +36,16 @@ def _job(config, workdir: Workdir, names) -> Job:
     inputs={
       **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,
-      **seqkd_stage.corpus_inputs(config, workdir, names),
+      **generated,
       **plan.inputs,
     },
     objective=plan.make,
     settings=plan.settings,
     token_flops=plan.token_flops,
     told=budget.in_words(config, train),
-    offline=budget.offline(config, workdir, names, plan.inputs),
+    offline=budget.offline(
+      config, workdir, names, {**generated, **plan.inputs}
+    ),
   )
 
 
