@@ -180,6 +180,8 @@ _AT_RUN_TIME = (
   ("score", "int8_rows"),
   ("score", "int8_least_spearman"),
   ("score", "int8_least_agreement"),
+  # Of objectives that cost more than the next token's: tests/test_flops.py.
+  ("equal_flops",),
 )
 # Read by config.py, by subscript, or written to config.json as a whole.
 _NO_ATTRIBUTE = ("method", "baselines", "max_position_embeddings")

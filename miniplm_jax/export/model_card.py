@@ -7,6 +7,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.page import markdown_table
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
 from miniplm_jax.select.definitions import DEFINITIONS
+from miniplm_jax.trainer import flops
 
 _USE = """\
 ```python
@@ -77,8 +78,9 @@ def write(
     "## Training",
     f"{counts['steps']:,} steps of {train['batch_size']:,} rows, "
     f"{counts['tokens']:,} tokens with padding, "
-    f"{trained.details['train_flops']:.3g} FLOPs forward and backward "
-    f"(selection not counted); AdamW at learning rate "
+    f"{trained.details['train_flops']:.3g} FLOPs, "
+    f"{flops.in_words(trained.details.get(flops.OFFLINE, {}))}; AdamW at "
+    f"learning rate "
     f"{train['learning_rate']:g}, {train['dtype']} over float32 weights, "
     f"miniplm_jax {trained.code_version}.",
   ]

@@ -26,7 +26,7 @@ def flops(
   sources = score_stage.sources(config, workdir)[: len(score_stage.ROLES)]
   if any(source.scores for source in sources):
     return {}
-  archs = [_arch(config, s, r) for s, r in zip(sources, score_stage.ROLES)]
+  archs = [hub.shape_of(config[role]) for role in score_stage.ROLES]
 
   def both(length: int) -> float:
     return sum(arch.forward_flops(length) for arch in archs)
@@ -47,12 +47,6 @@ def flops(
   }
   way = found["sample"] + found["train"] + found["score"]
   return found | {"share_of_full": way / found["full"]}
-
-
-def _arch(config, source: score_stage.Source, role: str):
-  if source.path:
-    return hub.load_architecture(hub.resolve(source.path, source.revision))
-  return architecture.make(config[role].model)
 
 
 def parts(found: Mapping[str, float]) -> dict[str, float | None]:

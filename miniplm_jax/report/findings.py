@@ -75,11 +75,24 @@ def verdict(config, inputs: Inputs) -> str:
   told = (
     f"{best} won: held-out loss {loss[best]:.4f} against "
     f"{loss[second]:.4f} of {second}, {gap:.4f} nats "
-    f"({gap / loss[second]:.2%}) lower at {config.train.steps:,} equal steps"
+    f"({gap / loss[second]:.2%}) lower {_at_equal(inputs, best, second)}"
   )
   if gap < 0.01:
     return f"{told}. One seed: a difference this small says little by itself."
   return f"{told} (one seed)."
+
+
+def _at_equal(inputs: Inputs, best: str, second: str) -> str:
+  """What the two have in common: steps, FLOPs, or nothing."""
+  pair = [inputs[f"{method} training"] for method in (best, second)]
+  steps = [made.counts["steps"] for made in pair]
+  spent = [made.details["train_flops"] for made in pair]
+  both = f"{steps[0]:,} and {steps[1]:,} steps"
+  if max(spent) <= 1.01 * min(spent):
+    if steps[0] == steps[1]:
+      return f"at {steps[0]:,} equal steps"
+    return f"at equal FLOPs of training ({both})"
+  return f"at {both}, {spent[0]:.3g} and {spent[1]:.3g} FLOPs of training"
 
 
 def ignored(config) -> str:

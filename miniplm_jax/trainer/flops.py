@@ -82,37 +82,27 @@ def token_selection(student: Architecture, length: int) -> float:
 
 
 def minillm(
-  student: Architecture,
-  teacher: Architecture,
-  prompt: int,
-  new: int,
-  *,
-  samples_teacher: bool = False,
-  next_token_loss: bool = False,
+  student: Architecture, teacher: Architecture, prompt: int, new: int
 ) -> float:
   """Of an input token when rows are sampled, judged and learnt from.
 
-  Of a row: the student generates; the teacher reads it; the student reads it
-  and goes back. Logits are made of the new tokens alone.
+  Of a row: student and teacher generate it together (arXiv 2306.08543,
+  section 2.2) and what the teacher saw is kept, so that only its head is
+  taken once more; the student trains on the sample, where both parts of the
+  gradient have logits of their own, of the new tokens alone; and on a given
+  row of the same length by the next-token loss.
 
   Args:
     student: its shape.
     teacher: its shape.
     prompt: tokens that are given.
     new: tokens that are sampled; `prompt + new` make a row.
-    samples_teacher: tokens are drawn from a mixture with the teacher
-      (arXiv 2306.08543, section 2.2), which generates along.
-    next_token_loss: the student trains on a given row of the same length too
-      (arXiv 2306.08543, its L_PT).
   """
   length = prompt + new
-  total = generation(student, prompt, new)
-  total += row(teacher, length, new) + 3 * row(student, length, new)
-  if samples_teacher:
-    total += generation(teacher, prompt, new)
-  if next_token_loss:
-    total += length * next_token(student, length)
-  return total / length
+  total = generation(student, prompt, new) + generation(teacher, prompt, new)
+  total += row(teacher, 0, new)
+  total += 3 * (row(student, length, new) + row(student, 0, new))
+  return total / length + next_token(student, length)
 
 
 def paper_steps(
