@@ -103,6 +103,10 @@ def _train(**changes) -> ConfigDict:
       "clip_norm": 1.0,  # global norm
       "reduction": "instance_mean",  # or token_mean
       "shuffle": False,  # released code: file order
+      # How often a row of a domain is seen, relative to rows of the domains
+      # that are not named: "code=2", "mail=0.5"; 0 leaves a domain out. See
+      # docs/training.md. () takes the rows as they are, in their order.
+      "domain_weights": (),
       "seed": 10,  # of the initialisation and the shuffle
       "dtype": "bfloat16",  # of the computation; parameters are float32
     }
@@ -314,7 +318,8 @@ def default() -> ConfigDict:
         "per_device_batch_size": 0,
         "remat": "full",  # what the backward pass keeps: none, dots, full
         "checkpoint_every": 1000,  # steps
-        "keep_checkpoints": 2,
+        "keep_checkpoints": 2,  # the newest
+        "keep_every": 0,  # steps; those of its multiples are kept too; 0: none
         "eval_every": 1000,  # steps between held-out losses; 0 is never
         "eval_rows": 512,  # held-out rows of the learning curve
         "log_every_seconds": 30.0,
@@ -357,6 +362,19 @@ CONVERSIONS = ("repack", "one_to_one")
 # What `materialize` writes: the functions of materialize/writers.py.
 FORMATS = ("array_record", "megatron", "tfds")
 REMAT = ("none", "full", "dots")
+
+
+def weight_of(text: str) -> tuple[str, Fraction]:
+  """A domain with its weight, exact, of "code=2" or "mail=0.5".
+
+  Raises:
+    ValueError: that is not what it says.
+  """
+  domain, _, weight = text.rpartition("=")
+  found = Fraction(weight)
+  if not domain or found < 0:
+    raise ValueError(text)
+  return domain, found
 
 
 def share_of(quota: str) -> tuple[str, Fraction, Fraction]:

@@ -14,6 +14,7 @@ from miniplm_jax.config import (
   STAGES,
   default,
   share_of,
+  weight_of,
 )
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.methods import (
@@ -129,8 +130,12 @@ def _rules(config):
   yield at_least("run.processes", run.processes, 1)
   for name in ("checkpoint_every", "keep_checkpoints", "eval_rows"):
     yield at_least(f"run.{name}", run[name], 1)
+  every, odd = run.checkpoint_every, run.keep_every % run.checkpoint_every
+  todo = f"give 0 or a multiple of checkpoint_every, {every}"
+  yield "run.keep_every", run.keep_every, not odd, todo
   for name in (
     "eval_every",
+    "keep_every",
     "per_device_batch_size",
     "tokenize_workers",
     "max_broken",
@@ -152,6 +157,20 @@ def _rules(config):
     yield f"{name}.warmup_steps", t.warmup_steps, good, "give fewer than steps"
     yield among(f"{name}.reduction", t.reduction, _REDUCTIONS)
     yield among(f"{name}.dtype", t.dtype, _DTYPES)
+    yield from _weight_rules(f"{name}.domain_weights", t.domain_weights)
+
+
+def _weight_rules(name, weights):
+  """Those of a section's domain_weights."""
+  seen = set()
+  for text in weights:
+    try:
+      domain, _ = weight_of(text)
+      good = domain not in seen
+      seen.add(domain)
+    except (ValueError, ArithmeticError):
+      good = False
+    yield name, text, good, "give DOMAIN=WEIGHT, each once, 0 or more"
 
 
 def _selection_rules(s, among, at_least):

@@ -220,6 +220,7 @@ def test_every_field_is_live(tmp_path):
         "ignore_domains": ("x",),
         "more": ("x=y",),
         "quotas": ("odd=:0.5",),
+        "domain_weights": ("odd=2",),
         "evaluation_sets": ("x",),
       }
       section[name] = others.get(name, section[name])
