@@ -6,8 +6,8 @@ from typing import Any
 
 from miniplm_jax.core.job import Input
 from miniplm_jax.models import architecture, hub
-from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.score import stage as score_stage
+from miniplm_jax.trainer import flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +34,9 @@ def _next_token(unused_config, unused_workdir, unused_names) -> Plan:
 
 
 def _minillm(config, workdir, unused_names) -> Plan:
-  source, length = (
-    score_stage.sources(config, workdir)[0],
-    config.corpus.max_length,
-  )
+  source = score_stage.sources(config, workdir)[0]
+  length = config.corpus.max_length
+  prompt = int(config.minillm.prompt_share * length)
 
   def make(corpus, mesh, inputs):
     from miniplm_jax.distill.minillm import MiniLLM
@@ -52,51 +51,12 @@ def _minillm(config, workdir, unused_names) -> Plan:
     make=make,
     settings={"minillm": dict(config.minillm)},
     inputs={"teacher": score_stage.weights_input(source)},
-    token_flops=minillm_flops(
+    token_flops=flops.minillm(
       architecture.make(config.student.model),
-      _teacher(config, source),
-      length,
-      int(config.minillm.prompt_share * length),
+      hub.shape_of(config.teacher),
+      prompt,
+      length - prompt,
     ),
-  )
-
-
-def _teacher(config, source: score_stage.Source) -> Architecture:
-  if not source.path:
-    return architecture.make(config.teacher.model)
-  directory = hub.resolve(source.path, source.revision, weights=False)
-  return hub.load_architecture(directory)
-
-
-def minillm_flops(
-  student: Architecture, teacher: Architecture, length: int, prompt: int
-) -> float:
-  """FLOPs of MiniLLM on one input token of a row.
-
-  In passes forward, a backward pass being two: the student 1 to draw, 3 on
-  the sample and 3 on the row; the teacher 1, its hidden states being kept for
-  the loss. The heads only where a token is predicted: of new tokens the
-  student's 1 to draw and 3 for each part of the gradient, the teacher's 1 and
-  1. The paper, to make runs equal, counts 4 of the student and 2 of the
-  teacher where plain training has 3.
-
-  Args:
-    student: its shape.
-    teacher: its shape.
-    length: inputs of a row.
-    prompt: those that are not drawn.
-  """
-  drawn = 1 - prompt / length
-
-  def head(arch: Architecture) -> int:
-    return arch.forward_flops(length) - arch.body_flops(length)
-
-  return (
-    3 * student.forward_flops(length)
-    + 4 * student.body_flops(length)
-    + 7 * drawn * head(student)
-    + teacher.body_flops(length)
-    + 2 * drawn * head(teacher)
   )
 
 

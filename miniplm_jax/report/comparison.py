@@ -133,14 +133,14 @@ def _picture(config, workdir: Workdir, found: Mapping[str, Line]):
   figure, ax = page.axes(
     "Held-out loss by cost", "FLOPs of training", "nats per token"
   )
-  for colour, (method, line) in zip(page.COLOURS, found.items()):
+  for style, (method, line) in zip(page.LINES, found.items()):
     folder = workdir.student(for_method(config, method).student) / "metrics"
     steps, values = _curve(metrics.read(folder), "eval/loss")
     if not steps:
       continue
     of_step = line.train_flops / line.steps
     spent = [step * of_step for step in steps]
-    ax.plot(spent, values, color=colour, label=method, lw=1.5, marker="o", ms=3)
+    ax.plot(spent, values, **style, label=method, lw=1.5, marker="o", ms=3)
   page.legend(ax)
   return page.picture(figure), (
     "The same curves as below by what training has cost so far; offline FLOPs "

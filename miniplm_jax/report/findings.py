@@ -118,7 +118,7 @@ def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
     ),
   ):
     figure, ax = page.axes(title, "steps", "nats per token")
-    for colour, method in zip(page.COLOURS, methods(config)):
+    for line, method in zip(page.LINES, methods(config)):
       folder = workdir.student(for_method(config, method).student) / "metrics"
       lines = [m for m in metrics.read(folder) if key in m]
       if not lines:
@@ -132,7 +132,7 @@ def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
       ax.plot(
         steps,
         values,
-        color=colour,
+        **line,
         label=method,
         lw=1.5,
         marker="o" if key == "eval/loss" else None,
