@@ -375,6 +375,7 @@ def test_a_teacher_that_is_not_finite_is_seen(mesh):
   assert np.isnan(said["train/loss"]) and np.isfinite(said["train/lm_loss"])
 
 
+TRAIN = "--stages=train,export"
 METHOD = "--config.method=minillm"
 
 
