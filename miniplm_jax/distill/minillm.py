@@ -24,6 +24,9 @@ steps: α = 0.2 and the normalisation are MiniLLM's; the weight 1 of the
 next-token loss, temperature 1, and that rows which do not fill the prompt, or
 whose prompt ends with a document, add their next-token loss alone, are ours.
 
+What follows an end adds nothing, so a student that is far from its teacher is
+drawn towards ends: train/mean_length tells.
+
 B batch, T time, P prompt, N new tokens.
 """
 
