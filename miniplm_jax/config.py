@@ -119,7 +119,9 @@ def default() -> ConfigDict:
       "stages": tuple(s for s in STAGES if s != "teacher"),
       # How the student's rows are chosen: miniplm, pretrain (at random),
       # difficulty (high reference loss), teacher_preference (low teacher
-      # loss) or proxy (miniplm's score as a small model predicts it).
+      # loss) or proxy (miniplm's score as a small model predicts it). And on
+      # the rows of pretrain or miniplm, with the teacher's distributions as
+      # labels: vanilla_kd, miniplm_kd.
       "method": "miniplm",
       # Further methods to run beside it, for comparison.
       "baselines": (),
@@ -255,6 +257,15 @@ def default() -> ConfigDict:
         "conversion": "repack",
       },
       "train": _train(),
+      # Of vanilla_kd and miniplm_kd: (1 - weight) of the next-token loss and
+      # weight of the teacher's soft labels, over the whole vocabulary.
+      "kd": {
+        "weight": 0.5,
+        # Of the teacher's and the student's soft labels; their loss is
+        # multiplied by its square (Hinton et al. 2015). The paper's is 1.
+        "temperature": 1.0,
+        "dtype": "",  # the teacher's weights and computation; "" is train's
+      },
       "evaluate": {
         "max_rows": 10_000,  # held-out rows; 0 takes them all
         # Domains that are listed but do not count in "all" and in the curve.

@@ -16,12 +16,18 @@ from miniplm_jax.config import (
   share_of,
 )
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.methods import METHODS, for_method, methods, uses_proxy
+from miniplm_jax.methods import (
+  METHODS,
+  for_method,
+  methods,
+  reads_teacher,
+  uses_proxy,
+)
 
 _DTYPES = ("float32", "bfloat16")
 _REDUCTIONS = ("instance_mean", "token_mean")
 # In the contract, not here yet.
-_LATER = ("vanilla_kd", "seqkd", "minillm", "miniplm_kd", "plan")
+_LATER = ("seqkd", "minillm", "plan")
 
 
 def check(config: ConfigDict, where: str):
@@ -83,6 +89,7 @@ def _rules(config):
   for length in config.score.lengths:
     yield at_least("score.lengths", length, 1)
   yield from _proxy_rules(config)
+  yield from _kd_rules(config, among)
   for name in ("rows_per_part", "batch_tokens", "int8_rows"):
     yield at_least(f"score.{name}", config.score[name], 1)
   yield among("score.dtype", config.score.dtype, _DTYPES)
@@ -211,6 +218,20 @@ def _proxy_rules(config):
   yield "proxy.from_reference", proxy.from_reference, good, todo
   ranks, todo = config.select.definition, "say --config.method=proxy"
   yield "select.definition", ranks, ranks != "proxy", todo
+
+
+def _kd_rules(config, among):
+  """What it takes to learn from the teacher's distributions; as `_rules`."""
+  kd, is_used = config.kd, reads_teacher(config)
+  yield "kd.weight", kd.weight, 0 <= kd.weight <= 1, "give 0 to 1"
+  good = 0.01 <= kd.temperature <= 100
+  yield "kd.temperature", kd.temperature, good, "give 0.01 to 100"
+  yield among("kd.dtype", kd.dtype, ("", *_DTYPES))
+  value, todo = config.teacher.scores, "give the teacher's weights: KD runs it"
+  yield "teacher.scores", value, not (is_used and value), todo
+  value = config.student.tokenizer
+  todo = 'KD compares distributions over one vocabulary: say ""'
+  yield "student.tokenizer", value, not (is_used and value), todo
 
 
 def _check_names(config, where):

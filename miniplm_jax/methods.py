@@ -26,6 +26,9 @@ METHODS = {
   "difficulty": Method("difficulty", "difficulty"),
   "teacher_preference": Method("teacher_preference", "teacher_preference"),
   "proxy": Method("proxy", "proxy"),
+  # On the rows of the first two, with the teacher's distributions.
+  "vanilla_kd": Method("pretrain", "random", "soft_labels"),
+  "miniplm_kd": Method("miniplm", None, "soft_labels"),
 }
 
 
@@ -47,6 +50,11 @@ def for_method(config: ConfigDict, method: str) -> types.SimpleNamespace:
 def methods(config: ConfigDict) -> tuple[str, ...]:
   """All methods of a run, the main one first."""
   return tuple(dict.fromkeys((config.method, *config.baselines)))
+
+
+def reads_teacher(config: ConfigDict) -> bool:
+  """Whether a student of the run learns from the teacher's distributions."""
+  return any(METHODS[m].objective == "soft_labels" for m in methods(config))
 
 
 def uses_proxy(config: ConfigDict) -> bool:

@@ -141,7 +141,7 @@ def load():
   space = {}
   exec(CONFIG.read_text(), space)
   config = space["get_config"]()
-  config.baselines = ("proxy",)
+  config.baselines = ("proxy", "vanilla_kd")
   return config
 
 
