@@ -34,7 +34,7 @@ def _arch(vocab_size, hidden):
 
 
 STUDENT, TEACHER = _arch(1000, 32), _arch(1100, 64)
-BATCH, LENGTH = 64, 160  # more tokens on a device than a tile
+BATCH, LENGTH = 32, 144  # more tokens on a device than a tile
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
 NAMES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 
