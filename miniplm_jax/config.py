@@ -126,8 +126,7 @@ def default() -> ConfigDict:
       # difficulty (high reference loss), teacher_preference (low teacher
       # loss), proxy (miniplm's score as a small model predicts it) or seqkd
       # (pretrain's rows, and the teacher writes the end of each). Or what it
-      # minimises on pretrain's rows: minillm (reverse KL to the teacher on
-      # its own samples).
+      # minimises on such rows: see docs/training.md for all.
       "method": "miniplm",
       # Further methods to run beside it, for comparison.
       "baselines": (),
@@ -284,6 +283,15 @@ def default() -> ConfigDict:
         "prompt_share": 0.75,
         "teacher_mix": 0.2,  # the teacher's share in what is drawn from
         "lm_weight": 1.0,  # of the next-token loss of the rows
+      },
+      # Of vanilla_kd and miniplm_kd: (1 - weight) of the next-token loss and
+      # weight of the teacher's soft labels, over the whole vocabulary.
+      "kd": {
+        "weight": 0.5,
+        # Of the teacher's and the student's soft labels; their loss is
+        # multiplied by its square (Hinton et al. 2015). The paper's is 1.
+        "temperature": 1.0,
+        "dtype": "",  # the teacher's weights and computation; "" is train's
       },
       "evaluate": {
         "max_rows": 10_000,  # held-out rows; 0 takes them all

@@ -21,6 +21,7 @@ from miniplm_jax.methods import (
   METHODS,
   for_method,
   methods,
+  reads_teacher,
   uses_generated,
   uses_proxy,
 )
@@ -28,7 +29,7 @@ from miniplm_jax.methods import (
 _DTYPES = ("float32", "bfloat16")
 _REDUCTIONS = ("instance_mean", "token_mean")
 # In the contract, not here yet.
-_LATER = ("vanilla_kd", "miniplm_kd", "plan")
+_LATER = ("plan",)
 
 
 def check(config: ConfigDict, where: str):
@@ -92,6 +93,7 @@ def _rules(config):
   yield from _proxy_rules(config)
   yield from _minillm_rules(config)
   yield from _seqkd_rules(config, among, at_least)
+  yield from _kd_rules(config, among)
   for name in ("rows_per_part", "batch_tokens", "int8_rows"):
     yield at_least(f"score.{name}", config.score[name], 1)
   yield among("score.dtype", config.score.dtype, _DTYPES)
@@ -276,6 +278,20 @@ def _seqkd_rules(config, among, at_least):
   student, todo = config.student, "say one_to_one: seqkd's rows do not join"
   good = not (uses and student.tokenizer) or student.conversion == "one_to_one"
   yield "student.conversion", student.conversion, good, todo
+
+
+def _kd_rules(config, among):
+  """What it takes to learn from the teacher's distributions; as `_rules`."""
+  kd, is_used = config.kd, reads_teacher(config)
+  yield "kd.weight", kd.weight, 0 <= kd.weight <= 1, "give 0 to 1"
+  good = 0.01 <= kd.temperature <= 100
+  yield "kd.temperature", kd.temperature, good, "give 0.01 to 100"
+  yield among("kd.dtype", kd.dtype, ("", *_DTYPES))
+  value, todo = config.teacher.scores, "give the teacher's weights: KD runs it"
+  yield "teacher.scores", value, not (is_used and value), todo
+  value = config.student.tokenizer
+  todo = 'KD compares distributions over one vocabulary: say ""'
+  yield "student.tokenizer", value, not (is_used and value), todo
 
 
 def _check_names(config, where):

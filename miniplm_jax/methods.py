@@ -30,6 +30,9 @@ METHODS = {
   "proxy": Method("proxy", "proxy"),
   "minillm": Method("pretrain", "random", "minillm"),
   "seqkd": Method("pretrain", "random", generated=True),
+  # On the rows of the first two, with the teacher's distributions.
+  "vanilla_kd": Method("pretrain", "random", "soft_labels"),
+  "miniplm_kd": Method("miniplm", None, "soft_labels"),
 }
 
 
@@ -58,6 +61,11 @@ def methods(config: ConfigDict) -> tuple[str, ...]:
 def uses_generated(config: ConfigDict) -> bool:
   """Whether a method of the run trains on rows that the teacher wrote."""
   return any(METHODS[method].generated for method in methods(config))
+
+
+def reads_teacher(config: ConfigDict) -> bool:
+  """Whether a student of the run learns from the teacher's distributions."""
+  return any(METHODS[m].objective == "soft_labels" for m in methods(config))
 
 
 def uses_proxy(config: ConfigDict) -> bool:

@@ -142,7 +142,7 @@ def load():
   space = {}
   exec(CONFIG.read_text(), space)
   config = space["get_config"]()
-  config.baselines = ("proxy", "minillm", "seqkd")
+  config.baselines = ("proxy", "minillm", "seqkd", "vanilla_kd")
   return config
 
 

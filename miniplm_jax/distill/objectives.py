@@ -33,24 +33,43 @@ def _next_token(unused_config, unused_workdir, unused_names) -> Plan:
   return Plan()
 
 
+def _soft_labels(config, workdir, unused_names) -> Plan:
+  kd, train = config.kd, config.train
+  dtype = kd.dtype or train.dtype
+  read, teacher = _teacher(config, workdir, dtype)
+
+  def make(corpus, mesh, inputs):
+    from miniplm_jax.distill.vanilla_kd import SoftLabels
+
+    model = read(corpus, mesh, inputs)
+    return SoftLabels(train, corpus.eos_id, config.run.remat, model, kd)
+
+  student = architecture.make(config.student.model)
+  return Plan(
+    make,
+    settings={"kd": {**kd, "dtype": dtype}},
+    inputs=teacher,
+    token_flops=flops.vanilla_kd(
+      student, hub.shape_of(config.teacher), config.corpus.max_length
+    ),
+  )
+
+
 def _minillm(config, workdir, unused_names) -> Plan:
-  source = score_stage.sources(config, workdir)[0]
-  length = config.corpus.max_length
-  prompt = int(config.minillm.prompt_share * length)
+  c, train, length = config.minillm, config.train, config.corpus.max_length
+  prompt = int(c.prompt_share * length)
+  read, teacher = _teacher(config, workdir, train.dtype)
 
   def make(corpus, mesh, inputs):
     from miniplm_jax.distill.minillm import MiniLLM
 
-    if "teacher" in inputs:
-      inputs["teacher"].check_sizes()
-    train, run = config.train, config.run
-    teacher = score_stage.load_checked(source, corpus, mesh, train.dtype)
-    return MiniLLM(train, corpus.eos_id, run.remat, teacher, config.minillm)
+    model = read(corpus, mesh, inputs)
+    return MiniLLM(train, corpus.eos_id, config.run.remat, model, c)
 
   return Plan(
-    make=make,
-    settings={"minillm": dict(config.minillm)},
-    inputs={"teacher": score_stage.weights_input(source)},
+    make,
+    settings={"minillm": dict(c)},
+    inputs=teacher,
     token_flops=flops.minillm(
       architecture.make(config.student.model),
       hub.shape_of(config.teacher),
@@ -60,8 +79,21 @@ def _minillm(config, workdir, unused_names) -> Plan:
   )
 
 
+def _teacher(config, workdir, dtype: str):
+  """How a teacher is read that takes part in each step, and as an input."""
+  source = score_stage.sources(config, workdir)[0]
+
+  def read(corpus, mesh, inputs):
+    if "teacher" in inputs:  # trained here
+      inputs["teacher"].check_sizes()
+    return score_stage.load_checked(source, corpus, mesh, dtype)
+
+  return read, {"teacher": score_stage.weights_input(source)}
+
+
 # (config, workdir, names of `config.for_method`) → Plan.
 OBJECTIVES: dict[str, Callable[..., Plan]] = {
   "next_token": _next_token,
+  "soft_labels": _soft_labels,
   "minillm": _minillm,
 }
