@@ -19,6 +19,7 @@ STAGES = (
   "materialize",
   "seqkd",
   "convert",
+  "logits",
   "train",
   "evaluate",
   "export",
@@ -280,6 +281,28 @@ def default() -> ConfigDict:
         "prompt_share": 0.75,
         "teacher_mix": 0.2,  # the teacher's share in what is drawn from
         "lm_weight": 1.0,  # of the next-token loss of the rows
+      },
+      # Stage logits, for the two methods that follow. It computes as `score`
+      # does: score.dtype, lengths, batch_tokens.
+      "logits": {
+        # Unit of resuming, held in memory: 4 to 6 bytes a token and id.
+        "rows_per_part": 1024,
+      },
+      # Method sparse_kd: the teacher's words at each token, but few of them.
+      "sparse_kd": {
+        # sampling: drawn from p, unbiased (arXiv 2503.16870); top_k: the
+        # likeliest, biased.
+        "kind": "sampling",
+        "ids": 50,  # of a token: samples, or k
+        "seed": 10,  # of the samples
+        "weight": 0.5,  # of the teacher's words; the label has the rest
+        "normalise": False,  # of top_k: let the probabilities sum up to 1
+      },
+      # Method token_selection, arXiv 2404.07965: the tokens of a batch whose
+      # loss is most above a frozen model's.
+      "token_selection": {
+        "model": "reference",  # the frozen model, or teacher
+        "ratio": 0.6,  # of the tokens
       },
       "evaluate": {
         "max_rows": 10_000,  # held-out rows; 0 takes them all

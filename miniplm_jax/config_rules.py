@@ -91,6 +91,7 @@ def _rules(config):
   yield from _proxy_rules(config)
   yield from _minillm_rules(config)
   yield from _seqkd_rules(config, among, at_least)
+  yield from _logits_rules(config, among, at_least)
   for name in ("rows_per_part", "batch_tokens", "int8_rows"):
     yield at_least(f"score.{name}", config.score[name], 1)
   yield among("score.dtype", config.score.dtype, _DTYPES)
@@ -257,6 +258,30 @@ def _seqkd_rules(config, among, at_least):
   student, todo = config.student, "say one_to_one: seqkd's rows do not join"
   good = not (uses and student.tokenizer) or student.conversion == "one_to_one"
   yield "student.conversion", student.conversion, good, todo
+
+
+def _logits_rules(config, among, at_least):
+  """Those of methods that read stage logits, as `_rules`."""
+  c, chosen = config.sparse_kd, config.token_selection
+  yield at_least("logits.rows_per_part", config.logits.rows_per_part, 1)
+  yield among("sparse_kd.kind", c.kind, ("sampling", "top_k"))
+  yield at_least("sparse_kd.ids", c.ids, 1)
+  yield at_least("sparse_kd.seed", c.seed, 0)
+  yield "sparse_kd.weight", c.weight, 0 < c.weight <= 1, "give 0 to 1, not 0"
+  good = not c.normalise or c.kind == "top_k"
+  todo = "say False: counts of samples sum up to 1"
+  yield "sparse_kd.normalise", c.normalise, good, todo
+  yield among("token_selection.model", chosen.model, ("reference", "teacher"))
+  good = 0 < chosen.ratio <= 1
+  yield "token_selection.ratio", chosen.ratio, good, "give 0 to 1, not 0"
+  models = {"sparse_kd": "teacher", "token_selection": chosen.model}
+  for method in models.keys() & set(methods(config)):
+    scores, role = config[models[method]].scores, models[method]
+    todo = f"give its weights: method {method} runs it"
+    yield f"{role}.scores", scores, not scores, todo
+    tokenizer = config.student.tokenizer
+    todo = f"give none, or another method: {method} needs the corpus's tokens"
+    yield "student.tokenizer", tokenizer, not tokenizer, todo
 
 
 def _check_names(config, where):

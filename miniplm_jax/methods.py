@@ -30,6 +30,8 @@ METHODS = {
   "proxy": Method("proxy", "proxy"),
   "minillm": Method("pretrain", "random", "minillm"),
   "seqkd": Method("pretrain", "random", generated=True),
+  "sparse_kd": Method("miniplm", None, "sparse_kd"),
+  "token_selection": Method("pretrain", "random", "token_selection"),
 }
 
 

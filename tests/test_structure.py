@@ -138,11 +138,14 @@ def leaves(config, prefix=()):
       yield (*prefix, name)
 
 
+LOGITS = "sparse_kd", "token_selection"
+
+
 def load():
   space = {}
   exec(CONFIG.read_text(), space)
   config = space["get_config"]()
-  config.baselines = ("proxy", "minillm", "seqkd")
+  config.baselines = ("proxy", "minillm", "seqkd", *LOGITS)
   return config
 
 
