@@ -79,7 +79,7 @@ def draw(
 
     xs = tuple(_tiles(x, tile) for x in (h_BxTxD, y_BxT, key_BxTx2))
     made = jax.lax.map(one, xs)
-    flat = (x.reshape(-1, *x.shape[2:])[: y_BxT.size] for x in made)
+    flat = (jnp.concatenate(x)[: y_BxT.size] for x in made)
     return tuple(x.reshape(*y_BxT.shape, *x.shape[1:]) for x in flat)
 
   by_token = P(BATCH, None, None)
