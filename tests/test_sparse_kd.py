@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,10 @@ def check_kernel():
   np.testing.assert_allclose(np.sum(nll * weights), wanted, rtol=1e-5)
 
 
-def drawn(kind, count, rows=np.arange(B, dtype=np.int32), seed=1):
+ALL = np.arange(B, dtype=np.int32)
+
+
+def drawn(kind, count, rows=ALL, seed=1):
   h, w, ids, _ = arrays()
   program = functools.partial(
     sparse_labels.draw, kind=kind, count=count, ids=V, vocab_size=V, tile=7
@@ -226,10 +230,8 @@ class Stored:
 class Fixed:
   """A model whose hidden states are given."""
 
-  class arch:
-    vocab_size = V
-
   def __init__(self, h_BxTxD, w_VxD):
+    self.arch = types.SimpleNamespace(vocab_size=V)
     self._hidden, self.head_VxD = h_BxTxD, w_VxD
 
   def __call__(self, inputs, **unused):
