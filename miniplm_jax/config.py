@@ -8,6 +8,8 @@ from fractions import Fraction
 
 from ml_collections import ConfigDict
 
+from miniplm_jax import method_config
+
 # In the order of the data. A config lists those that it wants.
 STAGES = (
   "tokenize",
@@ -19,6 +21,7 @@ STAGES = (
   "materialize",
   "seqkd",
   "convert",
+  "logits",
   "train",
   "evaluate",
   "export",
@@ -202,18 +205,6 @@ def default() -> ConfigDict:
         "seed": 10,
         "tolerance": 1e-3,  # nats per token; float32 is within 1e-5
       },
-      # Method proxy, Appendix E: a small model learns the score on a sample
-      # and predicts it for all of D. The paper does not give the recipe.
-      "proxy": {
-        "name": "proxy",  # scores/<name>
-        # Share of D to learn from; it is tested on all other rows that were
-        # scored. Keep it small: both models score these rows.
-        "sample": 0.01,
-        # Begin with the reference's weights; the shapes must be equal.
-        "from_reference": False,
-        "model": _small(),
-        "train": _train(steps=2000, warmup_steps=200, shuffle=True),
-      },
       "select": {
         "name": "{method}",  # selection/<name>
         # mean_diff (released code), sum_diff (as the paper writes it),
@@ -251,18 +242,7 @@ def default() -> ConfigDict:
         # none, array_record (as the corpus), megatron (.bin and .idx), tfds
         "format": "none",
       },
-      # Method seqkd: the teacher goes on after the first tokens of a row. The
-      # paper has 768 of 1024, and does not say how it samples.
-      "seqkd": {
-        "prompt_share": 0.75,  # of max_length; the teacher fills up the row
-        "temperature": 1.0,  # 0 takes the likeliest token
-        "top_p": 1.0,  # only the likeliest with this probability together
-        "seed": 10,
-        "rows": 0,  # at most so many; 0 is as many as training takes
-        "batch_size": 128,  # rows at a time, over all devices
-        "rows_per_part": 8192,  # unit of resuming
-        "dtype": "bfloat16",  # of weights, computation and cache
-      },
+      **method_config.sections(_small(), _train),
       # The student q.
       "student": {
         "name": "{method}",  # students/<name>
@@ -277,22 +257,6 @@ def default() -> ConfigDict:
         "conversion": "repack",
       },
       "train": _train(),
-      # Method minillm, arXiv 2306.08543: the student continues rows.
-      "minillm": {
-        # Of max_length: the prompt. The paper has 768 + 256 tokens.
-        "prompt_share": 0.75,
-        "teacher_mix": 0.2,  # the teacher's share in what is drawn from
-        "lm_weight": 1.0,  # of the next-token loss of the rows
-      },
-      # Of vanilla_kd and miniplm_kd: (1 - weight) of the next-token loss and
-      # weight of the teacher's soft labels, over the whole vocabulary.
-      "kd": {
-        "weight": 0.5,
-        # Of the teacher's and the student's soft labels; their loss is
-        # multiplied by its square (Hinton et al. 2015). The paper's is 1.
-        "temperature": 1.0,
-        "dtype": "",  # the teacher's weights and computation; "" is train's
-      },
       "evaluate": {
         "max_rows": 10_000,  # held-out rows; 0 takes them all
         # Domains that are listed but do not count in "all" and in the curve.

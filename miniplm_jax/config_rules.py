@@ -4,6 +4,7 @@ import re
 
 from ml_collections import ConfigDict
 
+from miniplm_jax import method_config
 from miniplm_jax.config import (
   CONVERSIONS,
   DEFINITIONS,
@@ -21,9 +22,6 @@ from miniplm_jax.methods import (
   METHODS,
   for_method,
   methods,
-  reads_teacher,
-  uses_generated,
-  uses_proxy,
 )
 
 _DTYPES = ("float32", "bfloat16")
@@ -90,10 +88,7 @@ def _rules(config):
   )
   for length in config.score.lengths:
     yield at_least("score.lengths", length, 1)
-  yield from _proxy_rules(config)
-  yield from _minillm_rules(config)
-  yield from _seqkd_rules(config, among, at_least)
-  yield from _kd_rules(config, among)
+  yield from method_config.rules(config, among, at_least)
   for name in ("rows_per_part", "batch_tokens", "int8_rows"):
     yield at_least(f"score.{name}", config.score[name], 1)
   yield among("score.dtype", config.score.dtype, _DTYPES)
@@ -208,90 +203,6 @@ def _selection_rules(s, among, at_least):
     yield "select.quotas", text, good, todo
   todo = "lower the least shares: together they are more than 1"
   yield "select.quotas", s.quotas, least <= 1, todo
-
-
-def _proxy_rules(config):
-  """Which rows are scored, and what the proxy may be; as `_rules`."""
-  share, proxy = config.score.share, config.proxy
-  yield "score.share", share, 0 < share <= 1, "give a number in (0, 1]"
-  yield (
-    "score.seed",
-    config.score.seed,
-    config.score.seed >= 0,
-    "give 0 or more",
-  )
-  good = share == 1 or set(methods(config)) == {"proxy"}
-  todo = "use method proxy alone, or 1: other methods need every row's score"
-  yield "score.share", share, good, todo
-  given = [r for r in ("teacher", "reference") if config[r].scores]
-  todo = f"give 1: {' and '.join(given)}.scores must be of every row"
-  yield "score.share", share, share == 1 or not given, todo
-  good = 0 < proxy.sample < share
-  todo = "give more than 0 and less than score.share: the rest tests the proxy"
-  yield "proxy.sample", proxy.sample, good or not uses_proxy(config), todo
-  taken = {config.teacher.name, config.reference.name}
-  taken |= {text.partition("=")[0] for text in config.score.more}
-  good = proxy.name not in taken and re.fullmatch(r"\w[\w.-]*", proxy.name)
-  yield "proxy.name", proxy.name, good, "give a name of its own"
-  tied, todo = proxy.model.tie_word_embeddings, "say True: it has no such head"
-  yield "proxy.model.tie_word_embeddings", tied, tied, todo
-  good = not (proxy.from_reference and config.reference.scores)
-  todo = "say False: there are scores of the reference, not its weights"
-  yield "proxy.from_reference", proxy.from_reference, good, todo
-  ranks, todo = config.select.definition, "say --config.method=proxy"
-  yield "select.definition", ranks, ranks != "proxy", todo
-
-
-def _minillm_rules(config):
-  """What method minillm can do with, as `_rules`."""
-  m, used = config.minillm, "minillm" in methods(config)
-  prompt = int(m.prompt_share * config.corpus.max_length)
-  good = 2 <= prompt < config.corpus.max_length
-  todo = "let there be 2 or more of max_length before it, and some after it"
-  yield "minillm.prompt_share", m.prompt_share, good or not used, todo
-  value = m.teacher_mix
-  yield "minillm.teacher_mix", value, 0 <= value < 1, "give 0 to less than 1"
-  value = m.lm_weight
-  yield "minillm.lm_weight", value, 0 <= value < float("inf"), "give 0 or more"
-  tokenizer, scores = config.student.tokenizer, config.teacher.scores
-  todo = "give none, or another method: minillm needs the teacher's tokens"
-  yield "student.tokenizer", tokenizer, not (used and tokenizer), todo
-  todo = "give teacher.path, or another method: minillm runs the teacher"
-  yield "teacher.scores", scores, not (used and scores), todo
-
-
-def _seqkd_rules(config, among, at_least):
-  """Those of section seqkd, and what its method needs; as `_rules`."""
-  c, length = config.seqkd, config.corpus.max_length
-  good = 1 <= round(c.prompt_share * length) <= length
-  todo = "give 0 to 1, at least one token of max_length"
-  yield "seqkd.prompt_share", c.prompt_share, good, todo
-  for name in ("temperature", "seed", "rows"):
-    yield at_least(f"seqkd.{name}", c[name], 0)
-  for name in ("batch_size", "rows_per_part"):
-    yield at_least(f"seqkd.{name}", c[name], 1)
-  yield "seqkd.top_p", c.top_p, 0 < c.top_p <= 1, "give a number in (0, 1]"
-  yield among("seqkd.dtype", c.dtype, _DTYPES)
-  uses = uses_generated(config)
-  scores, todo = config.teacher.scores, "give its weights: method seqkd samples"
-  yield "teacher.scores", scores, not (uses and scores), todo
-  student, todo = config.student, "say one_to_one: seqkd's rows do not join"
-  good = not (uses and student.tokenizer) or student.conversion == "one_to_one"
-  yield "student.conversion", student.conversion, good, todo
-
-
-def _kd_rules(config, among):
-  """What it takes to learn from the teacher's distributions; as `_rules`."""
-  kd, is_used = config.kd, reads_teacher(config)
-  yield "kd.weight", kd.weight, 0 <= kd.weight <= 1, "give 0 to 1"
-  good = 0.01 <= kd.temperature <= 100
-  yield "kd.temperature", kd.temperature, good, "give 0.01 to 100"
-  yield among("kd.dtype", kd.dtype, ("", *_DTYPES))
-  value, todo = config.teacher.scores, "give the teacher's weights: KD runs it"
-  yield "teacher.scores", value, not (is_used and value), todo
-  value = config.student.tokenizer
-  todo = 'KD compares distributions over one vocabulary: say ""'
-  yield "student.tokenizer", value, not (is_used and value), todo
 
 
 def _check_names(config, where):

@@ -33,6 +33,8 @@ METHODS = {
   # On the rows of the first two, with the teacher's distributions.
   "vanilla_kd": Method("pretrain", "random", "soft_labels"),
   "miniplm_kd": Method("miniplm", None, "soft_labels"),
+  "sparse_kd": Method("miniplm", None, "sparse_kd"),
+  "token_selection": Method("pretrain", "random", "token_selection"),
 }
 
 
@@ -61,11 +63,6 @@ def methods(config: ConfigDict) -> tuple[str, ...]:
 def uses_generated(config: ConfigDict) -> bool:
   """Whether a method of the run trains on rows that the teacher wrote."""
   return any(METHODS[method].generated for method in methods(config))
-
-
-def reads_teacher(config: ConfigDict) -> bool:
-  """Whether a student of the run learns from the teacher's distributions."""
-  return any(METHODS[m].objective == "soft_labels" for m in methods(config))
 
 
 def uses_proxy(config: ConfigDict) -> bool:

@@ -14,6 +14,7 @@ from miniplm_jax.core.job import Job
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import stage as tokenize
+from miniplm_jax.distill import logits_stage as logits
 from miniplm_jax.evaluate import stage as evaluate
 from miniplm_jax.export import stage as export
 from miniplm_jax.generate import stage as generate
@@ -38,6 +39,7 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "materialize": materialize.jobs,
   "seqkd": seqkd.jobs,
   "convert": convert.jobs,
+  "logits": logits.jobs,
   "train": train.jobs,
   "evaluate": evaluate.jobs,
   "export": export.jobs,

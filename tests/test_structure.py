@@ -17,8 +17,9 @@ PACKAGE = ROOT / "miniplm_jax"
 # From the ground up; `config` and its rules are no folders.
 ORDER = (
   "core",
-  "config",
   "methods",
+  "method_config",
+  "config",
   "config_rules",
   "models",
   "corpus",
@@ -138,11 +139,14 @@ def leaves(config, prefix=()):
       yield (*prefix, name)
 
 
+LOGITS = "sparse_kd", "token_selection"
+
+
 def load():
   space = {}
   exec(CONFIG.read_text(), space)
   config = space["get_config"]()
-  config.baselines = ("proxy", "minillm", "seqkd", "vanilla_kd")
+  config.baselines = ("proxy", "minillm", "seqkd", "vanilla_kd", *LOGITS)
   return config
 
 

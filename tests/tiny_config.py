@@ -39,6 +39,7 @@ def get_config(student: str = "transformer"):
   config.proxy.sample = 0.5
   config.seqkd.dtype = "float32"
   config.seqkd.batch_size, config.seqkd.rows_per_part = 8, 16
+  config.logits.rows_per_part, config.sparse_kd.ids = 16, 8
   config.run.checkpoint_every = config.run.eval_every = 4
   config.run.eval_rows = 16
   config.run.log_every_seconds = 0.0

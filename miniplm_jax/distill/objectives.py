@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from miniplm_jax.core.job import Input
+from miniplm_jax.distill import logits_stage
 from miniplm_jax.models import architecture, hub
 from miniplm_jax.score import stage as score_stage
+from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.trainer import flops
 
 
@@ -79,6 +81,47 @@ def _minillm(config, workdir, unused_names) -> Plan:
   )
 
 
+def _sparse_kd(config, workdir, names) -> Plan:
+  def make(corpus, unused_mesh, inputs):
+    from miniplm_jax.distill.sparse_kd import SparseKD
+
+    train, run = config.train, config.run
+    stored = _stored(inputs)
+    return SparseKD(train, corpus.eos_id, run.remat, stored, config.sparse_kd)
+
+  # As many FLOPs as the next-token loss: the teacher has spoken before.
+  return Plan(
+    make=make,
+    settings={"sparse_kd": dict(config.sparse_kd)},
+    inputs=logits_stage.inputs(config, workdir, names),
+  )
+
+
+def _token_selection(config, workdir, names) -> Plan:
+  c, student = config.token_selection, architecture.make(config.student.model)
+
+  def make(corpus, unused_mesh, inputs):
+    from miniplm_jax.distill.token_selection import TokenSelection
+
+    train, run = config.train, config.run
+    stored = _stored(inputs)
+    return TokenSelection(train, corpus.eos_id, run.remat, stored, c.ratio)
+
+  return Plan(
+    make=make,
+    settings={"token_selection": dict(c)},
+    inputs=logits_stage.inputs(config, workdir, names),
+    token_flops=flops.token_selection(student, config.corpus.max_length),
+  )
+
+
+def _stored(inputs):
+  """What stage logits has stored of the rows."""
+  from miniplm_jax.distill.logits_table import LogitsTable
+
+  return LogitsTable(inputs[logits_stage.STAGE], kept_rows(inputs["selection"]))
+
+
 def _teacher(config, workdir, dtype: str):
   """How a teacher is read that takes part in each step, and as an input."""
   source = score_stage.sources(config, workdir)[0]
@@ -96,4 +139,6 @@ OBJECTIVES: dict[str, Callable[..., Plan]] = {
   "next_token": _next_token,
   "soft_labels": _soft_labels,
   "minillm": _minillm,
+  "sparse_kd": _sparse_kd,
+  "token_selection": _token_selection,
 }

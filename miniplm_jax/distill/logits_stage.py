@@ -1,0 +1,195 @@
+"""Stage logits: what a frozen model says of each token, once, for methods.
+
+`sparse_kd` reads the teacher's likeliest or sampled ids, `token_selection`
+the −log p of the labels under its frozen model. For other methods there is
+nothing to do. One process, any number of devices.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from miniplm_jax.core import files
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.job import Input, Job
+from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.methods import for_method, methods
+from miniplm_jax.score import stage as score_stage
+from miniplm_jax.score.stage import ROLES, Source
+from miniplm_jax.select.stage import kept_rows
+
+STAGE = "logits"
+
+
+class _Table(NamedTuple):
+  """One folder of labels.
+
+  Attributes:
+    directory: selection/<name>/logits/<model>.
+    selection: its rows.
+    role: whose words they are.
+    source: that model.
+    settings: what decides them.
+  """
+
+  directory: epath.Path
+  selection: str
+  role: str
+  source: Source
+  settings: Mapping[str, Any]
+
+
+def jobs(config, workdir: Workdir) -> list[Job]:
+  """One job a folder; methods may share it."""
+  found = [for_method(config, m) for m in methods(config)]
+  tables = [_table(config, workdir, names) for names in found]
+  by_folder = {str(t.directory): t for t in tables if t}
+  return [_job(config, workdir, table) for table in by_folder.values()]
+
+
+def inputs(config, workdir: Workdir, names) -> dict[str, Input]:
+  """What a student that trains on labels reads of them.
+
+  Args:
+    config: the whole config.
+    workdir: of the run.
+    names: of `methods.for_method`.
+
+  Returns:
+    The labels, and what the config says of them, which is refused if they
+    were made otherwise.
+  """
+  table = _table(config, workdir, names)
+  path = table.directory / MANIFEST
+  return {STAGE: path, "logits_of": lambda: _checked(table, path)}
+
+
+def _checked(table: _Table, path: epath.Path) -> str:
+  """A digest of how labels are made; those that there are must be so."""
+  weights = score_stage.weights_input(table.source)
+  if callable(weights):
+    weights = weights()
+  elif trained := manifest_lib.read(weights):
+    weights = trained.fingerprint
+  wanted = {
+    "settings": dict(table.settings),
+    "inputs": {"weights": str(weights)},
+  }
+  if made := manifest_lib.read(path):
+    seen = {"weights": made.inputs["weights"]}
+    found = {"settings": made.settings, "inputs": seen}
+    if difference := manifest_lib.first_difference(found, wanted):
+      raise UserError(
+        f"the logits were made otherwise: {difference}",
+        str(path),
+        f"put it back, or make them again with --stages={STAGE} --force",
+      )
+  return files.digest(wanted)
+
+
+def _table(config, workdir: Workdir, names) -> _Table | None:
+  """The labels that a method trains on, if it does."""
+  c = config.sparse_kd
+  if names.objective == "sparse_kd":
+    role, asked = "teacher", {"kind": c.kind, "ids": c.ids, "seed": c.seed}
+  elif names.objective == "token_selection":
+    role, asked = config.token_selection.model, {"kind": "top_k", "ids": 0}
+    asked["seed"] = 0  # nothing is drawn
+  else:
+    return None
+  source = score_stage.sources(config, workdir)[ROLES.index(role)]
+  selection = workdir.selection(names.selection)
+  how = score_stage.settings(config)
+  settings = how | asked | {"rows_per_part": config.logits.rows_per_part}
+  directory = selection / "logits" / source.name
+  return _Table(directory, names.selection, role, source, settings)
+
+
+def _job(config, workdir: Workdir, table: _Table) -> Job:
+  s, source = table.settings, table.source
+  what = "−log p of the labels"
+  if s["ids"]:
+    what += f" and {s['ids']} ids a token by {s['kind']}"
+  return Job(
+    stage=STAGE,
+    manifest=table.directory / MANIFEST,
+    settings=s,
+    inputs={
+      "corpus": workdir.corpus / MANIFEST,
+      "selection": workdir.selection(table.selection) / MANIFEST,
+      "weights": score_stage.weights_input(source),
+    },
+    outputs=(table.directory,),
+    summary=f"{what}, of selection {table.selection} under {source.name} "
+    f"{source.path or 'trained here'}, {s['dtype']}",
+    run=lambda found: _run(config, table, found),
+  )
+
+
+def _run(config, table: _Table, inputs) -> dict[str, Any]:
+  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.distill import logits_table
+  from miniplm_jax.distill.logits import Labeller
+  from miniplm_jax.models import huggingface, sharding
+
+  run, directory, settings = config.run, table.directory, table.settings
+  corpus = Corpus(inputs["corpus"])
+  corpus.check_tokenizer()
+  ids = corpus.manifest.details["vocab_size"]
+  if settings["ids"] > ids:
+    raise UserError(
+      f"the corpus has {ids} token ids",
+      f"config.sparse_kd.ids={settings['ids']}",
+      "give fewer",
+    )
+  if "weights" in inputs:
+    inputs["weights"].check_sizes()
+  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  model = score_stage.load_checked(
+    table.source, corpus, mesh, settings["dtype"]
+  )
+  labeller = Labeller(model, corpus, mesh, settings)
+  rows, size = kept_rows(inputs["selection"]), settings["rows_per_part"]
+  units = [rows[i : i + size] for i in range(0, len(rows), size)]
+  names = [logits_table.part_name(i, len(units)) for i in range(len(units))]
+  todo = [i for i, name in enumerate(names) if not (directory / name).exists()]
+  done = len(rows) - sum(len(units[i]) for i in todo)
+  with Progress(
+    STAGE, len(rows), "rows", done, every=run.log_every_seconds
+  ) as progress:
+    for i in todo:
+      found = labeller(units[i], progress.update)
+      logits_table.write_part(
+        directory / names[i],
+        map(logits_table.encode, units[i].tolist(), found),
+      )
+  described = {name: files.describe(directory / name) for name in names}
+  tokens = int((corpus.lengths[rows] - 1).sum())
+  stored = sum(facts["bytes"] for facts in described.values())
+  say(STAGE, f"{tokens:,} tokens, {stored / tokens:.1f} bytes a token")
+  return {
+    "tokenizer": corpus.manifest.tokenizer,
+    "weights": huggingface.weights_fingerprint(model),
+    "files": described,
+    "counts": {"rows": len(rows), "tokens": tokens, "parts": len(units)},
+    "details": {
+      "bytes_per_token": stored / tokens,
+      **_cost(table, model.arch, corpus.lengths[rows] - 1, inputs),
+    },
+  }
+
+
+def _cost(table: _Table, arch, lengths, inputs) -> dict[str, Any]:
+  """FLOPs of this, and of the reference's training; a teacher was there."""
+  from miniplm_jax.trainer import flops
+
+  parts = {
+    f"logits of {table.source.name}": flops.rows(arch.forward_flops, lengths)
+  }
+  if table.role == "reference" and "weights" in inputs:
+    trained = inputs["weights"].details.get("train_flops")
+    parts["training of reference"] = trained
+  return {flops.OFFLINE: parts}

@@ -1,0 +1,147 @@
+"""What a model said of each token of some rows, on disk, readable by row.
+
+An array_record file holds `rows_per_part` rows in the order of the selection,
+a record each: a msgpack map of row_id, nll (float32 [T]), ids (int32 [T, K])
+and log_probs (float16 [T, K]), of the T inputs of the row, arrays as
+little-endian bytes. Ids are ascending and stored as differences, which
+compress well; of sampled ids there are no log_probs, each counts 1 / K. Before
+compression a token takes 4 bytes, 4 more for each id and 2 for its log_prob.
+float16 keeps a log-probability above −16 to 0.004, so p to 0.4 %.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+from etils import epath
+
+from miniplm_jax.core import files
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.manifest import Manifest
+
+# A record is read on its own.
+_WRITER_OPTIONS = "group_size:1,zstd"
+_NO_READ_AHEAD = "readahead_buffer_size:0"
+
+Row = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def part_name(part: int, parts: int) -> str:
+  """File name of a part."""
+  return f"part-{part:05d}-of-{parts:05d}.array_record"
+
+
+def encode(row_id: int, row: Row) -> bytes:
+  """A record.
+
+  Args:
+    row_id: of the corpus.
+    row: nll float32 [T], ids int32 [T, K], log-probs float32 [T, K] or None.
+
+  Raises:
+    UserError: a number is not finite.
+  """
+  nll_T, id_TxK, log_p_TxK = row
+  if not all(np.isfinite(x).all() for x in (nll_T, log_p_TxK) if x is not None):
+    raise UserError(
+      f"the log-probabilities of row {row_id} are not finite",
+      "stage logits",
+      "its model's weights hold NaN or overflow; try "
+      "--config.score.dtype=float32",
+    )
+  steps_TxK = np.diff(id_TxK, axis=-1, prepend=np.int32(0))
+  body = {
+    "row_id": row_id,
+    "nll": np.ascontiguousarray(nll_T, "<f4").tobytes(),
+    "ids": np.ascontiguousarray(steps_TxK, "<i4").tobytes(),
+  }
+  if log_p_TxK is not None:
+    # Nothing is −inf: 0 to float32 is likelier than e^−65504.
+    low_TxK = np.maximum(log_p_TxK, np.finfo(np.float16).min)
+    body["log_probs"] = np.ascontiguousarray(low_TxK, "<f2").tobytes()
+  return msgpack.packb(body)
+
+
+def write_part(path: epath.Path, records: Iterable[bytes]):
+  """Writes a part, whole or not at all."""
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  with files.replacing(path) as scratch:
+    writer = ArrayRecordWriter(str(scratch), _WRITER_OPTIONS)
+    for record in records:
+      writer.write(record)
+    writer.close()
+
+
+class LogitsTable:
+  """Random access by row id."""
+
+  def __init__(self, manifest: Manifest, kept_rows: np.ndarray):
+    """Opens what stage logits wrote.
+
+    Args:
+      manifest: of the table.
+      kept_rows: of its selection.
+
+    Raises:
+      UserError: a file is missing or of another size.
+    """
+    manifest.check_sizes()
+    self._manifest, self._rows = manifest, kept_rows
+    self._size = manifest.settings["rows_per_part"]
+    self._readers: dict[int, Any] = {}
+
+  def read(
+    self, row_ids: Sequence[int], length: int
+  ) -> Mapping[str, np.ndarray]:
+    """Rows, zero-padded to `length` inputs.
+
+    Returns:
+      `nll` float32 [B, T], `ids` int32 [B, T, K], and `log_probs` float16
+      [B, T, K] of what was not sampled.
+
+    Raises:
+      UserError: a row is not the one that belongs there.
+    """
+    row_ids = np.asarray(row_ids, np.int64)
+    places = np.searchsorted(self._rows, row_ids)
+    places = np.minimum(places, len(self._rows) - 1)
+    parts = places // self._size
+    count = self._manifest.settings["ids"]
+    nll = np.zeros((len(row_ids), length), np.float32)
+    found = {"nll": nll, "ids": np.zeros((*nll.shape, count), np.int32)}
+    if count and self._manifest.settings["kind"] == "top_k":
+      found["log_probs"] = np.zeros((*nll.shape, count), np.float16)
+    for part in np.unique(parts):
+      here = np.flatnonzero(parts == part)
+      local = (places[here] - part * self._size).tolist()
+      for i, record in zip(here, self._reader(int(part)).read(local)):
+        self._fill(found, i, msgpack.unpackb(record), int(row_ids[i]))
+    return found
+
+  def _fill(self, found, i: int, body, row_id: int):
+    """Writes a record into place i."""
+    if body["row_id"] != row_id:
+      raise UserError(
+        f"row {body['row_id']} is where row {row_id} belongs",
+        str(self._manifest.directory),
+        "make it again with --stages=logits --force",
+      )
+    nll_T = np.frombuffer(body["nll"], "<f4")
+    shape = len(nll_T), found["ids"].shape[-1]
+    steps_TxK = np.frombuffer(body["ids"], "<i4").reshape(shape)
+    found["nll"][i, : len(nll_T)] = nll_T
+    np.cumsum(steps_TxK, -1, np.int32, found["ids"][i, : len(nll_T)])
+    if "log_probs" in found:
+      low_TxK = np.frombuffer(body["log_probs"], "<f2").reshape(shape)
+      found["log_probs"][i, : len(nll_T)] = low_TxK
+
+  def _reader(self, part: int):
+    if part not in self._readers:
+      from array_record.python.array_record_module import ArrayRecordReader
+
+      parts = self._manifest.counts["parts"]
+      path = self._manifest.directory / part_name(part, parts)
+      self._readers[part] = ArrayRecordReader(str(path), _NO_READ_AHEAD)
+    return self._readers[part]
