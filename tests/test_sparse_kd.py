@@ -388,7 +388,9 @@ def test_both_methods_learn(labelled, tmp_path):
     lines = [json.loads(line) for line in text.splitlines()]
     for name in names:
       values = [x[f"train/{name}"] for x in lines if f"train/{name}" in x]
-      assert np.mean(values[-5:]) < 0.95 * np.mean(values[:5]), (student, name)
+      # The teacher has trained for 8 steps: its words are nearly uniform.
+      least = 0.03 if name == "kd_loss" else 0.3
+      assert np.mean(values[-5:]) < np.mean(values[:5]) - least, name
 
 
 def test_what_cannot_be_meant_is_refused(tmp_path):
