@@ -1,13 +1,14 @@
 """Run in a process of its own, with 8 CPU devices; prints JSON.
 
 One training step, one scoring step and a few generated tokens on several
-meshes: their figures, the shardings that were compiled, and the collectives
-in the HLO. The argument is the family.
+meshes: their figures, every gradient against one device's, the shardings that
+were compiled, and the collectives in the HLO. The argument is the family.
 """
 
 import dataclasses
 import functools
 import json
+import math
 import re
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from etils import epath
 from flax import nnx
 
@@ -46,9 +48,27 @@ ARCHS = {
 }
 ARCH = ARCHS[sys.argv[1]]
 BATCH, LENGTH = 64, 256  # more tokens on a device than a tile of the head
-MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
+MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 2), (2, 2, 2))
 if ARCH.family == "mamba":
   MESHES = MESHES[-1:]
+
+
+def gradients(opt_state):
+  """All of them by name: what AdamW's mean holds after one step, × 10."""
+  mean = optax.tree_utils.tree_get(opt_state, "mu")
+  return {
+    jax.tree_util.keystr(path): np.asarray(leaf) * 10
+    for path, leaf in jax.tree_util.tree_leaves_with_path(mean)
+  }
+
+
+def gradients_off(found, wanted):
+  """The largest difference of an element, by name, over the largest one."""
+  assert found.keys() == wanted.keys()
+  return {
+    name: float(np.abs(found[name] - g).max() / np.abs(g).max())
+    for name, g in wanted.items()
+  }
 
 
 def collectives(text):
@@ -108,12 +128,13 @@ def main():
   train = config_lib.default().train
   with train.unlocked():
     train.update({"steps": 10, "warmup_steps": 0, "dtype": "float32"})
+    train.clip_norm = 1e9  # so that the optimizer sees the gradient as it is
   rng = np.random.default_rng(0)
   batch = {
     "tokens": rng.integers(0, 1000, (BATCH, LENGTH + 1)).astype(np.int32),
     "length": rng.integers(2, LENGTH + 2, BATCH).astype(np.int32),
   }
-  results = []
+  results, wanted = [], None
   # The first mesh is one device: what the others must equal.
   one = jax.make_mesh(
     (1, 1, 1),
@@ -121,7 +142,11 @@ def main():
     (jax.sharding.AxisType.Auto,) * 3,
     devices=jax.devices()[:1],
   )
-  for mesh in (one, *(sharding.make_mesh(*sizes) for sizes in MESHES)):
+  meshes = [
+    sharding.make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
+    for sizes in MESHES
+  ]
+  for mesh in (one, *meshes):
     with jax.set_mesh(mesh):
       abstract = loop.abstract_state(ARCH, train, mesh)
       where = jax.tree.map(lambda s: s.sharding, abstract)
@@ -140,18 +165,18 @@ def main():
       memory = compiled.memory_analysis()
       tokens = generated(state.model, mesh)
       new_state, found = compiled(state, placed)
+      grads = gradients(new_state.opt_state)
+      wanted = wanted or grads
       tensor = mesh.shape["tensor"]
       shards = sharding.batch_shards(mesh)
       text = compiled.as_text(), scored.as_text()
       results.append(
         {
+          "family": ARCH.family,
           "mesh": [mesh.shape[a] for a in sharding.AXES],
           "loss": float(found["train/loss"]),
           "grad_norm": float(found["train/grad_norm"]),
-          "weights": [
-            float(jnp.sum(jnp.abs(leaf)))
-            for leaf in jax.tree.leaves(new_state.model)
-          ],
+          "gradients_off": gradients_off(grads, wanted),
           "nll": [float(x) for x in nll[:8]],
           "tokens": int(count.sum()),
           "generated": tokens,

@@ -28,10 +28,18 @@ def results(request):
 def test_every_mesh_gives_the_figures_of_one_device(results):
   one, meshes = results
   for found in meshes:
-    for name in ("loss", "grad_norm", "weights", "nll"):
+    for name in ("loss", "grad_norm", "nll"):
       np.testing.assert_allclose(found[name], one[name], rtol=1e-5), name
     assert found["tokens"] == one["tokens"]
     assert found["generated"] == one["generated"]
+
+
+def test_every_gradient_is_that_of_one_device(results):
+  _, meshes = results
+  for found in meshes:
+    assert len(found["gradients_off"]) > 8
+    for name, off in found["gradients_off"].items():
+      assert off < 1e-5, (found["mesh"], name)
 
 
 def test_weights_and_optimizer_are_split_as_the_mesh_says(results):
@@ -70,3 +78,20 @@ def test_collectives_are_those_that_the_layout_implies(results):
       assert set(train) == {"all-reduce"}
     if fsdp > 1:
       assert "all-gather" in train and "all-gather" in score
+    if found["family"] == "transformer":
+      check_training(set(train), fsdp)
+
+
+def check_training(found, fsdp):
+  """What is split must be put together, and nothing else is sent.
+
+  Copies of the weights (data) add up gradients, and shards of heads, FFN and
+  vocabulary (tensor) partial sums: all-reduce. Shards of the weights (fsdp)
+  are gathered for each layer, and their gradients reduced to the shards, or
+  everywhere if the partitioner finds that cheaper.
+  """
+  if fsdp == 1:
+    assert found == {"all-reduce"}
+  else:
+    assert {"all-gather"} < found
+    assert found <= {"all-gather", "all-reduce", "reduce-scatter"}
