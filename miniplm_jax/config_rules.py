@@ -121,8 +121,14 @@ def _rules(config):
   yield at_least("run.processes", run.processes, 1)
   for name in ("checkpoint_every", "keep_checkpoints", "eval_rows"):
     yield at_least(f"run.{name}", run[name], 1)
+  yield at_least("run.profile_first_step", run.profile_first_step, 1)
+  good = not set(run.wandb_project) & set("/\\#?%:")
+  yield "run.wandb_project", run.wandb_project, good, "leave out /\\#?%:"
   for name in (
     "eval_every",
+    "export_every",
+    "profile_steps",
+    "hang_seconds",
     "per_device_batch_size",
     "tokenize_workers",
     "max_broken",

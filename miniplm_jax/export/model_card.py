@@ -51,6 +51,8 @@ def write(
   made_from = {"corpus": "corpus", "selection": "selection manifest"}
   if CONVERTED in trained.inputs:
     made_from[CONVERTED] = "the selection in this tokenizer"
+  if "init" in trained.inputs:
+    made_from["init"] = "model that it began with"
   sections = [
     f"---\n{data.to_yaml()}\n---\n# {name}",
     _USE,

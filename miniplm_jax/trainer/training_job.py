@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from etils import epath
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models.architecture import Architecture
 
@@ -29,6 +31,8 @@ def make(
   objective: Callable | None = None,
   settings: Mapping[str, Any] | None = None,
   token_flops: float = 0.0,
+  begin: Callable | None = None,
+  export_every: int = 0,
 ) -> Job:
   """The job; nothing of JAX is touched until it runs.
 
@@ -47,6 +51,8 @@ def make(
       the next-token loss.
     settings: the objective's, for the manifest.
     token_flops: of training on one input token; 0 is that of `arch` alone.
+    begin: (arch, corpus, mesh) → the model to begin with; None draws one.
+    export_every: steps between folders hf-<step>; 0 is never.
   """
   token_flops = token_flops or 3 * arch.forward_flops(config.corpus.max_length)
   tokens = train.steps * train.batch_size * config.corpus.max_length
@@ -62,7 +68,10 @@ def make(
       **(settings or {}),
     },
     inputs=inputs,
-    outputs=tuple(directory / name for name in outputs),
+    outputs=(
+      *(directory / name for name in outputs),
+      *directory.glob("hf-*"),  # as often as an earlier config said
+    ),
     summary=f"{arch.parameters():,} parameters "
     f"({arch.non_embedding_parameters():,} without embeddings), "
     f"{train.steps:,} steps × {train.batch_size} rows × "
@@ -79,6 +88,8 @@ def make(
       export,
       objective,
       token_flops,
+      begin,
+      export_every,
       found,
     ),
   )
@@ -94,6 +105,8 @@ def _run(
   export,
   objective,
   token_flops,
+  begin,
+  export_every,
   inputs,
 ) -> Mapping[str, Any]:
   from miniplm_jax.corpus.store import open_corpus
@@ -119,6 +132,10 @@ def _run(
       directory=directory,
       step_flops=token_flops * step_tokens,
       objective=objective and objective(corpus, mesh, inputs),
+      begin=begin and functools.partial(begin, arch, corpus, mesh),
+      export=functools.partial(_export, config.export, directory, corpus)
+      if export_every
+      else None,
     ),
     mesh,
   )
@@ -140,6 +157,25 @@ def _run(
     "files": described,
     "details": {"train_flops": token_flops * train.steps * step_tokens},
   }
+
+
+def _export(how, directory, corpus, step, model):
+  """Writes hf-<step>, unless an earlier start did."""
+  from miniplm_jax.models import huggingface
+
+  folder = directory / f"hf-{step}"
+  if huggingface.is_whole(folder):
+    return
+  huggingface.save(
+    folder,
+    model,
+    corpus.eos_id,
+    corpus.tokenizer_files(),
+    how.dtype,
+    how.max_shard_size,
+    corpus.bos_id,
+  )
+  say(directory.name, f"wrote {folder}")
 
 
 def restore(trained: Manifest, arch: Architecture, train, mesh, objective=None):
