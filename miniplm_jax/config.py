@@ -247,6 +247,10 @@ def default() -> ConfigDict:
       "student": {
         "name": "{method}",  # students/<name>
         "model": transformer(),
+        # Directory or hub id of a model of that shape, to go on from its
+        # weights; "" draws them from train.seed.
+        "init": "",
+        "init_revision": "main",  # of a hub id
         # Directory or hub id of a tokenizer of its own; "" is the corpus's.
         "tokenizer": "",
         "tokenizer_revision": "main",  # of a hub id
@@ -295,6 +299,18 @@ def default() -> ConfigDict:
         "eval_every": 1000,  # steps between held-out losses; 0 is never
         "eval_rows": 512,  # held-out rows of the learning curve
         "log_every_seconds": 30.0,
+        # Steps between models that are written during training, for others:
+        # students/<name>/hf-<step>, as section export says; 0 is never.
+        "export_every": 0,
+        # Metrics go to this project of Weights & Biases too; "" is none. Needs
+        # the extra wandb; WANDB_MODE=offline keeps them here.
+        "wandb_project": "",
+        # A trace of so many steps, in metrics/profile; 0 is none.
+        "profile_steps": 0,
+        "profile_first_step": 10,  # that it begins with
+        # A step, or what stands between two, that takes longer has the stacks
+        # of all threads written, and goes on; 0 is off.
+        "hang_seconds": 1800.0,
         # Processes that tokenize; 0 is one a core.
         "tokenize_workers": 0,
         # Options of an Apache Beam pipeline that tokenizes instead, such as

@@ -130,9 +130,15 @@ def _rules(config):
   every, odd = run.checkpoint_every, run.keep_every % run.checkpoint_every
   todo = f"give 0 or a multiple of checkpoint_every, {every}"
   yield "run.keep_every", run.keep_every, not odd, todo
+  yield at_least("run.profile_first_step", run.profile_first_step, 1)
+  good = not set(run.wandb_project) & set("/\\#?%:")
+  yield "run.wandb_project", run.wandb_project, good, "leave out /\\#?%:"
   for name in (
     "eval_every",
     "keep_every",
+    "export_every",
+    "profile_steps",
+    "hang_seconds",
     "per_device_batch_size",
     "tokenize_workers",
     "max_broken",

@@ -180,6 +180,7 @@ _AT_RUN_TIME = (
   ("reference", "revision"),
   ("corpus", "tokenizer_revision"),
   ("student", "tokenizer_revision"),
+  ("student", "init_revision"),
   # They decide whether int8 weights will do, not what comes out.
   ("score", "int8_rows"),
   ("score", "int8_least_spearman"),

@@ -54,6 +54,8 @@ def write(
     made_from[GENERATED] = "rows that the teacher wrote in part"
   if CONVERTED in trained.inputs:
     made_from[CONVERTED] = "the selection in this tokenizer"
+  if "init" in trained.inputs:
+    made_from["init"] = "model that it began with"
   sections = [
     f"---\n{data.to_yaml()}\n---\n# {name}",
     _USE,

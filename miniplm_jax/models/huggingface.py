@@ -263,6 +263,11 @@ def save(
   return {name: files.describe(directory / name) for name in sorted(names)}
 
 
+def is_whole(directory: epath.Path) -> bool:
+  """Whether `save` came to its end here: the last file is there."""
+  return any((directory / n).exists() for n in ("model.safetensors", INDEX))
+
+
 def weights_fingerprint(model: Decoder) -> str:
   """sha256 over all parameters by name, one at a time on the host."""
   total = hashlib.sha256()

@@ -102,22 +102,36 @@ def ignored(config) -> str:
 
 
 def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
-  """The learning curves: held-out and training loss by step."""
+  """The learning curves: losses, and how the optimizer fared, by step."""
   found = []
-  for key, title, caption in (
+  for key, title, unit, caption in (
     (
       "eval/loss",
       "Held-out loss",
+      "nats per token",
       "Held-out loss of the students during training, on the same rows.",
     ),
     (
       "train/loss",
       "Training loss",
+      "nats per token",
       "Training loss, each student on its own rows (mean of 20 steps): a "
       "harder selection has a higher one.",
     ),
+    (
+      "train/grad_norm",
+      "Gradient norm",
+      "global norm",
+      "Norm of the gradient before it is clipped (mean of 20 steps).",
+    ),
+    (
+      "train/learning_rate",
+      "Learning rate",
+      "learning rate",
+      "Learning rate (mean of 20 steps).",
+    ),
   ):
-    figure, ax = page.axes(title, "steps", "nats per token")
+    figure, ax = page.axes(title, "steps", unit)
     for line, method in zip(page.LINES, methods(config)):
       folder = workdir.student(for_method(config, method).student) / "metrics"
       lines = [m for m in metrics.read(folder) if key in m]

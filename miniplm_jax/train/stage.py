@@ -1,14 +1,17 @@
 """Stage train: one student a method."""
 
+import functools
+
 from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 from miniplm_jax.distill.objectives import OBJECTIVES
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.models import architecture
+from miniplm_jax.score import stage as score_stage
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.seqkd import stage as seqkd_stage
-from miniplm_jax.train import budget
+from miniplm_jax.train import budget, warm_start
 from miniplm_jax.trainer import training_job
 
 STAGE = "train"
@@ -24,6 +27,7 @@ def _job(config, workdir: Workdir, names) -> Job:
   arch = architecture.make(config.student.model)
   train = budget.schedule(config, arch, plan.token_flops)
   generated = seqkd_stage.corpus_inputs(config, workdir, names)
+  source = warm_start.source(config)
   return training_job.make(
     stage=STAGE,
     config=config,
@@ -37,8 +41,11 @@ def _job(config, workdir: Workdir, names) -> Job:
       **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,
       **generated,
+      **({"init": score_stage.weights_input(source)} if source else {}),
       **plan.inputs,
     },
+    begin=source and functools.partial(warm_start.load, source),
+    export_every=config.run.export_every,
     objective=plan.make,
     settings=plan.settings,
     token_flops=plan.token_flops,

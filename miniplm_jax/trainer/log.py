@@ -1,6 +1,9 @@
 """What a run says of its steps."""
 
+import contextlib
+import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,16 +12,19 @@ import numpy as np
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import duration, say
-from miniplm_jax.trainer import metrics
+from miniplm_jax.trainer import boards, clock, metrics
 
 
 class Log:
   """Metrics one step late, the check that they are finite, the log line."""
 
-  def __init__(self, spec, first: int):
+  def __init__(self, spec, first: int, timer: clock.Clock):
     """Takes a `loop.Run` that goes on after step `first`."""
-    self._spec = spec
-    self._metrics = metrics.Metrics(spec.directory / "metrics", first)
+    self._spec, self._clock = spec, timer
+    timer.starts_after(first)
+    self._metrics = metrics.Metrics(
+      spec.directory / "metrics", first, _boards(spec, first)
+    )
     self._pending = None
     self._first = first
     self._start = self._said = self._fetched = time.monotonic()
@@ -45,11 +51,12 @@ class Log:
     now = time.monotonic()
     seconds = max(now - self._fetched, 1e-9)
     self._fetched = now
-    if step == self._first + 1:  # it was compiled: no measure of the rest
+    if step == self._first + 1:  # what came before says nothing of the rest
       self._start = now
     found["train/tokens_per_second"] = (
       self._tokens * jax.device_count() / seconds
     )
+    found["train/goodput"] = self._clock.goodput()
     if peak := metrics.peak_flops():
       found["train/mfu"] = self._flops / seconds / peak
     self.write(step, found)
@@ -86,12 +93,37 @@ class Log:
   def write(self, step: int, values: dict[str, float]):
     """Writes values to the metrics files."""
     self._metrics.write(step, values)
-    self._fetched = time.monotonic()  # an evaluation is no part of a step
 
-  def save(self):
-    """Puts the metrics on disk."""
+  @contextlib.contextmanager
+  def outside(self, what: str) -> Iterator[None]:
+    """For what is no part of a step: that ends before the body begins."""
+    self.fetch()
+    with self._clock.spent_on(what):
+      yield
+    self._fetched = time.monotonic()
+
+  def save(self, step: int):
+    """Puts the metrics on disk, before checkpoint `step`."""
     self._metrics.save()
+    self._clock.checkpoint(step)
 
   def close(self):
     """Saves and closes."""
+    self._clock.switch("saving")  # and what is still being saved
     self._metrics.close()
+
+
+def _boards(spec, first: int) -> list[boards.Board]:
+  """Those that the config asks for; in the first process alone."""
+  directory = spec.directory / "metrics"
+  directory.mkdir(parents=True, exist_ok=True)
+  found = [boards.TensorBoard(directory, first)]
+  if spec.run.wandb_project:
+    settings = {
+      "model": dataclasses.asdict(spec.arch),
+      "train": dict(spec.train),
+    }
+    found.append(
+      boards.Wandb(spec.run.wandb_project, spec.name, directory, settings)
+    )
+  return found

@@ -7,6 +7,7 @@ checkpoint s, so a run that was killed goes on as if it had not been.
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,11 +25,14 @@ from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import sharding
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.trainer import batches, optimizer
+from miniplm_jax.trainer import batches, memory, optimizer
 from miniplm_jax.trainer.checkpoints import Checkpoints
+from miniplm_jax.trainer.clock import STEPS, Clock
 from miniplm_jax.trainer.heldout import Heldout
 from miniplm_jax.trainer.log import Log
 from miniplm_jax.trainer.objective import NextToken
+from miniplm_jax.trainer.profile import Profile
+from miniplm_jax.trainer.watchdog import Watchdog
 
 
 @functools.partial(
@@ -66,6 +70,9 @@ class Run:
     directory: gets checkpoints/ and metrics/.
     step_flops: what the method asks for in a step, over all devices.
     objective: what is minimised; None is the plain next-token loss.
+    begin: () → the weights to begin with, float32 on the mesh; None draws
+      them from the seed.
+    export: (step, model) → nothing; called every run.export_every steps.
   """
 
   name: str
@@ -78,6 +85,8 @@ class Run:
   directory: epath.Path
   step_flops: float
   objective: NextToken | None = None
+  begin: Callable[[], nnx.Module] | None = None
+  export: Callable[[int, nnx.Module], None] | None = None
 
 
 def _new_state(arch, train, new_model, key) -> State:
@@ -172,6 +181,8 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
   micro = _turns(spec, mesh)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
+    clock = Clock(spec.directory / "metrics")
+    stack.callback(clock.close, spec.name)
     # 1. The state: the newest sound checkpoint, else a new one from the seed.
     checkpoints = stack.enter_context(
       contextlib.closing(
@@ -188,7 +199,8 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
       new = functools.partial(_new_state, spec.arch, t, objective.new_model)
       where = jax.tree.map(lambda s: s.sharding, abstract)
       state = jax.jit(new, out_shardings=where)(jax.random.key(t.seed))
-      model = objective.started(state.model)
+      model = spec.begin() if spec.begin else state.model
+      model = objective.started(model)
       state = dataclasses.replace(state, model=model)
     _say_size(spec)
 
@@ -205,7 +217,9 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
     )
     step_fn = step_function(abstract, t, objective, mesh, micro)
     heldout = Heldout(spec, mesh, t.batch_size // micro)
-    log = stack.enter_context(contextlib.closing(Log(spec, first)))
+    log = stack.enter_context(contextlib.closing(Log(spec, first, clock)))
+    profile = stack.enter_context(contextlib.closing(Profile(spec, log)))
+    watchdog = Watchdog(spec.name, spec.directory / "metrics", run.hang_seconds)
     progress = stack.enter_context(
       Progress(spec.name, t.steps, "steps", first, every=float("inf"))
     )
@@ -213,24 +227,38 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
     # 3. The loop. Nothing in it waits for the step that it dispatched; what
     # is read is the step before.
     stack.enter_context(errors.signals_deferred())
+    stack.enter_context(watchdog.watching())
+    clock.switch(STEPS)
     for done in range(first + 1, t.steps + 1):
       batch = next(stream)
       row_ids = batch.pop("row_id")
       batch = objective.with_rows(batch, row_ids)
-      state, found = step_fn(
-        state, sharding.put_batch(batch, mesh), objective.frozen
-      )
+      batch = sharding.put_batch(batch, mesh)
+      if done == first + 1:
+        with log.outside("compilation"):  # jit keeps it for the call below
+          compiled = step_fn.lower(abstract, batch, objective.frozen).compile()
+          say(spec.name, memory.report(abstract, objective.frozen, compiled))
+      profile.before(done)
+      with jax.profiler.StepTraceAnnotation("train", step_num=done):
+        state, found = step_fn(state, batch, objective.frozen)
       log.add(done, found, row_ids)
+      profile.after(done)
+      watchdog.beat(done)
       progress.update(1, log.note)
       stop = errors.stop_requested()
       last = done == t.steps
       if heldout.is_due(done):
-        log.fetch()
-        log.write(done, heldout(state.model))
+        with log.outside("evaluation"):
+          losses = heldout(state.model)
+        log.write(done, losses)
+      if spec.export and done % run.export_every == 0:
+        with log.outside("export"):
+          spec.export(done, state.model)
       if last or stop or done % run.checkpoint_every == 0:
-        log.fetch()  # a loss that is not finite raises before it is saved
-        log.save()  # before: a resumed run drops lines, it adds none
-        checkpoints.save(done, state)
+        # A loss that is not finite raises here, before it is saved.
+        with log.outside("saving"):
+          log.save(done)  # before: a resumed run drops lines, it adds none
+          checkpoints.save(done, state)
       if stop:
         say(spec.name, f"stopped by a signal, saved checkpoint {done}")
         raise Stopped(stop)

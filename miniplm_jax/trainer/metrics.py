@@ -1,12 +1,16 @@
-"""Metrics of a run: JSON lines, TensorBoard events, and the log line."""
+"""Metrics of a run: JSON lines, and the boards that show them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 from etils import epath
 
 from miniplm_jax.core import files
+from miniplm_jax.trainer.boards import Board
+
+# Metrics of the wall clock: two runs of the same steps differ in them.
+OF_THE_CLOCK = ("train/tokens_per_second", "train/mfu", "train/goodput")
 
 # bf16 peak per chip, FLOP/s, from the vendor's product pages.
 _PEAK_FLOPS = {
@@ -27,25 +31,22 @@ def peak_flops(device_kind: str = "") -> float | None:
 
 
 class Metrics:
-  """Writes `metrics.jsonl` and event files; one process does."""
+  """Writes `metrics.jsonl` and the boards; one process does."""
 
-  def __init__(self, directory: epath.Path, first_step: int):
+  def __init__(
+    self, directory: epath.Path, first_step: int, boards: Sequence[Board]
+  ):
     """Continues after `first_step`; later lines, of a killed run, go."""
-    from tensorboardX import SummaryWriter
-
     self._lines = [m for m in read(directory) if m["step"] <= first_step]
     self._path = directory / "metrics.jsonl"
-    directory.mkdir(parents=True, exist_ok=True)
+    self._boards = boards
     self._flush()
-    self._board = SummaryWriter(
-      str(directory), purge_step=first_step + 1 if first_step else None
-    )
 
   def write(self, step: int, values: Mapping[str, float]):
     """Adds values after `step` steps."""
     self._lines.append({"step": step, **values})
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+    for board in self._boards:
+      board.write(step, values)
 
   def _flush(self):
     text = "".join(json.dumps(line) + "\n" for line in self._lines)
@@ -54,12 +55,14 @@ class Metrics:
   def save(self):
     """Puts all lines on disk; called with every checkpoint."""
     self._flush()
-    self._board.flush()
+    for board in self._boards:
+      board.flush()
 
   def close(self):
-    """Saves and closes the event file."""
+    """Saves and closes the boards."""
     self.save()
-    self._board.close()
+    for board in self._boards:
+      board.close()
 
 
 def read(directory: epath.Path) -> list[dict[str, float]]:

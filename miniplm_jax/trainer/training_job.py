@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from etils import epath
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.trainer import flops as flops_lib
@@ -32,6 +34,8 @@ def make(
   token_flops: float = 0.0,
   told: str = "",
   offline: Mapping[str, float | None] | None = None,
+  begin: Callable | None = None,
+  export_every: int = 0,
 ) -> Job:
   """The job; nothing of JAX is touched until it runs.
 
@@ -52,6 +56,8 @@ def make(
     token_flops: of training on one input token; 0 is the next-token loss.
     told: about the number of steps, for the summary.
     offline: FLOPs that were spent for it before, by part, for the manifest.
+    begin: (arch, corpus, mesh) → the model to begin with; None draws one.
+    export_every: steps between folders hf-<step>; 0 is never.
   """
   token_flops = token_flops or flops_lib.next_token(
     arch, config.corpus.max_length
@@ -69,7 +75,10 @@ def make(
       **(settings or {}),
     },
     inputs=inputs,
-    outputs=tuple(directory / name for name in outputs),
+    outputs=(
+      *(directory / name for name in outputs),
+      *directory.glob("hf-*"),  # as often as an earlier config said
+    ),
     summary=f"{arch.parameters():,} parameters "
     f"({arch.non_embedding_parameters():,} without embeddings), "
     f"{train.steps:,} steps{told} × {train.batch_size} rows × "
@@ -77,35 +86,44 @@ def make(
     f"learning rate {train.learning_rate:g} after {train.warmup_steps:,} "
     f"steps, {train.dtype}, {flops:.2e} FLOPs"
     + ("" if offline is None else f", {flops_lib.in_words(offline)}"),
-    run=lambda found: _run(
-      stage,
+    run=functools.partial(
+      _run,
       config,
-      directory,
-      arch,
-      train,
-      row_ids,
-      export,
-      objective,
-      token_flops,
-      offline,
-      found,
+      _Recipe(
+        stage,
+        directory,
+        arch,
+        train,
+        row_ids,
+        export,
+        objective,
+        token_flops,
+        offline,
+        begin,
+        export_every,
+      ),
     ),
   )
 
 
-def _run(
-  stage,
-  config,
-  directory,
-  arch,
-  train,
-  row_ids,
-  export,
-  objective,
-  token_flops,
-  offline,
-  inputs,
-) -> Mapping[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+  """What of `make` the run needs."""
+
+  stage: str
+  directory: epath.Path
+  arch: Architecture
+  train: Any
+  row_ids: Callable
+  export: bool
+  objective: Callable | None
+  token_flops: float
+  offline: Mapping[str, float | None] | None
+  begin: Callable | None
+  export_every: int
+
+
+def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
   from miniplm_jax.corpus.store import open_corpus
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.trainer import loop
@@ -114,12 +132,13 @@ def _run(
   corpus = open_corpus(inputs)
   corpus.check_tokenizer()
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  ids = row_ids(corpus, inputs)
+  arch, train, directory = it.arch, it.train, it.directory
+  ids = it.row_ids(corpus, inputs)
   heldout = corpus.heldout_rows(run.eval_rows, config.evaluate.ignore_domains)
   step_tokens = train.batch_size * corpus.max_length
   model = loop.train(
     loop.Run(
-      name=stage if stage != "train" else directory.name,
+      name=it.stage if it.stage != "train" else directory.name,
       arch=arch,
       train=train,
       run=run,
@@ -127,13 +146,17 @@ def _run(
       row_ids=ids,
       heldout_ids=heldout,
       directory=directory,
-      step_flops=token_flops * step_tokens,
-      objective=objective and objective(corpus, mesh, inputs),
+      step_flops=it.token_flops * step_tokens,
+      objective=it.objective and it.objective(corpus, mesh, inputs),
+      begin=it.begin and functools.partial(it.begin, arch, corpus, mesh),
+      export=functools.partial(_export, config.export, directory, corpus)
+      if it.export_every
+      else None,
     ),
     mesh,
   )
   described = {}
-  if export:
+  if it.export:
     written = huggingface.save(
       directory / "hf", model, corpus.eos_id, corpus.tokenizer().to_files()
     )
@@ -149,10 +172,29 @@ def _run(
     },
     "files": described,
     "details": {
-      "train_flops": token_flops * train.steps * step_tokens,
-      **({} if offline is None else {flops_lib.OFFLINE: dict(offline)}),
+      "train_flops": it.token_flops * train.steps * step_tokens,
+      **({} if it.offline is None else {flops_lib.OFFLINE: dict(it.offline)}),
     },
   }
+
+
+def _export(how, directory, corpus, step, model):
+  """Writes hf-<step>, unless an earlier start did."""
+  from miniplm_jax.models import huggingface
+
+  folder = directory / f"hf-{step}"
+  if huggingface.is_whole(folder):
+    return
+  huggingface.save(
+    folder,
+    model,
+    corpus.eos_id,
+    corpus.tokenizer_files(),
+    how.dtype,
+    how.max_shard_size,
+    corpus.bos_id,
+  )
+  say(directory.name, f"wrote {folder}")
 
 
 def restore(trained: Manifest, arch: Architecture, train, mesh, objective=None):

@@ -1,0 +1,70 @@
+"""A student that goes on from the weights of a given model."""
+
+import dataclasses
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.progress import say
+from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.score import stage as score_stage
+from miniplm_jax.score.stage import Source
+
+# Of a model's shape, what its weights and what it computes do not depend on.
+_FREE = ("initializer_range", "max_position_embeddings")
+
+
+def source(config) -> Source | None:
+  """Where the student's first weights come from; None draws them."""
+  s = config.student
+  if not s.init:
+    return None
+  return Source("student.init", s.init, s.init_revision, "", "", False)
+
+
+def load(begin: Source, arch: Architecture, corpus, mesh):
+  """The model, its weights in float32, each device with its shard.
+
+  Args:
+    begin: from `source`.
+    arch: the student's shape.
+    corpus: that it is trained on.
+    mesh: where to put it.
+
+  Returns:
+    A `Decoder` of `arch`.
+
+  Raises:
+    UserError: it has another shape or tokenizer, or cannot be read.
+  """
+  import jax
+
+  from miniplm_jax.models import decoder, hub, huggingface
+
+  found = hub.load_architecture(
+    hub.resolve(begin.path, begin.revision, weights=False)
+  )
+  theirs, ours = _shape(found), _shape(arch)
+  differing = [
+    f"{name} {theirs.get(name)} and not {ours.get(name)}"
+    for name in theirs | ours
+    if theirs.get(name) != ours.get(name)
+  ]
+  if differing:
+    raise UserError(
+      f"the model to begin with has {', '.join(differing)}",
+      f"config.student.init={begin.path} and config.student.model",
+      "give config.student.model that model's shape",
+    )
+  model = score_stage.load_checked(begin, corpus, mesh, "float32")
+  weights = huggingface.weights_fingerprint(model)
+  say("train", f"begins with {begin.path}, weights {weights[:12]}")
+  tree = jax.tree.structure(decoder.abstract(arch, "float32"))
+  return jax.tree.unflatten(tree, jax.tree.leaves(model))
+
+
+def _shape(arch: Architecture) -> dict[str, object]:
+  fields = {"family": arch.family} | dataclasses.asdict(arch)
+  for name in _FREE:
+    fields.pop(name, None)
+  if "head_dim" in fields:
+    fields["head_dim"] = arch.head_size
+  return fields

@@ -1,0 +1,114 @@
+"""Where metrics are shown: TensorBoard, and Weights & Biases if asked for."""
+
+import json
+import secrets
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from etils import epath
+
+from miniplm_jax.core import files
+from miniplm_jax.core.errors import UserError
+
+
+class Board(Protocol):
+  """Shows values by step."""
+
+  def write(self, step: int, values: Mapping[str, float]):
+    """Adds values after `step` steps."""
+
+  def flush(self):
+    """Puts on disk what was written."""
+
+  def close(self):
+    """Flushes and ends."""
+
+
+class TensorBoard:
+  """Event files."""
+
+  def __init__(self, directory: epath.Path, first_step: int):
+    """Goes on after `first_step`; later points, of a killed run, go."""
+    # Without TensorFlow: importing that costs 6 s.
+    from tensorboardX import SummaryWriter
+
+    self._writer = SummaryWriter(
+      str(directory), purge_step=first_step + 1 if first_step else None
+    )
+
+  def write(self, step: int, values: Mapping[str, float]):
+    """See `Board`."""
+    for name, value in values.items():
+      self._writer.add_scalar(name, value, step)
+
+  def flush(self):
+    """See `Board`."""
+    self._writer.flush()
+
+  def close(self):
+    """See `Board`."""
+    self._writer.close()
+
+
+class Wandb:
+  """A run of wandb; WANDB_MODE and its other variables hold."""
+
+  def __init__(
+    self,
+    project: str,
+    name: str,
+    directory: epath.Path,
+    config: Mapping[str, Any],
+  ):
+    """Begins a run, or goes on with that of an earlier start.
+
+    Args:
+      project: wandb's.
+      name: of the run.
+      directory: the metrics folder; keeps the run's id.
+      config: what wandb lists beside the run.
+
+    Raises:
+      UserError: wandb is not installed or cannot start.
+    """
+    try:
+      import wandb
+    except ImportError as e:
+      raise UserError(
+        f"wandb cannot be imported ({e})",
+        f"config.run.wandb_project={project}",
+        "pip install 'miniplm_jax[wandb]', or leave the project empty",
+      ) from e
+    try:
+      self._run = wandb.init(
+        project=project,
+        name=name,
+        id=_id(directory / "wandb.json"),
+        resume="allow",
+        config=dict(config),
+        dir=str(directory) if files.is_local(directory) else None,
+      )
+    except Exception as e:
+      raise UserError(
+        f"wandb did not start ({e})",
+        f"config.run.wandb_project={project}",
+        "run `wandb login`, set WANDB_MODE=offline, or leave the project empty",
+      ) from e
+
+  def write(self, step: int, values: Mapping[str, float]):
+    """See `Board`. Steps that it has, of a killed run, wandb drops."""
+    self._run.log(dict(values), step=step)
+
+  def flush(self):
+    """See `Board`; wandb does it itself."""
+
+  def close(self):
+    """See `Board`."""
+    self._run.finish()
+
+
+def _id(path: epath.Path) -> str:
+  """The run's id: new with --force, which removes the file."""
+  if not path.exists():
+    files.write_json(path, {"id": secrets.token_hex(4)})
+  return json.loads(path.read_text())["id"]

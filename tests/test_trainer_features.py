@@ -1,0 +1,360 @@
+"""What people expect of a trainer: each feature by what it leaves behind."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import re
+import shutil
+import textwrap
+import time
+
+import jax
+import numpy as np
+import pytest
+from helpers import refused, run, write_corpus
+from safetensors.numpy import load_file
+from tiny_config import get_config
+
+from miniplm_jax.core import files, manifest
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.models import architecture, huggingface, sharding
+from miniplm_jax.trainer import (
+  clock,
+  loop,
+  memory,
+  metrics,
+  training_job,
+  watchdog,
+)
+from miniplm_jax.trainer.objective import NextToken
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("features")
+  write_corpus(folder / "text.jsonl")
+  run(folder, "--stages=tokenize")
+  return Corpus(manifest.require(folder / "run/corpus/manifest.json"))
+
+
+def spec(corpus, directory, **changes) -> loop.Run:
+  """8 steps of the tiny student; changes are of section run."""
+  config = get_config()
+  config.run.update(changes)
+  return loop.Run(
+    name="student",
+    arch=architecture.make(config.student.model),
+    train=config.train,
+    run=config.run,
+    corpus=corpus,
+    row_ids=corpus.rows_of("train"),
+    heldout_ids=corpus.heldout_rows(16),
+    directory=manifest.epath.Path(directory),
+    step_flops=1.0,
+  )
+
+
+def train(what: loop.Run):
+  return loop.train(what, sharding.make_mesh(1, 1, 1))
+
+
+class Broken(NextToken):
+  """Raises or sleeps on the host before step `at` is dispatched."""
+
+  def __init__(self, what: loop.Run, at: int, do):
+    super().__init__(what.train, what.corpus.eos_id, what.run.remat)
+    self._left, self._do = at, do
+
+  def with_rows(self, batch, unused_row_ids):
+    self._left -= 1
+    if not self._left:
+      self._do()
+    return batch
+
+
+def test_goodput_counts_steps_and_not_what_is_done_again(
+  corpus, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(clock, "_BEAT", 0.0)
+
+  def die():
+    raise RuntimeError("killed")
+
+  what = spec(corpus, tmp_path, checkpoint_every=4)
+  with pytest.raises(RuntimeError):
+    train(dataclasses.replace(what, objective=Broken(what, 7, die)))
+  found = json.loads((tmp_path / "metrics/wall_time.json").read_text())
+  lost = found["seconds"]["steps"] - found["checkpoints"][-1][1]
+  assert found["checkpoints"][-1][0] == 4 and lost > 0
+  train(what)
+  found = json.loads((tmp_path / "metrics/wall_time.json").read_text())
+  seconds = found["seconds"]
+  assert seconds["steps done again"] == pytest.approx(lost)
+  for part in ("start", "compilation", "evaluation", "saving", "steps"):
+    assert seconds[part] > 0, part
+  said = capsys.readouterr().out.splitlines()[-1]
+  share = seconds["steps"] / sum(seconds.values())
+  assert f"goodput {share:.1%} of " in said
+  lines = metrics.read(tmp_path / "metrics")
+  shares = [m["train/goodput"] for m in lines if "train/loss" in m]
+  assert len(shares) == 8 and all(0 < s < 1 for s in shares)
+
+
+def test_steps_take_neither_evaluation_nor_saving_nor_compilation(
+  corpus, tmp_path, monkeypatch
+):
+  """One second more of each shows in no step."""
+
+  def slow(function):
+    def slower(*args):
+      time.sleep(1)
+      return function(*args)
+
+    return slower
+
+  monkeypatch.setattr(loop.Heldout, "__call__", slow(loop.Heldout.__call__))
+  monkeypatch.setattr(loop.Checkpoints, "save", slow(loop.Checkpoints.save))
+  monkeypatch.setattr(memory, "report", slow(memory.report))
+  what = spec(corpus, tmp_path)
+  train(what)
+  lines = metrics.read(tmp_path / "metrics")
+  rates = [m["train/tokens_per_second"] for m in lines if "train/loss" in m]
+  tokens = what.train.batch_size * corpus.max_length
+  assert len(rates) == 8 and tokens / min(rates) < 1
+  spent = json.loads((tmp_path / "metrics/wall_time.json").read_text())
+  assert spent["seconds"]["evaluation"] > 2 < spent["seconds"]["saving"]
+
+
+def test_step_and_evaluation_are_compiled_once(
+  corpus, tmp_path, caplog, capsys
+):
+  jax.clear_caches()
+  with jax.log_compiles(), caplog.at_level("WARNING"):
+    train(spec(corpus, tmp_path))
+  compiled = re.findall(r"Finished XLA compilation of (\S+) in", caplog.text)
+  assert compiled.count("jit(step)") == 1, compiled
+  rest = [name for name in compiled if "row_nll" in name or "unnamed" in name]
+  assert len(rest) == 1, compiled
+  lines = metrics.read(tmp_path / "metrics")
+  assert len([m for m in lines if "eval/loss" in m]) == 2
+  assert "memory of a device" in capsys.readouterr().out
+
+
+def test_the_memory_line_adds_up(corpus, tmp_path, capsys):
+  what = spec(corpus, tmp_path)
+  train(what)
+  line = next(
+    line for line in capsys.readouterr().out.splitlines() if "memory" in line
+  )
+  rows = what.arch.table_rows - what.arch.vocab_size
+  weights = 4 * (what.arch.parameters() + rows * what.arch.hidden_size)
+  assert f"weights {memory.amount(weights)}, " in line
+  # Two moments, and two counts of steps.
+  assert f"optimizer state {memory.amount(2 * weights + 8)}, frozen 0 B" in line
+  assert re.search(r"needs [\d.]+ \w+ of temporaries .* in all", line)
+  assert [memory.amount(n) for n in (12, 3482, 2**34)] == [
+    "12 B",
+    "3.4 KiB",
+    "16.0 GiB",
+  ]
+
+
+def test_a_profile_of_the_steps_that_were_asked_for(corpus, tmp_path):
+  train(spec(corpus, tmp_path, profile_steps=2, profile_first_step=3))
+  (trace,) = (tmp_path / "metrics/profile").rglob("*.xplane.pb")
+  data = jax.profiler.ProfileData.from_file(str(trace))
+  steps = {
+    dict(event.stats)["step_num"]
+    for plane in data.planes
+    for line in plane.lines
+    for event in line.events
+    if event.name == "train"
+  }
+  assert steps == {3, 4}
+
+
+def test_a_profile_that_training_ends_in_is_written(corpus, tmp_path):
+  train(spec(corpus, tmp_path, profile_steps=9, profile_first_step=8))
+  assert list((tmp_path / "metrics/profile").rglob("*.xplane.pb"))
+
+
+def test_a_step_that_hangs_has_its_stack_written(corpus, tmp_path, capsys):
+  def hang():
+    time.sleep(2)
+
+  what = spec(corpus, tmp_path, hang_seconds=0.8)
+  train(dataclasses.replace(what, objective=Broken(what, 6, hang)))
+  (path,) = (tmp_path / "metrics").glob("stacks-*.txt")
+  assert path.name == "stacks-5.txt" and "in hang" in path.read_text()
+  told = capsys.readouterr()
+  assert "in hang" in told.err
+  said = [line for line in told.out.splitlines() if "nothing has ended" in line]
+  assert 1 <= len(said) <= 2 and "stacks-5.txt" in said[0]
+  assert len([m for m in metrics.read(tmp_path / "metrics")]) == 10
+
+
+def test_the_first_step_may_take_as_long_as_it_wants(tmp_path, capsys):
+  dog = watchdog.Watchdog("x", manifest.epath.Path(tmp_path), 0.1)
+  with dog.watching():
+    time.sleep(0.4)
+  assert not list(tmp_path.iterdir())
+  with dog.watching():
+    dog.beat(1)
+  assert "nothing" not in capsys.readouterr().out
+
+
+STANDIN = """
+import json, os
+def init(**given):
+  return Run(given)
+class Run:
+  def __init__(self, given):
+    self.path = os.environ["STANDIN"]
+    self.say("init", given)
+  def say(self, *what):
+    with open(self.path, "a") as f:
+      f.write(json.dumps(what) + "\\n")
+  def log(self, values, step):
+    self.say("log", step, values)
+  def finish(self):
+    self.say("finish")
+"""
+
+
+def test_metrics_go_to_wandb_and_one_run_goes_on(corpus, tmp_path, monkeypatch):
+  (tmp_path / "wandb.py").write_text(STANDIN)
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setenv("STANDIN", str(tmp_path / "said"))
+  for _ in range(2):
+    train(spec(corpus, tmp_path / "run", wandb_project="mine"))
+  said = [json.loads(x) for x in (tmp_path / "said").read_text().splitlines()]
+  begun = [what[1] for what in said if what[0] == "init"]
+  assert begun[0] == begun[1] and begun[0]["project"] == "mine"
+  assert begun[0]["resume"] == "allow" and len(begun[0]["id"]) == 8
+  assert begun[0]["config"]["train"]["steps"] == 8
+  logged = [what[1:] for what in said if what[0] == "log"]
+  assert [step for step, v in logged if "train/loss" in v] == [*range(1, 9)]
+  assert [step for step, v in logged if "eval/loss" in v] == [4, 8]
+  lines = metrics.read(tmp_path / "run/metrics")
+  assert [{"step": s} | v for s, v in logged] == lines
+  assert said[-1] == ["finish"]
+
+
+def test_wandb_is_missing_or_fails_in_one_line(corpus, tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(tmp_path)
+  for body, words in (
+    ("raise ImportError('not here')", "pip install 'miniplm_jax[wandb]'"),
+    ("def init(**_):\n  raise ValueError('no key')", "WANDB_MODE=offline"),
+  ):
+    (tmp_path / "wandb.py").write_text(textwrap.dedent(body))
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    monkeypatch.delitem(__import__("sys").modules, "wandb", raising=False)
+    with pytest.raises(UserError, match=re.escape(words)):
+      train(spec(corpus, tmp_path / "run", wandb_project="mine"))
+
+
+def test_without_a_project_wandb_is_not_imported(corpus, tmp_path, monkeypatch):
+  (tmp_path / "wandb.py").write_text("raise RuntimeError('imported')")
+  monkeypatch.syspath_prepend(tmp_path)
+  train(spec(corpus, tmp_path / "run"))
+
+
+FOUR = (
+  "--stages=train",
+  "--config.train.steps=4",
+  "--config.train.warmup_steps=1",
+)
+
+
+def test_a_model_is_exported_while_it_trains(corpus, tmp_path, capsys):
+  """At its steps, whole; not again after a kill; like the checkpoint."""
+  how = get_config().export
+  folder = manifest.epath.Path(tmp_path)
+  export = functools.partial(training_job._export, how, folder, corpus)
+  what = spec(corpus, tmp_path, export_every=2, keep_checkpoints=9)
+  what = dataclasses.replace(what, export=export)
+
+  def die():
+    raise RuntimeError("killed")
+
+  with pytest.raises(RuntimeError):
+    train(dataclasses.replace(what, objective=Broken(what, 7, die)))
+  assert sorted(p.name for p in tmp_path.glob("hf-*")) == [
+    "hf-2",
+    "hf-4",
+    "hf-6",
+  ]
+  # Step 6 comes after the checkpoint: it is come by again.
+  before = (tmp_path / "hf-6/model.safetensors").stat().st_mtime_ns
+  train(what)
+  assert (tmp_path / "hf-6/model.safetensors").stat().st_mtime_ns == before
+  assert capsys.readouterr().out.count("hf-6") == 1
+  assert {p.name for p in (tmp_path / "hf-8").iterdir()} == {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    *corpus.tokenizer_files(),
+  }
+  mesh = sharding.make_mesh(1, 1, 1)
+  abstract = loop.abstract_state(what.arch, what.train, mesh)
+  checkpoints = loop.Checkpoints(folder / "checkpoints", None)
+  with contextlib.closing(checkpoints):
+    saved = checkpoints.restore(8, abstract).model
+  for value, ours in zip(
+    jax.tree.leaves(huggingface.load(folder / "hf-8", mesh)),
+    jax.tree.leaves(saved),
+  ):
+    np.testing.assert_array_equal(value, ours)
+
+
+def test_a_student_begins_with_given_weights(copy):
+  hf = copy / "run/reference/hf"
+  init = f"--config.student.init={hf}"
+  student = copy / "run/students/miniplm"
+  shutil.rmtree(student)
+  # A shape that does not fit is named, and binds nothing.
+  wide = "--config.student.model.hidden_size=32"
+  error = refused(copy, *FOUR, init, wide)
+  assert "hidden_size 16 and not 32" in error
+  done = run(
+    copy,
+    *FOUR,
+    init,
+    "--config.train.learning_rate=1e-9",
+    "--config.run.export_every=2",
+  )
+  assert sorted(p.name for p in student.glob("hf-*")) == ["hf-2", "hf-4"]
+  given, found = (
+    load_file(path / "model.safetensors") for path in (hf, student / "hf-4")
+  )
+  assert given.keys() == found.keys()
+  for name, value in given.items():
+    assert found[name].dtype == np.float32
+    np.testing.assert_allclose(found[name], value, atol=1e-7, err_msg=name)
+  mesh = sharding.make_mesh(1, 1, 1)
+  weights = huggingface.weights_fingerprint(huggingface.load(hf, mesh))
+  assert f"weights {weights[:12]}" in done.stdout
+  facts = json.loads((student / "manifest.json").read_text())
+  assert facts["inputs"]["init"] == files.fingerprint_of_folder(hf, "")
+  error = refused(copy, *FOUR, "--config.train.learning_rate=1e-9")
+  assert "inputs.init" in error
+  # Other weights in the same folder are noticed; --force leaves no export.
+  shutil.copy(student / "hf-4/model.safetensors", hf / "model.safetensors")
+  slow = "--config.train.learning_rate=1e-9"
+  assert "inputs.init" in refused(copy, *FOUR, init, slow)
+  run(copy, *FOUR, init, slow, "--force")
+  assert not list(student.glob("hf-*"))
+
+
+def test_a_model_of_another_tokenizer_is_no_beginning(copy):
+  other = copy / "other"
+  shutil.copytree(copy / "run/reference/hf", other)
+  text = (other / "tokenizer.json").read_text()
+  body = json.loads(text)
+  body["model"]["merges"].pop()
+  (other / "tokenizer.json").write_text(json.dumps(body))
+  shutil.rmtree(copy / "run/students/miniplm")
+  error = refused(copy, *FOUR, f"--config.student.init={other}")
+  assert "another tokenizer" in error
