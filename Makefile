@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \
   --compile-bytecode
 
-.PHONY: demo test lint format bench tpu-scoring lock clean
+.PHONY: demo test lint format bench tpu-scoring tpu-training lock clean
 
 demo: .venv/installed
 	$(BIN)/python -m miniplm_jax.main --config=configs/demo.py
@@ -29,6 +29,9 @@ bench: .venv/installed
 
 tpu-scoring: .venv/installed-dev
 	TPU_LIBRARY_PATH=$(LIBTPU) $(BIN)/python -m benchmarks.tpu_scoring
+
+tpu-training: .venv/installed-dev
+	TPU_LIBRARY_PATH=$(LIBTPU) $(BIN)/python -m benchmarks.tpu_training
 
 .venv/installed: requirements-lock.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \

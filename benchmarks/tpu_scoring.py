@@ -19,7 +19,7 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core.page import markdown_table
 from miniplm_jax.models import architecture
-from miniplm_jax.plan import estimate, forecast, topology
+from miniplm_jax.plan import forecast, table, topology
 
 _PRESET = flags.DEFINE_string("preset", "qwen1.5-1.8b", "Of the architecture.")
 _SLICES = flags.DEFINE_list(
@@ -31,44 +31,6 @@ _ROWS = flags.DEFINE_list(
 )
 _TENSOR = flags.DEFINE_integer("tensor", 1, "Size of this mesh axis.", 1)
 _OUT = flags.DEFINE_string("out", "docs/tpu_scoring.md", "The table.")
-
-_HEADER = (
-  "slice",
-  "mesh (data, fsdp, tensor)",
-  "rows a chip",
-  "peak GiB (of)",
-  "TFLOPs compiled / of the model",
-  "collectives: runs, GiB",
-  "predicted ms (collectives; of these alone)",
-  "predicted tokens/s a chip",
-  "predicted MFU",
-  "largest like logits",
-  "collective-permutes",
-)
-
-
-def _row(name: str, mesh, found: forecast.Forecast) -> list[str]:
-  """The table's line of one program."""
-  available = estimate.CHIPS[found.device_kind].hbm_gib
-  collectives = ", ".join(
-    f"{kind} {count}, {nbytes / 2**30:.2f}"
-    for kind, (count, nbytes) in sorted(found.collectives.items())
-  )
-  return [
-    name,
-    ", ".join(str(n) for n in mesh.devices.shape),
-    str(found.rows),
-    f"{found.peak_bytes / 2**30:.2f} ({available:.2f})",
-    f"{found.flops / 1e12:.2f} / {found.model_flops / 1e12:.2f} = "
-    f"{found.flops / found.model_flops:.3f}",
-    collectives or "none",
-    f"{found.time.seconds * 1e3:.0f} ({found.time.collective * 1e3:.0f}; "
-    f"{found.time.exposed * 1e3:.0f})",
-    f"{found.tokens_per_second:,.0f}",
-    f"{found.mfu:.2f}",
-    str(found.logits),
-    str(found.collectives.get("collective-permute", (0, 0))[0]),
-  ]
 
 
 def main(argv):
@@ -83,7 +45,7 @@ def main(argv):
     found = [forecast.scoring(arch, mesh, first, _LENGTH.value)]
     most = forecast.most_rows(arch, mesh, more, _LENGTH.value)
     for one in found + [most] * (most is not None):
-      lines.append(_row(name, mesh, one))
+      lines.append(table.cells(name, mesh, one))
       print(" | ".join(lines[-1]), flush=True)
   versions = ", ".join(
     f"{p} {importlib.metadata.version(p)}" for p in ("jax", "libtpu")
@@ -101,7 +63,7 @@ what follows from it, is predicted from the program's text \
 {versions}, {datetime.date.today()}, \
 `python -m benchmarks.tpu_scoring{arguments}`.
 
-{markdown_table(_HEADER, lines)}
+{markdown_table(table.HEADER, lines)}
 
 For each slice, first {first} rows a chip, then the most of \
 {", ".join(_ROWS.value)} that fit. All tokens are wanted, so no tile of the \

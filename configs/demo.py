@@ -1,6 +1,7 @@
 """The whole of MiniPLM on the text that every installation carries.
 
   python -m miniplm_jax.main --config=configs/demo.py      (or: make demo)
+  python -m miniplm_jax.main --config=configs/demo.py:all  every method
 
 Corpus: the standard library's source, its documentation, the READMEs and
 licences of the installed packages, and a planted `noise` domain of shuffled
@@ -8,6 +9,7 @@ words. Teacher, reference and two students are trained from scratch.
 """
 
 from miniplm_jax import config as config_lib
+from miniplm_jax.methods import METHODS
 
 
 def _shape(model, hidden, ffn, layers, heads):
@@ -24,12 +26,16 @@ def _schedule(train, steps, learning_rate):
   train.shuffle, train.dtype = True, "float32"
 
 
-def get_config():
-  """See above."""
+def get_config(which=""):
+  """See above; "all" adds a student of every other method."""
   config = config_lib.default()
   config.workdir = "runs/demo"
   config.stages = config_lib.STAGES
   config.baselines = ("pretrain",)
+  if which == "all":
+    config.baselines = tuple(m for m in METHODS if m != config.method)
+  elif which:
+    raise ValueError(f"demo.py:{which} is neither demo.py nor demo.py:all")
 
   c = config.corpus
   c.source, c.tokenizer, c.vocab_size = "embedded", "train", 4096

@@ -17,6 +17,7 @@ STAGES = (
   "proxy",
   "select",
   "materialize",
+  "seqkd",
   "convert",
   "train",
   "evaluate",
@@ -102,6 +103,10 @@ def _train(**changes) -> ConfigDict:
       "clip_norm": 1.0,  # global norm
       "reduction": "instance_mean",  # or token_mean
       "shuffle": False,  # released code: file order
+      # How often a row of a domain is seen, relative to rows of the domains
+      # that are not named: "code=2", "mail=0.5"; 0 leaves a domain out. See
+      # docs/training.md. () takes the rows as they are, in their order.
+      "domain_weights": (),
       "seed": 10,  # of the initialisation and the shuffle
       "dtype": "bfloat16",  # of the computation; parameters are float32
     }
@@ -119,10 +124,15 @@ def default() -> ConfigDict:
       "stages": tuple(s for s in STAGES if s != "teacher"),
       # How the student's rows are chosen: miniplm, pretrain (at random),
       # difficulty (high reference loss), teacher_preference (low teacher
-      # loss) or proxy (miniplm's score as a small model predicts it).
+      # loss), proxy (miniplm's score as a small model predicts it) or seqkd
+      # (pretrain's rows, and the teacher writes the end of each). Or what it
+      # minimises on such rows: see docs/training.md for all.
       "method": "miniplm",
       # Further methods to run beside it, for comparison.
       "baselines": (),
+      # A student whose step costs more than the next-token loss takes fewer:
+      # all train with the FLOPs of train.steps of its steps.
+      "equal_flops": True,
       # Text → rows.
       "corpus": {
         # Files (.jsonl and .json, with .gz or .zst; .parquet; .txt, .md; packed
@@ -241,6 +251,18 @@ def default() -> ConfigDict:
         # none, array_record (as the corpus), megatron (.bin and .idx), tfds
         "format": "none",
       },
+      # Method seqkd: the teacher goes on after the first tokens of a row. The
+      # paper has 768 of 1024, and does not say how it samples.
+      "seqkd": {
+        "prompt_share": 0.75,  # of max_length; the teacher fills up the row
+        "temperature": 1.0,  # 0 takes the likeliest token
+        "top_p": 1.0,  # only the likeliest with this probability together
+        "seed": 10,
+        "rows": 0,  # at most so many; 0 is as many as training takes
+        "batch_size": 128,  # rows at a time, over all devices
+        "rows_per_part": 8192,  # unit of resuming
+        "dtype": "bfloat16",  # of weights, computation and cache
+      },
       # The student q.
       "student": {
         "name": "{method}",  # students/<name>
@@ -259,6 +281,22 @@ def default() -> ConfigDict:
         "conversion": "repack",
       },
       "train": _train(),
+      # Method minillm, arXiv 2306.08543: the student continues rows.
+      "minillm": {
+        # Of max_length: the prompt. The paper has 768 + 256 tokens.
+        "prompt_share": 0.75,
+        "teacher_mix": 0.2,  # the teacher's share in what is drawn from
+        "lm_weight": 1.0,  # of the next-token loss of the rows
+      },
+      # Of vanilla_kd and miniplm_kd: (1 - weight) of the next-token loss and
+      # weight of the teacher's soft labels, over the whole vocabulary.
+      "kd": {
+        "weight": 0.5,
+        # Of the teacher's and the student's soft labels; their loss is
+        # multiplied by its square (Hinton et al. 2015). The paper's is 1.
+        "temperature": 1.0,
+        "dtype": "",  # the teacher's weights and computation; "" is train's
+      },
       "evaluate": {
         "max_rows": 10_000,  # held-out rows; 0 takes them all
         # Domains that are listed but do not count in "all" and in the curve.
@@ -292,7 +330,8 @@ def default() -> ConfigDict:
         "per_device_batch_size": 0,
         "remat": "full",  # what the backward pass keeps: none, dots, full
         "checkpoint_every": 1000,  # steps
-        "keep_checkpoints": 2,
+        "keep_checkpoints": 2,  # the newest
+        "keep_every": 0,  # steps; those of its multiples are kept too; 0: none
         "eval_every": 1000,  # steps between held-out losses; 0 is never
         "eval_rows": 512,  # held-out rows of the learning curve
         "log_every_seconds": 30.0,
@@ -331,22 +370,17 @@ def default() -> ConfigDict:
   return config.lock()
 
 
-# How `select` may rank: the functions of select/definitions.py.
-DEFINITIONS = (
-  "mean_diff",
-  "sum_diff",
-  "bits_per_byte_diff",
-  "zscore_by_domain",
-  "difficulty",
-  "teacher_preference",
-  "random",
-  "proxy",
-)
-# How rows become rows of a student's own tokenizer.
-CONVERSIONS = ("repack", "one_to_one")
-# What `materialize` writes: the functions of materialize/writers.py.
-FORMATS = ("array_record", "megatron", "tfds")
-REMAT = ("none", "full", "dots")
+def weight_of(text: str) -> tuple[str, Fraction]:
+  """A domain with its weight, exact, of "code=2" or "mail=0.5".
+
+  Raises:
+    ValueError: that is not what it says.
+  """
+  domain, _, weight = text.rpartition("=")
+  found = Fraction(weight)
+  if not domain or found < 0:
+    raise ValueError(text)
+  return domain, found
 
 
 def share_of(quota: str) -> tuple[str, Fraction, Fraction]:

@@ -5,23 +5,43 @@ import re
 from ml_collections import ConfigDict
 
 from miniplm_jax.config import (
-  CONVERSIONS,
-  DEFINITIONS,
-  FORMATS,
   LOOKS,
   MODELS,
-  REMAT,
   STAGES,
   default,
   share_of,
+  weight_of,
 )
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.methods import METHODS, for_method, methods, uses_proxy
+from miniplm_jax.methods import (
+  METHODS,
+  for_method,
+  methods,
+  reads_teacher,
+  uses_generated,
+  uses_proxy,
+)
 
+# How `select` may rank: the functions of select/definitions.py.
+DEFINITIONS = (
+  "mean_diff",
+  "sum_diff",
+  "bits_per_byte_diff",
+  "zscore_by_domain",
+  "difficulty",
+  "teacher_preference",
+  "random",
+  "proxy",
+)
+# How rows become rows of a student's own tokenizer.
+CONVERSIONS = ("repack", "one_to_one")
+# What `materialize` writes: the functions of materialize/writers.py.
+FORMATS = ("array_record", "megatron", "tfds")
+REMAT = ("none", "full", "dots")
 _DTYPES = ("float32", "bfloat16")
 _REDUCTIONS = ("instance_mean", "token_mean")
 # In the contract, not here yet.
-_LATER = ("vanilla_kd", "seqkd", "minillm", "miniplm_kd", "plan")
+_LATER = ("plan",)
 
 
 def check(config: ConfigDict, where: str):
@@ -83,6 +103,9 @@ def _rules(config):
   for length in config.score.lengths:
     yield at_least("score.lengths", length, 1)
   yield from _proxy_rules(config)
+  yield from _minillm_rules(config)
+  yield from _seqkd_rules(config, among, at_least)
+  yield from _kd_rules(config, among)
   for name in ("rows_per_part", "batch_tokens", "int8_rows"):
     yield at_least(f"score.{name}", config.score[name], 1)
   yield among("score.dtype", config.score.dtype, _DTYPES)
@@ -124,11 +147,15 @@ def _rules(config):
   yield at_least("run.profile_first_step", run.profile_first_step, 1)
   good = not set(run.wandb_project) & set("/\\#?%:")
   yield "run.wandb_project", run.wandb_project, good, "leave out /\\#?%:"
+  every, odd = run.checkpoint_every, run.keep_every % run.checkpoint_every
+  todo = f"give 0 or a multiple of checkpoint_every, {every}"
+  yield "run.keep_every", run.keep_every, not odd, todo
   for name in (
     "eval_every",
     "export_every",
     "profile_steps",
     "hang_seconds",
+    "keep_every",
     "per_device_batch_size",
     "tokenize_workers",
     "max_broken",
@@ -150,6 +177,20 @@ def _rules(config):
     yield f"{name}.warmup_steps", t.warmup_steps, good, "give fewer than steps"
     yield among(f"{name}.reduction", t.reduction, _REDUCTIONS)
     yield among(f"{name}.dtype", t.dtype, _DTYPES)
+    yield from _weight_rules(f"{name}.domain_weights", t.domain_weights)
+
+
+def _weight_rules(name, weights):
+  """Those of a section's domain_weights."""
+  seen = set()
+  for text in weights:
+    try:
+      domain, _ = weight_of(text)
+      good = domain not in seen
+      seen.add(domain)
+    except (ValueError, ArithmeticError):
+      good = False
+    yield name, text, good, "give DOMAIN=WEIGHT, each once, 0 or more"
 
 
 def _selection_rules(s, among, at_least):
@@ -217,6 +258,58 @@ def _proxy_rules(config):
   yield "proxy.from_reference", proxy.from_reference, good, todo
   ranks, todo = config.select.definition, "say --config.method=proxy"
   yield "select.definition", ranks, ranks != "proxy", todo
+
+
+def _minillm_rules(config):
+  """What method minillm can do with, as `_rules`."""
+  m, used = config.minillm, "minillm" in methods(config)
+  prompt = int(m.prompt_share * config.corpus.max_length)
+  good = 2 <= prompt < config.corpus.max_length
+  todo = "let there be 2 or more of max_length before it, and some after it"
+  yield "minillm.prompt_share", m.prompt_share, good or not used, todo
+  value = m.teacher_mix
+  yield "minillm.teacher_mix", value, 0 <= value < 1, "give 0 to less than 1"
+  value = m.lm_weight
+  yield "minillm.lm_weight", value, 0 <= value < float("inf"), "give 0 or more"
+  tokenizer, scores = config.student.tokenizer, config.teacher.scores
+  todo = "give none, or another method: minillm needs the teacher's tokens"
+  yield "student.tokenizer", tokenizer, not (used and tokenizer), todo
+  todo = "give teacher.path, or another method: minillm runs the teacher"
+  yield "teacher.scores", scores, not (used and scores), todo
+
+
+def _seqkd_rules(config, among, at_least):
+  """Those of section seqkd, and what its method needs; as `_rules`."""
+  c, length = config.seqkd, config.corpus.max_length
+  good = 1 <= round(c.prompt_share * length) <= length
+  todo = "give 0 to 1, at least one token of max_length"
+  yield "seqkd.prompt_share", c.prompt_share, good, todo
+  for name in ("temperature", "seed", "rows"):
+    yield at_least(f"seqkd.{name}", c[name], 0)
+  for name in ("batch_size", "rows_per_part"):
+    yield at_least(f"seqkd.{name}", c[name], 1)
+  yield "seqkd.top_p", c.top_p, 0 < c.top_p <= 1, "give a number in (0, 1]"
+  yield among("seqkd.dtype", c.dtype, _DTYPES)
+  uses = uses_generated(config)
+  scores, todo = config.teacher.scores, "give its weights: method seqkd samples"
+  yield "teacher.scores", scores, not (uses and scores), todo
+  student, todo = config.student, "say one_to_one: seqkd's rows do not join"
+  good = not (uses and student.tokenizer) or student.conversion == "one_to_one"
+  yield "student.conversion", student.conversion, good, todo
+
+
+def _kd_rules(config, among):
+  """What it takes to learn from the teacher's distributions; as `_rules`."""
+  kd, is_used = config.kd, reads_teacher(config)
+  yield "kd.weight", kd.weight, 0 <= kd.weight <= 1, "give 0 to 1"
+  good = 0.01 <= kd.temperature <= 100
+  yield "kd.temperature", kd.temperature, good, "give 0.01 to 100"
+  yield among("kd.dtype", kd.dtype, ("", *_DTYPES))
+  value, todo = config.teacher.scores, "give the teacher's weights: KD runs it"
+  yield "teacher.scores", value, not (is_used and value), todo
+  value = config.student.tokenizer
+  todo = 'KD compares distributions over one vocabulary: say ""'
+  yield "student.tokenizer", value, not (is_used and value), todo
 
 
 def _check_names(config, where):

@@ -13,11 +13,13 @@ class Method(NamedTuple):
     selection: the method whose rows it trains on, for select.name.
     definition: by which `select` ranks them; None is select.definition.
     objective: what training minimises, a key of distill/objectives.py.
+    generated: the teacher writes a part of each row, stage seqkd.
   """
 
   selection: str
   definition: str | None
   objective: str = "next_token"
+  generated: bool = False
 
 
 METHODS = {
@@ -26,6 +28,11 @@ METHODS = {
   "difficulty": Method("difficulty", "difficulty"),
   "teacher_preference": Method("teacher_preference", "teacher_preference"),
   "proxy": Method("proxy", "proxy"),
+  "minillm": Method("pretrain", "random", "minillm"),
+  "seqkd": Method("pretrain", "random", generated=True),
+  # On the rows of the first two, with the teacher's distributions.
+  "vanilla_kd": Method("pretrain", "random", "soft_labels"),
+  "miniplm_kd": Method("miniplm", None, "soft_labels"),
 }
 
 
@@ -33,7 +40,8 @@ def for_method(config: ConfigDict, method: str) -> types.SimpleNamespace:
   """What is made for one method.
 
   Returns:
-    Names `selection` and `student`, and `definition` and `objective`.
+    Names `selection` and `student`, and `definition`, `objective` and
+    `generated`.
   """
   made = METHODS[method]
   return types.SimpleNamespace(
@@ -41,12 +49,23 @@ def for_method(config: ConfigDict, method: str) -> types.SimpleNamespace:
     student=config.student.name.format(method=method),
     definition=made.definition or config.select.definition,
     objective=made.objective,
+    generated=made.generated,
   )
 
 
 def methods(config: ConfigDict) -> tuple[str, ...]:
   """All methods of a run, the main one first."""
   return tuple(dict.fromkeys((config.method, *config.baselines)))
+
+
+def uses_generated(config: ConfigDict) -> bool:
+  """Whether a method of the run trains on rows that the teacher wrote."""
+  return any(METHODS[method].generated for method in methods(config))
+
+
+def reads_teacher(config: ConfigDict) -> bool:
+  """Whether a student of the run learns from the teacher's distributions."""
+  return any(METHODS[m].objective == "soft_labels" for m in methods(config))
 
 
 def uses_proxy(config: ConfigDict) -> bool:

@@ -24,6 +24,7 @@ from miniplm_jax.report import stage as report
 from miniplm_jax.score import stage as score
 from miniplm_jax.score import verify
 from miniplm_jax.select import stage as select
+from miniplm_jax.seqkd import stage as seqkd
 from miniplm_jax.train import stage as train
 
 # Stage modules import nothing heavy; what they run does.
@@ -35,6 +36,7 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "proxy": proxy.jobs,
   "select": select.jobs,
   "materialize": materialize.jobs,
+  "seqkd": seqkd.jobs,
   "convert": convert.jobs,
   "train": train.jobs,
   "evaluate": evaluate.jobs,

@@ -14,7 +14,7 @@ import pytest
 from etils import epath
 from helpers import refused, rows, run
 
-from miniplm_jax.config import DEFINITIONS
+from miniplm_jax.config_rules import DEFINITIONS
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus import store

@@ -239,6 +239,8 @@ def test_it_learns_the_score_and_says_how_well(proxied):
   assert both == pytest.approx(flops["full"])
   way = flops["sample"] + flops["train"] + flops["score"]
   assert flops["share_of_full"] == pytest.approx(way / flops["full"])
+  parts = made["details"]["offline_flops"].values()
+  assert sum(parts) == pytest.approx(way)
   assert "Spearman" in (proxied / "said").read_text()
 
 

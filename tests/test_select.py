@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from miniplm_jax import config as config_lib
+from miniplm_jax import config_rules
 from miniplm_jax.models import decoder
 from miniplm_jax.select import cutoff, definitions, duplicates, noise
 from miniplm_jax.select.moments import Moments
@@ -159,8 +159,8 @@ COLUMNS = {
 
 
 def test_the_config_knows_every_definition():
-  assert set(config_lib.DEFINITIONS) == set(definitions.DEFINITIONS)
-  assert set(config_lib.REMAT) == set(decoder.REMAT)
+  assert set(config_rules.DEFINITIONS) == set(definitions.DEFINITIONS)
+  assert set(config_rules.REMAT) == set(decoder.REMAT)
 
 
 @pytest.mark.parametrize(

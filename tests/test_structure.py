@@ -28,6 +28,7 @@ ORDER = (
   "proxy",
   "select",
   "materialize",
+  "seqkd",
   "convert",
   "distill",
   "train",
@@ -141,7 +142,7 @@ def load():
   space = {}
   exec(CONFIG.read_text(), space)
   config = space["get_config"]()
-  config.baselines = ("proxy",)
+  config.baselines = ("proxy", "minillm", "seqkd", "vanilla_kd")
   return config
 
 
@@ -180,6 +181,8 @@ _AT_RUN_TIME = (
   ("score", "int8_rows"),
   ("score", "int8_least_spearman"),
   ("score", "int8_least_agreement"),
+  # Of objectives that cost more than the next token's: tests/test_flops.py.
+  ("equal_flops",),
 )
 # Read by config.py, by subscript, or written to config.json as a whole.
 _NO_ATTRIBUTE = ("method", "baselines", "max_position_embeddings")
@@ -218,6 +221,7 @@ def test_every_field_is_live(tmp_path):
         "ignore_domains": ("x",),
         "more": ("x=y",),
         "quotas": ("odd=:0.5",),
+        "domain_weights": ("odd=2",),
         "evaluation_sets": ("x",),
       }
       section[name] = others.get(name, section[name])

@@ -3,13 +3,16 @@
 import dataclasses
 import re
 
+import jax.numpy as jnp
 import pytest
 
+from miniplm_jax import config as config_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import sharding
 from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.plan import forecast, hlo, topology
+from miniplm_jax.plan import forecast, hlo, programs, topology
 from miniplm_jax.plan.programs import DoesNotFitError
+from miniplm_jax.trainer.objective import NextToken
 
 ARCH = Transformer(
   vocab_size=32_000,
@@ -80,6 +83,29 @@ def test_collectives_are_gathers_of_the_weights(compiled):
     hidden = 2 * ROWS * LENGTH * ARCH.hidden_size
     sums = 1 + 2 * ARCH.num_hidden_layers
     assert reduced == pytest.approx(hidden * sums, rel=0.02)
+
+
+@needs_libtpu
+def test_a_training_step_gathers_weights_and_forms_no_logits():
+  train = config_lib.default().train
+  rows = 2
+  train.batch_size = 4 * 2 * rows  # in two turns
+  mesh = topology.mesh("v5e:2x2", 1, 4, 1)
+  objective = NextToken(train, 0, "none")
+  lowered = programs.training(ARCH, mesh, train, objective, rows, LENGTH)
+  tokens = train.batch_size * LENGTH
+  flops = 3 * ARCH.forward_flops(LENGTH) * tokens
+  found = forecast.compiled(
+    lowered, ARCH, mesh, rows, tokens, flops, jnp.bfloat16
+  )
+  # Nothing is computed again; queries in blocks see later keys of their own.
+  assert found.flops == pytest.approx(found.model_flops, rel=0.03)
+  assert "collective-permute" not in found.collectives
+  assert sorted(found.logits.shape) == [1024, ARCH.table_rows]  # one tile
+  weights = 2 * ARCH.parameters()
+  gathered = found.collectives["all-gather"][1]
+  # Once, or in each of two turns; those of the layers also backward.
+  assert weights * 0.98 < gathered < weights * 4.1
 
 
 @needs_libtpu

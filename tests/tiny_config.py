@@ -37,6 +37,8 @@ def get_config(student: str = "transformer"):
   config.score.rows_per_part, config.score.batch_tokens = 64, 256
   config.score.lengths = (16,)
   config.proxy.sample = 0.5
+  config.seqkd.dtype = "float32"
+  config.seqkd.batch_size, config.seqkd.rows_per_part = 8, 16
   config.run.checkpoint_every = config.run.eval_every = 4
   config.run.eval_rows = 16
   config.run.log_every_seconds = 0.0

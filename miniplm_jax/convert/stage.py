@@ -7,9 +7,10 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
-from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
+from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.select.stage import kept_rows
+from miniplm_jax.seqkd import stage as seqkd_stage
 
 STAGE = "convert"
 
@@ -77,6 +78,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     inputs={
       "corpus": workdir.corpus / MANIFEST,
       "selection": workdir.selection(names.selection) / MANIFEST,
+      **seqkd_stage.corpus_inputs(config, workdir, names),
       "tokenizer": lambda: _fingerprint(s),
     },
     outputs=(directory,),
@@ -104,14 +106,18 @@ def _run(config, directory, inputs):
   from miniplm_jax.corpus import store
   from miniplm_jax.corpus.pack import SentenceEnds
 
-  corpus = store.Corpus(inputs["corpus"])
+  corpus = store.open_corpus(inputs)
   corpus.check_tokenizer()
   source = Source(corpus)
   encoder, bos_id = _tokenizer(config.student, directory / "tokenizer")
   c = config.corpus
   to = rows.Target(encoder, SentenceEnds(encoder), bos_id, c.max_length, c.seed)
   one_to_one = config.student.conversion == "one_to_one"
-  chosen = np.union1d(kept_rows(inputs["selection"]), corpus.rows_of("heldout"))
+  if GENERATED in inputs:
+    rows_to_train = corpus.rows_of("train")
+  else:
+    rows_to_train = kept_rows(inputs["selection"])
+  chosen = np.union1d(rows_to_train, corpus.rows_of("heldout"))
   parts, first = corpus.manifest.counts["rows_by_part"], 0
   every = config.run.log_every_seconds
   with Progress(STAGE, len(chosen), "rows", every=every) as progress:

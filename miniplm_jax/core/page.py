@@ -13,6 +13,12 @@ from miniplm_jax.core.manifest import code_version
 
 # Colour-blind safe (Okabe and Ito), in this order everywhere.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Of many lines in one picture: colours, then the same with another dash.
+LINES = tuple(
+  {"color": colour, "linestyle": dash}
+  for dash in ("-", "--", ":")
+  for colour in COLOURS
+)
 GREY = "#8C949E"
 PALE = "#C9CFD6"
 INK = "#1B1F24"

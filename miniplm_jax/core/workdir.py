@@ -7,6 +7,8 @@ from etils import epath
 MANIFEST = "manifest.json"
 # The input of a job that is a corpus in the student's own tokens.
 CONVERTED = "converted"
+# And one whose rows the teacher wrote in part.
+GENERATED = "generated"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,3 +37,7 @@ class Workdir:
   def student(self, name: str) -> epath.Path:
     """Converted corpus, checkpoints, evaluation and export of a student."""
     return self.root / "students" / name
+
+  def generated(self, name: str) -> epath.Path:
+    """Rows that the teacher wrote in part for a student."""
+    return self.student(name) / "generated"

@@ -19,7 +19,7 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.workdir import CONVERTED
+from miniplm_jax.core.workdir import CONVERTED, GENERATED
 from miniplm_jax.corpus import tokenizer
 from miniplm_jax.corpus.tokenizer import Tokenizer
 
@@ -55,8 +55,8 @@ class Instance:
     n_bytes: UTF-8 bytes of the text whose tokens are scored: targets whose
       input is no eos, without eos.
     hash: of the ids; equal rows have equal ones.
-    source_rows: in a converted corpus, the rows of the teacher's corpus that
-      it has text of.
+    source_rows: in a converted or generated corpus, the rows of the one that
+      it was made from that it has text of.
   """
 
   ids: np.ndarray
@@ -355,8 +355,9 @@ class Corpus:
 
 
 def open_corpus(inputs: Mapping[str, Manifest]) -> Corpus:
-  """The corpus of a job: the converted one, if it has that input."""
-  return Corpus(inputs.get(CONVERTED) or inputs["corpus"])
+  """The corpus of a job: converted, else generated, if it has that input."""
+  names = (CONVERTED, GENERATED, "corpus")
+  return Corpus(next(inputs[name] for name in names if name in inputs))
 
 
 def pad(rows: Sequence[Instance], length: int, eos_id: int) -> dict[str, Any]:

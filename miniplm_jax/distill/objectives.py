@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from miniplm_jax.core.job import Input
+from miniplm_jax.models import architecture, hub
+from miniplm_jax.score import stage as score_stage
+from miniplm_jax.trainer import flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,5 +33,67 @@ def _next_token(unused_config, unused_workdir, unused_names) -> Plan:
   return Plan()
 
 
+def _soft_labels(config, workdir, unused_names) -> Plan:
+  kd, train = config.kd, config.train
+  dtype = kd.dtype or train.dtype
+  read, teacher = _teacher(config, workdir, dtype)
+
+  def make(corpus, mesh, inputs):
+    from miniplm_jax.distill.vanilla_kd import SoftLabels
+
+    model = read(corpus, mesh, inputs)
+    return SoftLabels(train, corpus.eos_id, config.run.remat, model, kd)
+
+  student = architecture.make(config.student.model)
+  return Plan(
+    make,
+    settings={"kd": {**kd, "dtype": dtype}},
+    inputs=teacher,
+    token_flops=flops.vanilla_kd(
+      student, hub.shape_of(config.teacher), config.corpus.max_length
+    ),
+  )
+
+
+def _minillm(config, workdir, unused_names) -> Plan:
+  c, train, length = config.minillm, config.train, config.corpus.max_length
+  prompt = int(c.prompt_share * length)
+  read, teacher = _teacher(config, workdir, train.dtype)
+
+  def make(corpus, mesh, inputs):
+    from miniplm_jax.distill.minillm import MiniLLM
+
+    model = read(corpus, mesh, inputs)
+    return MiniLLM(train, corpus.eos_id, config.run.remat, model, c)
+
+  return Plan(
+    make,
+    settings={"minillm": dict(c)},
+    inputs=teacher,
+    token_flops=flops.minillm(
+      architecture.make(config.student.model),
+      hub.shape_of(config.teacher),
+      prompt,
+      length - prompt,
+    ),
+  )
+
+
+def _teacher(config, workdir, dtype: str):
+  """How a teacher is read that takes part in each step, and as an input."""
+  source = score_stage.sources(config, workdir)[0]
+
+  def read(corpus, mesh, inputs):
+    if "teacher" in inputs:  # trained here
+      inputs["teacher"].check_sizes()
+    return score_stage.load_checked(source, corpus, mesh, dtype)
+
+  return read, {"teacher": score_stage.weights_input(source)}
+
+
 # (config, workdir, names of `config.for_method`) → Plan.
-OBJECTIVES: dict[str, Callable[..., Plan]] = {"next_token": _next_token}
+OBJECTIVES: dict[str, Callable[..., Plan]] = {
+  "next_token": _next_token,
+  "soft_labels": _soft_labels,
+  "minillm": _minillm,
+}

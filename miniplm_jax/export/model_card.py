@@ -5,8 +5,9 @@ from typing import Any
 
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.page import markdown_table
-from miniplm_jax.core.workdir import CONVERTED
+from miniplm_jax.core.workdir import CONVERTED, GENERATED
 from miniplm_jax.select.definitions import DEFINITIONS
+from miniplm_jax.trainer import flops
 
 _USE = """\
 ```python
@@ -49,6 +50,8 @@ def write(
   definition = DEFINITIONS[chosen["definition"]]
   scorers = [f"{role} `{chosen['scores'][role]}`" for role in definition.reads]
   made_from = {"corpus": "corpus", "selection": "selection manifest"}
+  if GENERATED in trained.inputs:
+    made_from[GENERATED] = "rows that the teacher wrote in part"
   if CONVERTED in trained.inputs:
     made_from[CONVERTED] = "the selection in this tokenizer"
   if "init" in trained.inputs:
@@ -63,6 +66,8 @@ def write(
     f"({kept['kept'] / kept['rows']:.1%}), ranked by `{chosen['definition']}`, "
     f"{definition.label}"
     + f", of {' and '.join(scorers)}" * bool(scorers)
+    + ". The teacher wrote the end of each (SeqKD)"
+    * (GENERATED in trained.inputs)
     + ". After MiniPLM (arXiv 2410.17215).",
     markdown_table(
       ["what", "sha256"],
@@ -75,8 +80,9 @@ def write(
     "## Training",
     f"{counts['steps']:,} steps of {train['batch_size']:,} rows, "
     f"{counts['tokens']:,} tokens with padding, "
-    f"{trained.details['train_flops']:.3g} FLOPs forward and backward "
-    f"(selection not counted); AdamW at learning rate "
+    f"{trained.details['train_flops']:.3g} FLOPs, "
+    f"{flops.in_words(trained.details.get(flops.OFFLINE, {}))}; AdamW at "
+    f"learning rate "
     f"{train['learning_rate']:g}, {train['dtype']} over float32 weights, "
     f"miniplm_jax {trained.code_version}.",
   ]

@@ -9,8 +9,14 @@ from typing import Any
 from etils import epath
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.models import config_json
+from miniplm_jax.models import architecture, config_json
 from miniplm_jax.models.architecture import Architecture
+
+# The paper's teachers: their shape is known without the hub.
+_KNOWN = {
+  "Qwen/Qwen1.5-1.8B": "qwen1.5-1.8b",
+  "Qwen/Qwen1.5-4B": "qwen1.5-4b",
+}
 
 
 def resolve(
@@ -79,6 +85,23 @@ def load_architecture(directory: epath.Path) -> Architecture:
       "no config.json", str(directory), "give a Hugging Face model directory"
     )
   return config_json.read(read_json(path), str(path))
+
+
+def shape_of(section) -> Architecture:
+  """The shape of a config's teacher or reference, before any weight.
+
+  Args:
+    section: of the config, with `path`, `revision` and `model`.
+
+  Raises:
+    UserError: no such directory or hub id.
+  """
+  if not section.path:
+    return architecture.make(section.model)
+  if section.path in _KNOWN and not epath.Path(section.path).exists():
+    return architecture.make(architecture.PRESETS[_KNOWN[section.path]])
+  directory = resolve(section.path, section.revision, weights=False)
+  return load_architecture(directory)
 
 
 def weight_files(directory: epath.Path) -> list[epath.Path]:

@@ -5,6 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -22,11 +23,11 @@ class Forecast:
   """Of one step; all figures are of one chip, and all times predictions.
 
   Attributes:
-    rows: of a batch, on each of its shards.
+    rows: that a shard of the batch takes at a time.
     tokens: inputs of a batch, divided by the chips.
     peak_bytes: memory at its fullest, weights included.
     flops: of the matrix products that were compiled.
-    model_flops: that the model asks for, `Architecture.forward_flops`.
+    model_flops: that the model asks for, by closed form.
     device_kind: as JAX calls the chip.
     time: seconds.
     program: what was compiled.
@@ -87,19 +88,45 @@ def scoring(
     DoesNotFitError: its memory.
   """
   shards = sharding.batch_shards(mesh)
-  compiled = programs.compiled(
-    programs.scoring(arch, mesh, rows * shards, length, dtype)
-  )
-  text = compiled.as_text()
+  lowered = programs.scoring(arch, mesh, rows * shards, length, dtype)
+  tokens = rows * shards * length
+  flops = arch.forward_flops(length) * tokens
+  return compiled(lowered, arch, mesh, rows, tokens, flops, dtype)
+
+
+def compiled(
+  lowered: jax.stages.Lowered,
+  arch: Architecture,
+  mesh: Mesh,
+  rows: int,
+  tokens: int,
+  flops: float,
+  dtype: Any,
+) -> Forecast:
+  """Compiles a step of `programs.py` and reads what it takes.
+
+  Args:
+    lowered: the step.
+    arch: of the model whose head is looked for in its buffers.
+    mesh: of `plan/topology.py`.
+    rows: that a shard of the batch takes at a time.
+    tokens: inputs of a step, over all chips.
+    flops: that the method asks for in a step, over all chips.
+    dtype: of the computation.
+
+  Raises:
+    DoesNotFitError: its memory.
+  """
+  made = programs.compiled(lowered)
+  text = made.as_text()
   program = hlo.Program(text)
-  kind = mesh.devices.flat[0].device_kind
-  tokens = rows * shards * length / mesh.devices.size
+  kind, chips = mesh.devices.flat[0].device_kind, mesh.devices.size
   return Forecast(
     rows,
-    tokens,
-    compiled.memory_analysis().peak_memory_in_bytes,
+    tokens / chips,
+    made.memory_analysis().peak_memory_in_bytes,
     program.flops,
-    arch.forward_flops(length) * tokens,
+    flops / chips,
     kind,
     estimate.estimate(program, kind),
     program,

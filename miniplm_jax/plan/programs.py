@@ -9,6 +9,8 @@ from jax.sharding import Mesh, NamedSharding
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import decoder, likelihood, sharding
 from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.trainer import loop
+from miniplm_jax.trainer.objective import NextToken
 
 
 class DoesNotFitError(UserError):
@@ -31,19 +33,52 @@ def scoring(
     length: inputs of a row.
     dtype: of the parameters and of the computation.
   """
+  # Which id ends a document changes a constant, and nothing else.
+  step = likelihood.row_nll_step(mesh, eos_id=0, dtype=dtype)
+  with jax.set_mesh(mesh):
+    return step.lower(weights(arch, mesh, dtype), _batch(mesh, rows, length))
+
+
+def training(
+  arch: Architecture,
+  mesh: Mesh,
+  train,
+  objective: NextToken,
+  per_device_batch_size: int,
+  length: int,
+) -> jax.stages.Lowered:
+  """One step of training, the program that `trainer/loop.py` runs.
+
+  Args:
+    arch: of the model.
+    mesh: of the run.
+    train: a train section of the config.
+    objective: what is minimised; its `frozen` as `weights` makes it.
+    per_device_batch_size: rows that a shard of the batch takes at a time.
+    length: inputs of a row.
+  """
+  turns = train.batch_size // sharding.batch_shards(mesh)
+  turns //= per_device_batch_size
+  state = loop.abstract_state(arch, train, mesh, objective.new_model)
+  with jax.set_mesh(mesh):
+    step = loop.step_function(state, train, objective, mesh, turns)
+    batch = _batch(mesh, train.batch_size, length)
+    return step.lower(state, batch, objective.frozen)
+
+
+def weights(arch: Architecture, mesh: Mesh, dtype: Any):
+  """A decoder without values, placed on the mesh."""
   model = decoder.abstract(arch, dtype)
-  where = sharding.shardings(model, mesh)
-  model = jax.tree.map(_placed, model, where)
+  return jax.tree.map(_placed, model, sharding.shardings(model, mesh))
+
+
+def _batch(mesh: Mesh, rows: int, length: int):
   by_row = sharding.batch_sharding(mesh)
   batch = {
     "tokens": jax.ShapeDtypeStruct((rows, length + 1), jnp.int32),
     "length": jax.ShapeDtypeStruct((rows,), jnp.int32),
   }
-  batch = {name: _placed(x, by_row) for name, x in batch.items()}
-  # Which id ends a document changes a constant, and nothing else.
-  step = likelihood.row_nll_step(mesh, eos_id=0, dtype=dtype)
-  with jax.set_mesh(mesh):
-    return step.lower(model, batch)
+  return {name: _placed(x, by_row) for name, x in batch.items()}
 
 
 def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

@@ -1,8 +1,6 @@
 """FLOPs of ranking D through the proxy, and without it."""
 
-from collections.abc import Callable, Mapping
-
-import numpy as np
+from collections.abc import Mapping
 
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
@@ -11,6 +9,7 @@ from miniplm_jax.models import architecture, hub
 from miniplm_jax.proxy import training
 from miniplm_jax.score import sample
 from miniplm_jax.score import stage as score_stage
+from miniplm_jax.trainer import flops as flops_lib
 
 
 def flops(
@@ -27,39 +26,37 @@ def flops(
   sources = score_stage.sources(config, workdir)[: len(score_stage.ROLES)]
   if any(source.scores for source in sources):
     return {}
-  archs = [_arch(config, s, r) for s, r in zip(sources, score_stage.ROLES)]
+  archs = [hub.shape_of(config[role]) for role in score_stage.ROLES]
 
   def both(length: int) -> float:
     return sum(arch.forward_flops(length) for arch in archs)
+
+  def total(of_token: flops_lib.OfToken, row_ids) -> float:
+    return flops_lib.rows(of_token, corpus.lengths[row_ids] - 1)
 
   c, length = config.proxy, corpus.max_length
   proxy, every = architecture.make(c.model), corpus.rows_of("train")
   scored = sample.rows(corpus, config.score.share, config.score.seed)
   mine = training.in_sample(config, corpus, scored)
   found = {
-    "full": _total(both, corpus, every),
-    "sample": _total(both, corpus, scored[mine]),
-    "test": _total(both, corpus, scored[~mine]),
+    "full": total(both, every),
+    "sample": total(both, scored[mine]),
+    "test": total(both, scored[~mine]),
     "train": 3 * proxy.body_flops(length) * inputs["model"].counts["tokens"],
-    "score": _total(proxy.body_flops, corpus, every),
+    "score": total(proxy.body_flops, every),
   }
   way = found["sample"] + found["train"] + found["score"]
   return found | {"share_of_full": way / found["full"]}
 
 
-def _arch(config, source: score_stage.Source, role: str):
-  if source.path:
-    return hub.load_architecture(hub.resolve(source.path, source.revision))
-  return architecture.make(config[role].model)
-
-
-def _total(
-  of_token: Callable[[int], float], corpus: Corpus, row_ids: np.ndarray
-) -> float:
-  """FLOPs of a forward pass over rows."""
-  lengths, counts = np.unique(corpus.lengths[row_ids] - 1, return_counts=True)
-  by_row = [int(n) * of_token(int(n)) for n in lengths]
-  return float(np.dot(by_row, counts))
+def parts(found: Mapping[str, float]) -> dict[str, float | None]:
+  """`flops` of method proxy, as other stages say what they took."""
+  names = {
+    "sample": "scoring of the proxy's sample",
+    "train": "training of proxy",
+    "score": "scoring by proxy",
+  }
+  return {told: found.get(name) for name, told in names.items()}
 
 
 def in_words(found: Mapping[str, float]) -> str:

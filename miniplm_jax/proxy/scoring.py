@@ -16,6 +16,7 @@ from miniplm_jax.score import stage as score_stage
 from miniplm_jax.score import table
 from miniplm_jax.score.units import units_of
 from miniplm_jax.score.work import Table, Worker
+from miniplm_jax.trainer import flops as flops_lib
 from miniplm_jax.trainer import training_job
 
 
@@ -62,5 +63,9 @@ def run(
   flops = cost.flops(config, workdir, corpus, inputs)
   say(STAGE, fidelity.in_words(report))
   say(STAGE, cost.in_words(flops))
-  made["details"] |= {"fidelity": report, "flops_compared": flops}
+  made["details"] |= {
+    "fidelity": report,
+    "flops_compared": flops,
+    flops_lib.OFFLINE: cost.parts(flops),
+  }
   return made

@@ -75,11 +75,24 @@ def verdict(config, inputs: Inputs) -> str:
   told = (
     f"{best} won: held-out loss {loss[best]:.4f} against "
     f"{loss[second]:.4f} of {second}, {gap:.4f} nats "
-    f"({gap / loss[second]:.2%}) lower at {config.train.steps:,} equal steps"
+    f"({gap / loss[second]:.2%}) lower {_at_equal(inputs, best, second)}"
   )
   if gap < 0.01:
     return f"{told}. One seed: a difference this small says little by itself."
   return f"{told} (one seed)."
+
+
+def _at_equal(inputs: Inputs, best: str, second: str) -> str:
+  """What the two have in common: steps, FLOPs, or nothing."""
+  pair = [inputs[f"{method} training"] for method in (best, second)]
+  steps = [made.counts["steps"] for made in pair]
+  spent = [made.details["train_flops"] for made in pair]
+  both = f"{steps[0]:,} and {steps[1]:,} steps"
+  if max(spent) <= 1.01 * min(spent):
+    if steps[0] == steps[1]:
+      return f"at {steps[0]:,} equal steps"
+    return f"at equal FLOPs of training ({both})"
+  return f"at {both}, {spent[0]:.3g} and {spent[1]:.3g} FLOPs of training"
 
 
 def ignored(config) -> str:
@@ -119,7 +132,7 @@ def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
     ),
   ):
     figure, ax = page.axes(title, "steps", unit)
-    for colour, method in zip(page.COLOURS, methods(config)):
+    for line, method in zip(page.LINES, methods(config)):
       folder = workdir.student(for_method(config, method).student) / "metrics"
       lines = [m for m in metrics.read(folder) if key in m]
       if not lines:
@@ -133,7 +146,7 @@ def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
       ax.plot(
         steps,
         values,
-        color=colour,
+        **line,
         label=method,
         lw=1.5,
         marker="o" if key == "eval/loss" else None,

@@ -44,9 +44,11 @@ def jobs(config, workdir: Workdir) -> list[Job]:
 
 
 def _run(config, workdir: Workdir, inputs):
+  import dataclasses
+
   from miniplm_jax.core import files, page
   from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.report import findings
+  from miniplm_jax.report import comparison, findings
   from miniplm_jax.select import card, summary, tables
 
   for name in (*methods(config), *roles_with_model(config)):
@@ -54,7 +56,10 @@ def _run(config, workdir: Workdir, inputs):
     inputs[f"{name} evaluation"].check_inputs({"model": made})
   table = findings.loss_table(config, inputs)
   verdict = findings.verdict(config, inputs)
-  print("\n" + findings.as_text(table) + "\n" + verdict + "\n", flush=True)
+  compared = comparison.lines(config, workdir, inputs)
+  beside = comparison.table(compared)
+  shown = [findings.as_text(table), findings.as_text(beside), verdict]
+  print("\n" + "\n\n".join(shown) + "\n", flush=True)
 
   corpus = Corpus(inputs["corpus"])
   selection = inputs[f"{config.method} selection"]
@@ -65,6 +70,7 @@ def _run(config, workdir: Workdir, inputs):
   facts = tables.facts(selection, figures)
   found = tables.Findings(selection.path.parent.name, facts, figures)
   body = [
+    comparison.section(config, workdir, compared),
     page.Section(
       "Held-out loss",
       [
@@ -93,6 +99,9 @@ def _run(config, workdir: Workdir, inputs):
         name.removesuffix(" evaluation"): found.details["loss"][ALL]
         for name, found in inputs.items()
         if name.endswith(" evaluation")
+      },
+      "methods": {
+        name: dataclasses.asdict(line) for name, line in compared.items()
       },
     },
   }

@@ -65,11 +65,11 @@ def roles_with_model(config) -> tuple[str, ...]:
 def jobs(config, workdir: Workdir) -> list[Job]:
   """One job a table; they share a pass over the data."""
   made = sources(config, workdir)
-  tables = {}  # by name, from the pass for the merge
+  tables, archs = {}, {}  # by name, from the pass for the merge
 
   def together(inputs):
     wanted = [s for s in made if s.name in inputs]
-    _fill(config, workdir, wanted, inputs, tables)
+    _fill(config, workdir, wanted, inputs, tables, archs)
 
   found = [_imported(config, workdir, s) for s in made if s.scores]
   for source in made:
@@ -78,11 +78,13 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       shared = together
       if not config.run.score_together:
         shared = functools.partial(together)
-      found.append(_scored(config, workdir, source, shared, tables))
+      found.append(_scored(config, workdir, source, shared, tables, archs))
   return found
 
 
-def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
+def _scored(
+  config, workdir: Workdir, source: Source, together, tables, archs
+) -> Job:
   c = config.score
   directory = workdir.scores(source.name)
   return Job(
@@ -104,7 +106,9 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
     f"{source.path or 'trained here'}, {c.dtype}"
     + (", int8 weights" if source.is_int8 else ""),
     together=together,
-    run=lambda inputs: _merge(config, tables[source.name], inputs),
+    run=lambda inputs: _merge(
+      config, tables[source.name], inputs, archs[source.name]
+    ),
   )
 
 
@@ -258,7 +262,12 @@ def scorer_of(config, models, corpus, mesh, dtype: str = "", **what):
 
 
 def _fill(
-  config, workdir: Workdir, wanted: list[Source], inputs: Inputs, tables: dict
+  config,
+  workdir: Workdir,
+  wanted: list[Source],
+  inputs: Inputs,
+  tables: dict,
+  archs: dict,
 ):
   """Scores under all of these models until no part is missing."""
   from miniplm_jax.corpus.store import Corpus
@@ -280,7 +289,7 @@ def _fill(
       from miniplm_jax.score import rounding
 
       model = rounding.rounded(config, workdir, model, corpus, mesh, facts)
-    models[source.name] = model
+    models[source.name], archs[source.name] = model, model.arch
     tables[source.name] = Table(source.name, directory, facts)
   filled = [tables[source.name] for source in wanted]
   scorer = scorer_of(config, models, corpus, mesh)
@@ -288,11 +297,22 @@ def _fill(
   Worker(scorer, units, filled, run).fill()
 
 
-def _merge(config, filled, inputs) -> dict:
+def _merge(config, filled, inputs, arch=None) -> dict:
+  """`merge` of a table of its own; `arch` is unknown of imported scores."""
+  import numpy as np
+
   from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.trainer import flops
 
   corpus = Corpus(inputs["corpus"])
-  return merge(config, filled, corpus, units_to_score(config, corpus))
+  units = units_to_score(config, corpus)
+  made = merge(config, filled, corpus, units)
+  total = None
+  if arch:
+    row_ids = np.concatenate([unit.rows for unit in units])
+    total = flops.rows(arch.forward_flops, corpus.lengths[row_ids] - 1)
+  made["details"][flops.OFFLINE] = {f"scoring by {filled.model}": total}
+  return made
 
 
 def merge(config, filled, corpus, units) -> dict:

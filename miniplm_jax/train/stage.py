@@ -4,13 +4,14 @@ import functools
 
 from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core.job import Job
-from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
+from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 from miniplm_jax.distill.objectives import OBJECTIVES
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.models import architecture
 from miniplm_jax.score import stage as score_stage
 from miniplm_jax.select.stage import kept_rows
-from miniplm_jax.train import warm_start
+from miniplm_jax.seqkd import stage as seqkd_stage
+from miniplm_jax.train import budget, warm_start
 from miniplm_jax.trainer import training_job
 
 STAGE = "train"
@@ -24,19 +25,23 @@ def jobs(config, workdir: Workdir) -> list[Job]:
 def _job(config, workdir: Workdir, names) -> Job:
   plan = OBJECTIVES[names.objective](config, workdir, names)
   source = warm_start.source(config)
+  arch = architecture.make(config.student.model)
+  train = budget.schedule(config, arch, plan.token_flops)
+  generated = seqkd_stage.corpus_inputs(config, workdir, names)
   return training_job.make(
     stage=STAGE,
     config=config,
     workdir=workdir,
     directory=workdir.student(names.student),
-    arch=architecture.make(config.student.model),
-    train=config.train,
+    arch=arch,
+    train=train,
     rows=f"selection {names.selection}",
     row_ids=_row_ids,
     inputs={
       **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,
       **({"init": score_stage.weights_input(source)} if source else {}),
+      **generated,
       **plan.inputs,
     },
     begin=source and functools.partial(warm_start.load, source),
@@ -44,11 +49,15 @@ def _job(config, workdir: Workdir, names) -> Job:
     objective=plan.make,
     settings=plan.settings,
     token_flops=plan.token_flops,
+    told=budget.in_words(config, train),
+    offline=budget.offline(
+      config, workdir, names, {**generated, **plan.inputs}
+    ),
   )
 
 
 def _row_ids(corpus, inputs):
-  """The kept rows; a converted corpus has no others to train on."""
-  if CONVERTED in inputs:
+  """The kept rows; a corpus of the student's own has no others to train on."""
+  if CONVERTED in inputs or GENERATED in inputs:
     return corpus.rows_of("train")
   return kept_rows(inputs["selection"])

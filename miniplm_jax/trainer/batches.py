@@ -1,12 +1,17 @@
 """Batches as a function of (rows, seed, step): nothing to save or restore."""
 
-from collections.abc import Iterator
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
+from miniplm_jax.config import weight_of
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.store import Corpus, pad
 
 Batch = dict[str, Any]
@@ -31,6 +36,77 @@ class _Rows(grain.sources.RandomAccessDataSource):
     return f"_Rows({len(self)})"
 
 
+class _Interleaved(grain.transforms.DatasetSelectionMap):
+  """Which data set an element is of, and which of its elements: exact."""
+
+  def __init__(self, shares: Sequence[int]):
+    self._shares = shares
+
+  def __len__(self):
+    return sys.maxsize
+
+  def __getitem__(self, i):
+    # Of the first n elements ⌊n·share⌋ or one more are of each data set. One
+    # after the other takes its elements out of those that the last ones left.
+    first, after, left = i, i + 1, sum(self._shares)
+    for data, share in enumerate(self._shares):
+      kept_first = first * (left - share) // left
+      kept_after = after * (left - share) // left
+      if after - kept_after > first - kept_first:  # element i is among them
+        return data, first - kept_first
+      first, after, left = kept_first, kept_after, left - share
+    raise AssertionError(i)
+
+
+def by_domain(
+  corpus: Corpus, row_ids: np.ndarray, weights: Sequence[str]
+) -> list[tuple[str, np.ndarray, Fraction]]:
+  """Rows by domain, with each domain's share of the batches.
+
+  Args:
+    corpus: the rows.
+    row_ids: int64 [n].
+    weights: as train.domain_weights; domains that are not named have 1.
+
+  Returns:
+    (domain, its rows in the given order, rows × weight as a share of all),
+    by name, without those of weight 0.
+
+  Raises:
+    UserError: a domain has no rows, or nothing is left.
+  """
+  wanted = dict(map(weight_of, weights))
+  where = f"train.domain_weights, corpus {corpus.directory}"
+  # Codes: a Python string for each of 50 million rows would take minutes.
+  column = corpus.index["domain"].dictionary_encode().unify_dictionaries()
+  codes = np.concatenate([np.asarray(c.indices) for c in column.chunks])
+  codes = codes[row_ids]
+  every = column.chunk(0).dictionary.to_pylist()
+  code_of = {every[code]: code for code in np.unique(codes)}
+  names = sorted(code_of)
+  if unknown := sorted(wanted.keys() - set(names)):
+    there = ", ".join(names)
+    there = there if len(there) <= 400 else f"{there[:400]}…"
+    raise UserError(
+      f"no row to train on is of domain {unknown[0]}",
+      where,
+      f"choose from {there}",
+    )
+  found = [(name, row_ids[codes == code_of[name]]) for name in names]
+  parts = [len(rows) * wanted.get(name, Fraction(1)) for name, rows in found]
+  if not (total := sum(parts)):
+    raise UserError("every domain has weight 0", where, "leave one")
+  return [(*each, part / total) for each, part in zip(found, parts) if part]
+
+
+def _rows(corpus, row_ids, seed, shuffle) -> grain.MapDataset:
+  """Rows without end; every epoch is shuffled anew, or in the given order."""
+  data = grain.MapDataset.source(_Rows(corpus, row_ids))
+  if shuffle:
+    data = data.seed(seed).shuffle()
+  return data.repeat()
+
+
 def stream(
   corpus: Corpus,
   row_ids: np.ndarray,
@@ -40,6 +116,7 @@ def stream(
   steps: int,
   seed: int,
   shuffle: bool,
+  domain_weights: Sequence[str] = (),
 ) -> Iterator[Batch]:
   """This process's share of batches first_step … steps − 1.
 
@@ -47,19 +124,37 @@ def stream(
   are the same for any number of them. Rows are repeated, and shuffled anew,
   as often as the steps need.
 
+  With `domain_weights` every domain is such a stream of its own, and they are
+  interleaved: among the first n rows, for any n, each has its share of
+  `by_domain`, to within as many rows as there are domains.
+
   Yields:
     `tokens` int32 [b, max_length + 1], `length` int32 [b], `row_id` int64
     [b], with b = batch_size / processes.
   """
-  data = grain.MapDataset.source(_Rows(corpus, row_ids))
-  if shuffle:
-    data = data.seed(seed).shuffle()
-  data = data.repeat()
+  if domain_weights:
+    parts = by_domain(corpus, row_ids, domain_weights)
+    shares = [share for *_, share in parts]
+    unit = math.lcm(*(share.denominator for share in shares))
+    data = grain.MapDataset.select_from_datasets(
+      [
+        _rows(corpus, rows, _seed_of(seed, i), shuffle)
+        for i, (_, rows, _) in enumerate(parts)
+      ],
+      _Interleaved([int(share * unit) for share in shares]),
+    )
+  else:
+    data = _rows(corpus, row_ids, seed, shuffle)
   data = data[: steps * batch_size]
   data = data[jax.process_index() :: jax.process_count()]
   data = data.batch(batch_size // jax.process_count())
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
   return iter(data[first_step:].to_iter_dataset(options))
+
+
+def _seed_of(seed: int, i: int) -> int:
+  """Of domain i: two of one size must not be shuffled alike."""
+  return int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
 
 
 def take(

@@ -1,30 +1,49 @@
 """Checkpoints: the one place that imports orbax.
 
 Checkpoint N holds the state after N batches; the data position is N, so
-nothing else has to be saved.
+nothing else has to be saved. It also holds a checksum of every array: what is
+stored has none, so a flipped bit would be read as another weight.
 """
 
 import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from miniplm_jax.core import hosts
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.progress import say
+
+_policies = ocp.checkpoint_managers
 
 
 class Checkpoints:
   """The checkpoints of one training run."""
 
-  def __init__(self, directory: epath.Path, keep: int | None):
-    """Opens or makes `directory`; the newest `keep`, or all, are kept."""
+  def __init__(
+    self, directory: epath.Path, keep: int | None, keep_every: int = 0
+  ):
+    """Opens or makes `directory`.
+
+    Args:
+      directory: of the checkpoints.
+      keep: how many of the newest are kept; None is all.
+      keep_every: steps; those of a multiple of it are kept too. 0 is none.
+    """
     self._directory = directory
+    kept = [_policies.LatestN(keep)]
+    if keep_every:
+      kept.append(_policies.EveryNSteps(keep_every))
     # orbax wants an absolute path
     self._manager = ocp.CheckpointManager(
       directory.resolve(),
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True
+        preservation_policy=_policies.AnyPreservationPolicy(kept),
+        enable_async_checkpointing=True,
       ),
     )
 
@@ -34,7 +53,9 @@ class Checkpoints:
 
   def save(self, step: int, state: Any):
     """Starts saving; `state` may be donated once this returns."""
-    self._manager.save(step, args=ocp.args.StandardSave(_pure(state)))
+    arrays = _pure(state)
+    content = {"state": arrays, "checksums": _checksums(arrays)}
+    self._manager.save(step, args=ocp.args.StandardSave(content))
 
   def restore(self, step: int, state: Any) -> Any:
     """Reads checkpoint `step` into the shapes and shardings of `state`.
@@ -42,26 +63,143 @@ class Checkpoints:
     Args:
       step: a step that `latest` named.
       state: a pytree of ShapeDtypeStructs with shardings.
+
+    Raises:
+      UserError: it is damaged, or that of another model.
     """
-    try:
-      pure = self._manager.restore(
-        step, args=ocp.args.StandardRestore(_pure(state))
-      )
-    except (ValueError, FileNotFoundError, KeyError) as e:
-      raise UserError(
-        f"the checkpoint cannot be read ({e})",
-        str(self._directory / str(step)),
-        "remove it to go on from the one before",
-      ) from e
+    found, why = self._read(step, _pure(state))
+    if why:
+      raise self._unreadable(step, why)
     return jax.tree_util.tree_map_with_path(
-      lambda path, _: functools.reduce(lambda d, k: d[k], _keys(path), pure),
+      lambda path, _: functools.reduce(lambda d, k: d[k], _keys(path), found),
       state,
     )
+
+  def restore_newest(self, name: str, state: Any) -> tuple[int, Any]:
+    """The newest checkpoint that is sound, with its step.
+
+    Newer ones are renamed to broken-STEP, so that their steps can be saved
+    again, and a line says why.
+
+    Args:
+      name: for the log.
+      state: as in `restore`.
+
+    Returns:
+      (0, None) if there is no checkpoint.
+
+    Raises:
+      UserError: there are checkpoints, but none is sound. None is touched:
+        it may be the code or the config that does not fit.
+    """
+    broken = []
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        found = self.restore(step, state)
+      except UserError as e:
+        broken.append((step, e))
+        continue
+      for other, why in broken:
+        hosts.agree(functools.partial(self._set_aside, other))
+        say(name, f"warning: skipped checkpoint {other}: {why.what}")
+      if broken:
+        self._manager.reload()
+      return step, found
+    if broken:
+      raise broken[0][1]
+    return 0, None
 
   def close(self):
     """Waits for what is being saved; raises if it failed."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+  def _read(self, step: int, state: Any) -> tuple[Any, str]:
+    """The nested dicts of a checkpoint, or why there are none."""
+    sums = jax.eval_shape(_checksums, state)
+    where = jax.tree.leaves(state)[0].sharding.mesh
+    where = jax.NamedSharding(where, jax.P())
+    sums = jax.tree.map(
+      lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), sums
+    )
+    content, why = None, ""
+    try:
+      # Not through the manager: there every process waits for the others, and
+      # one that fails would be waited for.
+      content = ocp.StandardCheckpointHandler().restore(
+        self._directory.resolve() / str(step) / "default",
+        args=ocp.args.StandardRestore({"state": state, "checksums": sums}),
+      )
+      jax.block_until_ready(content)
+    except Exception as e:  # orbax raises that very class for lost chunks
+      why = f"it cannot be read ({_short(e)})"
+    if _any_process(bool(why)):
+      return None, why or "another process cannot read it"
+    wrong = jax.tree.map(
+      lambda a, b: bool(a != b),
+      *jax.device_get((_checksums(content["state"]), content["checksums"])),
+    )
+    wrong = [
+      "/".join(_keys(path))
+      for path, differs in jax.tree_util.tree_leaves_with_path(wrong)
+      if differs
+    ]
+    if wrong:
+      return None, f"{wrong[0]} is not what was saved (checksum)"
+    return content["state"], ""
+
+  def _unreadable(self, step: int, why: str) -> UserError:
+    return UserError(
+      f"checkpoint {step} cannot be used: {why}",
+      str(self._directory / str(step)),
+      "remove it to go on from the one before, or start over with --force",
+    )
+
+  def _set_aside(self, step: int):
+    aside = self._directory / f"broken-{step}"
+    if aside.exists():
+      aside.rmtree()
+    (self._directory / str(step)).rename(aside)
+
+
+@jax.jit
+def _checksums(arrays: Any) -> Any:
+  """A uint32 of each array's bits, the same however it is sharded.
+
+  Every element is mixed with its index by a bijection and they are added
+  modulo 2³²: any change of one element is seen, any other but for one in 2³².
+  """
+
+  def one(x):
+    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+    index = jnp.zeros((), jnp.uint32)
+    for axis, size in enumerate(x.shape):
+      along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+      index = index * jnp.uint32(size) + along
+    # The finaliser of MurmurHash3, with the index as a seed.
+    mixed = bits ^ (index * jnp.uint32(0x9E3779B1))
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+      mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+    mixed = mixed ^ (mixed >> 16)
+    return jnp.sum(mixed, dtype=jnp.uint32)
+
+  return jax.tree.map(one, arrays)
+
+
+def _any_process(failed: bool) -> bool:
+  """Whether it failed in any process."""
+  if jax.process_count() == 1:
+    return failed
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.process_allgather(np.asarray(failed)).any())
+
+
+def _short(e: Exception) -> str:
+  """The first words of what orbax says, which may be pages."""
+  text = " ".join(f"{type(e).__name__}: {e}".split())
+  return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _pure(state: Any) -> Any:

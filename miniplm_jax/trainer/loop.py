@@ -183,16 +183,17 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
     stack.enter_context(jax.set_mesh(mesh))
     clock = Clock(spec.directory / "metrics")
     stack.callback(clock.close, spec.name)
-    # 1. The state: the newest checkpoint, else a new one from the seed.
+    # 1. The state: the newest sound checkpoint, else a new one from the seed.
     checkpoints = stack.enter_context(
       contextlib.closing(
-        Checkpoints(spec.directory / "checkpoints", run.keep_checkpoints)
+        Checkpoints(
+          spec.directory / "checkpoints", run.keep_checkpoints, run.keep_every
+        )
       )
     )
     abstract = abstract_state(spec.arch, t, mesh, objective.new_model)
-    first = checkpoints.latest() or 0
+    first, state = checkpoints.restore_newest(spec.name, abstract)
     if first:
-      state = checkpoints.restore(first, abstract)
       say(spec.name, f"restored checkpoint {first} of {t.steps} steps")
     else:
       new = functools.partial(_new_state, spec.arch, t, objective.new_model)
@@ -212,6 +213,7 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
       steps=t.steps,
       seed=t.seed,
       shuffle=t.shuffle,
+      domain_weights=t.domain_weights,
     )
     step_fn = step_function(abstract, t, objective, mesh, micro)
     heldout = Heldout(spec, mesh, t.batch_size // micro)
@@ -303,3 +305,10 @@ def _say_size(spec: Run):
     f"{arch.parameters():,} parameters, {t.steps:,} steps of "
     f"{t.batch_size} rows, {epochs:.2f} epochs of {len(spec.row_ids):,} rows",
   )
+  if t.domain_weights:
+    parts = batches.by_domain(spec.corpus, spec.row_ids, t.domain_weights)
+    for name, rows, share in parts:
+      here = float(share * t.steps * t.batch_size / len(rows))
+      say(
+        spec.name, f"{name}: {float(share):.1%} of the rows, {here:.2f} epochs"
+      )

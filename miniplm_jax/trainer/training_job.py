@@ -14,6 +14,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.trainer import flops as flops_lib
 
 
 def make(
@@ -33,6 +34,8 @@ def make(
   token_flops: float = 0.0,
   begin: Callable | None = None,
   export_every: int = 0,
+  told: str = "",
+  offline: Mapping[str, float | None] | None = None,
 ) -> Job:
   """The job; nothing of JAX is touched until it runs.
 
@@ -50,11 +53,15 @@ def make(
     objective: (corpus, mesh, input manifests) → what is minimised; None is
       the next-token loss.
     settings: the objective's, for the manifest.
-    token_flops: of training on one input token; 0 is that of `arch` alone.
+    token_flops: of training on one input token; 0 is the next-token loss.
+    told: about the number of steps, for the summary.
+    offline: FLOPs that were spent for it before, by part, for the manifest.
     begin: (arch, corpus, mesh) → the model to begin with; None draws one.
     export_every: steps between folders hf-<step>; 0 is never.
   """
-  token_flops = token_flops or 3 * arch.forward_flops(config.corpus.max_length)
+  token_flops = token_flops or flops_lib.next_token(
+    arch, config.corpus.max_length
+  )
   tokens = train.steps * train.batch_size * config.corpus.max_length
   flops = token_flops * tokens
   outputs = ["checkpoints", "metrics"] + ["hf"] * export
@@ -74,10 +81,11 @@ def make(
     ),
     summary=f"{arch.parameters():,} parameters "
     f"({arch.non_embedding_parameters():,} without embeddings), "
-    f"{train.steps:,} steps × {train.batch_size} rows × "
+    f"{train.steps:,} steps{told} × {train.batch_size} rows × "
     f"{config.corpus.max_length} = {tokens / 1e9:.3g}B tokens of {rows}, "
     f"learning rate {train.learning_rate:g} after {train.warmup_steps:,} "
-    f"steps, {train.dtype}, {flops:.2e} FLOPs",
+    f"steps, {train.dtype}, {flops:.2e} FLOPs"
+    + ("" if offline is None else f", {flops_lib.in_words(offline)}"),
     run=lambda found: _run(
       stage,
       config,
@@ -90,6 +98,7 @@ def make(
       token_flops,
       begin,
       export_every,
+      offline,
       found,
     ),
   )
@@ -107,6 +116,7 @@ def _run(
   token_flops,
   begin,
   export_every,
+  offline,
   inputs,
 ) -> Mapping[str, Any]:
   from miniplm_jax.corpus.store import open_corpus
@@ -155,7 +165,10 @@ def _run(
       "parameters": arch.parameters(),
     },
     "files": described,
-    "details": {"train_flops": token_flops * train.steps * step_tokens},
+    "details": {
+      "train_flops": token_flops * train.steps * step_tokens,
+      **({} if offline is None else {flops_lib.OFFLINE: dict(offline)}),
+    },
   }
 
 

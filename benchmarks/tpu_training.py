@@ -1,0 +1,122 @@
+"""What training would take on TPUs, compiled for them without having one.
+
+  python -m benchmarks.tpu_training [--slices=v5e:4x4] [--out=FILE.md]
+
+Compiles the training steps of full-size students with libtpu at the paper's
+global batch, weights split over all chips, and writes a table. Nothing is
+run: memory, FLOPs and collectives are the compiled program's, times are
+predictions. A program takes one to four minutes; with --cache those that
+have not changed since the last time are not compiled again.
+"""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import shlex
+import sys
+
+import jax.numpy as jnp
+from absl import app, flags
+from etils import epath
+
+from miniplm_jax import config as config_lib
+from miniplm_jax.core import files
+from miniplm_jax.core.page import markdown_table
+from miniplm_jax.models import architecture
+from miniplm_jax.plan import forecast, programs, table, topology
+from miniplm_jax.trainer.objective import NextToken
+
+_STUDENTS = flags.DEFINE_list(
+  "students", ["qwen-200m", "qwen-500m", "qwen-1.2b"], "Presets to train."
+)
+_TEACHER = flags.DEFINE_string("teacher", "qwen1.5-1.8b", "Of vanilla_kd.")
+_METHODS = flags.DEFINE_list("methods", ["pretrain"], "How.")
+_SLICES = flags.DEFINE_list(
+  "slices", ["v5e:4x4", "v5p:2x2x2", "v6e:4x4"], "To compile for."
+)
+_LENGTH = flags.DEFINE_integer("length", 1024, "Inputs of a row.", 2)
+_ROWS = flags.DEFINE_integer(
+  "per_device_batch_size", 8, "Rows that a chip takes at a time.", 1
+)
+_REMAT = flags.DEFINE_string("remat", "full", "What the backward pass keeps.")
+_CACHE = flags.DEFINE_string("cache", "", "A folder of earlier results.")
+_OUT = flags.DEFINE_string("out", "docs/tpu_training.md", "The table.")
+
+
+def _objective(method: str, train, mesh):
+  """What a method minimises, and its FLOPs beside the student's."""
+  del mesh
+  if method != "pretrain":
+    raise app.UsageError(f"method {method}: choose pretrain")
+  return NextToken(train, 0, _REMAT.value), 0
+
+
+def _line(student: str, method: str, name: str) -> list[str]:
+  """The table's line of one program."""
+  train, length = config_lib.default().train, _LENGTH.value
+  mesh = topology.mesh(name, 1, -1, 1)
+  arch = architecture.make(architecture.PRESETS[student])
+  objective, more_flops = _objective(method, train, mesh)
+  lowered = programs.training(arch, mesh, train, objective, _ROWS.value, length)
+  compiler = f"{importlib.metadata.version('libtpu')} {name} "
+  known = hashlib.sha256((compiler + lowered.as_text()).encode())
+  path = epath.Path(_CACHE.value) / f"{known.hexdigest()}.json"
+  if _CACHE.value and path.exists():
+    return json.loads(path.read_text())
+  tokens = train.batch_size * length
+  flops = (3 * arch.forward_flops(length) + more_flops) * tokens
+  try:
+    found = forecast.compiled(
+      lowered, arch, mesh, _ROWS.value, tokens, flops, jnp.bfloat16
+    )
+  except programs.DoesNotFitError as e:
+    return [student, method, name, e.what]
+  line = [student, method, *table.cells(name, mesh, found)]
+  if _CACHE.value:
+    files.write_bytes(path, json.dumps(line).encode())
+  return line
+
+
+def main(argv):
+  """Compiles, prints and writes."""
+  del argv
+  topology.prepare()
+  lines = []
+  for name in _SLICES.value:
+    for method in _METHODS.value:
+      for student in _STUDENTS.value:
+        lines.append(_line(student, method, name))
+        print(" | ".join(lines[-1]), flush=True)
+  versions = ", ".join(
+    f"{p} {importlib.metadata.version(p)}" for p in ("jax", "libtpu")
+  )
+  arguments = "".join(f" {shlex.quote(a)}" for a in sys.argv[1:])
+  train = config_lib.default().train
+  text = f"""# Training on TPU, predicted
+
+One step of {train.batch_size} rows of {_LENGTH.value:,} tokens (the paper's \
+global batch), bfloat16 over float32 weights, remat `{_REMAT.value}`, weights \
+and batch split over all chips. `vanilla_kd` has the teacher {_TEACHER.value} \
+in the same step. Compiled for these slices with no TPU at hand; **nothing \
+here was measured**. Memory, FLOPs and collectives are those of the compiled \
+program, on one chip; every time, and what follows from it, is predicted from \
+the program's text (`miniplm_jax/plan/estimate.py`).
+
+{versions}, {datetime.date.today()}, \
+`python -m benchmarks.tpu_training{arguments}`.
+
+{markdown_table(("student", "method", *table.HEADER), lines)}
+
+Compiled FLOPs lie above the model's because the backward pass computes the \
+layers again. A step takes what the slower of computation and collectives \
+does; "alone" are collectives beside which nothing is scheduled, and the step \
+is that much longer if the chip waits for them. Attention that XLA compiles, \
+as here, the estimator overstates, most at head size 64; for how far to trust \
+the times see [Scoring on TPU](tpu_scoring.md).
+"""
+  files.write_bytes(epath.Path(_OUT.value), text.encode())
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,1 @@
+"""SeqKD: rows that the teacher goes on with, for a student to train on."""

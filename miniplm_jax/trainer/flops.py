@@ -1,0 +1,152 @@
+"""FLOPs in closed form: of models, of the objectives, of what comes before.
+
+A matmul weight takes 2 FLOPs a token and attention what
+`Architecture.mixing_flops` says; norms, activations, the softmax and the
+optimiser are left out, as is customary (arXiv 2001.08361, section 2.1;
+2204.02311, appendix B). The backward pass takes twice the forward pass, so
+training 3 of it. What rematerialisation computes again is how a run goes, not
+what it asks for, and is not counted. F_s and F_t: the forward pass of student
+and teacher over one token of a row.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.models.architecture import Architecture
+
+# The key of a manifest's details: FLOPs by what they were spent on, in words.
+OFFLINE = "offline_flops"
+OfToken = Callable[[int], float]
+
+
+def row(arch: Architecture, length: int, heads: int | None = None) -> float:
+  """A forward pass over a row of `length` inputs.
+
+  Args:
+    arch: shape of the model.
+    length: inputs of the row.
+    heads: positions of which logits are made; None is all.
+  """
+  heads = length if heads is None else heads
+  head = 2 * arch.vocab_size * arch.hidden_size
+  return length * arch.body_flops(length) + heads * head
+
+
+def rows(of_token: OfToken, lengths: Iterable[int]) -> float:
+  """Forward passes over rows without their padding.
+
+  Args:
+    of_token: length of a row → FLOPs of one of its tokens.
+    lengths: inputs of each row.
+  """
+  import numpy as np
+
+  values, counts = np.unique(lengths, return_counts=True)
+  by_row = [int(n) * of_token(int(n)) for n in values]
+  return float(np.dot(by_row, counts))
+
+
+def generation(arch: Architecture, prompt: int, new: int) -> float:
+  """A row's generation with a cache: prefill, then a token at a time.
+
+  Token i attends to the i before it, so together they attend to as much as in
+  one pass over the whole row. Logits are made of the prompt's last position
+  and of each new token but the last, which nothing follows.
+
+  Args:
+    arch: shape of the model.
+    prompt: tokens of the prompt, at least 1.
+    new: tokens that are made.
+  """
+  return row(arch, prompt + new - 1, heads=new) if new else 0.0
+
+
+def next_token(student: Architecture, length: int) -> float:
+  """3·F_s: forward and backward pass over an input token (arXiv 2001.08361).
+
+  Also of `seqkd` and `sparse_kd`, whose teacher spoke before the training.
+  """
+  return 3.0 * student.forward_flops(length)
+
+
+def vanilla_kd(
+  student: Architecture, teacher: Architecture, length: int
+) -> float:
+  """3·F_s + F_t: the teacher reads the batch too (paper, section 3.1)."""
+  return next_token(student, length) + teacher.forward_flops(length)
+
+
+def token_selection(student: Architecture, length: int) -> float:
+  """4·F_s: a forward pass finds the tokens, another one trains on them."""
+  return next_token(student, length) + student.forward_flops(length)
+
+
+def minillm(
+  student: Architecture, teacher: Architecture, prompt: int, new: int
+) -> float:
+  """Of an input token when rows are sampled, judged and learnt from.
+
+  Of a row: student and teacher generate it together (arXiv 2306.08543,
+  section 2.2) and what the teacher saw is kept, so that only its head is
+  taken once more; the student trains on the sample, where both parts of the
+  gradient have logits of their own, of the new tokens alone; and on a given
+  row of the same length by the next-token loss.
+
+  Args:
+    student: its shape.
+    teacher: its shape.
+    prompt: tokens that are given.
+    new: tokens that are sampled; `prompt + new` make a row.
+  """
+  length = prompt + new
+  total = generation(student, prompt, new) + generation(teacher, prompt, new)
+  total += row(teacher, 0, new)
+  total += 3 * (row(student, length, new) + row(student, 0, new))
+  return total / length + next_token(student, length)
+
+
+def paper_steps(
+  method: str, steps: float, student: float, teacher: float
+) -> float:
+  """Steps of equal FLOPs as the paper counts them, by parameters alone.
+
+  A forward pass takes 2·N, training 6·N. MiniLLM samples from the mixture of
+  student and teacher, so both do one pass more [inferred from 4·N_s + 2·N_t].
+
+  Args:
+    method: "vanilla_kd" or "minillm".
+    steps: T, of plain pre-training.
+    student: N_s, its parameters.
+    teacher: N_t, its parameters.
+  """
+  cost = {
+    "vanilla_kd": 3 * student + teacher,
+    "minillm": 4 * student + 2 * teacher,
+  }
+  return 3 * student * steps / cost[method]
+
+
+def spent(made: Mapping[str, Manifest | None]) -> dict[str, float | None]:
+  """What was spent offline, by part in words; None is not known.
+
+  Args:
+    made: manifests by name; None is one that is not there.
+  """
+  found = {}
+  for name, manifest in made.items():
+    parts = manifest.details.get(OFFLINE) if manifest else None
+    found |= {name: None} if parts is None else parts
+  return found
+
+
+def in_words(parts: Mapping[str, float | None]) -> str:
+  """`spent` for a line of the log."""
+  if not parts:
+    return "nothing before it"
+  told = [
+    f"{name} {'not known' if n is None else f'{n:.3g}'}"
+    for name, n in parts.items()
+  ]
+  if None in parts.values() or len(parts) == 1:
+    return f"before it {', '.join(told)}"
+  return f"before it {sum(parts.values()):.3g} ({', '.join(told)})"
