@@ -29,6 +29,10 @@ from miniplm_jax.models.sharding import AXES, BATCH
 # Tokens per tile and device. 1024 × 151,936 float32 logits are 594 MiB.
 TILE = 1024
 
+# The same on CPU, where gradients take the logits of up to so many rows of
+# the head at a time. Each tile adds to the whole gradient of the head once.
+_CPU_TOKENS, _CPU_ROWS = 256, 2048
+
 # (tokens, vocabulary rows) of a tile whose logits are only read. On CPU one
 # that stays in the cache: 2,048 tokens of width 512 take 1.9 s where whole
 # vocabularies take 3.2 s. Rows come first there, so that the softmax adds up
@@ -127,39 +131,32 @@ def weighted_nll(
   y_BxT,
   weight_BxT,
   vocab_size: int | None = None,
-  tile: int = TILE,
+  tile: int | None = None,
 ):
   """Σ weight · −log p(y | h), a float32 scalar.
 
   A weighted sum covers every reduction: the weights say whether it is a mean
   over tokens or MiniPLM's mean of means. Differentiable in `h_BxTxD` and
-  `w_VxD`, not in the weights.
+  `w_VxD`, not in the weights. `tile`: tokens whose logits exist at a time,
+  per device; None is what the platform likes.
   """
   nll_BxT = token_nll(h_BxTxD, w_VxD, y_BxT, vocab_size, weight_BxT != 0)
   return jnp.sum(nll_BxT * weight_BxT)
 
 
 def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tile):
+  is_cpu = sharding.platform() == "cpu"
+  tile = tile or (_CPU_TOKENS if is_cpu else TILE)
+  of_tile = _blocked_gradients if is_cpu else _gradients
+
   def local(h_BxTxD, w_VxD, y_BxT, weight_BxT):
-    dtype = h_BxTxD.dtype
-    full_VxD = _gather(w_VxD, dtype)
+    full_VxD = _gather(w_VxD, h_BxTxD.dtype)
 
     def step(carry, xs):
       loss, dw_VxD = carry
-      h_SxD, y_S, weight_S = xs
-      nll_S, logits_SxV, lse_S, hit_SxV = _tile_nll(
-        h_SxD, full_VxD, y_S, vocab_size
-      )
-      p_SxV = jnp.exp(logits_SxV - lse_S[:, None])
-      dlogits_SxV = ((p_SxV - hit_SxV) * weight_S[:, None]).astype(dtype)
-      dh_SxD = jnp.matmul(
-        dlogits_SxV, full_VxD, preferred_element_type=jnp.float32
-      )
-      dh_SxD = _sum(dh_SxD, "tensor").astype(dtype)
-      dw_VxD += jnp.einsum(
-        "sv,sd->vd", dlogits_SxV, h_SxD, preferred_element_type=jnp.float32
-      )
-      return (loss + jnp.sum(nll_S * weight_S), dw_VxD), dh_SxD
+      nll_S, dh_SxD, dw_VxD = of_tile(*xs, full_VxD, dw_VxD, vocab_size)
+      dh_SxD = _sum(dh_SxD, "tensor").astype(h_BxTxD.dtype)
+      return (loss + jnp.sum(nll_S * xs[2]), dw_VxD), dh_SxD
 
     xs = tuple(_tiles(x, tile) for x in (h_BxTxD, y_BxT, weight_BxT))
     zero = jnp.zeros((), jnp.float32), jnp.zeros(full_VxD.shape, jnp.float32)
@@ -243,17 +240,90 @@ def _streamed_nll(h_SxD, w_VxD, y_S, vocab_size, rows):
       jnp.arange(blocks),
     )
   top_S, total_S = add(carry, blocks * rows, count - blocks * rows, has_padding)
+  return _lse(top_S, total_S) - _own(h_SxD, w_VxD, y_S, first)
+
+
+def _gradients(h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size):
+  """NLL, dh and `dw_VxD` with what one tile adds, its logits whole."""
+  nll_S, logits_SxV, lse_S, hit_SxV = _tile_nll(h_SxD, w_VxD, y_S, vocab_size)
+  p_SxV = jnp.exp(logits_SxV - lse_S[:, None])
+  dlogits_SxV = ((p_SxV - hit_SxV) * weight_S[:, None]).astype(h_SxD.dtype)
+  dh_SxD = jnp.matmul(dlogits_SxV, w_VxD, preferred_element_type=jnp.float32)
+  dw_VxD += jnp.einsum(
+    "sv,sd->vd", dlogits_SxV, h_SxD, preferred_element_type=jnp.float32
+  )
+  return nll_S, dh_SxD, dw_VxD
+
+
+def _blocked_gradients(h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size):
+  """The same for CPU: block by block of rows, which stay in the cache.
+
+  The logits are kept between the two passes over the blocks.
+  """
+  count, width = w_VxD.shape
+  rows = max(r for r in range(1, _CPU_ROWS + 1) if count % r == 0)
+  first = jax.lax.axis_index("tensor") * count
+  has_padding = vocab_size not in (None, count * jax.lax.axis_size("tensor"))
+  w_NxRxD = w_VxD.reshape(-1, rows, width)
+  start_N = jnp.arange(len(w_NxRxD)) * rows
+
+  def read(carry, xs):
+    top_S, total_S = carry
+    start, w_RxD = xs
+    logits_RxS = jnp.einsum(
+      "rd,sd->rs", w_RxD, h_SxD, preferred_element_type=jnp.float32
+    )
+    if has_padding:
+      real_R = first + start + jnp.arange(rows) < vocab_size
+      logits_RxS = jnp.where(real_R[:, None], logits_RxS, -jnp.inf)
+    new_S = jnp.maximum(top_S, jnp.max(logits_RxS, 0))
+    total_S *= jnp.exp(top_S - new_S)
+    total_S += jnp.sum(jnp.exp(logits_RxS - new_S[None]), 0)
+    return (new_S, total_S), logits_RxS
+
+  carry = jnp.full(y_S.shape, -1e30), jnp.zeros(y_S.shape)
+  carry, logits_NxRxS = jax.lax.scan(read, carry, (start_N, w_NxRxD))
+  lse_S = _lse(*carry)
+
+  def write(carry, xs):
+    dh_SxD, dw_VxD = carry
+    start, w_RxD, logits_RxS = xs
+    hit_RxS = jnp.arange(rows)[:, None] == (y_S - first - start)[None]
+    p_RxS = jnp.exp(logits_RxS - lse_S[None])
+    dlogits_RxS = ((p_RxS - hit_RxS) * weight_S[None]).astype(h_SxD.dtype)
+    dh_SxD += jnp.einsum(
+      "rs,rd->sd", dlogits_RxS, w_RxD, preferred_element_type=jnp.float32
+    )
+    dw_RxD = jax.lax.dynamic_slice_in_dim(dw_VxD, start, rows)
+    dw_RxD += jnp.matmul(dlogits_RxS, h_SxD, preferred_element_type=jnp.float32)
+    return (
+      dh_SxD,
+      jax.lax.dynamic_update_slice_in_dim(dw_VxD, dw_RxD, start, 0),
+    ), None
+
+  carry = jnp.zeros(h_SxD.shape, jnp.float32), dw_VxD
+  xs = start_N, w_NxRxD, logits_NxRxS
+  (dh_SxD, dw_VxD), _ = jax.lax.scan(write, carry, xs)
+  return lse_S - _own(h_SxD, w_VxD, y_S, first), dh_SxD, dw_VxD
+
+
+def _lse(top_S, total_S):
+  """Log-sum-exp over all rows from this device's maximum and sum."""
   if jax.lax.axis_size("tensor") > 1:
     own_S, top_S = top_S, jax.lax.pmax(top_S, "tensor")
     total_S *= jnp.exp(own_S - top_S)
-  lse_S = top_S + jnp.log(_sum(total_S, "tensor"))
+  return top_S + jnp.log(_sum(total_S, "tensor"))
+
+
+def _own(h_SxD, w_VxD, y_S, first):
+  """The targets' logits."""
   # Rows of other devices are 0; a negative index would wrap around.
-  place_S = jnp.where(y_S >= first, y_S - first, count)
+  place_S = jnp.where(y_S >= first, y_S - first, len(w_VxD))
   w_SxD = w_VxD.at[place_S].get(mode="fill", fill_value=0)
   own_S = jnp.einsum(
     "sd,sd->s", h_SxD, w_SxD, preferred_element_type=jnp.float32
   )
-  return lse_S - _sum(own_S, "tensor")
+  return _sum(own_S, "tensor")
 
 
 def _tile_nll(h_SxD, w_VxD, y_S, vocab_size):

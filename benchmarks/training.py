@@ -1,0 +1,233 @@
+r"""A training step against transformers: the same weights, the same batches.
+
+  python -m benchmarks.training [--vocab=8192,151936] [--turns=4]
+
+A Qwen2 with random weights, hidden 512, 8 layers, 8 heads of 64, FFN 1,408,
+tied head, 2 rows of 512 tokens, float32. Ours is the jitted step of the
+trainer with the next-token loss and AdamW as configured. Theirs is
+Qwen2ForCausalLM with sdpa attention, F.cross_entropy in float32, foreach
+clipping and fused AdamW. Both keep all activations.
+
+Either side has a process of its own with as many threads as there are cores,
+takes two steps to warm up, and then --steps steps a turn, in turns and in both
+orders. What is quoted is the ratio within a turn. CPU seconds are of all
+threads, with those that spin while they wait. Peak memory is VmHWM of the
+whole process, with its imports, loading and compiling, and less what it holds
+after loading its libraries. The losses of all steps are compared, so both
+sides must have the same gradients and the same updates. Needs the `parity`
+extra.
+"""
+
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+import numpy as np
+from absl import app, flags
+from etils import epath
+
+_VOCAB = flags.DEFINE_list("vocab", ["8192", "151936"], "Vocabularies.")
+_TURNS = flags.DEFINE_integer("turns", 4, "Turns of either side.", 1)
+_STEPS = flags.DEFINE_integer("steps", 2, "Steps of a turn.", 1)
+_ROWS, _LENGTH, _WARM_UP = 2, 512, 2
+_SHAPE = {
+  "hidden_size": 512,
+  "num_hidden_layers": 8,
+  "num_attention_heads": 8,
+  "num_key_value_heads": 8,
+  "intermediate_size": 1408,
+  "tie_word_embeddings": True,
+}
+# Weights of this size give a loss well above log V, so that it falls.
+_STD, _RATE = 0.05, 1e-4
+
+
+def _batches(vocab_size: int):
+  """Rows of random ids without an end in them, [B, T + 1]."""
+  rng = np.random.default_rng(0)
+  while True:
+    yield rng.integers(1, vocab_size, (_ROWS, _LENGTH + 1), np.int32)
+
+
+def _section():
+  from miniplm_jax import config
+
+  section = config.default().train
+  with section.unlocked():
+    section.update(
+      batch_size=_ROWS,
+      steps=10**6,
+      learning_rate=_RATE,
+      warmup_steps=0,
+      final_learning_rate_ratio=1.0,
+      dtype="float32",
+    )
+  return section
+
+
+def _ours(model: str):
+  import jax
+
+  from miniplm_jax.models import huggingface, sharding
+  from miniplm_jax.trainer import loop, optimizer
+  from miniplm_jax.trainer.objective import NextToken
+
+  section = _section()
+  mesh = sharding.make_mesh(1, 1, 1)
+  objective = NextToken(section, 0, "none")
+  decoder = huggingface.load(epath.Path(model), mesh)
+  with jax.set_mesh(mesh):
+    abstract = loop.abstract_state(decoder.arch, section, mesh)
+    where = jax.tree.map(lambda s: s.sharding, abstract)
+    init = jax.jit(optimizer.make(section).init, out_shardings=where.opt_state)
+    step = jax.device_put(np.int32(0), where.step)
+    state = loop.State(step, decoder, init(decoder))
+    del decoder  # or it would be held beside the state that replaces it
+    step_fn = loop.step_function(abstract, section, objective, mesh, 1)
+
+  def run(tokens) -> float:
+    nonlocal state
+    batch = {"tokens": tokens, "length": np.full(_ROWS, _LENGTH + 1, np.int32)}
+    with jax.set_mesh(mesh):
+      state, found = step_fn(state, sharding.put_batch(batch, mesh))
+    jax.block_until_ready(state)
+    return float(found["train/loss"])
+
+  return run
+
+
+def _theirs(model: str):
+  import torch
+  import transformers
+  from torch.nn import functional
+
+  section = _section()
+  torch.set_num_threads(multiprocessing.cpu_count())
+  decoder = transformers.AutoModelForCausalLM.from_pretrained(
+    model, dtype=torch.float32, attn_implementation="sdpa"
+  ).train()
+  adamw = torch.optim.AdamW(
+    decoder.parameters(),
+    lr=section.learning_rate,
+    betas=(section.beta1, section.beta2),
+    eps=section.epsilon,
+    weight_decay=section.weight_decay,
+    fused=True,
+  )
+
+  def run(tokens) -> float:
+    tokens = torch.from_numpy(tokens).long()
+    logits = decoder(tokens[:, :-1], use_cache=False).logits
+    loss = functional.cross_entropy(
+      logits.flatten(0, 1).float(), tokens[:, 1:].flatten()
+    )
+    del logits
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(
+      decoder.parameters(), section.clip_norm, foreach=True
+    )
+    adamw.step()
+    adamw.zero_grad(set_to_none=True)
+    return loss.item()
+
+  return run
+
+
+def _gib(field: str) -> float:
+  """A size of this process, from Linux."""
+  with open("/proc/self/status") as status:
+    for line in status:
+      if line.startswith(field):
+        return int(line.split()[1]) / 2**20
+  raise ValueError(field)
+
+
+def _serve(pipe, command_line, make, model, vocab_size):
+  """One side's process: takes steps when it is told to."""
+  flags.FLAGS(command_line)
+  if make is _ours:
+    import jax
+
+    jax.devices()
+  else:
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+  before = _gib("VmRSS")
+  run, batches = make(model), _batches(vocab_size)
+  pipe.send([run(next(batches)) for _ in range(_WARM_UP)])
+  while pipe.recv():
+    here = [next(batches) for _ in range(_STEPS.value)]
+    start, busy = time.perf_counter(), time.process_time()
+    losses = [run(tokens) for tokens in here]
+    wall = (time.perf_counter() - start) / _STEPS.value
+    busy = (time.process_time() - busy) / _STEPS.value
+    pipe.send((wall, busy, losses))
+  peak = _gib("VmHWM")
+  pipe.send((peak, peak - before))
+
+
+def main(argv: list[str]):
+  """Prints what both sides take for each vocabulary."""
+  del argv
+  import transformers
+
+  print(f"{multiprocessing.cpu_count()} cores, {_TURNS.value} turns")
+  for vocab_size in map(int, _VOCAB.value):
+    with tempfile.TemporaryDirectory() as model:
+      config = transformers.Qwen2Config(
+        vocab_size=vocab_size, initializer_range=_STD, **_SHAPE
+      )
+      transformers.Qwen2ForCausalLM(config).save_pretrained(model)
+      _compare(model, vocab_size)
+
+
+def _compare(model: str, vocab_size: int):
+  context = multiprocessing.get_context("spawn")
+  pipes, losses, walls, busy, memory = {}, {}, {}, {}, {}
+  for name, make in (("ours", _ours), ("torch", _theirs)):
+    pipes[name], theirs = context.Pipe()
+    context.Process(
+      target=_serve,
+      args=(theirs, sys.argv, make, model, vocab_size),
+      daemon=True,
+    ).start()
+    theirs.close()  # or recv would wait for one that died
+    losses[name] = pipes[name].recv()
+    walls[name], busy[name] = [], []
+  load = os.getloadavg()[0]
+  for turn in range(_TURNS.value):
+    for name in list(pipes)[:: -1 if turn % 2 else 1]:
+      pipes[name].send(True)
+      seconds, cpu, found = pipes[name].recv()
+      walls[name].append(seconds)
+      busy[name].append(cpu)
+      losses[name] += found
+  for name, pipe in pipes.items():
+    pipe.send(False)
+    memory[name] = pipe.recv()
+    print(
+      f"vocabulary {vocab_size:,}, {name:5}: "
+      f"{statistics.median(walls[name]):.2f} s a step "
+      f"({min(walls[name]):.2f} to {max(walls[name]):.2f}), "
+      f"{statistics.median(busy[name]):.2f} CPU s, peak "
+      f"{memory[name][0]:.2f} GiB, {memory[name][1]:.2f} without libraries"
+    )
+  ratios = [b / a for a, b in zip(walls["ours"], walls["torch"])]
+  off = np.abs(np.subtract(losses["ours"], losses["torch"]))
+  whole, own = np.divide(memory["ours"], memory["torch"])
+  print(
+    f"vocabulary {vocab_size:,}: ours is {statistics.median(ratios):.2f} × as "
+    f"fast ({min(ratios):.2f} to {max(ratios):.2f}) in {whole:.2f} × the "
+    f"memory ({own:.2f} × without libraries); loss from "
+    f"{losses['torch'][0]:.4f} to {losses['torch'][-1]:.4f}, differs by "
+    f"{off[0]:.1e} at step 1 and {off.max():.1e} at most; load before "
+    f"{load:.1f}",
+    flush=True,
+  )
+
+
+if __name__ == "__main__":
+  app.run(main)
