@@ -88,12 +88,12 @@ def sections(small: ConfigDict, train: Callable[..., ConfigDict]):
 
 def rules(config, among, at_least):
   """Rules as those of `config_rules`, and the makers of two kinds of them."""
-  yield from _model_rules(config)
   yield from _proxy_rules(config)
   yield from _seqkd_rules(config, among, at_least)
   yield from _kd_rules(config, among)
   yield from _minillm_rules(config)
   yield from _logits_rules(config, among, at_least)
+  yield from _model_rules(config)
 
 
 def _model_rules(config):

@@ -104,7 +104,7 @@ def arrays(directory, step: int) -> dict[str, np.ndarray]:
 def lines(directory) -> list[dict[str, float]]:
   """The metrics, without what the clock says."""
   found = metrics_lib.read(epath.Path(directory) / "metrics")
-  clock = ("train/tokens_per_second", "train/mfu")
+  clock = metrics_lib.OF_THE_CLOCK
   return [{k: v for k, v in m.items() if k not in clock} for m in found]
 
 
