@@ -23,6 +23,7 @@ from etils import epath
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import files
 from miniplm_jax.core.page import markdown_table
+from miniplm_jax.distill.vanilla_kd import SoftLabels
 from miniplm_jax.models import architecture
 from miniplm_jax.plan import forecast, programs, table, topology
 from miniplm_jax.trainer.objective import NextToken
@@ -31,7 +32,9 @@ _STUDENTS = flags.DEFINE_list(
   "students", ["qwen-200m", "qwen-500m", "qwen-1.2b"], "Presets to train."
 )
 _TEACHER = flags.DEFINE_string("teacher", "qwen1.5-1.8b", "Of vanilla_kd.")
-_METHODS = flags.DEFINE_list("methods", ["pretrain"], "How.")
+_METHODS = flags.DEFINE_list(
+  "methods", ["pretrain", "vanilla_kd"], "Of these two."
+)
 _SLICES = flags.DEFINE_list(
   "slices", ["v5e:4x4", "v5p:2x2x2", "v6e:4x4"], "To compile for."
 )
@@ -46,10 +49,13 @@ _OUT = flags.DEFINE_string("out", "docs/tpu_training.md", "The table.")
 
 def _objective(method: str, train, mesh):
   """What a method minimises, and its FLOPs beside the student's."""
-  del mesh
-  if method != "pretrain":
-    raise app.UsageError(f"method {method}: choose pretrain")
-  return NextToken(train, 0, _REMAT.value), 0
+  if method == "pretrain":
+    return NextToken(train, 0, _REMAT.value), 0
+  arch = architecture.make(architecture.PRESETS[_TEACHER.value])
+  teacher = programs.weights(arch, mesh, jnp.dtype(train.dtype))
+  kd = config_lib.default().kd
+  objective = SoftLabels(train, 0, _REMAT.value, teacher, kd)
+  return objective, arch.forward_flops(_LENGTH.value)
 
 
 def _line(student: str, method: str, name: str) -> list[str]:
