@@ -26,7 +26,7 @@ from miniplm_jax.trainer import batches, loop, optimizer
 from miniplm_jax.trainer.objective import NextToken
 
 # Every way of training is killed and must come out the same.
-METHODS_TO_KILL = ("pretrain",)
+METHODS_TO_KILL = ("pretrain", "vanilla_kd", "miniplm_kd")
 
 
 @pytest.fixture(scope="module")
@@ -406,6 +406,7 @@ def test_kill_9_leaves_no_trace(finished, tmp_path, method):
     f"--config.method={method}",
     "--stages=select,train",
     "--config.train.steps=40",
+    "--config.equal_flops=False",
     "--config.run.checkpoint_every=5",
     "--config.run.keep_checkpoints=8",
     "--config.run.eval_every=1",  # longer steps: time to be killed in
