@@ -435,9 +435,9 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
     (["--config.minillm.lm_weight=-1"], "minillm.lm_weight is -1"),
     (
       ["--config.student.tokenizer=x", "--config.student.eos_token=y"],
-      "needs the teacher's tokens",
+      "needs the corpus's tokens",
     ),
-    ([f"--config.teacher.scores={tmp_path}/scores.npy"], "runs the teacher"),
+    ([f"--config.teacher.scores={tmp_path}/scores.npy"], "minillm runs it"),
   ):
     assert words in refused(tmp_path, METHOD, "--dry_run", *arguments)
 

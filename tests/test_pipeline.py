@@ -233,7 +233,7 @@ def test_bad_corpora_are_refused_in_one_line(tmp_path):
     ("--config.select.ratio=1.5", "select.ratio"),
     ("--config.nothing=1", "nothing"),
     ("--stages=tokenise", "tokenise"),
-    ("--config.method=minillm", "minillm"),
+    ("--config.method=magic", "magic"),
     ("--config.workdir=", "workdir"),
     ("--config.train.warmup_steps=99", "warmup_steps"),
     ("--config.select.definition=x", "select.definition"),

@@ -399,8 +399,8 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
     ("sparse_kd.ids=0", "sparse_kd.ids is 0"),
     ("sparse_kd.normalise=True", "counts of samples"),
     ("token_selection.ratio=0", "token_selection.ratio is 0"),
-    (f"teacher.scores={tmp_path}/x.npy", "method sparse_kd runs it"),
-    (f"reference.scores={tmp_path}/x.npy", "method token_selection runs it"),
+    (f"teacher.scores={tmp_path}/x.npy", "sparse_kd runs it"),
+    (f"reference.scores={tmp_path}/x.npy", "token_selection runs it"),
   ):
     done = refused(tmp_path, "--dry_run", *METHODS, f"--config.{argument}")
     assert words in done
