@@ -4,17 +4,15 @@ import dataclasses
 import json
 import pathlib
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import LONG, command, environment, refused, run, weights
+from helpers import LONG, environment, refused, run
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.distill.vanilla_kd import SoftLabels
@@ -237,28 +235,6 @@ def test_both_methods_end_to_end(copy):
     assert made["settings"]["rows"] == f"selection {rows}"
     assert "teacher" in made["inputs"]
     assert (copy / "run" / "students" / student / "hf").exists()
-
-
-def test_kill_9_in_kd_changes_nothing(copy):
-  arguments = KD, LONG
-  student = copy / "run" / "students" / "miniplm_kd"
-  process = subprocess.Popen(
-    command(copy, *arguments, "--stages=train"),
-    env=environment(),
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  for _ in range(1200):
-    if (student / "checkpoints" / "8").exists():
-      break
-    time.sleep(0.05)
-  process.send_signal(signal.SIGKILL)
-  assert process.wait() == -signal.SIGKILL
-  assert not (student / "manifest.json").exists()
-  run(copy, *arguments, "--stages=train,export")
-  killed = weights(copy, "miniplm_kd")
-  run(copy, *arguments, "--stages=train,export", "--force")
-  assert weights(copy, "miniplm_kd") == killed
 
 
 @pytest.mark.parametrize(
