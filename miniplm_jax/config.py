@@ -104,6 +104,7 @@ def _train(**changes) -> ConfigDict:
       "beta2": 0.98,
       "epsilon": 1e-6,
       "clip_norm": 1.0,  # global norm
+      "z_loss": 0.0,  # weight of log² Z beside the next-token loss, as PaLM
       "reduction": "instance_mean",  # or token_mean
       "shuffle": False,  # released code: file order
       # How often a row of a domain is seen, relative to rows of the domains

@@ -160,6 +160,7 @@ def _rules(config):
     yield f"{name}.warmup_steps", t.warmup_steps, good, "give fewer than steps"
     yield among(f"{name}.reduction", t.reduction, _REDUCTIONS)
     yield among(f"{name}.dtype", t.dtype, _DTYPES)
+    yield at_least(f"{name}.z_loss", t.z_loss, 0)
     yield from _weight_rules(f"{name}.domain_weights", t.domain_weights)
 
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from miniplm_jax.methods import methods, uses_generated, uses_proxy
+from miniplm_jax.methods import METHODS, methods, uses_generated, uses_proxy
 
 _DTYPES = ("float32", "bfloat16")
+# Objectives whose kernels have no z-loss.
+_NO_Z = ("soft_labels", "sparse_kd")
 
 
 def sections(small: ConfigDict, train: Callable[..., ConfigDict]):
@@ -115,6 +117,9 @@ def _model_rules(config):
     good = not (role and tokenizer) or method == "seqkd"
     todo = f"give none, or another method: {method} needs the corpus's tokens"
     yield "student.tokenizer", tokenizer, good, todo
+    good = not config.train.z_loss or METHODS[method].objective not in _NO_Z
+    todo = f"give 0: {method} does not have it"
+    yield "train.z_loss", config.train.z_loss, good, todo
 
 
 def _proxy_rules(config):
@@ -145,6 +150,8 @@ def _proxy_rules(config):
   good = not (proxy.from_reference and config.reference.scores)
   todo = "say False: there are scores of the reference, not its weights"
   yield "proxy.from_reference", proxy.from_reference, good, todo
+  value = proxy.train.z_loss
+  yield "proxy.train.z_loss", value, not value, "give 0: it has no logits"
   ranks, todo = config.select.definition, "say --config.method=proxy"
   yield "select.definition", ranks, ranks != "proxy", todo
 

@@ -276,19 +276,22 @@ def test_head_equals_the_dense_one_with_gradients(
     masked = f(h, w, y, mask_BxT=mask)
     np.testing.assert_allclose(masked, jnp.where(mask, wanted, 0), atol=1e-5)
 
-  def ours(h, w):
-    return 3 * head.weighted_nll(h, w, y, weight, None, tile)
+  def ours(h, w, z):
+    return 3 * head.weighted_nll(h, w, y, weight, None, tile, z)
 
-  def dense(h, w):
-    return 3 * jnp.sum(dense_nll(h, w, y) * weight)
+  def dense(h, w, z):
+    log_z = jax.nn.logsumexp(jnp.einsum("btd,vd->btv", h, w), -1)
+    return 3 * jnp.sum((dense_nll(h, w, y) + z * log_z**2) * weight)
 
-  found = jax.jit(jax.value_and_grad(ours, (0, 1)))(h, w)
-  wanted = jax.value_and_grad(dense, (0, 1))(h, w)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-5),
-    found,
-    wanted,
-  )
+  for z in (0.0, 0.1):
+    found = jax.jit(jax.value_and_grad(ours, (0, 1)), static_argnums=2)(h, w, z)
+    wanted = jax.value_and_grad(dense, (0, 1))(h, w, z)
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-5),
+      found,
+      wanted,
+    )
+  assert float(jax.jit(ours, static_argnums=2)(h, w, z)) == found[0]
 
 
 def test_padding_of_the_vocabulary_takes_no_probability(mesh):

@@ -11,6 +11,9 @@ from miniplm_jax.score import stage as score_stage
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.trainer import flops
 
+# The input that a teacher is; a selection has the scores of one as "teacher".
+_WEIGHTS = "teacher_weights"
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -127,11 +130,11 @@ def _teacher(config, workdir, dtype: str):
   source = score_stage.sources(config, workdir)[0]
 
   def read(corpus, mesh, inputs):
-    if "teacher" in inputs:  # trained here
-      inputs["teacher"].check_sizes()
+    if _WEIGHTS in inputs:  # trained here
+      inputs[_WEIGHTS].check_sizes()
     return score_stage.load_checked(source, corpus, mesh, dtype)
 
-  return read, {"teacher": score_stage.weights_input(source)}
+  return read, {_WEIGHTS: score_stage.weights_input(source)}
 
 
 # (config, workdir, names of `config.for_method`) → Plan.

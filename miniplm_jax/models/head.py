@@ -124,7 +124,7 @@ def logits(h_BxD, w_VxD, vocab_size: int):
   return jnp.where(real_V[None], logits_BxV, -jnp.inf)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def weighted_nll(
   h_BxTxD,
   w_VxD,
@@ -132,19 +132,24 @@ def weighted_nll(
   weight_BxT,
   vocab_size: int | None = None,
   tile: int | None = None,
+  z_loss: float = 0.0,
 ):
-  """Σ weight · −log p(y | h), a float32 scalar.
+  """Σ weight · (−log p(y | h) + z_loss · log² Z), a float32 scalar.
 
   A weighted sum covers every reduction: the weights say whether it is a mean
   over tokens or MiniPLM's mean of means. Differentiable in `h_BxTxD` and
   `w_VxD`, not in the weights. `tile`: tokens whose logits exist at a time,
-  per device; None is what the platform likes.
+  per device; None is what the platform likes. `z_loss` keeps log Z, the
+  normaliser, near 0 (PaLM, arXiv 2204.02311, section 5).
   """
+  if z_loss:
+    arrays = h_BxTxD, w_VxD, y_BxT, weight_BxT
+    return _forward(*arrays, vocab_size, tile, z_loss)[0]
   nll_BxT = token_nll(h_BxTxD, w_VxD, y_BxT, vocab_size, weight_BxT != 0)
   return jnp.sum(nll_BxT * weight_BxT)
 
 
-def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tile):
+def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tile, z_loss):
   is_cpu = sharding.platform() == "cpu"
   tile = tile or (_CPU_TOKENS if is_cpu else TILE)
   of_tile = _blocked_gradients if is_cpu else _gradients
@@ -154,9 +159,11 @@ def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tile):
 
     def step(carry, xs):
       loss, dw_VxD = carry
-      nll_S, dh_SxD, dw_VxD = of_tile(*xs, full_VxD, dw_VxD, vocab_size)
+      loss_S, dh_SxD, dw_VxD = of_tile(
+        *xs, full_VxD, dw_VxD, vocab_size, z_loss
+      )
       dh_SxD = _sum(dh_SxD, "tensor").astype(h_BxTxD.dtype)
-      return (loss + jnp.sum(nll_S * xs[2]), dw_VxD), dh_SxD
+      return (loss + jnp.sum(loss_S * xs[2]), dw_VxD), dh_SxD
 
     xs = tuple(_tiles(x, tile) for x in (h_BxTxD, y_BxT, weight_BxT))
     zero = jnp.zeros((), jnp.float32), jnp.zeros(full_VxD.shape, jnp.float32)
@@ -179,7 +186,7 @@ def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tile):
   return loss, (dh_BxTxD, dw_VxD)
 
 
-def _backward(unused_vocab_size, unused_tile, gradients, g):
+def _backward(unused_vocab_size, unused_tile, unused_z, gradients, g):
   dh_BxTxD, dw_VxD = gradients
   return (dh_BxTxD * g).astype(dh_BxTxD.dtype), dw_VxD * g, None, None
 
@@ -243,19 +250,28 @@ def _streamed_nll(h_SxD, w_VxD, y_S, vocab_size, rows):
   return _lse(top_S, total_S) - _own(h_SxD, w_VxD, y_S, first)
 
 
-def _gradients(h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size):
-  """NLL, dh and `dw_VxD` with what one tile adds, its logits whole."""
+def _gradients(h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size, z_loss):
+  """Loss, dh and `dw_VxD` with what one tile adds, its logits whole."""
   nll_S, logits_SxV, lse_S, hit_SxV = _tile_nll(h_SxD, w_VxD, y_S, vocab_size)
   p_SxV = jnp.exp(logits_SxV - lse_S[:, None])
-  dlogits_SxV = ((p_SxV - hit_SxV) * weight_S[:, None]).astype(h_SxD.dtype)
+  loss_S, slope_S = _with_z(nll_S, lse_S, z_loss)
+  dlogits_SxV = p_SxV * slope_S[:, None] - hit_SxV
+  dlogits_SxV = (dlogits_SxV * weight_S[:, None]).astype(h_SxD.dtype)
   dh_SxD = jnp.matmul(dlogits_SxV, w_VxD, preferred_element_type=jnp.float32)
   dw_VxD += jnp.einsum(
     "sv,sd->vd", dlogits_SxV, h_SxD, preferred_element_type=jnp.float32
   )
-  return nll_S, dh_SxD, dw_VxD
+  return loss_S, dh_SxD, dw_VxD
 
 
-def _blocked_gradients(h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size):
+def _with_z(nll_S, lse_S, z_loss):
+  """The loss of each token, and what multiplies p in the logits' gradient."""
+  if not z_loss:
+    return nll_S, jnp.ones_like(lse_S)
+  return nll_S + z_loss * lse_S**2, 1 + 2 * z_loss * lse_S
+
+
+def _blocked_gradients(h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size, z_loss):
   """The same for CPU: block by block of rows, which stay in the cache.
 
   The logits are kept between the two passes over the blocks.
@@ -284,13 +300,16 @@ def _blocked_gradients(h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size):
   carry = jnp.full(y_S.shape, -1e30), jnp.zeros(y_S.shape)
   carry, logits_NxRxS = jax.lax.scan(read, carry, (start_N, w_NxRxD))
   lse_S = _lse(*carry)
+  nll_S = lse_S - _own(h_SxD, w_VxD, y_S, first)
+  loss_S, slope_S = _with_z(nll_S, lse_S, z_loss)
 
   def write(carry, xs):
     dh_SxD, dw_VxD = carry
     start, w_RxD, logits_RxS = xs
     hit_RxS = jnp.arange(rows)[:, None] == (y_S - first - start)[None]
     p_RxS = jnp.exp(logits_RxS - lse_S[None])
-    dlogits_RxS = ((p_RxS - hit_RxS) * weight_S[None]).astype(h_SxD.dtype)
+    dlogits_RxS = (p_RxS * slope_S[None] - hit_RxS) * weight_S[None]
+    dlogits_RxS = dlogits_RxS.astype(h_SxD.dtype)
     dh_SxD += jnp.einsum(
       "rs,rd->sd", dlogits_RxS, w_RxD, preferred_element_type=jnp.float32
     )
@@ -304,7 +323,7 @@ def _blocked_gradients(h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size):
   carry = jnp.zeros(h_SxD.shape, jnp.float32), dw_VxD
   xs = start_N, w_NxRxD, logits_NxRxS
   (dh_SxD, dw_VxD), _ = jax.lax.scan(write, carry, xs)
-  return lse_S - _own(h_SxD, w_VxD, y_S, first), dh_SxD, dw_VxD
+  return loss_S, dh_SxD, dw_VxD
 
 
 def _lse(top_S, total_S):

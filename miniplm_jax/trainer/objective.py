@@ -83,5 +83,11 @@ class NextToken:
     with likelihood.matmul_precision(self._dtype):
       hidden = model(inputs, dtype=self._dtype, remat=self._remat)
       return head.weighted_nll(
-        hidden, model.head_VxD, targets, weights, model.arch.vocab_size
+        hidden,
+        model.head_VxD,
+        targets,
+        weights,
+        model.arch.vocab_size,
+        None,
+        self._train.z_loss,
       ), {}
