@@ -155,8 +155,11 @@ def plain(text: str) -> str:
 
 
 def legend(ax, **options):
-  """A legend that can be read over the drawing."""
+  """A legend that can be read over the drawing; a long one stands beside it."""
   box = {"facecolor": "white", "edgecolor": "none", "framealpha": 0.85}
+  if len(ax.get_legend_handles_labels()[1]) > len(COLOURS):
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    options = beside | options
   ax.legend(fontsize=8, **box, **options)
 
 

@@ -139,7 +139,7 @@ def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
         continue
       steps = np.array([m["step"] for m in lines])
       values = np.array([m[key] for m in lines])
-      if len(values) > 200:
+      if key != "eval/loss" and len(values) > 20:
         n = len(values) // 20 * 20
         steps = steps[:n].reshape(-1, 20).max(1)
         values = values[:n].reshape(-1, 20).mean(1)
