@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from miniplm_jax.core import files
-from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score import stage as score_stage
+from miniplm_jax.score import uses
 from miniplm_jax.score.stage import ROLES, Source
 from miniplm_jax.select.stage import kept_rows
 
@@ -64,30 +64,8 @@ def inputs(config, workdir: Workdir, names) -> dict[str, Input]:
   """
   table = _table(config, workdir, names)
   path = table.directory / MANIFEST
-  return {STAGE: path, "logits_of": lambda: _checked(table, path)}
-
-
-def _checked(table: _Table, path: epath.Path) -> str:
-  """A digest of how labels are made; those that there are must be so."""
-  weights = score_stage.weights_input(table.source)
-  if callable(weights):
-    weights = weights()
-  elif trained := manifest_lib.read(weights):
-    weights = trained.fingerprint
-  wanted = {
-    "settings": dict(table.settings),
-    "inputs": {"weights": str(weights)},
-  }
-  if made := manifest_lib.read(path):
-    seen = {"weights": made.inputs["weights"]}
-    found = {"settings": made.settings, "inputs": seen}
-    if difference := manifest_lib.first_difference(found, wanted):
-      raise UserError(
-        f"the logits were made otherwise: {difference}",
-        str(path),
-        f"put it back, or make them again with --stages={STAGE} --force",
-      )
-  return files.digest(wanted)
+  how = table.source, dict(table.settings), path, STAGE
+  return {STAGE: path, "logits_of": lambda: uses.as_configured(*how)}
 
 
 def _table(config, workdir: Workdir, names) -> _Table | None:

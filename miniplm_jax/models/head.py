@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models import sharding
+from miniplm_jax.models import sharding, tiles
 from miniplm_jax.models.architecture import ROW_MULTIPLE
 from miniplm_jax.models.sharding import AXES, BATCH
 
@@ -38,8 +38,6 @@ _CPU_TOKENS, _CPU_ROWS = 256, 2048
 # vocabularies take 3.2 s. Rows come first there, so that the softmax adds up
 # along the axis that is far apart in memory.
 _CPU_TILE = 512, 2048
-
-_SPECS = (P(BATCH, None, None), P("tensor", "fsdp"), P(BATCH, None))
 
 
 def token_nll(
@@ -70,7 +68,7 @@ def token_nll(
     tile = _CPU_TILE if is_cpu else (TILE, w_VxD.shape[0])
 
   def local(h_BxTxD, w_VxD, y_BxT, mask_BxT):
-    w_VxD = _gather(w_VxD, h_BxTxD.dtype)
+    w_VxD = tiles.gather(w_VxD, h_BxTxD.dtype)
     h_NxD, y_N = h_BxTxD.reshape(-1, h_BxTxD.shape[-1]), y_BxT.reshape(-1)
     wanted_N = mask_BxT.reshape(-1)
     size = min(tile[0], len(y_N))
@@ -104,7 +102,7 @@ def token_nll(
 
   mapped = jax.shard_map(
     local,
-    in_specs=(*_SPECS, P(BATCH, None)),
+    in_specs=(*tiles.SPECS, P(BATCH, None)),
     out_specs=P(BATCH, None),
     check_vma=False,
   )
@@ -155,17 +153,17 @@ def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tile, z_loss):
   of_tile = _blocked_gradients if is_cpu else _gradients
 
   def local(h_BxTxD, w_VxD, y_BxT, weight_BxT):
-    full_VxD = _gather(w_VxD, h_BxTxD.dtype)
+    full_VxD = tiles.gather(w_VxD, h_BxTxD.dtype)
 
     def step(carry, xs):
       loss, dw_VxD = carry
       loss_S, dh_SxD, dw_VxD = of_tile(
         *xs, full_VxD, dw_VxD, vocab_size, z_loss
       )
-      dh_SxD = _sum(dh_SxD, "tensor").astype(h_BxTxD.dtype)
+      dh_SxD = tiles.total(dh_SxD, "tensor").astype(h_BxTxD.dtype)
       return (loss + jnp.sum(loss_S * xs[2]), dw_VxD), dh_SxD
 
-    xs = tuple(_tiles(x, tile) for x in (h_BxTxD, y_BxT, weight_BxT))
+    xs = tuple(tiles.split(x, tile) for x in (h_BxTxD, y_BxT, weight_BxT))
     zero = jnp.zeros((), jnp.float32), jnp.zeros(full_VxD.shape, jnp.float32)
     (loss, dw_VxD), dh = jax.lax.scan(step, zero, xs)
     dh = dh.reshape(-1, h_BxTxD.shape[-1])[: y_BxT.size]
@@ -173,13 +171,13 @@ def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tile, z_loss):
       dw_VxD = jax.lax.psum_scatter(
         dw_VxD, "fsdp", scatter_dimension=1, tiled=True
       )
-    dw_VxD = _sum(dw_VxD, "data").astype(w_VxD.dtype)
-    return _sum(loss, BATCH), dh.reshape(h_BxTxD.shape), dw_VxD
+    dw_VxD = tiles.total(dw_VxD, "data").astype(w_VxD.dtype)
+    return tiles.total(loss, BATCH), dh.reshape(h_BxTxD.shape), dw_VxD
 
   mapped = jax.shard_map(
     local,
-    in_specs=(*_SPECS, P(BATCH, None)),
-    out_specs=(P(), *_SPECS[:2]),
+    in_specs=(*tiles.SPECS, P(BATCH, None)),
+    out_specs=(P(), *tiles.SPECS[:2]),
     check_vma=False,
   )
   loss, dh_BxTxD, dw_VxD = mapped(h_BxTxD, w_VxD, y_BxT, weight_BxT)
@@ -192,28 +190,6 @@ def _backward(unused_vocab_size, unused_tile, unused_z, gradients, g):
 
 
 weighted_nll.defvjp(_forward, _backward)
-
-
-def _gather(w_VxD, dtype):
-  """This device's vocabulary rows, whole, in compute dtype."""
-  w_VxD = w_VxD.astype(dtype)
-  if jax.lax.axis_size("fsdp") == 1:
-    return w_VxD
-  return jax.lax.all_gather(w_VxD, "fsdp", axis=1, tiled=True)
-
-
-def _sum(x, axes):
-  """Sum over mesh axes; nothing is compiled for a single device."""
-  return x if jax.lax.axis_size(axes) == 1 else jax.lax.psum(x, axes)
-
-
-def _tiles(x_BxTx, tile):
-  """[B, T, …] → [tiles, S, …], zero-padded at the end."""
-  flat = x_BxTx.reshape(-1, *x_BxTx.shape[2:])
-  tile = min(tile, flat.shape[0])
-  pad = -flat.shape[0] % tile
-  flat = jnp.pad(flat, [(0, pad)] + [(0, 0)] * (flat.ndim - 1))
-  return flat.reshape(-1, tile, *flat.shape[1:])
 
 
 def _streamed_nll(h_SxD, w_VxD, y_S, vocab_size, rows):
@@ -252,7 +228,7 @@ def _streamed_nll(h_SxD, w_VxD, y_S, vocab_size, rows):
 
 def _gradients(h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size, z_loss):
   """Loss, dh and `dw_VxD` with what one tile adds, its logits whole."""
-  nll_S, logits_SxV, lse_S, hit_SxV = _tile_nll(h_SxD, w_VxD, y_S, vocab_size)
+  nll_S, logits_SxV, lse_S, hit_SxV = tile_nll(h_SxD, w_VxD, y_S, vocab_size)
   p_SxV = jnp.exp(logits_SxV - lse_S[:, None])
   loss_S, slope_S = _with_z(nll_S, lse_S, z_loss)
   dlogits_SxV = p_SxV * slope_S[:, None] - hit_SxV
@@ -331,7 +307,7 @@ def _lse(top_S, total_S):
   if jax.lax.axis_size("tensor") > 1:
     own_S, top_S = top_S, jax.lax.pmax(top_S, "tensor")
     total_S *= jnp.exp(own_S - top_S)
-  return top_S + jnp.log(_sum(total_S, "tensor"))
+  return top_S + jnp.log(tiles.total(total_S, "tensor"))
 
 
 def _own(h_SxD, w_VxD, y_S, first):
@@ -342,10 +318,10 @@ def _own(h_SxD, w_VxD, y_S, first):
   own_S = jnp.einsum(
     "sd,sd->s", h_SxD, w_SxD, preferred_element_type=jnp.float32
   )
-  return _sum(own_S, "tensor")
+  return tiles.total(own_S, "tensor")
 
 
-def _tile_nll(h_SxD, w_VxD, y_S, vocab_size):
+def tile_nll(h_SxD, w_VxD, y_S, vocab_size):
   """NLL of one tile against the vocabulary rows that this device holds."""
   logits_SxV = jnp.einsum(
     "sd,vd->sv", h_SxD, w_VxD, preferred_element_type=jnp.float32
@@ -360,7 +336,7 @@ def _tile_nll(h_SxD, w_VxD, y_S, vocab_size):
   if jax.lax.axis_size("tensor") > 1:
     max_S = jax.lax.pmax(max_S, "tensor")
   total_S = jnp.sum(jnp.exp(logits_SxV - max_S[:, None]), -1)
-  lse_S = max_S + jnp.log(_sum(total_S, "tensor"))
+  lse_S = max_S + jnp.log(tiles.total(total_S, "tensor"))
   own_S = jnp.sum(jnp.where(hit_SxV, logits_SxV, 0), -1)
-  nll_S = lse_S - _sum(own_S, "tensor")
+  nll_S = lse_S - tiles.total(own_S, "tensor")
   return nll_S, logits_SxV, lse_S, hit_SxV

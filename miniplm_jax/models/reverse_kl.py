@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models.head import _SPECS, TILE, _gather, _sum, _tiles
+from miniplm_jax.models import tiles
+from miniplm_jax.models.head import TILE
 from miniplm_jax.models.sharding import BATCH
 
 # Of what is no token: finite, so that nothing is −inf − −inf.
@@ -46,8 +47,8 @@ def weighted_reverse_kl(
 def _forward(q_BxTxD, q_VxD, p_BxTxE, p_VxE, weight_BxT, vocab_size, tile):
   def local(q_BxTxD, q_VxD, p_BxTxE, p_VxE, weight_BxT):
     dtype = q_BxTxD.dtype
-    full_VxD = _gather(q_VxD, dtype)
-    teacher_VxE = _gather(p_VxE, p_BxTxE.dtype)
+    full_VxD = tiles.gather(q_VxD, dtype)
+    teacher_VxE = tiles.gather(p_VxE, p_BxTxE.dtype)
 
     def step(carry, xs):
       loss, dw_VxD = carry
@@ -55,20 +56,20 @@ def _forward(q_BxTxD, q_VxD, p_BxTxE, p_VxE, weight_BxT, vocab_size, tile):
       log_q_SxV = _log_probs(h_SxD, full_VxD, vocab_size)
       q_SxV = jnp.exp(log_q_SxV)
       ratio_SxV = log_q_SxV - _log_probs(h_SxE, teacher_VxE, vocab_size)
-      kl_S = _sum(jnp.sum(q_SxV * ratio_SxV, -1), "tensor")
+      kl_S = tiles.total(jnp.sum(q_SxV * ratio_SxV, -1), "tensor")
       # Σ_v dq(v) = 0, so of d(log q) nothing is left.
       dlogits_SxV = q_SxV * (ratio_SxV - kl_S[:, None]) * weight_S[:, None]
       dlogits_SxV = dlogits_SxV.astype(dtype)
       dh_SxD = jnp.matmul(
         dlogits_SxV, full_VxD, preferred_element_type=jnp.float32
       )
-      dh_SxD = _sum(dh_SxD, "tensor").astype(dtype)
+      dh_SxD = tiles.total(dh_SxD, "tensor").astype(dtype)
       dw_VxD += jnp.einsum(
         "sv,sd->vd", dlogits_SxV, h_SxD, preferred_element_type=jnp.float32
       )
       return (loss + jnp.sum(kl_S * weight_S), dw_VxD), (dh_SxD, kl_S)
 
-    xs = tuple(_tiles(x, tile) for x in (q_BxTxD, p_BxTxE, weight_BxT))
+    xs = tuple(tiles.split(x, tile) for x in (q_BxTxD, p_BxTxE, weight_BxT))
     zero = jnp.zeros((), jnp.float32), jnp.zeros(full_VxD.shape, jnp.float32)
     (loss, dw_VxD), (dh, kl) = jax.lax.scan(step, zero, xs)
     dh = dh.reshape(-1, q_BxTxD.shape[-1])[: weight_BxT.size]
@@ -77,12 +78,12 @@ def _forward(q_BxTxD, q_VxD, p_BxTxE, p_VxE, weight_BxT, vocab_size, tile):
       dw_VxD = jax.lax.psum_scatter(
         dw_VxD, "fsdp", scatter_dimension=1, tiled=True
       )
-    dw_VxD = _sum(dw_VxD, "data").astype(q_VxD.dtype)
+    dw_VxD = tiles.total(dw_VxD, "data").astype(q_VxD.dtype)
     kl_BxT = kl.reshape(weight_BxT.shape)
-    return _sum(loss, BATCH), kl_BxT, dh.reshape(q_BxTxD.shape), dw_VxD
+    return tiles.total(loss, BATCH), kl_BxT, dh.reshape(q_BxTxD.shape), dw_VxD
 
   by_token = P(BATCH, None)
-  hidden, table, _ = _SPECS
+  hidden, table, _ = tiles.SPECS
   mapped = jax.shard_map(
     local,
     in_specs=(hidden, table, hidden, table, by_token),
@@ -116,5 +117,5 @@ def _log_probs(h_SxD, w_VxD, vocab_size):
   if jax.lax.axis_size("tensor") > 1:
     top_S = jax.lax.pmax(top_S, "tensor")
   logits_SxV -= top_S[:, None]
-  total_S = _sum(jnp.sum(jnp.exp(logits_SxV), -1), "tensor")
+  total_S = tiles.total(jnp.sum(jnp.exp(logits_SxV), -1), "tensor")
   return logits_SxV - jnp.log(total_S)[:, None]

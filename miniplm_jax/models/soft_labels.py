@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models.head import _gather, _sum, _tiles
+from miniplm_jax.models import tiles
 from miniplm_jax.models.sharding import BATCH
 
 # Tokens per tile and device; it holds the logits of two models.
@@ -98,8 +98,8 @@ weighted_kd.defvjp(_forward, _backward)
 def _local(labels, h_BxTxD, w_VxD, ht_BxTxE, wt_VxE, y_BxT, weight_BxT):
   """What one device does with its tokens."""
   dtype = h_BxTxD.dtype
-  full_VxD = _gather(w_VxD, dtype)
-  full_VxE = _gather(wt_VxE, ht_BxTxE.dtype)
+  full_VxD = tiles.gather(w_VxD, dtype)
+  full_VxE = tiles.gather(wt_VxE, ht_BxTxE.dtype)
 
   def step(carry, xs):
     ce, kd, dw_VxD = carry
@@ -115,10 +115,10 @@ def _local(labels, h_BxTxD, w_VxD, ht_BxTxE, wt_VxE, y_BxT, weight_BxT):
     )
     ce += jnp.sum(ce_S * weight_S)
     kd += jnp.sum(kd_S * weight_S)
-    return (ce, kd, dw_VxD), _sum(dh_SxD, "tensor").astype(dtype)
+    return (ce, kd, dw_VxD), tiles.total(dh_SxD, "tensor").astype(dtype)
 
   arrays = h_BxTxD, ht_BxTxE, y_BxT, weight_BxT
-  xs = tuple(_tiles(x, labels.tile) for x in arrays)
+  xs = tuple(tiles.split(x, labels.tile) for x in arrays)
   zero = jnp.zeros((), jnp.float32)
   first = zero, zero, jnp.zeros(full_VxD.shape, jnp.float32)
   (ce, kd, dw_VxD), dh = jax.lax.scan(step, first, xs)
@@ -127,8 +127,8 @@ def _local(labels, h_BxTxD, w_VxD, ht_BxTxE, wt_VxE, y_BxT, weight_BxT):
     dw_VxD = jax.lax.psum_scatter(
       dw_VxD, "fsdp", scatter_dimension=1, tiled=True
     )
-  dw_VxD = _sum(dw_VxD, "data").astype(w_VxD.dtype)
-  ce, kd = _sum(ce, BATCH), _sum(kd, BATCH)
+  dw_VxD = tiles.total(dw_VxD, "data").astype(w_VxD.dtype)
+  ce, kd = tiles.total(ce, BATCH), tiles.total(kd, BATCH)
   loss = (1 - labels.weight) * ce + labels.weight * kd
   return (loss, ce, kd), dh.reshape(h_BxTxD.shape), dw_VxD
 
@@ -146,7 +146,7 @@ def _tile(z_SxV, u_SxV, y_S, labels):
   z_SxV = jnp.where(real_V[None], z_SxV, -jnp.inf)
   lse_S = _logsumexp(z_SxV)
   q_SxV = jnp.exp(z_SxV - lse_S[:, None])
-  own_S = _sum(jnp.sum(jnp.where(hit_SxV, z_SxV, 0), -1), "tensor")
+  own_S = tiles.total(jnp.sum(jnp.where(hit_SxV, z_SxV, 0), -1), "tensor")
   ce_S = lse_S - own_S
   dlogits_SxV = (1 - a) * (q_SxV - hit_SxV)
 
@@ -158,7 +158,7 @@ def _tile(z_SxV, u_SxV, y_S, labels):
     q_SxV = jnp.exp(z_SxV - lse_S[:, None])
   # Σ −p log q, of which Σ p is 1; 0 · −inf where it is padding.
   mean_S = jnp.sum(jnp.where(common_V[None], p_SxV * z_SxV, 0), -1)
-  kd_S = temperature**2 * (lse_S - _sum(mean_S, "tensor"))
+  kd_S = temperature**2 * (lse_S - tiles.total(mean_S, "tensor"))
   dlogits_SxV += a * temperature * (q_SxV - p_SxV)
   return ce_S, kd_S, dlogits_SxV
 
@@ -175,7 +175,7 @@ def _logsumexp(x_SxV):
   if jax.lax.axis_size("tensor") > 1:
     max_S = jax.lax.pmax(max_S, "tensor")
   total_S = jnp.sum(jnp.exp(x_SxV - max_S[:, None]), -1)
-  return max_S + jnp.log(_sum(total_S, "tensor"))
+  return max_S + jnp.log(tiles.total(total_S, "tensor"))
 
 
 def _with_rows(w_UxE, rows):

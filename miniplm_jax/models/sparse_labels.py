@@ -13,14 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models.head import (
-  _SPECS,
-  TILE,
-  _gather,
-  _sum,
-  _tile_nll,
-  _tiles,
-)
+from miniplm_jax.models import tiles
+from miniplm_jax.models.head import TILE, tile_nll
 from miniplm_jax.models.sharding import BATCH
 
 # Tokens per tile and device when ids are drawn: there are several arrays of
@@ -64,11 +58,11 @@ def draw(
   """
 
   def local(h_BxTxD, w_VxD, y_BxT, key_BxTx2):
-    w_VxD = _gather(w_VxD, h_BxTxD.dtype)
+    w_VxD = tiles.gather(w_VxD, h_BxTxD.dtype)
 
     def one(xs):
       h_SxD, y_S, key_Sx2 = xs
-      nll_S, logits_SxV, lse_S, _ = _tile_nll(h_SxD, w_VxD, y_S, vocab_size)
+      nll_S, logits_SxV, lse_S, _ = tile_nll(h_SxD, w_VxD, y_S, vocab_size)
       if jax.lax.axis_size("tensor") > 1 and count:
         logits_SxV = jax.lax.all_gather(
           logits_SxV, "tensor", axis=1, tiled=True
@@ -77,7 +71,7 @@ def draw(
       id_SxK = _chosen(log_p_SxV, key_Sx2, kind, count)
       return nll_S, id_SxK, jnp.take_along_axis(log_p_SxV, id_SxK, 1)
 
-    xs = tuple(_tiles(x, tile) for x in (h_BxTxD, y_BxT, key_BxTx2))
+    xs = tuple(tiles.split(x, tile) for x in (h_BxTxD, y_BxT, key_BxTx2))
     made = jax.lax.map(one, xs)
     flat = (jnp.concatenate(x)[: y_BxT.size] for x in made)
     return tuple(x.reshape(*y_BxT.shape, *x.shape[1:]) for x in flat)
@@ -85,7 +79,7 @@ def draw(
   by_token = P(BATCH, None, None)
   mapped = jax.shard_map(
     local,
-    in_specs=(*_SPECS, by_token),
+    in_specs=(*tiles.SPECS, by_token),
     out_specs=(P(BATCH, None), by_token, by_token),
     check_vma=False,
   )
@@ -143,14 +137,14 @@ def weighted_nll(
 def _forward(h_BxTxD, w_VxD, id_BxTxK, weight_BxTxK, vocab_size, tile):
   def local(h_BxTxD, w_VxD, id_BxTxK, weight_BxTxK):
     dtype = h_BxTxD.dtype
-    full_VxD = _gather(w_VxD, dtype)
+    full_VxD = tiles.gather(w_VxD, dtype)
     rows = full_VxD.shape[0]
     first = jax.lax.axis_index("tensor") * rows
 
     def step(carry, xs):
       loss, dw_VxD = carry
       h_SxD, id_SxK, weight_SxK = xs
-      _, logits_SxV, lse_S, _ = _tile_nll(
+      _, logits_SxV, lse_S, _ = tile_nll(
         h_SxD, full_VxD, id_SxK[:, 0], vocab_size
       )
       is_own_SxK = (id_SxK >= first) & (id_SxK < first + rows)
@@ -159,7 +153,7 @@ def _forward(h_BxTxD, w_VxD, id_BxTxK, weight_BxTxK, vocab_size, tile):
       own_SxK = jnp.take_along_axis(
         logits_SxV, place_SxK, 1, mode="fill", fill_value=0
       )
-      nll_SxK = lse_S[:, None] - _sum(own_SxK, "tensor")
+      nll_SxK = lse_S[:, None] - tiles.total(own_SxK, "tensor")
       mass_S = jnp.sum(weight_SxK, -1)
       q_SxV = jnp.exp(logits_SxV - lse_S[:, None])
       token_Sx1 = jnp.arange(len(id_SxK))[:, None]
@@ -168,13 +162,14 @@ def _forward(h_BxTxD, w_VxD, id_BxTxK, weight_BxTxK, vocab_size, tile):
       dh_SxD = jnp.matmul(
         dlogits_SxV, full_VxD, preferred_element_type=jnp.float32
       )
-      dh_SxD = _sum(dh_SxD, "tensor").astype(dtype)
+      dh_SxD = tiles.total(dh_SxD, "tensor").astype(dtype)
       dw_VxD += jnp.einsum(
         "sv,sd->vd", dlogits_SxV, h_SxD, preferred_element_type=jnp.float32
       )
       return (loss + jnp.sum(nll_SxK * weight_SxK), dw_VxD), (dh_SxD, nll_SxK)
 
-    xs = tuple(_tiles(x, tile) for x in (h_BxTxD, id_BxTxK, weight_BxTxK))
+    arrays = h_BxTxD, id_BxTxK, weight_BxTxK
+    xs = tuple(tiles.split(x, tile) for x in arrays)
     zero = jnp.zeros((), jnp.float32), jnp.zeros(full_VxD.shape, jnp.float32)
     (loss, dw_VxD), (dh, nll) = jax.lax.scan(step, zero, xs)
     tokens = id_BxTxK.shape[0] * id_BxTxK.shape[1]
@@ -184,15 +179,20 @@ def _forward(h_BxTxD, w_VxD, id_BxTxK, weight_BxTxK, vocab_size, tile):
       dw_VxD = jax.lax.psum_scatter(
         dw_VxD, "fsdp", scatter_dimension=1, tiled=True
       )
-    dw_VxD = _sum(dw_VxD, "data").astype(w_VxD.dtype)
+    dw_VxD = tiles.total(dw_VxD, "data").astype(w_VxD.dtype)
     nll_BxTxK = nll.reshape(id_BxTxK.shape)
-    return _sum(loss, BATCH), nll_BxTxK, dh.reshape(h_BxTxD.shape), dw_VxD
+    return (
+      tiles.total(loss, BATCH),
+      nll_BxTxK,
+      dh.reshape(h_BxTxD.shape),
+      dw_VxD,
+    )
 
   by_token = P(BATCH, None, None)
   mapped = jax.shard_map(
     local,
-    in_specs=(*_SPECS[:2], by_token, by_token),
-    out_specs=(P(), by_token, *_SPECS[:2]),
+    in_specs=(*tiles.SPECS[:2], by_token, by_token),
+    out_specs=(P(), by_token, *tiles.SPECS[:2]),
     check_vma=False,
   )
   loss, nll_BxTxK, *gradients = mapped(h_BxTxD, w_VxD, id_BxTxK, weight_BxTxK)

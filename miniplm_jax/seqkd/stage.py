@@ -9,14 +9,12 @@ held-out rows, as they are, so a student is never measured on generated text.
 
 import collections
 
-from miniplm_jax.core import files
-from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score import stage as score_stage
+from miniplm_jax.score import uses
 from miniplm_jax.select.stage import kept_rows
 
 STAGE = "seqkd"
@@ -44,27 +42,11 @@ def corpus_inputs(config, workdir: Workdir, names) -> dict[str, Input]:
   if not names.generated:
     return {}
   made = workdir.generated(names.student) / MANIFEST
-  return {GENERATED: made, "seqkd": lambda: _checked(config, workdir, made)}
-
-
-def _checked(config, workdir: Workdir, path) -> str:
-  """A digest of how rows are generated; those that there are must be so."""
-  weights = score_stage.weights_input(_teacher(config, workdir))
-  if callable(weights):
-    weights = weights()
-  elif trained := manifest_lib.read(weights):
-    weights = trained.fingerprint
-  wanted = {"settings": _settings(config), "inputs": {"weights": str(weights)}}
-  if made := manifest_lib.read(path):
-    inputs = {"weights": made.inputs["weights"]}
-    found = {"settings": made.settings, "inputs": inputs}
-    if difference := manifest_lib.first_difference(found, wanted):
-      raise UserError(
-        f"the rows were generated otherwise: {difference}",
-        str(path),
-        f"put it back, or generate again with --stages={STAGE} --force",
-      )
-  return files.digest(wanted)
+  source, settings = _teacher(config, workdir), _settings(config)
+  return {
+    GENERATED: made,
+    STAGE: lambda: uses.as_configured(source, settings, made, STAGE),
+  }
 
 
 def _teacher(config, workdir: Workdir) -> score_stage.Source:
