@@ -311,7 +311,8 @@ def _merge(config, filled, inputs, arch=None) -> dict:
   if arch:
     row_ids = np.concatenate([unit.rows for unit in units])
     total = flops.rows(arch.forward_flops, corpus.lengths[row_ids] - 1)
-  made["details"][flops.OFFLINE] = {f"scoring by {filled.model}": total}
+  if made:  # in the process that writes the manifest
+    made["details"][flops.OFFLINE] = {f"scoring by {filled.model}": total}
   return made
 
 
@@ -326,6 +327,9 @@ def merge(config, filled, corpus, units) -> dict:
 
   Raises:
     UserError: a part is missing or not of this table.
+
+  Returns:
+    Nothing in other processes than the first.
   """
   from miniplm_jax.core import hosts
   from miniplm_jax.score import table, work
