@@ -166,13 +166,9 @@ def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tile, z_loss):
     xs = tuple(tiles.split(x, tile) for x in (h_BxTxD, y_BxT, weight_BxT))
     zero = jnp.zeros((), jnp.float32), jnp.zeros(full_VxD.shape, jnp.float32)
     (loss, dw_VxD), dh = jax.lax.scan(step, zero, xs)
-    dh = dh.reshape(-1, h_BxTxD.shape[-1])[: y_BxT.size]
-    if jax.lax.axis_size("fsdp") > 1:
-      dw_VxD = jax.lax.psum_scatter(
-        dw_VxD, "fsdp", scatter_dimension=1, tiled=True
-      )
-    dw_VxD = tiles.total(dw_VxD, "data").astype(w_VxD.dtype)
-    return tiles.total(loss, BATCH), dh.reshape(h_BxTxD.shape), dw_VxD
+    dh_BxTxD = tiles.joined(dh, h_BxTxD.shape)
+    dw_VxD = tiles.reduced(dw_VxD, w_VxD.dtype)
+    return tiles.total(loss, BATCH), dh_BxTxD, dw_VxD
 
   mapped = jax.shard_map(
     local,
@@ -201,21 +197,11 @@ def _streamed_nll(h_SxD, w_VxD, y_S, vocab_size, rows):
   blocks = max((count - ROW_MULTIPLE) // rows, 0)
 
   def add(carry, start, rows, is_padded):
-    top_S, total_S = carry
     w_RxD = jax.lax.dynamic_slice_in_dim(w_VxD, start, rows)
-    logits_RxS = jnp.einsum(
-      "rd,sd->rs", w_RxD, h_SxD, preferred_element_type=jnp.float32
-    )
-    if is_padded:
-      real_R = first + start + jnp.arange(rows) < vocab_size
-      logits_RxS = jnp.where(real_R[:, None], logits_RxS, -jnp.inf)
-    new_S = jnp.maximum(top_S, jnp.max(logits_RxS, 0))
-    total_S *= jnp.exp(top_S - new_S)
-    total_S += jnp.sum(jnp.exp(logits_RxS - new_S[None]), 0)
-    return new_S, total_S
+    real = vocab_size - first - start if is_padded else None
+    return _add(carry, w_RxD, h_SxD, real)[0]
 
-  # Finite, so that a device whose rows are all padding adds 0 and not NaN.
-  carry = jnp.full(y_S.shape, -1e30), jnp.zeros(y_S.shape)
+  carry = _nothing(y_S)
   if blocks:
     carry, _ = jax.lax.scan(
       lambda carry, i: (add(carry, i * rows, rows, False), None),
@@ -226,18 +212,40 @@ def _streamed_nll(h_SxD, w_VxD, y_S, vocab_size, rows):
   return _lse(top_S, total_S) - _own(h_SxD, w_VxD, y_S, first)
 
 
+def _nothing(y_S):
+  """Maximum and sum of the exponentials of no logits.
+
+  Finite, so that a device whose rows are all padding adds 0 and not NaN.
+  """
+  return jnp.full(y_S.shape, -1e30), jnp.zeros(y_S.shape)
+
+
+def _add(carry, w_RxD, h_SxD, real):
+  """Maximum and sum with the logits of R more rows, and these, [R, S].
+
+  From row `real` on it is padding; None says that there is none.
+  """
+  top_S, total_S = carry
+  logits_RxS = jnp.einsum(
+    "rd,sd->rs", w_RxD, h_SxD, preferred_element_type=jnp.float32
+  )
+  if real is not None:
+    real_R = jnp.arange(len(w_RxD)) < real
+    logits_RxS = jnp.where(real_R[:, None], logits_RxS, -jnp.inf)
+  new_S = jnp.maximum(top_S, jnp.max(logits_RxS, 0))
+  total_S *= jnp.exp(top_S - new_S)
+  total_S += jnp.sum(jnp.exp(logits_RxS - new_S[None]), 0)
+  return (new_S, total_S), logits_RxS
+
+
 def _gradients(h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size, z_loss):
   """Loss, dh and `dw_VxD` with what one tile adds, its logits whole."""
   nll_S, logits_SxV, lse_S, hit_SxV = tile_nll(h_SxD, w_VxD, y_S, vocab_size)
   p_SxV = jnp.exp(logits_SxV - lse_S[:, None])
   loss_S, slope_S = _with_z(nll_S, lse_S, z_loss)
   dlogits_SxV = p_SxV * slope_S[:, None] - hit_SxV
-  dlogits_SxV = (dlogits_SxV * weight_S[:, None]).astype(h_SxD.dtype)
-  dh_SxD = jnp.matmul(dlogits_SxV, w_VxD, preferred_element_type=jnp.float32)
-  dw_VxD += jnp.einsum(
-    "sv,sd->vd", dlogits_SxV, h_SxD, preferred_element_type=jnp.float32
-  )
-  return loss_S, dh_SxD, dw_VxD
+  dlogits_SxV *= weight_S[:, None]
+  return loss_S, *tiles.backward(dlogits_SxV, h_SxD, w_VxD, dw_VxD)
 
 
 def _with_z(nll_S, lse_S, z_loss):
@@ -260,20 +268,11 @@ def _blocked_gradients(h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size, z_loss):
   start_N = jnp.arange(len(w_NxRxD)) * rows
 
   def read(carry, xs):
-    top_S, total_S = carry
     start, w_RxD = xs
-    logits_RxS = jnp.einsum(
-      "rd,sd->rs", w_RxD, h_SxD, preferred_element_type=jnp.float32
-    )
-    if has_padding:
-      real_R = first + start + jnp.arange(rows) < vocab_size
-      logits_RxS = jnp.where(real_R[:, None], logits_RxS, -jnp.inf)
-    new_S = jnp.maximum(top_S, jnp.max(logits_RxS, 0))
-    total_S *= jnp.exp(top_S - new_S)
-    total_S += jnp.sum(jnp.exp(logits_RxS - new_S[None]), 0)
-    return (new_S, total_S), logits_RxS
+    real = vocab_size - first - start if has_padding else None
+    return _add(carry, w_RxD, h_SxD, real)
 
-  carry = jnp.full(y_S.shape, -1e30), jnp.zeros(y_S.shape)
+  carry = _nothing(y_S)
   carry, logits_NxRxS = jax.lax.scan(read, carry, (start_N, w_NxRxD))
   lse_S = _lse(*carry)
   nll_S = lse_S - _own(h_SxD, w_VxD, y_S, first)

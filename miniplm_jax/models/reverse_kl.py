@@ -59,28 +59,17 @@ def _forward(q_BxTxD, q_VxD, p_BxTxE, p_VxE, weight_BxT, vocab_size, tile):
       kl_S = tiles.total(jnp.sum(q_SxV * ratio_SxV, -1), "tensor")
       # Σ_v dq(v) = 0, so of d(log q) nothing is left.
       dlogits_SxV = q_SxV * (ratio_SxV - kl_S[:, None]) * weight_S[:, None]
-      dlogits_SxV = dlogits_SxV.astype(dtype)
-      dh_SxD = jnp.matmul(
-        dlogits_SxV, full_VxD, preferred_element_type=jnp.float32
-      )
+      dh_SxD, dw_VxD = tiles.backward(dlogits_SxV, h_SxD, full_VxD, dw_VxD)
       dh_SxD = tiles.total(dh_SxD, "tensor").astype(dtype)
-      dw_VxD += jnp.einsum(
-        "sv,sd->vd", dlogits_SxV, h_SxD, preferred_element_type=jnp.float32
-      )
       return (loss + jnp.sum(kl_S * weight_S), dw_VxD), (dh_SxD, kl_S)
 
     xs = tuple(tiles.split(x, tile) for x in (q_BxTxD, p_BxTxE, weight_BxT))
     zero = jnp.zeros((), jnp.float32), jnp.zeros(full_VxD.shape, jnp.float32)
     (loss, dw_VxD), (dh, kl) = jax.lax.scan(step, zero, xs)
-    dh = dh.reshape(-1, q_BxTxD.shape[-1])[: weight_BxT.size]
-    kl = kl.reshape(-1)[: weight_BxT.size]
-    if jax.lax.axis_size("fsdp") > 1:
-      dw_VxD = jax.lax.psum_scatter(
-        dw_VxD, "fsdp", scatter_dimension=1, tiled=True
-      )
-    dw_VxD = tiles.total(dw_VxD, "data").astype(q_VxD.dtype)
-    kl_BxT = kl.reshape(weight_BxT.shape)
-    return tiles.total(loss, BATCH), kl_BxT, dh.reshape(q_BxTxD.shape), dw_VxD
+    dw_VxD = tiles.reduced(dw_VxD, q_VxD.dtype)
+    kl_BxT = tiles.joined(kl, weight_BxT.shape)
+    dh_BxTxD = tiles.joined(dh, q_BxTxD.shape)
+    return tiles.total(loss, BATCH), kl_BxT, dh_BxTxD, dw_VxD
 
   by_token = P(BATCH, None)
   hidden, table, _ = tiles.SPECS

@@ -106,13 +106,8 @@ def _local(labels, h_BxTxD, w_VxD, ht_BxTxE, wt_VxE, y_BxT, weight_BxT):
     h_SxD, ht_SxE, y_S, weight_S = xs
     z_SxV, u_SxV = _logits(h_SxD, full_VxD), _logits(ht_SxE, full_VxE)
     ce_S, kd_S, dlogits_SxV = _tile(z_SxV, u_SxV, y_S, labels)
-    dlogits_SxV = (dlogits_SxV * weight_S[:, None]).astype(dtype)
-    dh_SxD = jnp.matmul(
-      dlogits_SxV, full_VxD, preferred_element_type=jnp.float32
-    )
-    dw_VxD += jnp.einsum(
-      "sv,sd->vd", dlogits_SxV, h_SxD, preferred_element_type=jnp.float32
-    )
+    dlogits_SxV *= weight_S[:, None]
+    dh_SxD, dw_VxD = tiles.backward(dlogits_SxV, h_SxD, full_VxD, dw_VxD)
     ce += jnp.sum(ce_S * weight_S)
     kd += jnp.sum(kd_S * weight_S)
     return (ce, kd, dw_VxD), tiles.total(dh_SxD, "tensor").astype(dtype)
@@ -122,15 +117,10 @@ def _local(labels, h_BxTxD, w_VxD, ht_BxTxE, wt_VxE, y_BxT, weight_BxT):
   zero = jnp.zeros((), jnp.float32)
   first = zero, zero, jnp.zeros(full_VxD.shape, jnp.float32)
   (ce, kd, dw_VxD), dh = jax.lax.scan(step, first, xs)
-  dh = dh.reshape(-1, h_BxTxD.shape[-1])[: y_BxT.size]
-  if jax.lax.axis_size("fsdp") > 1:
-    dw_VxD = jax.lax.psum_scatter(
-      dw_VxD, "fsdp", scatter_dimension=1, tiled=True
-    )
-  dw_VxD = tiles.total(dw_VxD, "data").astype(w_VxD.dtype)
+  dw_VxD = tiles.reduced(dw_VxD, w_VxD.dtype)
   ce, kd = tiles.total(ce, BATCH), tiles.total(kd, BATCH)
   loss = (1 - labels.weight) * ce + labels.weight * kd
-  return (loss, ce, kd), dh.reshape(h_BxTxD.shape), dw_VxD
+  return (loss, ce, kd), tiles.joined(dh, h_BxTxD.shape), dw_VxD
 
 
 def _tile(z_SxV, u_SxV, y_S, labels):

@@ -158,35 +158,19 @@ def _forward(h_BxTxD, w_VxD, id_BxTxK, weight_BxTxK, vocab_size, tile):
       q_SxV = jnp.exp(logits_SxV - lse_S[:, None])
       token_Sx1 = jnp.arange(len(id_SxK))[:, None]
       dlogits_SxV = (q_SxV * mass_S[:, None]).at[token_Sx1, place_SxK]
-      dlogits_SxV = dlogits_SxV.add(-weight_SxK, mode="drop").astype(dtype)
-      dh_SxD = jnp.matmul(
-        dlogits_SxV, full_VxD, preferred_element_type=jnp.float32
-      )
+      dlogits_SxV = dlogits_SxV.add(-weight_SxK, mode="drop")
+      dh_SxD, dw_VxD = tiles.backward(dlogits_SxV, h_SxD, full_VxD, dw_VxD)
       dh_SxD = tiles.total(dh_SxD, "tensor").astype(dtype)
-      dw_VxD += jnp.einsum(
-        "sv,sd->vd", dlogits_SxV, h_SxD, preferred_element_type=jnp.float32
-      )
       return (loss + jnp.sum(nll_SxK * weight_SxK), dw_VxD), (dh_SxD, nll_SxK)
 
     arrays = h_BxTxD, id_BxTxK, weight_BxTxK
     xs = tuple(tiles.split(x, tile) for x in arrays)
     zero = jnp.zeros((), jnp.float32), jnp.zeros(full_VxD.shape, jnp.float32)
     (loss, dw_VxD), (dh, nll) = jax.lax.scan(step, zero, xs)
-    tokens = id_BxTxK.shape[0] * id_BxTxK.shape[1]
-    dh = dh.reshape(-1, h_BxTxD.shape[-1])[:tokens]
-    nll = nll.reshape(-1, id_BxTxK.shape[-1])[:tokens]
-    if jax.lax.axis_size("fsdp") > 1:
-      dw_VxD = jax.lax.psum_scatter(
-        dw_VxD, "fsdp", scatter_dimension=1, tiled=True
-      )
-    dw_VxD = tiles.total(dw_VxD, "data").astype(w_VxD.dtype)
-    nll_BxTxK = nll.reshape(id_BxTxK.shape)
-    return (
-      tiles.total(loss, BATCH),
-      nll_BxTxK,
-      dh.reshape(h_BxTxD.shape),
-      dw_VxD,
-    )
+    dw_VxD = tiles.reduced(dw_VxD, w_VxD.dtype)
+    nll_BxTxK = tiles.joined(nll, id_BxTxK.shape)
+    dh_BxTxD = tiles.joined(dh, h_BxTxD.shape)
+    return tiles.total(loss, BATCH), nll_BxTxK, dh_BxTxD, dw_VxD
 
   by_token = P(BATCH, None, None)
   mapped = jax.shard_map(

@@ -36,3 +36,38 @@ def split(x_BxTx, tile):
   pad = -flat.shape[0] % tile
   flat = jnp.pad(flat, [(0, pad)] + [(0, 0)] * (flat.ndim - 1))
   return flat.reshape(-1, tile, *flat.shape[1:])
+
+
+def joined(tiles, shape):
+  """Undoes `split`: results of all tiles as an array of `shape` [B, T, …]."""
+  tokens = shape[0] * shape[1]
+  return tiles.reshape(-1, *shape[2:])[:tokens].reshape(shape)
+
+
+def backward(dlogits_SxV, h_SxD, w_VxD, dw_VxD):
+  """Through the logits of one tile.
+
+  Args:
+    dlogits_SxV: the loss's gradient, of this device's rows of the head.
+    h_SxD: hidden states; the products are formed in their dtype.
+    w_VxD: those rows.
+    dw_VxD: float32, what earlier tiles added up.
+
+  Returns:
+    dh float32 [S, D], not yet summed over `tensor`; and the new `dw_VxD`.
+  """
+  dlogits_SxV = dlogits_SxV.astype(h_SxD.dtype)
+  dh_SxD = jnp.matmul(dlogits_SxV, w_VxD, preferred_element_type=jnp.float32)
+  dw_VxD += jnp.einsum(
+    "sv,sd->vd", dlogits_SxV, h_SxD, preferred_element_type=jnp.float32
+  )
+  return dh_SxD, dw_VxD
+
+
+def reduced(dw_VxD, dtype):
+  """The head's gradient over all tokens, split as the head is."""
+  if jax.lax.axis_size("fsdp") > 1:
+    dw_VxD = jax.lax.psum_scatter(
+      dw_VxD, "fsdp", scatter_dimension=1, tiled=True
+    )
+  return total(dw_VxD, "data").astype(dtype)
