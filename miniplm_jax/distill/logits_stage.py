@@ -123,11 +123,9 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
       f"config.sparse_kd.ids={settings['ids']}",
       "give fewer",
     )
-  if "weights" in inputs:
-    inputs["weights"].check_sizes()
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  model = score_stage.load_checked(
-    table.source, corpus, mesh, settings["dtype"]
+  model = uses.load(
+    table.source, inputs, "weights", corpus, mesh, settings["dtype"]
   )
   labeller = Labeller(model, corpus, mesh, settings)
   rows, size = kept_rows(inputs["selection"]), settings["rows_per_part"]

@@ -1,7 +1,7 @@
 """The methods side by side: what each cost, and what it reached."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from miniplm_jax.core import page
 from miniplm_jax.core.manifest import Manifest
@@ -58,7 +58,7 @@ def lines(
     trained = inputs[f"{method} training"]
     loss = inputs[f"{method} evaluation"].details["loss"][ALL]
     folder = workdir.student(names.student) / "metrics"
-    training = _curve(metrics.read(folder), "train/loss")[1]
+    training = metrics.curve(metrics.read(folder), "train/loss")[1]
     last = training[-_LAST:]
     found[method] = Line(
       rows_from=names.selection,
@@ -135,7 +135,7 @@ def _picture(config, workdir: Workdir, found: Mapping[str, Line]):
   )
   for style, (method, line) in zip(page.LINES, found.items()):
     folder = workdir.student(for_method(config, method).student) / "metrics"
-    steps, values = _curve(metrics.read(folder), "eval/loss")
+    steps, values = metrics.curve(metrics.read(folder), "eval/loss")
     if not steps:
       continue
     of_step = line.train_flops / line.steps
@@ -146,11 +146,3 @@ def _picture(config, workdir: Workdir, found: Mapping[str, Line]):
     "The same curves as below by what training has cost so far; offline FLOPs "
     "are not in it."
   )
-
-
-def _curve(
-  records: Sequence[Mapping[str, float]], key: str
-) -> tuple[list[float], list[float]]:
-  """Steps and values of the records that have it."""
-  there = [m for m in records if key in m]
-  return [m["step"] for m in there], [m[key] for m in there]

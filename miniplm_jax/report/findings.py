@@ -103,7 +103,10 @@ def ignored(config) -> str:
 
 def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
   """The learning curves: losses, and how the optimizer fared, by step."""
-  found = []
+  found, lines = [], {}
+  for method in methods(config):
+    folder = workdir.student(for_method(config, method).student) / "metrics"
+    lines[method] = metrics.read(folder)
   for key, title, unit, caption in (
     (
       "eval/loss",
@@ -132,13 +135,10 @@ def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
     ),
   ):
     figure, ax = page.axes(title, "steps", unit)
-    for line, method in zip(page.LINES, methods(config)):
-      folder = workdir.student(for_method(config, method).student) / "metrics"
-      lines = [m for m in metrics.read(folder) if key in m]
-      if not lines:
+    for line, method in zip(page.LINES, lines):
+      steps, values = map(np.array, metrics.curve(lines[method], key))
+      if not len(steps):
         continue
-      steps = np.array([m["step"] for m in lines])
-      values = np.array([m[key] for m in lines])
       if key != "eval/loss" and len(values) > 20:
         n = len(values) // 20 * 20
         steps = steps[:n].reshape(-1, 20).max(1)

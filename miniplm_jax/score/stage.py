@@ -65,11 +65,11 @@ def roles_with_model(config) -> tuple[str, ...]:
 def jobs(config, workdir: Workdir) -> list[Job]:
   """One job a table; they share a pass over the data."""
   made = sources(config, workdir)
-  tables, archs = {}, {}  # by name, from the pass for the merge
+  tables = {}  # (table, architecture) by name, from the pass for the merge
 
   def together(inputs):
     wanted = [s for s in made if s.name in inputs]
-    _fill(config, workdir, wanted, inputs, tables, archs)
+    _fill(config, workdir, wanted, inputs, tables)
 
   found = [_imported(config, workdir, s) for s in made if s.scores]
   for source in made:
@@ -78,13 +78,11 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       shared = together
       if not config.run.score_together:
         shared = functools.partial(together)
-      found.append(_scored(config, workdir, source, shared, tables, archs))
+      found.append(_scored(config, workdir, source, shared, tables))
   return found
 
 
-def _scored(
-  config, workdir: Workdir, source: Source, together, tables, archs
-) -> Job:
+def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
   c = config.score
   directory = workdir.scores(source.name)
   return Job(
@@ -106,9 +104,7 @@ def _scored(
     f"{source.path or 'trained here'}, {c.dtype}"
     + (", int8 weights" if source.is_int8 else ""),
     together=together,
-    run=lambda inputs: _merge(
-      config, tables[source.name], inputs, archs[source.name]
-    ),
+    run=lambda inputs: _merge(config, inputs, *tables[source.name]),
   )
 
 
@@ -262,12 +258,7 @@ def scorer_of(config, models, corpus, mesh, dtype: str = "", **what):
 
 
 def _fill(
-  config,
-  workdir: Workdir,
-  wanted: list[Source],
-  inputs: Inputs,
-  tables: dict,
-  archs: dict,
+  config, workdir: Workdir, wanted: list[Source], inputs: Inputs, tables: dict
 ):
   """Scores under all of these models until no part is missing."""
   from miniplm_jax.corpus.store import Corpus
@@ -289,15 +280,15 @@ def _fill(
       from miniplm_jax.score import rounding
 
       model = rounding.rounded(config, workdir, model, corpus, mesh, facts)
-    models[source.name], archs[source.name] = model, model.arch
-    tables[source.name] = Table(source.name, directory, facts)
-  filled = [tables[source.name] for source in wanted]
+    models[source.name] = model
+    tables[source.name] = Table(source.name, directory, facts), model.arch
+  filled = [tables[source.name][0] for source in wanted]
   scorer = scorer_of(config, models, corpus, mesh)
   units = units_to_score(config, corpus)
   Worker(scorer, units, filled, run).fill()
 
 
-def _merge(config, filled, inputs, arch=None) -> dict:
+def _merge(config, inputs, filled, arch=None) -> dict:
   """`merge` of a table of its own; `arch` is unknown of imported scores."""
   import numpy as np
 
@@ -367,4 +358,4 @@ def _import(config, source: Source, directory, inputs) -> dict:
     source.scores, directory, corpus, config.score.rows_per_part
   )
   filled = Table(source.name, directory, facts)
-  return _merge(config, filled, inputs)
+  return _merge(config, inputs, filled)

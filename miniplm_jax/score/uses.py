@@ -9,6 +9,23 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.score import stage as stage_lib
 
 
+def load(source: stage_lib.Source, inputs, name: str, corpus, mesh, dtype):
+  """The model, checked against the corpus; and its files, if made here.
+
+  Args:
+    source: the model.
+    inputs: manifests by name.
+    name: of the input that `weights_input` made; a model that was not trained
+      here has no manifest.
+    corpus: what it is used on.
+    mesh: where to put it.
+    dtype: of its weights.
+  """
+  if name in inputs:
+    inputs[name].check_sizes()
+  return stage_lib.load_checked(source, corpus, mesh, dtype)
+
+
 def as_configured(
   source: stage_lib.Source, settings: Mapping[str, Any], path, stage: str
 ) -> str:

@@ -65,6 +65,14 @@ class Metrics:
       board.close()
 
 
+def curve(
+  lines: Sequence[Mapping[str, float]], key: str
+) -> tuple[list[float], list[float]]:
+  """Steps and values of the lines of `read` that have it."""
+  there = [line for line in lines if key in line]
+  return [line["step"] for line in there], [line[key] for line in there]
+
+
 def read(directory: epath.Path) -> list[dict[str, float]]:
   """The lines of `metrics.jsonl`; empty if there is none."""
   path = directory / "metrics.jsonl"
