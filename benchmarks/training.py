@@ -6,7 +6,8 @@ A Qwen2 with random weights, hidden 512, 8 layers, 8 heads of 64, FFN 1,408,
 tied head, 2 rows of 512 tokens, float32. Ours is the jitted step of the
 trainer with the next-token loss and AdamW as configured. Theirs is
 Qwen2ForCausalLM with sdpa attention, F.cross_entropy in float32, foreach
-clipping and fused AdamW. Both keep all activations.
+clipping and fused AdamW. They keep all activations; ours keeps what --remat
+says, by default results of matrix products and of attention.
 
 Either side has a process of its own with as many threads as there are cores,
 takes two steps to warm up, and then --steps steps a turn, in turns and in both
@@ -32,6 +33,7 @@ from etils import epath
 _VOCAB = flags.DEFINE_list("vocab", ["8192", "151936"], "Vocabularies.")
 _TURNS = flags.DEFINE_integer("turns", 4, "Turns of either side.", 1)
 _STEPS = flags.DEFINE_integer("steps", 2, "Steps of a turn.", 1)
+_REMAT = flags.DEFINE_string("remat", "dots", "What our backward pass keeps.")
 _ROWS, _LENGTH, _WARM_UP = 2, 512, 2
 _SHAPE = {
   "hidden_size": 512,
@@ -77,7 +79,7 @@ def _ours(model: str):
 
   section = _section()
   mesh = sharding.make_mesh(1, 1, 1)
-  objective = NextToken(section, 0, "none")
+  objective = NextToken(section, 0, _REMAT.value)
   decoder = huggingface.load(epath.Path(model), mesh)
   with jax.set_mesh(mesh):
     abstract = loop.abstract_state(decoder.arch, section, mesh)

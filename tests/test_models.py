@@ -13,6 +13,7 @@ from miniplm_jax import config as config_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import (
   architecture,
+  attention,
   config_json,
   decoder,
   head,
@@ -389,6 +390,36 @@ def test_the_scan_over_chunks_is_the_recurrence(length):
     found,
     wanted,
   )
+
+
+@pytest.mark.parametrize(
+  ("length", "heads", "keys"), [(300, 4, 4), (129, 4, 2), (7, 3, 1)]
+)
+def test_attention_has_the_gradients_of_the_dense_one(length, heads, keys):
+  """Several blocks, the last one short; heads that share keys."""
+  rng = np.random.default_rng(0)
+  q, k, v, g = (
+    jnp.asarray(rng.normal(size=(2, length, n, 6)), jnp.float32)
+    for n in (heads, keys, keys, heads)
+  )
+
+  def dense(q, k, v):
+    k, v = (jnp.repeat(x, heads // keys, 2) for x in (k, v))
+    score = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(6)
+    seen = jnp.tril(jnp.ones((length, length), bool))
+    p = jax.nn.softmax(jnp.where(seen[None, None], score, -jnp.inf))
+    return jnp.einsum("bhts,bshd->bthd", p, v)
+
+  def both(of):
+    def gradients(q, k, v, g):
+      out, back = jax.vjp(of, q, k, v)
+      return out, *back(g)
+
+    return jax.jit(gradients)(q, k, v, g)
+
+  for found, wanted in zip(both(attention.attention), both(dense), strict=True):
+    top = float(jnp.abs(wanted).max())
+    np.testing.assert_allclose(found, wanted, atol=2e-6 * top)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])

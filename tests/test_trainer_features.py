@@ -186,12 +186,12 @@ def test_a_step_that_hangs_has_its_stack_written(corpus, tmp_path, capsys):
 
   what = spec(corpus, tmp_path, hang_seconds=0.8)
   train(dataclasses.replace(what, objective=Broken(what, 6, hang)))
-  (path,) = (tmp_path / "metrics").glob("stacks-*.txt")
-  assert path.name == "stacks-5.txt" and "in hang" in path.read_text()
+  # On a busy machine a compilation may take longer than that too.
+  assert "in hang" in (tmp_path / "metrics/stacks-5.txt").read_text()
   told = capsys.readouterr()
   assert "in hang" in told.err
-  said = [line for line in told.out.splitlines() if "nothing has ended" in line]
-  assert 1 <= len(said) <= 2 and "stacks-5.txt" in said[0]
+  said = [line for line in told.out.splitlines() if "stacks-5.txt" in line]
+  assert said and all("nothing has ended" in line for line in said)
   assert len([m for m in metrics.read(tmp_path / "metrics")]) == 10
 
 

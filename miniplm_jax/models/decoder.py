@@ -15,13 +15,13 @@ from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import int8, mamba, sharding, transformer
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.models.ops import by_batch, normal, rms_norm
+from miniplm_jax.models.ops import KEPT, by_batch, normal, rms_norm
 
 # What the backward pass keeps of a layer.
 REMAT = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "dots": jax.checkpoint_policies.save_only_these_names(KEPT),
 }
 
 # What a family brings: Layers, residual_dtype, context, cached_context and

@@ -9,9 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import sharding
+
+# The name of what the backward pass keeps with remat `dots`: results of
+# matrix products with weights, and of attention.
+KEPT = "kept"
 
 # Terms of a float32 product that are added in one go.
 _BLOCK = 256
@@ -44,7 +49,7 @@ def project(x_BxTxD, w_DxE):
   # sliced across devices.
   is_cut = x_SxD.dtype == jnp.float32 and sharding.axis_size("tensor") == 1
   y = _in_blocks(x_SxD, w_DxE) if is_cut else x_SxD @ w_DxE
-  return y.reshape(*x_BxTxD.shape[:2], -1)
+  return checkpoint_name(y, KEPT).reshape(*x_BxTxD.shape[:2], -1)
 
 
 @jax.custom_vjp

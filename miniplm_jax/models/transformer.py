@@ -1,7 +1,7 @@
 """Layers with attention: Qwen, Llama and their kind.
 
-B batch, T time, S time of the keys, D hidden, N heads, K key heads, G = N / K,
-H head size, F FFN, L layers.
+B batch, T time, S time of the keys, D hidden, N heads, K key heads, H head
+size, F FFN, L layers.
 """
 
 from typing import Any, NamedTuple
@@ -13,11 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import int8, sharding
 from miniplm_jax.models.architecture import Transformer
+from miniplm_jax.models.attention import attention
 from miniplm_jax.models.ops import by_batch, normal, project, rms_norm
-
-# Blocks of queries of a whole row: a block costs an operation of each kind to
-# compile, and shorter ones would be too small for the matrix units.
-_MOST_BLOCKS, _LEAST_BLOCK = 8, 128
 
 
 class Context(NamedTuple):
@@ -111,67 +108,6 @@ def _rotate(x_BxTxNxH, shared: Context):
   return rotated.astype(x_BxTxNxH.dtype)
 
 
-def _attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, visible_BxTxS):
-  """Attention with the softmax in float32; N / K queries share a key.
-
-  Whole rows are cut into a few blocks of queries, each with only the keys up
-  to its end: nearly half of the [T, S] weights are never formed. On CPU, at
-  4 × 512 tokens and 8 heads of 64, 29 ms where it was 57.
-  """
-  batch, length, heads, size = q_BxTxNxH.shape
-  keys = k_BxSxKxH.shape[2]
-  q_BxTxKxGxH = q_BxTxNxH.reshape(batch, length, keys, heads // keys, size)
-  q_BxKxGxTxH = q_BxTxKxGxH.transpose(0, 2, 3, 1, 4) * size**-0.5
-  k_BxKxSxH = k_BxSxKxH.swapaxes(1, 2)
-  v_BxKxSxH = v_BxSxKxH.swapaxes(1, 2)
-  if visible_BxTxS is not None:
-    blocks = [_attend(q_BxKxGxTxH, k_BxKxSxH, v_BxKxSxH, visible_BxTxS)]
-  else:
-    blocks = []
-    block = max(-(-length // _MOST_BLOCKS), _LEAST_BLOCK)
-    for start in range(0, length, block):
-      end = min(start + block, length)
-      earlier_TxS = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None]
-      blocks.append(
-        _attend(
-          q_BxKxGxTxH[:, :, :, start:end],
-          k_BxKxSxH[:, :, :end],
-          v_BxKxSxH[:, :, :end],
-          earlier_TxS[None],
-        )
-      )
-  out_BxKxGxTxH = jnp.concatenate(blocks, 3).astype(q_BxTxNxH.dtype)
-  return out_BxKxGxTxH.transpose(0, 3, 1, 2, 4).reshape(q_BxTxNxH.shape)
-
-
-def _attend(q_BxKxGxTxH, k_BxKxSxH, v_BxKxSxH, visible_BxTxS):
-  """Attention of some queries to some keys, float32 [B, K, G, T, H].
-
-  Normalising after the product with the values saves a pass over the
-  [T, S] weights: 1.6× less time than jax.nn.dot_product_attention on CPU,
-  forward and backward, at 32 × 256 tokens and 6 heads of 32.
-  """
-  score_BxKxGxTxS = jnp.einsum(
-    "bkgth,bksh->bkgts",
-    q_BxKxGxTxH,
-    k_BxKxSxH,
-    preferred_element_type=jnp.float32,
-  )
-  score_BxKxGxTxS = jnp.where(
-    visible_BxTxS[:, None, None], score_BxKxGxTxS, -1e30
-  )
-  top = jax.lax.stop_gradient(jnp.max(score_BxKxGxTxS, -1, keepdims=True))
-  weight_BxKxGxTxS = jnp.exp(score_BxKxGxTxS - top)
-  total = jnp.sum(weight_BxKxGxTxS, -1, keepdims=True)
-  out_BxKxGxTxH = jnp.einsum(
-    "bkgts,bksh->bkgth",
-    weight_BxKxGxTxS.astype(v_BxKxSxH.dtype),
-    v_BxKxSxH,
-    preferred_element_type=jnp.float32,
-  )
-  return out_BxKxGxTxH / total
-
-
 class Layers(nnx.Module):
   """All layers' parameters, stacked; a slice of it is one layer."""
 
@@ -246,7 +182,7 @@ class Layers(nnx.Module):
     if cache is not None:
       cache = _put(cache, Cache(k_BxTxKxH, v_BxTxKxH), start, i)
       k_BxTxKxH, v_BxTxKxH = heads(cache.keys[i]), heads(cache.values[i])
-    o_BxTxNxH = _attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, shared.visible)
+    o_BxTxNxH = attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, shared.visible)
     o_BxTxNH = o_BxTxNxH.reshape(*x_BxTxD.shape[:2], -1)
     x_BxTxD = by_batch(x_BxTxD + project(o_BxTxNH, self.o_proj))
 

@@ -1,5 +1,6 @@
 """AdamW and its schedule, exactly as method.md 2.4 (released code)."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -30,7 +31,7 @@ def learning_rate(train) -> optax.Schedule:
 def make(train) -> optax.GradientTransformation:
   """Clip by global norm, then AdamW with decay on every parameter."""
   return optax.chain(
-    optax.clip_by_global_norm(train.clip_norm),
+    _clip(train.clip_norm),
     optax.adamw(
       learning_rate(train),
       b1=train.beta1,
@@ -39,3 +40,18 @@ def make(train) -> optax.GradientTransformation:
       weight_decay=train.weight_decay,
     ),
   )
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+  """`optax.clip_by_global_norm` as one product, like PyTorch's.
+
+  A division of every gradient is not fused with what follows: the clipped
+  gradients were a copy of the model in memory.
+  """
+
+  def update(grads, state, unused_params=None):
+    norm = optax.global_norm(grads)
+    scale = jnp.where(norm < most, 1.0, most / norm)
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
