@@ -1,13 +1,11 @@
 """Tests run on CPU, with rank promotion an error."""
 
-import os
 import shutil
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+from helpers import LONG, run, write_corpus  # isort: skip  (before JAX)
 
 import jax
 import pytest
-from helpers import LONG, run, write_corpus
 
 from miniplm_jax.models import sharding
 
