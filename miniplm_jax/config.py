@@ -293,7 +293,9 @@ def default() -> ConfigDict:
         "tensor": 1,  # mesh: shards of heads, FFN and vocabulary
         # Rows of a device at a time; 0 is all, fewer accumulates gradients.
         "per_device_batch_size": 0,
-        "remat": "full",  # what the backward pass keeps: none, dots, full
+        # What the backward pass computes again: full; all but products, dots;
+        # attention's weights alone, none.
+        "remat": "full",
         "checkpoint_every": 1000,  # steps
         "keep_checkpoints": 2,  # the newest
         "keep_every": 0,  # steps; those of its multiples are kept too; 0: none
