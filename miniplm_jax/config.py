@@ -293,8 +293,8 @@ def default() -> ConfigDict:
         "tensor": 1,  # mesh: shards of heads, FFN and vocabulary
         # Rows of a device at a time; 0 is all, fewer accumulates gradients.
         "per_device_batch_size": 0,
-        # What the backward pass computes again: full; all but products, dots;
-        # attention's weights alone, none.
+        # What the backward pass forms again: full, a layer; dots, all but its
+        # products; none, only attention's weights.
         "remat": "full",
         "checkpoint_every": 1000,  # steps
         "keep_checkpoints": 2,  # the newest
