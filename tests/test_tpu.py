@@ -98,7 +98,8 @@ def test_a_training_step_gathers_weights_and_forms_no_logits():
   found = forecast.compiled(
     lowered, ARCH, mesh, rows, tokens, flops, jnp.bfloat16
   )
-  # Nothing is computed again; queries in blocks see later keys of their own.
+  # All that is formed again are scores of attention; queries in blocks see
+  # later keys of their own.
   assert found.flops == pytest.approx(found.model_flops, rel=0.03)
   assert "collective-permute" not in found.collectives
   assert sorted(found.logits.shape) == [1024, ARCH.table_rows]  # one tile
