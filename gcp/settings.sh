@@ -82,6 +82,6 @@ check() {
   offered=$(tpus accelerator-types list '--format=value(type)' \
     2>"$ERRORS") || explain "project $PROJECT, zone $ZONE"
   grep -qx "$ACCELERATOR" <<<"$offered" || die "$ACCELERATOR is not offered" \
-    "zone $ZONE" "choose a zone of https://cloud.google.com/tpu/docs/regions-zones"
+    "zone $ZONE" "see https://cloud.google.com/tpu/docs/regions-zones"
   say "checks passed"
 }
