@@ -215,10 +215,10 @@ run() {
 
 status() { # one word for all workers
   local found word
-  found=$(worker all status) || { echo lost; return; }
+  found=$(worker all status) || true # `state` says whether it is gone
   found=$(sed -n 's/^status=//p' <<<"$found") # gcloud says other things too
   # A failure counts before workers that wait for the failed one.
-  for word in 1 '[0-9]*[1-9]' '[1-9][0-9]*' lost running none 0; do
+  for word in 1 '[1-9][0-9]*' lost running none 0; do
     if grep -qx "$word" <<<"$found"; then
       grep -x "$word" <<<"$found" | sort -u | head -n 1
       return
