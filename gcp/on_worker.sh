@@ -97,7 +97,12 @@ follow() {
 stop() {
   if running; then
     kill -TERM "$(<"$PID")"
-    while running; do sleep 1; done
+    for _ in {1..60}; do
+      running || break
+      sleep 1
+    done
+    # One that waits for a host that is gone does not hear.
+    if running; then kill -KILL -- "-$(<"$PID")"; fi
   fi
   echo "stopped"
 }

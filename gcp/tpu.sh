@@ -285,6 +285,8 @@ watch() {
 failed() { # what the run itself says; the TPU stays, and costs
   local text
   text=$(worker all why) || text="its log cannot be read"
+  # Other workers may wait for the one that failed.
+  worker all stop >/dev/null || true
   grep -m 1 '^error: ' <<<"$text" >&2 || echo "$text" >&2
   die "the run ended with $1" "$NODE" \
     "mend it, gcp/tpu.sh install and run; the TPU costs until delete"

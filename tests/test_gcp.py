@@ -28,6 +28,13 @@ sleep "${RUN_SECONDS:-0.1}"
 echo report >"$CLOUD/bucket/report.html"
 exit "${RUN_EXIT:-0}"
 """
+# One of several fails, and the others wait for it.
+ONE_FAILS = """#!/bin/bash
+if [[ $1 == -c ]]; then echo 0.10.2; exit; fi
+[[ $HOME == *0 ]] || exec sleep 50
+echo "error: no rows, corpus, give some"
+exit 1
+"""
 # The Python here, which builds the wheel.
 PIP = """#!/bin/bash
 while [[ $1 != --wheel-dir ]]; do shift; done
@@ -172,6 +179,14 @@ def test_an_error_of_the_user_stops_it(cloud):
   assert first == "error: no rows, corpus, give some"
   assert second.startswith("error: the run ended with 1, miniplm, ")
   assert cloud.calls() == ["create", "scp", "install", "start"]
+
+
+def test_those_that_wait_for_one_that_failed_are_stopped(cloud):
+  script(cloud.folder / "bin" / "fake_python", ONE_FAILS)
+  text = cloud("all", "ACCELERATOR=v6e-16", "STAGES=score", code=1).stderr
+  assert text.startswith("error: no rows, corpus, give some\nerror: the run")
+  ends = [p.read_text() for p in cloud.folder.glob("worker*/miniplm/exit")]
+  assert sorted(ends) == ["1\n", *["143\n"] * 3]
 
 
 def test_a_stopped_run_goes_on_elsewhere(cloud):
