@@ -280,10 +280,15 @@ def test_jobset_is_what_kubernetes_takes():
   assert "--config.run.coordinator=auto" in container["command"]
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck")
+# Beside the interpreter, or wherever else it is.
+_PATH = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+SHELLCHECK = shutil.which("shellcheck", path=_PATH)
+
+
+@pytest.mark.skipif(not SHELLCHECK, reason="no shellcheck")
 def test_shellcheck_finds_nothing():
   files = sorted((ROOT / "gcp").glob("*.sh"))
-  subprocess.run(["shellcheck", "-x", *files], check=True, cwd=ROOT)
+  subprocess.run([SHELLCHECK, "-x", *files], check=True, cwd=ROOT)
 
 
 def test_scripts_can_be_read_in_one_sitting():
