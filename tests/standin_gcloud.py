@@ -36,8 +36,7 @@ def flag(name: str) -> str:
   return found[0].split("=", 1)[1] if found else ""
 
 
-def workers():
-  wanted = flag("worker")
+def workers(wanted: str):
   size = int((CLOUD / "accelerator").read_text().rsplit("-", 1)[1])
   number = 1 if size <= 8 else size // 4
   return [
@@ -74,13 +73,8 @@ def queued_resources(verb: str):
         state.write_text("FAILED")
       else:
         state.write_text("ACTIVE")
-        for disk in workers_all():
+        for disk in workers("all"):
           disk.mkdir()
-
-
-def workers_all():
-  sys.argv.append("--worker=all")
-  return workers()
 
 
 def ssh():
@@ -92,7 +86,7 @@ def ssh():
     fail("the TPU is not ready", 255)
   if "install" in command and once("ssh_drop"):
     fail("ssh: connection reset", 255)
-  for disk in workers():
+  for disk in workers(flag("worker")):
     path = f"{CLOUD}/bin:{os.environ['PATH']}"
     done = subprocess.run(
       ["bash", "-c", command],
@@ -105,7 +99,7 @@ def ssh():
 
 def scp():
   source, target = sys.argv[6], sys.argv[7]
-  for disk in workers():
+  for disk in workers(flag("worker")):
     folder = disk / target.split(":")[1]
     shutil.copytree(source, folder / pathlib.Path(source).name)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import time
 import pytest
 import yaml
 from helpers import ROOT
+
+from miniplm_jax import pipeline
 
 # What the workers' own uv and Python do: the run writes its arguments and a
 # report, and ends as $RUN_EXIT says.
@@ -289,6 +292,26 @@ SHELLCHECK = shutil.which("shellcheck", path=_PATH)
 def test_shellcheck_finds_nothing():
   files = sorted((ROOT / "gcp").glob("*.sh"))
   subprocess.run([SHELLCHECK, "-x", *files], check=True, cwd=ROOT)
+
+
+def test_what_is_written_twice_is_the_same():
+  """Bash and Docker cannot ask the package, the lock and the Makefile."""
+  settings, worker, image, lock, make = (
+    (ROOT / name).read_text()
+    for name in (
+      "gcp/settings.sh",
+      "gcp/on_worker.sh",
+      "gcp/Dockerfile",
+      "requirements-lock.txt",
+      "Makefile",
+    )
+  )
+  (stages,) = re.findall(r'MULTI_HOST="([^"]*)"', settings)
+  assert stages.split() == list(pipeline._MULTI_HOST)
+  (uv,) = re.findall(r"UV_VERSION=(\S+)", worker)
+  assert f"uv=={uv}\n" in make
+  (jax,) = re.findall(r"jax\[tpu\]==([\d.]+)", image)
+  assert re.search(rf"^jax=={re.escape(jax)}( ;|$)", lock, re.MULTILINE)
 
 
 def test_scripts_can_be_read_in_one_sitting():

@@ -189,7 +189,7 @@ def test_a_step_that_hangs_has_its_stack_written(corpus, tmp_path, capsys):
   # On a busy machine a compilation may take longer than that too.
   assert "in hang" in (tmp_path / "metrics/stacks-5.txt").read_text()
   told = capsys.readouterr()
-  assert "in hang" in told.err
+  assert 1 <= told.err.count("in hang") <= 2
   said = [line for line in told.out.splitlines() if "stacks-5.txt" in line]
   assert said and all("nothing has ended" in line for line in said)
   assert len([m for m in metrics.read(tmp_path / "metrics")]) == 10

@@ -49,9 +49,9 @@ def _clip(most: float) -> optax.GradientTransformation:
   gradients were a copy of the model in memory.
   """
 
-  def update(grads, state, unused_params=None):
+  def clipped(grads, unused_params):
     norm = optax.global_norm(grads)
     scale = jnp.where(norm < most, 1.0, most / norm)
-    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), state
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
 
-  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+  return optax.stateless(clipped)
