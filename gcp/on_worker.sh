@@ -44,11 +44,11 @@ running() { # the number may be another process's since a reboot
     grep -q on_worker.sh
 }
 
-status() {
-  if [[ -f $EXIT ]]; then
-    echo "status=$(<"$EXIT")"
-  elif running; then
+status() { # `running` first: it may end between the questions
+  if running; then
     echo status=running
+  elif [[ -f $EXIT ]]; then
+    echo "status=$(<"$EXIT")"
   elif [[ -f $PID ]]; then
     echo status=lost # killed with its keeper, or the VM was restarted
   else

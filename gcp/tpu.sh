@@ -284,6 +284,9 @@ watch() {
 
 failed() { # what the run itself says; the TPU stays, and costs
   local text
+  # It may say so before Google says that its neighbour is taken away.
+  sleep "$POLL"
+  if [[ $(state) == SUSPEND* ]]; then return; fi
   text=$(worker all why) || text="its log cannot be read"
   # Other workers may wait for the one that failed.
   worker all stop >/dev/null || true

@@ -2,7 +2,7 @@
 
 Workers are folders in which `tpu-vm ssh --command` is run by bash. Failures
 are asked for by $FAULTS: quota, logged_out, no_bucket, not_offered, preempt,
-suspend_first, failed, ssh_drop. The last ones happen once.
+suspend_first, suspend_late, failed, ssh_drop. The last ones happen once.
 """
 
 import contextlib
@@ -95,6 +95,9 @@ def ssh():
     )
     if done.returncode:
       sys.exit(done.returncode)
+  exits = [disk / "miniplm" / "exit" for disk in workers("all")]
+  if any(e.exists() for e in exits) and once("suspend_late"):
+    (CLOUD / "state").write_text("SUSPENDED")  # seen by the next question
 
 
 def scp():

@@ -29,6 +29,7 @@ echo "train step 1"
 sleep "${RUN_SECONDS:-0.1}"
 [[ ${RUN_EXIT:-0} == 0 ]] || echo "error: no rows, corpus, give some"
 echo report >"$CLOUD/bucket/report.html"
+[[ $RUN_EXIT != once ]] || exit $(($(wc -l <"$CLOUD/runs") == 1))
 exit "${RUN_EXIT:-0}"
 """
 # One of several fails, and the others wait for it.
@@ -198,6 +199,12 @@ def test_a_stopped_run_goes_on_elsewhere(cloud):
   cloud("run", RUN_SECONDS="0", RUN_EXIT="143")
   time.sleep(0.3)
   assert "is gone (143)" in cloud("watch").stdout
+  assert len(cloud.runs()) == 2
+
+
+def test_a_worker_that_fails_as_its_neighbour_is_taken_away(cloud):
+  out = cloud("all", FAULTS="suspend_late", RUN_EXIT="once").stdout
+  assert "is gone (SUSPENDED)" in out and "the run is done" in out
   assert len(cloud.runs()) == 2
 
 
