@@ -28,7 +28,7 @@ STAGES = (
   "report",
 )
 # Look at what is there; they write nothing into the workdir.
-LOOKS = ("verify", "generate")
+LOOKS = ("plan", "verify", "generate")
 
 
 def transformer() -> ConfigDict:
@@ -199,6 +199,14 @@ def default() -> ConfigDict:
         "int8_rows": 1024,
         "int8_least_spearman": 0.99,  # rank correlation of the scores
         "int8_least_agreement": 0.97,  # share of the kept rows that agree
+      },
+      # --stages=plan compiles for TPU slices that are not here.
+      "plan": {
+        # Generation and chips along each side: v4, v5e, v5p or v6e.
+        "topology": ("v5e:4x4",),
+        "price": 0.0,  # of a chip-hour, in whatever currency; 0 is not known
+        "rows": 97_656_250,  # of D, while there is no corpus; paper: 100B ids
+        "search": False,  # try other meshes, remat and rows a chip
       },
       # --stages=verify scores some rows again and compares.
       "verify": {

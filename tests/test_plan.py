@@ -1,0 +1,133 @@
+"""Look plan: the real programs of a config, compiled for slices not here."""
+
+import json
+
+import pytest
+from helpers import LONG, run, write_corpus
+
+from miniplm_jax.plan import outlook, topology
+
+needs_libtpu = pytest.mark.skipif(
+  not topology.is_installed(), reason="no libtpu: see LIBTPU in the Makefile"
+)
+PLAN = "--stages=plan", "--config.plan.topology=('v5e:2x2',)"
+
+
+def lines_of(folder):
+  found, price = outlook.read(outlook.epath.Path(folder / "run/plan/plan.json"))
+  return {line.name: line for line in found if not line.is_found}, price
+
+
+@needs_libtpu
+def test_a_config_is_planned_without_a_corpus(tmp_path):
+  done = run(
+    tmp_path,
+    *PLAN,
+    "--config.plan.price=2",
+    "--config.plan.rows=1001",
+    "--config.baselines=('vanilla_kd','minillm')",
+  )
+  found, price = lines_of(tmp_path)
+  assert price == 2 and list(found) == [
+    "train teacher",
+    "train reference",
+    "score by teacher",
+    "score by reference",
+    "train miniplm",
+    "train vanilla_kd",
+    "train minillm",
+  ]
+  # 256 tokens in rows of 32: 8 rows over 4 chips.
+  assert found["score by teacher"].figures.rows == 2
+  assert found["score by teacher"].runs == 126
+  assert found["train vanilla_kd"].runs < found["train miniplm"].runs == 8
+  assert found["train minillm"].slowdown > 1 == found["train miniplm"].slowdown
+  for line in found.values():
+    f = line.figures
+    assert f.fits and 0 < f.held_bytes < f.peak_bytes < f.hbm_bytes
+    assert f.chips == 4 and f.seconds > 0
+    assert line.chip_hours * 3600 == pytest.approx(
+      line.runs * f.seconds * line.slowdown * 4
+    )
+    assert line.name in done.stdout
+  assert "predicted" in done.stdout and "nothing was measured" in done.stdout
+  # Nothing is compiled again, and one more slice only for itself.
+  kept = len(list((tmp_path / "run/plan").iterdir()))
+  again = run(tmp_path, "--stages=plan", "--config.plan.topology=('v5e:2x2',)")
+  assert len(list((tmp_path / "run/plan").iterdir())) == kept
+  assert "score by teacher" in again.stdout
+
+
+@needs_libtpu
+def test_what_does_not_fit_is_named_with_what_would(tmp_path):
+  shape = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 48,
+  }
+  big = [f"--config.student.model.{k}={v}" for k, v in shape.items()]
+  done = run(
+    tmp_path,
+    *PLAN,
+    *big,
+    "--config.corpus.max_length=256",
+    "--config.train.batch_size=512",
+    "--config.run.remat=none",
+  )
+  line = lines_of(tmp_path)[0]["train miniplm"]
+  assert line.refusal and line.figures.fits
+  setting = f"--config.run.per_device_batch_size={line.figures.rows}"
+  assert line.setting == setting and setting in done.stdout
+  assert "does not fit as configured" in done.stdout
+  # And with it, it does.
+  run(
+    tmp_path,
+    *PLAN,
+    *big,
+    "--config.corpus.max_length=256",
+    "--config.train.batch_size=512",
+    "--config.run.remat=none",
+    setting,
+  )
+  assert not lines_of(tmp_path)[0]["train miniplm"].refusal
+
+
+@needs_libtpu
+def test_a_search_names_what_is_fastest(tmp_path):
+  done = run(tmp_path, *PLAN, "--config.plan.search=True")
+  found, _ = outlook.read(outlook.epath.Path(tmp_path / "run/plan/plan.json"))
+  tried = [line for line in found if line.is_found]
+  assert {line.remat for line in tried} == {"full", "dots"}
+  assert len({line.figures.mesh for line in tried}) == 3
+  seconds = [line.figures.seconds for line in tried]
+  assert seconds == sorted(seconds)
+  assert "--config.run.remat=" in done.stdout or "is faster" in done.stdout
+
+
+@needs_libtpu
+def test_the_report_has_it(copy):
+  run(copy, *PLAN)
+  run(copy, "--stages=report", "--config.baselines=('pretrain',)", LONG)
+  text = (copy / "run/report.html").read_text()
+  assert "Plan: predicted, not measured" in text and "v5e:2x2" in text
+  made = json.loads((copy / "run/report.json").read_text())
+  assert "plan" in made["inputs"]
+
+
+@pytest.mark.parametrize(
+  ("bad", "said"),
+  [
+    ("--config.plan.topology=()", "config.plan.topology"),
+    ("--config.plan.price=-1.0", "config.plan.price"),
+    ("--config.plan.rows=0", "config.plan.rows"),
+  ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path, bad, said):
+  done = run(tmp_path, "--stages=plan", bad, code=1)
+  assert said in done.stderr
+
+
+def test_a_dry_run_compiles_nothing(tmp_path):
+  write_corpus(tmp_path / "text.jsonl", 2)
+  done = run(tmp_path, *PLAN, "--dry_run")
+  assert "would compile" in done.stdout and not (tmp_path / "run").exists()
