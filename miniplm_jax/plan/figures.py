@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from typing import Any
 
@@ -34,6 +35,7 @@ class Figures:
     tokens_per_second: inputs.
     collectives: (runs, bytes of the results) by kind.
     logits: the largest buffer like logits, in words.
+    largest: the largest buffers, in words.
     refusal: what the compiler said of a program that does not fit; else "".
   """
 
@@ -54,6 +56,7 @@ class Figures:
     default_factory=dict
   )
   logits: str = ""
+  largest: tuple[str, ...] = ()
   refusal: str = ""
 
   @property
@@ -120,6 +123,10 @@ def of(name: str, mesh: Mesh, made: forecast.Forecast) -> Figures:
     tokens_per_second=made.tokens_per_second,
     collectives=made.collectives,
     logits=str(made.logits),
+    largest=tuple(
+      f"{array} {array.nbytes / 2**30:.2f} GiB ({source or 'no name'})"
+      for array, source in itertools.islice(made.program.buffers().items(), 3)
+    ),
   )
 
 

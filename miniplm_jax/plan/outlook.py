@@ -246,7 +246,10 @@ def advice(lines: Sequence[Line]) -> Iterator[str]:
     where = f"{line.name} on {line.figures.slice}"
     if line.refusal and line.figures.fits:
       yield f"{where} does not fit as configured; with {line.setting} it does."
-      yield f"(The compiler: {line.refusal})"
+      yield (
+        f"(The compiler: {line.refusal}. Then the largest buffers are "
+        f"{'; '.join(line.figures.largest)}.)"
+      )
     elif line.refusal:
       yield (
         f"{where} does not fit, not even a row a chip at a time: take a larger "
