@@ -1,11 +1,15 @@
 """Look plan: the real programs of a config, compiled for slices not here."""
 
+import dataclasses
 import json
 
 import pytest
+import tiny_config
+from etils import epath
 from helpers import LONG, run, write_corpus
 
-from miniplm_jax.plan import outlook, topology
+from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.plan import outlook, topology, work
 
 needs_libtpu = pytest.mark.skipif(
   not topology.is_installed(), reason="no libtpu: see LIBTPU in the Makefile"
@@ -14,7 +18,7 @@ PLAN = "--stages=plan", "--config.plan.topology=('v5e:2x2',)"
 
 
 def lines_of(folder):
-  found, price = outlook.read(outlook.epath.Path(folder / "run/plan/plan.json"))
+  found, price = outlook.read(epath.Path(folder / "run/plan/plan.json"))
   return {line.name: line for line in found if not line.is_found}, price
 
 
@@ -59,43 +63,36 @@ def test_a_config_is_planned_without_a_corpus(tmp_path):
 
 
 @needs_libtpu
-def test_what_does_not_fit_is_named_with_what_would(tmp_path):
-  shape = {
-    "hidden_size": 256,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 48,
-  }
-  big = [f"--config.student.model.{k}={v}" for k, v in shape.items()]
-  done = run(
-    tmp_path,
-    *PLAN,
-    *big,
-    "--config.corpus.max_length=256",
-    "--config.train.batch_size=512",
-    "--config.run.remat=none",
-  )
-  line = lines_of(tmp_path)[0]["train miniplm"]
-  assert line.refusal and line.figures.fits
-  setting = f"--config.run.per_device_batch_size={line.figures.rows}"
-  assert line.setting == setting and setting in done.stdout
-  assert "does not fit as configured" in done.stdout
-  # And with it, it does.
-  run(
-    tmp_path,
-    *PLAN,
-    *big,
-    "--config.corpus.max_length=256",
-    "--config.train.batch_size=512",
-    "--config.run.remat=none",
-    setting,
-  )
-  assert not lines_of(tmp_path)[0]["train miniplm"].refusal
+def test_what_does_not_fit_is_named_with_what_does(tmp_path):
+  config = tiny_config.get_config()
+  config.workdir, config.score.dtype = str(tmp_path), "bfloat16"
+  config.teacher.model.hidden_size = 1024
+  config.score.batch_tokens = 4 * 32768 * config.corpus.max_length
+  pieces = work.pieces(config, Workdir(epath.Path(tmp_path)))
+  (piece,) = (p for p in pieces if p.name == "score by teacher")
+  assert piece.rows(4)[:2] == [32768, 16384]
+  # Compiling what fills the memory takes minutes: go on with few rows.
+  piece = dataclasses.replace(piece, rows=lambda shards: [32768, 64])
+  mesh = topology.mesh("v5e:2x2", 1, 4, 1)
+  line = outlook.first_that_fits(piece, "v5e:2x2", mesh, "full", None)
+  assert line.figures.fits and line.figures.rows == 64
+  assert "Ran out of memory" in line.refusal
+  length = config.corpus.max_length
+  assert line.setting == f"--config.score.batch_tokens={4 * 64 * length}"
+  said = " ".join(outlook.advice([line]))
+  assert line.setting in said and line.figures.largest[0] in said
+  # And where nothing fits.
+  piece = dataclasses.replace(piece, rows=lambda shards: [32768])
+  line = outlook.first_that_fits(piece, "v5e:2x2", mesh, "full", None)
+  assert not line.figures.fits
+  assert "not even" in " ".join(outlook.advice([line]))
+  assert "no total" in " ".join(outlook.totals([line], 0))
 
 
 @needs_libtpu
 def test_a_search_names_what_is_fastest(tmp_path):
   done = run(tmp_path, *PLAN, "--config.plan.search=True")
-  found, _ = outlook.read(outlook.epath.Path(tmp_path / "run/plan/plan.json"))
+  found, _ = outlook.read(epath.Path(tmp_path / "run/plan/plan.json"))
   tried = [line for line in found if line.is_found]
   assert {line.remat for line in tried} == {"full", "dots"}
   assert len({line.figures.mesh for line in tried}) == 3
