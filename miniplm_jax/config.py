@@ -27,7 +27,7 @@ STAGES = (
   "export",
   "report",
 )
-# Look at what is there; they write nothing into the workdir.
+# Look at what is there, or at what would be; nothing depends on them.
 LOOKS = ("plan", "verify", "generate")
 
 
@@ -202,8 +202,9 @@ def default() -> ConfigDict:
       },
       # --stages=plan compiles for TPU slices that are not here.
       "plan": {
-        # Generation and chips along each side: v4, v5e, v5p or v6e.
-        "topology": ("v5e:4x4",),
+        # Generation (v4, v5e, v5p or v6e) and chips along each side; several
+        # with commas, as in v5e:4x4,v5p:2x2x2.
+        "topology": "v5e:4x4",
         "price": 0.0,  # of a chip-hour, in whatever currency; 0 is not known
         "rows": 97_656_250,  # of D, while there is no corpus; paper: 100B ids
         "search": False,  # try other meshes, remat and rows a chip

@@ -101,8 +101,8 @@ def _rules(config):
   for name in ("least_spearman", "least_agreement"):
     value = config.score[f"int8_{name}"]
     yield f"score.int8_{name}", value, 0 <= value <= 1, "give 0 to 1"
-  todo = "name a slice, as in ('v5e:4x4',)"
-  yield "plan.topology", config.plan.topology, config.plan.topology, todo
+  name = config.plan.topology
+  yield "plan.topology", name, bool(name), "name a slice, such as v5e:4x4"
   yield at_least("plan.price", config.plan.price, 0)
   yield at_least("plan.rows", config.plan.rows, 1)
   yield at_least("verify.rows", config.verify.rows, 1)

@@ -14,7 +14,7 @@ from miniplm_jax.plan import outlook, topology, work
 needs_libtpu = pytest.mark.skipif(
   not topology.is_installed(), reason="no libtpu: see LIBTPU in the Makefile"
 )
-PLAN = "--stages=plan", "--config.plan.topology=('v5e:2x2',)"
+PLAN = "--stages=plan", "--config.plan.topology=v5e:2x2"
 
 
 def lines_of(folder):
@@ -57,7 +57,7 @@ def test_a_config_is_planned_without_a_corpus(tmp_path):
   assert "predicted" in done.stdout and "nothing was measured" in done.stdout
   # Nothing is compiled again, and one more slice only for itself.
   kept = len(list((tmp_path / "run/plan").iterdir()))
-  again = run(tmp_path, "--stages=plan", "--config.plan.topology=('v5e:2x2',)")
+  again = run(tmp_path, "--stages=plan", "--config.plan.topology=v5e:2x2")
   assert len(list((tmp_path / "run/plan").iterdir())) == kept
   assert "score by teacher" in again.stdout
 
@@ -114,7 +114,7 @@ def test_the_report_has_it(copy):
 @pytest.mark.parametrize(
   ("bad", "said"),
   [
-    ("--config.plan.topology=()", "config.plan.topology"),
+    ("--config.plan.topology=", "config.plan.topology"),
     ("--config.plan.price=-1.0", "config.plan.price"),
     ("--config.plan.rows=0", "config.plan.rows"),
   ],

@@ -27,9 +27,11 @@ def run(config, workdir: Workdir, dry_run: bool):
     UserError: there is no such slice, libtpu is not installed, or a batch
       does not split over the slice.
   """
-  slices = ", ".join(config.plan.topology)
+  slices = config.plan.topology.split(",")
   if dry_run:
-    print(f"  {STAGE:9} would compile this config's programs for {slices}")
+    print(
+      f"  {STAGE:9} would compile this config's programs for {', '.join(slices)}"
+    )
     return
   from miniplm_jax.core import page
   from miniplm_jax.plan import outlook, topology, work
@@ -38,7 +40,7 @@ def run(config, workdir: Workdir, dry_run: bool):
   run = config.run
   pieces = work.pieces(config, workdir)
   found = []
-  for name in config.plan.topology:
+  for name in slices:
     mesh = topology.mesh(name, run.data, run.fsdp, run.tensor)
     for piece in pieces:
       say(STAGE, f"{name}: compiling {piece.name}, about a minute")
