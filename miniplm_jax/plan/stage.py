@@ -29,9 +29,8 @@ def run(config, workdir: Workdir, dry_run: bool):
   """
   slices = config.plan.topology.split(",")
   if dry_run:
-    print(
-      f"  {STAGE:9} would compile this config's programs for {', '.join(slices)}"
-    )
+    where = ", ".join(slices)
+    print(f"  {STAGE:9} would compile this config's programs for {where}")
     return
   from miniplm_jax.core import page
   from miniplm_jax.plan import outlook, topology, work
