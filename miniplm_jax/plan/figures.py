@@ -94,9 +94,7 @@ def of_program(
   known = hashlib.sha256(known.encode()).hexdigest()
   path = cache / f"{known}.json" if cache else None
   if path and path.exists():
-    found = json.loads(path.read_text())
-    found["mesh"] = tuple(found["mesh"])
-    return Figures(**found)
+    return read(json.loads(path.read_text()))
   try:
     made = forecast.compiled(lowered, mesh=mesh, rows=rows, **facts)
     found = of(name, mesh, made)
@@ -105,6 +103,11 @@ def of_program(
   if path:
     files.write_json(path, dataclasses.asdict(found))
   return found
+
+
+def read(content: dict[str, Any]) -> Figures:
+  """What `dataclasses.asdict` gave, after JSON, which has no tuples."""
+  return Figures(**content | {"mesh": tuple(content["mesh"])})
 
 
 def of(name: str, mesh: Mesh, made: forecast.Forecast) -> Figures:

@@ -88,7 +88,7 @@ def read(path: epath.Path) -> tuple[list[Line], float]:
   """The lines and the price that were written."""
   content = json.loads(path.read_text())
   lines = [
-    Line(**line | {"figures": Figures(**line["figures"])})
+    Line(**line | {"figures": figures.read(line["figures"])})
     for line in content["lines"]
   ]
   return lines, content["price"]
