@@ -19,7 +19,7 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core.page import markdown_table
 from miniplm_jax.models import architecture
-from miniplm_jax.plan import forecast, table, topology
+from miniplm_jax.plan import figures, forecast, table, topology
 
 _PRESET = flags.DEFINE_string("preset", "qwen1.5-1.8b", "Of the architecture.")
 _SLICES = flags.DEFINE_list(
@@ -45,7 +45,7 @@ def main(argv):
     found = [forecast.scoring(arch, mesh, first, _LENGTH.value)]
     most = forecast.most_rows(arch, mesh, more, _LENGTH.value)
     for one in found + [most] * (most is not None):
-      lines.append(table.cells(name, mesh, one))
+      lines.append(table.cells(figures.of(name, mesh, one)))
       print(" | ".join(lines[-1]), flush=True)
   versions = ", ".join(
     f"{p} {importlib.metadata.version(p)}" for p in ("jax", "libtpu")

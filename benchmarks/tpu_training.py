@@ -10,9 +10,7 @@ have not changed since the last time are not compiled again.
 """
 
 import datetime
-import hashlib
 import importlib.metadata
-import json
 import shlex
 import sys
 
@@ -25,7 +23,7 @@ from miniplm_jax.core import files
 from miniplm_jax.core.page import markdown_table
 from miniplm_jax.distill.vanilla_kd import SoftLabels
 from miniplm_jax.models import architecture
-from miniplm_jax.plan import forecast, programs, table, topology
+from miniplm_jax.plan import figures, programs, table, topology
 from miniplm_jax.trainer.objective import NextToken
 
 _STUDENTS = flags.DEFINE_list(
@@ -64,24 +62,19 @@ def _line(student: str, method: str, name: str) -> list[str]:
   mesh = topology.mesh(name, 1, -1, 1)
   arch = architecture.make(architecture.PRESETS[student])
   objective, more_flops = _objective(method, train, mesh)
-  lowered = programs.training(arch, mesh, train, objective, _ROWS.value, length)
-  compiler = f"{importlib.metadata.version('libtpu')} {name} "
-  known = hashlib.sha256((compiler + lowered.as_text()).encode())
-  path = epath.Path(_CACHE.value) / f"{known.hexdigest()}.json"
-  if _CACHE.value and path.exists():
-    return json.loads(path.read_text())
   tokens = train.batch_size * length
-  flops = (3 * arch.forward_flops(length) + more_flops) * tokens
-  try:
-    found = forecast.compiled(
-      lowered, arch, mesh, _ROWS.value, tokens, flops, jnp.bfloat16
-    )
-  except programs.DoesNotFitError as e:
-    return [student, method, name, e.what]
-  line = [student, method, *table.cells(name, mesh, found)]
-  if _CACHE.value:
-    files.write_bytes(path, json.dumps(line).encode())
-  return line
+  found = figures.of_program(
+    epath.Path(_CACHE.value) if _CACHE.value else None,
+    name,
+    mesh,
+    _ROWS.value,
+    programs.training(arch, mesh, train, objective, _ROWS.value, length),
+    arch=arch,
+    tokens=tokens,
+    flops=(3 * arch.forward_flops(length) + more_flops) * tokens,
+    dtype=jnp.bfloat16,
+  )
+  return [student, method, *table.cells(found)]
 
 
 def main(argv):

@@ -27,8 +27,8 @@ STAGES = (
   "export",
   "report",
 )
-# Look at what is there; they write nothing into the workdir.
-LOOKS = ("verify", "generate")
+# Look at what is there, or at what would be; nothing depends on them.
+LOOKS = ("plan", "verify", "generate")
 
 
 def transformer() -> ConfigDict:
@@ -199,6 +199,15 @@ def default() -> ConfigDict:
         "int8_rows": 1024,
         "int8_least_spearman": 0.99,  # rank correlation of the scores
         "int8_least_agreement": 0.97,  # share of the kept rows that agree
+      },
+      # --stages=plan compiles for TPU slices that are not here.
+      "plan": {
+        # Generation (v4, v5e, v5p or v6e) and chips along each side; several
+        # with commas, as in v5e:4x4,v5p:2x2x2.
+        "topology": "v5e:4x4",
+        "price": 0.0,  # of a chip-hour, in whatever currency; 0 is not known
+        "rows": 97_656_250,  # of D, while there is no corpus; paper: 100B ids
+        "search": False,  # try other meshes, remat and rows a chip
       },
       # --stages=verify scores some rows again and compares.
       "verify": {

@@ -26,8 +26,6 @@ from miniplm_jax.methods import (
 
 _DTYPES = ("float32", "bfloat16")
 _REDUCTIONS = ("instance_mean", "token_mean")
-# In the contract, not here yet.
-_LATER = ("plan",)
 
 
 def check(config: ConfigDict, where: str):
@@ -46,8 +44,7 @@ def check(config: ConfigDict, where: str):
   _same_fields(config, default(), "config", where)
   for name, value, good, todo in _rules(config):
     if not good:
-      later = ", which is not implemented yet" if value in _LATER else ""
-      raise UserError(f"config.{name} is {value!r}{later}", where, todo)
+      raise UserError(f"config.{name} is {value!r}", where, todo)
   _check_names(config, where)
 
 
@@ -104,6 +101,10 @@ def _rules(config):
   for name in ("least_spearman", "least_agreement"):
     value = config.score[f"int8_{name}"]
     yield f"score.int8_{name}", value, 0 <= value <= 1, "give 0 to 1"
+  name = config.plan.topology
+  yield "plan.topology", name, bool(name), "name a slice, such as v5e:4x4"
+  yield at_least("plan.price", config.plan.price, 0)
+  yield at_least("plan.rows", config.plan.rows, 1)
   yield at_least("verify.rows", config.verify.rows, 1)
   yield at_least("verify.seed", config.verify.seed, 0)
   yield at_least("verify.tolerance", config.verify.tolerance, 0)

@@ -19,6 +19,7 @@ from miniplm_jax.evaluate import stage as evaluate
 from miniplm_jax.export import stage as export
 from miniplm_jax.generate import stage as generate
 from miniplm_jax.materialize import stage as materialize
+from miniplm_jax.plan import stage as plan
 from miniplm_jax.proxy import stage as proxy
 from miniplm_jax.reference import stage as reference
 from miniplm_jax.report import stage as report
@@ -45,7 +46,7 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "export": export.jobs,
   "report": report.jobs,
 }
-LOOKS = {"verify": verify.run, "generate": generate.run}
+LOOKS = {"plan": plan.run, "verify": verify.run, "generate": generate.run}
 # What several processes as one program can do so far.
 _MULTI_HOST = ("score", "verify")
 

@@ -193,8 +193,8 @@ _NO_ATTRIBUTE = ("method", "baselines", "max_position_embeddings")
 def test_every_field_is_live(tmp_path):
   """Code reads it, and another value changes a job or is refused.
 
-  Fields of `run` say how, not what, and those of `generate` and `verify` only
-  what is printed: no job depends on them.
+  Fields of `run` say how, not what, and those of `generate`, `verify` and
+  `plan` only what is printed: no job depends on them.
   """
   write_corpus(tmp_path / "text.jsonl", 2)
   (tmp_path / "other").mkdir()
@@ -233,6 +233,6 @@ def test_every_field_is_live(tmp_path):
       section[name] = old + 1
     if name not in _NO_ATTRIBUTE:
       assert name in read, path
-    changes_jobs = folders not in (["run"], ["generate"], ["verify"])
+    changes_jobs = folders not in (["run"], ["generate"], ["verify"], ["plan"])
     if changes_jobs and path not in _AT_RUN_TIME:
       assert plan(config, tmp_path) != before, path

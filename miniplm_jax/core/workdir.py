@@ -38,6 +38,11 @@ class Workdir:
     """Converted corpus, checkpoints, evaluation and export of a student."""
     return self.root / "students" / name
 
+  @property
+  def plan(self) -> epath.Path:
+    """What the config would take on TPU slices."""
+    return self.root / "plan"
+
   def generated(self, name: str) -> epath.Path:
     """Rows that the teacher wrote in part for a student."""
     return self.student(name) / "generated"

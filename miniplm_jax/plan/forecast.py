@@ -26,6 +26,7 @@ class Forecast:
     rows: that a shard of the batch takes at a time.
     tokens: inputs of a batch, divided by the chips.
     peak_bytes: memory at its fullest, weights included.
+    held_bytes: of it, the arguments: weights, optimizer, batch.
     flops: of the matrix products that were compiled.
     model_flops: that the model asks for, by closed form.
     device_kind: as JAX calls the chip.
@@ -39,6 +40,7 @@ class Forecast:
   rows: int
   tokens: float
   peak_bytes: int
+  held_bytes: int
   flops: int
   model_flops: float
   device_kind: str
@@ -118,13 +120,14 @@ def compiled(
     DoesNotFitError: its memory.
   """
   made = programs.compiled(lowered)
-  text = made.as_text()
+  text, memory = made.as_text(), made.memory_analysis()
   program = hlo.Program(text)
   kind, chips = mesh.devices.flat[0].device_kind, mesh.devices.size
   return Forecast(
     rows,
     tokens / chips,
-    made.memory_analysis().peak_memory_in_bytes,
+    memory.peak_memory_in_bytes,
+    memory.argument_size_in_bytes,
     program.flops,
     flops / chips,
     kind,

@@ -92,9 +92,9 @@ def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
   except jax.errors.JaxRuntimeError as e:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
+    said = str(e).splitlines()[0].rstrip(".")
     raise DoesNotFitError(
-      "the program does not fit into the device's memory: "
-      + str(e).splitlines()[0],
+      f"the program does not fit into the device's memory: {said}",
       "when it was compiled",
       "make the batch per device smaller, or split weights over more devices",
     ) from e

@@ -1,9 +1,11 @@
 """Stage report: what came out, as a table and as pictures."""
 
+from miniplm_jax.core import files
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate.stage import ALL
 from miniplm_jax.methods import for_method, methods, uses_proxy
+from miniplm_jax.plan import stage as plan_stage
 from miniplm_jax.score.stage import ROLES, roles_with_model
 from miniplm_jax.select.stage import kept_rows, scored_rows
 
@@ -21,6 +23,8 @@ def jobs(config, workdir: Workdir) -> list[Job]:
   if uses_proxy(config):
     folder = workdir.scores(config.proxy.name)
     inputs["proxy scores"] = folder / MANIFEST
+  if plan_stage.path(workdir).exists():
+    inputs["plan"] = lambda: files.sha256(plan_stage.path(workdir))
   for method in methods(config):
     names = for_method(config, method)
     inputs[f"{method} selection"] = (
@@ -46,8 +50,9 @@ def jobs(config, workdir: Workdir) -> list[Job]:
 def _run(config, workdir: Workdir, inputs):
   import dataclasses
 
-  from miniplm_jax.core import files, page
+  from miniplm_jax.core import page
   from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.plan import outlook
   from miniplm_jax.report import comparison, findings
   from miniplm_jax.select import card, summary, tables
 
@@ -87,6 +92,8 @@ def _run(config, workdir: Workdir, inputs):
     from miniplm_jax.proxy import findings as proxy_findings
 
     body.insert(-1, proxy_findings.section(config, corpus, inputs))
+  if plan_stage.path(workdir).exists():
+    body.insert(-1, outlook.section(plan_stage.path(workdir)))
   path = workdir.root / "report.html"
   page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)
   return {
