@@ -14,7 +14,8 @@ demo: .venv/installed
 	$(BIN)/python -m miniplm_jax.main --config=configs/demo.py
 
 test: .venv/installed-dev
-	TPU_LIBRARY_PATH=$(LIBTPU) $(BIN)/python -m pytest
+	TPU_LIBRARY_PATH=$(LIBTPU) $(BIN)/python -m pytest -n auto --maxprocesses 4 \
+	  --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

@@ -300,7 +300,8 @@ def default() -> ConfigDict:
         "data": 1,  # mesh: copies of the weights
         "fsdp": -1,  # mesh: shards of weights and batch; -1, what is left
         "tensor": 1,  # mesh: shards of heads, FFN and vocabulary
-        # Rows of a device at a time; 0 is all, fewer accumulates gradients.
+        # The most rows of a device at a time; 0 is all. Gradients of more rows
+        # are accumulated, in as few turns of equal size as there can be.
         "per_device_batch_size": 0,
         # What the backward pass forms again: full, a layer; dots, all but its
         # products; none, only attention's weights.

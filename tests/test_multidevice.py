@@ -88,10 +88,11 @@ def check_training(found, fsdp):
   Copies of the weights (data) add up gradients, and shards of heads, FFN and
   vocabulary (tensor) partial sums: all-reduce. Shards of the weights (fsdp)
   are gathered for each layer, and their gradients reduced to the shards, or
-  everywhere if the partitioner finds that cheaper.
+  everywhere if the partitioner finds that cheaper. Embeddings are looked up
+  where their columns are: ids are gathered, and all-to-all brings them back.
   """
   if fsdp == 1:
     assert found == {"all-reduce"}
   else:
-    assert {"all-gather"} < found
-    assert found <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert {"all-gather", "all-to-all"} < found
+    assert found <= {"all-gather", "all-reduce", "all-to-all", "reduce-scatter"}

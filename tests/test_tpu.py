@@ -3,15 +3,26 @@
 import dataclasses
 import re
 
+import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import sharding
 from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.plan import forecast, hlo, programs, topology
+from miniplm_jax.plan import (
+  estimate,
+  forecast,
+  hlo,
+  kernel,
+  programs,
+  topology,
+)
 from miniplm_jax.plan.programs import DoesNotFitError
+from miniplm_jax.trainer import metrics
 from miniplm_jax.trainer.objective import NextToken
 
 ARCH = Transformer(
@@ -24,6 +35,8 @@ ARCH = Transformer(
   tie_word_embeddings=False,
 )
 ROWS, LENGTH = 4, 1024  # on each shard of the batch: 4 tiles of the head
+_EMBEDDING = ARCH.table_rows * ARCH.hidden_size
+_HIDDEN = 2 * ROWS * LENGTH * ARCH.hidden_size
 MESHES = {"fsdp": (1, 4, 1), "tensor": (1, 2, 2)}
 
 
@@ -73,16 +86,17 @@ def test_collectives_are_gathers_of_the_weights(compiled):
   mesh, found = compiled
   assert "collective-permute" not in found.collectives
   tensor = mesh.shape["tensor"]
-  weights = 2 * ARCH.parameters() / tensor
+  weights = 2 * (ARCH.parameters() - _EMBEDDING) / tensor
   _, nbytes = found.collectives["all-gather"]
   assert weights * 0.98 < nbytes < weights * 1.1
+  # Embeddings come by all-to-all, from the table's columns to the rows.
+  assert found.collectives["all-to-all"] == (1, _HIDDEN)
   reduced = found.collectives["all-reduce"][1]
   if tensor == 1:  # nothing but each row's two results
     assert reduced <= 4 * 2 * ROWS * 4
   else:  # of the embedding, and twice of each layer, hidden states
-    hidden = 2 * ROWS * LENGTH * ARCH.hidden_size
     sums = 1 + 2 * ARCH.num_hidden_layers
-    assert reduced == pytest.approx(hidden * sums, rel=0.02)
+    assert reduced == pytest.approx(_HIDDEN * sums, rel=0.02)
 
 
 @needs_libtpu
@@ -98,15 +112,44 @@ def test_a_training_step_gathers_weights_and_forms_no_logits():
   found = forecast.compiled(
     lowered, ARCH, mesh, rows, tokens, flops, jnp.bfloat16
   )
-  # All that is formed again are scores of attention; queries in blocks see
-  # later keys of their own.
+  # All that is formed again are scores of attention.
   assert found.flops == pytest.approx(found.model_flops, rel=0.03)
   assert "collective-permute" not in found.collectives
-  assert sorted(found.logits.shape) == [1024, ARCH.table_rows]  # one tile
-  weights = 2 * ARCH.parameters()
+  assert sorted(found.logits.shape) == [rows * LENGTH, ARCH.table_rows]
+  kernels = [s for s in found.program.steps if s.slowness != 1]
+  layers = ARCH.num_hidden_layers
+  assert [(s.times, s.flops) for s in kernels] == [
+    (2 * layers, products * rows * ARCH.hidden_size * LENGTH**2)
+    for products in (2, 5)  # forward, and back with the scores anew
+  ]
+  weights = 2 * (ARCH.parameters() - _EMBEDDING)
   gathered = found.collectives["all-gather"][1]
   # Once, or in each of two turns; those of the layers also backward.
   assert weights * 0.98 < gathered < weights * 4.1
+
+
+@needs_libtpu
+@pytest.mark.parametrize("size", [4096, 8192])
+@pytest.mark.parametrize("slice_name", ["v5e:1x1", "v5p:1x1x1", "v4:1x1x1"])
+def test_a_plain_product_takes_what_its_flops_do_at_the_peak(slice_name, size):
+  mesh = topology.mesh(slice_name, 1, 1, 1)
+  x = jax.ShapeDtypeStruct(
+    (size, size), jnp.bfloat16, sharding=NamedSharding(mesh, P())
+  )
+  lowered = jax.jit(jnp.matmul).lower(x, x)
+  program = hlo.Program(programs.compiled(lowered).as_text())
+  assert program.flops == 2 * size**3
+  kind = mesh.devices.flat[0].device_kind
+  at_peak = 2 * size**3 / metrics.peak_flops(kind)
+  found = estimate.estimate(program, kind)
+  assert found.computing == pytest.approx(at_peak, rel=0.15)
+
+
+def test_a_kernel_of_unknown_cost_is_refused():
+  with pytest.raises(kernel.UnknownKernelError, match="some_kernel"):
+    hlo.Program(
+      _HLO.replace('"x"', '"tpu_custom_call"').replace("pad.1", "some_kernel")
+    )
 
 
 @needs_libtpu

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from miniplm_jax.models import sharding, splash
 from miniplm_jax.models.ops import KEPT
 
 # Blocks of queries of a whole row: a block costs an operation of each kind to
@@ -30,6 +31,8 @@ def attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, visible_BxTxS=None):
   Returns:
     [B, T, N, H], as the queries.
   """
+  if visible_BxTxS is None and _on_tpu(q_BxTxNxH, k_BxSxKxH):
+    return splash.attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH)
   batch, length, heads, size = q_BxTxNxH.shape
   keys = k_BxSxKxH.shape[2]
   q_BxTxKxGxH = q_BxTxNxH.reshape(batch, length, keys, heads // keys, size)
@@ -43,6 +46,12 @@ def attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, visible_BxTxS=None):
   else:
     out_BxKxGxTxH = _causal(q_BxKxGxTxH, k_BxKxSxH, v_BxKxSxH)
   return out_BxKxGxTxH.transpose(0, 3, 1, 2, 4).reshape(q_BxTxNxH.shape)
+
+
+def _on_tpu(q_BxTxNxH, k_BxTxKxH) -> bool:
+  # The kernel multiplies in bfloat16; float32 is asked for to be exact.
+  is_tpu = sharding.platform() == "tpu" and q_BxTxNxH.dtype == jnp.bfloat16
+  return is_tpu and splash.fits(q_BxTxNxH, k_BxTxKxH)
 
 
 @jax.custom_vjp

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models import int8, mamba, sharding, transformer
+from miniplm_jax.models import int8, mamba, sharding, tiles, transformer
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ops import KEPT, by_batch, normal, rms_norm
 
@@ -140,16 +140,47 @@ class Decoder(nnx.Module):
     return self._normed(x_BxTxD, dtype), cache
 
   def _embed(self, tokens_BxT, dtype):
-    table_VxD = jax.lax.with_sharding_constraint(
-      self.embed[...].astype(dtype), P("tensor", None)
-    )
-    x_BxTxD = jnp.take(table_VxD, tokens_BxT, axis=0)
+    x_BxTxD = _look_up(self.embed[...], tokens_BxT, dtype)
     family = _FAMILIES[self.arch.family]
     return by_batch(x_BxTxD.astype(family.residual_dtype(dtype)))
 
   def _normed(self, x_BxTxD, dtype):
     norm_D = self.final_norm[...].astype(dtype)
     return rms_norm(x_BxTxD, norm_D, self.arch.rms_norm_eps).astype(dtype)
+
+
+def _look_up(table_VxD, tokens_BxT, dtype):
+  """Embeddings [B, T, D] in `dtype`.
+
+  Where `fsdp` splits the table, it stays where it is: ids go to its columns
+  and embeddings back to the rows of the batch. Its gradient is so never
+  whole on a device, nor summed up over all of them.
+  """
+  shards = sharding.axis_size("data") * sharding.axis_size("fsdp")
+  if sharding.axis_size("fsdp") == 1 or tokens_BxT.shape[0] % shards:
+    table_VxD = jax.lax.with_sharding_constraint(table_VxD, P("tensor", None))
+    return jnp.take(table_VxD, tokens_BxT, axis=0).astype(dtype)
+
+  def local(table_VxD, tokens_BxT):
+    tokens_AxT = jax.lax.all_gather(tokens_BxT, "fsdp", tiled=True)
+    rows = table_VxD.shape[0]
+    place_AxT = tokens_AxT - jax.lax.axis_index("tensor") * rows
+    # Rows of other devices are 0; a negative index would wrap around.
+    place_AxT = jnp.where(place_AxT >= 0, place_AxT, rows)
+    x_AxTxD = table_VxD.at[place_AxT].get(mode="fill", fill_value=0)
+    x_BxTxD = jax.lax.all_to_all(
+      x_AxTxD.astype(dtype), "fsdp", split_axis=0, concat_axis=2, tiled=True
+    )
+    return tiles.total(x_BxTxD, "tensor")
+
+  batch = P(sharding.BATCH, None)
+  mapped = jax.shard_map(
+    local,
+    in_specs=(P("tensor", "fsdp"), batch),
+    out_specs=P(sharding.BATCH, None, None),
+    check_vma=False,
+  )
+  return mapped(table_VxD, tokens_BxT)
 
 
 def _whole(layer, dtype):

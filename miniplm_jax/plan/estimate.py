@@ -68,7 +68,7 @@ def step_seconds(step: hlo.Step, device_kind: str) -> float:
   chip = CHIPS[device_kind]
   seconds = step.moved / chip.hbm_bandwidth
   if step.flops:
-    by_peak = step.flops / metrics.peak_flops(device_kind)
+    by_peak = step.slowness * step.flops / metrics.peak_flops(device_kind)
     seconds = max(seconds, by_peak, step.cycles / chip.clock)
   return seconds
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from miniplm_jax.plan import matmul
+from miniplm_jax.plan import kernel, matmul
 from miniplm_jax.plan.hlo_text import Array, Instruction, parse
 
 KINDS = (
@@ -52,6 +52,8 @@ class Step:
     instruction: the line.
     times: how often it runs.
     flops: of its matrix products, once.
+    slowness: time of a Pallas kernel over that of its FLOPs at the peak; 1
+      for all else.
     cycles: the compiler's estimate, once; 0 where it makes none.
     moved: bytes read from and written to main memory, once.
   """
@@ -62,6 +64,7 @@ class Step:
   flops: int
   cycles: int
   moved: int
+  slowness: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,15 +134,24 @@ class Program:
       elif op == "call":
         yield from self._walk(instruction.called, times)
       elif op not in _FREE:
-        cycles = _CYCLES.search(instruction.attributes)
-        yield Step(
-          computation,
-          instruction,
-          times,
-          sum(self._flops(*x) for x in self._inside(computation, instruction)),
-          int(cycles[1]) if cycles else 0,
-          self._moved(computation, instruction),
-        )
+        yield self._step_of(computation, instruction, times)
+
+  def _step_of(self, computation, instruction, times) -> Step:
+    cycles = _CYCLES.search(instruction.attributes)
+    moved = self._moved(computation, instruction)
+    if kernel.is_kernel(instruction.op, instruction.attributes):
+      names = self._computations[computation]
+      operands = [names[o].arrays[0] for o in instruction.operands]
+      flops, slowness = kernel.cost(instruction.name, operands)
+      return Step(computation, instruction, times, flops, 0, moved, slowness)
+    return Step(
+      computation,
+      instruction,
+      times,
+      sum(self._flops(*x) for x in self._inside(computation, instruction)),
+      int(cycles[1]) if cycles else 0,
+      moved,
+    )
 
   def _inside(self, computation, instruction):
     """(computation, instruction) of it and of all that is fused into it."""

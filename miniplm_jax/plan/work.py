@@ -142,14 +142,13 @@ def _training(config, name: str, arch, train, make=_next_token) -> Piece:
 
   def rows(shards):
     here, odd = divmod(train.batch_size, shards)
-    if odd or here % (most or here):
+    if odd:
       raise UserError(
-        f"batch_size {train.batch_size} does not split over {shards} shards "
-        f"in turns of {most or here} rows",
+        f"batch_size {train.batch_size} does not split over {shards} shards",
         f"config of {name}",
-        "choose a multiple, another mesh or another run.per_device_batch_size",
+        "choose a multiple or another mesh",
       )
-    return [n for n in _halves(most or here) if here % n == 0]
+    return [n for n in range(min(most or here, here), 0, -1) if here % n == 0]
 
   def lower(mesh, rows, remat):
     objective = make(config, mesh, train, remat)

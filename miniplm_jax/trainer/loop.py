@@ -275,14 +275,6 @@ def _turns(spec: Run, mesh: Mesh) -> int:
       f"config of {spec.name}",
       "choose a multiple, or another mesh",
     )
-  most = spec.run.per_device_batch_size or rows
-  if rows % most:
-    raise UserError(
-      f"{rows} rows of a device are no multiple of "
-      f"run.per_device_batch_size {most}",
-      f"config of {spec.name}",
-      "choose a divisor",
-    )
   spec.corpus.check_vocabulary(
     spec.arch.vocab_size,
     f"config of {spec.name}",
@@ -294,7 +286,10 @@ def _turns(spec: Run, mesh: Mesh) -> int:
       f"{spec.name}, corpus {spec.corpus.directory}",
       "give the split a larger share, or a larger corpus",
     )
-  return rows // most
+  most = min(spec.run.per_device_batch_size or rows, rows)
+  return next(
+    turns for turns in range(-(-rows // most), rows + 1) if rows % turns == 0
+  )
 
 
 def _say_size(spec: Run):

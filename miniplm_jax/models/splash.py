@@ -1,0 +1,93 @@
+"""Attention of whole rows by JAX's splash attention kernel, for TPU.
+
+B batch, T time, N heads, K key heads, H head size.
+"""
+
+import functools
+
+import jax
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel as kernel,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_mask as masks,
+)
+from jax.sharding import PartitionSpec as P
+
+from miniplm_jax.models import sharding
+from miniplm_jax.models.ops import KEPT
+
+# Queries and keys of a block, and keys of one product: what a core's memory
+# holds beside the gradients on every generation. All are multiples of LANES.
+_QUERIES, _KEYS, _KEYS_AT_A_TIME = 512, 256, 128
+LANES = 128
+
+
+def fits(q_BxTxNxH, k_BxTxKxH) -> bool:
+  """Whether the kernel takes whole rows of this shape, on this mesh."""
+  batch, length, heads, _ = q_BxTxNxH.shape
+  shards = sharding.axis_size("data") * sharding.axis_size("fsdp")
+  tensor, keys = sharding.axis_size("tensor"), k_BxTxKxH.shape[2]
+  return (
+    length % LANES == 0
+    and batch % shards == 0
+    and heads % tensor == keys % tensor == 0
+  )
+
+
+def attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, interpret: bool = False):
+  """Causal attention, [B, T, N, H]; N / K queries share a key.
+
+  No [T, S] weights are formed in main memory, forward or backward, and no
+  block of them above the diagonal is computed. What the backward pass needs
+  carries the name `KEPT`. Needs a shape that `fits`.
+
+  Args:
+    q_BxTxNxH: queries, not scaled.
+    k_BxTxKxH: keys.
+    v_BxTxKxH: values.
+    interpret: run the kernel without a TPU, slowly.
+  """
+
+  def local(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH):
+    _, length, heads, size = q_BxTxNxH.shape
+    one_row = _kernel(length, heads, interpret)
+    q_BxNxTxH = q_BxTxNxH.swapaxes(1, 2) * size**-0.5
+    k_BxKxTxH, v_BxKxTxH = k_BxTxKxH.swapaxes(1, 2), v_BxTxKxH.swapaxes(1, 2)
+    return jax.vmap(one_row)(q_BxNxTxH, k_BxKxTxH, v_BxKxTxH).swapaxes(1, 2)
+
+  # The partitioner cannot look into a kernel.
+  spec = P(sharding.BATCH, None, "tensor", None)
+  mapped = jax.shard_map(
+    local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
+  )
+  return mapped(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH)
+
+
+def _kernel(length: int, heads: int, interpret: bool):
+  """For one row, [N, T, H] and [K, T, H]."""
+  divides = functools.partial(_block, length)
+  sizes = kernel.BlockSizes(
+    block_q=divides(_QUERIES),
+    block_kv=divides(_KEYS),
+    block_kv_compute=divides(_KEYS_AT_A_TIME),
+    block_q_dkv=divides(_QUERIES),
+    block_kv_dkv=divides(_KEYS),
+    block_kv_dkv_compute=divides(_KEYS_AT_A_TIME),
+    # dq beside dk and dv: the scores are formed once, not twice.
+    use_fused_bwd_kernel=True,
+  )
+  causal = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
+  return kernel.make_splash_mha(
+    causal,
+    block_sizes=sizes,
+    head_shards=1,
+    q_seq_shards=1,
+    residual_checkpoint_name=KEPT,
+    interpret=interpret,
+  )
+
+
+def _block(length: int, most: int) -> int:
+  """The largest multiple of LANES up to `most` that divides the length."""
+  return next(n for n in range(most, 0, -LANES) if length % n == 0)
