@@ -341,6 +341,7 @@ def default() -> ConfigDict:
         "coordinator": "",
         "processes": 1,
         "process_id": 0,
+        "lost_after": 100,  # seconds without a sign of a process; then all end
       },
     }
   )

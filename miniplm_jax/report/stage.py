@@ -42,6 +42,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       outputs=(workdir.root / "report.html",),
       summary=f"{workdir.root / 'report.html'}",
       run=lambda found: _run(config, workdir, found),
+      is_host_only=True,
       is_view=True,
     )
   ]

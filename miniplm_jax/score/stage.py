@@ -147,6 +147,7 @@ def _imported(config, workdir: Workdir, source: Source) -> Job:
     outputs=(directory,),
     summary=f"scores of {source.name} from {source.scores}",
     run=lambda inputs: _import(config, source, directory, inputs),
+    is_host_only=True,
   )
 
 
