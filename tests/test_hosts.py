@@ -42,7 +42,7 @@ def same(folder, alone):
   found, wanted = (
     metrics.read(f / student / "metrics") for f in (folder, alone)
   )
-  assert len(found) == len(wanted) == STEPS
+  assert len(found) == len(wanted) >= STEPS
   for key in ("train/loss", "train/grad_norm", "eval/loss"):
     curves = (metrics.curve(lines, key) for lines in (found, wanted))
     (steps, here), (wanted_steps, there) = curves
@@ -100,7 +100,9 @@ def test_a_signal_to_one_stops_all_at_the_same_step(alone, tmp_path):
   shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
   student = tmp_path / "run/students/miniplm"
   shutil.rmtree(student)
-  processes = helpers.together(tmp_path, "--stages=train", *ARGUMENTS)
+  processes = helpers.together(
+    tmp_path, "--stages=train", *ARGUMENTS, "--config.train.steps=500"
+  )
   deadline = time.monotonic() + 200
   while not (student / "checkpoints" / "4").exists():
     assert time.monotonic() < deadline, [p.poll() for p in processes]
