@@ -7,6 +7,7 @@ import numpy as np
 
 from miniplm_jax.analyse.inventory import Inventory, Skipped
 from miniplm_jax.core import page
+from miniplm_jax.evaluate.stage import ALL
 
 TITLE = "Kept share by domain"
 DEFINITION = (
@@ -14,7 +15,6 @@ DEFINITION = (
   "share of all rows that it keeps."
 )
 _MOST = 20  # domains of the picture and the table, the largest
-ALL = "all"
 
 
 def measure(found: Inventory) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
+import numpy as np
 from etils import epath
 
 from miniplm_jax.core import manifest as manifest_lib
@@ -50,9 +51,27 @@ class Student:
     return CONVERTED in self.made.inputs
 
   @property
-  def tokens(self) -> int:
-    """Positions that it trained on, padding among them."""
-    return self.made.counts["tokens"]
+  def warmup(self) -> int:
+    """Steps in which the learning rate still rises."""
+    return self.made.settings["train"]["warmup_steps"]
+
+  def per_step(self, what: str) -> float:
+    """Tokens (positions, padding among them), rows or FLOPs of a step."""
+    counts = self.made.counts
+    total = {
+      "tokens": counts["tokens"],
+      "rows": counts["steps"] * self.made.settings["train"]["batch_size"],
+      "FLOPs": self.made.details["train_flops"],
+    }
+    return total[what] / counts["steps"]
+
+  def curve(self) -> tuple[np.ndarray, np.ndarray]:
+    """Steps int64 [n] and held-out losses float64 [n] in nats, as trained."""
+    from miniplm_jax.trainer import metrics
+
+    lines = metrics.read(self.made.directory / "metrics")
+    steps, losses = metrics.curve(lines, "eval/loss")
+    return np.array(steps, np.int64), np.array(losses, np.float64)
 
 
 @dataclasses.dataclass(frozen=True)

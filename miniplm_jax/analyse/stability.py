@@ -26,11 +26,13 @@ def measure(found: Inventory) -> dict[str, Any]:
   Raises:
     Skipped: there are not two different scores.
   """
-  made = [
-    (p, r)
-    for p, r in itertools.product(found.teachers, found.references)
-    if p != r
-  ]
+  whole = found.corpus.counts["split train"]
+
+  def of_all(names):
+    return [n for n in names if found.scores[n].made.counts["rows"] == whole]
+
+  both = itertools.product(of_all(found.teachers), of_all(found.references))
+  made = [(p, r) for p, r in both if p != r]
   if len(made) < 2:
     raise Skipped(
       "one teacher with one reference has nothing to differ from: "
