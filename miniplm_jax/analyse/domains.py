@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from miniplm_jax.analyse.inventory import Inventory, Skipped
 from miniplm_jax.core import page
 from miniplm_jax.evaluate.stage import ALL
@@ -47,17 +45,11 @@ def shares(kept: int, rows: int) -> dict[str, float]:
 def section(found: Mapping[str, Any]) -> page.Section:
   """The table, and the same as a map."""
   selections = found["selections"]
-  rows_of = {
-    domain: n["rows"]
-    for by_domain in selections.values()
-    for domain, n in by_domain.items()
-  }
+  # Selections of one corpus have the same domains.
+  rows_of = {d: n["rows"] for d, n in next(iter(selections.values())).items()}
   domains = sorted(rows_of, key=lambda d: (d != ALL, -rows_of[d], d))
   rest, domains = len(domains) - 1 - _MOST, domains[: _MOST + 1]
-  values = np.array(
-    [[s.get(d, {"share": np.nan})["share"] for s in selections.values()]
-     for d in domains]
-  )  # fmt: skip
+  values = [[s[d]["share"] for s in selections.values()] for d in domains]
   rows = [
     [domain, f"{rows_of[domain]:,}", *(f"{v:.1%}" for v in line)]
     for domain, line in zip(domains, values)

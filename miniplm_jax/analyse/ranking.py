@@ -82,7 +82,10 @@ def measure(found: Inventory) -> dict[str, Any]:
     ("student", students),
   ):
     if not names:
-      raise Skipped(f"no {what} has held-out rows: run --stages=evaluate")
+      raise Skipped(
+        f"no {what} has held-out rows: run --stages=evaluate, with --force if "
+        "an earlier version did"
+      )
   p, pairs = scorers[teachers[0]], []
   for reference in references:
     for student, q in students.items():

@@ -49,6 +49,8 @@ def jobs(config, workdir: Workdir) -> list[Job]:
 
 def _fingerprint(config, workdir: Workdir) -> str:
   """Of everything in the workdir that an analysis may read."""
+  if not (workdir.corpus / MANIFEST).exists():
+    return ""  # whoever runs it says so
   from miniplm_jax.analyse import inventory
 
   found = inventory.take(config, workdir)
@@ -97,14 +99,20 @@ def _run(config, workdir: Workdir) -> dict:
   }
 
 
-def sections(made: Manifest) -> list:
-  """What was found, for the report.
+def sections(config, workdir: Workdir, made: Manifest) -> list:
+  """What was found, for the report; says so if there is more by now.
 
   Raises:
     UserError: a file is missing or of another size.
   """
+  from miniplm_jax.core import page
+
   made.check_sizes()
-  return [
+  old = []
+  if made.inputs["workdir"] != _fingerprint(config, workdir):
+    words = "The workdir has changed since they were made: --stages=analyse."
+    old = [page.Section("Analyses", [words])]
+  return old + [
     _module(name).section(json.loads((made.directory / f).read_text()))
     for name in ANALYSES
     if (f := f"{name}.json") in made.files

@@ -99,7 +99,7 @@ def _run(config, workdir: Workdir, inputs):
   if plan_stage.path(workdir).exists():
     body.insert(-1, outlook.section(plan_stage.path(workdir)))
   if "analysis" in inputs:
-    body[-1:-1] = analyse_stage.sections(inputs["analysis"])
+    body[-1:-1] = analyse_stage.sections(config, workdir, inputs["analysis"])
   path = workdir.root / "report.html"
   page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)
   return {
