@@ -378,15 +378,18 @@ def mean_nll(folder, name):
 def test_what_no_longer_belongs_together_is_left_out(copy):
   """A selection of another corpus, and with it its student."""
   made = copy / "run/selection/miniplm/manifest.json"
-  body = json.loads(made.read_text())
-  body["inputs"]["corpus"] = "another"
-  made.write_text(json.dumps(body))
+  before = json.loads(made.read_text())
+  inputs = before["inputs"] | {"corpus": "another"}
+  made.write_text(json.dumps(before | {"inputs": inputs}))
   done = run(copy, "--stages=analyse")
   left = [x for x in done.stdout.splitlines() if "left out: " in x]
   assert len(left) == 2 and "inputs.corpus is another" in left[0]
   assert "students/miniplm: its selection is not there" in left[1]
   pairs = json.loads((copy / "run/analysis/ranking.json").read_text())["pairs"]
   assert [p["student"] for p in pairs] == ["pretrain"]
+  made.write_text(json.dumps(before))
+  run(copy, "--stages=report", "--config.baselines=('pretrain',)", LONG)
+  assert "has changed since" in (copy / "run/report.html").read_text()
   path = copy / "run/scores/reference/heldout.parquet"
   path.write_bytes(b"damaged")
   error = refused(copy, "--stages=analyse", "--force")

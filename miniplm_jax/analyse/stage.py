@@ -5,8 +5,8 @@ import importlib
 import json
 
 from miniplm_jax.core import files
+from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.job import Job
-from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 
@@ -99,14 +99,17 @@ def _run(config, workdir: Workdir) -> dict:
   }
 
 
-def sections(config, workdir: Workdir, made: Manifest) -> list:
-  """What was found, for the report; says so if there is more by now.
+def sections(config, workdir: Workdir) -> list:
+  """What was found, for the report; says so if the workdir has changed.
 
   Raises:
     UserError: a file is missing or of another size.
   """
   from miniplm_jax.core import page
 
+  made = manifest_lib.read(workdir.analysis / MANIFEST)
+  if made is None:
+    return []
   made.check_sizes()
   old = []
   if made.inputs["workdir"] != _fingerprint(config, workdir):

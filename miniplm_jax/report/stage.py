@@ -28,7 +28,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
     inputs["plan"] = lambda: files.sha256(plan_stage.path(workdir))
   analysed = workdir.analysis / MANIFEST
   if analysed.exists():
-    inputs["analysis"] = analysed
+    inputs["analysis"] = lambda: files.sha256(analysed)
   for method in methods(config):
     names = for_method(config, method)
     inputs[f"{method} selection"] = (
@@ -98,8 +98,7 @@ def _run(config, workdir: Workdir, inputs):
     body.insert(-1, proxy_findings.section(config, corpus, inputs))
   if plan_stage.path(workdir).exists():
     body.insert(-1, outlook.section(plan_stage.path(workdir)))
-  if "analysis" in inputs:
-    body[-1:-1] = analyse_stage.sections(config, workdir, inputs["analysis"])
+  body[-1:-1] = analyse_stage.sections(config, workdir)
   path = workdir.root / "report.html"
   page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)
   return {
