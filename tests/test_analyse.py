@@ -3,11 +3,15 @@
 import itertools
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import LONG, refused, run
+import tiny_config
+from etils import epath
+from helpers import LONG, run
 from scipy import optimize, stats
 
 from miniplm_jax.analyse import (
@@ -18,6 +22,9 @@ from miniplm_jax.analyse import (
   scaling,
 )
 from miniplm_jax.analyse import stage as analyse
+from miniplm_jax.core import job
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import Workdir
 
 PAPER = scaling.Law(
   log_A=math.log(2.19e7),
@@ -164,8 +171,6 @@ def test_a_loss_is_reached_between_two_points():
 
 def student(steps, losses, step_flops, rows=10**6, offline=None):
   """What `savings` asks of a student; a step reads 8 rows."""
-  from types import SimpleNamespace
-
   return SimpleNamespace(
     made=SimpleNamespace(
       settings={"model": "shape"},
@@ -184,8 +189,6 @@ def test_savings_on_constructed_curves():
   The baseline ends at 3.01 after 100 steps of 1; the method has 3.01 after
   50, of 1.5: 100 / 75 in FLOPs, 2 in rows. It had spent 25 before.
   """
-  from types import SimpleNamespace
-
   steps = np.arange(10, 101, 10)
   found = savings.measure(
     SimpleNamespace(
@@ -211,8 +214,6 @@ def test_savings_on_constructed_curves():
 
 
 def test_what_is_not_known_is_not_added_up():
-  from types import SimpleNamespace
-
   found = savings.measure(
     SimpleNamespace(
       students={
@@ -335,10 +336,9 @@ def test_a_sweep_becomes_lines(copy):
   """α and the reference varied in one workdir, as docs/analyses.md says."""
   other = copy / "run/students/pretrain/hf"  # stands in for a reference
   more = f"--config.score.more=('other={other}',)"
-  run(copy, "--stages=score", more)
   done = run(
     copy,
-    "--stages=select,train,evaluate,analyse,report",
+    "--stages=score,select,train,evaluate,analyse,report",
     more,
     LONG,
     "--config.select.ratio=0.3",
@@ -375,22 +375,29 @@ def mean_nll(folder, name):
   return table["nll_sum"].to_numpy() / np.float64(table["n_tokens"])
 
 
-def test_what_no_longer_belongs_together_is_left_out(copy):
+def test_what_no_longer_belongs_together_is_left_out(copy, capsys):
   """A selection of another corpus, and with it its student."""
+  config = tiny_config.get_config()
+  config.workdir = str(copy / "run")
+  workdir = Workdir(epath.Path(config.workdir))
+
+  def analysed():
+    job.execute(analyse.jobs(config, workdir))
+    return capsys.readouterr().out
+
+  assert "skipped, nothing has changed" in analysed()
   made = copy / "run/selection/miniplm/manifest.json"
-  before = json.loads(made.read_text())
-  inputs = before["inputs"] | {"corpus": "another"}
-  made.write_text(json.dumps(before | {"inputs": inputs}))
-  done = run(copy, "--stages=analyse")
-  left = [x for x in done.stdout.splitlines() if "left out: " in x]
+  body = json.loads(made.read_text())
+  body["inputs"]["corpus"] = "another"
+  made.write_text(json.dumps(body))
+  first, *others = analyse.sections(config, workdir)
+  assert "has changed since" in first.text[0] and len(others) == 6
+  left = [x for x in analysed().splitlines() if "left out: " in x]
   assert len(left) == 2 and "inputs.corpus is another" in left[0]
   assert "students/miniplm: its selection is not there" in left[1]
   pairs = json.loads((copy / "run/analysis/ranking.json").read_text())["pairs"]
   assert [p["student"] for p in pairs] == ["pretrain"]
-  made.write_text(json.dumps(before))
-  run(copy, "--stages=report", "--config.baselines=('pretrain',)", LONG)
-  assert "has changed since" in (copy / "run/report.html").read_text()
-  path = copy / "run/scores/reference/heldout.parquet"
-  path.write_bytes(b"damaged")
-  error = refused(copy, "--stages=analyse", "--force")
-  assert "heldout.parquet" in error and "--stages=evaluate --force" in error
+  shutil.rmtree(copy / "run/analysis")
+  (copy / "run/scores/reference/heldout.parquet").write_bytes(b"damaged")
+  with pytest.raises(UserError, match=r"heldout\.parquet.*--stages=evaluate"):
+    analysed()
