@@ -398,6 +398,6 @@ def test_what_no_longer_belongs_together_is_left_out(copy, capsys):
   pairs = json.loads((copy / "run/analysis/ranking.json").read_text())["pairs"]
   assert [p["student"] for p in pairs] == ["pretrain"]
   shutil.rmtree(copy / "run/analysis")
-  (copy / "run/scores/reference/heldout.parquet").write_bytes(b"damaged")
-  with pytest.raises(UserError, match=r"heldout\.parquet.*--stages=evaluate"):
+  (copy / "run/scores/reference/evaluation.arrow").write_bytes(b"damaged")
+  with pytest.raises(UserError, match=r"evaluation\.arrow.*--stages=evaluate"):
     analysed()

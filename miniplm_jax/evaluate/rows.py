@@ -7,7 +7,8 @@ from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 
-NAME = "heldout.parquet"
+# Not Parquet: beside a score table, whose parts are all the Parquet there is.
+NAME = "evaluation.arrow"
 _TYPES = {"row_id": np.int64, "nll_sum": np.float32, "n_tokens": np.int32}
 
 
@@ -18,12 +19,12 @@ def write(folder: epath.Path, row_id, nll_sum, n_tokens) -> dict:
     What a manifest says of the file.
   """
   import pyarrow as pa
-  import pyarrow.parquet as pq
+  from pyarrow import feather
 
   values = zip(_TYPES.items(), (row_id, nll_sum, n_tokens))
   columns = {name: pa.array(v.astype(kind)) for (name, kind), v in values}
   with files.replacing(folder / NAME) as scratch:
-    pq.write_table(pa.table(columns), scratch, compression="zstd")
+    feather.write_feather(pa.table(columns), str(scratch), compression="zstd")
   return {NAME: files.describe(folder / NAME)}
 
 
@@ -33,7 +34,7 @@ def read(evaluation: Manifest) -> dict[str, np.ndarray] | None:
   Raises:
     UserError: the file is not the one that was written.
   """
-  import pyarrow.parquet as pq
+  from pyarrow import feather
 
   if NAME not in evaluation.files:  # an earlier version's
     return None
@@ -45,5 +46,5 @@ def read(evaluation: Manifest) -> dict[str, np.ndarray] | None:
       "evaluate again with --stages=evaluate --force",
     )
   with path.open("rb") as f:
-    table = pq.read_table(f)
+    table = feather.read_table(f)
   return {name: table[name].to_numpy() for name in _TYPES}
