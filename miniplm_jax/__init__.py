@@ -17,6 +17,7 @@ The folders are the pipeline, in this order:
   export     a Hugging Face directory       (stage export)
   generate   what a model writes            (stage generate)
   plan       what a program takes on TPU
+  analyse    what all runs say together (stage analyse)
   report     report.html                    (stage report)
 
 A folder imports only from itself and from those above it; main.py and

@@ -25,6 +25,7 @@ STAGES = (
   "train",
   "evaluate",
   "export",
+  "analyse",
   "report",
 )
 # Look at what is there, or at what would be; nothing depends on them.

@@ -6,6 +6,7 @@ from etils import epath
 
 from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
+from miniplm_jax.analyse import stage as analyse
 from miniplm_jax.convert import stage as convert
 from miniplm_jax.core import hosts
 from miniplm_jax.core import job as job_lib
@@ -44,6 +45,7 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "train": train.jobs,
   "evaluate": evaluate.jobs,
   "export": export.jobs,
+  "analyse": analyse.jobs,
   "report": report.jobs,
 }
 LOOKS = {"plan": plan.run, "verify": verify.run, "generate": generate.run}

@@ -37,6 +37,7 @@ ORDER = (
   "export",
   "generate",
   "plan",
+  "analyse",
   "report",
   "pipeline",
   "main",

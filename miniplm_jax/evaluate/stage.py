@@ -70,6 +70,7 @@ def _run(config, name, dtype, load, inputs):
 
   from miniplm_jax.core.progress import Progress
   from miniplm_jax.corpus.store import open_corpus
+  from miniplm_jax.evaluate import rows
   from miniplm_jax.models import sharding
 
   run = config.run
@@ -106,6 +107,8 @@ def _run(config, name, dtype, load, inputs):
     "tokenizer": corpus.manifest.tokenizer,
     "weights": inputs["model"].weights,
     "counts": {"rows": len(row_ids)},
+    # No output of the job: it may stay where evaluation.json is removed.
+    "files": rows.write(inputs["model"].directory, row_ids[keep], nll, count),
     "details": {"loss": losses},
   }
 

@@ -1,5 +1,6 @@
 """Stage report: what came out, as a table and as pictures."""
 
+from miniplm_jax.analyse import stage as analyse_stage
 from miniplm_jax.core import files
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -25,6 +26,9 @@ def jobs(config, workdir: Workdir) -> list[Job]:
     inputs["proxy scores"] = folder / MANIFEST
   if plan_stage.path(workdir).exists():
     inputs["plan"] = lambda: files.sha256(plan_stage.path(workdir))
+  analysed = workdir.analysis / MANIFEST
+  if analysed.exists():
+    inputs["analysis"] = lambda: files.sha256(analysed)
   for method in methods(config):
     names = for_method(config, method)
     inputs[f"{method} selection"] = (
@@ -95,6 +99,7 @@ def _run(config, workdir: Workdir, inputs):
     body.insert(-1, proxy_findings.section(config, corpus, inputs))
   if plan_stage.path(workdir).exists():
     body.insert(-1, outlook.section(plan_stage.path(workdir)))
+  body[-1:-1] = analyse_stage.sections(config, workdir)
   path = workdir.root / "report.html"
   page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)
   return {

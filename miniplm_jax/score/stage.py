@@ -299,12 +299,14 @@ def _merge(config, inputs, filled, arch=None) -> dict:
   corpus = Corpus(inputs["corpus"])
   units = units_to_score(config, corpus)
   made = merge(config, filled, corpus, units)
-  total = None
+  total, parameters = None, None
   if arch:
+    parameters = arch.parameters()
     row_ids = np.concatenate([unit.rows for unit in units])
     total = flops.rows(arch.forward_flops, corpus.lengths[row_ids] - 1)
   if made:  # in the process that writes the manifest
     made["details"][flops.OFFLINE] = {f"scoring by {filled.model}": total}
+    made["counts"]["parameters"] = parameters
   return made
 
 
