@@ -42,6 +42,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       outputs=(folder,),
       summary=f"{', '.join(ANALYSES)} of all that is in {workdir.root}",
       run=lambda inputs: _run(config, workdir),
+      is_host_only=True,
       is_view=True,
     )
   ]

@@ -54,6 +54,8 @@ def initialize(
 
   # The CPU backend has no collectives across processes unless told so.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  # It would take SIGTERM away from `core/errors.py`.
+  jax.config.update("jax_enable_preemption_service", False)
   place = {}
   if coordinator != "auto":
     place = {
