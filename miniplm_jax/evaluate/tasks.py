@@ -44,8 +44,12 @@ def run(lm, name: str, data: str, offline: bool, documents: int):
     UserError: there is no such task, or its documents cannot be had.
   """
   if offline:
-    # Read when `datasets` and the hub's client are imported.
-    os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+    # The environment is read when they are imported, and they may be.
+    import datasets
+    import huggingface_hub
+
+    datasets.config.HF_HUB_OFFLINE = True
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
   # Standard errors by bootstrap, in this process: forks and JAX do not mix.
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
   import lm_eval
