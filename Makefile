@@ -51,6 +51,7 @@ LIBTPU := $(CURDIR)/.venv/libtpu/libtpu/libtpu.so
 .venv/installed-dev: .venv/installed requirements-dev-lock.txt
 	$(INSTALL) -r requirements-dev-lock.txt
 	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(INSTALL) accelerate==1.15.0
 	[ "$$(uname -sm)" != "Linux x86_64" ] || $(BIN)/uv pip install --quiet \
 	  --python $(BIN)/python --no-deps --target .venv/libtpu libtpu==0.0.42.1
 	touch $@
