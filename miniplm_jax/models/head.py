@@ -332,8 +332,9 @@ def _gradients(
 
 def _lse(top_S, total_S):
   """Log-sum-exp over all rows from this device's maximum and sum."""
-  own_S, top_S = top_S, _top(top_S)
-  total_S *= jnp.exp(own_S - top_S)
+  if jax.lax.axis_size("tensor") > 1:
+    own_S, top_S = top_S, _top(top_S)
+    total_S *= jnp.exp(own_S - top_S)
   return top_S + jnp.log(tiles.total(total_S, "tensor"))
 
 
