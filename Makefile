@@ -54,6 +54,7 @@ LIBTPUS := "libtpu==0.0.42.1 ; python_full_version < '3.12'" \
 .venv/installed-dev: .venv/installed requirements-dev-lock.txt
 	$(INSTALL) -r requirements-dev-lock.txt
 	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(INSTALL) accelerate==1.15.0
 	[ "$$(uname -sm)" != "Linux x86_64" ] || $(BIN)/uv pip install --quiet \
 	  --python $(BIN)/python --no-deps --target .venv/libtpu $(LIBTPUS)
 	touch $@

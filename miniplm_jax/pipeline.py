@@ -113,6 +113,13 @@ def run(
 
 def _refuse_alone(config, workdir: Workdir):
   """Refuses what several processes cannot do as one program."""
+  if "evaluate" in config.stages and config.evaluation.tasks:
+    raise UserError(
+      "tasks are evaluated in one process",
+      f"config.run.coordinator={config.run.coordinator}",
+      "run --stages=evaluate on one host, or leave config.evaluation.tasks "
+      "empty",
+    )
   for stage in _ONE_PROCESS:
     if stage not in config.stages:
       continue
