@@ -45,23 +45,14 @@ def main(argv: list[str]) -> int:
     options = {n: given[n].value for n in ("force", "dry_run", "prompt")}
     pipeline.run(_CONFIG.value, where, given.stages, **options)
   except Stopped as e:
-    return _end(e.exit_code, f"stopped by {e}; goes on without --force")
+    return hosts.leave(e.exit_code, f"stopped by {e}; goes on without --force")
   except Exception as e:
-    known = isinstance(e, (UserError, OSError))
-    shown = e if known else hosts.explained(e)
+    shown = hosts.explained(e)
     if any(a.startswith("--debug") for a in argv) or not shown:
       traceback.print_exc()
-      return _end(1, f"{type(e).__name__}: {e}")
-    return _end(1, f"error: {errors.one_line(shown)}")
+      return hosts.leave(1, f"{type(e).__name__}: {e}")
+    return hosts.leave(1, f"error: {errors.one_line(shown)}")
   return 0
-
-
-def _end(status: int, line: str) -> int:
-  try:
-    print(line, file=sys.stderr)
-  finally:
-    hosts.leave(status, line)
-  return status
 
 
 if __name__ == "__main__":

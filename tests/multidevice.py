@@ -74,7 +74,8 @@ def gradients_off(found, wanted):
 def collectives(text):
   """How many of each collective the compiled program has."""
   names = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-  found = re.findall(rf"= \S+ ({names})(?:-start)?\(", text)
+  # The result of an all-to-all is a tuple.
+  found = re.findall(rf"= (?:\S+|\(.*?\)) ({names})(?:-start)?\(", text)
   return {name: found.count(name) for name in sorted(set(found))}
 
 

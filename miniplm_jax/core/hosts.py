@@ -23,7 +23,10 @@ _PATIENCE = 500
 # A stop is this many steps ahead of the first process: a step is dispatched
 # when the one before the last is done everywhere, so none is further ahead.
 _STOP_AHEAD = 3
-_FAILED, _STOP, _STOP_AT = "failed", "stop", "stop_at"
+# What the processes say is kept in the first: when it ends, the others are
+# aborted. So it waits for them, in seconds, unless they hang.
+_FAREWELL = 5
+_FAILED, _LEFT, _STOP, _STOP_AT = "failed", "left", "stop", "stop_at"
 
 _index, _count, _client = 0, 1, None
 _decisions, _meetings = itertools.count(), itertools.count()
@@ -154,8 +157,13 @@ def stops_at(step: int, signum: int | None) -> int | None:
   return signum if step >= at else None
 
 
-def explained(e: Exception) -> UserError | None:
-  """What an error of JAX most likely is where others take part."""
+def explained(e: Exception) -> Exception | None:
+  """What to tell the user of an error; None if that is not known.
+
+  Where others take part, an error of JAX most likely is that they are gone.
+  """
+  if isinstance(e, (UserError, OSError)):
+    return e
   if _count == 1 or type(e).__name__ != "JaxRuntimeError":
     return None
   said = " ".join(str(e).split())[:200]
@@ -167,19 +175,31 @@ def explained(e: Exception) -> UserError | None:
   )
 
 
-def leave(status: int, line: str):
-  """Ends a process that failed, if there are others, and tells them.
+def leave(status: int, line: str) -> int:
+  """Says why this process failed, also to the others if there are any.
 
-  The ordinary end waits for all of them: they wait for this one.
+  Then it ends: the ordinary end waits for all of them, as they wait for this
+  one.
+
+  Returns:
+    The status, of a process alone.
   """
-  if _count == 1 or not status:
-    return
+  with contextlib.suppress(OSError):  # nobody reads it any more
+    print(line, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+  if _count == 1:
+    return status
   try:
     _say(_FAILED, [_index, line])
+    _client.key_value_increment(_LEFT, 1)
+    deadline = time.monotonic() + _FAREWELL
+    while is_first() and time.monotonic() < deadline:
+      if int(_said(_LEFT)) == _count:
+        break
+      time.sleep(_PATIENCE / 1e4)
   except Exception as e:  # the first process, which keeps it, is gone
     print(f"cannot tell the others: {type(e).__name__}", file=sys.stderr)
-  with contextlib.suppress(OSError):  # nobody reads it any more
-    sys.stdout.flush()
     sys.stderr.flush()
   os._exit(status)
 

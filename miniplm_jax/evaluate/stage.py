@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from miniplm_jax.core import hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -74,12 +75,13 @@ def _run(config, it: Subject, inputs):
     for group, here in groups.items()
     if here.any()
   }
+  folder = inputs["model"].directory
   return {
     "tokenizer": corpus.manifest.tokenizer,
     "weights": inputs["model"].weights,
     "counts": {"rows": len(row_ids)},
     # No output of the job: it may stay where evaluation.json is removed.
-    "files": rows.write(inputs["model"].directory, row_ids[keep], nll, count),
+    "files": hosts.agree(lambda: rows.write(folder, row_ids[keep], nll, count)),
     "details": {"loss": losses},
   }
 

@@ -288,6 +288,6 @@ def weights_fingerprint(model: Decoder) -> str:
 
 def _on_host(x) -> np.ndarray:
   """The whole array; all processes that hold a part of it take part."""
-  if not x.is_fully_addressable:
+  if isinstance(x, jax.Array) and not x.is_fully_addressable:
     x = multihost_utils.process_allgather(x, tiled=True)
   return np.asarray(x)
