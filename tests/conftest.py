@@ -12,6 +12,14 @@ from miniplm_jax.models import sharding
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_addoption(parser):
+  parser.addoption(
+    "--rewrite_goldens",
+    action="store_true",
+    help="write tests/goldens/ anew instead of comparing; see the diff",
+  )
+
+
 @pytest.fixture
 def mesh():
   """The 1×1×1 mesh, in context."""

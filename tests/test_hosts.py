@@ -18,6 +18,7 @@ ARGUMENTS = (
   f"--config.run.lost_after={LOST_AFTER}",
   "--config.score.batch_tokens=4096",
   "--config.evaluate.max_rows=64",
+  "--config.materialize.format=megatron",
   "--config.run.data=4",
   "--config.run.fsdp=2",
 )

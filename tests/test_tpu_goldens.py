@@ -1,0 +1,80 @@
+"""Programs compiled for every generation of TPU, beside what they were.
+
+With `--rewrite_goldens`, tests/goldens/tpu.json is written anew: look at what
+changed before committing it.
+"""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+from helpers import ROOT
+from test_tpu import ARCH, LENGTH, needs_libtpu
+
+from miniplm_jax import config as config_lib
+from miniplm_jax.models import architecture, sharding
+from miniplm_jax.plan import forecast, programs, topology
+from miniplm_jax.trainer.objective import NextToken
+
+PATH = ROOT / "tests" / "goldens" / "tpu.json"
+ROWS = 2
+SLICES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+
+
+def summary(name: str) -> dict:
+  """Of a training step, weights and batch over four chips."""
+  mesh = topology.mesh(name, 1, 4, 1)
+  train = config_lib.default().train
+  train.batch_size = ROWS * sharding.batch_shards(mesh)
+  tokens = train.batch_size * LENGTH
+  found = forecast.compiled(
+    programs.training(
+      ARCH, mesh, train, NextToken(train, 0, "dots"), ROWS, LENGTH
+    ),
+    ARCH,
+    mesh,
+    ROWS,
+    tokens,
+    3 * ARCH.forward_flops(LENGTH) * tokens,
+    jnp.bfloat16,
+  )
+  return {
+    "peak_bytes": found.peak_bytes,
+    "flops": found.flops,
+    "collectives": {k: list(v) for k, v in sorted(found.collectives.items())},
+    "loops": sorted(found.program.loops.values()),
+    "milliseconds": round(1e3 * found.time.seconds, 4),
+  }
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", SLICES)
+def test_a_training_step_is_what_it_was(name, request):
+  found = summary(name)
+  # v6e adds up gradients along a ring in pieces of 24 columns; a shard has 64,
+  # so the edges are sent once more. None of it is ours.
+  permutes, _ = found["collectives"].get("collective-permute", (0, 0))
+  assert permutes <= name.startswith("v6e")
+  goldens = json.loads(PATH.read_text()) if PATH.exists() else {}
+  if request.config.getoption("--rewrite_goldens"):
+    goldens[name] = found
+    PATH.parent.mkdir(exist_ok=True)
+    PATH.write_text(json.dumps(goldens, indent=1, sort_keys=True) + "\n")
+    return
+  wanted = goldens[name]
+  for loose in ("peak_bytes", "milliseconds"):
+    assert found.pop(loose) == pytest.approx(wanted.pop(loose), rel=0.02)
+  assert found == wanted
+
+
+@needs_libtpu
+def test_the_teacher_of_the_paper_on_one_chip():
+  """1.8B at 16 × 1,024: fits, no logits of all tokens, at the target."""
+  arch = architecture.make(architecture.PRESETS["qwen1.5-1.8b"])
+  mesh = topology.mesh("v5e:1x1", 1, 1, 1)
+  found = forecast.scoring(arch, mesh, 16, 1024)
+  assert found.peak_bytes < 4.2 * 2**30
+  assert found.flops == pytest.approx(found.model_flops, rel=0.02)
+  assert sorted(found.logits.shape) == [1024, arch.table_rows]
+  assert not found.collectives
+  assert found.mfu > 0.65  # predicted
