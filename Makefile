@@ -2,13 +2,16 @@
 # test: the whole test suite, with the parity tests against transformers.
 # Everything is installed into .venv from the lock files; nothing else is used.
 
-PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
+# What .venv was made of, once there is one.
+PYTHON ?= $(shell command -v $(BIN)/python || command -v python3.11 \
+  || echo python3)
 # --no-deps: the lock is complete, and names tensorflow-cpu for tensorflow.
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \
   --compile-bytecode
 
-.PHONY: demo test lint format bench tpu-scoring tpu-training lock clean
+.PHONY: demo test lint format bench tpu-scoring tpu-training lock clean \
+  interpreter
 
 demo: .venv/installed
 	$(BIN)/python -m miniplm_jax.main --config=configs/demo.py
@@ -34,10 +37,18 @@ tpu-scoring: .venv/installed-dev
 tpu-training: .venv/installed-dev
 	TPU_LIBRARY_PATH=$(LIBTPU) $(BIN)/python -m benchmarks.tpu_training
 
-.venv/installed: requirements-lock.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
-	  sys.exit(None if v in ((3, 11), (3, 12)) else "error: Python %d.%d, \
-	$(PYTHON), use 3.11 or 3.12: make PYTHON=python3.11" % v)'
+# Asked each time: tests of an older .venv would pass for those of PYTHON.
+VERSION = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+interpreter:
+	@v=$$($(PYTHON) $(VERSION) 2>/dev/null) || { echo "error: $(PYTHON) does \
+	not run (a shim of pyenv?): make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	case $$v in 3.11|3.12) ;; *) echo "error: Python $$v, $(PYTHON), use 3.11 \
+	or 3.12: make PYTHON=python3.11" >&2; exit 1;; esac; \
+	old=$$($(BIN)/python $(VERSION) 2>/dev/null) || old=$$v; \
+	[ $$old = $$v ] || { echo "error: .venv is of Python $$old, $(PYTHON) is \
+	$$v: make clean" >&2; exit 1; }
+
+.venv/installed: requirements-lock.txt pyproject.toml | interpreter
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv==0.13.9
 	$(INSTALL) -r requirements-lock.txt
@@ -47,9 +58,9 @@ tpu-training: .venv/installed-dev
 # libtpu compiles for TPUs that are not here. It stands apart: JAX looks for
 # TPUs in every process of an environment that has it. There is none for Macs.
 LIBTPU := $(CURDIR)/.venv/libtpu/libtpu/libtpu.so
-# Each release of JAX wants its own.
+# The versions are those that jax[tpu] of the lock asks for.
 LIBTPUS := "libtpu==0.0.42.1 ; python_full_version < '3.12'" \
-  "libtpu==0.0.52 ; python_full_version >= '3.12'"
+  "libtpu==0.0.50.1 ; python_full_version >= '3.12'"
 # torch by pip: its CPU wheel may lie where uv does not look.
 .venv/installed-dev: .venv/installed requirements-dev-lock.txt
 	$(INSTALL) -r requirements-dev-lock.txt
