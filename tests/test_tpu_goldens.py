@@ -1,11 +1,12 @@
 """Programs compiled for every generation of TPU, beside what they were.
 
-With `--rewrite_goldens`, tests/goldens/tpu.json is written anew: look at what
-changed before committing it.
+With `--rewrite_goldens`, that of this JAX in tests/goldens/ is written anew:
+look at what changed before committing it.
 """
 
 import json
 
+import jax
 import jax.numpy as jnp
 import pytest
 from helpers import ROOT
@@ -16,7 +17,8 @@ from miniplm_jax.models import architecture, sharding
 from miniplm_jax.plan import forecast, programs, topology
 from miniplm_jax.trainer.objective import NextToken
 
-PATH = ROOT / "tests" / "goldens" / "tpu.json"
+# Each version of JAX comes with its own libtpu, which compiles otherwise.
+PATH = ROOT / "tests" / "goldens" / f"tpu-jax-{jax.__version__}.json"
 ROWS = 2
 SLICES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 
@@ -61,6 +63,8 @@ def test_a_training_step_is_what_it_was(name, request):
     PATH.parent.mkdir(exist_ok=True)
     PATH.write_text(json.dumps(goldens, indent=1, sort_keys=True) + "\n")
     return
+  if name not in goldens:
+    pytest.skip(f"no golden of JAX {jax.__version__}: see the docstring")
   wanted = goldens[name]
   for loose in ("peak_bytes", "milliseconds"):
     assert found.pop(loose) == pytest.approx(wanted.pop(loose), rel=0.02)
