@@ -10,8 +10,8 @@ PYTHON ?= $(shell command -v $(BIN)/python || command -v python3.11 \
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \
   --compile-bytecode
 
-.PHONY: demo test lint format bench tpu-scoring tpu-training lock clean \
-  interpreter
+.PHONY: demo test lint format bench tpu-scoring tpu-training notebook lock \
+  clean interpreter
 
 demo: .venv/installed
 	$(BIN)/python -m miniplm_jax.main --config=configs/demo.py
@@ -37,6 +37,12 @@ tpu-scoring: .venv/installed-dev
 tpu-training: .venv/installed-dev
 	TPU_LIBRARY_PATH=$(LIBTPU) $(BIN)/python -m benchmarks.tpu_training
 
+# Runs it with the real teacher and stores what it put out.
+SMOLLM2 ?= models/SmolLM2-135M
+notebook: .venv/installed-dev
+	$(BIN)/python -m notebooks.execute --set TEACHER=./SmolLM2-135M \
+	  --link SmolLM2-135M=$(SMOLLM2) --keep_parameters
+
 # Asked each time: tests of an older .venv would pass for those of PYTHON.
 VERSION = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 interpreter:
@@ -61,10 +67,12 @@ LIBTPU := $(CURDIR)/.venv/libtpu/libtpu/libtpu.so
 # The versions are those that jax[tpu] of the lock asks for.
 LIBTPUS := "libtpu==0.0.42.1 ; python_full_version < '3.12'" \
   "libtpu==0.0.50.1 ; python_full_version >= '3.12'"
-# torch by pip: its CPU wheel may lie where uv does not look.
+# torch by pip: its CPU wheel may lie where uv does not look. Another brings
+# triton, whose LLVM and TensorFlow's crash in one process.
 .venv/installed-dev: .venv/installed requirements-dev-lock.txt
 	$(INSTALL) -r requirements-dev-lock.txt
 	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip uninstall --yes --quiet triton
 	$(INSTALL) accelerate==1.15.0
 	[ "$$(uname -sm)" != "Linux x86_64" ] || $(BIN)/uv pip install --quiet \
 	  --python $(BIN)/python --no-deps --target .venv/libtpu $(LIBTPUS)
