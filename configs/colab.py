@@ -1,6 +1,6 @@
-"""The method with a real, small teacher: what notebooks/ runs.
+r"""The method with a real, small teacher: what notebooks/ runs.
 
-  python -m miniplm_jax.main --config=configs/colab.py \\
+  python -m miniplm_jax.main --config=configs/colab.py \
     --config.corpus.source=corpus.jsonl
 
 Teacher: SmolLM2-135M from the hub. Its vocabulary of 49,152 ids is most of
