@@ -1,5 +1,6 @@
 # demo: the whole method on text that every installation carries.
 # test: the whole test suite, with the parity tests against transformers.
+# notebook: runs the notebook and stores its outputs; TEACHER=folder or hub id.
 # Everything is installed into .venv from the lock files; nothing else is used.
 
 PYTHON ?= $(shell command -v python3.11 || echo python3)
@@ -8,7 +9,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \
   --compile-bytecode
 
-.PHONY: demo test lint format bench tpu-scoring tpu-training lock clean
+.PHONY: demo test lint format bench notebook tpu-scoring tpu-training lock clean
 
 demo: .venv/installed
 	$(BIN)/python -m miniplm_jax.main --config=configs/demo.py
@@ -27,6 +28,11 @@ format: .venv/installed-dev
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.head
+
+NOTEBOOK := notebooks/miniplm_tpu_demo.ipynb
+notebook: .venv/installed-dev
+	$(BIN)/python -m notebooks.execute --out=$(NOTEBOOK) \
+	  $(if $(TEACHER),--set=TEACHER=$(TEACHER))
 
 tpu-scoring: .venv/installed-dev
 	TPU_LIBRARY_PATH=$(LIBTPU) $(BIN)/python -m benchmarks.tpu_scoring

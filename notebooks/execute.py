@@ -38,11 +38,12 @@ def main(unused_argv) -> int:
     if not _OUT.value:
       raise UserError("there is no --out", "command line", "give a file")
     with tempfile.TemporaryDirectory() as scratch:
-      folder = pathlib.Path(_FOLDER.value or scratch).absolute()
+      folder = pathlib.Path(_FOLDER.value or f"{scratch}/work").absolute()
       folder.mkdir(parents=True, exist_ok=True)
       if any(folder.iterdir()):
         raise UserError("the folder is not empty", str(folder), "name another")
-      _execute(folder, dict(_parse(text) for text in _SET.value))
+      values = dict(_parse(text) for text in _SET.value)
+      _execute(folder, values, f"{scratch}/kernel")
   except (UserError, OSError) as e:
     print(f"error: {errors.one_line(e)}", file=sys.stderr)
     return 1
@@ -60,11 +61,11 @@ def _parse(text: str) -> tuple[str, object]:
     return name, value
 
 
-def _execute(folder: pathlib.Path, values: dict[str, object]):
+def _execute(folder: pathlib.Path, values: dict[str, object], sockets: str):
   import nbformat
-  from jupyter_client import AsyncKernelManager
   from nbclient import NotebookClient
   from nbclient.exceptions import CellExecutionError
+  from traitlets.config import Config
 
   notebook = nbformat.read(NOTEBOOK, as_version=4)
   (parameters,) = [c for c in notebook.cells if c.metadata.get("tags")]
@@ -79,8 +80,9 @@ def _execute(folder: pathlib.Path, values: dict[str, object]):
   client = NotebookClient(
     notebook,
     timeout=None,
-    # Not over TCP, where every user of the machine could reach the kernel.
-    km=AsyncKernelManager(kernel_name="python3", transport="ipc"),
+    kernel_name="python3",
+    # Over TCP every user of the machine could listen, and the kernel warns.
+    config=Config(ConnectionFileMixin={"transport": "ipc", "ip": sockets}),
     resources={"metadata": {"path": str(folder)}},
     record_timing=False,
     coalesce_streams=True,
