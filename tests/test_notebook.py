@@ -95,7 +95,7 @@ def test_every_cell_ran(executed):
   for stage in "tokenize", "reference", "score", "select", "train", "export":
     assert f"\n[{stage}] done in " in said
   assert "completed step: 12," in said
-  assert said.count("--- prompt ") == 4  # two prompts, student and teacher
+  assert said.count("--- prompt ") == 2
   pictures = [o for o in found if "image/png" in o.get("data", {})]
   assert len(pictures) == 2
 
