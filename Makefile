@@ -1,5 +1,6 @@
 # demo: the whole method on text that every installation carries.
 # test: the whole test suite, with the parity tests against transformers.
+# notebook: runs the notebook and stores its outputs; TEACHER=folder or hub id.
 # Everything is installed into .venv from the lock files; nothing else is used.
 
 BIN := .venv/bin
@@ -10,8 +11,7 @@ PYTHON ?= $(shell command -v $(BIN)/python || command -v python3.11 \
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \
   --compile-bytecode
 
-.PHONY: demo test lint format bench tpu-scoring tpu-training notebook lock \
-  clean interpreter
+.PHONY: demo test lint format bench notebook tpu-scoring tpu-training lock clean
 
 demo: .venv/installed
 	$(BIN)/python -m miniplm_jax.main --config=configs/demo.py
@@ -30,6 +30,11 @@ format: .venv/installed-dev
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.head
+
+NOTEBOOK := notebooks/miniplm_tpu_demo.ipynb
+notebook: .venv/installed-dev
+	$(BIN)/python -m notebooks.execute --out=$(NOTEBOOK) \
+	  $(if $(TEACHER),--set=TEACHER=$(TEACHER))
 
 tpu-scoring: .venv/installed-dev
 	TPU_LIBRARY_PATH=$(LIBTPU) $(BIN)/python -m benchmarks.tpu_scoring
