@@ -11,7 +11,8 @@ PYTHON ?= $(shell command -v $(BIN)/python || command -v python3.11 \
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \
   --compile-bytecode
 
-.PHONY: demo test lint format bench notebook tpu-scoring tpu-training lock clean
+.PHONY: demo test lint format bench notebook tpu-scoring tpu-training lock \
+  clean interpreter
 
 demo: .venv/installed
 	$(BIN)/python -m miniplm_jax.main --config=configs/demo.py
@@ -41,12 +42,6 @@ tpu-scoring: .venv/installed-dev
 
 tpu-training: .venv/installed-dev
 	TPU_LIBRARY_PATH=$(LIBTPU) $(BIN)/python -m benchmarks.tpu_training
-
-# Runs it with the real teacher and stores what it put out.
-SMOLLM2 ?= models/SmolLM2-135M
-notebook: .venv/installed-dev
-	$(BIN)/python -m notebooks.execute --set TEACHER=./SmolLM2-135M \
-	  --link SmolLM2-135M=$(SMOLLM2) --keep_parameters
 
 # Asked each time: tests of an older .venv would pass for those of PYTHON.
 VERSION = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
