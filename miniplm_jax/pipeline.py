@@ -1,5 +1,6 @@
 """The stages in order, and running those that were asked for."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from etils import epath
@@ -7,7 +8,7 @@ from etils import epath
 from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
 from miniplm_jax.convert import stage as convert
-from miniplm_jax.core import hosts
+from miniplm_jax.core import gs, hosts
 from miniplm_jax.core import job as job_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
@@ -49,6 +50,8 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
 LOOKS = {"plan": plan.run, "verify": verify.run, "generate": generate.run}
 # What several processes as one program can do so far.
 _MULTI_HOST = ("score", "verify")
+# Of a value in the config's YAML.
+_BUCKET = re.compile(r"[:-] '?(gs://[^/'\s]+)")
 
 
 def run(
@@ -84,6 +87,8 @@ def run(
       "command line",
       "add --stages=generate",
     )
+  for bucket in sorted(set(_BUCKET.findall(str(config)))):
+    gs.check(bucket)
   workdir = Workdir(epath.Path(config.workdir).expanduser())
   run = config.run
   alone = sorted(set(config.stages) - set(_MULTI_HOST))

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
 
 
@@ -86,7 +86,7 @@ class Wandb:
         id=_id(directory / "wandb.json"),
         resume="allow",
         config=dict(config),
-        dir=str(directory) if files.is_local(directory) else None,
+        dir=str(directory) if gs.is_local(directory) else None,
       )
     except Exception as e:
       raise UserError(
