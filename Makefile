@@ -47,12 +47,16 @@ tpu-training: .venv/installed-dev
 # libtpu compiles for TPUs that are not here. It stands apart: JAX looks for
 # TPUs in every process of an environment that has it. There is none for Macs.
 LIBTPU := $(CURDIR)/.venv/libtpu/libtpu/libtpu.so
+# Each release of JAX wants its own.
+LIBTPUS := "libtpu==0.0.42.1 ; python_full_version < '3.12'" \
+  "libtpu==0.0.52 ; python_full_version >= '3.12'"
 # torch by pip: its CPU wheel may lie where uv does not look.
 .venv/installed-dev: .venv/installed requirements-dev-lock.txt
 	$(INSTALL) -r requirements-dev-lock.txt
 	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(INSTALL) accelerate==1.15.0
 	[ "$$(uname -sm)" != "Linux x86_64" ] || $(BIN)/uv pip install --quiet \
-	  --python $(BIN)/python --no-deps --target .venv/libtpu libtpu==0.0.42.1
+	  --python $(BIN)/python --no-deps --target .venv/libtpu $(LIBTPUS)
 	touch $@
 
 # Resolve anew; commit what changes. tensorflow-text asks for tensorflow, whose

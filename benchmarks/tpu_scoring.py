@@ -67,16 +67,16 @@ what follows from it, is predicted from the program's text \
 
 For each slice, first {first} rows a chip, then the most of \
 {", ".join(_ROWS.value)} that fit. All tokens are wanted, so no tile of the \
-head is skipped. Compiled FLOPs lie above the model's where causal attention \
-is cut into blocks. A step takes what the slower of computation and \
+head is skipped. A step takes what the slower of computation and \
 collectives does; "alone" are collectives beside which nothing is scheduled, \
 and the step is that much longer if the chip waits for them.
 
 How far to trust the times: against published, measured training runs of \
 dense models with head size 128 the estimator that this one was written \
 after (on two of these programs they differ by 0.0 and 0.3 %) was off by −2, \
-+18 and −7 %. Attention that XLA compiles, as here, it overstates: take \
-these for within ±25 %, and for ranks rather than for times. Not modelled: \
++18 and −7 %. It cannot see into a kernel: splash attention is charged by one \
+simulation on v5e (`miniplm_jax/plan/kernel.py`). Take the times for within \
+±25 %, and for ranks rather than for times. Not modelled: \
 launches, the input pipeline and the shape of the network.
 """
   files.write_bytes(epath.Path(_OUT.value), text.encode())

@@ -40,7 +40,7 @@ _LENGTH = flags.DEFINE_integer("length", 1024, "Inputs of a row.", 2)
 _ROWS = flags.DEFINE_integer(
   "per_device_batch_size", 8, "Rows that a chip takes at a time.", 1
 )
-_REMAT = flags.DEFINE_string("remat", "full", "What the backward pass keeps.")
+_REMAT = flags.DEFINE_string("remat", "dots", "What the backward pass keeps.")
 _CACHE = flags.DEFINE_string("cache", "", "A folder of earlier results.")
 _OUT = flags.DEFINE_string("out", "docs/tpu_training.md", "The table.")
 
@@ -107,12 +107,11 @@ the program's text (`miniplm_jax/plan/estimate.py`).
 
 {markdown_table(("student", "method", *table.HEADER), lines)}
 
-Compiled FLOPs lie above the model's because the backward pass computes the \
-layers again. A step takes what the slower of computation and collectives \
+Compiled FLOPs lie above the model's where the backward pass computes \
+something again. A step takes what the slower of computation and collectives \
 does; "alone" are collectives beside which nothing is scheduled, and the step \
-is that much longer if the chip waits for them. Attention that XLA compiles, \
-as here, the estimator overstates, most at head size 64; for how far to trust \
-the times see [Scoring on TPU](tpu_scoring.md).
+is that much longer if the chip waits for them. For how far to trust the \
+times, those of attention above all, see [Scoring on TPU](tpu_scoring.md).
 """
   files.write_bytes(epath.Path(_OUT.value), text.encode())
 

@@ -13,10 +13,11 @@ The folders are the pipeline, in this order:
   materialize  kept rows as files           (stage materialize)
   convert    kept rows in other tokens      (stage convert)
   train      pre-train the student          (stage train)
-  evaluate   held-out loss                  (stage evaluate)
+  evaluate   held-out loss, zero-shot tasks (stage evaluate)
   export     a Hugging Face directory       (stage export)
   generate   what a model writes            (stage generate)
   plan       what a program takes on TPU
+  analyse    what all runs say together (stage analyse)
   report     report.html                    (stage report)
 
 A folder imports only from itself and from those above it; main.py and

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from ml_collections import ConfigDict
 
-from miniplm_jax import method_config
+from miniplm_jax import evaluation_config, method_config
 
 # In the order of the data. A config lists those that it wants.
 STAGES = (
@@ -25,6 +25,7 @@ STAGES = (
   "train",
   "evaluate",
   "export",
+  "analyse",
   "report",
 )
 # Look at what is there, or at what would be; nothing depends on them.
@@ -276,6 +277,7 @@ def default() -> ConfigDict:
         # Domains that are listed but do not count in "all" and in the curve.
         "ignore_domains": (),
       },
+      "evaluation": evaluation_config.section(),
       # The student as a Hugging Face directory.
       "export": {
         "dtype": "float32",  # of the stored weights
@@ -341,6 +343,7 @@ def default() -> ConfigDict:
         "coordinator": "",
         "processes": 1,
         "process_id": 0,
+        "lost_after": 100,  # seconds without a sign of a process; then all end
       },
     }
   )

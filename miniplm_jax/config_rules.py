@@ -4,7 +4,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from miniplm_jax import method_config
+from miniplm_jax import evaluation_config, method_config
 from miniplm_jax.config import (
   CONVERSIONS,
   DEFINITIONS,
@@ -109,6 +109,7 @@ def _rules(config):
   yield at_least("verify.seed", config.verify.seed, 0)
   yield at_least("verify.tolerance", config.verify.tolerance, 0)
   yield at_least("evaluate.max_rows", config.evaluate.max_rows, 0)
+  yield from evaluation_config.rules(config, among, at_least)
   yield among("export.dtype", config.export.dtype, _DTYPES)
   size = config.export.max_shard_size
   good = re.fullmatch(r"[1-9]\d*[KMGT]B", size)

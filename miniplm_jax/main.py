@@ -1,12 +1,13 @@
 """The command line: `python -m miniplm_jax.main --config=configs/demo.py`."""
 
 import sys
+import traceback
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from miniplm_jax import pipeline
-from miniplm_jax.core import errors
+from miniplm_jax.core import errors, hosts
 from miniplm_jax.core.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -44,14 +45,23 @@ def main(argv: list[str]) -> int:
     options = {n: given[n].value for n in ("force", "dry_run", "prompt")}
     pipeline.run(_CONFIG.value, where, given.stages, **options)
   except Stopped as e:
-    print(f"stopped by {e}; goes on without --force", file=sys.stderr)
-    return e.exit_code
-  except (UserError, OSError) as e:
-    if any(a.startswith("--debug") for a in argv):
-      raise
-    print(f"error: {errors.one_line(e)}", file=sys.stderr)
-    return 1
+    return _end(e.exit_code, f"stopped by {e}; goes on without --force")
+  except Exception as e:
+    known = isinstance(e, (UserError, OSError))
+    shown = e if known else hosts.explained(e)
+    if any(a.startswith("--debug") for a in argv) or not shown:
+      traceback.print_exc()
+      return _end(1, f"{type(e).__name__}: {e}")
+    return _end(1, f"error: {errors.one_line(shown)}")
   return 0
+
+
+def _end(status: int, line: str) -> int:
+  try:
+    print(line, file=sys.stderr)
+  finally:
+    hosts.leave(status, line)
+  return status
 
 
 if __name__ == "__main__":

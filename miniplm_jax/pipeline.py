@@ -7,6 +7,7 @@ from etils import epath
 
 from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
+from miniplm_jax.analyse import stage as analyse
 from miniplm_jax.convert import stage as convert
 from miniplm_jax.core import gs, hosts
 from miniplm_jax.core import job as job_lib
@@ -45,11 +46,12 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "train": train.jobs,
   "evaluate": evaluate.jobs,
   "export": export.jobs,
+  "analyse": analyse.jobs,
   "report": report.jobs,
 }
 LOOKS = {"plan": plan.run, "verify": verify.run, "generate": generate.run}
-# What several processes as one program can do so far.
-_MULTI_HOST = ("score", "verify")
+# What writes or speaks from every process, and would do so several times.
+_ONE_PROCESS = ("proxy", "seqkd", "logits", "plan", "generate")
 # Of a value in the config's YAML.
 _BUCKET = re.compile(r"[:-] '?(gs://[^/'\s]+)")
 
@@ -91,15 +93,11 @@ def run(
     gs.check(bucket)
   workdir = Workdir(epath.Path(config.workdir).expanduser())
   run = config.run
-  alone = sorted(set(config.stages) - set(_MULTI_HOST))
-  if run.coordinator and alone:
-    raise UserError(
-      f"stages {', '.join(alone)} run in one process so far",
-      f"config.run.coordinator={run.coordinator}",
-      f"choose from --stages={','.join(_MULTI_HOST)}",
+  if run.coordinator and not dry_run:
+    _refuse_alone(config, workdir)
+    hosts.initialize(
+      run.coordinator, run.processes, run.process_id, run.lost_after
     )
-  if not dry_run:
-    hosts.initialize(run.coordinator, run.processes, run.process_id)
   if dry_run:
     print(f"{where} in {workdir.root}:")
   order = config_lib.STAGES + config_lib.LOOKS
@@ -116,3 +114,24 @@ def run(
     for job in jobs:
       state = "would be redone" if force else job_lib.status(job)
       print(f"  {stage:11} {state}\n              {job.summary}")
+
+
+def _refuse_alone(config, workdir: Workdir):
+  """Refuses what several processes cannot do as one program."""
+  if "evaluate" in config.stages and config.evaluation.tasks:
+    raise UserError(
+      "tasks are evaluated in one process",
+      f"config.run.coordinator={config.run.coordinator}",
+      "run --stages=evaluate on one host, or leave config.evaluation.tasks "
+      "empty",
+    )
+  for stage in _ONE_PROCESS:
+    if stage not in config.stages:
+      continue
+    if stage in LOOKS or JOBS[stage](config, workdir):
+      raise UserError(
+        f"stage {stage} runs in one process",
+        f"config.run.coordinator={config.run.coordinator}",
+        f"run --stages={stage} on one host, without a coordinator, and leave "
+        "it out of --stages here",
+      )

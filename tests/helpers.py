@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,15 +53,17 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def environment() -> dict[str, str]:
-  """One device, whatever the session has."""
-  return os.environ | {"XLA_FLAGS": ""}
+def environment(devices: int = 1) -> dict[str, str]:
+  """So many devices, whatever the session has."""
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  return os.environ | {"XLA_FLAGS": flags if devices > 1 else ""}
 
 
 def run(
   folder: pathlib.Path,
   *arguments: str,
   code: int = 0,
+  devices: int = 1,
   **places: pathlib.Path,
 ) -> subprocess.CompletedProcess:
   """Runs it to its end and checks the exit status."""
@@ -68,12 +71,43 @@ def run(
     command(folder, *arguments, **places),
     capture_output=True,
     text=True,
-    env=environment(),
+    env=environment(devices),
     check=False,
     timeout=300,
   )
   assert done.returncode == code, done.stdout + done.stderr
   return done
+
+
+def together(folder: pathlib.Path, *arguments: str) -> list[subprocess.Popen]:
+  """Starts two processes of four devices as one program."""
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+  return [
+    subprocess.Popen(
+      command(
+        folder,
+        *arguments,
+        f"--config.run.coordinator=127.0.0.1:{port}",
+        "--config.run.processes=2",
+        f"--config.run.process_id={i}",
+      ),
+      env=environment(devices=4),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for i in range(2)
+  ]
+
+
+def ended(processes: list[subprocess.Popen], code: int | None) -> list[str]:
+  """What each said until it ended, with this exit status if not None."""
+  said = [process.communicate(timeout=300)[0] for process in processes]
+  if code is not None:
+    assert [p.returncode for p in processes] == [code] * len(said), said
+  return said
 
 
 def refused(

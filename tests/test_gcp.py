@@ -232,8 +232,7 @@ def test_several_hosts_score_as_one_program(cloud):
     (["CONFIG=configs/none.py"], "", "no such file, CONFIG=configs/none.py"),
     (["WORKDIR=runs/here"], "", "the VM's disk goes with the VM"),
     (["CAPACITY=cheap"], "", "no such capacity"),
-    (["ACCELERATOR=v6e-16"], "", "stage all runs on one host so far"),
-    (["ACCELERATOR=v6e-16", "STAGES=score,train"], "", "stage train runs on"),
+    (["ACCELERATOR=v6e-16", "STAGES=score,seqkd"], "", "stage seqkd runs in"),
     (["ACCELERATOR=h100-8"], "", "unknown accelerator h100-8"),
     (["TYPO=1"], "", "no such setting TYPO"),
     (["JOB=none.env"], "", "no settings"),
@@ -313,8 +312,8 @@ def test_what_is_written_twice_is_the_same():
       "Makefile",
     )
   )
-  (stages,) = re.findall(r'MULTI_HOST="([^"]*)"', settings)
-  assert stages.split() == list(pipeline._MULTI_HOST)
+  (stages,) = re.findall(r'ONE_PROCESS="([^"]*)"', settings)
+  assert stages.split() == list(pipeline._ONE_PROCESS)
   (uv,) = re.findall(r"UV_VERSION=(\S+)", worker)
   assert f"uv=={uv}\n" in make
   (jax,) = re.findall(r"jax\[tpu\]==([\d.]+)", image)

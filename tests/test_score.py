@@ -4,16 +4,16 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import time
 
+import helpers
 import kill_workers
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from etils import epath
-from helpers import LONG, command, environment, refused, rows, run
+from helpers import LONG, refused, rows, run
 
 from miniplm_jax.core import claims, files
 from miniplm_jax.core.errors import UserError
@@ -212,39 +212,10 @@ def test_two_processes_as_one_program(copy):
   """2 × 4 devices against 1 × 8: the same rows, bit for bit."""
   shutil.rmtree(copy / "run/scores")
   more = ("--stages=score,verify", "--config.score.batch_tokens=1024")
-  devices = "--xla_force_host_platform_device_count="
-  single = subprocess.run(
-    command(copy, LONG, *more),
-    env=environment() | {"XLA_FLAGS": f"{devices}8"},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert single.returncode == 0, single.stdout + single.stderr
+  run(copy, LONG, *more, devices=8)
   wanted = kill_workers.parts(copy)
   shutil.rmtree(copy / "run/scores")
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
-  together = [
-    subprocess.Popen(
-      command(
-        copy,
-        LONG,
-        *more,
-        f"--config.run.coordinator=127.0.0.1:{port}",
-        "--config.run.processes=2",
-        f"--config.run.process_id={i}",
-      ),
-      env=environment() | {"XLA_FLAGS": f"{devices}4"},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for i in range(2)
-  ]
-  said = [process.communicate(timeout=300)[0] for process in together]
-  assert [process.returncode for process in together] == [0, 0], said
+  said = helpers.ended(helpers.together(copy, LONG, *more), code=0)
   assert kill_workers.parts(copy) == wanted
   assert "[score]" in said[0] and "[score]" not in said[1]
 

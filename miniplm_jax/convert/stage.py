@@ -85,6 +85,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     summary=f"selection {names.selection} and held-out rows → rows of up to "
     f"{config.corpus.max_length + 1} tokens of {s.tokenizer}, {s.conversion}",
     run=lambda inputs: _run(config, directory, inputs),
+    is_host_only=True,
   )
 
 

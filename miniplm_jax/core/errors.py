@@ -37,6 +37,7 @@ class Stopped(BaseException):
   """
 
   def __init__(self, signum: int):
+    self.signum = signum
     self.exit_code = 128 + signum  # 130 on SIGINT, 143 on SIGTERM
     super().__init__(signal.Signals(signum).name)
 

@@ -1,21 +1,38 @@
 """Several processes as one program: who speaks, and agreeing on a decision.
 
 Every process of a pod runs the same stages. The first one looks at the
-workdir, decides and writes; the others follow.
+workdir, decides and writes; the others follow. They talk through JAX's
+coordination service, so that waiting for hours needs no device, and a process
+that fails is noticed by those that wait for it.
 """
 
+import contextlib
+import itertools
 import json
+import os
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import Stopped, UserError
 
-# Longest decision that `agree` passes on, in bytes.
-_BYTES = 1 << 16
-_index, _count = 0, 1
+# How long one look at what another process says may take, in milliseconds:
+# between two of them a signal can stop this process.
+_PATIENCE = 500
+# A stop is this many steps ahead of the first process: a step is dispatched
+# when the one before the last is done everywhere, so none is further ahead.
+_STOP_AHEAD = 3
+_FAILED, _STOP, _STOP_AT = "failed", "stop", "stop_at"
+
+_index, _count, _client = 0, 1, None
+_decisions, _meetings = itertools.count(), itertools.count()
+_is_deciding = False  # the first process, while the others wait for it
 
 
-def initialize(coordinator: str, processes: int, process_id: int):
+def initialize(
+  coordinator: str, processes: int, process_id: int, lost_after: int
+):
   """Joins the other processes, before anything touches JAX.
 
   Args:
@@ -23,22 +40,31 @@ def initialize(coordinator: str, processes: int, process_id: int):
       a TPU pod; "" is a process alone.
     processes: how many.
     process_id: which this is.
+    lost_after: seconds after which a process that is not heard of is lost,
+      and the others end.
 
   Raises:
     UserError: they did not come together.
   """
-  global _index, _count
+  global _index, _count, _client
   if not coordinator:
     return
   import jax
+  from jax._src import distributed  # its client has no public name
 
   # The CPU backend has no collectives across processes unless told so.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  # It would take SIGTERM away from `core/errors.py`.
+  jax.config.update("jax_enable_preemption_service", False)
+  place = {}
+  if coordinator != "auto":
+    place = {
+      "coordinator_address": coordinator,
+      "num_processes": processes,
+      "process_id": process_id,
+    }
   try:
-    if coordinator == "auto":
-      jax.distributed.initialize()
-    else:
-      jax.distributed.initialize(coordinator, processes, process_id)
+    jax.distributed.initialize(**place, heartbeat_timeout_seconds=lost_after)
   except (RuntimeError, ValueError) as e:
     raise UserError(
       f"the processes did not come together ({e})",
@@ -46,6 +72,7 @@ def initialize(coordinator: str, processes: int, process_id: int):
       "start all of them, with the same coordinator and number",
     ) from e
   _index, _count = jax.process_index(), jax.process_count()
+  _client = distributed.global_state.client
 
 
 def is_first() -> bool:
@@ -61,25 +88,138 @@ def agree(decide: Callable[[], Any]) -> Any:
 
   Raises:
     UserError: in all processes, if `decide` raised one, or an OSError, in
-      the first.
+      the first; or another process failed. Whatever else it raised stays in
+      the first, and ends the others with one.
+    Stopped: the same, on a signal.
+  """
+  global _is_deciding
+  if _count == 1 or _is_deciding:
+    return decide()
+  key = f"decision {next(_decisions)}"
+  if not is_first():
+    return _heard(json.loads(_wait_for(key)))
+  _is_deciding = True
+  try:
+    found = {"value": decide()}
+  except UserError as e:
+    _say(key, {"error": [e.what, e.where, e.todo]})
+    raise
+  except Stopped as e:
+    _say(key, {"stopped": e.signum})
+    raise
+  except BaseException as e:
+    what = str(e) if isinstance(e, OSError) else f"{type(e).__name__}: {e}"
+    _say(key, {"error": [what, "in the first process", "look at its log"]})
+    raise
+  finally:
+    _is_deciding = False
+  _say(key, found)
+  return found["value"]
+
+
+def meet():
+  """Waits for all processes.
+
+  Raises:
+    UserError: another process failed.
   """
   if _count == 1:
-    return decide()
-  import numpy as np
-  from jax.experimental import multihost_utils
+    return
+  key = f"meeting {next(_meetings)}"
+  _client.key_value_increment(key, 1)
+  while int(_said(key)) < _count:
+    _raise_if_failed()
+    time.sleep(_PATIENCE / 1e4)
 
-  told = np.zeros(_BYTES, np.uint8)
-  if is_first():
-    try:
-      found = {"value": decide()}
-    except UserError as e:
-      found = {"error": [e.what, e.where, e.todo]}
-    except OSError as e:
-      found = {"error": [str(e), "in the first process", "look at its log"]}
-    text = np.frombuffer(json.dumps(found).encode(), np.uint8)
-    told[: len(text)] = text
-  told = np.asarray(multihost_utils.broadcast_one_to_all(told))
-  found = json.loads(told.tobytes().rstrip(b"\0"))
+
+def stops_at(step: int, signum: int | None) -> int | None:
+  """The signal that all processes stop for after this step.
+
+  Args:
+    step: the one that was dispatched last; it grows by one a call.
+    signum: the signal that arrived here.
+
+  Returns:
+    The same in all processes: on a pod signals arrive at different steps.
+  """
+  if _count == 1:
+    return signum
+  if signum and not _said(_STOP):
+    _client.key_value_set(_STOP, str(signum), allow_overwrite=True)
+  if is_first() and not _said(_STOP_AT) and (stop := _said(_STOP)):
+    _say(_STOP_AT, [step + _STOP_AHEAD, int(stop)])
+  if not (found := _said(_STOP_AT)):
+    return None
+  at, signum = json.loads(found)
+  return signum if step >= at else None
+
+
+def explained(e: Exception) -> UserError | None:
+  """What an error of JAX most likely is where others take part."""
+  if _count == 1 or type(e).__name__ != "JaxRuntimeError":
+    return None
+  said = " ".join(str(e).split())[:200]
+  return UserError(
+    f"lost another process, or the way to it ({said})",
+    f"process {_index} of {_count}",
+    "look at the logs of the others; when all have ended, start them again: "
+    "they go on",
+  )
+
+
+def leave(status: int, line: str):
+  """Ends a process that failed, if there are others, and tells them.
+
+  The ordinary end waits for all of them: they wait for this one.
+  """
+  if _count == 1 or not status:
+    return
+  try:
+    _say(_FAILED, [_index, line])
+  except Exception as e:  # the first process, which keeps it, is gone
+    print(f"cannot tell the others: {type(e).__name__}", file=sys.stderr)
+  with contextlib.suppress(OSError):  # nobody reads it any more
+    sys.stdout.flush()
+    sys.stderr.flush()
+  os._exit(status)
+
+
+def _heard(found: dict[str, Any]) -> Any:
   if "error" in found:
     raise UserError(*found["error"])
+  if "stopped" in found:
+    raise Stopped(found["stopped"])
   return found["value"]
+
+
+def _wait_for(key: str) -> str:
+  while True:
+    try:
+      return _client.blocking_key_value_get(key, _PATIENCE)
+    except Exception as e:
+      if "DEADLINE_EXCEEDED" not in str(e):
+        raise
+    _raise_if_failed()
+
+
+def _raise_if_failed():
+  if failed := _said(_FAILED):
+    index, line = json.loads(failed)
+    raise UserError(
+      f"process {index} failed: {line}",
+      f"noticed by process {_index} of {_count}",
+      "put that right and start all of them again",
+    )
+
+
+def _say(key: str, value: Any):
+  _client.key_value_set(key, json.dumps(value), allow_overwrite=True)
+
+
+def _said(key: str) -> str | None:
+  try:
+    return _client.key_value_try_get(key)
+  except Exception as e:
+    if "NOT_FOUND" not in str(e):
+      raise
+    return None

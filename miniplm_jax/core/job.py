@@ -6,6 +6,7 @@ meant to stay this small.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import time
@@ -45,6 +46,7 @@ class Job:
     together: several jobs of a stage may share a pass over the data: they
       carry the same function, which is called with the inputs of those that
       are not done, by name of the job's folder, before each one's `run`.
+    is_host_only: needs no device; of several processes the first runs it.
   """
 
   stage: str
@@ -57,6 +59,7 @@ class Job:
   is_view: bool = False
   rechecks: tuple[str, ...] = ()
   together: Callable[[Mapping[str, Mapping[str, Manifest]]], None] | None = None
+  is_host_only: bool = False
 
   @property
   def name(self) -> str:
@@ -145,7 +148,11 @@ def _run(jobs: Sequence[Job]):
     if jobs and jobs[0].together:
       jobs[0].together({j.name: found for j, found in zip(jobs, inputs)})
     for job, found, result in zip(jobs, inputs, wanted):
-      made = dict(job.run(found))
+      made = {}
+      if job.is_host_only:
+        hosts.agree(functools.partial(_into, made, job, found))
+      else:
+        made.update(job.run(found))
       seconds = round(time.monotonic() - start, 2)
       made["details"] = made.get("details", {}) | {"seconds": seconds}
       if hosts.is_first():
@@ -159,6 +166,10 @@ def _run(jobs: Sequence[Job]):
       if not job.together and not any(_files(job)):
         job.partial.unlink(missing_ok=True)  # nothing to resume
     raise
+
+
+def _into(made: dict[str, Any], job: Job, inputs: Mapping[str, Manifest]):
+  made.update(job.run(inputs))
 
 
 def status(job: Job) -> str:

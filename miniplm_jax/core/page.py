@@ -149,6 +149,32 @@ def axes(title: str, x: str, y: str, width: float = 5.6, height: float = 3.6):
   return figure, ax
 
 
+def heat(ax, values, rows: Sequence[str], columns: Sequence[str], form: str):
+  """A map of numbers, each written into its cell.
+
+  Args:
+    ax: from `axes`.
+    values: float [rows, columns], 0 to 1 from pale to dark; NaN stays empty.
+    rows: names of the lines.
+    columns: names of the columns.
+    form: of a number, such as "{:.2f}".
+  """
+  from matplotlib.colors import LinearSegmentedColormap
+
+  shades = LinearSegmentedColormap.from_list("", ["#FFFFFF", COLOURS[0]])
+  ax.imshow(values, cmap=shades, vmin=0, vmax=1, aspect="auto")
+  for i, line in enumerate(values):
+    for j, value in enumerate(line):
+      if value == value:
+        colour = "white" if value > 0.6 else INK
+        place = {"ha": "center", "va": "center", "fontsize": 8}
+        ax.text(j, i, form.format(value), color=colour, **place)
+  ax.set_yticks(range(len(rows)), [plain(name) for name in rows])
+  names = [plain(name) for name in columns]
+  ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
+  ax.grid(visible=False)
+
+
 def plain(text: str) -> str:
   """A name from data as matplotlib shows it as it is: $ begins no maths."""
   return text.replace("$", r"\$")

@@ -43,6 +43,11 @@ class Workdir:
     """What the config would take on TPU slices."""
     return self.root / "plan"
 
+  @property
+  def analysis(self) -> epath.Path:
+    """What all runs of the workdir come to."""
+    return self.root / "analysis"
+
   def generated(self, name: str) -> epath.Path:
     """Rows that the teacher wrote in part for a student."""
     return self.student(name) / "generated"

@@ -33,6 +33,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       summary=f"{c.source} → rows of up to {c.max_length + 1} tokens, "
       f"tokenizer {c.tokenizer}, held back from D: {shares}",
       run=lambda unused_inputs: _run(config, directory),
+      is_host_only=True,
     )
   ]
 

@@ -44,6 +44,7 @@ def _job(config, workdir: Workdir, name: str, form: str) -> Job:
     outputs=(directory,),
     summary=f"the rows of selection {name} as {form}",
     run=lambda inputs: _run(config, form, directory, inputs),
+    is_host_only=True,
   )
 
 

@@ -185,14 +185,16 @@ def compiled(mesh: Mesh, **settings):
   return jax.jit(function, out_shardings=Generated(rows, rows, rows))
 
 
-def pad_left(prompts: Sequence[Sequence[int]], batch: int):
+def pad_left(prompts: Sequence[Sequence[int]], batch: int, length: int = 0):
   """Prompts as one array, with copies of the last to fill the batch.
+
+  `length` is T; 0 is that of the longest.
 
   Returns:
     int32 [batch, T]; the column of each one's first token, int32 [batch]; and
     its number, −1 for the copies, int32 [batch].
   """
-  length = max(map(len, prompts))
+  length = length or max(map(len, prompts))
   tokens = np.zeros((batch, length), np.int32)
   first = np.zeros(batch, np.int32)
   for i in range(batch):

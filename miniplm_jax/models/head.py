@@ -66,11 +66,24 @@ def token_nll(
     tile: tokens and rows of the head whose logits exist at a time, per
       device; None is what the platform likes.
   """
+  arrays = h_BxTxD, w_VxD, y_BxT
+  return _by_tiles(*arrays, vocab_size, mask_BxT, tile, False)[0]
+
+
+def nll_and_top(h_BxTxD, w_VxD, y_BxT, vocab_size: int, mask_BxT):
+  """`token_nll`, and whether no token is likelier than y, bool [B, T]."""
+  arrays = h_BxTxD, w_VxD, y_BxT
+  return _by_tiles(*arrays, vocab_size, mask_BxT, None, True)
+
+
+def _by_tiles(h_BxTxD, w_VxD, y_BxT, vocab_size, mask_BxT, tile, with_top):
+  """What `_streamed` gives of each wanted token, 0 and False elsewhere."""
   if mask_BxT is None:
     mask_BxT = jnp.ones(y_BxT.shape, bool)
   if tile is None:
     is_cpu = sharding.platform() == "cpu"
     tile = _CPU_TILE if is_cpu else (TILE, w_VxD.shape[0])
+  dtypes = (jnp.float32, bool)[: 1 + with_top]
 
   def local(h_BxTxD, w_VxD, y_BxT, mask_BxT):
     w_VxD = tiles.gather(w_VxD, h_BxTxD.dtype)
@@ -89,26 +102,29 @@ def token_nll(
       # Tiles have collectives: all devices take part in as many.
       full_tiles = jax.lax.pmax(full_tiles, AXES)
 
-    def one(nll_N, xs):
+    def one(found, xs):
       i, place_S = xs
 
       def computed():
         h_SxD = h_NxD.at[place_S].get(mode="clip")
         y_S = y_N.at[place_S].get(mode="clip")
-        nll_S = _streamed_nll(h_SxD, w_VxD, y_S, vocab_size, tile[1])
-        return nll_N.at[place_S].set(nll_S, mode="drop")
+        made = _streamed(h_SxD, w_VxD, y_S, vocab_size, tile[1], with_top)
+        return tuple(
+          all_N.at[place_S].set(tile_S, mode="drop")
+          for all_N, tile_S in zip(found, made)
+        )
 
-      return jax.lax.cond(i < full_tiles, computed, lambda: nll_N), None
+      return jax.lax.cond(i < full_tiles, computed, lambda: found), None
 
     places = order_N.reshape(-1, size)
-    nll_N = jnp.zeros(y_N.shape, jnp.float32)
-    nll_N, _ = jax.lax.scan(one, nll_N, (jnp.arange(len(places)), places))
-    return nll_N.reshape(y_BxT.shape)
+    found = tuple(jnp.zeros(y_N.shape, dtype) for dtype in dtypes)
+    found, _ = jax.lax.scan(one, found, (jnp.arange(len(places)), places))
+    return tuple(x_N.reshape(y_BxT.shape) for x_N in found)
 
   mapped = jax.shard_map(
     local,
     in_specs=(*tiles.SPECS, P(BATCH, None)),
-    out_specs=P(BATCH, None),
+    out_specs=(P(BATCH, None),) * len(dtypes),
     check_vma=False,
   )
   return mapped(h_BxTxD, w_VxD, y_BxT, mask_BxT)
@@ -193,8 +209,12 @@ def _backward(unused_vocab_size, unused_tile, unused_z, gradients, g):
 weighted_nll.defvjp(_forward, _backward)
 
 
-def _streamed_nll(h_SxD, w_VxD, y_S, vocab_size, rows):
-  """NLL of one tile, with the logits of `rows` rows of the head at a time."""
+def _streamed(h_SxD, w_VxD, y_S, vocab_size, rows, with_top):
+  """NLL of one tile, with the logits of `rows` rows of the head at a time.
+
+  With `with_top` also whether no logit is above the target's. That one is
+  then taken out of the same product: another may round it differently.
+  """
   count = w_VxD.shape[0]
   first = jax.lax.axis_index("tensor") * count
   has_padding = vocab_size not in (None, count * jax.lax.axis_size("tensor"))
@@ -202,19 +222,29 @@ def _streamed_nll(h_SxD, w_VxD, y_S, vocab_size, rows):
   blocks = max((count - ROW_MULTIPLE) // rows, 0)
 
   def add(carry, start, rows, is_padded):
+    softmax, own_S = carry
     w_RxD = jax.lax.dynamic_slice_in_dim(w_VxD, start, rows)
     real = vocab_size - first - start if is_padded else None
-    return _add(carry, w_RxD, h_SxD, real)[0]
+    softmax, logits_RxS = _add(softmax, w_RxD, h_SxD, real)
+    if with_top:
+      hit_RxS = jnp.arange(rows)[:, None] == (y_S - first - start)[None]
+      own_S += jnp.sum(jnp.where(hit_RxS, logits_RxS, 0), 0)
+    return softmax, own_S
 
-  carry = _nothing(y_S)
+  carry = _nothing(y_S), jnp.zeros(y_S.shape)
   if blocks:
     carry, _ = jax.lax.scan(
       lambda carry, i: (add(carry, i * rows, rows, False), None),
       carry,
       jnp.arange(blocks),
     )
-  top_S, total_S = add(carry, blocks * rows, count - blocks * rows, has_padding)
-  return _lse(top_S, total_S) - _own(h_SxD, w_VxD, y_S, first)
+  carry = add(carry, blocks * rows, count - blocks * rows, has_padding)
+  (top_S, total_S), own_S = carry
+  lse_S = _lse(top_S, total_S)
+  if not with_top:
+    return (lse_S - _own(h_SxD, w_VxD, y_S, first),)
+  own_S = tiles.total(own_S, "tensor")
+  return lse_S - own_S, own_S >= _top(top_S)
 
 
 def _nothing(y_S):
@@ -303,9 +333,15 @@ def _gradients(
 def _lse(top_S, total_S):
   """Log-sum-exp over all rows from this device's maximum and sum."""
   if jax.lax.axis_size("tensor") > 1:
-    own_S, top_S = top_S, jax.lax.pmax(top_S, "tensor")
+    own_S, top_S = top_S, _top(top_S)
     total_S *= jnp.exp(own_S - top_S)
   return top_S + jnp.log(tiles.total(total_S, "tensor"))
+
+
+def _top(top_S):
+  """The largest logit over all rows from this device's."""
+  several = jax.lax.axis_size("tensor") > 1
+  return jax.lax.pmax(top_S, "tensor") if several else top_S
 
 
 def _own(h_SxD, w_VxD, y_S, first):

@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from miniplm_jax.core import files, gs
+from miniplm_jax.core import files, gs, hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import config_json, hub, sharding, tensor_names
 from miniplm_jax.models import decoder as decoder_lib
@@ -197,7 +197,7 @@ def to_tensors(
       name = stored.name.format(i)
       if names is not None and name not in names:
         continue
-      value = np.asarray(leaf[i] if stored.layered else leaf)
+      value = _on_host(leaf[i] if stored.layered else leaf)
       value = value.T if stored.transposed else value
       if stored.parts > 1:
         parts[name, stored.part] = value
@@ -222,6 +222,8 @@ def save(
 ) -> dict[str, dict[str, Any]]:
   """Writes a directory that transformers loads.
 
+  All processes that hold a part of the model call it; the first one writes.
+
   Args:
     directory: made if it is not there.
     model: a decoder.
@@ -232,21 +234,23 @@ def save(
     bos_id: what every row starts with; None is eos.
 
   Returns:
-    {file name: {"bytes", "sha256"}} for a manifest.
+    {file name: {"bytes", "sha256"}} for a manifest; nothing in processes
+    other than the first.
   """
   import huggingface_hub
   from safetensors.numpy import save_file
 
   dtype = jnp.dtype(dtype)
-  directory.mkdir(parents=True, exist_ok=True)
   config = config_json.write(model.arch, eos_id, dtype.name, bos_id)
-  files.write_json(directory / "config.json", config)
   generation = {k: config[k] for k in ("bos_token_id", "pad_token_id")}
   generation["eos_token_id"] = [eos_id]
-  files.write_json(directory / "generation_config.json", generation)
-  for name, content in extra.items():
-    files.write_bytes(directory / name, content)
   names = ["config.json", "generation_config.json", *extra]
+  if hosts.is_first():
+    directory.mkdir(parents=True, exist_ok=True)
+    files.write_json(directory / "config.json", config)
+    files.write_json(directory / "generation_config.json", generation)
+    for name, content in extra.items():
+      files.write_bytes(directory / name, content)
   split = huggingface_hub.split_state_dict_into_shards_factory(
     tensor_names.expected(model.arch, model),
     get_storage_size=lambda shape: int(np.prod(shape)) * dtype.itemsize,
@@ -254,14 +258,18 @@ def save(
     max_shard_size=max_shard_size,
   )
   for name, tensors in split.filename_to_tensors.items():
-    with files.replacing(directory / name) as scratch:
-      made = to_tensors(model, set(tensors), dtype)
-      save_file(made, scratch, {"format": "pt"})
+    made = to_tensors(model, set(tensors), dtype)
+    if hosts.is_first():
+      with files.replacing(directory / name) as scratch:
+        save_file(made, scratch, {"format": "pt"})
     names.append(name)
+  if split.is_sharded:
+    names.append(INDEX)
+  if not hosts.is_first():
+    return {}
   if split.is_sharded:
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
     files.write_json(directory / INDEX, index)
-    names.append(INDEX)
   return {name: files.describe(directory / name) for name in sorted(names)}
 
 
@@ -275,7 +283,13 @@ def weights_fingerprint(model: Decoder) -> str:
   total = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(model):
     total.update(f"{name_of(path)} {leaf.dtype} {leaf.shape}".encode())
-    if not leaf.is_fully_addressable:
-      leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    total.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    leaf = np.ascontiguousarray(_on_host(leaf))
+    total.update(leaf.view(np.uint8).data)
   return total.hexdigest()
+
+
+def _on_host(x) -> np.ndarray:
+  """The whole array; all processes that hold a part of it take part."""
+  if isinstance(x, jax.Array) and not x.is_fully_addressable:
+    x = multihost_utils.process_allgather(x, tiled=True)
+  return np.asarray(x)

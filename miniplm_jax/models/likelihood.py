@@ -59,6 +59,34 @@ def row_nll_step(mesh: Mesh, *, eos_id: int, dtype: Any):
   )
 
 
+def continuation_nll(
+  model: Decoder, batch: dict[str, Any], *, dtype: Any
+) -> tuple[Any, Any]:
+  """What a model says of the ends of rows.
+
+  Args:
+    model: the decoder.
+    batch: `tokens` int32 [B, T + 1], `length` int32 [B], and `scored` int32
+      [B], how many of a row's last ids are the end.
+    dtype: of the computation.
+
+  Returns:
+    −log p of each id in nats, float32 [B, T], 0 before the end and after it;
+    and whether each row's end is what greedy decoding gives, bool [B].
+  """
+  inputs_BxT, targets_BxT = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+  position_1xT = jnp.arange(inputs_BxT.shape[1])[None]
+  end_Bx1 = batch["length"][:, None] - 1
+  mask_BxT = position_1xT < end_Bx1
+  mask_BxT &= position_1xT >= end_Bx1 - batch["scored"][:, None]
+  with matmul_precision(dtype):
+    hidden_BxTxD = model(inputs_BxT, dtype=dtype)
+    nll_BxT, is_top_BxT = head.nll_and_top(
+      hidden_BxTxD, model.head_VxD, targets_BxT, model.arch.vocab_size, mask_BxT
+    )
+  return nll_BxT, jnp.all(is_top_BxT | ~mask_BxT, -1)
+
+
 def matmul_precision(dtype: Any):
   """A context in which float32 means float32: TPUs multiply it in bfloat16."""
   wide = jnp.dtype(dtype) == jnp.float32

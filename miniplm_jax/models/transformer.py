@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from miniplm_jax.models import int8, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.attention import attention
-from miniplm_jax.models.ops import by_batch, normal, project, rms_norm
+from miniplm_jax.models.ops import apart, by_batch, normal, project, rms_norm
 
 
 class Context(NamedTuple):
@@ -187,8 +187,10 @@ class Layers(nnx.Module):
     x_BxTxD = by_batch(x_BxTxD + project(o_BxTxNH, self.o_proj))
 
     y_BxTxD = rms_norm(x_BxTxD, self.post_attention_norm[...], eps)
-    gate_BxTxF = jax.nn.silu(project(y_BxTxD, self.gate_proj))
-    y_BxTxF = gate_BxTxF * project(y_BxTxD, self.up_proj)
+    gate_BxTxF, up_BxTxF = apart(
+      (project(y_BxTxD, self.gate_proj), project(y_BxTxD, self.up_proj))
+    )
+    y_BxTxF = jax.nn.silu(gate_BxTxF) * up_BxTxF
     return by_batch(x_BxTxD + project(y_BxTxF, self.down_proj)), cache
 
 

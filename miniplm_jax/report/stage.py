@@ -1,8 +1,10 @@
 """Stage report: what came out, as a table and as pictures."""
 
+from miniplm_jax.analyse import stage as analyse_stage
 from miniplm_jax.core import files
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.evaluate import tasks_stage
 from miniplm_jax.evaluate.stage import ALL
 from miniplm_jax.methods import for_method, methods, uses_proxy
 from miniplm_jax.plan import stage as plan_stage
@@ -25,6 +27,11 @@ def jobs(config, workdir: Workdir) -> list[Job]:
     inputs["proxy scores"] = folder / MANIFEST
   if plan_stage.path(workdir).exists():
     inputs["plan"] = lambda: files.sha256(plan_stage.path(workdir))
+  analysed = workdir.analysis / MANIFEST
+  if analysed.exists():
+    inputs["analysis"] = lambda: files.sha256(analysed)
+  if config.evaluation.tasks:
+    inputs["tasks"] = tasks_stage.manifest(workdir)
   for method in methods(config):
     names = for_method(config, method)
     inputs[f"{method} selection"] = (
@@ -42,6 +49,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       outputs=(workdir.root / "report.html",),
       summary=f"{workdir.root / 'report.html'}",
       run=lambda found: _run(config, workdir, found),
+      is_host_only=True,
       is_view=True,
     )
   ]
@@ -94,6 +102,9 @@ def _run(config, workdir: Workdir, inputs):
     body.insert(-1, proxy_findings.section(config, corpus, inputs))
   if plan_stage.path(workdir).exists():
     body.insert(-1, outlook.section(plan_stage.path(workdir)))
+  body[-1:-1] = analyse_stage.sections(config, workdir)
+  if "tasks" in inputs:
+    body.insert(2, findings.tasks_section(inputs["tasks"]))
   path = workdir.root / "report.html"
   page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)
   return {

@@ -1,4 +1,4 @@
-"""Do rounded weights put the rows in the order that exact ones do?
+"""Do two scores put the rows in one order: do rounded weights, a proxy?
 
 Selection keeps the α of the rows that score highest. What rounding does to
 the scores matters where it changes which rows these are.
@@ -37,10 +37,10 @@ def report(
   difference = np.abs(exact - rounded)
   return {
     "rows": len(exact),
-    "spearman": _spearman(exact, rounded),
+    "spearman": spearman(exact, rounded),
     "alpha": alpha,
     "agreement": {
-      str(ratio): _agreement(exact, rounded, ratio)
+      str(ratio): agreement(exact, rounded, ratio)
       for ratio in sorted({*ratios, alpha})
     },
     "mean_difference": float(difference.mean()),
@@ -50,10 +50,10 @@ def report(
 
 def in_words(found: dict[str, Any]) -> str:
   """A `report`, for the log."""
-  agreement = found["agreement"][str(found["alpha"])]
+  share = found["agreement"][str(found["alpha"])]
   return (
     f"on {found['rows']} rows, rounded weights give a rank correlation of "
-    f"{found['spearman']:.4f} and {agreement:.1%} of the highest "
+    f"{found['spearman']:.4f} and {share:.1%} of the highest "
     f"{found['alpha']:.0%}; scores differ by {found['mean_difference']:.2g} "
     f"nats per token, at most {found['max_difference']:.2g}"
   )
@@ -76,14 +76,14 @@ def check(
   Raises:
     UserError: a figure is below its bound, or not a number.
   """
-  alpha, spearman = found["alpha"], found["spearman"]
-  agreement = found["agreement"][str(alpha)]
+  alpha, rank = found["alpha"], found["spearman"]
+  share = found["agreement"][str(alpha)]
   # Not `<`, which a NaN would pass.
-  if spearman >= least_spearman and agreement >= least_agreement:
+  if rank >= least_spearman and share >= least_agreement:
     return
   raise UserError(
     f"of {found['rows']} rows, rounded weights give a rank correlation of "
-    f"{spearman:.4f} (least {least_spearman}) and {agreement:.4f} of the "
+    f"{rank:.4f} (least {least_spearman}) and {share:.4f} of the "
     f"highest {alpha} (least {least_agreement})",
     where,
     "score with weights that are not rounded",
@@ -96,14 +96,19 @@ def _ranks(x: np.ndarray) -> np.ndarray:
   return (np.cumsum(count) - (count + 1) / 2)[place]
 
 
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-  """Pearson's correlation of the ranks; 0 where all values are equal."""
-  a, b = (_ranks(x) - (len(x) - 1) / 2 for x in (a, b))
-  scale = np.sqrt((a @ a) * (b @ b))
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+  """The correlation of float64 [n] and [n]; 0 where all values are equal."""
+  a, b = a - a.mean(), b - b.mean()
+  scale = np.linalg.norm(a) * np.linalg.norm(b)
   return float(a @ b / scale) if scale else 0.0
 
 
-def _agreement(a: np.ndarray, b: np.ndarray, ratio: float) -> float:
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+  """Pearson's correlation of the ranks; 0 where all values are equal."""
+  return pearson(_ranks(a), _ranks(b))
+
+
+def agreement(a: np.ndarray, b: np.ndarray, ratio: float) -> float:
   """Share of the highest rows of `a` among those of `b`, 1 if none are."""
   kept = int(ratio * len(a))  # as `select` counts them
   top, other = (np.argsort(-x, kind="stable")[:kept] for x in (a, b))

@@ -147,6 +147,7 @@ def _imported(config, workdir: Workdir, source: Source) -> Job:
     outputs=(directory,),
     summary=f"scores of {source.name} from {source.scores}",
     run=lambda inputs: _import(config, source, directory, inputs),
+    is_host_only=True,
   )
 
 
@@ -298,12 +299,14 @@ def _merge(config, inputs, filled, arch=None) -> dict:
   corpus = Corpus(inputs["corpus"])
   units = units_to_score(config, corpus)
   made = merge(config, filled, corpus, units)
-  total = None
+  total, parameters = None, None
   if arch:
+    parameters = arch.parameters()
     row_ids = np.concatenate([unit.rows for unit in units])
     total = flops.rows(arch.forward_flops, corpus.lengths[row_ids] - 1)
   if made:  # in the process that writes the manifest
     made["details"][flops.OFFLINE] = {f"scoring by {filled.model}": total}
+    made["counts"]["parameters"] = parameters
   return made
 
 

@@ -62,6 +62,7 @@ def _job(config, workdir: Workdir, names, check) -> Job:
     outputs=(directory / "rows.npy",),
     summary=_summary(settings),
     run=lambda inputs: _run(settings, directory, inputs, check),
+    is_host_only=True,
   )
 
 

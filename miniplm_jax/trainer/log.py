@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from miniplm_jax.core import files
+from miniplm_jax.core import files, hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import duration, say
 from miniplm_jax.trainer import boards, clock, metrics
@@ -22,9 +22,11 @@ class Log:
     """Takes a `loop.Run` that goes on after step `first`."""
     self._spec, self._clock = spec, timer
     timer.starts_after(first)
-    self._metrics = metrics.Metrics(
-      spec.directory / "metrics", first, _boards(spec, first)
-    )
+    self._metrics = None
+    if hosts.is_first():
+      self._metrics = metrics.Metrics(
+        spec.directory / "metrics", first, _boards(spec, first)
+      )
     self._pending = None
     self._first = first
     self._start = self._said = self._fetched = time.monotonic()
@@ -79,7 +81,9 @@ class Log:
     return (now - self._start) / done * (self._spec.train.steps - step)
 
   def _not_finite(self, name, value, step, row_ids):
-    path = self._spec.directory / "metrics" / "not_finite.json"
+    # Every process has rows of its own.
+    own = "" if hosts.is_first() else f".{jax.process_index()}"
+    path = self._spec.directory / "metrics" / f"not_finite{own}.json"
     files.write_json(
       path, {"step": step, "name": name, "row_ids": row_ids.tolist()}
     )
@@ -92,7 +96,8 @@ class Log:
 
   def write(self, step: int, values: dict[str, float]):
     """Writes values to the metrics files."""
-    self._metrics.write(step, values)
+    if self._metrics:
+      self._metrics.write(step, values)
 
   @contextlib.contextmanager
   def outside(self, what: str) -> Iterator[None]:
@@ -104,13 +109,15 @@ class Log:
 
   def save(self, step: int):
     """Puts the metrics on disk, before checkpoint `step`."""
-    self._metrics.save()
+    if self._metrics:
+      self._metrics.save()
     self._clock.checkpoint(step)
 
   def close(self):
     """Saves and closes."""
     self._clock.switch("saving")  # and what is still being saved
-    self._metrics.close()
+    if self._metrics:
+      self._metrics.close()
 
 
 def _boards(spec, first: int) -> list[boards.Board]:

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.core import errors
+from miniplm_jax.core import errors, hosts
 from miniplm_jax.core.errors import Stopped, UserError
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.corpus.store import Corpus
@@ -238,6 +238,7 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
         with log.outside("compilation"):  # jit keeps it for the call below
           compiled = step_fn.lower(abstract, batch, objective.frozen).compile()
           say(spec.name, memory.report(abstract, objective.frozen, compiled))
+          hosts.meet()  # on CPU the first collective waits for 30 s
       profile.before(done)
       with jax.profiler.StepTraceAnnotation("train", step_num=done):
         state, found = step_fn(state, batch, objective.frozen)
@@ -245,7 +246,7 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
       profile.after(done)
       watchdog.beat(done)
       progress.update(1, log.note)
-      stop = errors.stop_requested()
+      stop = hosts.stops_at(done, errors.stop_requested())
       last = done == t.steps
       if heldout.is_due(done):
         with log.outside("evaluation"):

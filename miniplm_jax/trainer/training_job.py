@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from miniplm_jax.core import hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.manifest import Manifest
@@ -183,7 +184,7 @@ def _export(how, directory, corpus, step, model):
   from miniplm_jax.models import huggingface
 
   folder = directory / f"hf-{step}"
-  if huggingface.is_whole(folder):
+  if hosts.agree(lambda: huggingface.is_whole(folder)):
     return
   huggingface.save(
     folder,

@@ -1,0 +1,113 @@
+"""What came out of the tasks, beside what the paper reports."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from miniplm_jax.evaluation_config import GROUP, PAPER_TASKS
+
+# Averages of the nine in per cent: arXiv 2410.17215.
+PAPER_MODELS = ("Qwen 200M", "500M", "1.2B", "Llama 212M", "Mamba 130M")
+PAPER = {
+  "pretrain": (39.9, 43.2, 44.9, 41.0, 41.6),
+  "vanilla_kd": (39.9, 43.6, 45.4, None, None),
+  "minillm": (39.0, 41.5, 43.6, None, None),
+  "seqkd": (39.7, 42.3, 44.3, 40.8, 41.0),
+  "miniplm": (41.3, 44.8, 46.6, 41.8, 42.6),
+  "miniplm_kd": (40.7, 44.9, 48.1, None, None),
+  "difficulty": (39.9, None, None, None, None),
+  "teacher_preference": (37.6, None, None, None, None),
+  "proxy": (40.9, None, None, None, None),
+}
+_MERGED = (
+  "results",
+  "groups",
+  "group_subtasks",
+  "configs",
+  "versions",
+  "n-shot",
+  "higher_is_better",
+  "n-samples",
+)
+
+
+def score(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
+  """The metric that counts by the paper's rule, and its value.
+
+  acc_norm where the task has it, else acc; None if it has neither.
+  """
+  for metric in ("acc_norm", "acc"):
+    for name, value in metrics.items():
+      if name.partition(",")[0] == metric and isinstance(value, float):
+        return metric, value
+  return None
+
+
+def average(scores: Mapping[str, float]) -> float | None:
+  """The plain mean of the paper's nine, or None if one is missing."""
+  if not all(task in scores for task in PAPER_TASKS):
+    return None
+  return sum(scores[task] for task in PAPER_TASKS) / len(PAPER_TASKS)
+
+
+def merged(found: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+  """Results of several tasks as those of one run of lm_eval.
+
+  With all nine it has their average as the group `miniplm`.
+  """
+  body = {key: {} for key in _MERGED}
+  for one in found:
+    for key in _MERGED:
+      body[key] |= one.get(key, {})
+  mean = average(scores(body["results"]))
+  if mean is not None:
+    line = {"alias": GROUP, "name": GROUP, "acc_norm_or_acc,none": mean}
+    body["groups"][GROUP] = body["results"][GROUP] = line
+    body["group_subtasks"][GROUP] = list(PAPER_TASKS)
+  body["config"] = {"model": "miniplm_jax", "model_args": {"pretrained": name}}
+  body["model_name"] = name
+  body["lm_eval_version"] = found[0]["lm_eval_version"]
+  return body
+
+
+def scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+  """The value that counts, by task."""
+  found = {name: score(metrics) for name, metrics in results.items()}
+  return {name: value[1] for name, value in found.items() if value}
+
+
+def table(by_model: Mapping[str, Mapping[str, Mapping[str, Any]]], whole: bool):
+  """Header and rows: one row a model, in per cent; the paper's beside it.
+
+  Args:
+    by_model: lm_eval's "results" of each, by method or role.
+    whole: whether all documents were read: else nothing is put beside it.
+  """
+  tasks = [t for t in next(iter(by_model.values())) if t != GROUP]
+  columns = {}
+  for task in tasks:
+    metrics = [results[task] for results in by_model.values()]
+    chosen = score(metrics[0])
+    if chosen:
+      columns[f"{task} {chosen[0]}"] = [f"{score(m)[1]:.1%}" for m in metrics]
+      continue
+    for name, value in metrics[0].items():
+      if isinstance(value, float) and "_stderr" not in name:
+        columns[f"{task} {name.partition(',')[0]}"] = [
+          f"{m[name]:.4g}" for m in metrics
+        ]
+  means = [average(scores(results)) for results in by_model.values()]
+  if means[0] is not None:
+    columns["average"] = [f"{mean:.1%}" for mean in means]
+  if means[0] is not None and whole:
+    for i, model in enumerate(PAPER_MODELS):
+      columns[f"paper's {model}"] = [
+        "–"
+        if (value := PAPER.get(name, (None,) * 5)[i]) is None
+        else f"{value}%"
+        for name in by_model
+      ]
+  rows = [
+    [name, *(values[i] for values in columns.values())]
+    for i, name in enumerate(by_model)
+  ]
+  return ["model", *columns], rows

@@ -1,0 +1,71 @@
+"""The models of a run that are evaluated."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+
+from miniplm_jax.convert import stage as convert_stage
+from miniplm_jax.core.job import Input
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.methods import for_method, methods
+from miniplm_jax.models import architecture
+from miniplm_jax.score import stage as score_stage
+from miniplm_jax.trainer import training_job
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A model to evaluate.
+
+  Attributes:
+    label: its method, or its role.
+    name: its own.
+    folder: with its manifest.
+    corpus: the inputs that are its corpus, for `store.open_corpus`.
+    dtype: of the computation of its held-out loss.
+    load: makes the `Decoder` of (inputs, mesh, dtype).
+  """
+
+  label: str
+  name: str
+  folder: epath.Path
+  corpus: Mapping[str, Input]
+  dtype: str
+  load: Callable[..., Any]
+
+
+def subjects(config, workdir: Workdir, scorers: bool = True) -> list[Subject]:
+  """The students, and with `scorers` teacher and reference."""
+  found = [_student(config, workdir, method) for method in methods(config)]
+  if scorers:
+    roles = dict(zip(score_stage.ROLES, score_stage.sources(config, workdir)))
+    found += [
+      _scorer(config, workdir, role, roles[role])
+      for role in score_stage.roles_with_model(config)
+    ]
+  return found
+
+
+def _student(config, workdir: Workdir, method: str) -> Subject:
+  name = for_method(config, method).student
+  arch = architecture.make(config.student.model)
+
+  def load(inputs, mesh, unused_dtype):
+    return training_job.restore(inputs["model"], arch, config.train, mesh)
+
+  corpus = convert_stage.corpus_inputs(config, workdir, name)
+  folder = workdir.student(name)
+  return Subject(method, name, folder, corpus, config.train.dtype, load)
+
+
+def _scorer(
+  config, workdir: Workdir, role: str, source: score_stage.Source
+) -> Subject:
+  def load(unused_inputs, mesh, dtype):
+    return score_stage.load_model(source, mesh, dtype)[1]
+
+  corpus = {"corpus": workdir.corpus / MANIFEST}
+  folder = workdir.scores(source.name)
+  return Subject(role, source.name, folder, corpus, config.score.dtype, load)

@@ -1,0 +1,163 @@
+"""Tasks of lm-evaluation-harness: their documents, and one run of one.
+
+Needs the extra `eval`; imported where a job runs. Of lm_eval only what does
+not import torch is used: `simple_evaluate` would.
+"""
+
+import functools
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.evaluation_config import PAPER_TASKS
+
+# How `datasets` calls the formats, by the files' ends.
+_FORMATS = {
+  ".jsonl": "json",
+  ".json": "json",
+  ".parquet": "parquet",
+  ".arrow": "arrow",
+  ".csv": "csv",
+}
+_SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+# Where lm_eval keeps the paper's tasks: to look through all 14,000 takes 15 s.
+_FOLDERS = "hellaswag lambada winogrande openbookqa arc piqa siqa storycloze"
+
+
+def run(lm, name: str, data: str, offline: bool, documents: int):
+  """Evaluates one task, or one group of tasks, zero-shot.
+
+  Args:
+    lm: an lm_eval model.
+    name: of the task.
+    data: a folder with files of tasks, or "".
+    offline: whether the hub may not be asked.
+    documents: the first so many of each task; 0 is all.
+
+  Returns:
+    What lm_eval's `evaluate` returns, as JSON, with "lm_eval_version".
+
+  Raises:
+    UserError: there is no such task, or its documents cannot be had.
+  """
+  if offline:
+    # The environment is read when they are imported, and they may be.
+    import datasets
+    import huggingface_hub
+
+    datasets.config.HF_HUB_OFFLINE = True
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+  # Standard errors by bootstrap, in this process: forks and JAX do not mix.
+  os.environ.setdefault("DISABLE_MULTIPROC", "1")
+  import lm_eval
+  from lm_eval import evaluator
+  from lm_eval.utils import handle_non_serializable
+
+  loaded = _loaded(name, data, offline)
+  for task in loaded["tasks"].values():
+    if task.get_config("num_fewshot") is None:
+      task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=1234)  # as simple_evaluate does
+  found = evaluator.evaluate(
+    lm,
+    loaded,
+    limit=documents or None,
+    log_samples=False,
+    # 100,000 of LAMBADA would take hours in one process.
+    bootstrap_iters=1000,
+  )
+  found["lm_eval_version"] = lm_eval.__version__
+  text = json.dumps(found, default=handle_non_serializable)
+  return json.loads(text, parse_constant=str)  # NaN becomes a word
+
+
+def _loaded(name: str, data: str, offline: bool) -> dict[str, Any]:
+  """A task with its documents, as lm_eval's `evaluate` takes it."""
+  manager = _manager(name not in PAPER_TASKS)
+  entry = manager.task_index.get(name)
+  if entry is None:
+    raise UserError(
+      f"lm_eval has no task {name}",
+      "config.evaluation.tasks",
+      "see `lm_eval ls tasks`",
+    )
+  folder = pathlib.Path(data).expanduser() / name
+  spec: Any = name
+  if data and folder.is_dir():
+    # A task in a group may have settings of its own.
+    override = {"task": name, **_local(folder, entry.cfg)}
+    spec = {"group": "local", "task": [override]}
+  try:
+    tasks = manager.load([spec])
+  except Exception as e:  # of any library that reads or fetches
+    cause = " ".join(str(e).split())[:200]
+    raise UserError(
+      f"the documents of {name} cannot be had ({type(e).__name__}: {cause})",
+      str(folder) if spec != name else "the hub" + ", offline" * offline,
+      f"see docs/evaluation.md for the files of {name} in task_data",
+    ) from e
+  if spec != name:
+    tasks |= {"groups": {}, "group_map": {}}
+  return tasks
+
+
+@functools.cache
+def _manager(everything: bool):
+  from lm_eval import tasks
+
+  logging.getLogger("lm_eval").setLevel(logging.WARNING)
+  if everything:
+    return tasks.TaskManager()
+  root = pathlib.Path(tasks.__file__).parent
+  folders = [root / folder for folder in _FOLDERS.split()]
+  return tasks.TaskManager(include_defaults=False, include_path=folders)
+
+
+def files_of(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The files of a task's folder that hold documents."""
+  return sorted(p for p in folder.rglob("*") if p.suffix in _FORMATS)
+
+
+def _local(folder: pathlib.Path, task: dict[str, Any]) -> dict[str, Any]:
+  """A task's settings by which it reads a folder's files.
+
+  Those of split test are test.jsonl, test-*.parquet or test/*.arrow.
+  """
+  if "dataset_path" not in task:
+    raise UserError(
+      "a group has no documents of its own", str(folder), "name its tasks"
+    )
+  chosen, changed = {}, {}
+  for field in _SPLITS:
+    split = task.get(field)
+    if not isinstance(split, str):
+      continue
+    found = [
+      path
+      for path in files_of(folder)
+      for first in [path.relative_to(folder).parts[0]]
+      if first in (split, split + path.suffix) or first.startswith(f"{split}-")
+    ]
+    if found:
+      chosen[split] = [str(path) for path in found]
+    else:
+      changed[field] = None
+  suffixes = {
+    pathlib.Path(p).suffix for names in chosen.values() for p in names
+  }
+  formats = {_FORMATS[suffix] for suffix in suffixes}
+  wanted = [task[f] for f in ("test_split", "validation_split") if task.get(f)]
+  if len(formats) != 1 or not any(split in chosen for split in wanted):
+    raise UserError(
+      f"files in {len(formats)} formats" if chosen else "no files of a split",
+      str(folder),
+      f"give {' or '.join(wanted)} as .jsonl, .parquet, .arrow or .csv",
+    )
+  return changed | {
+    "dataset_path": formats.pop(),
+    "dataset_name": None,
+    "dataset_kwargs": {"data_files": chosen},
+  }

@@ -1,0 +1,167 @@
+"""The part of stage evaluate that runs tasks of lm-evaluation-harness.
+
+A task is a job: what is done stays done, and further tasks are added.
+"""
+
+import pathlib
+from collections.abc import Mapping
+
+from miniplm_jax.core import files
+from miniplm_jax.core.job import Job
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.evaluate import tasks
+from miniplm_jax.evaluate.subjects import Subject, subjects
+from miniplm_jax.evaluation_config import GROUP, PAPER_TASKS
+
+STAGE = "evaluate"
+
+
+def jobs(config, workdir: Workdir) -> list[Job]:
+  """One job a model and task, and one that puts them into a table."""
+  names = _names(config)
+  if not names:
+    return []
+  found = _subjects(config, workdir)
+  made = [_job(config, it, name) for it in found for name in names]
+  return [*made, _table_job(config, workdir, found, names)]
+
+
+def _names(config) -> tuple[str, ...]:
+  """The tasks, the paper's group resolved, each once."""
+  found = []
+  for name in config.evaluation.tasks:
+    found += PAPER_TASKS if name == GROUP else (name,)
+  return tuple(dict.fromkeys(found))
+
+
+def manifest(workdir: Workdir):
+  """The file with the table of all models and tasks."""
+  return workdir.root / "tasks.json"
+
+
+def _subjects(config, workdir: Workdir) -> list[Subject]:
+  return subjects(config, workdir, scorers=config.evaluation.scorers)
+
+
+def _file(it: Subject, task: str):
+  return it.folder / "tasks" / f"{task}.json"
+
+
+def _job(config, it: Subject, task: str) -> Job:
+  c = config.evaluation
+  return Job(
+    stage=STAGE,
+    manifest=_file(it, task),
+    settings={
+      "name": it.name,
+      "task": task,
+      "documents": c.documents,
+      "dtype": c.dtype,
+      "max_length": config.corpus.max_length,
+    },
+    inputs={
+      **it.corpus,
+      "model": it.folder / MANIFEST,
+      "documents": lambda: _documents(c.task_data, task),
+    },
+    outputs=(),
+    summary=f"{task} by {it.name}",
+    run=lambda inputs: _run(config, it, task, inputs),
+  )
+
+
+def _documents(data: str, task: str) -> str:
+  """What is known of a task's documents before they are read."""
+  if not data:
+    return files.digest("the hub")
+  folder = pathlib.Path(data).expanduser() / task
+  return files.probe(tasks.files_of(folder))
+
+
+def _run(config, it: Subject, task: str, inputs):
+  try:
+    from miniplm_jax.evaluate import lm
+  except ModuleNotFoundError as e:
+    from miniplm_jax.evaluate import harness
+
+    raise harness.missing(e) from e
+  from miniplm_jax.core.progress import say
+  from miniplm_jax.evaluate import results
+
+  c = config.evaluation
+  model = _loaded(lm.JaxLM, config, it, inputs)
+  found = tasks.run(model, task, c.task_data, c.offline, c.documents)
+  for name, metrics in found["results"].items():
+    if chosen := results.score(metrics):
+      say(STAGE, f"{name} of {it.name}: {chosen[0]} {chosen[1]:.4f}")
+  return {
+    "weights": inputs["model"].weights,
+    "counts": {"documents": _count(found)},
+    "details": {"lm_eval": found},
+  }
+
+
+def _count(found) -> int:
+  return sum(n["effective"] for n in found["n-samples"].values())
+
+
+_held: dict[str, object] = {}
+
+
+def _loaded(make, config, it: Subject, inputs: Mapping[str, Manifest]):
+  """The model as lm_eval takes it; the last one is kept for its next task."""
+  key = f"{it.folder} {inputs['model'].fingerprint}"
+  if key not in _held:
+    from miniplm_jax.corpus import tokenizer
+    from miniplm_jax.corpus.store import open_corpus
+    from miniplm_jax.models import sharding
+
+    _held.clear()
+    c, run = config.evaluation, config.run
+    corpus = open_corpus(inputs)
+    mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+    _held[key] = make(
+      it.load(inputs, mesh, c.dtype),
+      tokenizer.load_engine(corpus.directory / "tokenizer"),
+      mesh,
+      eot_id=corpus.eos_id,
+      prefix_id=corpus.bos_id,
+      dtype=c.dtype,
+      batch_tokens=config.score.batch_tokens,
+      max_length=corpus.max_length,
+      log_every_seconds=run.log_every_seconds,
+    )
+  return _held[key]
+
+
+def _table_job(config, workdir: Workdir, found, names) -> Job:
+  return Job(
+    stage=STAGE,
+    manifest=manifest(workdir),
+    settings={"tasks": list(names), "models": [it.label for it in found]},
+    inputs={
+      f"{it.label} {name}": _file(it, name) for it in found for name in names
+    },
+    outputs=tuple(it.folder / "lm_eval.json" for it in found),
+    summary=f"table of {len(found)} models and {len(names)} tasks",
+    run=lambda inputs: _tabulate(config, workdir, found, names, inputs),
+    is_view=True,
+  )
+
+
+def _tabulate(config, workdir: Workdir, found, names, inputs):
+  from miniplm_jax.core import page
+  from miniplm_jax.evaluate import results
+
+  by_model, written = {}, {}
+  for it in found:
+    made = [inputs[f"{it.label} {name}"].details["lm_eval"] for name in names]
+    body = results.merged(made, it.name)
+    path = it.folder / "lm_eval.json"
+    files.write_json(path, body)
+    written[str(path.relative_to(workdir.root))] = files.describe(path)
+    by_model[it.label] = body["results"]
+  header, rows = results.table(by_model, not config.evaluation.documents)
+  print("\n" + page.markdown_table(header, rows) + "\n", flush=True)
+  return {"files": written, "details": {"header": header, "rows": rows}}

@@ -1,0 +1,403 @@
+"""Analyses of a workdir: goldens, brute force, constructed curves, a run."""
+
+import itertools
+import json
+import math
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny_config
+from etils import epath
+from helpers import LONG, run
+from scipy import optimize, stats
+
+from miniplm_jax.analyse import (
+  ablations,
+  diversity,
+  ranking,
+  savings,
+  scaling,
+)
+from miniplm_jax.analyse import stage as analyse
+from miniplm_jax.core import job
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import Workdir
+
+PAPER = scaling.Law(
+  log_A=math.log(2.19e7),
+  a=0.41,
+  floor=3.30,
+  covariance=np.zeros((3, 3)).tolist(),
+  points=20,
+  residual=0.0,
+)
+N_200M = 203_437_824
+
+
+# --- ranking ---------------------------------------------------------------
+
+
+def test_ranking_by_hand():
+  """Ranks 0 to 5 and 1 0 2 3 5 4: Σd² = 4, and one of three rows differs."""
+  a = np.array([0.0, 1, 2, 3, 4, 5])
+  b = np.array([1.0, 0, 2, 3, 5, 4])
+  found = ranking.compare(a, b, 0.5)
+  assert found["spearman"] == pytest.approx(1 - 6 * 4 / (6 * 35))
+  assert found["pearson"] == pytest.approx(1 - 6 * 4 / (6 * 35))
+  assert found["agreement"] == 1 and found["chance"] == 0.5
+  b[[2, 3]] = b[[3, 2]]  # rows 2 and 3 change sides
+  assert ranking.compare(a, b, 0.5)["agreement"] == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize("rho", [-0.5, 0.0, 0.826, 0.95])
+def test_ranking_of_normal_scores_is_that_of_theory(rho):
+  """Spearman 6/π·asin(ρ/2); both above the median ¼ + asin(ρ)/2π (Sheppard)."""
+  rng = np.random.default_rng(3)
+  a, noise = rng.normal(size=(2, 100_001))
+  b = rho * a + math.sqrt(1 - rho**2) * noise
+  found = ranking.compare(a, 7 + 3 * b, 0.5)
+  assert found["pearson"] == pytest.approx(rho, abs=0.01)
+  wanted = 6 / math.pi * math.asin(rho / 2)
+  assert found["spearman"] == pytest.approx(wanted, abs=0.01)
+  wanted = 0.5 + math.asin(rho) / math.pi
+  assert found["agreement"] == pytest.approx(wanted, abs=0.01)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.33, 0.5, 0.9])
+def test_ranking_equals_brute_force(alpha):
+  rng = np.random.default_rng(4)
+  a, b = np.round(rng.normal(size=(2, 301)), 1)  # with ties
+  found = ranking.compare(a, b, alpha)
+  assert found["pearson"] == pytest.approx(stats.pearsonr(a, b).statistic)
+  assert found["spearman"] == pytest.approx(stats.spearmanr(a, b).statistic)
+  kept = []
+  for score in (a, b):
+    order = sorted(range(301), key=lambda i, score=score: (-score[i], i))
+    kept.append(set(order[: int(alpha * 301)]))
+  same = sum((i in kept[0]) == (i in kept[1]) for i in range(301))
+  assert found["agreement"] == pytest.approx(same / 301)
+
+
+# --- the scaling law -------------------------------------------------------
+
+
+def test_the_paper_s_law_gives_the_paper_s_losses():
+  """Golden of method.md 2.8: L_1T 3.349, L_10T 3.319."""
+  compute = 6 * N_200M * np.array([*scaling.TOKENS.values()])
+  assert scaling.TOKENS["1T"] == pytest.approx(1.0486e12, rel=1e-4)
+  assert PAPER.loss(compute).round(3).tolist() == [3.349, 3.319]
+
+
+def test_a_law_is_found_again_and_extrapolated():
+  steps = np.arange(5000, 100_001, 5000)
+  compute = 6 * N_200M * steps * 512.0 * 1024
+  law = scaling.fit(compute, PAPER.loss(compute))
+  assert math.exp(law.log_A) == pytest.approx(2.19e7, rel=1e-3)
+  assert law.a == pytest.approx(0.41, rel=1e-4)
+  assert law.floor == pytest.approx(3.30, rel=1e-6)
+  after = 6 * N_200M * np.array([*scaling.TOKENS.values()])
+  assert law.loss(after).round(3).tolist() == [3.349, 3.319]
+  assert law.margin(after).max() < 1e-4 and law.residual < 1e-6
+
+
+def noisy(seed: int, sigma: float = 0.004):
+  compute = 6 * N_200M * np.linspace(4e3, 1e5, 25) * 512 * 1024
+  noise = np.random.default_rng(seed).normal(size=25) * sigma
+  return compute, PAPER.loss(compute) + noise
+
+
+def test_no_other_law_is_nearer():
+  """The least of many starts of another algorithm."""
+  compute, loss = noisy(0)
+  law = scaling.fit(compute, loss)
+  ours = np.sum((law.loss(compute) - loss) ** 2)
+  x = np.log(compute) - np.log(compute).mean()
+
+  def error(p):
+    return np.sum((np.exp(p[0] - p[1] * x) + p[2] - loss) ** 2)
+
+  best = min(
+    optimize.minimize(error, start, method="Nelder-Mead", tol=1e-12).fun
+    for start in itertools.product((-3, -1), (0.2, 0.6), (3.0, 3.3))
+  )
+  assert ours == pytest.approx(best, rel=1e-4)
+  assert law.residual == pytest.approx(math.sqrt(ours / 22))
+
+
+def test_the_band_holds_the_truth_as_often_as_it_says():
+  """95 % within what was measured; of ten times as much, about that."""
+  after = 6 * N_200M * np.array([5e4, 1e6]) * 512 * 1024
+  inside = []
+  for seed in range(300):
+    law = scaling.fit(*noisy(seed))
+    off = np.abs(law.loss(after) - PAPER.loss(after))
+    inside.append(off <= law.margin(after))
+  measured, extrapolated = np.mean(inside, 0)
+  assert 0.92 < measured < 0.98 and 0.88 < extrapolated < 0.99
+
+
+@pytest.mark.parametrize(
+  ("loss", "why"),
+  [
+    ([3.0, 2.9, 2.8, 2.7], "4 points"),
+    ([3.0, 3.0, 3.0, 3.0, 3.0, 3.0], "."),
+    ([3.0, 3.1, 3.3, 3.7, 4.5, 6.1], "fall"),
+  ],
+)
+def test_what_determines_no_law_is_refused(loss, why):
+  with pytest.raises(ValueError, match=why):
+    scaling.fit(np.geomspace(1e15, 1e17, len(loss)), np.array(loss))
+
+
+# --- savings ---------------------------------------------------------------
+
+
+def test_a_loss_is_reached_between_two_points():
+  spent, loss = np.array([0.0, 10, 20, 30]), np.array([5.0, 4.0, 3.0, 3.2])
+  for target, wanted in (
+    (5.0, 0.0),
+    (6.0, 0.0),  # at most so much
+    (4.5, 5.0),
+    (4.0, 10.0),
+    (3.25, 17.5),
+    (3.0, 20.0),
+    (2.9, None),
+  ):
+    assert savings.reached(spent, loss, target) == wanted
+
+
+def student(steps, losses, step_flops, rows=10**6, offline=None):
+  """What `savings` asks of a student; a step reads 8 rows."""
+  return SimpleNamespace(
+    made=SimpleNamespace(
+      settings={"model": "shape"},
+      counts={"rows": rows},
+      details={} if offline is None else {"offline_flops": offline},
+    ),
+    reads_other_tokens=False,
+    curve=lambda: (np.array(steps), np.array(losses)),
+    per_step={"FLOPs": step_flops, "rows": 8}.__getitem__,
+  )
+
+
+def test_savings_on_constructed_curves():
+  """L = 3 + 1/x for one, twice as fast for the other, whose steps cost 1.5.
+
+  The baseline ends at 3.01 after 100 steps of 1; the method has 3.01 after
+  50, of 1.5: 100 / 75 in FLOPs, 2 in rows. It had spent 25 before.
+  """
+  steps = np.arange(10, 101, 10)
+  found = savings.measure(
+    SimpleNamespace(
+      students={
+        "fast": student(steps, 3 + 0.5 / steps, 1.5, 200, {"scoring": 25.0}),
+        "slow": student(steps, 3 + 1 / steps, 1.0, offline={}),
+      }
+    )
+  )
+  first, second = found["pairs"]
+  assert (first["method"], first["baseline"]) == ("fast", "slow")
+  assert first["target"] == pytest.approx(3.01)
+  assert first["step"] == pytest.approx(50)
+  assert first["FLOPs"] == pytest.approx(100 / 75)
+  assert first["FLOPs with offline"] == pytest.approx(1.0)
+  assert first["rows"] == pytest.approx(2)
+  # 800 rows against the 200 that there are: 50 steps read 400.
+  assert first["different rows"] == pytest.approx(4)
+  assert second["step"] is None and second["FLOPs"] is None
+  section = savings.section(found)
+  assert section.table[1][0][4] == "1.33 ×"
+  assert section.notes == ["Not reached: slow that of fast."]
+
+
+def test_what_is_not_known_is_not_added_up():
+  found = savings.measure(
+    SimpleNamespace(
+      students={
+        "a": student([1, 2], [4.0, 2.0], 1.0, offline={"scoring": None}),
+        "b": student([1, 2], [5.0, 3.0], 1.0),
+      }
+    )
+  )
+  first = found["pairs"][0]
+  assert first["step"] == 1.5 and first["FLOPs"] == pytest.approx(2 / 1.5)
+  assert first["FLOPs with offline"] is None
+
+
+# --- diversity -------------------------------------------------------------
+
+
+def test_vendi_of_the_authors_examples():
+  """Numbers of the README of their package."""
+  points = np.array([0, 0, 10, 10, 20, 20.0])
+  kernel = np.exp(-np.abs(points[:, None] - points))
+  assert diversity.vendi(kernel) == pytest.approx(2.9999, abs=1e-4)
+  kernel = np.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]])
+  assert diversity.vendi(kernel) == pytest.approx(2.1573, abs=1e-4)
+  sentences = (
+    "Look , Jane .",
+    "See Spot .",
+    "See Spot run .",
+    "Run , Spot , run .",
+    "Jane sees Spot run .",
+  )
+  ids = {}
+  rows = [
+    np.array([ids.setdefault(word, len(ids)) for word in s.split()])
+    for s in sentences
+  ]
+  kernel = diversity.ngram_kernel(rows, (1, 2))
+  assert diversity.vendi(kernel) == pytest.approx(3.90657, abs=1e-5)
+
+
+def test_vendi_at_its_ends():
+  assert diversity.vendi(np.ones((7, 7))) == pytest.approx(1)
+  assert diversity.vendi(np.eye(7)) == pytest.approx(7)
+  assert diversity.vendi(np.kron(np.eye(3), np.ones((4, 4)))) == pytest.approx(
+    3
+  )
+
+
+def test_the_kernel_equals_brute_force():
+  rng = np.random.default_rng(5)
+  rows = [rng.integers(0, 6, n) for n in (2, 9, 1, 30, 30, 5)]
+
+  def cosine(a, b, n):
+    counts = []
+    for row in (a, b):
+      grams = [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
+      counts.append({g: grams.count(g) for g in grams})
+    dot = sum(counts[0].get(g, 0) * c for g, c in counts[1].items())
+    norm = math.prod(math.hypot(*c.values()) for c in counts)
+    return dot / norm if norm else 0.0
+
+  wanted = np.mean(
+    [[[cosine(a, b, n) for a in rows] for b in rows] for n in (1, 2)], 0
+  )
+  np.fill_diagonal(wanted, 1)
+  np.testing.assert_allclose(diversity.ngram_kernel(rows), wanted, atol=1e-12)
+
+
+# --- ablations -------------------------------------------------------------
+
+
+def test_a_line_takes_runs_that_differ_in_one_thing():
+  def made(kept, reference, loss, rest="same", teacher=9):
+    return {
+      "definition": "mean_diff",
+      "rest": rest,
+      "kept": kept,
+      "reference": reference,
+      "reference_scores": f"r{reference}",
+      "teacher": teacher,
+      "teacher_scores": f"t{teacher}",
+      "loss": loss,
+    }
+
+  runs = {
+    "c": made(0.5, 2, 3.0),
+    "a": made(0.3, 2, 3.2),
+    "longer": made(0.7, 2, 2.5, rest="more steps"),
+    "larger": made(0.5, 4, 2.9),
+    "unknown": made(0.5, None, 2.8),
+  }
+  (line,) = ablations.lines(runs, "kept")
+  assert line["names"] == ["a", "c"] and line["values"] == [0.3, 0.5]
+  assert line["losses"] == [3.2, 3.0]
+  (line,) = ablations.lines(runs, "reference")
+  assert line["names"] == ["c", "larger"] and "α 0.5" in line["label"]
+  assert ablations.lines(runs, "teacher") == []
+
+
+# --- a run -----------------------------------------------------------------
+
+
+def test_a_finished_run_has_them(finished):
+  folder = finished / "run/analysis"
+  made = json.loads((folder / "manifest.json").read_text())
+  assert set(made["details"]["skipped"]) == {"stability"}
+  for name in set(analyse.ANALYSES) - {"stability", "ablations"}:
+    assert (folder / f"{name}.json").exists(), name
+    assert (folder / f"{name}.png").read_bytes()[1:4] == b"PNG", name
+  text = (finished / "run/report.html").read_text()
+  for name in ("Savings at equal quality", "Scaling law", "Diversity"):
+    assert name in text, name
+  assert "has changed since" not in text
+  stdout = (finished / "stdout").read_text()
+  assert "stability skipped: " in stdout and savings.DEFINITION in stdout
+  pairs = json.loads((folder / "ranking.json").read_text())["pairs"]
+  assert [p["student"] for p in pairs] == ["miniplm", "pretrain"]
+
+
+def test_a_sweep_becomes_lines(copy):
+  """α and the reference varied in one workdir, as docs/analyses.md says."""
+  other = copy / "run/students/pretrain/hf"  # stands in for a reference
+  more = f"--config.score.more=('other={other}',)"
+  done = run(
+    copy,
+    "--stages=score,select,train,evaluate,analyse,report",
+    more,
+    LONG,
+    "--config.select.ratio=0.3",
+    "--config.select.name={method}-r0.3",
+    "--config.student.name={method}-r0.3",
+  )
+  folder = copy / "run/analysis"
+  found = json.loads((folder / "ablations.json").read_text())
+  ((line,), *others) = (found["lines"][axis] for axis in ablations.AXES)
+  assert line["names"] == ["miniplm-r0.3", "miniplm"] and others == [[], []]
+  assert line["values"] == pytest.approx([0.3, 0.5], abs=0.002)
+  assert (folder / "ablations.png").exists()
+  runs = found["runs"]
+  assert runs["miniplm"]["teacher"] > runs["miniplm"]["reference"] > 0
+  for name, loss in zip(line["names"], line["losses"]):
+    evaluation = copy / "run/students" / name / "evaluation.json"
+    wanted = json.loads(evaluation.read_text())["details"]["loss"]["all"]
+    assert loss == wanted["instance_mean"]
+  found = json.loads((folder / "stability.json").read_text())
+  assert found["pairs"] == ["teacher − reference", "teacher − other"]
+  (line,) = found["compared"]
+  scores = [mean_nll(copy, name) for name in ("reference", "other", "teacher")]
+  a, b = scores[0] - scores[2], scores[1] - scores[2]
+  assert line["rows"] == len(a)
+  assert line["spearman"] == pytest.approx(stats.spearmanr(a, b).statistic)
+  assert "stability skipped" not in done.stdout
+  text = (copy / "run/report.html").read_text()
+  assert "Stability of the scores" in text and "miniplm-r0.3" in text
+
+
+def mean_nll(folder, name):
+  """Of the rows of a score table, by plain Arrow."""
+  table = pq.read_table(sorted((folder / "run/scores" / name).glob("part-*")))
+  return table["nll_sum"].to_numpy() / np.float64(table["n_tokens"])
+
+
+def test_what_no_longer_belongs_together_is_left_out(copy, capsys):
+  """A selection of another corpus, and with it its student."""
+  config = tiny_config.get_config()
+  config.workdir = str(copy / "run")
+  workdir = Workdir(epath.Path(config.workdir))
+
+  def analysed():
+    job.execute(analyse.jobs(config, workdir))
+    return capsys.readouterr().out
+
+  assert "skipped, nothing has changed" in analysed()
+  made = copy / "run/selection/miniplm/manifest.json"
+  body = json.loads(made.read_text())
+  body["inputs"]["corpus"] = "another"
+  made.write_text(json.dumps(body))
+  first, *others = analyse.sections(config, workdir)
+  assert "has changed since" in first.text[0] and len(others) == 6
+  left = [x for x in analysed().splitlines() if "left out: " in x]
+  assert len(left) == 2 and "inputs.corpus is another" in left[0]
+  assert "students/miniplm: its selection is not there" in left[1]
+  pairs = json.loads((copy / "run/analysis/ranking.json").read_text())["pairs"]
+  assert [p["student"] for p in pairs] == ["pretrain"]
+  shutil.rmtree(copy / "run/analysis")
+  (copy / "run/scores/reference/evaluation.arrow").write_bytes(b"damaged")
+  with pytest.raises(UserError, match=r"evaluation\.arrow.*--stages=evaluate"):
+    analysed()
