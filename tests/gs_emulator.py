@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 BUCKET = "bucket"
 _HOST = "127.0.0.1"
@@ -30,20 +30,28 @@ def environment(port: int) -> dict[str, str]:
   return {
     "STORAGE_EMULATOR_HOST": url,  # gcsfs, and google-cloud-storage
     "TENSORSTORE_GCS_HTTP_URL": url,  # and orbax, which writes through it
+    "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # pyarrow
     # Else tensorstore looks for the metadata server of a VM.
     "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
   }
 
 
 class Gate:
-  """Counts what came by and how often a precondition was not met."""
+  """Counts conditional changes, and those whose condition was not met.
+
+  `before` sees the method and address of each request first; a status that it
+  returns is the answer.
+  """
 
   def __init__(self, server: int):
     self._server, self._lock = server, threading.Lock()
     self.conditional = self.refused = 0
+    self.before: Callable[[str, str], int | None] = lambda *unused: None
 
   def answer(self, method: str, target: str, headers, body: bytes):
-    """Status, headers and body of the emulator's answer, or a 412."""
+    """Status, headers and body of the emulator's answer, or of the gate's."""
+    if status := self.before(method, target):
+      return status, {}, _error(status)
     if method not in ("POST", "PUT", "DELETE", "PATCH"):
       return self._forward(method, target, headers, body)
     with self._lock:
@@ -52,7 +60,7 @@ class Gate:
         self.conditional += 1
         if self._generation(path) != wanted:
           self.refused += 1
-          return 412, {}, b'{"error": {"code": 412, "message": "gate"}}'
+          return 412, {}, _error(412)
       return self._forward(method, target, headers, body)
 
   def _generation(self, path: str) -> int:
@@ -66,6 +74,10 @@ class Gate:
       connection.request(method, target, body, headers)
       found = connection.getresponse()
       return found.status, dict(found.getheaders()), found.read()
+
+
+def _error(status: int) -> bytes:
+  return json.dumps({"error": {"code": status, "message": "gate"}}).encode()
 
 
 def _condition(target: str) -> tuple[int | None, str]:
@@ -118,6 +130,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     return b"".join(pieces)
 
   do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = _answer
+
+  def handle(self):
+    with contextlib.suppress(ConnectionResetError):  # clients just hang up
+      super().handle()
 
   def log_message(self, *unused):
     """Says nothing."""

@@ -25,7 +25,7 @@ def replacing(path: epath.PathLike) -> Iterator[pathlib.Path]:
   """Yields a scratch file that becomes `path` when the body succeeds.
 
   Local: written beside, fsynced, renamed. Remote: written locally, then
-  uploaded in one object write, which object stores make atomic.
+  uploaded as one object, which appears when its last byte is there.
   """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,8 @@ def replacing(path: epath.PathLike) -> Iterator[pathlib.Path]:
       os.replace(scratch, path)
       _fsync(path.parent)
     else:
-      epath.Path(scratch).copy(path, overwrite=True)
+      # epath's copy would end the object where a signal stopped it.
+      file_system().put_file(str(scratch), os.fspath(path))
   finally:
     scratch.unlink(missing_ok=True)
 

@@ -91,9 +91,10 @@ def _short(e: Exception) -> str:
 def copied(path: epath.PathLike) -> pathlib.Path:
   """The path itself if it is local, else that of a copy on this machine.
 
-  A copy lies in $MINIPLM_CACHE, else ~/.cache/miniplm_jax, under the object's
-  name and generation, so that one that was written anew is copied anew. Those
-  that were not used for longest go when a tenth of the disk is left.
+  A copy lies in $MINIPLM_CACHE/gs, else ~/.cache/miniplm_jax/gs, under the
+  object's name and generation, so that one that was written anew is copied
+  anew. Those that were not used for longest go when a tenth of the disk is
+  left.
 
   Raises:
     FileNotFoundError: there is no such object.
@@ -103,7 +104,7 @@ def copied(path: epath.PathLike) -> pathlib.Path:
     return pathlib.Path(path)
   name = os.fspath(path)
   facts = file_system().info(name)
-  folder = _cache() / "gs" / name.removeprefix(SCHEME) / facts["generation"]
+  folder = _cache() / name.removeprefix(SCHEME) / facts["generation"]
   copy = folder / epath.Path(path).name
   if not copy.exists():
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +122,7 @@ def copied(path: epath.PathLike) -> pathlib.Path:
 
 def _cache() -> pathlib.Path:
   given = os.environ.get("MINIPLM_CACHE", "~/.cache/miniplm_jax")
-  return pathlib.Path(given).expanduser()
+  return pathlib.Path(given).expanduser() / "gs"
 
 
 def _make_room(size: int, name: str):
