@@ -45,6 +45,7 @@ class Gate:
 
   def __init__(self, server: int):
     self._server, self._lock = server, threading.Lock()
+    self._mine = threading.local()
     self.conditional = self.refused = 0
     self.before: Callable[[str, str], int | None] = lambda *unused: None
 
@@ -68,12 +69,12 @@ class Gate:
     return 0 if status == 404 else int(json.loads(body)["generation"])
 
   def _forward(self, method, target, headers, body):
-    with contextlib.closing(
-      http.client.HTTPConnection(_HOST, self._server, timeout=60)
-    ) as connection:
-      connection.request(method, target, body, headers)
-      found = connection.getresponse()
-      return found.status, dict(found.getheaders()), found.read()
+    if not hasattr(self._mine, "connection"):
+      connection = http.client.HTTPConnection(_HOST, self._server, timeout=60)
+      self._mine.connection = connection
+    self._mine.connection.request(method, target, body, headers)
+    found = self._mine.connection.getresponse()
+    return found.status, dict(found.getheaders()), found.read()
 
 
 def _error(status: int) -> bytes:

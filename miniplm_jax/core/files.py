@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.gs import SCHEME, file_system, is_local
+from miniplm_jax.core.gs import SCHEME, file_system, is_local, upload
 
 _PROBE_BYTES = 1 << 16
 
@@ -25,7 +25,7 @@ def replacing(path: epath.PathLike) -> Iterator[pathlib.Path]:
   """Yields a scratch file that becomes `path` when the body succeeds.
 
   Local: written beside, fsynced, renamed. Remote: written locally, then
-  uploaded as one object, which appears when its last byte is there.
+  uploaded as one object.
   """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +41,7 @@ def replacing(path: epath.PathLike) -> Iterator[pathlib.Path]:
       os.replace(scratch, path)
       _fsync(path.parent)
     else:
-      # epath's copy would end the object where a signal stopped it.
-      file_system().put_file(str(scratch), os.fspath(path))
+      upload(scratch, path)
   finally:
     scratch.unlink(missing_ok=True)
 

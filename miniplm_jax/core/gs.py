@@ -51,6 +51,14 @@ def file_system() -> Any:
   return fsspec.filesystem("gcs")
 
 
+def upload(path: pathlib.Path, target: epath.Path):
+  """Makes a local file an object, which appears when its last byte is there.
+
+  epath's copy would end it where a signal stopped it.
+  """
+  file_system().put_file(str(path), os.fspath(target))
+
+
 def check(path: str):
   """Raises UserError unless the bucket of a gs:// path can be listed."""
   bucket = path.removeprefix(SCHEME).partition("/")[0]
