@@ -31,8 +31,9 @@ def environment(port: int) -> dict[str, str]:
     "STORAGE_EMULATOR_HOST": url,  # gcsfs, and google-cloud-storage
     "TENSORSTORE_GCS_HTTP_URL": url,  # and orbax, which writes through it
     "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # pyarrow
-    # Else tensorstore looks for the metadata server of a VM.
+    # Else tensorstore and gcsfs look for the metadata server of a VM, 3 s.
     "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+    "NO_GCE_CHECK": "true",
   }
 
 
