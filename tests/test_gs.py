@@ -147,24 +147,26 @@ with files.replacing(sys.argv[1]) as scratch:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_an_upload_that_is_stopped_is_whole_or_absent(
-  gate, monkeypatch, number
-):
-  path = _BUCKET / f"large{number}"
-  process = start([sys.executable, "-c", _REPLACING, str(path)])
-  chunks = []
+def test_an_upload_that_is_stopped_is_whole_or_absent(gate, monkeypatch):
+  started = {
+    number: start(
+      [sys.executable, "-c", _REPLACING, f"{_BUCKET}/large{number}"]
+    )
+    for number in (signal.SIGKILL, signal.SIGTERM)
+  }
+  stopped = set()
 
   def stop(method, address):
-    if "upload_id=" in address:
-      chunks.append(address)
-      if len(chunks) == 1:  # later ones would stop what ends the object
-        process.send_signal(number)
+    found = re.search("name=large([0-9]+)&.*upload_id=", address)
+    if found and found[1] not in stopped:  # once: it may stop its own ending
+      stopped.add(found[1])
+      started[int(found[1])].send_signal(int(found[1]))
 
   monkeypatch.setattr(gate, "before", stop)
-  process.communicate(timeout=100)
-  assert process.returncode != 0 and chunks
-  assert not path.exists() or path.stat().length == _LARGE
+  for number, process in started.items():
+    assert process.wait(100) != 0 and f"{number}" in stopped
+    path = _BUCKET / f"large{number}"
+    assert not path.exists() or path.stat().length == _LARGE
 
 
 def test_one_of_many_claims_is_granted_and_pyarrow_reads_it(gate):
