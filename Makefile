@@ -87,8 +87,8 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 \
 lock: .venv/installed
 	echo 'tensorflow==2.21.*; $(NOT_X86)' > .venv/overrides.txt
 	echo 'tensorflow-cpu==2.21.*; $(X86)' > .venv/cpu.in
-	$(COMPILE) --override .venv/overrides.txt pyproject.toml .venv/cpu.in \
-	  -o requirements-lock.txt
+	$(COMPILE) --override .venv/overrides.txt --extra gcs pyproject.toml \
+	  .venv/cpu.in -o requirements-lock.txt
 	$(COMPILE) --constraint requirements-lock.txt requirements-dev.in \
 	  -o .venv/dev.txt
 	grep -vxFf requirements-lock.txt .venv/dev.txt > requirements-dev-lock.txt

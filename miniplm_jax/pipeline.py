@@ -1,5 +1,6 @@
 """The stages in order, and running those that were asked for."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from etils import epath
@@ -8,7 +9,7 @@ from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
 from miniplm_jax.analyse import stage as analyse
 from miniplm_jax.convert import stage as convert
-from miniplm_jax.core import hosts
+from miniplm_jax.core import gs, hosts
 from miniplm_jax.core import job as job_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
@@ -51,6 +52,8 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
 LOOKS = {"plan": plan.run, "verify": verify.run, "generate": generate.run}
 # What writes or speaks from every process, and would do so several times.
 _ONE_PROCESS = ("proxy", "seqkd", "logits", "plan", "generate")
+# Of a value in the config's YAML.
+_BUCKET = re.compile(r"[:-] '?(gs://[^/'\s]+)")
 
 
 def run(
@@ -86,6 +89,8 @@ def run(
       "command line",
       "add --stages=generate",
     )
+  for bucket in sorted(set(_BUCKET.findall(str(config)))):
+    gs.check(bucket)
   workdir = Workdir(epath.Path(config.workdir).expanduser())
   run = config.run
   if run.coordinator and not dry_run:

@@ -15,13 +15,9 @@ from typing import Any
 from etils import epath
 
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.gs import SCHEME, file_system, is_local, upload
 
 _PROBE_BYTES = 1 << 16
-
-
-def is_local(path: epath.Path) -> bool:
-  """True for a path of this machine's file system."""
-  return "://" not in os.fspath(path)
 
 
 @contextlib.contextmanager
@@ -29,7 +25,7 @@ def replacing(path: epath.PathLike) -> Iterator[pathlib.Path]:
   """Yields a scratch file that becomes `path` when the body succeeds.
 
   Local: written beside, fsynced, renamed. Remote: written locally, then
-  uploaded in one object write, which object stores make atomic.
+  uploaded as one object.
   """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +41,7 @@ def replacing(path: epath.PathLike) -> Iterator[pathlib.Path]:
       os.replace(scratch, path)
       _fsync(path.parent)
     else:
-      epath.Path(scratch).copy(path, overwrite=True)
+      upload(scratch, path)
   finally:
     scratch.unlink(missing_ok=True)
 
@@ -70,14 +66,13 @@ def store(folder: epath.PathLike) -> Any:
   if is_local(folder):
     spec = {"driver": "file", "path": f"{folder.resolve()}/"}
   else:
-    scheme, _, rest = os.fspath(folder).partition("://")
-    if scheme != "gs":
+    if not os.fspath(folder).startswith(SCHEME):
       raise UserError(
-        f"files of {scheme}:// cannot be written here",
+        "files cannot be written here",
         str(folder),
         "give a local path or gs://",
       )
-    bucket, _, path = rest.partition("/")
+    bucket, _, path = os.fspath(folder)[len(SCHEME) :].partition("/")
     path = f"{path.rstrip('/')}/" if path else ""
     spec = {"driver": "gcs", "bucket": bucket, "path": path}
   return tensorstore.KvStore.open(spec).result()
@@ -91,7 +86,20 @@ def is_lock(path: epath.PathLike) -> bool:
 def write_bytes(path: epath.PathLike, content: bytes):
   """Writes `content` to `path`, whole or not at all."""
   path = epath.Path(path)
-  store(path.parent).write(path.name, content).result()
+  try:
+    store(path.parent).write(path.name, content).result()
+  except ValueError as e:  # tensorstore's; callers know OSError
+    raise OSError(f"{path} cannot be written: {e}") from e
+
+
+def below(folder: epath.Path) -> list[epath.Path]:
+  """All files in a folder and in those below it; epath has no rglob."""
+  if is_local(folder):
+    found = (p for p in pathlib.Path(folder).rglob("*") if p.is_file())
+  else:  # names without their scheme; a / ends what only marks a folder
+    names = file_system().find(os.fspath(folder))
+    found = (SCHEME + name for name in names if not name.endswith("/"))
+  return [epath.Path(p) for p in found]
 
 
 def write_json(path: epath.PathLike, content: Any):

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
 
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -36,7 +36,7 @@ _UINT16_BELOW = 65_500
 _DOC_IDX = np.zeros(1, "<i8")
 
 
-def shards(path: epath.PathLike) -> list[pathlib.Path]:
+def shards(path: epath.PathLike) -> list[epath.Path]:
   """The prefixes of a data set's shards, in order of their numbers.
 
   Args:
@@ -49,7 +49,7 @@ def shards(path: epath.PathLike) -> list[pathlib.Path]:
   Raises:
     UserError: there are none, or one of the files is missing.
   """
-  path = pathlib.Path(path).expanduser()
+  path = epath.Path(path).expanduser()
   if path.is_dir():
     path = path / "data"
   there = {p.name for p in path.parent.glob(f"{_escaped(path.name)}*")}
@@ -91,10 +91,11 @@ class IndexedFile:
     Raises:
       UserError: a file is missing, or is not what the format demands.
     """
-    self._bin, self._idx = f"{os.fspath(prefix)}.bin", f"{prefix}.idx"
-    for path in (self._bin, self._idx):
-      if not os.path.exists(path):
+    pair = [f"{os.fspath(prefix)}.{end}" for end in ("bin", "idx")]
+    for path in pair:
+      if not epath.Path(path).exists():
         raise UserError(f"{path} is missing", str(prefix), "fetch it again")
+    self._bin, self._idx = map(str, map(gs.copied, pair))
     code, n, documents = self._header()
     dtype = np.dtype(_READ[code])
     length = _HEADER.size + 12 * n + 8 * documents

@@ -9,12 +9,11 @@ import glob
 import io
 import json
 import os
-import pathlib
 from collections.abc import Sequence
 
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.records import (
   Broken,
@@ -97,11 +96,7 @@ _KINDS = (_MEGATRON, (*_JSON[:3], ".parquet"), _JSON[3:], _TEXT)
 
 def _in_folder(path: epath.Path) -> list[epath.Path]:
   """The files of a folder that are read, none of them hidden."""
-  if files.is_local(path):  # epath has no rglob
-    root = pathlib.Path(path)
-    found = [epath.Path(p) for p in root.rglob("*") if p.is_file()]
-  else:
-    found = [p for p in path.iterdir() if p.is_file()]
+  found = files.below(path)
   hidden = [
     any(part.startswith(".") for part in p.relative_to(path).parts)
     for p in found
@@ -123,7 +118,7 @@ def _match(path: epath.Path, source: str) -> list[epath.Path]:
     found = _in_folder(path)
   elif path.exists():
     found = [path]
-  elif files.is_local(path):
+  elif gs.is_local(path):
     found = [epath.Path(p) for p in glob.glob(source, recursive=True)]
   else:
     found = list(path.parent.glob(path.name))

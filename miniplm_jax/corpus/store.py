@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
@@ -347,7 +347,7 @@ class Corpus:
     if part not in self._readers:
       from array_record.python.array_record_module import ArrayRecordReader
 
-      path = self.directory / shard_names(part, self.parts)[0]
+      path = gs.copied(self.directory / shard_names(part, self.parts)[0])
       # The default read-ahead of 16 MiB is for scans; this is random access.
       options = "readahead_buffer_size:0"
       self._readers[part] = ArrayRecordReader(str(path), options)

@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 
@@ -142,6 +142,6 @@ class LogitsTable:
       from array_record.python.array_record_module import ArrayRecordReader
 
       parts = self._manifest.counts["parts"]
-      path = self._manifest.directory / part_name(part, parts)
+      path = gs.copied(self._manifest.directory / part_name(part, parts))
       self._readers[part] = ArrayRecordReader(str(path), _NO_READ_AHEAD)
     return self._readers[part]

@@ -6,6 +6,7 @@ Reads what transformers writes and writes what
 
 import contextlib
 import hashlib
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from miniplm_jax.core import files, hosts
+from miniplm_jax.core import files, gs, hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import config_json, hub, sharding, tensor_names
 from miniplm_jax.models import decoder as decoder_lib
@@ -32,7 +33,7 @@ _DTYPES = ("F32", "BF16", "F16", "F64")
 class _Tensor(NamedTuple):
   """A tensor of a file."""
 
-  path: epath.Path
+  path: pathlib.Path
   name: str
   shape: tuple[int, ...]
   dtype: str
@@ -62,6 +63,7 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
   arch = hub.load_architecture(directory)
   found = {}
   for path in hub.weight_files(directory):
+    path = gs.copied(path)
     with _opened(path) as f:
       for name in f.keys():  # noqa: SIM118
         piece = f.get_slice(name)
@@ -87,7 +89,7 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
 
 
 @contextlib.contextmanager
-def _opened(path: epath.Path) -> Iterator[Any]:
+def _opened(path: pathlib.Path) -> Iterator[Any]:
   from safetensors import SafetensorError, safe_open
 
   try:

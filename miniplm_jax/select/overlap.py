@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.splitmix import GOLDEN, mix
 from miniplm_jax.corpus.store import Corpus
@@ -87,7 +87,7 @@ def paths(patterns: Sequence[str]) -> list[epath.Path]:
     path = epath.Path(pattern).expanduser()
     if path.exists():
       new = [path]
-    elif files.is_local(path):
+    elif gs.is_local(path):
       new = [epath.Path(p) for p in sorted(glob.glob(str(path)))]
     else:
       new = sorted(path.parent.glob(path.name))

@@ -143,15 +143,14 @@ def _run(settings, directory, inputs, check):
 def kept_rows(selection: Manifest):
   """int64 kept row ids of a finished selection, ascending; not to be changed.
 
-  A local file is mapped: pages of it that are not needed may leave memory.
-  From elsewhere it is 8 bytes a kept row.
+  The file is mapped: pages of it that are not needed may leave memory.
 
   Raises:
     UserError: they are not those that were selected.
   """
   import numpy as np
 
-  from miniplm_jax.core import files
+  from miniplm_jax.core import files, gs
 
   path = selection.directory / "rows.npy"
   if not path.exists() or files.describe(path) != selection.files["rows.npy"]:
@@ -160,7 +159,4 @@ def kept_rows(selection: Manifest):
       str(path),
       "select again with --stages=select --force",
     )
-  if files.is_local(path):
-    return np.load(path, mmap_mode="r").view(np.ndarray)
-  with path.open("rb") as f:
-    return np.load(f)
+  return np.load(gs.copied(path), mmap_mode="r").view(np.ndarray)

@@ -20,7 +20,7 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import gs
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
@@ -310,10 +310,7 @@ def register(
 
 def _absolute(workdir: epath.PathLike) -> Workdir:
   """The folders, wherever the program goes."""
-  path = epath.Path(workdir)
-  return Workdir(
-    epath.Path(os.path.abspath(path)) if files.is_local(path) else path
-  )
+  return Workdir(gs.absolute(workdir))
 
 
 def _domain_names(name, selection: Manifest, rates):

@@ -1,13 +1,15 @@
 """Where metrics are shown: TensorBoard, and Weights & Biases if asked for."""
 
 import json
+import pathlib
 import secrets
+import tempfile
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
 
 
@@ -32,8 +34,13 @@ class TensorBoard:
     # Without TensorFlow: importing that costs 6 s.
     from tensorboardX import SummaryWriter
 
+    # What tensorboardX writes to gs:// it writes again as the process ends.
+    self._directory, self._scratch = directory, None
+    if not gs.is_local(directory):
+      self._scratch = tempfile.TemporaryDirectory()
     self._writer = SummaryWriter(
-      str(directory), purge_step=first_step + 1 if first_step else None
+      self._scratch.name if self._scratch else str(directory),
+      purge_step=first_step + 1 if first_step else None,
     )
 
   def write(self, step: int, values: Mapping[str, float]):
@@ -44,10 +51,18 @@ class TensorBoard:
   def flush(self):
     """See `Board`."""
     self._writer.flush()
+    self._upload()
 
   def close(self):
     """See `Board`."""
     self._writer.close()
+    self._upload()
+
+  def _upload(self):
+    """Puts event files where they belong, if that is not on a disk."""
+    if self._scratch:
+      for path in pathlib.Path(self._scratch.name).iterdir():
+        gs.upload(path, self._directory / path.name)
 
 
 class Wandb:
@@ -86,7 +101,7 @@ class Wandb:
         id=_id(directory / "wandb.json"),
         resume="allow",
         config=dict(config),
-        dir=str(directory) if files.is_local(directory) else None,
+        dir=str(directory) if gs.is_local(directory) else None,
       )
     except Exception as e:
       raise UserError(

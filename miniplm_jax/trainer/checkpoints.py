@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import gs, hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import say
 
@@ -34,13 +34,13 @@ class Checkpoints:
       keep: how many of the newest are kept; None is all.
       keep_every: steps; those of a multiple of it are kept too. 0 is none.
     """
-    self._directory = directory
     kept = [_policies.LatestN(keep)]
     if keep_every:
       kept.append(_policies.EveryNSteps(keep_every))
     # orbax wants an absolute path
+    self._directory = gs.absolute(directory)
     self._manager = ocp.CheckpointManager(
-      directory.resolve(),
+      self._directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=_policies.AnyPreservationPolicy(kept),
         enable_async_checkpointing=True,
@@ -127,7 +127,7 @@ class Checkpoints:
       # Not through the manager: there every process waits for the others, and
       # one that fails would be waited for.
       content = ocp.StandardCheckpointHandler().restore(
-        self._directory.resolve() / str(step) / "default",
+        self._directory / str(step) / "default",
         args=ocp.args.StandardRestore({"state": state, "checksums": sums}),
       )
       jax.block_until_ready(content)

@@ -1,0 +1,151 @@
+"""gs:// paths: what reads them, and copies for what reads only a disk.
+
+`etils.epath` goes through gcsfs and tensorstore has its own driver. The
+readers of ArrayRecord and safetensors and memory maps take files of this
+machine, so those are copied here first.
+"""
+
+import logging
+import os
+import pathlib
+import shutil
+import threading
+from typing import Any
+
+from etils import epath
+
+from miniplm_jax.core.errors import UserError
+
+# Read when the libraries are imported, by this process and its children.
+for _name, _value in {
+  # epath would take TensorFlow: 6 s to import, and errors of its own.
+  "EPATH_USE_TF": "false",
+  # Other workers write too: a listing that is kept would hide their parts.
+  "FSSPEC_GCS": '{"use_listings_cache": false}',
+  # It asks another API, which needs a right more, of what kind a bucket is.
+  "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+}.items():
+  os.environ.setdefault(_name, _value)
+
+SCHEME = "gs://"
+_SPARE = 0.1  # of the disk with the copies stays free
+_CHUNK = 1 << 24  # bytes of a copy that are asked for at once
+
+
+def is_local(path: epath.PathLike) -> bool:
+  """True for a path of this machine's file system."""
+  return "://" not in os.fspath(path)
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+  """The path from the root. epath's `resolve` takes gs:// for a folder."""
+  if is_local(path):
+    path = os.path.abspath(path)
+  return epath.Path(path)
+
+
+def file_system() -> Any:
+  """gcsfs, for what epath does not do."""
+  import fsspec
+
+  return fsspec.filesystem("gcs")
+
+
+def upload(path: pathlib.Path, target: epath.Path):
+  """Makes a local file an object, which appears when its last byte is there.
+
+  epath's copy would end it where a signal stopped it.
+  """
+  file_system().put_file(str(path), os.fspath(target))
+
+
+def check(path: str):
+  """Raises UserError unless the bucket of a gs:// path can be listed."""
+  bucket = path.removeprefix(SCHEME).partition("/")[0]
+  try:
+    import gcsfs  # noqa: F401
+
+    # It logs tracebacks of what it raises or tries again.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    # Not the bucket itself: that takes a right that objectAdmin lacks.
+    file_system().call("GET", "b/{}/o", bucket, maxResults=1)
+  except ImportError as e:
+    raise UserError(
+      f"gs:// paths need gcsfs ({e})",
+      path,
+      "pip install 'miniplm_jax[gcs]', or give a local path",
+    ) from e
+  except FileNotFoundError as e:
+    raise UserError(
+      f"there is no bucket {bucket}",
+      path,
+      f"make it: gcloud storage buckets create {SCHEME}{bucket}",
+    ) from e
+  except Exception as e:  # of aiohttp, google.auth or gcsfs
+    raise UserError(
+      f"the bucket {bucket} cannot be read ({_short(e)})",
+      path,
+      "log in with `gcloud auth application-default login`, or give this "
+      "machine's account roles/storage.objectAdmin",
+    ) from e
+
+
+def _short(e: Exception) -> str:
+  """The first words of what may be a page."""
+  text = " ".join(f"{type(e).__name__}: {e}".split())
+  return text if len(text) <= 160 else f"{text[:160]}…"
+
+
+def copied(path: epath.PathLike) -> pathlib.Path:
+  """The path itself if it is local, else that of a copy on this machine.
+
+  A copy lies in $MINIPLM_CACHE/gs, else ~/.cache/miniplm_jax/gs, under the
+  object's name and generation, so that one that was written anew is copied
+  anew. Those that were not used for longest go when a tenth of the disk is
+  left.
+
+  Raises:
+    FileNotFoundError: there is no such object.
+    UserError: it does not fit on the disk.
+  """
+  if is_local(path):
+    return pathlib.Path(path)
+  name = os.fspath(path)
+  facts = file_system().info(name)
+  folder = _cache() / name.removeprefix(SCHEME) / facts["generation"]
+  copy = folder / epath.Path(path).name
+  if not copy.exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    _make_room(facts["size"], name)
+    # Several workers may copy it at once: each its own, one name in the end.
+    scratch = folder / f".{os.getpid()}-{threading.get_ident()}"
+    try:
+      file_system().get_file(name, str(scratch), chunksize=_CHUNK)
+      scratch.replace(copy)
+    finally:
+      scratch.unlink(missing_ok=True)
+  os.utime(copy)  # used now
+  return copy
+
+
+def _cache() -> pathlib.Path:
+  given = os.environ.get("MINIPLM_CACHE", "~/.cache/miniplm_jax")
+  return pathlib.Path(given).expanduser() / "gs"
+
+
+def _make_room(size: int, name: str):
+  """Removes copies until `size` bytes fit; what is open stays readable."""
+  root = _cache()
+  found = [path for path in root.rglob("*") if path.is_file()]
+  oldest = sorted(found, key=lambda path: path.stat().st_mtime)
+  for path in (*oldest, None):
+    disk = shutil.disk_usage(root)
+    if disk.free - size >= _SPARE * disk.total:
+      return
+    if path:
+      path.unlink(missing_ok=True)
+  raise UserError(
+    f"a copy of {size:,} bytes would leave less than {_SPARE:.0%} of the disk",
+    f"{name} to {root}",
+    "set MINIPLM_CACHE to a folder of a larger disk",
+  )

@@ -1,0 +1,193 @@
+"""gs:// against a storage emulator.
+
+TensorFlow has Google's address built in and cannot take part; nothing here
+reads gs:// through it.
+"""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import fsspec.config
+import gs_emulator
+import pytest
+import tiny_config
+from etils import epath
+from helpers import command, environment, write_corpus
+
+from miniplm_jax import pipeline
+from miniplm_jax.core import gs
+
+_BUCKET = epath.Path(f"gs://{gs_emulator.BUCKET}")
+_WORKDIR = _BUCKET / "run"
+_TEXT = _BUCKET / "text"
+# Where the chunks of the teacher's second checkpoint go.
+_CHUNK = re.compile("teacher%2Fcheckpoints%2F8%2F.*process_0%2Fd")
+_SETTINGS = ("--config.reference.train.steps=4", "--config.train.steps=4")
+_TO_ROWS = ("tokenize", "teacher", "reference", "score", "select")
+_ALL = (*_TO_ROWS, "train", "evaluate", "export", "report")
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory):
+  """The emulator's gate; this process and its children are pointed at it."""
+  with (
+    gs_emulator.running() as (port, found),
+    pytest.MonkeyPatch.context() as patch,
+  ):
+    patch.setenv("MINIPLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+    for name, value in gs_emulator.environment(port).items():
+      patch.setenv(name, value)
+    # As core.gs asks, if another test did not import fsspec before it.
+    patch.setitem(fsspec.config.conf, "gcs", {"use_listings_cache": False})
+    yield found
+
+
+def start(arguments: Sequence[str]) -> subprocess.Popen:
+  """Starts a process of the emulator's users."""
+  return subprocess.Popen(
+    arguments,
+    env=environment(),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def run(workdir, source, stages: Sequence[str]):
+  """A run in this process, whose imports and compilations serve all."""
+  config = tiny_config.get_config()
+  config.workdir, config.corpus.source = str(workdir), str(source)
+  config.reference.train.steps = config.train.steps = 4
+  pipeline.run(config, "tiny_config.py", stages, force=False, dry_run=False)
+
+
+def objects() -> dict[str, str]:
+  """The generation of each object of the workdir."""
+  found = gs.file_system().find(str(_WORKDIR), detail=True)
+  return {name: facts["generation"] for name, facts in found.items()}
+
+
+@pytest.fixture(scope="module")
+def killed(gate, tmp_path_factory):
+  """Kills a run on gs:// amid a checkpoint; the workdir of one on a disk."""
+  local = tmp_path_factory.mktemp("local")
+  write_corpus(local / "text.jsonl", 16)
+  # In a folder of the folder that is read.
+  gs.upload(local / "text.jsonl", _TEXT / "a" / "text.jsonl")
+  process = start(command(_BUCKET, *_SETTINGS, source=_TEXT))
+
+  def kill(method, address):
+    if _CHUNK.search(address):
+      process.kill()
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(gate, "before", kill)
+    run(local / "run", local / "text.jsonl", _TO_ROWS)
+    said = process.communicate(timeout=300)
+  assert process.returncode == -signal.SIGKILL, said
+  return local / "run"
+
+
+def test_a_killed_run_goes_on_and_ends_as_on_a_disk(killed, gate, capsys):
+  half = [name for name in objects() if "teacher/checkpoints/8/" in name]
+  assert half and not any(n.endswith("8/commit_success.txt") for n in half)
+  run(_WORKDIR, _TEXT, _ALL)
+  assert "restored checkpoint 4" in capsys.readouterr().out
+  for name in (
+    "teacher/hf/model.safetensors",
+    "teacher/hf/tokenizer.json",
+    "selection/miniplm/rows.npy",
+  ):
+    assert (_WORKDIR / name).read_bytes() == (killed / name).read_bytes(), name
+  for name in ("metrics/events*", "hf/model.safetensors", "evaluation.json"):
+    assert list((_WORKDIR / "students" / "miniplm").glob(name)), name
+  assert "miniplm" in (_WORKDIR / "report.html").read_text()
+  assert gate.conditional > 20  # claims and parts
+
+  before = objects()
+  assert not [name for name in before if "partial" in name]
+  run(_WORKDIR, _TEXT, _ALL)
+  out = capsys.readouterr().out
+  assert out.count("skipped") == out.count("[") and objects() == before
+
+
+def test_a_bucket_that_is_not_there_or_refuses_is_one_line(gate, monkeypatch):
+  def refuse(method, address):
+    found = re.search("/b/refuses([0-9]+)/", address)
+    return int(found[1]) if found else None
+
+  monkeypatch.setattr(gate, "before", refuse)
+  wanted = {
+    "nowhere": "there is no bucket nowhere",
+    "refuses401": "401",
+    "refuses403": "Forbidden",
+  }
+  started = {
+    bucket: start(command(epath.Path(f"gs://{bucket}"), source=_TEXT))
+    for bucket in wanted
+  }
+  for bucket, process in started.items():
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 1 and not out, out + err
+    (line,) = err.splitlines()
+    assert line.startswith("error: ") and f", gs://{bucket}, " in line
+    assert wanted[bucket] in line and "gcloud" in line
+
+
+_LARGE = 60 << 20  # more than is sent at once
+_REPLACING = f"""
+import sys
+from miniplm_jax.core import errors, files
+errors.handle_signals()
+with files.replacing(sys.argv[1]) as scratch:
+  scratch.write_bytes(bytes({_LARGE}))
+"""
+
+
+def test_an_upload_that_is_stopped_is_whole_or_absent(gate, monkeypatch):
+  started = {
+    number: start(
+      [sys.executable, "-c", _REPLACING, f"{_BUCKET}/large{number}"]
+    )
+    for number in (signal.SIGKILL, signal.SIGTERM)
+  }
+  stopped = set()
+
+  def stop(method, address):
+    found = re.search("name=large([0-9]+)&.*upload_id=", address)
+    if found and found[1] not in stopped:  # once: it may stop its own ending
+      stopped.add(found[1])
+      started[int(found[1])].send_signal(int(found[1]))
+
+  monkeypatch.setattr(gate, "before", stop)
+  for number, process in started.items():
+    assert process.wait(100) != 0 and f"{number}" in stopped
+    path = _BUCKET / f"large{number}"
+    assert not path.exists() or path.stat().length == _LARGE
+
+
+def test_one_of_many_claims_is_granted_and_pyarrow_reads_it(gate):
+  from concurrent.futures import ThreadPoolExecutor
+
+  import pyarrow.fs
+
+  from miniplm_jax.core import files
+
+  folder = files.store(_BUCKET / "claims")
+  absent = folder.read("claim").result().stamp.generation
+
+  def claim(worker):
+    mine = folder.write("claim", b"%d" % worker, if_equal=absent).result()
+    return bool(mine.generation)
+
+  with ThreadPoolExecutor(8) as pool:
+    granted = list(pool.map(claim, range(8)))
+  assert sum(granted) == 1 and gate.refused >= 7
+  system, path = pyarrow.fs.FileSystem.from_uri(
+    f"gs://anonymous@{gs_emulator.BUCKET}/claims/claim"
+  )
+  with system.open_input_stream(path) as f:
+    assert int(f.read()) == granted.index(True)
