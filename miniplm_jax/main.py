@@ -45,13 +45,13 @@ def main(argv: list[str]) -> int:
     options = {n: given[n].value for n in ("force", "dry_run", "prompt")}
     pipeline.run(_CONFIG.value, where, given.stages, **options)
   except Stopped as e:
-    return hosts.leave(e.exit_code, f"stopped by {e}; goes on without --force")
+    hosts.leave(e.exit_code, f"stopped by {e}; goes on without --force")
   except Exception as e:
     shown = hosts.explained(e)
     if any(a.startswith("--debug") for a in argv) or not shown:
       traceback.print_exc()
-      return hosts.leave(1, f"{type(e).__name__}: {e}")
-    return hosts.leave(1, f"error: {errors.one_line(shown)}")
+      hosts.leave(1, f"{type(e).__name__}: {e}")
+    hosts.leave(1, f"error: {errors.one_line(shown)}")
   return 0
 
 

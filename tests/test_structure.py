@@ -125,10 +125,11 @@ def test_help_and_dry_run_answer_at_once(tmp_path, flag):
 
 
 def test_dry_run_imports_neither_jax_nor_tensorflow(tmp_path):
+  # Overrides are read from sys.argv.
   assert "set()" in python(
     "import sys, miniplm_jax.main as m; "
-    f"m.main(['', '--config={ROOT}/configs/demo.py', '--dry_run', "
-    f"'--config.workdir={tmp_path}']); "
+    f"sys.argv = ['', '--config={ROOT}/configs/demo.py', '--dry_run', "
+    f"'--config.workdir={tmp_path}']; assert m.main(sys.argv) == 0; "
     "print({'jax', 'tensorflow', 'seqio'} & set(sys.modules))"
   )
 

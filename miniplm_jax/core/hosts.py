@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from miniplm_jax.core.errors import Stopped, UserError
 
@@ -175,33 +175,34 @@ def explained(e: Exception) -> Exception | None:
   )
 
 
-def leave(status: int, line: str) -> int:
+def leave(status: int, line: str) -> NoReturn:
   """Says why this process failed, also to the others if there are any.
 
-  Then it ends: the ordinary end waits for all of them, as they wait for this
-  one.
-
-  Returns:
-    The status, of a process alone.
+  Then it ends, at once. The ordinary end waits for the others, as they wait for
+  this one; and threads of libraries that were still starting can abort it
+  with another status (seen in two runs of the whole suite, never alone).
   """
   with contextlib.suppress(OSError):  # nobody reads it any more
     print(line, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-  if _count == 1:
-    return status
   try:
-    _say(_FAILED, [_index, line])
-    _client.key_value_increment(_LEFT, 1)
-    deadline = time.monotonic() + _FAREWELL
-    while is_first() and time.monotonic() < deadline:
-      if int(_said(_LEFT)) == _count:
-        break
-      time.sleep(_PATIENCE / 1e4)
+    if _count > 1:
+      _part(line)
   except Exception as e:  # the first process, which keeps it, is gone
     print(f"cannot tell the others: {type(e).__name__}", file=sys.stderr)
     sys.stderr.flush()
   os._exit(status)
+
+
+def _part(line: str):
+  _say(_FAILED, [_index, line])
+  _client.key_value_increment(_LEFT, 1)
+  deadline = time.monotonic() + _FAREWELL
+  while is_first() and int(_said(_LEFT)) < _count:
+    if time.monotonic() > deadline:
+      break
+    time.sleep(_PATIENCE / 1e4)
 
 
 def _heard(found: dict[str, Any]) -> Any:
