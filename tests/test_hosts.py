@@ -48,7 +48,7 @@ def same(folder, alone):
     curves = (metrics.curve(lines, key) for lines in (found, wanted))
     (steps, here), (wanted_steps, there) = curves
     assert steps == wanted_steps
-    np.testing.assert_allclose(here, there, rtol=1e-6)
+    np.testing.assert_allclose(here, there, rtol=1e-6, atol=1e-6)
 
 
 def test_two_processes_make_what_one_makes(alone, tmp_path):

@@ -1,0 +1,63 @@
+r"""The study of docs/results.md: SmolLM2-135M chooses for 1.4M parameters.
+
+  python -m benchmarks.smollm2_study --corpus=CORPUS --teacher=SMOLLM2
+
+runs it, with the seeds, and can be stopped and started again. Students read
+rows re-packed with a tokenizer of 4,096 ids. A KD student must have the
+teacher's 49,152, which most of its 7.1M parameters then are;
+configs/smollm2_study.py:kd has those, over the same scores and selections.
+"""
+
+from miniplm_jax import config as config_lib
+
+METHODS = {
+  "": ("pretrain", "miniplm", "difficulty", "teacher_preference"),
+  "kd": ("pretrain", "miniplm", "vanilla_kd"),
+}
+# What the script plants in the corpus; it has none of the held-out loss.
+DAMAGES = ("shuffled", "truncated", "duplicated")
+
+
+def _shape(model, vocabulary, hidden, ffn, layers, heads):
+  model.vocab_size = vocabulary
+  model.hidden_size, model.intermediate_size = hidden, ffn
+  model.num_hidden_layers = layers
+  model.num_attention_heads = model.num_key_value_heads = heads
+  model.rope_theta, model.max_position_embeddings = 1e4, 128
+
+
+def _schedule(train, steps, learning_rate):
+  train.steps, train.learning_rate = steps, learning_rate
+  train.batch_size, train.warmup_steps = 8, steps // 10
+  train.shuffle, train.dtype = True, "float32"
+
+
+def get_config(which=""):
+  """See above."""
+  if which not in METHODS:
+    raise ValueError(f"smollm2_study.py:{which} is not there, :kd is")
+  config = config_lib.default()
+  config.workdir = "runs/smollm2_study"
+  config.baselines = tuple(m for m in METHODS[which] if m != config.method)
+  config.teacher.path = config.corpus.tokenizer = "HuggingFaceTB/SmolLM2-135M"
+  config.corpus.max_length = 128
+  config.corpus.reference_share, config.corpus.heldout_share = 0.15, 0.07
+  _shape(config.reference.model, 49_152, 64, 192, 2, 2)
+  _schedule(config.reference.train, 300, 3e-3)
+  if which == "kd":
+    _shape(config.student.model, 49_152, 128, 384, 4, 4)
+    _schedule(config.train, 300, 2e-3)
+  else:
+    _shape(config.student.model, 4096, 128, 384, 4, 4)
+    _schedule(config.train, 800, 2e-3)
+    config.student.tokenizer = "runs/smollm2_study/small/corpus/tokenizer"
+    config.student.eos_token = "<|endoftext|>"
+  config.score.dtype = "float32"
+  config.score.rows_per_part = 512
+  config.score.batch_tokens, config.score.lengths = 8192, (64,)
+  config.evaluate.ignore_domains = DAMAGES
+  config.evaluate.max_rows = 0
+  config.run.checkpoint_every = config.run.eval_every = config.train.steps // 16
+  config.run.eval_rows = 200
+  config.run.log_every_seconds = 30.0
+  return config
