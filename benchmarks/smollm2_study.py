@@ -13,12 +13,16 @@ import itertools
 import json
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 
 from absl import app, flags, logging
+
+from miniplm_jax.analyse import seeds
+from miniplm_jax.core import page
 
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of *.jsonl.")
 _TEACHER = flags.DEFINE_string("teacher", None, "Directory or hub id.")
@@ -30,6 +34,8 @@ _VARIANTS = flags.DEFINE_list("variants", ["small", "kd"], "Of the config.")
 _BYTES = flags.DEFINE_integer("bytes", 300_000, "Of each domain.")
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "smollm2_study.py"
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+BEGIN, END = "<!-- tables of the runs -->", "<!-- end of the tables -->"
 _COPIES = 4  # of a duplicated document
 _FRAGMENT = 300  # characters of a truncated one, about
 
@@ -138,6 +144,76 @@ def _run(workdir: pathlib.Path, variant: str, *arguments: str):
     f.write(json.dumps(line) + "\n")
 
 
+def _of_seed(variant: str, seed: str) -> list[str]:
+  """Of a student with its selection."""
+  return [
+    f"--config.train.seed={seed}",
+    f"--config.select.seed={seed}",
+    f"--config.select.name={{method}}-{seed}",
+    f"--config.student.name={{method}}-{variant}-{seed}",
+  ]
+
+
+def _results(workdir: pathlib.Path) -> str:
+  """The tables of the runs, in Markdown."""
+  analysis = workdir / "analysis"
+  groups = json.loads((analysis / "seeds.json").read_text())["groups"]
+  kept = json.loads((analysis / "domains.json").read_text())["selections"]
+  counts = json.loads((workdir / "corpus/manifest.json").read_text())["counts"]
+  lines = (workdir / "seconds.jsonl").read_text().splitlines()
+  hours = sum(json.loads(line)["seconds"] for line in lines) / 3600
+  first = _SEEDS.value[0]
+  chosen = {
+    n.removesuffix(f"-{first}"): s
+    for n, s in kept.items()
+    if n.endswith(f"-{first}")
+  }
+  names = list(next(iter(chosen.values())))
+  domains = sorted({d for group in groups.values() for d in group["domains"]})
+  table = seeds.section({"groups": groups}).table
+  by_domain = [
+    [d, *(seeds.spread(g["domains"][d]) for g in groups.values())]
+    for d in domains
+  ]
+  shares = [
+    [
+      d,
+      next(iter(chosen.values()))[d]["rows"],
+      *(f"{s[d]['share']:.1%}" for s in chosen.values()),
+    ]
+    for d in names
+  ]
+  parts = [
+    f"D: {counts['split train']:,} rows of up to 128 tokens, beside "
+    f"{counts['split reference']:,} of D_ref and {counts['split heldout']:,} "
+    f"held out. Seeds {', '.join(_SEEDS.value)}. {hours:.1f} hours of commands "
+    "on 2 cores, of which some ran beside other work.",
+    "### Held-out loss",
+    seeds.DEFINITION,
+    page.markdown_table(*table),
+    "![Learning curves](results/seeds-1.png)",
+    "### By domain, held-out bits per byte",
+    f"{', '.join(DAMAGES)} are what was planted; the loss above is without "
+    "them.",
+    page.markdown_table(["domain", *groups], by_domain),
+    "![By domain](results/seeds-2.png)",
+    f"### What was kept, seed {first}",
+    page.markdown_table(["domain", "rows of D", *chosen], shares),
+  ]
+  return "\n\n".join(parts)
+
+
+def _write_docs(workdir: pathlib.Path):
+  """Tables and pictures into docs/; what stands around the tables stays."""
+  (DOCS / "results").mkdir(exist_ok=True)
+  for picture in ("seeds-1.png", "seeds-2.png"):
+    shutil.copy(workdir / "analysis" / picture, DOCS / "results" / picture)
+  path = DOCS / "results.md"
+  text = path.read_text() if path.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
+  before, after = text.split(BEGIN)[0], text.split(END)[1]
+  path.write_text(f"{before}{BEGIN}\n\n{_results(workdir)}\n\n{END}{after}")
+
+
 def main(argv):
   """All of it, in order."""
   del argv
@@ -158,11 +234,16 @@ def main(argv):
         workdir,
         variant,
         "--stages=select,convert,train,evaluate",
-        f"--config.train.seed={seed}",
-        f"--config.select.seed={seed}",
-        f"--config.select.name={{method}}-{seed}",
-        f"--config.student.name={{method}}-{variant}-{seed}",
+        *_of_seed(variant, seed),
       )
+  variant = _VARIANTS.value[0]
+  _run(
+    workdir,
+    variant,
+    "--stages=analyse,report",
+    *_of_seed(variant, _SEEDS.value[0]),
+  )
+  _write_docs(workdir)
 
 
 if __name__ == "__main__":

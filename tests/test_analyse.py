@@ -20,8 +20,10 @@ from miniplm_jax.analyse import (
   ranking,
   savings,
   scaling,
+  seeds,
 )
 from miniplm_jax.analyse import stage as analyse
+from miniplm_jax.analyse.inventory import Skipped
 from miniplm_jax.core import job
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
@@ -150,6 +152,73 @@ def test_the_band_holds_the_truth_as_often_as_it_says():
 def test_what_determines_no_law_is_refused(loss, why):
   with pytest.raises(ValueError, match=why):
     scaling.fit(np.geomspace(1e15, 1e17, len(loss)), np.array(loss))
+
+
+# --- seeds -----------------------------------------------------------------
+
+
+def seeded(definition, seed, losses, **objective):
+  """A student of so many steps whose held-out loss is the last of its curve."""
+  loss = {"instance_mean": losses[-1], "bits_per_byte": losses[-1] / 2}
+  return SimpleNamespace(
+    made=SimpleNamespace(
+      settings={
+        "model": "shape",
+        "train": {"steps": 40, "seed": seed},
+        "rows": f"selection {definition}-{seed}",
+        **objective,
+      },
+      counts={"steps": 40},
+      details={"train_flops": 80.0, "seconds": 1.0, "offline_flops": {}},
+      inputs={"corpus": "c"},
+      tokenizer="t",
+    ),
+    selection=SimpleNamespace(
+      settings={"definition": definition, "seed": seed, "scores": {}}
+    ),
+    evaluation=SimpleNamespace(details={"loss": {"all": loss, "mail": loss}}),
+    curve=lambda: (np.array([10, 20, 40]), np.array(losses)),
+  )
+
+
+def test_seeds_become_a_mean_its_spread_and_a_step():
+  """Means 4.0 and 3.5; variances 0.02 and 0.08 over two seeds each.
+
+  The mean curve 6, 4.5, 3.5 is at the baseline's 4.0 half way from 20 to 40.
+  """
+  students = {
+    "pretrain-11": seeded("random", 11, [7.0, 5.0, 3.9]),
+    "pretrain-12": seeded("random", 12, [7.0, 5.0, 4.1]),
+    "kd-11": seeded("random", 11, [7.0, 6.0, 5.0], kd={"weight": 0.5}),
+    "kd-12": seeded("random", 12, [7.0, 6.0, 5.0], kd={"weight": 0.5}),
+    "miniplm-11": seeded("mean_diff", 11, [6.2, 4.4, 3.3]),
+    "miniplm-12": seeded("mean_diff", 12, [5.8, 4.6, 3.7]),
+    "alone-11": seeded("difficulty", 11, [5.8, 4.6, 3.7]),
+  }
+  found = seeds.measure(SimpleNamespace(students=students))
+  assert list(found["groups"]) == ["pretrain", "kd", "miniplm"]
+  assert "beside" not in found["groups"]["pretrain"]
+  against = found["groups"]["miniplm"]["beside"]
+  assert against["difference"] == pytest.approx(-0.5)
+  assert against["error"] == pytest.approx(math.sqrt(0.02 / 2 + 0.08 / 2))
+  assert against["step"] == pytest.approx(30)
+  assert found["groups"]["kd"]["beside"]["step"] is None
+  rows = seeds.section(found).table[1]
+  assert [row[-1] for row in rows] == ["–", "not reached", "30"]
+  assert rows[0][4:] == ["4.0000 ± 0.1414", "2.0000 ± 0.0707", "baseline", "–"]
+  assert rows[2][6] == "-0.5000 ± 0.2236"
+
+
+def test_one_seed_has_no_spread():
+  alone = {"a-11": seeded("random", 11, [5.0, 4.0, 3.0])}
+  with pytest.raises(Skipped, match="seeds alone"):
+    seeds.measure(SimpleNamespace(students=alone))
+
+
+def test_a_group_is_named_by_what_its_students_share():
+  assert seeds.name_of(["miniplm-r0.3-11", "miniplm-r0.3-12"]) == "miniplm-r0.3"
+  assert seeds.name_of(["kd-9", "kd-10"]) == "kd"
+  assert seeds.name_of(["11", "12"]) == "11"
 
 
 # --- savings ---------------------------------------------------------------

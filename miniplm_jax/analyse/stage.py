@@ -13,6 +13,7 @@ from miniplm_jax.core.workdir import MANIFEST, Workdir
 STAGE = "analyse"
 # Modules of this folder, in the order in which they are shown.
 ANALYSES = (
+  "seeds",
   "ablations",
   "savings",
   "scaling",

@@ -1,0 +1,232 @@
+"""Students that differ in their seeds alone: means, spread, steps saved."""
+
+import collections
+import re
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from miniplm_jax.analyse.inventory import Inventory, Skipped, Student
+from miniplm_jax.analyse.savings import reached
+from miniplm_jax.core import files, page
+from miniplm_jax.evaluate.stage import ALL
+from miniplm_jax.trainer import flops
+
+TITLE = "Over seeds"
+DEFINITION = (
+  "Students that differ in train.seed and select.seed alone, and have been "
+  "evaluated: mean ± standard deviation over them (n − 1). Held-out loss in "
+  "nats, mean over rows of the mean per token; it compares students of one "
+  "tokenizer, bits per byte compares all. The baseline is what is trained on "
+  "rows at random with the plain loss, and has the same shape and tokenizer: "
+  "beside it, the difference with its standard error (Welch), and the step at "
+  "which the mean of the learning curves reaches the end of the baseline's."
+)
+
+_PLAIN = {"model", "train", "rows"}  # settings; an objective adds its own
+
+
+def measure(found: Inventory) -> dict[str, Any]:
+  """Groups of students by all but their seeds.
+
+  Raises:
+    Skipped: no two students differ in their seeds alone.
+  """
+  groups = collections.defaultdict(dict)
+  for name, student in found.students.items():
+    if student.evaluation:
+      groups[_rest(student)][name] = student
+  several = [members for members in groups.values() if len(members) > 1]
+  if not several:
+    raise Skipped("no two students differ in their seeds alone")
+  figures = {name_of(list(m)): _figures(m) for m in several}
+  for group in figures.values():
+    base = next(
+      (
+        other
+        for other in figures.values()
+        if other["is_baseline"] and other["kind"] == group["kind"]
+      ),
+      None,
+    )
+    if base and base is not group:
+      group["beside"] = beside(group, base)
+  return {"groups": figures}
+
+
+def _rest(student: Student) -> str:
+  """All that a student was made with but its seeds and its names."""
+  made, selection = student.made.settings, student.selection.settings
+  return files.digest(
+    [
+      {k: v for k, v in made.items() if k not in ("rows", "train")},
+      {k: v for k, v in made["train"].items() if k != "seed"},
+      {k: v for k, v in selection.items() if k != "seed"},
+      sorted(student.made.inputs),
+      student.made.tokenizer,
+    ]
+  )
+
+
+def name_of(names: list[str]) -> str:
+  """How names begin alike, without the digits of a seed at its end."""
+  first = names[0]
+  length = len(first)
+  while not all(name.startswith(first[:length]) for name in names):
+    length -= 1
+  return re.sub(r"[-_.]?\d*$", "", first[:length]) or first
+
+
+def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
+  """Of one group; lists are in the order of `names`."""
+  students = list(members.values())
+  first = students[0]
+  losses = [s.evaluation.details["loss"] for s in students]
+  curves = [s.curve() for s in students]
+  same = all(np.array_equal(curves[0][0], steps) for steps, _ in curves)
+  offline = first.made.details.get(flops.OFFLINE, {"": None}).values()
+  settings = first.made.settings
+  return {
+    "names": list(members),
+    "kind": files.digest([settings["model"], first.made.tokenizer]),
+    "is_baseline": first.selection.settings["definition"] == "random"
+    and set(settings) <= _PLAIN,
+    "steps": first.made.counts["steps"],
+    "train_flops": first.made.details["train_flops"],
+    "offline_flops": None if None in offline else sum(offline),
+    "seconds": [s.made.details["seconds"] for s in students],
+    "loss": [of[ALL]["instance_mean"] for of in losses],
+    "bits_per_byte": [of[ALL]["bits_per_byte"] for of in losses],
+    "domains": {
+      domain: [of[domain]["bits_per_byte"] for of in losses]
+      for domain in losses[0]
+      if domain != ALL
+    },
+    # Of runs that were measured at other steps there is no mean.
+    "curve": {
+      "steps": curves[0][0].tolist() if same else [],
+      "losses": [loss.tolist() for _, loss in curves] if same else [],
+    },
+  }
+
+
+def beside(group: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+  """A group against the baseline.
+
+  Returns:
+    `difference` of the mean losses in nats, `error`, its standard error, and
+    `step`, where the mean curve is first at the end of the baseline's, or None.
+  """
+  ours, theirs = group["loss"], base["loss"]
+  error = sum(statistics.variance(x) / len(x) for x in (ours, theirs)) ** 0.5
+  found = {
+    "difference": statistics.mean(ours) - statistics.mean(theirs),
+    "error": error,
+    "step": None,
+  }
+  if group["curve"]["steps"] and base["curve"]["steps"]:
+    target = float(np.mean(base["curve"]["losses"], 0)[-1])
+    mean = np.mean(group["curve"]["losses"], 0)
+    found["step"] = reached(np.array(group["curve"]["steps"]), mean, target)
+  return found
+
+
+def spread(values: list[float]) -> str:
+  """Mean ± standard deviation."""
+  return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+
+
+def section(found: Mapping[str, Any]) -> page.Section:
+  """The table, the curves, and the losses by domain."""
+  groups = found["groups"]
+  header = ["students", "seeds", "steps", "training FLOPs", "held-out loss"]
+  header += ["bits per byte", "beside the baseline", "at its end by step"]
+  rows = []
+  for name, group in groups.items():
+    against = group.get("beside")
+    step = against and against["step"]
+    rows.append(
+      [
+        name,
+        len(group["names"]),
+        f"{group['steps']:,}",
+        f"{group['train_flops']:.3g}",
+        spread(group["loss"]),
+        spread(group["bits_per_byte"]),
+        f"{against['difference']:+.4f} ± {against['error']:.4f}"
+        if against
+        else "baseline"
+        if group["is_baseline"]
+        else "–",
+        "–" if not against else f"{step:,.0f}" if step else "not reached",
+      ]
+    )
+  return page.Section(
+    TITLE,
+    [DEFINITION],
+    table=(header, rows),
+    left=1,
+    pictures=[
+      (_curves(groups), "Learning curves: every seed, thin, and the mean."),
+      (_domains(groups), "Held-out bits per byte by domain, less the mean."),
+    ],
+  )
+
+
+def _curves(groups: Mapping[str, Any]) -> str:
+  figure, ax = page.axes(
+    "Held-out loss over seeds", "FLOPs of training", "nats per token"
+  )
+  for style, (name, group) in zip(page.LINES, groups.items()):
+    if not group["curve"]["steps"]:
+      continue
+    of_step = group["train_flops"] / group["steps"]
+    spent = np.array(group["curve"]["steps"]) * of_step
+    for loss in group["curve"]["losses"]:
+      ax.plot(spent, loss, **style, lw=0.4, alpha=0.5)
+    mean = np.mean(group["curve"]["losses"], 0)
+    ax.plot(spent, mean, **style, label=page.plain(name), lw=1.6)
+  page.legend(ax)
+  return page.picture(figure)
+
+
+def _domains(groups: Mapping[str, Any]) -> str:
+  """A point for each group, with a bar of a standard deviation."""
+  domains = sorted({d for group in groups.values() for d in group["domains"]})
+  figure, ax = page.axes(
+    "By domain",
+    "bits per byte, less the mean of the groups",
+    "",
+    height=1.2 + 0.34 * len(domains),
+  )
+  middle = {
+    d: statistics.mean(
+      v for g in groups.values() for v in g["domains"].get(d, [])
+    )
+    for d in domains
+  }
+  for i, (style, (name, group)) in enumerate(zip(page.LINES, groups.items())):
+    lines = [
+      (row, statistics.mean(values) - middle[d], statistics.stdev(values))
+      for row, d in enumerate(domains)
+      if (values := group["domains"].get(d))
+    ]
+    y, x, error = np.array(lines).T
+    shift = (i - (len(groups) - 1) / 2) * 0.7 / len(groups)
+    ax.errorbar(
+      x,
+      y + shift,
+      xerr=error,
+      fmt="o",
+      ms=3.5,
+      lw=1,
+      color=style["color"],
+      label=page.plain(name),
+    )
+  ax.axvline(0, color=page.GREY, lw=0.8)
+  ax.set_yticks(range(len(domains)), [page.plain(d) for d in domains])
+  ax.invert_yaxis()
+  page.legend(ax)
+  return page.picture(figure)
