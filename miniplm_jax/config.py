@@ -204,7 +204,7 @@ def default() -> ConfigDict:
       # --stages=plan compiles for TPU slices that are not here.
       "plan": {
         # Generation (v4, v5e, v5p or v6e) and chips along each side; several
-        # with commas, as in v5e:4x4,v5p:2x2x2.
+        # with commas, as in v5e:4x4,v5p:2x2x2; of two slices, 2*v5e:4x4.
         "topology": "v5e:4x4",
         "price": 0.0,  # of a chip-hour, in whatever currency; 0 is not known
         "rows": 97_656_250,  # of D, while there is no corpus; paper: 100B ids
@@ -299,9 +299,10 @@ def default() -> ConfigDict:
       },
       # How it runs, not what comes out: none of this is part of a fingerprint.
       "run": {
-        "data": 1,  # mesh: copies of the weights
-        "fsdp": -1,  # mesh: shards of weights and batch; -1, what is left
-        "tensor": 1,  # mesh: shards of heads, FFN and vocabulary
+        # The mesh of a TPU slice; each of several has copies of its own.
+        "data": 1,  # copies of the weights
+        "fsdp": -1,  # shards of weights and batch; -1, what is left
+        "tensor": 1,  # shards of heads, FFN and vocabulary
         # The most rows of a device at a time; 0 is all. Gradients of more rows
         # are accumulated, in as few turns of equal size as there can be.
         "per_device_batch_size": 0,

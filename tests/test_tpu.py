@@ -161,10 +161,24 @@ def test_what_does_not_fit_is_said():
 
 
 @needs_libtpu
-@pytest.mark.parametrize("name", ["v5e", "v5e:4", "v9:2x2", "v5e:2x2x2", "4x4"])
+@pytest.mark.parametrize(
+  "name", ["v5e", "v5e:4", "v9:2x2", "v5e:2x2x2", "4x4", "0*v5e:2x2", "2*"]
+)
 def test_a_slice_that_does_not_exist_is_an_error(name):
   with pytest.raises(UserError, match="no TPU slice"):
     topology.devices(name)
+
+
+@needs_libtpu
+def test_a_mesh_is_that_of_a_slice():
+  """Each slice holds all weights: its devices are one row of the mesh."""
+  for sizes, shape in (((1, -1, 1), (2, 4, 1)), ((2, -1, 1), (4, 2, 1))):
+    mesh = topology.mesh("2*v5e:2x2", *sizes)
+    assert mesh.devices.shape == shape
+    of_row = [{d.slice_index for d in row.flat} for row in mesh.devices]
+    assert all(len(found) == 1 for found in of_row)
+  with pytest.raises(UserError, match="4 devices of each of 2 slices"):
+    topology.mesh("2*v5e:2x2", 1, 8, 1)
 
 
 def test_without_libtpu_it_says_what_to_install(monkeypatch):

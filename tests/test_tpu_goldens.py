@@ -20,7 +20,7 @@ from miniplm_jax.trainer.objective import NextToken
 # Each version of JAX comes with its own libtpu, which compiles otherwise.
 PATH = ROOT / "tests" / "goldens" / f"tpu-jax-{jax.__version__}.json"
 ROWS = 2
-SLICES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+SLICES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "2*v5e:2x2")
 
 
 def summary(name: str) -> dict:
@@ -55,6 +55,11 @@ def test_a_training_step_is_what_it_was(name, request):
   found = summary(name)
   # v6e adds up gradients along a ring in pieces of 24 columns; a shard has 64,
   # so the edges are sent once more. None of it is ours.
+  # What crosses the network is a shard of the gradient, in bfloat16 where it
+  # was formed so: less than all weights in float32 by the four of a slice.
+  _, nbytes = found["collectives"].get("between slices", (0, 0))
+  weights = ARCH.parameters() / 4
+  assert (2 * weights <= nbytes <= 4.1 * weights) == name.startswith("2*")
   permutes, _ = found["collectives"].get("collective-permute", (0, 0))
   assert permutes <= name.startswith("v6e")
   goldens = json.loads(PATH.read_text()) if PATH.exists() else {}

@@ -6,10 +6,11 @@ the code that runs there is the code that runs on a pod.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -62,6 +63,9 @@ def make_mesh(
 ) -> Mesh:
   """A mesh over all devices; one axis may be -1, "what is left".
 
+  Sizes are those of a TPU slice. Of several, each has a copy of the weights
+  more: their gradients alone cross the network between them.
+
   Args:
     data: size of this axis.
     fsdp: the same.
@@ -73,17 +77,19 @@ def make_mesh(
   """
   sizes = [data, fsdp, tensor]
   devices = jax.devices() if devices is None else devices
-  count = len(devices)
+  count = len(devices) // (parts := slices(devices))
   if sizes.count(-1) == 1:
     rest = math.prod(s for s in sizes if s != -1)
     sizes[sizes.index(-1)] = count // rest
   if min(sizes) < 1 or math.prod(sizes) != count:
     raise UserError(
       f"mesh data={data} fsdp={fsdp} tensor={tensor} does not cover "
-      f"{count} devices",
+      f"{count} devices" + f" of each of {parts} slices" * (parts > 1),
       "config.run",
       "let the sizes multiply to the number of devices, or give one as -1",
     )
+  in_slice = tuple(sizes)
+  sizes[0] *= parts
   hosts = len({d.process_index for d in devices})
   if sizes[0] * sizes[1] % hosts:
     raise UserError(
@@ -92,7 +98,17 @@ def make_mesh(
       "let data × fsdp be a multiple of the number of hosts",
     )
   types = (AxisType.Auto,) * len(AXES)
+  if parts > 1:
+    ordered = mesh_utils.create_hybrid_device_mesh(
+      in_slice, (parts, 1, 1), devices
+    )
+    return Mesh(ordered, AXES, axis_types=types)
   return jax.make_mesh(tuple(sizes), AXES, types, devices=devices)
+
+
+def slices(devices: Iterable[jax.Device]) -> int:
+  """How many TPU slices the devices are of; other devices are of one."""
+  return len({getattr(d, "slice_index", 0) for d in devices})
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

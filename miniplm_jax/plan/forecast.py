@@ -131,7 +131,7 @@ def compiled(
     program.flops,
     flops / chips,
     kind,
-    estimate.estimate(program, kind),
+    estimate.estimate(program, kind, sharding.slices(mesh.devices.flat)),
     program,
     text,
     logits_buffer(program, arch, mesh, dtype),

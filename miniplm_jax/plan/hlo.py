@@ -22,6 +22,8 @@ KINDS = (
   "collective-broadcast",
   "collective-permute",
 )
+# Of several slices: hosts exchange it over their network.
+BETWEEN_SLICES = "between slices"
 _CYCLES = re.compile(r'"window_config":\{[^{}]*"estimated_cycles":"(\d+)"')
 
 # No work of their own.
@@ -72,7 +74,7 @@ class Collective:
   """A collective of the schedule.
 
   Attributes:
-    kind: one of `KINDS`.
+    kind: one of `KINDS`, or `BETWEEN_SLICES`.
     times: how often it runs.
     nbytes: of its result on one device, once.
     is_overlapped: other work is scheduled beside it.
@@ -262,6 +264,11 @@ class Program:
   def _find_collectives(self) -> Iterator[Collective]:
     seen = set()
     for step in self.steps:
+      if step.instruction.op == "recv":
+        # What arrives, beside which the compiler schedules other work.
+        nbytes = step.instruction.arrays[0].nbytes
+        yield Collective(BETWEEN_SLICES, step.times, nbytes, True)
+        continue
       for where, inner in self._inside(step.computation, step.instruction):
         kind = inner.op.removesuffix("-start")
         if kind not in KINDS:

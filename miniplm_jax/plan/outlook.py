@@ -158,12 +158,15 @@ def search(
       found.append(_line(piece, name, mesh, n, other, cache))
   best = min(filter(_fits, found), key=_rank, default=known)
   data, fsdp, tensor = mesh.devices.shape
+  data //= sharding.slices(mesh.devices.flat)  # of a slice, as topology.mesh
   for sizes in ((2 * data, fsdp // 2, tensor), (data, fsdp // 2, 2 * tensor)):
-    if fsdp % 2 or best.figures.rows not in piece.rows(sizes[0] * sizes[1]):
+    if fsdp % 2:
+      continue
+    other = topology.mesh(name, *sizes)
+    if best.figures.rows not in piece.rows(sharding.batch_shards(other)):
       continue
     if getattr(piece.arch, "num_key_value_heads", 0) % sizes[2] == 0:
       say("plan", f"{name}: trying mesh {sizes}")
-      other = topology.mesh(name, *sizes)
       found.append(
         _line(piece, name, other, best.figures.rows, best.remat, cache)
       )

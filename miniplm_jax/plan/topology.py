@@ -24,6 +24,8 @@ _GENERATIONS = {
   "v6e": {},
 }
 _DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
+# How many of it, its generation, its sides; the last two may be anything.
+_NAME = re.compile(r"(?:(\d+)\*)?([^:]*):?(.*)", re.DOTALL)
 # Chips of a host where nothing is said; a smaller slice has to say so.
 _HOST_CHIPS = 4
 
@@ -62,33 +64,38 @@ def prepare():
 
 
 def devices(name: str) -> list[jax.Device]:
-  """The devices of a slice, one per chip.
+  """The devices of a slice, or of several, one per chip.
 
   Args:
-    name: generation and chips along each side: "v5e:4x4", "v5p:2x2x2".
+    name: generation and chips along each side, after how many there are of it
+      if there are several: "v5e:4x4", "v5p:2x2x2", "2*v5e:4x4".
 
   Raises:
     UserError: there is no such slice, or libtpu is not installed.
   """
   prepare()
-  generation, _, shape = name.partition(":")
+  count, generation, shape = _NAME.fullmatch(name).groups()
   sides = [int(n) for n in re.findall(r"\d+", shape)]
   if (
     generation not in _GENERATIONS
     or shape != "x".join(map(str, sides))
     or len(sides) != _DIMENSIONS[generation]
+    or count == "0"
   ):
     raise UserError(
       f"{name!r} is no TPU slice",
       "in a topology's name",
-      f"give one of {', '.join(_GENERATIONS)} and its sides, as in v5e:4x4 or "
-      f"v5p:2x2x2",
+      f"give one of {', '.join(_GENERATIONS)} and its sides, as in v5e:4x4, "
+      "v5p:2x2x2 or, of two slices, 2*v5e:4x4",
     )
   options = dict(_GENERATIONS[generation])
   if math.prod(sides) < _HOST_CHIPS:
     options["chips_per_host_bounds"] = (*sides, 1, 1)[:3]
+  if count:
+    options["num_slices"] = int(count)
+  one = f"{generation}:{shape}"
   try:
-    described = topologies.get_topology_desc(name, "tpu", **options)
+    described = topologies.get_topology_desc(one, "tpu", **options)
   except jax.errors.JaxRuntimeError as e:
     raise UserError(
       f"libtpu does not know {name}: {e}",
@@ -99,5 +106,5 @@ def devices(name: str) -> list[jax.Device]:
 
 
 def mesh(name: str, data: int, fsdp: int, tensor: int) -> Mesh:
-  """A mesh over all chips of a slice; one axis may be -1, "what is left"."""
+  """A mesh over all chips; one axis may be -1, "what is left" of a slice."""
   return sharding.make_mesh(data, fsdp, tensor, devices(name))
