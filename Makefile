@@ -19,7 +19,7 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	TPU_LIBRARY_PATH=$(LIBTPU) $(BIN)/python -m pytest -n auto --maxprocesses 4 \
-	  --dist loadfile
+	  --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

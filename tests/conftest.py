@@ -1,9 +1,11 @@
 """Tests run on CPU, with rank promotion an error."""
 
+import pathlib
 import shutil
 
 from helpers import LONG, run, write_corpus  # isort: skip  (before JAX)
 
+import filelock
 import jax
 import pytest
 
@@ -20,6 +22,22 @@ def pytest_addoption(parser):
   )
 
 
+# The slowest files, minutes each: they begin first, so that no worker is left
+# with one at the end.
+SLOW = ("hosts", "minillm", "score", "pipeline", "training", "multidevice")
+SLOW += ("kd", "gs", "notebook")
+
+
+def pytest_collection_modifyitems(items):
+  """The slow files first; pytest-xdist keeps it by --no-loadscope-reorder."""
+
+  def place(item):
+    name = pathlib.Path(item.fspath).stem.removeprefix("test_")
+    return SLOW.index(name) if name in SLOW else len(SLOW)
+
+  items.sort(key=place)
+
+
 @pytest.fixture
 def mesh():
   """The 1×1×1 mesh, in context."""
@@ -29,12 +47,16 @@ def mesh():
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-  """An uninterrupted run of all stages with a baseline."""
-  folder = tmp_path_factory.mktemp("finished")
-  write_corpus(folder / "text.jsonl")
-  done = run(folder, "--config.baselines=('pretrain',)", LONG)
-  (folder / "stdout").write_text(done.stdout)
+def finished(tmp_path_factory, worker_id):
+  """An uninterrupted run of all stages with a baseline, for all to read."""
+  base = tmp_path_factory.getbasetemp()
+  folder = (base if worker_id == "master" else base.parent) / "finished"
+  with filelock.FileLock(f"{folder}.lock"):  # of the workers one makes it
+    if not (folder / "stdout").exists():
+      folder.mkdir(exist_ok=True)
+      write_corpus(folder / "text.jsonl")
+      done = run(folder, "--config.baselines=('pretrain',)", LONG)
+      (folder / "stdout").write_text(done.stdout)
   return folder
 
 
@@ -46,9 +68,9 @@ def copy(finished, tmp_path):
 
 
 @pytest.fixture
-def demo(finished, monkeypatch):
-  """The finished run as runs/demo of the working directory."""
-  folder = finished.parent / "demo"
+def demo(finished, tmp_path_factory, monkeypatch):
+  """The finished run as runs/demo of the working directory, always the same."""
+  folder = tmp_path_factory.getbasetemp() / "demo"
   if not folder.exists():
     (folder / "runs").mkdir(parents=True)
     (folder / "runs" / "demo").symlink_to(finished / "run")
