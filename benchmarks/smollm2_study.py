@@ -30,7 +30,9 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", "runs/smollm2_study", "For all of it."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["11", "12", "13"], "One student each.")
-_VARIANTS = flags.DEFINE_list("variants", ["small", "kd"], "Of the config.")
+_VARIANTS = flags.DEFINE_list(
+  "variants", ["small", "kd", "zscore", "most"], "Of the config."
+)
 _BYTES = flags.DEFINE_integer("bytes", 300_000, "Of each domain.")
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "smollm2_study.py"
@@ -131,7 +133,7 @@ def _run(workdir: pathlib.Path, variant: str, *arguments: str):
   if _TEACHER.value:
     command += [f"--config.teacher.path={_TEACHER.value}"]
     command += [f"--config.corpus.tokenizer={_TEACHER.value}"]
-  if variant == "small":
+  if variant != "kd":
     tokenizer = workdir / "small" / "corpus" / "tokenizer"
     command += [f"--config.student.tokenizer={tokenizer}"]
   command += arguments
@@ -145,11 +147,12 @@ def _run(workdir: pathlib.Path, variant: str, *arguments: str):
 
 
 def _of_seed(variant: str, seed: str) -> list[str]:
-  """Of a student with its selection."""
+  """Of a student with its selection, which kd shares with small."""
+  chosen = "{method}" if variant in ("small", "kd") else f"{{method}}-{variant}"
   return [
     f"--config.train.seed={seed}",
     f"--config.select.seed={seed}",
-    f"--config.select.name={{method}}-{seed}",
+    f"--config.select.name={chosen}-{seed}",
     f"--config.student.name={{method}}-{variant}-{seed}",
   ]
 

@@ -6,6 +6,8 @@ runs it, with the seeds, and can be stopped and started again. Students read
 rows re-packed with a tokenizer of 4,096 ids. A KD student must have the
 teacher's 49,152, which most of its 7.1M parameters then are;
 configs/smollm2_study.py:kd has those, over the same scores and selections.
+:zscore ranks rows within their domain, :most keeps 80 % of them: they tell what
+a result comes from.
 """
 
 from miniplm_jax import config as config_lib
@@ -13,6 +15,8 @@ from miniplm_jax import config as config_lib
 METHODS = {
   "": ("pretrain", "miniplm", "difficulty", "teacher_preference"),
   "kd": ("pretrain", "miniplm", "vanilla_kd"),
+  "zscore": ("miniplm",),
+  "most": ("miniplm",),
 }
 # What the script plants in the corpus; it has none of the held-out loss.
 DAMAGES = ("shuffled", "truncated", "duplicated")
@@ -35,7 +39,7 @@ def _schedule(train, steps, learning_rate):
 def get_config(which=""):
   """See above."""
   if which not in METHODS:
-    raise ValueError(f"smollm2_study.py:{which} is not there, :kd is")
+    raise ValueError(f"smollm2_study.py:{which} is none of {[*METHODS]}")
   config = config_lib.default()
   config.workdir = "runs/smollm2_study"
   config.baselines = tuple(m for m in METHODS[which] if m != config.method)
@@ -52,6 +56,10 @@ def get_config(which=""):
     _schedule(config.train, 800, 2e-3)
     config.student.tokenizer = "runs/smollm2_study/small/corpus/tokenizer"
     config.student.eos_token = "<|endoftext|>"
+  if which == "zscore":
+    config.select.definition = "zscore_by_domain"
+  elif which == "most":
+    config.select.ratio = 0.8
   config.score.dtype = "float32"
   config.score.rows_per_part = 512
   config.score.batch_tokens, config.score.lengths = 8192, (64,)
