@@ -6,8 +6,7 @@ runs it, with the seeds, and can be stopped and started again. Students read
 rows re-packed with a tokenizer of 4,096 ids. A KD student must have the
 teacher's 49,152, which most of its 7.1M parameters then are;
 configs/smollm2_study.py:kd has those, over the same scores and selections.
-:zscore ranks rows within their domain, :most keeps 80 % of them: they tell what
-a result comes from.
+:zscore ranks rows within their domain, which tells what a result comes from.
 """
 
 from miniplm_jax import config as config_lib
@@ -16,7 +15,6 @@ METHODS = {
   "": ("pretrain", "miniplm", "difficulty", "teacher_preference"),
   "kd": ("pretrain", "miniplm", "vanilla_kd"),
   "zscore": ("miniplm",),
-  "most": ("miniplm",),
 }
 # What the script plants in the corpus; it has none of the held-out loss.
 DAMAGES = ("shuffled", "truncated", "duplicated")
@@ -58,8 +56,6 @@ def get_config(which=""):
     config.student.eos_token = "<|endoftext|>"
   if which == "zscore":
     config.select.definition = "zscore_by_domain"
-  elif which == "most":
-    config.select.ratio = 0.8
   config.score.dtype = "float32"
   config.score.rows_per_part = 512
   config.score.batch_tokens, config.score.lengths = 8192, (64,)
