@@ -174,6 +174,7 @@ def _results(workdir: pathlib.Path) -> str:
   counts = json.loads((workdir / "corpus/manifest.json").read_text())["counts"]
   lines = (workdir / "seconds.jsonl").read_text().splitlines()
   hours = sum(json.loads(line)["seconds"] for line in lines) / 3600
+  pictures = _pictures(workdir)
   first = _SEEDS.value[0]
   chosen = {
     n.removesuffix(f"-{first}"): s
@@ -203,16 +204,21 @@ def _results(workdir: pathlib.Path) -> str:
     "### Held-out loss",
     seeds.DEFINITION,
     page.markdown_table(*table),
-    "![Learning curves](results/seeds-1.png)",
+    *(f"![Learning curves](results/{name})" for name in pictures[:-1]),
     "### By domain, held-out bits per byte",
     f"{', '.join(DAMAGES)} are what was planted; the loss above is without "
     "them.",
     page.markdown_table(["domain", *groups], by_domain),
-    "![By domain](results/seeds-2.png)",
+    f"![By domain](results/{pictures[-1]})",
     f"### What was kept, seed {first}",
     page.markdown_table(["domain", "rows of D", *chosen], shares),
   ]
   return "\n\n".join(parts)
+
+
+def _pictures(workdir: pathlib.Path) -> list[str]:
+  """Curves, one for each shape, and the domains."""
+  return sorted(p.name for p in (workdir / "analysis").glob("seeds*.png"))
 
 
 def _keep_scores(workdir: pathlib.Path):
@@ -234,8 +240,8 @@ def _write_docs(workdir: pathlib.Path):
   (DOCS / "results").mkdir(exist_ok=True)
   if not _SCORES.value:
     _keep_scores(workdir)
-  for picture in ("seeds-1.png", "seeds-2.png"):
-    shutil.copy(workdir / "analysis" / picture, DOCS / "results" / picture)
+  for name in _pictures(workdir):
+    shutil.copy(workdir / "analysis" / name, DOCS / "results" / name)
   path = DOCS / "results.md"
   text = path.read_text() if path.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
   before, after = text.split(BEGIN)[0], text.split(END)[1]

@@ -25,6 +25,7 @@ DEFINITION = (
   "which the mean of the learning curves reaches the end of the baseline's."
 )
 
+_CURVES = "Learning curves: every seed, thin, and the mean."
 _PLAIN = {"model", "train", "rows"}  # settings; an objective adds its own
 
 
@@ -169,10 +170,19 @@ def section(found: Mapping[str, Any]) -> page.Section:
     table=(header, rows),
     left=1,
     pictures=[
-      (_curves(groups), "Learning curves: every seed, thin, and the mean."),
+      *((_curves(alike), _CURVES) for alike in _by_kind(groups)),
       (_domains(groups), "Held-out bits per byte by domain, less the mean."),
     ],
   )
+
+
+def _by_kind(groups: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Those of one shape and tokenizer, whose nats compare, by themselves."""
+  kinds = dict.fromkeys(group["kind"] for group in groups.values())
+  return [
+    {name: group for name, group in groups.items() if group["kind"] == kind}
+    for kind in kinds
+  ]
 
 
 def _curves(groups: Mapping[str, Any]) -> str:
@@ -228,5 +238,5 @@ def _domains(groups: Mapping[str, Any]) -> str:
   ax.axvline(0, color=page.GREY, lw=0.8)
   ax.set_yticks(range(len(domains)), [page.plain(d) for d in domains])
   ax.invert_yaxis()
-  page.legend(ax)
+  page.legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))
   return page.picture(figure)
