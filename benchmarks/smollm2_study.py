@@ -9,6 +9,7 @@ whatever is there already is taken as it is: stop it and start it as you like.
 At the end docs/results.md has the tables of the runs.
 """
 
+import hashlib
 import itertools
 import json
 import pathlib
@@ -231,7 +232,8 @@ def _keep_scores(workdir: pathlib.Path):
   pq.write_table(table, path, compression="zstd")
   about = {"corpus": corpus["fingerprint"], "nll": "sum"}
   about |= {"model": "SmolLM2-135M, float32"}
-  about |= {"text_sha256": corpus["inputs"]["source"]}
+  with (workdir / "text.jsonl").open("rb") as f:
+    about |= {"text_sha256": hashlib.file_digest(f, "sha256").hexdigest()}
   path.with_name(f"{path.name}.json").write_text(json.dumps(about) + "\n")
 
 
@@ -251,6 +253,8 @@ def _write_docs(workdir: pathlib.Path):
 def main(argv):
   """All of it, in order."""
   del argv
+  if len(_SEEDS.value) < 2:
+    raise app.UsageError("--seeds: a spread takes two")
   workdir = pathlib.Path(_WORKDIR.value)
   if not (workdir / "text.jsonl").exists():
     _write_text(workdir / "text.jsonl")
@@ -262,7 +266,8 @@ def main(argv):
   ]
   _run(workdir, "small", *small, "--stages=tokenize")
   _run(workdir, "small", "--stages=tokenize,reference,score")
-  for variant in _VARIANTS.value:
+  variants = [v for v in _VARIANTS.value if v != "kd" or not _SCORES.value]
+  for variant in variants:
     for seed in _SEEDS.value:
       _run(
         workdir,
@@ -270,7 +275,7 @@ def main(argv):
         "--stages=select,convert,train,evaluate",
         *_of_seed(variant, seed),
       )
-  variant = _VARIANTS.value[0]
+  variant = variants[0]
   _run(
     workdir,
     variant,

@@ -53,7 +53,8 @@ def finished(tmp_path_factory, worker_id):
   folder = (base if worker_id == "master" else base.parent) / "finished"
   with filelock.FileLock(f"{folder}.lock"):  # of the workers one makes it
     if not (folder / "stdout").exists():
-      folder.mkdir(exist_ok=True)
+      shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+      folder.mkdir()
       write_corpus(folder / "text.jsonl")
       done = run(folder, "--config.baselines=('pretrain',)", LONG)
       (folder / "stdout").write_text(done.stdout)

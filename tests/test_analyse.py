@@ -170,13 +170,16 @@ def seeded(definition, seed, losses, **objective):
       },
       counts={"steps": 40},
       details={"train_flops": 80.0, "seconds": 1.0, "offline_flops": {}},
-      inputs={"corpus": "c"},
+      inputs={"corpus": "c", "selection": f"{definition}-{seed}"},
       tokenizer="t",
+      weights=f"{definition}-{seed}-{objective}",
     ),
     selection=SimpleNamespace(
       settings={"definition": definition, "seed": seed, "scores": {}}
     ),
-    evaluation=SimpleNamespace(details={"loss": {"all": loss, "mail": loss}}),
+    evaluation=SimpleNamespace(
+      settings={}, details={"loss": {"all": loss, "mail": loss}}
+    ),
     curve=lambda: (np.array([10, 20, 40]), np.array(losses)),
   )
 
@@ -184,6 +187,7 @@ def seeded(definition, seed, losses, **objective):
 def test_seeds_become_a_mean_its_spread_and_a_step():
   """Means 4.0 and 3.5; variances 0.02 and 0.08 over two seeds each.
 
+  Welch: error √0.05, degrees of freedom 0.05² / (0.01² + 0.04²) = 1.47.
   The mean curve 6, 4.5, 3.5 is at the baseline's 4.0 half way from 20 to 40.
   """
   students = {
@@ -193,6 +197,7 @@ def test_seeds_become_a_mean_its_spread_and_a_step():
     "kd-12": seeded("random", 12, [7.0, 6.0, 5.0], kd={"weight": 0.5}),
     "miniplm-11": seeded("mean_diff", 11, [6.2, 4.4, 3.3]),
     "miniplm-12": seeded("mean_diff", 12, [5.8, 4.6, 3.7]),
+    "again-12": seeded("mean_diff", 12, [5.8, 4.6, 3.7]),  # the same weights
     "alone-11": seeded("difficulty", 11, [5.8, 4.6, 3.7]),
   }
   found = seeds.measure(SimpleNamespace(students=students))
@@ -200,13 +205,14 @@ def test_seeds_become_a_mean_its_spread_and_a_step():
   assert "beside" not in found["groups"]["pretrain"]
   against = found["groups"]["miniplm"]["beside"]
   assert against["difference"] == pytest.approx(-0.5)
-  assert against["error"] == pytest.approx(math.sqrt(0.02 / 2 + 0.08 / 2))
+  wanted = math.sqrt(0.05) * stats.t.ppf(0.975, 0.05**2 / (0.01**2 + 0.04**2))
+  assert against["error"] == pytest.approx(wanted)
   assert against["step"] == pytest.approx(30)
   assert found["groups"]["kd"]["beside"]["step"] is None
   rows = seeds.section(found).table[1]
   assert [row[-1] for row in rows] == ["–", "not reached", "30"]
   assert rows[0][4:] == ["4.0000 ± 0.1414", "2.0000 ± 0.0707", "baseline", "–"]
-  assert rows[2][6] == "-0.5000 ± 0.2236"
+  assert rows[2][6] == f"-0.5000 ± {wanted:.4f}"
 
 
 def test_one_seed_has_no_spread():

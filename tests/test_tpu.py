@@ -172,9 +172,14 @@ def test_a_slice_that_does_not_exist_is_an_error(name):
 @needs_libtpu
 def test_a_mesh_is_that_of_a_slice():
   """Each slice holds all weights: its devices are one row of the mesh."""
-  for sizes, shape in (((1, -1, 1), (2, 4, 1)), ((2, -1, 1), (4, 2, 1))):
-    mesh = topology.mesh("2*v5e:2x2", *sizes)
-    assert mesh.devices.shape == shape
+  for name, sizes, shape in (
+    ("2*v5e:2x2", (1, -1, 1), (2, 4, 1)),
+    ("2*v5e:4x4", (2, -1, 1), (4, 8, 1)),
+    ("2*v5e:4x4", (1, 8, 2), (2, 8, 2)),
+    ("2*v5p:2x2x2", (2, -1, 1), (4, 4, 1)),
+  ):
+    mesh = topology.mesh(name, *sizes)
+    assert mesh.devices.shape == shape and topology.count(name) == 2
     of_row = [{d.slice_index for d in row.flat} for row in mesh.devices]
     assert all(len(found) == 1 for found in of_row)
   with pytest.raises(UserError, match="4 devices of each of 2 slices"):

@@ -11,6 +11,7 @@ import numpy as np
 from miniplm_jax.analyse.inventory import Inventory, Skipped, Student
 from miniplm_jax.analyse.savings import reached
 from miniplm_jax.core import files, page
+from miniplm_jax.core.workdir import CONVERTED
 from miniplm_jax.evaluate.stage import ALL
 from miniplm_jax.trainer import flops
 
@@ -20,12 +21,14 @@ DEFINITION = (
   "evaluated: mean ± standard deviation over them (n − 1). Held-out loss in "
   "nats, mean over rows of the mean per token; it compares students of one "
   "tokenizer, bits per byte compares all. The baseline is what is trained on "
-  "rows at random with the plain loss, and has the same shape and tokenizer: "
-  "beside it, the difference with its standard error (Welch), and the step at "
-  "which the mean of the learning curves reaches the end of the baseline's."
+  "rows at random with the plain loss, and has the same shape, tokenizer and "
+  "optimisation: beside it, the difference with its 95 % interval (Welch), and "
+  "the step at which the mean of the learning curves reaches the end of the "
+  "baseline's."
 )
 
 _CURVES = "Learning curves: every seed, thin, and the mean."
+_BY_SEED = "selection", CONVERTED  # inputs
 _PLAIN = {"model", "train", "rows"}  # settings; an objective adds its own
 
 
@@ -38,11 +41,17 @@ def measure(found: Inventory) -> dict[str, Any]:
   groups = collections.defaultdict(dict)
   for name, student in found.students.items():
     if student.evaluation:
-      groups[_rest(student)][name] = student
-  several = [members for members in groups.values() if len(members) > 1]
+      # A student that was made again under another name counts once.
+      groups[_rest(student)].setdefault(student.made.weights, (name, student))
+  several = [dict(g.values()) for g in groups.values() if len(g) > 1]
   if not several:
     raise Skipped("no two students differ in their seeds alone")
-  figures = {name_of(list(m)): _figures(m) for m in several}
+  figures = {}
+  for members in several:
+    name = name_of(list(members))
+    figures[name if name not in figures else ", ".join(members)] = _figures(
+      members
+    )
   for group in figures.values():
     base = next(
       (
@@ -66,7 +75,9 @@ def _rest(student: Student) -> str:
       {k: v for k, v in made["train"].items() if k != "seed"},
       {k: v for k, v in selection.items() if k != "seed"},
       sorted(student.made.inputs),
+      {k: v for k, v in student.made.inputs.items() if k not in _BY_SEED},
       student.made.tokenizer,
+      student.evaluation.settings,
     ]
   )
 
@@ -91,9 +102,20 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
   settings = first.made.settings
   return {
     "names": list(members),
-    "kind": files.digest([settings["model"], first.made.tokenizer]),
+    "kind": files.digest(
+      [
+        settings["model"],
+        first.made.tokenizer,
+        {
+          k: v
+          for k, v in settings["train"].items()
+          if k not in ("seed", "steps")  # dearer steps are fewer
+        },
+      ]
+    ),
     "is_baseline": first.selection.settings["definition"] == "random"
-    and set(settings) <= _PLAIN,
+    and set(settings) <= _PLAIN
+    and set(first.made.inputs) <= {"corpus", *_BY_SEED},
     "steps": first.made.counts["steps"],
     "train_flops": first.made.details["train_flops"],
     "offline_flops": None if None in offline else sum(offline),
@@ -117,11 +139,17 @@ def beside(group: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
   """A group against the baseline.
 
   Returns:
-    `difference` of the mean losses in nats, `error`, its standard error, and
-    `step`, where the mean curve is first at the end of the baseline's, or None.
+    `difference` of the mean losses in nats, `error`, half of its 95 % interval,
+    and `step`, where the mean curve is first at the end of the baseline's, or
+    None.
   """
+  from scipy import stats
+
   ours, theirs = group["loss"], base["loss"]
-  error = sum(statistics.variance(x) / len(x) for x in (ours, theirs)) ** 0.5
+  interval = stats.ttest_ind(
+    ours, theirs, equal_var=False
+  ).confidence_interval()
+  error = (interval.high - interval.low) / 2
   found = {
     "difference": statistics.mean(ours) - statistics.mean(theirs),
     "error": error,
@@ -161,7 +189,11 @@ def section(found: Mapping[str, Any]) -> page.Section:
         else "baseline"
         if group["is_baseline"]
         else "–",
-        "–" if not against else f"{step:,.0f}" if step else "not reached",
+        "–"
+        if not against or not group["curve"]["steps"]
+        else f"{step:,.0f}"
+        if step
+        else "not reached",
       ]
     )
   return page.Section(

@@ -182,17 +182,22 @@ def leave(status: int, line: str) -> NoReturn:
   this one; and threads of libraries that were still starting can abort it
   with another status (seen in two runs of the whole suite, never alone).
   """
-  with contextlib.suppress(OSError):  # nobody reads it any more
-    print(line, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+  _print(line)
   try:
     if _count > 1:
       _part(line)
   except Exception as e:  # the first process, which keeps it, is gone
-    print(f"cannot tell the others: {type(e).__name__}", file=sys.stderr)
-    sys.stderr.flush()
+    _print(f"cannot tell the others: {type(e).__name__}")
   os._exit(status)
+
+
+def _print(line: str):
+  for say in (
+    sys.stdout.flush,
+    lambda: print(line, file=sys.stderr, flush=True),
+  ):
+    with contextlib.suppress(OSError):  # nobody reads it any more
+      say()
 
 
 def _part(line: str):

@@ -100,7 +100,7 @@ def make_mesh(
   types = (AxisType.Auto,) * len(AXES)
   if parts > 1:
     ordered = mesh_utils.create_hybrid_device_mesh(
-      in_slice, (parts, 1, 1), devices
+      in_slice, (parts, 1, 1), devices, allow_split_physical_axes=True
     )
     return Mesh(ordered, AXES, axis_types=types)
   return jax.make_mesh(tuple(sizes), AXES, types, devices=devices)
@@ -108,7 +108,8 @@ def make_mesh(
 
 def slices(devices: Iterable[jax.Device]) -> int:
   """How many TPU slices the devices are of; other devices are of one."""
-  return len({getattr(d, "slice_index", 0) for d in devices})
+  tpus = (d for d in devices if d.platform == "tpu")
+  return len({getattr(d, "slice_index", 0) for d in tpus}) or 1
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

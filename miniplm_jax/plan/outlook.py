@@ -158,15 +158,15 @@ def search(
       found.append(_line(piece, name, mesh, n, other, cache))
   best = min(filter(_fits, found), key=_rank, default=known)
   data, fsdp, tensor = mesh.devices.shape
-  data //= sharding.slices(mesh.devices.flat)  # of a slice, as topology.mesh
+  slices = sharding.slices(mesh.devices.flat)
+  data //= slices  # of a slice, as topology.mesh takes it
   for sizes in ((2 * data, fsdp // 2, tensor), (data, fsdp // 2, 2 * tensor)):
-    if fsdp % 2:
-      continue
-    other = topology.mesh(name, *sizes)
-    if best.figures.rows not in piece.rows(sharding.batch_shards(other)):
+    shards = sizes[0] * sizes[1] * slices
+    if fsdp % 2 or best.figures.rows not in piece.rows(shards):
       continue
     if getattr(piece.arch, "num_key_value_heads", 0) % sizes[2] == 0:
       say("plan", f"{name}: trying mesh {sizes}")
+      other = topology.mesh(name, *sizes)
       found.append(
         _line(piece, name, other, best.figures.rows, best.remat, cache)
       )
@@ -270,6 +270,7 @@ def advice(lines: Sequence[Line]) -> Iterator[str]:
       continue
     f = best.figures
     data, fsdp, tensor = f.mesh
+    data //= topology.count(slice_)
     gain = f", predicted {own.seconds / best.seconds:.2f} × as fast"
     yield (
       f"On {slice_} the fastest that was tried for {best.name}"

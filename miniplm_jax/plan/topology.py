@@ -105,6 +105,11 @@ def devices(name: str) -> list[jax.Device]:
   return list(described.devices)
 
 
+def count(name: str) -> int:
+  """How many slices a name means."""
+  return int(_NAME.fullmatch(name)[1] or 1)
+
+
 def mesh(name: str, data: int, fsdp: int, tensor: int) -> Mesh:
   """A mesh over all chips; one axis may be -1, "what is left" of a slice."""
   return sharding.make_mesh(data, fsdp, tensor, devices(name))
