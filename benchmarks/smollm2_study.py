@@ -280,6 +280,7 @@ def main(argv):
     workdir,
     variant,
     "--stages=analyse,report",
+    "--force",
     *_of_seed(variant, _SEEDS.value[0]),
   )
   _write_docs(workdir)

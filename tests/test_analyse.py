@@ -178,7 +178,8 @@ def seeded(definition, seed, losses, **objective):
       settings={"definition": definition, "seed": seed, "scores": {}}
     ),
     evaluation=SimpleNamespace(
-      settings={}, details={"loss": {"all": loss, "mail": loss}}
+      settings={"max_rows": 0, "name": f"{definition}-{seed}"},
+      details={"loss": {"all": loss, "mail": loss}},
     ),
     curve=lambda: (np.array([10, 20, 40]), np.array(losses)),
   )

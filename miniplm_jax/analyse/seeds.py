@@ -77,7 +77,7 @@ def _rest(student: Student) -> str:
       sorted(student.made.inputs),
       {k: v for k, v in student.made.inputs.items() if k not in _BY_SEED},
       student.made.tokenizer,
-      student.evaluation.settings,
+      {k: v for k, v in student.evaluation.settings.items() if k != "name"},
     ]
   )
 
@@ -115,7 +115,7 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
     ),
     "is_baseline": first.selection.settings["definition"] == "random"
     and set(settings) <= _PLAIN
-    and set(first.made.inputs) <= {"corpus", *_BY_SEED},
+    and set(first.made.inputs) <= {"corpus", "tokenizer", *_BY_SEED},
     "steps": first.made.counts["steps"],
     "train_flops": first.made.details["train_flops"],
     "offline_flops": None if None in offline else sum(offline),
