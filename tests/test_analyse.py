@@ -394,8 +394,8 @@ def test_a_line_takes_runs_that_differ_in_one_thing():
 def test_a_finished_run_has_them(finished):
   folder = finished / "run/analysis"
   made = json.loads((folder / "manifest.json").read_text())
-  assert set(made["details"]["skipped"]) == {"stability"}
-  for name in set(analyse.ANALYSES) - {"stability", "ablations"}:
+  assert set(made["details"]["skipped"]) == {"stability", "seeds"}
+  for name in set(analyse.ANALYSES) - {"stability", "ablations", "seeds"}:
     assert (folder / f"{name}.json").exists(), name
     assert (folder / f"{name}.png").read_bytes()[1:4] == b"PNG", name
   text = (finished / "run/report.html").read_text()
