@@ -8,16 +8,9 @@ what the reference (3.3M parameters) and the students (7.1M) consist of.
 """
 
 from miniplm_jax import config as config_lib
+from miniplm_jax import small_config
 
 TEACHER = "HuggingFaceTB/SmolLM2-135M"
-
-
-def _shape(model, hidden, ffn, layers, heads):
-  model.vocab_size = 49_152
-  model.hidden_size, model.intermediate_size = hidden, ffn
-  model.num_hidden_layers = layers
-  model.num_attention_heads = model.num_key_value_heads = heads
-  model.rope_theta, model.max_position_embeddings = 1e4, 128
 
 
 def _schedule(train, learning_rate):
@@ -35,8 +28,8 @@ def get_config():
   c.tokenizer, c.max_length = TEACHER, 128
   c.reference_share, c.heldout_share = 0.2, 0.1
   config.teacher.path = TEACHER
-  _shape(config.reference.model, 64, 192, 2, 2)
-  _shape(config.student.model, 128, 384, 4, 4)
+  small_config.shape(config.reference.model, 49_152, 64, 192, 2, 2)
+  small_config.shape(config.student.model, 49_152, 128, 384, 4, 4)
   _schedule(config.reference.train, 3e-3)
   _schedule(config.train, 2e-3)
   config.score.dtype = "float32"

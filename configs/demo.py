@@ -9,21 +9,8 @@ words. Teacher, reference and two students are trained from scratch.
 """
 
 from miniplm_jax import config as config_lib
+from miniplm_jax import small_config
 from miniplm_jax.methods import METHODS
-
-
-def _shape(model, hidden, ffn, layers, heads):
-  model.vocab_size = 4096
-  model.hidden_size, model.intermediate_size = hidden, ffn
-  model.num_hidden_layers = layers
-  model.num_attention_heads = model.num_key_value_heads = heads
-  model.rope_theta, model.max_position_embeddings = 1e4, 128
-
-
-def _schedule(train, steps, learning_rate):
-  train.steps, train.learning_rate = steps, learning_rate
-  train.batch_size, train.warmup_steps = 8, steps // 10
-  train.shuffle, train.dtype = True, "float32"
 
 
 def get_config(which=""):
@@ -43,18 +30,18 @@ def get_config(which=""):
   # The teacher needs text of its own: its weights must not have seen D.
   c.teacher_share, c.reference_share, c.heldout_share = 0.45, 0.1, 0.04
 
-  _shape(config.teacher.model, 160, 448, 4, 4)
-  _shape(config.reference.model, 32, 96, 2, 2)
-  _shape(config.student.model, 96, 256, 3, 3)
+  small_config.shape(config.teacher.model, 4096, 160, 448, 4, 4)
+  small_config.shape(config.reference.model, 4096, 32, 96, 2, 2)
+  small_config.shape(config.student.model, 4096, 96, 256, 3, 3)
   config.teacher.path = ""
   # For --config.baselines="('pretrain','proxy')". From new weights it ranks
   # worse: Spearman 0.60 where the reference's give 0.72.
-  _shape(config.proxy.model, 32, 96, 2, 2)
-  _schedule(config.proxy.train, 400, 3e-3)
+  small_config.shape(config.proxy.model, 4096, 32, 96, 2, 2)
+  small_config.schedule(config.proxy.train, 400, 3e-3)
   config.proxy.sample, config.proxy.from_reference = 0.25, True
-  _schedule(config.teacher.train, 1200, 2e-3)
-  _schedule(config.reference.train, 600, 3e-3)
-  _schedule(config.train, 800, 2e-3)
+  small_config.schedule(config.teacher.train, 1200, 2e-3)
+  small_config.schedule(config.reference.train, 600, 3e-3)
+  small_config.schedule(config.train, 800, 2e-3)
 
   config.score.dtype = "float32"
   config.score.rows_per_part = 2048

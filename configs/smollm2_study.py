@@ -10,6 +10,7 @@ configs/smollm2_study.py:kd has those, over the same scores and selections.
 """
 
 from miniplm_jax import config as config_lib
+from miniplm_jax import small_config
 
 METHODS = {
   "": ("pretrain", "miniplm", "difficulty", "teacher_preference"),
@@ -18,20 +19,6 @@ METHODS = {
 }
 # What the script plants in the corpus; it has none of the held-out loss.
 DAMAGES = ("shuffled", "truncated", "duplicated")
-
-
-def _shape(model, vocabulary, hidden, ffn, layers, heads):
-  model.vocab_size = vocabulary
-  model.hidden_size, model.intermediate_size = hidden, ffn
-  model.num_hidden_layers = layers
-  model.num_attention_heads = model.num_key_value_heads = heads
-  model.rope_theta, model.max_position_embeddings = 1e4, 128
-
-
-def _schedule(train, steps, learning_rate):
-  train.steps, train.learning_rate = steps, learning_rate
-  train.batch_size, train.warmup_steps = 8, steps // 10
-  train.shuffle, train.dtype = True, "float32"
 
 
 def get_config(which=""):
@@ -44,14 +31,14 @@ def get_config(which=""):
   config.teacher.path = config.corpus.tokenizer = "HuggingFaceTB/SmolLM2-135M"
   config.corpus.max_length = 128
   config.corpus.reference_share, config.corpus.heldout_share = 0.15, 0.07
-  _shape(config.reference.model, 49_152, 64, 192, 2, 2)
-  _schedule(config.reference.train, 300, 3e-3)
+  small_config.shape(config.reference.model, 49_152, 64, 192, 2, 2)
+  small_config.schedule(config.reference.train, 300, 3e-3)
   if which == "kd":
-    _shape(config.student.model, 49_152, 128, 384, 4, 4)
-    _schedule(config.train, 300, 2e-3)
+    small_config.shape(config.student.model, 49_152, 128, 384, 4, 4)
+    small_config.schedule(config.train, 300, 2e-3)
   else:
-    _shape(config.student.model, 4096, 128, 384, 4, 4)
-    _schedule(config.train, 800, 2e-3)
+    small_config.shape(config.student.model, 4096, 128, 384, 4, 4)
+    small_config.schedule(config.train, 800, 2e-3)
     config.student.tokenizer = "runs/smollm2_study/small/corpus/tokenizer"
     config.student.eos_token = "<|endoftext|>"
   if which == "zscore":

@@ -20,6 +20,7 @@ ORDER = (
   "methods",
   "method_config",
   "evaluation_config",
+  "small_config",
   "config",
   "config_rules",
   "models",

@@ -53,13 +53,13 @@ def summary(name: str) -> dict:
 @pytest.mark.parametrize("name", SLICES)
 def test_a_training_step_is_what_it_was(name, request):
   found = summary(name)
-  # v6e adds up gradients along a ring in pieces of 24 columns; a shard has 64,
-  # so the edges are sent once more. None of it is ours.
   # What crosses the network is a shard of the gradient, in bfloat16 where it
   # was formed so: less than all weights in float32 by the four of a slice.
   _, nbytes = found["collectives"].get("between slices", (0, 0))
   weights = ARCH.parameters() / 4
   assert (2 * weights <= nbytes <= 4.1 * weights) == name.startswith("2*")
+  # v6e adds up gradients along a ring in pieces of 24 columns; a shard has 64,
+  # so the edges are sent once more. None of it is ours.
   permutes, _ = found["collectives"].get("collective-permute", (0, 0))
   assert permutes <= name.startswith("v6e")
   goldens = json.loads(PATH.read_text()) if PATH.exists() else {}
