@@ -39,9 +39,10 @@ def main(argv):
   directory = hub.resolve(_MODEL.value)
   engine = tokenizer.load_engine(directory)
   texts = [PROMPTS[i % len(PROMPTS)] for i in range(_BATCH.value)]
-  rows, first, number = generation.pad_left(
+  batch = generation.pad_left(
     [engine.encode(text).ids for text in texts], len(texts)
   )
+  rows, first = batch["tokens"], batch["first"]
   mesh = sharding.make_mesh(1, 1, jax.device_count())
   model = huggingface.load(directory, mesh)
   theirs = transformers.AutoModelForCausalLM.from_pretrained(
@@ -73,8 +74,7 @@ def main(argv):
     )
 
     def run_ours():
-      found = program(model, rows, first, number)
-      return np.asarray(found.tokens)
+      return np.asarray(program(model, batch).values.tokens)
 
     ours, wanted = run_ours(), run_theirs()
     pairs = []

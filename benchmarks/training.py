@@ -73,7 +73,7 @@ def _section():
 def _ours(model: str):
   import jax
 
-  from miniplm_jax.models import huggingface, sharding
+  from miniplm_jax.models import huggingface, placement, sharding
   from miniplm_jax.trainer import loop, optimizer
   from miniplm_jax.trainer.objective import NextToken
 
@@ -94,7 +94,7 @@ def _ours(model: str):
     nonlocal state
     batch = {"tokens": tokens, "length": np.full(_ROWS, _LENGTH + 1, np.int32)}
     with jax.set_mesh(mesh):
-      state, found = step_fn(state, sharding.put_batch(batch, mesh))
+      state, found = step_fn(state, placement.put(batch, mesh))
     jax.block_until_ready(state)
     return float(found["train/loss"])
 

@@ -1,5 +1,6 @@
 """The stages in order, and running those that were asked for."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 
@@ -50,8 +51,6 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "report": report.jobs,
 }
 LOOKS = {"plan": plan.run, "verify": verify.run, "generate": generate.run}
-# What writes or speaks from every process, and would do so several times.
-_ONE_PROCESS = ("proxy", "seqkd", "logits", "plan", "generate")
 # Of a value in the config's YAML.
 _BUCKET = re.compile(r"[:-] '?(gs://[^/'\s]+)")
 
@@ -94,7 +93,6 @@ def run(
   workdir = Workdir(epath.Path(config.workdir).expanduser())
   run = config.run
   if run.coordinator and not dry_run:
-    _refuse_alone(config, workdir)
     hosts.initialize(
       run.coordinator, run.processes, run.process_id, run.lost_after
     )
@@ -103,7 +101,9 @@ def run(
   order = config_lib.STAGES + config_lib.LOOKS
   for stage in sorted(set(config.stages), key=order.index):
     if stage in config_lib.LOOKS:
-      LOOKS[stage](config, workdir, dry_run)
+      look = functools.partial(LOOKS[stage], config, workdir, dry_run)
+      # It compiles for devices that are not here: one process can do that.
+      hosts.agree(look) if stage == plan.STAGE else look()
       continue
     jobs = JOBS[stage](config, workdir)
     if not jobs and stage in stages:
@@ -114,24 +114,3 @@ def run(
     for job in jobs:
       state = "would be redone" if force else job_lib.status(job)
       print(f"  {stage:11} {state}\n              {job.summary}")
-
-
-def _refuse_alone(config, workdir: Workdir):
-  """Refuses what several processes cannot do as one program."""
-  if "evaluate" in config.stages and config.evaluation.tasks:
-    raise UserError(
-      "tasks are evaluated in one process",
-      f"config.run.coordinator={config.run.coordinator}",
-      "run --stages=evaluate on one host, or leave config.evaluation.tasks "
-      "empty",
-    )
-  for stage in _ONE_PROCESS:
-    if stage not in config.stages:
-      continue
-    if stage in LOOKS or JOBS[stage](config, workdir):
-      raise UserError(
-        f"stage {stage} runs in one process",
-        f"config.run.coordinator={config.run.coordinator}",
-        f"run --stages={stage} on one host, without a coordinator, and leave "
-        "it out of --stages here",
-      )

@@ -79,26 +79,42 @@ def run(
   return done
 
 
-def together(folder: pathlib.Path, *arguments: str) -> list[subprocess.Popen]:
-  """Starts two processes of four devices as one program."""
+def together(
+  folder: pathlib.Path,
+  *arguments: str,
+  processes: int = 2,
+  devices: int = 4,
+  slice_name: str = "",
+) -> list[subprocess.Popen]:
+  """Starts several processes as one program.
+
+  Args:
+    folder: of the run.
+    *arguments: of the command line.
+    processes: how many.
+    devices: of each.
+    slice_name: whose order of devices the meshes have; "" is host by host.
+  """
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
+  python, _, _, *given = command(folder, *arguments)
   return [
     subprocess.Popen(
-      command(
-        folder,
-        *arguments,
+      [
+        python,
+        str(ROOT / "tests" / "on_a_slice.py"),
+        *given,
         f"--config.run.coordinator=127.0.0.1:{port}",
-        "--config.run.processes=2",
+        f"--config.run.processes={processes}",
         f"--config.run.process_id={i}",
-      ),
-      env=environment(devices=4),
+      ],
+      env=environment(devices) | {"SLICE": slice_name},
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
     )
-    for i in range(2)
+    for i in range(processes)
   ]
 
 

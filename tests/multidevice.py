@@ -26,6 +26,7 @@ from miniplm_jax.models import (
   generation,
   huggingface,
   likelihood,
+  placement,
   sharding,
 )
 from miniplm_jax.models.architecture import Mamba, Transformer
@@ -110,7 +111,7 @@ def generated(model, mesh):
   """Tokens after 8 prompts of unequal length: likeliest, and drawn."""
   rng = np.random.default_rng(1)
   prompts = [rng.integers(0, 1000, n) for n in range(2, 10)]
-  inputs = sharding.put_batch(generation.pad_left(prompts, 8), mesh)
+  inputs = placement.put(generation.pad_left(prompts, 8), mesh)
   found = []
   for temperature in (0.0, 1.0):
     program = generation.compiled(
@@ -121,7 +122,7 @@ def generated(model, mesh):
       vocabulary=1000,
       dtype=jnp.float32,
     )
-    found.append(np.asarray(program(model, *inputs).tokens).tolist())
+    found.append(np.asarray(program(model, inputs).values.tokens).tolist())
   return found
 
 
@@ -135,6 +136,7 @@ def main():
     "tokens": rng.integers(0, 1000, (BATCH, LENGTH + 1)).astype(np.int32),
     "length": rng.integers(2, LENGTH + 2, BATCH).astype(np.int32),
   }
+  batch["row"] = np.arange(BATCH, dtype=np.int32)
   results, wanted = [], None
   # The first mesh is one device: what the others must equal.
   one = jax.make_mesh(
@@ -154,13 +156,13 @@ def main():
       new_model = NextToken.new_model
       new = functools.partial(loop._new_state, ARCH, train, new_model)
       state = jax.jit(new, out_shardings=where)(jax.random.key(0))
-      placed = sharding.put_batch(batch, mesh)
+      placed = placement.put(batch, mesh)
       objective = NextToken(train, 0, "full")
       step = loop.step_function(abstract, train, objective, mesh, 2)
       compiled = step.lower(state, placed).compile()
       score = likelihood.row_nll_step(mesh, eos_id=0, dtype=jnp.float32)
       scored = score.lower(state.model, placed).compile()
-      nll, count = scored(state.model, placed)
+      nll, count = scored(state.model, placed).values
       embed = state.model.embed[...]
       local = embed.addressable_shards[0].data.shape
       memory = compiled.memory_analysis()

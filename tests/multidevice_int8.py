@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from miniplm_jax.models import decoder, int8, likelihood, sharding
+from miniplm_jax.models import decoder, int8, likelihood, placement, sharding
 from miniplm_jax.models.architecture import Mamba, Transformer
 
 ARCHS = {
@@ -39,10 +39,10 @@ def found_on(mesh, arch, batch):
       out_shardings=sharding.shardings(abstract, mesh),
     )()
     model = int8.quantise(model)
-    rows = sharding.put_batch(batch, mesh)
+    rows = placement.put(batch, mesh)
     step = likelihood.row_nll_step(mesh, eos_id=0, dtype=jnp.float32)
     program = step.lower(model, rows).compile()
-    nll, _ = program(model, rows)
+    nll, _ = program(model, rows).values
   leaves = jax.tree_util.tree_leaves_with_path(model.layers, int8.is_quantised)
   matrices = {
     sharding.name_of(path): leaf
@@ -74,6 +74,7 @@ def main():
   batch = {
     "tokens": rng.integers(0, 1000, (8, 65)).astype(np.int32),
     "length": rng.integers(2, 66, 8).astype(np.int32),
+    "row": np.arange(8, dtype=np.int32),
   }
   one = jax.make_mesh(
     (1, 1, 1),

@@ -15,7 +15,7 @@ from flax import nnx
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.distill.vanilla_kd import SoftLabels
-from miniplm_jax.models import sharding
+from miniplm_jax.models import placement, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.trainer import loop
@@ -83,7 +83,7 @@ def main():
         loop._new_state, STUDENT, train, objective.new_model
       )
       state = jax.jit(new, out_shardings=where)(jax.random.key(0))
-      placed = sharding.put_batch(batch, mesh)
+      placed = placement.put(batch, mesh)
       step = loop.step_function(abstract, train, objective, mesh, 1)
       compiled = step.lower(state, placed, teacher).compile()
       losses = []

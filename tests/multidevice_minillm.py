@@ -13,7 +13,7 @@ from flax import nnx
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.distill import minillm, sampling
-from miniplm_jax.models import sharding
+from miniplm_jax.models import placement, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.trainer import loop
@@ -70,7 +70,7 @@ def main():
         ),
         mesh,
       )
-      here = sharding.put_batch(batch, mesh)
+      here = placement.put(batch, mesh)
 
       def draw(student, teacher, batch):
         keys = sampling.keys_of_rows(jax.random.key(5), batch["row"])

@@ -46,9 +46,10 @@ def test_cached_decoding_equals_uncached(mesh, name, pieces):
 def test_padding_on_the_left_is_not_there(mesh, name):
   """By value and by gradient, whatever the padding's tokens are."""
   model = new(SHAPES[name])
-  rows, first, number = generation.pad_left([TOKENS[0, :9], TOKENS[1, :4]], 3)
+  batch = generation.pad_left([TOKENS[0, :9], TOKENS[1, :4]], 3)
+  rows, first = batch["tokens"], batch["first"]
   assert first.tolist() == [0, 5, 5]
-  assert number.tolist() == [0, 1, -1]
+  assert batch["row"].tolist() == [0, 1, -1]
   found = cached(model, rows, first, (9,))
   for i, size in enumerate((9, 4)):
     wanted = jax.jit(model)(rows[i : i + 1, -size:])
@@ -76,7 +77,7 @@ def test_greedy_is_the_argmax_of_the_uncached_model(mesh, name):
     dtype=jnp.float32,
   )
   batch = generation.pad_left([TOKENS[0, :7], TOKENS[1, :3]], 3)
-  found = program(model, *batch)
+  found = program(model, batch).values
   assert found.finite.all()
   assert found.length.tolist()[:2] == [12, 12]
   assert not found.tokens[2].any()  # what fills the batch is not continued
@@ -95,8 +96,10 @@ def sample(mesh, model, prompts, numbers, *, eos_ids=(), **settings):
     vocabulary=300,
     dtype=jnp.float32,
   )
-  rows, first, _ = generation.pad_left(prompts, len(prompts))
-  return program(model, rows, first, np.asarray(numbers))
+  batch = generation.pad_left(prompts, len(prompts), numbers=numbers)
+  made = program(model, batch)
+  assert made.row_B.tolist() == numbers
+  return made.values
 
 
 def test_a_row_does_not_depend_on_its_batch(mesh):

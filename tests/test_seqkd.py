@@ -177,8 +177,8 @@ def test_rows_are_those_that_generate_makes_one_by_one(
   )
   for row_id, source, ids in zip(row_ids, corpus.read(row_ids), found):
     prompt = source.ids[None, :PROMPT]
-    zero = np.zeros(1, np.int32)
-    alone = program(model, prompt, zero, np.array([row_id], np.int32))
+    batch = generation.pad_left(prompt, 1, numbers=[row_id])
+    alone = program(model, batch).values
     wanted = np.asarray(alone.tokens)[0, : int(alone.length[0])]
     np.testing.assert_array_equal(ids[PROMPT:], wanted)
 

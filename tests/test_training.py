@@ -21,7 +21,7 @@ from trainers import assert_same_run, saved, spec, stopped
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.models import huggingface
+from miniplm_jax.models import huggingface, sharding
 from miniplm_jax.trainer import batches, loop, optimizer
 from miniplm_jax.trainer.objective import NextToken
 
@@ -144,6 +144,7 @@ def drawn(corpus, rows, *, first=0, steps=6, shuffle=True, weights=(), seed=1):
     steps=steps,
     seed=seed,
     shuffle=shuffle,
+    mesh=sharding.make_mesh(1, 1, 1),
     domain_weights=weights,
   )
   return np.array([batch["row_id"] for batch in stream])

@@ -9,12 +9,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.distill.logits_table import Row
-from miniplm_jax.models import likelihood, sharding, sparse_labels
+from miniplm_jax.models import (
+  likelihood,
+  placement,
+  sharding,
+  sparse_labels,
+)
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.score import batching
 
@@ -28,24 +31,23 @@ def keys(seed: int, row_B, length: int):
   return jax.random.key_data(key_BxT)
 
 
-def labels(model: Decoder, tokens_BxT, row_B, *, settings, vocabulary, dtype):
+def labels(model: Decoder, batch, *, settings, vocabulary, dtype):
   """What `sparse_labels.draw` returns, of packed rows.
 
   Args:
     model: the decoder.
-    tokens_BxT: int32, with the last target.
-    row_B: int32 row ids.
+    batch: `tokens` int32 [B, T + 1] and `row_id` int32 [B].
     settings: of stage logits.
     vocabulary: ids of the corpus's tokenizer; no other is taken.
     dtype: of the computation.
   """
-  inputs_BxT, targets_BxT = tokens_BxT[:, :-1], tokens_BxT[:, 1:]
+  inputs_BxT, targets_BxT = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
   with likelihood.matmul_precision(dtype):
     return sparse_labels.draw(
       model(inputs_BxT, dtype=dtype),
       model.head_VxD,
       targets_BxT,
-      keys(settings["seed"], row_B, inputs_BxT.shape[1]),
+      keys(settings["seed"], batch["row_id"], inputs_BxT.shape[1]),
       kind=settings["kind"],
       count=settings["ids"],
       ids=vocabulary,
@@ -74,15 +76,13 @@ class Labeller:
       batch_tokens=settings["batch_tokens"],
       shards=sharding.batch_shards(mesh),
     )
-    self._program = jax.jit(
-      functools.partial(
-        labels,
-        settings=settings,
-        vocabulary=corpus.manifest.details["vocab_size"],
-        dtype=jnp.dtype(settings["dtype"]),
-      ),
-      out_shardings=NamedSharding(mesh, P()),
+    function = functools.partial(
+      labels,
+      settings=settings,
+      vocabulary=corpus.manifest.details["vocab_size"],
+      dtype=jnp.dtype(settings["dtype"]),
     )
+    self._program = placement.program(function, mesh)
 
   def __call__(
     self, row_ids: np.ndarray, progress: Callable[[int], None]
@@ -96,20 +96,25 @@ class Labeller:
     found: list = [None] * len(row_ids)
     inputs = self._corpus.lengths[row_ids] - 1
     is_sampled = self._settings["kind"] == "sampling"
-    stream = batching.ReadAhead(self._corpus, row_ids, self._plan(inputs))
+    planned = self._plan(inputs)
+    stream = batching.ReadAhead(self._corpus, row_ids, planned, self._mesh)
+
+    def dispatch(item):
+      batch = item[1]
+      row_B = batch[placement.ROW]
+      row_id_B = np.where(row_B >= 0, row_ids[row_B], -1).astype(np.int32)
+      batch = {"tokens": batch["tokens"], "row_id": row_id_B, "row": row_B}
+      return self._program(self._model, placement.put(batch, self._mesh))
+
     with jax.set_mesh(self._mesh):
-      for planned, batch in stream:
-        row_B = np.full(planned.size, -1, np.int32)
-        row_B[: len(planned.places)] = row_ids[planned.places]
-        arrays = batch["tokens"], row_B
-        placed = sharding.put_batch(arrays, self._mesh)
-        nll, ids, log_p = jax.device_get(self._program(self._model, *placed))
-        for i, place in enumerate(planned.places):
+      for (batch, _), made in placement.pipelined(stream, dispatch):
+        places, (nll, ids, log_p) = placement.fetch(made, batch.places)
+        for i, place in enumerate(places):
           size = inputs[place]
           found[place] = (
             nll[i, :size].copy(),
             ids[i, :size].copy(),
             None if is_sampled else log_p[i, :size].copy(),
           )
-        progress(len(planned.places))
+        progress(len(places))
     return found

@@ -2,15 +2,16 @@
 
 `sparse_kd` reads the teacher's likeliest or sampled ids, `token_selection`
 the −log p of the labels under its frozen model. For other methods there is
-nothing to do. One process, any number of devices.
+nothing to do.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import files, hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
@@ -131,18 +132,22 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
   rows, size = kept_rows(inputs["selection"]), settings["rows_per_part"]
   units = [rows[i : i + size] for i in range(0, len(rows), size)]
   names = [logits_table.part_name(i, len(units)) for i in range(len(units))]
-  todo = [i for i, name in enumerate(names) if not (directory / name).exists()]
+  todo = hosts.agree(
+    lambda: [i for i, n in enumerate(names) if not (directory / n).exists()]
+  )
   done = len(rows) - sum(len(units[i]) for i in todo)
   with Progress(
     STAGE, len(rows), "rows", done, every=run.log_every_seconds
   ) as progress:
     for i in todo:
       found = labeller(units[i], progress.update)
-      logits_table.write_part(
-        directory / names[i],
-        map(logits_table.encode, units[i].tolist(), found),
-      )
-  described = {name: files.describe(directory / name) for name in names}
+      records = map(logits_table.encode, units[i].tolist(), found)
+      # All processes label, one writes.
+      write = logits_table.write_part, directory / names[i], records
+      hosts.agree(functools.partial(*write))
+  described = hosts.agree(
+    lambda: {name: files.describe(directory / name) for name in names}
+  )
   tokens = int((corpus.lengths[rows] - 1).sum())
   stored = sum(facts["bytes"] for facts in described.values())
   say(STAGE, f"{tokens:,} tokens, {stored / tokens:.1f} bytes a token")

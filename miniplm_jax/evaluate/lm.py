@@ -30,6 +30,7 @@ from miniplm_jax.models import (
   hub,
   huggingface,
   likelihood,
+  placement,
   sharding,
 )
 from miniplm_jax.score import batching
@@ -38,7 +39,6 @@ MODEL = "miniplm_jax"  # its name in lm_eval
 # Rows are padded to the least of these: four to an octave, so that a tenth of
 # the work is padding.
 _LENGTHS = [(4 + i) * 2**octave for octave in range(2, 20) for i in range(4)]
-_AHEAD = 2  # batches under way on the device
 _LEAST_TOKENS = 1024  # of a batch: less work than this is not split
 _NEW_TOKENS = 256  # if a request does not say, as lm_eval's hf model
 
@@ -91,8 +91,8 @@ class JaxLM(TemplateLM):
     self._prefix_text = engine.decode(
       [self._prefix_id], skip_special_tokens=False
     )
-    self._score = jax.jit(
-      functools.partial(likelihood.continuation_nll, dtype=self._dtype)
+    self._score = placement.program(
+      functools.partial(likelihood.continuation_nll, dtype=self._dtype), mesh
     )
     # Choices of a question share its text.
     self._encode = functools.lru_cache(1024)(self._encode)
@@ -157,27 +157,21 @@ class JaxLM(TemplateLM):
     shards = sharding.batch_shards(self._mesh)
     planned = batching.plan(inputs, _lengths(inputs.max()), size, shards)
     found: list[Any] = [None] * len(rows)
-    pending = collections.deque()
+
+    def dispatch(batch):
+      arrays = placement.put_whole(_padded(batch, rows, scored), self._mesh)
+      return self._score(self._model, arrays)
+
     with (
       jax.set_mesh(self._mesh),
       Progress("evaluate", len(rows), "requests", every=self._every) as bar,
     ):
-
-      def fetch():
-        batch, made = pending.popleft()
-        nll_BxT, is_greedy_B = jax.device_get(made)
+      for batch, made in placement.pipelined(planned, dispatch):
+        places, (nll_BxT, is_greedy_B) = placement.fetch(made, batch.places)
         total_B = nll_BxT.sum(-1, dtype=np.float64)
-        for place, total, is_greedy in zip(batch.places, total_B, is_greedy_B):
+        for place, total, is_greedy in zip(places, total_B, is_greedy_B):
           found[place] = -float(total), bool(is_greedy)
         bar.update(len(batch.places))
-
-      for batch in planned:
-        arrays = sharding.put_batch(_padded(batch, rows, scored), self._mesh)
-        pending.append((batch, self._score(self._model, arrays)))
-        if len(pending) > _AHEAD:
-          fetch()
-      while pending:
-        fetch()
     return found
 
   def loglikelihood_rolling(
@@ -256,10 +250,11 @@ class JaxLM(TemplateLM):
       here, order = order[:most], order[most:]
       # Powers of two: few shapes.
       size = min(most, shards << (-(-len(here) // shards) - 1).bit_length())
-      batch = generation.pad_left([rows[i] for i in here], size, length)
-      batch = sharding.put_batch(batch, self._mesh)
-      made = jax.device_get(program(self._model, *batch))
-      for i, ids, n in zip(here, made.tokens, made.length):
+      # A request's number, not its place in the batch: it seeds the draws.
+      batch = generation.pad_left([rows[i] for i in here], size, length, here)
+      batch = placement.put_whole(batch, self._mesh)
+      made = placement.fetch(program(self._model, batch), np.array(here))
+      for i, ids, n in zip(made.row_B, made.values.tokens, made.values.length):
         text = self._engine.decode(ids[:n].tolist(), skip_special_tokens=True)
         yield i, model_utils.postprocess_generated_text(text, until, None)
 
@@ -296,13 +291,20 @@ def _lengths(longest: int) -> list[int]:
 
 
 def _padded(batch, rows, scored) -> dict[str, np.ndarray]:
-  """A planned batch as `likelihood.continuation_nll` takes it."""
+  """A planned batch for `likelihood.continuation_nll`, with its numbers."""
   tokens = np.zeros((batch.size, batch.length + 1), np.int32)
   length, wanted = np.zeros((2, batch.size), np.int32)
   for i, place in enumerate(batch.places):
     length[i], wanted[i] = len(rows[place]), scored[place]
     tokens[i, : length[i]] = rows[place]
-  return {"tokens": tokens, "length": length, "scored": wanted}
+  row = np.full(batch.size, -1, np.int32)
+  row[: len(batch.places)] = batch.places
+  return {
+    "tokens": tokens,
+    "length": length,
+    "scored": wanted,
+    placement.ROW: row,
+  }
 
 
 @register_model(MODEL)

@@ -147,6 +147,7 @@ def _table_job(config, workdir: Workdir, found, names) -> Job:
     summary=f"table of {len(found)} models and {len(names)} tasks",
     run=lambda inputs: _tabulate(config, workdir, found, names, inputs),
     is_view=True,
+    is_host_only=True,
   )
 
 

@@ -1,5 +1,6 @@
 """Stage generate: continues prompts and prints what came out."""
 
+from miniplm_jax.core import hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
@@ -34,17 +35,18 @@ def _continue(config, directory):
 
   import jax
   import jax.numpy as jnp
+  import numpy as np
 
   from miniplm_jax.corpus import tokenizer
-  from miniplm_jax.models import generation, hub, huggingface, sharding
+  from miniplm_jax.models import (
+    generation,
+    hub,
+    huggingface,
+    placement,
+    sharding,
+  )
 
   c, run = config.generate, config.run
-  if jax.process_count() > 1:
-    raise UserError(
-      f"{STAGE} runs on one host, this is {jax.process_count()}",
-      "the command line",
-      "run it on one of them alone",
-    )
   engine = tokenizer.load_engine(directory)
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   model = huggingface.load(directory, mesh, jnp.dtype(c.dtype))
@@ -66,24 +68,26 @@ def _continue(config, directory):
       vocabulary=min(tokenizer.vocab_size(engine), arch.vocab_size),
       dtype=jnp.dtype(c.dtype),
     )
-    arguments = model, *sharding.put_batch(batch, mesh)
+    arguments = model, placement.put_whole(batch, mesh)
     program = program.lower(*arguments).compile()
     start = time.monotonic()
-    found = jax.device_get(program(*arguments))
+    made = placement.fetch(program(*arguments), np.arange(len(rows)))
     seconds = time.monotonic() - start
-  if not found.finite[: len(rows)].all():
+  order = np.argsort(made.row_B)
+  found = jax.tree.map(lambda x: x[order], made.values)
+  if not found.finite.all():
     raise UserError(
       "the model's logits are not finite",
       str(directory),
       "its weights hold NaN or overflow; try --config.generate.dtype=float32",
     )
-  for i in range(len(rows)):
+  for i in range(len(rows) if hosts.is_first() else 0):
     ids = found.tokens[i, : found.length[i]].tolist()
     ended = "ended" if ids[-1] in eos_ids else "cut"
     print(f"--- prompt {i // c.samples + 1}, {len(ids)} new tokens, {ended}")
     before = engine.decode(rows[i])
     print(before + engine.decode([*rows[i], *ids])[len(before) :])
-  total = int(found.length[: len(rows)].sum())
+  total = int(found.length.sum())
   say(
     STAGE,
     f"{total:,} tokens in {seconds:.1f} s, {total / seconds:.1f} tokens/s, "

@@ -4,7 +4,6 @@ B batch, T time of the prompts, N new tokens, D hidden, V vocabulary.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from miniplm_jax.models import head, sharding
+from miniplm_jax.models import head, placement
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.models.likelihood import matmul_precision
 
@@ -176,23 +175,35 @@ def generate(
 
 
 def compiled(mesh: Mesh, **settings):
-  """`generate` with these settings, jitted for the mesh.
+  """`generate` as a program of `placement`, for batches as of `pad_left`.
 
   Settings are all keyword arguments of `generate`.
   """
-  function = functools.partial(generate, **settings)
-  rows = sharding.batch_sharding(mesh)
-  return jax.jit(function, out_shardings=Generated(rows, rows, rows))
+
+  def function(model, batch):
+    arrays = batch["tokens"], batch["first"], batch[placement.ROW]
+    return generate(model, *arrays, **settings)
+
+  return placement.program(function, mesh)
 
 
-def pad_left(prompts: Sequence[Sequence[int]], batch: int, length: int = 0):
-  """Prompts as one array, with copies of the last to fill the batch.
+def pad_left(
+  prompts: Sequence[Sequence[int]],
+  batch: int,
+  length: int = 0,
+  numbers: Sequence[int] | None = None,
+) -> dict[str, np.ndarray]:
+  """Prompts as one batch, with copies of the last to fill it.
 
-  `length` is T; 0 is that of the longest.
+  Args:
+    prompts: ids, at least one.
+    batch: rows, at least as many.
+    length: T; 0 is that of the longest.
+    numbers: of the prompts; None counts them from 0.
 
   Returns:
-    int32 [batch, T]; the column of each one's first token, int32 [batch]; and
-    its number, −1 for the copies, int32 [batch].
+    `tokens` int32 [batch, T]; `first`, the column of each one's first token,
+    int32 [batch]; and `row`, its number, −1 for the copies, int32 [batch].
   """
   length = length or max(map(len, prompts))
   tokens = np.zeros((batch, length), np.int32)
@@ -201,5 +212,6 @@ def pad_left(prompts: Sequence[Sequence[int]], batch: int, length: int = 0):
     ids = prompts[min(i, len(prompts) - 1)]
     first[i] = length - len(ids)
     tokens[i, first[i] :] = ids
-  number = np.arange(batch, dtype=np.int32)
-  return tokens, first, np.where(number < len(prompts), number, -1)
+  row = np.full(batch, -1, np.int32)
+  row[: len(prompts)] = range(len(prompts)) if numbers is None else numbers
+  return {"tokens": tokens, "first": first, placement.ROW: row}

@@ -8,10 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from miniplm_jax.models import head
+from miniplm_jax.models import head, placement
 from miniplm_jax.models.decoder import Decoder
 
 
@@ -52,11 +51,9 @@ def row_nll(
 
 
 def row_nll_step(mesh: Mesh, *, eos_id: int, dtype: Any):
-  """`row_nll` as a jitted program of (model, batch); all devices get all."""
-  return jax.jit(
-    functools.partial(row_nll, eos_id=eos_id, dtype=dtype),
-    out_shardings=NamedSharding(mesh, P()),
-  )
+  """`row_nll` as a program of `placement`: the batch has `row` too."""
+  function = functools.partial(row_nll, eos_id=eos_id, dtype=dtype)
+  return placement.program(function, mesh)
 
 
 def continuation_nll(

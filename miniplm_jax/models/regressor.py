@@ -3,14 +3,14 @@
 B batch, T time, D hidden.
 """
 
+import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
+from miniplm_jax.models import placement
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.models.likelihood import loss_mask, matmul_precision
@@ -77,9 +77,6 @@ def row_value(
 
 
 def row_value_step(mesh: Mesh, *, eos_id: int, dtype: Any):
-  """`row_value` as a jitted program of (model, batch); all devices get all."""
-
-  def step(model, batch):
-    return row_value(model, batch, eos_id=eos_id, dtype=dtype)
-
-  return jax.jit(step, out_shardings=NamedSharding(mesh, P()))
+  """`row_value` as a program of `placement`: the batch has `row` too."""
+  function = functools.partial(row_value, eos_id=eos_id, dtype=dtype)
+  return placement.program(function, mesh)

@@ -73,7 +73,8 @@ def make_mesh(
     devices: None for those that JAX has.
 
   Raises:
-    UserError: the sizes do not multiply to the number of devices.
+    UserError: the sizes do not multiply to the number of devices, or the
+      torus has no such mesh.
   """
   sizes = [data, fsdp, tensor]
   devices = jax.devices() if devices is None else devices
@@ -88,22 +89,25 @@ def make_mesh(
       "config.run",
       "let the sizes multiply to the number of devices, or give one as -1",
     )
-  in_slice = tuple(sizes)
-  sizes[0] *= parts
-  hosts = len({d.process_index for d in devices})
-  if sizes[0] * sizes[1] % hosts:
+  try:
+    # An axis of the mesh may be a part of one of the torus, as the factors of
+    # 4 × 4 × 4 often are: without that JAX refuses them.
+    if parts > 1:
+      ordered = mesh_utils.create_hybrid_device_mesh(
+        sizes, (parts, 1, 1), devices, allow_split_physical_axes=True
+      )
+    else:
+      ordered = mesh_utils.create_device_mesh(
+        sizes, devices, allow_split_physical_axes=True
+      )
+  except (NotImplementedError, ValueError, AssertionError) as e:
     raise UserError(
-      f"{sizes[0] * sizes[1]} batch shards over {hosts} hosts",
-      "config.run.data and config.run.fsdp",
-      "let data × fsdp be a multiple of the number of hosts",
-    )
-  types = (AxisType.Auto,) * len(AXES)
-  if parts > 1:
-    ordered = mesh_utils.create_hybrid_device_mesh(
-      in_slice, (parts, 1, 1), devices, allow_split_physical_axes=True
-    )
-    return Mesh(ordered, AXES, axis_types=types)
-  return jax.make_mesh(tuple(sizes), AXES, types, devices=devices)
+      f"JAX makes no mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} "
+      f"of these {len(devices)} devices ({e})",
+      "config.run",
+      "choose other sizes: fsdp=-1, with data=1 and tensor=1, fits any slice",
+    ) from e
+  return Mesh(ordered, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def slices(devices: Iterable[jax.Device]) -> int:
@@ -202,11 +206,3 @@ def gather_fsdp(layer: Any) -> Any:
     return jax.lax.with_sharding_constraint(leaf, P(*kept))
 
   return jax.tree_util.tree_map_with_path(one, layer)
-
-
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-  """Local numpy rows → global arrays, rows split over the mesh."""
-  sharding = batch_sharding(mesh)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
-  )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.models import decoder, likelihood, sharding
+from miniplm_jax.models import decoder, likelihood, placement, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.trainer import loop
 from miniplm_jax.trainer.objective import NextToken
@@ -36,7 +36,10 @@ def scoring(
   # Which id ends a document changes a constant, and nothing else.
   step = likelihood.row_nll_step(mesh, eos_id=0, dtype=dtype)
   with jax.set_mesh(mesh):
-    return step.lower(weights(arch, mesh, dtype), _batch(mesh, rows, length))
+    batch = _batch(mesh, rows, length) | {
+      placement.ROW: _placed(_ints(rows), sharding.batch_sharding(mesh))
+    }
+    return step.lower(weights(arch, mesh, dtype), batch)
 
 
 def training(
@@ -75,8 +78,8 @@ def weights(arch: Architecture, mesh: Mesh, dtype: Any):
 def _batch(mesh: Mesh, rows: int, length: int):
   by_row = sharding.batch_sharding(mesh)
   batch = {
-    "tokens": jax.ShapeDtypeStruct((rows, length + 1), jnp.int32),
-    "length": jax.ShapeDtypeStruct((rows,), jnp.int32),
+    "tokens": _ints(rows, length + 1),
+    "length": _ints(rows),
   }
   return {name: _placed(x, by_row) for name, x in batch.items()}
 
@@ -98,6 +101,10 @@ def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
       "when it was compiled",
       "make the batch per device smaller, or split weights over more devices",
     ) from e
+
+
+def _ints(*shape: int):
+  return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
 def _placed(x, where: NamedSharding):

@@ -56,6 +56,8 @@ def run(
   Worker(scorer, units, [filled], run).fill()
   made = score_stage.merge(config, filled, corpus, units)
 
+  if not made:  # another process writes the manifest
+    return {}
   predicted = [table.read_part(directory / unit.name).columns for unit in units]
   found = fidelity.heldout(config, corpus, inputs, predicted)
   # A selection by rows or tokens has no share of its own.

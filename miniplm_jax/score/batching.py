@@ -7,6 +7,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from jax.sharding import Mesh
 
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.trainer import batches
@@ -74,30 +75,45 @@ def plan(
 class _Batches(grain.sources.RandomAccessDataSource):
   """Planned batches, read when they are asked for."""
 
-  def __init__(self, corpus, row_ids, planned):
-    self._corpus, self._row_ids, self._planned = corpus, row_ids, planned
+  def __init__(self, corpus, row_ids, planned, mesh):
+    self._corpus, self._row_ids = corpus, row_ids
+    self._planned, self._mesh = planned, mesh
 
   def __len__(self):
     return len(self._planned)
 
   def __getitem__(self, i):
     batch = self._planned[i]
-    rows = self._row_ids[batch.places]
-    return batches.take(self._corpus, rows, batch.size, batch.length)
+    return batches.take(
+      self._corpus,
+      self._row_ids,
+      batch.places,
+      batch.size,
+      batch.length,
+      self._mesh,
+    )
 
   def __repr__(self):
     return f"_Batches({len(self)})"
 
 
 class ReadAhead:
-  """This process's share of planned batches, read by other threads.
+  """This process's rows of planned batches, read by other threads.
 
   Attributes:
     host_wait: seconds that the caller has waited for a batch.
   """
 
-  def __init__(self, corpus: Corpus, row_ids: np.ndarray, planned):
-    source = grain.MapDataset.source(_Batches(corpus, row_ids, planned))
+  def __init__(
+    self,
+    corpus: Corpus,
+    row_ids: np.ndarray,
+    planned: Sequence[Planned],
+    mesh: Mesh,
+  ):
+    """Begins to read batches of `row_ids` that will lie on `mesh`."""
+    batches_ = _Batches(corpus, row_ids, planned, mesh)
+    source = grain.MapDataset.source(batches_)
     self._batches = iter(source.to_iter_dataset(_READ_AHEAD))
     self._planned = planned
     self.host_wait = 0.0

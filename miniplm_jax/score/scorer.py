@@ -1,6 +1,5 @@
 """Log-probs of many rows under one or several models, in one pass."""
 
-import collections
 import dataclasses
 import functools
 import time
@@ -13,13 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.models import likelihood, sharding
+from miniplm_jax.models import likelihood, placement, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.score import batching
-
-# Batches under way on the device while the host prepares the next.
-_AHEAD = 2
 
 
 @dataclasses.dataclass
@@ -72,7 +68,8 @@ class Scorer:
       lengths: rows are padded to the least of these and of the corpus's
         max_length that fits.
       batch_tokens: inputs of a batch over all devices, padding included.
-      row_step: makes the program (model, batch) → (Σ of each row, tokens).
+      row_step: makes the `placement.program` (model, batch) → (Σ of each
+        row, tokens).
       flops: (arch, length) → FLOPs of it for a token.
     """
     self._models, self._corpus, self._mesh = models, corpus, mesh
@@ -108,28 +105,21 @@ class Scorer:
     models = {m: self._models[m] for m in names or self._models}
     nll_sum = {m: np.zeros(len(row_ids), np.float32) for m in models}
     n_tokens = np.zeros(len(row_ids), np.int32)
-    pending = collections.deque()
-
-    def fetch():
-      places, by_model = pending.popleft()
-      for model, found in jax.device_get(by_model).items():
-        nll_sum[model][places] = found[0][: len(places)]
-        n_tokens[places] = found[1][: len(places)]
-      progress(len(places))
-
     inputs = self._corpus.lengths[row_ids] - 1
     planned = self._plan(inputs)
     self.shapes |= {(p.size, p.length) for p in planned}
-    stream = batching.ReadAhead(self._corpus, row_ids, planned)
+    stream = batching.ReadAhead(self._corpus, row_ids, planned, self._mesh)
+
+    def dispatch(item):
+      rows = placement.put(item[1], self._mesh)
+      return {m: self._row_sum(d, rows) for m, d in models.items()}
+
     with jax.set_mesh(self._mesh):
-      for batch, rows in stream:
-        rows = sharding.put_batch(rows, self._mesh)
-        by_model = {m: self._row_sum(d, rows) for m, d in models.items()}
-        pending.append((batch.places, by_model))
-        if len(pending) > _AHEAD:
-          fetch()
-      while pending:
-        fetch()
+      for (batch, _), by_model in placement.pipelined(stream, dispatch):
+        for model, made in by_model.items():
+          places, values = placement.fetch(made, batch.places)
+          nll_sum[model][places], n_tokens[places] = values
+        progress(len(batch.places))
     work = Work(
       seconds=time.perf_counter() - start,
       host_wait=stream.host_wait,

@@ -15,7 +15,7 @@ import numpy as np
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus, Instance
-from miniplm_jax.models import generation, sharding
+from miniplm_jax.models import generation, placement, sharding
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.trainer import flops
 
@@ -97,17 +97,17 @@ class Continuation:
     seen["rows_too_short"] += len(rows) - len(long)
     if not long:
       return found
-    prompts_BxP = np.zeros((self._batch, size), np.int32)
-    row_B = np.full(self._batch, -1, np.int32)
-    prompts_BxP[: len(long)] = [found[i][:size] for i in long]
-    row_B[: len(long)] = row_ids[long]
-    first_B = np.zeros(self._batch, np.int32)
+    prompts = [found[i][:size] for i in long]
+    # The row's id, not its place: it seeds the draws.
+    batch = generation.pad_left(prompts, self._batch, size, row_ids[long])
     start = time.perf_counter()
     with jax.set_mesh(self._mesh):
-      batch = sharding.put_batch((prompts_BxP, first_B, row_B), self._mesh)
-      made = jax.device_get(self._program(self._model, *batch))
+      batch = placement.put_whole(batch, self._mesh)
+      made_ids, made = placement.fetch(
+        self._program(self._model, batch), row_ids[long]
+      )
     self._seconds += time.perf_counter() - start
-    for k, i in enumerate(long):
+    for k, i in enumerate(np.searchsorted(row_ids, made_ids)):
       if not made.finite[k]:
         raise UserError(
           f"the teacher's logits are not finite in row {row_ids[i]}",
@@ -115,7 +115,7 @@ class Continuation:
           "its weights hold NaN or overflow; try --config.seqkd.dtype=float32",
         )
       new = int(made.length[k])
-      found[i] = np.concatenate([prompts_BxP[k], made.tokens[k, :new]])
+      found[i] = np.concatenate([found[i][:size], made.tokens[k, :new]])
       seen["rows_continued"] += 1
       seen["rows_ended"] += int(size + new <= self._corpus.max_length)
       seen["new_tokens"] += new

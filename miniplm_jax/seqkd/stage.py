@@ -8,7 +8,9 @@ held-out rows, as they are, so a student is never measured on generated text.
 """
 
 import collections
+import functools
 
+from miniplm_jax.core import hosts
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
@@ -124,7 +126,9 @@ def _run(config, source, directory, inputs):
   units = [rows[i : i + size] for i in range(0, len(rows), size)]
   parts = len(units) + 1  # the last are the held-out rows
   names = [store.shard_names(i, parts) for i in range(parts)]
-  todo = [i for i, n in enumerate(names) if not (directory / n[1]).exists()]
+  todo = hosts.agree(
+    lambda: [i for i, n in enumerate(names) if not (directory / n[1]).exists()]
+  )
   left = sum(len(units[i]) for i in todo if i < len(units))
   with Progress(
     STAGE, len(rows), "rows", len(rows) - left, every=run.log_every_seconds
@@ -135,9 +139,15 @@ def _run(config, source, directory, inputs):
         found = made.rows(units[i], i, seen, progress.update)
       else:
         found = made.copies(corpus.rows_of("heldout"), i, seen)
-      store.write_shard(directory, names[i], found, seen)
-  tokenizer.save(corpus.tokenizer(), directory / "tokenizer")
-  counts, described = store.merge(directory, parts)
+      # All processes generate, one writes.
+      write = store.write_shard, directory, names[i], list(found), seen
+      hosts.agree(functools.partial(*write))
+
+  def merged():
+    tokenizer.save(corpus.tokenizer(), directory / "tokenizer")
+    return store.merge(directory, parts)
+
+  counts, described = hosts.agree(merged)
   cost = counts.pop("flops", 0)
   _say(counts, cost)
   same = ("eos_id", "vocab_size")

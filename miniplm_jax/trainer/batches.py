@@ -2,17 +2,18 @@
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
 import grain
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from miniplm_jax.config import weight_of
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.store import Corpus, pad
+from miniplm_jax.models import placement
 
 Batch = dict[str, Any]
 
@@ -56,6 +57,20 @@ class _Interleaved(grain.transforms.DatasetSelectionMap):
         return data, first - kept_first
       first, after, left = kept_first, kept_after, left - share
     raise AssertionError(i)
+
+
+class _Own(grain.transforms.DatasetSelectionMap):
+  """Of each batch the rows that this process holds."""
+
+  def __init__(self, own: np.ndarray, batch_size: int, steps: int):
+    self._own, self._batch_size, self._steps = own, batch_size, steps
+
+  def __len__(self):
+    return self._steps * len(self._own)
+
+  def __getitem__(self, i):
+    step, place = divmod(i, len(self._own))
+    return 0, step * self._batch_size + int(self._own[place])
 
 
 def by_domain(
@@ -116,13 +131,16 @@ def stream(
   steps: int,
   seed: int,
   shuffle: bool,
+  mesh: Mesh,
   domain_weights: Sequence[str] = (),
+  with_rows: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Iterator[Batch]:
-  """This process's share of batches first_step … steps − 1.
+  """This process's rows of batches first_step … steps − 1.
 
-  Batch s is the same whatever first_step is, and its rows over all processes
-  are the same for any number of them. Rows are repeated, and shuffled anew,
-  as often as the steps need.
+  Batch s is the same whatever first_step is, and over all processes it is the
+  same for any number of them and any mesh. `with_rows` adds what else is known
+  of the rows, in the threads that read them. Rows are repeated, and shuffled
+  anew, as often as the steps need.
 
   With `domain_weights` every domain is such a stream of its own, and they are
   interleaved: among the first n rows, for any n, each has its share of
@@ -130,7 +148,7 @@ def stream(
 
   Yields:
     `tokens` int32 [b, max_length + 1], `length` int32 [b], `row_id` int64
-    [b], with b = batch_size / processes.
+    [b], of the b rows that `placement.local_rows` names.
   """
   if domain_weights:
     parts = by_domain(corpus, row_ids, domain_weights)
@@ -145,11 +163,11 @@ def stream(
     )
   else:
     data = _rows(corpus, row_ids, seed, shuffle)
-  data = data[: steps * batch_size]
-  data = data[jax.process_index() :: jax.process_count()]
-  data = data.batch(batch_size // jax.process_count())
+  own = _Own(placement.local_rows(mesh, batch_size), batch_size, steps)
+  data = grain.MapDataset.select_from_datasets([data], own)
+  data = data.batch(len(own) // steps)
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-  return iter(data[first_step:].to_iter_dataset(options))
+  return iter(data[first_step:].map(with_rows).to_iter_dataset(options))
 
 
 def _seed_of(seed: int, i: int) -> int:
@@ -158,26 +176,37 @@ def _seed_of(seed: int, i: int) -> int:
 
 
 def take(
-  corpus: Corpus, row_ids: np.ndarray, batch_size: int, length: int
+  corpus: Corpus,
+  row_ids: np.ndarray,
+  places: np.ndarray,
+  batch_size: int,
+  length: int,
+  mesh: Mesh,
 ) -> Batch:
-  """This process's share of a batch of given rows.
+  """This process's rows of a batch of given rows.
 
   Args:
     corpus: the rows.
-    row_ids: int64 [n], n ≤ batch_size.
-    batch_size: rows over all processes; missing ones get length 0.
+    row_ids: int64, of which the batch takes some.
+    places: which, int64 [n], n ≤ batch_size; they are the rows' numbers.
+    batch_size: rows over all processes; missing ones have length 0.
     length: inputs of a row.
+    mesh: where the batch will lie.
 
   Returns:
-    `tokens` int32 [b, length + 1], `length` int32 [b].
+    `tokens` int32 [b, length + 1], `length` int32 [b] and `row` int32 [b], of
+    the b rows that `placement.local_rows` names.
   """
-  share = batch_size // jax.process_count()
-  row_ids = row_ids[jax.process_index() * share :][:share]
-  batch = pad(corpus.read(row_ids), length, corpus.eos_id)
-  missing = share - len(row_ids)
+  own = placement.local_rows(mesh, batch_size)
+  here = places[own[own < len(places)]]
+  batch = pad(corpus.read(row_ids[here]), length, corpus.eos_id)
+  missing = len(own) - len(here)
   return {
     "tokens": np.pad(
       batch["tokens"], ((0, missing), (0, 0)), constant_values=corpus.eos_id
     ),
     "length": np.pad(batch["length"], (0, missing)),
+    placement.ROW: np.pad(
+      here.astype(np.int32), (0, missing), constant_values=-1
+    ),
   }

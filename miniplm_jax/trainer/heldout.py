@@ -1,14 +1,10 @@
 """The held-out losses of a learning curve."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
-from miniplm_jax.models import likelihood, sharding
+from miniplm_jax.models import likelihood, placement
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.trainer import batches
 
@@ -19,13 +15,8 @@ class Heldout:
   def __init__(self, spec, mesh: Mesh, batch_size: int):
     """Takes a `loop.Run`; `batch_size` rows are looked at a time."""
     self._spec, self._mesh, self._size = spec, mesh, batch_size
-    self._row_nll = jax.jit(
-      functools.partial(
-        likelihood.row_nll,
-        eos_id=spec.corpus.eos_id,
-        dtype=jnp.dtype(spec.train.dtype),
-      ),
-      out_shardings=NamedSharding(mesh, P()),
+    self._row_nll = likelihood.row_nll_step(
+      mesh, eos_id=spec.corpus.eos_id, dtype=jnp.dtype(spec.train.dtype)
     )
 
   def is_due(self, done: int) -> bool:
@@ -40,13 +31,17 @@ class Heldout:
   def __call__(self, model: Decoder) -> dict[str, float]:
     """The losses now, in nats."""
     corpus, ids, size = self._spec.corpus, self._spec.heldout_ids, self._size
-    found = []
-    for start in range(0, len(ids), size):
-      here = ids[start : start + size]
-      batch = batches.take(corpus, here, size, corpus.max_length)
-      batch = sharding.put_batch(batch, self._mesh)
-      found.append(self._row_nll(model, batch))
-    nll, count = (np.concatenate(x) for x in zip(*jax.device_get(found)))
+    nll, count = np.zeros(len(ids), np.float32), np.zeros(len(ids), np.int32)
+
+    def dispatch(here):
+      length = corpus.max_length
+      batch = batches.take(corpus, ids, here, size, length, self._mesh)
+      return self._row_nll(model, placement.put(batch, self._mesh))
+
+    parts = np.split(np.arange(len(ids)), range(size, len(ids), size))
+    for here, made in placement.pipelined(parts, dispatch):
+      places, values = placement.fetch(made, here)
+      nll[places], count[places] = values
     real = count > 0
     mean, token_mean = likelihood.mean_losses(nll[real], count[real])
     return {"eval/loss": mean, "eval/loss_token_mean": token_mean}

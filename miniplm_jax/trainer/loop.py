@@ -23,7 +23,7 @@ from miniplm_jax.core import errors, hosts
 from miniplm_jax.core.errors import Stopped, UserError
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.models import sharding
+from miniplm_jax.models import placement, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.trainer import batches, memory, optimizer
 from miniplm_jax.trainer.checkpoints import Checkpoints
@@ -213,7 +213,9 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
       steps=t.steps,
       seed=t.seed,
       shuffle=t.shuffle,
+      mesh=mesh,
       domain_weights=t.domain_weights,
+      with_rows=lambda batch: objective.with_rows(batch, batch["row_id"]),
     )
     step_fn = step_function(abstract, t, objective, mesh, micro)
     heldout = Heldout(spec, mesh, t.batch_size // micro)
@@ -232,8 +234,7 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
     for done in range(first + 1, t.steps + 1):
       batch = next(stream)
       row_ids = batch.pop("row_id")
-      batch = objective.with_rows(batch, row_ids)
-      batch = sharding.put_batch(batch, mesh)
+      batch = placement.put(batch, mesh)
       if done == first + 1:
         with log.outside("compilation"):  # jit keeps it for the call below
           compiled = step_fn.lower(abstract, batch, objective.frozen).compile()

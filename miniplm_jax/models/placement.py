@@ -1,0 +1,143 @@
+"""Which rows of a batch lie on which host, and whose results come back.
+
+A batch is an array over the whole mesh, split by rows over its batch axes. On
+a TPU slice the devices of one host are no contiguous run of these axes: of
+v5e:4x4 the sixteen shards lie on hosts 0 0 1 1 1 1 0 2 3 3 3 3 2 2 2 0. So a
+host asks the sharding which rows its devices hold, and reads those; hosts that
+share a shard, because the `tensor` axis spans them, read the same rows.
+
+What a program says of its rows comes back with their numbers, so that no
+order of devices, hosts or batches can put a result under another row.
+
+B batch.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from miniplm_jax.models.sharding import batch_sharding, batch_shards
+
+# In a batch: the number of each row, int32 [B]; below 0 the row is empty.
+ROW = "row"
+_AHEAD = 2  # batches under way on the devices while a host prepares the next
+
+
+@functools.lru_cache(64)
+def local_rows(mesh: Mesh, size: int) -> np.ndarray:
+  """The rows of a batch that this process's devices hold.
+
+  Args:
+    mesh: where the batch lies.
+    size: rows of the batch over all processes.
+
+  Returns:
+    Their places in the batch, int64, ascending, each once.
+  """
+  where = batch_sharding(mesh).addressable_devices_indices_map((size,))
+  held = {index.indices(size)[:2] for (index,) in where.values()}
+  return np.concatenate([np.arange(*ends) for ends in sorted(held)])
+
+
+def put(batch: Any, mesh: Mesh) -> Any:
+  """Arrays of this process's rows → arrays of all rows, split over the mesh.
+
+  Args:
+    batch: numpy arrays [b, …], in the order of `local_rows`.
+    mesh: where the batch lies.
+  """
+  # Every shard has as many rows, so the batch's size follows from ours.
+  shards = batch_shards(mesh)
+  own_shards = len(local_rows(mesh, shards))
+
+  def one(x):
+    size = len(x) * shards // own_shards
+    rows = local_rows(mesh, size)
+
+    def held(index):
+      start, stop, _ = index[0].indices(size)
+      first = np.searchsorted(rows, start)
+      return x[first : first + stop - start]
+
+    shape = size, *x.shape[1:]
+    return jax.make_array_from_callback(shape, batch_sharding(mesh), held)
+
+  return jax.tree.map(one, batch)
+
+
+def put_whole(batch: Any, mesh: Mesh) -> Any:
+  """Arrays [B, …] that every process has whole → split over the mesh."""
+
+  def one(x):
+    return x[local_rows(mesh, len(x))]
+
+  return put(jax.tree.map(one, batch), mesh)
+
+
+class Numbered(NamedTuple):
+  """What a program says of the rows of a batch.
+
+  Attributes:
+    row_B: the number of each row, int32 [B], as it was given.
+    values: a pytree of arrays [B, …].
+  """
+
+  row_B: Any
+  values: Any
+
+
+def program(function: Callable[[Any, Any], Any], mesh: Mesh):
+  """Jits (model, batch) → arrays [B, …] into (model, batch) → `Numbered`.
+
+  Every device gets the results of all rows. The numbers are those of
+  `batch[ROW]`: they go to the devices with the rows, and come back the way
+  that the results do.
+  """
+
+  def step(model, batch):
+    return Numbered(batch[ROW], function(model, batch))
+
+  return jax.jit(step, out_shardings=NamedSharding(mesh, P()))
+
+
+def fetch(made: Numbered, rows: np.ndarray) -> Numbered:
+  """The results of a batch on this host, without its empty rows.
+
+  Args:
+    made: by `program`.
+    rows: the numbers that were sent, in any order, without empty ones.
+
+  Raises:
+    RuntimeError: other rows came back than were sent.
+  """
+  row_B, values = jax.device_get(made)
+  real_B = row_B >= 0
+  found = row_B[real_B]
+  if not np.array_equal(np.sort(found), np.sort(rows)):
+    lost, extra = np.setdiff1d(rows, found), np.setdiff1d(found, rows)
+    raise RuntimeError(
+      f"a batch of {len(rows)} rows came back as {len(found)}: without "
+      f"{lost[:4]}, with {extra[:4]}; devices or hosts disagree on its rows"
+    )
+  return Numbered(found, jax.tree.map(lambda x: x[real_B], values))
+
+
+def pipelined(
+  batches: Iterable[Any], dispatch: Callable[[Any], Any]
+) -> Iterator[tuple[Any, Any]]:
+  """Batches with what `dispatch` made of them, some batches later.
+
+  So the devices have work while the host waits for a result or reads rows.
+  """
+  pending = collections.deque()
+  for batch in batches:
+    pending.append((batch, dispatch(batch)))
+    if len(pending) > _AHEAD:
+      yield pending.popleft()
+  yield from pending
