@@ -74,27 +74,20 @@ def meshes(name: str) -> dict[tuple[int, int, int], list[int] | str]:
 def row(name: str, found) -> str:
   """A line of the page."""
   devices = topology.devices(name)
-  hosts = len({d.process_index for d in devices})
-  made = {sizes: order for sizes, order in found.items() if not isinstance(order, str)}
-  spans = [
-    sizes
-    for sizes, order in made.items()
-    if any(
-      len({devices[i].process_index for i in order[k : k + sizes[2]]}) > 1
-      for k in range(0, len(order), sizes[2])
-    )
-  ]
-  apart = [
-    sizes
-    for sizes, order in made.items()
-    if [devices[i].process_index for i in order]
-    == sorted(devices[i].process_index for i in order)
-  ]
-  least = min((tensor for *_, tensor in spans), default=0)
-  return (
-    f"| {name} | {len(devices)} | {hosts} | {len(found)} | {len(made)} | "
-    f"{len(apart)} | {f'{len(spans)}, from tensor={least}' if spans else 0} |"
-  )
+  host = [d.process_index for d in devices]
+  spans, made, in_order = [], 0, 0
+  for sizes, order in found.items():
+    if isinstance(order, str):
+      continue
+    made += 1
+    hosts = [host[i] for i in order]
+    in_order += hosts == sorted(hosts)
+    shards = zip(*[iter(hosts)] * sizes[2])
+    if any(len(set(shard)) > 1 for shard in shards):
+      spans.append(sizes[2])
+  told = f"{len(spans)}, from tensor={min(spans)}" if spans else "0"
+  cells = name, len(devices), len(set(host)), len(found), made, in_order, told
+  return f"| {' | '.join(map(str, cells))} |"
 
 
 def page(found) -> str:
@@ -105,14 +98,14 @@ def page(found) -> str:
     "",
     "By `python -m benchmarks.meshes --write`, which asks libtpu for the",
     "devices of each slice and JAX for each mesh of them; nothing is compiled.",
-    f"{total} splits (data, fsdp, tensor) of slices of up to 64 chips. Sizes are",
-    "those of one slice: each of several has a copy of the weights.",
+    f"{total} splits (data, fsdp, tensor) of slices of up to 64 chips. Sizes",
+    "are those of one slice: each of several has a copy of the weights.",
     "",
-    "“In host order” counts the meshes whose devices, in their order, are those",
-    "of the first host, then those of the second, and so on. It was what the",
-    "placement of rows relied on up to November 2026. “Span hosts” counts those",
-    "in which one shard of the batch lies on several hosts, which then read the",
-    "same rows.",
+    "“In host order” counts the meshes whose devices, in their order, are",
+    "those of the first host, then those of the second, and so on; the",
+    "placement of rows relied on it up to November 2026. “Span hosts” counts",
+    "those in which one shard of the batch lies on several hosts, which then",
+    "read the same rows.",
     "",
     "| slice | chips | hosts | splits | made | in host order | span hosts |",
     "| --- | --- | --- | --- | --- | --- | --- |",
@@ -127,20 +120,25 @@ def page(found) -> str:
   return "\n".join([*lines, *([""] if refused else []), *refused]) + "\n"
 
 
-def main(argv):
-  del argv
-  found = {name: meshes(name) for name in SLICES}
-  text = page(found)
-  print(text)
-  if not _WRITE.value:
-    return
-  PAGE.write_text(text)
+def orders(found) -> str:
+  """tests/goldens/device_orders.json, by slice and sizes of the whole mesh."""
   lines = []
   for name in SIMULATED:
     for (data, fsdp, tensor), order in found[name].items():
       data *= topology.count(name)
       lines.append(f'  "{name} {data}x{fsdp}x{tensor}": {json.dumps(order)}')
-  ORDERS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+  return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def main(argv):
+  """Prints the page, and writes it with the orders if told to."""
+  del argv
+  found = {name: meshes(name) for name in SLICES}
+  text = page(found)
+  print(text)
+  if _WRITE.value:
+    PAGE.write_text(text)
+    ORDERS.write_text(orders(found))
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ def _rules(config):
   yield "plan.topology", name, bool(name), "name a slice, such as v5e:4x4"
   yield at_least("plan.price", config.plan.price, 0)
   yield at_least("plan.rows", config.plan.rows, 1)
+  yield at_least("run.self_check_rows", config.run.self_check_rows, 0)
   yield at_least("verify.rows", config.verify.rows, 1)
   yield at_least("verify.seed", config.verify.seed, 0)
   yield at_least("verify.tolerance", config.verify.tolerance, 0)

@@ -20,11 +20,24 @@ def pytest_addoption(parser):
     action="store_true",
     help="write tests/goldens/ anew instead of comparing; see the diff",
   )
+  parser.addoption(
+    "--all_slices",
+    action="store_true",
+    help="simulate more slices than CI does, of up to eight hosts",
+  )
 
 
 # The slowest files, minutes each: they begin first, so that no worker is left
 # with one at the end.
-SLOW = ("hosts", "minillm", "score", "pipeline", "training", "multidevice")
+SLOW = (
+  "slices",
+  "hosts",
+  "minillm",
+  "score",
+  "pipeline",
+  "training",
+  "multidevice",
+)
 SLOW += ("kd", "gs", "notebook")
 
 

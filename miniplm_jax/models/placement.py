@@ -30,18 +30,25 @@ _AHEAD = 2  # batches under way on the devices while a host prepares the next
 
 
 @functools.lru_cache(64)
-def local_rows(mesh: Mesh, size: int) -> np.ndarray:
-  """The rows of a batch that this process's devices hold.
+def local_rows(mesh: Mesh, size: int, process: int | None = None) -> np.ndarray:
+  """The rows of a batch that a process's devices hold.
 
   Args:
     mesh: where the batch lies.
     size: rows of the batch over all processes.
+    process: which; None is this one.
 
   Returns:
     Their places in the batch, int64, ascending, each once.
   """
-  where = batch_sharding(mesh).addressable_devices_indices_map((size,))
-  held = {index.indices(size)[:2] for (index,) in where.values()}
+  process = jax.process_index() if process is None else process
+  held = {
+    index.indices(size)[:2]
+    for device, (index,) in batch_sharding(mesh)
+    .devices_indices_map((size,))
+    .items()
+    if device.process_index == process
+  }
   return np.concatenate([np.arange(*ends) for ends in sorted(held)])
 
 

@@ -110,6 +110,15 @@ def make_mesh(
   return Mesh(ordered, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def reordered(mesh: Mesh) -> Mesh:
+  """The mesh with its devices in reverse order: nothing stays where it was.
+
+  Rows and weights that come out the same on both depend on no order.
+  """
+  reversed_ = mesh.devices[::-1, ::-1, ::-1]
+  return Mesh(reversed_, mesh.axis_names, axis_types=mesh.axis_types)
+
+
 def slices(devices: Iterable[jax.Device]) -> int:
   """How many TPU slices the devices are of; other devices are of one."""
   tpus = (d for d in devices if d.platform == "tpu")

@@ -39,22 +39,35 @@ def run(
   corpus, trained = Corpus(inputs["corpus"]), inputs["model"]
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   arch = architecture.make(c.model)
-  model = training_job.restore(trained, arch, c.train, mesh, Regression)
-  model = model.rescaled(trained.details["mean"], trained.details["scale"])
-  scorer = score_stage.scorer_of(
-    config,
-    {c.name: model},
-    corpus,
-    mesh,
-    row_step=regressor.row_value_step,
-    flops=Architecture.body_flops,
-  )
+
+  def load(mesh):
+    model = training_job.restore(trained, arch, c.train, mesh, Regression)
+    mean, scale = trained.details["mean"], trained.details["scale"]
+    return model.rescaled(mean, scale)
+
+  def scorer_of(model, mesh, **what):
+    return score_stage.scorer_of(
+      config,
+      {c.name: model},
+      corpus,
+      mesh,
+      row_step=regressor.row_value_step,
+      flops=Architecture.body_flops,
+      **what,
+    )
+
+  model = load(mesh)
   weights = huggingface.weights_fingerprint(model)
   facts = score_stage.settings_of(config, corpus, weights, False)
   filled = Table(c.name, directory, facts, STAGE, "diff_sum")
   units = units_of(corpus, config.score.rows_per_part)
-  Worker(scorer, units, [filled], run).fill()
-  made = score_stage.merge(config, filled, corpus, units)
+  Worker(scorer_of(model, mesh), units, [filled], run).fill()
+  del model
+
+  def scorer_on(mesh):
+    return scorer_of(load(mesh), mesh, lengths=())
+
+  made = score_stage.merge(config, filled, corpus, units, scorer_on)
 
   if not made:  # another process writes the manifest
     return {}

@@ -104,7 +104,7 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
     f"{source.path or 'trained here'}, {c.dtype}"
     + (", int8 weights" if source.is_int8 else ""),
     together=together,
-    run=lambda inputs: _merge(config, inputs, *tables[source.name]),
+    run=lambda inputs: _merge(config, inputs, source, *tables[source.name]),
   )
 
 
@@ -242,8 +242,10 @@ def settings_of(config, corpus, weights: str, is_int8: bool) -> dict[str, str]:
   }
 
 
-def scorer_of(config, models, corpus, mesh, dtype: str = "", **what):
-  """The `Scorer` that this config asks for; computes in `dtype`, if given."""
+def scorer_of(
+  config, models, corpus, mesh, dtype: str = "", lengths=None, **what
+):
+  """The `Scorer` that this config asks for, but for what is given."""
   from miniplm_jax.score.scorer import Scorer
 
   c = config.score
@@ -252,7 +254,7 @@ def scorer_of(config, models, corpus, mesh, dtype: str = "", **what):
     corpus,
     mesh,
     dtype=dtype or c.dtype,
-    lengths=c.lengths,
+    lengths=c.lengths if lengths is None else lengths,
     batch_tokens=c.batch_tokens,
     **what,
   )
@@ -289,7 +291,7 @@ def _fill(
   Worker(scorer, units, filled, run).fill()
 
 
-def _merge(config, inputs, filled, arch=None) -> dict:
+def _merge(config, inputs, source: Source, filled, arch=None) -> dict:
   """`merge` of a table of its own; `arch` is unknown of imported scores."""
   import numpy as np
 
@@ -298,7 +300,15 @@ def _merge(config, inputs, filled, arch=None) -> dict:
 
   corpus = Corpus(inputs["corpus"])
   units = units_to_score(config, corpus)
-  made = merge(config, filled, corpus, units)
+
+  def scorer_on(mesh):
+    from miniplm_jax.score import check
+
+    facts = {"dtype": config.score.dtype, "int8": source.is_int8}
+    facts["weights"] = filled.made_by["weights"]
+    return check.rescorer(config, source, corpus, mesh, facts)
+
+  made = merge(config, filled, corpus, units, arch and scorer_on)
   total, parameters = None, None
   if arch:
     parameters = arch.parameters()
@@ -310,7 +320,7 @@ def _merge(config, inputs, filled, arch=None) -> dict:
   return made
 
 
-def merge(config, filled, corpus, units) -> dict:
+def merge(config, filled, corpus, units, scorer_on=None) -> dict:
   """The fields of a table's manifest, when every part is there.
 
   Args:
@@ -318,15 +328,17 @@ def merge(config, filled, corpus, units) -> dict:
     filled: the `work.Table`.
     corpus: that was scored.
     units: of the table.
+    scorer_on: for `check.after_merge`; None if there is no model.
 
   Raises:
-    UserError: a part is missing or not of this table.
+    UserError: a part is missing or not of this table, or some of its rows,
+      scored again, are not what it says.
 
   Returns:
     Nothing in other processes than the first.
   """
   from miniplm_jax.core import hosts
-  from miniplm_jax.score import table, work
+  from miniplm_jax.score import check, table, work
 
   made = {}
 
@@ -348,6 +360,11 @@ def merge(config, filled, corpus, units) -> dict:
     say(filled.stage, work.in_words(made["details"]))
 
   hosts.agree(merged)
+  checked = {"rows": 0}
+  if scorer_on and config.run.self_check_rows:
+    checked = check.after_merge(config, filled, units, scorer_on)
+  if made:
+    made["details"]["self_check"] = checked
   return made
 
 
@@ -361,4 +378,4 @@ def _import(config, source: Source, directory, inputs) -> dict:
     source.scores, directory, corpus, config.score.rows_per_part
   )
   filled = Table(source.name, directory, facts)
-  return _merge(config, inputs, filled)
+  return _merge(config, inputs, source, filled)

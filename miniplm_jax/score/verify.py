@@ -39,8 +39,7 @@ def run(config, workdir: Workdir, dry_run: bool):
 def _verify(config, source, found, corpus, mesh):
   import numpy as np
 
-  from miniplm_jax.models import huggingface
-  from miniplm_jax.score import table
+  from miniplm_jax.score import check, table
 
   parts = list(table.parts(found))
   columns = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
@@ -56,43 +55,15 @@ def _verify(config, source, found, corpus, mesh):
   if source.scores:
     say(STAGE, f"{whole}; made elsewhere, so nothing is scored again")
     return
-  rng = np.random.default_rng(config.verify.seed)
-  size = min(config.verify.rows, total)
-  sample = np.sort(rng.choice(total, size, replace=False, shuffle=False))
-  dtype, is_int8 = found.settings["dtype"], found.settings["int8"]
-  model = score_stage.load_checked(source, corpus, mesh, dtype)
-  weights = huggingface.weights_fingerprint(model)
-  if weights != found.weights:
-    raise UserError(
-      f"{source.name} was scored by weights {found.weights[:12]}, these are "
-      f"{weights[:12]}",
-      str(found.path),
-      "give the model that scored",
-    )
-  if is_int8:
-    from miniplm_jax.models import int8
-
-    model = int8.quantise(model)
-  scorer = score_stage.scorer_of(
-    config, {source.name: model}, corpus, mesh, dtype
-  )
-  nll_sum, n_tokens, _ = scorer(columns["row_id"][sample])
-  wrong = n_tokens != columns["n_tokens"][sample]
-  off = np.abs(nll_sum[source.name] - columns["nll_sum"][sample]) / n_tokens
-  wrong |= ~(off <= config.verify.tolerance)  # NaN is wrong
-  if wrong.any():
-    i = int(np.argmax(np.where(wrong, np.nan_to_num(off, nan=np.inf), -1)))
-    row = columns["row_id"][sample[i]]
-    raise UserError(
-      f"{int(wrong.sum())} of {len(sample)} rows are not what {source.name} "
-      f"says: row {row} is off by {off[i]:.2g} nats per token over "
-      f"{n_tokens[i]} tokens",
-      str(found.directory),
-      "score again with --stages=score --force",
-    )
+  places = check.sample(total, config.verify.rows, config.verify.seed)
+  stored = {name: values[places] for name, values in columns.items()}
+  facts = {"weights": found.weights, **found.settings}
+  scorer = check.rescorer(config, source, corpus, mesh, facts)
+  tolerance = check.tolerance_of(config, facts["dtype"])
+  where = str(found.directory)
+  off = check.compare(source.name, where, stored, scorer, tolerance)
   say(
     STAGE,
-    f"{whole}; of {total:,} rows "
-    f"{len(sample)} scored again, off by at most {off.max():.2g} nats per "
-    f"token (tolerance {config.verify.tolerance:g})",
+    f"{whole}; of {total:,} rows {len(places)} scored again, off by at most "
+    f"{off:.2g} nats per token (tolerance {tolerance:g})",
   )
