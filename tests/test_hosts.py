@@ -1,5 +1,9 @@
-"""The pipeline as one program of two processes, against one process."""
+"""The pipeline as one program of several processes, against one process.
 
+The devices of a process stand as those of a host on a real slice.
+"""
+
+import json
 import shutil
 import signal
 import time
@@ -8,6 +12,7 @@ import helpers
 import numpy as np
 import pytest
 from helpers import rows, run, write_corpus
+from test_lm_eval import data  # noqa: F401  (a fixture)
 
 from miniplm_jax.trainer import metrics
 
@@ -51,9 +56,26 @@ def same(folder, alone):
     np.testing.assert_allclose(here, there, rtol=1e-6, atol=1e-6)
 
 
-def test_two_processes_make_what_one_makes(alone, tmp_path):
+# (slice, processes, its mesh if it is another): one host in two shards each,
+# two hosts in turn; four hosts of a larger slice.
+SLICES = (
+  ("v4:2x2x2", 2, ()),
+  ("v5e:4x4", 4, ("--config.run.data=4", "--config.run.tensor=2")),
+)
+
+
+@pytest.mark.parametrize(("name", "processes", "mesh"), SLICES)
+def test_several_processes_make_what_one_makes(
+  alone, tmp_path, name, processes, mesh
+):
   write_corpus(tmp_path / "text.jsonl", 20)
-  said = helpers.ended(helpers.together(tmp_path, STAGES, *ARGUMENTS), code=0)
+  arguments = STAGES, *ARGUMENTS, *mesh
+  said = helpers.ended(
+    helpers.together(
+      tmp_path, *arguments, processes=processes, slice_name=name
+    ),
+    code=0,
+  )
   same(tmp_path, alone)
   for stage in STAGES.split("=")[1].split(","):
     assert f"[{stage}] done" in said[0], stage
@@ -113,12 +135,94 @@ def test_a_signal_to_one_stops_all_at_the_same_step(alone, tmp_path):
   assert "stopped by a signal, saved checkpoint" in said[0]
 
 
-@pytest.mark.parametrize("stage", ["plan", "seqkd"])
-def test_what_takes_one_process_is_refused(tmp_path, stage):
-  line = helpers.refused(
-    tmp_path,
-    f"--stages={stage}",
-    "--config.method=seqkd",
-    "--config.run.coordinator=127.0.0.1:1",
-  )
-  assert f"stage {stage} runs in one process" in line
+# What the teacher and the proxy make for other methods, then what looks at a
+# model: each in one process and in several.
+ROWS = (
+  "--stages=proxy,select,seqkd,logits",
+  "--config.baselines=('proxy','seqkd','sparse_kd')",
+)
+LOOKS = (
+  "--stages=evaluate,generate",
+  "--config.evaluation.tasks=('arc_easy','lambada_openai')",
+  "--config.evaluation.offline=True",
+  "--prompt=The value",
+  "--prompt=If",
+  "--config.generate.max_new_tokens=8",
+)
+
+
+def made_for_methods(folder):
+  """The files of stages proxy, seqkd and logits, by name."""
+  run_ = folder / "run"
+  found = {
+    str(path.relative_to(run_)): path.read_bytes()
+    for pattern in (
+      "scores/proxy/part-*",
+      "selection/*/rows.npy",
+      "students/seqkd/generated/instances-*",
+      "students/seqkd/generated/index-*",
+      "selection/*/logits/teacher/part-*",
+    )
+    for path in run_.glob(pattern)
+  }
+  assert len({name.split("/")[0] for name in found}) == 3
+  return found
+
+
+def tasks(folder):
+  """What lm_eval says of every model and task."""
+  found = {
+    str(path.relative_to(folder)): json.loads(path.read_text())
+    for path in (folder / "run").rglob("tasks/*.json")
+  }
+  assert len(found) == 6
+  return {
+    name: body["details"]["lm_eval"]["results"] for name, body in found.items()
+  }
+
+
+@pytest.fixture(scope="module")
+def more(alone, data, tmp_path_factory):  # noqa: F811
+  """`alone` with all of that, and what stage generate has said."""
+  folder = tmp_path_factory.mktemp("more")
+  shutil.copytree(alone, folder, dirs_exist_ok=True)
+  run(folder, *ROWS, *ARGUMENTS, devices=8)
+  where = f"--config.evaluation.task_data={data}"
+  done = run(folder, *LOOKS, where, *ARGUMENTS, devices=8)
+  return folder, where, done.stdout
+
+
+def test_every_stage_runs_in_several_processes(alone, more, tmp_path):
+  wanted, where, told = more
+  shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+
+  def together(*arguments):
+    return helpers.together(
+      tmp_path, *arguments, *ARGUMENTS, slice_name="v4:2x2x2"
+    )
+
+  # Killed once in stage seqkd, once in logits; the same command goes on.
+  run_ = tmp_path / "run"
+  for pattern in (
+    "students/seqkd/generated/index-*",
+    "selection/*/logits/teacher/part-*",
+  ):
+    processes = together(*ROWS)
+    deadline = time.monotonic() + 200
+    while not list(run_.glob(pattern)):
+      assert time.monotonic() < deadline, [p.poll() for p in processes]
+      time.sleep(0.01)
+    processes[1].kill()
+    helpers.ended(processes, code=None)
+    assert len(made_for_methods(tmp_path)) < len(made_for_methods(wanted))
+  helpers.ended(together(*ROWS), code=0)
+  assert made_for_methods(tmp_path) == made_for_methods(wanted)
+
+  said = helpers.ended(together(*LOOKS, where), code=0)
+  found, exact = tasks(tmp_path), tasks(wanted)
+  assert found.keys() == exact.keys()
+  for name, results in exact.items():
+    for task, metrics_ in results.items():
+      assert found[name][task] == pytest.approx(metrics_, rel=1e-6), name
+  written = told[told.index("--- prompt 1") :].partition("[generate]")[0]
+  assert written in said[0] and "--- prompt" not in said[1]
