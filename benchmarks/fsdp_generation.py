@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from miniplm_jax.models import decoder, generation, ready, sharding
+from miniplm_jax.models import decoder, generation, placement, ready, sharding
 from miniplm_jax.models.architecture import Transformer
 
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Of the computation.")
@@ -47,7 +47,7 @@ def main(argv):
     make = jax.jit(
       lambda: decoder.Decoder(ARCH, nnx.Rngs(0)), out_shardings=where
     )
-    arguments = make(), *sharding.put_batch(prompts, mesh)
+    arguments = make(), placement.put_whole(prompts, mesh)
     programs, made = [], []
     for fits in (False, True):
       ready._fits = lambda *_, fits=fits: fits
@@ -60,7 +60,7 @@ def main(argv):
         dtype=jnp.dtype(_DTYPE.value),
       )
       programs.append(program.lower(*arguments).compile())
-      made.append(np.asarray(programs[-1](*arguments).tokens))
+      made.append(np.asarray(programs[-1](*arguments).values.tokens))
     pairs = []
     for _ in range(_RUNS.value):
       pair = []

@@ -16,7 +16,14 @@ import numpy as np
 from flax import nnx
 
 from miniplm_jax.distill import sampling
-from miniplm_jax.models import decoder, generation, int8, ready, sharding
+from miniplm_jax.models import (
+  decoder,
+  generation,
+  int8,
+  placement,
+  ready,
+  sharding,
+)
 from miniplm_jax.models.architecture import Mamba, Transformer
 
 TRANSFORMER = Transformer(
@@ -69,13 +76,12 @@ def new(arch, mesh, seed=0):
   return make()
 
 
-def both_ways(program, *arguments):
-  """Results and the largest gather, of each token and once."""
+def both_ways(make, *arguments):
+  """Results and the largest gather of a program, of each token and once."""
   found = []
   for fits in (False, True):
     ready._fits = lambda *_, fits=fits: fits
-    anew = functools.partial(program)  # a trace is kept by function
-    compiled = jax.jit(anew).lower(*arguments).compile()
+    compiled = make().lower(*arguments).compile()
     made = jax.tree.map(lambda x: x.tolist(), compiled(*arguments))
     found.append([made, largest_gather(compiled.as_text())])
   return found
@@ -85,21 +91,22 @@ def generated(mesh, arch, change, dtype):
   """Of `generation`."""
   rng = np.random.default_rng(1)
   prompts = [rng.integers(0, 1000, n) for n in range(2, 10)]
-  program = functools.partial(
-    generation.generate,
+  make = functools.partial(
+    generation.compiled,
+    mesh,
     sampling=generation.Sampling(6),
     seed=0,
     eos_ids=(),
     vocabulary=1000,
     dtype=dtype,
   )
-  batch = sharding.put_batch(generation.pad_left(prompts, 8), mesh)
-  found = both_ways(program, change(new(arch, mesh)), *batch)
-  return [[made.tokens, size] for made, size in found]
+  batch = placement.put_whole(generation.pad_left(prompts, 8), mesh)
+  found = both_ways(make, change(new(arch, mesh)), batch)
+  return [[made.values.tokens, size] for made, size in found]
 
 
 def drawn(mesh):
-  """Of MiniLLM: float32 students, heads of unlike length."""
+  """Of MiniLLM; the heads are of unlike length."""
   other = dataclasses.replace(TRANSFORMER, vocab_size=1100)
 
   def program(student, teacher, prompt):
@@ -117,7 +124,11 @@ def drawn(mesh):
 
   prompt = np.random.default_rng(0).integers(4, 1000, (8, 6)).astype(np.int32)
   models = new(other, mesh), new(TRANSFORMER, mesh, 1)
-  found = both_ways(program, *models, sharding.put_batch(prompt, mesh))
+
+  def make():  # a trace is kept by its function: another each time
+    return jax.jit(functools.partial(program))
+
+  found = both_ways(make, *models, placement.put_whole(prompt, mesh))
   return [[[made.tokens, made.log_q, made.log_p], n] for made, n in found]
 
 

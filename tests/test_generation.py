@@ -197,10 +197,12 @@ def test_weights_are_cast_once_and_not_for_every_token(mesh, monkeypatch, fits):
   model = new(SHAPES["transformer"])
   common = {"dtype": jnp.bfloat16}
 
-  def generate(model, *batch):
+  def generate(model, tokens, first, row):
     return generation.generate(
       model,
-      *batch,
+      tokens,
+      first,
+      row,
       sampling=Sampling(4),
       seed=0,
       eos_ids=(),
@@ -215,8 +217,9 @@ def test_weights_are_cast_once_and_not_for_every_token(mesh, monkeypatch, fits):
     )
 
   batch = generation.pad_left([TOKENS[0, :2]], 1)
+  arrays = batch["tokens"], batch["first"], batch["row"]
   for program in (generate, draw):
-    jaxpr = jax.make_jaxpr(program)(model, *batch).jaxpr
+    jaxpr = jax.make_jaxpr(program)(model, *arrays).jaxpr
     # What is left are hidden states of two tokens, and their FFN.
     small = 2 * model.arch.intermediate_size
     assert (max(casts_in_loops(jaxpr)) <= small) == fits
