@@ -9,7 +9,8 @@ import pytest
 from helpers import refused, run
 from test_huggingface import SHAPES, new
 
-from miniplm_jax.models import generation, head
+from miniplm_jax.distill import sampling
+from miniplm_jax.models import architecture, decoder, generation, head, ready
 from miniplm_jax.models.generation import Sampling
 
 TOKENS = np.random.default_rng(0).integers(0, 300, (3, 21)).astype(np.int32)
@@ -175,6 +176,88 @@ def test_draws_follow_the_probabilities(mesh):
   expected = np.asarray(p) * 4000
   chi2 = ((counts - expected) ** 2 / expected).sum()
   assert chi2 < 299 + 6 * np.sqrt(2 * 299)
+
+
+def casts_in_loops(jaxpr, is_loop=False):
+  """Sizes of what loops turn from float32 into bfloat16."""
+  for eqn in jaxpr.eqns:
+    name, params = eqn.primitive.name, eqn.params
+    if is_loop and name == "convert_element_type":
+      dtypes = eqn.invars[0].aval.dtype, params["new_dtype"]
+      if dtypes == (jnp.float32, jnp.bfloat16):
+        yield eqn.invars[0].aval.size
+    for value in jax.tree.leaves(list(params.values())):
+      if inner := getattr(value, "jaxpr", None):
+        yield from casts_in_loops(inner, is_loop or name in ("while", "scan"))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_weights_are_cast_once_and_not_for_every_token(mesh, monkeypatch, fits):
+  monkeypatch.setattr(ready, "_fits", lambda *_: fits)
+  model = new(SHAPES["transformer"])
+  common = {"dtype": jnp.bfloat16}
+
+  def generate(model, tokens, first, row):
+    return generation.generate(
+      model,
+      tokens,
+      first,
+      row,
+      sampling=Sampling(4),
+      seed=0,
+      eos_ids=(),
+      vocabulary=20,
+      **common,
+    )
+
+  def draw(model, tokens, first, row):
+    key = sampling.keys_of_rows(jax.random.key(0), row)
+    return sampling.draw(
+      model, model, tokens, key, size=4, teacher_mix=0.5, eos_id=0, **common
+    )
+
+  batch = generation.pad_left([TOKENS[0, :2]], 1)
+  arrays = batch["tokens"], batch["first"], batch["row"]
+  for program in (generate, draw):
+    jaxpr = jax.make_jaxpr(program)(model, *arrays).jaxpr
+    # What is left are hidden states of two tokens, and their FFN.
+    small = 2 * model.arch.intermediate_size
+    assert (max(casts_in_loops(jaxpr)) <= small) == fits
+
+
+def test_weights_that_do_not_fit_are_named(mesh, monkeypatch, capsys):
+  """Qwen1.5-4B in bfloat16 takes 7.4 GiB of a v5e's 15.75."""
+  arch = architecture.make(architecture.PRESETS["qwen1.5-4b"])
+  given = decoder.abstract(arch, jnp.bfloat16), jnp.zeros(8, jnp.int32)
+
+  def fits(found=None):
+    def trace(model, first):
+      nonlocal found
+      cache = model.new_cache(first, 1024, jnp.bfloat16)
+      found = ready._fits([model.layers], [model.head_VxD], [cache])
+
+    jax.eval_shape(trace, *given)
+    return found
+
+  held = {"bytes_limit": 15.75 * 2**30, "bytes_in_use": 3 * 2**30}
+
+  class Device:
+    platform = "cpu"
+    memory_stats = staticmethod(lambda: held)
+
+  monkeypatch.setattr(ready.jax, "local_devices", lambda: [Device])
+  assert fits()
+  assert not capsys.readouterr().out
+  held["bytes_in_use"] = 5 * 2**30
+  assert not fits() and not fits()
+  (line,) = capsys.readouterr().out.splitlines()
+  for words in (
+    "weights of 6.6 GiB",
+    "caches of 3.1 GiB",
+    "10.8 GiB",
+    "tensor",
+  ):
+    assert words in line
 
 
 def test_a_user_looks_at_the_student(copy, tmp_path):

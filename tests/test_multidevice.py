@@ -9,18 +9,22 @@ import pytest
 from helpers import ROOT, environment
 
 
-@pytest.fixture(scope="module", params=["transformer", "mamba"])
-def results(request):
-  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+def printed(script: str, *arguments: str):
+  """The JSON that a script in this folder prints."""
   done = subprocess.run(
-    [sys.executable, str(ROOT / "tests" / "multidevice.py"), request.param],
+    [sys.executable, str(ROOT / "tests" / script), *arguments],
     capture_output=True,
     text=True,
-    env=environment() | flags,
+    env=environment(devices=8),
     check=False,
   )
   assert done.returncode == 0, done.stderr
-  one, *meshes = json.loads(done.stdout.splitlines()[-1])
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module", params=["transformer", "mamba"])
+def results(request):
+  one, *meshes = printed("multidevice.py", request.param)
   assert one["mesh"] == [1, 1, 1] and meshes
   return one, meshes
 
@@ -96,3 +100,16 @@ def check_training(found, fsdp):
   else:
     assert {"all-gather", "all-to-all"} < found
     assert found <= {"all-gather", "all-reduce", "all-to-all", "reduce-scatter"}
+
+
+def test_weights_are_gathered_once_and_not_for_every_token():
+  """And what is drawn is the same; a token's own gathers are its ids."""
+  found = printed("multidevice_generation.py")
+  assert len(found) == 7
+  for name, ((wanted, each), (made, once)) in found.items():
+    assert once <= 8 and each >= 1024, name
+    if name.startswith("minillm"):
+      assert made[0] == wanted[0], name
+      np.testing.assert_allclose(made[1:], wanted[1:], rtol=1e-5)
+    else:
+      assert made == wanted, name

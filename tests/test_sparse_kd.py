@@ -23,8 +23,10 @@ from miniplm_jax.distill import logits, logits_table
 from miniplm_jax.distill.sparse_kd import SparseKD
 from miniplm_jax.distill.token_selection import TokenSelection, top_share
 from miniplm_jax.models import sharding, sparse_labels
+from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.score import table as score_table
 from miniplm_jax.select.stage import kept_rows
+from miniplm_jax.trainer import loop
 
 B, T, D, ROWS, V, K = 8, 6, 8, 128, 61, 5  # the head's last rows are padding
 SIZES = (1, 1, 1), (2, 2, 2)  # devices by axis
@@ -280,7 +282,8 @@ def test_tokens_with_the_largest_excess_are_trained_on(mesh):
     train_section(), 0, "none", Stored(nll=frozen, ids=None), 0.6
   )
   given = made.with_rows(batch(), np.arange(B))
-  (*found, _), total = made.arrays(given, Fixed(h, w), (), None)
+  given |= made.first_pass(Fixed(h, w), given)
+  (*found, _), total = made.arrays(given, None, (), None)
   label = given["tokens"][:, 1:, None]
   log_p = np.asarray(jax.nn.log_softmax(h @ w[:V].T))
   excess = -np.take_along_axis(log_p, label, -1)[..., 0] - frozen
@@ -288,6 +291,40 @@ def test_tokens_with_the_largest_excess_are_trained_on(mesh):
   kept[np.argsort(-excess.reshape(-1))[:29]] = True  # 0.6 of 48
   assert total == 29
   np.testing.assert_allclose(found[2].reshape(-1), kept / 29)
+
+
+def test_turns_choose_the_tokens_of_the_whole_batch(mesh):
+  """And what the first pass holds of the rows shrinks with the turns."""
+  rng = np.random.default_rng(4)
+  rows, length = 32, 64
+  given = {
+    "tokens": rng.integers(1, V, (rows, length + 1)).astype(np.int32),
+    "length": rng.integers(2, length + 2, rows).astype(np.int32),
+    "frozen_nll": rng.random((rows, length)).astype(np.float32) * 5,
+  }
+  train = train_section()
+  made = TokenSelection(train, 0, "full", None, 0.6)
+  arch = Transformer(
+    vocab_size=V,
+    hidden_size=16,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+  )
+  abstract = loop.abstract_state(arch, train, mesh)
+  found, temporary = [], []
+  for micro in (1, 8):
+    new = functools.partial(loop._new_state, arch, train, made.new_model)
+    state = jax.jit(new)(jax.random.key(0))
+    step = loop.step_function(abstract, train, made, mesh, micro)
+    compiled = step.lower(state, given).compile()
+    temporary.append(compiled.memory_analysis().temp_size_in_bytes)
+    state, said = compiled(state, given)
+    found.append((state.model, said))
+  for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  assert temporary[1] < temporary[0] / 5
 
 
 def test_a_row_that_is_not_finite_is_refused():

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.models import sharding
+from miniplm_jax.models import generation, ready, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.plan import (
   estimate,
@@ -126,6 +126,33 @@ def test_a_training_step_gathers_weights_and_forms_no_logits():
   gathered = found.collectives["all-gather"][1]
   # Once, or in each of two turns; those of the layers also backward.
   assert weights * 0.98 < gathered < weights * 4.1
+
+
+@needs_libtpu
+@pytest.mark.parametrize("fits", [True, False])
+def test_generation_gathers_weights_before_its_first_token(monkeypatch, fits):
+  if not fits:
+    monkeypatch.setattr(ready, "_fits", lambda *_: False)
+  mesh = topology.mesh("v5e:2x2", 1, 4, 1)
+  rows = sharding.batch_sharding(mesh)
+  batch = {
+    name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
+    for name, shape in (("tokens", (8, 64)), ("first", (8,)), ("row", (8,)))
+  }
+  program = generation.compiled(
+    mesh,
+    sampling=generation.Sampling(64),
+    seed=0,
+    eos_ids=(0,),
+    vocabulary=ARCH.vocab_size,
+    dtype=jnp.bfloat16,
+  )
+  with jax.set_mesh(mesh):
+    model = programs.weights(ARCH, mesh, jnp.bfloat16)
+    text = program.lower(model, batch).compile().as_text()
+  # By where it was written: the head's gather is moved into the prompts' loop.
+  found = re.findall(r"bf16\S* all-gather.*op_name=\"([^\"]*)\"", text)
+  assert found and any("/body/" in name for name in found) != fits
 
 
 @needs_libtpu

@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import trainers
 from helpers import refused, run, write_corpus
 from safetensors.numpy import load_file
 from tiny_config import get_config
@@ -307,6 +308,48 @@ def test_a_model_is_exported_while_it_trains(corpus, tmp_path, capsys):
     jax.tree.leaves(saved),
   ):
     np.testing.assert_array_equal(value, ours)
+
+
+def test_only_parameters_of_a_checkpoint_are_read_and_checked(tmp_path, corpus):
+  """For evaluation and export; a spoilt optimizer state is not met."""
+  what = spec(corpus, tmp_path)
+  mesh = sharding.make_mesh(1, 1, 1)
+  model = train(what)
+  trained = manifest.Manifest(
+    path=tmp_path / "manifest.json",
+    stage="train",
+    settings={},
+    inputs={},
+    weights=huggingface.weights_fingerprint(model),
+    counts={"steps": 8},
+  )
+  abstract = loop.abstract_state(what.arch, what.train, mesh)
+
+  def restored(part):
+    """What training and what evaluation make of a changed checkpoint."""
+    spoil(tmp_path / "checkpoints" / "8" / "default", part)
+    folder = tmp_path / "checkpoints"
+    with (
+      contextlib.closing(loop.Checkpoints(folder, None)) as checkpoints,
+      pytest.raises(UserError, match=r"checkpoint 8 .*\(checksum\)"),
+    ):
+      checkpoints.restore(8, abstract)
+    return training_job.restore(trained, what.arch, what.train, mesh)
+
+  found = restored("opt_state")
+  assert huggingface.weights_fingerprint(found) == trained.weights
+  with pytest.raises(UserError, match=r"model/embed.* is not what was saved"):
+    restored("model")
+  other = dataclasses.replace(what.arch, qk_norm=True)
+  with pytest.raises(UserError, match="checkpoint 8 cannot be used"):
+    training_job.restore(trained, other, what.train, mesh)
+
+
+def spoil(folder, part):
+  """Adds 1 to every array of a part of the state."""
+  content = trainers.content(folder)
+  content["state"][part] = jax.tree.map(lambda x: x + 1, content["state"][part])
+  trainers.put_content(folder, content)
 
 
 def test_a_student_begins_with_given_weights(copy):

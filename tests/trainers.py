@@ -95,10 +95,20 @@ def saved(directory) -> list[int]:
 def arrays(directory, step: int) -> dict[str, np.ndarray]:
   """Everything that a checkpoint holds, by name."""
   path = pathlib.Path(directory).resolve() / "checkpoints" / str(step)
-  with ocp.StandardCheckpointer() as reader:
-    found = reader.restore(path / "default")
-  leaves = jax.tree_util.tree_leaves_with_path(found)
+  leaves = jax.tree_util.tree_leaves_with_path(content(path / "default"))
   return {jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}
+
+
+def content(folder: pathlib.Path):
+  """Nested dicts of a checkpoint's arrays."""
+  with ocp.StandardCheckpointer() as reader:
+    return reader.restore(folder)
+
+
+def put_content(folder: pathlib.Path, new):
+  """Stores others in their place."""
+  with ocp.StandardCheckpointer() as writer:
+    writer.save(folder, new, force=True)
 
 
 def lines(directory) -> list[dict[str, float]]:

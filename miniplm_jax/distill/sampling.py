@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import head
 from miniplm_jax.models.decoder import Decoder
+from miniplm_jax.models.ready import ready
 
 
 class Sample(NamedTuple):
@@ -78,10 +79,8 @@ def draw(
     eos_id: ends a row.
     dtype: of the computation and of the caches.
   """
-  models = student, teacher
   batch, length = prompt_BxT.shape
   key_B = jax.random.wrap_key_data(key_Bx2)
-  heads = common_heads(student, teacher)
   vocabulary = common_vocabulary(student, teacher)
   share = jnp.asarray([1 - teacher_mix, teacher_mix], jnp.float32)
 
@@ -113,7 +112,9 @@ def draw(
     return (token_B, done_B, caches), (token_B, log_q_B, log_p_B, hidden[1])
 
   first_B = jnp.zeros((batch,), jnp.int32)
+  models, heads = (student, teacher), common_heads(student, teacher)
   caches = [m.new_cache(first_B, length + size - 1, dtype) for m in models]
+  models, heads = ready(models, heads, caches, dtype)
   _, caches = extend(prompt_BxT[:, :-1], caches)
   carry = prompt_BxT[:, -1], first_B > 0, caches
   _, made = jax.lax.scan(step, carry, jnp.arange(size))

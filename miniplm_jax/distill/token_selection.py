@@ -45,23 +45,26 @@ class TokenSelection(NextToken):
     stored = self._table.read(row_ids, batch["tokens"].shape[1] - 1)
     return batch | {"frozen_nll": stored["nll"]}
 
-  def arrays(
-    self, batch: dict[str, Any], model, unused_frozen, unused_key
-  ) -> tuple[tuple[Any, ...], Any]:
-    """Those of the next-token loss, weighted anew; the loss of all tokens.
-
-    The whole batch is read at once, in a forward pass without gradients.
-    """
+  def first_pass(self, model, batch: dict[str, Any]) -> dict[str, Any]:
+    """The model's own −log p of each token, `nll` float32 [B, T]."""
     inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-    mask = likelihood.loss_mask(inputs, batch["length"], self._eos_id)
     with likelihood.matmul_precision(self._dtype):
       nll = head.token_nll(
         model(inputs, dtype=self._dtype),
         model.head_VxD,
         targets,
         model.arch.vocab_size,
-        mask,
+        likelihood.loss_mask(inputs, batch["length"], self._eos_id),
       )
+    return {"nll": nll}
+
+  def arrays(
+    self, batch: dict[str, Any], unused_model, unused_frozen, unused_key
+  ) -> tuple[tuple[Any, ...], Any]:
+    """Those of the next-token loss, weighted anew; the loss of all tokens."""
+    inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    mask = likelihood.loss_mask(inputs, batch["length"], self._eos_id)
+    nll = batch["nll"]
     chosen = top_share(nll - batch["frozen_nll"], mask, self._ratio)
     weights = likelihood.token_weights(chosen, self._train.reduction)
     of_all = nll * likelihood.token_weights(mask, self._train.reduction)

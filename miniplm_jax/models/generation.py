@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from miniplm_jax.models import head, placement
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.models.likelihood import matmul_precision
+from miniplm_jax.models.ready import ready
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,7 @@ def generate(
   key_B = fold(jax.random.key(seed), row_B)
 
   def draw(hidden_BxD, n):
-    logits_BxV = head.logits(hidden_BxD, model.head_VxD, vocabulary)
+    logits_BxV = head.logits(hidden_BxD, head_VxD, vocabulary)
     finite_B = jnp.isfinite(jnp.max(logits_BxV, -1))
     if sampling.temperature == 0:
       return jnp.argmax(logits_BxV, -1).astype(jnp.int32), finite_B
@@ -151,6 +152,7 @@ def generate(
 
   with matmul_precision(dtype):
     cache = model.new_cache(first_B, prompt + size, dtype)
+    (model,), (head_VxD,) = ready([model], [model.head_VxD], [cache], dtype)
     hidden_BxD, cache = extend(tokens_BxT, cache)
     nothing = jnp.zeros((batch,), jnp.int32)
     state = _State(

@@ -57,17 +57,18 @@ class Checkpoints:
     content = {"state": arrays, "checksums": _checksums(arrays)}
     self._manager.save(step, args=ocp.args.StandardSave(content))
 
-  def restore(self, step: int, state: Any) -> Any:
+  def restore(self, step: int, state: Any, is_part: bool = False) -> Any:
     """Reads checkpoint `step` into the shapes and shardings of `state`.
 
     Args:
       step: a step that `latest` named.
       state: a pytree of ShapeDtypeStructs with shardings.
+      is_part: the checkpoint may hold more, which is neither read nor checked.
 
     Raises:
       UserError: it is damaged, or that of another model.
     """
-    found, why = self._read(step, _pure(state))
+    found, why = self._read(step, _pure(state), is_part)
     if why:
       raise self._unreadable(step, why)
     return jax.tree_util.tree_map_with_path(
@@ -114,22 +115,30 @@ class Checkpoints:
     self._manager.wait_until_finished()
     self._manager.close()
 
-  def _read(self, step: int, state: Any) -> tuple[Any, str]:
+  def _read(self, step: int, state: Any, is_part: bool) -> tuple[Any, str]:
     """The nested dicts of a checkpoint, or why there are none."""
-    sums = jax.eval_shape(_checksums, state)
     where = jax.tree.leaves(state)[0].sharding.mesh
     where = jax.NamedSharding(where, jax.P())
     sums = jax.tree.map(
-      lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), sums
+      lambda _: jax.ShapeDtypeStruct((), jnp.uint32, sharding=where), state
     )
+    wanted = {"state": state, "checksums": sums}
     content, why = None, ""
     try:
       # Not through the manager: there every process waits for the others, and
       # one that fails would be waited for.
-      content = ocp.StandardCheckpointHandler().restore(
+      content = ocp.PyTreeCheckpointHandler().restore(
         self._directory / str(step) / "default",
-        args=ocp.args.StandardRestore({"state": state, "checksums": sums}),
+        args=ocp.args.PyTreeRestore(
+          wanted,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+          partial_restore=is_part,
+        ),
       )
+      # Of a part, orbax leaves what it does not find as it is.
+      for path, leaf in jax.tree_util.tree_leaves_with_path(content):
+        if not isinstance(leaf, jax.Array):
+          raise KeyError("/".join(_keys(path)))
       jax.block_until_ready(content)
     except Exception as e:  # orbax raises that very class for lost chunks
       why = f"it cannot be read ({_short(e)})"
@@ -162,29 +171,33 @@ class Checkpoints:
     (self._directory / str(step)).rename(aside)
 
 
-@jax.jit
 def _checksums(arrays: Any) -> Any:
   """A uint32 of each array's bits, the same however it is sharded.
 
-  Every element is mixed with its index by a bijection and they are added
-  modulo 2³²: any change of one element is seen, any other but for one in 2³².
+  One array after the other: XLA's CPU backend makes a copy of what it sums
+  up, in all 13.0 GiB beside the 13.0 GiB of the 1.2B's state.
   """
+  return jax.tree.map(lambda x: jax.block_until_ready(_checksum(x)), arrays)
 
-  def one(x):
-    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
-    index = jnp.zeros((), jnp.uint32)
-    for axis, size in enumerate(x.shape):
-      along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-      index = index * jnp.uint32(size) + along
-    # The finaliser of MurmurHash3, with the index as a seed.
-    mixed = bits ^ (index * jnp.uint32(0x9E3779B1))
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-      mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
-    mixed = mixed ^ (mixed >> 16)
-    return jnp.sum(mixed, dtype=jnp.uint32)
 
-  return jax.tree.map(one, arrays)
+@jax.jit
+def _checksum(x):
+  """Every element, mixed with its index by a bijection, modulo 2³².
+
+  Any change of one element is seen, any other but for one in 2³².
+  """
+  kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+  bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+  index = jnp.zeros((), jnp.uint32)
+  for axis, size in enumerate(x.shape):
+    along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    index = index * jnp.uint32(size) + along
+  # The finaliser of MurmurHash3, with the index as a seed.
+  mixed = bits ^ (index * jnp.uint32(0x9E3779B1))
+  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+  mixed = mixed ^ (mixed >> 16)
+  return jnp.sum(mixed, dtype=jnp.uint32)
 
 
 def _any_process(failed: bool) -> bool:

@@ -120,14 +120,29 @@ def step_function(
   The state has the shardings of `abstract` and is donated; `frozen` is the
   objective's. With `micro` > 1 the batch's rows are taken in that many turns;
   weights are normalised over the whole batch before, so the gradient is the
-  sum of the turns' and the result the same.
+  sum of the turns' and the result the same. The objective's first pass, if it
+  has one, takes as many turns.
   """
   tx = optimizer.make(train)
   schedule = optimizer.learning_rate(train)
 
+  # Every turn takes rows of every device: split off the inner axis.
+  def turns(x):
+    x = x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1)
+    where = NamedSharding(mesh, P(None, sharding.BATCH))
+    return jax.lax.with_sharding_constraint(x, where)
+
+  def rows(x):
+    x = x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+    return jax.lax.with_sharding_constraint(x, sharding.batch_sharding(mesh))
+
   def step(state: State, batch, frozen=()) -> tuple[State, dict[str, Any]]:
     # What is drawn in a step depends on the seed and the step alone.
     key = jax.random.fold_in(jax.random.key(train.seed), state.step)
+    if objective.first_pass:
+      one = functools.partial(objective.first_pass, state.model)
+      found = jax.lax.map(one, jax.tree.map(turns, batch))
+      batch = batch | jax.tree.map(rows, found)
     arrays, total = objective.arrays(batch, state.model, frozen, key)
 
     def grad_of(*arrays):
@@ -137,11 +152,6 @@ def step_function(
     if micro == 1:
       (loss, parts), grads = grad_of(*arrays)
     else:
-      # Every turn takes rows of every device: split off the inner axis.
-      def turns(x):
-        x = x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1)
-        where = NamedSharding(mesh, P(None, sharding.BATCH))
-        return jax.lax.with_sharding_constraint(x, where)
 
       def turn(added, xs):
         return jax.tree.map(jnp.add, added, grad_of(*xs)), None

@@ -3,6 +3,7 @@
 B batch, T time.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,10 +23,14 @@ class NextToken:
       held-out loss.
     frozen: arrays on the mesh that a step reads and nobody changes, such as
       another model; an argument of the step, so that it is not compiled in.
+    first_pass: (model, batch) → arrays [B, …] by name that `arrays` finds in
+      the batch as well. Each is of its own row alone, so the rows are taken
+      in the turns that the loss takes them in. None is no pass.
   """
 
   has_curve = True
   frozen: Any = ()
+  first_pass: Callable[[Any, dict[str, Any]], dict[str, Any]] | None = None
 
   def __init__(self, train, eos_id: int, remat: str):
     """Takes what is the same for every batch.

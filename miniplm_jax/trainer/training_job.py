@@ -201,6 +201,9 @@ def _export(how, directory, corpus, step, model):
 def restore(trained: Manifest, arch: Architecture, train, mesh, objective=None):
   """The model of a finished run, checked against its manifest.
 
+  Of the checkpoint the parameters alone are read, a third of it: AdamW's two
+  means are neither held in memory nor need they be sound.
+
   Args:
     trained: the run's manifest.
     arch: shape of the model.
@@ -221,11 +224,12 @@ def restore(trained: Manifest, arch: Architecture, train, mesh, objective=None):
 
   folder = trained.directory / "checkpoints"
   with contextlib.closing(Checkpoints(folder, keep=None)) as checkpoints:
-    model = None
-    if checkpoints.latest() == trained.counts["steps"]:
+    model, latest = None, checkpoints.latest()
+    if latest == trained.counts["steps"]:
       new_model = (objective or NextToken).new_model
       abstract = loop.abstract_state(arch, train, mesh, new_model)
-      model = checkpoints.restore(trained.counts["steps"], abstract).model
+      part = dataclasses.replace(abstract, step=None, opt_state=None)
+      model = checkpoints.restore(latest, part, is_part=True).model
   if model is None or huggingface.weights_fingerprint(model) != trained.weights:
     raise UserError(
       f"checkpoint {trained.counts['steps']} is missing or another",
