@@ -5,7 +5,8 @@
 Simulated devices come host by host; those of a slice follow its torus. So that
 a run of several processes is like one on a pod, every mesh has its devices
 moved to where libtpu has them (tests/goldens/device_orders.json). Without
-SLICE it is `miniplm_jax.main`.
+SLICE it is `miniplm_jax.main`. Where FAILS is the process's id, the first
+result that it fetches is an error of JAX: no memory.
 """
 
 import json
@@ -13,11 +14,12 @@ import os
 import pathlib
 import sys
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from miniplm_jax import main
-from miniplm_jax.models import sharding
+from miniplm_jax.models import placement, sharding
 
 _ORDERS = pathlib.Path(__file__).parent / "goldens" / "device_orders.json"
 
@@ -31,8 +33,17 @@ def ordered(mesh: Mesh, name: str) -> Mesh:
   return Mesh(moved, mesh.axis_names, axis_types=mesh.axis_types)
 
 
+def full(*unused):
+  """What a device without room says."""
+  raise jax.errors.JaxRuntimeError(
+    "RESOURCE_EXHAUSTED: Attempting to allocate 3.00G. There are 1.00G free."
+  )
+
+
 if __name__ == "__main__":
   if name := os.environ.get("SLICE"):
     made = sharding.make_mesh
     sharding.make_mesh = lambda *sizes: ordered(made(*sizes), name)
+  if f"--config.run.process_id={os.environ.get('FAILS')}" in sys.argv:
+    placement.fetch = full
   sys.exit(main.main(sys.argv))

@@ -99,7 +99,7 @@ def sample(mesh, model, prompts, numbers, *, eos_ids=(), **settings):
   )
   batch = generation.pad_left(prompts, len(prompts), numbers=numbers)
   made = program(model, batch)
-  assert made.row_B.tolist() == numbers
+  assert made.row_B.tolist() == list(numbers)
   return made.values
 
 

@@ -14,7 +14,7 @@ from helpers import CONFIG
 from miniplm_jax.core import errors, manifest
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.trainer import loop
+from miniplm_jax.trainer import batches, loop
 from miniplm_jax.trainer import metrics as metrics_lib
 from miniplm_jax.trainer.objective import NextToken
 
@@ -28,7 +28,28 @@ ARCH = Transformer(
 )
 
 
-class Watched(NextToken):
+class Hooked(NextToken):
+  """Hears of every batch in the loop's thread, before its step."""
+
+  def begins(self, batch):
+    """The batch that the step gets."""
+    return batch
+
+
+def _heard(*arguments, **settings):
+  """`batches.stream`, whose objective is asked where the loop takes a batch.
+
+  `with_rows` is called by the threads that read ahead.
+  """
+  asked = getattr(settings.get("with_rows"), "__self__", None)
+  for batch in _stream(*arguments, **settings):
+    yield asked.begins(batch) if isinstance(asked, Hooked) else batch
+
+
+_stream, batches.stream = batches.stream, _heard
+
+
+class Watched(Hooked):
   """Notes the rows of every step; may stop or spoil one."""
 
   def __init__(self, train, eos_id, stop_at=0, spoilt=0):
@@ -36,7 +57,8 @@ class Watched(NextToken):
     self._stop_at, self._spoilt = stop_at, spoilt
     self.row_ids = []
 
-  def with_rows(self, batch, row_ids):
+  def begins(self, batch):
+    row_ids = batch["row_id"]
     self.row_ids.append(row_ids.tolist())
     step = len(self.row_ids)  # of this process
     if step == self._stop_at:

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +27,13 @@ _STOP_AHEAD = 3
 # What the processes say is kept in the first: when it ends, the others are
 # aborted. So it waits for them, in seconds, unless they hang.
 _FAREWELL = 5
+# What JAX says of a device without room, and of a process that is gone: by its
+# status, or in gloo's words on CPU.
+_OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory")
+_LOST = re.compile(
+  "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|[Gg]loo|[Cc]onnection|"
+  "heartbeat|coordination"
+)
 _FAILED, _LEFT, _STOP, _STOP_AT = "failed", "left", "stop", "stop_at"
 
 _index, _count, _client = 0, 1, None
@@ -81,6 +89,11 @@ def initialize(
 def is_first() -> bool:
   """Whether this process decides, writes and speaks."""
   return _index == 0
+
+
+def own_suffix() -> str:
+  """For files that every process writes: "" in the first, else ".N"."""
+  return "" if is_first() else f".{_index}"
 
 
 def agree(decide: Callable[[], Any]) -> Any:
@@ -160,16 +173,31 @@ def stops_at(step: int, signum: int | None) -> int | None:
 def explained(e: Exception) -> Exception | None:
   """What to tell the user of an error; None if that is not known.
 
-  Where others take part, an error of JAX most likely is that they are gone.
+  Of an error of JAX: that memory ran out; that another process failed, if it
+  said so; or that one is gone.
   """
   if isinstance(e, (UserError, OSError)):
     return e
-  if _count == 1 or type(e).__name__ != "JaxRuntimeError":
+  if type(e).__name__ != "JaxRuntimeError":
     return None
-  said = " ".join(str(e).split())[:200]
+  said = " ".join(str(e).split())
+  where = f"process {_index} of {_count}"
+  if _OUT_OF_MEMORY.search(said):
+    return UserError(
+      f"out of memory on a device ({said[:200]})",
+      where,
+      "take fewer rows at a time (config.run.per_device_batch_size in "
+      "training, config.score.batch_tokens in scoring), or split the weights "
+      "over more devices (config.run.fsdp, config.run.tensor)",
+    )
+  if _count == 1 or not _LOST.search(said):
+    return None
+  with contextlib.suppress(Exception):  # the first may be the one that is gone
+    if failed := _failure():
+      return failed
   return UserError(
-    f"lost another process, or the way to it ({said})",
-    f"process {_index} of {_count}",
+    f"lost another process, or the way to it ({said[:200]})",
+    where,
     "look at the logs of the others; when all have ended, start them again: "
     "they go on",
   )
@@ -228,14 +256,21 @@ def _wait_for(key: str) -> str:
     _raise_if_failed()
 
 
+def _failure() -> UserError | None:
+  """What another process said when it failed, if one did."""
+  if not (failed := _said(_FAILED)):
+    return None
+  index, line = json.loads(failed)
+  return UserError(
+    f"process {index} failed: {line}",
+    f"noticed by process {_index} of {_count}",
+    "put that right and start all of them again",
+  )
+
+
 def _raise_if_failed():
-  if failed := _said(_FAILED):
-    index, line = json.loads(failed)
-    raise UserError(
-      f"process {index} failed: {line}",
-      f"noticed by process {_index} of {_count}",
-      "put that right and start all of them again",
-    )
+  if failed := _failure():
+    raise failed
 
 
 def _say(key: str, value: Any):

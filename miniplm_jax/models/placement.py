@@ -107,10 +107,10 @@ def program(function: Callable[[Any, Any], Any], mesh: Mesh):
   that the results do.
   """
 
-  def step(model, batch):
+  def rows(model, batch):
     return Numbered(batch[ROW], function(model, batch))
 
-  return jax.jit(step, out_shardings=NamedSharding(mesh, P()))
+  return jax.jit(rows, out_shardings=NamedSharding(mesh, P()))
 
 
 def fetch(made: Numbered, rows: np.ndarray) -> Numbered:

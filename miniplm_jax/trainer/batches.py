@@ -133,7 +133,7 @@ def stream(
   shuffle: bool,
   mesh: Mesh,
   domain_weights: Sequence[str] = (),
-  with_rows: Callable[[Batch], Batch] = lambda batch: batch,
+  with_rows: Callable[[Batch, np.ndarray], Batch] | None = None,
 ) -> Iterator[Batch]:
   """This process's rows of batches first_step … steps − 1.
 
@@ -167,7 +167,10 @@ def stream(
   data = grain.MapDataset.select_from_datasets([data], own)
   data = data.batch(len(own) // steps)
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-  return iter(data[first_step:].map(with_rows).to_iter_dataset(options))
+  data = data[first_step:]
+  if with_rows:
+    data = data.map(lambda batch: with_rows(batch, batch["row_id"]))
+  return iter(data.to_iter_dataset(options))
 
 
 def _seed_of(seed: int, i: int) -> int:

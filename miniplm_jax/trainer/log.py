@@ -82,8 +82,8 @@ class Log:
 
   def _not_finite(self, name, value, step, row_ids):
     # Every process has rows of its own.
-    own = "" if hosts.is_first() else f".{jax.process_index()}"
-    path = self._spec.directory / "metrics" / f"not_finite{own}.json"
+    name = f"not_finite{hosts.own_suffix()}.json"
+    path = self._spec.directory / "metrics" / name
     files.write_json(
       path, {"step": step, "name": name, "row_ids": row_ids.tolist()}
     )

@@ -225,7 +225,7 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
       shuffle=t.shuffle,
       mesh=mesh,
       domain_weights=t.domain_weights,
-      with_rows=lambda batch: objective.with_rows(batch, batch["row_id"]),
+      with_rows=objective.with_rows,
     )
     step_fn = step_function(abstract, t, objective, mesh, micro)
     heldout = Heldout(spec, mesh, t.batch_size // micro)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import files, hosts
 from miniplm_jax.core.progress import duration, say
 
 
@@ -60,13 +60,15 @@ class Watchdog:
       faulthandler.dump_traceback(scratch, all_threads=True)
       scratch.seek(0)
       text = scratch.read()
-    path = self._directory / f"stacks-{self._last}.txt"
+    # Each process its own: the one that hangs is the one to look for.
+    name = f"stacks-{self._last}{hosts.own_suffix()}.txt"
+    path = self._directory / name
     print(text, file=sys.stderr, flush=True)
     say(
       self._name,
       f"nothing has ended for {duration(self._seconds)} after step "
       f"{self._last} was begun: it goes on waiting; the stacks of all threads "
-      f"are in {path}",
+      f"are in {path}, those of other processes beside it",
     )
     with contextlib.suppress(OSError, ValueError):  # the disk may be what hangs
       files.write_bytes(path, text.encode())
