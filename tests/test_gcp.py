@@ -13,8 +13,6 @@ import pytest
 import yaml
 from helpers import ROOT
 
-from miniplm_jax import pipeline
-
 # What the workers' own uv and Python do: the run writes its arguments and a
 # report, and ends as $RUN_EXIT says.
 UV = """#!/bin/bash
