@@ -91,13 +91,12 @@ def test_numbers_go_through_the_program_with_their_rows(mesh):
 # The self-check of a score table.
 
 
-def score(folder, **run):
-  """Stage score in this process, over what is there."""
+def score(folder, stages=("score",), **run):
+  """Stages in this process, over what is there."""
   config = tiny_config.get_config()
   config.workdir = str(folder / "run")
   config.corpus.source = str(folder / "text.jsonl")
   config.run.update(run)
-  stages = ["score"]
   pipeline.run(config, "tiny_config.py", stages, force=False, dry_run=False)
 
 
@@ -115,6 +114,19 @@ def test_a_table_says_what_was_scored_again(finished, copy):
   assert checked(copy) == {"rows": 0}
 
 
+def test_a_selection_from_an_unchecked_table_is_warned_of(copy, capsys):
+  path = copy / "run" / "scores" / "teacher" / "manifest.json"
+  body = json.loads(path.read_text())
+  del body["details"]["self_check"]
+  body["details"]["devices"] = 16
+  path.write_text(json.dumps(body))
+  shutil.rmtree(copy / "run" / "selection")
+  score(copy, stages=["select"])
+  told = capsys.readouterr().out
+  assert told.count("warning: ") == 1 and "run --stages=verify" in told
+  assert "scores/teacher is of a version that mixed up rows" in told
+
+
 def test_a_permuted_table_is_refused(copy, monkeypatch):
   """Numbers that a wrong order of devices would put under other rows."""
   fetch = placement.fetch
@@ -126,8 +138,7 @@ def test_a_permuted_table_is_refused(copy, monkeypatch):
 
   shutil.rmtree(copy / "run" / "scores")
   monkeypatch.setattr(placement, "fetch", permuted)
-  # Also where the second look is as wrong as the first one, and by chance not
-  # in the number of tokens: the rows beside a row are others.
+  # The second look may be as wrong as the first: a row stands beside others.
   with pytest.raises(UserError) as refused:
     score(copy)
   monkeypatch.setattr(placement, "fetch", fetch)

@@ -111,6 +111,14 @@ def _run(settings, directory, inputs, check):
   from miniplm_jax.select.candidates import Candidates
 
   check(inputs["corpus"])
+  for role in settings["scores"]:
+    details = inputs[role].details
+    if details.get("devices", 1) > 1 and "self_check" not in details:
+      say(
+        STAGE,
+        f"warning: {inputs[role].directory} is of a version that mixed up rows "
+        "on most slices of several hosts; run --stages=verify",
+      )
   corpus = Corpus(inputs["corpus"])
   candidates = Candidates(scored_rows(settings, inputs), settings)
   with contextlib.ExitStack() as stack:
