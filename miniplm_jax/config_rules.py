@@ -127,6 +127,13 @@ def _rules(config):
   yield among("run.remat", run.remat, REMAT)
   good = run.lease_seconds > 0
   yield "run.lease_seconds", run.lease_seconds, good, "give more than 0"
+  yield (
+    "run.coordinator",
+    run.coordinator,
+    run.coordinator in ("", "auto")
+    or re.fullmatch(r"\S+:\d+", run.coordinator),
+    "give HOST:PORT of the first process, or auto on a TPU pod",
+  )
   yield at_least("run.processes", run.processes, 1)
   for name in ("checkpoint_every", "keep_checkpoints", "eval_rows"):
     yield at_least(f"run.{name}", run[name], 1)

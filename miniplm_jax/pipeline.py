@@ -1,6 +1,7 @@
 """The stages in order, and running those that were asked for."""
 
 import functools
+import json
 import re
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,7 @@ from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
 from miniplm_jax.analyse import stage as analyse
 from miniplm_jax.convert import stage as convert
-from miniplm_jax.core import gs, hosts
+from miniplm_jax.core import gs, hosts, manifest
 from miniplm_jax.core import job as job_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
@@ -96,6 +97,7 @@ def run(
     hosts.initialize(
       run.coordinator, run.processes, run.process_id, run.lost_after
     )
+    _refuse_if_different(config, force)
   if dry_run:
     print(f"{where} in {workdir.root}:")
   order = config_lib.STAGES + config_lib.LOOKS
@@ -114,3 +116,24 @@ def run(
     for job in jobs:
       state = "would be redone" if force else job_lib.status(job)
       print(f"  {stage:11} {state}\n              {job.summary}")
+
+
+def _refuse_if_different(config, force: bool):
+  """Refuses processes of one program that were not started alike."""
+  import jax
+
+  mine = {
+    "config": json.loads(config.to_json_best_effort()),
+    "force": force,
+    "code": manifest.code_version(),
+    "jax": jax.__version__,
+  }
+  del mine["config"]["run"]["process_id"]
+  first = hosts.agree(lambda: mine)
+  if difference := manifest.first_difference(first, mine):
+    raise UserError(
+      f"this process was not started like the first: {difference}",
+      f"process {jax.process_index()} of {jax.process_count()}",
+      "start all with the same command but for --config.run.process_id",
+    )
+  hosts.meet()

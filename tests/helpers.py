@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pydoc_data import topics
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -85,6 +86,7 @@ def together(
   processes: int = 2,
   devices: int = 4,
   slice_name: str = "",
+  own: Sequence[Sequence[str]] = (),
 ) -> list[subprocess.Popen]:
   """Starts several processes as one program.
 
@@ -94,6 +96,7 @@ def together(
     processes: how many.
     devices: of each.
     slice_name: whose order of devices the meshes have; "" is host by host.
+    own: further arguments of each.
   """
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
@@ -108,6 +111,7 @@ def together(
         f"--config.run.coordinator=127.0.0.1:{port}",
         f"--config.run.processes={processes}",
         f"--config.run.process_id={i}",
+        *(own[i] if own else ()),
       ],
       env=environment(devices) | {"SLICE": slice_name},
       stdout=subprocess.PIPE,

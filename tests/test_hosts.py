@@ -140,17 +140,39 @@ def test_a_signal_to_one_stops_all_at_the_same_step(alone, tmp_path):
   assert "stopped by a signal, saved checkpoint" in said[0]
 
 
-def test_out_of_memory_is_told_as_that_by_all(alone, tmp_path, monkeypatch):
+@pytest.mark.parametrize("which", [0, 1])
+def test_out_of_memory_is_told_as_that_by_all(
+  alone, tmp_path, monkeypatch, which
+):
   shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
   shutil.rmtree(tmp_path / "run" / "scores")
-  monkeypatch.setenv("FAILS", "1")
-  first, second = helpers.ended(
+  monkeypatch.setenv("FAILS", str(which))
+  said = helpers.ended(
     helpers.together(tmp_path, "--stages=score", *ARGUMENTS), code=1
   )
-  assert "error: out of memory on a device (RESOURCE_EXHAUSTED" in second
-  assert "process 1 of 2" in second and "config.score.batch_tokens" in second
-  assert "process 1 failed: error: out of memory" in first
-  assert "lost another process" not in first + second
+  own, other = said[which], said[1 - which]
+  assert "error: out of memory on a device (RESOURCE_EXHAUSTED" in own
+  assert f"process {which} of 2" in own and "config.score.batch_tokens" in own
+  assert f"error: process {which} failed: error: out of memory" in other
+  assert "lost another process" not in own + other
+
+
+def test_processes_that_were_started_otherwise_are_refused(tmp_path):
+  write_corpus(tmp_path / "text.jsonl", 5)
+  said = helpers.ended(
+    helpers.together(
+      tmp_path,
+      "--stages=tokenize",
+      *ARGUMENTS,
+      own=([], ["--config.train.learning_rate=0.5"]),
+    ),
+    code=1,
+  )
+  words = "not started like the first: config.train.learning_rate is 0.01 there"
+  assert all(words in text for text in said), said
+  assert not (tmp_path / "run").exists()
+  line = helpers.refused(tmp_path, "--config.run.coordinator=127.0.0.1")
+  assert "give HOST:PORT of the first process" in line
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_a_selection_from_an_unchecked_table_is_warned_of(copy, capsys):
   shutil.rmtree(copy / "run" / "selection")
   score(copy, stages=["select"])
   told = capsys.readouterr().out
-  assert told.count("warning: ") == 1 and "run --stages=verify" in told
+  assert told.count("warning: ") == 1 and "with --stages=verify" in told
   assert "scores/teacher is of a version that mixed up rows" in told
 
 

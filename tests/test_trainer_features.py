@@ -11,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import trainers
 from helpers import refused, run, write_corpus
@@ -306,6 +307,27 @@ def test_a_model_is_exported_while_it_trains(corpus, tmp_path, capsys):
     jax.tree.leaves(saved),
   ):
     np.testing.assert_array_equal(value, ours)
+
+
+def test_no_memory_is_no_fault_of_a_checkpoint(tmp_path, corpus, monkeypatch):
+  """Neither set aside nor told to be removed."""
+  what = spec(corpus, tmp_path)
+  train(what)
+  abstract = loop.abstract_state(
+    what.arch, what.train, sharding.make_mesh(1, 1, 1)
+  )
+
+  def full(*unused, **also_unused):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3.00G")
+
+  monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", full)
+  folder = tmp_path / "checkpoints"
+  with (
+    contextlib.closing(loop.Checkpoints(folder, None)) as checkpoints,
+    pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"),
+  ):
+    checkpoints.restore_newest("run", abstract)
+  assert {"4", "8"} <= {path.name for path in folder.iterdir()}
 
 
 def test_only_parameters_of_a_checkpoint_are_read_and_checked(tmp_path, corpus):

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -26,7 +27,8 @@ _PATIENCE = 500
 _STOP_AHEAD = 3
 # What the processes say is kept in the first: when it ends, the others are
 # aborted. So it waits for them, in seconds, unless they hang.
-_FAREWELL = 5
+_FAREWELL = 10
+_SIGNALS = 128  # exit statuses above it are those of signals
 # What JAX says of a device without room, and of a process that is gone: by its
 # status, or in gloo's words on CPU.
 _OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory")
@@ -38,6 +40,7 @@ _FAILED, _LEFT, _STOP, _STOP_AT = "failed", "left", "stop", "stop_at"
 
 _index, _count, _client = 0, 1, None
 _decisions, _meetings = itertools.count(), itertools.count()
+_leaving = threading.Lock()  # held by the thread that ends the process
 _is_deciding = False  # the first process, while the others wait for it
 
 
@@ -84,6 +87,8 @@ def initialize(
     ) from e
   _index, _count = jax.process_index(), jax.process_count()
   _client = distributed.global_state.client
+  if _count > 1:
+    threading.Thread(target=_watch, daemon=True).start()
 
 
 def is_first() -> bool:
@@ -174,7 +179,7 @@ def explained(e: Exception) -> Exception | None:
   """What to tell the user of an error; None if that is not known.
 
   Of an error of JAX: that memory ran out; that another process failed, if it
-  said so; or that one is gone.
+  said so; or that one seems to be gone.
   """
   if isinstance(e, (UserError, OSError)):
     return e
@@ -182,25 +187,34 @@ def explained(e: Exception) -> Exception | None:
     return None
   said = " ".join(str(e).split())
   where = f"process {_index} of {_count}"
-  if _OUT_OF_MEMORY.search(said):
+  if is_out_of_memory(e):
     return UserError(
       f"out of memory on a device ({said[:200]})",
-      where,
+      where if _count > 1 else "this process",
       "take fewer rows at a time (config.run.per_device_batch_size in "
-      "training, config.score.batch_tokens in scoring), or split the weights "
-      "over more devices (config.run.fsdp, config.run.tensor)",
+      "training, config.score.batch_tokens, config.seqkd.batch_size), one "
+      "model at a time (config.run.score_together=False), or split the "
+      "weights over more devices (config.run.fsdp, config.run.tensor)",
     )
-  if _count == 1 or not _LOST.search(said):
+  if _count == 1:
     return None
   with contextlib.suppress(Exception):  # the first may be the one that is gone
     if failed := _failure():
-      return failed
+      return failed[1]
+  if not _LOST.search(said):
+    return None
   return UserError(
     f"lost another process, or the way to it ({said[:200]})",
     where,
     "look at the logs of the others; when all have ended, start them again: "
     "they go on",
   )
+
+
+def is_out_of_memory(e: Exception) -> bool:
+  """Whether JAX says that a device has no room; it is no other fault."""
+  is_jax = type(e).__name__ == "JaxRuntimeError"
+  return is_jax and bool(_OUT_OF_MEMORY.search(str(e)))
 
 
 def leave(status: int, line: str) -> NoReturn:
@@ -210,10 +224,12 @@ def leave(status: int, line: str) -> NoReturn:
   this one; and threads of libraries that were still starting can abort it
   with another status (seen in two runs of the whole suite, never alone).
   """
+  while not _leaving.acquire(timeout=_FAREWELL):
+    pass  # another thread is about to end the process
   _print(line)
   try:
     if _count > 1:
-      _part(line)
+      _part(status, line)
   except Exception as e:  # the first process, which keeps it, is gone
     _print(f"cannot tell the others: {type(e).__name__}")
   os._exit(status)
@@ -228,8 +244,10 @@ def _print(line: str):
       say()
 
 
-def _part(line: str):
-  _say(_FAILED, [_index, line])
+def _part(status: int, line: str):
+  # The first failure stands: those that follow from it say nothing new.
+  with contextlib.suppress(Exception):
+    _client.key_value_set(_FAILED, json.dumps([_index, status, line]))
   _client.key_value_increment(_LEFT, 1)
   deadline = time.monotonic() + _FAREWELL
   while is_first() and int(_said(_LEFT)) < _count:
@@ -256,12 +274,12 @@ def _wait_for(key: str) -> str:
     _raise_if_failed()
 
 
-def _failure() -> UserError | None:
-  """What another process said when it failed, if one did."""
+def _failure() -> tuple[int, UserError] | None:
+  """The status and words of the process that failed first, if one did."""
   if not (failed := _said(_FAILED)):
     return None
-  index, line = json.loads(failed)
-  return UserError(
+  index, status, line = json.loads(failed)
+  return status, UserError(
     f"process {index} failed: {line}",
     f"noticed by process {_index} of {_count}",
     "put that right and start all of them again",
@@ -270,7 +288,26 @@ def _failure() -> UserError | None:
 
 def _raise_if_failed():
   if failed := _failure():
-    raise failed
+    status, error = failed
+    raise Stopped(status - _SIGNALS) if status > _SIGNALS else error
+
+
+def _watch():
+  """Ends this process, with the reason, when another has failed.
+
+  The main thread may wait for that one in a collective, which never returns;
+  JAX would abort it, without a word of why. Not after a signal: who was
+  stopped by one may leave while this process completes the checkpoint.
+  """
+  while True:
+    time.sleep(1)
+    try:
+      failed = _failure()
+    except Exception:  # the first process, which keeps it, is gone
+      return
+    if failed and failed[0] < _SIGNALS:
+      time.sleep(2)  # a main thread that is not stuck says it itself
+      leave(failed[0], f"error: {failed[1]}")
 
 
 def _say(key: str, value: Any):

@@ -111,9 +111,9 @@ def make_mesh(
 
 
 def reordered(mesh: Mesh) -> Mesh:
-  """The mesh with its devices in reverse order: nothing stays where it was.
+  """The mesh with its devices in reverse order.
 
-  Rows and weights that come out the same on both depend on no order.
+  Results that are the same on both depend on no order.
   """
   reversed_ = mesh.devices[::-1, ::-1, ::-1]
   return Mesh(reversed_, mesh.axis_names, axis_types=mesh.axis_types)

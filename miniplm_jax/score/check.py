@@ -70,7 +70,8 @@ def compare(
       f"{n_tokens[i]}, {off[i]:.2g} a token apart where {allowed[i]:.2g} are "
       "allowed",
       where,
-      "score again with --stages=score --force",
+      "look at more rows with --stages=verify; if it is rounding, raise "
+      "--config.verify.tolerance, else score again with --stages=score --force",
     )
   return float(off.max())
 
@@ -117,8 +118,8 @@ def after_merge(
 ) -> dict[str, Any]:
   """Scores run.self_check_rows rows of a merged table again.
 
-  All processes take part. If there are several devices they stand in another
-  order than before: every row and every shard of a weight lies elsewhere.
+  All processes take part. If there are several devices they stand in reverse
+  order: rows and shards of weights lie elsewhere than before.
 
   Args:
     config: the whole config, of which `run` and `verify` are used.

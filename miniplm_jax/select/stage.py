@@ -117,7 +117,8 @@ def _run(settings, directory, inputs, check):
       say(
         STAGE,
         f"warning: {inputs[role].directory} is of a version that mixed up rows "
-        "on most slices of several hosts; run --stages=verify",
+        "on most slices of several hosts; if it was made on one, look whether "
+        "it is right with --stages=verify",
       )
   corpus = Corpus(inputs["corpus"])
   candidates = Candidates(scored_rows(settings, inputs), settings)

@@ -141,6 +141,8 @@ class Checkpoints:
           raise KeyError("/".join(_keys(path)))
       jax.block_until_ready(content)
     except Exception as e:  # orbax raises that very class for lost chunks
+      if hosts.is_out_of_memory(e):
+        raise  # nothing is wrong with the checkpoint
       why = f"it cannot be read ({_short(e)})"
     if _any_process(bool(why)):
       return None, why or "another process cannot read it"

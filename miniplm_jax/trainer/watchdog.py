@@ -68,7 +68,7 @@ class Watchdog:
       self._name,
       f"nothing has ended for {duration(self._seconds)} after step "
       f"{self._last} was begun: it goes on waiting; the stacks of all threads "
-      f"are in {path}, those of other processes beside it",
+      f"are in {path}",
     )
     with contextlib.suppress(OSError, ValueError):  # the disk may be what hangs
       files.write_bytes(path, text.encode())
