@@ -252,8 +252,12 @@ def _part(status: int, line: str):
   deadline = time.monotonic() + _FAREWELL
   while is_first() and int(_said(_LEFT)) < _count:
     if time.monotonic() > deadline:
-      break
+      return
     time.sleep(_PATIENCE / 1e4)
+  if is_first():
+    # Those that have said so are not gone yet: on a busy machine one was
+    # aborted between its word and its end.
+    time.sleep(1)
 
 
 def _heard(found: dict[str, Any]) -> Any:
