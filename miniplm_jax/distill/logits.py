@@ -103,7 +103,7 @@ class Labeller:
       batch = item[1]
       row_B = batch[placement.ROW]
       row_id_B = np.where(row_B >= 0, row_ids[row_B], -1).astype(np.int32)
-      batch = {"tokens": batch["tokens"], "row_id": row_id_B, "row": row_B}
+      batch = batch | {"row_id": row_id_B}
       return self._program(self._model, placement.put(batch, self._mesh))
 
     with jax.set_mesh(self._mesh):
