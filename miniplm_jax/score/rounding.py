@@ -7,14 +7,12 @@ and the two rankings are compared.
 
 import json
 
-import numpy as np
-
 from miniplm_jax.core import files, hosts, manifest
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models import int8
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.score import fidelity, table
+from miniplm_jax.score import check, fidelity, table
 from miniplm_jax.score import stage as score_stage
 
 REPORT = "int8_fidelity.json"
@@ -67,9 +65,7 @@ def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
     fidelity.check(known, *least)
     return int8.quantise(model)
   rows = corpus.rows_of("train")
-  rng = np.random.default_rng(config.corpus.seed)
-  size = min(c.int8_rows, len(rows))
-  sample = np.sort(rng.choice(rows, size, replace=False, shuffle=False))
+  sample = rows[check.sample(len(rows), c.int8_rows, config.corpus.seed)]
   say(score_stage.STAGE, f"int8: {len(sample)} rows with both kinds of weights")
   other = score_stage.load_checked(reference, corpus, mesh, c.dtype)
   models = {"exact": model, "reference": other}
