@@ -258,13 +258,13 @@ def dense_nll(h, w, y):
   return jax.nn.logsumexp(logits, -1) - picked
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("tile", [1, 5, 100])
 def test_head_equals_the_dense_one_with_gradients(
   mesh, monkeypatch, tile, platform
 ):
   monkeypatch.setattr(sharding, "platform", lambda: platform)
-  monkeypatch.setattr(head, "_CPU_ROWS", 16)  # four blocks of 16 rows
+  training = head.Tiling(tile, 16 if platform == "cpu" else 0)  # four blocks
   keys = jax.random.split(jax.random.key(0), 4)
   h = jax.random.normal(keys[0], (2, 7, 16))
   w = jax.random.normal(keys[1], (64, 16))
@@ -273,13 +273,15 @@ def test_head_equals_the_dense_one_with_gradients(
   wanted = dense_nll(h, w, y)
   mask = jax.random.bernoulli(keys[3], 0.6, (2, 7))
   for rows in (1, 20, 64, 99):
-    f = jax.jit(functools.partial(head.token_nll, tile=(tile, rows)))
+    f = jax.jit(
+      functools.partial(head.token_nll, tiling=head.Tiling(tile, rows))
+    )
     np.testing.assert_allclose(f(h, w, y), wanted, atol=1e-5)
     masked = f(h, w, y, mask_BxT=mask)
     np.testing.assert_allclose(masked, jnp.where(mask, wanted, 0), atol=1e-5)
 
   def ours(h, w, z):
-    return 3 * head.weighted_nll(h, w, y, weight, None, tile, z)
+    return 3 * head.weighted_nll(h, w, y, weight, None, training, z)
 
   def dense(h, w, z):
     log_z = jax.nn.logsumexp(jnp.einsum("btd,vd->btv", h, w), -1)
@@ -294,6 +296,33 @@ def test_head_equals_the_dense_one_with_gradients(
       wanted,
     )
   assert float(jax.jit(ours, static_argnums=2)(h, w, z)) == found[0]
+
+
+def test_logits_kept_in_bfloat16_are_summed_in_float32(mesh):
+  """Each is off by up to 2⁻⁹ of itself; their sum by little of that."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  h = jax.random.normal(keys[0], (2, 32, 16))
+  w = jax.random.normal(keys[1], (4096, 16))
+  y = jax.random.randint(keys[2], (2, 32), 0, 4096)
+  weight = jnp.full(y.shape, 1 / y.size)
+  tiling = head.Tiling(16, logits="bfloat16")
+  wanted = dense_nll(h, w, y)
+  found = jax.jit(functools.partial(head.token_nll, tiling=tiling))(h, w, y)
+  largest = float(jnp.abs(jnp.einsum("btd,vd->btv", h, w)).max())
+  off = np.abs(found - wanted)
+  assert 1e-5 < off.max() < largest * 2**-9
+  text = jax.jit(functools.partial(head.token_nll, tiling=tiling))
+  assert "bf16[4096,16]" in text.lower(h, w, y).compile().as_text()
+
+  def loss(h, w, tiling):
+    return head.weighted_nll(h, w, y, weight, None, tiling)
+
+  gradients = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)
+  for of_bf16, exact in zip(
+    gradients(h, w, tiling), gradients(h, w, head.Tiling(16))
+  ):
+    difference = jnp.linalg.norm(of_bf16 - exact)
+    assert 0 < difference < 1e-2 * jnp.linalg.norm(exact)
 
 
 def test_padding_of_the_vocabulary_takes_no_probability(mesh):
@@ -318,7 +347,7 @@ def test_padding_of_the_vocabulary_takes_no_probability(mesh):
   assert np.isfinite(logits[:, :61]).all()
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_no_logits_of_all_tokens_exist(mesh, monkeypatch, platform):
   """Tiles of 8 tokens: nothing of [64, V] or [2, 32, V] is in the HLO."""
   monkeypatch.setattr(sharding, "platform", lambda: platform)
@@ -326,7 +355,9 @@ def test_no_logits_of_all_tokens_exist(mesh, monkeypatch, platform):
   y, weight = jnp.zeros((2, 32), int), jnp.ones((2, 32))
 
   def loss(h, w, tile):
-    return head.weighted_nll(h, w, y, weight, None, tile)
+    # Blocks of rows hold some of the CPU's logits: it is asked for the others.
+    tiling = dataclasses.replace(head.TRAINING[platform], tokens=tile)
+    return head.weighted_nll(h, w, y, weight, None, tiling)
 
   def shapes(tile):
     f = jax.grad(functools.partial(loss, tile=tile), (0, 1))

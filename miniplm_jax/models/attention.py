@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from miniplm_jax.models import sharding, splash
+from miniplm_jax.models import cudnn, sharding, splash
 from miniplm_jax.models.ops import KEPT
 
 # Blocks of queries of a whole row: a block costs an operation of each kind to
@@ -31,8 +31,8 @@ def attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, visible_BxTxS=None):
   Returns:
     [B, T, N, H], as the queries.
   """
-  if visible_BxTxS is None and _on_tpu(q_BxTxNxH, k_BxSxKxH):
-    return splash.attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH)
+  if visible_BxTxS is None and (kernel := _kernel(q_BxTxNxH, k_BxSxKxH)):
+    return kernel.attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH)
   batch, length, heads, size = q_BxTxNxH.shape
   keys = k_BxSxKxH.shape[2]
   q_BxTxKxGxH = q_BxTxNxH.reshape(batch, length, keys, heads // keys, size)
@@ -48,10 +48,14 @@ def attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, visible_BxTxS=None):
   return out_BxKxGxTxH.transpose(0, 3, 1, 2, 4).reshape(q_BxTxNxH.shape)
 
 
-def _on_tpu(q_BxTxNxH, k_BxTxKxH) -> bool:
-  # The kernel multiplies in bfloat16; float32 is asked for to be exact.
-  is_tpu = sharding.platform() == "tpu" and q_BxTxNxH.dtype == jnp.bfloat16
-  return is_tpu and splash.fits(q_BxTxNxH, k_BxTxKxH)
+def _kernel(q_BxTxNxH, k_BxTxKxH):
+  """The module with the platform's kernel for such rows, if it has one.
+
+  Kernels multiply in bfloat16; float32 is asked for to be exact.
+  """
+  kernel = {"tpu": splash, "gpu": cudnn}.get(sharding.platform())
+  is_asked = kernel and q_BxTxNxH.dtype == jnp.bfloat16
+  return kernel if is_asked and kernel.fits(q_BxTxNxH, k_BxTxKxH) else None
 
 
 @jax.custom_vjp

@@ -13,16 +13,35 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models import int8, mamba, sharding, tiles, transformer
+from miniplm_jax.models import (
+  cudnn,
+  int8,
+  mamba,
+  sharding,
+  tiles,
+  transformer,
+)
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ops import KEPT, by_batch, normal, rms_norm
+
+_is_named = jax.checkpoint_policies.save_only_these_names(KEPT)
+
+
+def _is_kept(primitive, *operands, **parameters) -> bool:
+  """Results of matrix products with weights, and of attention."""
+  is_cudnn = primitive.name == cudnn.FORWARD
+  return is_cudnn or _is_named(primitive, *operands, **parameters)
+
 
 # What the backward pass keeps of a layer.
 REMAT = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.save_only_these_names(KEPT),
+  "dots": _is_kept,
 }
+
+# Layers of one turn of the scan over them. More has not been measured.
+UNROLL = 1
 
 # What a family brings: Layers, residual_dtype, context, cached_context and
 # new_cache, whose leaves are [L, B, …, channels].
@@ -96,7 +115,7 @@ class Decoder(nnx.Module):
     if remat != "none":
       one_layer = jax.checkpoint(one_layer, policy=REMAT[remat])
     x_BxTxD = self._embed(tokens_BxT, dtype)
-    x_BxTxD, _ = jax.lax.scan(one_layer, x_BxTxD, self.layers)
+    x_BxTxD, _ = jax.lax.scan(one_layer, x_BxTxD, self.layers, unroll=UNROLL)
     return self._normed(x_BxTxD, dtype)
 
   def new_cache(self, first_B, size: int, dtype: Any) -> Cache:

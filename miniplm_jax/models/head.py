@@ -16,6 +16,7 @@ takes 4.
 B batch, T time, D hidden, V vocabulary, S tokens of a tile.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -26,23 +27,45 @@ from miniplm_jax.models import sharding, tiles
 from miniplm_jax.models.architecture import ROW_MULTIPLE
 from miniplm_jax.models.sharding import AXES, BATCH
 
-# Tokens per tile and device. 1024 × 151,936 float32 logits are 594 MiB.
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+  """Which logits of a device exist at a time.
+
+  Attributes:
+    tokens: of a tile.
+    rows: of the head, at most; 0 is all of them.
+    logits: their dtype in memory. Sums over them are float32 in any case, and
+      the target's own logit is.
+  """
+
+  tokens: int
+  rows: int = 0
+  logits: str = "float32"
+
+
+# Tokens of a tile of other objectives. 1024 × 151,936 float32 logits are
+# 594 MiB.
 TILE = 1024
+
+# By platform, where logits are only read. On CPU a tile that stays in the
+# cache: 2,048 tokens of width 512 take 1.9 s where whole vocabularies take
+# 3.2 s. On GPUs the logits go through the main memory whatever the tile;
+# 4,096 tokens are 2.3 GiB of them. That is not measured yet.
+SCORING = {
+  "cpu": Tiling(512, 2048),
+  "gpu": Tiling(4096),
+  "tpu": Tiling(TILE),
+}
 
 # The same where gradients are formed. The gradient of the head is read and
 # written once a tile: predicted for the 500M on v5e:4x4, 233 ms a step with
 # 2,048 tokens, 222 with 4,096.
-_TOKENS = 4096
-
-# The same on CPU, where gradients take the logits of up to so many rows of
-# the head at a time. Each tile adds to the whole gradient of the head once.
-_CPU_TOKENS, _CPU_ROWS = 256, 2048
-
-# (tokens, vocabulary rows) of a tile whose logits are only read. On CPU one
-# that stays in the cache: 2,048 tokens of width 512 take 1.9 s where whole
-# vocabularies take 3.2 s. Rows come first there, so that the softmax adds up
-# along the axis that is far apart in memory.
-_CPU_TILE = 512, 2048
+TRAINING = {
+  "cpu": Tiling(256, 2048),
+  "gpu": Tiling(4096),
+  "tpu": Tiling(4096),
+}
 
 
 def token_nll(
@@ -51,7 +74,7 @@ def token_nll(
   y_BxT,
   vocab_size: int | None = None,
   mask_BxT=None,
-  tile: tuple[int, int] | None = None,
+  tiling: Tiling | None = None,
 ):
   """−log p(y | h) of each token, float32 [B, T], in nats.
 
@@ -63,11 +86,10 @@ def token_nll(
       probability; None if there are none.
     mask_BxT: which tokens are wanted, None for all. The others are 0 and
       cost nothing: tiles are filled with wanted tokens only.
-    tile: tokens and rows of the head whose logits exist at a time, per
-      device; None is what the platform likes.
+    tiling: None is the platform's of `SCORING`.
   """
   arrays = h_BxTxD, w_VxD, y_BxT
-  return _by_tiles(*arrays, vocab_size, mask_BxT, tile, False)[0]
+  return _by_tiles(*arrays, vocab_size, mask_BxT, tiling, False)[0]
 
 
 def nll_and_top(h_BxTxD, w_VxD, y_BxT, vocab_size: int, mask_BxT):
@@ -76,20 +98,18 @@ def nll_and_top(h_BxTxD, w_VxD, y_BxT, vocab_size: int, mask_BxT):
   return _by_tiles(*arrays, vocab_size, mask_BxT, None, True)
 
 
-def _by_tiles(h_BxTxD, w_VxD, y_BxT, vocab_size, mask_BxT, tile, with_top):
+def _by_tiles(h_BxTxD, w_VxD, y_BxT, vocab_size, mask_BxT, tiling, with_top):
   """What `_streamed` gives of each wanted token, 0 and False elsewhere."""
   if mask_BxT is None:
     mask_BxT = jnp.ones(y_BxT.shape, bool)
-  if tile is None:
-    is_cpu = sharding.platform() == "cpu"
-    tile = _CPU_TILE if is_cpu else (TILE, w_VxD.shape[0])
+  tiling = tiling or SCORING[sharding.platform()]
   dtypes = (jnp.float32, bool)[: 1 + with_top]
 
   def local(h_BxTxD, w_VxD, y_BxT, mask_BxT):
     w_VxD = tiles.gather(w_VxD, h_BxTxD.dtype)
     h_NxD, y_N = h_BxTxD.reshape(-1, h_BxTxD.shape[-1]), y_BxT.reshape(-1)
     wanted_N = mask_BxT.reshape(-1)
-    size = min(tile[0], len(y_N))
+    size = min(tiling.tokens, len(y_N))
     # Wanted tokens first. What fills the last tile lies outside: it reads
     # the last token and is dropped when it is written.
     order_N = jnp.argsort(~wanted_N, stable=True)
@@ -108,7 +128,7 @@ def _by_tiles(h_BxTxD, w_VxD, y_BxT, vocab_size, mask_BxT, tile, with_top):
       def computed():
         h_SxD = h_NxD.at[place_S].get(mode="clip")
         y_S = y_N.at[place_S].get(mode="clip")
-        made = _streamed(h_SxD, w_VxD, y_S, vocab_size, tile[1], with_top)
+        made = _streamed(h_SxD, w_VxD, y_S, vocab_size, tiling, with_top)
         return tuple(
           all_N.at[place_S].set(tile_S, mode="drop")
           for all_N, tile_S in zip(found, made)
@@ -150,28 +170,26 @@ def weighted_nll(
   y_BxT,
   weight_BxT,
   vocab_size: int | None = None,
-  tile: int | None = None,
+  tiling: Tiling | None = None,
   z_loss: float = 0.0,
 ):
   """Σ weight · (−log p(y | h) + z_loss · log² Z), a float32 scalar.
 
   A weighted sum covers every reduction: the weights say whether it is a mean
   over tokens or MiniPLM's mean of means. Differentiable in `h_BxTxD` and
-  `w_VxD`, not in the weights. `tile`: tokens whose logits exist at a time,
-  per device; None is what the platform likes. `z_loss` keeps log Z, the
-  normaliser, near 0 (PaLM, arXiv 2204.02311, section 5).
+  `w_VxD`, not in the weights. `tiling`: None is the platform's of `TRAINING`.
+  `z_loss` keeps log Z, the normalizer, near 0 (PaLM, arXiv 2204.02311,
+  section 5).
   """
   if z_loss:
     arrays = h_BxTxD, w_VxD, y_BxT, weight_BxT
-    return _forward(*arrays, vocab_size, tile, z_loss)[0]
+    return _forward(*arrays, vocab_size, tiling, z_loss)[0]
   nll_BxT = token_nll(h_BxTxD, w_VxD, y_BxT, vocab_size, weight_BxT != 0)
   return jnp.sum(nll_BxT * weight_BxT)
 
 
-def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tile, z_loss):
-  is_cpu = sharding.platform() == "cpu"
-  tile = tile or (_CPU_TOKENS if is_cpu else _TOKENS)
-  most_rows = _CPU_ROWS if is_cpu else w_VxD.shape[0]
+def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tiling, z_loss):
+  tiling = tiling or TRAINING[sharding.platform()]
 
   def local(h_BxTxD, w_VxD, y_BxT, weight_BxT):
     full_VxD = tiles.gather(w_VxD, h_BxTxD.dtype)
@@ -179,12 +197,13 @@ def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tile, z_loss):
     def step(carry, xs):
       loss, dw_VxD = carry
       loss_S, dh_SxD, dw_VxD = _gradients(
-        *xs, full_VxD, dw_VxD, vocab_size, z_loss, most_rows
+        *xs, full_VxD, dw_VxD, vocab_size, z_loss, tiling
       )
       dh_SxD = tiles.total(dh_SxD, "tensor").astype(h_BxTxD.dtype)
       return (loss + jnp.sum(loss_S * xs[2]), dw_VxD), dh_SxD
 
-    xs = tuple(tiles.split(x, tile) for x in (h_BxTxD, y_BxT, weight_BxT))
+    arrays = h_BxTxD, y_BxT, weight_BxT
+    xs = tuple(tiles.split(x, tiling.tokens) for x in arrays)
     zero = jnp.zeros((), jnp.float32), jnp.zeros(full_VxD.shape, jnp.float32)
     (loss, dw_VxD), dh = jax.lax.scan(step, zero, xs)
     dh_BxTxD = tiles.joined(dh, h_BxTxD.shape)
@@ -201,7 +220,7 @@ def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tile, z_loss):
   return loss, (dh_BxTxD, dw_VxD)
 
 
-def _backward(unused_vocab_size, unused_tile, unused_z, gradients, g):
+def _backward(unused_vocab_size, unused_tiling, unused_z, gradients, g):
   dh_BxTxD, dw_VxD = gradients
   return (dh_BxTxD * g).astype(dh_BxTxD.dtype), dw_VxD * g, None, None
 
@@ -209,8 +228,8 @@ def _backward(unused_vocab_size, unused_tile, unused_z, gradients, g):
 weighted_nll.defvjp(_forward, _backward)
 
 
-def _streamed(h_SxD, w_VxD, y_S, vocab_size, rows, with_top):
-  """NLL of one tile, with the logits of `rows` rows of the head at a time.
+def _streamed(h_SxD, w_VxD, y_S, vocab_size, tiling, with_top):
+  """NLL of one tile, with the logits of some rows of the head at a time.
 
   With `with_top` also whether no logit is above the target's. That one is
   then taken out of the same product: another may round it differently.
@@ -219,13 +238,14 @@ def _streamed(h_SxD, w_VxD, y_S, vocab_size, rows, with_top):
   first = jax.lax.axis_index("tensor") * count
   has_padding = vocab_size not in (None, count * jax.lax.axis_size("tensor"))
   # The last block is longer, so that it holds all of the padding.
+  rows = tiling.rows or count
   blocks = max((count - ROW_MULTIPLE) // rows, 0)
 
   def add(carry, start, rows, is_padded):
     softmax, own_S = carry
     w_RxD = jax.lax.dynamic_slice_in_dim(w_VxD, start, rows)
     real = vocab_size - first - start if is_padded else None
-    softmax, logits_RxS = _add(softmax, w_RxD, h_SxD, real)
+    softmax, logits_RxS = _add(softmax, w_RxD, h_SxD, real, tiling.logits)
     if with_top:
       hit_RxS = jnp.arange(rows)[:, None] == (y_S - first - start)[None]
       own_S += jnp.sum(jnp.where(hit_RxS, logits_RxS, 0), 0)
@@ -255,19 +275,19 @@ def _nothing(y_S):
   return jnp.full(y_S.shape, -1e30), jnp.zeros(y_S.shape)
 
 
-def _add(carry, w_RxD, h_SxD, real):
+def _add(carry, w_RxD, h_SxD, real, dtype):
   """Maximum and sum with the logits of R more rows, and these, [R, S].
 
   From row `real` on it is padding; None says that there is none.
   """
   top_S, total_S = carry
   logits_RxS = jnp.einsum(
-    "rd,sd->rs", w_RxD, h_SxD, preferred_element_type=jnp.float32
+    "rd,sd->rs", w_RxD, h_SxD, preferred_element_type=dtype
   )
   if real is not None:
     real_R = jnp.arange(len(w_RxD)) < real
     logits_RxS = jnp.where(real_R[:, None], logits_RxS, -jnp.inf)
-  new_S = jnp.maximum(top_S, jnp.max(logits_RxS, 0))
+  new_S = jnp.maximum(top_S, jnp.max(logits_RxS, 0).astype(jnp.float32))
   total_S *= jnp.exp(top_S - new_S)
   total_S += jnp.sum(jnp.exp(logits_RxS - new_S[None]), 0)
   return (new_S, total_S), logits_RxS
@@ -280,16 +300,14 @@ def _with_z(nll_S, lse_S, z_loss):
   return nll_S + z_loss * lse_S**2, 1 + 2 * z_loss * lse_S
 
 
-def _gradients(
-  h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size, z_loss, most_rows
-):
+def _gradients(h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size, z_loss, tiling):
   """Loss, dh and `dw_VxD` with what one tile adds.
 
-  Block by block of at most `most_rows` rows of the head, the logits being
-  kept between the two passes over the blocks.
+  Block by block of rows of the head, the logits being kept between the two
+  passes over the blocks.
   """
   count, width = w_VxD.shape
-  most_rows = min(most_rows, count)
+  most_rows = min(tiling.rows or count, count)
   rows = max(r for r in range(1, most_rows + 1) if count % r == 0)
   first = jax.lax.axis_index("tensor") * count
   has_padding = vocab_size not in (None, count * jax.lax.axis_size("tensor"))
@@ -299,7 +317,7 @@ def _gradients(
   def read(carry, xs):
     start, w_RxD = xs
     real = vocab_size - first - start if has_padding else None
-    return _add(carry, w_RxD, h_SxD, real)
+    return _add(carry, w_RxD, h_SxD, real, tiling.logits)
 
   carry = _nothing(y_S)
   carry, logits_NxRxS = jax.lax.scan(read, carry, (start_N, w_NxRxD))
