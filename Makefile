@@ -18,7 +18,7 @@ demo: .venv/installed
 	$(BIN)/python -m miniplm_jax.main --config=configs/demo.py
 
 test: .venv/installed-dev
-	TPU_LIBRARY_PATH=$(LIBTPU) $(BIN)/python -m pytest -n auto --maxprocesses 4 \
+	TPU_LIBRARY_PATH=$(LIBTPU) CUDA_COMPILER=$(CUDA) $(BIN)/python -m pytest -n auto --maxprocesses 4 \
 	  --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed-dev
@@ -67,6 +67,12 @@ LIBTPU := $(CURDIR)/.venv/libtpu/libtpu/libtpu.so
 # The versions are those that jax[tpu] of the lock asks for.
 LIBTPUS := "libtpu==0.0.42.1 ; python_full_version < '3.12'" \
   "libtpu==0.0.50.1 ; python_full_version >= '3.12'"
+# XLA's compiler for NVIDIA GPUs with CUDA's assembler, apart for the same reason.
+CUDA := $(CURDIR)/.venv/cuda
+CUDAS := $(foreach p,pjrt plugin, \
+  "jax-cuda13-$p==0.10.2 ; python_full_version < '3.12'" \
+  "jax-cuda13-$p==0.12.0.1 ; python_full_version >= '3.12'") \
+  "nvidia-cuda-nvcc==13.0.*" "nvidia-nvvm==13.0.*"
 # torch by pip: its CPU wheel may lie where uv does not look. Another brings
 # triton, whose LLVM and TensorFlow's crash in one process.
 .venv/installed-dev: .venv/installed requirements-dev-lock.txt
@@ -74,8 +80,10 @@ LIBTPUS := "libtpu==0.0.42.1 ; python_full_version < '3.12'" \
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip uninstall --yes --quiet triton
 	$(INSTALL) accelerate==1.15.0
-	[ "$$(uname -sm)" != "Linux x86_64" ] || $(BIN)/uv pip install --quiet \
-	  --python $(BIN)/python --no-deps --target .venv/libtpu $(LIBTPUS)
+	[ "$$(uname -sm)" != "Linux x86_64" ] || { $(BIN)/uv pip install --quiet \
+	  --python $(BIN)/python --no-deps --target .venv/libtpu $(LIBTPUS) && \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps \
+	  --target $(CUDA) $(CUDAS); }
 	touch $@
 
 # Resolve anew; commit what changes. tensorflow-text asks for tensorflow, whose

@@ -33,6 +33,7 @@ def get_config():
   _schedule(config.reference.train, 3e-3)
   _schedule(config.train, 2e-3)
   config.score.dtype = "float32"
+  config.evaluation.dtype = config.generate.dtype = "float32"
   config.score.rows_per_part = 256
   config.score.batch_tokens, config.score.lengths = 4096, (64,)
   # Planted by corpus/embedded.py: words in random order.

@@ -44,6 +44,7 @@ def get_config(which=""):
   small_config.schedule(config.train, 800, 2e-3)
 
   config.score.dtype = "float32"
+  config.evaluation.dtype = config.generate.dtype = "float32"
   config.score.rows_per_part = 2048
   config.score.batch_tokens, config.score.lengths = 8192, (64,)
   config.evaluate.ignore_domains = ("noise",)

@@ -44,6 +44,7 @@ def get_config(which=""):
   if which == "zscore":
     config.select.definition = "zscore_by_domain"
   config.score.dtype = "float32"
+  config.evaluation.dtype = config.generate.dtype = "float32"
   config.score.rows_per_part = 512
   config.score.batch_tokens, config.score.lengths = 8192, (64,)
   config.evaluate.ignore_domains = DAMAGES

@@ -32,7 +32,7 @@ def section():
     "offline": False,  # ask no hub: local files, and what was fetched before
     "documents": 0,  # the first so many of each task; 0 is all
     "scorers": False,  # the teacher and the reference too
-    "dtype": "float32",  # of the computation
+    "dtype": "bfloat16",  # of the computation
   }
 
 

@@ -11,7 +11,7 @@ from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
 from miniplm_jax.analyse import stage as analyse
 from miniplm_jax.convert import stage as convert
-from miniplm_jax.core import gs, hosts, manifest
+from miniplm_jax.core import backend, gs, hosts, manifest
 from miniplm_jax.core import job as job_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
@@ -93,6 +93,8 @@ def run(
     gs.check(bucket)
   workdir = Workdir(epath.Path(config.workdir).expanduser())
   run = config.run
+  if not dry_run:
+    backend.prepare(run.compilation_cache, workdir.root, run.deterministic)
   if run.coordinator and not dry_run:
     hosts.initialize(
       run.coordinator, run.processes, run.process_id, run.lost_after

@@ -5,7 +5,7 @@ import signal
 import pytest
 from etils import epath
 
-from miniplm_jax.core import errors, files, manifest, progress
+from miniplm_jax.core import backend, errors, files, manifest, progress
 from miniplm_jax.core.errors import Stopped, UserError
 from miniplm_jax.core.job import Job, execute, status
 
@@ -138,3 +138,24 @@ def test_progress_without_progress_is_no_error(capsys):
   said = capsys.readouterr().out.splitlines()
   assert "0/10 rows" in said[0] and "left" not in said[0]
   assert "5/10 rows" in said[1] and "left" in said[1]
+
+
+def test_jax_is_told_where_programs_are_kept(tmp_path, monkeypatch):
+  """Below the workdir, by kind of CPU; what the user has set stays."""
+  monkeypatch.delenv(backend.CACHE)
+  monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+  backend.prepare("", epath.Path(tmp_path), False)
+  assert backend.CACHE not in os.environ
+  monkeypatch.chdir(tmp_path)
+  for _ in range(2):
+    backend.prepare("compiled", epath.Path("run"), True)
+    said = os.environ["XLA_FLAGS"].split()
+    assert said[0] == "--xla_cpu_enable_fast_math=false"
+    assert said[1:] == ["--xla_gpu_deterministic_ops=true"]
+  folder = epath.Path(os.environ[backend.CACHE])
+  assert folder.parent == epath.Path(tmp_path / "run" / "compiled")
+  backend.prepare("elsewhere", epath.Path("run"), False)
+  assert os.environ[backend.CACHE] == os.fspath(folder)
+  monkeypatch.delenv(backend.CACHE)
+  backend.prepare("gs://bucket/kept", epath.Path("run"), False)
+  assert os.environ[backend.CACHE] == f"gs://bucket/kept/{folder.name}"

@@ -1,16 +1,23 @@
 """What NVIDIA GPUs run, without one: traced, lowered for CUDA, or by XLA."""
 
 import functools
+import json
+import os
+import subprocess
+import sys
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import on_h100
 import pytest
+from helpers import ROOT, environment
 from jax._src.cudnn import fused_attention_stablehlo
 
 from miniplm_jax.models import attention, cudnn, decoder, sharding
 from miniplm_jax.models.architecture import Transformer
+from miniplm_jax.trainer import metrics
 
 ARCH = Transformer(
   vocab_size=61,
@@ -92,3 +99,98 @@ def test_a_layer_calls_cudnn_as_often_as_remat_says(
   assert '"mask_type": "CAUSAL"' in text.replace(r"\22", '"')
   exact = jax.jit(lambda m, t: m(t)).trace(model, jnp.zeros((2, 32), int))
   assert "cudnn" not in exact.lower(lowering_platforms=("cuda",)).as_text()
+
+
+COMPILER = os.environ.get("CUDA_COMPILER", "")
+
+
+@pytest.fixture(
+  scope="module",
+  params=[
+    pytest.param(
+      n,
+      marks=pytest.mark.skipif(
+        not os.path.isdir(COMPILER), reason="see CUDA_COMPILER in the Makefile"
+      ),
+    )
+    for n in (1, 8)
+  ],
+)
+def compiled(request):
+  """What XLA makes of scoring and of a training step for H100s of a node."""
+  done = subprocess.run(
+    [sys.executable, ROOT / "tests" / "on_h100.py", str(request.param)],
+    capture_output=True,
+    text=True,
+    env=environment() | {"PYTHONPATH": f"{COMPILER}{os.pathsep}{ROOT}"},
+    check=False,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  return request.param, json.loads(done.stdout)
+
+
+def test_an_h100_gets_its_own_kernels(compiled):
+  devices, found = compiled
+  assert found["scoring"]["attention"] == [1, 0]
+  assert found["training"]["attention"] == [1, 1]  # once: dots keeps it
+  # A layer has 7 weights, of which XLA may take q, k and v at once.
+  assert found["scoring"]["products"] >= 5
+  assert found["training"]["products"] >= 3 * 5
+  # The maximum and the sum in one kernel; gradients in another.
+  assert found["scoring"]["reads_of_logits"] == 1
+  assert found["training"]["reads_of_logits"] == 2
+  for program in found.values():
+    assert "collective-permute" not in program["collectives"]
+    assert ("all-gather" in program["collectives"]) == (devices > 1)
+
+
+def test_what_of_a_step_on_an_h100_is_not_the_same_each_time(compiled):
+  """The embedding's gradient alone: its rows are added as they come in.
+
+  What docs/training.md says of the same bits.
+  """
+  _, found = compiled
+  assert [found["training"][x] for x in ("scatters", "sorts")] == [1, 0]
+  # Sorted by id before, so that each is added in a fixed order.
+  assert found["deterministic"]["sorts"] == 1
+
+
+def test_on_an_h100_no_logits_exist_but_of_a_tile(compiled):
+  devices, found = compiled
+  tokens, vocabulary = on_h100.ROWS * on_h100.LENGTH, on_h100.ARCH.vocab_size
+  tile = 4 * vocabulary * 4096
+  for program in found.values():
+    shapes = {s.partition("[")[2] for s in program["shapes"]}
+    assert f"{vocabulary},4096]" in shapes
+    for n in (tokens, devices * tokens):
+      assert not {f"{vocabulary},{n}]", f"{n},{vocabulary}]"} & shapes
+  # Beside a tile, activations of a layer: 8,192 tokens in bfloat16.
+  activations = 2 * tokens * (4 * 512 + 3 * 1408)
+  assert found["scoring"]["temporaries"] < tile + 2 * activations
+  training = found["training"]
+  # The state is donated: weights and AdamW's two means, float32.
+  state = 3 * 4 * on_h100.ARCH.parameters() / devices
+  assert training["aliased"] == pytest.approx(state, rel=0.01)
+  # And again in bfloat16, what three layers keep, the head and its gradient.
+  head = (2 + 4) * vocabulary * 512
+  assert training["temporaries"] < 1.5 * tile + 3 * activations + 2 * head
+
+
+@pytest.mark.parametrize(
+  ("kind", "peak"),
+  [
+    ("NVIDIA H100 80GB HBM3", 989e12),
+    ("NVIDIA H100 PCIe", 756e12),
+    ("NVIDIA A100-SXM4-40GB", 312e12),
+    ("NVIDIA A10G", 70e12),
+    ("NVIDIA L40S", 362e12),
+    ("NVIDIA L40", None),  # is no L4
+    ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+    ("Tesla T4", None),
+    ("TPU v5 lite", 197e12),
+    ("cpu", None),
+  ],
+)
+def test_the_peak_is_that_of_the_device_and_no_other(kind, peak):
+  assert metrics.peak_flops(kind) == peak

@@ -20,6 +20,7 @@ ORDER = (
   "methods",
   "method_config",
   "evaluation_config",
+  "run_config",
   "small_config",
   "config",
   "config_rules",
@@ -211,7 +212,7 @@ def test_every_field_is_live(tmp_path):
     node.attr
     for path in PACKAGE.rglob("*.py")
     if not path.stem.startswith(
-      ("config", "method_config", "evaluation_config")
+      ("config", "method_config", "evaluation_config", "run_config")
     )
     for node in ast.walk(ast.parse(path.read_text()))
     if isinstance(node, ast.Attribute)

@@ -34,6 +34,7 @@ def get_config(student: str = "transformer"):
     train.learning_rate, train.dtype = 1e-2, "float32"
     train.shuffle = True
   config.score.dtype = "float32"
+  config.evaluation.dtype = config.generate.dtype = "float32"
   config.score.rows_per_part, config.score.batch_tokens = 64, 256
   config.score.lengths = (16,)
   config.proxy.sample = 0.5

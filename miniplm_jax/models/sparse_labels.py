@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import tiles
-from miniplm_jax.models.head import TILE, tile_nll
+from miniplm_jax.models.head import TILE
 from miniplm_jax.models.sharding import BATCH
 
 # Tokens per tile and device when ids are drawn: there are several arrays of
@@ -62,7 +62,7 @@ def draw(
 
     def one(xs):
       h_SxD, y_S, key_Sx2 = xs
-      nll_S, logits_SxV, lse_S, _ = tile_nll(h_SxD, w_VxD, y_S, vocab_size)
+      nll_S, logits_SxV, lse_S, _ = tiles.nll(h_SxD, w_VxD, y_S, vocab_size)
       if jax.lax.axis_size("tensor") > 1 and count:
         logits_SxV = jax.lax.all_gather(
           logits_SxV, "tensor", axis=1, tiled=True
@@ -144,7 +144,7 @@ def _forward(h_BxTxD, w_VxD, id_BxTxK, weight_BxTxK, vocab_size, tile):
     def step(carry, xs):
       loss, dw_VxD = carry
       h_SxD, id_SxK, weight_SxK = xs
-      _, logits_SxV, lse_S, _ = tile_nll(
+      _, logits_SxV, lse_S, _ = tiles.nll(
         h_SxD, full_VxD, id_SxK[:, 0], vocab_size
       )
       is_own_SxK = (id_SxK >= first) & (id_SxK < first + rows)

@@ -44,6 +44,27 @@ def joined(tiles, shape):
   return tiles.reshape(-1, *shape[2:])[:tokens].reshape(shape)
 
 
+def nll(h_SxD, w_VxD, y_S, vocab_size):
+  """NLL of one tile against the vocabulary rows that this device holds."""
+  logits_SxV = jnp.einsum(
+    "sd,vd->sv", h_SxD, w_VxD, preferred_element_type=jnp.float32
+  )
+  rows = w_VxD.shape[0]
+  first = jax.lax.axis_index("tensor") * rows
+  if vocab_size not in (None, rows * jax.lax.axis_size("tensor")):
+    real_V = first + jnp.arange(rows) < vocab_size
+    logits_SxV = jnp.where(real_V[None], logits_SxV, -jnp.inf)
+  hit_SxV = (y_S - first)[:, None] == jnp.arange(rows)[None, :]
+  max_S = jnp.max(logits_SxV, -1)
+  if jax.lax.axis_size("tensor") > 1:
+    max_S = jax.lax.pmax(max_S, "tensor")
+  total_S = jnp.sum(jnp.exp(logits_SxV - max_S[:, None]), -1)
+  lse_S = max_S + jnp.log(total(total_S, "tensor"))
+  own_S = jnp.sum(jnp.where(hit_SxV, logits_SxV, 0), -1)
+  nll_S = lse_S - total(own_S, "tensor")
+  return nll_S, logits_SxV, lse_S, hit_SxV
+
+
 def backward(dlogits_SxV, h_SxD, w_VxD, dw_VxD):
   """Through the logits of one tile.
 

@@ -246,7 +246,11 @@ def in_words(facts: Mapping[str, Any]) -> str:
   """The rates as one line."""
   if "score/tokens_per_second" not in facts:
     return "no tokens were scored here"
-  mfu = f"MFU {facts['score/mfu']:.1%}, " if "score/mfu" in facts else ""
+  mfu = ""
+  if "score/mfu" in facts:
+    mfu = f"MFU {facts['score/mfu']:.1%}, "
+  elif facts.get("device_kind", "cpu") != "cpu":
+    mfu = f"MFU not known of {facts['device_kind']}, "
   return (
     f"{facts['score/tokens_per_second']:,.0f} tokens/s "
     f"({facts['score/tokens_per_second/device']:,.0f} a device), {mfu}"

@@ -34,6 +34,9 @@ class Log:
     self._tokens = spec.train.batch_size * length / jax.device_count()
     self._flops = spec.step_flops / jax.device_count()
     self.note = ""
+    if not metrics.peak_flops() and jax.default_backend() != "cpu":
+      kind = jax.devices()[0].device_kind
+      say(spec.name, f"no bf16 peak of {kind} is known: no train/mfu")
 
   def add(self, step: int, found: dict[str, Any], row_ids: np.ndarray):
     """Takes the metrics of a dispatched step, fetches those before it."""

@@ -1,6 +1,7 @@
 """Metrics of a run: JSON lines, and the boards that show them."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -12,12 +13,27 @@ from miniplm_jax.trainer.boards import Board
 # Metrics of the wall clock: two runs of the same steps differ in them.
 OF_THE_CLOCK = ("train/tokens_per_second", "train/mfu", "train/goodput")
 
-# bf16 peak per chip, FLOP/s, from the vendor's product pages.
+# bf16 peak per device, dense, FLOP/s, from the vendors' data sheets. A key is
+# what JAX calls a device, or the first words of it; the first that fits counts.
+# GPUs without bf16 products (T4, V100) have no such peak, a part of one (MIG)
+# has none that is told.
 _PEAK_FLOPS = {
   "TPU v4": 275e12,
   "TPU v5 lite": 197e12,
   "TPU v5": 459e12,
   "TPU v6 lite": 918e12,
+  "NVIDIA B200": 2250e12,
+  "NVIDIA GH200": 989e12,
+  "NVIDIA H200 NVL": 835e12,
+  "NVIDIA H200": 989e12,
+  "NVIDIA H100 PCIe": 756e12,
+  "NVIDIA H100 NVL": 835e12,
+  "NVIDIA H100": 989e12,
+  "NVIDIA A100": 312e12,
+  "NVIDIA L40S": 362e12,
+  "NVIDIA L4": 121e12,
+  "NVIDIA A10G": 70e12,
+  "NVIDIA A10": 125e12,
 }
 
 
@@ -27,7 +43,11 @@ def peak_flops(device_kind: str = "") -> float | None:
   Args:
     device_kind: as JAX calls it; by default that of this machine's devices.
   """
-  return _PEAK_FLOPS.get(device_kind or jax.devices()[0].device_kind)
+  kind = device_kind or jax.devices()[0].device_kind
+  for name, peak in _PEAK_FLOPS.items():
+    if re.fullmatch(rf"{name}([ -].*)?", kind) and "MIG" not in kind:
+      return peak
+  return None
 
 
 class Metrics:
