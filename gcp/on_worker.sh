@@ -6,6 +6,7 @@
 #   why             the run's error line, or the end of its log
 #   follow LINE     the log from that line on, until the run ends
 #   stop            ends a run
+#   measure         benchmarks.accelerator; goes on where it was broken off
 set -euo pipefail
 
 HOME_DIR=$HOME/miniplm
@@ -107,8 +108,18 @@ stop() {
   echo "stopped"
 }
 
+measure() { # beside a run it would measure both
+  if running; then
+    echo "error: a run is going on, $LOG, wait for it" >&2
+    exit 1
+  fi
+  cd "$SHIP"
+  "$VENV/bin/python" -m benchmarks.accelerator --minutes=20 \
+    "--out=$HOME_DIR/accelerator"
+}
+
 case ${1:-} in
-  install | status | start | keep | why | follow | stop) "$@" ;;
+  install | status | start | keep | why | follow | stop | measure) "$@" ;;
   *) echo "error: no such command, ${1:-nothing}, see on_worker.sh" >&2
      exit 1 ;;
 esac

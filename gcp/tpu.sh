@@ -12,13 +12,14 @@
 #   fetch     copies the results from the bucket to RESULTS
 #   delete    gives the TPU back; costs end
 #   all       check, create, install, run, watch, fetch, delete
+#   measure   create, install, then benchmarks.accelerator, into RESULTS
 #   tokenize  runs the stage tokenize on Dataflow, without a TPU
 #
 # --dry_run prints every command and runs none; it needs no gcloud.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-COMMANDS="check create install run logs watch fetch delete all tokenize"
+COMMANDS="check create install run logs watch fetch delete all measure tokenize"
 DRY=
 PRETEND=NONE # state of the queued resource in a dry run
 LOST=0       # TPUs that were taken away so far
@@ -174,13 +175,14 @@ ship() { # into $1: all that the workers need
     act "$PYTHON" -m pip wheel --quiet --no-deps --no-build-isolation \
       --wheel-dir "$1" "$1/src" &&
     act rm -rf "$1/src" &&
-    act cp -R requirements-lock.txt configs gcp/on_worker.sh "$1" ||
+    act cp -R requirements-lock.txt configs benchmarks gcp/on_worker.sh \
+      "$1" ||
     die "the wheel was not built" "$PYTHON" "make demo makes .venv"
 }
 
 stamp() { # of what would be installed
-  (cd "$ROOT" && find miniplm_jax configs gcp/on_worker.sh pyproject.toml \
-    requirements-lock.txt -type f ! -name '*.pyc' -print0 | sort -z |
+  (cd "$ROOT" && find miniplm_jax configs benchmarks gcp/on_worker.sh \
+    pyproject.toml requirements-lock.txt -type f ! -name '*.pyc' -print0 | sort -z |
     xargs -0 sha256sum | sha256sum | cut -c1-16)
 }
 
@@ -324,6 +326,20 @@ all() {
   delete
 }
 
+measure() { # a first job: is it right here, how fast, with how much memory
+  (($(hosts) == 1)) || die "several hosts are not measured" \
+    "ACCELERATOR=$ACCELERATOR" "take one host, such as v6e-8"
+  create
+  install || explain "workers of $NODE"
+  worker 0 measure || explain "workers of $NODE" # again goes on
+  act mkdir -p "$RESULTS"
+  tpus tpu-vm scp --recurse "$NODE:miniplm/accelerator" "$RESULTS" --worker=0 \
+    2>"$ERRORS" || explain "workers of $NODE"
+  if [[ ! $DRY ]]; then
+    say "see $RESULTS/accelerator/page.md; the TPU costs until delete"
+  fi
+}
+
 tokenize() { # Dataflow starts and ends its own machines
   local more
   check_settings
@@ -349,7 +365,7 @@ main() {
   cd "$ROOT"
   if [[ $DRY ]]; then show cd "$ROOT"; fi
   case $command in
-    create | run | install) check ;;
+    create | run | install | measure) check ;;
   esac
   case $command in # those that say no more than that they failed
     install | run) "$command" || explain "workers of $NODE" ;;

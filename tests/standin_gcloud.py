@@ -102,6 +102,11 @@ def ssh():
 
 def scp():
   source, target = sys.argv[6], sys.argv[7]
+  if ":" in source:
+    (disk,) = workers(flag("worker"))
+    source = disk / source.split(":")[1]
+    shutil.copytree(source, pathlib.Path(target) / source.name)
+    return
   for disk in workers(flag("worker")):
     folder = disk / target.split(":")[1]
     shutil.copytree(source, folder / pathlib.Path(source).name)

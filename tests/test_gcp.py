@@ -23,6 +23,11 @@ cp "$CLOUD/bin/fake_python" "$4/bin/python"
 PYTHON = """#!/bin/bash
 if [[ $1 == -c ]]; then echo 0.10.2; exit; fi
 echo "$*" >>"$CLOUD/runs"
+if [[ $2 == benchmarks.accelerator ]]; then
+  out=${@: -1}
+  [[ -d benchmarks ]] && mkdir -p "${out#--out=}"
+  exec touch "${out#--out=}/page.md"
+fi
 echo "train step 1"
 sleep "${RUN_SECONDS:-0.1}"
 [[ ${RUN_EXIT:-0} == 0 ]] || echo "error: no rows, corpus, give some"
@@ -128,6 +133,17 @@ def test_all_goes_from_nothing_to_results_once(cloud):
   assert "coordinator" not in run
   assert "finished already" in cloud("all").stdout
   assert cloud.calls() == ALL  # nothing was asked for again
+
+
+def test_a_tpu_is_measured_before_any_job(cloud):
+  out = cloud("measure").stdout
+  assert "costs until delete" in out
+  assert cloud.calls() == ["create", "scp", "install", "scp"]
+  assert (cloud.results / "accelerator" / "page.md").exists()
+  (run,) = cloud.runs()
+  assert run.startswith("-m benchmarks.accelerator --minutes=20 --out=")
+  said = cloud("measure", "ACCELERATOR=v6e-16", code=1).stderr
+  assert "error: several hosts are not measured, ACCELERATOR=v6e-16" in said
 
 
 def test_each_step_says_that_it_is_done(cloud):
