@@ -182,8 +182,8 @@ ship() { # into $1: all that the workers need
 
 stamp() { # of what would be installed
   (cd "$ROOT" && find miniplm_jax configs benchmarks gcp/on_worker.sh \
-    pyproject.toml requirements-lock.txt -type f ! -name '*.pyc' -print0 | sort -z |
-    xargs -0 sha256sum | sha256sum | cut -c1-16)
+    pyproject.toml requirements-lock.txt -type f ! -name '*.pyc' -print0 |
+    sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)
 }
 
 install() {
