@@ -15,9 +15,11 @@ import pytest
 from helpers import ROOT, environment
 from jax._src.cudnn import fused_attention_stablehlo
 
+from miniplm_jax import config
 from miniplm_jax.models import attention, cudnn, decoder, sharding
 from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.trainer import metrics
+from miniplm_jax.trainer import loop, metrics
+from miniplm_jax.trainer.objective import NextToken
 
 ARCH = Transformer(
   vocab_size=61,
@@ -99,6 +101,21 @@ def test_a_layer_calls_cudnn_as_often_as_remat_says(
   assert '"mask_type": "CAUSAL"' in text.replace(r"\22", '"')
   exact = jax.jit(lambda m, t: m(t)).trace(model, jnp.zeros((2, 32), int))
   assert "cudnn" not in exact.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_float32_is_float32_in_every_product_of_a_step(mesh, on_gpu, remat):
+  """Left to itself a GPU takes TF32 for it, and TPUs bfloat16."""
+  train = config.default().train
+  train.batch_size, train.dtype = 2, "float32"
+  objective = NextToken(train, 0, remat)
+  state = loop.abstract_state(ARCH, train, mesh, objective.new_model)
+  batch = {"tokens": jnp.zeros((2, 65), int), "length": jnp.zeros(2, int)}
+  step = loop.step_function(state, train, objective, mesh, 1)
+  text = step.trace(state, batch).lower(lowering_platforms=("cuda",)).as_text()
+  products = [x for x in text.splitlines() if "stablehlo.dot_general" in x]
+  assert len(products) > 3 * 7
+  assert all("HIGHEST" in x for x in products)
 
 
 COMPILER = os.environ.get("CUDA_COMPILER", "")
