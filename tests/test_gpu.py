@@ -149,11 +149,13 @@ def compiled(request):
 
 def test_an_h100_gets_its_own_kernels(compiled):
   devices, found = compiled
-  assert found["scoring"]["attention"] == [1, 0]
-  assert found["training"]["attention"] == [1, 1]  # once: dots keeps it
+  scoring, training = (found[x]["kernels"] for x in ("scoring", "training"))
+  assert scoring["cudnn$fmhaSoftmax"] == 1
+  assert training["cudnn$fmhaSoftmax"] == 1  # once: dots keeps it
+  assert training["cudnn$fmhaSoftmaxBackward"] == 1
   # A layer has 7 weights, of which XLA may take q, k and v at once.
-  assert found["scoring"]["products"] >= 5
-  assert found["training"]["products"] >= 3 * 5
+  assert scoring["cublas$lt$matmul"] >= 5
+  assert training["cublas$lt$matmul"] >= 3 * 5
   # The maximum and the sum in one kernel; gradients in another.
   assert found["scoring"]["reads_of_logits"] == 1
   assert found["training"]["reads_of_logits"] == 2
