@@ -35,14 +35,16 @@ class Regressor(nnx.Module):
     """Of the body."""
     return self.body.arch
 
-  def __call__(self, inputs_BxT, mask_BxT, *, dtype: Any, remat: str = "none"):
+  def __call__(
+    self, inputs_BxT, mask_BxT, *, dtype: Any, remat: str | None = None
+  ):
     """The value of each row, float32 [B]; of a row without tokens, the bias.
 
     Args:
       inputs_BxT: int32 ids.
       mask_BxT: bool, the tokens that are averaged.
       dtype: of the activations.
-      remat: what the backward pass keeps.
+      remat: what the backward pass keeps; None if there is none.
     """
     with matmul_precision(dtype):
       hidden_BxTxD = self.body(inputs_BxT, dtype=dtype, remat=remat)
