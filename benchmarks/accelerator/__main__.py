@@ -10,7 +10,6 @@ docs/accelerators/README.md says what is measured and how to read it.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
@@ -35,7 +34,9 @@ _SHAPES = flags.DEFINE_list("shapes", [], "Of scoring and training; by name.")
 _AGAIN = flags.DEFINE_bool("again", False, "Try what failed once more.")
 _TURNS = flags.DEFINE_integer("turns", 5, "Turns of either side.", 1)
 _ALONE = flags.DEFINE_bool("alone", False, "Our side only; so in a sweep.")
-_COMPILE = flags.DEFINE_bool("compile", True, "Try torch.compile.")
+_COMPILE = flags.DEFINE_bool(
+  "compile", None, "Try torch.compile; by default not of size tiny."
+)
 _PUBLISH = flags.DEFINE_bool(
   "publish", False, "Copy the page and result.json to docs/accelerators/."
 )
@@ -53,7 +54,6 @@ _CRASH = flags.DEFINE_string("crash", "", "A contender that is to crash.")
 
 _GRACE = 5  # seconds to end in before a part is killed
 _PROBE = 120  # seconds to find the device in
-_LEAST = 8  # seconds that a part is begun with
 _SWEPT = ("scoring", "training", "more_training", "pieces")
 
 
@@ -64,7 +64,7 @@ class _Run:
     self.scratch, self.out = scratch, pathlib.Path(_OUT.value)
     self.start = time.time()
     self.end = self.start + 60 * _MINUTES.value
-    self.notes, self.children = {}, []
+    self.size, self.notes, self.children = sizes.SIZES[_SIZE.value], {}, []
     base = settings.Variant(*(flag.value for flag in _VARIANT))
     self.variants = list(settings.sweep(_SWEEP.value, base))
 
@@ -80,7 +80,7 @@ class _Run:
       size=_SIZE.value,
       variant=variant,
       against=not (_ALONE.value or _SWEEP.value),
-      compiled=_COMPILE.value,
+      compiled=self.size.compiled if _COMPILE.value is None else _COMPILE.value,
       turns=_TURNS.value,
       shapes=tuple(_SHAPES.value),
       again=_AGAIN.value,
@@ -112,6 +112,7 @@ class _Run:
       return f"it was ended at its limit of {seconds:.0f} s"
     finally:
       _end(child)
+      self.children.remove(child)
 
   def facts(self) -> dict:
     """What is measured on; what is wrong if there is nothing."""
@@ -125,23 +126,25 @@ class _Run:
 
   def begin_models(self, parts: list[str]):
     """Makes models in the background, while nothing is timed."""
-    plan, names = sizes.SIZES[_SIZE.value], []
-    names += [models.EXACT] if "correctness" in parts else []
+    names = [models.EXACT] if "correctness" in parts else []
     for part in ("scoring", "training"):
-      wanted = [n for n in getattr(plan, part) if n in (_SHAPES.value or [n])]
+      wanted = [
+        n for n in getattr(self.size, part) if n in (_SHAPES.value or [n])
+      ]
       names += wanted if part in parts else []
     if names and "correctness" in parts:
-      arguments = models.command(self.scratch, _SIZE.value, dict.fromkeys(names))
+      arguments = models.command(
+        self.scratch, _SIZE.value, dict.fromkeys(names)
+      )
       self.child(arguments, "models.log")
 
   def part(self, name: str, variant: settings.Variant, later: list[str]):
     """Runs a part within its limit; what is to come later keeps its time."""
-    limits = sizes.SIZES[_SIZE.value].limits
-    kept = sum(limits[p][1] for p in later)
-    now = time.time()
-    seconds = min(limits[name][0], self.end - now - kept - _GRACE)
+    limits, now = self.size.limits, time.time()
+    kept = sum(limits[p].kept for p in later)
+    seconds = min(limits[name].most, self.end - now - kept - _GRACE)
     key = f"{name} {variant}".strip()
-    if seconds < _LEAST:
+    if seconds < limits[name].least:
       self.notes[key] = "there was no time left"
       self.say(f"{key}: no time left")
       return
@@ -150,11 +153,11 @@ class _Run:
     arguments = ["-m", "benchmarks.accelerator.part", told.text()]
     why = self.ended(self.child(arguments, f"{name}.log"), seconds + _GRACE)
     if why:
-      tail = (self.out / f"{name}.log").read_bytes()[-1500:].decode("utf8", "replace")
-      self.notes[key] = f"{why}; the end of its log: {' '.join(tail.split())}"
+      log = (
+        (self.out / f"{name}.log").read_bytes()[-1500:].decode(errors="replace")
+      )
+      self.notes[key] = f"{why}; the end of its log: {' '.join(log.split())}"
       told.say(why)
-    else:
-      self.notes.pop(key, None)
 
   def write(self):
     """What there is so far."""

@@ -132,7 +132,10 @@ class _Member:
       self.process.join(10)
       code = self.process.exitcode
       if code is not None and code < 0:
-        return "failed", f"the process was ended by {signal.Signals(-code).name}"
+        return (
+          "failed",
+          f"the process was ended by {signal.Signals(-code).name}",
+        )
       return "failed", f"the process ended with exit status {code}"
 
   def send(self, text: str):
@@ -204,9 +207,9 @@ def _hold(contenders, turns, ready_by, until, say, kept, outcome):
     for member in playing:
       member.send("end")
       kind, value = member.receive(max(until, time.time() + 30))
-      (outcome.failed if kind == "failed" else outcome.ended)[
-        member.name
-      ] = value
+      (outcome.failed if kind == "failed" else outcome.ended)[member.name] = (
+        value
+      )
   finally:
     for member in members:
       member.kill()

@@ -10,9 +10,6 @@ from benchmarks.accelerator import contest, models
 from benchmarks.accelerator.contest import Entrant
 from benchmarks.accelerator.settings import Variant
 
-# A pool that grows: others are on the device too.
-ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-
 
 def memory() -> dict[str, Any]:
   """The most that was in use at a time, of a device or of this process.

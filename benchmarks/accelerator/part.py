@@ -6,7 +6,7 @@ import sys
 from benchmarks.accelerator.results import Store
 from benchmarks.accelerator.settings import Settings
 
-_MODULES = {"more_training": "training"}
+_MODULES = dict.fromkeys(("scoring", "training", "more_training"), "races")
 
 
 def main(argv: list[str]):

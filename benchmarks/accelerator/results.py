@@ -166,7 +166,9 @@ class Store:
     if key in self._content["failed"]:
       done = not self._settings.again
     else:
-      done = key in self.results and not self.results[key].get("partial")
+      found = self.results.get(key, {"partial": True})
+      again = self._settings.again and found.get("failed")
+      done = not (found.get("partial") or again)
     if done:
       self._settings.say(f"{key}: was there")
     return done

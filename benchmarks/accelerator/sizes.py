@@ -27,6 +27,20 @@ class Training(NamedTuple):
   steps: int
 
 
+class Limit(NamedTuple):
+  """Seconds of a part.
+
+  Attributes:
+    most: after which it is ended.
+    least: with less it is not begun.
+    kept: that the parts before it leave to it.
+  """
+
+  most: float
+  least: float = 8
+  kept: float = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Size:
   """A size of the whole measurement.
@@ -44,7 +58,8 @@ class Size:
     resume: steps of the run that is killed, and between its checkpoints.
     corpus: a source for the runs of the whole program; "" is small texts.
     demo: further arguments of the demo.
-    limits: of each part, the most seconds and those kept free for it.
+    compiled: whether torch.compile is tried, unless --compile says so.
+    limits: of each part.
   """
 
   shapes: Mapping[str, Transformer]
@@ -59,7 +74,8 @@ class Size:
   resume: tuple[int, int]
   corpus: str
   demo: tuple[str, ...]
-  limits: Mapping[str, tuple[float, float]]
+  limits: Mapping[str, Limit]
+  compiled: bool = True
 
 
 def _presets(*names: str) -> dict[str, Transformer]:
@@ -79,17 +95,18 @@ def _exact(vocabulary: int, hidden: int, layers: int) -> Transformer:
   )
 
 
-# Loading, compiling and warming up are most of it: on an H100 a turn takes
-# about two seconds of either side. What a part leaves goes to the later ones.
+# Expected of an H100, not measured yet: loading, compiling and warming up take
+# 30 to 60 s of a contest, a turn two seconds of either side. What a part does
+# not need goes to those after it.
 _LIMITS = {
-  "device": (60, 0),
-  "correctness": (90, 0),
-  "scoring": (150, 0),
-  "training": (130, 0),
-  "more_training": (260, 0),
-  "pieces": (75, 50),
-  "resume": (90, 50),
-  "demo": (300, 25),
+  "device": Limit(60),
+  "correctness": Limit(90, 30),
+  "scoring": Limit(200, 45),
+  "training": Limit(150, 45),
+  "more_training": Limit(260, 70),
+  "pieces": Limit(90, 20, 45),
+  "resume": Limit(100, 40),
+  "demo": Limit(300, 20),
 }
 
 _FULL = Size(
@@ -159,7 +176,8 @@ _TINY = Size(
   demo=tuple(f"--config.{s}.steps=8" for s in _SHORT)
   + tuple(f"--config.{s}.warmup_steps=2" for s in _SHORT)
   + ("--config.run.checkpoint_every=8", "--config.run.eval_rows=8"),
-  limits={name: (120, 0) for name in _LIMITS},
+  limits=dict.fromkeys(_LIMITS, Limit(180)),
+  compiled=False,
 )
 
 SIZES = {"full": _FULL, "small": _SMALL, "tiny": _TINY}
