@@ -12,9 +12,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-
-import numpy as np
-from etils import epath
+from typing import Any
 
 from benchmarks.accelerator import sizes
 
@@ -55,16 +53,16 @@ def _locked(scratch: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def batches(vocabulary: int, rows: int, length: int) -> Iterator[np.ndarray]:
+def batches(vocabulary: int, rows: int, length: int) -> Iterator[Any]:
   """Rows of random ids without an end in them, int32 [B, T + 1]."""
+  import numpy as np
+
   rng = np.random.default_rng(0)
   while True:
     yield rng.integers(1, vocabulary, (rows, length + 1), np.int32)
 
 
-def write_corpus(
-  directory: epath.Path, rows: Sequence[np.ndarray], length: int, eos_id: int
-):
+def write_corpus(directory: Any, rows: Sequence[Any], length: int, eos_id: int):
   """A corpus of these rows, as the stage tokenize leaves one."""
   from miniplm_jax.core import files
   from miniplm_jax.core.manifest import Manifest
@@ -87,7 +85,7 @@ def write_corpus(
   ).write()
 
 
-def _make(directory: epath.Path, arch):
+def _make(directory, arch):
   import jax
   import jax.numpy as jnp
   from flax import nnx
@@ -116,6 +114,8 @@ def _make(directory: epath.Path, arch):
 
 def main(argv: list[str]):
   """Makes models in their order."""
+  from etils import epath
+
   size = sizes.SIZES[argv[2]]
   shapes = {**size.shapes, EXACT: size.exact[0]}
   with _locked(pathlib.Path(argv[1])):
