@@ -1,6 +1,6 @@
 """Contenders in processes of their own, that take turns.
 
-Each loads what it needs beside the others. Then one at a time compiles and
+Each loads what it needs beside the others. Then one after another compiles and
 warms up, so that nobody's choice of a kernel is made beside another's work.
 Then all take turns, in both orders alternately. What is to be quoted is the
 ratio within a turn. One that fails, dies or is late is reported, and the
@@ -218,21 +218,20 @@ def _hold(contenders, turns, ready_by, until, say, kept, outcome):
 def _prepare(members, by, say, outcome) -> list[_Member]:
   """Those that are ready, in the order of `members`."""
   start = time.time()
-  pending, waiting, ready, working = list(members), [], [], None
+  pending, loaded, ready, told = list(members), [], [], None
   while pending:
-    if working is None and waiting:
-      working = waiting.pop(0)
-      working.send("go")
+    # In the order of the members: the last cannot keep the first waiting.
+    if pending[0] in loaded and pending[0] is not told:
+      told = pending[0]
+      told.send("go")
     heard = connection.wait([m.pipe for m in pending], _until(by))
     # When time is up, `receive` ends all that have not spoken.
     for member in [m for m in pending if m.pipe in heard or not heard]:
       kind, value = member.receive(by)
       if kind == "loaded":
-        waiting.append(member)
+        loaded.append(member)
         continue
       pending.remove(member)
-      working = None if working is member else working
-      waiting = [m for m in waiting if m is not member]
       seconds = time.time() - start
       if kind == "failed":
         outcome.failed[member.name] = value

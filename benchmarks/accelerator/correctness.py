@@ -44,14 +44,15 @@ def run(settings: Settings, store: Store):
     ),
   }
   reference = Contender(_REFERENCE, _reference, (model, rows, where))
-  contenders = [reference, *(made[name] for name in wanted)]
+  contenders = [*(made[name] for name in wanted), reference]
   outcome = hold(contenders, 0, ready_by=by, say=settings.say)
   for name in wanted:
     if name in outcome.first:
       store.put(name, outcome.first[name])
     else:
-      why = outcome.failed.get(_REFERENCE) or outcome.failed[name]
-      store.fail(name, why)
+      why = outcome.failed.get(_REFERENCE)
+      why = f"; the reference: {why}" if why else ""
+      store.fail(name, outcome.failed[name] + why)
 
 
 def _reference(model: str, rows, where: str):

@@ -78,6 +78,11 @@ def write(path: pathlib.Path, text: str):
   os.replace(scratch, path)
 
 
+def public(text: str) -> str:
+  """A text without the paths of this machine, for others to read."""
+  return text.replace(f"{_ROOT}/", "").replace(str(pathlib.Path.home()), "~")
+
+
 def _command(*words: str) -> str:
   """What a program prints; "" if it is not here or fails."""
   try:

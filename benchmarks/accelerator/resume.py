@@ -59,42 +59,39 @@ def _all(settings: Settings, modes: list[str], platform: str) -> dict[str, Any]:
   scratch.mkdir()
   source = program.texts(scratch / "text.jsonl")
   base, log = scratch / "base", pathlib.Path(settings.out, "resume.log")
-  begin = program.start(base, source, log, "--stages=tokenize,select", *given)
-  _finish(begin, settings)
+  stages = "--stages=tokenize,select"
+  _finish(program.start(base, source, log, stages, *given), settings)
   settings.say("tokenized")
 
-  running = {}
-  for mode in modes:
-    for kind in ("whole", "killed"):
-      folder = scratch / f"{mode}-{kind}".replace(" ", "-")
+  def begin(mode: str, kind: str):
+    folder = scratch / f"{mode}-{kind}".replace(" ", "-")
+    if not folder.exists():
       shutil.copytree(base, folder)
-      running[mode, kind] = (
-        folder,
-        program.start(
-          folder, source, log, "--stages=train", *given, flags=_MODES[mode]
-        ),
-      )
-  found = {}
+    process = program.start(
+      folder, source, log, "--stages=train", *given, flags=_MODES[mode]
+    )
+    return folder, process
+
+  whole, killed, found = {}, {}, {}
   for mode in modes:
-    folder, process = running[mode, "killed"]
+    whole[mode] = begin(mode, "whole")
+    if platform == "tpu":  # which one process has at a time
+      _finish(whole[mode][1], settings)
+    killed[mode] = begin(mode, "killed")
+  for mode in modes:
     try:
-      found[mode] = _kill(folder, process, settings)
-      resumed = program.start(
-        folder, source, log, "--stages=train", *given, flags=_MODES[mode]
-      )
-      running[mode, "resumed"] = folder, resumed
+      found[mode] = _kill(*killed[mode], settings)
+      killed[mode] = begin(mode, "killed")
     except RuntimeError as e:
       found[mode] = e
   for mode in modes:
     if isinstance(found[mode], Exception):
       continue
     try:
-      for kind in ("whole", "resumed"):
-        _finish(running[mode, kind][1], settings)
-      whole, killed = (
-        program.metrics(running[mode, kind][0]) for kind in ("whole", "killed")
-      )
-      found[mode] = found[mode] | _compare(whole, killed, steps)
+      for _, process in (whole[mode], killed[mode]):
+        _finish(process, settings)
+      both = (program.metrics(side[mode][0]) for side in (whole, killed))
+      found[mode] = found[mode] | _compare(*both, steps)
     except RuntimeError as e:
       found[mode] = e
   return found
