@@ -121,17 +121,18 @@ def test_both_sides_are_as_near_to_float64(measured):
     assert side["float32"]["nll_most"] < 1e-4
     assert side["bfloat16"]["nll_mean"] < 2e-2
     assert side["float32"]["nll_most"] < side["bfloat16"]["nll_most"] / 100
-  for dtype, gradient, change in (
-    ("float32", 1e-5, 1e-3),
-    ("bfloat16", 5e-2, 0.3),
+  # A step is near the sign of the gradient, and that of a key's bias near 0.
+  for dtype, name, of_kind, of_all in (
+    ("float32", "gradients", 1e-5, 1e-5),
+    ("bfloat16", "gradients", 5e-2, 5e-2),
+    ("float32", "change", 1e-1, 1e-3),
+    ("bfloat16", "change", 2, 0.3),
   ):
-    for name in ("gradients", "change"):
-      bound = {"gradients": gradient, "change": change}[name]
-      kinds = ours[dtype][name]
-      assert len(kinds) == 15 and kinds.keys() == theirs[dtype][name].keys()
-      for kind, off in kinds.items():
-        assert 0 < off < bound, (dtype, name, kind)
-      assert kinds["all"] < 3 * theirs[dtype][name]["all"]
+    kinds = ours[dtype][name]
+    assert len(kinds) == 15 and kinds.keys() == theirs[dtype][name].keys()
+    for kind, off in kinds.items():
+      assert 0 < off < of_kind, (dtype, name, kind)
+    assert kinds["all"] < min(of_all, 3 * theirs[dtype][name]["all"])
 
 
 @parity

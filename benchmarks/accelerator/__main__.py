@@ -61,13 +61,12 @@ _SWEPT = ("scoring", "training", "more_training", "pieces")
 class _Run:
   """The parts of one command, one after the other."""
 
-  def __init__(self, scratch: str):
+  def __init__(self, scratch: str, variants: list[settings.Variant]):
     self.scratch, self.out = scratch, pathlib.Path(_OUT.value)
+    self.variants = variants
     self.start = time.time()
     self.end = self.start + 60 * _MINUTES.value
     self.size, self.notes, self.children = sizes.SIZES[_SIZE.value], {}, []
-    base = settings.Variant(*(flag.value for flag in _VARIANT))
-    self.variants = list(settings.sweep(_SWEEP.value, base))
 
   def say(self, text: str):
     """A line of progress."""
@@ -189,9 +188,14 @@ def main(argv: list[str]):
   if wrong := set(parts) - set(PARTS):
     sys.exit(f"error: no such part: {', '.join(wrong)}; see --help")
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-  scratch = tempfile.mkdtemp(prefix="accelerator-")
+  base = settings.Variant(*(flag.value for flag in _VARIANT))
   try:
-    run = _Run(scratch)
+    variants = list(settings.sweep(_SWEEP.value, base))
+  except ValueError as e:
+    sys.exit(f"error: {e}")
+  scratch = tempfile.mkdtemp(prefix="accelerator-")
+  run = _Run(scratch, variants)
+  try:
     run.out.mkdir(parents=True, exist_ok=True)
     found = run.facts()
     count, kind = found["devices"], found["device_kind"]
@@ -209,8 +213,6 @@ def main(argv: list[str]):
         run.part(name, variant, parts[i + 1 :])
         run.write()
     run.say(f"written: {run.out}/page.md and result.json")
-  except ValueError as e:
-    sys.exit(f"error: {e}")
   finally:
     for child in run.children:
       _end(child)
