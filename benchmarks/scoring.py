@@ -19,19 +19,16 @@ float32 is itself 2e-5 off for the mean of a row.
 
 import itertools
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
-import time
 import zlib
 
 import numpy as np
 from absl import app, flags
 from etils import epath
 
-from miniplm_jax.core import files
-from miniplm_jax.core.manifest import Manifest
+from benchmarks.accelerator import contest, models
 
 _MODEL = flags.DEFINE_string("model", "", "A directory or hub id.")
 _TOKENIZER = flags.DEFINE_string(
@@ -79,28 +76,10 @@ def _texts(count: int) -> list[str]:
   return list(itertools.islice(filter(None, mixed), count))
 
 
-def _corpus(directory: epath.Path, encode, eos_id: int) -> list[np.ndarray]:
-  """Writes the rows as a corpus; returns their ids."""
-  from miniplm_jax.corpus import store
-
+def _rows(encode) -> list[np.ndarray]:
+  """The ids of the rows."""
   rows = [encode(t)[: _LENGTH.value + 1] for t in _texts(_ROWS.value)]
-  rows = [np.asarray(r, np.int32) for r in rows if len(r) > 1]
-  names = store.shard_names(0, 1)
-  instances = [
-    store.Instance(row, "text", "train", 0, (i,), 0, 0, i)
-    for i, row in enumerate(rows)
-  ]
-  store.write_shard(directory, names, instances, {})
-  Manifest(
-    directory / "manifest.json",
-    "tokenize",
-    {"max_length": _LENGTH.value},
-    {},
-    counts={"rows": len(rows), "rows_by_part": [len(rows)], "parts": 1},
-    files={n: files.describe(directory / n) for n in names},
-    details={"eos_id": eos_id},
-  ).write()
-  return rows
+  return [np.asarray(r, np.int32) for r in rows if len(r) > 1]
 
 
 def _ours(model: str, corpus: str, lengths: list[int]):
@@ -181,22 +160,17 @@ def _theirs(model: str, rows, eos_id: int, kind: str):
   return run
 
 
-def _serve(pipe, command_line, make, arguments):
-  """A contender's process: runs when it is told to."""
+def _make(command_line, make, arguments):
+  """A contender, in its own process: runs when it is told to."""
   flags.FLAGS(command_line)
-  try:
+
+  def prepare():
     run = make(*arguments)
     first = run(is_exact=True)
     run()
-  except Exception as e:  # a contender that does not work is reported
-    pipe.send(f"{type(e).__name__}: {str(e).splitlines()[0][:200]}")
-    return
-  pipe.send(first)
-  while pipe.recv():
-    start = time.perf_counter()
-    run()
-    pipe.send(time.perf_counter() - start)
-  pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    return contest.Entrant(first, run, lambda: contest.process_gib("VmHWM"))
+
+  return prepare
 
 
 def main(argv: list[str]):
@@ -221,7 +195,9 @@ def main(argv: list[str]):
       # Random weights do not care: an id for every word.
       return [1 + zlib.crc32(w.encode()) % 151_000 for w in text.split()]
 
-    rows = _corpus(epath.Path(scratch) / "corpus", encode, eos_id)
+    rows = _rows(encode)
+    corpus = epath.Path(scratch) / "corpus"
+    models.write_corpus(corpus, rows, _LENGTH.value, eos_id)
     _compare(model, scratch, rows, eos_id)
 
 
@@ -230,42 +206,29 @@ def _compare(model, scratch, rows, eos_id):
   made = {"ours": (_ours, (model, f"{scratch}/corpus", lengths))}
   for kind in _AGAINST.value:
     made[kind] = (_theirs, (model, rows, eos_id, kind))
-  context = multiprocessing.get_context("spawn")
-  pipes, first = {}, {}
-  for name, (make, arguments) in made.items():
-    pipe, theirs = context.Pipe()
-    context.Process(
-      target=_serve, args=(theirs, sys.argv, make, arguments), daemon=True
-    ).start()
-    theirs.close()  # or recv would wait for one that died
-    found = pipe.recv()
-    if isinstance(found, str):
-      print(f"{name}: does not work here, {found}")
-    else:
-      pipes[name], first[name] = pipe, found
-  seconds = {name: [] for name in pipes}
-  for turn in range(_RUNS.value):
-    for name in list(pipes)[:: 1 if turn % 2 else -1]:
-      pipes[name].send(True)
-      seconds[name].append(pipes[name].recv())
-  memory = {}
-  for name, pipe in pipes.items():
-    pipe.send(False)
-    memory[name] = pipe.recv()
+  found = contest.hold(
+    [
+      contest.Contender(name, _make, (sys.argv, *what))
+      for name, what in made.items()
+    ],
+    _RUNS.value,
+  )
+  for name, why in found.failed.items():
+    print(f"{name}: does not work here, {why[:200]}")
   tokens = sum(len(r) - 1 for r in rows)
   print(
     f"{len(rows)} rows of {min(map(len, rows)) - 1} to "
     f"{max(map(len, rows)) - 1} inputs, {tokens:,} in all, float32, "
     f"{multiprocessing.cpu_count()} cores, {_RUNS.value} turns"
   )
-  for name in pipes:
-    ratios = [b / a for a, b in zip(seconds["ours"], seconds[name])]
-    off = np.abs(first[name] - first["ours"]).max()
+  for name, memory in found.ended.items():
+    ratio, least, most = found.ratio("ours", name)
+    off = np.abs(found.first[name] - found.first["ours"]).max()
     print(
-      f"{name:12} {tokens / statistics.median(seconds[name]):7.0f} tokens/s, "
-      f"{memory[name]:5.2f} GiB; ours is {statistics.median(ratios):.2f} × as "
-      f"fast ({min(ratios):.2f} to {max(ratios):.2f}) in "
-      f"{memory['ours'] / memory[name]:.2f} × the memory; mean NLL of a row "
+      f"{name:12} {tokens / statistics.median(found.seconds(name)):7.0f} "
+      f"tokens/s, {memory:5.2f} GiB; ours is {ratio:.2f} × as "
+      f"fast ({least:.2f} to {most:.2f}) in "
+      f"{found.ended['ours'] / memory:.2f} × the memory; mean NLL of a row "
       f"differs by {off:.1e} at most"
     )
 

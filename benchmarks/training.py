@@ -24,11 +24,12 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 
 import numpy as np
 from absl import app, flags
 from etils import epath
+
+from benchmarks.accelerator import contest, models
 
 _VOCAB = flags.DEFINE_list("vocab", ["8192", "151936"], "Vocabularies.")
 _TURNS = flags.DEFINE_integer("turns", 4, "Turns of either side.", 1)
@@ -45,13 +46,6 @@ _SHAPE = {
 }
 # Weights of this size give a loss well above log V, so that it falls.
 _STD, _RATE = 0.05, 1e-4
-
-
-def _batches(vocab_size: int):
-  """Rows of random ids without an end in them, [B, T + 1]."""
-  rng = np.random.default_rng(0)
-  while True:
-    yield rng.integers(1, vocab_size, (_ROWS, _LENGTH + 1), np.int32)
 
 
 def _section():
@@ -138,37 +132,29 @@ def _theirs(model: str):
   return run
 
 
-def _gib(field: str) -> float:
-  """A size of this process, from Linux."""
-  with open("/proc/self/status") as status:
-    for line in status:
-      if line.startswith(field):
-        return int(line.split()[1]) / 2**20
-  raise ValueError(field)
-
-
-def _serve(pipe, command_line, make, model, vocab_size):
-  """One side's process: takes steps when it is told to."""
+def _make(command_line, side, model, vocab_size):
+  """One side, in its own process: takes steps when it is told to."""
   flags.FLAGS(command_line)
-  if make is _ours:
+  if side is _ours:
     import jax
 
     jax.devices()
   else:
     import torch  # noqa: F401
     import transformers  # noqa: F401
-  before = _gib("VmRSS")
-  run, batches = make(model), _batches(vocab_size)
-  pipe.send([run(next(batches)) for _ in range(_WARM_UP)])
-  while pipe.recv():
-    here = [next(batches) for _ in range(_STEPS.value)]
-    start, busy = time.perf_counter(), time.process_time()
-    losses = [run(tokens) for tokens in here]
-    wall = (time.perf_counter() - start) / _STEPS.value
-    busy = (time.process_time() - busy) / _STEPS.value
-    pipe.send((wall, busy, losses))
-  peak = _gib("VmHWM")
-  pipe.send((peak, peak - before))
+  before = contest.process_gib("VmRSS")
+  run, batches = side(model), models.batches(vocab_size, _ROWS, _LENGTH)
+
+  def steps(count):
+    return [run(next(batches)) for _ in range(count)]
+
+  def memory():
+    peak = contest.process_gib("VmHWM")
+    return peak, peak - before
+
+  return lambda: contest.Entrant(
+    steps(_WARM_UP), lambda: steps(_STEPS.value), memory
+  )
 
 
 def main(argv: list[str]):
@@ -187,42 +173,36 @@ def main(argv: list[str]):
 
 
 def _compare(model: str, vocab_size: int):
-  context = multiprocessing.get_context("spawn")
-  pipes, losses, walls, busy, memory = {}, {}, {}, {}, {}
-  for name, make in (("ours", _ours), ("torch", _theirs)):
-    pipes[name], theirs = context.Pipe()
-    context.Process(
-      target=_serve,
-      args=(theirs, sys.argv, make, model, vocab_size),
-      daemon=True,
-    ).start()
-    theirs.close()  # or recv would wait for one that died
-    losses[name] = pipes[name].recv()
-    walls[name], busy[name] = [], []
   load = os.getloadavg()[0]
-  for turn in range(_TURNS.value):
-    for name in list(pipes)[:: -1 if turn % 2 else 1]:
-      pipes[name].send(True)
-      seconds, cpu, found = pipes[name].recv()
-      walls[name].append(seconds)
-      busy[name].append(cpu)
-      losses[name] += found
-  for name, pipe in pipes.items():
-    pipe.send(False)
-    memory[name] = pipe.recv()
+  found = contest.hold(
+    [
+      contest.Contender(name, _make, (sys.argv, side, model, vocab_size))
+      for name, side in (("ours", _ours), ("torch", _theirs))
+    ],
+    _TURNS.value,
+  )
+  if found.failed:
+    raise RuntimeError(found.failed)
+  losses = {}
+  for name, turns in found.turns.items():
+    walls = found.seconds(name)
+    busy = [turn.cpu_seconds / _STEPS.value for turn in turns]
+    walls = [seconds / _STEPS.value for seconds in walls]
+    losses[name] = sum((turn.value for turn in turns), found.first[name])
     print(
       f"vocabulary {vocab_size:,}, {name:5}: "
-      f"{statistics.median(walls[name]):.2f} s a step "
-      f"({min(walls[name]):.2f} to {max(walls[name]):.2f}), "
-      f"{statistics.median(busy[name]):.2f} CPU s, peak "
-      f"{memory[name][0]:.2f} GiB, {memory[name][1]:.2f} without libraries"
+      f"{statistics.median(walls):.2f} s a step "
+      f"({min(walls):.2f} to {max(walls):.2f}), "
+      f"{statistics.median(busy):.2f} CPU s, peak "
+      f"{found.ended[name][0]:.2f} GiB, "
+      f"{found.ended[name][1]:.2f} without libraries"
     )
-  ratios = [b / a for a, b in zip(walls["ours"], walls["torch"])]
+  ratio, least, most = found.ratio("ours", "torch")
   off = np.abs(np.subtract(losses["ours"], losses["torch"]))
-  whole, own = np.divide(memory["ours"], memory["torch"])
+  whole, own = np.divide(found.ended["ours"], found.ended["torch"])
   print(
-    f"vocabulary {vocab_size:,}: ours is {statistics.median(ratios):.2f} × as "
-    f"fast ({min(ratios):.2f} to {max(ratios):.2f}) in {whole:.2f} × the "
+    f"vocabulary {vocab_size:,}: ours is {ratio:.2f} × as "
+    f"fast ({least:.2f} to {most:.2f}) in {whole:.2f} × the "
     f"memory ({own:.2f} × without libraries); loss from "
     f"{losses['torch'][0]:.4f} to {losses['torch'][-1]:.4f}, differs by "
     f"{off[0]:.1e} at step 1 and {off.max():.1e} at most; load before "

@@ -1,0 +1,227 @@
+r"""Measures this accelerator, beside transformers, within a few minutes.
+
+  python -m benchmarks.accelerator [--size=full] [--minutes=8]
+
+Parts, in this order: device, correctness, scoring, training, more_training,
+pieces, resume, demo. Each has a time limit and a process of its own; what is
+there when time is up is kept, and the same command goes on with the rest.
+Results: --out has a JSON of each part, result.json with all and page.md.
+docs/accelerators/README.md says what is measured and how to read it.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import app, flags
+
+from benchmarks.accelerator import models, results, settings, sizes
+
+_USUAL = 8  # minutes; with more each part may take longer
+PARTS = tuple(sizes.SIZES["full"].limits)
+
+_SIZE = flags.DEFINE_enum("size", "full", list(sizes.SIZES), "Of everything.")
+_MINUTES = flags.DEFINE_float("minutes", _USUAL, "For all parts together.", 0)
+_OUT = flags.DEFINE_string("out", "runs/accelerator", "For the results.")
+_ONLY = flags.DEFINE_list("only", [], f"Parts: {', '.join(PARTS)}.")
+_SHAPES = flags.DEFINE_list("shapes", [], "Of scoring and training; by name.")
+_AGAIN = flags.DEFINE_bool("again", False, "Try what failed once more.")
+_TURNS = flags.DEFINE_integer("turns", 5, "Turns of either side.", 1)
+_ALONE = flags.DEFINE_bool("alone", False, "Our side only; so in a sweep.")
+_COMPILE = flags.DEFINE_bool(
+  "compile", None, "Try torch.compile; by default not of size tiny."
+)
+_PUBLISH = flags.DEFINE_bool(
+  "publish", False, "Copy the page and result.json to docs/accelerators/."
+)
+_SWEEP = flags.DEFINE_string(
+  "sweep", "", "Variants, such as tile:2048,8192;remat:dots,none."
+)
+_VARIANT = (
+  flags.DEFINE_integer("tile", 0, "Of ours: tokens with logits at a time."),
+  flags.DEFINE_string("logits", "", "Of ours: dtype of the logits."),
+  flags.DEFINE_string("remat", "", "Of ours: full, dots or none."),
+  flags.DEFINE_integer("rows", 0, "Of ours: rows of a device at a time."),
+  flags.DEFINE_integer("unroll", 0, "Of ours: layers per turn of the scan."),
+)
+_CRASH = flags.DEFINE_string("crash", "", "A contender that is to crash.")
+
+_GRACE = 5  # seconds to end in before a part is killed
+_PROBE = 120  # seconds to find the device in
+_SWEPT = ("scoring", "training", "more_training", "pieces")
+
+
+class _Run:
+  """The parts of one command, one after the other."""
+
+  def __init__(self, scratch: str, variants: list[settings.Variant]):
+    self.scratch, self.out = scratch, pathlib.Path(_OUT.value)
+    self.variants = variants
+    self.start = time.time()
+    self.end = self.start + 60 * _MINUTES.value
+    self.size, self.notes, self.children = sizes.SIZES[_SIZE.value], {}, []
+
+  def say(self, text: str):
+    """A line of progress."""
+    self._settings("all", self.variants[0], self.end).say(text)
+
+  def _settings(self, part, variant, deadline) -> settings.Settings:
+    return settings.Settings(
+      part=part,
+      out=str(self.out),
+      scratch=self.scratch,
+      size=_SIZE.value,
+      variant=variant,
+      against=not (_ALONE.value or _SWEEP.value),
+      compiled=self.size.compiled if _COMPILE.value is None else _COMPILE.value,
+      turns=_TURNS.value,
+      shapes=tuple(_SHAPES.value),
+      again=_AGAIN.value,
+      crash=_CRASH.value,
+      start=self.start,
+      deadline=deadline,
+      end=self.end,
+    )
+
+  def child(self, arguments: list[str], log: str) -> subprocess.Popen:
+    """A process of a session of its own, in which all that it starts is."""
+    with (self.out / log).open("ab") as errors:
+      found = subprocess.Popen(
+        [sys.executable, *arguments] if arguments[0] == "-m" else arguments,
+        stderr=errors,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ,
+      )
+    self.children.append(found)
+    return found
+
+  def ended(self, child: subprocess.Popen, seconds: float) -> str:
+    """Waits for it; returns what went wrong, and ends all of its session."""
+    try:
+      code = child.wait(seconds)
+      return f"it ended with exit status {code}" if code else ""
+    except subprocess.TimeoutExpired:
+      return f"it was ended at its limit of {seconds:.0f} s"
+    finally:
+      _end(child)
+      self.children.remove(child)
+
+  def facts(self) -> dict:
+    """What is measured on; what is wrong if there is nothing."""
+    path = self.out / results.FACTS
+    path.unlink(missing_ok=True)
+    module = results.__name__
+    child = self.child(["-m", module, str(self.out), _SIZE.value], "device.log")
+    if why := self.ended(child, min(_PROBE, self.end - time.time())):
+      sys.exit(f"error: no device was found, {why}; {self.out}/device.log")
+    return results.read(path)
+
+  def begin_models(self, parts: list[str]):
+    """Makes models in the background, while nothing is timed."""
+    names = [models.EXACT]
+    for part in ("scoring", "training"):
+      wanted = [
+        n for n in getattr(self.size, part) if n in (_SHAPES.value or [n])
+      ]
+      names += wanted if part in parts else []
+    arguments = models.command(self.scratch, _SIZE.value, dict.fromkeys(names))
+    self.child(arguments, "models.log")
+
+  def part(self, name: str, variant: settings.Variant, later: list[str]):
+    """Runs a part within its limit; what is to come later keeps its time."""
+    limits, now = self.size.limits, time.time()
+    kept = sum(limits[p].kept for p in later)
+    most = limits[name].most * max(_MINUTES.value / _USUAL, 1)
+    seconds = min(most, self.end - now - kept - _GRACE)
+    key = f"{name} {variant}".strip()
+    if seconds < limits[name].least:
+      self.notes[key] = "there was no time left"
+      self.say(f"{key}: no time left")
+      return
+    told = self._settings(name, variant, now + seconds)
+    told.say(f"begins, {seconds:.0f} s at most; {variant or 'no variant'}")
+    arguments = ["-m", "benchmarks.accelerator.part", told.text()]
+    why = self.ended(self.child(arguments, f"{name}.log"), seconds + _GRACE)
+    if why:
+      log = (
+        (self.out / f"{name}.log").read_bytes()[-1500:].decode(errors="replace")
+      )
+      self.notes[key] = f"{why}; the end of its log: {' '.join(log.split())}"
+      told.say(why)
+
+  def write(self):
+    """What there is so far."""
+    from benchmarks.accelerator import page
+
+    run = {
+      "command": " ".join(["python -m benchmarks.accelerator", *sys.argv[1:]]),
+      "seconds": round(time.time() - self.start, 1),
+      "notes": self.notes,
+    }
+    results.write(self.out / "run.json", json.dumps(run, indent=1) + "\n")
+    found = results.collect(self.out)
+    text = json.dumps(found, indent=1, sort_keys=True, allow_nan=False)
+    text = results.public(text)
+    results.write(self.out / "result.json", text + "\n")
+    results.write(self.out / "page.md", page.text(json.loads(text)))
+
+
+def _end(child: subprocess.Popen):
+  """Ends a process with all that it started."""
+  with contextlib.suppress(ProcessLookupError, PermissionError):
+    os.killpg(child.pid, signal.SIGKILL)
+  child.wait(10)
+
+
+def main(argv: list[str]):
+  """Runs the parts; writes the page after each."""
+  del argv
+  parts = _ONLY.value or list(PARTS if not _SWEEP.value else _SWEPT[1:2])
+  if wrong := set(parts) - set(PARTS):
+    sys.exit(f"error: no such part: {', '.join(wrong)}; see --help")
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+  base = settings.Variant(*(flag.value for flag in _VARIANT))
+  try:
+    variants = list(settings.sweep(_SWEEP.value, base))
+  except ValueError as e:
+    sys.exit(f"error: {e}")
+  scratch = tempfile.mkdtemp(prefix="accelerator-")
+  run = _Run(scratch, variants)
+  try:
+    run.out.mkdir(parents=True, exist_ok=True)
+    found = run.facts()
+    count, kind = found["devices"], found["device_kind"]
+    is_cpu = found["platform"] == "cpu"
+    if is_cpu and _SIZE.value == "full" and not os.environ.get("JAX_PLATFORMS"):
+      sys.exit(
+        "error: JAX sees no accelerator; see device.log, or give --size=tiny"
+      )
+    run.say(f"{count} × {kind}, {found['versions']}")
+    for i, name in enumerate(parts):
+      # A TPU has one process at a time.
+      if name == "correctness" and found["platform"] != "tpu":
+        run.begin_models(parts)
+      for variant in run.variants if name in _SWEPT else run.variants[:1]:
+        run.part(name, variant, parts[i + 1 :])
+        run.write()
+    run.say(f"written: {run.out}/page.md and result.json")
+  finally:
+    for child in run.children:
+      _end(child)
+    shutil.rmtree(scratch, ignore_errors=True)
+  if _PUBLISH.value:
+    from benchmarks.accelerator import page
+
+    print(page.publish(run.out))
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,80 @@
+"""The package's command line as a process, on texts that Python carries."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def texts(path: pathlib.Path) -> pathlib.Path:
+  """JSON lines of the topics of pydoc: 0.5 MB in two domains."""
+  from pydoc_data import topics
+
+  with path.open("w") as f:
+    for i, (_, text) in enumerate(sorted(topics.topics.items())):
+      line = {"text": text, "domain": "odd" if i % 2 else "even"}
+      f.write(json.dumps(line) + "\n")
+  return path
+
+
+def start(
+  workdir: pathlib.Path,
+  source: pathlib.Path | str,
+  log: pathlib.Path,
+  *arguments: str,
+  flags: str = "",
+) -> subprocess.Popen:
+  """A run of configs/demo.py.
+
+  Args:
+    workdir: of the run.
+    source: of its corpus.
+    log: gets what it says.
+    *arguments: of the command line.
+    flags: of XLA, beside those that are set.
+  """
+  xla = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+  paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
+  with log.open("ab") as out:
+    return subprocess.Popen(
+      [
+        sys.executable,
+        "-m",
+        "miniplm_jax.main",
+        f"--config={_ROOT / 'configs' / 'demo.py'}",
+        f"--config.workdir={workdir}",
+        f"--config.corpus.source={source}",
+        *arguments,
+      ],
+      stdout=out,
+      stderr=out,
+      stdin=subprocess.DEVNULL,
+      env=os.environ
+      | {
+        "XLA_FLAGS": xla,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+      },
+    )
+
+
+def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of the student's training, evaluations left out."""
+  path = workdir / "students" / "pretrain" / "metrics" / "metrics.jsonl"
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  return [line for line in lines if "train/loss" in line]
+
+
+def stages(workdir: pathlib.Path) -> dict[str, float]:
+  """Seconds of the jobs that are done, by folder."""
+  found = {}
+  for path in sorted(workdir.rglob("manifest.json")):
+    content = json.loads(path.read_text())
+    if "seconds" in content.get("details", {}):
+      where = path.parent.relative_to(workdir)
+      found[f"{content['stage']}: {where}"] = content["details"]["seconds"]
+  return found

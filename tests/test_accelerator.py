@@ -1,0 +1,371 @@
+"""The measurement of an accelerator, rehearsed on CPU at its smallest size."""
+
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT, environment
+
+from benchmarks.accelerator import contest, page, results, settings, sizes
+from benchmarks.accelerator.contest import Contender, Entrant
+
+HAS_TORCH = bool(
+  importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
+)
+parity = pytest.mark.parity
+# The first test waits for all parts: three minutes on two idle cores.
+pytestmark = pytest.mark.timeout(1200)
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="the parity extra")
+
+
+def measure(out: pathlib.Path, *arguments: str, check: bool = True):
+  """The command; what it printed."""
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "benchmarks.accelerator",
+      "--size=tiny",
+      f"--out={out}",
+      *arguments,
+    ],
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=900,
+  )
+  if check:
+    logs = [path.read_text()[-2000:] for path in out.glob("*.log")]
+    assert done.returncode == 0, [done.stdout, done.stderr, *logs]
+  return done.stdout + done.stderr
+
+
+def found(out: pathlib.Path):
+  return json.loads((out / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+  """Every part, once; what is tested again below is left out of the rest."""
+  out = tmp_path_factory.mktemp("measured")
+  return out, measure(out, "--minutes=14", "--turns=2")
+
+
+def numbers(value):
+  """All numbers of a result."""
+  if isinstance(value, dict):
+    value = list(value.values())
+  if isinstance(value, list):
+    for one in value:
+      yield from numbers(one)
+  elif isinstance(value, float | int) and not isinstance(value, bool):
+    yield value
+
+
+def test_every_part_is_measured(measured):
+  out, printed = measured
+  made = found(out)
+  wanted = set(sizes.SIZES["tiny"].limits)
+  if not HAS_TORCH:
+    wanted.remove("correctness")
+  assert wanted <= set(made["parts"]), printed
+  for name in wanted:
+    part = made["parts"][name]
+    assert part["results"] and not part["failed"], (name, part, printed)
+    for value in numbers(part["results"]):
+      assert math.isfinite(value)
+  assert not made["run"]["notes"]
+  assert made["facts"]["device_kind"] == "cpu"
+  assert made["facts"]["versions"]["jax"]
+  assert made["facts"]["source"]
+  pieces = made["parts"]["pieces"]["results"]
+  assert len(pieces) == 10
+  assert all(one["seconds"] > 0 and one["bytes"] > 0 for one in pieces.values())
+  for part in ("scoring", "training", "more_training"):
+    for race in made["parts"][part]["results"].values():
+      ours = race["ours"]
+      assert len(ours["seconds"]) == 2
+      assert ours["tokens_per_second"] > 0 and ours["memory"]["gib"] > 0.1
+      assert ours["mfu"] is None  # of a CPU it is not known
+
+
+def test_a_run_that_was_killed_equals_one_that_was_not(measured):
+  (one,) = found(measured[0])["parts"]["resume"]["results"].values()
+  assert 0 < one["killed_after"] < one["steps"] == 60
+  assert one["equal"] and one["most train/loss"] == 0
+  assert 0 < one["last_loss"] < 8
+
+
+def test_the_demo_runs_to_its_report(measured):
+  one = found(measured[0])["parts"]["demo"]["results"]["demo"]
+  assert one["finished"]
+  stages = {name.split(":")[0] for name in one["jobs"]}
+  assert {"tokenize", "teacher", "score", "select", "train"} <= stages
+
+
+@parity
+@needs_torch
+def test_both_sides_are_as_near_to_float64(measured):
+  made = found(measured[0])["parts"]["correctness"]["results"]
+  ours, theirs = made["ours"], made["transformers"]
+  for side in (ours, theirs):
+    assert side["float32"]["nll_most"] < 1e-4
+    assert side["bfloat16"]["nll_mean"] < 2e-2
+    assert side["float32"]["nll_most"] < side["bfloat16"]["nll_most"] / 100
+  # A step is near the sign of the gradient, and that of a key's bias near 0.
+  for dtype, name, of_kind, of_all in (
+    ("float32", "gradients", 1e-5, 1e-5),
+    ("bfloat16", "gradients", 5e-2, 5e-2),
+    ("float32", "change", 1e-1, 1e-3),
+    ("bfloat16", "change", 2, 0.3),
+  ):
+    kinds = ours[dtype][name]
+    assert len(kinds) == 15 and kinds.keys() == theirs[dtype][name].keys()
+    for kind, off in kinds.items():
+      assert 0 < off < of_kind, (dtype, name, kind)
+    assert kinds["all"] < min(of_all, 3 * theirs[dtype][name]["all"])
+
+
+@parity
+@needs_torch
+def test_both_sides_do_the_same_work(measured):
+  parts = found(measured[0])["parts"]
+  for part, most in (
+    ("scoring", 1e-2),
+    ("training", 1e-2),
+    ("more_training", 1e-2),
+  ):
+    for race in parts[part]["results"].values():
+      assert not race["failed"]
+      assert len(race["ratio"]) == 3 and race["ratio"][0] > 0
+      assert race["transformers"]["memory"]["gib"] > 0.1
+      agree = race["agree"]
+      off = agree.get("most_of_a_row", agree.get("most_of_a_loss"))
+      assert 0 < off < most, (part, agree)
+  first, second = parts["training"]["results"]["tiny-a"]["agree"][
+    "losses_theirs"
+  ]
+  assert first != second
+
+
+def test_the_page_says_what_was_found(measured):
+  out, _ = measured
+  text = (out / "page.md").read_text()
+  assert "The times mean nothing" in text
+  for title in ("Goals", "Ceilings", "Scoring", "Training", "Pieces", "Killed"):
+    assert f"\n## {title}" in text
+  assert text.rstrip().endswith("Nothing.") == HAS_TORCH
+  assert "| scoring 1.8B: MFU ≥ 0.55 | not run |" in text
+  if HAS_TORCH:
+    assert "| NLL in float32: from float64, any token ≤ 0.0001 | met |" in text
+  made = found(out)
+  made["parts"]["scoring"]["results"]["qwen1.5-1.8b"] = {
+    "ours": {"mfu": 0.5},
+    "ratio": [1.6, 1.5, 1.7],
+  }
+  told = {goal: state for goal, state, _ in page.goals(made)}
+  assert told["scoring 1.8B: MFU ≥ 0.55"] == "missed"
+  assert told["scoring 1.8B: × transformers ≥ 1.5"] == "met"
+
+
+def test_a_second_start_makes_only_what_is_missing(measured, tmp_path):
+  out, _ = measured
+  before = found(out)
+  content = json.loads((out / "device.json").read_text())
+  del content["results"]["copy"]
+  (out / "device.json").write_text(json.dumps(content))
+  printed = measure(out, "--only=device,scoring", "--turns=2")
+  assert "bf16 product: was there" in printed
+  assert "copy: was there" not in printed
+  assert "scoring: tiny-a: was there" in printed
+  after = found(out)
+  assert after["parts"]["scoring"] == before["parts"]["scoring"]
+  assert "copy" in after["parts"]["device"]["results"]
+
+
+def test_what_time_cuts_off_is_kept_and_finished_later(tmp_path):
+  """The first part is whole, the next is cut; both are on the page."""
+  alone = "--only=device,training", "--alone", "--turns=1"
+  measure(tmp_path, *alone, "--minutes=0.25")
+  cut = found(tmp_path)
+  assert cut["parts"]["device"]["results"].keys() == {
+    "copy",
+    "bf16 product",
+    "dispatch",
+  }
+  told = (tmp_path / "page.md").read_text().split("## What is missing")[1]
+  is_cut = "training" in told
+  measure(tmp_path, *alone, "--minutes=5", "--again")
+  whole = found(tmp_path)
+  one = whole["parts"]["training"]["results"]["tiny-a"]
+  assert one["ours"]["tokens_per_second"] > 0 and "transformers" not in one
+  if is_cut:  # not on a machine that is that fast
+    assert "tiny-a" not in cut["parts"].get("training", {}).get("results", {})
+  text = (tmp_path / "page.md").read_text()
+  assert "tiny-a: ours alone was measured" in text
+
+
+@parity
+@needs_torch
+def test_a_contender_that_crashes_is_reported_and_a_sweep_has_its_best(
+  tmp_path,
+):
+  only = "--only=scoring", "--shapes=tiny-a", "--turns=1"
+  measure(tmp_path, *only, "--crash=transformers")
+  one = found(tmp_path)["parts"]["scoring"]["results"]["tiny-a"]
+  assert "it was told to crash" in one["failed"]["transformers"]
+  assert one["ours"]["tokens_per_second"] > 0
+  text = (tmp_path / "page.md").read_text()
+  assert "tiny-a, transformers failed: RuntimeError" in text
+  measure(tmp_path, *only, "--sweep=rows:4,8")
+  made = found(tmp_path)["parts"]["scoring"]["results"]
+  assert made.keys() == {"tiny-a", "tiny-a | rows=4", "tiny-a | rows=8"}
+  assert [made[f"tiny-a | rows={n}"]["ours"]["rows"] for n in (4, 8)] == [4, 8]
+  assert (tmp_path / "page.md").read_text().count("**") == 4  # and the warning
+
+
+def test_help_answers_at_once_and_wrong_words_are_refused(tmp_path):
+  code = (
+    "import sys, benchmarks.accelerator.__main__; "
+    "print({'jax', 'torch', 'etils', 'numpy'} & set(sys.modules))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.stdout == "set()\n", done.stderr
+  assert "--minutes" in measure(tmp_path, "--help", check=False)
+  assert "no such part: x" in measure(tmp_path, "--only=x", check=False)
+  assert "'speed:1'" in measure(tmp_path, "--sweep=speed:1", check=False)
+
+
+def test_variants():
+  base = settings.Variant(remat="none")
+  made = list(settings.sweep("tile:16,32;logits:bfloat16", base))
+  assert [str(v) for v in made] == [
+    "tile=16, logits=bfloat16, remat=none",
+    "tile=32, logits=bfloat16, remat=none",
+  ]
+  assert list(settings.sweep("", base)) == [base]
+
+
+# Contests, of contenders that do nothing.
+
+
+def steady(seconds, first="warm"):
+  def turn():
+    time.sleep(seconds)
+    return seconds
+
+  return lambda: Entrant(first, turn, lambda: "over")
+
+
+def dies(when):
+  def turn():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+  if when == "while it loads":
+    turn()
+  return lambda: Entrant("warm", turn)
+
+
+def crowded(folder):
+  """Has no room while another is here."""
+
+  def prepare():
+    if (pathlib.Path(folder) / "here").exists():
+      (pathlib.Path(folder) / "here").unlink()
+      raise RuntimeError("RESOURCE_EXHAUSTED: no room")
+    return Entrant("warm", lambda: 1)
+
+  return prepare
+
+
+def slow():
+  time.sleep(60)
+
+
+def test_those_that_fail_leave_the_others_in_the_contest(tmp_path):
+  (tmp_path / "here").touch()
+  rounds = []
+  outcome = contest.hold(
+    [
+      Contender("fast", steady, (0.01,)),
+      Contender("steady", steady, (0.5,)),
+      Contender("early", dies, ("while it loads",)),
+      Contender("late", dies, ("in its turn",)),
+      Contender("crowded", crowded, (str(tmp_path),)),
+      Contender("slow", slow),
+    ],
+    3,
+    ready_by=time.time() + 30,
+    until=time.time() + 90,
+    kept=lambda o: rounds.append(len(o.turns["fast"])),
+  )
+  assert outcome.first == dict.fromkeys(
+    ("fast", "steady", "late", "crowded"), "warm"
+  )
+  assert outcome.ended["fast"] == outcome.ended["steady"] == "over"
+  assert "SIGKILL" in outcome.failed["early"]
+  assert "SIGKILL" in outcome.failed["late"]
+  assert "longer than it was given" in outcome.failed["slow"]
+  assert outcome.alone == ["crowded"] and len(outcome.turns["crowded"]) == 3
+  assert [t.value for t in outcome.turns["fast"]] == [0.01] * 3
+  median, least, most = outcome.ratio("fast", "steady")
+  assert least <= median <= most and median > 1
+  assert rounds == [1, 2, 3] * 2 or rounds[:3] == [1, 2, 3]
+
+
+def test_rows_are_halved_until_they_fit():
+  def attempt(rows):
+    if rows > 3:
+      raise MemoryError("OutOfMemoryError: CUDA out of memory")
+    return rows
+
+  assert contest.fitting(16, attempt) == (2, 2)
+  with pytest.raises(MemoryError):
+    contest.fitting(1, lambda rows: attempt(9))
+  with pytest.raises(ZeroDivisionError):
+    contest.fitting(4, lambda rows: 1 / 0)
+
+
+def test_results_of_other_versions_are_set_aside(tmp_path):
+  given = settings.Settings.read(
+    json.dumps(
+      {
+        "part": "device",
+        "out": str(tmp_path),
+        "scratch": "",
+        "size": "tiny",
+        "variant": {},
+        "against": True,
+        "compiled": False,
+        "turns": 1,
+        "shapes": [],
+        "again": False,
+        "crash": "",
+        "start": 0,
+        "deadline": 0,
+        "end": 0,
+      }
+    )
+  )
+  facts = tmp_path / results.FACTS
+  facts.write_text('{"source": "a"}')
+  store = results.Store(given)
+  store.put("one", {"x": float("nan")})
+  store.fail("two", "a reason")
+  again = results.Store(given)
+  assert again.results["one"]["x"] is None
+  assert again.is_done("one") and again.is_done("two")
+  facts.write_text('{"source": "b"}')
+  assert not results.Store(given).is_done("one")
+  assert (tmp_path / "device.old").exists()
