@@ -1,5 +1,6 @@
 # demo: the whole method on text that every installation carries.
 # test: the whole test suite, with the parity tests against transformers.
+# test-jax: what measures accelerators and runs on GPUs, under newer JAX.
 # notebook: runs the notebook and stores its outputs; TEACHER=folder or hub id.
 # Everything is installed into .venv from the lock files; nothing else is used.
 
@@ -11,7 +12,7 @@ PYTHON ?= $(shell command -v $(BIN)/python || command -v python3.11 \
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \
   --compile-bytecode
 
-.PHONY: demo test lint format bench notebook tpu-scoring tpu-training lock \
+.PHONY: demo test test-jax lint format bench notebook tpu-scoring tpu-training lock \
   clean interpreter
 
 demo: .venv/installed
@@ -20,6 +21,29 @@ demo: .venv/installed
 test: .venv/installed-dev
 	TPU_LIBRARY_PATH=$(LIBTPU) CUDA_COMPILER=$(CUDA) $(BIN)/python -m pytest -n auto --maxprocesses 4 \
 	  --dist loadfile --no-loadscope-reorder
+
+# jax 0.11 and 0.12 want Python 3.12. As on a CUDA image: no TensorFlow.
+JAXES := 0.11.2 0.12.0.1
+PYTHON312 ?= $(shell for p in python3.12 \
+  $$HOME/.pyenv/versions/3.12*/bin/python3.12; do \
+  $$p -c '' 2>/dev/null && echo $$p && break; done)
+test-jax: .venv/bare/installed
+	for v in $(JAXES); do JAX_PLATFORMS=cpu PYTHONPATH=.:.venv/bare/jax-$$v \
+	  .venv/bare/bin/python -m pytest tests/test_accelerator.py \
+	  tests/test_gpu.py || exit 1; done
+
+.venv/bare/installed: tests/bare-image.txt | .venv/installed-dev
+	@[ "$(PYTHON312)" ] || { echo "error: no Python 3.12 here: make test-jax \
+	PYTHON312=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON312) -m venv .venv/bare
+	$(BIN)/uv pip install --quiet --python .venv/bare/bin/python --no-deps \
+	  -r tests/bare-image.txt
+	for v in $(JAXES); do $(BIN)/uv pip install --quiet --no-deps \
+	  --python .venv/bare/bin/python --target .venv/bare/jax-$$v \
+	  jax==$$v jaxlib==$$v || exit 1; done
+	.venv/bare/bin/python -m pip install --quiet torch==2.13.0
+	.venv/bare/bin/python -m pip uninstall --yes --quiet triton
+	touch $@
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

@@ -16,6 +16,7 @@ class Variant:
   Attributes:
     tile: tokens whose logits exist at a time.
     logits: the dtype in which they are kept.
+    passes: over them, for their maximum and sum, 1 or 2.
     remat: what the backward pass keeps, a key of `decoder.REMAT`.
     rows: that a device takes at a time.
     unroll: layers per turn of the scan over the layers.
@@ -23,6 +24,7 @@ class Variant:
 
   tile: int = 0
   logits: str = ""
+  passes: int = 0
   remat: str = ""
   rows: int = 0
   unroll: int = 0
@@ -33,30 +35,18 @@ class Variant:
     return ", ".join(f"{name}={value}" for name, value in given if value)
 
   def apply(self):
-    """Overwrites the package's tables here, before anything is traced.
-
-    Raises:
-      ValueError: the package has no such table.
-    """
+    """Overwrites the package's tables here, before anything is traced."""
     import jax
-    import jax.numpy as jnp
 
     from miniplm_jax.models import decoder, head
 
-    platform, tiling = jax.devices()[0].platform, {}
-    if self.tile:
-      tiling["tokens"] = self.tile
-    if self.logits:
-      tiling["logits"] = jnp.dtype(self.logits)
-    for module, name, wanted in (
-      (head, "Tiling", tiling),
-      (decoder, "UNROLL", self.unroll),
-    ):
-      if wanted and not hasattr(module, name):
-        raise ValueError(f"{module.__name__} has no {name} to set to {wanted}")
-    if tiling:
-      for table in (head.SCORING, head.TRAINING):
-        table[platform] = dataclasses.replace(table[platform], **tiling)
+    platform = jax.devices()[0].platform
+    tiling = {"tokens": self.tile, "logits": self.logits}
+    tiling = {name: value for name, value in tiling.items() if value}
+    if self.passes:
+      tiling["is_read_once"] = self.passes == 1
+    for table in (head.SCORING, head.TRAINING):
+      table[platform] = dataclasses.replace(table[platform], **tiling)
     if self.unroll:
       decoder.UNROLL[platform] = self.unroll
 
