@@ -126,7 +126,7 @@ class _Run:
     return results.read(path)
 
   def begin_models(self, parts: list[str]):
-    """Makes the models that will be wanted, beside a part that times nothing."""
+    """Makes the models that will be wanted, while nothing is timed."""
     names = []
     for part in ("scoring", "training"):
       told = self._settings(part, self.variants[0], self.end)
