@@ -306,7 +306,7 @@ def test_those_that_fail_leave_the_others_in_the_contest(tmp_path):
       Contender("slow", slow),
     ],
     3,
-    ready_by=time.time() + 30,
+    ready_by=time.time() + 20,
     until=time.time() + 90,
     kept=lambda o: rounds.append(len(o.turns["fast"])),
   )

@@ -55,7 +55,7 @@ _VARIANT = (
 _CRASH = flags.DEFINE_string("crash", "", "A contender that is to crash.")
 
 _GRACE = 5  # seconds to end in before a part is killed
-_PROBE = 120  # seconds to find the device in
+_PROBE = 120  # seconds to find the device in, and to make models
 _SWEPT = ("scoring", "training", "more_training", "pieces")
 
 
@@ -68,6 +68,7 @@ class _Run:
     self.start = time.time()
     self.end = self.start + 60 * _MINUTES.value
     self.size, self.notes, self.children = sizes.SIZES[_SIZE.value], {}, []
+    self.builder = None
 
   def say(self, text: str):
     """A line of progress."""
@@ -126,15 +127,27 @@ class _Run:
     return results.read(path)
 
   def begin_models(self, parts: list[str]):
-    """Makes models in the background, while nothing is timed."""
-    names = [models.EXACT]
+    """Makes the models that will be wanted, while nothing is timed."""
+    names = []
     for part in ("scoring", "training"):
-      wanted = [
-        n for n in getattr(self.size, part) if n in (_SHAPES.value or [n])
+      told = self._settings(part, self.variants[0], self.end)
+      there = results.read(self.out / f"{part}.json").get("results", {})
+      names += [
+        shape
+        for shape in getattr(self.size, part)
+        if part in parts and told.wants(shape) and told.key(shape) not in there
       ]
-      names += wanted if part in parts else []
-    arguments = models.command(self.scratch, _SIZE.value, dict.fromkeys(names))
-    self.child(arguments, "models.log")
+    if names:
+      names = dict.fromkeys([models.EXACT, *names])
+      arguments = models.command(self.scratch, _SIZE.value, names)
+      self.builder = self.child(arguments, "models.log")
+
+  def end_models(self):
+    """Waits until they are made: nothing is to be timed beside that."""
+    if self.builder:
+      why = self.ended(self.builder, min(_PROBE, self.end - time.time()))
+      self.notes |= {"models": why} if why else {}
+      self.builder = None
 
   def part(self, name: str, variant: settings.Variant, later: list[str]):
     """Runs a part within its limit; what is to come later keeps its time."""
@@ -152,10 +165,9 @@ class _Run:
     arguments = ["-m", "benchmarks.accelerator.part", told.text()]
     why = self.ended(self.child(arguments, f"{name}.log"), seconds + _GRACE)
     if why:
-      log = (
-        (self.out / f"{name}.log").read_bytes()[-1500:].decode(errors="replace")
-      )
-      self.notes[key] = f"{why}; the end of its log: {' '.join(log.split())}"
+      log = (self.out / f"{name}.log").read_bytes()[-1500:]
+      log = " ".join(log.decode(errors="replace").split())
+      self.notes[key] = f"{why}; the end of its log: {log}"
       told.say(why)
 
   def write(self):
@@ -212,6 +224,7 @@ def main(argv: list[str]):
         run.begin_models(parts)
       for variant in run.variants if name in _SWEPT else run.variants[:1]:
         run.part(name, variant, parts[i + 1 :])
+        run.end_models()
         run.write()
     run.say(f"written: {run.out}/page.md and result.json")
   finally:

@@ -15,7 +15,7 @@ from etils import epath
 
 from benchmarks.accelerator import models, ours, races, theirs
 from benchmarks.accelerator.contest import Contender, Entrant, hold
-from benchmarks.accelerator.results import Store
+from benchmarks.accelerator.results import Store, reason
 from benchmarks.accelerator.settings import Settings
 
 DTYPES = ("float32", "bfloat16")
@@ -50,19 +50,22 @@ def run(settings: Settings, store: Store):
     if name in outcome.first:
       store.put(name, outcome.first[name])
     else:
-      why = outcome.failed.get(_REFERENCE)
-      why = f"; the reference: {why}" if why else ""
-      store.fail(name, outcome.failed[name] + why)
+      store.fail(name, outcome.failed[name])
 
 
 def _reference(model: str, rows, where: str):
   """Torch on CPU in float64; needs the device of nobody."""
-  import torch
+  made = pathlib.Path(where, "reference")
+  try:
+    import torch
 
-  found = _of_torch(model, rows, torch.device("cpu"), _REFERENCE)
+    found = _of_torch(model, rows, torch.device("cpu"), _REFERENCE)
+  except Exception as e:
+    made.write_text(reason(e))  # others wait for it
+    raise
   for name, value in zip(_FILES, found):
     np.savez(f"{where}/{name}.npz", **value)
-  pathlib.Path(where, "reference").touch()
+  made.touch()
   return lambda: Entrant({}, lambda: None)
 
 
@@ -188,12 +191,16 @@ def _errors(found: dict[str, Any], where: str, by: float) -> dict[str, Any]:
   """Of each dtype, against the reference; waits for it.
 
   Raises:
+    RuntimeError: it could not be made.
     TimeoutError: there is none in time.
   """
-  while not pathlib.Path(where, "reference").exists():
+  made = pathlib.Path(where, "reference")
+  while not made.exists():
     if time.time() > by:
       raise TimeoutError("the float64 reference was not made in time")
     time.sleep(0.2)
+  if why := made.read_text():
+    raise RuntimeError(f"there is no reference: {why}")
   wanted = [np.load(f"{where}/{name}.npz") for name in _FILES]
   return {
     dtype: _errors_of(*values, *wanted) for dtype, values in found.items()

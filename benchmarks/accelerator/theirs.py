@@ -132,7 +132,9 @@ class _Ways:
     made, found = {"eager": self.eager()}, {}
     measure(made["eager"])
     took, notes = {"eager": measure(made["eager"])}, []
-    for name in ("layers", "whole"):
+    if not compile_by:
+      notes.append("torch.compile was not tried")
+    for name in ("layers", "whole") if compile_by else ():
       seconds = compile_by - time.time()
       if seconds < (_LEAST if name == "layers" else _LEAST_WHOLE):
         notes.append(f"{name}: no time to compile")
