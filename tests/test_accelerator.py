@@ -193,23 +193,20 @@ def test_a_second_start_makes_only_what_is_missing(measured, tmp_path):
 
 
 def test_what_time_cuts_off_is_kept_and_finished_later(tmp_path):
-  """The first part is whole, the next is cut; both are on the page."""
+  """On whatever machine: seconds are too few for a training to compile."""
+  measure(tmp_path, "--only=device", "--alone")
+  before = found(tmp_path)["parts"]["device"]
   alone = "--only=device,training", "--alone", "--turns=1"
-  measure(tmp_path, *alone, "--minutes=0.25")
+  measure(tmp_path, *alone, "--minutes=0.15")
   cut = found(tmp_path)
-  assert cut["parts"]["device"]["results"].keys() == {
-    "copy",
-    "bf16 product",
-    "dispatch",
-  }
+  assert cut["parts"]["device"] == before
+  assert "tiny-a" not in cut["parts"].get("training", {}).get("results", {})
   told = (tmp_path / "page.md").read_text().split("## What is missing")[1]
-  is_cut = "training" in told
-  measure(tmp_path, *alone, "--minutes=5", "--again")
+  assert "training" in told
+  measure(tmp_path, *alone, "--minutes=9", "--again")
   whole = found(tmp_path)
   one = whole["parts"]["training"]["results"]["tiny-a"]
   assert one["ours"]["tokens_per_second"] > 0 and "transformers" not in one
-  if is_cut:  # not on a machine that is that fast
-    assert "tiny-a" not in cut["parts"].get("training", {}).get("results", {})
   text = (tmp_path / "page.md").read_text()
   assert "tiny-a: ours alone was measured" in text
 
