@@ -38,7 +38,7 @@ SLOW = (
   "training",
   "multidevice",
 )
-SLOW += ("kd", "gs", "notebook")
+SLOW += ("accelerator", "kd", "gs", "notebook")
 
 
 def pytest_collection_modifyitems(items):

@@ -205,7 +205,7 @@ def _embedding(is_training, arch, rows, length, unused_remat):
   tokens = rows * length
 
   def look_up(w, y):
-    return decoder._look_up(w, y, jnp.dtype("bfloat16"))
+    return decoder.look_up(w, y, jnp.dtype("bfloat16"))
 
   moved = 6 * tokens * arch.hidden_size
   ids = _ids(arch, rows, length)

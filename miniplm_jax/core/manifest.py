@@ -9,6 +9,7 @@ is refused. Users rely on this format.
 import dataclasses
 import functools
 import json
+import shutil
 import subprocess
 from collections.abc import Mapping
 from typing import Any
@@ -145,7 +146,7 @@ def require(path: epath.PathLike) -> Manifest:
 def code_version() -> str:
   """The package version and, in a checkout, its commit."""
   folder = epath.resource_path("miniplm_jax").parent
-  if not (folder / ".git").exists():
+  if not ((folder / ".git").exists() and shutil.which("git")):
     return miniplm_jax.__version__
   commit = subprocess.run(
     ["git", "-C", str(folder), "describe", "--always", "--dirty"],

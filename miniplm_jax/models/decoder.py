@@ -169,7 +169,7 @@ class Decoder(nnx.Module):
     return self._normed(x_BxTxD, dtype), cache
 
   def _embed(self, tokens_BxT, dtype):
-    x_BxTxD = _look_up(self.embed[...], tokens_BxT, dtype)
+    x_BxTxD = look_up(self.embed[...], tokens_BxT, dtype)
     family = _FAMILIES[self.arch.family]
     return by_batch(x_BxTxD.astype(family.residual_dtype(dtype)))
 
@@ -178,7 +178,7 @@ class Decoder(nnx.Module):
     return rms_norm(x_BxTxD, norm_D, self.arch.rms_norm_eps).astype(dtype)
 
 
-def _look_up(table_VxD, tokens_BxT, dtype):
+def look_up(table_VxD, tokens_BxT, dtype):
   """Embeddings [B, T, D] in `dtype`.
 
   Where `fsdp` splits the table, it stays where it is: ids go to its columns
