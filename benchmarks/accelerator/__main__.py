@@ -47,7 +47,7 @@ _SWEEP = flags.DEFINE_string(
 _VARIANT = (
   flags.DEFINE_integer("tile", 0, "Of ours: tokens with logits at a time."),
   flags.DEFINE_string("logits", "", "Of ours: dtype of the logits."),
-  flags.DEFINE_integer("passes", 0, "Of ours: over logits for their sum."),
+  flags.DEFINE_integer("passes", 0, "Of ours: over logits for sums.", 0, 2),
   flags.DEFINE_string("remat", "", "Of ours: full, dots or none."),
   flags.DEFINE_integer("rows", 0, "Of ours: rows of a device at a time."),
   flags.DEFINE_integer("unroll", 0, "Of ours: layers per turn of the scan."),

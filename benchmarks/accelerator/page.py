@@ -231,7 +231,7 @@ def _notes(key, value) -> list[str]:
       f"{name.replace('_', ' ')} {_list(x)}" for name, x in agree.items()
     )
     lines.append(f"- {key}: {told}")
-  elif THEIRS not in value:
+  elif THEIRS not in value and not value.get("variant"):  # a sweep is ours
     lines.append(f"- {key}: ours alone was measured")
   if value.get("partial"):
     lines.append(f"- {key}: not all turns were taken")
