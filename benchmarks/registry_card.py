@@ -33,18 +33,19 @@ def compare(path: pathlib.Path, made: pa.Table, about: dict) -> list[dict]:
   old = pq.read_table(path)
   then = json.loads(old.schema.metadata[b"registry_scores"])
   todo = "choose another --out, or remove it"
-  if old.num_rows > made.num_rows:
-    what = f"{old.num_rows:,} rows are published, here are {made.num_rows:,}"
-    raise UserError(what, str(path), todo)
+  for length in then["lengths"]:
+    before, now = (_of_length(t, length).num_rows for t in (old, made))
+    if before > now:
+      what = f"{before:,} rows of {length} are published, here are {now:,}"
+      raise UserError(what, str(path), todo)
   kept = ("dtype", "device", "jax")
   how = {name: then[name] for name in kept}
   if all(how[name] == about[name] for name in kept):
     return then.get("compared", [])
   columns = ["length", "row_id", "row_hash", "nll_sum", "n_tokens"]
-  both = old.select(columns).join(
-    made.select(columns), ["length", "row_id"], right_suffix="_here",
-    join_type="inner",
-  )  # fmt: skip
+  old, new = old.select(columns), made.select(columns)
+  keys, kind = columns[:2], "inner"
+  both = old.join(new, keys, join_type=kind, right_suffix="_here")
   found = {name: both[name].to_numpy() for name in both.column_names}
   if then["weights"] != about["weights"] or np.any(
     found["row_hash"] != found["row_hash_here"]
@@ -57,9 +58,13 @@ def compare(path: pathlib.Path, made: pa.Table, about: dict) -> list[dict]:
   return [*then.get("compared", []), how | facts]
 
 
+def _of_length(made: pa.Table, length: str) -> pa.Table:
+  return made.filter(pc.equal(made["length"], int(length)))
+
+
 def left(made: pa.Table, length: str, facts: dict) -> str:
   """What share is done of one length, and how long the rest would take."""
-  here = made.filter(pc.equal(made["length"], int(length)))
+  here = _of_length(made, length)
   rows = sum(facts["rows"].values())
   rate = facts["work"]["score/tokens_per_second"]
   rest = (rows - here.num_rows) / rows * facts["tokens"]
@@ -107,7 +112,7 @@ def _tables(made: pa.Table, about: dict) -> str:
   ]
   for length, facts in about["lengths"].items():
     did = facts["work"]
-    here = made.filter(pc.equal(made["length"], int(length)))
+    here = _of_length(made, length)
     found = {name: here[name].to_numpy() for name in here.column_names}
     most = max(_BLOCK // int(length), 1)
     block = blocks(found["row_id"], found["domain"], most)
@@ -122,7 +127,8 @@ def _tables(made: pa.Table, about: dict) -> str:
           found["nll_sum"][mine], found["n_tokens"][mine], block[mine]
         )
         tokens = int(found["n_tokens"][mine].sum())
-        cells += [f"{tokens:,}", f"{nll:.3f} ± {error:.3f}"]
+        spread = f" ± {error:.3f}" if np.isfinite(error) else ""
+        cells += [f"{tokens:,}", f"{nll:.3f}{spread}"]
       rows.append(cells + [""] * (6 - len(cells)))
     checked = facts["self_check"]
     parts += [

@@ -157,13 +157,12 @@ def test_killed_and_gone_on_with_it_is_what_the_scorer_says(
   assert card.count("100.00%") == 2 * (len(DOMAINS) + 1)
   assert str(tmp_path) not in card + json.dumps(facts)
 
-  # Less than is published does not replace it; another dtype is told.
-  other = {"workdir": str(tmp_path / "other"), "lengths": "24"}
-  with pytest.raises(UserError, match="rows are published"):
+  # Less than is published does not replace it; another dtype is refused.
+  other = {"lengths": "24"}
+  with pytest.raises(UserError, match="rows of 48 are published"):
     run(given, tmp_path, **other)
-  alone = other | {"out": str(tmp_path / "alone"), "dtype": "bfloat16"}
   with pytest.raises(UserError, match=r"dtype is .float32. there"):
-    run(given, tmp_path, **alone)
+    run(given, tmp_path, dtype="bfloat16")
 
 
 def test_it_ends_before_a_part_that_would_end_too_late(
