@@ -68,7 +68,7 @@ _ANY_CODE = flags.DEFINE_bool(
 # Tokens of a part and of a batch. On two cores a part is 15 seconds; a GPU
 # needs large batches, and seconds of them to hide what comes between parts.
 _SIZES = {"cpu": (1 << 14, 1 << 10)}
-_LARGE = (1 << 20, 1 << 16)
+_LARGE = (1 << 19, 1 << 15)
 
 
 class OutOfTime(Exception):  # noqa: N818
