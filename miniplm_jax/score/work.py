@@ -5,10 +5,12 @@ nothing but the workdir: each takes a unit that nobody has, scores it under
 the models whose part is missing, and publishes the parts.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import socket
 import time
@@ -49,21 +51,29 @@ class Table:
 
 
 class Worker:
-  """Fills tables until every unit of each has its part."""
+  """Fills tables until every unit of each has its part, or time is up."""
 
   def __init__(
-    self, scorer: Scorer, units: Sequence[Unit], tables: Sequence[Table], run
+    self,
+    scorer: Scorer,
+    units: Sequence[Unit],
+    tables: Sequence[Table],
+    run,
+    deadline: float = math.inf,
   ):
     """Does nothing yet.
 
     Args:
       scorer: of all these tables' models.
-      units: of the corpus.
+      units: of the corpus, in the order in which they are taken.
       tables: of these units.
       run: config.run.
+      deadline: of time.monotonic(). No part is begun that would end after it
+        if it takes as long as the slowest of the last three.
     """
     self._scorer, self._units, self._tables = scorer, units, tables
-    self._run = run
+    self._run, self._deadline = run, deadline
+    self._took = collections.deque(maxlen=3)  # seconds of parts
     self._there = [set() for _ in tables]  # names of parts, checked
     self._next_unit = 0
     self._waiting = False
@@ -73,6 +83,8 @@ class Worker:
 
   def fill(self):
     """Scores what nobody else does; returns when all parts are there.
+
+    Or at the deadline: then some are missing.
 
     Raises:
       UserError: a score is not finite, or a part is not of its table.
@@ -93,6 +105,10 @@ class Worker:
       for t in self._tables
     ]
     self._look()
+    if self._deadline < math.inf:  # until one was scored here, a mean
+      for t, there in zip(self._tables, self._there):
+        seconds = summary(t.directory).get("seconds", 0)
+        self._took.append(seconds / max(len(there), 1))
     done = sum(self._rows_there(k) for k in range(len(self._tables)))
     names = "+".join(t.model for t in self._tables)
     self._progress = stack.enter_context(
@@ -122,6 +138,8 @@ class Worker:
 
   def _choose(self) -> dict[str, Any] | None:
     """A unit and its tables, nothing to do for now, or None at the end."""
+    if time.monotonic() + max(self._took, default=0) >= self._deadline:
+      return None
     for _ in range(2):  # what is left of this pass, then one more
       while self._next_unit < len(self._units):
         index, self._next_unit = self._next_unit, self._next_unit + 1
@@ -154,7 +172,7 @@ class Worker:
     return chosen
 
   def _score(self, unit: Unit, chosen: Sequence[int]):
-    note = self._note()
+    note, start = self._note(), time.monotonic()
     sums, n_tokens, work = self._scorer(
       unit.rows,
       [self._tables[k].model for k in chosen],
@@ -166,6 +184,7 @@ class Worker:
       # In all processes: all of them must fail if one does.
       part = table.encode(unit, sums[t.model], n_tokens, t.made_by, t.value)
       hosts.agree(functools.partial(self._publish, k, unit.name, part))
+    self._took.append(time.monotonic() - start)
 
   def _publish(self, k: int, name: str, part: bytes):
     claims.publish(self._tables[k].directory / name, part)
