@@ -63,20 +63,20 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-def mesh(devices: int) -> jax.sharding.Mesh:
-  """Weights and batch split over so many H100s of a node."""
+def mesh(devices: int, tensor: int = 1) -> jax.sharding.Mesh:
+  """So many H100s of a node: the batch is not split over `tensor` of them."""
   # JAX asks the cuDNN of this machine, which has none, for its version.
   fused_attention_stablehlo.check_cudnn_version = lambda: 91_200
   here = topologies.get_topology_desc(
     platform="cuda", target_config=H100, topology=f"1x1x{devices}"
   )
-  return sharding.make_mesh(1, devices, 1, devices=here.devices)
+  return sharding.make_mesh(1, -1, tensor, devices=here.devices)
 
 
 def training(arch, mesh, remat: str, rows: int, length: int):
-  """A step of so many rows of each GPU, lowered."""
+  """A step of so many rows of each shard of the batch, lowered."""
   train = config_lib.default().train
-  train.batch_size = rows * mesh.size
+  train.batch_size = rows * sharding.batch_shards(mesh)
   objective = NextToken(train, 0, remat)
   return programs.training(arch, mesh, train, objective, rows, length)
 

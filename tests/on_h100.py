@@ -20,18 +20,26 @@ ARCH = Transformer(
 )
 
 
-def facts(lowered, is_deterministic=False) -> dict:
-  """What the compiled program calls, holds, and reads."""
+def facts(lowered, rows: int, is_deterministic=False) -> dict:
+  """What the program calls, holds, and reads; `rows`: of a GPU's head."""
   compiled = h100.compiled(lowered, is_deterministic)
   memory, text = compiled.memory_analysis(), compiled.as_text()
   # Kernels that read the logits of a tile: not products, nor what they fuse.
-  logits = f"f32[{ARCH.vocab_size},4096]"
+  logits = f"f32[{rows},4096]"
   reads = 0
   for body in re.split(r"\n(?=%|ENTRY)", text):
     if body.startswith("%fused"):
       reads += logits in body.partition(")")[0]
   return {
     "kernels": h100.kernels(text),
+    # Rows, heads, tokens and head size of cuDNN's forward pass.
+    "attention": sorted(
+      {
+        re.search(r" = \(?bf16\[([\d,]+)\]", line)[1]
+        for line in text.splitlines()
+        if '"__cudnn$fmhaSoftmax"' in line
+      }
+    ),
     "reads_of_logits": reads,
     "scatters": text.count(" scatter("),
     "sorts": text.count(" sort("),
@@ -44,18 +52,19 @@ def facts(lowered, is_deterministic=False) -> dict:
   }
 
 
-def main(devices: int):
+def main(devices: int, tensor: int):
   """Scoring and training on so many GPUs of one machine."""
-  mesh = h100.mesh(devices)
-  scoring = programs.scoring(ARCH, mesh, ROWS * devices, LENGTH)
+  mesh = h100.mesh(devices, tensor)
+  shards, rows = devices // tensor, ARCH.vocab_size // tensor
+  scoring = programs.scoring(ARCH, mesh, ROWS * shards, LENGTH)
   training = h100.training(ARCH, mesh, "dots", ROWS, LENGTH)
   found = {
-    "scoring": facts(scoring),
-    "training": facts(training),
-    "deterministic": facts(training, is_deterministic=True),
+    "scoring": facts(scoring, rows),
+    "training": facts(training, rows),
+    "deterministic": facts(training, rows, is_deterministic=True),
   }
   print(json.dumps(found))
 
 
 if __name__ == "__main__":
-  main(int(sys.argv[1]))
+  main(*map(int, sys.argv[1:]))

@@ -1,6 +1,8 @@
 import json
 import os
 import signal
+import sys
+import types
 
 import pytest
 from etils import epath
@@ -142,6 +144,9 @@ def test_progress_without_progress_is_no_error(capsys):
 
 def test_jax_is_told_where_programs_are_kept(tmp_path, monkeypatch):
   """Below the workdir, by kind of CPU; what the user has set stays."""
+  told = []
+  config = types.SimpleNamespace(update=lambda *words: told.append(words))
+  monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(config=config))
   monkeypatch.delenv(backend.CACHE)
   monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
   backend.prepare("", epath.Path(tmp_path), False)
@@ -156,6 +161,12 @@ def test_jax_is_told_where_programs_are_kept(tmp_path, monkeypatch):
   assert folder.parent == epath.Path(tmp_path / "run" / "compiled")
   backend.prepare("elsewhere", epath.Path("run"), False)
   assert os.environ[backend.CACHE] == os.fspath(folder)
+  # A config file may have imported JAX, which reads its environment then.
+  assert set(told) == {("jax_compilation_cache_dir", os.fspath(folder))}
+  monkeypatch.delenv(backend.CACHE)
+  backend.prepare("~/kept", epath.Path("run"), False)
+  home = os.path.expanduser("~/kept")
+  assert os.environ[backend.CACHE] == f"{home}/{folder.name}"
   monkeypatch.delenv(backend.CACHE)
   backend.prepare("gs://bucket/kept", epath.Path("run"), False)
   assert os.environ[backend.CACHE] == f"gs://bucket/kept/{folder.name}"

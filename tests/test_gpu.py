@@ -131,13 +131,16 @@ COMPILER = os.environ.get("CUDA_COMPILER", "")
         not os.path.isdir(COMPILER), reason="see CUDA_COMPILER in the Makefile"
       ),
     )
-    for n in (1, 8)
+    for n in ((1, 1), (8, 1), (8, 2))
   ],
 )
 def compiled(request):
-  """What XLA makes of scoring and of a training step for H100s of a node."""
+  """What XLA makes of scoring and of a training step for H100s of a node.
+
+  Their number and the size of `tensor`; the rest is `fsdp`.
+  """
   done = subprocess.run(
-    [sys.executable, ROOT / "tests" / "on_h100.py", str(request.param)],
+    [sys.executable, ROOT / "tests" / "on_h100.py", *map(str, request.param)],
     capture_output=True,
     text=True,
     env=environment() | {"PYTHONPATH": f"{COMPILER}{os.pathsep}{ROOT}"},
@@ -145,17 +148,21 @@ def compiled(request):
     timeout=300,
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  return request.param, json.loads(done.stdout)
+  return *request.param, json.loads(done.stdout)
 
 
 def test_an_h100_gets_its_own_kernels(compiled):
-  devices, found = compiled
+  devices, tensor, found = compiled
   scoring, training = (found[x]["kernels"] for x in ("scoring", "training"))
   # One GPU has no loop over the layers that a gradient is formed of.
   layers = on_h100.ARCH.num_hidden_layers if devices == 1 else 1
   assert scoring["cudnn$fmhaSoftmax"] == 1
   assert training["cudnn$fmhaSoftmax"] == layers  # once each: dots keeps it
   assert training["cudnn$fmhaSoftmaxBackward"] == layers
+  # Each GPU has its own rows and heads, and no others.
+  shape = on_h100.ROWS, 8 // tensor, on_h100.LENGTH, 64
+  for program in found.values():
+    assert program["attention"] == [",".join(map(str, shape))]
   # A layer has 7 weights, of which XLA may take q, k and v at once.
   assert scoring["cublas$lt$matmul"] >= 5
   assert training["cublas$lt$matmul"] >= 3 * 5 * layers
@@ -178,20 +185,21 @@ def test_what_of_a_step_on_an_h100_is_not_the_same_each_time(compiled):
 
   What docs/training.md says of the same bits.
   """
-  _, found = compiled
+  _, _, found = compiled
   assert [found["training"][x] for x in ("scatters", "sorts")] == [1, 0]
   # Sorted by id before, so that each is added in a fixed order.
   assert found["deterministic"]["sorts"] == 1
 
 
 def test_on_an_h100_no_logits_exist_but_of_a_tile(compiled):
-  devices, found = compiled
-  tokens, vocabulary = on_h100.ROWS * on_h100.LENGTH, on_h100.ARCH.vocab_size
+  devices, tensor, found = compiled
+  tokens = on_h100.ROWS * on_h100.LENGTH
+  vocabulary = on_h100.ARCH.vocab_size // tensor
   tile = 4 * vocabulary * 4096
   for program in found.values():
     shapes = {s.partition("[")[2] for s in program["shapes"]}
     assert f"{vocabulary},4096]" in shapes
-    for n in (tokens, devices * tokens):
+    for n in (tokens, devices // tensor * tokens):
       assert not {f"{vocabulary},{n}]", f"{n},{vocabulary}]"} & shapes
   # Beside a tile, activations of a layer: 8,192 tokens in bfloat16.
   activations = 2 * tokens * (4 * 512 + 3 * 1408)

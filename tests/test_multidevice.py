@@ -46,6 +46,13 @@ def test_every_gradient_is_that_of_one_device(results):
       assert off < 1e-5, (found["mesh"], name)
 
 
+def test_logits_that_are_read_once_have_the_same_sum(results):
+  """As GPUs have it, on every mesh, and where a device has padding alone."""
+  one, meshes = results
+  for found in (one, *meshes):
+    assert found["read_once_off"] < 1e-3, found["mesh"]  # of a loss of 8,000
+
+
 def test_weights_and_optimizer_are_split_as_the_mesh_says(results):
   one, meshes = results
   for found in meshes:

@@ -1,9 +1,10 @@
-"""What JAX is told before it is imported."""
+"""What JAX is told before it touches a device."""
 
 import hashlib
 import os
 import pathlib
 import platform
+import sys
 
 from etils import epath
 
@@ -18,7 +19,7 @@ def prepare(cache: str, workdir: epath.Path, is_deterministic: bool):
 
   Args:
     cache: the folder of compiled programs; a relative one is below `workdir`.
-      "" is none. What the environment says already stays.
+      "" is none. What the environment says already counts instead.
     workdir: of the run.
     is_deterministic: GPUs give the same bits each time. XLA then adds up in a
       fixed order where it would as results come in, and does not choose
@@ -28,8 +29,10 @@ def prepare(cache: str, workdir: epath.Path, is_deterministic: bool):
     # Programs for a CPU have its instructions in them, and JAX does not look.
     root = epath.Path(cache)
     if gs.is_local(cache):
-      root = gs.absolute(workdir / cache)
-    os.environ.setdefault(CACHE, os.fspath(root / _processor()))
+      root = gs.absolute(workdir / root.expanduser())
+    folder = os.environ.setdefault(CACHE, os.fspath(root / _processor()))
+    if "jax" in sys.modules:  # by a config file, or a program that calls this
+      sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)
   flags = os.environ.get("XLA_FLAGS", "")
   if is_deterministic and _DETERMINISTIC not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}".strip()
