@@ -27,12 +27,14 @@ JAXES := 0.11.2 0.12.0.1
 PYTHON312 ?= $(shell for p in python3.12 \
   $$HOME/.pyenv/versions/3.12*/bin/python3.12; do \
   $$p -c '' 2>/dev/null && echo $$p && break; done)
-test-jax: .venv/bare/installed
+EMPTY :=
+BARE := .venv/bare/jax-$(subst $(EMPTY) ,-,$(JAXES))-installed
+test-jax: $(BARE)
 	for v in $(JAXES); do JAX_PLATFORMS=cpu PYTHONPATH=.:.venv/bare/jax-$$v \
 	  .venv/bare/bin/python -m pytest tests/test_accelerator.py \
 	  tests/test_gpu.py || exit 1; done
 
-.venv/bare/installed: tests/bare-image.txt | .venv/installed-dev
+$(BARE): tests/bare-image.txt | .venv/installed-dev
 	@[ "$(PYTHON312)" ] || { echo "error: no Python 3.12 here: make test-jax \
 	PYTHON312=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON312) -m venv .venv/bare
