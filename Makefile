@@ -12,7 +12,7 @@ PYTHON ?= $(shell command -v $(BIN)/python || command -v python3.11 \
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \
   --compile-bytecode
 
-.PHONY: demo test test-jax lint format bench notebook tpu-scoring tpu-training lock \
+.PHONY: demo test test-jax python312 lint format bench notebook tpu-scoring tpu-training lock \
   clean interpreter
 
 demo: .venv/installed
@@ -25,8 +25,11 @@ test: .venv/installed-dev
 # jax 0.11 and 0.12 want Python 3.12. As on a CUDA image: no TensorFlow.
 JAXES := 0.11.2 0.12.0.1
 PYTHON312 ?= $(shell for p in python3.12 \
-  $$HOME/.pyenv/versions/3.12*/bin/python3.12; do \
+  $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.12*/bin/python3.12; do \
   $$p -c '' 2>/dev/null && echo $$p && break; done)
+python312: # says where it is, if it is
+	@[ "$(PYTHON312)" ] && echo "$(PYTHON312)"
+
 EMPTY :=
 BARE := .venv/bare/jax-$(subst $(EMPTY) ,-,$(JAXES))-installed
 test-jax: $(BARE)
