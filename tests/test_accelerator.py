@@ -1,5 +1,6 @@
 """The measurement of an accelerator, rehearsed on CPU at its smallest size."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -13,7 +14,14 @@ import time
 import pytest
 from helpers import ROOT, environment
 
-from benchmarks.accelerator import contest, page, results, settings, sizes
+from benchmarks.accelerator import (
+  contest,
+  page,
+  races,
+  results,
+  settings,
+  sizes,
+)
 from benchmarks.accelerator.contest import Contender, Entrant
 
 HAS_TORCH = bool(
@@ -50,7 +58,7 @@ def measure(out: pathlib.Path, *arguments: str, check: bool = True):
 
 
 def found(out: pathlib.Path):
-  return json.loads((out / "result.json").read_text())
+  return results.read(out / "result.json")
 
 
 @pytest.fixture(scope="module")
@@ -334,35 +342,102 @@ def test_rows_are_halved_until_they_fit():
     contest.fitting(4, lambda rows: 1 / 0)
 
 
-def test_results_of_other_versions_are_set_aside(tmp_path):
-  given = settings.Settings.read(
-    json.dumps(
-      {
-        "part": "device",
-        "out": str(tmp_path),
-        "scratch": "",
-        "size": "tiny",
-        "variant": {},
-        "against": True,
-        "compiled": False,
-        "turns": 1,
-        "shapes": [],
-        "again": False,
-        "crash": "",
-        "start": 0,
-        "deadline": 0,
-        "end": 0,
-      }
-    )
+def given(out: pathlib.Path, **more):
+  """What a part is told, and on disk what is measured on."""
+  facts = {"source": "a", "devices": 1, "platform": "cpu", "size": "tiny"}
+  results.write_json(out / results.FACTS, facts)
+  base = settings.Settings(
+    part="scoring",
+    out=str(out),
+    scratch="",
+    size="tiny",
+    variant=settings.Variant(),
+    against=True,
+    compiled=False,
+    turns=2,
+    shapes=(),
+    again=False,
+    crash="",
+    start=0,
+    deadline=time.time() + 60,
+    end=0,
   )
-  facts = tmp_path / results.FACTS
-  facts.write_text('{"source": "a"}')
-  store = results.Store(given)
+  return dataclasses.replace(base, **more)
+
+
+def test_results_of_other_versions_are_set_aside(tmp_path):
+  told = given(tmp_path, part="device")
+  store = results.Store(told)
   store.put("one", {"x": float("nan")})
   store.fail("two", "a reason")
-  again = results.Store(given)
-  assert again.results["one"]["x"] is None
+  again = results.Store(told)
+  assert math.isnan(again.results["one"]["x"])
   assert again.is_done("one") and again.is_done("two")
-  facts.write_text('{"source": "b"}')
-  assert not results.Store(given).is_done("one")
+  assert results.collect(tmp_path)["parts"].keys() == {"device"}
+  results.write_json(tmp_path / results.FACTS, {"source": "b"})
+  made = results.collect(tmp_path)
+  assert not made["parts"] and made["other"] == ["device"]
+  assert "- device: its results are of another" in page.text(made)
+  assert not results.Store(told).is_done("one")
   assert (tmp_path / "device.old").exists()
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "{}", '{"results": {}}', "{"])
+def test_a_file_of_another_form_is_set_aside(tmp_path, text):
+  told = given(tmp_path)
+  (tmp_path / "scoring.json").write_text(text)
+  (tmp_path / "more.json").write_text('{"results": {}}')
+  assert results.collect(tmp_path)["other"] == ["scoring"]
+  assert not results.Store(told).results
+  assert (tmp_path / "scoring.old").read_text() == text
+
+
+def side(**more):
+  """A side of a race, as it is kept."""
+  one = {"tokens_per_second": 10.0, "flops_per_second": 1e9, "mfu": 0.6}
+  return one | {"seconds": [1.0], "rows": 4, "alone": False} | more
+
+
+def test_what_is_no_number_is_shown_and_missed(tmp_path):
+  nan, shape = float("nan"), "qwen1.5-1.8b"
+  store = results.Store(given(tmp_path))
+  race = {"ours": side(mfu=nan), "transformers": side(), "failed": {}}
+  race |= {"ratio": (nan, nan, nan), "agree": {"nll_ours": nan}}
+  store.put(shape, race)
+  kinds = {"all": nan, "norm": 1.0}
+  of = {f"nll_{k}": nan for k in ("most", "mean", "rms")}
+  of |= {"gradients": kinds, "change": kinds}
+  store = results.Store(given(tmp_path, part="correctness"))
+  store.put("ours", {"float32": of, "bfloat16": of})
+  made = results.collect(tmp_path)
+  text = page.text(made)
+  assert f"- {shape}: nll ours nan" in text and "all nan" in text
+  states = {goal: rest for goal, *rest in page.goals(made)}
+  assert states["scoring 1.8B: MFU ≥ 0.55"] == ["missed", "nan"]
+  assert states["scoring 0.5B: MFU ≥ 0.45"] == ["not run", ""]
+
+
+def test_our_side_that_crashes_is_reported(tmp_path, monkeypatch):
+  monkeypatch.setattr(races.models, "ready", lambda *unused: "")
+  told = given(tmp_path, crash="ours")
+  store = results.Store(told)
+  contenders = {"ours": (steady, 0.01), "transformers": (steady, 0.01)}
+  race = races._Race(told, store, "tiny-a", time.time() + 60)
+  race.hold(lambda *unused: (contenders, 1, 1, None), None)
+  assert not store.results
+  text = page.text(results.collect(tmp_path))
+  assert "- scoring, tiny-a: RuntimeError: it was told to crash" in text
+
+
+def test_the_page_has_a_race_without_our_side(tmp_path):
+  store = results.Store(given(tmp_path))
+  store.put("tiny-a", {"transformers": side(), "ratio": None})
+  assert "| tiny-a | transformers |" in page.text(results.collect(tmp_path))
+
+
+def test_no_path_of_this_machine_is_public(monkeypatch):
+  text = {"a": [f"{ROOT}/x.py", "/home/me/y", 1, "a/b"]}
+  monkeypatch.setenv("HOME", "/home/me")
+  assert results.public(text) == {"a": ["x.py", "~/y", 1, "a/b"]}
+  monkeypatch.setenv("HOME", "/")
+  assert results.public(text)["a"][1:] == ["/home/me/y", 1, "a/b"]

@@ -10,7 +10,6 @@ docs/accelerators/README.md says what is measured and how to read it.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import shutil
@@ -179,12 +178,15 @@ class _Run:
       "seconds": round(time.time() - self.start, 1),
       "notes": self.notes,
     }
-    results.write(self.out / "run.json", json.dumps(run, indent=1) + "\n")
-    found = results.collect(self.out)
-    text = json.dumps(found, indent=1, sort_keys=True, allow_nan=False)
-    text = results.public(text)
-    results.write(self.out / "result.json", text + "\n")
-    results.write(self.out / "page.md", page.text(json.loads(text)))
+    results.write_json(self.out / "run.json", run)
+    found = results.public(results.collect(self.out))
+    results.write_json(self.out / "result.json", found)
+    try:
+      text = page.text(found)
+    except Exception as e:  # must not end the measurement
+      text = f"The page could not be written: {results.reason(e)}\n"
+      self.say(text.strip())
+    results.write(self.out / "page.md", text)
 
 
 def _end(child: subprocess.Popen):

@@ -179,6 +179,7 @@ def hold(
       say(f"{contender.name}: once more, alone")
       del outcome.failed[contender.name]
       outcome.alone.append(contender.name)
+      outcome.turns.pop(contender.name, None)  # those were beside others
       _hold([contender], turns, until, until, say, kept, outcome)
   return outcome
 
@@ -191,7 +192,7 @@ def _hold(contenders, turns, ready_by, until, say, kept, outcome):
     longest = 0.0
     for i in range(turns):
       start = time.time()
-      if i and start + longest > until:
+      if not playing or (i and start + longest > until):
         break
       for member in playing[:: -1 if i % 2 else 1]:
         member.send("turn")

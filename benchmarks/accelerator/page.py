@@ -1,5 +1,6 @@
 """The results as a Markdown page, with a line for each goal."""
 
+import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from benchmarks.accelerator.races import OURS, THEIRS
 _DOCS = pathlib.Path(__file__).parents[2] / "docs" / "accelerators"
 _BEGIN, _END = "<!-- measured -->", "<!-- /measured -->"
 _NOT_RUN = "not run"
+_OTHER = "its results are of another device, code, size or flags"
 
 
 def _table(header, rows) -> str:
@@ -106,7 +108,7 @@ def text(found: Mapping[str, Any]) -> str:
     content = parts.get(part, {"results": {}, "failed": {}})
     if content["results"]:
       sections.append(section(part, content["results"], ceilings, facts))
-  sections.append(_missing(parts, run))
+  sections.append(_missing(found))
   return "\n\n".join(sections) + "\n"
 
 
@@ -154,10 +156,7 @@ def _correctness(unused_part, found, unused_ceilings, unused_facts) -> str:
       dtype,
       side,
       *(f"{value[f'nll_{k}']:.1e}" for k in ("most", "mean", "rms")),
-      *(
-        f"{value[k]['all']:.1e}" if value[k]["all"] is not None else "NaN"
-        for k in ("gradients", "change")
-      ),
+      *(f"{value[k]['all']:.1e}" for k in ("gradients", "change")),
       _worst(value["gradients"]),
     )
     for dtype in ("float32", "bfloat16")
@@ -174,17 +173,17 @@ def _correctness(unused_part, found, unused_ceilings, unused_facts) -> str:
 
 
 def _worst(by_kind) -> str:
-  kinds = {k: v if v is not None else 1e9 for k, v in by_kind.items()}
-  name = max(kinds, key=kinds.get)
-  return f"{name} {kinds[name]:.1e}"
+  # No number is the worst.
+  name = max(by_kind, key=lambda k: (math.isnan(by_kind[k]), by_kind[k]))
+  return f"{name} {by_kind[name]:.1e}"
 
 
 def _races(part, found, ceilings, unused_facts) -> str:
   """A table of both sides, and below it what else is to be known."""
   fastest = {}
   for key, value in found.items():
-    shape, rate = key.split(" | ")[0], value[OURS]["tokens_per_second"]
-    fastest[shape] = max(fastest.get(shape, 0), rate)
+    shape, rate = key.split(" | ")[0], _at(value, OURS, "tokens_per_second")
+    fastest[shape] = max(fastest.get(shape, 0), rate or 0)
   several = any(" | " in key for key in found)
   rows, notes = [], []
   for key, value in found.items():
@@ -198,7 +197,7 @@ def _races(part, found, ceilings, unused_facts) -> str:
         rate = f"**{rate}**"
       share = one["flops_per_second"] / ceilings[0] if ceilings[0] else None
       memory = one.get("memory") or {}
-      ratio = value["ratio"] if side == OURS else None
+      ratio = value.get("ratio") if side == OURS else None
       rows.append(
         (
           key,
@@ -224,7 +223,7 @@ def _notes(key, value) -> list[str]:
   for side, one in value.items():
     if isinstance(one, dict) and one.get("note"):
       lines.append(f"- {key}, {side}: {one['note']}")
-  for side, why in value["failed"].items():
+  for side, why in value.get("failed", {}).items():
     lines.append(f"- {key}, {side} failed: {why}")
   if agree := value.get("agree"):
     told = ", ".join(
@@ -241,7 +240,7 @@ def _notes(key, value) -> list[str]:
 def _list(x) -> str:
   if isinstance(x, list):
     return " ".join(map(_list, x))
-  return "NaN" if x is None else f"{x:.6g}"
+  return f"{x:.6g}"
 
 
 def _pieces(unused_part, found, ceilings, unused_facts) -> str:
@@ -300,14 +299,20 @@ _SECTIONS = {
 }
 
 
-def _missing(parts, run) -> str:
+def _missing(found) -> str:
+  parts, other = found["parts"], found.get("other", [])
+  notes = found.get("run", {}).get("notes", {})
   lines = [
     f"- {part}, {key}: {why}"
     for part, content in parts.items()
     for key, why in content["failed"].items()
   ]
-  lines += [f"- {part}: {why}" for part, why in run.get("notes", {}).items()]
-  lines += [f"- {part}: {_NOT_RUN}" for part in _SECTIONS if part not in parts]
+  lines += [f"- {part}: {why}" for part, why in notes.items()]
+  lines += [
+    f"- {part}: {_OTHER if part in other else _NOT_RUN}"
+    for part in _SECTIONS
+    if part not in parts
+  ]
   return "## What is missing\n\n" + ("\n".join(lines) or "Nothing.")
 
 
