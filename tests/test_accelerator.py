@@ -10,17 +10,20 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from helpers import ROOT, environment
 
 from benchmarks.accelerator import (
   contest,
+  models,
   page,
   races,
   results,
   settings,
   sizes,
+  theirs,
 )
 from benchmarks.accelerator.contest import Contender, Entrant
 
@@ -185,6 +188,77 @@ def test_the_page_says_what_was_found(measured):
   assert told["scoring 1.8B: × transformers ≥ 1.5"] == "met"
 
 
+def test_goals_are_of_one_device_and_of_turns_together(tmp_path):
+  store = results.Store(given(tmp_path))
+  theirs = side(way="layers", rows=2)
+  race = {"ours": side(), "transformers": theirs, "ratio": [1.6, 1, 2]}
+  store.put("qwen1.5-1.8b", race)
+  made = results.collect(tmp_path)
+  goal, states = "scoring 1.8B: × transformers ≥ 1.5", page.goals(made)
+  assert (goal, "met", "1.6, 4 rows against 2 rows, layers") in states
+  made["parts"]["scoring"]["results"]["qwen1.5-1.8b"]["ours"]["alone"] = True
+  states = {goal: state for goal, state, _ in page.goals(made)}
+  assert states[goal] == "not judged: measured alone"
+  assert states["scoring 1.8B: MFU ≥ 0.55"] == "met"
+  made["facts"]["devices"] = 8
+  states = [state for _, state, _ in page.goals(made)]
+  assert "not judged: not one device" in states and "met" not in states
+  assert "measured on one device only" not in page.text(made)
+  del made["parts"]["scoring"]["results"]["qwen1.5-1.8b"]["transformers"]
+  assert "measured on one device only" in page.text(made)
+
+
+def test_a_race_is_measured_anew_with_more(tmp_path):
+  told, alone = given(tmp_path), given(tmp_path, against=False)
+  store = results.Store(told)
+  store.facts["devices"] = 8
+  assert not races._asked(told, store)["against"]
+  store.facts["devices"] = 1
+  asked = races._asked(told, store)
+  assert asked == {"against": True, "compiled": False, "turns": 2}
+  store.put("tiny-a", {"asked": races._asked(alone, store)})
+  assert store.is_done("tiny-a", **races._asked(alone, store))
+  assert not store.is_done("tiny-a", **asked)
+  store.put("tiny-a", {"asked": asked, "transformers": {"note": "no time"}})
+  assert store.is_done("tiny-a", **asked)
+  assert store.is_done("tiny-a", **races._asked(alone, store))
+  again = results.Store(given(tmp_path, again=True))
+  assert not again.is_done("tiny-a", **asked)
+
+
+def test_who_waits_for_one_model_waits_for_no_other(tmp_path):
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "made").touch()
+  with models._locked(tmp_path, "b"):
+    assert models.ready(given(tmp_path, scratch=str(tmp_path)), "a")
+
+
+def test_the_fastest_way_is_compiled_again_in_time():
+  class Ways(theirs._Ways):
+    compiled = 0
+
+    def eager(self):
+      self._now = "eager"
+      return 3.0
+
+    def layers(self):
+      self._now, self.compiled = "layers", self.compiled + 1
+      if self.compiled == 2:
+        raise TimeoutError("too late")
+      return 1.0
+
+    def whole(self):
+      self._now = "whole"
+      return 2.0
+
+  model = types.SimpleNamespace(model=types.SimpleNamespace(layers=()))
+  made = Ways(model, None).fastest(lambda seconds: seconds, time.time() + 99)
+  assert made[0] == 3.0 and made[1]["way"] == "eager"
+  assert "layers, once more: TimeoutError: too late" in made[1]["note"]
+  made = Ways(model, None).fastest(lambda seconds: seconds, time.time() + 45)
+  assert made[0] == 1.0 and made[1]["note"] == "whole: no time to compile"
+
+
 def test_a_second_start_makes_only_what_is_missing(measured, tmp_path):
   out, _ = measured
   before = found(out)
@@ -340,6 +414,9 @@ def test_rows_are_halved_until_they_fit():
     contest.fitting(1, lambda rows: attempt(9))
   with pytest.raises(ZeroDivisionError):
     contest.fitting(4, lambda rows: 1 / 0)
+  # Of a step's rows always a part.
+  assert contest.fitting(5, lambda rows: rows, 12) == (4, 4)
+  assert contest.fitting(12, attempt, 12) == (3, 3)
 
 
 def given(out: pathlib.Path, **more):

@@ -208,14 +208,23 @@ class Store:
     """By key; of what is not whole `partial` is set."""
     return self._content["results"]
 
-  def is_done(self, key: str) -> bool:
-    """Whether there is nothing to do: it is there, or it failed before."""
+  def is_done(self, key: str, **asked: int) -> bool:
+    """Whether there is nothing to do: it is there, or it failed before.
+
+    Args:
+      key: of the result.
+      **asked: of it; what was measured with less of any is not done.
+    """
     if key in self._content["failed"]:
       done = not self._settings.again
     else:
       found = self.results.get(key, {"partial": True})
-      again = self._settings.again and found.get("failed")
-      done = not (found.get("partial") or again)
+      sides = [one for one in found.values() if isinstance(one, dict)]
+      again = found.get("failed") or any("note" in one for one in sides)
+      before = found.get("asked", {})
+      less = any(before.get(name, 0) < most for name, most in asked.items())
+      done = not (found.get("partial") or less)
+      done &= not (self._settings.again and again)
     if done:
       self._settings.say(f"{key}: was there")
     return done
