@@ -1,5 +1,6 @@
 """The measurement of an accelerator, rehearsed on CPU at its smallest size."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -113,6 +114,7 @@ def test_a_run_that_was_killed_equals_one_that_was_not(measured):
   (one,) = found(measured[0])["parts"]["resume"]["results"].values()
   assert 0 < one["killed_after"] < one["steps"] == 60
   assert one["equal"] and one["most train/loss"] == 0
+  assert 1e-4 < one["step_seconds"] < 60
   assert 0 < one["last_loss"] < 8
 
 
@@ -323,7 +325,65 @@ def test_help_answers_at_once_and_wrong_words_are_refused(tmp_path):
   assert done.stdout == "set()\n", done.stderr
   assert "--minutes" in measure(tmp_path, "--help", check=False)
   assert "no such part: x" in measure(tmp_path, "--only=x", check=False)
-  assert "'speed:1'" in measure(tmp_path, "--sweep=speed:1", check=False)
+  (tmp_path / "file").touch()
+  for argument, told in (
+    ("--sweep=speed:1", "'speed:1'"),
+    ("--sweep=tile:x", "'tile:x': give whole numbers"),
+    ("--sweep=remat:all", "remat=all: give one of full, dots, none"),
+    ("--logits=int8", "logits=int8: give one of float32, bfloat16"),
+    ("--rows=-1", "rows=-1: give 0 or more"),
+    ("--shapes=nope", "no such shape: nope; there are tiny-a, tiny-b"),
+    (f"--out={tmp_path}/file", "file: File exists"),
+    ("--minutes=0", "--minutes"),
+  ):
+    printed = measure(tmp_path, argument, check=False)
+    assert told in printed and "Traceback" not in printed, printed
+
+
+def started(out: pathlib.Path, *arguments: str):
+  """The command, as soon as a part of it has begun."""
+  words = ["-m", "benchmarks.accelerator", "--size=tiny", f"--out={out}"]
+  process = subprocess.Popen(
+    [sys.executable, *words, *arguments],
+    cwd=ROOT,
+    env=environment(),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  assert any("begins" in line for line in process.stdout)
+  return process
+
+
+def those_of(out: pathlib.Path):
+  """Processes that write there."""
+  found = []
+  for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    with contextlib.suppress(OSError):
+      if str(out) in path.read_text():
+        found.append(path.parent.name)
+  return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+def test_a_command_that_is_killed_or_interrupted_leaves_no_process(tmp_path):
+  only = "--only=demo", "--alone"
+  process = started(tmp_path, *only)
+  told = measure(tmp_path, *only, check=False)
+  assert f"error: another command writes to --out={tmp_path}" in told
+  process.kill()
+  process.communicate()
+  until = time.time() + 20
+  while those_of(tmp_path) and time.time() < until:
+    time.sleep(0.1)
+  assert not those_of(tmp_path)
+  process = started(tmp_path, *only)
+  process.send_signal(signal.SIGINT)
+  said = process.communicate(timeout=60)[0]
+  assert process.returncode == 130 and "Traceback" not in said, said
+  assert said.endswith("interrupted; the same command goes on\n")
+  assert "What is missing" in (tmp_path / "page.md").read_text()
+  assert not those_of(tmp_path)
 
 
 def test_variants():

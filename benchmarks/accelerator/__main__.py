@@ -10,6 +10,7 @@ docs/accelerators/README.md says what is measured and how to read it.
 """
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
@@ -21,13 +22,13 @@ import time
 
 from absl import app, flags
 
-from benchmarks.accelerator import models, results, settings, sizes
+from benchmarks.accelerator import models, program, results, settings, sizes
 
 _USUAL = 8  # minutes; with more each part may take longer
 PARTS = tuple(sizes.SIZES["full"].limits)
 
 _SIZE = flags.DEFINE_enum("size", "full", list(sizes.SIZES), "Of everything.")
-_MINUTES = flags.DEFINE_float("minutes", _USUAL, "For all parts together.", 0)
+_MINUTES = flags.DEFINE_float("minutes", _USUAL, "For all parts together.", 0.1)
 _OUT = flags.DEFINE_string("out", "runs/accelerator", "For the results.")
 _ONLY = flags.DEFINE_list("only", [], f"Parts: {', '.join(PARTS)}.")
 _SHAPES = flags.DEFINE_list("shapes", [], "Of scoring and training; by name.")
@@ -99,6 +100,7 @@ class _Run:
         stderr=errors,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=program.end_with_parent,
         env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ,
       )
     self.children.append(found)
@@ -121,7 +123,10 @@ class _Run:
     path.unlink(missing_ok=True)
     module = results.__name__
     child = self.child(["-m", module, str(self.out), _SIZE.value], "device.log")
-    if why := self.ended(child, min(_PROBE, self.end - time.time())):
+    seconds = min(_PROBE, max(self.end - time.time(), 0))
+    if why := self.ended(child, seconds):
+      if seconds < _PROBE and "limit" in why:
+        why += f": give at least --minutes={_PROBE // 60}"
       sys.exit(f"error: no device was found, {why}; {self.out}/device.log")
     return results.read(path)
 
@@ -130,7 +135,7 @@ class _Run:
     names = []
     for part in ("scoring", "training"):
       told = self._settings(part, self.variants[0], self.end)
-      there = results.read(self.out / f"{part}.json").get("results", {})
+      there = results.Store(told).results
       names += [
         shape
         for shape in getattr(self.size, part)
@@ -160,7 +165,7 @@ class _Run:
       self.say(f"{key}: no time left")
       return
     told = self._settings(name, variant, now + seconds)
-    told.say(f"begins, {seconds:.0f} s at most; {variant or 'no variant'}")
+    told.say(f"begins, {seconds:.0f} s at most; {str(variant) or 'no variant'}")
     arguments = ["-m", "benchmarks.accelerator.part", told.text()]
     why = self.ended(self.child(arguments, f"{name}.log"), seconds + _GRACE)
     if why:
@@ -168,6 +173,17 @@ class _Run:
       log = " ".join(log.decode(errors="replace").split())
       self.notes[key] = f"{why}; the end of its log: {log}"
       told.say(why)
+
+  def parts(self, names: list[str], platform: str):
+    """Runs them in this order, each with its variants."""
+    for i, name in enumerate(names):
+      # A TPU has one process at a time.
+      if name == "correctness" and platform != "tpu":
+        self.begin_models(names)
+      for variant in self.variants if name in _SWEPT else self.variants[:1]:
+        self.part(name, variant, names[i + 1 :])
+        self.end_models()
+        self.write()
 
   def write(self):
     """What there is so far."""
@@ -189,6 +205,20 @@ class _Run:
     results.write(self.out / "page.md", text)
 
 
+def _lock(out: pathlib.Path):
+  """The folder, which nobody else writes to until this process ends."""
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    lock = (out / ".lock").open("w")
+  except OSError as e:
+    sys.exit(f"error: --out={out}: {e.strerror}")
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError:
+    sys.exit(f"error: another command writes to --out={out}; give another")
+  return lock
+
+
 def _end(child: subprocess.Popen):
   """Ends a process with all that it started."""
   with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -203,15 +233,19 @@ def main(argv: list[str]):
   if wrong := set(parts) - set(PARTS):
     sys.exit(f"error: no such part: {', '.join(wrong)}; see --help")
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-  base = settings.Variant(*(flag.value for flag in _VARIANT))
+  size = sizes.SIZES[_SIZE.value]
+  if wrong := set(_SHAPES.value) - set(size.shapes):
+    known = ", ".join(size.shapes)
+    sys.exit(f"error: no such shape: {', '.join(wrong)}; there are {known}")
   try:
+    base = settings.Variant(*(flag.value for flag in _VARIANT))
     variants = list(settings.sweep(_SWEEP.value, base))
   except ValueError as e:
     sys.exit(f"error: {e}")
+  lock = _lock(pathlib.Path(_OUT.value))
   scratch = tempfile.mkdtemp(prefix="accelerator-")
   run = _Run(scratch, variants)
   try:
-    run.out.mkdir(parents=True, exist_ok=True)
     found = run.facts()
     count, kind = found["devices"], found["device_kind"]
     is_cpu = found["platform"] == "cpu"
@@ -220,19 +254,19 @@ def main(argv: list[str]):
         "error: JAX sees no accelerator; see device.log, or give --size=tiny"
       )
     run.say(f"{count} × {kind}, {found['versions']}")
-    for i, name in enumerate(parts):
-      # A TPU has one process at a time.
-      if name == "correctness" and found["platform"] != "tpu":
-        run.begin_models(parts)
-      for variant in run.variants if name in _SWEPT else run.variants[:1]:
-        run.part(name, variant, parts[i + 1 :])
-        run.end_models()
-        run.write()
+    try:
+      run.parts(parts, found["platform"])
+    finally:  # also when it is interrupted
+      run.write()
     run.say(f"written: {run.out}/page.md and result.json")
+  except KeyboardInterrupt:
+    print("interrupted; the same command goes on", file=sys.stderr)
+    sys.exit(130)
   finally:
     for child in run.children:
       _end(child)
     shutil.rmtree(scratch, ignore_errors=True)
+    lock.close()
   if _PUBLISH.value:
     from benchmarks.accelerator import page
 

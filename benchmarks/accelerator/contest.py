@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
+from benchmarks.accelerator import program
 from benchmarks.accelerator.results import reason
 
 OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut ?[Oo]f ?[Mm]emory")
@@ -257,6 +258,7 @@ def _prepare(members, by, say, outcome) -> list[_Member]:
 
 def _serve(pipe, contender: Contender):
   """A contender's process: does what it is told to."""
+  program.end_with_parent()
   os.environ.update(contender.environment)
   try:
     prepare = contender.make(*contender.arguments)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.accelerator import sizes
+from benchmarks.accelerator import program, sizes
 
 EXACT = "exact"
 EOS = 0  # in no row
@@ -35,6 +35,7 @@ def ready(settings, name: str) -> str:
       capture_output=True,
       text=True,
       check=False,
+      preexec_fn=program.end_with_parent,
     )
     if done.returncode:
       raise RuntimeError(f"{name} was not made: {done.stderr[-600:]}")

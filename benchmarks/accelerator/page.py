@@ -284,12 +284,16 @@ def _resume(unused_part, found, unused_ceilings, unused_facts) -> str:
       f"{one['most train/loss']:.1e}",
       f"{one['most train/grad_norm']:.1e}",
       one.get("first train/loss", ""),
+      _time(one["step_seconds"]),
     )
     for mode, one in found.items()
   ]
   header = ("operations", "killed after step", "losses and gradient norms")
-  header += ("most of a loss", "of a norm", "first step that differs")
-  return "## Killed and resumed\n\n" + _table(header, rows)
+  header += ("most of a loss", "of a norm", "first step that differs", "a step")
+  return (
+    "## Killed and resumed\n\nA step's time is the median of the "
+    "run in one go; all runs of all rows share the device.\n\n" + _table(header, rows)
+  )
 
 
 def _demo(unused_part, found, unused_ceilings, unused_facts) -> str:

@@ -1,13 +1,23 @@
 """The package's command line as a process, on texts that Python carries."""
 
+import ctypes
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from typing import Any
 
 _ROOT = pathlib.Path(__file__).parents[2]
+_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent():
+  """Ends this process when its parent ends, kill -9 included; on Linux."""
+  if _LIBRARY:
+    _LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def texts(path: pathlib.Path) -> pathlib.Path:
@@ -26,7 +36,6 @@ def start(
   source: pathlib.Path | str,
   log: pathlib.Path,
   *arguments: str,
-  flags: str = "",
 ) -> subprocess.Popen:
   """A run of configs/demo.py.
 
@@ -35,9 +44,7 @@ def start(
     source: of its corpus.
     log: gets what it says.
     *arguments: of the command line.
-    flags: of XLA, beside those that are set.
   """
-  xla = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
   paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
   with log.open("ab") as out:
     return subprocess.Popen(
@@ -53,9 +60,9 @@ def start(
       stdout=out,
       stderr=out,
       stdin=subprocess.DEVNULL,
+      preexec_fn=end_with_parent,
       env=os.environ
       | {
-        "XLA_FLAGS": xla,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
       },
