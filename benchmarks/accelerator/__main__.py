@@ -92,15 +92,14 @@ class _Run:
       end=self.end,
     )
 
-  def child(self, arguments: list[str], log: str) -> subprocess.Popen:
+  def child(self, command: list[str], log: str) -> subprocess.Popen:
     """A process of a session of its own, in which all that it starts is."""
     with (self.out / log).open("ab") as errors:
       found = subprocess.Popen(
-        [sys.executable, *arguments] if arguments[0] == "-m" else arguments,
+        command,
         stderr=errors,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=program.end_with_parent,
         env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ,
       )
     self.children.append(found)
@@ -121,8 +120,8 @@ class _Run:
     """What is measured on; what is wrong if there is nothing."""
     path = self.out / results.FACTS
     path.unlink(missing_ok=True)
-    module = results.__name__
-    child = self.child(["-m", module, str(self.out), _SIZE.value], "device.log")
+    words = results.__name__, str(self.out), _SIZE.value
+    child = self.child(program.command(*words), "device.log")
     seconds = min(_PROBE, max(self.end - time.time(), 0))
     if why := self.ended(child, seconds):
       if seconds < _PROBE and "limit" in why:
@@ -166,8 +165,8 @@ class _Run:
       return
     told = self._settings(name, variant, now + seconds)
     told.say(f"begins, {seconds:.0f} s at most; {str(variant) or 'no variant'}")
-    arguments = ["-m", "benchmarks.accelerator.part", told.text()]
-    why = self.ended(self.child(arguments, f"{name}.log"), seconds + _GRACE)
+    words = program.command("benchmarks.accelerator.part", told.text())
+    why = self.ended(self.child(words, f"{name}.log"), seconds + _GRACE)
     if why:
       log = (self.out / f"{name}.log").read_bytes()[-1500:]
       log = " ".join(log.decode(errors="replace").split())

@@ -35,7 +35,6 @@ def ready(settings, name: str) -> str:
       capture_output=True,
       text=True,
       check=False,
-      preexec_fn=program.end_with_parent,
     )
     if done.returncode:
       raise RuntimeError(f"{name} was not made: {done.stderr[-600:]}")
@@ -44,7 +43,7 @@ def ready(settings, name: str) -> str:
 
 def command(scratch: str, size: str, names: Sequence[str]) -> list[str]:
   """What makes models."""
-  return [sys.executable, "-m", __spec__.name, scratch, size, *names]
+  return program.command("benchmarks.accelerator.models", scratch, size, *names)
 
 
 @contextlib.contextmanager

@@ -292,7 +292,8 @@ def _resume(unused_part, found, unused_ceilings, unused_facts) -> str:
   header += ("most of a loss", "of a norm", "first step that differs", "a step")
   return (
     "## Killed and resumed\n\nA step's time is the median of the "
-    "run in one go; all runs of all rows share the device.\n\n" + _table(header, rows)
+    "run in one go; all runs of all rows share the device.\n\n"
+    + _table(header, rows)
   )
 
 
