@@ -350,6 +350,8 @@ def started(out: pathlib.Path, *arguments: str):
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
+    # Where the tests run in the background it is ignored, and that is inherited.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
   )
   assert any("begins" in line for line in process.stdout)
   return process
@@ -570,6 +572,31 @@ def test_the_page_has_a_race_without_our_side(tmp_path):
   store = results.Store(given(tmp_path))
   store.put("tiny-a", {"transformers": side(), "ratio": None})
   assert "| tiny-a | transformers |" in page.text(results.collect(tmp_path))
+
+
+def test_what_is_published_has_a_file_for_each_kind_count_and_size(
+  tmp_path, monkeypatch
+):
+  docs, out = tmp_path / "docs", tmp_path / "out"
+  docs.mkdir()
+  out.mkdir()
+  index = (page._DOCS / "README.md").read_text()
+  (docs / "README.md").write_text(index)
+  monkeypatch.setattr(page, "_DOCS", docs)
+  (out / "page.md").touch()
+  facts = {"device_kind": "NVIDIA H100", "date": "2026-12-01"}
+  for devices, size in ((1, "full"), (8, "full"), (1, "small")):
+    made = {"facts": facts | {"devices": devices, "size": size}, "parts": {}}
+    results.write_json(out / "result.json", made)
+    page.publish(out)
+  names = {path.stem for path in docs.glob("*.json")}
+  assert names == {
+    f"{n}-nvidia-h100-{s}"
+    for n, s in (("1x", "full"), ("8x", "full"), ("1x", "small"))
+  }
+  text = (docs / "README.md").read_text()
+  assert "[8 × NVIDIA H100](8x-nvidia-h100-full.md)" in text
+  assert "Nothing was measured" not in text
 
 
 def test_no_path_of_this_machine_is_public(monkeypatch):

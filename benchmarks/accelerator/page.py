@@ -338,7 +338,8 @@ def _missing(found) -> str:
 def publish(out: pathlib.Path) -> str:
   """Copies page and results to docs/accelerators/, and lists all there."""
   facts = results.read(out / "result.json")["facts"]
-  name = re.sub(r"[^a-z0-9]+", "-", facts["device_kind"].lower()).strip("-")
+  words = f"{facts['devices']}x {facts['device_kind']} {facts['size']}"
+  name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
   for file, ending in (("result.json", "json"), ("page.md", "md")):
     results.write(_DOCS / f"{name}.{ending}", (out / file).read_text())
   rows = []
