@@ -350,7 +350,7 @@ def started(out: pathlib.Path, *arguments: str):
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
-    # Where the tests run in the background it is ignored, and that is inherited.
+    # In the background it may be ignored, and that is inherited.
     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
   )
   assert any("begins" in line for line in process.stdout)
