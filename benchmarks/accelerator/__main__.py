@@ -205,16 +205,15 @@ class _Run:
 
 
 def _lock(out: pathlib.Path):
-  """The folder, which nobody else writes to until this process ends."""
+  """Keeps the folder for this process while what is returned is open."""
   try:
     out.mkdir(parents=True, exist_ok=True)
     lock = (out / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    sys.exit(f"error: another command writes to --out={out}; give another")
   except OSError as e:
     sys.exit(f"error: --out={out}: {e.strerror}")
-  try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError:
-    sys.exit(f"error: another command writes to --out={out}; give another")
   return lock
 
 

@@ -95,16 +95,8 @@ class Outcome:
     return (statistics.median(found), min(found), max(found)) if found else None
 
 
-def fitting(
-  rows: int, attempt: Callable[[int], Any], whole: int = 0
-) -> tuple[int, Any]:
-  """The most rows that there is room for, by halves, and what was made.
-
-  Args:
-    rows: to begin with.
-    attempt: with so many.
-    whole: if not 0, the rows divide this.
-  """
+def fitting(rows: int, attempt: Callable[[int], Any], whole: int = 0):
+  """The most rows that fit, halved, a part of `whole`; and what was made."""
   while True:
     while whole % rows:
       rows -= 1

@@ -92,10 +92,7 @@ def trainer(
   dtype: str,
   variant: Variant,
 ):
-  """Steps of the training loop's own program.
-
-  Rows of all devices in a step, and at most at a time.
-  """
+  """Steps of the training loop's own program; `rows`: of a step, at a time."""
   import jax
 
   from miniplm_jax.models import huggingface, placement, sharding

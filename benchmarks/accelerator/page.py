@@ -121,7 +121,7 @@ def text(found: Mapping[str, Any]) -> str:
     content = parts.get(part, {"results": {}, "failed": {}})
     if content["results"]:
       sections.append(section(part, content["results"], ceilings, facts))
-  sections.append(_missing(found))
+  sections.append(_missing(parts, run, found.get("other", [])))
   return "\n\n".join(sections) + "\n"
 
 
@@ -224,14 +224,16 @@ def _races(part, found, ceilings, facts) -> str:
           "{:.2f} ({:.2f} to {:.2f})".format(*ratio) if ratio else "",
         )
       )
-    notes += _notes(key, value, facts.get("devices"))
+    notes += _notes(key, value)
+  if facts.get("devices") != 1:
+    notes.append(f"- {THEIRS} is measured beside one device only")
   header = ("shape", "", "way", "rows", "tokens/s", "MFU", "of the product")
   header += ("peak GiB", "ours is × as fast")
   title = part.replace("_", " ").capitalize()
   return f"## {title}\n\n{_table(header, rows)}\n\n" + "\n".join(notes)
 
 
-def _notes(key, value, devices) -> list[str]:
+def _notes(key, value) -> list[str]:
   lines = []
   for side, one in value.items():
     if isinstance(one, dict) and one.get("note"):
@@ -244,8 +246,7 @@ def _notes(key, value, devices) -> list[str]:
     )
     lines.append(f"- {key}: {told}")
   elif THEIRS not in value and not value.get("variant"):  # a sweep is ours
-    why = "" if devices == 1 else f"; {THEIRS} is measured on one device only"
-    lines.append(f"- {key}: ours alone was measured{why}")
+    lines.append(f"- {key}: ours alone was measured")
   if value.get("partial"):
     lines.append(f"- {key}: not all turns were taken")
   return lines
@@ -318,15 +319,13 @@ _SECTIONS = {
 }
 
 
-def _missing(found) -> str:
-  parts, other = found["parts"], found.get("other", [])
-  notes = found.get("run", {}).get("notes", {})
+def _missing(parts, run, other) -> str:
   lines = [
     f"- {part}, {key}: {why}"
     for part, content in parts.items()
     for key, why in content["failed"].items()
   ]
-  lines += [f"- {part}: {why}" for part, why in notes.items()]
+  lines += [f"- {part}: {why}" for part, why in run.get("notes", {}).items()]
   lines += [
     f"- {part}: {_OTHER if part in other else _NOT_RUN}"
     for part in _SECTIONS

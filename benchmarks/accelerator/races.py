@@ -103,17 +103,15 @@ class _Race:
         found["agree"] = agree(outcome.first[OURS], outcome.first[THEIRS])
       return found
 
-    def keep(outcome: Outcome):
-      if OURS in outcome.turns:
-        self.store.put(self.key, figures(outcome), partial=True)
-
     outcome = hold(
       [Contender(name, c[0], c[1:]) for name, c in contenders.items()],
       self.settings.turns,
       ready_by=self.ready_by,
       until=self.until,
       say=lambda text: self.settings.say(f"{self.key}: {text}"),
-      kept=keep,
+      kept=lambda o: (
+        OURS in o.turns and self.store.put(self.key, figures(o), partial=True)
+      ),
     )
     if OURS not in outcome.turns:
       why = outcome.failed.get(OURS, "no turn was taken in its time")

@@ -209,12 +209,7 @@ class Store:
     return self._content["results"]
 
   def is_done(self, key: str, **asked: int) -> bool:
-    """Whether there is nothing to do: it is there, or it failed before.
-
-    Args:
-      key: of the result.
-      **asked: of it; what was measured with less of any is not done.
-    """
+    """Whether it is there with all that is asked, or it failed before."""
     if key in self._content["failed"]:
       done = not self._settings.again
     else:
