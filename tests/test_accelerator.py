@@ -1,5 +1,7 @@
 """The measurement of an accelerator, rehearsed on CPU at its smallest size."""
 
+import contextlib
+import dataclasses
 import importlib.util
 import json
 import math
@@ -9,11 +11,21 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from helpers import ROOT, environment
 
-from benchmarks.accelerator import contest, page, results, settings, sizes
+from benchmarks.accelerator import (
+  contest,
+  models,
+  page,
+  races,
+  results,
+  settings,
+  sizes,
+  theirs,
+)
 from benchmarks.accelerator.contest import Contender, Entrant
 
 HAS_TORCH = bool(
@@ -50,7 +62,7 @@ def measure(out: pathlib.Path, *arguments: str, check: bool = True):
 
 
 def found(out: pathlib.Path):
-  return json.loads((out / "result.json").read_text())
+  return results.read(out / "result.json")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +114,7 @@ def test_a_run_that_was_killed_equals_one_that_was_not(measured):
   (one,) = found(measured[0])["parts"]["resume"]["results"].values()
   assert 0 < one["killed_after"] < one["steps"] == 60
   assert one["equal"] and one["most train/loss"] == 0
+  assert 1e-4 < one["step_seconds"] < 60
   assert 0 < one["last_loss"] < 8
 
 
@@ -177,6 +190,78 @@ def test_the_page_says_what_was_found(measured):
   assert told["scoring 1.8B: × transformers ≥ 1.5"] == "met"
 
 
+def test_goals_are_of_one_device_and_of_turns_together(tmp_path):
+  store = results.Store(given(tmp_path))
+  theirs = side(way="layers", rows=2)
+  race = {"ours": side(), "transformers": theirs, "ratio": [1.6, 1, 2]}
+  store.put("qwen1.5-1.8b", race)
+  made = results.collect(tmp_path)
+  goal, states = "scoring 1.8B: × transformers ≥ 1.5", page.goals(made)
+  assert (goal, "met", "1.6, 4 rows against 2 rows, layers") in states
+  made["parts"]["scoring"]["results"]["qwen1.5-1.8b"]["ours"]["alone"] = True
+  states = {goal: state for goal, state, _ in page.goals(made)}
+  assert states[goal] == "not judged: measured alone"
+  assert states["scoring 1.8B: MFU ≥ 0.55"] == "met"
+  made["facts"]["devices"] = 8
+  states = [state for _, state, _ in page.goals(made)]
+  assert "not judged: not one device" in states and "met" not in states
+  del made["parts"]["scoring"]["results"]["qwen1.5-1.8b"]["transformers"]
+  text = page.text(made)
+  assert "transformers is measured beside one device only" in text
+  assert "qwen1.5-1.8b: ours alone was measured" in text
+
+
+def test_a_race_is_measured_anew_with_more(tmp_path):
+  told, alone = given(tmp_path), given(tmp_path, against=False)
+  store = results.Store(told)
+  store.facts["devices"] = 8
+  assert not races._asked(told, store)["against"]
+  store.facts["devices"] = 1
+  asked = races._asked(told, store)
+  assert asked == {"against": True, "compiled": False, "turns": 2}
+  store.put("tiny-a", {"asked": races._asked(alone, store)})
+  assert store.is_done("tiny-a", **races._asked(alone, store))
+  assert not store.is_done("tiny-a", **asked)
+  store.put("tiny-a", {"asked": asked, "transformers": {"note": "no time"}})
+  assert store.is_done("tiny-a", **asked)
+  assert store.is_done("tiny-a", **races._asked(alone, store))
+  again = results.Store(given(tmp_path, again=True))
+  assert not again.is_done("tiny-a", **asked)
+
+
+def test_who_waits_for_one_model_waits_for_no_other(tmp_path):
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "made").touch()
+  with models._locked(tmp_path, "b"):
+    assert models.ready(given(tmp_path, scratch=str(tmp_path)), "a")
+
+
+def test_the_fastest_way_is_compiled_again_in_time():
+  class Ways(theirs._Ways):
+    compiled = 0
+
+    def eager(self):
+      self._now = "eager"
+      return 3.0
+
+    def layers(self):
+      self._now, self.compiled = "layers", self.compiled + 1
+      if self.compiled == 2:
+        raise TimeoutError("too late")
+      return 1.0
+
+    def whole(self):
+      self._now = "whole"
+      return 2.0
+
+  model = types.SimpleNamespace(model=types.SimpleNamespace(layers=()))
+  made = Ways(model, None).fastest(lambda seconds: seconds, time.time() + 99)
+  assert made[0] == 3.0 and made[1]["way"] == "eager"
+  assert "layers, once more: TimeoutError: too late" in made[1]["note"]
+  made = Ways(model, None).fastest(lambda seconds: seconds, time.time() + 45)
+  assert made[0] == 1.0 and made[1]["note"] == "whole: no time to compile"
+
+
 def test_a_second_start_makes_only_what_is_missing(measured, tmp_path):
   out, _ = measured
   before = found(out)
@@ -241,7 +326,67 @@ def test_help_answers_at_once_and_wrong_words_are_refused(tmp_path):
   assert done.stdout == "set()\n", done.stderr
   assert "--minutes" in measure(tmp_path, "--help", check=False)
   assert "no such part: x" in measure(tmp_path, "--only=x", check=False)
-  assert "'speed:1'" in measure(tmp_path, "--sweep=speed:1", check=False)
+  (tmp_path / "file").touch()
+  for argument, told in (
+    ("--sweep=speed:1", "'speed:1'"),
+    ("--sweep=tile:x", "'tile:x': give whole numbers"),
+    ("--sweep=remat:all", "remat=all: give one of full, dots, none"),
+    ("--logits=int8", "logits=int8: give one of float32, bfloat16"),
+    ("--rows=-1", "rows=-1: give 0 or more"),
+    ("--shapes=nope", "no such shape: nope; there are tiny-a, tiny-b"),
+    (f"--out={tmp_path}/file", "file: File exists"),
+    ("--minutes=0", "--minutes"),
+  ):
+    printed = measure(tmp_path, argument, check=False)
+    assert told in printed and "Traceback" not in printed, printed
+
+
+def started(out: pathlib.Path, *arguments: str):
+  """The command, as soon as a part of it has begun."""
+  words = ["-m", "benchmarks.accelerator", "--size=tiny", f"--out={out}"]
+  process = subprocess.Popen(
+    [sys.executable, *words, *arguments],
+    cwd=ROOT,
+    env=environment(),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    # In the background it may be ignored, and that is inherited.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+  )
+  assert any("begins" in line for line in process.stdout)
+  return process
+
+
+def those_of(out: pathlib.Path):
+  """Processes that write there."""
+  found = []
+  for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    with contextlib.suppress(OSError):
+      if str(out) in path.read_text():
+        found.append(path.parent.name)
+  return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+def test_a_command_that_is_killed_or_interrupted_leaves_no_process(tmp_path):
+  only = "--only=demo", "--alone"
+  process = started(tmp_path, *only)
+  told = measure(tmp_path, *only, check=False)
+  assert f"error: another command writes to --out={tmp_path}" in told
+  process.kill()
+  process.communicate()
+  until = time.time() + 20
+  while those_of(tmp_path) and time.time() < until:
+    time.sleep(0.1)
+  assert not those_of(tmp_path)
+  process = started(tmp_path, *only)
+  process.send_signal(signal.SIGINT)
+  said = process.communicate(timeout=60)[0]
+  assert process.returncode == 130 and "Traceback" not in said, said
+  assert said.endswith("interrupted; the same command goes on\n")
+  assert "What is missing" in (tmp_path / "page.md").read_text()
+  assert not those_of(tmp_path)
 
 
 def test_variants():
@@ -332,37 +477,132 @@ def test_rows_are_halved_until_they_fit():
     contest.fitting(1, lambda rows: attempt(9))
   with pytest.raises(ZeroDivisionError):
     contest.fitting(4, lambda rows: 1 / 0)
+  # Of a step's rows always a part.
+  assert contest.fitting(5, lambda rows: rows, 12) == (4, 4)
+  assert contest.fitting(12, attempt, 12) == (3, 3)
+
+
+def given(out: pathlib.Path, **more):
+  """What a part is told, and on disk what is measured on."""
+  facts = {"source": "a", "devices": 1, "platform": "cpu", "size": "tiny"}
+  results.write_json(out / results.FACTS, facts)
+  base = settings.Settings(
+    part="scoring",
+    out=str(out),
+    scratch="",
+    size="tiny",
+    variant=settings.Variant(),
+    against=True,
+    compiled=False,
+    turns=2,
+    shapes=(),
+    again=False,
+    crash="",
+    start=0,
+    deadline=time.time() + 60,
+    end=0,
+  )
+  return dataclasses.replace(base, **more)
 
 
 def test_results_of_other_versions_are_set_aside(tmp_path):
-  given = settings.Settings.read(
-    json.dumps(
-      {
-        "part": "device",
-        "out": str(tmp_path),
-        "scratch": "",
-        "size": "tiny",
-        "variant": {},
-        "against": True,
-        "compiled": False,
-        "turns": 1,
-        "shapes": [],
-        "again": False,
-        "crash": "",
-        "start": 0,
-        "deadline": 0,
-        "end": 0,
-      }
-    )
-  )
-  facts = tmp_path / results.FACTS
-  facts.write_text('{"source": "a"}')
-  store = results.Store(given)
+  told = given(tmp_path, part="device")
+  store = results.Store(told)
   store.put("one", {"x": float("nan")})
   store.fail("two", "a reason")
-  again = results.Store(given)
-  assert again.results["one"]["x"] is None
+  again = results.Store(told)
+  assert math.isnan(again.results["one"]["x"])
   assert again.is_done("one") and again.is_done("two")
-  facts.write_text('{"source": "b"}')
-  assert not results.Store(given).is_done("one")
+  assert results.collect(tmp_path)["parts"].keys() == {"device"}
+  results.write_json(tmp_path / results.FACTS, {"source": "b"})
+  made = results.collect(tmp_path)
+  assert not made["parts"] and made["other"] == ["device"]
+  assert "- device: its results are of another" in page.text(made)
+  assert not results.Store(told).is_done("one")
   assert (tmp_path / "device.old").exists()
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "{}", '{"results": {}}', "{"])
+def test_a_file_of_another_form_is_set_aside(tmp_path, text):
+  told = given(tmp_path)
+  (tmp_path / "scoring.json").write_text(text)
+  (tmp_path / "more.json").write_text('{"results": {}}')
+  assert results.collect(tmp_path)["other"] == ["scoring"]
+  assert not results.Store(told).results
+  assert (tmp_path / "scoring.old").read_text() == text
+
+
+def side(**more):
+  """A side of a race, as it is kept."""
+  one = {"tokens_per_second": 10.0, "flops_per_second": 1e9, "mfu": 0.6}
+  return one | {"seconds": [1.0], "rows": 4, "alone": False} | more
+
+
+def test_what_is_no_number_is_shown_and_missed(tmp_path):
+  nan, shape = float("nan"), "qwen1.5-1.8b"
+  store = results.Store(given(tmp_path))
+  race = {"ours": side(mfu=nan), "transformers": side(), "failed": {}}
+  race |= {"ratio": (nan, nan, nan), "agree": {"nll_ours": nan}}
+  store.put(shape, race)
+  kinds = {"all": nan, "norm": 1.0}
+  of = {f"nll_{k}": nan for k in ("most", "mean", "rms")}
+  of |= {"gradients": kinds, "change": kinds}
+  store = results.Store(given(tmp_path, part="correctness"))
+  store.put("ours", {"float32": of, "bfloat16": of})
+  made = results.collect(tmp_path)
+  text = page.text(made)
+  assert f"- {shape}: nll ours nan" in text and "all nan" in text
+  states = {goal: rest for goal, *rest in page.goals(made)}
+  assert states["scoring 1.8B: MFU ≥ 0.55"] == ["missed", "nan"]
+  assert states["scoring 0.5B: MFU ≥ 0.45"] == ["not run", ""]
+
+
+def test_our_side_that_crashes_is_reported(tmp_path, monkeypatch):
+  monkeypatch.setattr(races.models, "ready", lambda *unused: "")
+  told = given(tmp_path, crash="ours")
+  store = results.Store(told)
+  contenders = {"ours": (steady, 0.01), "transformers": (steady, 0.01)}
+  race = races._Race(told, store, "tiny-a", time.time() + 60)
+  race.hold(lambda *unused: (contenders, 1, 1, None), None)
+  assert not store.results
+  text = page.text(results.collect(tmp_path))
+  assert "- scoring, tiny-a: RuntimeError: it was told to crash" in text
+
+
+def test_the_page_has_a_race_without_our_side(tmp_path):
+  store = results.Store(given(tmp_path))
+  store.put("tiny-a", {"transformers": side(), "ratio": None})
+  assert "| tiny-a | transformers |" in page.text(results.collect(tmp_path))
+
+
+def test_what_is_published_has_a_file_for_each_kind_count_and_size(
+  tmp_path, monkeypatch
+):
+  docs, out = tmp_path / "docs", tmp_path / "out"
+  docs.mkdir()
+  out.mkdir()
+  index = (page._DOCS / "README.md").read_text()
+  (docs / "README.md").write_text(index)
+  monkeypatch.setattr(page, "_DOCS", docs)
+  (out / "page.md").touch()
+  facts = {"device_kind": "NVIDIA H100", "date": "2026-12-01"}
+  for devices, size in ((1, "full"), (8, "full"), (1, "small")):
+    made = {"facts": facts | {"devices": devices, "size": size}, "parts": {}}
+    results.write_json(out / "result.json", made)
+    page.publish(out)
+  names = {path.stem for path in docs.glob("*.json")}
+  assert names == {
+    f"{n}-nvidia-h100-{s}"
+    for n, s in (("1x", "full"), ("8x", "full"), ("1x", "small"))
+  }
+  text = (docs / "README.md").read_text()
+  assert "[8 × NVIDIA H100](8x-nvidia-h100-full.md)" in text
+  assert "Nothing was measured" not in text
+
+
+def test_no_path_of_this_machine_is_public(monkeypatch):
+  text = {"a": [f"{ROOT}/x.py", "/home/me/y", 1, "a/b"]}
+  monkeypatch.setenv("HOME", "/home/me")
+  assert results.public(text) == {"a": ["x.py", "~/y", 1, "a/b"]}
+  monkeypatch.setenv("HOME", "/")
+  assert results.public(text)["a"][1:] == ["/home/me/y", 1, "a/b"]

@@ -10,7 +10,7 @@ docs/accelerators/README.md says what is measured and how to read it.
 """
 
 import contextlib
-import json
+import fcntl
 import os
 import pathlib
 import shutil
@@ -22,13 +22,13 @@ import time
 
 from absl import app, flags
 
-from benchmarks.accelerator import models, results, settings, sizes
+from benchmarks.accelerator import models, program, results, settings, sizes
 
 _USUAL = 8  # minutes; with more each part may take longer
 PARTS = tuple(sizes.SIZES["full"].limits)
 
 _SIZE = flags.DEFINE_enum("size", "full", list(sizes.SIZES), "Of everything.")
-_MINUTES = flags.DEFINE_float("minutes", _USUAL, "For all parts together.", 0)
+_MINUTES = flags.DEFINE_float("minutes", _USUAL, "For all parts together.", 0.1)
 _OUT = flags.DEFINE_string("out", "runs/accelerator", "For the results.")
 _ONLY = flags.DEFINE_list("only", [], f"Parts: {', '.join(PARTS)}.")
 _SHAPES = flags.DEFINE_list("shapes", [], "Of scoring and training; by name.")
@@ -92,11 +92,11 @@ class _Run:
       end=self.end,
     )
 
-  def child(self, arguments: list[str], log: str) -> subprocess.Popen:
+  def child(self, command: list[str], log: str) -> subprocess.Popen:
     """A process of a session of its own, in which all that it starts is."""
     with (self.out / log).open("ab") as errors:
       found = subprocess.Popen(
-        [sys.executable, *arguments] if arguments[0] == "-m" else arguments,
+        command,
         stderr=errors,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -120,9 +120,12 @@ class _Run:
     """What is measured on; what is wrong if there is nothing."""
     path = self.out / results.FACTS
     path.unlink(missing_ok=True)
-    module = results.__name__
-    child = self.child(["-m", module, str(self.out), _SIZE.value], "device.log")
-    if why := self.ended(child, min(_PROBE, self.end - time.time())):
+    words = results.__name__, str(self.out), _SIZE.value
+    child = self.child(program.command(*words), "device.log")
+    seconds = min(_PROBE, max(self.end - time.time(), 0))
+    if why := self.ended(child, seconds):
+      if seconds < _PROBE and "limit" in why:
+        why += f": give at least --minutes={_PROBE // 60}"
       sys.exit(f"error: no device was found, {why}; {self.out}/device.log")
     return results.read(path)
 
@@ -131,7 +134,7 @@ class _Run:
     names = []
     for part in ("scoring", "training"):
       told = self._settings(part, self.variants[0], self.end)
-      there = results.read(self.out / f"{part}.json").get("results", {})
+      there = results.Store(told).results
       names += [
         shape
         for shape in getattr(self.size, part)
@@ -161,14 +164,25 @@ class _Run:
       self.say(f"{key}: no time left")
       return
     told = self._settings(name, variant, now + seconds)
-    told.say(f"begins, {seconds:.0f} s at most; {variant or 'no variant'}")
-    arguments = ["-m", "benchmarks.accelerator.part", told.text()]
-    why = self.ended(self.child(arguments, f"{name}.log"), seconds + _GRACE)
+    told.say(f"begins, {seconds:.0f} s at most; {str(variant) or 'no variant'}")
+    words = program.command("benchmarks.accelerator.part", told.text())
+    why = self.ended(self.child(words, f"{name}.log"), seconds + _GRACE)
     if why:
       log = (self.out / f"{name}.log").read_bytes()[-1500:]
       log = " ".join(log.decode(errors="replace").split())
       self.notes[key] = f"{why}; the end of its log: {log}"
       told.say(why)
+
+  def parts(self, names: list[str], platform: str):
+    """Runs them in this order, each with its variants."""
+    for i, name in enumerate(names):
+      # A TPU has one process at a time.
+      if name == "correctness" and platform != "tpu":
+        self.begin_models(names)
+      for variant in self.variants if name in _SWEPT else self.variants[:1]:
+        self.part(name, variant, names[i + 1 :])
+        self.end_models()
+        self.write()
 
   def write(self):
     """What there is so far."""
@@ -179,12 +193,28 @@ class _Run:
       "seconds": round(time.time() - self.start, 1),
       "notes": self.notes,
     }
-    results.write(self.out / "run.json", json.dumps(run, indent=1) + "\n")
-    found = results.collect(self.out)
-    text = json.dumps(found, indent=1, sort_keys=True, allow_nan=False)
-    text = results.public(text)
-    results.write(self.out / "result.json", text + "\n")
-    results.write(self.out / "page.md", page.text(json.loads(text)))
+    results.write_json(self.out / "run.json", run)
+    found = results.public(results.collect(self.out))
+    results.write_json(self.out / "result.json", found)
+    try:
+      text = page.text(found)
+    except Exception as e:  # must not end the measurement
+      text = f"The page could not be written: {results.reason(e)}\n"
+      self.say(text.strip())
+    results.write(self.out / "page.md", text)
+
+
+def _lock(out: pathlib.Path):
+  """Keeps the folder for this process while what is returned is open."""
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    lock = (out / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    sys.exit(f"error: another command writes to --out={out}; give another")
+  except OSError as e:
+    sys.exit(f"error: --out={out}: {e.strerror}")
+  return lock
 
 
 def _end(child: subprocess.Popen):
@@ -201,15 +231,19 @@ def main(argv: list[str]):
   if wrong := set(parts) - set(PARTS):
     sys.exit(f"error: no such part: {', '.join(wrong)}; see --help")
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-  base = settings.Variant(*(flag.value for flag in _VARIANT))
+  size = sizes.SIZES[_SIZE.value]
+  if wrong := set(_SHAPES.value) - set(size.shapes):
+    known = ", ".join(size.shapes)
+    sys.exit(f"error: no such shape: {', '.join(wrong)}; there are {known}")
   try:
+    base = settings.Variant(*(flag.value for flag in _VARIANT))
     variants = list(settings.sweep(_SWEEP.value, base))
   except ValueError as e:
     sys.exit(f"error: {e}")
+  lock = _lock(pathlib.Path(_OUT.value))
   scratch = tempfile.mkdtemp(prefix="accelerator-")
   run = _Run(scratch, variants)
   try:
-    run.out.mkdir(parents=True, exist_ok=True)
     found = run.facts()
     count, kind = found["devices"], found["device_kind"]
     is_cpu = found["platform"] == "cpu"
@@ -218,19 +252,19 @@ def main(argv: list[str]):
         "error: JAX sees no accelerator; see device.log, or give --size=tiny"
       )
     run.say(f"{count} × {kind}, {found['versions']}")
-    for i, name in enumerate(parts):
-      # A TPU has one process at a time.
-      if name == "correctness" and found["platform"] != "tpu":
-        run.begin_models(parts)
-      for variant in run.variants if name in _SWEPT else run.variants[:1]:
-        run.part(name, variant, parts[i + 1 :])
-        run.end_models()
-        run.write()
+    try:
+      run.parts(parts, found["platform"])
+    finally:  # also when it is interrupted
+      run.write()
     run.say(f"written: {run.out}/page.md and result.json")
+  except KeyboardInterrupt:
+    print("interrupted; the same command goes on", file=sys.stderr)
+    sys.exit(130)
   finally:
     for child in run.children:
       _end(child)
     shutil.rmtree(scratch, ignore_errors=True)
+    lock.close()
   if _PUBLISH.value:
     from benchmarks.accelerator import page
 

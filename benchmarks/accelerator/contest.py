@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
+from benchmarks.accelerator import program
 from benchmarks.accelerator.results import reason
 
 OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut ?[Oo]f ?[Mm]emory")
@@ -94,9 +95,11 @@ class Outcome:
     return (statistics.median(found), min(found), max(found)) if found else None
 
 
-def fitting(rows: int, attempt: Callable[[int], Any]) -> tuple[int, Any]:
-  """The most rows that there is room for, by halves, and what was made."""
+def fitting(rows: int, attempt: Callable[[int], Any], whole: int = 0):
+  """The most rows that fit, halved, a part of `whole`; and what was made."""
   while True:
+    while whole % rows:
+      rows -= 1
     try:
       return rows, attempt(rows)
     except Exception as e:
@@ -179,6 +182,7 @@ def hold(
       say(f"{contender.name}: once more, alone")
       del outcome.failed[contender.name]
       outcome.alone.append(contender.name)
+      outcome.turns.pop(contender.name, None)  # those were beside others
       _hold([contender], turns, until, until, say, kept, outcome)
   return outcome
 
@@ -191,7 +195,7 @@ def _hold(contenders, turns, ready_by, until, say, kept, outcome):
     longest = 0.0
     for i in range(turns):
       start = time.time()
-      if i and start + longest > until:
+      if not playing or (i and start + longest > until):
         break
       for member in playing[:: -1 if i % 2 else 1]:
         member.send("turn")
@@ -246,6 +250,7 @@ def _prepare(members, by, say, outcome) -> list[_Member]:
 
 def _serve(pipe, contender: Contender):
   """A contender's process: does what it is told to."""
+  program.end_with_parent()
   os.environ.update(contender.environment)
   try:
     prepare = contender.make(*contender.arguments)

@@ -2,8 +2,8 @@
 
   python -m benchmarks.accelerator.models SCRATCH SIZE NAME…
 
-Models are drawn on the device and saved as transformers saves them. All of a
-command are made under one lock: who wants one waits until it is whole.
+Models are drawn on the device and saved as transformers saves them, each under
+a lock of its own: who wants it waits until it is whole.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.accelerator import sizes
+from benchmarks.accelerator import program, sizes
 
 EXACT = "exact"
 EOS = 0  # in no row
@@ -27,7 +27,7 @@ def ready(settings, name: str) -> str:
     RuntimeError: it could not be made.
   """
   scratch = pathlib.Path(settings.scratch)
-  with _locked(scratch):
+  with _locked(scratch, name):
     made = (scratch / name / "made").exists()
   if not made:
     done = subprocess.run(
@@ -43,12 +43,12 @@ def ready(settings, name: str) -> str:
 
 def command(scratch: str, size: str, names: Sequence[str]) -> list[str]:
   """What makes models."""
-  return [sys.executable, "-m", __spec__.name, scratch, size, *names]
+  return program.command("benchmarks.accelerator.models", scratch, size, *names)
 
 
 @contextlib.contextmanager
-def _locked(scratch: pathlib.Path) -> Iterator[None]:
-  with (scratch / "lock").open("w") as f:
+def _locked(scratch: pathlib.Path, name: str) -> Iterator[None]:
+  with (scratch / f"{name}.lock").open("w") as f:
     fcntl.flock(f, fcntl.LOCK_EX)
     yield
 
@@ -118,9 +118,9 @@ def main(argv: list[str]):
 
   size = sizes.SIZES[argv[2]]
   shapes = {**size.shapes, EXACT: size.exact[0]}
-  with _locked(pathlib.Path(argv[1])):
-    for name in argv[3:]:
-      directory = epath.Path(argv[1]) / name
+  for name in argv[3:]:
+    directory = epath.Path(argv[1]) / name
+    with _locked(pathlib.Path(argv[1]), name):
       if not (directory / "made").exists():
         _make(directory, shapes[name])
 

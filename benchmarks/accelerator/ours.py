@@ -101,10 +101,11 @@ def trainer(
 
   variant.apply()
   train, mesh = section(rows[0], dtype), sharding.make_mesh(1, -1, 1)
+  devices = mesh.size
   objective = NextToken(train, models.EOS, remat)
 
-  def attempt(at_a_time):
-    turns = rows[0] // at_a_time
+  def attempt(of_a_device):
+    turns = rows[0] // (of_a_device * devices)
     decoder = huggingface.load(epath.Path(model), mesh)
     with jax.set_mesh(mesh):
       abstract = loop.abstract_state(decoder.arch, train, mesh)
@@ -138,8 +139,10 @@ def trainer(
     return run, compiled, run(2)
 
   def prepare():
-    fitted, (run, compiled, losses) = contest.fitting(rows[1], attempt)
-    first = {"losses": losses, "rows": fitted}
+    most, whole = max(rows[1] // devices, 1), rows[0] // devices
+    fitted, made = contest.fitting(min(most, whole), attempt, whole)
+    run, compiled, losses = made
+    first = {"losses": losses, "rows": fitted * devices}
     if peak := getattr(compiled, "peak_memory_in_bytes", 0):
       first["program_gib"] = peak / 2**30
     return Entrant(first, functools.partial(run, steps), memory)

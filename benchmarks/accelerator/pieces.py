@@ -123,17 +123,15 @@ def _attention(is_training, arch, rows, length, unused_remat):
   from miniplm_jax.models.attention import attention
 
   heads, keys = arch.num_attention_heads, arch.num_key_value_heads
-  q, g = (_random((rows, length, heads, arch.head_size)) for _ in range(2))
-  k, v = (
-    _random((rows, length, keys, arch.head_size), 2 * _SETS)[i::2]
-    for i in range(2)
+  shapes = ((rows, length, n, arch.head_size) for n in (heads, keys))
+  (q, g), (k, v) = (
+    (both[::2], both[1::2]) for both in (_random(s, 2 * _SETS) for s in shapes)
   )
   tokens = rows * length
   flops = tokens * arch.mixing_flops(length)
   moved = 2 * tokens * 2 * (arch.query_size + arch.key_size)
   if not is_training:
     return _Piece(jax.jit(attention), list(zip(q, k, v)), flops, moved)
-  g = _random((rows, length, heads, arch.head_size), 2 * _SETS)[_SETS:]
   run = _with_gradient(attention, 3)
   moved += 2 * tokens * (2 * arch.query_size + arch.key_size * 2)
   return _Piece(run, list(zip(g, q, k, v)), 3 * flops, moved)
@@ -165,7 +163,7 @@ def _head(is_training, arch, rows, length, unused_remat):
 
 
 def _layer(is_training, arch, rows, length, remat):
-  """Of a decoder with a vocabulary of 128, over all of its layers."""
+  """Of a decoder with a small vocabulary, over all of its layers."""
   import dataclasses
 
   import jax
@@ -175,7 +173,11 @@ def _layer(is_training, arch, rows, length, remat):
   from miniplm_jax.models.decoder import Decoder
 
   bare = dataclasses.replace(
-    arch, vocab_size=128, num_hidden_layers=_LAYERS, tie_word_embeddings=True
+    arch,
+    # With fewer rows, tokens would wait for each other to add to the same one.
+    vocab_size=min(arch.vocab_size, 4096),
+    num_hidden_layers=_LAYERS,
+    tie_word_embeddings=True,
   )
   decoder = jax.jit(lambda: Decoder(bare, nnx.Rngs(0)))()
   dtype = jnp.dtype("bfloat16")

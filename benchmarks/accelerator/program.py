@@ -1,13 +1,33 @@
-"""The package's command line as a process, on texts that Python carries."""
+"""Modules and the package's command line as processes that end with ours.
 
+python -m benchmarks.accelerator.program PARENT MODULE ARGUMENT…
+"""
+
+import ctypes
 import json
 import os
 import pathlib
+import runpy
+import signal
 import subprocess
 import sys
 from typing import Any
 
 _ROOT = pathlib.Path(__file__).parents[2]
+_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent():
+  """Ends this process when its parent ends, kill -9 included; on Linux."""
+  if _LIBRARY:
+    _LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def command(module: str, *arguments: str) -> list[str]:
+  """What runs a module in a process that ends when this one does."""
+  own = sys.executable, "-m", "benchmarks.accelerator.program"
+  return [*own, str(os.getpid()), module, *arguments]
 
 
 def texts(path: pathlib.Path) -> pathlib.Path:
@@ -26,7 +46,6 @@ def start(
   source: pathlib.Path | str,
   log: pathlib.Path,
   *arguments: str,
-  flags: str = "",
 ) -> subprocess.Popen:
   """A run of configs/demo.py.
 
@@ -35,27 +54,22 @@ def start(
     source: of its corpus.
     log: gets what it says.
     *arguments: of the command line.
-    flags: of XLA, beside those that are set.
   """
-  xla = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
   paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
   with log.open("ab") as out:
     return subprocess.Popen(
-      [
-        sys.executable,
-        "-m",
+      command(
         "miniplm_jax.main",
         f"--config={_ROOT / 'configs' / 'demo.py'}",
         f"--config.workdir={workdir}",
         f"--config.corpus.source={source}",
         *arguments,
-      ],
+      ),
       stdout=out,
       stderr=out,
       stdin=subprocess.DEVNULL,
       env=os.environ
       | {
-        "XLA_FLAGS": xla,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
       },
@@ -78,3 +92,15 @@ def stages(workdir: pathlib.Path) -> dict[str, float]:
       where = path.parent.relative_to(workdir)
       found[f"{content['stage']}: {where}"] = content["details"]["seconds"]
   return found
+
+
+def main():
+  """Runs the module, unless the parent has ended before."""
+  end_with_parent()
+  if os.getppid() == int(sys.argv[1]):
+    del sys.argv[:2]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+  main()

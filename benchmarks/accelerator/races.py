@@ -30,7 +30,8 @@ def run(settings: Settings, store: Store):
   todo = [
     shape
     for shape in planned
-    if settings.wants(shape) and not store.is_done(settings.key(shape))
+    if settings.wants(shape)
+    and not store.is_done(settings.key(shape), **_asked(settings, store))
   ]
   for i, shape in enumerate(todo):
     left = settings.left - 3
@@ -57,6 +58,14 @@ def has_theirs(settings: Settings, store: Store) -> bool:
   return settings.against and store.facts.get("platform") in ("cpu", "gpu")
 
 
+def _asked(settings: Settings, store: Store) -> dict[str, int]:
+  """What a race is measured anew for, if it was measured with less."""
+  # They use one device.
+  both = has_theirs(settings, store) and store.facts["devices"] == 1
+  compiled = both and settings.compiled
+  return {"against": both, "compiled": compiled, "turns": settings.turns}
+
+
 class _Race:
   """One shape."""
 
@@ -74,7 +83,8 @@ class _Race:
     """Holds the contest; its figures are kept after every round."""
     model = models.ready(self.settings, self.shape)
     contenders, tokens, passes, agree = make(self, model, amount)
-    if not has_theirs(self.settings, self.store):
+    asked = _asked(self.settings, self.store)
+    if not asked["against"]:
       del contenders[THEIRS]
     if self.settings.crash in contenders:
       contenders[self.settings.crash] = (crash,)
@@ -83,6 +93,7 @@ class _Race:
     def figures(outcome: Outcome) -> dict[str, Any]:
       found = {
         "variant": str(self.settings.variant),
+        "asked": asked,
         "failed": outcome.failed,
         "ratio": outcome.ratio(OURS, THEIRS),
       }
@@ -98,7 +109,9 @@ class _Race:
       ready_by=self.ready_by,
       until=self.until,
       say=lambda text: self.settings.say(f"{self.key}: {text}"),
-      kept=lambda o: self.store.put(self.key, figures(o), partial=True),
+      kept=lambda o: (
+        OURS in o.turns and self.store.put(self.key, figures(o), partial=True)
+      ),
     )
     if OURS not in outcome.turns:
       why = outcome.failed.get(OURS, "no turn was taken in its time")
@@ -143,7 +156,8 @@ def _scoring(race: _Race, model: str, amount):
   rows = next(models.batches(race.arch.vocab_size, count, length))
   corpus = epath.Path(settings.scratch) / f"rows-{race.shape}"
   models.write_corpus(corpus, list(rows), length, models.EOS)
-  at_a_time = (settings.variant.rows or amount.ours) * race.devices
+  at_a_time = min(settings.variant.rows or amount.ours, amount.rows)
+  at_a_time *= race.devices
   own = model, str(corpus), length, at_a_time, settings.variant
   other = model, race.platform, rows, amount.theirs
   contenders = {

@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.accelerator import sizes
+
 _ROOT = pathlib.Path(__file__).parents[2]
 _PACKAGES = (
   "jax",
@@ -51,7 +53,7 @@ def reason(e: BaseException) -> str:
 
 
 def plain(value: Any) -> Any:
-  """A value as JSON has it: no numpy, and None for what is not finite."""
+  """A value as JSON has it: no numpy; "nan" for what is not a number."""
   if isinstance(value, dict):
     return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, list | tuple):
@@ -59,16 +61,28 @@ def plain(value: Any) -> Any:
   if hasattr(value, "tolist"):
     return plain(value.tolist())
   if isinstance(value, float):
-    return value if math.isfinite(value) else None
+    return value if math.isfinite(value) else str(value)
   return value
+
+
+def _of_strings(value: Any, change: Callable[[str], Any]) -> Any:
+  """The value with every string in it changed, those of keys left."""
+  if isinstance(value, dict):
+    return {k: _of_strings(v, change) for k, v in value.items()}
+  if isinstance(value, list):
+    return [_of_strings(v, change) for v in value]
+  return change(value) if isinstance(value, str) else value
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
   """A JSON object; empty if there is none that can be read."""
   try:
-    return json.loads(path.read_text())
+    found = json.loads(path.read_text())
   except (OSError, ValueError):
     return {}
+  back = {str(x): x for x in map(float, ("nan", "inf", "-inf"))}
+  found = _of_strings(found, lambda text: back.get(text, text))
+  return found if isinstance(found, dict) else {}
 
 
 def write(path: pathlib.Path, text: str):
@@ -78,9 +92,21 @@ def write(path: pathlib.Path, text: str):
   os.replace(scratch, path)
 
 
-def public(text: str) -> str:
-  """A text without the paths of this machine, for others to read."""
-  return text.replace(f"{_ROOT}/", "").replace(str(pathlib.Path.home()), "~")
+def write_json(path: pathlib.Path, value: Any):
+  """Writes what `read` reads."""
+  text = json.dumps(plain(value), indent=1, sort_keys=True, allow_nan=False)
+  write(path, text + "\n")
+
+
+def public(value: Any) -> Any:
+  """A value without the paths of this machine, for others to read."""
+  home = os.path.expanduser("~").rstrip("/")
+
+  def change(text: str) -> str:
+    text = text.replace(f"{_ROOT}/", "")
+    return text.replace(f"{home}/", "~/") if len(home) > 1 else text
+
+  return _of_strings(value, change)
 
 
 def _command(*words: str) -> str:
@@ -95,10 +121,14 @@ def _command(*words: str) -> str:
 
 
 def _source() -> str:
-  """A digest of the package's code: a copy without git has no commit."""
+  """A digest of both packages' code: a copy without git has no commit."""
+  import miniplm_jax
+
   total = hashlib.sha256()
-  for path in sorted((_ROOT / "miniplm_jax").rglob("*.py")):
-    total.update(path.read_bytes())
+  # Ours may be installed from a wheel, and not lie beside the benchmarks.
+  for folder in (*miniplm_jax.__path__, pathlib.Path(__file__).parent):
+    for path in sorted(pathlib.Path(folder).rglob("*.py")):
+      total.update(path.read_bytes())
   return total.hexdigest()[:12]
 
 
@@ -141,6 +171,21 @@ _BINDING = ("size", "platform", "device_kind", "devices", "versions", "source")
 _BINDING += ("xla_flags",)
 
 
+def _binding(facts: dict[str, Any]) -> dict[str, Any]:
+  return {name: facts.get(name) for name in _BINDING}
+
+
+def _fits(content: dict[str, Any], facts: dict[str, Any]) -> bool:
+  """Whether it is a part's file, and of these facts."""
+  found, failed = content.get("results"), content.get("failed")
+  return (
+    content.get("binding") == _binding(facts)
+    and isinstance(found, dict)
+    and all(isinstance(one, dict) for one in found.values())
+    and isinstance(failed, dict)
+  )
+
+
 class Store:
   """The results of one part, by key; every change is on disk at once."""
 
@@ -149,31 +194,32 @@ class Store:
     out = pathlib.Path(settings.out)
     self.facts = read(out / FACTS)
     self.path = out / f"{settings.part}.json"
-    binding = {name: self.facts.get(name) for name in _BINDING}
     self._content = read(self.path)
-    if self._content and self._content["binding"] != binding:
-      os.replace(self.path, self.path.with_suffix(".old"))
-      settings.say(f"results of other versions: set aside as {self.path.stem}")
-      self._content = {}
-    self._content = {
-      "binding": binding,
-      "results": {},
-      "failed": {},
-    } | self._content
+    if not _fits(self._content, self.facts):
+      if self.path.exists():
+        old = self.path.with_suffix(".old")
+        os.replace(self.path, old)
+        settings.say(f"results of other versions: set aside as {old.name}")
+      binding = _binding(self.facts)
+      self._content = {"binding": binding, "results": {}, "failed": {}}
 
   @property
   def results(self) -> dict[str, Any]:
     """By key; of what is not whole `partial` is set."""
     return self._content["results"]
 
-  def is_done(self, key: str) -> bool:
-    """Whether there is nothing to do: it is there, or it failed before."""
+  def is_done(self, key: str, **asked: int) -> bool:
+    """Whether it is there with all that is asked, or it failed before."""
     if key in self._content["failed"]:
       done = not self._settings.again
     else:
       found = self.results.get(key, {"partial": True})
-      again = self._settings.again and found.get("failed")
-      done = not (found.get("partial") or again)
+      sides = [one for one in found.values() if isinstance(one, dict)]
+      again = found.get("failed") or any("note" in one for one in sides)
+      before = found.get("asked", {})
+      less = any(before.get(name, 0) < most for name, most in asked.items())
+      done = not (found.get("partial") or less)
+      done &= not (self._settings.again and again)
     if done:
       self._settings.say(f"{key}: was there")
     return done
@@ -207,24 +253,22 @@ class Store:
       self._settings.say(f"{key}: {time.monotonic() - start:.1f} s")
 
   def _write(self):
-    text = json.dumps(self._content, indent=1, sort_keys=True, allow_nan=False)
-    write(self.path, text + "\n")
+    write_json(self.path, self._content)
 
 
 def collect(out: pathlib.Path) -> dict[str, Any]:
-  """All parts with their facts, as result.json has them."""
-  parts = {}
-  for path in sorted(out.glob("*.json")):
+  """All parts with their facts, as result.json has them; which did not fit."""
+  facts, parts, other = read(out / FACTS), {}, []
+  for name in sizes.SIZES["full"].limits:
+    path = out / f"{name}.json"
     content = read(path)
-    if "results" in content:
-      parts[path.stem] = content
-  return {
-    "facts": read(out / FACTS),
-    "run": read(out / "run.json"),
-    "parts": parts,
-  }
+    if _fits(content, facts):
+      parts[name] = content
+    elif path.exists():
+      other.append(name)
+  run = read(out / "run.json")
+  return {"facts": facts, "run": run, "parts": parts, "other": other}
 
 
 if __name__ == "__main__":
-  found = plain(facts(sys.argv[2]))
-  write(pathlib.Path(sys.argv[1]) / FACTS, json.dumps(found, indent=1) + "\n")
+  write_json(pathlib.Path(sys.argv[1]) / FACTS, facts(sys.argv[2]))

@@ -2,12 +2,15 @@
 
 The command line itself, on texts that every Python has: tokenize and select
 once, then the same training in a copy each, in one go, and with kill -9 after
-a checkpoint. On GPU both again with deterministic operations.
+a checkpoint. On GPU both again with deterministic operations, and what those
+cost: the seconds of a step of the runs that went in one go, which run side by
+side.
 """
 
 import pathlib
 import shutil
 import signal
+import statistics
 import subprocess
 import time
 from typing import Any
@@ -17,8 +20,9 @@ from benchmarks.accelerator.results import Store
 from benchmarks.accelerator.settings import Settings
 
 _STAGES = ("--config.method=pretrain", "--config.baselines=()")
+_ROWS, _LENGTH = 8, 128  # of a step
 _COMPARED = ("train/loss", "train/grad_norm")
-_MODES = {"as it is": "", "deterministic": "--xla_gpu_deterministic_ops=true"}
+_MODES = {"as it is": (), "deterministic": ("--config.run.deterministic=True",)}
 
 
 def run(settings: Settings, store: Store):
@@ -47,6 +51,8 @@ def _all(settings: Settings, modes: list[str], platform: str) -> dict[str, Any]:
   steps, every = settings.plan.resume
   given = [
     *_STAGES,
+    f"--config.corpus.max_length={_LENGTH}",
+    f"--config.train.batch_size={_ROWS}",
     f"--config.train.steps={steps}",
     f"--config.train.warmup_steps={steps // 10}",
     f"--config.run.checkpoint_every={every}",
@@ -68,7 +74,7 @@ def _all(settings: Settings, modes: list[str], platform: str) -> dict[str, Any]:
     if not folder.exists():
       shutil.copytree(base, folder)
     process = program.start(
-      folder, source, log, "--stages=train", *given, flags=_MODES[mode]
+      folder, source, log, "--stages=train", *given, *_MODES[mode]
     )
     return folder, process
 
@@ -147,6 +153,8 @@ def _compare(whole, resumed, steps: int) -> dict[str, Any]:
   ):
     raise RuntimeError(f"{len(whole)} and {len(resumed)} steps, not {steps}")
   found = {"steps": steps, "equal": True, "last_loss": whole[-1]["train/loss"]}
+  rates = [line["train/tokens_per_second"] for line in whole]
+  found["step_seconds"] = _ROWS * _LENGTH / statistics.median(rates)
   for name in _COMPARED:
     off = [abs(a[name] - b[name]) for a, b in zip(whole, resumed)]
     found[f"most {name}"] = max(off)

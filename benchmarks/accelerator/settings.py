@@ -8,6 +8,12 @@ from collections.abc import Iterator
 
 from benchmarks.accelerator import sizes
 
+_VALUES = {
+  "logits": ("", "float32", "bfloat16"),
+  "passes": (0, 1, 2),
+  "remat": ("", "full", "dots", "none"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
@@ -20,6 +26,9 @@ class Variant:
     remat: what the backward pass keeps, a key of `decoder.REMAT`.
     rows: that a device takes at a time.
     unroll: layers per turn of the scan over the layers.
+
+  Raises:
+    ValueError: a value that there is not.
   """
 
   tile: int = 0
@@ -28,6 +37,14 @@ class Variant:
   remat: str = ""
   rows: int = 0
   unroll: int = 0
+
+  def __post_init__(self):
+    for name, value in dataclasses.asdict(self).items():
+      if name in _VALUES and value not in _VALUES[name]:
+        known = ", ".join(str(x) for x in _VALUES[name] if x)
+        raise ValueError(f"{name}={value}: give one of {known}")
+      if isinstance(value, int) and value < 0:
+        raise ValueError(f"{name}={value}: give 0 or more")
 
   def __str__(self) -> str:
     """As it stands in a key, "" if nothing differs."""
@@ -63,7 +80,10 @@ def sweep(text: str, base: Variant) -> Iterator[Variant]:
     name, _, values = part.partition(":")
     if name not in types or not values:
       raise ValueError(f"{part!r}: give one of {', '.join(types)}, and values")
-    axes[name] = [types[name](value) for value in values.split(",")]
+    try:
+      axes[name] = [types[name](value) for value in values.split(",")]
+    except ValueError:
+      raise ValueError(f"{part!r}: give whole numbers") from None
   for values in itertools.product(*axes.values()):
     yield dataclasses.replace(base, **dict(zip(axes, values)))
 
