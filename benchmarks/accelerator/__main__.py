@@ -242,7 +242,7 @@ def main(argv: list[str]):
     sys.exit(f"error: {e}")
   lock = _lock(pathlib.Path(_OUT.value))
   scratch = tempfile.mkdtemp(prefix="accelerator-")
-  run = _Run(scratch, variants)
+  run, is_interrupted = _Run(scratch, variants), False
   try:
     found = run.facts()
     count, kind = found["devices"], found["device_kind"]
@@ -258,13 +258,15 @@ def main(argv: list[str]):
       run.write()
     run.say(f"written: {run.out}/page.md and result.json")
   except KeyboardInterrupt:
-    print("interrupted; the same command goes on", file=sys.stderr)
-    sys.exit(130)
+    is_interrupted = True
   finally:
     for child in run.children:
       _end(child)
     shutil.rmtree(scratch, ignore_errors=True)
     lock.close()
+  if is_interrupted:  # said when nobody is left to say anything
+    print("interrupted; the same command goes on", file=sys.stderr)
+    sys.exit(130)
   if _PUBLISH.value:
     from benchmarks.accelerator import page
 
