@@ -29,7 +29,7 @@ import numpy as np
 from absl import app, flags
 from etils import epath
 
-from benchmarks.accelerator import contest, models
+from benchmarks.accelerator import contest, models, ours, theirs
 
 _VOCAB = flags.DEFINE_list("vocab", ["8192", "151936"], "Vocabularies.")
 _TURNS = flags.DEFINE_integer("turns", 4, "Turns of either side.", 1)
@@ -45,44 +45,21 @@ _SHAPE = {
   "tie_word_embeddings": True,
 }
 # Weights of this size give a loss well above log V, so that it falls.
-_STD, _RATE = 0.05, 1e-4
-
-
-def _section():
-  from miniplm_jax import config
-
-  section = config.default().train
-  with section.unlocked():
-    section.update(
-      batch_size=_ROWS,
-      steps=10**6,
-      learning_rate=_RATE,
-      warmup_steps=0,
-      final_learning_rate_ratio=1.0,
-      dtype="float32",
-    )
-  return section
+_STD = 0.05
 
 
 def _ours(model: str):
   import jax
 
   from miniplm_jax.models import huggingface, placement, sharding
-  from miniplm_jax.trainer import loop, optimizer
   from miniplm_jax.trainer.objective import NextToken
 
-  section = _section()
+  section = ours.section(_ROWS, "float32")
   mesh = sharding.make_mesh(1, 1, 1)
   objective = NextToken(section, 0, _REMAT.value)
   decoder = huggingface.load(epath.Path(model), mesh)
-  with jax.set_mesh(mesh):
-    abstract = loop.abstract_state(decoder.arch, section, mesh)
-    where = jax.tree.map(lambda s: s.sharding, abstract)
-    init = jax.jit(optimizer.make(section).init, out_shardings=where.opt_state)
-    step = jax.device_put(np.int32(0), where.step)
-    state = loop.State(step, decoder, init(decoder))
-    del decoder  # or it would be held beside the state that replaces it
-    step_fn = loop.step_function(abstract, section, objective, mesh, 1)
+  state, _, step_fn = ours.started(decoder, section, objective, mesh, 1)
+  del decoder  # or it would be held beside the state that replaces it
 
   def run(tokens) -> float:
     nonlocal state
@@ -97,22 +74,12 @@ def _ours(model: str):
 
 def _theirs(model: str):
   import torch
-  import transformers
   from torch.nn import functional
 
-  section = _section()
+  section = ours.section(_ROWS, "float32")
   torch.set_num_threads(multiprocessing.cpu_count())
-  decoder = transformers.AutoModelForCausalLM.from_pretrained(
-    model, dtype=torch.float32, attn_implementation="sdpa"
-  ).train()
-  adamw = torch.optim.AdamW(
-    decoder.parameters(),
-    lr=section.learning_rate,
-    betas=(section.beta1, section.beta2),
-    eps=section.epsilon,
-    weight_decay=section.weight_decay,
-    fused=True,
-  )
+  decoder = theirs.load(model, torch.device("cpu"), "float32").train()
+  adamw = theirs.adamw(decoder, section)
 
   def run(tokens) -> float:
     tokens = torch.from_numpy(tokens).long()

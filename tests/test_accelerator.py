@@ -601,8 +601,8 @@ def test_what_is_published_has_a_file_for_each_kind_count_and_size(
 
 
 def test_no_path_of_this_machine_is_public(monkeypatch):
-  text = {"a": [f"{ROOT}/x.py", "/home/me/y", 1, "a/b"]}
-  monkeypatch.setenv("HOME", "/home/me")
+  text = {"a": [f"{ROOT}/x.py", "/of/me/y", 1, "a/b"]}
+  monkeypatch.setenv("HOME", "/of/me")
   assert results.public(text) == {"a": ["x.py", "~/y", 1, "a/b"]}
   monkeypatch.setenv("HOME", "/")
-  assert results.public(text)["a"][1:] == ["/home/me/y", 1, "a/b"]
+  assert results.public(text)["a"][1:] == ["/of/me/y", 1, "a/b"]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import on_h100
 import pytest
+from gradients import assert_same_gradients
 from helpers import ROOT, environment
 from jax._src.cudnn import fused_attention_stablehlo
 
@@ -49,19 +50,9 @@ def test_attention_of_gpus_is_attention(heads, keys, mesh):
     for n in (heads, keys, keys, heads)
   )
 
-  def both(of):
-    def gradients(q, k, v, g):
-      out, back = jax.vjp(of, q, k, v)
-      return out, *back(g)
-
-    return jax.jit(gradients)(q, k, v, g)
-
   of_kernel = functools.partial(cudnn.attention, implementation="xla")
-  for found, wanted in zip(
-    both(of_kernel), both(attention.attention), strict=True
-  ):
-    top = float(jnp.abs(wanted).max())
-    np.testing.assert_allclose(found, wanted, atol=1e-5 * top)
+  arrays = q, k, v, g
+  assert_same_gradients(of_kernel, attention.attention, arrays, 1e-5)
 
 
 def test_cudnn_is_not_for_every_shape_or_gpu(mesh, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from gradients import assert_same_gradients
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core.errors import UserError
@@ -448,16 +449,7 @@ def test_attention_has_the_gradients_of_the_dense_one(
     p = jax.nn.softmax(jnp.where(seen[None, None], score, -jnp.inf))
     return jnp.einsum("bhts,bshd->bthd", p, v)
 
-  def both(of):
-    def gradients(q, k, v, g):
-      out, back = jax.vjp(of, q, k, v)
-      return out, *back(g)
-
-    return jax.jit(gradients)(q, k, v, g)
-
-  for found, wanted in zip(both(attention.attention), both(dense), strict=True):
-    top = float(jnp.abs(wanted).max())
-    np.testing.assert_allclose(found, wanted, atol=2e-6 * top)
+  assert_same_gradients(attention.attention, dense, (q, k, v, g), 2e-6)
 
 
 @pytest.mark.parametrize(
@@ -471,19 +463,9 @@ def test_splash_attention_is_attention(length, heads, keys, mesh):
     for n in (heads, keys, keys, heads)
   )
 
-  def both(of):
-    def gradients(q, k, v, g):
-      out, back = jax.vjp(of, q, k, v)
-      return out, *back(g)
-
-    return jax.jit(gradients)(q, k, v, g)
-
   of_kernel = functools.partial(splash.attention, interpret=True)
-  for found, wanted in zip(
-    both(of_kernel), both(attention.attention), strict=True
-  ):
-    top = float(jnp.abs(wanted).max())
-    np.testing.assert_allclose(found, wanted, atol=1e-5 * top)
+  arrays = q, k, v, g
+  assert_same_gradients(of_kernel, attention.attention, arrays, 1e-5)
 
 
 def test_splash_attention_is_not_for_every_shape(mesh):

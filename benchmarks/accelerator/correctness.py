@@ -111,14 +111,7 @@ def _of_torch(model: str, rows, device, dtype: str):
   with torch.inference_mode():
     nll = on_host(nll_of(decoder.eval()).view(len(rows), -1))
   decoder = theirs.load(model, device, wide).train()
-  optimizer = torch.optim.AdamW(
-    decoder.parameters(),
-    lr=train.learning_rate,
-    betas=(train.beta1, train.beta2),
-    eps=train.epsilon,
-    weight_decay=train.weight_decay,
-    fused=dtype != _REFERENCE,
-  )
+  optimizer = theirs.adamw(decoder, train, fused=dtype != _REFERENCE)
   nll_of(decoder).mean().backward()
   named = dict(decoder.named_parameters())
   gradients = {k: on_host(p.grad).astype(np.float32) for k, p in named.items()}
@@ -153,7 +146,6 @@ def _of_ours(model: str, rows, mesh, dtype: str):
 
   from benchmarks.accelerator.races import REMAT
   from miniplm_jax.models import head, huggingface, likelihood, placement
-  from miniplm_jax.trainer import loop, optimizer
   from miniplm_jax.trainer.objective import NextToken
 
   path, train = epath.Path(model), ours.section(len(rows), dtype)
@@ -176,12 +168,8 @@ def _of_ours(model: str, rows, mesh, dtype: str):
   loss = jax.jit(jax.grad(lambda *a: objective.loss(*a, frozen=())[0]))
   gradients = huggingface.to_tensors(loss(decoder, *arrays))
   before = huggingface.to_tensors(decoder)
-  abstract = loop.abstract_state(decoder.arch, train, mesh)
-  step = loop.step_function(abstract, train, objective, mesh, 1)
-  zero = jax.device_put(np.int32(0), abstract.step.sharding)
-  state = loop.State(zero, decoder, optimizer.make(train).init(decoder))
-  where = jax.tree.map(lambda s: s.sharding, abstract)
-  state, _ = step(jax.device_put(state, where), batch)
+  state, _, step = ours.started(decoder, train, objective, mesh, 1)
+  state, _ = step(state, batch)
   after = huggingface.to_tensors(state.model)
   change = {k: after[k] - before[k] for k in before}
   return {"nll": nll.astype(np.float64)}, gradients, change

@@ -42,6 +42,25 @@ def section(rows: int, dtype: str = "bfloat16"):
   return found
 
 
+def started(decoder, train, objective, mesh, turns: int):
+  """The training loop's state before its first step, abstract, and its step.
+
+  The step donates the state, and with it the decoder's arrays.
+  """
+  import jax
+
+  from miniplm_jax.trainer import loop, optimizer
+
+  with jax.set_mesh(mesh):
+    abstract = loop.abstract_state(decoder.arch, train, mesh)
+    where = jax.tree.map(lambda s: s.sharding, abstract)
+    init = jax.jit(optimizer.make(train).init, out_shardings=where.opt_state)
+    first = jax.device_put(np.int32(0), where.step)
+    state = loop.State(first, decoder, init(decoder))
+    step = loop.step_function(abstract, train, objective, mesh, turns)
+  return state, abstract, step
+
+
 def scorer(model: str, corpus: str, length: int, rows: int, variant: Variant):
   """Scores all rows of a corpus in a turn, `rows` of all devices at a time."""
   import jax
@@ -96,7 +115,6 @@ def trainer(
   import jax
 
   from miniplm_jax.models import huggingface, placement, sharding
-  from miniplm_jax.trainer import loop, optimizer
   from miniplm_jax.trainer.objective import NextToken
 
   variant.apply()
@@ -107,15 +125,9 @@ def trainer(
   def attempt(of_a_device):
     turns = rows[0] // (of_a_device * devices)
     decoder = huggingface.load(epath.Path(model), mesh)
-    with jax.set_mesh(mesh):
-      abstract = loop.abstract_state(decoder.arch, train, mesh)
-      where = jax.tree.map(lambda s: s.sharding, abstract)
-      init = jax.jit(optimizer.make(train).init, out_shardings=where.opt_state)
-      first = jax.device_put(np.int32(0), where.step)
-      state = loop.State(first, decoder, init(decoder))
-      vocabulary = decoder.arch.vocab_size
-      del decoder  # or it would be held beside the state that replaces it
-      step = loop.step_function(abstract, train, objective, mesh, turns)
+    state, abstract, step = started(decoder, train, objective, mesh, turns)
+    vocabulary = decoder.arch.vocab_size
+    del decoder  # or it would be held beside the state that replaces it
     stream = models.batches(vocabulary, rows[0], length)
     counts = np.full(rows[0], length + 1, np.int32)
 

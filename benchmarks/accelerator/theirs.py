@@ -41,6 +41,20 @@ def load(model: str, device, dtype: str):
   ).to(device)
 
 
+def adamw(decoder, train, fused: bool = True):
+  """AdamW as the train section has it."""
+  import torch
+
+  return torch.optim.AdamW(
+    decoder.parameters(),
+    lr=train.learning_rate,
+    betas=(train.beta1, train.beta2),
+    eps=train.epsilon,
+    weight_decay=train.weight_decay,
+    fused=fused,
+  )
+
+
 def _wait(device):
   import torch
 
@@ -249,16 +263,6 @@ def trainer(
   device, train = device_of(platform), ours.section(rows[0])
   decoder = load(model, device, "float32").train()
 
-  def adamw(rate):
-    return torch.optim.AdamW(
-      decoder.parameters(),
-      lr=rate,
-      betas=(train.beta1, train.beta2),
-      eps=train.epsilon,
-      weight_decay=train.weight_decay,
-      fused=True,
-    )
-
   mask = _mask(decoder)
 
   def loss_of(tokens, loss):
@@ -285,7 +289,8 @@ def trainer(
     stream = models.batches(vocabulary, rows[0], length)
 
     def attempt(size):
-      still = adamw(0.0)  # so that trying leaves the weights as they are
+      still = adamw(decoder, train)
+      still.param_groups[0]["lr"] = 0.0  # so that trying leaves the weights
       some = next(models.batches(vocabulary, rows[0], length))
 
       def measure(function):
@@ -300,7 +305,7 @@ def trainer(
 
     fitted, (function, found) = contest.fitting(rows[1], attempt)
     decoder.zero_grad(set_to_none=True)
-    optimizer = adamw(train.learning_rate)
+    optimizer = adamw(decoder, train)
 
     def run(steps):
       losses = [
