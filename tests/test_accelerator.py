@@ -389,6 +389,27 @@ def test_a_command_that_is_killed_or_interrupted_leaves_no_process(tmp_path):
   assert not those_of(tmp_path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+def test_what_a_part_started_is_gone_when_the_part_is_ended():
+  """A process of 1 GiB takes 0.1 s to go after the signal that ends it."""
+  big = "b = bytearray(1 << 30); print(end='.', flush=True); input()"
+  start = "import subprocess, sys; "
+  start += f"subprocess.run([sys.executable, '-c', {big!r}])"
+  code = f"""if True:
+    import os, subprocess, sys
+    from benchmarks.accelerator import __main__ as command, program
+    program.adopt_orphans()
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    words = [sys.executable, "-c", {start!r}]
+    part = subprocess.Popen(words, start_new_session=True, **pipes)
+    part.stdout.read(1)
+    command._end(part)
+    os.killpg(part.pid, 0)"""
+  words = [sys.executable, "-c", code]
+  told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stderr
+  assert told.endswith("ProcessLookupError: [Errno 3] No such process\n"), told
+
+
 def test_variants():
   base = settings.Variant(remat="none")
   made = list(settings.sweep("tile:16,32;logits:bfloat16", base))

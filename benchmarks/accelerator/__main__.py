@@ -218,10 +218,14 @@ def _lock(out: pathlib.Path):
 
 
 def _end(child: subprocess.Popen):
-  """Ends a process with all that it started."""
+  """Ends a process with all that it started; returns when they are gone."""
   with contextlib.suppress(ProcessLookupError, PermissionError):
     os.killpg(child.pid, signal.SIGKILL)
   child.wait(10)
+  # A process that was killed holds memory of the device until it is gone.
+  with contextlib.suppress(ChildProcessError):
+    while True:
+      os.waitpid(-child.pid, 0)
 
 
 def main(argv: list[str]):
@@ -241,6 +245,7 @@ def main(argv: list[str]):
   except ValueError as e:
     sys.exit(f"error: {e}")
   lock = _lock(pathlib.Path(_OUT.value))
+  program.adopt_orphans()
   scratch = tempfile.mkdtemp(prefix="accelerator-")
   run, is_interrupted = _Run(scratch, variants), False
   try:

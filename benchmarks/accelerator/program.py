@@ -15,13 +15,19 @@ from typing import Any
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def end_with_parent():
   """Ends this process when its parent ends, kill -9 included; on Linux."""
   if _LIBRARY:
     _LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans():
+  """Makes what a process of ours leaves behind ours to wait for; on Linux."""
+  if _LIBRARY:
+    _LIBRARY.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def command(module: str, *arguments: str) -> list[str]:
