@@ -1,5 +1,6 @@
 """A run that is small enough to be made many times, on real text."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -10,6 +11,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pydoc_data import topics
+
+from miniplm_jax.core import manifest
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "tiny_config.py"
@@ -168,3 +171,13 @@ def execute(code: str) -> dict:
   space = {}
   exec(code, space)
   return space
+
+
+@contextlib.contextmanager
+def edited(path: pathlib.Path):
+  """A manifest's fields; what is changed is written as a stage would."""
+  body = json.loads(path.read_text())
+  yield body
+  for name in ("schema_version", "fingerprint", "checksum"):
+    del body[name]
+  manifest.Manifest(path, **body).write()

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_config
 from etils import epath
-from helpers import LONG, run
+from helpers import LONG, edited, run
 from scipy import optimize, stats
 
 from miniplm_jax.analyse import (
@@ -463,9 +463,8 @@ def test_what_no_longer_belongs_together_is_left_out(copy, capsys):
 
   assert "skipped, nothing has changed" in analysed()
   made = copy / "run/selection/miniplm/manifest.json"
-  body = json.loads(made.read_text())
-  body["inputs"]["corpus"] = "another"
-  made.write_text(json.dumps(body))
+  with edited(made) as body:
+    body["inputs"]["corpus"] = "another"
   first, *others = analyse.sections(config, workdir)
   assert "has changed since" in first.text[0] and len(others) == 6
   left = [x for x in analysed().splitlines() if "left out: " in x]

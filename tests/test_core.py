@@ -111,6 +111,52 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
   execute([job(tmp_path)], force=True)
 
 
+def test_whatever_changes_in_a_manifest_is_refused(tmp_path):
+  loss = {"details": {"loss": 1.25}, "counts": {"rows": 7}}
+  execute([job(tmp_path, run=lambda unused_inputs: loss)])
+  path = tmp_path / "out" / "manifest.json"
+  text = path.read_text()
+  assert manifest.read(path).details["loss"] == 1.25
+  for old, new in (("1.25", "1.35"), (": 7", ": 8"), ('"a"', '"b"')):
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=r"manifest that this version.*changed"):
+      manifest.read(path)
+
+
+def test_a_manifest_of_schema_1_is_checked_by_its_fingerprint(tmp_path):
+  execute([job(tmp_path)])
+  path = tmp_path / "out" / "manifest.json"
+  body = json.loads(path.read_text()) | {"schema_version": 1}
+  del body["checksum"]
+  path.write_text(json.dumps(body))
+  assert manifest.read(path).settings == body["settings"]
+  execute([job(tmp_path)])  # and skipped
+  for change in ({"settings": {"a": 9}}, {"counts": []}, {"inputs": None}):
+    path.write_text(json.dumps(body | change))
+    with pytest.raises(UserError, match="not a manifest that this version"):
+      manifest.read(path)
+
+
+def test_a_file_that_is_read_whole_is_the_one_that_was_written(tmp_path):
+  path = tmp_path / "data"
+  path.write_bytes(b"content")
+  made = manifest.Manifest(
+    tmp_path / "manifest.json",
+    "s",
+    {},
+    {},
+    files={"data": files.describe(path)},
+  )
+  assert made.whole("data").read_bytes() == b"content"
+  path.write_bytes(b"c0ntent")
+  with pytest.raises(UserError, match=r"data is not the file.*--stages=s"):
+    made.whole("data")
+  path.unlink()
+  with pytest.raises(UserError, match="data is missing"):
+    made.whole("data")
+
+
 @pytest.mark.parametrize(
   ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )

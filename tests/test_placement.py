@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_config
+from helpers import edited
 
 from benchmarks import meshes
 from miniplm_jax import pipeline
@@ -116,10 +117,9 @@ def test_a_table_says_what_was_scored_again(finished, copy):
 
 def test_a_selection_from_an_unchecked_table_is_warned_of(copy, capsys):
   path = copy / "run" / "scores" / "teacher" / "manifest.json"
-  body = json.loads(path.read_text())
-  del body["details"]["self_check"]
-  body["details"]["devices"] = 16
-  path.write_text(json.dumps(body))
+  with edited(path) as body:
+    del body["details"]["self_check"]
+    body["details"]["devices"] = 16
   shutil.rmtree(copy / "run" / "selection")
   score(copy, stages=["select"])
   told = capsys.readouterr().out

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from etils import epath
-from helpers import LONG, refused, rows, run
+from helpers import LONG, edited, refused, rows, run
 
 from miniplm_jax.core import claims, files
 from miniplm_jax.core.errors import UserError
@@ -332,9 +332,8 @@ def test_verify_scores_again_and_notices_another_model(copy):
   error = refused(copy, "--stages=verify")
   assert part.name in error
   path = part.parent / "manifest.json"
-  body = json.loads(path.read_text())
-  body["files"][part.name] = files.describe(part)  # as if it had been so
-  path.write_text(json.dumps(body))
+  with edited(path) as body:
+    body["files"][part.name] = files.describe(part)  # as if it had been so
   error = refused(copy, "--stages=verify", "--config.verify.rows=99999")
   assert "error: 1 of " in error
   stored = f"row {found['row_id'][0]} is stored as {values[0]:.6g} nats"

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import itertools
-import json
 import os
 import pickle
 import shlex
@@ -22,6 +21,7 @@ from helpers import (
   CONFIG,
   ROOT,
   documented,
+  edited,
   environment,
   execute,
   refused,
@@ -206,11 +206,10 @@ def test_all_tasks_of_a_process_share_one_index_and_one_selection(
 
 def test_a_selection_by_the_proxy_has_no_scored_task(copy, kept):
   path = copy / "run/selection/miniplm/manifest.json"
-  body = json.loads(path.read_text())
-  body["settings"]["scores"] = {"proxy": "teacher"}
-  body["inputs"]["proxy"] = body["inputs"].pop("teacher")
-  del body["inputs"]["reference"]
-  path.write_text(json.dumps(body))
+  with edited(path) as body:
+    body["settings"]["scores"] = {"proxy": "teacher"}
+    body["inputs"]["proxy"] = body["inputs"].pop("teacher")
+    del body["inputs"]["reference"]
   name = tasks.register(copy / "run", "miniplm", name="by_proxy")
   assert f"{name}_scored" not in seqio.TaskRegistry.names()
   assert ids(read(name)) == kept.tolist()
@@ -246,9 +245,8 @@ def test_what_has_changed_is_refused(copy):
   with pytest.raises(UserError, match="not those that were selected"):
     read("changed")
   path = copy / "run/scores/teacher/manifest.json"
-  body = json.loads(path.read_text())
-  body["settings"]["dtype"] = "other"
-  path.write_text(json.dumps(body))
+  with edited(path) as body:
+    body["settings"]["dtype"] = "other"
   with pytest.raises(UserError, match=r"inputs\.teacher"):
     tasks.register(copy / "run", "miniplm", name="changed")
 

@@ -9,6 +9,8 @@ is refused. Users rely on this format.
 import dataclasses
 import functools
 import json
+import os
+import pathlib
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -17,10 +19,13 @@ from typing import Any
 from etils import epath
 
 import miniplm_jax
-from miniplm_jax.core import files
+from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
 
-SCHEMA_VERSION = 1
+# 2 has `checksum`, and its inputs hold whole contents of model folders; 1 has
+# neither, so that only what its fingerprint covers can be checked.
+SCHEMA_VERSION = 2
+_READ = (1, SCHEMA_VERSION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Manifest:
     weights: fingerprint of the weights made or used, or None.
     counts: row, token and step counts.
     files: {relative name: {"bytes", "sha256"}} of what was written.
-    details: anything else worth keeping; not part of the fingerprint.
+    details: anything else worth keeping, losses among it; like the counts
+      not part of the fingerprint, but of the file's checksum.
   """
 
   path: epath.Path
@@ -67,7 +73,8 @@ class Manifest:
     body = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     body.pop("path")
     body["code_version"] = self.code_version or code_version()
-    files.write_json(self.path, body | {"fingerprint": self.fingerprint})
+    body |= {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint}
+    files.write_json(self.path, body | {"checksum": _checksum(body)})
 
   def check_sizes(self, todo: str = ""):
     """Raises UserError, with what to do, unless all files have their size."""
@@ -83,6 +90,39 @@ class Manifest:
           or f"restore the file, or make it again with "
           f"--stages={self.stage} --force",
         )
+
+  def whole(self, name: str, todo: str = "") -> pathlib.Path:
+    """A file of this manifest, to be read whole: its sha256 is compared.
+
+    Args:
+      name: relative, one of `files`.
+      todo: what to do if it is another; by default, to make it again.
+
+    Returns:
+      The file on this machine, a copy if the folder is remote.
+
+    Raises:
+      UserError: the file is missing, or is not the one that was written.
+    """
+    path = self.directory / name
+    todo = todo or (
+      f"restore the file, or make it again with --stages={self.stage} --force"
+    )
+    if name not in self.files or not path.exists():
+      raise UserError(f"{path} is missing", f"in {self.path}", todo)
+    local = gs.copied(path)
+    facts = os.stat(local)
+    # The change time too: a copy may carry its original's other times.
+    times = facts.st_mtime_ns, facts.st_ctime_ns
+    seen = _sha256(str(local), facts.st_ino, facts.st_size, *times)
+    if seen != self.files[name]["sha256"]:
+      raise UserError(
+        f"{path} is not the file that was written: its sha256 is {seen[:12]} "
+        f"and not {self.files[name]['sha256'][:12]}",
+        f"in {self.path}",
+        todo,
+      )
+    return local
 
   def check_inputs(self, inputs: Mapping[str, "Manifest"]):
     """Raises UserError if it was made from others of these inputs."""
@@ -108,22 +148,56 @@ def read(path: epath.PathLike) -> Manifest | None:
     return None
   try:
     body = json.loads(path.read_text())
-    found = body.pop("schema_version")
-    body.pop("fingerprint")
-    manifest = Manifest(path=path, schema_version=found, **body)
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    version = body["schema_version"]
+    manifest = _parsed(path, body) if version in _READ else None
+  except (ValueError, KeyError, TypeError, RecursionError) as e:
     raise UserError(
       "this is not a manifest that this version can read",
       f"{path} ({type(e).__name__}: {e})",
-      "use another workdir, or remake the stage with --force",
+      "restore it, use another workdir, or remake the stage with --force",
     ) from e
-  if found != SCHEMA_VERSION:
+  if manifest is None:
     raise UserError(
-      f"schema version {found} where {SCHEMA_VERSION} is read",
+      f"schema version {version} where {_READ[0]} to {_READ[-1]} are read",
       str(path),
       "use the release that wrote it, or another workdir",
     )
   return manifest
+
+
+def _parsed(path: epath.Path, body: dict[str, Any]) -> Manifest:
+  """The manifest, once its content is what its digests say.
+
+  Raises:
+    KeyError, TypeError, ValueError: it is not.
+  """
+  if body["schema_version"] > 1 and body.pop("checksum") != _checksum(body):
+    raise ValueError("its content has changed since it was written")
+  fingerprint = body.pop("fingerprint")
+  manifest = Manifest(path=path, **body)
+  for name, kind in _KINDS.items():
+    if not isinstance(getattr(manifest, name), kind):
+      raise TypeError(f"{name} is no {kind.__name__}")
+  if fingerprint != manifest.fingerprint:
+    raise ValueError("its content is not that of its fingerprint")
+  return manifest
+
+
+_KINDS = {"stage": str} | dict.fromkeys(
+  ("settings", "inputs", "counts", "files", "details"), dict
+)
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+  """sha256 of all that a manifest's file says."""
+  # Through JSON, as a reader sees it: numbers as keys become strings.
+  return files.digest(json.loads(json.dumps(body)))
+
+
+@functools.lru_cache(4096)
+def _sha256(path: str, *unused_facts) -> str:
+  """sha256 of a file as it is with these facts, once a process."""
+  return files.sha256(path)
 
 
 def require(path: epath.PathLike) -> Manifest:
