@@ -17,6 +17,7 @@ from scipy import optimize, stats
 from miniplm_jax.analyse import (
   ablations,
   diversity,
+  domains,
   ranking,
   savings,
   scaling,
@@ -386,6 +387,22 @@ def test_a_line_takes_runs_that_differ_in_one_thing():
   (line,) = ablations.lines(runs, "reference")
   assert line["names"] == ["c", "larger"] and "α 0.5" in line["label"]
   assert ablations.lines(runs, "teacher") == []
+
+
+def test_a_domain_called_all_is_not_the_total():
+  counts = {
+    "kept": 3,
+    "rows": 8,
+    "domains": {
+      "all": {"rows": 2, "kept": 1},
+      "mail": {"rows": 2, "kept": 0},
+      "domain all": {"rows": 4, "kept": 2},
+    },
+  }
+  selections = {"miniplm": SimpleNamespace(counts=counts)}
+  found = domains.measure(SimpleNamespace(selections=selections))
+  rows = {k: v["rows"] for k, v in found["selections"]["miniplm"].items()}
+  assert rows == {"all": 8, "domain all": 2, "mail": 2, "domain domain all": 4}
 
 
 # --- a run -----------------------------------------------------------------

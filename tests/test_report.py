@@ -18,6 +18,7 @@ from miniplm_jax.core import manifest, page
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.evaluate import stage as evaluate
 from miniplm_jax.select import (
   agreement,
   card,
@@ -224,6 +225,48 @@ def test_many_domains_are_added_up():
   assert shown[-1].name == "18 other domains"
   assert sum(g.tokens for g in shown) == found.total.tokens
   assert sum(g.kept_rows for g in shown) == len(rows)
+
+
+def evaluated(losses, ignored=()):
+  return types.SimpleNamespace(
+    details={"loss": losses},
+    settings={"ignore_domains": list(ignored)},
+    path="evaluation.json",
+  )
+
+
+def test_the_loss_of_a_domain_called_all_is_not_the_total():
+  """Means a token: all 2 and 4, b 1 and 3, c 9 that does not count."""
+  columns = (
+    np.array(["all", "b", "c", "b", "all"], object),
+    np.array([4.0, 2.0, 9.0, 3.0, 12.0]),
+    np.array([2, 2, 1, 1, 3]),
+    np.array([10, 20, 1, 10, 30]),
+  )
+  found = evaluate.losses(
+    evaluated(evaluate.grouped_losses(*columns, "c"), "c")
+  )
+  assert list(found) == ["all", "domain all", "b", "c"]
+  means = {name: loss["instance_mean"] for name, loss in found.items()}
+  assert means == {"all": 2.5, "domain all": 3.0, "b": 2.0, "c": 9.0}
+  assert found["all"]["rows"] == 4 and found["all"]["tokens"] == 8
+  assert found["domain all"]["token_mean"] == 16 / 5
+  assert found["b"]["bits_per_byte"] == pytest.approx(5 / np.log(2) / 30)
+  # As an earlier version wrote it: the domain's loss instead of the total's.
+  mixed_up = {"all": found["domain all"], "b": found["b"], "c": found["c"]}
+  with pytest.raises(
+    UserError, match=r"“all” is of 2 rows, but .* have 3"
+  ) as e:
+    evaluate.losses(evaluated(mixed_up | {"b": {"rows": 3}}, "c"))
+  assert "--stages=evaluate --force" in str(e.value)
+
+
+def test_the_tables_tell_a_domain_called_all_from_the_total():
+  corpus = MadeUp(300, 3, ["all", "b"])
+  rows = corpus.rows_of("train")
+  table = tables.domain_table(summary.summarise(corpus, corpus.scored(), rows))
+  names = [row[0] for row in table[1]]
+  assert sorted(names[:-1]) == ["b", "domain all"] and names[-1] == "all"
 
 
 @pytest.mark.parametrize("most", [5_000_000, 500])

@@ -7,7 +7,8 @@ from typing import Any
 from miniplm_jax.analyse.inventory import Inventory, Skipped, Student
 from miniplm_jax.analyse.ranking import number
 from miniplm_jax.core import files, page
-from miniplm_jax.evaluate.stage import ALL
+from miniplm_jax.core.groups import ALL
+from miniplm_jax.evaluate.stage import losses
 
 TITLE = "Ablations"
 DEFINITION = (
@@ -49,7 +50,7 @@ def measure(found: Inventory) -> dict[str, Any]:
 def _run(found: Inventory, student: Student) -> dict[str, Any]:
   """What a student was made with, and what it reached."""
   made, selection = student.made, student.selection
-  loss = student.evaluation.details["loss"][ALL]
+  loss = losses(student.evaluation)[ALL]
   tables = selection.settings["scores"]
   run = {
     "definition": selection.settings["definition"],

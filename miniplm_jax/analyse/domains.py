@@ -5,7 +5,7 @@ from typing import Any
 
 from miniplm_jax.analyse.inventory import Inventory, Skipped
 from miniplm_jax.core import page
-from miniplm_jax.evaluate.stage import ALL
+from miniplm_jax.core.groups import ALL, with_total
 
 TITLE = "Kept share by domain"
 DEFINITION = (
@@ -25,13 +25,13 @@ def measure(found: Inventory) -> dict[str, Any]:
     raise Skipped("there is no selection: run --stages=select")
   return {
     "selections": {
-      name: {
-        ALL: shares(made.counts["kept"], made.counts["rows"]),
-        **{
+      name: with_total(
+        shares(made.counts["kept"], made.counts["rows"]),
+        {
           domain: shares(n["kept"], n["rows"])
           for domain, n in made.counts["domains"].items()
         },
-      }
+      )
       for name, made in found.selections.items()
     }
   }

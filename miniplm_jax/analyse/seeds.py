@@ -11,8 +11,9 @@ import numpy as np
 from miniplm_jax.analyse.inventory import Inventory, Skipped, Student
 from miniplm_jax.analyse.savings import reached
 from miniplm_jax.core import files, page
+from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.workdir import CONVERTED
-from miniplm_jax.evaluate.stage import ALL
+from miniplm_jax.evaluate import stage as evaluate_stage
 from miniplm_jax.trainer import flops
 
 TITLE = "Over seeds"
@@ -95,7 +96,7 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
   """Of one group; lists are in the order of `names`."""
   students = list(members.values())
   first = students[0]
-  losses = [s.evaluation.details["loss"] for s in students]
+  losses = [evaluate_stage.losses(s.evaluation) for s in students]
   curves = [s.curve() for s in students]
   same = all(np.array_equal(curves[0][0], steps) for steps, _ in curves)
   offline = first.made.details.get(flops.OFFLINE, {"": None}).values()

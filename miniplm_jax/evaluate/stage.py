@@ -1,17 +1,19 @@
 """Stage evaluate: NLL on held-out rows by domain, and zero-shot tasks."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import groups, hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate import tasks_stage
 from miniplm_jax.evaluate.subjects import Subject, subjects
 from miniplm_jax.score import stage as score_stage
 
 STAGE = "evaluate"
-ALL = "all"  # the group of all rows, less the domains that are ignored
 
 
 def jobs(config, workdir: Workdir) -> list[Job]:
@@ -54,6 +56,13 @@ def _run(config, it: Subject, inputs):
       f"corpus {corpus.directory}",
       "raise corpus.heldout_share, or leave out --stages=evaluate",
     )
+  domain, ignored = corpus.domains(row_ids), config.evaluate.ignore_domains
+  if np.isin(domain, list(ignored)).all():
+    raise UserError(
+      "every held-out row is of a domain that does not count",
+      f"config.evaluate.ignore_domains={','.join(ignored)}",
+      "ignore fewer domains",
+    )
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   models = {it.name: it.load(inputs, mesh, it.dtype)}
   scorer = score_stage.scorer_of(config, models, corpus, mesh, it.dtype)
@@ -63,18 +72,8 @@ def _run(config, it: Subject, inputs):
   ) as progress:
     by_model, count, _ = scorer(row_ids, progress=progress.update)
   keep = count > 0
-  domain = corpus.domains(row_ids)[keep]
   nll, count = by_model[it.name][keep].astype(np.float64), count[keep]
   n_bytes = corpus.index["n_bytes"].to_numpy()[row_ids][keep]
-  groups = {ALL: ~np.isin(domain, list(config.evaluate.ignore_domains))}
-  groups |= {d: domain == d for d in sorted(set(domain))}
-  losses = {
-    group: dataclasses.asdict(
-      held_out_loss(nll[here], count[here], n_bytes[here])
-    )
-    for group, here in groups.items()
-    if here.any()
-  }
   folder = inputs["model"].directory
   return {
     "tokenizer": corpus.manifest.tokenizer,
@@ -82,7 +81,9 @@ def _run(config, it: Subject, inputs):
     "counts": {"rows": len(row_ids)},
     # No output of the job: it may stay where evaluation.json is removed.
     "files": hosts.agree(lambda: rows.write(folder, row_ids[keep], nll, count)),
-    "details": {"loss": losses},
+    "details": {
+      "loss": grouped_losses(domain[keep], nll, count, n_bytes, ignored)
+    },
   }
 
 
@@ -120,3 +121,58 @@ def held_out_loss(nll, count, n_bytes) -> Loss:
     rows=len(nll),
     tokens=int(count.sum()),
   )
+
+
+def grouped_losses(
+  domain, nll, count, n_bytes, ignored: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+  """`Loss` of all rows and of each domain, as evaluation.json has them.
+
+  Args:
+    domain: name of each row's, object [n].
+    nll: Σ nll of each row, float64 [n].
+    count: tokens of each row [n].
+    n_bytes: UTF-8 bytes of each row's text [n].
+    ignored: domains that are listed and do not count in the total.
+
+  Returns:
+    A mapping of `groups.with_total`.
+  """
+  import numpy as np
+
+  def loss(rows):
+    found = held_out_loss(nll[rows], count[rows], n_bytes[rows])
+    return dataclasses.asdict(found)
+
+  names, code = np.unique(domain.astype(str), return_inverse=True)
+  # One sort: a mask for each of many domains would read all rows as often.
+  runs = np.split(
+    np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1]
+  )
+  total = loss(~np.isin(domain, list(ignored)))
+  return groups.with_total(total, dict(zip(names.tolist(), map(loss, runs))))
+
+
+def losses(evaluation: Manifest) -> dict[str, dict[str, Any]]:
+  """The losses of an evaluation.json, see `grouped_losses`.
+
+  Raises:
+    UserError: in it the domains do not make up the total: earlier versions
+      let a domain called "all" take its place.
+  """
+  found = evaluation.details["loss"]
+  total = found.get(groups.ALL, {}).get("rows", 0)
+  ignored = set(map(groups.key, evaluation.settings.get("ignore_domains", ())))
+  rows = [
+    loss.get("rows", 0)
+    for name, loss in found.items()
+    if name != groups.ALL and name not in ignored
+  ]
+  if groups.ALL not in found or (rows and sum(rows) != total):
+    raise UserError(
+      f"the loss of “{groups.ALL}” is of {total:,} rows, but the domains that "
+      f"count have {sum(rows):,}",
+      str(evaluation.path),
+      f"evaluate again with --stages={STAGE} --force",
+    )
+  return found

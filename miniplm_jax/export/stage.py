@@ -5,6 +5,7 @@ from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.evaluate.stage import losses
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.models import architecture
 
@@ -75,4 +76,4 @@ def _losses(directory):
   if not trained or not evaluation:
     return {}
   same = evaluation.inputs["model"] == trained.fingerprint
-  return evaluation.details["loss"] if same else {}
+  return losses(evaluation) if same else {}

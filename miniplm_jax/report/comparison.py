@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 
 from miniplm_jax.core import page
+from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.evaluate.stage import ALL
+from miniplm_jax.evaluate.stage import losses
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.trainer import flops, metrics
 
@@ -56,7 +57,7 @@ def lines(
   for method in methods(config):
     names = for_method(config, method)
     trained = inputs[f"{method} training"]
-    loss = inputs[f"{method} evaluation"].details["loss"][ALL]
+    loss = losses(inputs[f"{method} evaluation"])[ALL]
     folder = workdir.student(names.student) / "metrics"
     training = metrics.curve(metrics.read(folder), "train/loss")[1]
     last = training[-_LAST:]

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from miniplm_jax.core import page
+from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.evaluate.stage import ALL
+from miniplm_jax.evaluate import stage as evaluate_stage
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score.stage import roles_with_model
 from miniplm_jax.trainer import metrics
@@ -22,7 +23,7 @@ def loss_table(config, inputs: Inputs):
   students'; bits per byte compare all.
   """
   names = [*methods(config), *roles_with_model(config)]
-  losses = {n: inputs[f"{n} evaluation"].details["loss"] for n in names}
+  losses = {n: evaluate_stage.losses(inputs[f"{n} evaluation"]) for n in names}
   domains = [d for d in losses[names[0]] if d != ALL]
   header = ["model", "parameters", "steps", "all", "all, per token"]
   header += ["all, bits per byte", *domains]
@@ -77,7 +78,7 @@ def as_text(table) -> str:
 def verdict(config, inputs: Inputs) -> str:
   """Which student won, and by how much."""
   loss = {
-    m: inputs[f"{m} evaluation"].details["loss"][ALL]["instance_mean"]
+    m: evaluate_stage.losses(inputs[f"{m} evaluation"])[ALL]["instance_mean"]
     for m in methods(config)
   }
   if len(loss) == 1:

@@ -2,10 +2,11 @@
 
 from miniplm_jax.analyse import stage as analyse_stage
 from miniplm_jax.core import files
+from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate import tasks_stage
-from miniplm_jax.evaluate.stage import ALL
+from miniplm_jax.evaluate.stage import losses
 from miniplm_jax.methods import for_method, methods, uses_proxy
 from miniplm_jax.plan import stage as plan_stage
 from miniplm_jax.score.stage import ROLES, roles_with_model
@@ -114,7 +115,7 @@ def _run(config, workdir: Workdir, inputs):
     "details": {
       "verdict": verdict,
       "loss": {
-        name.removesuffix(" evaluation"): found.details["loss"][ALL]
+        name.removesuffix(" evaluation"): losses(found)[ALL]
         for name, found in inputs.items()
         if name.endswith(" evaluation")
       },

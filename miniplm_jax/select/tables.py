@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from miniplm_jax.core import page
+from miniplm_jax.core import groups, page
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.select.agreement import Agreement
 from miniplm_jax.select.copies import Duplicates
@@ -133,9 +133,9 @@ def length_table(summary: Summary) -> Table:
   return _group_table("tokens of a row", summary.lengths, summary)
 
 
-def _group_table(what: str, groups: Iterable[Group], summary: Summary) -> Table:
+def _group_table(what: str, shown: Iterable[Group], summary: Summary) -> Table:
   total, rows = summary.total, []
-  for g in (*groups, total):
+  for g in (*shown, total):
     before = g.tokens / total.tokens
     after = g.kept_tokens / max(total.kept_tokens, 1)
     kept = page.Bar(g.share, f"{g.share:.1%}", total.share)
@@ -143,7 +143,7 @@ def _group_table(what: str, groups: Iterable[Group], summary: Summary) -> Table:
       kept = f"{g.share:.1%}"
     rows.append(
       (
-        g.name,
+        g.name if g is total else groups.key(g.name),
         f"{g.rows:,}",
         f"{g.kept_rows:,}",
         kept,
@@ -251,7 +251,7 @@ def agreement_table(found: Agreement) -> Table:
   """Header and rows by domain; the last one is of all rows."""
   rows = [
     (
-      s.name,
+      s.name if s is found.total else groups.key(s.name),
       f"{s.ours:,}",
       f"{s.theirs:,}",
       f"{s.both:,}",
