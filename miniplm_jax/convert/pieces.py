@@ -16,9 +16,8 @@ import numpy as np
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.store import Corpus, Instance
+from miniplm_jax.corpus.tokenizer import PROBE
 
-# Spaces, a line, and characters of two to four bytes.
-_PROBE = " A b\n  c é 你 🙂"
 _BATCH = 256  # rows that are read at a time
 
 
@@ -42,8 +41,8 @@ class Source:
       UserError: those of a text do not join to it.
     """
     found = self.encoder.token_bytes()
-    (ids,) = self.encoder.encode([_PROBE])
-    if b"".join(found[i] for i in ids) != _PROBE.encode():
+    (ids,) = self.encoder.encode([PROBE])
+    if b"".join(found[i] for i in ids) != PROBE.encode():
       raise UserError(
         "the tokenizer is not byte-level, so rows cannot be joined without "
         "loss",

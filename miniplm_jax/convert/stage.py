@@ -175,6 +175,7 @@ def _tokenizer(student, directory):
     )
     _special(tokenizer.load_engine(folder), student)
     found = tokenizer.load(folder, student.eos_token)
+    found.token_bytes()  # can be told
     tokenizer.save(found, directory)
   bos_id = _special(tokenizer.load_engine(directory), student)
   return tokenizer.load(directory, student.eos_token), bos_id

@@ -31,11 +31,11 @@ _GPT2 = (
 )
 # What a Split before it may split at: patterns that leave no character out,
 # which tiktoken would lose, and that both engines read alike.
-_QWEN = (
+QWEN = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_LLAMA = _QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_LLAMA = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 # tiktoken's pattern engine gives up on longer runs of white space.
 _LONG_SPACE = re.compile(r"\s{10000}")
 _LONG = 10_000
@@ -112,7 +112,7 @@ def _pattern(body: dict[str, Any]) -> str | None:
   if first["behavior"] != "Isolated":
     return None
   found = first["pattern"].get("Regex")
-  return found if found in (_QWEN, _LLAMA) else None
+  return found if found in (QWEN, _LLAMA) else None
 
 
 def _ranks(body: dict[str, Any]) -> dict[bytes, int] | None:

@@ -37,10 +37,11 @@ class SentenceEnds:
   """
 
   def __init__(self, tokenizer: Tokenizer):
-    texts = tokenizer.decode_each()
+    # Of single tokens: bytes that are no whole character are no mark either.
+    texts = [b.decode(errors="replace") for b in tokenizer.token_bytes()]
     ends = np.array([_ends_sentence(t) for t in texts])
     newline = np.array(["\n" in t for t in texts])
-    # Byte-level pieces decode one by one, so two hold a space if one does.
+    # Pieces have texts of their own, so two hold a space if one does.
     self._space = np.array([" " in t for t in texts])
     self._eos_id = tokenizer.eos_id
     self._always = ends & newline

@@ -187,5 +187,6 @@ def _tokenizer(c, parts, directory):
     else:
       folder = hub.resolve(c.tokenizer, c.tokenizer_revision, weights=False)
       found = tokenizer.load(folder, c.eos_token)
+    found.token_bytes()  # can be told
     tokenizer.save(found, directory)
   return tokenizer.load(directory, c.eos_token)

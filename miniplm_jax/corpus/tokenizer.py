@@ -2,7 +2,8 @@
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,10 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import fast_bpe
+
+# Spaces, a line, and characters of one to four bytes.
+PROBE = " A b.\n  c é 你 🙂"
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a piece that is one byte
 
 
 def _pair(merge: str | list[str]) -> tuple[str, ...]:
@@ -37,9 +42,17 @@ class Tokenizer:
         "set --config.corpus.eos_token to its end-of-document token",
       )
     # A document may contain the text "<|endoftext|>": it stays text and does
-    # not end the document.
+    # not end the document, also if the file does not call that token special.
+    engine.add_special_tokens([eos_token])
     engine.encode_special_tokens = True
-    self._engine = engine
+    quoted = engine.encode(eos_token, add_special_tokens=False).ids
+    if eos_id in quoted:
+      raise UserError(
+        f"the text {eos_token!r} in a document would end it",
+        where,
+        "set --config.corpus.eos_token to a token that no text has",
+      )
+    self._engine, self._where = engine, where
     self.eos_token, self.eos_id = eos_token, eos_id
     self.vocab_size = vocab_size(engine)
 
@@ -90,34 +103,52 @@ class Tokenizer:
     )
 
   def token_bytes(self) -> list[bytes]:
-    """The bytes of every id; eos has none. Those of a text join to it."""
+    """The bytes of every id; eos has none. Those of a text join to it.
+
+    They are those of the pieces: a single id that is decoded would lose the
+    space that it begins with, if texts are decoded so (SentencePiece).
+
+    Raises:
+      UserError: those of a probe do not join to what its ids decode to.
+    """
     decoder = self._body["decoder"] or {}
     steps = decoder.get("decoders", [decoder])
-    if not any(step.get("type") == "ByteLevel" for step in steps):
-      found = [text.encode() for text in self.decode_each()]
-    else:
+    if any(step.get("type") == "ByteLevel" for step in steps):
       added = self._engine.get_added_tokens_decoder()
       byte_of = {c: b for b, c in enumerate(fast_bpe.byte_alphabet())}
-      found = []
-      for i in range(self.vocab_size):
-        text = self._engine.id_to_token(i) or ""
-        known = i not in added and all(c in byte_of for c in text)
-        found.append(
-          bytes(byte_of[c] for c in text) if known else text.encode()
-        )
+
+      def content(i: int, piece: str) -> bytes:
+        if i in added or not all(c in byte_of for c in piece):
+          return piece.encode()
+        return bytes(byte_of[c] for c in piece)
+
+    else:
+
+      def content(i: int, piece: str) -> bytes:
+        return _content(piece, steps)
+
+    found = [
+      content(i, self._engine.id_to_token(i) or "")
+      for i in range(self.vocab_size)
+    ]
     found[self.eos_id] = b""
+    (ids,) = self.encode([PROBE])
+    joined = b"".join(found[i] for i in ids).decode(errors="replace")
+    text = self.decode(ids)
+    # SentencePiece puts a space before a text and takes it away again.
+    if joined not in (text, f" {text}"):
+      raise UserError(
+        f"the pieces of {PROBE!r} join to {joined!r} and decode to {text!r}",
+        self._where,
+        "give one that is byte-level or of SentencePiece's kind: the bytes of "
+        "its tokens are counted",
+      )
     return found
 
   @functools.cached_property
   def byte_lengths(self) -> np.ndarray:
     """int32 [vocab_size]: UTF-8 bytes that each id stands for."""
     return np.array([len(b) for b in self.token_bytes()], np.int32)
-
-  def decode_each(self) -> list[str]:
-    """The text of every single id."""
-    return self._engine.decode_batch(
-      [[i] for i in range(self.vocab_size)], skip_special_tokens=False
-    )
 
   def to_files(self) -> dict[str, bytes]:
     """The files of a Hugging Face directory that hold it."""
@@ -131,6 +162,19 @@ class Tokenizer:
       "tokenizer.json": self._engine.to_str().encode(),
       "tokenizer_config.json": json.dumps(config, indent=1).encode(),
     }
+
+
+def _content(piece: str, steps: Sequence[Mapping[str, Any]]) -> bytes:
+  """The bytes of a piece within a text, by the steps of its decoder."""
+  for step in steps:
+    kind = step.get("type")
+    if kind == "Replace" and "String" in step["pattern"]:
+      piece = piece.replace(step["pattern"]["String"], step["content"])
+    elif kind == "Metaspace":
+      piece = piece.replace(step["replacement"], " ")
+    elif kind == "ByteFallback" and (byte := _BYTE.fullmatch(piece)):
+      return bytes.fromhex(byte[1])
+  return piece.encode()
 
 
 def save(found: Tokenizer, directory: epath.Path):
@@ -180,10 +224,22 @@ def load_engine(directory: epath.Path) -> tokenizers.Tokenizer:
 
 
 def train(texts: Iterable[str], vocab_size: int, eos_token: str) -> Tokenizer:
-  """Trains a byte-level BPE; `eos_token` gets id 0."""
+  """Trains a byte-level BPE as Qwen's is made; `eos_token` gets id 0.
+
+  transformers reads every tokenizer beside a Qwen2 model as one of this kind,
+  whatever its tokenizer.json says.
+  """
   engine = tokenizers.Tokenizer(tokenizers.models.BPE())
-  engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-    add_prefix_space=False
+  engine.normalizer = tokenizers.normalizers.NFC()
+  engine.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+    [
+      tokenizers.pre_tokenizers.Split(
+        tokenizers.Regex(fast_bpe.QWEN), "isolated"
+      ),
+      tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+      ),
+    ]
   )
   engine.decoder = tokenizers.decoders.ByteLevel()
   trainer = tokenizers.trainers.BpeTrainer(
