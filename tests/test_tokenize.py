@@ -121,11 +121,8 @@ def test_mended_text_costs_the_parts_that_changed(parts, tmp_path):
     tmp_path, STAGE, *one, "--config.run.max_broken=1", source=folder
   )
   assert "broken record 2, 1 are let pass" in error
-  done = run(tmp_path, STAGE, *one, "--config.run.max_broken=2", source=folder)
-  sample = (tmp_path / "run/broken_records.jsonl").read_text().splitlines()
-  assert [json.loads(s)["where"][-7:] for s in sample] == ["line 21", "line 22"]
-  assert facts(tmp_path)["counts"]["broken"] == 2
   # … or be mended: only that part is made again, also after a mistake.
+  bad = (folder / "b.jsonl").read_text()
   (folder / "b.jsonl").write_text(good + "{\n")
   assert "line 21" in refused(tmp_path, STAGE, *one, source=folder)
   (folder / "b.jsonl").write_text(good)
@@ -133,6 +130,12 @@ def test_mended_text_costs_the_parts_that_changed(parts, tmp_path):
   assert "1 of 2 shards are there" in done.stdout
   assert first.stat().st_mtime_ns == before
   assert "broken" not in facts(tmp_path)["counts"]
+  (folder / "b.jsonl").write_text(bad)
+  two = "--config.run.max_broken=2", "--force"
+  run(tmp_path, STAGE, *one, *two, source=folder)
+  sample = (tmp_path / "run/broken_records.jsonl").read_text().splitlines()
+  assert [json.loads(s)["where"][-7:] for s in sample] == ["line 21", "line 22"]
+  assert facts(tmp_path)["counts"]["broken"] == 2
 
 
 def test_documents_are_counted_with_the_broken_ones(parts, tmp_path):

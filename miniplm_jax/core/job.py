@@ -43,6 +43,10 @@ class Job:
       instead of being refused.
     rechecks: inputs that may change: `run` compares each piece of its earlier
       work with them, and goes on with what still holds.
+    grows: goes on in that way from a finished state, too; otherwise finished
+      work is refused when an input that it rechecks has changed.
+    explain: what has changed in the inputs since a manifest was written, in
+      words, for a refusal; "" if it cannot tell.
     together: several jobs of a stage may share a pass over the data: they
       carry the same function, which is called with the inputs of those that
       are not done, by name of the job's folder, before each one's `run`.
@@ -58,6 +62,8 @@ class Job:
   run: Callable[[Mapping[str, Manifest]], Mapping[str, Any]]
   is_view: bool = False
   rechecks: tuple[str, ...] = ()
+  grows: bool = False
+  explain: Callable[[Manifest], str] | None = None
   together: Callable[[Mapping[str, Mapping[str, Manifest]]], None] | None = None
   is_host_only: bool = False
 
@@ -112,15 +118,20 @@ def _begin(job: Job, force: bool) -> bool:
     _refuse_unknown_files(job)
     dataclasses.replace(wanted, path=job.partial).write()
     return True
+  is_final = found.path != job.partial and not job.grows
   _refuse_if_different(job, found, wanted)
   begun = found
   if job.rechecks and found.path != job.partial:
     # Stopped while it went on from a finished state: that names files which
     # may be gone.
     begun = manifest_lib.read(job.partial) or found
-  if begun.path == job.partial and not _difference(job, begun, wanted):
+  if begun.path == job.partial and not _difference(
+    job, begun, wanted, rechecked=is_final
+  ):
     say(job.stage, f"resuming {job.manifest.parent}")
     return True
+  if is_final:
+    _refuse_if_different(job, found, wanted, rechecked=True)
   found.check_sizes(
     f"restore the file; or rename {job.manifest.name} to {job.partial.name} "
     "and run it again: only what is missing is made"
@@ -195,6 +206,8 @@ def status(job: Job) -> str:
         if difference:
           return f"would be refused: {difference}"
         difference = _difference(job, old, wanted, rechecked=True)
+        if difference and path == job.manifest and not job.grows:
+          return f"would be refused: {difference}{_explained(job, old)}"
         return f"would go on: {difference}" if difference else same
   except UserError as e:
     return f"would be refused: {e}"
@@ -267,11 +280,19 @@ def _difference(
   return manifest_lib.first_difference(facts(old), facts(wanted))
 
 
-def _refuse_if_different(job: Job, old: Manifest, wanted: Manifest):
-  difference = _difference(job, old, wanted)
+def _explained(job: Job, old: Manifest) -> str:
+  text = job.explain(old) if job.explain else ""
+  return f" ({text})" if text else ""
+
+
+def _refuse_if_different(
+  job: Job, old: Manifest, wanted: Manifest, rechecked: bool = False
+):
+  difference = _difference(job, old, wanted, rechecked)
   if difference:
     raise UserError(
-      f"stage {job.stage} was run otherwise: {difference}",
+      f"stage {job.stage} was run otherwise: {difference}"
+      + _explained(job, old),
       f"{old.path}",
       "put the setting back, choose another --config.workdir or name, or "
       f"remake it with --stages={job.stage} --force",

@@ -29,6 +29,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       # Each shard says what it was made from. A tokenizer that is trained
       # here is made from all of them.
       rechecks=() if c.tokenizer == TRAIN else ("source",),
+      explain=lambda old: _changes(c, old),
       outputs=(directory,),
       summary=f"{c.source} → rows of up to {c.max_length + 1} tokens, "
       f"tokenizer {c.tokenizer}, held back from D: {shares}",
@@ -50,6 +51,32 @@ def _fingerprint(c) -> str:
   from miniplm_jax.corpus import readers
 
   return readers.fingerprint(_parts(c))
+
+
+def _changes(c, old) -> str:
+  """Which parts of the source are not those of a finished corpus."""
+  from miniplm_jax.corpus import shard
+
+  before, parts = old.details.get("parts"), _parts(c)
+  if before is None:  # not finished
+    return ""
+  now = [part.name for part in parts]
+  for what, names in (
+    ("new in the source", [n for n in now if n not in before]),
+    ("gone from the source", [n for n in before if n not in now]),
+    (
+      "changed",
+      [
+        n
+        for i, n in enumerate(now)
+        if not shard.is_made(old.directory, i, parts)
+      ],
+    ),
+  ):
+    if names:
+      more = f" and {len(names) - 1} more" if names[1:] else ""
+      return f"{what}: {names[0]}{more}"
+  return ""
 
 
 def _parts(c):
@@ -81,25 +108,20 @@ def _run(config, directory):
     return _merge(config, parts, directory, encoder)
   except UserError:
     # Without one row of D there is nothing to go on from, and what was wrong
-    # may be a setting.
+    # may be a setting. A finished corpus only --force removes.
     indices = directory.glob("index-*.parquet")
-    if not any(store.read_counts(index)["split train"] for index in indices):
+    if not (directory / "manifest.json").exists() and not any(
+      store.read_counts(index)["split train"] for index in indices
+    ):
       directory.rmtree()
     raise
 
 
 def _fill(config, parts, directory):
   """Makes all shards that are not there."""
-  from miniplm_jax.corpus import shard, store, workers
+  from miniplm_jax.corpus import shard, workers
 
   c, run = config.corpus, config.run
-  wanted = {
-    n for i in range(len(parts)) for n in store.shard_names(i, len(parts))
-  }
-  for path in directory.iterdir():
-    # Of a source that had another number of parts.
-    if path.suffix in (".array_record", ".parquet") and path.name not in wanted:
-      path.unlink()
   tasks = [
     (i, len(parts), part)
     for i, part in enumerate(parts)
@@ -158,6 +180,13 @@ def _merge(config, parts, directory, encoder):
       "lower reference_share, heldout_share and teacher_share, or give "
       "more text",
     )
+  for path in directory.iterdir():
+    # Of a source that had another number of parts; all of this one stand.
+    if (
+      path.suffix in (".array_record", ".parquet")
+      and path.name not in described
+    ):
+      path.unlink()
   return {
     "tokenizer": encoder.fingerprint,
     "files": described,

@@ -99,6 +99,7 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
     },
     # Each part says what rows and weights it was made from.
     rechecks=("corpus", "weights"),
+    grows=True,
     outputs=(directory,),
     summary=f"Σ nll of {rows_in_words(config)} under {source.name} "
     f"{source.path or 'trained here'}, {c.dtype}"
