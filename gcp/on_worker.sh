@@ -2,7 +2,9 @@
 # Runs on every VM of the slice; gcp/tpu.sh copies it there and calls it.
 #   install STAMP   Python, the locked packages, libtpu, this project
 #   start ARGS...   main.py with ARGS, detached; nothing if it runs already
-#   status          none, running, lost or the exit status
+#   pod ARGS...     the same in a container, in the foreground; the status 75
+#                   says that another start helps
+#   status          none, running, stopped, lost or the exit status; 75 too
 #   why             the run's error line, or the end of its log
 #   follow LINE     the log from that line on, until the run ends
 #   stop            ends a run
@@ -15,9 +17,16 @@ VENV=$HOME_DIR/venv
 LOG=$HOME_DIR/log
 PID=$HOME_DIR/pid
 EXIT=$HOME_DIR/exit
+STOPPED=$HOME_DIR/stopped
 STAMP=$HOME_DIR/stamp
 UV_VERSION=0.13.9
+# What a run says, with the status 1 of a user's error, of other machines or
+# of a device that an earlier process still holds.
+NOT_THE_USER='lost another process|did not come together'
+NOT_THE_USER+='|TPU.*Device or resource busy'
 export PATH=$HOME/.local/bin:$PATH
+# Without a TPU JAX would take the CPU, for weeks.
+export JAX_PLATFORMS=${JAX_PLATFORMS:-tpu,cpu}
 
 install() {
   if [[ -f $STAMP && $(<"$STAMP") == "$1" ]]; then
@@ -48,6 +57,8 @@ running() { # the number may be another process's since a reboot
 status() { # `running` first: it may end between the questions
   if running; then
     echo status=running
+  elif [[ -f $STOPPED && $(cat "$EXIT" 2>&1) != 0 ]]; then
+    echo status=stopped
   elif [[ -f $EXIT ]]; then
     echo "status=$(<"$EXIT")"
   elif [[ -f $PID ]]; then
@@ -62,7 +73,7 @@ start() {
     echo "runs already"
     return
   fi
-  rm -f "$EXIT"
+  rm -f "$EXIT" "$STOPPED"
   # Its own session: an ssh that drops does not end it.
   setsid nohup bash "$SHIP/on_worker.sh" keep "$@" \
     >"$LOG" 2>&1 </dev/null &
@@ -71,9 +82,27 @@ start() {
 }
 
 keep() { # runs main.py and writes how it ended
-  local code=0 child
   cd "$SHIP"
-  "$VENV/bin/python" -m miniplm_jax.main "$@" &
+  main "$VENV/bin/python" "$@"
+  judge
+  echo "$CODE" >"$EXIT.new"
+  mv "$EXIT.new" "$EXIT"
+}
+
+pod() {
+  LOG=$(mktemp)
+  exec > >(tee "$LOG") 2>&1
+  local log=$!
+  main python "$@"
+  exec >/dev/null 2>&1 # so that tee ends
+  wait "$log" || true
+  judge
+  exit "$CODE"
+}
+
+main() { # PYTHON ARGS...: main.py; CODE is how it ended
+  local code=0 child
+  "$1" -m miniplm_jax.main "${@:2}" &
   child=$!
   trap 'kill -TERM "$child" 2>/dev/null' TERM INT
   wait "$child" || code=$?
@@ -82,11 +111,15 @@ keep() { # runs main.py and writes how it ended
     code=0
     wait "$child" || code=$?
   done
-  echo "$code" >"$EXIT.new"
-  mv "$EXIT.new" "$EXIT"
+  CODE=$code
+}
+
+judge() { # whose fault it was, once the log is whole
+  if [[ $CODE == 1 && $(why) =~ $NOT_THE_USER ]]; then CODE=75; fi
 }
 
 why() {
+  if [[ $(cat "$EXIT" 2>&1) == 75 ]]; then return; fi # another one knows
   grep '^error: ' "$LOG" | tail -n 1 || tail -n 5 "$LOG"
 }
 
@@ -97,6 +130,7 @@ follow() {
 
 stop() {
   if running; then
+    touch "$STOPPED"
     kill -TERM "$(<"$PID")"
     for _ in {1..60}; do
       running || break
@@ -119,7 +153,7 @@ measure() { # beside a run it would measure both
 }
 
 case ${1:-} in
-  install | status | start | keep | why | follow | stop | measure) "$@" ;;
+  install | status | start | keep | pod | why | follow | stop | measure) "$@" ;;
   *) echo "error: no such command, ${1:-nothing}, see on_worker.sh" >&2
      exit 1 ;;
 esac

@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # Settings of gcp/tpu.sh, and what is looked at before anything costs.
 
-SETTINGS="PROJECT WORKDIR NODE ZONE ACCELERATOR RUNTIME CAPACITY SERVICE_ACCOUNT
-  CONFIG STAGES ARGS PYTHON RESULTS POLL RESTARTS BEAM_IMAGE BEAM_WORKERS"
+SETTINGS="PROJECT WORKDIR NODE ZONE ACCELERATOR SLICES RUNTIME CAPACITY ADDRESS
+  REQUEST SERVICE_ACCOUNT CONFIG STAGES ARGS PYTHON RESULTS POLL RESTARTS
+  BEAM_IMAGE BEAM_WORKERS"
 
 settings() {
   local job=$ROOT/gcp/job.env word name
@@ -30,7 +31,7 @@ settings() {
   done
 }
 
-hosts() { # of the slice: 8 chips on one VM, or 4 on each of several
+hosts() { # of a slice: 8 chips on one VM, or 4 on each of several
   local size=${ACCELERATOR##*-}
   case $ACCELERATOR in
     v5litepod-* | v6e-*) echo $((size <= 8 ? 1 : size / 4)) ;;
@@ -51,7 +52,32 @@ check_settings() {
     "WORKDIR=$WORKDIR" "give a folder of a bucket, gs://BUCKET/FOLDER"
   [[ -f $ROOT/$CONFIG && $CONFIG == configs/* ]] || die "no such file" \
     "CONFIG=$CONFIG" "give a file of configs/"
+  [[ $SLICES =~ ^[1-9][0-9]*$ ]] || die "no number" "SLICES=$SLICES" \
+    "give how many slices run as one program"
+  [[ $ADDRESS =~ ^(external|internal|iap)$ ]] || die "no such address" \
+    "ADDRESS=$ADDRESS" "take external, internal or iap"
+  (eval "more=($REQUEST) more=($ARGS)") 2>/dev/null || die \
+    "bash cannot read it" "REQUEST or ARGS" "close each quote"
+  command -v "$PYTHON" >/dev/null || die "no Python to build the wheel" \
+    "PYTHON=$PYTHON" "make demo makes .venv"
   hosts >/dev/null # an unknown accelerator ends here
+}
+
+logged_in() {
+  if [[ $DRY ]]; then return; fi
+  command -v gcloud >/dev/null || die "gcloud is not installed" "PATH" \
+    "see https://cloud.google.com/sdk/docs/install"
+  [[ $(gcloud auth list --filter=status:ACTIVE '--format=value(account)' \
+    2>"$ERRORS") ]] || die "nobody is logged in" "gcloud" "gcloud auth login"
+}
+
+check_agent() { # gcloud goes to several hosts with a key of the agent's only
+  local key=$HOME/.ssh/google_compute_engine held mark
+  if (($(hosts) == 1)); then return; fi
+  held=$(ssh-add -l 2>/dev/null) || return 0 # none, or empty: from the file
+  mark=$(ssh-keygen -lf "$key.pub" 2>/dev/null | cut -d ' ' -f 2) || true
+  [[ $mark && $held == *"$mark"* ]] || die "ssh-agent holds only other keys" \
+    "$key" "ssh-add $key; ssh-keygen -t rsa -f $key makes one"
 }
 
 check() {
@@ -64,10 +90,8 @@ check() {
     tpus accelerator-types list '--format=value(type)'
     return
   fi
-  command -v gcloud >/dev/null || die "gcloud is not installed" "PATH" \
-    "see https://cloud.google.com/sdk/docs/install"
-  [[ $(gcloud auth list --filter=status:ACTIVE '--format=value(account)' \
-    2>"$ERRORS") ]] || die "nobody is logged in" "gcloud" "gcloud auth login"
+  logged_in
+  check_agent
   gcloud storage ls --project="$PROJECT" --buckets "$bucket" \
     >/dev/null 2>"$ERRORS" || die "the bucket cannot be reached" "$bucket" \
     "gcloud storage buckets create $bucket, or get a role on it"

@@ -8,10 +8,12 @@
 #   install   brings Python, the locked packages and this tree to all workers
 #   run       starts the job on all workers, detached
 #   logs      follows the log of worker 0
-#   watch     waits for the end; replaces a TPU that was taken away
+#   watch     waits for the end; starts again what a machine broke off
+#   stop      ends the job on all workers; the TPU stays, and costs
 #   fetch     copies the results from the bucket to RESULTS
 #   delete    gives the TPU back; costs end
-#   all       check, create, install, run, watch, fetch, delete
+#   all       check, create, install, run, watch, fetch, delete; whatever ends
+#             it, but a signal, it gives the TPU back
 #   measure   create, install, then benchmarks.accelerator, into RESULTS
 #   tokenize  runs the stage tokenize on Dataflow, without a TPU
 #
@@ -19,12 +21,26 @@
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-COMMANDS="check create install run logs watch fetch delete all measure tokenize"
+COMMANDS="check create install run logs watch stop fetch delete all measure
+  tokenize"
 DRY=
 PRETEND=NONE # state of the queued resource in a dry run
-LOST=0       # TPUs that were taken away so far
+RESTARTED=0  # how often the job was started again so far
+IN_PLACE=0   # of these, since this TPU last ran for a while
+SILENT=15    # looks without an answer, after which a TPU counts as dead
+UNATTENDED=  # whether this gives the TPU back when it ends
 ERRORS=$(mktemp)
-trap 'rm -f "$ERRORS" "$ERRORS.state"' EXIT
+
+finish() { # at any end but a signal's
+  if [[ $UNATTENDED ]]; then
+    UNATTENDED=
+    delete
+  fi
+  rm -f "$ERRORS" "$ERRORS".*
+}
+trap finish EXIT
+# Whoever ends this does not end the job.
+trap 'UNATTENDED=; exit 130' INT TERM HUP
 
 die() { # what, where, what to do
   echo "error: $1, $2, $3" >&2
@@ -50,9 +66,17 @@ tpus() { # WORD WORD ARGS...: gcloud compute tpus WORD WORD in our place
     --zone="$ZONE" --project="$PROJECT" --quiet
 }
 
-explain() { # one line of what gcloud wrote, after its own last command
+complaint() { # what gcloud wrote last when it failed, as one line
+  grep -v '^ *$' "$ERRORS" | tail -n 3 | tr '\n' ' ' || true
+}
+
+refused() { # more PATTERNS: whether trying again cannot help
+  grep -Eiq "PERMISSION_DENIED|unrecognized arguments${1:-}" "$ERRORS"
+}
+
+explain() { # ends, with what gcloud said
   local text where=$1
-  text=$(grep -v '^ *$' "$ERRORS" | tail -n 3 | tr '\n' ' ')
+  text=$(complaint)
   case $text in
     *[Qq]uota*)
       die "no quota: $text" "$where" \
@@ -65,53 +89,66 @@ explain() { # one line of what gcloud wrote, after its own last command
 
 # shellcheck source=gcp/settings.sh
 source "$ROOT/gcp/settings.sh"
+# shellcheck source=gcp/workers.sh
+source "$ROOT/gcp/workers.sh"
 
 # --- the queued resource ---
 
-state() { # NONE or what Google says
+state() { # NONE or what Google says; waits while Google cannot be asked
+  local said
   if [[ $DRY ]]; then
     echo "$PRETEND"
-  elif ! tpus queued-resources describe "$NODE" \
-    '--format=value(state.state)' 2>"$ERRORS.state"; then
-    if ! grep -qi 'not.found' "$ERRORS.state"; then
-      cp "$ERRORS.state" "$ERRORS"
-      explain "queued resource $NODE"
-    fi
-    echo NONE
+    return
   fi
+  until said=$(tpus queued-resources describe "$NODE" \
+    '--format=value(state.state)' 2>"$ERRORS.state") && [[ $said ]]; do
+    if grep -q NOT_FOUND "$ERRORS.state"; then
+      said=NONE
+      break
+    fi
+    # Neither gone nor at its end: it may be filled, and cost.
+    say "$NODE is UNKNOWN: $(tail -n 1 "$ERRORS.state")" >&2
+    sleep "$POLL"
+  done
+  echo "$said"
 }
 
 request() {
-  local flags=()
+  local flags=("--node-id=$NODE") more
+  if ((SLICES > 1)); then
+    flags=("--node-count=$SLICES" "--node-prefix=$NODE")
+  fi
   case $CAPACITY in
     spot) flags+=(--spot) ;;
     reserved) flags+=(--reserved) ;;
   esac
+  if [[ $ADDRESS != external ]]; then flags+=(--internal-ips); fi
   if [[ $SERVICE_ACCOUNT ]]; then
     flags+=("--service-account=$SERVICE_ACCOUNT")
   fi
-  tpus queued-resources create "$NODE" --node-id="$NODE" \
+  eval "more=($REQUEST)" # the user's own quoting
+  tpus queued-resources create "$NODE" "${flags[@]}" \
     --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" \
     --scopes=https://www.googleapis.com/auth/cloud-platform \
-    "${flags[@]}" 2>"$ERRORS" || explain "queued resource $NODE in $ZONE"
-}
-
-lost() { # counts, so that nothing is replaced for ever
-  LOST=$((LOST + 1))
-  say "the TPU is gone ($1), $LOST of $RESTARTS"
-  ((LOST <= RESTARTS)) || die "lost $LOST TPUs" "$NODE in $ZONE" \
-    "gcp/tpu.sh delete, then take another zone or CAPACITY"
+    "${more[@]}" 2>"$ERRORS"
 }
 
 create() {
-  local now
+  local now tries=0
   while true; do
     now=$(state)
     case $now in
       NONE)
-        request
-        if [[ $DRY ]]; then PRETEND=ACTIVE; else say "asked for $NODE"; fi
-        continue ;;
+        if request; then
+          IN_PLACE=0
+          if [[ $DRY ]]; then PRETEND=ACTIVE; else say "asked for $NODE"; fi
+          continue
+        fi
+        # After any other failure it may be there all the same.
+        if refused '|quota|INVALID_ARGUMENT' || ((++tries == 5)); then
+          explain "queued resource $NODE in $ZONE"
+        fi
+        say "asking failed, try $tries of 5: $(complaint)" ;;
       ACTIVE)
         if [[ $DRY ]]; then
           tpus queued-resources describe "$NODE" \
@@ -121,180 +158,142 @@ create() {
         fi
         return ;;
       SUSPENDED)
-        lost "$now"
-        delete
+        replace "it is $now"
         continue ;;
       FAILED)
         die "the request has FAILED" "$NODE in $ZONE" \
           "see gcloud compute tpus queued-resources describe $NODE \
 --zone=$ZONE --project=$PROJECT, then gcp/tpu.sh delete" ;;
+      *) say "$NODE is $now" ;;
     esac
-    say "$NODE is $now"
     sleep "$POLL"
   done
 }
 
-delete() { # --force: with the TPU VM that belongs to it
-  if [[ ! $DRY && $(state) == NONE ]]; then
-    say "there is no $NODE"
-    return
-  fi
-  tpus queued-resources delete "$NODE" --force 2>"$ERRORS" ||
-    explain "queued resource $NODE"
-  PRETEND=NONE
-  if [[ ! $DRY ]]; then say "deleted $NODE"; fi
-}
-
-# --- the workers ---
-
-remote() { # WORKER COMMAND: an ssh that drops is tried again
-  local try
-  for try in 1 2 3 4 5; do
-    tpus tpu-vm ssh "$NODE" --worker="$1" --command="$2" 2>"$ERRORS" &&
-      return
-    [[ $(state) == ACTIVE ]] || return 1
-    say "ssh to worker $1 failed, try $try of 5" >&2
+delete() { # --force: with the TPU VMs that belong to it; until it is gone
+  local now last="there is no $NODE"
+  while now=$(state) && [[ $DRY || $now != NONE ]]; do
+    case $now in
+      SUSPENDING | DELETING) say "$NODE is $now" ;; # it takes no command now
+      *)
+        if tpus queued-resources delete "$NODE" --force 2>"$ERRORS"; then
+          last="deleted $NODE"
+          if [[ ! $DRY ]]; then continue; fi
+          PRETEND=NONE
+          return
+        fi
+        if refused; then explain "$NODE, which still costs"; fi
+        say "not deleted yet: $(complaint)" ;;
+    esac
     sleep "$POLL"
   done
-  return 1
+  say "$last"
 }
 
-worker() { # WORKER WORDS...: a command of on_worker.sh
-  local target=$1
-  shift
-  remote "$target" "$(show bash miniplm/ship/on_worker.sh "$@")"
+counted() { # WHY: so that nothing is tried for ever
+  RESTARTED=$((RESTARTED + 1))
+  say "$1, $RESTARTED of $RESTARTS"
+  ((RESTARTED <= RESTARTS)) || die "failed $RESTARTED times" \
+    "$NODE in $ZONE" "take another zone or CAPACITY; gcp/tpu.sh delete"
 }
 
-ship() { # into $1: all that the workers need
-  # shellcheck disable=SC2015
-  act rm -rf "$1" &&
-    act mkdir -p "$1/src" &&
-    # A copy: a build/ that lies about would end up in the wheel.
-    act cp -R pyproject.toml README.md LICENSE miniplm_jax "$1/src" &&
-    # setuptools is in the lock: nothing is downloaded to build.
-    act "$PYTHON" -m pip wheel --quiet --no-deps --no-build-isolation \
-      --wheel-dir "$1" "$1/src" &&
-    act rm -rf "$1/src" &&
-    act cp -R requirements-lock.txt configs benchmarks gcp/on_worker.sh \
-      "$1" ||
-    die "the wheel was not built" "$PYTHON" "make demo makes .venv"
-}
-
-stamp() { # of what would be installed
-  (cd "$ROOT" && find miniplm_jax configs benchmarks gcp/on_worker.sh \
-    pyproject.toml requirements-lock.txt -type f ! -name '*.pyc' -print0 |
-    sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)
-}
-
-install() {
-  local id folder found
-  id=$(stamp)
-  folder=${TMPDIR:-/tmp}/miniplm-$NODE/ship
-  if [[ ! $DRY ]]; then
-    # shellcheck disable=SC2016
-    found=$(remote all 'echo stamp=$(cat miniplm/stamp 2>&1)') ||
-      return 1
-    if [[ $(grep '^stamp=' <<<"$found" | sort -u) == "stamp=$id" ]]; then
-      say "installed already, $id"
-      return
-    fi
+replace() { # WHY: a TPU that is lost; the run goes on from WORKDIR
+  if [[ $(state) == NONE ]]; then
+    die "somebody deleted the TPU" "$NODE in $ZONE" "gcp/tpu.sh all"
   fi
-  ship "$folder"
-  remote all 'mkdir -p miniplm && rm -rf miniplm/ship' || return 1
-  tpus tpu-vm scp --recurse "$folder" "$NODE:miniplm/" --worker=all \
-    2>"$ERRORS" || return 1
-  worker all install "$id"
-}
-
-run() {
-  local flags=("--config=$CONFIG" "--config.workdir=$WORKDIR") more n
-  n=$(hosts)
-  if ((n > 1)); then flags+=(--config.run.coordinator=auto); fi
-  if [[ $STAGES ]]; then flags+=("--stages=$STAGES"); fi
-  eval "more=($ARGS)" # the user's own quoting
-  worker all start "${flags[@]}" "${more[@]}"
-}
-
-status() { # one word for all workers
-  local found word
-  found=$(worker all status) || true # `state` says whether it is gone
-  found=$(sed -n 's/^status=//p' <<<"$found") # gcloud says other things too
-  # A failure counts before workers that wait for the failed one.
-  for word in 1 '[1-9][0-9]*' lost running none 0; do
-    if grep -qx "$word" <<<"$found"; then
-      grep -x "$word" <<<"$found" | sort -u | head -n 1
-      return
-    fi
-  done
-  echo unknown
-}
-
-logs() {
-  local seen=0 line
-  if [[ $DRY ]]; then
-    worker 0 follow 1
-    return
-  fi
-  while true; do
-    while IFS= read -r line; do
-      echo "$line"
-      seen=$((seen + 1))
-    done < <(tpus tpu-vm ssh "$NODE" --worker=0 --command="bash \
-miniplm/ship/on_worker.sh follow $((seen + 1))" 2>"$ERRORS")
-    if [[ $(status) != running ]]; then return; fi
-    sleep "$POLL"
-  done
-}
-
-start() { # a TPU with the job on it, however many are taken away on the way
-  create
-  until install && run; do
-    # It is there: another one would fail like it.
-    if [[ $(state) == ACTIVE ]]; then explain "workers of $NODE"; fi
-    replace "while it was set up"
-  done
-}
-
-replace() { # a new TPU; the run goes on from WORKDIR
-  lost "$1"
+  counted "the TPU is gone ($1)"
   delete
-  create
+}
+
+# --- the job ---
+
+start() { # a TPU with the job on it, however often that fails on the way
+  while true; do
+    create
+    if install && run; then return; fi
+    # It is there: another one would fail like it.
+    if answers; then explain "workers of $NODE"; fi
+    replace "it does not answer"
+  done
+}
+
+again() { # WHY: on the same TPU, unless that did not help
+  if ((++IN_PLACE > 3)); then
+    replace "$1"
+  else
+    counted "the run is started again ($1)"
+    # Others may wait for the one that failed.
+    worker all stop >/dev/null || true
+  fi
+  start
 }
 
 watch() {
-  local now
+  local now silent=0 calm=0
   if [[ $DRY ]]; then
     worker all status
-    echo "# 0: done. 143 or gone: delete, create, install, run, watch."
+    echo "# 0: done. A machine's fault: run again. Gone: all from create on."
     return
   fi
   while true; do
-    now=$(state) || now=unknown # the network here; look again
+    now=$(state)
     if [[ $now == ACTIVE ]]; then now=$(status); fi
+    if [[ $now != silent ]]; then silent=0; fi
     case $now in
       0) say "the run is done" && return ;;
-      running) say "runs" && sleep "$POLL" ;;
       none) die "nothing was started" "$NODE" "gcp/tpu.sh run" ;;
-      143 | lost | NONE | SUSPENDING | SUSPENDED | FAILED)
+      stopped) die "somebody stopped the run" "$NODE" "gcp/tpu.sh run" ;;
+      lost | [1-9]*)
+        calm=0
+        ended ;;
+      NONE) # asked twice
+        sleep "$POLL"
+        if [[ $(state) == NONE ]]; then replace "$now"; fi ;;
+      SUSPENDED | FAILED)
         replace "$now"
         start ;;
-      [0-9]*) failed "$now" ;;
-      *) say "$NODE is $now" && sleep "$POLL" ;;
+      running)
+        if ((++calm % 10 == 0)); then IN_PLACE=0; fi
+        say "runs" ;;
+      silent)
+        say "$NODE does not answer: $(complaint)"
+        # A fault of ours says nothing of the TPU.
+        if refused '|SSH agent'; then silent=0; fi
+        if ((++silent > SILENT)); then
+          replace "it does not answer"
+          start
+        fi ;;
+      *) say "$NODE is $now" ;;
     esac
+    sleep "$POLL"
   done
 }
 
-failed() { # what the run itself says; the TPU stays, and costs
-  local text
-  # It may say so before Google says that its neighbour is taken away.
+ended() { # otherwise than well; by whose fault?
+  local now
+  # It may end before Google says that it, or its neighbor, is taken away.
   sleep "$POLL"
-  if [[ $(state) == SUSPEND* ]]; then return; fi
+  if [[ $(state) != ACTIVE ]]; then return; fi
+  now=$(status)
+  case $now in
+    lost | 75 | 143) again "$now" ;;
+    [1-9]*) failed "$now" ;;
+  esac
+}
+
+failed() { # what the run itself says
+  local text todo="mend it, gcp/tpu.sh install and run"
   text=$(worker all why) || text="its log cannot be read"
   # Other workers may wait for the one that failed.
   worker all stop >/dev/null || true
   grep -m 1 '^error: ' <<<"$text" >&2 || echo "$text" >&2
-  die "the run ended with $1" "$NODE" \
-    "mend it, gcp/tpu.sh install and run; the TPU costs until delete"
+  if [[ $UNATTENDED ]]; then
+    mkdir -p "$RESULTS"
+    worker all follow 1 >"$RESULTS/log" && todo="see $RESULTS/log, mend it"
+  else
+    todo+="; the TPU costs until delete"
+  fi
+  die "the run ended with $1" "$NODE" "$todo"
 }
 
 # --- results ---
@@ -304,7 +303,8 @@ fetch() {
   # Checkpoints, rows and scores stay in the bucket.
   act gcloud storage rsync --recursive --project="$PROJECT" \
     --exclude='.*/checkpoints/.*|^corpus/.*array_record$|.*parquet$|^beam/.*' \
-    "$WORKDIR" "$RESULTS"
+    "$WORKDIR" "$RESULTS" ||
+    die "the results were not copied" "$WORKDIR" "gcp/tpu.sh fetch"
   if [[ ! $DRY ]]; then say "results are in $RESULTS"; fi
 }
 
@@ -319,22 +319,24 @@ all() {
     return
   fi
   check
+  if [[ ! $DRY ]]; then UNATTENDED=1; fi
   start
   watch
   fetch
   if [[ ! $DRY ]]; then echo "$id" >"$RESULTS/.finished"; fi
+  UNATTENDED=
   delete
 }
 
 measure() { # a first job: is it right here, how fast, with how much memory
-  (($(hosts) == 1)) || die "several hosts are not measured" \
+  (($(hosts) * SLICES == 1)) || die "several hosts are not measured" \
     "ACCELERATOR=$ACCELERATOR" "take one host, such as v6e-8"
   create
   install || explain "workers of $NODE"
   worker 0 measure || explain "workers of $NODE" # again goes on
   act mkdir -p "$RESULTS"
-  tpus tpu-vm scp --recurse "$NODE:miniplm/accelerator" "$RESULTS" --worker=0 \
-    2>"$ERRORS" || explain "workers of $NODE"
+  vm scp 0 --recurse "$NODE:miniplm/accelerator" "$RESULTS" 2>"$ERRORS" ||
+    explain "workers of $NODE"
   if [[ ! $DRY ]]; then
     say "see $RESULTS/accelerator/page.md; the TPU costs until delete"
   fi
@@ -358,17 +360,19 @@ main() {
     sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
     return
   fi
-  [[ " $COMMANDS " == *" $command "* ]] ||
-    die "no such command $command" "command line" "take one of: $COMMANDS"
+  [[ " ${COMMANDS//$'\n'/ } " == *" $command "* ]] ||
+    die "no such command $command" "command line" "see gcp/tpu.sh --help"
   shift
   settings "$@"
   cd "$ROOT"
   if [[ $DRY ]]; then show cd "$ROOT"; fi
   case $command in
     create | run | install | measure) check ;;
+    watch | delete) logged_in ;;
   esac
   case $command in # those that say no more than that they failed
     install | run) "$command" || explain "workers of $NODE" ;;
+    stop) worker all stop || explain "workers of $NODE" ;;
     *) "$command" ;;
   esac
 }

@@ -1,125 +1,25 @@
 """gcp/tpu.sh against a stand-in for gcloud; the workers are folders here."""
 
-import json
+import importlib
+import math
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
+from clouds import ALL, Cloud, script
 from helpers import ROOT
-
-# What the workers' own uv and Python do: the run writes its arguments and a
-# report, and ends as $RUN_EXIT says.
-UV = """#!/bin/bash
-[[ $1 == venv ]] || exit 0
-mkdir -p "$4/bin"
-cp "$CLOUD/bin/fake_python" "$4/bin/python"
-"""
-PYTHON = """#!/bin/bash
-if [[ $1 == -c ]]; then echo 0.10.2; exit; fi
-echo "$*" >>"$CLOUD/runs"
-if [[ $2 == benchmarks.accelerator ]]; then
-  out=${@: -1}
-  [[ -d benchmarks ]] && mkdir -p "${out#--out=}"
-  exec touch "${out#--out=}/page.md"
-fi
-echo "train step 1"
-sleep "${RUN_SECONDS:-0.1}"
-[[ ${RUN_EXIT:-0} == 0 ]] || echo "error: no rows, corpus, give some"
-echo report >"$CLOUD/bucket/report.html"
-[[ $RUN_EXIT != once ]] || exit $(($(wc -l <"$CLOUD/runs") == 1))
-exit "${RUN_EXIT:-0}"
-"""
-# One of several fails, and the others wait for it.
-ONE_FAILS = """#!/bin/bash
-if [[ $1 == -c ]]; then echo 0.10.2; exit; fi
-[[ $HOME == *0 ]] || exec sleep 50
-echo "error: no rows, corpus, give some"
-exit 1
-"""
-# The Python here, which builds the wheel.
-PIP = """#!/bin/bash
-while [[ $1 != --wheel-dir ]]; do shift; done
-touch "$2/miniplm_jax-0-py3-none-any.whl"
-"""
-
-
-def script(path: pathlib.Path, text: str):
-  path.parent.mkdir(exist_ok=True)
-  path.write_text(text)
-  path.chmod(0o755)
-
-
-class Cloud:
-  """A cloud in a folder, and gcp/tpu.sh that works on it."""
-
-  def __init__(self, folder: pathlib.Path):
-    self.folder = folder / "cloud"
-    (self.folder / "bucket").mkdir(parents=True)
-    script(self.folder / "bin" / "uv", UV)
-    script(self.folder / "bin" / "fake_python", PYTHON)
-    script(folder / "python", PIP)
-    standin = ROOT / "tests" / "standin_gcloud.py"
-    gcloud = f'#!/bin/sh\nexec "{sys.executable}" -S -E "{standin}" "$@"\n'
-    script(folder / "path" / "gcloud", gcloud)
-    self.results = folder / "results"
-    self.words = [
-      f"JOB={ROOT}/gcp/job.env.example",
-      f"PYTHON={folder}/python",
-      f"RESULTS={self.results}",
-      "POLL=0.1",
-    ]
-    self.environment = {
-      **os.environ,
-      "CLOUD": str(self.folder),
-      "PATH": f"{folder}/path:{os.environ['PATH']}",
-      "TMPDIR": str(folder),
-    }
-
-  def __call__(self, command, *words, code=0, **environment):
-    done = subprocess.run(
-      [ROOT / "gcp" / "tpu.sh", command, *self.words, *words],
-      capture_output=True,
-      text=True,
-      timeout=60,
-      env={**self.environment, **environment},
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-  def calls(self):
-    """Verb of each call, without questions and repetitions."""
-    if not (self.folder / "calls").exists():
-      return []
-    found = []
-    for line in (self.folder / "calls").read_text().splitlines():
-      words = json.loads(line)
-      if "on_worker.sh" in (text := " ".join(words)):
-        verb = text.split("on_worker.sh ")[1].split()[0]
-      else:
-        verb = words[1] if words[0] == "storage" else words[3]
-      if verb in ("create", "scp", "install", "start", "rsync", "delete"):
-        found.append(verb)
-    return found
-
-  def runs(self):
-    return (self.folder / "runs").read_text().splitlines()
 
 
 @pytest.fixture
 def cloud(tmp_path):
   made = Cloud(tmp_path)
   yield made
-  if (made.folder / "state").exists():
-    made("delete")  # ends what still runs
-
-
-ALL = ["create", "scp", "install", "start", "rsync", "delete"]
+  made.end()
 
 
 def test_all_goes_from_nothing_to_results_once(cloud):
@@ -160,68 +60,6 @@ def test_each_step_says_that_it_is_done(cloud):
   assert "there is no miniplm" in cloud("delete").stdout
 
 
-def test_a_tpu_that_is_taken_away_is_replaced(cloud):
-  out = cloud("all", FAULTS="preempt", RUN_SECONDS="0.5").stdout
-  assert "the TPU is gone" in out and "1 of 20" in out
-  first, second = cloud.runs()
-  assert first == second  # the same command: it resumes from the bucket
-  start = ["create", "scp", "install", "start"]
-  assert cloud.calls() == [*start, "delete", *ALL]
-
-
-def test_one_that_is_gone_before_it_was_there_is_replaced(cloud):
-  cloud("create", FAULTS="suspend_first")
-  assert cloud.calls() == ["create", "delete", "create"]
-
-
-def test_replacing_ends(cloud):
-  text = cloud("all", "RESTARTS=0", FAULTS="preempt", code=1).stderr
-  assert text.startswith("error: lost 1 TPUs")
-  assert cloud.calls().count("create") == 1
-
-
-def test_a_request_that_fails_is_told(cloud):
-  text = cloud("create", FAULTS="failed", code=1).stderr
-  assert text.startswith("error: the request has FAILED, miniplm in us-east5-b")
-
-
-def test_an_ssh_that_drops_is_tried_again(cloud):
-  out = cloud("all", FAULTS="ssh_drop")
-  assert "try 1 of 5" in out.stderr
-  assert cloud.calls() == [*ALL[:2], "install", *ALL[2:]]
-
-
-def test_an_error_of_the_user_stops_it(cloud):
-  done = cloud("all", RUN_EXIT="1", code=1)
-  first, second = done.stderr.splitlines()
-  assert first == "error: no rows, corpus, give some"
-  assert second.startswith("error: the run ended with 1, miniplm, ")
-  assert cloud.calls() == ["create", "scp", "install", "start"]
-
-
-def test_those_that_wait_for_one_that_failed_are_stopped(cloud):
-  script(cloud.folder / "bin" / "fake_python", ONE_FAILS)
-  text = cloud("all", "ACCELERATOR=v6e-16", "STAGES=score", code=1).stderr
-  assert text.startswith("error: no rows, corpus, give some\nerror: the run")
-  ends = [p.read_text() for p in cloud.folder.glob("worker*/miniplm/exit")]
-  assert sorted(ends) == ["1\n", *["143\n"] * 3]
-
-
-def test_a_stopped_run_goes_on_elsewhere(cloud):
-  cloud("create")
-  cloud("install")
-  cloud("run", RUN_SECONDS="0", RUN_EXIT="143")
-  time.sleep(0.3)
-  assert "is gone (143)" in cloud("watch").stdout
-  assert len(cloud.runs()) == 2
-
-
-def test_a_worker_that_fails_as_its_neighbour_is_taken_away(cloud):
-  out = cloud("all", FAULTS="suspend_late", RUN_EXIT="once").stdout
-  assert "is gone (SUSPENDED)" in out and "the run is done" in out
-  assert len(cloud.runs()) == 2
-
-
 def test_logs_follow_until_the_end(cloud):
   cloud("create")
   cloud("install")
@@ -237,6 +75,43 @@ def test_several_hosts_run_any_stage_as_one_program(cloud):
   assert all(wanted in r for r in runs)
 
 
+def test_several_slices_run_as_one_program(cloud):
+  cloud("all", "SLICES=2")
+  assert len(cloud.runs()) == 2
+  assert all("--config.run.coordinator=auto" in r for r in cloud.runs())
+  (made,) = cloud.said("create")
+  assert {"--node-count=2", "--node-prefix=miniplm"} < set(made)
+  assert all("--node=all" in words for words in cloud.said("ssh"))
+
+
+def test_disks_and_addresses_are_asked_for(cloud):
+  disk = "--data-disk=source=projects/p/zones/z/disks/d,mode=read-only"
+  cloud("all", "ADDRESS=iap", f"REQUEST={disk} --labels='of=a b'")
+  (made,) = cloud.said("create")
+  assert {disk, "--labels=of=a b", "--internal-ips"} < set(made)
+  words = cloud.said("ssh") + cloud.said("scp")
+  assert all("--tunnel-through-iap" in w for w in words)
+  out = cloud("all", "--dry_run", "ADDRESS=internal").stdout
+  assert out.count(" --internal-ips ") == 1
+  assert out.count(" --internal-ip ") == out.count("tpu-vm")
+
+
+@pytest.mark.parametrize("held", ["other", "ours", "none"])
+def test_an_agent_with_other_keys_is_told_before_it_costs(
+  cloud, tmp_path, held
+):
+  (tmp_path / ".ssh").mkdir()
+  (tmp_path / ".ssh" / "google_compute_engine.pub").touch()
+  script(tmp_path / "path" / "ssh-keygen", "#!/bin/sh\necho 3072 SHA256:ours")
+  ends = "exit 1" if held == "none" else f"echo 256 SHA256:{held} me"
+  script(tmp_path / "path" / "ssh-add", f"#!/bin/sh\n{ends}")
+  home, is_other = {"HOME": str(tmp_path)}, held == "other"
+  cloud("check", **home)  # one host: gcloud asks for no agent
+  done = cloud("check", "ACCELERATOR=v6e-16", code=is_other, **home)
+  told = "error: ssh-agent holds only other keys, "
+  assert done.stderr.startswith(told) == is_other
+
+
 @pytest.mark.parametrize(
   ("words", "faults", "said"),
   [
@@ -248,6 +123,11 @@ def test_several_hosts_run_any_stage_as_one_program(cloud):
     (["WORKDIR=runs/here"], "", "the VM's disk goes with the VM"),
     (["CAPACITY=cheap"], "", "no such capacity"),
     (["ACCELERATOR=h100-8"], "", "unknown accelerator h100-8"),
+    (["SLICES=0"], "", "no number, SLICES=0"),
+    (["ADDRESS=home"], "", "no such address, ADDRESS=home"),
+    (["ARGS='a"], "", "bash cannot read it"),
+    (["PYTHON=none"], "", "no Python to build the wheel, PYTHON=none"),
+    (["REQUEST=--swift"], "", "gcloud failed: ERROR: (gcloud) unrecognized"),
     (["TYPO=1"], "", "no such setting TYPO"),
     (["JOB=none.env"], "", "no settings"),
   ],
@@ -287,20 +167,95 @@ def test_the_wheel_is_built_without_downloads(tmp_path):
   made("delete")
 
 
-def test_jobset_is_what_kubernetes_takes():
+def test_jobset_agrees_with_itself_and_with_the_package():
   job = yaml.safe_load((ROOT / "gcp" / "jobset.yaml").read_text())
-  assert job["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
-  assert job["kind"] == "JobSet" and job["spec"]["failurePolicy"]
   (slices,) = job["spec"]["replicatedJobs"]
   spec = slices["template"]["spec"]
-  assert spec["parallelism"] == spec["completions"] == 4
-  assert spec["backoffLimit"] == 0
   pod = spec["template"]["spec"]
-  assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
   (container,) = pod["containers"]
-  chips = container["resources"]
-  assert chips["limits"] == chips["requests"] == {"google.com/tpu": 4}
-  assert "--config.run.coordinator=auto" in container["command"]
+  limits = container["resources"]["limits"]
+  assert limits == container["resources"]["requests"]
+  topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+  chips = math.prod(map(int, topology.split("x")))
+  assert spec["parallelism"] * limits["google.com/tpu"] == chips
+  assert spec["completions"] == spec["parallelism"]
+  # The command runs the script of the image, with flags that the config has.
+  copied = re.findall(r"^COPY (.*) \S+$", image(), re.MULTILINE)
+  bash, run, verb, *flags = container["command"]
+  assert bash == "bash" and f"gcp/{run}" in " ".join(copied).split()
+  assert f"\n{verb}() {{" in (ROOT / "gcp" / run).read_text()
+  given = dict(f.removeprefix("--").split("=", 1) for f in flags)
+  name = given.pop("config").removesuffix(".py").replace("/", ".")
+  config = importlib.import_module(name).get_config()
+  assert set(given.pop("stages").split(",")) <= set(config.stages)
+  for field in given:
+    place, *parts = field.split(".")
+    assert place == "config"
+    node = config
+    for part in parts:
+      node = node[part]  # KeyError: no such field
+
+
+def test_jobset_fails_for_an_error_of_the_user_only():
+  job = yaml.safe_load((ROOT / "gcp" / "jobset.yaml").read_text())
+  (rule,) = job["spec"]["failurePolicy"]["rules"]
+  assert rule["action"] == "FailJobSet"
+  assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+  (slices,) = job["spec"]["replicatedJobs"]
+  spec = slices["template"]["spec"]
+  pod = spec["template"]["spec"]
+  assert pod["restartPolicy"] == "Never"  # a podFailurePolicy wants it
+  taken, failed = spec["podFailurePolicy"]["rules"]
+  assert taken["action"] == "Count" and "onPodConditions" in taken
+  assert failed["action"] == "FailJob"
+  codes = failed["onExitCodes"]
+  assert codes["containerName"] == pod["containers"][0]["name"]
+  # Not 75, of a lost neighbor, nor 143, of SIGTERM.
+  assert (codes["operator"], codes["values"]) == ("In", [1, 137])
+
+
+POD = """#!/bin/bash
+echo "$*, on $JAX_PLATFORMS"
+echo "$SAID" >&2
+exit "$ENDS"
+"""
+
+
+@pytest.mark.parametrize(
+  ("said", "ends", "code"),
+  [
+    ("error: no rows, corpus, give some", 1, 1),
+    ("error: lost another process (gone), process 1 of 4, see logs", 1, 75),
+    ("UNKNOWN: TPU initialization failed: Device or resource busy", 1, 75),
+    ("error: [Errno 16] Device or resource busy: '/mnt', here, umount", 1, 1),
+    ("fine", 0, 0),
+    ("stopped by SIGTERM; goes on without --force", 143, 143),
+  ],
+)
+def test_a_pod_says_whether_another_start_helps(tmp_path, said, ends, code):
+  script(tmp_path / "bin" / "python", POD)
+  env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+  done = subprocess.run(
+    ["bash", ROOT / "gcp" / "on_worker.sh", "pod", "--stages=score"],
+    env={
+      **env,
+      "SAID": said,
+      "ENDS": str(ends),
+      "HOME": str(tmp_path),
+      "PATH": f"{tmp_path}/bin:{env['PATH']}",
+    },
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == code
+  first, second = done.stdout.splitlines()
+  assert first == "-m miniplm_jax.main --stages=score, on tpu,cpu"
+  assert second == said
+
+
+def image() -> str:
+  return (ROOT / "gcp" / "Dockerfile").read_text()
 
 
 # Beside the interpreter, or wherever else it is.
@@ -316,18 +271,13 @@ def test_shellcheck_finds_nothing():
 
 def test_what_is_written_twice_is_the_same():
   """Bash and Docker cannot ask the package, the lock and the Makefile."""
-  worker, image, lock, make = (
+  worker, lock, make = (
     (ROOT / name).read_text()
-    for name in (
-      "gcp/on_worker.sh",
-      "gcp/Dockerfile",
-      "requirements-lock.txt",
-      "Makefile",
-    )
+    for name in ("gcp/on_worker.sh", "requirements-lock.txt", "Makefile")
   )
   (uv,) = re.findall(r"UV_VERSION=(\S+)", worker)
   assert f"uv=={uv}\n" in make
-  (jax,) = re.findall(r"jax\[tpu\]==([\d.]+)", image)
+  (jax,) = re.findall(r"jax\[tpu\]==([\d.]+)", image())
   assert re.search(rf"^jax=={re.escape(jax)}( ;|$)", lock, re.MULTILINE)
 
 
