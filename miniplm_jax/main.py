@@ -25,12 +25,10 @@ def _parse(argv: list[str]):
   try:
     rest = flags.FLAGS(argv)[1:]
     _ = _CONFIG.value and _CONFIG.value.items  # a broken file raises here
-  except SystemExit:
+  except (Exception, SystemExit) as e:
+    if shown := errors.of_command_line(e, argv):
+      raise shown from e
     sys.exit(0)  # --help; absl would exit with 1
-  except Exception as e:
-    unknown = isinstance(e, (AttributeError, KeyError))
-    what = f"{'no such field' if unknown else type(e).__name__}: {e}"
-    raise UserError(what, "flags or config file", "see --help") from e
   if _CONFIG.value is None or rest:
     what = f"unknown argument {rest[0]}" if rest else "no config"
     raise UserError(what, "command line", "give --config=configs/demo.py")
@@ -39,6 +37,7 @@ def _parse(argv: list[str]):
 def main(argv: list[str]) -> int:
   """Runs the pipeline; returns the exit status."""
   errors.handle_signals()
+  sys.stdout.reconfigure(errors="backslashreplace")  # it may be ASCII only
   try:
     _parse(argv)
     given, where = flags.FLAGS, flags.FLAGS["config"].config_filename

@@ -1,13 +1,10 @@
 """What methods beyond a choice of rows can be told, and what may be said.
 
-Sections of `config.default()`, and their rules for `config_rules.check`.
+Sections of the config, and rules of several fields for `config_rules.check`.
 """
 
-import re
-from collections.abc import Callable
-
-from ml_collections import ConfigDict
-
+from miniplm_jax.core import fields
+from miniplm_jax.core.fields import Section, name, number, seed, switch, word
 from miniplm_jax.methods import METHODS, methods, uses_generated, uses_proxy
 
 _DTYPES = ("float32", "bfloat16")
@@ -15,87 +12,98 @@ _DTYPES = ("float32", "bfloat16")
 _NO_Z = ("soft_labels", "sparse_kd")
 
 
-def sections(small: ConfigDict, train: Callable[..., ConfigDict]):
+def sections(small: Section, train: Section) -> Section:
   """The fields of each method.
 
   Args:
     small: shape of a model of the proxy's size.
-    train: makes a train section.
+    train: a train section.
   """
   return {
     # Method proxy, Appendix E: a small model learns the score on a sample
     # and predicts it for all of D. The paper does not give the recipe.
     "proxy": {
-      "name": "proxy",  # scores/<name>
+      "name": name("proxy"),  # scores/<name>
       # Share of D to learn from; it is tested on all other rows that were
       # scored. Keep it small: both models score these rows.
-      "sample": 0.01,
+      "sample": number(0.01, "(0, 1)"),
       # Begin with the reference's weights; the shapes must be equal.
-      "from_reference": False,
+      "from_reference": switch(False),
       "model": small,
-      "train": train(steps=2000, warmup_steps=200, shuffle=True),
+      "train": fields.changed(
+        train, steps=2000, warmup_steps=200, shuffle=True
+      ),
     },
     # Method seqkd: the teacher goes on after the first tokens of a row. The
     # paper has 768 of 1024, and does not say how it samples.
     "seqkd": {
-      "prompt_share": 0.75,  # of max_length; the teacher fills up the row
-      "temperature": 1.0,  # 0 takes the likeliest token
-      "top_p": 1.0,  # only the likeliest with this probability together
-      "seed": 10,
-      "rows": 0,  # at most so many; 0 is as many as training takes
-      "batch_size": 128,  # rows at a time, over all devices
-      "rows_per_part": 8192,  # unit of resuming
-      "dtype": "bfloat16",  # of weights, computation and cache
+      # of max_length; the teacher fills up the row
+      "prompt_share": number(0.75, "(0, 1]"),
+      "temperature": number(1.0, "[0, 1e6]"),  # 0 takes the likeliest token
+      # only the likeliest with this probability together
+      "top_p": number(1.0, "(0, 1]"),
+      "seed": seed(10),
+      # at most so many; 0 is as many as training takes
+      "rows": number(0, "[0, 2^63)"),
+      "batch_size": number(128, "[1, inf)"),  # rows at a time, over all devices
+      "rows_per_part": number(8192, "[1, inf)"),  # unit of resuming
+      "dtype": word("bfloat16", _DTYPES),  # of weights, computation and cache
     },
     # Of vanilla_kd and miniplm_kd: (1 - weight) of the next-token loss and
     # weight of the teacher's soft labels, over the whole vocabulary.
     "kd": {
-      "weight": 0.5,
+      "weight": number(0.5, "[0, 1]"),
       # Of the teacher's and the student's soft labels; their loss is
       # multiplied by its square (Hinton et al. 2015). The paper's is 1.
-      "temperature": 1.0,
-      "dtype": "",  # the teacher's weights and computation; "" is train's
+      "temperature": number(1.0, "[0.01, 100]"),
+      # the teacher's weights and computation; "" is train's
+      "dtype": word("", ("", *_DTYPES)),
     },
     # Method minillm, arXiv 2306.08543: the student continues rows.
     "minillm": {
       # Of max_length: the prompt. The paper has 768 + 256 tokens.
-      "prompt_share": 0.75,
-      "teacher_mix": 0.2,  # the teacher's share in what is drawn from
-      "lm_weight": 1.0,  # of the next-token loss of the rows
+      "prompt_share": number(0.75, "(0, 1)"),
+      # the teacher's share in what is drawn from
+      "teacher_mix": number(0.2, "[0, 1)"),
+      # of the next-token loss of the rows
+      "lm_weight": number(1.0, "[0, 1e6]"),
     },
     # Stage logits, for the two methods that follow. It computes as `score`
     # does: score.dtype, lengths, batch_tokens.
     "logits": {
       # Unit of resuming, held in memory: 4 to 6 bytes a token and id.
-      "rows_per_part": 1024,
+      "rows_per_part": number(1024, "[1, inf)"),
     },
     # Method sparse_kd: the teacher's words at each token, but few of them.
     "sparse_kd": {
       # sampling: drawn from p, unbiased (arXiv 2503.16870); top_k: the
       # likeliest, biased.
-      "kind": "sampling",
-      "ids": 50,  # of a token: samples, or k
-      "seed": 10,  # of the samples
-      "weight": 0.5,  # of the teacher's words; the label has the rest
-      "normalise": False,  # of top_k: let the probabilities sum up to 1
+      "kind": word("sampling", ("sampling", "top_k")),
+      "ids": number(50, "[1, inf)"),  # of a token: samples, or k
+      "seed": seed(10),  # of the samples
+      # of the teacher's words; the label has the rest
+      "weight": number(0.5, "(0, 1]"),
+      "normalise": switch(False),  # of top_k: let the probabilities sum up to 1
     },
     # Method token_selection, arXiv 2404.07965: the tokens of a batch whose
     # loss is most above a frozen model's.
     "token_selection": {
-      "model": "reference",  # the frozen model, or teacher
-      "ratio": 0.6,  # of the tokens
+      # the frozen model, or teacher
+      "model": word("reference", ("reference", "teacher")),
+      "ratio": number(0.6, "(0, 1]"),  # of the tokens
     },
   }
 
 
-def rules(config, among, at_least):
-  """Rules as those of `config_rules`, and the makers of two kinds of them."""
+def rules(config):
+  """What several fields must be together, as `config_rules.check` reads it."""
   yield from _proxy_rules(config)
-  yield from _seqkd_rules(config, among, at_least)
-  yield from _kd_rules(config, among)
-  yield from _minillm_rules(config)
-  yield from _logits_rules(config, among, at_least)
+  yield from _generated_rules(config)
   yield from _model_rules(config)
+  c = config.sparse_kd
+  good = not c.normalise or c.kind == "top_k"
+  todo = "say False: counts of samples sum up to 1"
+  yield "sparse_kd.normalise", c.normalise, good, todo
 
 
 def _model_rules(config):
@@ -123,28 +131,17 @@ def _model_rules(config):
 
 
 def _proxy_rules(config):
-  """Which rows are scored, and what the proxy may be; as `_rules`."""
+  """Which rows are scored, and what the proxy may be."""
   share, proxy = config.score.share, config.proxy
-  yield "score.share", share, 0 < share <= 1, "give a number in (0, 1]"
-  yield (
-    "score.seed",
-    config.score.seed,
-    config.score.seed >= 0,
-    "give 0 or more",
-  )
   good = share == 1 or set(methods(config)) == {"proxy"}
   todo = "use method proxy alone, or 1: other methods need every row's score"
   yield "score.share", share, good, todo
   given = [r for r in ("teacher", "reference") if config[r].scores]
   todo = f"give 1: {' and '.join(given)}.scores must be of every row"
   yield "score.share", share, share == 1 or not given, todo
-  good = 0 < proxy.sample < share
-  todo = "give more than 0 and less than score.share: the rest tests the proxy"
-  yield "proxy.sample", proxy.sample, good or not uses_proxy(config), todo
-  taken = {config.teacher.name, config.reference.name}
-  taken |= {text.partition("=")[0] for text in config.score.more}
-  good = proxy.name not in taken and re.fullmatch(r"\w[\w.-]*", proxy.name)
-  yield "proxy.name", proxy.name, good, "give a name of its own"
+  good = proxy.sample < share or not uses_proxy(config)
+  todo = "give less than score.share: the rest tests the proxy"
+  yield "proxy.sample", proxy.sample, good, todo
   tied, todo = proxy.model.tie_word_embeddings, "say True: it has no such head"
   yield "proxy.model.tie_word_embeddings", tied, tied, todo
   good = not (proxy.from_reference and config.reference.scores)
@@ -156,57 +153,18 @@ def _proxy_rules(config):
   yield "select.definition", ranks, ranks != "proxy", todo
 
 
-def _seqkd_rules(config, among, at_least):
-  """Those of section seqkd, and what its method needs; as `_rules`."""
-  c, length = config.seqkd, config.corpus.max_length
-  good = 1 <= round(c.prompt_share * length) <= length
-  todo = "give 0 to 1, at least one token of max_length"
-  yield "seqkd.prompt_share", c.prompt_share, good, todo
-  for name in ("temperature", "seed", "rows"):
-    yield at_least(f"seqkd.{name}", c[name], 0)
-  for name in ("batch_size", "rows_per_part"):
-    yield at_least(f"seqkd.{name}", c[name], 1)
-  yield "seqkd.top_p", c.top_p, 0 < c.top_p <= 1, "give a number in (0, 1]"
-  yield among("seqkd.dtype", c.dtype, _DTYPES)
+def _generated_rules(config):
+  """Where the teacher or the student goes on after a prompt."""
+  length, student = config.corpus.max_length, config.student
   uses = uses_generated(config)
-  student, todo = config.student, "say one_to_one: seqkd's rows do not join"
+  value = config.seqkd.prompt_share
+  good = round(value * length) >= 1 or not uses
+  todo = "let it be at least one token of max_length"
+  yield "seqkd.prompt_share", value, good, todo
   good = not (uses and student.tokenizer) or student.conversion == "one_to_one"
+  todo = "say one_to_one: seqkd's rows do not join"
   yield "student.conversion", student.conversion, good, todo
-
-
-def _kd_rules(config, among):
-  """What it takes to learn from the teacher's distributions; as `_rules`."""
-  kd = config.kd
-  yield "kd.weight", kd.weight, 0 <= kd.weight <= 1, "give 0 to 1"
-  good = 0.01 <= kd.temperature <= 100
-  yield "kd.temperature", kd.temperature, good, "give 0.01 to 100"
-  yield among("kd.dtype", kd.dtype, ("", *_DTYPES))
-
-
-def _minillm_rules(config):
-  """What method minillm can do with, as `_rules`."""
-  m, used = config.minillm, "minillm" in methods(config)
-  prompt = int(m.prompt_share * config.corpus.max_length)
-  good = 2 <= prompt < config.corpus.max_length
+  value, uses = config.minillm.prompt_share, "minillm" in methods(config)
+  good = 2 <= fields.of(value, length) < length or not uses
   todo = "let there be 2 or more of max_length before it, and some after it"
-  yield "minillm.prompt_share", m.prompt_share, good or not used, todo
-  value = m.teacher_mix
-  yield "minillm.teacher_mix", value, 0 <= value < 1, "give 0 to less than 1"
-  value = m.lm_weight
-  yield "minillm.lm_weight", value, 0 <= value < float("inf"), "give 0 or more"
-
-
-def _logits_rules(config, among, at_least):
-  """Those of methods that read stage logits, as `_rules`."""
-  c, chosen = config.sparse_kd, config.token_selection
-  yield at_least("logits.rows_per_part", config.logits.rows_per_part, 1)
-  yield among("sparse_kd.kind", c.kind, ("sampling", "top_k"))
-  yield at_least("sparse_kd.ids", c.ids, 1)
-  yield at_least("sparse_kd.seed", c.seed, 0)
-  yield "sparse_kd.weight", c.weight, 0 < c.weight <= 1, "give 0 to 1, not 0"
-  good = not c.normalise or c.kind == "top_k"
-  todo = "say False: counts of samples sum up to 1"
-  yield "sparse_kd.normalise", c.normalise, good, todo
-  yield among("token_selection.model", chosen.model, ("reference", "teacher"))
-  good = 0 < chosen.ratio <= 1
-  yield "token_selection.ratio", chosen.ratio, good, "give 0 to 1, not 0"
+  yield "minillm.prompt_share", value, good, todo

@@ -47,8 +47,8 @@ def for_method(config: ConfigDict, method: str) -> types.SimpleNamespace:
   """
   made = METHODS[method]
   return types.SimpleNamespace(
-    selection=config.select.name.format(method=made.selection),
-    student=config.student.name.format(method=method),
+    selection=config.select.name.replace("{method}", made.selection),
+    student=config.student.name.replace("{method}", method),
     definition=made.definition or config.select.definition,
     objective=made.objective,
     generated=made.generated,

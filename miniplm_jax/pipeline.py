@@ -2,10 +2,10 @@
 
 import functools
 import json
-import re
 from collections.abc import Callable, Sequence
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
@@ -52,8 +52,6 @@ JOBS: dict[str, Callable[..., list[Job]]] = {
   "report": report.jobs,
 }
 LOOKS = {"plan": plan.run, "verify": verify.run, "generate": generate.run}
-# Of a value in the config's YAML.
-_BUCKET = re.compile(r"[:-] '?(gs://[^/'\s]+)")
 
 
 def run(
@@ -79,19 +77,20 @@ def run(
     UserError: something that the user can put right.
   """
   config_rules.check(config, where)
-  with config.unlocked():
-    config.generate.prompts += tuple(prompt)
-    config.stages = tuple(stages) or config.stages
-  config_rules.check(config, "--stages")
+  config = ConfigDict(config.to_dict())  # it may be frozen
+  config.generate.prompts += tuple(prompt)
+  config.stages = tuple(stages) or config.stages
+  config_rules.check(config, "command line")
+  config_rules.expand(config)
   if prompt and "generate" not in config.stages:
     raise UserError(
       "there is a prompt, and nothing that reads it",
       "command line",
       "add --stages=generate",
     )
-  for bucket in sorted(set(_BUCKET.findall(str(config)))):
+  for bucket in buckets(config):
     gs.check(bucket)
-  workdir = Workdir(epath.Path(config.workdir).expanduser())
+  workdir = Workdir(epath.Path(config.workdir))
   run = config.run
   if not dry_run:
     backend.prepare(run.compilation_cache, workdir.root, run.deterministic)
@@ -110,6 +109,7 @@ def run(
       hosts.agree(look) if stage == plan.STAGE else look()
       continue
     jobs = JOBS[stage](config, workdir)
+    _refuse_outside(jobs, workdir)
     if not jobs and stage in stages:
       say(stage, "skipped, this config leaves it nothing to do")
     if not dry_run:
@@ -118,6 +118,20 @@ def run(
     for job in jobs:
       state = "would be redone" if force else job_lib.status(job)
       print(f"  {stage:11} {state}\n              {job.summary}")
+
+
+def buckets(config) -> list[str]:
+  """Those that the config's paths are in, as gs://NAME."""
+  remote = [p for p in config_rules.paths(config) if p.startswith(gs.SCHEME)]
+  return sorted({"/".join(path.split("/")[:3]) for path in remote})
+
+
+def _refuse_outside(jobs: Sequence[Job], workdir: Workdir):
+  """Refuses a job that would write or remove what is not in the workdir."""
+  root = gs.absolute(workdir.root)
+  for path in (p for job in jobs for p in (job.manifest, *job.outputs)):
+    if root not in gs.absolute(path).parents:
+      raise UserError("not in the workdir", str(path), "give other names")
 
 
 def _refuse_if_different(config, force: bool):

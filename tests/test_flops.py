@@ -116,18 +116,21 @@ def test_teachers_of_the_paper_need_no_hub(monkeypatch):
   assert hub.shape_of(section).parameters() == 1_836_828_672
 
 
-def test_a_budget_is_spent_and_a_warmup_never_cut():
+def test_a_budget_is_spent_and_the_warmup_stays_its_share_of_it():
   config = config_lib.default()
   arch = architecture.make(config.student.model)
   plain = flops.next_token(arch, config.corpus.max_length)
 
-  def steps(times: float) -> int:
-    return budget.schedule(config, arch, times * plain).steps
+  def steps(times: float) -> tuple[int, int]:
+    found = budget.schedule(config, arch, times * plain)
+    return found.warmup_steps, found.steps
 
-  assert [steps(t) for t in (0, 1, 3, 4)] == [100_000, 100_000, 33_333, 25_000]
-  assert steps(1000) == config.train.warmup_steps + 1
+  whole = 2000, 100_000
+  assert [steps(t) for t in (0, 1)] == [whole, whole]
+  assert [steps(t) for t in (3, 4)] == [(666, 33_333), (500, 25_000)]
+  assert [steps(t) for t in (1e3, 1e9)] == [(2, 100), (0, 1)]
   config.equal_flops = False
-  assert steps(4) == config.train.steps == 100_000
+  assert steps(4) == whole
 
 
 def test_unknown_parts_stay_unknown():

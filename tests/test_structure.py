@@ -18,6 +18,7 @@ PACKAGE = ROOT / "miniplm_jax"
 ORDER = (
   "core",
   "methods",
+  "model_config",
   "method_config",
   "evaluation_config",
   "run_config",
@@ -212,7 +213,13 @@ def test_every_field_is_live(tmp_path):
     node.attr
     for path in PACKAGE.rglob("*.py")
     if not path.stem.startswith(
-      ("config", "method_config", "evaluation_config", "run_config")
+      (
+        "config",
+        "model_config",
+        "method_config",
+        "evaluation_config",
+        "run_config",
+      )
     )
     for node in ast.walk(ast.parse(path.read_text()))
     if isinstance(node, ast.Attribute)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from miniplm_jax.analyse.inventory import Inventory, Skipped
-from miniplm_jax.core import page
+from miniplm_jax.core import fields, page
 from miniplm_jax.score import fidelity
 
 TITLE = "Reference against student"
@@ -37,7 +37,7 @@ def compare(a: np.ndarray, b: np.ndarray, alpha: float) -> dict[str, Any]:
     `rows`, `pearson`, `spearman`, `agreement` and `chance`.
   """
   a, b = np.float64(a), np.float64(b)
-  n, kept = len(a), int(alpha * len(a))
+  n, kept = len(a), fields.of(alpha, len(a))
   # Of the kept rows that differ, each has one beside it that was not kept.
   differ = 2 * kept * (1 - fidelity.agreement(a, b, alpha))
   return {

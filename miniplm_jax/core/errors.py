@@ -1,8 +1,11 @@
 """The one error that a user is meant to read, and stopping on a signal."""
 
 import contextlib
+import os
+import re
 import signal
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 
 
 class UserError(Exception):
@@ -28,6 +31,45 @@ def one_line(e: UserError | OSError) -> str:
     return str(e)
   what = e.strerror or " ".join(str(e).split())
   return f"{what}, {e.filename or 'a file'}, check that it can be used"
+
+
+def of_command_line(e: BaseException, argv: Sequence[str]) -> UserError | None:
+  """What flags, or the config file that they name, raised.
+
+  Args:
+    e: the error.
+    argv: the command line.
+
+  Returns:
+    None after --help, which raises SystemExit as well.
+  """
+  named = {a.rpartition("=")[2].partition(":")[0] for a in argv[1:]}
+  paths = {os.path.abspath(path): path for path in named if path}
+  chain = [e]
+  while cause := chain[-1].__cause__ or chain[-1].__context__:
+    chain.append(cause)
+  for error in reversed(chain):
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(frame.filename, frame.lineno) for frame in frames]
+    if isinstance(error, SyntaxError):
+      places.append((error.filename or "", error.lineno))
+    for name, line in reversed(places):
+      if path := paths.get(os.path.abspath(name)):
+        what = f"{type(error).__name__}: {_without_fields(error)}"
+        return UserError(what, f"{path}:{line}", "mend the config file")
+  if isinstance(e, SystemExit):
+    return None
+  unknown = isinstance(e, (AttributeError, KeyError))
+  what = "no such field" if unknown else type(e).__name__
+  what += f": {_without_fields(e)}"
+  return UserError(what, "flags or config file", "see --help")
+
+
+def _without_fields(e: BaseException) -> str:
+  """What an error says, without the whole config that a ConfigDict adds."""
+  said = e.args[0] if isinstance(e, KeyError) and e.args else e
+  listed = r"Other fields present: .*?(?=Did you mean|\Z)"
+  return re.sub(listed, "", str(said), flags=re.DOTALL)
 
 
 class Stopped(BaseException):

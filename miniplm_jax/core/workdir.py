@@ -4,11 +4,29 @@ import dataclasses
 
 from etils import epath
 
+from miniplm_jax.core import fields
+from miniplm_jax.core.errors import UserError
+
 MANIFEST = "manifest.json"
 # The input of a job that is a corpus in the student's own tokens.
 CONVERTED = "converted"
 # And one whose rows the teacher wrote in part.
 GENERATED = "generated"
+# What the folders of a workdir are called.
+FOLDERS = frozenset(
+  [
+    "corpus",
+    "teacher",
+    "reference",
+    "scores",
+    "proxy",
+    "selection",
+    "students",
+    "plan",
+    "analysis",
+    "tasks",
+  ]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +46,15 @@ class Workdir:
 
   def scores(self, model: str) -> epath.Path:
     """Σ nll and tokens per row under one model."""
-    return self.root / "scores" / model
+    return self._named("scores", model)
 
   def selection(self, name: str) -> epath.Path:
     """Kept row ids."""
-    return self.root / "selection" / name
+    return self._named("selection", name)
 
   def student(self, name: str) -> epath.Path:
     """Converted corpus, checkpoints, evaluation and export of a student."""
-    return self.root / "students" / name
+    return self._named("students", name)
 
   @property
   def plan(self) -> epath.Path:
@@ -51,3 +69,10 @@ class Workdir:
   def generated(self, name: str) -> epath.Path:
     """Rows that the teacher wrote in part for a student."""
     return self.student(name) / "generated"
+
+  def _named(self, folder: str, name: str) -> epath.Path:
+    # Nothing is read, written or removed elsewhere, whoever gives the name.
+    if not fields.is_name(name):
+      where = str(self.root / folder)
+      raise UserError(f"the name {name!r}", where, fields.NAME_TODO)
+    return self.root / folder / name

@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from miniplm_jax.core import fields
 from miniplm_jax.distill import sampling
 from miniplm_jax.models import head, likelihood, reverse_kl
 from miniplm_jax.models.decoder import Decoder
@@ -87,7 +88,7 @@ class MiniLLM(NextToken):
     return (*arrays, weight_BxN, row_weight_B, key_Bx2), total
 
   def _prompt(self, inputs_BxT) -> int:
-    return int(self._section.prompt_share * inputs_BxT.shape[1])
+    return fields.of(self._section.prompt_share, inputs_BxT.shape[1])
 
   def loss(
     self,

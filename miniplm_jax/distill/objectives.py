@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from miniplm_jax.core import fields
 from miniplm_jax.core.job import Input
 from miniplm_jax.distill import logits_stage
 from miniplm_jax.models import architecture, hub
@@ -63,7 +64,7 @@ def _soft_labels(config, workdir, unused_names) -> Plan:
 
 def _minillm(config, workdir, unused_names) -> Plan:
   c, train, length = config.minillm, config.train, config.corpus.max_length
-  prompt = int(c.prompt_share * length)
+  prompt = fields.of(c.prompt_share, length)
   read, teacher = _teacher(config, workdir, train.dtype)
 
   def make(corpus, mesh, inputs):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
 
 
@@ -110,6 +111,6 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 def agreement(a: np.ndarray, b: np.ndarray, ratio: float) -> float:
   """Share of the highest rows of `a` among those of `b`, 1 if none are."""
-  kept = int(ratio * len(a))  # as `select` counts them
+  kept = fields.of(ratio, len(a))  # as `select` counts them
   top, other = (np.argsort(-x, kind="stable")[:kept] for x in (a, b))
   return len(np.intersect1d(top, other)) / kept if kept else 1.0

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from miniplm_jax.config import share_of
+from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.select import cutoff, duplicates, noise
@@ -129,7 +130,8 @@ class Candidates:
     """Rows or tokens that are to be kept."""
     s = self._settings
     # of all of D, as in the method, whatever is left out
-    return s["tokens"] or s["rows"] or int(s["ratio"] * self._scored.rows)
+    rows = self._scored.rows
+    return s["tokens"] or s["rows"] or fields.of(s["ratio"], rows)
 
   def shares(self) -> dict[str, tuple[int, int]]:
     """Least and largest budget of each domain that has a quota, rounded down.

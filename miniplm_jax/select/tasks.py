@@ -145,7 +145,7 @@ class _Table:
     part = int(np.searchsorted(self._firsts, row_id, "right")) - 1
     columns = self._part(max(part, 0))
     i = int(np.searchsorted(columns["row_id"], row_id))
-    if columns["row_id"][i : i + 1] != [row_id]:
+    if row_id not in columns["row_id"][i : i + 1]:
       raise UserError(
         f"row {row_id} has no score",
         str(self._manifest.path),

@@ -28,8 +28,10 @@ def job(config, workdir: Workdir, rows: Job, scored: Callable) -> Job:
     scored: (inputs of that job) → its `ScoredRows`.
   """
   c, directory = config.select, rows.manifest.parent
-  other = workdir.selection(c.compare_with) / MANIFEST
-  compares = bool(c.compare_with) and other != rows.manifest
+  other = rows.manifest
+  if c.compare_with:
+    other = workdir.selection(c.compare_with) / MANIFEST
+  compares = other != rows.manifest
   inputs = {_SELECTION: rows.manifest, **rows.inputs}
   if compares:
     inputs["compare_with"] = lambda: _require(other).fingerprint

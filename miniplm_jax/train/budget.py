@@ -17,7 +17,8 @@ def schedule(config, arch: Architecture, token_flops: float) -> ConfigDict:
   """The train section of a student, with the steps that it can afford.
 
   With `equal_flops` those whose step costs more take fewer: together as many
-  FLOPs as `train.steps` steps of the next-token loss (paper, section 3.1).
+  FLOPs as `train.steps` steps of the next-token loss (paper, section 3.1). The
+  warm-up stays the same share of the steps.
 
   Args:
     config: the configuration.
@@ -29,8 +30,9 @@ def schedule(config, arch: Architecture, token_flops: float) -> ConfigDict:
     return train
   plain = flops.next_token(arch, config.corpus.max_length)
   train = train.copy_and_resolve_references()
-  steps = round(train.steps * plain / token_flops)
-  train.steps = max(steps, train.warmup_steps + 1)
+  steps = max(round(train.steps * plain / token_flops), 1)
+  train.warmup_steps = train.warmup_steps * steps // train.steps
+  train.steps = steps
   return train
 
 

@@ -29,9 +29,12 @@ def learning_rate(train) -> optax.Schedule:
 
 
 def make(train) -> optax.GradientTransformation:
-  """Clip by global norm, then AdamW with decay on every parameter."""
+  """Clip by global norm, then AdamW with decay on every parameter.
+
+  A clip_norm of 0 clips nothing.
+  """
   return optax.chain(
-    _clip(train.clip_norm),
+    _clip(train.clip_norm) if train.clip_norm else optax.identity(),
     optax.adamw(
       learning_rate(train),
       b1=train.beta1,

@@ -1,0 +1,249 @@
+"""What a configuration may say: a rule for every field, and of several."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import CONFIG, ROOT
+from ml_collections import ConfigDict, config_dict
+
+from miniplm_jax import config as config_lib
+from miniplm_jax import config_rules, model_config, pipeline
+from miniplm_jax.core import errors, fields
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.fields import Field
+from miniplm_jax.core.workdir import Workdir
+
+INF, NAN = math.inf, math.nan
+
+
+def config(**changes) -> ConfigDict:
+  """The defaults with a workdir, and with other values by dotted name."""
+  found = config_lib.default().unlock()
+  found.workdir = "run"
+  found.update_from_flattened_dict(changes)
+  return found
+
+
+def refusal(**changes) -> str:
+  with pytest.raises(UserError) as e:
+    config_rules.check(config(**changes), "here")
+  return str(e.value)
+
+
+def sections(tree, name="config"):
+  for key, found in tree.items():
+    if not isinstance(found, Field):
+      yield from sections(found, f"{name}.{key}")
+    yield f"{name}.{key}", found
+
+
+def test_every_field_has_a_rule_that_its_default_keeps():
+  seen = 0
+  for tree in (config_lib.FIELDS, model_config.MAMBA):
+    for name, field in sections(tree):
+      assert isinstance(field, Field | dict), name
+      if isinstance(field, Field) and name != "config.workdir":
+        assert field.first_bad(field.default) is None, name
+        seen += 1
+  assert seen > 280
+  rules = [leaf[0] for leaf in config_rules.leaves(config_lib.default())]
+  assert len(set(rules)) == len(rules) > 270
+  config_rules.check(config(), "here")
+
+
+def test_no_field_takes_another_type_nothing_or_nan():
+  for _, section, key, field in config_rules.leaves(config()):
+    value = section[key]
+    for other in (
+      None,
+      [None],
+      object(),
+      b"x",
+      {},
+      NAN,
+      INF,
+      -INF,
+      "\0",
+      10**99,
+    ):
+      assert field.first_bad(other) is not None, (key, other)
+    if isinstance(value, bool):
+      assert field.first_bad(1)
+    else:
+      assert field.first_bad(True), key
+    if isinstance(value, int):
+      assert field.first_bad(2**63) and field.first_bad(float(value)), key
+
+
+@pytest.mark.parametrize(
+  ("name", "good", "bad"),
+  [
+    ("train.clip_norm", (0.0, 1.0), (-1.0, NAN, INF)),
+    ("train.learning_rate", (0.0, 1e-3), (-1.0, 2.0, NAN)),
+    ("train.beta2", (0.0, 0.95), (1.0, 1.5, -0.1)),
+    ("train.epsilon", (1e-8,), (0.0, -1.0)),
+    ("train.seed", (0, 2**32 - 1), (-1, 2**32)),  # JAX drops higher bits
+    ("corpus.seed", (-1, 2**63 - 1), (2**63,)),
+    ("select.seed", (0, 2**63 - 1), (-1, 2**63)),
+    ("score.int8_least_spearman", (0.5, 1), (1.5, NAN)),
+    ("seqkd.prompt_share", (0.5, 1.0), (0.0, NAN)),
+    ("run.data", (-1, 1, 8), (0, -2)),
+    ("run.coordinator", ("", "auto", "a:1"), ("x", "x:", "x:y", "x:123456")),
+    ("corpus.eos_token", ("</s>", "[EOS]"), ("", "a", "<|end")),
+    ("teacher.name", ("a", "Qwen1.5-1.8B", "a_b@c+"), ("..", "", "-a", "a/b")),
+    ("select.name", ("{method}-r0.3", "x"), ("../x", "{x}", "/x", "", ".x")),
+    ("select.compare_with", ("", "x"), ("a/b", "..", "{method}")),
+    ("teacher.revision", ("main", "refs/pr/1"), ("", "a b")),
+    ("train.domain_weights", (("a=2",), ("a=1/3",)), (("a",), ("a=-1",))),
+    ("select.quotas", (("a=0.1:",),), (("a=0.1",), ("a=1e-999999999:2",))),
+    ("student.model.rope_type", ("llama3",), ("lama3", "")),
+    ("export.max_shard_size", ("5GB",), ("5", "0GB", "-1GB")),
+  ],
+)
+def test_a_field_takes_what_is_in_its_range(name, good, bad):
+  leaves = {leaf[0]: leaf[3] for leaf in config_rules.leaves(config())}
+  field = leaves[f"config.{name}"]
+  assert [v for v in good if field.first_bad(v)] == []
+  assert [v for v in bad if not field.first_bad(v)] == []
+  assert f"config.{name} is" in refusal(**{name: bad[0]})
+
+
+def test_a_seed_beyond_its_range_would_be_another_seed():
+  import jax
+
+  data = [jax.random.key_data(jax.random.key(s)) for s in (1, 2**32 + 1)]
+  np.testing.assert_array_equal(*data)
+
+
+@pytest.mark.parametrize(
+  ("changes", "name"),
+  [
+    ({"teacher.name": "reference"}, "reference.name"),
+    ({"reference.name": "Teacher"}, "reference.name"),
+    ({"proxy.name": "teacher"}, "proxy.name"),
+    ({"score.more": ("proxy=x",)}, "score.more"),
+    ({"score.more": ("a=x", "a=y")}, "score.more"),
+    ({"baselines": ("pretrain",), "student.name": "x"}, "student.name"),
+    ({"baselines": ("pretrain",), "select.name": "x"}, "select.name"),
+    ({"select.quotas": ("a=:0.5", "a=0.1:")}, "select.quotas"),
+    ({"select.quotas": ("a=0.6:", "b=0.6:")}, "select.quotas"),
+    ({"train.domain_weights": ("a=1", "a=2")}, "train.domain_weights"),
+    ({"run.processes": 2, "run.process_id": 2}, "run.process_id"),
+    ({"run.compilation_cache": "scores/x"}, "run.compilation_cache"),
+    ({"corpus.reference_share": 0.6, "corpus.heldout_share": 0.5}, "corpus"),
+    ({"select.rows": 5}, "select.ratio, rows"),
+  ],
+)
+def test_fields_that_do_not_go_together(changes, name):
+  assert f"config.{name}" in refusal(**changes)
+
+
+def test_what_is_not_set_is_said():
+  found = config()
+  found.train.steps = config_dict.required_placeholder(int)
+  with pytest.raises(UserError, match=r"train\.steps is not set"):
+    config_rules.check(found, "here")
+  found = config()
+  found.train.steps = None
+  with pytest.raises(UserError, match=r"train\.steps is None"):
+    config_rules.check(found, "here")
+
+
+def test_no_name_leads_out_of_its_folder(tmp_path):
+  workdir = Workdir(pipeline.epath.Path(tmp_path))
+  for folder in (workdir.scores, workdir.selection, workdir.student):
+    assert tmp_path in folder("a-b.c").parents
+    for name in (
+      "..",
+      "",
+      ".",
+      "a/b",
+      "/a",
+      "../..",
+      "-a",
+      "~",
+      "a\n",
+      "x" * 101,
+    ):
+      with pytest.raises(UserError, match="the name"):
+        folder(name)
+
+
+@pytest.mark.parametrize(
+  ("share", "total", "wanted"),
+  [(0.29, 100, 29), (0.57, 100, 57), (0.58, 100, 58), (0.5, 7, 3), (1, 9, 9)],
+)
+def test_a_share_is_the_number_that_was_written(share, total, wanted):
+  assert fields.of(share, total) == wanted
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/me")
+  given = {
+    "workdir": "~/run",
+    "corpus.source": "~/a/*.jsonl",
+    "corpus.tokenizer": "~/t",
+    "teacher.path": "~/teacher",
+    "teacher.scores": "~",
+    "score.more": ("a=~/b", "c=org/name"),
+    "select.evaluation_sets": ("~/x", "/y"),
+    "evaluation.task_data": "~/tasks",
+    "generate.prompts": ("~/no path",),
+  }
+  found = config(**given)
+  config_rules.expand(found)
+  for name, value in given.items():
+    *folders, key = name.split(".")
+    section = found
+    for folder in folders:
+      section = section[folder]
+    written = str(value).replace("~", "/home/me")
+    assert str(section[key]) == (str(value) if "prompts" in name else written)
+
+
+def test_only_paths_ask_for_a_bucket():
+  given = {
+    "generate.prompts": ("gs://prompt/y", "copy to: gs://x/y"),
+    "run.beam": "--temp_location=gs://beam/x",
+    "corpus.source": "gs://one/a/*",
+    "corpus.tokenizer": "gs://one/t",
+    "score.more": ("a=gs://two/x",),
+  }
+  assert pipeline.buckets(config(**given)) == ["gs://one", "gs://two"]
+
+
+def of_command_line(path, body: str) -> str:
+  """What main says of a config file with this body."""
+  from absl import flags
+  from ml_collections import config_flags
+
+  path.write_text(f"import sys\ndef get_config():\n  {body}\n")
+  argv = ["main", f"--config={path}"]
+  values = flags.FlagValues()
+  with pytest.raises((Exception, SystemExit)) as e:
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(argv)
+  return str(errors.of_command_line(e.value, argv))
+
+
+@pytest.mark.parametrize(
+  "body",
+  ["sys.exit()", "sys.exit(3)", "{}['nothing']", "int('x')", "None.x", "1 +"],
+)
+def test_what_a_config_file_raises_is_said_with_its_line(tmp_path, body):
+  path = tmp_path / "mine.py"
+  assert f"{path}:3" in of_command_line(path, body)
+
+
+def test_help_is_no_error():
+  assert errors.of_command_line(SystemExit(1), ["main", "--help"]) is None
+
+
+def test_every_config_of_the_repository_can_be_meant():
+  for path in [*(ROOT / "configs").glob("*.py"), CONFIG]:
+    space = {}
+    exec(path.read_text(), space)
+    found = space["get_config"]()
+    found.workdir = found.workdir or "run"
+    config_rules.check(found, str(path))
