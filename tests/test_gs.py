@@ -4,21 +4,26 @@ TensorFlow has Google's address built in and cannot take part; nothing here
 reads gs:// through it.
 """
 
+import contextlib
+import fcntl
+import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import fsspec.config
 import gs_emulator
 import pytest
 import tiny_config
+from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from helpers import command, environment, write_corpus
 
 from miniplm_jax import pipeline
-from miniplm_jax.core import gs
+from miniplm_jax.core import array_records, gs
 
 _BUCKET = epath.Path(f"gs://{gs_emulator.BUCKET}")
 _WORKDIR = _BUCKET / "run"
@@ -191,3 +196,88 @@ def test_one_of_many_claims_is_granted_and_pyarrow_reads_it(gate):
   )
   with system.open_input_stream(path) as f:
     assert int(f.read()) == granted.index(True)
+
+
+def disk_of(monkeypatch, folder, size: int):
+  """A disk of so many bytes for the copies, with nothing else on it."""
+
+  def usage(path):
+    used = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    return SimpleNamespace(total=size, free=size - used)
+
+  monkeypatch.setenv("MINIPLM_CACHE", str(folder))
+  monkeypatch.setattr(gs.shutil, "disk_usage", usage)
+
+
+def copies(folder) -> set[str]:
+  return {p.name for p in folder.rglob("object*") if p.is_file()}
+
+
+def test_copies_go_when_they_are_not_in_use_and_others_files_stay(
+  gate, monkeypatch, tmp_path
+):
+  disk_of(monkeypatch, tmp_path, 10_000)  # 9,000 may be used: 2 copies
+  for i in range(4):
+    (_BUCKET / f"object{i}").write_bytes(bytes([i]) * 4000)
+  others = tmp_path / "gs" / "notes" / "7.txt"
+  others.parent.mkdir(parents=True)
+  others.write_text("mine")
+  with gs.local(_BUCKET / "object0") as first:
+    for i in (1, 2, 3, 1):
+      with gs.local(_BUCKET / f"object{i}") as copy:
+        assert copy.read_bytes() == bytes([i]) * 4000
+        assert copies(tmp_path) == {"object0", f"object{i}"}
+    with (
+      gs.local(_BUCKET / "object2"),
+      pytest.raises(gs.NoRoomError, match=r"4,000 bytes.*MINIPLM_CACHE"),
+      gs.local(_BUCKET / "object3"),
+    ):
+      pass
+    assert first.read_bytes() == bytes(4000)
+  # Begun by a process that was killed, and by one that is still at it.
+  dead, alive = (first.parents[2] / f"object{n}/1" for n in (8, 9))
+  for folder in (dead, alive):
+    folder.mkdir(parents=True)
+    (folder / ".partial-1-1").write_bytes(bytes(1000))
+    os.utime(folder / ".partial-1-1", (1, 1))
+  with gs._locked(alive) as lock:
+    lock(fcntl.LOCK_EX)
+    with gs.local(_BUCKET / "object3"):
+      assert not list(dead.glob(".partial*"))
+      assert list(alive.glob(".partial*")) and others.read_text() == "mine"
+
+
+def test_a_corpus_larger_than_the_disk_is_read(gate, monkeypatch, tmp_path):
+  shards = range(5)
+  for i in shards:
+    local = tmp_path / "local"
+    with contextlib.closing(ArrayRecordWriter(str(local), "group_size:1")) as w:
+      for j in range(20):
+        w.write(f"{i} {j}".encode() * 50)
+    gs.upload(local, _BUCKET / f"objects{i}")
+  size = local.stat().st_size
+  disk_of(monkeypatch, tmp_path / "cache", 3 * size)
+  readers = array_records.Readers(lambda i: _BUCKET / f"objects{i}")
+  for i in (*shards, *shards):
+    assert readers.read(i, [7]) == [f"{i} 7".encode() * 50]
+    assert readers.read(i, [3, 1])[1] == f"{i} 1".encode() * 50
+    assert len(copies(tmp_path / "cache")) <= 2
+
+
+def test_workers_copy_an_object_once(gate, monkeypatch, tmp_path):
+  from concurrent.futures import ThreadPoolExecutor
+
+  disk_of(monkeypatch, tmp_path, 1 << 30)
+  (_BUCKET / "once").write_bytes(bytes(1000))
+  asked = []
+  monkeypatch.setattr(
+    gate, "before", lambda method, address: asked.append(address)
+  )
+
+  def size(unused):
+    with gs.local(_BUCKET / "once") as copy:
+      return copy.stat().st_size
+
+  with ThreadPoolExecutor(8) as pool:
+    assert list(pool.map(size, range(8))) == [1000] * 8
+  assert sum("alt=media" in address for address in asked) == 1

@@ -5,11 +5,14 @@ readers of ArrayRecord and safetensors and memory maps take files of this
 machine, so those are copied here first.
 """
 
+import contextlib
+import fcntl
 import logging
 import os
 import pathlib
 import shutil
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
@@ -30,6 +33,9 @@ for _name, _value in {
 SCHEME = "gs://"
 _SPARE = 0.1  # of the disk with the copies stays free
 _CHUNK = 1 << 24  # bytes of a copy that are asked for at once
+# Beside a copy: who holds the lock reads it, or is making it.
+_LOCK = ".lock"
+_SCRATCH = ".partial-"
 
 
 def is_local(path: epath.PathLike) -> bool:
@@ -96,36 +102,75 @@ def _short(e: Exception) -> str:
   return text if len(text) <= 160 else f"{text[:160]}…"
 
 
-def copied(path: epath.PathLike) -> pathlib.Path:
+class NoRoomError(UserError):
+  """A copy does not fit beside those that are in use."""
+
+
+@contextlib.contextmanager
+def local(path: epath.PathLike) -> Iterator[pathlib.Path]:
   """The path itself if it is local, else that of a copy on this machine.
 
   A copy lies in $MINIPLM_CACHE/gs, else ~/.cache/miniplm_jax/gs, under the
   object's name and generation, so that one that was written anew is copied
-  anew. Those that were not used for longest go when a tenth of the disk is
-  left.
+  anew. While the context is open it stays, in whatever process of this machine
+  that is; of the others, those that were not used for longest go when a tenth
+  of the disk is left.
 
   Raises:
     FileNotFoundError: there is no such object.
-    UserError: it does not fit on the disk.
+    NoRoomError: it does not fit on the disk.
   """
   if is_local(path):
-    return pathlib.Path(path)
+    yield pathlib.Path(path)
+    return
   name = os.fspath(path)
   facts = file_system().info(name)
   folder = _cache() / name.removeprefix(SCHEME) / facts["generation"]
+  folder.mkdir(parents=True, exist_ok=True)
   copy = folder / epath.Path(path).name
-  if not copy.exists():
-    folder.mkdir(parents=True, exist_ok=True)
-    _make_room(facts["size"], name)
-    # Several workers may copy it at once: each its own, one name in the end.
-    scratch = folder / f".{os.getpid()}-{threading.get_ident()}"
+  with _locked(folder) as lock:
+    while True:
+      lock(fcntl.LOCK_SH)
+      if copy.exists():
+        break
+      lock(fcntl.LOCK_EX)  # one of several workers copies, the others wait
+      if not copy.exists():
+        _make_room(facts["size"], name)
+        scratch = folder / f"{_SCRATCH}{os.getpid()}-{threading.get_ident()}"
+        try:
+          file_system().get_file(name, str(scratch), chunksize=_CHUNK)
+          scratch.replace(copy)
+        finally:
+          scratch.unlink(missing_ok=True)
+    os.utime(copy)  # used now
+    yield copy
+
+
+def copied(path: epath.PathLike) -> pathlib.Path:
+  """As `local`, for what is read until this process ends."""
+  return _kept.enter_context(local(path))
+
+
+_kept = contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[Callable[[int], None]]:
+  """Takes and changes the lock of a copy's folder: shared is "in use"."""
+  handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+
+  def lock(how: int):
     try:
-      file_system().get_file(name, str(scratch), chunksize=_CHUNK)
-      scratch.replace(copy)
-    finally:
-      scratch.unlink(missing_ok=True)
-  os.utime(copy)  # used now
-  return copy
+      fcntl.flock(handle, how)
+    except OSError:
+      # A file system without locks: copies can be made, and stay.
+      if how & fcntl.LOCK_NB:
+        raise
+
+  try:
+    yield lock
+  finally:
+    os.close(handle)  # and with it the lock
 
 
 def _cache() -> pathlib.Path:
@@ -134,18 +179,39 @@ def _cache() -> pathlib.Path:
 
 
 def _make_room(size: int, name: str):
-  """Removes copies until `size` bytes fit; what is open stays readable."""
+  """Removes copies that are not in use until `size` bytes fit."""
   root = _cache()
-  found = [path for path in root.rglob("*") if path.is_file()]
-  oldest = sorted(found, key=lambda path: path.stat().st_mtime)
-  for path in (*oldest, None):
+  for folder in (*_oldest_first(root), None):
     disk = shutil.disk_usage(root)
     if disk.free - size >= _SPARE * disk.total:
       return
-    if path:
-      path.unlink(missing_ok=True)
-  raise UserError(
+    if folder is None:
+      break
+    with _locked(folder) as lock, contextlib.suppress(OSError):
+      lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+      for path in _contents(folder):
+        path.unlink(missing_ok=True)
+  raise NoRoomError(
     f"a copy of {size:,} bytes would leave less than {_SPARE:.0%} of the disk",
     f"{name} to {root}",
     "set MINIPLM_CACHE to a folder of a larger disk",
   )
+
+
+def _contents(folder: pathlib.Path) -> list[pathlib.Path]:
+  """A generation's copy, and what a kill left of one: never others' files."""
+  if not folder.name.isdigit():
+    return []
+  found = [folder / folder.parent.name, *folder.glob(f"{_SCRATCH}*")]
+  return [path for path in found if path.is_file()]
+
+
+def _oldest_first(root: pathlib.Path) -> list[pathlib.Path]:
+  """The folders that hold something, by when it was used last."""
+  used = {}
+  for folder in root.rglob("*"):
+    for path in _contents(folder):
+      # Another process may have removed it since.
+      with contextlib.suppress(FileNotFoundError):
+        used[folder] = path.stat().st_mtime
+  return sorted(used, key=used.__getitem__)

@@ -9,10 +9,12 @@ begins. Source: method.md 2.1, released code and the published data sets.
 """
 
 import array
+import contextlib
 import os
 import pathlib
 import re
 import struct
+import weakref
 from collections.abc import Iterable
 
 import numpy as np
@@ -95,7 +97,11 @@ class IndexedFile:
     for path in pair:
       if not epath.Path(path).exists():
         raise UserError(f"{path} is missing", str(prefix), "fetch it again")
-    self._bin, self._idx = map(str, map(gs.copied, pair))
+    copies = contextlib.ExitStack()
+    weakref.finalize(self, copies.close)  # and then what is mapped, too
+    self._bin, self._idx = (
+      str(copies.enter_context(gs.local(path))) for path in pair
+    )
     code, n, documents = self._header()
     dtype = np.dtype(_READ[code])
     length = _HEADER.size + 12 * n + 8 * documents

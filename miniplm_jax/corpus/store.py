@@ -16,7 +16,8 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files, gs
+from miniplm_jax.core import files
+from miniplm_jax.core.array_records import Readers
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
@@ -219,9 +220,11 @@ class Corpus:
     """
     manifest.check_sizes()
     self.manifest = manifest
-    self.directory = manifest.directory
-    self.parts = manifest.counts["parts"]
-    self._readers: dict[int, Any] = {}
+    self.directory = directory = manifest.directory
+    self.parts = parts = manifest.counts["parts"]
+    self._readers = Readers(
+      lambda part: directory / shard_names(part, parts)[0]
+    )
 
   def __len__(self) -> int:
     return self.manifest.counts["rows"]
@@ -339,19 +342,9 @@ class Corpus:
     for part in np.unique(parts):
       here = np.flatnonzero(parts == part)
       local = (row_ids[here] - self._offsets[part]).tolist()
-      for i, record in zip(here, self._reader(int(part)).read(local)):
+      for i, record in zip(here, self._readers.read(int(part), local)):
         found[i] = Instance.from_bytes(record)
     return found
-
-  def _reader(self, part: int):
-    if part not in self._readers:
-      from array_record.python.array_record_module import ArrayRecordReader
-
-      path = gs.copied(self.directory / shard_names(part, self.parts)[0])
-      # The default read-ahead of 16 MiB is for scans; this is random access.
-      options = "readahead_buffer_size:0"
-      self._readers[part] = ArrayRecordReader(str(path), options)
-    return self._readers[part]
 
 
 def open_corpus(inputs: Mapping[str, Manifest]) -> Corpus:

@@ -10,19 +10,18 @@ float16 keeps a log-probability above −16 to 0.004, so p to 0.4 %.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import msgpack
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files, gs
+from miniplm_jax.core import files
+from miniplm_jax.core.array_records import Readers
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 
 # A record is read on its own.
 _WRITER_OPTIONS = "group_size:1,zstd"
-_NO_READ_AHEAD = "readahead_buffer_size:0"
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
@@ -90,7 +89,8 @@ class LogitsTable:
     manifest.check_sizes()
     self._manifest, self._rows = manifest, kept_rows
     self._size = manifest.settings["rows_per_part"]
-    self._readers: dict[int, Any] = {}
+    directory, parts = manifest.directory, manifest.counts["parts"]
+    self._readers = Readers(lambda part: directory / part_name(part, parts))
 
   def read(
     self, row_ids: Sequence[int], length: int
@@ -116,7 +116,7 @@ class LogitsTable:
     for part in np.unique(parts):
       here = np.flatnonzero(parts == part)
       local = (places[here] - part * self._size).tolist()
-      for i, record in zip(here, self._reader(int(part)).read(local)):
+      for i, record in zip(here, self._readers.read(int(part), local)):
         self._fill(found, i, msgpack.unpackb(record), int(row_ids[i]))
     return found
 
@@ -136,12 +136,3 @@ class LogitsTable:
     if "log_probs" in found:
       low_TxK = np.frombuffer(body["log_probs"], "<f2").reshape(shape)
       found["log_probs"][i, : len(nll_T)] = low_TxK
-
-  def _reader(self, part: int):
-    if part not in self._readers:
-      from array_record.python.array_record_module import ArrayRecordReader
-
-      parts = self._manifest.counts["parts"]
-      path = gs.copied(self._manifest.directory / part_name(part, parts))
-      self._readers[part] = ArrayRecordReader(str(path), _NO_READ_AHEAD)
-    return self._readers[part]

@@ -7,7 +7,7 @@ Reads what transformers writes and writes what
 import contextlib
 import hashlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,10 +60,17 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
   Raises:
     UserError: naming every missing, unexpected and mis-shaped tensor.
   """
+  with contextlib.ExitStack() as copies:
+    paths = hub.weight_files(directory)
+    paths = [copies.enter_context(gs.local(path)) for path in paths]
+    return _load(directory, paths, mesh, dtype)
+
+
+def _load(directory, paths: Sequence[pathlib.Path], mesh: Mesh, dtype: Any):
+  """As `load`, from the files on this machine."""
   arch = hub.load_architecture(directory)
   found = {}
-  for path in hub.weight_files(directory):
-    path = gs.copied(path)
+  for path in paths:
     with _opened(path) as f:
       for name in f.keys():  # noqa: SIM118
         piece = f.get_slice(name)

@@ -1,0 +1,80 @@
+"""The packed corpus as it is read: many shards, few files, large columns."""
+
+import collections
+import os
+import threading
+
+import numpy as np
+from etils import epath
+
+from miniplm_jax.core import array_records
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.corpus import store
+from miniplm_jax.corpus.store import Corpus, Instance
+
+DOMAINS = ("even", "odd")
+
+
+def instance(row: int) -> Instance:
+  ids = np.array([row, row + 1], np.int32)
+  split = "heldout" if row % 3 == 0 else "train"
+  return Instance(ids, DOMAINS[row % 2], split, 0, (row,), 0, 2 * row, row)
+
+
+def write(folder, parts: int, rows: int = 3) -> Manifest:
+  """A corpus of so many shards of so many rows."""
+  folder = epath.Path(folder)
+  for part in range(parts):
+    found = map(instance, range(part * rows, (part + 1) * rows))
+    names = store.shard_names(part, parts)
+    seen = collections.Counter(rows=rows)
+    store.write_shard(folder, names, found, seen)
+  counts, described = store.merge(folder, parts)
+  made = {"settings": {}, "inputs": {}, "counts": counts, "files": described}
+  return Manifest(folder / "manifest.json", "tokenize", **made)
+
+
+def open_files(folder) -> int:
+  """How many files of a folder this process has open."""
+  links = [f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")]
+  names = [os.readlink(link) for link in links if os.path.islink(link)]
+  return sum(name.startswith(str(folder)) for name in names)
+
+
+def test_more_shards_than_files_that_may_be_open(tmp_path, monkeypatch):
+  monkeypatch.setattr(array_records, "most_open", lambda: 3)
+  corpora = [Corpus(write(tmp_path / name, 8)) for name in "ab"]
+  for row in np.random.default_rng(1).permutation(24).tolist():
+    for corpus in corpora:
+      (found,) = corpus.read([row])
+      assert found.documents == (row,)
+  assert [r.documents[0] for r in corpora[0].read([23, 0, 9])] == [23, 0, 9]
+  assert open_files(tmp_path) == 3  # of both
+
+
+def test_a_file_that_is_being_read_is_not_closed(tmp_path, monkeypatch):
+  monkeypatch.setattr(array_records, "most_open", lambda: 1)
+  corpus, failed = Corpus(write(tmp_path, 4)), []
+
+  def read(seed):
+    try:
+      for row in np.random.default_rng(seed).integers(0, 12, 200).tolist():
+        assert corpus.read([row])[0].documents == (row,)
+    except BaseException as e:
+      failed.append(e)
+
+  threads = [threading.Thread(target=read, args=(i,)) for i in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(60)
+  assert not failed
+
+
+def test_files_of_a_corpus_that_is_gone_are_closed(tmp_path):
+  corpus = Corpus(write(tmp_path / "a", 4))
+  corpus.read(range(12))
+  assert open_files(tmp_path / "a") == 4
+  del corpus
+  Corpus(write(tmp_path / "b", 1)).read([0])
+  assert open_files(tmp_path / "a") == 0
