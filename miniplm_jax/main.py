@@ -1,13 +1,16 @@
 """The command line: `python -m miniplm_jax.main --config=configs/demo.py`."""
 
 import sys
-import traceback
+
+from miniplm_jax.core import errors, hosts
+
+if __name__ == "__main__":  # the imports below take a second
+  errors.handle_signals(hosts.leave)
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from miniplm_jax import pipeline
-from miniplm_jax.core import errors, hosts
 from miniplm_jax.core.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -36,21 +39,16 @@ def _parse(argv: list[str]):
 
 def main(argv: list[str]) -> int:
   """Runs the pipeline; returns the exit status."""
-  errors.handle_signals()
   sys.stdout.reconfigure(errors="backslashreplace")  # it may be ASCII only
   try:
     _parse(argv)
     given, where = flags.FLAGS, flags.FLAGS["config"].config_filename
     options = {n: given[n].value for n in ("force", "dry_run", "prompt")}
     pipeline.run(_CONFIG.value, where, given.stages, **options)
-  except Stopped as e:
-    hosts.leave(e.exit_code, f"stopped by {e}; goes on without --force")
-  except Exception as e:
-    shown = hosts.explained(e)
-    if any(a.startswith("--debug") for a in argv) or not shown:
-      traceback.print_exc()
-      hosts.leave(1, f"{type(e).__name__}: {e}")
-    hosts.leave(1, f"error: {errors.one_line(shown)}")
+    if signum := errors.release_signals():
+      raise Stopped(signum)
+  except (Exception, Stopped) as e:
+    hosts.fail(e, any(a.startswith("--debug") for a in argv))
   return 0
 
 

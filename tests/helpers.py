@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -55,6 +56,21 @@ _CACHE = tempfile.TemporaryDirectory(prefix="miniplm_jax_compiled_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+@contextlib.contextmanager
+def signals_handled(*leave):
+  """Signals ask for a stop, as in main, during the body alone."""
+  from miniplm_jax.core import errors
+
+  before = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+  errors.handle_signals(*leave)
+  try:
+    yield
+  finally:
+    errors.release_signals()
+    for number, handler in before:
+      signal.signal(number, handler)
 
 
 def environment(devices: int = 1) -> dict[str, str]:

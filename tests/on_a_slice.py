@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from miniplm_jax import main
+from miniplm_jax.core import errors, hosts
 from miniplm_jax.models import placement, sharding
 
 _ORDERS = pathlib.Path(__file__).parent / "goldens" / "device_orders.json"
@@ -41,6 +42,7 @@ def full(*unused):
 
 
 if __name__ == "__main__":
+  errors.handle_signals(hosts.leave)
   if name := os.environ.get("SLICE"):
     made = sharding.make_mesh
     sharding.make_mesh = lambda *sizes: ordered(made(*sizes), name)

@@ -1,13 +1,19 @@
+import errno
+import gc
 import json
 import os
+import queue
 import signal
 import sys
 import types
 
+import gcsfs.retry
+import google.auth.exceptions
+import helpers
 import pytest
 from etils import epath
 
-from miniplm_jax.core import backend, errors, files, manifest, progress
+from miniplm_jax.core import backend, errors, files, hosts, manifest, progress
 from miniplm_jax.core.errors import Stopped, UserError
 from miniplm_jax.core.job import Job, execute, status
 
@@ -160,23 +166,86 @@ def test_a_file_that_is_read_whole_is_the_one_that_was_written(tmp_path):
 @pytest.mark.parametrize(
   ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
-def test_signals_wait_for_the_end_of_a_step(number, code):
-  before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-  try:
-    errors.handle_signals()
-    with pytest.raises(Stopped) as e:
+def test_a_signal_waits_until_a_loop_asks(number, code):
+  def in_the_garbage_collector(phase, unused_info):
+    if phase == "stop":
+      gc.callbacks.remove(in_the_garbage_collector)
       os.kill(os.getpid(), number)
+
+  with helpers.signals_handled():
+    gc.callbacks.append(in_the_garbage_collector)
+    gc.collect()  # what is raised in there is dropped
+    with pytest.raises(Stopped) as e, progress.Progress("x", 2, "rows") as bar:
+      bar.update()
     assert e.value.exit_code == code
-    errors.handle_signals()
-    acted = False
+  with helpers.signals_handled():
+    reached = False
     with pytest.raises(Stopped), errors.signals_deferred():
       os.kill(os.getpid(), number)
-      acted = errors.stop_requested() == number
-    assert acted
-  finally:
-    signal.signal(signal.SIGINT, before[0])
-    signal.signal(signal.SIGTERM, before[1])
-    errors._pending.clear()
+      hosts.agree(lambda: None)  # not where something would be lost
+      reached = errors.stop_requested() == number
+    assert reached
+
+
+def test_a_job_does_not_begin_after_a_signal(tmp_path):
+  with helpers.signals_handled():
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped):
+      execute([job(tmp_path)])
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_call_without_end_is_left_at_the_deadline(monkeypatch, capfd):
+  monkeypatch.setattr(errors, "_SAME", 0.1)
+  monkeypatch.setattr(errors, "_PATIENCE", 0.2)
+  left = queue.Queue()
+  with helpers.signals_handled(lambda *how: left.put(how)):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # by a wrapper: the same wish
+    status, line = left.get(timeout=5)
+    assert (status, line[:18]) == (143, "stopped by SIGTERM")
+  # What would be lost is waited for, unless somebody insists.
+  with (
+    helpers.signals_handled(lambda *how: left.put(how)),
+    pytest.raises(Stopped),
+    errors.signals_deferred(),
+  ):
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(queue.Empty):
+      left.get(timeout=1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert left.get(timeout=5)[0] == 130
+  assert "SIGINT: ends where nothing is lost" in capfd.readouterr().err
+
+
+def test_a_signal_at_the_very_end_is_not_lost():
+  with helpers.signals_handled():
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert errors.release_signals() == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+  ("error", "words"),
+  [
+    (OSError(errno.ENOSPC, "No space left on device", "x"), "make room"),
+    (RuntimeError("cannot write x: No space left on device"), "make room"),
+    (RuntimeError("open x: Too many open files"), "ulimit -n"),
+    (ValueError("read x: Input/output error"), "check that it can be used"),
+    (MemoryError(), "out of memory"),
+    (TimeoutError(), "TimeoutError"),
+    (gcsfs.retry.HttpError({"code": 503, "message": "x"}), "network"),
+    (google.auth.exceptions.RefreshError("expired"), "log in again"),
+    (RuntimeError("Unable to initialize backend 'tpu': x"), "'tpu'"),
+    (ValueError("a bug of ours"), None),
+  ],
+)
+def test_what_comes_from_outside_is_one_line(error, words):
+  shown = hosts.explained(error)
+  assert (shown and words in errors.one_line(shown)) if words else not shown
+  around = RuntimeError("a library's words")
+  around.__cause__ = error
+  assert bool(hosts.explained(around)) == bool(words)
 
 
 def test_progress_without_progress_is_no_error(capsys):

@@ -149,6 +149,7 @@ from miniplm_jax.core import errors, files
 errors.handle_signals()
 with files.replacing(sys.argv[1]) as scratch:
   scratch.write_bytes(bytes({_LARGE}))
+errors.raise_if_stopped()
 """
 
 

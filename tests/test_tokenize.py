@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import shutil
 import signal
@@ -157,11 +158,12 @@ def test_workers_stop_at_a_signal(parts, tmp_path, signum):
     env=environment(),
     stderr=subprocess.PIPE,
     text=True,
+    start_new_session=True,
   )
   corpus = tmp_path / "run/corpus"
   while started.poll() is None and not list(corpus.glob("index*")):
     time.sleep(0.005)
-  started.send_signal(signum)
+  os.killpg(started.pid, signum)  # as a terminal does, to the workers too
   _, stderr = started.communicate(timeout=60)
   assert started.returncode == 128 + signum, stderr
   assert "Traceback" not in stderr

@@ -5,6 +5,7 @@ import pathlib
 import runpy
 import signal
 
+import helpers
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -96,15 +97,11 @@ def spec(corpus, directory, objective=None, run=None, **train) -> loop.Run:
 
 def stopped(made: loop.Run, mesh):
   """Runs until the objective stops it."""
-  before = signal.getsignal(signal.SIGTERM)
-  errors.handle_signals()
-  try:
-    loop.train(made, mesh)
-  except errors.Stopped:
-    return
-  finally:
-    signal.signal(signal.SIGTERM, before)
-    errors._pending.clear()
+  with helpers.signals_handled():
+    try:
+      loop.train(made, mesh)
+    except errors.Stopped:
+      return
   raise AssertionError("it was not stopped")
 
 

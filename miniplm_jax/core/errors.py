@@ -1,11 +1,17 @@
 """The one error that a user is meant to read, and stopping on a signal."""
 
 import contextlib
+import errno
 import os
 import re
+import select
 import signal
+import sys
+import threading
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -25,12 +31,81 @@ class UserError(Exception):
     return UserError, (self.what, self.where, self.todo)  # between processes
 
 
+_ROOM = "make room, then run it again: it goes on"
+_LIMIT = "raise the limit (ulimit -n), then run it again: it goes on"
+_USABLE = "check that it can be used"
+# What the system says of a disk or of its limits, and what to do about it.
+_OF_THE_SYSTEM = {
+  errno.ENOSPC: _ROOM,
+  errno.EDQUOT: _ROOM,
+  errno.EFBIG: _ROOM,
+  errno.EMFILE: _LIMIT,
+  errno.ENFILE: _LIMIT,
+  errno.EIO: _USABLE,
+  errno.EROFS: _USABLE,
+  errno.ESTALE: _USABLE,
+  errno.EACCES: _USABLE,
+}
+# Libraries whose errors are those of a network, a server or a login.
+_OF_THE_NETWORK = (
+  "aiohttp",
+  "gcsfs",
+  "google",
+  "httpcore",
+  "httpx",
+  "huggingface_hub",
+  "requests",
+  "urllib3",
+)
+
+
+def shortened(text: Any, most: int = 200) -> str:
+  """The first words of what may be pages, in one line."""
+  text = " ".join(f"{text}".split())
+  return text if len(text) <= most else f"{text[:most]}…"
+
+
 def one_line(e: UserError | OSError) -> str:
   """WHAT, WHERE, WHAT TO DO."""
   if isinstance(e, UserError):
     return str(e)
-  what = e.strerror or " ".join(str(e).split())
-  return f"{what}, {e.filename or 'a file'}, check that it can be used"
+  what = e.strerror or shortened(e) or type(e).__name__
+  todo = _OF_THE_SYSTEM.get(_errno(e), _USABLE)
+  return f"{what}, {e.filename or 'a file'}, {todo}"
+
+
+def _errno(e: BaseException) -> int | None:
+  """What the system said; libraries in C++ say it in words alone."""
+  if found := getattr(e, "errno", None):
+    return found
+  said = str(e)
+  return next((n for n in _OF_THE_SYSTEM if os.strerror(n) in said), None)
+
+
+def from_outside(e: BaseException) -> UserError | OSError | None:
+  """What to tell of an error of memory, network, login or disk; else None."""
+  kind = f"{type(e).__module__}.{type(e).__name__}"
+  if isinstance(e, UserError):
+    return e
+  if kind.partition(".")[0] in _OF_THE_NETWORK:
+    return UserError(
+      f"the network, a server or a login failed ({kind}: {shortened(e)})",
+      "a request to a bucket or to the hub",
+      "look at the network, log in again (for gs://: `gcloud auth "
+      "application-default login`), then run it again: it goes on",
+    )
+  if isinstance(e, OSError):
+    return e
+  if isinstance(e, MemoryError):
+    return UserError(
+      f"out of memory ({shortened(e) or kind})",
+      "this machine",
+      "give it more, or let fewer programs and workers run on it",
+    )
+  if number := _errno(e):
+    where, todo = shortened(e), _OF_THE_SYSTEM[number]
+    return UserError(os.strerror(number), where, todo)
+  return None
 
 
 def of_command_line(e: BaseException, argv: Sequence[str]) -> UserError | None:
@@ -75,49 +150,138 @@ def _without_fields(e: BaseException) -> str:
 class Stopped(BaseException):
   """The process was asked to end by SIGINT or SIGTERM.
 
-  A BaseException, so that no `except Exception` on the way swallows it.
+  A BaseException, so that no `except Exception` on the way swallows it. Once
+  there is one the process is ending, and no deadline counts any more: what is
+  on the way out may be a checkpoint that is still being written.
   """
 
   def __init__(self, signum: int):
+    global _is_stopping
+    _is_stopping = True
     self.signum = signum
     self.exit_code = 128 + signum  # 130 on SIGINT, 143 on SIGTERM
     super().__init__(signal.Signals(signum).name)
 
 
-_pending: list[int] = []
-_deferring = False
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A terminal and a wrapper may both pass on one Ctrl-C: what follows the first
+# signal in this many seconds is the same wish.
+_SAME = 2.0
+# Seconds until a wish that nothing asked for is granted: clouds and clusters
+# give 30 before they kill.
+_PATIENCE = 10.0
+
+_requested: int | None = None  # the signal that asks for an end
+_is_deferring = False  # what runs would be lost, and saves it
+_is_stopping = False  # `Stopped` is on its way
+_write_end: int | None = None  # of the pipe that `_watch` reads
+
+
+def _exit(status: int, line: str):
+  print(line, file=sys.stderr, flush=True)
+  os._exit(status)
+
+
+def handle_signals(leave: Callable[[int, str], Any] = _exit):
+  """Takes SIGINT and SIGTERM for a wish, which interrupts nothing.
+
+  An exception out of a handler is raised wherever Python is, also in what
+  drops exceptions, such as a callback of the garbage collector. So loops ask:
+  `raise_if_stopped` after each batch, unit and job. A call that lasts longer
+  than `_PATIENCE`, such as a compilation or a download, is not waited for:
+  files appear whole or not at all, so ending there loses nothing but time. A
+  second signal is not made to wait either.
+
+  Args:
+    leave: ends the process with this status and line; called from a thread.
+  """
+  global _write_end
+  release_signals()
+  for signum in _SIGNALS:
+    signal.signal(signum, _on_signal)
+  read_end, _write_end = os.pipe()
+  os.set_blocking(_write_end, False)
+  # The interpreter writes the signal's number there also while this thread is
+  # in a long call, when no handler can run.
+  signal.set_wakeup_fd(_write_end, warn_on_full_buffer=False)
+  threading.Thread(target=_watch, args=(read_end, leave), daemon=True).start()
+
+
+def release_signals() -> int | None:
+  """From now on a signal ends the process at once, without a word.
+
+  Returns:
+    One that had come before.
+  """
+  global _requested, _is_stopping, _write_end
+  if _write_end is None:
+    return None
+  for signum in _SIGNALS:
+    signal.signal(signum, signal.SIG_DFL)
+  signal.set_wakeup_fd(-1)
+  os.close(_write_end)
+  found, _requested = _requested, None
+  _is_stopping, _write_end = False, None
+  return found
 
 
 def _on_signal(signum, unused_frame):
-  _pending.append(signum)
-  if not _deferring or len(_pending) > 2:
-    raise Stopped(signum)
+  global _requested
+  _requested = _requested or signum
 
 
-def handle_signals():
-  """Makes SIGINT and SIGTERM raise `Stopped` in the main thread."""
-  _pending.clear()
-  for signum in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(signum, _on_signal)
+def _watch(read_end: int, leave: Callable[[int, str], Any]):
+  """Ends the process if the wish is repeated, or nobody asks for it."""
+  with open(read_end, "rb", buffering=0) as pipe:
+    while (first := pipe.read(1)) and first[0] not in _SIGNALS:
+      pass
+    if not first:
+      return  # released
+    name = signal.Signals(first[0]).name
+    time.sleep(_SAME)
+    os.set_blocking(read_end, False)
+    if pipe.read(1 << 16) == b"":
+      return
+    print(
+      f"{name}: ends where nothing is lost; a second one ends it now",
+      file=sys.stderr,
+      flush=True,
+    )
+    deadline = time.monotonic() + _PATIENCE - _SAME
+    while time.monotonic() < deadline or _is_deferring or _is_stopping:
+      if select.select([pipe], [], [], 0.2)[0]:
+        if not pipe.read(1):
+          return
+        break
+  leave(128 + first[0], f"stopped by {name}; goes on without --force")
 
 
 @contextlib.contextmanager
 def signals_deferred() -> Iterator[None]:
-  """Holds signals back; the body asks `stop_requested` where it can stop.
+  """The body saves what would be lost, so it is not made to hurry.
 
-  The third signal is not held back: somebody is insisting. One that the body
-  did not act on is raised at its end.
+  It asks `stop_requested` where it can stop. A signal that it did not act on
+  is raised at its end.
   """
-  global _deferring
-  _deferring = True
+  global _is_deferring
+  _is_deferring = True
   try:
     yield
   finally:
-    _deferring = False
-  if _pending:
-    raise Stopped(_pending[0])
+    _is_deferring = False
+  raise_if_stopped()
 
 
 def stop_requested() -> int | None:
-  """The signal that arrived inside `signals_deferred`, if any."""
-  return _pending[0] if _pending else None
+  """The signal that asks this process to end, if any."""
+  return _requested
+
+
+def raise_if_stopped(elsewhere: int | str | None = None):
+  """Raises Stopped if a signal has come, but not in `signals_deferred`.
+
+  Args:
+    elsewhere: one that came to another process.
+  """
+  if (signum := _requested or elsewhere) and not _is_deferring:
+    raise Stopped(int(signum))

@@ -14,9 +14,11 @@ import re
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from miniplm_jax.core import errors
 from miniplm_jax.core.errors import Stopped, UserError
 
 # How long one look at what another process says may take, in milliseconds:
@@ -111,16 +113,19 @@ def agree(decide: Callable[[], Any]) -> Any:
     UserError: in all processes, if `decide` raised one, or an OSError, in
       the first; or another process failed. Whatever else it raised stays in
       the first, and ends the others with one.
-    Stopped: the same, on a signal.
+    Stopped: in all processes, if a signal has come to one before.
   """
   global _is_deciding
   if _count == 1 or _is_deciding:
+    errors.raise_if_stopped()
     return decide()
   key = f"decision {next(_decisions)}"
+  _pass_on(errors.stop_requested())
   if not is_first():
     return _heard(json.loads(_wait_for(key)))
   _is_deciding = True
   try:
+    errors.raise_if_stopped(_said(_STOP))
     found = {"value": decide()}
   except UserError as e:
     _say(key, {"error": [e.what, e.where, e.todo]})
@@ -165,8 +170,7 @@ def stops_at(step: int, signum: int | None) -> int | None:
   """
   if _count == 1:
     return signum
-  if signum and not _said(_STOP):
-    _client.key_value_set(_STOP, str(signum), allow_overwrite=True)
+  _pass_on(signum)
   if is_first() and not _said(_STOP_AT) and (stop := _said(_STOP)):
     _say(_STOP_AT, [step + _STOP_AHEAD, int(stop)])
   if not (found := _said(_STOP_AT)):
@@ -175,16 +179,52 @@ def stops_at(step: int, signum: int | None) -> int | None:
   return signum if step >= at else None
 
 
-def explained(e: Exception) -> Exception | None:
+def raise_if_stopped():
+  """Raises Stopped if a signal has come to this process, and it is alone.
+
+  Processes of a pod stop together, where they `agree`; or at the deadline.
+  """
+  if _count == 1:
+    errors.raise_if_stopped()
+
+
+def _pass_on(signum: int | None):
+  """Lets the first process know of a signal that came to this one."""
+  if signum and not _said(_STOP):
+    _client.key_value_set(_STOP, str(signum), allow_overwrite=True)
+
+
+def explained(e: BaseException) -> BaseException | None:
   """What to tell the user of an error; None if that is not known.
 
-  Of an error of JAX: that memory ran out; that another process failed, if it
-  said so; or that one seems to be gone.
+  Of what comes from outside that it does, see `errors.from_outside`; of an
+  error of JAX that memory ran out, that there is no such device, that another
+  process failed, if it said so, or that one seems to be gone. After a signal
+  whatever else is raised is a part of the end.
+
+  Returns:
+    A UserError, an OSError, or a Stopped.
   """
-  if isinstance(e, (UserError, OSError)):
+  cause = e
+  while cause and not (shown := _explained(cause)):
+    cause = cause.__cause__
+  if cause:
+    return shown
+  return (stop := errors.stop_requested()) and Stopped(stop)
+
+
+def _explained(e: BaseException) -> BaseException | None:
+  if isinstance(e, Stopped):
     return e
   if type(e).__name__ != "JaxRuntimeError":
-    return None
+    if isinstance(e, RuntimeError) and "initialize backend" in str(e):
+      return UserError(
+        f"JAX has no such device ({errors.shortened(e)})",
+        f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}",
+        "see that the driver is installed and no other process holds the "
+        "device, or name another platform",
+      )
+    return errors.from_outside(e)
   said = " ".join(str(e).split())
   where = f"process {_index} of {_count}"
   if is_out_of_memory(e):
@@ -200,7 +240,7 @@ def explained(e: Exception) -> Exception | None:
     return None
   with contextlib.suppress(Exception):  # the first may be the one that is gone
     if failed := _failure():
-      return failed[1]
+      return _as_error(*failed)
   if not _LOST.search(said):
     return None
   return UserError(
@@ -215,6 +255,23 @@ def is_out_of_memory(e: Exception) -> bool:
   """Whether JAX says that a device has no room; it is no other fault."""
   is_jax = type(e).__name__ == "JaxRuntimeError"
   return is_jax and bool(_OUT_OF_MEMORY.search(str(e)))
+
+
+def fail(e: BaseException, debug: bool) -> NoReturn:
+  """Ends the process, and says why: in one line, if `explained` knows it.
+
+  Args:
+    e: what ends it.
+    debug: show the traceback in any case.
+  """
+  shown = explained(e)
+  if debug or not shown:
+    traceback.print_exception(e)
+  if isinstance(shown, Stopped):
+    leave(shown.exit_code, f"stopped by {shown}; goes on without --force")
+  if not shown:
+    leave(1, f"{type(e).__name__}: {e}")
+  leave(1, f"error: {errors.one_line(shown)}")
 
 
 def leave(status: int, line: str) -> NoReturn:
@@ -292,8 +349,12 @@ def _failure() -> tuple[int, UserError] | None:
 
 def _raise_if_failed():
   if failed := _failure():
-    status, error = failed
-    raise Stopped(status - _SIGNALS) if status > _SIGNALS else error
+    raise _as_error(*failed)
+
+
+def _as_error(status: int, error: UserError) -> UserError | Stopped:
+  """Of a process that failed, or was stopped by a signal."""
+  return Stopped(status - _SIGNALS) if status > _SIGNALS else error
 
 
 def _watch():

@@ -57,7 +57,12 @@ class Progress:
       )
 
   def update(self, units: int = 1, note: str = ""):
-    """Counts `units` more as done."""
+    """Counts `units` more as done; a place where a signal can stop the loop.
+
+    Raises:
+      Stopped: there was one.
+    """
+    hosts.raise_if_stopped()
     self._done += units
     if self._bar is not None:
       self._bar.update(units)

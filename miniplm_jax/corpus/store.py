@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import files, hosts
 from miniplm_jax.core.array_records import Readers
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
@@ -162,6 +162,7 @@ def write_shard(
   with files.replacing(directory / records) as scratch:
     writer = ArrayRecordWriter(str(scratch), _WRITER_OPTIONS)
     for row in rows:
+      hosts.raise_if_stopped()
       writer.write(row.to_bytes())
       for name, values in columns.items():
         values.append(getattr(row, name))
@@ -194,6 +195,7 @@ def merge(
   """Counts and files of all shards, as a corpus's manifest has them."""
   counts, rows, described = collections.Counter(), [], {}
   for part in range(parts):
+    hosts.raise_if_stopped()
     names = shard_names(part, parts)
     seen = read_counts(directory / names[1])
     rows.append(seen["rows"])

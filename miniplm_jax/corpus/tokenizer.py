@@ -3,14 +3,14 @@
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import files, hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import fast_bpe
 
@@ -248,5 +248,11 @@ def train(texts: Iterable[str], vocab_size: int, eos_token: str) -> Tokenizer:
     initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
-  engine.train_from_iterator(texts, trainer)
+  engine.train_from_iterator(_until_stopped(texts), trainer)
   return Tokenizer(engine, eos_token, "the trained tokenizer")
+
+
+def _until_stopped(texts: Iterable[str]) -> Iterator[str]:
+  for text in texts:
+    hosts.raise_if_stopped()
+    yield text

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from miniplm_jax.core import errors
-from miniplm_jax.core.errors import Stopped, UserError
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.records import Part
 from miniplm_jax.corpus.shard import Maker, Recipe
 
@@ -49,7 +49,14 @@ def make_here(
     workers, context, _start, (recipe, done, stop)
   )
   try:
-    waiting = {pool.submit(_make, *task) for task in tasks}
+    # They start with these signals blocked, and stop when this process says so:
+    # a terminal sends them to all, also while a worker is still importing.
+    blocked = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+      waiting = {pool.submit(_make, *task) for task in tasks}
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, before)
     seen = 0
     while waiting:
       finished, waiting = futures.wait(waiting, 0.5, futures.FIRST_COMPLETED)
@@ -59,6 +66,10 @@ def make_here(
       on_text(now - seen)
       seen = now
   except futures.process.BrokenProcessPool as e:
+    # One that was killed may hold the lock of the queue on which others wait,
+    # and they do not hear the SIGTERM that they are now sent.
+    for worker in multiprocessing.active_children():
+      worker.kill()
     raise UserError(
       "a worker died, perhaps for want of memory",
       "tokenize",
@@ -81,7 +92,6 @@ _maker: Maker | None = None  # of this worker
 def _start(recipe: Recipe, done, stop):
   """What a worker does first."""
   global _maker
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells it to stop
   threading.Thread(target=_end_with_parent, daemon=True).start()
   _limit_threads()
 
@@ -146,8 +156,7 @@ def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
     found = re.search(
       r"UserError: ([^\n]*?)(?= \[while running|\\n|\n|$)", f"{e}"
     )
-    if signum := errors.stop_requested():
-      raise Stopped(signum) from e
+    errors.raise_if_stopped()
     if not found:
       raise
     raise UserError(found[1], "in a Beam worker", "see above") from e

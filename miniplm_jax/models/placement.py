@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from miniplm_jax.core import hosts
 from miniplm_jax.models.sharding import batch_sharding, batch_shards
 
 # In a batch: the number of each row, int32 [B]; below 0 the row is empty.
@@ -144,6 +145,7 @@ def pipelined(
   """
   pending = collections.deque()
   for batch in batches:
+    hosts.raise_if_stopped()
     pending.append((batch, dispatch(batch)))
     if len(pending) > _AHEAD:
       yield pending.popleft()

@@ -110,9 +110,13 @@ class Checkpoints:
       raise broken[0][1]
     return 0, None
 
-  def close(self):
+  def wait(self):
     """Waits for what is being saved; raises if it failed."""
     self._manager.wait_until_finished()
+
+  def close(self):
+    """As `wait`, and no more is saved."""
+    self.wait()
     self._manager.close()
 
   def _read(self, step: int, state: Any, is_part: bool) -> tuple[Any, str]:

@@ -238,7 +238,6 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
 
     # 3. The loop. Nothing in it waits for the step that it dispatched; what
     # is read is the step before.
-    stack.enter_context(errors.signals_deferred())
     stack.enter_context(watchdog.watching())
     clock.switch(STEPS)
     for done in range(first + 1, t.steps + 1):
@@ -250,6 +249,8 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
           compiled = step_fn.lower(abstract, batch, objective.frozen).compile()
           say(spec.name, memory.report(abstract, objective.frozen, compiled))
           hosts.meet()  # on CPU the first collective waits for 30 s
+        # From here on there are steps to lose.
+        stack.enter_context(errors.signals_deferred())
       profile.before(done)
       with jax.profiler.StepTraceAnnotation("train", step_num=done):
         state, found = step_fn(state, batch, objective.frozen)
@@ -271,6 +272,8 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
         with log.outside("saving"):
           log.save(done)  # before: a resumed run drops lines, it adds none
           checkpoints.save(done, state)
+          if last or stop:  # while no signal makes it hurry
+            checkpoints.wait()
       if stop:
         say(spec.name, f"stopped by a signal, saved checkpoint {done}")
         raise Stopped(stop)
