@@ -1,8 +1,11 @@
 """Training: the step against torch, exact resume, damage, mixtures."""
 
 import collections
+import contextlib
+import dataclasses
 import json
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,9 +23,10 @@ from test_pipeline import kill
 from trainers import assert_same_run, saved, spec, stopped
 
 from miniplm_jax import config as config_lib
+from miniplm_jax.core import errors
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import huggingface, sharding
-from miniplm_jax.trainer import batches, loop, optimizer
+from miniplm_jax.trainer import batches, boards, clock, loop, metrics, optimizer
 from miniplm_jax.trainer.objective import NextToken
 
 # Every way of training is killed and must come out the same.
@@ -268,6 +272,74 @@ def test_a_mixture_is_resumed_in_the_middle(corpus, mesh, tmp_path):
   both = two.objective.row_ids + rest.objective.row_ids
   assert both == one.objective.row_ids
   assert_same_run(tmp_path / "two", tmp_path / "one", 12)
+
+
+def test_a_checkpoint_of_another_run_is_refused(corpus, mesh, tmp_path):
+  def run(folder, seed, **given):
+    made = spec(corpus, tmp_path / folder, steps=8, seed=seed, **given)
+    made_by = {"settings": {"train": dict(made.train)}}
+    return dataclasses.replace(made, made_by=made_by)
+
+  loop.train(run("one", 0), mesh)
+  stopped(run("two", 1, objective={"stop_at": 2}), mesh)
+  one, two = (tmp_path / name / "checkpoints" for name in ("one", "two"))
+  shutil.copytree(one / "4", two / "4")
+  with pytest.raises(UserError, match=r"4 is of another run: settings\.train"):
+    loop.train(run("two", 1), mesh)
+  assert saved(tmp_path / "two") == [2, 4]  # what is there is the user's
+  shutil.rmtree(two / "4")
+  loop.train(run("two", 1), mesh)
+
+
+@contextlib.contextmanager
+def files_up_to(size: int):
+  """The disk is full, for what would make a file larger than that."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_is_one_line_and_gone_on_from(
+  corpus, whole, mesh, tmp_path
+):
+  with (
+    files_up_to(20_000),
+    pytest.raises(UserError, match=r"saved .*File too large.* checkpoint 0"),
+  ):
+    loop.train(spec(corpus, tmp_path, steps=20), mesh)
+  loop.train(spec(corpus, tmp_path, steps=20), mesh)
+  assert_same_run(tmp_path, whole[0], 20)
+
+
+def test_a_board_on_a_full_disk_does_not_hang(tmp_path):
+  board = boards.TensorBoard(epath.Path(tmp_path), 0)
+  with files_up_to(10_000), pytest.raises(OSError) as e:
+    for step in range(10_000):
+      board.write(step, {"train/loss": 1.0})
+  assert errors.one_line(e.value).startswith(f"File too large, {tmp_path}, ")
+
+
+@pytest.mark.parametrize(
+  ("name", "damage"),
+  [
+    ("metrics.jsonl", b'{"step": 2, "train/lo'),
+    ("metrics.jsonl", b"\xff\n"),
+    ("metrics.jsonl", b"[]"),
+    ("metrics.jsonl", b'{"step": 2, "train/loss": null}'),
+    ("wall_time.json", b"{}"),
+    ("wall_time.json", b'{"seconds": {"steps": "x"}, "checkpoints": []}'),
+    ("wall_time.json", b""),
+  ],
+)
+def test_damaged_metrics_are_one_line(tmp_path, name, damage):
+  path = tmp_path / name
+  path.write_bytes(b'{"step": 1}\n' * name.startswith("metrics") + damage)
+  with pytest.raises(UserError, match=f"is damaged .*{name}"):
+    metrics.read(epath.Path(tmp_path))
+    clock.Clock(epath.Path(tmp_path))
 
 
 def test_the_newest_and_every_so_many_are_kept(corpus, mesh, tmp_path):

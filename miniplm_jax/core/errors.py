@@ -59,10 +59,10 @@ _OF_THE_NETWORK = (
 )
 
 
-def shortened(text: Any, most: int = 200) -> str:
-  """The first words of what may be pages, in one line."""
+def shortened(text: Any) -> str:
+  """What may be pages as one line: its first words, and the last."""
   text = " ".join(f"{text}".split())
-  return text if len(text) <= most else f"{text[:most]}…"
+  return text if len(text) <= 200 else f"{text[:100]} … {text[-100:]}"
 
 
 def one_line(e: UserError | OSError) -> str:
@@ -72,6 +72,33 @@ def one_line(e: UserError | OSError) -> str:
   what = e.strerror or shortened(e) or type(e).__name__
   todo = _OF_THE_SYSTEM.get(_errno(e), _USABLE)
   return f"{what}, {e.filename or 'a file'}, {todo}"
+
+
+@contextlib.contextmanager
+def naming(path: os.PathLike | str) -> Iterator[None]:
+  """An OSError of the body says of which file it is, if it did not."""
+  try:
+    yield
+  except OSError as e:
+    e.filename = e.filename or os.fspath(path)
+    raise
+
+
+@contextlib.contextmanager
+def parsing(path: os.PathLike | str, todo: str) -> Iterator[None]:
+  """The body reads a small file that we wrote: what it trips over is damage.
+
+  Raises:
+    UserError: the file is not as it was written, with what to do.
+  """
+  try:
+    yield
+  except (ValueError, LookupError, TypeError, AttributeError) as e:
+    raise UserError(
+      f"the file is damaged ({type(e).__name__}: {shortened(e)})",
+      os.fspath(path),
+      todo,
+    ) from e
 
 
 def _errno(e: BaseException) -> int | None:

@@ -35,6 +35,13 @@ def _tables(config, workdir: Workdir):
 def _train(config, workdir: Workdir) -> Job:
   c, directory = config.proxy, workdir.scorer(STAGE)
   arch = architecture.make(c.model)
+  settings = {
+    "model": dataclasses.asdict(arch),
+    "train": dict(c.train),
+    "sample": c.sample,
+    "seed": config.score.seed,
+    "from_reference": c.from_reference,
+  }
   inputs = {"corpus": workdir.corpus / MANIFEST, **_tables(config, workdir)}
   source = None
   if c.from_reference:
@@ -44,18 +51,12 @@ def _train(config, workdir: Workdir) -> Job:
   def run(found):
     from miniplm_jax.proxy import training
 
-    return training.run(config, directory, arch, source, found)
+    return training.run(config, directory, arch, source, settings, found)
 
   return Job(
     stage=STAGE,
     manifest=directory / MANIFEST,
-    settings={
-      "model": dataclasses.asdict(arch),
-      "train": dict(c.train),
-      "sample": c.sample,
-      "seed": config.score.seed,
-      "from_reference": c.from_reference,
-    },
+    settings=settings,
     inputs=inputs,
     outputs=tuple(directory / name for name in ("checkpoints", "metrics")),
     summary=f"{arch.parameters():,} parameters "

@@ -13,7 +13,7 @@ from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.proxy.regression import Regression
 from miniplm_jax.score import sample, table
 from miniplm_jax.score import stage as score_stage
-from miniplm_jax.trainer import loop
+from miniplm_jax.trainer import loop, training_job
 
 
 def true_scores(
@@ -54,6 +54,7 @@ def run(
   directory,
   arch: Architecture,
   source: score_stage.Source | None,
+  settings: Mapping[str, Any],
   inputs: Mapping[str, Manifest],
 ) -> dict[str, Any]:
   """Trains it; returns the fields of its manifest.
@@ -63,6 +64,7 @@ def run(
     directory: gets checkpoints/ and metrics/.
     arch: its shape.
     source: the reference, if its weights are what it begins with.
+    settings: of its job.
     inputs: manifests of the corpus and of both tables.
 
   Raises:
@@ -91,6 +93,7 @@ def run(
       * arch.body_flops(corpus.max_length)
       * c.train.batch_size
       * corpus.max_length,
+      made_by=training_job.made_by(settings, inputs),
       objective=Regression(
         c.train,
         corpus.eos_id,

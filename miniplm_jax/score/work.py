@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from miniplm_jax.core import claims, files, hosts
+from miniplm_jax.core import claims, errors, files, hosts
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.score import table
 from miniplm_jax.score.scorer import Scorer, Work
@@ -224,24 +224,23 @@ def summary(directory: epath.Path) -> dict[str, Any]:
   Workers that ran at one time add up. If a worker scored several models in
   one pass, its seconds and FLOPs are those of all of them.
   """
-  workers = [
-    json.loads(path.read_text())
-    for path in sorted((directory / _SUMMARIES).glob("*.json"))
-  ]
-  if not workers:
-    return {}
-  total = Work()
-  for facts in workers:
-    names = (f.name for f in dataclasses.fields(Work))
-    total.add(Work(**{name: facts[name] for name in names}))
-  last = workers[-1]
+  total, last = Work(), {}
   same = ("devices", "device_kind", "peak_flops")
+  paths = sorted((directory / _SUMMARIES).glob("*.json"))
+  for path in paths:
+    with errors.parsing(path, "remove it: it only says how long a worker took"):
+      facts = json.loads(path.read_bytes())
+      names = (f.name for f in dataclasses.fields(Work))
+      total.add(Work(**{name: facts[name] for name in names}))
+      last = {name: facts[name] for name in same}
+  if not last:
+    return {}
   return _with_rates(
     {
       **dataclasses.asdict(total),
-      **{name: last[name] for name in same},
+      **last,
       "worker_seconds": total.seconds,
-      "workers": len(workers),
+      "workers": len(paths),
     }
   )
 

@@ -5,7 +5,10 @@ nothing else has to be saved. It also holds a checksum of every array: what is
 stored has none, so a flipped bit would be read as another weight.
 """
 
+import contextlib
 import functools
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,18 +17,29 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from miniplm_jax.core import gs, hosts
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core import gs, hosts, manifest
+from miniplm_jax.core.errors import UserError, shortened
 from miniplm_jax.core.progress import say
 
 _policies = ocp.checkpoint_managers
+# What orbax writes of a checkpoint, and our part of it. Its own reader of it
+# warns that it reads nothing else.
+_FACTS, _MADE_BY = "_CHECKPOINT_METADATA", "made_by"
+
+
+class _AnotherRunError(UserError):
+  """A checkpoint of another run."""
 
 
 class Checkpoints:
   """The checkpoints of one training run."""
 
   def __init__(
-    self, directory: epath.Path, keep: int | None, keep_every: int = 0
+    self,
+    directory: epath.Path,
+    keep: int | None,
+    keep_every: int = 0,
+    made_by: Mapping[str, Any] | None = None,
   ):
     """Opens or makes `directory`.
 
@@ -33,7 +47,10 @@ class Checkpoints:
       directory: of the checkpoints.
       keep: how many of the newest are kept; None is all.
       keep_every: steps; those of a multiple of it are kept too. 0 is none.
+      made_by: what decides the run's result, JSON. It is saved with each
+        checkpoint; to go on from one of something else is refused.
     """
+    self._made_by = json.loads(json.dumps(made_by))  # as it is read
     kept = [_policies.LatestN(keep)]
     if keep_every:
       kept.append(_policies.EveryNSteps(keep_every))
@@ -55,7 +72,12 @@ class Checkpoints:
     """Starts saving; `state` may be donated once this returns."""
     arrays = _pure(state)
     content = {"state": arrays, "checksums": _checksums(arrays)}
-    self._manager.save(step, args=ocp.args.StandardSave(content))
+    with self._saving():
+      self._manager.save(
+        step,
+        args=ocp.args.StandardSave(content),
+        custom_metadata={_MADE_BY: self._made_by} if self._made_by else None,
+      )
 
   def restore(self, step: int, state: Any, is_part: bool = False) -> Any:
     """Reads checkpoint `step` into the shapes and shardings of `state`.
@@ -90,13 +112,17 @@ class Checkpoints:
       (0, None) if there is no checkpoint.
 
     Raises:
-      UserError: there are checkpoints, but none is sound. None is touched:
-        it may be the code or the config that does not fit.
+      UserError: there are checkpoints, but none is sound, or the newest that
+        is belongs to another run. None is touched: it may be the code or the
+        config that does not fit.
     """
     broken = []
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
+        self._refuse_another(step)
         found = self.restore(step, state)
+      except _AnotherRunError:
+        raise
       except UserError as e:
         broken.append((step, e))
         continue
@@ -111,13 +137,46 @@ class Checkpoints:
     return 0, None
 
   def wait(self):
-    """Waits for what is being saved; raises if it failed."""
-    self._manager.wait_until_finished()
+    """Waits for what is being saved; raises UserError if it failed."""
+    with self._saving():
+      self._manager.wait_until_finished()
 
   def close(self):
     """As `wait`, and no more is saved."""
-    self.wait()
-    self._manager.close()
+    with self._saving():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _saving(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as e:  # of orbax, tensorstore or the disk
+      if isinstance(e, UserError) or hosts.is_out_of_memory(e):
+        raise
+      raise UserError(
+        f"a checkpoint cannot be saved ({_short(e)})",
+        str(self._directory),
+        "make room on that disk or put it right, then run it again: it goes on "
+        f"from checkpoint {self.latest() or 0}",
+      ) from e
+
+  def _refuse_another(self, step: int):
+    """Raises AnotherRunError unless a checkpoint is of this run."""
+    path = self._directory / str(step) / _FACTS
+    try:
+      facts = json.loads(path.read_bytes()) if path.exists() else {}
+      made_by = (facts.get("custom_metadata") or {}).get(_MADE_BY)
+    except (ValueError, AttributeError) as e:
+      why = f"its facts cannot be read ({_short(e)})"
+      raise self._unreadable(step, why) from e
+    if not made_by:
+      return  # of an earlier version
+    if difference := manifest.first_difference(made_by, self._made_by):
+      raise _AnotherRunError(
+        f"checkpoint {step} is of another run: {difference}",
+        str(self._directory / str(step)),
+        "move it back to that run, or remove it",
+      )
 
   def _read(self, step: int, state: Any, is_part: bool) -> tuple[Any, str]:
     """The nested dicts of a checkpoint, or why there are none."""
@@ -216,9 +275,8 @@ def _any_process(failed: bool) -> bool:
 
 
 def _short(e: Exception) -> str:
-  """The first words of what orbax says, which may be pages."""
-  text = " ".join(f"{type(e).__name__}: {e}".split())
-  return text if len(text) <= 200 else f"{text[:200]}…"
+  """The first words of what orbax says."""
+  return shortened(f"{type(e).__name__}: {e}")
 
 
 def _pure(state: Any) -> Any:

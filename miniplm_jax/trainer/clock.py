@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from miniplm_jax.core import files, hosts
+from miniplm_jax.core import errors, files, hosts
 from miniplm_jax.core.progress import duration, say
 
 STEPS = "steps"
@@ -28,11 +28,15 @@ class Clock:
     """Goes on with `directory`/wall_time.json, if it is there."""
     self._path = directory / "wall_time.json"
     kept = {"seconds": {}, "checkpoints": []}
-    if self._path.exists():
-      kept = json.loads(self._path.read_text())
-    self._seconds = collections.Counter(kept["seconds"])
-    # [step, seconds of steps up to it]
-    self._checkpoints = kept["checkpoints"]
+    todo = "remove it: then only the time from now on is known"
+    with errors.parsing(self._path, todo):
+      if self._path.exists():
+        kept = json.loads(self._path.read_bytes())
+      self._seconds = collections.Counter(
+        {what: float(spent) for what, spent in kept["seconds"].items()}
+      )
+      # Seconds of steps up to each.
+      self._checkpoints = [[int(s), float(t)] for s, t in kept["checkpoints"]]
     self._what, self._since = "start", time.monotonic()
     self._written = self._since
 

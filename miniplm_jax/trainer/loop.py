@@ -7,7 +7,7 @@ checkpoint s, so a run that was killed goes on as if it had not been.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -68,6 +68,7 @@ class Run:
     row_ids: the rows to train on, in corpus order.
     heldout_ids: the rows of the learning curve.
     directory: gets checkpoints/ and metrics/.
+    made_by: what decides the result, JSON; checkpoints carry it.
     step_flops: what the method asks for in a step, over all devices.
     objective: what is minimised; None is the plain next-token loss.
     begin: () → the weights to begin with, float32 on the mesh; None draws
@@ -84,6 +85,7 @@ class Run:
   heldout_ids: np.ndarray
   directory: epath.Path
   step_flops: float
+  made_by: Mapping[str, Any] | None = None
   objective: NextToken | None = None
   begin: Callable[[], nnx.Module] | None = None
   export: Callable[[int, nnx.Module], None] | None = None
@@ -192,15 +194,15 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
     clock = Clock(spec.directory / "metrics")
-    stack.callback(clock.close, spec.name)
+    stack.push(_closing(functools.partial(clock.close, spec.name)))
     # 1. The state: the newest sound checkpoint, else a new one from the seed.
-    checkpoints = stack.enter_context(
-      contextlib.closing(
-        Checkpoints(
-          spec.directory / "checkpoints", run.keep_checkpoints, run.keep_every
-        )
-      )
+    checkpoints = Checkpoints(
+      spec.directory / "checkpoints",
+      run.keep_checkpoints,
+      run.keep_every,
+      spec.made_by,
     )
+    stack.push(_closing(checkpoints.close))
     abstract = abstract_state(spec.arch, t, mesh, objective.new_model)
     first, state = checkpoints.restore_newest(spec.name, abstract)
     if first:
@@ -229,8 +231,10 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
     )
     step_fn = step_function(abstract, t, objective, mesh, micro)
     heldout = Heldout(spec, mesh, t.batch_size // micro)
-    log = stack.enter_context(contextlib.closing(Log(spec, first, clock)))
-    profile = stack.enter_context(contextlib.closing(Profile(spec, log)))
+    log = Log(spec, first, clock)
+    stack.push(_closing(log.close))
+    profile = Profile(spec, log)
+    stack.push(_closing(profile.close))
     watchdog = Watchdog(spec.name, spec.directory / "metrics", run.hang_seconds)
     progress = stack.enter_context(
       Progress(spec.name, t.steps, "steps", first, every=float("inf"))
@@ -278,6 +282,16 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
         say(spec.name, f"stopped by a signal, saved checkpoint {done}")
         raise Stopped(stop)
   return state.model
+
+
+def _closing(close: Callable[[], None]):
+  """Closes at the end; after an error what then fails too says nothing new."""
+
+  def end(kind, *unused):
+    with contextlib.suppress(*([UserError, OSError] if kind else [])):
+      close()
+
+  return end
 
 
 def _turns(spec: Run, mesh: Mesh) -> int:

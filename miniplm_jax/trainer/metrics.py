@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import errors, files
 from miniplm_jax.trainer.boards import Board
 
 # Metrics of the wall clock: two runs of the same steps differ in them.
@@ -98,4 +98,13 @@ def read(directory: epath.Path) -> list[dict[str, float]]:
   path = directory / "metrics.jsonl"
   if not path.exists():
     return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  found = []
+  for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    todo = "restore the file, or mend that line, or train again with --force"
+    with errors.parsing(f"{path} line {number}", todo):
+      values = json.loads(line)
+      found.append({"step": values["step"], **values})
+      # Not bool, null or words: they would be plotted, and compared.
+      if not {type(x) for x in values.values()} <= {int, float}:
+        raise ValueError("not all values are numbers")
+  return found

@@ -66,15 +66,16 @@ def make(
   tokens = train.steps * train.batch_size * config.corpus.max_length
   flops = token_flops * tokens
   outputs = ["checkpoints", "metrics"] + ["hf"] * export
+  decided_by = {
+    "model": dataclasses.asdict(arch),
+    "train": dict(train),
+    "rows": rows,
+    **(settings or {}),
+  }
   return Job(
     stage=stage,
     manifest=directory / "manifest.json",
-    settings={
-      "model": dataclasses.asdict(arch),
-      "train": dict(train),
-      "rows": rows,
-      **(settings or {}),
-    },
+    settings=decided_by,
     inputs=inputs,
     outputs=(
       *(directory / name for name in outputs),
@@ -102,6 +103,7 @@ def make(
         offline,
         begin,
         export_every,
+        decided_by,
       ),
     ),
   )
@@ -122,6 +124,15 @@ class _Recipe:
   offline: Mapping[str, float | None] | None
   begin: Callable | None
   export_every: int
+  settings: Mapping[str, Any]
+
+
+def made_by(
+  settings: Mapping[str, Any], inputs: Mapping[str, Manifest]
+) -> dict[str, Any]:
+  """What a checkpoint says that it is of, see `Checkpoints`."""
+  prints = {name: made.fingerprint for name, made in inputs.items()}
+  return {"settings": settings, "inputs": prints}
 
 
 def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
@@ -148,6 +159,7 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
       heldout_ids=heldout,
       directory=directory,
       step_flops=it.token_flops * step_tokens,
+      made_by=made_by(it.settings, inputs),
       objective=it.objective and it.objective(corpus, mesh, inputs),
       begin=it.begin and functools.partial(it.begin, arch, corpus, mesh),
       export=functools.partial(_export, config.export, directory, corpus)
