@@ -1,5 +1,6 @@
 """Rows of one tokenizer as rows of another, to the byte."""
 
+import dataclasses
 import json
 import shutil
 import types
@@ -353,7 +354,7 @@ def test_a_student_of_another_tokenizer(copy, student):
   assert trained.tokenizer == converted.tokenizer
   assert trained.counts["rows"] == converted.counts["split train"]
   encoder = tokenizer.load(epath.Path(folder / "hf"), EOS)
-  assert encoder.fingerprint == converted.tokenizer
+  assert encoder.model() == Corpus(converted).tokenizer().model()
   config = json.loads((folder / "hf" / "config.json").read_text())
   bos_id = encoder.model()[0][BOS]
   assert config["vocab_size"] == 640
@@ -373,6 +374,31 @@ def test_a_student_of_another_tokenizer(copy, student):
   assert loss["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
   again = run(copy, "--stages=convert,train,evaluate,export", *student)
   assert again.stdout.count("skipped, nothing has changed") == 6
+
+
+@pytest.mark.parametrize("bos", ["", BOS])
+def test_texts_begin_as_rows_do(setup, bos):
+  """In evaluation and export, whatever the tokenizer's file says."""
+  corpus = setup.convert(f"begins{bool(bos)}", bos=bos)
+  folder = corpus.directory / "tokenizer"
+  engine = tokenizer.load_engine(folder)
+  other = () if bos else ((BOS, engine.token_to_id(BOS)),)
+  engine.post_processor = tokenizers.processors.TemplateProcessing(
+    single=f"{BOS} $A" if other else "$A", special_tokens=other
+  )
+  engine.save(str(folder / "tokenizer.json"))
+  corpus.manifest = dataclasses.replace(
+    corpus.manifest, tokenizer=corpus.tokenizer().fingerprint
+  )
+  exported = corpus.tokenizer_files()["tokenizer.json"].decode()
+  first = {row.ids[0] for row in corpus.read(range(len(corpus)))}
+  for found in (corpus.text_engine(), tokenizers.Tokenizer.from_str(exported)):
+    begins = {found.encode(text).ids[0] for text in TEXTS}
+    assert (begins == first) if bos else engine.token_to_id(BOS) not in begins
+  # Another one beside the weights would give them other texts.
+  tokenizer.save(tokenizer.train(TEXTS, 300, EOS), folder)
+  with pytest.raises(UserError, match="the corpus was made with"):
+    corpus.tokenizer_files()
 
 
 def test_data_of_the_wrong_vocabulary_cannot_be_trained_on(copy, student):

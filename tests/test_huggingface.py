@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from etils import epath
 from flax import nnx
 from helpers import refused, run
@@ -74,6 +75,41 @@ def test_a_round_trip_is_exact_in_the_stored_dtype(tmp_path, mesh, name, dtype):
   assert equal(wide, jax.tree.map(lambda x: x.astype(jnp.float32), again))
   if dtype == "float32":
     assert equal(wide, new(SHAPES[name]))
+
+
+@pytest.mark.parity
+def test_a_qwen2_can_be_written_as_the_llama_that_it_is(tmp_path, mesh):
+  """Where transformers would take the tokenizer for Qwen's."""
+  transformers = pytest.importorskip(
+    "transformers", reason="needs the parity extra"
+  )
+  torch = pytest.importorskip("torch", reason="needs the parity extra")
+  directory = saved(tmp_path / "a", as_llama=True)
+  theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+    directory, output_loading_info=True
+  )
+  assert not any(info.values()), info
+  assert type(theirs) is transformers.LlamaForCausalLM
+  again = huggingface.load(directory, mesh)
+  assert again.arch == TRANSFORMER and equal(again, new(TRANSFORMER))
+  tokens = np.arange(20)[None] * 7
+  hidden = new(TRANSFORMER)(tokens)
+  logits = hidden @ new(TRANSFORMER).head_VxD[...].T
+  with torch.no_grad():
+    wanted = theirs(torch.as_tensor(tokens)).logits.numpy()
+  np.testing.assert_allclose(logits[..., :300], wanted, atol=1e-4)
+  biased = {"model.layers.1.self_attn.o_proj.bias": np.ones(32, np.float32)}
+  tensors = huggingface.to_tensors(again) | biased
+  safetensors.numpy.save_file(tensors, directory / "model.safetensors")
+  with pytest.raises(UserError, match=r"o_proj.bias is not 0"):
+    huggingface.load(directory, mesh)
+
+
+def test_a_llama_that_transformers_refuses_is_refused():
+  shape = {"hidden_size": 36, "num_attention_heads": 8, "head_dim": 4}
+  dataclasses.replace(TRANSFORMER, **shape)
+  with pytest.raises(UserError, match="no multiple of its 8 heads"):
+    dataclasses.replace(TRANSFORMER, **shape, qkv_bias=False)
 
 
 @pytest.mark.parametrize("name", SHAPES)

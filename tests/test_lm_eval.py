@@ -123,17 +123,9 @@ def ours(directory):
 @pytest.fixture(scope="module")
 def theirs(directory):
   pytest.importorskip("torch", reason="needs the parity extra")
-  transformers = pytest.importorskip("transformers")
   huggingface = pytest.importorskip("lm_eval.models.huggingface")
   return huggingface.HFLM(
     str(directory),
-    # AutoTokenizer takes every tokenizer of a qwen2 for Qwen's, and splits
-    # words otherwise than the file says.
-    tokenizer=transformers.PreTrainedTokenizerFast(
-      tokenizer_file=str(directory / "tokenizer.json"),
-      eos_token="<|endoftext|>",
-      pad_token="<|endoftext|>",
-    ),
     dtype="float32",
     device="cpu",
     batch_size=4,

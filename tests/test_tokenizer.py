@@ -5,14 +5,16 @@ from pydoc_data import topics
 
 import pytest
 import tokenizers
+from etils import epath
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import tokenizer
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
+from miniplm_jax.models import architecture, config_json
 
 EOS = "<|endoftext|>"
 TEXTS = [topics.topics[name] for name in sorted(topics.topics)[:20]]
-ODD = " Zażółć\tgęślą 🙂\n 你好， e\u0301 don't 1234 <s> ▁ \r\n\n  end. "
+ODD = " Zażółć\tgęślą 🙂\n 你好， e\u0301 don't 1234 ▁ \r\n\n  end. "
 
 
 def sentencepiece_like(prepend=True, metaspace=False):
@@ -100,3 +102,89 @@ def test_a_token_that_texts_have_ends_no_document():
   engine = tokenizer.train(TEXTS[:3], 300, EOS)._engine
   with pytest.raises(UserError, match="would end it"):
     tokenizer.Tokenizer(engine, "a", "here")
+
+
+def gpt2_like():
+  """Words as GPT-2 splits them, no NFC, and added tokens of several kinds."""
+  body = json.loads(tokenizer.train(TEXTS, 500, EOS).to_files()[FILE])
+  body["normalizer"] = None
+  body["pre_tokenizer"] = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+  }
+  return body
+
+
+def with_added(body):
+  """The same with a BOS before each text, and added tokens."""
+  engine = tokenizers.Tokenizer.from_str(json.dumps(body))
+  engine.add_special_tokens(["<s>", "<tool>"])
+  engine.add_tokens(["<fill>"])
+  engine.post_processor = tokenizers.processors.TemplateProcessing(
+    single="<s> $A", special_tokens=[("<s>", engine.token_to_id("<s>"))]
+  )
+  return json.loads(engine.to_str())
+
+
+FILE = "tokenizer.json"
+MADE = {
+  "trained": lambda: json.loads(
+    tokenizer.train(TEXTS, 500, EOS).to_files()[FILE]
+  ),
+  "gpt2": gpt2_like,
+  "sentencepiece": lambda: json.loads(sentencepiece_like().to_str()),
+}
+SMALL = {"vocab_size": 800, "hidden_size": 16, "num_hidden_layers": 1}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
+ARCHS = {
+  "qwen2": {"qkv_bias": True},
+  "qwen3": {"qkv_bias": False, "qk_norm": True},
+  "llama": {"qkv_bias": False},
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("bos_token", ["", "<s>"])
+@pytest.mark.parametrize("kind", [*ARCHS, "mamba"])
+@pytest.mark.parametrize("name", MADE)
+def test_exported_ids_are_those_of_autotokenizer(
+  tmp_path, name, kind, bos_token
+):
+  """Beside every family, with what rows begin with, whatever the file said."""
+  transformers = pytest.importorskip(
+    "transformers", reason="needs the parity extra"
+  )
+  body = with_added(MADE[name]())
+  engine = tokenizers.Tokenizer.from_str(json.dumps(body))
+  eos = "</s>" if name == "sentencepiece" else EOS
+  ours = tokenizer.Tokenizer(engine, eos, "here")
+  assert ours.is_qwens == (name == "trained")
+  arch = (
+    architecture.Mamba(**SMALL, tie_word_embeddings=True, intermediate_size=32)
+    if kind == "mamba"
+    else architecture.Transformer(
+      **SMALL,
+      **HEADS,
+      **ARCHS[kind],
+      tie_word_embeddings=True,
+      intermediate_size=32,
+    )
+  )
+  config = config_json.write(
+    arch, ours.eos_id, "float32", as_llama=not ours.is_qwens
+  )
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  for file, content in ours.to_files(bos_token).items():
+    (tmp_path / file).write_bytes(content)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  first = [ours._engine.token_to_id(bos_token)] if bos_token else []
+  exported = tokenizer.load_engine(epath.Path(tmp_path))
+  for text in [ODD, "", "a<fill> b<tool>", EOS, *TEXTS[:5]]:
+    wanted = theirs(text)["input_ids"]
+    assert exported.encode(text).ids == wanted
+    if "<" not in text:  # of a document the rest is text
+      assert first + ours.encode([text])[0].tolist() == wanted
+  assert theirs.eos_token_id == ours.eos_id
+  assert theirs.bos_token == (bos_token or None)

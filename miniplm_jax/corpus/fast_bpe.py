@@ -67,9 +67,9 @@ def build(
   Returns:
     None if this kind of tokenizer is not one of those above.
   """
-  pattern, ranks = _pattern(body["pre_tokenizer"] or {}), _ranks(body)
+  split_at, ranks = pattern(body["pre_tokenizer"] or {}), _ranks(body)
   normalizer = (body["normalizer"] or {}).get("type")
-  if not (pattern and ranks and normalizer in (None, "NFC")):
+  if not (split_at and ranks and normalizer in (None, "NFC")):
     return None
   # Found in any text, unlike the special ones.
   added = [t["content"] for t in body["added_tokens"] if not t["special"]]
@@ -78,7 +78,7 @@ def build(
   import tiktoken
 
   bpe = tiktoken.Encoding(
-    "corpus", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+    "corpus", pat_str=split_at, mergeable_ranks=ranks, special_tokens={}
   )._core_bpe  # its wrapper makes a list of every text
   no_special: set[str] = set()
 
@@ -97,7 +97,7 @@ def build(
   return encode
 
 
-def _pattern(body: dict[str, Any]) -> str | None:
+def pattern(body: dict[str, Any]) -> str | None:
   """The pattern that splits a text into words, if one does it all."""
   steps = body.get("pretokenizers", [body])
   last = steps[-1]

@@ -307,18 +307,26 @@ class Corpus:
       )
 
   def tokenizer(self) -> Tokenizer:
-    """The corpus's own tokenizer."""
+    """The corpus's own tokenizer, as it was given."""
     eos_token = self.manifest.settings["eos_token"]
     return tokenizer.load(self.directory / "tokenizer", eos_token)
 
   def tokenizer_files(self) -> dict[str, bytes]:
-    """What a Hugging Face directory needs of it, by file name."""
-    found = self.tokenizer().to_files()
-    if bos_token := self.manifest.settings.get("bos_token"):
-      name = "tokenizer_config.json"
-      config = json.loads(found[name]) | {"bos_token": bos_token}
-      found[name] = json.dumps(config, indent=1).encode()
-    return found
+    """What a Hugging Face directory needs of it, by file name.
+
+    Raises:
+      UserError: it is not the one that the corpus was made with.
+    """
+    self.check_tokenizer()
+    return self.tokenizer().to_files(self._bos_token)
+
+  def text_engine(self):
+    """A `tokenizers.Tokenizer` for whole texts, which begin as rows do."""
+    return self.tokenizer().starting_with(self._bos_token)
+
+  @property
+  def _bos_token(self) -> str:
+    return self.manifest.settings.get("bos_token") or ""
 
   def check_tokenizer(self):
     """Raises UserError unless its tokenizer is the one it was made with."""

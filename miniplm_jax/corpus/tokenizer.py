@@ -16,6 +16,14 @@ from miniplm_jax.corpus import fast_bpe
 
 # Spaces, a line, and characters of one to four bytes.
 PROBE = " A b.\n  c é 你 🙂"
+# Settings of a BPE that Qwen's has not.
+_NOT_QWENS = (
+  "dropout",
+  "byte_fallback",
+  "ignore_merges",
+  "continuing_subword_prefix",
+  "end_of_word_suffix",
+)
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a piece that is one byte
 
 
@@ -150,16 +158,61 @@ class Tokenizer:
     """int32 [vocab_size]: UTF-8 bytes that each id stands for."""
     return np.array([len(b) for b in self.token_bytes()], np.int32)
 
-  def to_files(self) -> dict[str, bytes]:
-    """The files of a Hugging Face directory that hold it."""
+  def starting_with(self, bos_token: str = "") -> tokenizers.Tokenizer:
+    """One that puts this token, or nothing, before a text and nothing after.
+
+    Whatever the file said: texts begin as the rows do that a model is trained
+    on.
+    """
+    engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
+    first = f"{bos_token}:0 " if bos_token else ""
+    engine.post_processor = tokenizers.processors.TemplateProcessing(
+      single=f"{first}$A:0",
+      pair=f"{first}$A:0 $B:1",
+      special_tokens=[(t, engine.token_to_id(t)) for t in [bos_token] if t],
+    )
+    return engine
+
+  @property
+  def is_qwens(self) -> bool:
+    """Whether it gives the same ids if it is read as Qwen's.
+
+    transformers does so beside a Qwen2 model: it keeps the vocabulary, the
+    merges and the added tokens, and takes its own for the rest.
+    """
+    body, model = self._body, self._body["model"]
+    added = {t["content"]: t for t in body["added_tokens"]}
+    vocab = model.get("vocab", {})
+    beyond = [t["id"] for t in added.values() if t["content"] not in vocab]
+    return (
+      model["type"] == "BPE"
+      and not any(model[key] for key in _NOT_QWENS)
+      and body["normalizer"] == {"type": "NFC"}
+      and (body["decoder"] or {}).get("type") == "ByteLevel"
+      and fast_bpe.pattern(body["pre_tokenizer"] or {}) == fast_bpe.QWEN
+      # It adds this one where it is missing, and numbers what it adds.
+      and "<|endoftext|>" in added
+      and beyond == list(range(len(vocab), len(vocab) + len(beyond)))
+    )
+
+  def to_files(self, bos_token: str | None = None) -> dict[str, bytes]:
+    """The files of a Hugging Face directory that hold it.
+
+    Args:
+      bos_token: what is put before a text, "" is nothing; None is what the
+        tokenizer was given with.
+    """
+    as_given = bos_token is None
+    engine = self._engine if as_given else self.starting_with(bos_token)
     config = {
       "tokenizer_class": "PreTrainedTokenizerFast",
       "eos_token": self.eos_token,
       "pad_token": self.eos_token,
       "clean_up_tokenization_spaces": False,
     }
+    config |= {"bos_token": bos_token} if bos_token else {}
     return {
-      "tokenizer.json": self._engine.to_str().encode(),
+      "tokenizer.json": engine.to_str().encode(),
       "tokenizer_config.json": json.dumps(config, indent=1).encode(),
     }
 

@@ -113,17 +113,17 @@ def _loaded(make, config, it: Subject, inputs: Mapping[str, Manifest]):
   """The model as lm_eval takes it; the last one is kept for its next task."""
   key = f"{it.folder} {inputs['model'].fingerprint}"
   if key not in _held:
-    from miniplm_jax.corpus import tokenizer
     from miniplm_jax.corpus.store import open_corpus
     from miniplm_jax.models import sharding
 
     _held.clear()
     c, run = config.evaluation, config.run
     corpus = open_corpus(inputs)
+    corpus.check_tokenizer()
     mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
     _held[key] = make(
       it.load(inputs, mesh, c.dtype),
-      tokenizer.load_engine(corpus.directory / "tokenizer"),
+      corpus.text_engine(),
       mesh,
       eot_id=corpus.eos_id,
       prefix_id=corpus.bos_id,

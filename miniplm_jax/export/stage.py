@@ -60,6 +60,7 @@ def _run(config, names, directory, inputs):
     config.export.dtype,
     config.export.max_shard_size,
     corpus.bos_id,
+    not corpus.tokenizer().is_qwens,
   )
   return {
     "tokenizer": corpus.manifest.tokenizer,

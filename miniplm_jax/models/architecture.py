@@ -161,6 +161,18 @@ class Transformer(Architecture):
         _WHERE,
         "change num_key_value_heads",
       )
+    if not (self.qkv_bias or self.qk_norm):
+      self.check_llama()
+
+  def check_llama(self):
+    """Raises UserError unless transformers takes its sizes for a Llama's."""
+    if self.hidden_size % self.num_attention_heads:
+      raise UserError(
+        f"hidden_size {self.hidden_size} of a Llama is no multiple of its "
+        f"{self.num_attention_heads} heads",
+        _WHERE,
+        "change num_attention_heads or hidden_size; transformers refuses it",
+      )
 
   @property
   def head_size(self) -> int:

@@ -71,7 +71,10 @@ def read(config: Mapping[str, Any], where: str) -> Architecture:
       f"(model_type {', '.join(MODEL_TYPES)})",
     )
   is_mamba = model_type == "mamba"
-  for key, allowed in (_ONLY_MAMBA if is_mamba else _ONLY_TRANSFORMER).items():
+  only = _ONLY_MAMBA if is_mamba else _ONLY_TRANSFORMER
+  if model_type == "llama":  # those on the output have to be 0
+    only = only | {"attention_bias": (False, True)}
+  for key, allowed in only.items():
     _refuse_unless(config.get(key) in (None, *allowed), key, config, where)
   if not is_mamba:
     layers = config.get("layer_types") or ()
@@ -126,6 +129,7 @@ def _transformer_fields(config) -> dict[str, Any]:
   if "num_attention_heads" in values:
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
   values["qkv_bias"], values["qk_norm"] = _KINDS[config["model_type"]]
+  values["qkv_bias"] |= bool(config.get("attention_bias"))
   return values
 
 
@@ -186,7 +190,11 @@ def _plain(arch: Architecture) -> Architecture:
 
 
 def write(
-  arch: Architecture, eos_id: int, dtype: str, bos_id: int | None = None
+  arch: Architecture,
+  eos_id: int,
+  dtype: str,
+  bos_id: int | None = None,
+  as_llama: bool = False,
 ) -> dict[str, Any]:
   """The config.json of a model with this shape.
 
@@ -195,6 +203,7 @@ def write(
     eos_id: the end-of-document id, also pad.
     dtype: of the stored weights.
     bos_id: what every row starts with; None is eos.
+    as_llama: whether a Qwen2 becomes a Llama with `tensor_names.zeros`.
 
   Raises:
     UserError: no family has this combination of biases and norms.
@@ -202,7 +211,7 @@ def write(
   if isinstance(arch, Mamba):
     model_type, fields = "mamba", _mamba_json(arch)
   else:
-    model_type, fields = _transformer_json(arch)
+    model_type, fields = _transformer_json(arch, as_llama)
   return fields | {
     "architectures": [_CLASSES[model_type]],
     "model_type": model_type,
@@ -216,7 +225,7 @@ def write(
   }
 
 
-def _transformer_json(arch) -> tuple[str, dict[str, Any]]:
+def _transformer_json(arch, as_llama: bool) -> tuple[str, dict[str, Any]]:
   kind = arch.qkv_bias, arch.qk_norm
   model_type = {kind: name for name, kind in _KINDS.items()}.get(kind)
   if model_type is None:
@@ -229,6 +238,9 @@ def _transformer_json(arch) -> tuple[str, dict[str, Any]]:
   rope = {theirs: fields.pop(ours) for ours, theirs in _ROPE.items()}
   rope = dict(list(rope.items())[: _ROPE_KEYS[arch.rope_type]])
   del fields["qkv_bias"], fields["qk_norm"]
+  if model_type == "qwen2" and as_llama:
+    arch.check_llama()
+    model_type, fields["attention_bias"] = "llama", True
   return model_type, fields | {
     "head_dim": arch.head_size,
     "attention_dropout": 0.0,

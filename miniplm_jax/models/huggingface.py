@@ -76,6 +76,12 @@ def _load(directory, paths: Sequence[pathlib.Path], mesh: Mesh, dtype: Any):
         piece = f.get_slice(name)
         shape = tuple(piece.get_shape())
         found[name] = _Tensor(path, name, shape, piece.get_dtype())
+  for name in tensor_names.zeros(arch).keys() & found.keys():
+    if np.any(found[name].read(slice(None))):
+      raise UserError(
+        f"{name} is not 0", str(directory), "use a model without that bias"
+      )
+    del found[name]
   if arch.tie_word_embeddings:
     _tie(found, STORED[arch.family], directory)
   abstract = decoder_lib.abstract(arch, dtype)
@@ -226,6 +232,7 @@ def save(
   dtype: Any = jnp.float32,
   max_shard_size: str = "5GB",
   bos_id: int | None = None,
+  as_llama: bool = False,
 ) -> dict[str, dict[str, Any]]:
   """Writes a directory that transformers loads.
 
@@ -239,6 +246,8 @@ def save(
     dtype: of the stored weights.
     max_shard_size: weights beyond this are spread over several files.
     bos_id: what every row starts with; None is eos.
+    as_llama: whether a Qwen2 becomes a Llama with the same biases, because
+      transformers would read its tokenizer as Qwen's.
 
   Returns:
     {file name: {"bytes", "sha256"}} for a manifest; nothing in processes
@@ -248,7 +257,7 @@ def save(
   from safetensors.numpy import save_file
 
   dtype = jnp.dtype(dtype)
-  config = config_json.write(model.arch, eos_id, dtype.name, bos_id)
+  config = config_json.write(model.arch, eos_id, dtype.name, bos_id, as_llama)
   generation = {k: config[k] for k in ("bos_token_id", "pad_token_id")}
   generation["eos_token_id"] = [eos_id]
   names = ["config.json", "generation_config.json", *extra]
@@ -258,14 +267,16 @@ def save(
     files.write_json(directory / "generation_config.json", generation)
     for name, content in extra.items():
       files.write_bytes(directory / name, content)
+  zeros = tensor_names.zeros(model.arch) if as_llama else {}
   split = huggingface_hub.split_state_dict_into_shards_factory(
-    tensor_names.expected(model.arch, model),
+    tensor_names.expected(model.arch, model) | zeros,
     get_storage_size=lambda shape: int(np.prod(shape)) * dtype.itemsize,
     filename_pattern="model{suffix}.safetensors",
     max_shard_size=max_shard_size,
   )
   for name, tensors in split.filename_to_tensors.items():
     made = to_tensors(model, set(tensors), dtype)
+    made |= {n: np.zeros(zeros[n], dtype) for n in tensors if n in zeros}
     if hosts.is_first():
       with files.replacing(directory / name) as scratch:
         save_file(made, scratch, {"format": "pt"})

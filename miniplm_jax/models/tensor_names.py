@@ -88,6 +88,18 @@ STORED = {"transformer": _TRANSFORMER, "mamba": _MAMBA}
 IGNORED = ("rotary_emb.inv_freq",)
 
 
+def zeros(arch: Architecture) -> dict[str, tuple[int, ...]]:
+  """What a Llama with biases on queries, keys and values has in its file.
+
+  There is no such model without biases on the output: those are 0.
+  """
+  if not getattr(arch, "qkv_bias", False):
+    return {}
+  name = "model.layers.{}.self_attn.o_proj.bias"
+  layers = range(arch.num_hidden_layers)
+  return {name.format(i): (arch.hidden_size,) for i in layers}
+
+
 def shape_in_file(
   arch: Architecture, stored: Stored, shape: tuple[int, ...]
 ) -> tuple[int, ...]:

@@ -171,7 +171,12 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
   described = {}
   if it.export:
     written = huggingface.save(
-      directory / "hf", model, corpus.eos_id, corpus.tokenizer().to_files()
+      directory / "hf",
+      model,
+      corpus.eos_id,
+      corpus.tokenizer_files(),
+      bos_id=corpus.bos_id,
+      as_llama=not corpus.tokenizer().is_qwens,
     )
     described = {f"hf/{name}": facts for name, facts in written.items()}
   return {
@@ -206,6 +211,7 @@ def _export(how, directory, corpus, step, model):
     how.dtype,
     how.max_shard_size,
     corpus.bos_id,
+    not corpus.tokenizer().is_qwens,
   )
   say(directory.name, f"wrote {folder}")
 
