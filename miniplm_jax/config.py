@@ -29,7 +29,7 @@ from miniplm_jax.core.fields import (
   text,
   word,
 )
-from miniplm_jax.methods import METHODS
+from miniplm_jax.methods import DEFINITIONS, METHODS
 from miniplm_jax.model_config import mamba, transformer  # noqa: F401
 
 # In the order of the data. A config lists those that it wants.
@@ -53,17 +53,6 @@ STAGES = (
 # Look at what is there, or at what would be; nothing depends on them.
 LOOKS = ("plan", "verify", "generate")
 
-# How `select` may rank: the functions of select/definitions.py.
-DEFINITIONS = (
-  "mean_diff",
-  "sum_diff",
-  "bits_per_byte_diff",
-  "zscore_by_domain",
-  "difficulty",
-  "teacher_preference",
-  "random",
-  "proxy",
-)
 # How rows become rows of a student's own tokenizer.
 CONVERSIONS = ("repack", "one_to_one")
 # What `materialize` writes: the functions of materialize/writers.py.

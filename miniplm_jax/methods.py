@@ -22,6 +22,19 @@ class Method(NamedTuple):
   generated: bool = False
 
 
+_BOTH = "teacher", "reference"
+# How `select` may rank, the functions of select/definitions.py; and the models
+# whose scores each reads.
+DEFINITIONS = {
+  "mean_diff": _BOTH,
+  "sum_diff": _BOTH,
+  "bits_per_byte_diff": _BOTH,
+  "zscore_by_domain": _BOTH,
+  "difficulty": ("reference",),
+  "teacher_preference": ("teacher",),
+  "random": (),
+  "proxy": ("proxy",),
+}
 METHODS = {
   "miniplm": Method("miniplm", None),
   "pretrain": Method("pretrain", "random"),
@@ -58,6 +71,19 @@ def for_method(config: ConfigDict, method: str) -> types.SimpleNamespace:
 def methods(config: ConfigDict) -> tuple[str, ...]:
   """All methods of a run, the main one first."""
   return tuple(dict.fromkeys((config.method, *config.baselines)))
+
+
+def scorers(config: ConfigDict) -> tuple[str, ...]:
+  """Those of teacher and reference that must score D.
+
+  All of a run whose methods read no scores: there they are for later.
+  """
+  definitions = [for_method(config, m).definition for m in methods(config)]
+  read = {role for name in definitions for role in DEFINITIONS[name]}
+  # The proxy learns from both, and int8 is judged by the ranking of both.
+  if not read or "proxy" in read or config.score.int8_teacher:
+    return _BOTH
+  return tuple(role for role in _BOTH if role in read)
 
 
 def uses_generated(config: ConfigDict) -> bool:

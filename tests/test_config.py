@@ -9,10 +9,14 @@ from ml_collections import ConfigDict, config_dict
 
 from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules, model_config, pipeline
+from miniplm_jax import methods as methods_lib
 from miniplm_jax.core import errors, fields
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import Field
 from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.models import architecture
+from miniplm_jax.train import budget
+from miniplm_jax.trainer import optimizer
 
 INF, NAN = math.inf, math.nan
 
@@ -171,6 +175,40 @@ def test_no_name_leads_out_of_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ("methods", "wanted"),
+  [
+    ("difficulty", {"reference"}),
+    ("teacher_preference", {"teacher"}),
+    ("teacher_preference pretrain", {"teacher"}),
+    ("difficulty teacher_preference", {"teacher", "reference"}),
+    ("difficulty proxy", {"teacher", "reference"}),
+    ("miniplm", {"teacher", "reference"}),
+    ("pretrain", {"teacher", "reference"}),  # none is read: for later
+  ],
+)
+def test_d_is_scored_by_the_models_that_a_method_reads(methods, wanted):
+  method, *baselines = methods.split()
+  found = config(method=method, baselines=tuple(baselines))
+  workdir = Workdir(pipeline.epath.Path("run"))
+
+  def jobs(stage):
+    return pipeline.JOBS[stage](found, workdir)
+
+  assert {job.name for job in jobs("score")} == wanted
+  read = {name for job in jobs("select") for name in job.inputs}
+  roles = {"teacher", "reference"}
+  assert read & roles <= wanted
+  (train, *_) = jobs("train")
+  models = {job.name for job in jobs("evaluate")} - {*methods.split()}
+  assert models == wanted and "selection" in train.inputs
+  names = methods_lib.for_method(found, method)
+  spent = budget.offline(found, workdir, names, {})
+  assert {role for role in roles if f"scoring by {role}" in spent} == (
+    roles & set(methods_lib.DEFINITIONS[names.definition])
+  )
+
+
+@pytest.mark.parametrize(
   ("share", "total", "wanted"),
   [(0.29, 100, 29), (0.57, 100, 57), (0.58, 100, 58), (0.5, 7, 3), (1, 9, 9)],
 )
@@ -247,3 +285,41 @@ def test_every_config_of_the_repository_can_be_meant():
     found = space["get_config"]()
     found.workdir = found.workdir or "run"
     config_rules.check(found, str(path))
+
+
+@pytest.mark.parametrize(
+  ("name", "parameters", "rates"),
+  [
+    ("mamba_130m", 140_458_752, {1: 2e-7, 10_000: 2e-3, 100_000: 1e-5}),
+    ("llama_212m", 211_766_016, {1: 3e-7, 2000: 6e-4, 100_000: 6e-5}),
+    ("200m", 203_437_824, {1: 3e-7, 2000: 6e-4, 51_000: 3.3e-4}),
+  ],
+)
+def test_students_of_the_paper_have_its_schedules(name, parameters, rates):
+  space = {}
+  exec((ROOT / "configs" / f"{name}.py").read_text(), space)
+  found = space["get_config"]()
+  arch = architecture.make(found.student.model)
+  assert arch.parameters() == parameters
+  schedule = optimizer.learning_rate(found.train)
+  for step, rate in rates.items():
+    assert float(schedule(step)) == pytest.approx(rate, rel=1e-4)
+  mamba = arch.family == "mamba"
+  decay = found.train.weight_decay, found.train.beta2
+  assert decay == ((0.1, 0.95) if mamba else (0.01, 0.98))
+
+
+def test_no_clip_norm_clips_nothing():
+  import jax.numpy as jnp
+
+  train = config().train
+  train.warmup_steps = 0
+  grads = {"w": jnp.array([3.0, -4.0])}
+
+  def updates(clip_norm):
+    train.clip_norm = clip_norm
+    adamw = optimizer.make(train)
+    return adamw.update(grads, adamw.init(grads), grads)[0]["w"]
+
+  np.testing.assert_array_equal(updates(0.0), updates(1e6))
+  assert np.sign(updates(0.0)).tolist() == [-1, 1]

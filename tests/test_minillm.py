@@ -435,7 +435,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
     (["--config.minillm.teacher_mix=1"], "minillm.teacher_mix is 1"),
     (["--config.minillm.lm_weight=-1"], "minillm.lm_weight is -1"),
     (
-      ["--config.student.tokenizer=x", "--config.student.eos_token=y"],
+      ["--config.student.tokenizer=x", "--config.student.eos_token=</s>"],
       "needs the corpus's tokens",
     ),
     ([f"--config.teacher.scores={tmp_path}/scores.npy"], "minillm runs it"),

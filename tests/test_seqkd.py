@@ -290,7 +290,7 @@ def test_what_was_made_otherwise_is_refused(ours):
   error = refused(ours, *given, f"--config.teacher.scores={table}")
   assert "teacher.scores" in error
   assert "seqkd runs it" in error
-  own = f"--config.student.tokenizer={ours}", "--config.student.eos_token=x"
+  own = f"--config.student.tokenizer={ours}", "--config.student.eos_token=</s>"
   assert "student.conversion" in refused(ours, *given, *own)
   assert "prompt_share" in refused(ours, "--config.seqkd.prompt_share=0.01")
 

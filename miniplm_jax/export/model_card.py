@@ -48,7 +48,7 @@ def write(
   counts, kept = trained.counts, selection.counts
   chosen = selection.settings
   definition = DEFINITIONS[chosen["definition"]]
-  scorers = [f"{role} `{chosen['scores'][role]}`" for role in definition.reads]
+  scorers = [f"{role} `{name}`" for role, name in chosen["scores"].items()]
   made_from = {"corpus": "corpus", "selection": "selection manifest"}
   if GENERATED in trained.inputs:
     made_from[GENERATED] = "rows that the teacher wrote in part"

@@ -7,9 +7,9 @@ from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate import tasks_stage
 from miniplm_jax.evaluate.stage import losses
-from miniplm_jax.methods import for_method, methods, uses_proxy
+from miniplm_jax.methods import for_method, methods, scorers, uses_proxy
 from miniplm_jax.plan import stage as plan_stage
-from miniplm_jax.score.stage import ROLES, roles_with_model
+from miniplm_jax.score.stage import roles_with_model
 from miniplm_jax.select.stage import kept_rows, scored_rows
 
 STAGE = "report"
@@ -18,7 +18,7 @@ STAGE = "report"
 def jobs(config, workdir: Workdir) -> list[Job]:
   """One job: report.html; report.json is its manifest."""
   inputs = {"corpus": workdir.corpus / MANIFEST}
-  for role in ROLES:
+  for role in scorers(config):
     folder = workdir.scores(config[role].name)
     inputs[f"{role} scores"] = folder / MANIFEST
     if role in roles_with_model(config):

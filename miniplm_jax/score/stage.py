@@ -14,6 +14,7 @@ from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.methods import scorers
 
 STAGE = "score"
 ROLES = ("teacher", "reference")
@@ -44,7 +45,7 @@ class Source:
 
 
 def sources(config, workdir: Workdir) -> list[Source]:
-  """All tables of a run: the teacher's, the reference's, and more."""
+  """Teacher, reference, and more."""
   found = []
   for role in ROLES:
     c = config[role]
@@ -57,14 +58,20 @@ def sources(config, workdir: Workdir) -> list[Source]:
   return found
 
 
+def tables_of(config, workdir: Workdir) -> list[Source]:
+  """Those of `sources` that a run makes a table of."""
+  unused = {config[role].name for role in set(ROLES) - set(scorers(config))}
+  return [s for s in sources(config, workdir) if s.name not in unused]
+
+
 def roles_with_model(config) -> tuple[str, ...]:
-  """Those of `ROLES` that are scored here; of others only scores are known."""
-  return tuple(role for role in ROLES if not config[role].scores)
+  """Those of `ROLES` that score here; of others only scores are known."""
+  return tuple(role for role in scorers(config) if not config[role].scores)
 
 
 def jobs(config, workdir: Workdir) -> list[Job]:
   """One job a table; they share a pass over the data."""
-  made = sources(config, workdir)
+  made = tables_of(config, workdir)
   tables = {}  # (table, architecture) by name, from the pass for the merge
 
   def together(inputs):

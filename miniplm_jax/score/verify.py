@@ -19,7 +19,7 @@ def run(config, workdir: Workdir, dry_run: bool):
   Raises:
     UserError: a part is damaged, or a row is not what its model says.
   """
-  tables = score_stage.sources(config, workdir)
+  tables = score_stage.tables_of(config, workdir)
   if dry_run:
     names = ", ".join(source.name for source in tables)
     rows = config.verify.rows

@@ -66,12 +66,11 @@ def _mean(c: Columns, model: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-  """A way to rank rows.
+  """A way to rank rows, of the scores that `methods.DEFINITIONS` names.
 
   Attributes:
     score: (columns, seed) → [n], rounded to float32; the highest are kept.
     label: of the score, with its unit.
-    reads: the models whose log-probs it needs.
     standardised: the score whose mean and deviation by domain it needs, as
       columns domain_mean and domain_std.
     undefined: when a row has no such score.
@@ -79,37 +78,25 @@ class Definition:
 
   score: Score
   label: str
-  reads: tuple[str, ...]
   standardised: Score | None = None
   undefined: str = "its log-probs are too large"
 
 
-_BOTH = "teacher", "reference"
 DEFINITIONS = {
-  "mean_diff": Definition(
-    mean_diff, "log p − log p_ref, nats per token", _BOTH
-  ),
-  "sum_diff": Definition(sum_diff, "log p − log p_ref, nats per row", _BOTH),
+  "mean_diff": Definition(mean_diff, "log p − log p_ref, nats per token"),
+  "sum_diff": Definition(sum_diff, "log p − log p_ref, nats per row"),
   "bits_per_byte_diff": Definition(
     bits_per_byte_diff,
     "log p − log p_ref, bits per byte",
-    _BOTH,
     undefined="its scored tokens hold no byte of text",
   ),
   "zscore_by_domain": Definition(
     zscore_by_domain,
     "log p − log p_ref per token, standard deviations from the domain's mean",
-    _BOTH,
     standardised=mean_diff,
   ),
-  "difficulty": Definition(
-    difficulty, "−log p_ref, nats per token", ("reference",)
-  ),
-  "teacher_preference": Definition(
-    teacher_preference, "log p, nats per token", ("teacher",)
-  ),
-  "proxy": Definition(
-    proxy, "predicted log p − log p_ref, nats per token", ("proxy",)
-  ),
-  "random": Definition(random, "a random number in [0, 1)", ()),
+  "difficulty": Definition(difficulty, "−log p_ref, nats per token"),
+  "teacher_preference": Definition(teacher_preference, "log p, nats per token"),
+  "proxy": Definition(proxy, "predicted log p − log p_ref, nats per token"),
+  "random": Definition(random, "a random number in [0, 1)"),
 }

@@ -9,8 +9,7 @@ from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.methods import for_method, methods
-from miniplm_jax.score.stage import ROLES
+from miniplm_jax.methods import DEFINITIONS, for_method, methods
 from miniplm_jax.select import view
 
 STAGE = "select"
@@ -30,14 +29,9 @@ def jobs(config, workdir: Workdir) -> list[Job]:
   return [*rows.values(), *views]
 
 
-def _roles(definition: str) -> tuple[str, ...]:
-  """The tables that are read; random rows need no score."""
-  return {"proxy": ("proxy",), "random": ()}.get(definition, ROLES)
-
-
 def _job(config, workdir: Workdir, names, check) -> Job:
   directory = workdir.selection(names.selection)
-  c, roles = config.select, _roles(names.definition)
+  c, roles = config.select, DEFINITIONS[names.definition]
   settings = {
     "definition": names.definition,
     "ratio": c.ratio,

@@ -9,6 +9,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.methods import DEFINITIONS
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.trainer import flops
 
@@ -58,9 +59,7 @@ def offline(
     names: of the method, from `for_method`.
     inputs: what its objective reads beside corpus and selection.
   """
-  from miniplm_jax.select.definitions import DEFINITIONS
-
-  reads = DEFINITIONS[names.definition].reads
+  reads = DEFINITIONS[names.definition]
   found = flops.spent(
     {
       f"scoring by {role}": _read(workdir.scores(config[role].name) / MANIFEST)
