@@ -18,10 +18,10 @@ from helpers import refused, run, write_corpus
 from safetensors.numpy import load_file
 from tiny_config import get_config
 
-from miniplm_jax.core import files, manifest
+from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.models import architecture, huggingface, sharding
+from miniplm_jax.models import architecture, hub, huggingface, sharding
 from miniplm_jax.trainer import (
   clock,
   loop,
@@ -400,7 +400,7 @@ def test_a_student_begins_with_given_weights(copy):
   weights = huggingface.weights_fingerprint(huggingface.load(hf, mesh))
   assert f"weights {weights[:12]}" in done.stdout
   facts = json.loads((student / "manifest.json").read_text())
-  assert facts["inputs"]["init"] == files.fingerprint_of_folder(hf, "")
+  assert facts["inputs"]["init"] == hub.Given(str(hf), "")()
   error = refused(copy, *FOUR, "--config.train.learning_rate=1e-9")
   assert "inputs.init" in error
   # Other weights in the same folder are noticed; --force leaves no export.

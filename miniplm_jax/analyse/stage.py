@@ -105,7 +105,7 @@ def sections(config, workdir: Workdir) -> list:
   """What was found, for the report; says so if the workdir has changed.
 
   Raises:
-    UserError: a file is missing or of another size.
+    UserError: a file is missing or is not the one that was written.
   """
   from miniplm_jax.core import page
 
@@ -118,7 +118,7 @@ def sections(config, workdir: Workdir) -> list:
     words = "The workdir has changed since they were made: --stages=analyse."
     old = [page.Section("Analyses", [words])]
   return old + [
-    _module(name).section(json.loads((made.directory / f).read_text()))
+    _module(name).section(json.loads(made.whole(f).read_text()))
     for name in ANALYSES
     if (f := f"{name}.json") in made.files
   ]

@@ -4,11 +4,13 @@ A path may be local or remote (gs://); `etils.epath` hides the difference.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,6 +20,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.gs import SCHEME, file_system, is_local, upload
 
 _PROBE_BYTES = 1 << 16
+_SETTLED = 10**9  # nanoseconds; clocks of disks tick more often
 
 
 @contextlib.contextmanager
@@ -115,9 +118,28 @@ def digest(content: Any) -> str:
 
 
 def sha256(path: epath.PathLike) -> str:
-  """sha256 of a file's content."""
+  """sha256 of a file's content; once a process while the file stays as it is.
+
+  It is the same file if inode, size and both times are the same, and the last
+  change lies so far back that the clock would show another.
+  """
+  if not is_local(path):
+    return _sha256(os.fspath(path))
+  facts = os.stat(path)
+  if time.time_ns() - facts.st_ctime_ns < _SETTLED:
+    return _sha256(os.fspath(path))
+  times = facts.st_mtime_ns, facts.st_ctime_ns
+  return _known_sha256(os.fspath(path), facts.st_ino, facts.st_size, *times)
+
+
+def _sha256(path: str) -> str:
   with epath.Path(path).open("rb") as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@functools.lru_cache(4096)
+def _known_sha256(path: str, *unused_facts) -> str:
+  return _sha256(path)
 
 
 def describe(path: epath.PathLike) -> dict[str, Any]:
@@ -143,11 +165,3 @@ def probe(paths: Iterable[epath.PathLike]) -> str:
         ends.update(f.read())
     seen.append([path.name, size, ends.hexdigest()])
   return digest(seen)
-
-
-def fingerprint_of_folder(path: str, revision: str) -> str:
-  """What is known of a model folder, or hub id, before it is read."""
-  folder = epath.Path(path)
-  if folder.is_dir():
-    return probe([*folder.glob("config.json"), *folder.glob("*.safetensors*")])
-  return digest([path, revision])

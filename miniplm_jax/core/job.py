@@ -268,6 +268,12 @@ def _difference(
   job: Job, old: Manifest, wanted: Manifest, rechecked: bool = False
 ) -> str | None:
   """The first difference; in inputs that the job rechecks only if asked."""
+  given = {
+    name: old.fingerprint_by(source)
+    for name, source in job.inputs.items()
+    if callable(source)
+  }
+  wanted = dataclasses.replace(wanted, inputs=wanted.inputs | given)
 
   def facts(made: Manifest):
     inputs = {

@@ -9,11 +9,10 @@ is refused. Users rely on this format.
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
@@ -111,10 +110,7 @@ class Manifest:
     if name not in self.files or not path.exists():
       raise UserError(f"{path} is missing", f"in {self.path}", todo)
     local = gs.copied(path)
-    facts = os.stat(local)
-    # The change time too: a copy may carry its original's other times.
-    times = facts.st_mtime_ns, facts.st_ctime_ns
-    seen = _sha256(str(local), facts.st_ino, facts.st_size, *times)
+    seen = files.sha256(local)
     if seen != self.files[name]["sha256"]:
       raise UserError(
         f"{path} is not the file that was written: its sha256 is {seen[:12]} "
@@ -123,6 +119,20 @@ class Manifest:
         todo,
       )
     return local
+
+  def check_content(self):
+    """Raises UserError unless all files are those that were written."""
+    for name in self.files:
+      self.whole(name)
+
+  def fingerprint_by(self, source: Callable[[], str]) -> str:
+    """What an input's fingerprint is by the schema of this manifest.
+
+    Args:
+      source: gives it; if schema 1 had another, its method `former` does.
+    """
+    is_former = self.schema_version == 1
+    return getattr(source, "former", source)() if is_former else source()
 
   def check_inputs(self, inputs: Mapping[str, "Manifest"]):
     """Raises UserError if it was made from others of these inputs."""
@@ -192,12 +202,6 @@ def _checksum(body: Mapping[str, Any]) -> str:
   """sha256 of all that a manifest's file says."""
   # Through JSON, as a reader sees it: numbers as keys become strings.
   return files.digest(json.loads(json.dumps(body)))
-
-
-@functools.lru_cache(4096)
-def _sha256(path: str, *unused_facts) -> str:
-  """sha256 of a file as it is with these facts, once a process."""
-  return files.sha256(path)
 
 
 def require(path: epath.PathLike) -> Manifest:

@@ -248,13 +248,17 @@ class Corpus:
 
   @functools.cached_property
   def index(self):
-    """Pyarrow table [rows] of domain, split, n_tokens, n_bytes, hash."""
+    """Pyarrow table [rows] of domain, split, n_tokens, n_bytes, hash.
+
+    Raises:
+      UserError: a file of it is not the one that was written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     tables = []
     for part in range(self.parts):
-      path = self.directory / shard_names(part, self.parts)[1]
+      path = self.manifest.whole(shard_names(part, self.parts)[1])
       with path.open("rb") as f:
         tables.append(pq.read_table(f))
     table = pa.concat_tables(tables)

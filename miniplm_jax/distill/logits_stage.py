@@ -125,9 +125,8 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
       "give fewer",
     )
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  model = uses.load(
-    table.source, inputs, "weights", corpus, mesh, settings["dtype"]
-  )
+  dtype = settings["dtype"]
+  model = score_stage.load_checked(table.source, corpus, mesh, dtype)
   labeller = Labeller(model, corpus, mesh, settings)
   rows, size = kept_rows(inputs["selection"]), settings["rows_per_part"]
   units = [rows[i : i + size] for i in range(0, len(rows), size)]

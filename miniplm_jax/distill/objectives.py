@@ -9,7 +9,6 @@ from miniplm_jax.core.job import Input
 from miniplm_jax.distill import logits_stage
 from miniplm_jax.models import architecture, hub
 from miniplm_jax.score import stage as score_stage
-from miniplm_jax.score import uses
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.trainer import flops
 
@@ -48,7 +47,7 @@ def _soft_labels(config, workdir, unused_names) -> Plan:
   def make(corpus, mesh, inputs):
     from miniplm_jax.distill.vanilla_kd import SoftLabels
 
-    model = read(corpus, mesh, inputs)
+    model = read(corpus, mesh)
     return SoftLabels(train, corpus.eos_id, config.run.remat, model, kd)
 
   student = architecture.make(config.student.model)
@@ -70,7 +69,7 @@ def _minillm(config, workdir, unused_names) -> Plan:
   def make(corpus, mesh, inputs):
     from miniplm_jax.distill.minillm import MiniLLM
 
-    model = read(corpus, mesh, inputs)
+    model = read(corpus, mesh)
     return MiniLLM(train, corpus.eos_id, config.run.remat, model, c)
 
   return Plan(
@@ -131,8 +130,8 @@ def _teacher(config, workdir, dtype: str):
   """How a teacher is read that takes part in each step, and as an input."""
   source = score_stage.sources(config, workdir)[0]
 
-  def read(corpus, mesh, inputs):
-    return uses.load(source, inputs, _WEIGHTS, corpus, mesh, dtype)
+  def read(corpus, mesh):
+    return score_stage.load_checked(source, corpus, mesh, dtype)
 
   return read, {_WEIGHTS: score_stage.weights_input(source)}
 

@@ -12,6 +12,7 @@ from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.models import architecture
 from miniplm_jax.score import stage as score_stage
+from miniplm_jax.score import uses
 from miniplm_jax.trainer import training_job
 
 
@@ -63,7 +64,8 @@ def _student(config, workdir: Workdir, method: str) -> Subject:
 def _scorer(
   config, workdir: Workdir, role: str, source: score_stage.Source
 ) -> Subject:
-  def load(unused_inputs, mesh, dtype):
+  def load(inputs, mesh, dtype):
+    uses.check_weights(source, inputs["model"])
     return score_stage.load_model(source, mesh, dtype)[1]
 
   corpus = {"corpus": workdir.corpus / MANIFEST}

@@ -1,9 +1,9 @@
 """Stage generate: continues prompts and prints what came out."""
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import hosts, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import say
-from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import for_method
 
 STAGE = "generate"
@@ -102,12 +102,14 @@ def _directory(config, workdir: Workdir):
   if c.model:
     return hub.resolve(c.model, c.revision)
   directory = workdir.student(for_method(config, config.method).student) / "hf"
-  if not directory.exists():
+  exported = manifest.read(directory / MANIFEST)
+  if not exported:
     raise UserError(
       "the student is not exported yet",
       str(directory),
       "run --stages=train,export, or give --config.generate.model",
     )
+  exported.check_content()
   return directory
 
 

@@ -3,11 +3,13 @@
 Never pickle, never remote code.
 """
 
+import dataclasses
 import json
 from typing import Any
 
 from etils import epath
 
+from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import architecture, config_json
 from miniplm_jax.models.architecture import Architecture
@@ -58,6 +60,43 @@ def resolve(
       "the directory",
     ) from e
   return epath.Path(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+  """A model that is given by path or hub id, as an input of a job.
+
+  Attributes:
+    path: the directory or hub id.
+    revision: branch, tag or commit of a hub id.
+  """
+
+  path: str
+  revision: str
+
+  def __call__(self) -> str:
+    """The fingerprint: of the whole content, seconds for some GB of weights.
+
+    Of a hub id nothing is known before it is fetched but its revision.
+    """
+    directory = epath.Path(self.path).expanduser()
+    if not directory.is_dir():
+      return files.digest([self.path, self.revision])
+    content = _content(directory)
+    return files.digest([[p.name, files.sha256(gs.copied(p))] for p in content])
+
+  def former(self) -> str:
+    """As in manifests of schema 1, which saw the ends of each file."""
+    directory = epath.Path(self.path)
+    if not directory.is_dir():
+      return files.digest([self.path, self.revision])
+    return files.probe(_content(directory))
+
+
+def _content(directory: epath.Path) -> list[epath.Path]:
+  """The files that decide what a model computes."""
+  found = (directory.glob(p) for p in ("config.json", "*.safetensors*"))
+  return sorted(path for paths in found for path in paths)
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:

@@ -7,12 +7,12 @@ and the two rankings are compared.
 
 import json
 
-from miniplm_jax.core import files, hosts, manifest
+from miniplm_jax.core import files, hosts
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models import int8
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.score import check, fidelity, table
+from miniplm_jax.score import check, fidelity, table, uses
 from miniplm_jax.score import stage as score_stage
 
 REPORT = "int8_fidelity.json"
@@ -24,11 +24,6 @@ def _report_of(path, key: str):
     return None
   found = json.loads(path.read_text())
   return found if found["made_from"] == key else None
-
-
-def _fingerprint(reference: score_stage.Source) -> str:
-  found = score_stage.weights_input(reference)
-  return found() if callable(found) else manifest.require(found).fingerprint
 
 
 def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
@@ -56,7 +51,7 @@ def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
     [
       facts,
       corpus.manifest.fingerprint,
-      _fingerprint(reference),
+      uses.fingerprint(reference, None),
       [c.int8_rows, alpha, config.corpus.seed],
     ]
   )

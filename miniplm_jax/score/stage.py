@@ -181,11 +181,11 @@ def weights_input(source: Source):
   """The manifest of a model trained here, or a given one's fingerprint."""
   from etils import epath
 
-  from miniplm_jax.core import files
+  from miniplm_jax.models import hub
 
   if not source.path:
     return epath.Path(source.trained) / MANIFEST
-  return lambda: files.fingerprint_of_folder(source.path, source.revision)
+  return hub.Given(source.path, source.revision)
 
 
 def load_model(source: Source, mesh, dtype):
@@ -193,16 +193,23 @@ def load_model(source: Source, mesh, dtype):
 
   Returns:
     (directory, `Decoder` with parameters in `dtype`).
+
+  Raises:
+    UserError: it cannot be read; or it was trained here, and a file of it is
+      not the one that was written.
   """
   import jax.numpy as jnp
   from etils import epath
 
+  from miniplm_jax.core import manifest
   from miniplm_jax.models import hub, huggingface
 
   if source.path:
     directory = hub.resolve(source.path, source.revision)
   else:
-    directory = epath.Path(source.trained) / "hf"
+    trained = manifest.require(epath.Path(source.trained) / MANIFEST)
+    trained.check_content()
+    directory = trained.directory / "hf"
   return directory, huggingface.load(directory, mesh, jnp.dtype(dtype))
 
 
@@ -281,8 +288,6 @@ def _fill(
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   models = {}
   for source in wanted:
-    if "weights" in inputs[source.name]:
-      inputs[source.name]["weights"].check_sizes()
     model = load_checked(source, corpus, mesh, config.score.dtype)
     weights = huggingface.weights_fingerprint(model)
     facts = settings_of(config, corpus, weights, source.is_int8)

@@ -6,24 +6,28 @@ from typing import Any
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.score import stage as stage_lib
 
 
-def load(source: stage_lib.Source, inputs, name: str, corpus, mesh, dtype):
-  """The model, checked against the corpus; and its files, if made here.
+def fingerprint(source: stage_lib.Source, made: Manifest | None) -> str:
+  """Of a model as it is now, in the form that `made`, if any, has it in."""
+  weights = stage_lib.weights_input(source)
+  if callable(weights):
+    return made.fingerprint_by(weights) if made else weights()
+  trained = manifest_lib.read(weights)
+  return trained.fingerprint if trained else str(weights)
 
-  Args:
-    source: the model.
-    inputs: manifests by name.
-    name: of the input that `weights_input` made; a model that was not trained
-      here has no manifest.
-    corpus: what it is used on.
-    mesh: where to put it.
-    dtype: of its weights.
-  """
-  if name in inputs:
-    inputs[name].check_sizes()
-  return stage_lib.load_checked(source, corpus, mesh, dtype)
+
+def check_weights(source: stage_lib.Source, made: Manifest):
+  """Raises UserError unless a table was made by the model as it is now."""
+  now, then = fingerprint(source, made), made.inputs["weights"]
+  if now != then:
+    raise UserError(
+      f"{source.name} was scored by weights {then[:12]}, these are {now[:12]}",
+      f"{source.path or source.trained} and {made.path}",
+      "give the model that scored, or score again with --stages=score --force",
+    )
 
 
 def as_configured(
@@ -40,13 +44,10 @@ def as_configured(
   Raises:
     UserError: it was made otherwise; names the first difference.
   """
-  weights = stage_lib.weights_input(source)
-  if callable(weights):
-    weights = weights()
-  elif trained := manifest_lib.read(weights):
-    weights = trained.fingerprint
-  wanted = {"settings": settings, "inputs": {"weights": str(weights)}}
-  if made := manifest_lib.read(path):
+  made = manifest_lib.read(path)
+  weights = fingerprint(source, made)
+  wanted = {"settings": settings, "inputs": {"weights": weights}}
+  if made:
     inputs = {"weights": made.inputs["weights"]}
     found = {"settings": made.settings, "inputs": inputs}
     if difference := manifest_lib.first_difference(found, wanted):

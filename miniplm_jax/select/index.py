@@ -114,7 +114,7 @@ def _tables(corpus: Corpus, columns: list[str]) -> Iterator:
 
   parts = corpus.manifest.counts["parts"]
   for part in range(parts):
-    path = corpus.directory / shard_names(part, parts)[1]
+    path = corpus.manifest.whole(shard_names(part, parts)[1])
     with path.open("rb") as f:
       file = pq.ParquetFile(f, read_dictionary=["domain", "split"])
       for i in range(file.num_row_groups):
