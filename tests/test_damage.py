@@ -1,15 +1,23 @@
 """What is on disk is what was written, or is refused by name."""
 
+import json
 import pathlib
 import shutil
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny_config
+from etils import epath
 from helpers import STEPS
 
 from miniplm_jax import pipeline
+from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.models import hub
+from miniplm_jax.models import architecture, config_json, hub
+from miniplm_jax.score import importing, table, units
+from miniplm_jax.trainer import metrics
 
 
 def execute(folder, *stages, **settings):
@@ -70,3 +78,108 @@ def test_an_evaluation_is_of_the_weights_that_scored(copy):
   flip(copy / "given/model.safetensors")
   with pytest.raises(UserError, match="teacher was scored by weights"):
     execute(copy, "evaluate", **given)
+
+
+@pytest.mark.parametrize(
+  "name", ["../model.safetensors", "/model.safetensors", "a/b.safetensors", 3]
+)
+def test_weights_lie_in_the_folder_of_their_index(tmp_path, name):
+  index = tmp_path / "a" / "model.safetensors.index.json"
+  index.parent.mkdir()
+  (tmp_path / "model.safetensors").write_bytes(b"")
+  for named in ({"weight_map": {"w": name}}, {"weight_map": [name]}, {}):
+    index.write_text(json.dumps(named))
+    with pytest.raises(UserError, match="weight_map names"):
+      hub.weight_files(epath.Path(index.parent))
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"layer_types": 5},
+    {"rope_scaling": {"rope_type": ["llama3"]}},
+    {"num_attention_heads": 10**400},
+    {"num_attention_heads": 0},
+    {"hidden_act": {}},
+  ],
+)
+def test_a_config_of_other_kinds_of_values_is_one_line(change):
+  arch = architecture.make(tiny_config.get_config().student.model)
+  good = config_json.write(arch, 0, "float32")
+  assert config_json.read(good, "here") == arch
+  with pytest.raises(UserError, match="here"):
+    config_json.read(good | change, "here")
+
+
+def test_what_ends_a_text_is_ids(tmp_path):
+  for value in ("</s>", {"a": 1}, [None], True, -1):
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(UserError, match="eos_token_id is"):
+      hub.eos_ids(epath.Path(tmp_path))
+
+
+def test_json_that_is_nested_without_end_is_one_line(tmp_path):
+  path = epath.Path(tmp_path / "config.json")
+  path.write_text("[" * 100_000)
+  for read in (hub.read_json, manifest.read):
+    with pytest.raises(UserError, match=r"config\.json"):
+      read(path)
+
+
+def test_damaged_parts_of_a_table_are_one_line(tmp_path):
+  unit = units.Unit(0, 3, "shard", np.arange(3))
+  path = epath.Path(tmp_path / unit.name)
+  whole = table.encode(unit, np.ones(3, np.float32), np.ones(3, np.int32), {})
+  path.write_bytes(whole)
+  assert table.read_part(path).columns["nll_sum"].tolist() == [1, 1, 1]
+  rng = np.random.default_rng(0)
+  refused = 0
+  for _ in range(300):
+    content = bytearray(whole)
+    content[rng.integers(len(whole))] = rng.integers(256)
+    path.write_bytes(content)
+    try:
+      table.read_part(path)
+    except UserError as e:
+      refused += 1
+      assert unit.name in str(e)
+  assert refused > 100
+
+
+def test_metrics_of_a_finished_run_are_those_that_it_wrote(copy):
+  folder = epath.Path(copy / "run/students/miniplm/metrics")
+  assert len(metrics.read(folder)) > 3
+  path = folder / "metrics.jsonl"
+  text = path.read_text()
+  path.write_text(text.replace('"step": 1,', '"step": 3,', 1))
+  assert path.read_text() != text
+  with pytest.raises(UserError, match="not those that the run wrote"):
+    metrics.read(folder)
+
+
+def test_what_is_no_vector_of_scores_is_one_line(tmp_path):
+  row_ids = np.arange(3)
+  path = epath.Path(tmp_path / "scores.npy")
+  np.save(path, np.ones(3))
+  assert importing._read(path, row_ids)[0].tolist() == [1, 1, 1]
+
+  def wrong(name, write):
+    with (tmp_path / name).open("wb") as f:
+      write(f)
+    with pytest.raises(UserError, match=name):
+      importing._read(epath.Path(tmp_path / name), row_ids)
+
+  wrong("scores.npy", lambda f: f.write(b""))
+  for name in ("scores.npy", "scores.npz"):
+    wrong(name, lambda f: np.savez(f, nll=np.ones(3)))
+  for values in (np.float32(1), ["a"] * 3, np.ones((3, 1)), np.ones(2)):
+    wrong("scores.npy", lambda f, values=values: np.save(f, values))
+  for columns in (
+    {"row_id": [0, 1, None], "nll_sum": [1.0] * 3},
+    {"row_id": ["0", "1", "2"], "nll_sum": [1.0] * 3},
+    {"row_id": [0, 1, 2], "nll_sum": [1.0] * 3, "n_tokens": ["a"] * 3},
+    {"row_id": [0, 1, 2], "nll_sum": [[1.0]] * 3},
+    {"nll_sum": [1.0] * 3},
+  ):
+    content = pa.table(columns)
+    wrong("scores.parquet", lambda f, t=content: pq.write_table(t, f))

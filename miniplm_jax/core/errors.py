@@ -93,7 +93,13 @@ def parsing(path: os.PathLike | str, todo: str) -> Iterator[None]:
   """
   try:
     yield
-  except (ValueError, LookupError, TypeError, AttributeError) as e:
+  except (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+  ) as e:
     raise UserError(
       f"the file is damaged ({type(e).__name__}: {shortened(e)})",
       os.fspath(path),

@@ -70,6 +70,17 @@ def read(config: Mapping[str, Any], where: str) -> Architecture:
       "give a Qwen1.5, Qwen2, Qwen2.5, Qwen3, Llama or Mamba model "
       f"(model_type {', '.join(MODEL_TYPES)})",
     )
+  try:
+    return _read(config, where)
+  except UserError as e:
+    raise UserError(e.what, where, e.todo) from e
+  except Exception as e:  # a value of another kind than any that is known
+    what = f"config.json cannot be read ({type(e).__name__}: {e})"
+    raise UserError(what, where, "fetch it again") from e
+
+
+def _read(config: Mapping[str, Any], where: str) -> Architecture:
+  model_type = config["model_type"]
   is_mamba = model_type == "mamba"
   only = _ONLY_MAMBA if is_mamba else _ONLY_TRANSFORMER
   if model_type == "llama":  # those on the output have to be 0
@@ -83,10 +94,7 @@ def read(config: Mapping[str, Any], where: str) -> Architecture:
   kind, fields = (
     (Mamba, _mamba_fields) if is_mamba else (Transformer, _transformer_fields)
   )
-  try:
-    return _plain(kind(**_checked(fields(config), kind)))
-  except UserError as e:
-    raise UserError(e.what, where, e.todo) from e
+  return _plain(kind(**_checked(fields(config), kind)))
 
 
 def _checked(values: dict[str, Any], kind) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Never pickle, never remote code.
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 from etils import epath
@@ -19,6 +20,8 @@ _KNOWN = {
   "Qwen/Qwen1.5-1.8B": "qwen1.5-1.8b",
   "Qwen/Qwen1.5-4B": "qwen1.5-4b",
 }
+# Beside the index: what it names is opened.
+_WEIGHTS = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
 
 
 def resolve(
@@ -109,7 +112,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     found = json.loads(path.read_text())
     if not isinstance(found, dict):
       raise ValueError("a list or a bare value")
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     raise UserError(
       f"this is not a JSON object ({e})", str(path), "fetch it again"
     ) from e
@@ -152,8 +155,8 @@ def weight_files(directory: epath.Path) -> list[epath.Path]:
   index = directory / "model.safetensors.index.json"
   names = ["model.safetensors"]
   if index.exists() and not (directory / names[0]).exists():
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
-  missing = [n for n in names if not (directory / n).exists()]
+    names = _indexed(index)
+  missing = [n for n in names if not (directory / n).is_file()]
   if not missing:
     return [directory / name for name in names]
   if list(directory.glob("*.safetensors")):
@@ -172,11 +175,35 @@ def weight_files(directory: epath.Path) -> list[epath.Path]:
   raise UserError(f"no {', '.join(missing)}", str(directory), todo)
 
 
+def _indexed(index: epath.Path) -> list[str]:
+  """The files that an index names; they lie beside it.
+
+  Raises:
+    UserError: it names none, or something else than such files.
+  """
+  named = read_json(index).get("weight_map")
+  names = list(named.values()) if isinstance(named, dict) else []
+  for name in names or [None]:
+    if not (isinstance(name, str) and _WEIGHTS.fullmatch(name)):
+      raise UserError(
+        f"weight_map names {name!r} where a safetensors file of this folder "
+        "should stand",
+        str(index),
+        "fetch it again",
+      )
+  return sorted(set(names))
+
+
 def eos_ids(directory: epath.Path) -> tuple[int, ...]:
   """The ids that end a text, by generation_config.json or config.json."""
   for name in ("generation_config.json", "config.json"):
     path = directory / name
     found = read_json(path).get("eos_token_id") if path.exists() else None
     if found is not None:
-      return tuple(found) if isinstance(found, list) else (found,)
+      ids = tuple(found) if isinstance(found, list) else (found,)
+      if not all(type(i) is int and i >= 0 for i in ids):
+        raise UserError(
+          f"eos_token_id is {found!r}", str(path), "give an id, or a list"
+        )
+      return ids
   return ()

@@ -75,6 +75,12 @@ def _load(directory, paths: Sequence[pathlib.Path], mesh: Mesh, dtype: Any):
       for name in f.keys():  # noqa: SIM118
         piece = f.get_slice(name)
         shape = tuple(piece.get_shape())
+        if name in found:
+          raise UserError(
+            f"{name} is in {found[name].path.name} and in {path.name}",
+            str(directory),
+            "fetch the weights again",
+          )
         found[name] = _Tensor(path, name, shape, piece.get_dtype())
   for name in tensor_names.zeros(arch).keys() & found.keys():
     if np.any(found[name].read(slice(None))):

@@ -89,7 +89,7 @@ def _manifest(path: epath.Path, corpus: Corpus) -> dict[str, str]:
   try:
     found = json.loads(beside.read_text())
     is_known = found["nll"] in ("sum", "mean")
-  except (OSError, ValueError, KeyError, TypeError) as e:
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
     raise UserError(
       f"the manifest of these scores cannot be read ({type(e).__name__}: {e})",
       str(beside),
@@ -112,7 +112,6 @@ def _manifest(path: epath.Path, corpus: Corpus) -> dict[str, str]:
 
 def _read(path: epath.Path, row_ids: np.ndarray):
   """Numbers and, if there are any, token counts, in the order of `row_ids`."""
-  import pyarrow as pa
   import pyarrow.parquet as pq
 
   n_tokens = None
@@ -120,6 +119,8 @@ def _read(path: epath.Path, row_ids: np.ndarray):
     with path.open("rb") as f:
       if path.suffix == ".npy":
         nll, found = np.load(f, allow_pickle=False), row_ids
+        if not isinstance(nll, np.ndarray):
+          raise ValueError("an archive of arrays")
       else:
         names = set(pq.read_schema(f).names) & {"n_tokens"}
         wanted = ["row_id", "nll_sum", *names]
@@ -128,7 +129,10 @@ def _read(path: epath.Path, row_ids: np.ndarray):
         nll = columns["nll_sum"].to_numpy()
         if "n_tokens" in columns.column_names:
           n_tokens = columns["n_tokens"].to_numpy()
-  except (pa.ArrowException, OSError, KeyError, ValueError) as e:
+        for name, values in (("row_id", found), ("n_tokens", n_tokens)):
+          if values is not None and values.dtype.kind not in "iu":
+            raise ValueError(f"{name} is {values.dtype}")
+  except Exception as e:  # of a file from elsewhere: whatever readers raise
     raise UserError(
       f"these scores cannot be read ({e})",
       str(path),

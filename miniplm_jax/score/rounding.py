@@ -22,8 +22,11 @@ def _report_of(path, key: str):
   """The report that is there, if it is of the same models and rows."""
   if not path.exists():
     return None
-  found = json.loads(path.read_text())
-  return found if found["made_from"] == key else None
+  try:
+    found = json.loads(path.read_text())
+    return found if found["made_from"] == key else None
+  except (ValueError, KeyError, TypeError, RecursionError):
+    return None  # damaged: it is made again
 
 
 def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):

@@ -108,7 +108,6 @@ def read_part(path: epath.Path, header_only: bool = False) -> Part:
   Raises:
     UserError: it is missing or damaged.
   """
-  import pyarrow as pa
   import pyarrow.parquet as pq
 
   try:
@@ -123,9 +122,14 @@ def read_part(path: epath.Path, header_only: bool = False) -> Part:
         table = file.read()
         names = ("row_id", value_of(table.column_names), "n_tokens")
         columns = {name: table[name].to_numpy() for name in names}
+        for values, kind in zip(columns.values(), ("i8", "f4", "i4")):
+          if values.dtype != kind or not len(values):
+            raise ValueError(f"{len(values)} values, {values.dtype}")
+      if not all(isinstance(v, dict) for v in (unit, made_by, sums)):
+        raise ValueError("its header is of another kind")
   except FileNotFoundError:
     damaged(path, "is missing")
-  except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as e:
+  except Exception as e:  # of damaged bytes: whatever the reader raises
     damaged(path, f"is damaged ({e})")
   return Part(path, unit, made_by, sums, columns)
 
@@ -263,11 +267,11 @@ def parts(manifest: Manifest, hashed: bool = True) -> Iterator[Columns]:
   for name, facts in manifest.files.items():
     path = manifest.directory / name
     hosts.raise_if_stopped()
+    if hashed and path.exists() and files.describe(path) != facts:
+      damaged(path, "is not the file that was written")
     columns = read_part(path).columns
     row_ids = columns["row_id"]
     check_rows(path, columns)
-    if hashed and files.describe(path) != facts:
-      damaged(path, "is not the file that was written")
     if row_ids[0] <= previous or np.any(np.diff(row_ids) <= 0):
       damaged(path, "has rows out of order")
     previous = row_ids[-1]

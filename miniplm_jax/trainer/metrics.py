@@ -3,11 +3,14 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from etils import epath
 
-from miniplm_jax.core import errors, files
+from miniplm_jax.core import errors, files, manifest
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.trainer.boards import Board
 
 # Metrics of the wall clock: two runs of the same steps differ in them.
@@ -94,10 +97,22 @@ def curve(
 
 
 def read(directory: epath.Path) -> list[dict[str, float]]:
-  """The lines of `metrics.jsonl`; empty if there is none."""
+  """The lines of `metrics.jsonl`; empty if there is none.
+
+  Raises:
+    UserError: they are damaged, or not those of the finished run.
+  """
   path = directory / "metrics.jsonl"
   if not path.exists():
     return []
+  trained = manifest.read(directory.parent / MANIFEST)
+  written = trained and trained.details.get("metrics")  # since schema 2
+  if written and files.describe(path) != written:
+    raise UserError(
+      "the metrics are not those that the run wrote",
+      str(path),
+      "restore the file, or remove it: curves are then left out",
+    )
   found = []
   for number, line in enumerate(path.read_bytes().splitlines(), 1):
     todo = "restore the file, or mend that line, or train again with --force"
@@ -108,3 +123,11 @@ def read(directory: epath.Path) -> list[dict[str, float]]:
       if not {type(x) for x in values.values()} <= {int, float}:
         raise ValueError("not all values are numbers")
   return found
+
+
+def describe(directory: epath.Path) -> dict[str, Any]:
+  """What the manifest of a run says of its metrics.
+
+  They have seconds in them, so they are no part of its fingerprint.
+  """
+  return files.describe(directory / "metrics" / "metrics.jsonl")

@@ -138,7 +138,7 @@ def made_by(
 def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
   from miniplm_jax.corpus.store import open_corpus
   from miniplm_jax.models import huggingface, sharding
-  from miniplm_jax.trainer import loop
+  from miniplm_jax.trainer import loop, metrics
 
   run = config.run
   corpus = open_corpus(inputs)
@@ -190,6 +190,8 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
     },
     "files": described,
     "details": {
+      # Written by the process that writes the manifest.
+      "metrics": metrics.describe(directory) if hosts.is_first() else None,
       "train_flops": it.token_flops * train.steps * step_tokens,
       **({} if it.offline is None else {flops_lib.OFFLINE: dict(it.offline)}),
     },
