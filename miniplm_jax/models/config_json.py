@@ -1,7 +1,6 @@
 """A model's config.json: read into an `Architecture`, and written."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,9 +108,13 @@ def _checked(values: dict[str, Any], kind) -> dict[str, Any]:
     types = (int, float) if field.type is float else field.type
     good = isinstance(value, types)
     good &= isinstance(value, bool) == (field.type is bool)
-    if not good or (isinstance(value, float) and not math.isfinite(value)):
+    # No size of a model is beyond int32; nan and inf are not below it either.
+    if isinstance(value, (int, float)):
+      good &= abs(value) < 2**31
+    if not good:
+      what = f"{field.name} is {value!r}"
       raise UserError(
-        f"{field.name} is {value!r}", "", f"give a {field.type.__name__}"
+        what[:100], "", f"give a {field.type.__name__} that a model can have"
       )
   return values
 
