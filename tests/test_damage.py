@@ -11,10 +11,13 @@ import pytest
 import tiny_config
 from etils import epath
 from helpers import STEPS
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from miniplm_jax import pipeline
-from miniplm_jax.core import manifest
+from miniplm_jax.core import files, manifest
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus import store, tokenizer
 from miniplm_jax.models import architecture, config_json, hub
 from miniplm_jax.score import importing, table, units
 from miniplm_jax.trainer import metrics
@@ -183,3 +186,55 @@ def test_what_is_no_vector_of_scores_is_one_line(tmp_path):
   ):
     content = pa.table(columns)
     wrong("scores.parquet", lambda f, t=content: pq.write_table(t, f))
+
+
+def test_rows_are_those_of_their_index(tmp_path):
+  """Also if a shard of another corpus has the same size."""
+
+  def write(folder, seed):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 500, (8, 9)).astype(np.int32)
+    rows = [
+      store.Instance(x, "d", "train", 0, (0,), 0, 9, store.hash_of(x, 1))
+      for x in ids
+    ]
+    names = store.shard_names(0, 1)
+    store.write_shard(epath.Path(folder), names, rows, {"rows": 8})
+    return ids, [folder / name for name in names]
+
+  ids, (records, index) = write(tmp_path / "mine", 0)
+  foreign = write(tmp_path / "other", 1)[1][0].read_bytes()
+  counts = {"rows": 8, "parts": 1, "rows_by_part": [8]}
+
+  def corpus():
+    described = {p.name: files.describe(p) for p in (records, index)}
+    return store.Corpus(
+      manifest.Manifest(
+        epath.Path(tmp_path / "mine" / "manifest.json"),
+        stage="tokenize",
+        settings={},
+        inputs={},
+        counts=counts,
+        files=described,
+      )
+    )
+
+  assert corpus().read([3])[0].ids.tolist() == ids[3].tolist()
+  records.write_bytes(foreign)
+  with pytest.raises(UserError, match=r"row 3 is another.*array_record"):
+    corpus().read([3])
+  records.write_bytes(foreign[:70] + b"damage" + foreign[76:])
+  with pytest.raises(UserError, match=r"array_record"):
+    corpus().read(range(8))
+  index.write_bytes(b"no Parquet")
+  with pytest.raises(UserError, match=index.name):
+    store.read_counts(index)
+
+
+def test_a_tokenizer_that_panics_is_one_line(tmp_path):
+  body = json.loads(Tokenizer(BPE()).to_str())
+  for decoder in ({"type": "Strip", "content": "ab", "start": 0, "stop": 0}, 3):
+    text = json.dumps(body | {"decoder": decoder})
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match="the tokenizer cannot be read"):
+      tokenizer.load_engine(epath.Path(tmp_path))

@@ -98,7 +98,7 @@ def parsing(path: os.PathLike | str, todo: str) -> Iterator[None]:
     LookupError,
     TypeError,
     AttributeError,
-    RecursionError,
+    RuntimeError,  # of C++, and RecursionError
   ) as e:
     raise UserError(
       f"the file is damaged ({type(e).__name__}: {shortened(e)})",

@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files, hosts
+from miniplm_jax.core import errors, files, hosts
 from miniplm_jax.core.array_records import Readers
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
@@ -207,7 +207,8 @@ def merge(
 def _facts(index: epath.Path, name: bytes) -> dict[str, Any]:
   import pyarrow.parquet as pq
 
-  with index.open("rb") as f:
+  todo = "restore it; or remove it: the shard is made again if none is listed"
+  with errors.parsing(index, todo), index.open("rb") as f:
     return json.loads(pq.read_schema(f).metadata[name])
 
 
@@ -311,9 +312,22 @@ class Corpus:
       )
 
   def tokenizer(self) -> Tokenizer:
-    """The corpus's own tokenizer, as it was given."""
+    """The corpus's own tokenizer, as it was given.
+
+    Raises:
+      UserError: it is not the one that the corpus was made with.
+    """
     eos_token = self.manifest.settings["eos_token"]
-    return tokenizer.load(self.directory / "tokenizer", eos_token)
+    found = tokenizer.load(self.directory / "tokenizer", eos_token)
+    now, made = found.fingerprint, self.manifest.tokenizer
+    if now != made:
+      raise UserError(
+        f"the tokenizer is {now[:12]}, the corpus was made with {made[:12]}",
+        str(self.directory / "tokenizer"),
+        "restore the folder, or make the corpus again with "
+        f"--stages={self.manifest.stage} --force",
+      )
+    return found
 
   def tokenizer_files(self) -> dict[str, bytes]:
     """What a Hugging Face directory needs of it, by file name.
@@ -321,7 +335,6 @@ class Corpus:
     Raises:
       UserError: it is not the one that the corpus was made with.
     """
-    self.check_tokenizer()
     return self.tokenizer().to_files(self._bos_token)
 
   def text_engine(self):
@@ -334,14 +347,7 @@ class Corpus:
 
   def check_tokenizer(self):
     """Raises UserError unless its tokenizer is the one it was made with."""
-    found, made = self.tokenizer().fingerprint, self.manifest.tokenizer
-    if found != made:
-      raise UserError(
-        f"the tokenizer is {found[:12]}, the corpus was made with {made[:12]}",
-        str(self.directory / "tokenizer"),
-        "restore the folder, or make the corpus again with "
-        f"--stages={self.manifest.stage} --force",
-      )
+    self.tokenizer()
 
   @functools.cached_property
   def _offsets(self) -> np.ndarray:
@@ -349,16 +355,31 @@ class Corpus:
     return np.concatenate([[0], np.cumsum(counts)])
 
   def read(self, row_ids: Sequence[int]) -> list[Instance]:
-    """The rows with these ids, in this order."""
+    """The rows with these ids, in this order.
+
+    Raises:
+      UserError: a shard is damaged or holds other rows than its index says.
+    """
     row_ids = np.asarray(row_ids, np.int64)
     parts = np.searchsorted(self._offsets, row_ids, "right") - 1
     found: list[Any] = [None] * len(row_ids)
     for part in np.unique(parts):
       here = np.flatnonzero(parts == part)
       local = (row_ids[here] - self._offsets[part]).tolist()
-      for i, record in zip(here, self._readers.read(int(part), local)):
-        found[i] = Instance.from_bytes(record)
+      path = self.directory / shard_names(int(part), self.parts)[0]
+      todo = "restore the file, or make it again with --stages="
+      todo += f"{self.manifest.stage} --force"
+      with errors.parsing(path, todo):
+        for i, record in zip(here, self._readers.read(int(part), local)):
+          found[i] = row = Instance.from_bytes(record)
+          if row.hash != self._hashes[row_ids[i]]:
+            raise ValueError(f"row {row_ids[i]} is another than in the index")
     return found
+
+  @functools.cached_property
+  def _hashes(self) -> np.ndarray:
+    """uint64 [rows]: that of each row's ids, as the index has it."""
+    return self.index["hash"].to_numpy()
 
 
 def open_corpus(inputs: Mapping[str, Manifest]) -> Corpus:

@@ -266,7 +266,10 @@ def load_engine(directory: epath.Path) -> tokenizers.Tokenizer:
     )
   try:
     engine = tokenizers.Tokenizer.from_str(path.read_text())
-  except Exception as e:  # the library raises plain Exception
+  except BaseException as e:
+    # The library raises plain Exception, or panics, which is none.
+    if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+      raise
     raise UserError(
       f"the tokenizer cannot be read ({e})", str(path), "fetch it again"
     ) from e
