@@ -180,14 +180,13 @@ def _read(workdir: Workdir, length: int) -> tuple[pa.Table, dict] | None:
     for name in parts[0].columns
   }
   row_ids = columns["row_id"]
-  index = corpus.index.take(row_ids)
   documents = [row.documents for row in corpus.read(row_ids)]
   hashed = corpus.index["hash"].to_numpy()
   made = pa.table(
     {
       "length": pa.array(np.full(len(row_ids), length), pa.int16()),
       "row_id": pa.array(row_ids, pa.int32()),
-      "domain": index["domain"].combine_chunks(),
+      "domain": pa.array(corpus.domains(row_ids)),
       "document": pa.array([d[0] for d in documents], pa.int32()),
       "documents": pa.array([len(d) for d in documents], pa.int16()),
       "nll_sum": pa.array(columns["nll_sum"], pa.float32()),

@@ -5,9 +5,12 @@ import os
 import threading
 
 import numpy as np
+import pyarrow as pa
+import pytest
 from etils import epath
 
 from miniplm_jax.core import array_records
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus, Instance
@@ -78,3 +81,24 @@ def test_files_of_a_corpus_that_is_gone_are_closed(tmp_path):
   del corpus
   Corpus(write(tmp_path / "b", 1)).read([0])
   assert open_files(tmp_path / "a") == 0
+
+
+def test_of_the_index_is_read_what_is_asked_for(tmp_path):
+  corpus = Corpus(write(tmp_path, 4))
+  assert corpus.rows_of("heldout").tolist() == [0, 3, 6, 9]
+  assert corpus.lengths.tolist() == [2] * 12
+  rows = np.array([5, 0, 11])
+  assert corpus.domains(rows).tolist() == ["odd", "even", "odd"]
+  assert corpus.domains().tolist() == ["even", "odd"] * 6
+  assert corpus.heldout_rows(0, ["odd"]).tolist() == [0, 6]
+  assert set(corpus.index) == {"n_tokens", "domain"}
+  # As strings, names of 10⁸ rows would be more than one array holds.
+  assert pa.types.is_dictionary(corpus.index["domain"].type)
+  assert corpus.index["hash"].to_pylist() == list(range(12))
+
+
+def test_an_index_of_another_number_of_rows_is_refused(tmp_path):
+  made = write(tmp_path, 2)
+  made.counts["rows"] += 1
+  with pytest.raises(UserError, match="index has 6 rows, the manifest 7"):
+    Corpus(made).domains()

@@ -125,7 +125,7 @@ def _run(config, directory, inputs):
     for part, n in enumerate(parts):
       of_part = range(first, first + n)
       first += n
-      here = chosen[(chosen >= of_part.start) & (chosen < of_part.stop)]
+      here = chosen[slice(*np.searchsorted(chosen, (of_part.start, first)))]
       names = store.shard_names(part, len(parts))
       if not (directory / names[1]).exists():
         seen = collections.Counter()

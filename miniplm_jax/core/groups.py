@@ -24,3 +24,17 @@ def key(domain: str) -> str:
 def with_total(total: Any, by_domain: Mapping[str, Any]) -> dict[str, Any]:
   """The mapping: the total first, then the domains in their order."""
   return {ALL: total} | {key(name): each for name, each in by_domain.items()}
+
+
+def places(code, codes: int) -> list[Any]:
+  """Where each code is, int64 ascending, by code.
+
+  Args:
+    code: int [n], from 0 up to `codes`.
+    codes: how many there are; one that is nowhere has no places.
+  """
+  import numpy as np
+
+  # One sort: a mask for each of many codes would read all of them as often.
+  ends = np.cumsum(np.bincount(code, minlength=codes))
+  return np.split(np.argsort(code, kind="stable"), ends[:-1])

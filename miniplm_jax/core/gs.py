@@ -148,7 +148,12 @@ def local(path: epath.PathLike) -> Iterator[pathlib.Path]:
 
 def copied(path: epath.PathLike) -> pathlib.Path:
   """As `local`, for what is read until this process ends."""
-  return _kept.enter_context(local(path))
+  return keep(local(path))
+
+
+def keep(context: contextlib.AbstractContextManager[Any]) -> Any:
+  """Enters a context that stays open until this process ends."""
+  return _kept.enter_context(context)
 
 
 _kept = contextlib.ExitStack()

@@ -6,13 +6,14 @@ beside it is whole. While a job runs, the same facts stand in
 is refused. Users rely on this format.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -91,13 +92,18 @@ class Manifest:
         )
 
   def whole(self, name: str, todo: str = "") -> pathlib.Path:
+    """As `reading`, for what is read until this process ends."""
+    return gs.keep(self.reading(name, todo))
+
+  @contextlib.contextmanager
+  def reading(self, name: str, todo: str = "") -> Iterator[pathlib.Path]:
     """A file of this manifest, to be read whole: its sha256 is compared.
 
     Args:
       name: relative, one of `files`.
       todo: what to do if it is another; by default, to make it again.
 
-    Returns:
+    Yields:
       The file on this machine, a copy if the folder is remote.
 
     Raises:
@@ -109,21 +115,22 @@ class Manifest:
     )
     if name not in self.files or not path.exists():
       raise UserError(f"{path} is missing", f"in {self.path}", todo)
-    local = gs.copied(path)
-    seen = files.sha256(local)
-    if seen != self.files[name]["sha256"]:
-      raise UserError(
-        f"{path} is not the file that was written: its sha256 is {seen[:12]} "
-        f"and not {self.files[name]['sha256'][:12]}",
-        f"in {self.path}",
-        todo,
-      )
-    return local
+    with gs.local(path) as local:
+      seen = files.sha256(local)
+      if seen != self.files[name]["sha256"]:
+        raise UserError(
+          f"{path} is not the file that was written: its sha256 is {seen[:12]} "
+          f"and not {self.files[name]['sha256'][:12]}",
+          f"in {self.path}",
+          todo,
+        )
+      yield local
 
   def check_content(self):
     """Raises UserError unless all files are those that were written."""
     for name in self.files:
-      self.whole(name)
+      with self.reading(name):
+        pass
 
   def fingerprint_by(self, source: Callable[[], str]) -> str:
     """What an input's fingerprint is by the schema of this manifest.

@@ -22,6 +22,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
 from miniplm_jax.corpus import tokenizer
+from miniplm_jax.corpus.columns import Columns
 from miniplm_jax.corpus.tokenizer import Tokenizer
 
 # What a row is for. Disjoint by construction: see `split_of`.
@@ -248,28 +249,10 @@ class Corpus:
     return self.manifest.settings["max_length"]
 
   @functools.cached_property
-  def index(self):
-    """Pyarrow table [rows] of domain, split, n_tokens, n_bytes, hash.
-
-    Raises:
-      UserError: a file of it is not the one that was written.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    tables = []
-    for part in range(self.parts):
-      path = self.manifest.whole(shard_names(part, self.parts)[1])
-      with path.open("rb") as f:
-        tables.append(pq.read_table(f))
-    table = pa.concat_tables(tables)
-    if table.num_rows != len(self):
-      raise UserError(
-        f"the index has {table.num_rows} rows, the manifest {len(self)}",
-        str(self.directory),
-        "make the corpus again with --stages=tokenize --force",
-      )
-    return table
+  def index(self) -> Columns:
+    """Columns [rows]: domain, split, n_tokens, n_bytes and hash."""
+    names = [shard_names(part, self.parts)[1] for part in range(self.parts)]
+    return Columns(self.manifest, names)
 
   @functools.cached_property
   def lengths(self) -> np.ndarray:
@@ -278,17 +261,28 @@ class Corpus:
 
   def domains(self, row_ids: np.ndarray | None = None) -> np.ndarray:
     """Domain names (object array) of some rows, or of all."""
-    column = self.index["domain"]
-    if row_ids is not None:
-      column = column.take(row_ids)
-    return column.to_numpy(zero_copy_only=False)
+    codes, names = self.domain_codes
+    return names[codes if row_ids is None else codes[row_ids]]
+
+  @functools.cached_property
+  def domain_codes(self) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's domain as a code, int32 [rows]; the names, object [codes]."""
+    column = self.index["domain"].dictionary_encode().unify_dictionaries()
+    codes = np.concatenate(
+      [chunk.indices.to_numpy() for chunk in column.chunks]
+    )
+    return codes, np.array(column.chunk(0).dictionary.to_pylist(), object)
 
   def rows_of(self, split: str) -> np.ndarray:
     """int64 row ids of a split, ascending."""
     import pyarrow.compute as pc
 
-    mask = pc.equal(self.index["split"], split).to_numpy(zero_copy_only=False)
-    return np.flatnonzero(mask)
+    found, first = [], 0
+    for column in self.index.by_part("split"):
+      here = pc.equal(column.cast("string"), split).to_numpy()
+      found.append(first + np.flatnonzero(here))
+      first += len(column)
+    return np.concatenate(found)
 
   def heldout_rows(
     self, most: int, ignore_domains: Sequence[str] = ()

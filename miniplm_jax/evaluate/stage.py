@@ -145,12 +145,9 @@ def grouped_losses(
     return dataclasses.asdict(found)
 
   names, code = np.unique(domain.astype(str), return_inverse=True)
-  # One sort: a mask for each of many domains would read all rows as often.
-  runs = np.split(
-    np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1]
-  )
+  rows = groups.places(code, len(names))
   total = loss(~np.isin(domain, list(ignored)))
-  return groups.with_total(total, dict(zip(names.tolist(), map(loss, runs))))
+  return groups.with_total(total, dict(zip(names.tolist(), map(loss, rows))))
 
 
 def losses(evaluation: Manifest) -> dict[str, dict[str, Any]]:

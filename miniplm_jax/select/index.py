@@ -114,8 +114,8 @@ def _tables(corpus: Corpus, columns: list[str]) -> Iterator:
 
   parts = corpus.manifest.counts["parts"]
   for part in range(parts):
-    path = corpus.manifest.whole(shard_names(part, parts)[1])
-    with path.open("rb") as f:
+    name = shard_names(part, parts)[1]
+    with corpus.manifest.reading(name) as path, path.open("rb") as f:
       file = pq.ParquetFile(f, read_dictionary=["domain", "split"])
       for i in range(file.num_row_groups):
         hosts.raise_if_stopped()

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from miniplm_jax.config import weight_of
+from miniplm_jax.core import groups
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.store import Corpus, pad
 from miniplm_jax.models import placement
@@ -92,13 +93,10 @@ def by_domain(
   """
   wanted = dict(map(weight_of, weights))
   where = f"train.domain_weights, corpus {corpus.directory}"
-  # Codes: a Python string for each of 50 million rows would take minutes.
-  column = corpus.index["domain"].dictionary_encode().unify_dictionaries()
-  codes = np.concatenate([np.asarray(c.indices) for c in column.chunks])
-  codes = codes[row_ids]
-  every = column.chunk(0).dictionary.to_pylist()
-  code_of = {every[code]: code for code in np.unique(codes)}
-  names = sorted(code_of)
+  codes, every = corpus.domain_codes
+  rows_of = zip(every, groups.places(codes[row_ids], len(every)))
+  rows_of = {name: row_ids[here] for name, here in rows_of if len(here)}
+  names = sorted(rows_of)
   if unknown := sorted(wanted.keys() - set(names)):
     there = ", ".join(names)
     there = there if len(there) <= 400 else f"{there[:400]}…"
@@ -107,7 +105,7 @@ def by_domain(
       where,
       f"choose from {there}",
     )
-  found = [(name, row_ids[codes == code_of[name]]) for name in names]
+  found = [(name, rows_of[name]) for name in names]
   parts = [len(rows) * wanted.get(name, Fraction(1)) for name, rows in found]
   if not (total := sum(parts)):
     raise UserError("every domain has weight 0", where, "leave one")
