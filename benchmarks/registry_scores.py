@@ -137,7 +137,12 @@ def _score(config, workdir: Workdir, source: stage.Source, deadline, inputs):
   weights = huggingface.weights_fingerprint(model)
   facts = stage.settings_of(config, corpus, weights, False)
   facts |= {"dtype": dtype, "device": jax.devices()[0].device_kind}
-  filled = work.Table(source.name, workdir.scores(source.name), facts)
+  filled = work.Table(
+    source.name,
+    workdir.scores(source.name),
+    workdir.claims_of(workdir.scores(source.name)),
+    facts,
+  )
   found = stage.units_to_score(config, corpus)
   scorer = stage.scorer_of(config, {source.name: model}, corpus, mesh)
   work.Worker(

@@ -1,5 +1,6 @@
 """The stages in order, and running those that were asked for."""
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from miniplm_jax.analyse import stage as analyse
 from miniplm_jax.convert import stage as convert
 from miniplm_jax.core import backend, gs, hosts, manifest
 from miniplm_jax.core import job as job_lib
+from miniplm_jax.core.claims import Board
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.progress import say
@@ -102,22 +104,27 @@ def run(
   if dry_run:
     print(f"{where} in {workdir.root}:")
   order = config_lib.STAGES + config_lib.LOOKS
-  for stage in sorted(set(config.stages), key=order.index):
-    if stage in config_lib.LOOKS:
-      look = functools.partial(LOOKS[stage], config, workdir, dry_run)
-      # It compiles for devices that are not here: one process can do that.
-      hosts.agree(look) if stage == plan.STAGE else look()
-      continue
-    jobs = JOBS[stage](config, workdir)
-    _refuse_outside(jobs, workdir)
-    if not jobs and stage in stages:
-      say(stage, "skipped, this config leaves it nothing to do")
+  with contextlib.ExitStack() as stack:
+    board = None
     if not dry_run:
-      job_lib.execute(jobs, force)
-      continue
-    for job in jobs:
-      state = "would be redone" if force else job_lib.status(job)
-      print(f"  {stage:11} {state}\n              {job.summary}")
+      board = Board(workdir.claims, run.lease_seconds)
+      stack.enter_context(board)
+    for stage in sorted(set(config.stages), key=order.index):
+      if stage in config_lib.LOOKS:
+        look = functools.partial(LOOKS[stage], config, workdir, dry_run)
+        # It compiles for devices that are not here: one process can do that.
+        hosts.agree(look) if stage == plan.STAGE else look()
+        continue
+      jobs = JOBS[stage](config, workdir)
+      _refuse_outside(jobs, workdir)
+      if not jobs and stage in stages:
+        say(stage, "skipped, this config leaves it nothing to do")
+      if not dry_run:
+        job_lib.execute(jobs, force, board)
+        continue
+      for job in jobs:
+        state = "would be redone" if force else job_lib.status(job)
+        print(f"  {stage:11} {state}\n              {job.summary}")
 
 
 def buckets(config) -> list[str]:

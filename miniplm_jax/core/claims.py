@@ -1,38 +1,29 @@
 """Who works on what, when several processes share a folder.
 
 A claim is a small file that is created only if it is absent, renewed while
-its owner lives, and taken over when it has not been renewed for a while. It
-saves work and guards nothing: whoever holds one wrongly does work twice, and
-`publish` lets the result stand that came first.
+its owner lives, and taken over when its owner has ended or, on another
+machine, has not renewed it for a while. `take` lets one process alone make
+what a manifest will describe. `claim` shares work out and guards nothing:
+whoever holds one wrongly does work twice, and `publish` lets the result stand
+that came first.
 
-Files are written with tensorstore's conditional writes, which are locks and
+Claims are written with tensorstore's conditional writes, which are locks and
 renames on a disk and generation preconditions on gs://.
 """
 
 import json
 import os
-import socket
 import threading
 import time
 import uuid
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import files
-
-
-def _write(store: Any, name: str, content: bytes | None, expected: bytes):
-  """Writes, or with None deletes, if the generation is as expected.
-
-  Returns:
-    The new generation, or None if it was another.
-  """
-  try:
-    stamp = store.write(name, content, if_equal=expected).result()
-  except ValueError as e:  # tensorstore's; callers know OSError
-    raise OSError(f"{name} cannot be written: {e}") from e
-  return stamp.generation or None
+from miniplm_jax.core import files, gs, owner
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.progress import say
 
 
 def publish(path: epath.Path, content: bytes) -> bool:
@@ -41,20 +32,24 @@ def publish(path: epath.Path, content: bytes) -> bool:
   Returns:
     Whether it was written; False if there was one.
   """
-  store = files.store(path.parent)
-  return _write(store, path.name, content, _absent(store)) is not None
+  if gs.is_local(path):
+    try:
+      with files.replacing(path, only_new=True) as scratch:
+        scratch.write_bytes(content)
+    except FileExistsError:
+      return False
+    return True
+  board = Board(path.parent, 0)
+  return board.write(path.name, content) is not None
 
 
-def _absent(store: Any) -> bytes:
-  """The generation of a file that is not there."""
-  return store.read(f"{uuid.uuid4()}").result().stamp.generation
-
-
-def _machine() -> str:
-  """This machine, as it was booted: names may be the same on several."""
-  boot = epath.Path("/proc/sys/kernel/random/boot_id")
-  boot_id = boot.read_text().strip() if boot.exists() else ""
-  return f"{socket.gethostname()} {boot_id}"
+def _owner(content: bytes) -> dict[str, Any]:
+  """What a claim says of its owner; nothing if it is damaged."""
+  try:
+    found = json.loads(content)
+  except ValueError:
+    return {}
+  return found if isinstance(found, dict) else {}
 
 
 class Board:
@@ -69,38 +64,119 @@ class Board:
     """
     self._folder, self._seconds = folder, seconds
     self._store = files.store(folder)
-    self._absent = _absent(self._store)
-    self._me = {
-      "host": _machine(),
-      "pid": os.getpid(),
+    self._absent = self._store.read(f"{uuid.uuid4()}").result().stamp.generation
+    self._me = owner.this_process() | {
       "worker": uuid.uuid4().hex,
+      "since": time.time(),
     }
+    self._has_written = False
     self._held: dict[str, bytes] = {}  # generation of each claim
     self._seen: dict[str, tuple[bytes, float]] = {}  # and since when
     self._lock = threading.Lock()
     self._closing = threading.Event()
     self._thread = threading.Thread(target=self._renew, daemon=True)
 
+  def name_of(self, path: epath.Path) -> str:
+    """The claim for a file or folder that lies beside the folder of claims."""
+    return os.fspath(path.relative_to(self._folder.parent))
+
   def claim(self, name: str) -> bool:
     """Whether this process now has `name`, and nobody else should."""
     found = self._store.read(name).result()
-    expected = self._absent
+    expected = None
     if found.state == "value":
       if not self._is_abandoned(name, found):
         return False
       expected = found.stamp.generation
     with self._lock:
-      made = _write(self._store, name, self._content(), expected)
+      made = self.write(name, self._content(), expected)
       if made is not None:
         self._held[name] = made
     return made is not None
+
+  def take(self, name: str, stage: str):
+    """Claims what one process alone may make, or refuses.
+
+    Args:
+      name: of the claim.
+      stage: for the log.
+
+    Raises:
+      UserError: another process is making it.
+    """
+    watched = None  # the generation of another machine's claim
+    while not (self.holds(name) or self.claim(name)):
+      found = self._store.read(name).result()
+      if found.state != "value":
+        continue  # given back meanwhile
+      who, generation = _owner(found.value), found.stamp.generation
+      if owner.is_here(who) or watched not in (None, generation):
+        raise self._refusal(name, who)
+      if watched is None:
+        said = self._refusal(name, who).what
+        say(stage, f"{said}; waiting up to {self._seconds:g} s for its sign")
+      watched = generation
+      time.sleep(min(self._seconds / 10, 1))
+
+  def refuse_if_taken(self, names: Iterable[str], stage: str):
+    """Raises UserError if another process has a claim on or below a name."""
+    for name in names:
+      for other in self._below(name):
+        if other not in self._held:
+          self.take(other, stage)
+          self.release(other)
+
+  def holds(self, name: str) -> bool:
+    """Whether `name` is claimed here and was not taken over."""
+    with self._lock:
+      return name in self._held
 
   def release(self, name: str):
     """Gives `name` back, if it has not been taken over."""
     with self._lock:
       made = self._held.pop(name, None)
       if made is not None:
-        _write(self._store, name, None, made)
+        self.write(name, None, made)
+
+  def clear(self, names: Container[str]):
+    """Removes the claims `names`, whoever has them, and those of the dead.
+
+    One by one: who renews or releases one that is gone sees that it is, where
+    a folder that goes meanwhile is an error.
+    """
+    for name in self._names():
+      found = self._store.read(name).result()
+      is_void = name in names or owner.is_dead(_owner(found.value))
+      if found.state == "value" and is_void:
+        self.write(name, None, found.stamp.generation)
+
+  def write(self, name: str, content: bytes | None, expected=None):
+    """Writes, or with None deletes, if the generation is as expected.
+
+    Args:
+      name: of the claim.
+      content: of the file.
+      expected: the generation; None is that of a file that is not there.
+
+    Returns:
+      The new generation, or None if it was another.
+    """
+    expected = expected or self._absent
+    if not self._has_written and not files.can_lock(self._folder):
+      self._store = files.store(self._folder, "lockfile")
+    self._has_written = True
+    try:
+      stamp = self._store.write(name, content, if_equal=expected).result()
+    except ValueError as e:  # tensorstore's; callers know OSError
+      raise OSError(f"{name} cannot be written: {e}") from e
+    return stamp.generation or None
+
+  def _below(self, name: str) -> list[str]:
+    names = self._names()
+    return [n for n in names if n == name or n.startswith(f"{name}/")]
+
+  def _names(self) -> list[str]:
+    return [key.decode() for key in self._store.list().result()]
 
   def _content(self) -> bytes:
     return json.dumps(self._me | {"renewed": time.time()}).encode()
@@ -110,7 +186,7 @@ class Board:
 
     No clocks of different machines are compared.
     """
-    if self._owner_is_dead(found.value):
+    if owner.is_dead(_owner(found.value)):
       return True
     generation, now = found.stamp.generation, time.monotonic()
     seen, since = self._seen.get(name, (None, now))
@@ -119,25 +195,22 @@ class Board:
       return False
     return now - since > self._seconds
 
-  def _owner_is_dead(self, content: bytes) -> bool:
-    try:
-      owner = json.loads(content)
-      if owner["host"] != self._me["host"]:
-        return False
-      os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-      return True
-    except (ValueError, KeyError, TypeError, PermissionError):
-      return False
-    # In a container every run may have the same number.
-    return owner["pid"] == os.getpid() and owner["worker"] != self._me["worker"]
+  def _refusal(self, name: str, who: Mapping[str, Any]) -> UserError:
+    since = time.strftime("%F %T", time.localtime(who.get("since", 0)))
+    what = str(self._folder.parent / name).removesuffix("/manifest.json")
+    return UserError(
+      f"{what} is being made by {who.get('pid')} on {who.get('name')} since "
+      f"{since}",
+      f"claim {self._folder / name}",
+      "wait for that process or stop it, then run this again",
+    )
 
   def _renew(self):
     while not self._closing.wait(self._seconds / 3):
       with self._lock:
         for name, generation in list(self._held.items()):
           try:
-            made = _write(self._store, name, self._content(), generation)
+            made = self.write(name, self._content(), generation)
           except OSError:  # the store is out of reach; it may come back
             continue
           if made is None:
@@ -154,3 +227,59 @@ class Board:
     self._thread.join()
     for name in list(self._held):
       self.release(name)
+
+
+class Claim:
+  """That this program alone makes a folder, or takes part in making it."""
+
+  def __init__(
+    self,
+    board: Board | None,
+    stage: str,
+    manifest: epath.Path,
+    outputs: Sequence[epath.Path],
+    is_shared: bool,
+  ):
+    """Claims nothing yet.
+
+    Args:
+      board: None if no other program can be there.
+      stage: for the log.
+      manifest: of what is made.
+      outputs: what a forced run removes.
+      is_shared: several programs may make it at a time.
+    """
+    self._board, self._stage, self._is_shared = board, stage, is_shared
+    self._manifest, self._outputs = manifest, outputs
+    self._name = ""
+
+  def take(self):
+    """Claims it; raises UserError if another program makes it."""
+    if not self._board:
+      return
+    if not self._is_shared:
+      name = self._board.name_of(self._manifest)
+      self._board.take(name, self._stage)
+    else:
+      folder = self._board.name_of(self._manifest.parent)
+      name = f"{folder}/{uuid.uuid4().hex}"
+      self._board.claim(name)
+    self._name = name
+
+  def refuse_others(self):
+    """Raises UserError if another program makes what is to be removed."""
+    if self._board:
+      # Of what is shared, others have claimed parts.
+      made = self._manifest.parent if self._is_shared else self._manifest
+      names = [self._board.name_of(path) for path in (made, *self._outputs)]
+      self._board.refuse_if_taken(names, self._stage)
+
+  def check(self):
+    """Raises UserError if another program has taken it over."""
+    if self._name and not self._is_shared:
+      self._board.take(self._name, self._stage)
+
+  def release(self):
+    """Gives it back, if it was claimed."""
+    if self._name:
+      self._board.release(self._name)

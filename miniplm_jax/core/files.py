@@ -4,11 +4,13 @@ A path may be local or remote (gs://); `etils.epath` hides the difference.
 """
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import pathlib
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -16,6 +18,7 @@ from typing import Any
 
 from etils import epath
 
+from miniplm_jax.core import owner
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.gs import SCHEME, file_system, is_local, upload
 
@@ -23,30 +26,62 @@ _PROBE_BYTES = 1 << 16
 _SETTLED = 10**9  # nanoseconds; clocks of disks tick more often
 
 
+# The scratch file of a process; versions before November 2026 named none.
+_SCRATCH = re.compile(r"\..+?(?:\.(?P<host>[\w-]+)-(?P<pid>\d+))?\.partial")
+_FOREIGN_AGE = 86_400  # seconds; nobody writes a file without a byte a day
+
+
 @contextlib.contextmanager
-def replacing(path: epath.PathLike) -> Iterator[pathlib.Path]:
+def replacing(
+  path: epath.PathLike, only_new: bool = False
+) -> Iterator[pathlib.Path]:
   """Yields a scratch file that becomes `path` when the body succeeds.
 
   Local: written beside, fsynced, renamed. Remote: written locally, then
-  uploaded as one object.
+  uploaded as one object. Every process has a scratch file of its own: of
+  several that write one path, one's file stands, whole.
+
+  Args:
+    path: the file.
+    only_new: local; a file that is there stays.
+
+  Raises:
+    FileExistsError: with `only_new`, there is a file.
   """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  # One name for each file: what a kill -9 left is overwritten, not collected.
-  scratch = pathlib.Path(path.parent, f".{path.name}.partial")
+  tail = f"{owner.machine()}-{os.getpid()}.partial"
+  scratch = pathlib.Path(path.parent, f".{path.name}.{tail}")
   if not is_local(path):
-    name = f"{digest([os.fspath(path), os.getpid()])[:16]}{path.suffix}"
-    scratch = pathlib.Path(tempfile.gettempdir(), name)
+    name = digest(os.fspath(path))[:16]
+    scratch = pathlib.Path(tempfile.gettempdir(), f".{name}.{tail}")
+    sweep(scratch.parent.glob(f".{name}.*"))
   try:
     yield scratch
     if is_local(path):
       _fsync(scratch)
-      os.replace(scratch, path)
-      _fsync(path.parent)
+      _rename(scratch, path, only_new)
+      # CIFS, sshfs and WSL cannot do this. What a power cut may undo there is
+      # the renaming, and a manifest names what must be there.
+      with contextlib.suppress(OSError):
+        _fsync(path.parent)
     else:
       upload(scratch, path)
   finally:
     scratch.unlink(missing_ok=True)
+
+
+def _rename(scratch: pathlib.Path, path: epath.Path, only_new: bool):
+  if only_new:
+    try:
+      os.link(scratch, path)
+      return
+    except FileExistsError:
+      raise
+    except OSError as e:  # a mount without links: nearly as good
+      if path.exists():
+        raise FileExistsError(e.errno, "there is one", str(path)) from e
+  os.replace(scratch, path)
 
 
 def _fsync(path: epath.PathLike):
@@ -57,17 +92,47 @@ def _fsync(path: epath.PathLike):
     os.close(handle)
 
 
-def store(folder: epath.PathLike) -> Any:
+def is_scratch(path: epath.PathLike) -> bool:
+  """Whether a file is one of `replacing`, while or since somebody wrote."""
+  return bool(_SCRATCH.fullmatch(os.path.basename(os.fspath(path))))
+
+
+def sweep(paths: Iterable[epath.PathLike]):
+  """Removes those scratch files of this machine whose process has ended.
+
+  One of another machine goes when nobody has written to it for a day.
+  """
+  for path in map(pathlib.Path, paths):
+    if not (named := _SCRATCH.fullmatch(path.name)):
+      continue
+    made_by = {"host": named["host"], "pid": int(named["pid"] or 0)}
+    with contextlib.suppress(OSError):  # it has become what it was to be
+      is_old = path.stat().st_mtime < time.time() - _FOREIGN_AGE
+      if owner.is_dead(made_by) or (is_old and not owner.is_here(made_by)):
+        path.unlink()
+
+
+def store(folder: epath.PathLike, locking: str = "os") -> Any:
   """A folder as tensorstore's key-value store: atomic, conditional writes.
 
   Locks and renames on a disk, generation preconditions on gs://; several
-  processes may write one file. For what fits in memory.
+  processes may write one file. For what fits in memory and, on a disk, need
+  not outlive a power cut.
+
+  Args:
+    folder: local or gs://.
+    locking: of a disk, "os" or, on mounts that have no locks, "lockfile".
   """
   import tensorstore
 
   folder = epath.Path(folder)
   if is_local(folder):
-    spec = {"driver": "file", "path": f"{folder.resolve()}/"}
+    spec = {
+      "driver": "file",
+      "path": f"{folder.resolve()}/",
+      "file_io_locking": {"mode": locking},
+      "file_io_sync": False,  # of folders too, which not every mount can
+    }
   else:
     if not os.fspath(folder).startswith(SCHEME):
       raise UserError(
@@ -81,6 +146,19 @@ def store(folder: epath.PathLike) -> Any:
   return tensorstore.KvStore.open(spec).result()
 
 
+def can_lock(folder: epath.Path) -> bool:
+  """Whether the mount of a folder, which is made, has locks; gs:// has."""
+  if not is_local(folder):
+    return True
+  folder.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryFile(dir=folder) as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+      return False
+  return True
+
+
 def is_lock(path: epath.PathLike) -> bool:
   """Whether a file is tensorstore's, while or since somebody wrote."""
   return os.fspath(path).endswith(".__lock")
@@ -89,6 +167,10 @@ def is_lock(path: epath.PathLike) -> bool:
 def write_bytes(path: epath.PathLike, content: bytes):
   """Writes `content` to `path`, whole or not at all."""
   path = epath.Path(path)
+  if is_local(path):
+    with replacing(path) as scratch:
+      scratch.write_bytes(content)
+    return
   try:
     store(path.parent).write(path.name, content).result()
   except ValueError as e:  # tensorstore's; callers know OSError

@@ -15,8 +15,9 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import files, hosts
+from miniplm_jax.core import files, gs, hosts
 from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.claims import Board, Claim
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import duration, say
@@ -51,6 +52,10 @@ class Job:
       carry the same function, which is called with the inputs of those that
       are not done, by name of the job's folder, before each one's `run`.
     is_host_only: needs no device; of several processes the first runs it.
+    is_measure: of what other jobs made; with other inputs it is made again,
+      with other settings it is refused.
+    is_shared: several programs may make it at a time, and share the work out
+      by claims of their own.
   """
 
   stage: str
@@ -66,6 +71,8 @@ class Job:
   explain: Callable[[Manifest], str] | None = None
   together: Callable[[Mapping[str, Mapping[str, Manifest]]], None] | None = None
   is_host_only: bool = False
+  is_measure: bool = False
+  is_shared: bool = False
 
   @property
   def name(self) -> str:
@@ -79,27 +86,55 @@ class Job:
     return self.manifest.parent / f"{stem}.partial.json"
 
 
-def execute(jobs: Sequence[Job], force: bool = False):
+def execute(
+  jobs: Sequence[Job], force: bool = False, board: Board | None = None
+):
   """Does those jobs that are not done, in order.
 
-  Several processes of one program call this together.
+  Several processes of one program call this together: the first claims for
+  all.
+
+  Args:
+    jobs: what to do.
+    force: make what is done or begun again, from nothing.
+    board: beside whose folder the jobs' folders lie; None if no other program
+      can be there.
 
   Raises:
-    UserError: an input is missing, or what is on disk was made from other
-      inputs or with other settings and `force` is False.
+    UserError: an input is missing, another program makes the same, or what is
+      on disk was made from other inputs or with other settings and `force` is
+      False.
   """
   for _, group in itertools.groupby(jobs, lambda job: job.together or job):
     group = list(group)
-    todo = hosts.agree(
-      lambda group=group: [i for i, j in enumerate(group) if _begin(j, force)]
-    )
-    _run([group[i] for i in todo])
+    claims = {
+      j.manifest: Claim(board, j.stage, j.manifest, j.outputs, j.is_shared)
+      for j in group
+    }
+
+    def begin(group=group, claims=claims):
+      return [
+        i for i, j in enumerate(group) if _begin(j, force, claims[j.manifest])
+      ]
+
+    try:
+      _run([group[i] for i in hosts.agree(begin)], claims)
+    finally:
+      for claim in claims.values():
+        claim.release()
 
 
-def _begin(job: Job, force: bool) -> bool:
-  """Checks what is there; returns whether the job is to be run."""
+def _begin(job: Job, force: bool, claim: Claim) -> bool:
+  """Checks what is there; returns whether the job is to be run.
+
+  What is to be skipped is not claimed: it may lie on a disk that is full or
+  can only be read.
+  """
   _read_inputs(job)
   wanted = _wanted(job)
+  if force or not _is_done(job, wanted):
+    claim.take()
+    _sweep(job)
   # In this order: another worker writes its manifest before anything else.
   has_files = any(_files(job))
   found = None
@@ -109,7 +144,8 @@ def _begin(job: Job, force: bool) -> bool:
       # The last one again: another worker may have finished in between.
       for path in (job.partial, job.manifest):
         found = found or manifest_lib.read(path)
-  if force or (job.is_view and found and _difference(job, found, wanted)):
+  if force or (found and _is_outdated(job, found, wanted)):
+    claim.refuse_others()
     # In this order: a kill in between leaves files of unknown origin.
     for path in (job.manifest, job.partial, *job.outputs):
       _remove(path)
@@ -148,7 +184,28 @@ def _begin(job: Job, force: bool) -> bool:
   return False
 
 
-def _run(jobs: Sequence[Job]):
+def _is_done(job: Job, wanted: Manifest) -> bool:
+  found = manifest_lib.read(job.manifest)
+  if found is None or job.partial.exists():
+    return False
+  return not _difference(job, found, wanted, rechecked=True)
+
+
+def _is_outdated(job: Job, old: Manifest, wanted: Manifest) -> bool:
+  """Whether it is to be made again, as what it shows or measures is new."""
+  if job.is_measure and old.settings == wanted.settings:
+    return old.inputs != wanted.inputs
+  return job.is_view and bool(_difference(job, old, wanted))
+
+
+def _sweep(job: Job):
+  """Removes the scratch files that killed processes left."""
+  if gs.is_local(job.manifest):
+    beside = job.manifest.parent
+    files.sweep([*(beside.iterdir() if beside.exists() else ()), *_walk(job)])
+
+
+def _run(jobs: Sequence[Job], claims: Mapping[epath.Path, Claim]):
   """Runs jobs that were begun, and writes their manifests."""
   start = time.monotonic()
   for job in jobs:
@@ -166,6 +223,7 @@ def _run(jobs: Sequence[Job]):
         made.update(job.run(found))
       seconds = round(time.monotonic() - start, 2)
       made["details"] = made.get("details", {}) | {"seconds": seconds}
+      hosts.agree(claims[job.manifest].check)
       if hosts.is_first():
         dataclasses.replace(result, **made).write()
         job.partial.unlink(missing_ok=True)
@@ -201,7 +259,7 @@ def status(job: Job) -> str:
       old = manifest_lib.read(path)
       if old is not None:
         difference = _difference(job, old, wanted)
-        if difference and job.is_view:
+        if _is_outdated(job, old, wanted):
           return "would run again"
         if difference:
           return f"would be refused: {difference}"
@@ -231,14 +289,22 @@ def _read_inputs(job: Job) -> dict[str, Manifest]:
 
 
 def _files(job: Job) -> Iterator[epath.Path]:
-  """Files in the job's outputs, without its own partial manifest."""
+  """What was made of the job's outputs, without its own partial manifest."""
+  for path in _walk(job):
+    is_other = files.is_lock(path) or files.is_scratch(path)
+    if path != job.partial and not is_other:
+      yield path
+
+
+def _walk(job: Job) -> Iterator[epath.Path]:
+  """All files in the job's outputs."""
   todo = list(job.outputs)
   while todo:
     path = todo.pop()
     if path.is_dir():
       with contextlib.suppress(FileNotFoundError):  # removed meanwhile
         todo += path.iterdir()
-    elif path != job.partial and not files.is_lock(path) and path.exists():
+    elif path.exists():
       yield path
 
 

@@ -36,6 +36,15 @@ class Workdir:
   root: epath.Path
 
   @property
+  def claims(self) -> epath.Path:
+    """Who makes what at the moment, see `core/claims.py`."""
+    return self.root / ".claims"
+
+  def claims_of(self, folder: epath.Path) -> epath.Path:
+    """Who makes what in a folder."""
+    return self.claims / folder.relative_to(self.root)
+
+  @property
   def corpus(self) -> epath.Path:
     """Packed rows."""
     return self.root / "corpus"

@@ -66,6 +66,7 @@ def _job(config, it: Subject, task: str) -> Job:
       "documents": lambda: _documents(c.task_data, task),
     },
     outputs=(),
+    is_measure=True,
     summary=f"{task} by {it.name}",
     run=lambda inputs: _run(config, it, task, inputs),
   )

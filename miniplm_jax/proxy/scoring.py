@@ -59,7 +59,9 @@ def run(
   model = load(mesh)
   weights = huggingface.weights_fingerprint(model)
   facts = score_stage.settings_of(config, corpus, weights, False)
-  filled = Table(c.name, directory, facts, STAGE, "diff_sum")
+  filled = Table(
+    c.name, directory, workdir.claims_of(directory), facts, STAGE, "diff_sum"
+  )
   units = units_of(corpus, config.score.rows_per_part)
   Worker(scorer_of(model, mesh), units, [filled], run).fill()
   del model

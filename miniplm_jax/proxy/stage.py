@@ -85,6 +85,7 @@ def _score(config, workdir: Workdir) -> Job:
       **_tables(config, workdir),
     },
     outputs=(directory,),
+    is_shared=True,
     summary=f"log p − log p_ref of every row of D as the proxy predicts it, "
     f"{c.dtype}",
     run=run,

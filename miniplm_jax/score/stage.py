@@ -4,7 +4,6 @@ Only (Σ nll, tokens) are kept, so how two models are made into one score is
 decided at selection, without any model.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -112,6 +111,7 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
     f"{source.path or 'trained here'}, {c.dtype}"
     + (", int8 weights" if source.is_int8 else ""),
     together=together,
+    is_shared=True,
     run=lambda inputs: _merge(config, inputs, source, *tables[source.name]),
   )
 
@@ -154,7 +154,7 @@ def _imported(config, workdir: Workdir, source: Source) -> Job:
     },
     outputs=(directory,),
     summary=f"scores of {source.name} from {source.scores}",
-    run=lambda inputs: _import(config, source, directory, inputs),
+    run=lambda inputs: _import(config, workdir, source, inputs),
     is_host_only=True,
   )
 
@@ -297,7 +297,10 @@ def _fill(
 
       model = rounding.rounded(config, workdir, model, corpus, mesh, facts)
     models[source.name] = model
-    tables[source.name] = Table(source.name, directory, facts), model.arch
+    tables[source.name] = (
+      Table(source.name, directory, workdir.claims_of(directory), facts),
+      model.arch,
+    )
   filled = [tables[source.name][0] for source in wanted]
   scorer = scorer_of(config, models, corpus, mesh)
   units = units_to_score(config, corpus)
@@ -350,7 +353,7 @@ def merge(config, filled, corpus, units, scorer_on=None) -> dict:
   Returns:
     Nothing in other processes than the first.
   """
-  from miniplm_jax.core import hosts
+  from miniplm_jax.core import claims, hosts
   from miniplm_jax.score import check, table, work
 
   made = {}
@@ -359,8 +362,7 @@ def merge(config, filled, corpus, units, scorer_on=None) -> dict:
     described, counts = table.merge(
       filled.directory, units, filled.made_by, config.run.any_code
     )
-    with contextlib.suppress(OSError):  # another worker may be doing it
-      (filled.directory / "claims").rmtree()
+    claims.Board(filled.claims, 0).clear({unit.name for unit in units})
     made.update(
       {
         "tokenizer": corpus.manifest.tokenizer,
@@ -381,14 +383,14 @@ def merge(config, filled, corpus, units, scorer_on=None) -> dict:
   return made
 
 
-def _import(config, source: Source, directory, inputs) -> dict:
+def _import(config, workdir: Workdir, source: Source, inputs) -> dict:
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.score import importing
   from miniplm_jax.score.work import Table
 
-  corpus = Corpus(inputs["corpus"])
+  corpus, directory = Corpus(inputs["corpus"]), workdir.scores(source.name)
   facts = importing.write_parts(
     source.scores, directory, corpus, config.score.rows_per_part
   )
-  filled = Table(source.name, directory, facts)
+  filled = Table(source.name, directory, workdir.claims_of(directory), facts)
   return _merge(config, inputs, source, filled)

@@ -38,6 +38,7 @@ class Table:
   Attributes:
     model: its name.
     directory: where its parts lie.
+    claims: where its workers claim units.
     made_by: fingerprints of what scores it, by name.
     stage: for the log.
     value: what is kept of a row, one of `table.VALUES`.
@@ -45,6 +46,7 @@ class Table:
 
   model: str
   directory: epath.Path
+  claims: epath.Path
   made_by: Mapping[str, str]
   stage: str = STAGE
   value: str = "nll_sum"
@@ -99,9 +101,7 @@ class Worker:
 
   def _open(self, stack):
     self._boards = [
-      stack.enter_context(
-        claims.Board(t.directory / "claims", self._run.lease_seconds)
-      )
+      stack.enter_context(claims.Board(t.claims, self._run.lease_seconds))
       for t in self._tables
     ]
     self._look()

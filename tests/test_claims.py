@@ -1,0 +1,222 @@
+"""Folders that several processes want, and what killed ones leave."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from etils import epath
+from test_core import job
+
+from miniplm_jax.core import claims, files, manifest, owner
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.job import execute
+
+ELSEWHERE = {"name": "far", "host": "far-boot-1", "pid": 7, "since": 0}
+
+
+@pytest.fixture
+def boards(tmp_path):
+  """Two programs on one workdir."""
+  folder = epath.Path(tmp_path / ".claims")
+  with claims.Board(folder, 0.6) as one, claims.Board(folder, 0.6) as two:
+    yield one, two
+
+
+def dead_pid() -> int:
+  process = subprocess.Popen(["true"])
+  process.wait()
+  return process.pid
+
+
+def put(folder, name, content):
+  path = folder / ".claims" / name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(content))
+
+
+def test_one_program_makes_a_folder_and_the_other_is_refused(tmp_path, boards):
+  one, two = boards
+  refusals = []
+
+  def run(unused_inputs):
+    for force in (False, True):
+      with pytest.raises(UserError) as e:
+        execute([job(tmp_path)], force, two)
+      refusals.append(str(e.value))
+    files.write_bytes(epath.Path(tmp_path / "out/file"), b"half")
+    with pytest.raises(UserError, match="being made by"):  # also beside files
+      execute([job(tmp_path)], True, two)
+    assert (tmp_path / "out/file").read_bytes() == b"half"
+    return {}
+
+  execute([job(tmp_path, run=run)], board=one)
+  for line in refusals:
+    assert f"out is being made by {os.getpid()} on " in line
+    assert " since 2" in line and "wait for that process" in line
+  execute([job(tmp_path)], True, two)  # given back at the end
+  assert not list((tmp_path / ".claims").rglob("*.json"))
+
+
+def test_what_is_done_is_skipped_beside_a_claim(tmp_path, boards, capsys):
+  execute([job(tmp_path)])
+  put(tmp_path, "out/manifest.json", owner.this_process())
+  execute([job(tmp_path)], board=boards[0])
+  assert "skipped" in capsys.readouterr().out
+
+
+def test_nothing_is_removed_below_which_somebody_works(tmp_path, boards):
+  """As logits below a selection, or the units of a table."""
+  one, two = boards
+  execute([job(tmp_path)])
+  assert one.claim("out/file/below")
+  with pytest.raises(UserError, match="out/file/below is being made by"):
+    execute([job(tmp_path)], True, two)
+  assert (tmp_path / "out/file").exists()
+  one.release("out/file/below")
+  execute([job(tmp_path)], True, two)
+
+
+def test_programs_share_a_folder_that_is_for_several(tmp_path, boards):
+  one, two = boards
+
+  def run(unused_inputs):
+    execute([job(tmp_path, is_shared=True)], board=two)
+    with pytest.raises(UserError, match="being made by"):
+      execute([job(tmp_path, is_shared=True)], True, two)
+    return {}
+
+  execute([job(tmp_path, is_shared=True, run=run)], board=one)
+  assert manifest.read(tmp_path / "out/manifest.json").files == {}
+
+
+@pytest.mark.parametrize(
+  "who",
+  [
+    ELSEWHERE,
+    "damaged",
+    {"pid": "dead"},
+    {"pid": "mine", "began": "another process of this number"},
+  ],
+)
+def test_the_claim_of_a_killed_process_is_taken_over(
+  tmp_path, boards, capsys, who
+):
+  is_here = "host" not in who and isinstance(who, dict)
+  if is_here:
+    pid = os.getpid() if who["pid"] == "mine" else dead_pid()
+    who = owner.this_process() | who | {"pid": pid}
+  put(tmp_path, "out/manifest.json", who)
+  start = time.monotonic()
+  execute([job(tmp_path)], board=boards[0])
+  assert (time.monotonic() - start < 0.5) == is_here
+  assert ("waiting up to" in capsys.readouterr().out) != is_here
+  assert manifest.read(tmp_path / "out/manifest.json")
+
+
+def test_a_claim_of_another_machine_that_is_renewed_stands(tmp_path, boards):
+  far = claims.Board(epath.Path(tmp_path / ".claims"), 0.3)
+  far._me |= ELSEWHERE
+  with far:
+    assert far.claim("out/manifest.json")
+    with pytest.raises(UserError, match="made by 7 on far since 19"):
+      execute([job(tmp_path)], board=boards[0])
+
+
+def test_who_was_taken_over_does_not_finish(tmp_path, boards):
+  def run(unused_inputs):
+    put(tmp_path, "out/manifest.json", ELSEWHERE)
+    with boards[0]._lock:
+      boards[0]._held.clear()  # as the thread that renews notices
+    with boards[1]._lock:
+      content = json.dumps(ELSEWHERE | owner.this_process()).encode()
+      boards[1]._store.write("out/manifest.json", content).result()
+    return {}
+
+  with pytest.raises(UserError, match="being made by"):
+    execute([job(tmp_path, run=run)], board=boards[0])
+  assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_each_process_has_a_scratch_file_of_its_own(tmp_path):
+  """The last one stands, whole; none takes another's away."""
+  path = tmp_path / "file"
+  code = (
+    "import sys; from miniplm_jax.core import files\n"
+    "with files.replacing(sys.argv[1]) as scratch:\n"
+    "  scratch.write_bytes(b'theirs')\n"
+    "  print(flush=True); sys.stdin.read()"
+  )
+  other = subprocess.Popen(
+    [sys.executable, "-c", code, str(path)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  )
+  other.stdout.readline()
+  with files.replacing(path) as scratch:
+    scratch.write_bytes(b"half of ours")
+    other.communicate()
+    assert other.returncode == 0 and path.read_bytes() == b"theirs"
+    scratch.write_bytes(b"ours")
+  assert path.read_bytes() == b"ours"
+  assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path):
+  here, pid = owner.machine(), dead_pid()
+  out = tmp_path / "out"
+  out.mkdir()
+  gone = [f".file.x.{here}-{pid}.partial", ".old.parquet.partial"]
+  kept = [f".other.{here}-{os.getpid()}.partial", ".file.far-1.partial"]
+  for name in gone + kept:
+    (out / name).write_bytes(b"x")
+  os.utime(out / gone[1], (0, 0))
+  execute([job(tmp_path)])
+  assert {p.name for p in out.iterdir()} == {"manifest.json", "file", *kept}
+
+
+def test_folders_that_cannot_be_fsynced(tmp_path, monkeypatch):
+  def fsync(handle, real=os.fsync):
+    if os.path.isdir(f"/proc/self/fd/{handle}"):
+      raise OSError(22, "Invalid argument")
+    real(handle)
+
+  monkeypatch.setattr(os, "fsync", fsync)
+  monkeypatch.setattr(os, "link", lambda *_: fsync(os.open(tmp_path, 0)))
+  path = epath.Path(tmp_path / "a")
+  assert claims.publish(path, b"1") and not claims.publish(path, b"2")
+  files.write_bytes(path.parent / "b", b"3")
+  assert path.read_bytes() == b"1"
+  assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_claims_where_there_are_no_locks(tmp_path, monkeypatch):
+  def flock(*unused):
+    raise OSError(38, "Function not implemented")
+
+  opened, real = [], files.store
+  monkeypatch.setattr(fcntl, "flock", flock)
+  monkeypatch.setattr(
+    files, "store", lambda *how: opened.append(how[1:]) or real(*how)
+  )
+  one, two = (claims.Board(epath.Path(tmp_path), 9) for _ in range(2))
+  assert one.claim("a") and not two.claim("a")
+  assert opened == [(), (), ("lockfile",)]
+  one.release("a")
+  assert two.claim("a")
+
+
+def test_who_finishes_leaves_no_claim_that_is_void(tmp_path):
+  """One by one: a folder that goes is an error to those who write into it."""
+  one, two = (claims.Board(epath.Path(tmp_path), 9) for _ in range(2))
+  assert one.claim("done") and one.claim("other")
+  (tmp_path / "dead").write_text(
+    json.dumps(owner.this_process() | {"pid": dead_pid()})
+  )
+  two.clear({"done"})
+  assert os.listdir(tmp_path) == ["other"]
+  one.release("done")
+  assert one.claim("done")
