@@ -97,7 +97,7 @@ def build(folder, shards):
     {},
     counts=counts,
     files={
-      name: {"bytes": (folder / "corpus" / name).stat().length, "sha256": name}
+      name: table.files.describe(folder / "corpus" / name)
       for part in range(shards)
       for name in store.shard_names(part, shards)
     },
