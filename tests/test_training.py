@@ -342,6 +342,23 @@ def test_damaged_metrics_are_one_line(tmp_path, name, damage):
     clock.Clock(epath.Path(tmp_path))
 
 
+def test_a_damaged_row_is_told_by_the_threads_that_read(corpus, mesh, tmp_path):
+  folder = tmp_path / "run" / "corpus"
+  shutil.copytree(corpus.directory, folder)
+  (shard,) = folder.glob("instances-*")
+  content = bytearray(shard.read_bytes())
+  content[len(content) // 2] ^= 1
+  shard.write_bytes(content)
+  damaged = trainers.corpus_of(tmp_path)
+  rows = np.arange(len(damaged))
+  given = {"batch_size": 8, "first_step": 0, "steps": len(rows) // 8 + 1}
+  stream = batches.stream(
+    damaged, rows, seed=0, shuffle=False, mesh=mesh, **given
+  )
+  with pytest.raises(UserError, match=rf"file is damaged .*{shard.name}"):
+    list(stream)
+
+
 def test_the_newest_and_every_so_many_are_kept(corpus, mesh, tmp_path):
   run = {"checkpoint_every": 2, "keep_checkpoints": 2, "keep_every": 6}
   loop.train(spec(corpus, tmp_path, run=run, steps=16), mesh)

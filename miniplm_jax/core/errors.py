@@ -86,7 +86,7 @@ def naming(path: os.PathLike | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def parsing(path: os.PathLike | str, todo: str) -> Iterator[None]:
-  """The body reads a small file that we wrote: what it trips over is damage.
+  """The body reads a file that we wrote: what it trips over is damage.
 
   Raises:
     UserError: the file is not as it was written, with what to do.
@@ -100,11 +100,9 @@ def parsing(path: os.PathLike | str, todo: str) -> Iterator[None]:
     AttributeError,
     RuntimeError,  # of C++, and RecursionError
   ) as e:
-    raise UserError(
-      f"the file is damaged ({type(e).__name__}: {shortened(e)})",
-      os.fspath(path),
-      todo,
-    ) from e
+    what = f"the file is damaged ({type(e).__name__}: {shortened(e)})"
+    damaged = UserError(what, os.fspath(path), todo)
+    raise from_outside(e) or damaged from e
 
 
 def _errno(e: BaseException) -> int | None:

@@ -15,13 +15,15 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import errors, files
 from miniplm_jax.core.array_records import Readers
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 
 # A record is read on its own.
 _WRITER_OPTIONS = "group_size:1,zstd"
+
+_AGAIN = "make it again with --stages=logits --force"
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
@@ -90,7 +92,8 @@ class LogitsTable:
     self._manifest, self._rows = manifest, kept_rows
     self._size = manifest.settings["rows_per_part"]
     directory, parts = manifest.directory, manifest.counts["parts"]
-    self._readers = Readers(lambda part: directory / part_name(part, parts))
+    self._path_of = lambda part: directory / part_name(part, parts)
+    self._readers = Readers(self._path_of)
 
   def read(
     self, row_ids: Sequence[int], length: int
@@ -116,8 +119,10 @@ class LogitsTable:
     for part in np.unique(parts):
       here = np.flatnonzero(parts == part)
       local = (places[here] - part * self._size).tolist()
-      for i, record in zip(here, self._readers.read(int(part), local)):
-        self._fill(found, i, msgpack.unpackb(record), int(row_ids[i]))
+      path = self._path_of(int(part))
+      with errors.parsing(path, _AGAIN):
+        for i, record in zip(here, self._readers.read(int(part), local)):
+          self._fill(found, i, msgpack.unpackb(record), int(row_ids[i]))
     return found
 
   def _fill(self, found, i: int, body, row_id: int):
@@ -126,7 +131,7 @@ class LogitsTable:
       raise UserError(
         f"row {body['row_id']} is where row {row_id} belongs",
         str(self._manifest.directory),
-        "make it again with --stages=logits --force",
+        _AGAIN,
       )
     nll_T = np.frombuffer(body["nll"], "<f4")
     shape = len(nll_T), found["ids"].shape[-1]
