@@ -21,7 +21,7 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import files, gs, owner
+from miniplm_jax.core import errors, files, gs, hosts, owner
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import say
 
@@ -116,6 +116,7 @@ class Board:
         said = self._refusal(name, who).what
         say(stage, f"{said}; waiting up to {self._seconds:g} s for its sign")
       watched = generation
+      hosts.raise_if_stopped()
       time.sleep(min(self._seconds / 10, 1))
 
   def refuse_if_taken(self, names: Iterable[str], stage: str):
@@ -168,7 +169,8 @@ class Board:
     try:
       stamp = self._store.write(name, content, if_equal=expected).result()
     except ValueError as e:  # tensorstore's; callers know OSError
-      raise OSError(f"{name} cannot be written: {e}") from e
+      with errors.naming(self._folder / name):
+        raise OSError(f"{name} cannot be written: {e}") from e
     return stamp.generation or None
 
   def _below(self, name: str) -> list[str]:

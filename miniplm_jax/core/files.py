@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import owner
+from miniplm_jax.core import errors, owner
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.gs import SCHEME, file_system, is_local, upload
 
@@ -57,16 +57,17 @@ def replacing(
     scratch = pathlib.Path(tempfile.gettempdir(), f".{name}.{tail}")
     sweep(scratch.parent.glob(f".{name}.*"))
   try:
-    yield scratch
-    if is_local(path):
-      _fsync(scratch)
-      _rename(scratch, path, only_new)
-      # CIFS, sshfs and WSL cannot do this. What a power cut may undo there is
-      # the renaming, and a manifest names what must be there.
-      with contextlib.suppress(OSError):
-        _fsync(path.parent)
-    else:
-      upload(scratch, path)
+    with errors.naming(path):
+      yield scratch
+      if is_local(path):
+        _fsync(scratch)
+        _rename(scratch, path, only_new)
+        # CIFS, sshfs and WSL cannot do this. What a power cut may undo there
+        # is the renaming, and a manifest names what must be there.
+        with contextlib.suppress(OSError):
+          _fsync(path.parent)
+      else:
+        upload(scratch, path)
   finally:
     scratch.unlink(missing_ok=True)
 
@@ -174,7 +175,8 @@ def write_bytes(path: epath.PathLike, content: bytes):
   try:
     store(path.parent).write(path.name, content).result()
   except ValueError as e:  # tensorstore's; callers know OSError
-    raise OSError(f"{path} cannot be written: {e}") from e
+    with errors.naming(path):
+      raise OSError(f"{path} cannot be written: {e}") from e
 
 
 def below(folder: epath.Path) -> list[epath.Path]:

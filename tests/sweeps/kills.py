@@ -51,7 +51,6 @@ _COMPARED = (
   "scores/*/part-*.parquet",
   "selection/*/rows.npy",
   "**/hf/*.safetensors",
-  "students/*/evaluation.json",
 )
 
 
@@ -112,6 +111,10 @@ def content(folder: pathlib.Path) -> dict[str, str]:
     for path in sorted(root.glob(pattern)):
       digest = hashlib.sha256(path.read_bytes()).hexdigest()
       found[str(path.relative_to(root))] = digest
+  for path in sorted(root.rglob("evaluation.json")):
+    details = json.loads(path.read_text())["details"]
+    del details["seconds"]
+    found[str(path.relative_to(root))] = json.dumps(details, sort_keys=True)
   for path in sorted(root.rglob("metrics.jsonl")):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
@@ -140,7 +143,8 @@ class Sweep:
     start = time.monotonic()
     again = self._folder("again")
     assert Run(again).ended() == 0
-    assert content(again) == self._wanted, "two runs are not the same"
+    found, wanted = content(again), self._wanted
+    assert found == wanted, [k for k in wanted if found.get(k) != wanted[k]]
     self.seconds = time.monotonic() - start
     print(f"the second, compiled, {self.seconds:.1f} s", flush=True)
 
