@@ -159,7 +159,7 @@ FIELDS: Section = {
     # put together: the unit of parallel work and of resuming.
     "part_bytes": number(1 << 28, "[1, 2^63)"),
     "text_field": text("text"),
-    # Dotted path; a document without it is named after its file.
+    # Dotted path; a document without it has that of its folder or file.
     "domain_field": text("domain", ".*"),
     # A directory or hub id with tokenizer.json, or "train".
     "tokenizer": path("Qwen/Qwen1.5-1.8B", is_needed=True),

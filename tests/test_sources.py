@@ -1,16 +1,35 @@
 """Text as it comes: what is read of a source, and what a changed one does."""
 
+import bz2
+import codecs
+import gzip
 import json
+import lzma
+import random
+import shutil
+import struct
+import types
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from etils import epath
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.core import files
+from miniplm_jax.core import files, manifest
 from miniplm_jax.core import job as job_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import stage, tokenizer
+from miniplm_jax.corpus import datasets as sources
+from miniplm_jax.corpus import (
+  formats,
+  readers,
+  shard,
+  stage,
+  store,
+  tokenizer,
+)
 
 LINES = [f"Sentence {i} of a text. " * 8 for i in range(12)]
 
@@ -112,3 +131,389 @@ def test_an_unfinished_corpus_keeps_its_shards_until_others_stand(
   assert run()["counts"]["parts"] == 3
   assert first.read_bytes() == there
   assert not any("of-00002" in name for name in run.files())
+
+
+def read(source, split="train", domain="domain", **more):
+  """(documents and broken records, parts) of a source."""
+  fields = readers.Fields("text", domain)
+  parts = readers.list_parts(str(source), fields, split, **more)
+  return [record for part in parts for record in part.read()], parts
+
+
+def texts_of(source, **more):
+  return [d.text for d in read(source, **more)[0]]
+
+
+def domains_of(source, **more):
+  return [d.domain for d in read(source, **more)[0]]
+
+
+def parquet(path, column, **columns):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pq.write_table(pa.table({"text": column} | columns), path)
+  return path
+
+
+def test_a_folder_of_splits_is_read_as_datasets_does(tmp_path, capsys):
+  readers._note.cache_clear()
+  for name in ("train", "test", "validation"):
+    parquet(tmp_path / f"a/{name}-00000-of-00001.parquet", [f"{name} 1"])
+    write(tmp_path / f"b/{name}/x.jsonl", [f"{name} 2"])
+  write(tmp_path / "a/more.jsonl", ["more"])
+  assert texts_of(tmp_path / "a") == ["more", "train 1"]
+  said = capsys.readouterr().out
+  assert "other splits are left out: test, validation" in said
+  assert texts_of(tmp_path / "b") == ["train 2"]
+  for asked, name in (("test", "test"), ("dev", "validation")):
+    assert texts_of(tmp_path / "a", split=asked) == [f"{name} 1"]
+    assert texts_of(tmp_path / "b", split=asked) == [f"{name} 2"]
+  with pytest.raises(UserError, match="one of test, train, validation"):
+    read(tmp_path / "a", split="sft")
+  # What is named is read; words in the names of texts say nothing.
+  assert texts_of(f"{tmp_path}/a/t*.parquet") == ["test 1", "train 1"]
+  (tmp_path / "c").mkdir()
+  for name in ("the_test", "a_train"):
+    (tmp_path / f"c/{name}.txt").write_text(name)
+  assert sorted(texts_of(tmp_path / "c")) == ["a_train", "the_test"]
+
+
+def frames(pack):
+  """Texts, and two frames of them: the second begins within a line."""
+  texts = [f"{i} " * 50 for i in range(3)]
+  lines = [json.dumps({"text": text}).encode() + b"\n" for text in texts]
+  body = b"".join(lines)
+  return texts, pack(body[:200]) + pack(body[200:])
+
+
+def zstd(body):
+  sink = pa.BufferOutputStream()
+  with pa.CompressedOutputStream(sink, "zstd") as f:
+    f.write(body)
+  return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+  ("ending", "pack"),
+  [
+    ("gz", gzip.compress),
+    ("zst", zstd),
+    ("bz2", bz2.compress),
+    ("xz", lzma.compress),
+  ],
+)
+def test_packed_files_are_read_to_their_end_or_refused(tmp_path, ending, pack):
+  wanted, body = frames(pack)
+  path = tmp_path / f"a.jsonl.{ending}"
+  path.write_bytes(body)
+  assert texts_of(path) == wanted
+  path.write_bytes(body[:-5])
+  with pytest.raises(UserError, match=r"a\.jsonl.* after line \d, fetch it"):
+    read(path)
+  path.write_bytes(b"no packed file, whatever its name says")
+  with pytest.raises(UserError, match="after line 0"):
+    read(path)
+
+
+def test_other_tools_pack_otherwise(tmp_path):
+  wanted, body = frames(gzip.compress)
+  path = tmp_path / "a.jsonl.gz"
+  path.write_bytes(body + bytes(512))  # padded to a block of a tape
+  assert texts_of(path) == wanted
+  # One frame with a window of 2 GiB that holds one raw block.
+  line = b'{"text": "hello"}\n'
+  frame = b"\x28\xb5\x2f\xfd\x00\xa8"
+  frame += (1 | len(line) << 3).to_bytes(3, "little")
+  path = tmp_path / "b.jsonl.zst"
+  path.write_bytes(frame + line)
+  with pytest.raises(UserError, match="repack it by zstd -d --long=31"):
+    read(path)
+  # Frames that hold no data, as pzstd writes them.
+  skipped = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
+  wanted, body = frames(zstd)
+  path.write_bytes(skipped + body + skipped)
+  assert texts_of(path) == wanted
+
+
+def test_columns_of_every_kind(tmp_path):
+  words = ["one", "two", "ünï"]
+  for i, kind in enumerate(
+    (
+      pa.string(),
+      pa.large_string(),
+      pa.binary(),
+      pa.large_binary(),
+      pa.string_view(),
+      pa.dictionary(pa.int32(), pa.string()),
+    )
+  ):
+    path = parquet(tmp_path / f"{i}.parquet", pa.array(words).cast(kind))
+    assert texts_of(path) == words, kind
+  for i, column in enumerate(
+    (pa.nulls(2), pa.array([1, 2]), pa.array([["a"], ["b"]]))
+  ):
+    path = parquet(tmp_path / f"bad{i}.parquet", column)
+    found = read(path)[0]
+    assert [str(b.where)[-5:] for b in found] == ["row 0", "row 1"]
+    assert "no text in field 'text'" in found[0].what
+
+
+def test_a_cell_that_cannot_be_decoded_is_one_broken_record(tmp_path):
+  raw = pa.array([b"good", b"b\xffd", b"fine"], pa.binary())
+  cells = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+  good, broken, fine = read(parquet(tmp_path / "a.parquet", cells))[0]
+  assert (good.text, fine.text) == ("good", "fine")
+  assert "row 1" in broken.where and "cannot be decoded" in broken.what
+  # In the metadata, too: a year beyond Python's.
+  year = pa.array([0, 1 << 60, 0], pa.timestamp("ms"))
+  meta = pa.StructArray.from_arrays([pa.array(["x"] * 3), year], ["set", "at"])
+  path = parquet(tmp_path / "b.parquet", ["a", "b", "c"], meta=meta)
+  first, broken, last = read(path, domain="meta.set")[0]
+  assert first.domain == last.domain == "x" and "row 1" in broken.where
+
+
+def test_metadata_in_metadata(tmp_path):
+  pairs = pa.array([[("set", "wiki")]], pa.map_(pa.string(), pa.string()))
+  for i, columns in enumerate(
+    (
+      {"meta": pairs},
+      {"meta": [{"set": "wiki", "other": 1}]},
+      {"meta": ['{"set": "wiki"}']},
+      {"meta": [b' {"set": "wiki"}']},
+      {"meta.set": ["wiki"]},
+    )
+  ):
+    path = parquet(tmp_path / f"{i}.parquet", ["text"], **columns)
+    assert domains_of(path, domain="meta.set") == ["wiki"], columns
+  deep = write(tmp_path / "a.jsonl", ["text"], a='{"b": {"c.d": "wiki"}}')
+  assert domains_of(deep, domain="a.b.c.d") == ["wiki"]
+  # What is no record has none.
+  for value in ("{set", "[1]", 3, [], [["set", "wiki"]], None):
+    path = write(tmp_path / "a.jsonl", ["text"], meta=value)
+    assert domains_of(path, domain="meta.set") == ["a"]
+
+
+def test_domains_by_folder_and_by_partition(tmp_path):
+  for name in ("arxiv/a", "arxiv/b", "c4/c4-train.0", "top-00000-of-00002"):
+    write(tmp_path / f"lines/{name}.jsonl", [name])
+  assert domains_of(tmp_path / "lines") == ["arxiv", "arxiv", "c4", "top"]
+  assert domains_of(f"{tmp_path}/lines/*/*.jsonl") == ["arxiv", "arxiv", "c4"]
+  for name in ("year=2020/source=arxiv", "year=2021/source=a%20b"):
+    parquet(tmp_path / f"hive/{name}/part-0.parquet", ["text"])
+  assert domains_of(tmp_path / "hive", domain="source") == ["arxiv", "a b"]
+  assert domains_of(tmp_path / "hive") == ["2020", "2021"]
+  # Records that have one keep it.
+  write(tmp_path / "lines/c4/c4-train.0.jsonl", ["x"], domain="own")
+  assert domains_of(tmp_path / "lines")[2] == "own"
+
+
+def test_a_domain_that_a_folder_gives_is_in_the_fingerprint(tmp_path):
+  def fingerprint(folder):
+    return readers.fingerprint(read(folder)[1])
+
+  for kind in ("txt", "jsonl"):
+    folder = tmp_path / kind
+    for name in ("x", "y", "z"):
+      write(folder / f"{name}/same.{kind}", ["text"])
+    before = fingerprint(folder)
+    shutil.copytree(folder, tmp_path / f"moved_{kind}")
+    assert fingerprint(tmp_path / f"moved_{kind}") == before
+    (folder / "y").rename(folder / "yy")  # neither the first nor the last
+    assert fingerprint(folder) != before
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("start", [b"", codecs.BOM_UTF8, b" \n"])
+def test_an_array_of_records(tmp_path, monkeypatch, indent, start):
+  monkeypatch.setattr(formats, "_CHUNK", 7)
+  wanted = ["a", "ü,]}" * 100, "", "c [1, 2", "d"]
+  body = json.dumps([{"text": t, "n": [[], {}]} for t in wanted], indent=indent)
+  path = tmp_path / "a.json"
+  path.write_bytes(start + body.encode())
+  found, parts = read(path, part_bytes=20)
+  assert [d.text for d in found] == wanted and len(parts) == 1
+  path.with_suffix(".json.gz").write_bytes(gzip.compress(path.read_bytes()))
+  assert texts_of(path.with_suffix(".json.gz")) == wanted
+  path.write_text("[]")
+  assert texts_of(path) == []
+  for bad in (body[:-1], body[:-5], body + "x", body.replace(":", ";", 1)):
+    path.write_text(bad)
+    with pytest.raises(UserError, match="after element"):
+      read(path)
+  path.write_text('[1, {"text": "a"}, "b", [2]]')
+  kinds = [type(r).__name__ for r in read(path)[0]]
+  assert kinds == ["Broken", "Document", "Broken", "Broken"]
+
+
+def test_marks_of_byte_order_are_no_text(tmp_path):
+  for name, body in (
+    ("x.txt", b"Hello."),
+    ("y.md", b"Hello."),
+    ("z.jsonl", b'{"text": "Hello."}\n{"text": "Hello."}\n'),
+  ):
+    (tmp_path / name).write_bytes(codecs.BOM_UTF8 + body)
+    assert set(texts_of(tmp_path / name, part_bytes=5)) == {"Hello."}
+  assert len(texts_of(tmp_path / "z.jsonl", part_bytes=20)) == 2
+
+
+def test_a_bin_of_anything_is_no_packed_rows(tmp_path):
+  write(tmp_path / "train.jsonl", ["text"])
+  (tmp_path / "classifier.bin").write_bytes(bytes(64))
+  assert texts_of(tmp_path) == ["text"]
+
+
+def indexed(prefix, sequences, ends):
+  """A pair of Megatron's with uint16 ids, by the format's description."""
+  prefix.parent.mkdir(parents=True, exist_ok=True)
+  sizes = np.array([len(s) for s in sequences], "<i4")
+  offsets = np.cumsum(np.append(0, sizes[:-1]), dtype="<i8") * 2
+  header = struct.pack("<9sQBQQ", b"MMIDIDX", 1, 8, len(sizes), len(ends))
+  body = (header, sizes.tobytes(), offsets.tobytes())
+  body += (np.array(ends, "<i8").tobytes(),)
+  prefix.with_suffix(".idx").write_bytes(b"".join(body))
+  ids = np.concatenate(sequences).astype("<u2").tobytes()
+  prefix.with_suffix(".bin").write_bytes(ids)
+  return prefix.with_suffix(".bin")
+
+
+def test_documents_of_megatron_are_packed(tmp_path, vocabulary):
+  """Rows are those of the same text; sequences of a document are joined."""
+  encoder = tokenizer.load(epath.Path(vocabulary), "<|endoftext|>")
+  eos = [encoder.eos_id]
+  ids = [e.tolist() for e in encoder.encode(LINES)]
+  sequences = [s for i in ids for s in (i[:3], i[3:] + eos)] + [eos]
+  source = indexed(
+    tmp_path / "wiki/wiki_text_document",
+    sequences,
+    [*range(0, len(sequences), 2), len(sequences)],
+  )
+  write(tmp_path / "lines/wiki.jsonl", LINES)
+  rows = []
+  for i, given in enumerate((source, source.parent, tmp_path / "lines")):
+    run = Run(tmp_path / f"{i}", given, vocabulary)
+    run()
+    corpus = store.Corpus(manifest.read(run.folder / "corpus/manifest.json"))
+    rows.append(
+      [(r.domain, r.ids.tolist()) for r in corpus.read(range(len(corpus)))]
+    )
+  assert rows[0] == rows[1] == rows[2] and len(rows[0]) > 12
+  # Without documents, they are rows; what does not end is refused.
+  indexed(source.with_suffix(""), sequences, [0])
+  assert all(r.is_row for r in read(source)[0])
+  indexed(source.with_suffix(""), sequences, [0, 2])
+  with pytest.raises(UserError, match=r"document index is 0 … 2"):
+    read(source)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+  """A hub with one data set: what was asked of it, and its commit."""
+  import datasets
+  import huggingface_hub
+
+  hub = types.SimpleNamespace(asked=[], commit="c0ffee", offline=False)
+
+  def load_dataset(path, *config, split, revision, streaming):
+    hub.asked.append((path, *config, split, revision, streaming))
+    rows = [{"text": f"{split} {i} of {revision}. " * 9} for i in range(8)]
+    found = datasets.Dataset.from_list(rows)
+    return found.to_iterable_dataset(num_shards=3) if streaming else found
+
+  def dataset_info(unused, path, revision, timeout):
+    if hub.offline:
+      raise OSError("no network")
+    return types.SimpleNamespace(sha=hub.commit)
+
+  monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+  monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+
+  def forget():
+    sources.commit.cache_clear()
+    sources._dataset.cache_clear()
+
+  hub.forget = forget
+  forget()
+  yield hub
+  forget()
+
+
+def test_of_the_hub_the_split_is_streamed_and_pinned(tmp_path, vocabulary, hub):
+  pytest.importorskip("datasets")
+  run = Run(tmp_path, "hf:a/b/c@main", vocabulary)
+  run.config.corpus.split = "validation"
+  assert "would run" in run.status() and not hub.asked
+  found = run()
+  assert set(hub.asked) == {("a/b", "c", "validation", "c0ffee", True)}
+  assert found["counts"]["parts"] == 3 and found["counts"]["documents"] == 8
+  assert found["details"]["source_commit"] == "c0ffee"
+  assert texts_of("hf:a/b/c@main", split="validation") == [
+    f"validation {i} of c0ffee. " * 9 for i in range(8)
+  ]
+  assert set(domains_of("hf:a/b/c@main")) == {"c"}
+  hub.asked.clear()
+  # Nothing is fetched to see that nothing has changed, also offline.
+  for hub.offline in (False, True):
+    hub.forget()
+    run()
+    assert run.status() == "done" and not hub.asked
+  hub.offline, hub.commit = False, "beef"
+  hub.forget()
+  with pytest.raises(UserError, match=r"inputs\.source"):
+    run()
+  assert not hub.asked
+
+
+def test_a_dry_run_prepares_nothing(tmp_path, vocabulary, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  class Builder:
+    info = types.SimpleNamespace(full_name="mine/1.0.0")
+
+    def download_and_prepare(self):
+      raise OSError("asked for")
+
+  monkeypatch.setattr(tfds, "builder", lambda unused: Builder())
+  run = Run(tmp_path, "tfds:mine", vocabulary)
+  assert "would run" in run.status()
+  with pytest.raises(UserError, match=r"asked for.*tfds:mine"):
+    run()
+
+
+def test_many_domains_are_warned_of(tmp_path, vocabulary, monkeypatch, capsys):
+  monkeypatch.setattr(stage, "_MANY_DOMAINS", 2)
+  for name in "ab":
+    write(tmp_path / f"texts/{name}.jsonl", LINES)
+  Run(tmp_path / "1", tmp_path / "texts", vocabulary)()
+  said = capsys.readouterr().out
+  assert "2 domains: a, b" in said and "warning" not in said
+  write(tmp_path / "texts/c.jsonl", LINES)
+  Run(tmp_path / "2", tmp_path / "texts", vocabulary)()
+  said = capsys.readouterr().out
+  assert "3 domains: a, b, c" in said and "warning" in said
+
+
+def test_whatever_bytes_there_are_the_error_is_ours(tmp_path):
+  rng = random.Random(0)
+  meta = [{"set": str(i)} for i in range(40)]
+  path = parquet(tmp_path / "a.parquet", LINES + ["ü"] * 28, meta=meta)
+  good, seen = path.read_bytes(), 0
+  for _ in range(400):
+    bad = bytearray(good)
+    for _ in range(rng.choice((1, 3, 20))):
+      at = rng.randrange(max(0, len(bad) - 900), len(bad))
+      bad[at] = rng.randrange(256)
+    path.write_bytes(bad)
+    try:
+      read(path, domain="meta.set")
+    except UserError:
+      seen += 1
+  assert seen > 100
+
+
+def test_long_documents_are_encoded_a_few_at_a_time():
+  document = readers.Packed(np.zeros(1 << 20, np.int32), "a")
+  short = readers.Packed(np.zeros(2, np.int32), "a")
+  records = [(i, document) for i in range(10)] + [
+    (i, short) for i in range(600)
+  ]
+  sizes = [len(batch) for batch in shard._batches(records)]
+  assert sizes == [5, 5, 256, 256, 88]

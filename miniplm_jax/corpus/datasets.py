@@ -8,6 +8,7 @@ from etils import epath
 
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus import formats
 from miniplm_jax.corpus.readers import HF, TFDS
 from miniplm_jax.corpus.records import (
   Broken,
@@ -31,11 +32,29 @@ def is_saved(path: epath.Path) -> bool:
   return any((path / name).exists() for name in names)
 
 
+def is_named(source: str) -> bool:
+  """Whether it is a name, and the data somewhere else."""
+  return source.startswith((TFDS, HF))
+
+
+def identity(source: str, split: str, known: str = "") -> str:
+  """sha256 of what a name stands for; of the data nothing is fetched.
+
+  Args:
+    source: tfds:NAME, whose versions hold always the same, or hf:ORG/NAME.
+    split: that is read.
+    known: the commit of the hub if it cannot be asked.
+  """
+  if source.startswith(TFDS):
+    return files.digest([_builder(source).info.full_name, split])
+  return files.digest([source, split, commit(source) or known])
+
+
 def tfds_parts(
   source: str, fields: Fields, split: str, part_bytes: int
 ) -> list[Part]:
   """Runs of a split's shards; source is tfds:NAME or a prepared folder."""
-  builder = _builder(source)
+  builder = _prepared(source)
   info = builder.info.splits.get(split)
   if info is None:
     raise _no_split(source, split, list(builder.info.splits))
@@ -61,18 +80,19 @@ def tfds_parts(
 def _builder(source: str) -> Any:
   import tensorflow_datasets as tfds
 
-  try:
+  with _reading(source, "look at its name, or give a prepared folder"):
     if not source.startswith(TFDS):
       return tfds.builder_from_directory(source)
-    found = tfds.builder(source.removeprefix(TFDS))
-    found.download_and_prepare()
-  except (ValueError, OSError, tfds.core.DatasetNotFoundError) as e:
-    raise UserError(
-      f"this dataset cannot be prepared ({_first_line(e)})",
-      f"config.corpus.source={source}",
-      "look at its name, or give the folder of a prepared dataset",
-    ) from e
-  return found
+    return tfds.builder(source.removeprefix(TFDS))
+
+
+@functools.cache
+def _prepared(source: str) -> Any:
+  builder = _builder(source)
+  if source.startswith(TFDS):
+    with _reading(source, "look at the message, or give a prepared folder"):
+      builder.download_and_prepare()
+  return builder
 
 
 def _read_tfds(
@@ -80,7 +100,7 @@ def _read_tfds(
 ) -> Iterator[Document | Broken]:
   import tensorflow_datasets as tfds
 
-  builder = _builder(source)
+  builder = _prepared(source)
   if builder.info.file_format.value == "array_record":
     records = builder.as_data_source(split=read)  # without TensorFlow
   else:
@@ -91,34 +111,88 @@ def _read_tfds(
     records = tfds.as_numpy(
       builder.as_dataset(split=read, shuffle_files=False, read_config=config)
     )
-  for i, record in enumerate(records):
-    where = f"{source} row {first + i}"
-    yield document(record, fields, builder.name, where)
+  row = first
+  with formats.parsing(lambda: f"{source} after row {row}", "prepare it again"):
+    for row, record in enumerate(records, first):
+      yield document(record, fields, builder.name, f"{source} row {row}")
 
 
 def hf_parts(
   source: str, fields: Fields, split: str, part_bytes: int
 ) -> list[Part]:
-  """Runs of rows; source is hf:ORG/NAME[/CONFIG] or a saved folder."""
-  rows = _dataset(source, split)
-  each = max(rows.data.nbytes // max(len(rows), 1), 1)
-  most = max(part_bytes // each, 1)
+  """Parts of hf:ORG/NAME[/CONFIG][@REVISION] or of a saved folder.
+
+  Of the hub the files of the split are streamed, a part each; offline, what
+  the library has kept is taken by runs of rows, as of a folder.
+  """
+  rows, domain = _dataset(source, split), _domain(source)
+  if source.startswith(HF):
+    fingerprint = functools.partial(identity, source, split)
+  else:
+    paths = [file["filename"] for file in rows.cache_files]
+    fingerprint = Probe(paths, (domain,))
+  if hasattr(rows, "num_shards") and not hasattr(rows, "data"):
+    n = rows.num_shards
+    info = (rows.info.splits or {}).get(split)
+    cuts = [(i, i + 1, (info.num_bytes if info else 0) // n) for i in range(n)]
+    names = [f"{i} of {n}" for i in range(n)]
+  else:
+    each = max(rows.data.nbytes // max(len(rows), 1), 1)
+    most = max(part_bytes // each, 1)
+    starts = range(0, max(len(rows), 1), most)
+    cuts = [(s, s + most, min(most, len(rows) - s) * each) for s in starts]
+    names = [f"[{start}:{end}]" for start, end, _ in cuts]
   return [
     Part(
-      name=f"{_short(source)} {split}[{start}:{start + most}]",
-      read=functools.partial(_read_hf, source, split, start, most, fields),
-      n_bytes=min(most, len(rows) - start) * each,
-      fingerprint=functools.partial(_fingerprint_of_rows, source, split),
+      name=f"{_short(source)} {split}{name}",
+      read=functools.partial(_read_hf, source, split, start, end, fields),
+      n_bytes=n_bytes,
+      fingerprint=fingerprint,
     )
-    for start in range(0, max(len(rows), 1), most)
+    for name, (start, end, n_bytes) in zip(names, cuts)
   ]
 
 
-def _fingerprint_of_rows(source: str, split: str) -> str:
-  if not source.startswith(HF):
-    found = _dataset(source, split).cache_files
-    return files.probe([file["filename"] for file in found])
-  return files.digest([source, split])  # the hub's revision is not known
+def _domain(source: str) -> str:
+  name = source.removeprefix(HF).partition("@")[0]
+  return epath.Path(name).name
+
+
+@functools.cache
+def commit(source: str) -> str:
+  """The commit of the hub that a source stands for; "" if it is not told.
+
+  Raises:
+    UserError: the hub has no such data set or revision.
+  """
+  import huggingface_hub
+  from huggingface_hub import errors
+
+  path, _, revision = _of_hub(source)
+  missing = (
+    errors.RepositoryNotFoundError,
+    errors.RevisionNotFoundError,
+    errors.HFValidationError,
+  )
+  try:
+    api = huggingface_hub.HfApi()
+    return api.dataset_info(path, revision=revision, timeout=30).sha
+  except missing as e:
+    with _reading(source, _NAMES):
+      raise ValueError(e) from e
+  except Exception:  # offline, or the network
+    return ""
+
+
+_NAMES = "give hf:ORG/NAME[/CONFIG][@REVISION] or a folder of save_to_disk"
+
+
+def _of_hub(source: str) -> tuple[str, list[str], str | None]:
+  """(id, [configuration] or [], revision) of hf:ORG/NAME/CONFIG@REVISION."""
+  name, _, revision = source.removeprefix(HF).partition("@")
+  org, name, *config = f"{name}/".split("/")
+  path = f"{org}/{name}".rstrip("/")  # old names have no organisation
+  return path, list(filter(None, config)), revision or None
 
 
 @functools.cache
@@ -131,19 +205,18 @@ def _dataset(source: str, split: str) -> Any:
       f"config.corpus.source={source}",
       "pip install datasets",
     ) from e
-  try:
+  with _reading(source, f"set --config.corpus.split, or {_NAMES}"):
     if source.startswith(HF):
-      org, name, *config = f"{source.removeprefix(HF)}/".split("/")
-      path = f"{org}/{name}".rstrip("/")  # old names have no organisation
-      found = datasets.load_dataset(path, *filter(None, config))
-    else:
-      found = datasets.load_from_disk(source)
-  except (ValueError, OSError, LookupError, RuntimeError) as e:
-    raise UserError(
-      f"this dataset cannot be read ({_first_line(e)})",
-      f"config.corpus.source={source}",
-      "give hf:ORG/NAME, hf:ORG/NAME/CONFIG or a folder of save_to_disk",
-    ) from e
+      path, config, revision = _of_hub(source)
+      return datasets.load_dataset(
+        path,
+        *config,
+        split=split,
+        revision=commit(source) or revision,
+        # Else all splits are fetched, and kept a second time.
+        streaming=not datasets.config.HF_HUB_OFFLINE,
+      )
+    found = datasets.load_from_disk(source)
   if not isinstance(found, datasets.DatasetDict):
     return found
   if split not in found:
@@ -152,21 +225,29 @@ def _dataset(source: str, split: str) -> Any:
 
 
 def _read_hf(
-  source: str, split: str, start: int, most: int, fields: Fields
+  source: str, split: str, start: int, end: int, fields: Fields
 ) -> Iterator[Document | Broken]:
-  rows = _dataset(source, split)
-  default = epath.Path(source).name.removeprefix(HF)
-  for i in range(start, min(start + most, len(rows))):
-    yield document(rows[i], fields, default, f"{source} row {i}")
+  """The rows [start, end), or those of the files."""
+  rows, domain, row, of = _dataset(source, split), _domain(source), start, ""
+  todo = "run it again: it goes on with what is missing"
+  with formats.parsing(lambda: f"{source} after row {row}{of}", todo):
+    if hasattr(rows, "data"):
+      records = ((i, rows[i]) for i in range(start, min(end, len(rows))))
+    else:
+      of = f" of file {start}"
+      shard = rows.shard(num_shards=rows.num_shards, index=start)
+      records = enumerate(shard)
+    for row, record in records:
+      yield document(record, fields, domain, f"{source} row {row}{of}")
+
+
+def _reading(source: str, todo: str):
+  return formats.parsing(lambda: f"config.corpus.source={source}", todo)
 
 
 def _short(source: str) -> str:
   """A name, or a folder's: it may be moved."""
   return source if ":" in source else epath.Path(source).name
-
-
-def _first_line(e: Exception) -> str:
-  return next(iter(str(e).splitlines()), type(e).__name__)
 
 
 def _no_split(source: str, split: str, splits: list[str]) -> UserError:

@@ -133,7 +133,9 @@ def _ranks(body: dict[str, Any]) -> dict[bytes, int] | None:
   if None in made or None in single or made != sorted(made):
     return None
   made = list(dict.fromkeys(made))  # several pairs may make one token
-  if len(made) + len(single) != len(vocab) or max(single) > made[0]:
+  if len(made) + len(single) != len(vocab):
+    return None
+  if made and max(single) > made[0]:
     return None
   alone = tokenizers.Tokenizer(
     tokenizers.models.BPE(vocab=vocab, merges=[tuple(m) for m in merges])

@@ -85,6 +85,8 @@ class IndexedFile:
 
   Attributes:
     sizes: int32 [n], ids of each instance.
+    documents: int64 [k + 1], the instances that each of k documents begins
+      with, and n; None if the file says nothing of documents.
   """
 
   def __init__(self, prefix: epath.PathLike):
@@ -107,6 +109,7 @@ class IndexedFile:
     length = _HEADER.size + 12 * n + 8 * documents
     self._expect(self._idx, "bytes", os.path.getsize(self._idx), length)
     self.sizes, self._offsets = self._index(n, dtype.itemsize)
+    self.documents = self._documents(n, documents)
     end = int(self._offsets[-1] + self.sizes[-1] * dtype.itemsize) if n else 0
     self._expect(self._bin, "bytes", os.path.getsize(self._bin), end)
     self._dtype = dtype
@@ -169,6 +172,17 @@ class IndexedFile:
       found = f"{offsets[bad[0]]} of instance {bad[0]}"
       self._expect(self._idx, "byte offset", found, wanted[bad[0]])
     return sizes.astype(np.int32), offsets.astype(np.int64)
+
+  def _documents(self, n: int, count: int) -> np.ndarray | None:
+    """What the builder was told of documents, checked."""
+    if count <= len(_DOC_IDX):
+      return None
+    start = _HEADER.size + 12 * n
+    ends = np.fromfile(self._idx, "<i8", count, offset=start).astype(np.int64)
+    if ends[0] or ends[-1] != n or np.any(np.diff(ends) < 0):
+      found = f"{ends[0]} … {ends[-1]}"
+      self._expect(self._idx, "document index", found, f"0 … {n}, ascending")
+    return ends
 
   def _expect(self, path: str, what: str, found, wanted):
     if found != wanted:

@@ -6,23 +6,24 @@ part can be made again without the others, by any process.
 
 import functools
 import glob
-import io
-import json
+import itertools
 import os
-from collections.abc import Sequence
+import re
+import urllib.parse
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 from etils import epath
 
 from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.progress import say
+from miniplm_jax.corpus import formats
 from miniplm_jax.corpus.records import (
-  Broken,
-  Document,
   Fields,
   Packed,
   Part,
   Probe,
-  document,
   pieces,
 )
 
@@ -63,59 +64,129 @@ def list_parts(
     return datasets.tfds_parts(source, fields, split, part_bytes)
   if source.startswith(HF) or datasets.is_saved(path):
     return datasets.hf_parts(source, fields, split, part_bytes)
-  found = _match(path, source)
-  if found[0].suffix in (".bin", ".idx"):
+  found = _match(path, source, split)
+  if found[0].suffix in _MEGATRON:
     return _megatron_parts(path, found)
   parts = []
   for file in found:
     if not file.name.endswith(_TEXT):
-      parts += _record_parts(_name(path, file), file, fields, part_bytes)
+      parts += _record_parts(path, file, fields, part_bytes)
   texts = [file for file in found if file.name.endswith(_TEXT)]
   return [*parts, *_text_parts(path, texts, part_bytes)]
 
 
-def fingerprint(parts: Sequence[Part]) -> str:
-  """Of a whole source."""
-  return files.digest([[part.name, part.fingerprint()] for part in parts])
+def fingerprint(parts: Sequence[Part], domains: bool = True) -> str:
+  """Of a whole source; without domains as schema version 1 had it."""
+  return files.digest(
+    [
+      [
+        part.name,
+        part.fingerprint()
+        if domains or not isinstance(part.fingerprint, Probe)
+        else part.fingerprint.of_files,
+      ]
+      for part in parts
+    ]
+  )
 
 
-_JSON = tuple(
-  stem + packed
+_LINES, _JSON = (
+  tuple(stem + packed for packed in ("", *formats.PACKED))
   for stem in (".jsonl", ".json")
-  for packed in ("", ".gz", ".zst")
 )
 _TEXT = (".txt", ".md")
 _MEGATRON = (".bin", ".idx")
-_ENDINGS = (*_JSON, ".parquet", *_TEXT, *_MEGATRON)
+_ENDINGS = (*_LINES, *_JSON, ".parquet", *_TEXT, *_MEGATRON)
 
 
 # Of a folder, what there is of the first of these: a data set may have a
 # README beside it, and rows that were packed a list of their sources.
-_KINDS = (_MEGATRON, (*_JSON[:3], ".parquet"), _JSON[3:], _TEXT)
+_KINDS = ((*_LINES, ".parquet"), _JSON, _TEXT, _MEGATRON)
 
 
-def _in_folder(path: epath.Path) -> list[epath.Path]:
+def _in_folder(path: epath.Path, split: str) -> list[epath.Path]:
   """The files of a folder that are read, none of them hidden."""
-  found = files.below(path)
-  hidden = [
-    any(part.startswith(".") for part in p.relative_to(path).parts)
-    for p in found
+  there = []
+  for file in sorted(files.below(path)):
+    names = file.relative_to(path).parts
+    if not any(name.startswith(".") for name in names):
+      there.append(file)
+  names = set(map(os.fspath, there))
+  # A .bin alone may be anything.
+  pairs = [
+    file
+    for file in there
+    if file.suffix in _MEGATRON
+    and {os.fspath(file.with_suffix(s)) for s in _MEGATRON} <= names
   ]
+  found = pairs and [f for f in there if f.suffix in _MEGATRON]
   for endings in _KINDS:
-    of_kind = [
-      p
-      for p, is_hidden in zip(found, hidden)
-      if p.name.endswith(endings) and not is_hidden
-    ]
-    if of_kind:
-      return of_kind
-  return []
+    found = found or [f for f in there if f.name.endswith(endings)]
+  others = len([f for f in there if f.name.endswith(_ENDINGS)]) - len(found)
+  if others:
+    _note(f"{others} files of other kinds than {found[0].name} are left out")
+  return _of_split(path, found, split)
 
 
-def _match(path: epath.Path, source: str) -> list[epath.Path]:
+# As `datasets` takes words of files' names.
+_SPLITS = {
+  "training": "train",
+  "valid": "validation",
+  "val": "validation",
+  "dev": "validation",
+  "testing": "test",
+  "eval": "test",
+  "evaluation": "test",
+}
+
+
+def _of_split(
+  root: epath.Path, found: list[epath.Path], split: str
+) -> list[epath.Path]:
+  """Those whose names say the split; what says none is for training."""
+  asked = _SPLITS.get(split, split)
+  named = {file: _split_in(root, file, asked) for file in found}
+  splits = sorted(set(named.values()) - {""})
+  if not splits:
+    return found
+  kept = [
+    file
+    for file, name in named.items()
+    if name == asked or (not name and asked == "train")
+  ]
+  if not kept:
+    raise UserError(
+      f"no file is of the split {split!r}",
+      str(root),
+      f"set --config.corpus.split to one of {', '.join(splits)}, or give the "
+      "files by a glob",
+    )
+  if others := [s for s in splits if s != asked]:
+    _note(f"files of other splits are left out: {', '.join(others)}")
+  return kept
+
+
+def _split_in(root: epath.Path, file: epath.Path, asked: str) -> str:
+  """The split that a name below the root says, or ""."""
+  parts = file.relative_to(root).parts
+  # A text's own name may be of anything.
+  name = "/".join(parts[:-1] if file.name.endswith(_TEXT) else parts).lower()
+  if re.search(rf"(?<![^\W_]){re.escape(asked.lower())}(?![^\W_])", name):
+    return asked
+  words = (_SPLITS.get(w, w) for w in re.split(r"[\W_\d]+", name))
+  return next((w for w in words if w in ("train", "validation", "test")), "")
+
+
+@functools.cache
+def _note(text: str):
+  """Says it once in a process."""
+  say("tokenize", text)
+
+
+def _match(path: epath.Path, source: str, split: str) -> list[epath.Path]:
   """The files of a source, sorted."""
   if path.is_dir():
-    found = _in_folder(path)
+    found = _in_folder(path, split)
   elif path.exists():
     found = [path]
   elif gs.is_local(path):
@@ -143,86 +214,90 @@ def _match(path: epath.Path, source: str) -> list[epath.Path]:
   return sorted(found)
 
 
+def _root(source: epath.Path) -> epath.Path:
+  """The folder that names are told from."""
+  roots = (p for p in (source, *source.parents) if not glob.has_magic(str(p)))
+  return next(roots, source)
+
+
 def _name(source: epath.Path, file: epath.Path) -> str:
   """A file's name below the source: a folder may be moved."""
-  roots = (p for p in (source, *source.parents) if not glob.has_magic(str(p)))
-  root = next(roots, source)
+  root = _root(source)
   if root in file.parents:
     return str(file.relative_to(root))
   return file.name
 
 
-def _record_parts(name: str, file: epath.Path, fields: Fields, part_bytes: int):
+def _domain(source: epath.Path, file: epath.Path, fields: Fields) -> str:
+  """Of records that have none: a folder's below the source, or the file's."""
+  # As Hive and Spark lay out tables: NAME=VALUE is a column of all below it.
+  pairs = [name.partition("=") for name in file.parts[:-1] if "=" in name]
+  columns = {name: urllib.parse.unquote(value) for name, _, value in pairs}
+  if fields.domain in columns:
+    return columns[fields.domain]
+  folder, _, below = _name(source, file).partition("/")
+  if below:
+    return urllib.parse.unquote(folder.rpartition("=")[2])
+  return _stem(file)
+
+
+def _stem(file: epath.Path) -> str:
+  """A file's name without its endings and, if there are several, its number."""
+  return re.sub(r"-\d+-of-\d+$", "", file.name.split(".")[0])
+
+
+def _record_parts(
+  source: epath.Path, file: epath.Path, fields: Fields, part_bytes: int
+) -> Iterator[Part]:
   """A file's parts: what can be cut is cut into pieces of so many bytes."""
-  default, size = file.name.split(".")[0], file.stat().length
-  probe = Probe((file,))
+  name, domain = _name(source, file), _domain(source, file, fields)
+  probe = Probe((file,), () if domain == _stem(file) else (domain,))
   if file.suffix == ".parquet":
-    read, cuts = _read_parquet, _row_groups(file, part_bytes)
-  elif file.suffix in (".gz", ".zst"):
-    read, cuts = _read_json_lines, [(0, size, size)]
+    read, cuts = formats.read_parquet, formats.parquet_cuts(file, part_bytes)
   else:
-    read, starts = _read_json_lines, range(0, max(size, 1), part_bytes)
-    ends = [min(s + part_bytes, size) for s in starts]
-    cuts = [(s, e, e - s) for s, e in zip(starts, ends)]
+    read, cuts = formats.read_json, formats.json_cuts(file, part_bytes)
+    cuts = [(start, end, end - start) for start, end in cuts]
   for start, end, n_bytes in cuts:
     yield Part(
       name=name if len(cuts) == 1 else f"{name} [{start}:{end}]",
-      read=functools.partial(read, file, start, end, fields, default),
+      read=functools.partial(read, file, start, end, fields, domain),
       n_bytes=n_bytes,
       fingerprint=probe,
     )
 
 
-def _row_groups(file: epath.Path, part_bytes: int):
-  """(first group, end, bytes) of pieces of a Parquet file."""
-  import pyarrow as pa
-  import pyarrow.parquet as pq
-
-  try:
-    with file.open("rb") as f:
-      found = pq.ParquetFile(f).metadata
-      sizes = [
-        found.row_group(i).total_byte_size for i in range(found.num_row_groups)
-      ]
-  except (pa.ArrowException, OSError) as e:
-    raise _not_parquet(file, e) from e
-  return pieces(sizes, part_bytes) or [(0, 0, 0)]
-
-
-def _text_parts(root: epath.Path, texts: list[epath.Path], part_bytes: int):
+def _text_parts(
+  root: epath.Path, texts: list[epath.Path], part_bytes: int
+) -> Iterator[Part]:
   """Plain texts, each one document, many of them in a part."""
   if not root.is_dir():
     root = root.parent
   cuts = pieces([file.stat().length for file in texts], part_bytes)
   for start, end, n_bytes in cuts:
     here = texts[start:end]
+    domains = [_folder(root, file) for file in here]
     yield Part(
       name=f"{_name(root, here[0])} to {_name(root, here[-1])}",
-      read=functools.partial(_read_texts, root, here),
+      read=functools.partial(formats.read_texts, here, domains),
       n_bytes=n_bytes,
-      fingerprint=Probe(here),
+      fingerprint=Probe(here, domains),
     )
 
 
-def _read_texts(root: epath.Path, texts: list[epath.Path]):
-  """Domain: the folder below `root` that a file lies in, else its own."""
-  for file in texts:
-    below = file.relative_to(root).parts if root in file.parents else ()
-    domain = below[0] if len(below) > 1 else file.parent.name
-    try:
-      yield Document(file.read_bytes().decode(), domain)
-    except UnicodeDecodeError as e:
-      yield Broken(f"this text is not UTF-8 ({e})", str(file), "convert it")
+def _folder(root: epath.Path, file: epath.Path) -> str:
+  """The folder below `root` that a text lies in, else its own."""
+  below = file.relative_to(root).parts if root in file.parents else ()
+  return below[0] if len(below) > 1 else file.parent.name
 
 
-def _megatron_parts(source: epath.Path, found: list[epath.Path]):
-  """Rows that were packed elsewhere: data_0.bin and .idx, and so on."""
+def _megatron_parts(source: epath.Path, found: list[epath.Path]) -> list[Part]:
+  """What was tokenized elsewhere: data_0.bin and .idx, or others' names."""
   from miniplm_jax.corpus import megatron
 
-  if source.is_dir():
+  stems = {os.fspath(file.with_suffix("")) for file in found}
+  if source.is_dir() and any(s.startswith(f"{source}/data_") for s in stems):
     prefixes = megatron.shards(source)
   else:
-    stems = {os.fspath(file.with_suffix("")) for file in found}
     in_order = sorted(stems, key=lambda s: (len(s), s))  # 2 before 10
     prefixes = [p for stem in in_order for p in megatron.shards(stem)]
   return [
@@ -230,81 +305,24 @@ def _megatron_parts(source: epath.Path, found: list[epath.Path]):
       name=f"{epath.Path(prefix).name}.bin",
       read=functools.partial(_read_megatron, prefix),
       n_bytes=epath.Path(f"{prefix}.bin").stat().length,
-      fingerprint=Probe((f"{prefix}.bin", f"{prefix}.idx")),
+      fingerprint=Probe(
+        (f"{prefix}.bin", f"{prefix}.idx"), (epath.Path(prefix).parent.name,)
+      ),
     )
     for prefix in prefixes
   ]
 
 
-def _read_megatron(prefix):
+def _read_megatron(prefix: epath.PathLike) -> Iterator[Packed]:
   from miniplm_jax.corpus import megatron
 
-  rows = megatron.IndexedFile(prefix)
-  for i in range(len(rows)):
-    yield Packed(rows[i], epath.Path(prefix).parent.name)
-
-
-def _read_json_lines(path, start, end, fields, default):
-  """The lines that begin in [start, end) of the file."""
-  # Arrow decompresses; imported here for a quick --help.
-  import pyarrow as pa
-
-  after = f" after byte {start}" if start else ""
-  number = 0
-  try:
-    with path.open("rb") as raw:
-      stream, packing = raw, {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
-      if packing:
-        stream = pa.CompressedInputStream(pa.PythonFile(raw, "r"), packing)
-        stream, end = io.BufferedReader(stream), float("inf")
-      elif start:
-        stream.seek(start - 1)
-        start += len(stream.readline()) - 1  # the rest of a line before
-      # Bytes: text mode would end lines at more than \n, and decode ahead.
-      while start < end and (line := stream.readline()):
-        start += len(line)
-        number += 1
-        if line.strip():
-          where = f"{path} line {number}{after}"
-          yield _parse(line, fields, default, where)
-  except (OSError, EOFError, pa.ArrowException) as e:
-    raise UserError(
-      f"this file cannot be read ({e})",
-      f"{path} after line {number}{after}",
-      "fetch it again",
-    ) from e
-
-
-def _parse(line: bytes, fields, default, where) -> Document | Broken:
-  try:
-    record = json.loads(line)
-  except (ValueError, RecursionError) as e:
-    what = f"this line cannot be read as JSON ({e})"
-    return Broken(what, where, "mend or remove the line")
-  return document(record, fields, default, where)
-
-
-def _read_parquet(path, start, end, fields, default):
-  """The row groups start … end − 1."""
-  import pyarrow as pa
-  import pyarrow.parquet as pq
-
-  try:
-    with path.open("rb") as f:
-      file = pq.ParquetFile(f)
-      row = sum(file.metadata.row_group(i).num_rows for i in range(start))
-      names = {name.split(".")[0] for name in (fields.text, fields.domain)}
-      columns = [n for n in file.schema_arrow.names if n in names]
-      groups = range(start, end)
-      for batch in file.iter_batches(1024, row_groups=groups, columns=columns):
-        for record in batch.to_pylist():
-          yield document(record, fields, default, f"{path} row {row}")
-          row += 1
-  except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
-    raise _not_parquet(path, e) from e
-
-
-def _not_parquet(path, e) -> UserError:
-  return UserError(
-    f"this file cannot be read as Parquet ({e})", str(path), "write it again"
-  )
+  domain = epath.Path(prefix).parent.name
+  with formats.parsing(lambda: str(prefix), "fetch it again"):
+    rows = megatron.IndexedFile(prefix)
+    if rows.documents is None:
+      for i in range(len(rows)):
+        yield Packed(rows[i], domain)
+      return
+    for first, end in itertools.pairwise(rows.documents.tolist()):
+      ids = [np.zeros(0, np.int32), *(rows[i] for i in range(first, end))]
+      yield Packed(np.concatenate(ids), domain, is_row=False)

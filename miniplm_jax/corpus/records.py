@@ -1,6 +1,8 @@
 """What a source consists of: parts, and the records in them."""
 
 import dataclasses
+import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,10 +23,17 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-  """One row that was packed elsewhere: int32 [2 … max_length + 1]."""
+  """Ids that were made elsewhere: a row, or a document that is to be packed.
+
+  Attributes:
+    ids: int32; of a row [2 … max_length + 1].
+    domain: that they belong to.
+    is_row: taken as it is; else one document, with or without its eos.
+  """
 
   ids: np.ndarray
   domain: str
+  is_row: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +71,8 @@ class Part:
 class Fields:
   """Where a record has its text and its domain: dotted paths.
 
-  A document without a domain, or every one if `domain` is "", is named after
-  its file.
+  A document without a domain, or every one if `domain` is "", has that of its
+  folder or file.
   """
 
   text: str = "text"
@@ -73,13 +82,22 @@ class Fields:
 class Probe:
   """Fingerprint of some files, taken once, also for several parts of them."""
 
-  def __init__(self, paths: Sequence[epath.PathLike]):
-    self._paths, self._found = tuple(paths), ""
+  def __init__(
+    self, paths: Sequence[epath.PathLike], domains: Sequence[str] = ()
+  ):
+    """Domains are those that the files' own names do not say."""
+    self._paths, self._domains = tuple(paths), tuple(domains)
 
   def __call__(self) -> str:
-    """As `files.probe`."""
-    self._found = self._found or files.probe(self._paths)
-    return self._found
+    """sha256 of what is known of the files and of their domains."""
+    if not any(self._domains):
+      return self.of_files
+    return files.digest([self.of_files, self._domains])
+
+  @functools.cached_property
+  def of_files(self) -> str:
+    """As `files.probe`: what corpora of schema version 1 have."""
+    return files.probe(self._paths)
 
 
 def pieces(sizes: Sequence[int], most: int) -> list[tuple[int, int, int]]:
@@ -127,6 +145,23 @@ def document(
 
 
 def _field(record: Any, dotted: str) -> Any:
-  for name in dotted.split("."):
-    record = record.get(name) if isinstance(record, dict) else None
-  return record
+  """What stands there, in maps of any kind; a name may have dots, too."""
+  record = _mapping(record)
+  if dotted in record:
+    return record[dotted]
+  name, _, rest = dotted.partition(".")
+  return _field(record.get(name), rest) if rest else None
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+  """A record within a record; Arrow's maps are pairs, others write JSON."""
+  if isinstance(value, (str, bytes)) and value.lstrip()[:1] in ("{", b"{"):
+    try:
+      value = json.loads(value)
+    except (ValueError, RecursionError):
+      return {}
+  if isinstance(value, list) and all(
+    isinstance(pair, tuple) and len(pair) == 2 for pair in value
+  ):
+    value = dict(value)
+  return value if isinstance(value, dict) else {}

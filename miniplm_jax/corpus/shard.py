@@ -5,7 +5,6 @@ So it does not matter which process makes a shard, when, or how often.
 
 import collections
 import dataclasses
-import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from miniplm_jax.corpus.pack import Packer, Row, SentenceEnds
 from miniplm_jax.corpus.records import Broken, Document, Packed, Part
 
 _BATCH = 256  # documents that are encoded at a time
+_BATCH_BYTES = 1 << 24  # fewer, if they are long
 _SAMPLE = 20  # broken records of a shard that are kept to be looked at
 
 
@@ -94,10 +94,12 @@ class Maker:
       refuse_broken(counts["broken"], self._recipe.max_broken, record)
 
   def _checked(self, row: Packed, number: int) -> Packed | Broken:
-    """A row that was packed elsewhere, if it can be one of this corpus."""
+    """Ids from elsewhere, if they can be a row of this corpus, or of one."""
     n, most = len(row.ids), self._recipe.max_length + 1
     where = f"{row.domain} row {number}"
-    if not 2 <= n <= most:
+    if not n and not row.is_row:
+      return row
+    if row.is_row and not 2 <= n <= most:
       todo = "set --config.corpus.max_length to its longest row less 1"
       return Broken(f"a row of {n} ids where 2 to {most} fit", where, todo)
     low, high = int(row.ids.min()), int(row.ids.max())
@@ -105,7 +107,7 @@ class Maker:
       todo = "name the tokenizer that it was made with"
       size = self._encoder.vocab_size
       return Broken(f"ids {low} to {high} of {size}", where, todo)
-    if np.all(row.ids[:-1] == self._encoder.eos_id):
+    if row.is_row and np.all(row.ids[:-1] == self._encoder.eos_id):
       return Broken("a row with nothing to score", where, "leave it out")
     return row
 
@@ -132,10 +134,10 @@ class Maker:
   def _rows(self, records) -> Iterator[tuple[str, Row]]:
     """(domain, row); one packing buffer for each domain."""
     packers: dict[str, Packer] = {}
-    while batch := list(itertools.islice(records, _BATCH)):
+    for batch in _batches(records):
       for i, record, ids in self._encoded(batch):
         domain = record.domain
-        if isinstance(record, Packed):
+        if isinstance(record, Packed) and record.is_row:
           yield domain, Row(ids, (i,), 0)
           continue
         if domain not in packers:
@@ -154,9 +156,28 @@ class Maker:
     texts = [(i, d) for i, d in batch if isinstance(d, Document) and d.text]
     found = self._encoder.encode([d.text for _, d in texts])
     done = [(i, d, ids) for (i, d), ids in zip(texts, found)]
-    done += [(i, d, d.ids) for i, d in batch if isinstance(d, Packed)]
+    for i, packed in batch:
+      if isinstance(packed, Packed):
+        ids = packed.ids
+        if not packed.is_row and len(ids) and ids[-1] == self._encoder.eos_id:
+          ids = ids[:-1]  # the packer adds it
+        if len(ids):
+          done.append((i, packed, ids))
     self._on_text(sum(_size(d) for _, d, _ in done))
     return done
+
+
+def _batches(records):
+  """Lists of (ordinal, record) that are encoded, and held, at a time."""
+  batch, size = [], 0
+  for i, record in records:
+    batch.append((i, record))
+    size += _size(record)
+    if len(batch) == _BATCH or size > _BATCH_BYTES:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
 
 
 def _size(record: Document | Packed) -> int:

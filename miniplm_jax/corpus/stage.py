@@ -1,6 +1,6 @@
 """Stage tokenize: documents → ArrayRecord shards of packed rows."""
 
-from miniplm_jax.core import files
+from miniplm_jax.core import files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.progress import Progress, say
@@ -9,6 +9,7 @@ from miniplm_jax.core.workdir import Workdir
 STAGE = "tokenize"
 # Told apart by what they hold, in `inputs`: a folder may be moved.
 _BY_CONTENT = ("source", "tokenizer")
+_MANY_DOMAINS = 1000
 TRAIN = "train"  # a corpus.tokenizer
 
 
@@ -23,7 +24,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       manifest=directory / "manifest.json",
       settings={k: v for k, v in c.items() if k not in _BY_CONTENT},
       inputs={
-        "source": lambda: _fingerprint(c),
+        "source": lambda: _fingerprint(c, directory),
         "tokenizer": lambda: _tokenizer_fingerprint(c),
       },
       # Each shard says what it was made from. A tokenizer that is trained
@@ -47,19 +48,36 @@ def _shares(c) -> tuple[tuple[str, float], ...]:
   )
 
 
-def _fingerprint(c) -> str:
-  from miniplm_jax.corpus import readers
+def _fingerprint(c, directory) -> str:
+  """Of the source; nothing is fetched for it."""
+  from miniplm_jax.corpus import datasets, readers
 
-  return readers.fingerprint(_parts(c))
+  try:
+    old = manifest.read(directory / "manifest.json")
+  except UserError:
+    old = None  # said where it is read
+  is_first = old is not None and old.schema_version == 1
+  if datasets.is_named(c.source):
+    if is_first and old.details["source"] == c.source:
+      return old.inputs["source"]  # which says no more than the name
+    known = old.details.get("source_commit", "") if old else ""
+    return datasets.identity(c.source, c.split, known)
+  parts = _parts(c)
+  if is_first:
+    found = readers.fingerprint(parts, domains=False)
+    if found == old.inputs["source"]:
+      return found
+  return readers.fingerprint(parts)
 
 
 def _changes(c, old) -> str:
   """Which parts of the source are not those of a finished corpus."""
-  from miniplm_jax.corpus import shard
+  from miniplm_jax.corpus import datasets, shard
 
-  before, parts = old.details.get("parts"), _parts(c)
-  if before is None:  # not finished
+  before = old.details.get("parts")
+  if before is None or datasets.is_named(c.source):  # not finished, or far away
     return ""
+  parts = _parts(c)
   now = [part.name for part in parts]
   for what, names in (
     ("new in the source", [n for n in now if n not in before]),
@@ -149,10 +167,12 @@ def _fill(config, parts, directory):
 
 def _merge(config, parts, directory, encoder):
   """The fields of the manifest, when every shard is there."""
-  from miniplm_jax.corpus import shard, store
+  from miniplm_jax.corpus import datasets, shard, store
+  from miniplm_jax.corpus.readers import HF
   from miniplm_jax.corpus.records import Broken
 
   c = config.corpus
+  commit = datasets.commit(c.source) if c.source.startswith(HF) else ""
   counts, described = store.merge(directory, len(parts))
   indices = [store.shard_names(i, len(parts))[1] for i in range(len(parts))]
   broken = [
@@ -180,6 +200,7 @@ def _merge(config, parts, directory, encoder):
       "lower reference_share, heldout_share and teacher_share, or give "
       "more text",
     )
+  _tell_domains(directory, indices)
   for path in directory.iterdir():
     # Of a source that had another number of parts; all of this one stand.
     if (
@@ -197,8 +218,27 @@ def _merge(config, parts, directory, encoder):
       "source": c.source,
       "tokenizer": c.tokenizer,
       "parts": [part.name for part in parts],
-    },
+    }
+    | ({"source_commit": commit} if commit else {}),
   }
+
+
+def _tell_domains(directory, indices):
+  """Says which domains there are, and if they are too many to be any."""
+  import pyarrow.parquet as pq
+
+  names = set()
+  for index in indices:
+    with (directory / index).open("rb") as f:
+      names.update(pq.read_table(f, columns=["domain"])[0].unique().to_pylist())
+  first = ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else "")
+  say(STAGE, f"{len(names):,} domains: {first}")
+  if len(names) > _MANY_DOMAINS:
+    say(
+      STAGE,
+      "warning: evaluations and reports hold and list every domain by itself; "
+      "set --config.corpus.domain_field to a field with few values, or ''",
+    )
 
 
 def _tokenizer(c, parts, directory):

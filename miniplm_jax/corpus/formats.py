@@ -1,0 +1,241 @@
+"""The records of one file: JSON by lines or an array, Parquet, plain text."""
+
+import bz2
+import codecs
+import contextlib
+import gzip
+import io
+import json
+import lzma
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus.records import (
+  Broken,
+  Document,
+  Fields,
+  document,
+  pieces,
+)
+
+_CHUNK = 1 << 20  # bytes of an array that are read at a time
+_ROWS = 64  # of Parquet that are Python objects at a time
+_REWRITE = "write it again"
+_SKIPPED = re.compile(r"[\s,]*")  # between the elements of an array
+
+
+@contextlib.contextmanager
+def parsing(where: Callable[[], str], todo: str) -> Iterator[None]:
+  """Makes whatever a parser raises on somebody's bytes a UserError.
+
+  Args:
+    where: says how far it came.
+    todo: what to do about it.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as e:  # parsers do not say what they raise
+    said = " ".join(str(e).split())[:300] or type(e).__name__
+    if "too much memory for decoding" in said:  # zstd of more than 128 MiB
+      todo = "its window is long: repack it by zstd -d --long=31 and zstd"
+    raise UserError(f"this cannot be read ({said})", where(), todo) from e
+
+
+def _zstd(raw):
+  import pyarrow as pa  # here for a quick --help
+
+  stream = pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
+  return io.BufferedReader(stream)
+
+
+# What opens a packed file, by its ending. All read what several frames hold,
+# and see where a file is cut off.
+PACKED = {
+  ".gz": gzip.open,
+  ".zst": _zstd,
+  ".bz2": bz2.open,
+  ".xz": lzma.open,
+}
+
+
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[io.BufferedReader]:
+  """The bytes that a file holds, unpacked."""
+  with path.open("rb") as raw:
+    unpack = PACKED.get(path.suffix)
+    stream = unpack(raw) if unpack else raw
+    yield stream if hasattr(stream, "peek") else io.BufferedReader(stream)
+
+
+def _begins_array(stream: io.BufferedReader) -> bool:
+  start = stream.peek(64)[:64].removeprefix(codecs.BOM_UTF8)
+  return start.lstrip().startswith(b"[")
+
+
+def json_cuts(path: epath.Path, part_bytes: int) -> list[tuple[int, int]]:
+  """(start, end) of runs of bytes; what is no file of lines is one."""
+  size = path.stat().length
+  if path.suffix not in PACKED and size > part_bytes:
+    with _opened(path) as stream:
+      if not _begins_array(stream):
+        starts = range(0, size, part_bytes)
+        return [(s, min(s + part_bytes, size)) for s in starts]
+  return [(0, size)]
+
+
+def read_json(
+  path: epath.Path, start: int, end: int, fields: Fields, domain: str
+) -> Iterator[Document | Broken]:
+  """The lines that begin in [start, end) of a file, or its array's elements.
+
+  Args:
+    path: of the file.
+    start: byte; 0 for a packed file.
+    end: byte after the last one; a packed file is read to its end.
+    fields: of a record.
+    domain: of a record that has none.
+
+  Raises:
+    UserError: the file cannot be read, or an array is no JSON.
+  """
+  number, after = 0, f" after byte {start}" if start else ""
+  unit = "line"
+  with (
+    parsing(lambda: f"{path} after {unit} {number}{after}", "fetch it again"),
+    _opened(path) as stream,
+  ):
+    if not start and _begins_array(stream):
+      unit = "element"
+      for number, record in enumerate(_elements(stream), 1):
+        where = f"{path} element {number}"
+        yield document(record, fields, domain, where)
+      return
+    if path.suffix in PACKED:
+      end = float("inf")
+    elif start:
+      stream.seek(start - 1)
+      start += len(stream.readline()) - 1  # the rest of a line before
+    # Bytes: text mode would end lines at more than \n, and decode ahead.
+    while start < end and (line := stream.readline()):
+      record = line if start else line.removeprefix(codecs.BOM_UTF8)
+      start += len(line)
+      number += 1
+      if record.strip():
+        where = f"{path} line {number}{after}"
+        yield _parse(record, fields, domain, where)
+
+
+def _parse(line: bytes, fields, domain, where) -> Document | Broken:
+  try:
+    record = json.loads(line)
+  except (ValueError, RecursionError) as e:
+    what = f"this line cannot be read as JSON ({e})"
+    return Broken(what, where, "mend or remove the line")
+  return document(record, fields, domain, where)
+
+
+def _elements(stream: io.BufferedReader) -> Iterator[Any]:
+  """The elements of a JSON array, of which one is held at a time."""
+  scan = json.JSONDecoder().raw_decode
+  decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+  text, at, is_inside, is_all = "", 0, False, False
+  while True:
+    at = _SKIPPED.match(text, at).end()
+    if at < len(text) and not is_inside:
+      at, is_inside = at + 1, True  # its [
+      continue
+    if at < len(text) and text[at] == "]":
+      break
+    try:
+      record, end = scan(text, at)
+      # What touches the end may go on, as a number does.
+      if end < len(text):
+        yield record
+        at = end
+        continue
+    except json.JSONDecodeError as e:
+      if is_all:
+        raise ValueError(f"no JSON array: {e.msg}") from e
+    if is_all:
+      raise ValueError("this JSON array has no end")
+    # As much again as there is: an element is scanned from its start.
+    chunk = stream.read(max(_CHUNK, len(text) - at))
+    text, at, is_all = text[at:] + decode(chunk, not chunk), 0, not chunk
+  if (text[at + 1 :] + decode(stream.read(), True)).strip():
+    raise ValueError("there is something after the end of the JSON array")
+
+
+def parquet_cuts(
+  path: epath.Path, part_bytes: int
+) -> list[tuple[int, int, int]]:
+  """(first group, end, bytes) of pieces of a Parquet file."""
+  import pyarrow.parquet as pq
+
+  with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:
+    found = pq.ParquetFile(f).metadata
+    sizes = [
+      found.row_group(i).total_byte_size for i in range(found.num_row_groups)
+    ]
+  return pieces(sizes, part_bytes) or [(0, 0, 0)]
+
+
+def read_parquet(
+  path: epath.Path, start: int, end: int, fields: Fields, domain: str
+) -> Iterator[Document | Broken]:
+  """The rows of the row groups start … end − 1 of a file.
+
+  Args and errors as of `read_json`.
+  """
+  import pyarrow.parquet as pq
+
+  row = 0
+  with (
+    parsing(lambda: f"{path} at row {row} or after it", _REWRITE),
+    path.open("rb") as f,
+  ):
+    # With a buffer, a group of rows is not read whole.
+    file = pq.ParquetFile(f, buffer_size=_CHUNK)
+    row = sum(file.metadata.row_group(i).num_rows for i in range(start))
+    names = {
+      name
+      for dotted in (fields.text, fields.domain)
+      for name in (dotted, dotted.split(".")[0])
+    }
+    columns = [n for n in file.schema_arrow.names if n in names]
+    groups = range(start, end)
+    for batch in file.iter_batches(_ROWS, row_groups=groups, columns=columns):
+      for record in _rows(batch):
+        where = f"{path} row {row}"
+        if isinstance(record, Exception):
+          what = f"a cell of this row cannot be decoded ({record})"
+          yield Broken(what, where, "mend the record")
+        else:
+          yield document(record, fields, domain, where)
+        row += 1
+
+
+def _rows(batch) -> list[Any]:
+  """The rows of a batch as Python's, or what was raised in their places."""
+  try:
+    return batch.to_pylist()
+  except Exception as e:  # text that is no UTF-8, times beyond Python's, …
+    if len(batch) == 1:
+      return [e]
+    return [row for i in range(len(batch)) for row in _rows(batch.slice(i, 1))]
+
+
+def read_texts(
+  texts: Sequence[epath.Path], domains: Sequence[str]
+) -> Iterator[Document | Broken]:
+  """One document a file, each with its domain."""
+  for file, domain in zip(texts, domains):
+    try:
+      yield Document(file.read_bytes().decode("utf-8-sig"), domain)
+    except UnicodeDecodeError as e:
+      yield Broken(f"this text is not UTF-8 ({e})", str(file), "convert it")
