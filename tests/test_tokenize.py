@@ -19,6 +19,7 @@ from helpers import command, environment, refused, run, write_corpus
 
 from miniplm_jax.core import manifest
 from miniplm_jax.corpus import fast_bpe, megatron, readers, store, tokenizer
+from miniplm_jax.corpus.records import Document
 
 STAGE = "--stages=tokenize"
 # Cuts the text of `parts` into about a dozen parts.
@@ -291,11 +292,12 @@ def test_packed_rows_are_taken_as_they_are(parts, tmp_path):
     good[:17] + b"\6" + good[18:],
   ):
     index.write_bytes(broken)
-    assert "data_1.idx" in refused(tmp_path, STAGE, given, source=source)
+    fresh = tmp_path / "fresh"
+    assert "data_1.idx" in refused(fresh, STAGE, given, source=source)
   index.write_bytes(good)
   for name in ("data_1.bin", "data_1.idx"):
     (source / name).rename(source / name.replace("1", "2"))
-  assert "data_1" in refused(tmp_path, STAGE, given, source=source)
+  assert "data_1" in refused(fresh, STAGE, given, source=source)
   short = tmp_path / "short"
   short.mkdir()
   shutil.copytree(source, short / "packed")
@@ -312,7 +314,7 @@ def test_folders_of_text_saved_datasets_and_splits(tmp_path):
     {"text": f"{name} {topics.topics[name][:300]}", "domain": "ab"[i % 2]}
     for i, name in enumerate(sorted(topics.topics)[:12])
   ]
-  wanted = [readers.Document(r["text"], r["domain"]) for r in records]
+  wanted = [Document(r["text"], r["domain"]) for r in records]
 
   def read(source, **options):
     found = readers.list_parts(str(source), readers.Fields(), **options)

@@ -122,9 +122,10 @@ def _in_folder(path: epath.Path, split: str) -> list[epath.Path]:
   found = pairs and [f for f in there if f.suffix in _MEGATRON]
   for endings in _KINDS:
     found = found or [f for f in there if f.name.endswith(endings)]
-  others = len([f for f in there if f.name.endswith(_ENDINGS)]) - len(found)
+  data = tuple(set(_ENDINGS) - {".md"})  # README.md is no news
+  others = len({f for f in there if f.name.endswith(data)} - set(found))
   if others:
-    _note(f"{others} files of other kinds than {found[0].name} are left out")
+    _note(f"of other kinds than {found[0].name}, left out: {others} files")
   return _of_split(path, found, split)
 
 

@@ -78,6 +78,8 @@ def make_here(
   finally:
     stop.set()
     pool.shutdown(cancel_futures=True)
+    # An error's traceback holds them, and Python warns of semaphores at its end.
+    del pool, done, stop
 
 
 def _cores() -> int:
