@@ -78,7 +78,7 @@ def make_here(
   finally:
     stop.set()
     pool.shutdown(cancel_futures=True)
-    # An error's traceback holds them, and Python warns of semaphores at its end.
+    # A traceback holds them, and Python would warn of semaphores at its end.
     del pool, done, stop
 
 
