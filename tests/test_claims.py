@@ -1,5 +1,6 @@
 """Folders that several processes want, and what killed ones leave."""
 
+import errno
 import fcntl
 import json
 import os
@@ -66,6 +67,22 @@ def test_what_is_done_is_skipped_beside_a_claim(tmp_path, boards, capsys):
   put(tmp_path, "out/manifest.json", owner.this_process())
   execute([job(tmp_path)], board=boards[0])
   assert "skipped" in capsys.readouterr().out
+
+
+def test_what_is_done_is_skipped_on_a_disk_that_can_only_be_read(
+  tmp_path, monkeypatch, capsys
+):
+  def refuse(path, *unused, **what):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+  execute([job(tmp_path)])
+  for name in ("unlink", "mkdir", "replace", "rename", "link", "utime"):
+    monkeypatch.setattr(os, name, refuse)
+  with claims.Board(epath.Path(tmp_path / ".claims"), 9) as board:
+    execute([job(tmp_path)], board=board)
+  assert "skipped" in capsys.readouterr().out
+  with pytest.raises(OSError, match="Read-only"):
+    execute([job(tmp_path)], force=True)
 
 
 def test_nothing_is_removed_below_which_somebody_works(tmp_path, boards):

@@ -27,6 +27,7 @@ from miniplm_jax.core import errors
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import huggingface, sharding
 from miniplm_jax.trainer import batches, boards, clock, loop, metrics, optimizer
+from miniplm_jax.trainer.checkpoints import Checkpoints
 from miniplm_jax.trainer.objective import NextToken
 
 # Every way of training is killed and must come out the same.
@@ -300,6 +301,14 @@ def files_up_to(size: int):
     yield
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", ["run [x]", "a\\b", "run*"])
+def test_where_checkpoints_could_not_be_read_none_is_written(tmp_path, name):
+  folder = epath.Path(tmp_path) / name / "checkpoints"
+  with pytest.raises(UserError, match="cannot be read back below a name with"):
+    Checkpoints(folder, keep=2)
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_is_full_is_one_line_and_gone_on_from(

@@ -179,7 +179,8 @@ def _begin(job: Job, force: bool, claim: Claim) -> bool:
     # The old manifest holds for what it names until the new one replaces it.
     dataclasses.replace(wanted, path=job.partial).write()
     return True
-  job.partial.unlink(missing_ok=True)
+  if job.partial.exists():  # asked: a disk that can only be read refuses
+    job.partial.unlink(missing_ok=True)
   say(job.stage, f"skipped, nothing has changed: {job.manifest.parent}")
   return False
 

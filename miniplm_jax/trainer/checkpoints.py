@@ -21,6 +21,8 @@ from miniplm_jax.core import gs, hosts, manifest
 from miniplm_jax.core.errors import UserError, shortened
 from miniplm_jax.core.progress import say
 
+# orbax looks for its own files by patterns, and tensorstore takes \\ for /.
+_UNREADABLE = frozenset("*?[\\")
 _policies = ocp.checkpoint_managers
 # What orbax writes of a checkpoint, and our part of it. Its own reader of it
 # warns that it reads nothing else.
@@ -49,6 +51,9 @@ class Checkpoints:
       keep_every: steps; those of a multiple of it are kept too. 0 is none.
       made_by: what decides the run's result, JSON. It is saved with each
         checkpoint; to go on from one of something else is refused.
+
+    Raises:
+      UserError: orbax could not read what it writes there.
     """
     self._made_by = json.loads(json.dumps(made_by))  # as it is read
     kept = [_policies.LatestN(keep)]
@@ -56,6 +61,13 @@ class Checkpoints:
       kept.append(_policies.EveryNSteps(keep_every))
     # orbax wants an absolute path
     self._directory = gs.absolute(directory)
+    if odd := _UNREADABLE.intersection(str(self._directory)):
+      raise UserError(
+        f"checkpoints cannot be read back below a name with {min(odd)}",
+        str(self._directory),
+        "rename that folder or choose another --config.workdir: what lies "
+        "there stays valid",
+      )
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
