@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 from miniplm_jax import pipeline
 from miniplm_jax.core import files, manifest
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import store, tokenizer
+from miniplm_jax.corpus import store, tokenizer, trained_rows
 from miniplm_jax.models import architecture, config_json, hub
 from miniplm_jax.score import importing, table, units
 from miniplm_jax.trainer import metrics
@@ -238,3 +238,39 @@ def test_a_tokenizer_that_panics_is_one_line(tmp_path):
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match="the tokenizer cannot be read"):
       tokenizer.load_engine(epath.Path(tmp_path))
+
+
+def test_rows_that_a_model_was_trained_on_are_not_scored(copy):
+  """Also if it is given by path, and other rows were held back."""
+  shutil.copytree(copy / "run/reference/hf", copy / "reference")
+  trained = manifest.require(copy / "run/corpus/manifest.json")
+  for seed in (10, 11):
+    config = {"corpus.seed": seed}
+    config["corpus.tokenizer"] = str(copy / "run/corpus/tokenizer")
+    config["workdir"] = str(copy / f"seed{seed}")
+    execute(copy, "tokenize", **config)
+    made = manifest.require(
+      epath.Path(config["workdir"]) / "corpus/manifest.json"
+    )
+    corpora = [store.Corpus(m) for m in (trained, made)]
+    reference = corpora[0].read(corpora[0].rows_of("reference"))
+    known = {row.ids.tobytes() for row in reference}
+    rows = corpora[1].rows_of("train")
+    both = [
+      i
+      for i, row in zip(rows, corpora[1].read(rows))
+      if row.ids.tobytes() in known
+    ]
+    check = epath.Path(copy / "reference"), corpora[1], rows, "reference"
+    if seed == 10:
+      assert not both
+      trained_rows.refuse(*check)
+      continue
+    assert len(both) > 10
+    words = f"trained on {len(both)} of .*, row {both[0]} the first"
+    with pytest.raises(UserError, match=words):
+      trained_rows.refuse(*check)
+    config |= {"teacher.path": str(copy / "run/teacher/hf")}
+    config |= {"reference.path": str(copy / "reference")}
+    with pytest.raises(UserError, match="teacher was trained on"):
+      execute(copy, "score", **config)

@@ -10,8 +10,9 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import files, gs
+from miniplm_jax.core import files, gs, manifest
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.models import architecture, config_json
 from miniplm_jax.models.architecture import Architecture
 
@@ -100,6 +101,23 @@ def _content(directory: epath.Path) -> list[epath.Path]:
   """The files that decide what a model computes."""
   found = (directory.glob(p) for p in ("config.json", "*.safetensors*"))
   return sorted(path for paths in found for path in paths)
+
+
+def folder_of(source: Any) -> epath.Path:
+  """The Hugging Face directory of a model that is given or was trained here.
+
+  Args:
+    source: with `path`, `revision` and, if path is "", the folder `trained`.
+
+  Raises:
+    UserError: there is none; or the model was trained here, and a file of it
+      is not the one that was written.
+  """
+  if source.path:
+    return resolve(source.path, source.revision)
+  trained = manifest.require(epath.Path(source.trained) / MANIFEST)
+  trained.check_content()
+  return trained.directory / "hf"
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:

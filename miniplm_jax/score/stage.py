@@ -193,23 +193,12 @@ def load_model(source: Source, mesh, dtype):
 
   Returns:
     (directory, `Decoder` with parameters in `dtype`).
-
-  Raises:
-    UserError: it cannot be read; or it was trained here, and a file of it is
-      not the one that was written.
   """
   import jax.numpy as jnp
-  from etils import epath
 
-  from miniplm_jax.core import manifest
   from miniplm_jax.models import hub, huggingface
 
-  if source.path:
-    directory = hub.resolve(source.path, source.revision)
-  else:
-    trained = manifest.require(epath.Path(source.trained) / MANIFEST)
-    trained.check_content()
-    directory = trained.directory / "hf"
+  directory = hub.folder_of(source)
   return directory, huggingface.load(directory, mesh, jnp.dtype(dtype))
 
 
@@ -279,15 +268,23 @@ def _fill(
   config, workdir: Workdir, wanted: list[Source], inputs: Inputs, tables: dict
 ):
   """Scores under all of these models until no part is missing."""
+  import numpy as np
+
+  from miniplm_jax.core import hosts
+  from miniplm_jax.corpus import trained_rows
   from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.models import huggingface, sharding
+  from miniplm_jax.models import hub, huggingface, sharding
   from miniplm_jax.score.work import Table, Worker
 
   run = config.run
   corpus = Corpus(inputs[wanted[0].name]["corpus"])
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  units = units_to_score(config, corpus)
+  rows = np.concatenate([unit.rows for unit in units])
   models = {}
   for source in wanted:
+    facts = hub.folder_of(source), corpus, rows, source.name
+    hosts.agree(functools.partial(trained_rows.refuse, *facts))
     model = load_checked(source, corpus, mesh, config.score.dtype)
     weights = huggingface.weights_fingerprint(model)
     facts = settings_of(config, corpus, weights, source.is_int8)
@@ -303,7 +300,6 @@ def _fill(
     )
   filled = [tables[source.name][0] for source in wanted]
   scorer = scorer_of(config, models, corpus, mesh)
-  units = units_to_score(config, corpus)
   Worker(scorer, units, filled, run).fill()
 
 

@@ -136,6 +136,7 @@ def made_by(
 
 
 def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
+  from miniplm_jax.corpus import trained_rows
   from miniplm_jax.corpus.store import open_corpus
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.trainer import loop, metrics
@@ -174,7 +175,8 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
       directory / "hf",
       model,
       corpus.eos_id,
-      corpus.tokenizer_files(),
+      corpus.tokenizer_files()
+      | {trained_rows.NAME: trained_rows.encode(corpus, ids)},
       bos_id=corpus.bos_id,
       as_llama=not corpus.tokenizer().is_qwens,
     )

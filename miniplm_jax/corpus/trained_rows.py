@@ -1,0 +1,93 @@
+"""Which rows a model was trained on, in a file of its own folder.
+
+A row of D that the reference was trained on has a score that says nothing.
+Splits keep them apart within a workdir; the file does so wherever the model
+is given by path, and also if the corpus was split by another seed there.
+"""
+
+import base64
+import json
+
+import numpy as np
+from etils import epath
+
+from miniplm_jax.core import errors, hosts
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus import store
+from miniplm_jax.corpus.store import Corpus
+
+NAME = "trained_rows.json"
+_BATCH = 4096  # rows that are hashed at a time
+_MOST = 1 << 20  # rows that are hashed anew: a minute
+
+
+def encode(corpus: Corpus, row_ids: np.ndarray) -> bytes:
+  """The file: hashes of the rows, 8 bytes each, in base64.
+
+  Args:
+    corpus: that the model is trained on.
+    row_ids: int64, of the rows.
+  """
+  hashes = np.sort(corpus.index["hash"].to_numpy()[row_ids]).astype("<u8")
+  body = {
+    "tokenizer": corpus.manifest.tokenizer,
+    "seed": corpus.manifest.settings["seed"],
+    "hashes": base64.b64encode(hashes.tobytes()).decode(),
+  }
+  return json.dumps(body, indent=1).encode()
+
+
+def refuse(
+  directory: epath.Path, corpus: Corpus, row_ids: np.ndarray, name: str
+):
+  """Refuses a model that was trained on rows that it is to score.
+
+  Of another seed's hashes at most 2²⁰ rows, evenly spaced, are looked at.
+
+  Args:
+    directory: of the model; without the file nothing is known.
+    corpus: of the rows to score.
+    row_ids: theirs, int64, ascending.
+    name: of the model.
+
+  Raises:
+    UserError: it was trained on some of them, or the file is damaged.
+  """
+  path = directory / NAME
+  if not path.exists():
+    return
+  with errors.parsing(path, "fetch the model again"):
+    body = json.loads(path.read_bytes())
+    seed, other = body["seed"], body["tokenizer"] != corpus.manifest.tokenizer
+    store.hash_of(np.zeros(0), seed)
+    trained = base64.b64decode(body["hashes"], validate=True)
+    trained = np.frombuffer(trained, "<u8")
+  if other:  # its ids are no ids of this corpus
+    return
+  if seed == corpus.manifest.settings["seed"]:
+    hashes = corpus.index["hash"].to_numpy()[row_ids]
+  else:
+    row_ids = row_ids[:: max(-(-len(row_ids) // _MOST), 1)]
+    hashes = _hashes(corpus, row_ids, seed)
+  seen = np.isin(hashes, trained)
+  if seen.any():
+    raise UserError(
+      f"{name} was trained on {int(seen.sum()):,} of {len(row_ids):,} rows of "
+      f"D, row {row_ids[np.argmax(seen)]} the first: their scores would say "
+      "nothing",
+      str(directory),
+      "give the corpus the seed and shares that the model was trained with, "
+      "or a model that has not seen its text",
+    )
+
+
+def _hashes(corpus: Corpus, row_ids: np.ndarray, seed: int) -> np.ndarray:
+  """uint64 [n]: of the rows' ids, by a seed."""
+  found = np.zeros(len(row_ids), np.uint64)
+  for start in range(0, len(row_ids), _BATCH):
+    hosts.raise_if_stopped()
+    rows = corpus.read(row_ids[start : start + _BATCH])
+    found[start : start + len(rows)] = [
+      store.hash_of(row.ids, seed) for row in rows
+    ]
+  return found
