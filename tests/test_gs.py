@@ -23,7 +23,8 @@ from etils import epath
 from helpers import command, environment, write_corpus
 
 from miniplm_jax import pipeline
-from miniplm_jax.core import array_records, gs
+from miniplm_jax.core import array_records, gs, manifest
+from miniplm_jax.core.errors import UserError
 
 _BUCKET = epath.Path(f"gs://{gs_emulator.BUCKET}")
 _WORKDIR = _BUCKET / "run"
@@ -282,3 +283,21 @@ def test_workers_copy_an_object_once(gate, monkeypatch, tmp_path):
   with ThreadPoolExecutor(8) as pool:
     assert list(pool.map(size, range(8))) == [1000] * 8
   assert sum("alt=media" in address for address in asked) == 1
+
+
+def test_the_sizes_of_many_files_are_few_requests(gate, monkeypatch):
+  folder, sizes = _BUCKET / "sizes", {f"part-{i}": i + 1 for i in range(20)}
+  sizes |= {"hf/model": 7, "hf/config": 8}
+  for name, size in sizes.items():
+    gs.file_system().pipe_file(f"{folder / name}", bytes(size))
+  described = {name: {"bytes": size} for name, size in sizes.items()}
+  made = manifest.Manifest(folder / "m", "score", {}, {}, files=described)
+  asked = []
+  monkeypatch.setattr(gate, "before", lambda *request: asked.append(request))
+  made.check_sizes()
+  assert len(asked) <= 2 * 2  # a listing of each folder, in pages
+  for name, what in (("hf/no", "is missing"), ("part-3", "has 4 bytes")):
+    made.files[name] = {"bytes": 3}
+    with pytest.raises(UserError, match=f"{name} {what}"):
+      made.check_sizes()
+    del made.files[name]

@@ -6,10 +6,11 @@ import threading
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from etils import epath
 
-from miniplm_jax.core import array_records
+from miniplm_jax.core import array_records, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus import store
@@ -28,10 +29,10 @@ def write(folder, parts: int, rows: int = 3) -> Manifest:
   """A corpus of so many shards of so many rows."""
   folder = epath.Path(folder)
   for part in range(parts):
-    found = map(instance, range(part * rows, (part + 1) * rows))
+    found = range(part * rows, (part + 1) * rows)
     names = store.shard_names(part, parts)
     seen = collections.Counter(rows=rows)
-    store.write_shard(folder, names, found, seen)
+    store.write_shard(folder, names, map(instance, found), seen)
   counts, described = store.merge(folder, parts)
   made = {"settings": {}, "inputs": {}, "counts": counts, "files": described}
   return Manifest(folder / "manifest.json", "tokenize", **made)
@@ -97,8 +98,45 @@ def test_of_the_index_is_read_what_is_asked_for(tmp_path):
   assert corpus.index["hash"].to_pylist() == list(range(12))
 
 
+def test_a_shard_may_have_no_rows(tmp_path):
+  rows = [instance(i) for i in range(3)]
+  for part, found in enumerate((rows, [])):
+    names = store.shard_names(part, 2)
+    store.write_shard(tmp_path, names, found, {"rows": len(found)})
+  counts, described = store.merge(epath.Path(tmp_path), 2)
+  body = {"settings": {}, "inputs": {}, "counts": counts, "files": described}
+  corpus = Corpus(Manifest(epath.Path(tmp_path) / "m", "tokenize", **body))
+  assert corpus.rows_of("heldout").tolist() == [0]
+  assert corpus.domains().tolist() == ["even", "odd", "even"]
+  assert corpus.rows_of("teacher").tolist() == []
+
+
 def test_an_index_of_another_number_of_rows_is_refused(tmp_path):
   made = write(tmp_path, 2)
   made.counts["rows"] += 1
   with pytest.raises(UserError, match="index has 6 rows, the manifest 7"):
     Corpus(made).domains()
+
+
+def test_a_file_is_hashed_where_it_is_written(tmp_path, monkeypatch):
+  describe, described = files.describe, []
+  monkeypatch.setattr(
+    files, "describe", lambda path: described.append(path) or describe(path)
+  )
+  made = write(tmp_path, 2)
+  assert len(described) == 2 * 2  # each once
+  assert all(f"{path}".endswith(".parquet") for path in described[2:])
+  for name, facts in made.files.items():
+    assert facts == describe(tmp_path / name)
+
+
+def test_shards_of_an_earlier_version_are_hashed_for_the_manifest(tmp_path):
+  made = write(tmp_path, 2)
+  for index in tmp_path.glob("index-*"):
+    table = pq.read_table(index)
+    del (metadata := table.schema.metadata)[b"file"]
+    pq.write_table(table.replace_schema_metadata(metadata), index)
+  _, described = store.merge(epath.Path(tmp_path), 2)
+  assert made.files.keys() == described.keys()
+  for name, facts in described.items():
+    assert facts == files.describe(tmp_path / name)

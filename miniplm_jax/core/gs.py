@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etils import epath
@@ -63,6 +63,27 @@ def upload(path: pathlib.Path, target: epath.Path):
   epath's copy would end it where a signal stopped it.
   """
   file_system().put_file(str(path), os.fspath(target))
+
+
+def sizes(folder: epath.Path, names: Iterable[str]) -> dict[str, int]:
+  """Bytes of those of the files that are there.
+
+  On gs:// it takes a request for each folder that they lie in, and one more
+  for every 1,000 objects, where two for each file are minutes.
+  """
+  found: dict[str, int] = {}
+  if is_local(folder):
+    for name in names:
+      with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        found[name] = os.stat(folder / name).st_size
+    return found
+  there = {}
+  for parent in {os.path.dirname(name) for name in names}:
+    with contextlib.suppress(FileNotFoundError):
+      for facts in file_system().ls(os.fspath(folder / parent), detail=True):
+        there[SCHEME + facts["name"]] = facts["size"]
+  paths = {name: os.fspath(folder / name) for name in names}
+  return {name: there[path] for name, path in paths.items() if path in there}
 
 
 def check(path: str):

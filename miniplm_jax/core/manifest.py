@@ -78,9 +78,9 @@ class Manifest:
 
   def check_sizes(self, todo: str = ""):
     """Raises UserError, with what to do, unless all files have their size."""
+    sizes = gs.sizes(self.directory, self.files)
     for name, facts in self.files.items():
-      path = self.directory / name
-      size = path.stat().length if path.exists() else None
+      path, size = self.directory / name, sizes.get(name)
       if size != facts["bytes"]:
         found = "is missing" if size is None else f"has {size} bytes"
         raise UserError(

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
+import numpy as np
+
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 
 _NAMES = ("domain", "split")
-_AT_ONCE = 16  # files; from gs:// each is some requests
+AT_ONCE = 16  # files that are read; from gs:// each is some requests
 
 
 class Columns(dict):
@@ -57,5 +59,24 @@ class Columns(dict):
         table = pq.read_table(path, columns=[name], read_dictionary=_NAMES)
       return table[name]
 
-    with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+    with futures.ThreadPoolExecutor(AT_ONCE) as pool:
       yield from pool.map(read, self._files)
+
+  def rows_where(self, name: str, value: str) -> np.ndarray:
+    """int64 ids of the rows that have a name, ascending; keeps nothing else."""
+    found, first = [], 0
+    for column in self.by_part(name):
+      codes, names = coded(column)
+      found.append(first + np.flatnonzero((names == value)[codes]))
+      first += len(column)
+    return np.concatenate(found)
+
+
+def coded(column) -> tuple[np.ndarray, np.ndarray]:
+  """A column of names as codes, int32 [n], and the names, object [codes]."""
+  if not len(column):  # a shard may have no rows
+    return np.zeros(0, np.int32), np.zeros(0, object)
+  column = column.dictionary_encode().unify_dictionaries()
+  codes = [chunk.indices.to_numpy() for chunk in column.chunks]
+  names = column.chunk(0).dictionary.to_pylist()
+  return np.concatenate(codes), np.array(names, object)

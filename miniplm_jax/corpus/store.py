@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import msgpack
@@ -22,7 +23,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
 from miniplm_jax.corpus import tokenizer
-from miniplm_jax.corpus.columns import Columns
+from miniplm_jax.corpus.columns import AT_ONCE, Columns, coded
 from miniplm_jax.corpus.tokenizer import Tokenizer
 
 # What a row is for. Disjoint by construction: see `split_of`.
@@ -31,6 +32,7 @@ SPLITS = ("train", "reference", "heldout", "teacher")
 # group_size 1: random access reads one row; larger groups are 10× slower.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
 
+_FILE = "file"  # in an index: size and sha256 of its rows' file
 _AT_A_TIME = 65_536  # rows of the index that are held as Python objects
 
 # Columns of the index and their Arrow types.
@@ -170,9 +172,12 @@ def write_shard(
       if len(columns["hash"]) == _AT_A_TIME:  # Python's objects are large
         flush()
     writer.close()
+    # Here it is on a disk of this machine; a corpus on gs:// would have to be
+    # fetched for its manifest.
+    written = files.describe(scratch)
   flush()
   table = pa.concat_tables(tables)
-  facts = {"counts": counts, "details": details or {}}
+  facts = {"counts": counts, "details": details or {}, _FILE: written}
   table = table.replace_schema_metadata(
     {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
   )
@@ -182,12 +187,12 @@ def write_shard(
 
 def read_counts(index: epath.Path) -> collections.Counter[str]:
   """What `write_shard` was told to count; what it did not meet is 0."""
-  return collections.Counter(_facts(index, b"counts"))
+  return collections.Counter(_facts(index)["counts"])
 
 
 def read_details(index: epath.Path) -> dict[str, Any]:
   """The details that `write_shard` was given."""
-  return _facts(index, b"details")
+  return _facts(index)["details"]
 
 
 def merge(
@@ -195,22 +200,31 @@ def merge(
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
   """Counts and files of all shards, as a corpus's manifest has them."""
   counts, rows, described = collections.Counter(), [], {}
-  for part in range(parts):
-    hosts.raise_if_stopped()
+
+  def read(part: int):
     names = shard_names(part, parts)
-    seen = read_counts(directory / names[1])
-    rows.append(seen["rows"])
-    counts.update(seen)
-    described |= {name: files.describe(directory / name) for name in names}
+    records, index = (directory / name for name in names)
+    facts = _facts(index)
+    # A shard of an earlier version does not have it.
+    written = facts.get(_FILE) or files.describe(records)
+    return facts["counts"], dict(zip(names, (written, files.describe(index))))
+
+  with futures.ThreadPoolExecutor(AT_ONCE) as pool:
+    for seen, facts in pool.map(read, range(parts)):
+      hosts.raise_if_stopped()
+      rows.append(seen.get("rows", 0))
+      counts.update(seen)
+      described |= facts
   return dict(counts) | {"parts": parts, "rows_by_part": rows}, described
 
 
-def _facts(index: epath.Path, name: bytes) -> dict[str, Any]:
+def _facts(index: epath.Path) -> dict[str, Any]:
   import pyarrow.parquet as pq
 
   todo = "restore it; or remove it: the shard is made again if none is listed"
   with errors.parsing(index, todo), index.open("rb") as f:
-    return json.loads(pq.read_schema(f).metadata[name])
+    metadata = pq.read_schema(f).metadata
+    return {name.decode(): json.loads(v) for name, v in metadata.items()}
 
 
 class Corpus:
@@ -267,22 +281,11 @@ class Corpus:
   @functools.cached_property
   def domain_codes(self) -> tuple[np.ndarray, np.ndarray]:
     """Each row's domain as a code, int32 [rows]; the names, object [codes]."""
-    column = self.index["domain"].dictionary_encode().unify_dictionaries()
-    codes = np.concatenate(
-      [chunk.indices.to_numpy() for chunk in column.chunks]
-    )
-    return codes, np.array(column.chunk(0).dictionary.to_pylist(), object)
+    return coded(self.index["domain"])
 
   def rows_of(self, split: str) -> np.ndarray:
     """int64 row ids of a split, ascending."""
-    import pyarrow.compute as pc
-
-    found, first = [], 0
-    for column in self.index.by_part("split"):
-      here = pc.equal(column.cast("string"), split).to_numpy()
-      found.append(first + np.flatnonzero(here))
-      first += len(column)
-    return np.concatenate(found)
+    return self.index.rows_where("split", split)
 
   def heldout_rows(
     self, most: int, ignore_domains: Sequence[str] = ()
