@@ -113,6 +113,7 @@ def paths(config: ConfigDict) -> Iterator[str]:
 def _rules(config):
   """(fields, value, whether it is good, what to do)."""
   c, s, run = config.corpus, config.select, config.run
+  yield "stages", config.stages, bool(config.stages), "name what is to run"
   good = c.tokenizer != "train" or c.vocab_size >= 257
   todo = "give 257 or more: 256 bytes and the end of a document"
   yield "corpus.vocab_size", c.vocab_size, good, todo
@@ -138,6 +139,9 @@ def _rules(config):
   good = not (config.score.int8_teacher and config.reference.scores)
   todo = "let the reference be scored here: the ranking is compared"
   yield "score.int8_teacher", config.score.int8_teacher, good, todo
+  mesh = run.data, run.fsdp, run.tensor
+  todo = "let one be -1, what is left"
+  yield "run.data, fsdp, tensor", mesh, mesh.count(-1) <= 1, todo
   every, odd = run.checkpoint_every, run.keep_every % run.checkpoint_every
   todo = f"give 0 or a multiple of checkpoint_every, {every}"
   yield "run.keep_every", run.keep_every, not odd, todo

@@ -93,7 +93,7 @@ def _fingerprint(student) -> str:
   """What is known of the tokenizer before anything is fetched."""
   from etils import epath
 
-  local = epath.Path(student.tokenizer).expanduser() / "tokenizer.json"
+  local = epath.Path(student.tokenizer) / "tokenizer.json"
   if local.exists():
     return files.sha256(local)
   return files.digest([student.tokenizer, student.tokenizer_revision])

@@ -29,7 +29,7 @@ def prepare(cache: str, workdir: epath.Path, is_deterministic: bool):
     # Programs for a CPU have its instructions in them, and JAX does not look.
     root = epath.Path(cache)
     if gs.is_local(cache):
-      root = gs.absolute(workdir / root.expanduser())
+      root = gs.absolute(workdir / root)
     folder = os.environ.setdefault(CACHE, os.fspath(root / _processor()))
     if "jax" in sys.modules:  # by a config file, or a program that calls this
       sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)

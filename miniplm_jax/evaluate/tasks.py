@@ -84,7 +84,7 @@ def _loaded(name: str, data: str, offline: bool) -> dict[str, Any]:
       "config.evaluation.tasks",
       "see `lm_eval ls tasks`",
     )
-  folder = pathlib.Path(data).expanduser() / name
+  folder = pathlib.Path(data) / name
   spec: Any = name
   if data and folder.is_dir():
     # A task in a group may have settings of its own.

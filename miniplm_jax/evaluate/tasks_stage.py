@@ -76,7 +76,7 @@ def _documents(data: str, task: str) -> str:
   """What is known of a task's documents before they are read."""
   if not data:
     return files.digest("the hub")
-  folder = pathlib.Path(data).expanduser() / task
+  folder = pathlib.Path(data) / task
   return files.probe(tasks.files_of(folder))
 
 

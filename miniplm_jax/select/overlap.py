@@ -84,7 +84,7 @@ def paths(patterns: Sequence[str]) -> list[epath.Path]:
   """
   found = []
   for pattern in patterns:
-    path = epath.Path(pattern).expanduser()
+    path = epath.Path(pattern)
     if path.exists():
       new = [path]
     elif gs.is_local(path):
