@@ -144,6 +144,21 @@ def test_a_manifest_of_schema_1_is_checked_by_its_fingerprint(tmp_path):
       manifest.read(path)
 
 
+def test_a_setting_without_effect_may_change(tmp_path):
+  said = {"a": 1, "seed": 3}
+  execute([job(tmp_path, settings=said, idle=("seed",))])
+  made = manifest.read(tmp_path / "out" / "manifest.json")
+  assert made.settings == said
+  one = job(tmp_path, settings={"a": 1, "seed": 4}, idle=("seed",))
+  assert status(one) == "done"
+  for other in (
+    job(tmp_path, settings={"a": 2, "seed": 3}, idle=("seed",)),
+    job(tmp_path, settings={"a": 1, "seed": 4}),
+  ):
+    with pytest.raises(UserError, match=r"is 3 there|is 1 there"):
+      execute([other])
+
+
 def test_a_file_that_is_read_whole_is_the_one_that_was_written(tmp_path):
   path = tmp_path / "data"
   path.write_bytes(b"content")

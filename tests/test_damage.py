@@ -17,10 +17,14 @@ from tokenizers.models import BPE
 from miniplm_jax import pipeline
 from miniplm_jax.core import files, manifest
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.corpus import stage as tokenize
 from miniplm_jax.corpus import store, tokenizer, trained_rows
 from miniplm_jax.models import architecture, config_json, hub
 from miniplm_jax.score import importing, table, units
 from miniplm_jax.trainer import metrics
+
+WORKDIR = Workdir(epath.Path("unused"))
 
 
 def execute(folder, *stages, **settings):
@@ -274,3 +278,19 @@ def test_rows_that_a_model_was_trained_on_are_not_scored(copy):
     config |= {"reference.path": str(copy / "reference")}
     with pytest.raises(UserError, match="teacher was trained on"):
       execute(copy, "score", **config)
+
+
+def test_what_decides_nothing_may_change(finished):
+  """A seed where nothing is drawn, and what only another tokenizer reads."""
+  config = tiny_config.get_config()
+  config.corpus.tokenizer_revision = "other"
+  config.select.seed += 1
+  assert tokenize.jobs(config, WORKDIR)[0].idle == ("tokenizer_revision",)
+  config.corpus.tokenizer = str(finished / "run/corpus/tokenizer")
+  idle = tokenize.jobs(config, WORKDIR)[0].idle
+  assert idle == ("vocab_size", "tokenizer_revision")
+  config.corpus.tokenizer = "of/the-hub"
+  assert tokenize.jobs(config, WORKDIR)[0].idle == ("vocab_size",)
+  execute(finished, "select", **{"select.seed": 12, "baselines": ()})
+  with pytest.raises(UserError, match=r"seed is 10 there and 12 here"):
+    execute(finished, "select", **{"select.seed": 12})  # of random rows

@@ -44,6 +44,7 @@ class Job:
       instead of being refused.
     rechecks: inputs that may change: `run` compares each piece of its earlier
       work with them, and goes on with what still holds.
+    idle: settings without effect beside the others: kept, and not compared.
     grows: goes on in that way from a finished state, too; otherwise finished
       work is refused when an input that it rechecks has changed.
     explain: what has changed in the inputs since a manifest was written, in
@@ -67,6 +68,7 @@ class Job:
   run: Callable[[Mapping[str, Manifest]], Mapping[str, Any]]
   is_view: bool = False
   rechecks: tuple[str, ...] = ()
+  idle: tuple[str, ...] = ()
   grows: bool = False
   explain: Callable[[Manifest], str] | None = None
   together: Callable[[Mapping[str, Mapping[str, Manifest]]], None] | None = None
@@ -348,7 +350,8 @@ def _difference(
       for name, value in made.inputs.items()
       if rechecked or name not in job.rechecks
     }
-    return {"settings": made.settings, "inputs": inputs}
+    settings = {k: v for k, v in made.settings.items() if k not in job.idle}
+    return {"settings": settings, "inputs": inputs}
 
   return manifest_lib.first_difference(facts(old), facts(wanted))
 

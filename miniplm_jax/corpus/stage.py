@@ -30,6 +30,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       # Each shard says what it was made from. A tokenizer that is trained
       # here is made from all of them.
       rechecks=() if c.tokenizer == TRAIN else ("source",),
+      idle=_idle(c),
       explain=lambda old: _changes(c, old),
       outputs=(directory,),
       summary=f"{c.source} → rows of up to {c.max_length + 1} tokens, "
@@ -38,6 +39,20 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       is_host_only=True,
     )
   ]
+
+
+def _idle(c) -> tuple[str, ...]:
+  """Settings of another kind of tokenizer than the one that is used."""
+  if c.tokenizer == TRAIN:
+    return ("tokenizer_revision",)
+  is_local = _local_tokenizer(c).exists()
+  return ("vocab_size", "tokenizer_revision") if is_local else ("vocab_size",)
+
+
+def _local_tokenizer(c):
+  from etils import epath
+
+  return epath.Path(c.tokenizer) / "tokenizer.json"
 
 
 def _shares(c) -> tuple[tuple[str, float], ...]:
@@ -106,13 +121,10 @@ def _parts(c):
 
 def _tokenizer_fingerprint(c) -> str:
   """What is known of the tokenizer before anything is fetched or trained."""
-  from etils import epath
-
   if c.tokenizer == TRAIN:
     return files.digest([TRAIN, c.vocab_size])
-  local = epath.Path(c.tokenizer) / "tokenizer.json"
-  if local.exists():
-    return files.sha256(local)
+  if _local_tokenizer(c).exists():
+    return files.sha256(_local_tokenizer(c))
   return files.digest([c.tokenizer, c.tokenizer_revision])
 
 

@@ -65,8 +65,13 @@ def inputs(config, workdir: Workdir, names) -> dict[str, Input]:
   """
   table = _table(config, workdir, names)
   path = table.directory / MANIFEST
-  how = table.source, dict(table.settings), path, STAGE
+  how = table.source, dict(table.settings), path, STAGE, _idle(table.settings)
   return {STAGE: path, "logits_of": lambda: uses.as_configured(*how)}
+
+
+def _idle(settings) -> tuple[str, ...]:
+  """The seed, where nothing is drawn."""
+  return ("seed",) if settings["kind"] == "top_k" else ()
 
 
 def _table(config, workdir: Workdir, names) -> _Table | None:
@@ -96,6 +101,7 @@ def _job(config, workdir: Workdir, table: _Table) -> Job:
     stage=STAGE,
     manifest=table.directory / MANIFEST,
     settings=s,
+    idle=_idle(s),
     inputs={
       "corpus": workdir.corpus / MANIFEST,
       "selection": workdir.selection(table.selection) / MANIFEST,

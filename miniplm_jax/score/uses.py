@@ -1,6 +1,6 @@
 """Models that score, where other stages use them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from miniplm_jax.core import files
@@ -31,7 +31,11 @@ def check_weights(source: stage_lib.Source, made: Manifest):
 
 
 def as_configured(
-  source: stage_lib.Source, settings: Mapping[str, Any], path, stage: str
+  source: stage_lib.Source,
+  settings: Mapping[str, Any],
+  path,
+  stage: str,
+  idle: Sequence[str] = (),
 ) -> str:
   """A digest of how a stage uses a model; what it made must be so.
 
@@ -40,14 +44,17 @@ def as_configured(
     settings: of the stage's job.
     path: the manifest of what it made, with an input "weights".
     stage: its name.
+    idle: settings without effect: those of what was made hold.
 
   Raises:
     UserError: it was made otherwise; names the first difference.
   """
   made = manifest_lib.read(path)
   weights = fingerprint(source, made)
+  settings = dict(settings)
   wanted = {"settings": settings, "inputs": {"weights": weights}}
   if made:
+    settings |= {k: v for k, v in made.settings.items() if k in idle}
     inputs = {"weights": made.inputs["weights"]}
     found = {"settings": made.settings, "inputs": inputs}
     if difference := manifest_lib.first_difference(found, wanted):

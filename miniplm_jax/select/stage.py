@@ -49,6 +49,7 @@ def _job(config, workdir: Workdir, names, check) -> Job:
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings=settings,
+    idle=() if c.temperature or names.definition == "random" else ("seed",),
     inputs={
       "corpus": workdir.corpus / MANIFEST,
       **{role: workdir.scores(config[role].name) / MANIFEST for role in roles},

@@ -47,7 +47,9 @@ def corpus_inputs(config, workdir: Workdir, names) -> dict[str, Input]:
   source, settings = _teacher(config, workdir), _settings(config)
   return {
     GENERATED: made,
-    STAGE: lambda: uses.as_configured(source, settings, made, STAGE),
+    STAGE: lambda: uses.as_configured(
+      source, settings, made, STAGE, _idle(settings)
+    ),
   }
 
 
@@ -72,6 +74,11 @@ def _settings(config) -> dict[str, object]:
   }
 
 
+def _idle(settings) -> tuple[str, ...]:
+  """Without a temperature nothing is drawn."""
+  return () if settings["temperature"] else ("seed", "top_p")
+
+
 def prompt_tokens(config) -> int:
   """Ids of a prompt, of a row's `max_length`."""
   return round(config.seqkd.prompt_share * config.corpus.max_length)
@@ -85,6 +92,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings=settings,
+    idle=_idle(settings),
     inputs={
       "corpus": workdir.corpus / MANIFEST,
       "selection": workdir.selection(names.selection) / MANIFEST,
