@@ -227,6 +227,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(monkeypatch):
     "score.more": ("a=~/b", "c=org/name"),
     "select.evaluation_sets": ("~/x", "/y"),
     "evaluation.task_data": "~/tasks",
+    "run.compilation_cache": "~/kept",
     "generate.prompts": ("~/no path",),
   }
   found = config(**given)

@@ -294,9 +294,8 @@ def test_jax_is_told_where_programs_are_kept(tmp_path, monkeypatch):
   # A config file may have imported JAX, which reads its environment then.
   assert set(told) == {("jax_compilation_cache_dir", os.fspath(folder))}
   monkeypatch.delenv(backend.CACHE)
-  backend.prepare("~/kept", epath.Path("run"), False)
-  home = os.path.expanduser("~/kept")
-  assert os.environ[backend.CACHE] == f"{home}/{folder.name}"
+  backend.prepare("/kept", epath.Path("run"), False)
+  assert os.environ[backend.CACHE] == f"/kept/{folder.name}"
   monkeypatch.delenv(backend.CACHE)
   backend.prepare("gs://bucket/kept", epath.Path("run"), False)
   assert os.environ[backend.CACHE] == f"gs://bucket/kept/{folder.name}"
