@@ -34,7 +34,17 @@ def started(cloud, *words, **environment):
   return cloud.calls()
 
 
-def until_ended(cloud, *words):
+def watching(cloud, *words, **environment):
+  """As a process, whose lines can be read; not for ever."""
+  return subprocess.Popen(
+    ["timeout", "90", *cloud.command(*words)],
+    env={**cloud.environment, **environment},
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+
+
+def until_ended(cloud):
   """Until no worker runs any more."""
   deadline = time.monotonic() + 30
   while not all(
@@ -152,19 +162,14 @@ def test_a_fault_of_ours_is_not_the_tpus(cloud):
   """ssh-agent lost the key while the run goes on."""
   words = ["ACCELERATOR=v6e-16"]
   before = started(cloud, *words, RUN_SECONDS="50")
-  watching = subprocess.Popen(
-    cloud.command("watch", *words),
-    env={**cloud.environment, "FAULTS": "agent"},
-    stdout=subprocess.PIPE,
-    text=True,
-  )
+  process = watching(cloud, "watch", *words, FAULTS="agent")
   silent = 0
-  for line in watching.stdout:
+  for line in process.stdout:
     silent += "does not answer: ERROR: (gcloud) SSH Key is not" in line
     if silent == 20:  # more than a dead TPU is given
       break
-  watching.send_signal(signal.SIGTERM)
-  watching.communicate(timeout=30)
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=30)
   assert silent == 20
   assert cloud.calls() == before and cloud.state() == "ACTIVE"
 
@@ -260,14 +265,9 @@ def test_without_a_tpu_jax_takes_nothing_else(cloud):
 
 def test_a_signal_leaves_what_works(cloud):
   """Whoever ends `all` does not end the job."""
-  watching = subprocess.Popen(
-    cloud.command("all"),
-    env={**cloud.environment, "RUN_SECONDS": "50"},
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-  assert any(" runs" in line for line in watching.stdout)
-  watching.send_signal(signal.SIGTERM)
-  watching.communicate(timeout=30)
-  assert watching.returncode == 130
+  process = watching(cloud, "all", RUN_SECONDS="50")
+  assert any(" runs" in line for line in process.stdout)
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=30)
+  assert process.returncode == 130
   assert cloud.calls() == START and cloud.state() == "ACTIVE"

@@ -33,7 +33,9 @@ def test_every_mesh_gives_the_figures_of_one_device(results):
   one, meshes = results
   for found in meshes:
     for name in ("loss", "grad_norm", "nll"):
-      np.testing.assert_allclose(found[name], one[name], rtol=1e-5), name
+      np.testing.assert_allclose(
+        found[name], one[name], rtol=1e-5, err_msg=name
+      )
     assert found["tokens"] == one["tokens"]
     assert found["generated"] == one["generated"]
 

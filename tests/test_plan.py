@@ -100,7 +100,18 @@ def test_a_search_names_what_is_fastest(tmp_path):
   assert meshes == {(1, 4, 1), (2, 2, 1)}
   seconds = [line.figures.seconds for line in tried]
   assert seconds == sorted(seconds)
-  assert "--config.run.remat=" in done.stdout or "is faster" in done.stdout
+  best = tried[0]
+  own = next(x for x in found if x.name == best.name and not x.is_found)
+  data, fsdp, tensor = best.figures.mesh
+  flags = (
+    f"--config.run.data={data} --config.run.fsdp={fsdp} "
+    f"--config.run.tensor={tensor} "
+    f"--config.run.per_device_batch_size={best.figures.rows} "
+    f"--config.run.remat={best.remat}"
+  )
+  is_better = best.seconds < own.seconds
+  assert (flags in done.stdout) == is_better
+  assert ("nothing that was tried is faster" in done.stdout) != is_better
 
 
 @needs_libtpu

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+import types
 
 import helpers
 import kill_workers
@@ -66,14 +67,21 @@ def test_one_worker_at_a_time_has_a_claim(tmp_path):
   assert two.claim("a") and not one.claim("a")
 
 
-def test_a_claim_that_nobody_renews_is_taken_over(tmp_path):
-  dead = board(tmp_path, 0.3, "x")  # no context: it does not renew
+def test_a_claim_that_nobody_renews_is_taken_over(tmp_path, monkeypatch):
+  now = [0.0]  # of whoever watches
+  clock = types.SimpleNamespace(time=time.time, monotonic=lambda: now[0])
+  monkeypatch.setattr(claims, "time", clock)
+  dead = board(tmp_path, 0.03, "x")  # no context: it does not renew
   assert dead.claim("a")
-  with board(tmp_path, 0.3, "y") as alive:
+  with board(tmp_path, 0.03, "y") as alive:
     assert alive.claim("b")
-    taker = board(tmp_path, 0.3, "z")
+    taker = board(tmp_path, 60, "z")
     assert not taker.claim("a") and not taker.claim("b")
-    time.sleep(0.5)
+    now[0], before = 59.0, (tmp_path / "b").read_text()
+    assert not taker.claim("a") and not taker.claim("b")
+    while (tmp_path / "b").read_text() == before:
+      time.sleep(0.01)
+    now[0] = 61.0
     assert taker.claim("a")
     assert not taker.claim("b")
   assert taker.claim("b")  # given back at the end

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+import rensa
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.models import decoder
@@ -236,7 +237,20 @@ def test_gumbel_top_1_is_drawn_with_softmax_probabilities():
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 1.0])
 def test_bands_find_pairs_at_the_threshold_and_few_far_below(threshold):
-  count = duplicates.bands(threshold)
-  rows = 128 // count
-  assert 1 - (1 - threshold**rows) ** count >= 0.99
-  assert 1 - (1 - (threshold / 4) ** rows) ** count < 0.65
+  """Of 400 pairs of sets with just that similarity."""
+
+  def share(similarity):
+    common = round(100 * similarity)  # of 100 in both sets together
+    lsh = rensa.RMinHashLSH(threshold, 128, duplicates.bands(threshold))
+    found = 0
+    for i in range(400):
+      every = [f"{i} {j}".encode() for j in range(100)]
+      half = (100 + common) // 2
+      pair = every[:half], every[:common] + every[half:]
+      one, other = rensa.RMinHash.from_token_sets(pair, 128, 0)
+      lsh.insert(i, one)
+      found += i in lsh.query(other)
+    return found / 400
+
+  assert share(threshold) > 0.97  # 99 %, and four standard errors
+  assert share(threshold / 4) < 0.7

@@ -98,6 +98,7 @@ def test_what_a_kill_leaves_is_gone_on_from(parts, tmp_path):
   started.wait()
   there = {p.name: p.stat().st_mtime_ns for p in corpus.glob("index*")}
   done = run(tmp_path, *arguments)
+  assert 0 < len(there) < len(list(corpus.glob("index*"))), "killed too late"
   if not facts(tmp_path) == facts(parts):
     raise AssertionError(done.stdout)
   assert made(tmp_path) == made(parts)

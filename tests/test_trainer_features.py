@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import shutil
@@ -106,11 +107,13 @@ def test_goodput_counts_steps_and_not_what_is_done_again(
 def test_steps_take_neither_evaluation_nor_saving_nor_compilation(
   corpus, tmp_path, monkeypatch
 ):
-  """One second more of each shows in no step."""
+  """100 seconds more of each, on the clock alone, show in no step."""
+  clock_s, more = time.monotonic, itertools.count()
 
   def slow(function):
     def slower(*args):
-      time.sleep(1)
+      late = 100 * (next(more) + 1)
+      monkeypatch.setattr(time, "monotonic", lambda: clock_s() + late)
       return function(*args)
 
     return slower
@@ -123,9 +126,10 @@ def test_steps_take_neither_evaluation_nor_saving_nor_compilation(
   lines = metrics.read(tmp_path / "metrics")
   rates = [m["train/tokens_per_second"] for m in lines if "train/loss" in m]
   tokens = what.train.batch_size * corpus.max_length
-  assert len(rates) == 8 and tokens / min(rates) < 1
+  assert len(rates) == 8 and tokens / min(rates) < 90
   spent = json.loads((tmp_path / "metrics/wall_time.json").read_text())
-  assert spent["seconds"]["evaluation"] > 2 < spent["seconds"]["saving"]
+  for part in ("evaluation", "saving", "compilation"):
+    assert spent["seconds"][part] > 100, part
 
 
 def test_step_and_evaluation_are_compiled_once(
@@ -181,13 +185,18 @@ def test_a_profile_that_training_ends_in_is_written(corpus, tmp_path):
 
 
 def test_a_step_that_hangs_has_its_stack_written(corpus, tmp_path, capsys):
-  def hang():
-    time.sleep(2)
+  stacks = tmp_path / "metrics/stacks-5.txt"
+
+  def hang():  # until it is noticed, however busy the machine
+    until = time.monotonic() + 60
+    while not (stacks.exists() and "in hang" in stacks.read_text()):
+      assert time.monotonic() < until
+      time.sleep(0.05)
 
   what = spec(corpus, tmp_path, hang_seconds=0.8)
   train(dataclasses.replace(what, objective=Broken(what, 6, hang)))
   # On a busy machine a compilation may take longer than that too.
-  assert "in hang" in (tmp_path / "metrics/stacks-5.txt").read_text()
+  assert "in hang" in stacks.read_text()
   told = capsys.readouterr()
   assert 1 <= told.err.count("in hang") <= 2
   said = [line for line in told.out.splitlines() if "stacks-5.txt" in line]
