@@ -62,8 +62,8 @@ def compare(
   for ids, domain in index.rows_of(corpus, names):
     ours, theirs = (index.among(ids, r) for r in (rows, other_rows))
     for i, here in enumerate((ours, theirs, ours & theirs)):
-      by_domain = np.bincount(domain[here]).tolist()
-      counts.update({(code, i): n for code, n in enumerate(by_domain)})
+      by_domain = index.counts(domain[here])
+      counts.update({(code, i): n for code, n in by_domain.items()})
   domains = [
     Shared(name, *(counts[code, i] for i in range(3)))
     for name, code in names.items()

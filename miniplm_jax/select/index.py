@@ -108,6 +108,13 @@ def among(row_id: np.ndarray, rows: np.ndarray) -> np.ndarray:
   return rows[np.minimum(place, len(rows) - 1)] == row_id
 
 
+def counts(code: np.ndarray) -> dict[int, int]:
+  """How many rows have each code that is there: of many, a part has few."""
+  found = np.bincount(code)
+  there = np.flatnonzero(found)
+  return dict(zip(there.tolist(), found[there].tolist()))
+
+
 def _tables(corpus: Corpus, columns: list[str]) -> Iterator:
   """Arrow tables of the row groups, names dictionary-encoded."""
   import pyarrow.parquet as pq

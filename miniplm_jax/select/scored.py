@@ -129,9 +129,7 @@ class ScoredRows:
         columns[f"{role}_tokens"] = part["n_tokens"]
       known = reader.take(columns["row_id"])
       if not self._hashed:
-        self._rows.update(
-          dict(enumerate(np.bincount(known["domain"]).tolist()))
-        )
+        self._rows.update(index.counts(known["domain"]))
       yield columns | known | {"corpus_tokens": known.pop("n_tokens")}
     self._hashed = True
 

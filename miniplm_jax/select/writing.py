@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from miniplm_jax.select import cutoff as cutoff_lib
+from miniplm_jax.select import index
 from miniplm_jax.select.candidates import Candidates
 from miniplm_jax.select.cutoff import Cutoff
 
@@ -42,8 +43,7 @@ def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
       row_id = columns["row_id"][kept].astype("<i8", copy=False)
       f.write(row_id.tobytes())
       written += len(kept)
-      found = np.bincount(columns["domain"][kept]).tolist()
-      by_domain.update(dict(enumerate(found)))
+      by_domain.update(index.counts(columns["domain"][kept]))
       tokens += int(columns["tokens"][kept].sum())
       if candidates.quotas:
         weight = columns["weight"][kept] if "weight" in columns else None
