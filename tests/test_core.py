@@ -251,6 +251,7 @@ def test_a_signal_at_the_very_end_is_not_lost():
     (TimeoutError(), "TimeoutError"),
     (gcsfs.retry.HttpError({"code": 503, "message": "x"}), "network"),
     (google.auth.exceptions.RefreshError("expired"), "log in again"),
+    (ValueError("UNAUTHENTICATED: Error reading gs://b/x"), "log in again"),
     (RuntimeError("Unable to initialize backend 'tpu': x"), "'tpu'"),
     (ValueError("a bug of ours"), None),
   ],

@@ -57,6 +57,10 @@ _OF_THE_NETWORK = (
   "requests",
   "urllib3",
 )
+# tensorstore's words for the same, of gs://.
+_STATUS = re.compile(
+  "(UNAVAILABLE|UNAUTHENTICATED|PERMISSION_DENIED|DEADLINE_EXCEEDED|ABORTED): "
+)
 
 
 def shortened(text: Any) -> str:
@@ -118,7 +122,7 @@ def from_outside(e: BaseException) -> UserError | OSError | None:
   kind = f"{type(e).__module__}.{type(e).__name__}"
   if isinstance(e, UserError):
     return e
-  if kind.partition(".")[0] in _OF_THE_NETWORK:
+  if kind.partition(".")[0] in _OF_THE_NETWORK or _STATUS.match(str(e)):
     return UserError(
       f"the network, a server or a login failed ({kind}: {shortened(e)})",
       "a request to a bucket or to the hub",

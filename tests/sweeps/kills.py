@@ -43,7 +43,12 @@ from miniplm_jax.trainer.metrics import OF_THE_CLOCK
 _IN_TIME = 20  # seconds from a signal to the end of the process
 _AT_MOST = 600  # seconds of any process
 _FLAWS = ("lost", "changed", "swallowed", "traceback", "unclear")
-_TRACES = ("Traceback (most recent", "Exception ignored", "Fatal Python error")
+_TRACES = (
+  "Traceback (most recent",
+  "Exception ignored",
+  "Fatal Python error",
+  "Event loop is closed",
+)
 # Files that must be the same to the bit, below the workdir.
 _COMPARED = (
   "corpus/instances-*",
@@ -216,7 +221,11 @@ class Sweep:
       self._look(name, run)
       done = self._count(kind)
       word = signal.Signals(signum).name
-      print(f"{kind} {done}: {word}, {status} after {took:.1f} s", flush=True)
+      last = (run.said().splitlines() or [""])[-1][:60]
+      print(
+        f"{kind} {done}: {word}, {status} after {took:.1f} s: {last}",
+        flush=True,
+      )
       # -N: it came after the last line of main, which nothing follows.
       if status not in (128 + signum, -signum):
         self._flaw("swallowed", name, f"{word}: {status}\n{run.said()[-1500:]}")
