@@ -294,3 +294,21 @@ def test_what_decides_nothing_may_change(finished):
   execute(finished, "select", **{"select.seed": 12, "baselines": ()})
   with pytest.raises(UserError, match=r"seed is 10 there and 12 here"):
     execute(finished, "select", **{"select.seed": 12})  # of random rows
+
+
+def test_a_begun_shard_goes_on_as_it_was_written(copy):
+  corpus = copy / "run/corpus"
+  (corpus / "manifest.json").rename(corpus / "manifest.partial.json")
+  (index,) = corpus.glob("index-*")
+  good = pq.read_table(index)
+  hashes = good["hash"].to_pylist()
+  place = good.schema.get_field_index("hash")
+  other = good.set_column(place, "hash", pa.array(hashes[::-1], pa.uint64()))
+  pq.write_table(other, index)
+  with pytest.raises(UserError, match=rf"columns are not those.*{index.name}"):
+    execute(copy, "tokenize")
+  index.write_bytes(index.read_bytes()[:-9] + b"x" * 9)
+  with pytest.raises(UserError, match=rf"damaged.*{index.name}"):
+    execute(copy, "tokenize")
+  pq.write_table(good, index)
+  execute(copy, "tokenize")

@@ -103,7 +103,10 @@ def parsing(path: os.PathLike | str, todo: str) -> Iterator[None]:
     TypeError,
     AttributeError,
     RuntimeError,  # of C++, and RecursionError
+    OSError,  # of pyarrow, that has no number
   ) as e:
+    if isinstance(e, OSError) and e.errno is not None:
+      raise
     what = f"the file is damaged ({type(e).__name__}: {shortened(e)})"
     damaged = UserError(what, os.fspath(path), todo)
     raise from_outside(e) or damaged from e

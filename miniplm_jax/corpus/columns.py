@@ -1,16 +1,55 @@
 """The columns of a corpus's index, read from its parts when they are wanted."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from miniplm_jax.core import errors
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 
 _NAMES = ("domain", "split")
+_AT_A_TIME = 65_536  # values that are hashed as Python objects
+DIGEST = "columns"  # in an index: of its own columns
 AT_ONCE = 16  # files that are read; from gs:// each is some requests
+
+
+def facts(index: epath.Path, is_checked: bool = False) -> dict[str, Any]:
+  """What an index says of its shard, beside its columns.
+
+  Args:
+    index: its file.
+    is_checked: also compare the columns with what it says of them.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  import pyarrow.parquet as pq
+
+  todo = "restore it; or remove it: the shard is made again if none is listed"
+  with errors.parsing(index, todo), index.open("rb") as f:
+    file = pq.ParquetFile(f)
+    metadata = file.schema_arrow.metadata
+    found = {k.decode(): json.loads(v) for k, v in metadata.items()}
+    # Indices of earlier versions do not say it.
+    if is_checked and found.get(DIGEST, "") not in ("", digest(file.read())):
+      raise ValueError("its columns are not those that were written")
+  return found
+
+
+def digest(table) -> str:
+  """sha256 of the values of a table's columns."""
+  total = hashlib.sha256()
+  for name in table.column_names:
+    for start in range(0, table.num_rows, _AT_A_TIME):
+      values = table[name].slice(start, _AT_A_TIME).to_pylist()
+      total.update(repr(values).encode())
+  return total.hexdigest()
 
 
 class Columns(dict):

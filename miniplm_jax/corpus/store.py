@@ -22,7 +22,7 @@ from miniplm_jax.core.array_records import Readers
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
-from miniplm_jax.corpus import tokenizer
+from miniplm_jax.corpus import columns, tokenizer
 from miniplm_jax.corpus.columns import AT_ONCE, Columns, coded
 from miniplm_jax.corpus.tokenizer import Tokenizer
 
@@ -152,14 +152,14 @@ def write_shard(
   from array_record.python.array_record_module import ArrayRecordWriter
 
   records, index = names
-  columns, tables = {name: [] for name in _INDEX}, []
+  values_of, tables = {name: [] for name in _INDEX}, []
 
   def flush():
     arrays = {
-      n: pa.array(v, getattr(pa, _INDEX[n])()) for n, v in columns.items()
+      n: pa.array(v, getattr(pa, _INDEX[n])()) for n, v in values_of.items()
     }
     tables.append(pa.table(arrays))
-    for values in columns.values():
+    for values in values_of.values():
       values.clear()
 
   with files.replacing(directory / records) as scratch:
@@ -167,9 +167,9 @@ def write_shard(
     for row in rows:
       hosts.raise_if_stopped()
       writer.write(row.to_bytes())
-      for name, values in columns.items():
+      for name, values in values_of.items():
         values.append(getattr(row, name))
-      if len(columns["hash"]) == _AT_A_TIME:  # Python's objects are large
+      if len(values_of["hash"]) == _AT_A_TIME:  # Python's objects are large
         flush()
     writer.close()
     # Here it is on a disk of this machine; a corpus on gs:// would have to be
@@ -178,6 +178,7 @@ def write_shard(
   flush()
   table = pa.concat_tables(tables)
   facts = {"counts": counts, "details": details or {}, _FILE: written}
+  facts[columns.DIGEST] = columns.digest(table)
   table = table.replace_schema_metadata(
     {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
   )
@@ -187,24 +188,28 @@ def write_shard(
 
 def read_counts(index: epath.Path) -> collections.Counter[str]:
   """What `write_shard` was told to count; what it did not meet is 0."""
-  return collections.Counter(_facts(index)["counts"])
+  return collections.Counter(columns.facts(index)["counts"])
 
 
 def read_details(index: epath.Path) -> dict[str, Any]:
   """The details that `write_shard` was given."""
-  return _facts(index)["details"]
+  return columns.facts(index)["details"]
 
 
 def merge(
   directory: epath.Path, parts: int
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-  """Counts and files of all shards, as a corpus's manifest has them."""
+  """Counts and files of all shards, as a corpus's manifest has them.
+
+  Raises:
+    UserError: an index is damaged.
+  """
   counts, rows, described = collections.Counter(), [], {}
 
   def read(part: int):
     names = shard_names(part, parts)
     records, index = (directory / name for name in names)
-    facts = _facts(index)
+    facts = columns.facts(index, is_checked=True)
     # A shard of an earlier version does not have it.
     written = facts.get(_FILE) or files.describe(records)
     return facts["counts"], dict(zip(names, (written, files.describe(index))))
@@ -216,15 +221,6 @@ def merge(
       counts.update(seen)
       described |= facts
   return dict(counts) | {"parts": parts, "rows_by_part": rows}, described
-
-
-def _facts(index: epath.Path) -> dict[str, Any]:
-  import pyarrow.parquet as pq
-
-  todo = "restore it; or remove it: the shard is made again if none is listed"
-  with errors.parsing(index, todo), index.open("rb") as f:
-    metadata = pq.read_schema(f).metadata
-    return {name.decode(): json.loads(v) for name, v in metadata.items()}
 
 
 class Corpus:

@@ -39,6 +39,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import helpers  # noqa: E402  (before JAX)
+import pyarrow.parquet as pq  # noqa: E402
 import tiny_config  # noqa: E402
 
 from miniplm_jax import pipeline  # noqa: E402
@@ -109,7 +110,10 @@ def result(folder: pathlib.Path, stage: str, said: str) -> object:
 
   return {
     "tokenize": lambda: content("corpus/index*", "corpus/inst*"),
-    "score": lambda: content("scores/*/part-*"),
+    "score": lambda: [
+      pq.read_table(io.BytesIO(part)).to_pydict()
+      for part in content("scores/*/part-*").values()
+    ],
     "select": lambda: content("selection/*/rows.npy"),
     "export": lambda: content("students/*/hf/*.safetensors", "*/*/hf/tok*"),
     "evaluate": lambda: fields("students/*/evaluation.json"),
@@ -194,8 +198,6 @@ def give(folder: pathlib.Path, source: pathlib.Path):
   """A run whose teacher is a folder, and whose reference a file of scores."""
   shutil.copytree(source, folder)
   shutil.copytree(folder / "run/teacher/hf", folder / "model")
-  import pyarrow.parquet as pq
-
   parts = sorted((folder / "run/scores/reference").glob("part-*"))
   pq.write_table(
     pq.read_table(parts).replace_schema_metadata({}), folder / "scores.parquet"
@@ -253,7 +255,9 @@ class Sweep:
       if shown is None or isinstance(shown, errors.Stopped):
         return "traceback", "".join(traceback.format_exception(e)[-3:])
       line = errors.one_line(shown)
-      names = (path.name, path.parent.name)
+      # A checkpoint is a folder of many files.
+      folders = [str(p) for p in path.parents if len(p.parts) > 3]
+      names = (path.name, path.parent.name, *folders)
       if "\n" not in line and any(name in line for name in names):
         return "refused", line
       return "unnamed", line
