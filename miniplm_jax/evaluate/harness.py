@@ -13,6 +13,9 @@ import sys
 
 from miniplm_jax.core import errors
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.evaluation_config import GROUP
+
+_FILE = pathlib.Path(__file__).with_name("miniplm.yaml")
 
 
 def main(argv: list[str]) -> int:
@@ -22,15 +25,39 @@ def main(argv: list[str]) -> int:
 
     from miniplm_jax.evaluate import lm  # noqa: F401  (registers the model)
 
-    if "--tasks" in argv and "--include_path" not in argv:
-      argv = [*argv, "--include_path", str(pathlib.Path(__file__).parent)]
-    sys.argv = ["lm_eval", *argv]
+    sys.argv = ["lm_eval", *with_group(argv)]
     cli_evaluate()
-  except (UserError, ModuleNotFoundError) as e:
-    e = e if isinstance(e, UserError) else missing(e)
+  except (UserError, ModuleNotFoundError, ValueError, OSError) as e:
+    if isinstance(e, ModuleNotFoundError):
+      e = missing(e)
+    elif not isinstance(e, UserError):  # no such task, no network
+      e = UserError(
+        errors.shortened(f"{type(e).__name__}: {e}"),
+        "lm_eval",
+        "see its arguments with --help",
+      )
     print(f"error: {errors.one_line(e)}", file=sys.stderr)
     return 1
   return 0
+
+
+def with_group(argv: list[str]) -> list[str]:
+  """Arguments of lm_eval in which the paper's group is named by its file.
+
+  So it is also where tasks of another folder are (`--include_path`).
+  """
+  found, of_tasks = [], False
+  for argument in argv:
+    flag, equals, value = argument.partition("=")
+    if argument.startswith("-"):
+      of_tasks = flag in ("--tasks", "-t")
+      names = value if of_tasks and equals else ""
+    else:
+      flag = equals = ""
+      names = argument if of_tasks else ""
+    given = [str(_FILE) if n == GROUP else n for n in names.split(",")]
+    found.append(f"{flag}{equals}{','.join(given)}" if names else argument)
+  return found
 
 
 def missing(e: ModuleNotFoundError) -> UserError:

@@ -82,7 +82,7 @@ def _documents(data: str, task: str) -> str:
 
 def _run(config, it: Subject, task: str, inputs):
   try:
-    from miniplm_jax.evaluate import lm
+    from miniplm_jax.evaluate import jax_lm
   except ModuleNotFoundError as e:
     from miniplm_jax.evaluate import harness
 
@@ -91,7 +91,7 @@ def _run(config, it: Subject, task: str, inputs):
   from miniplm_jax.evaluate import results
 
   c = config.evaluation
-  model = _loaded(lm.JaxLM, config, it, inputs)
+  model = _loaded(jax_lm.JaxLM, config, it, inputs)
   found = tasks.run(model, task, c.task_data, c.offline, c.documents)
   for name, metrics in found["results"].items():
     if chosen := results.score(metrics):

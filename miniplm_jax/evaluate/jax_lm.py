@@ -1,0 +1,364 @@
+"""Our models as lm-evaluation-harness sees them: an `lm_eval.api.model.LM`.
+
+Needs the extra `eval`. Nothing here imports torch, nor does what it imports
+of lm_eval. Log-probs equal those of lm_eval's own `hf` model; what differs is
+the order of the work: requests are sorted into batches of few shapes, rows
+are split over the mesh, and the head is computed for scored tokens alone.
+
+B batch, T time.
+"""
+
+import collections
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from lm_eval.api.model import TemplateLM
+from lm_eval.models import utils as model_utils
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.progress import Progress
+from miniplm_jax.corpus import tokenizer as tokenizer_lib
+from miniplm_jax.evaluate import requests as requests_lib
+from miniplm_jax.models import generation, likelihood, placement, sharding
+from miniplm_jax.score import batching
+
+# Rows are padded to the least of these: four to an octave, so that a tenth of
+# the work is padding.
+_LENGTHS = [(4 + i) * 2**octave for octave in range(2, 20) for i in range(4)]
+_LEAST_TOKENS = 1024  # of a batch: less work than this is not split
+
+
+class JaxLM(TemplateLM):
+  """A decoder with its tokenizer.
+
+  Requests of lm_eval are texts; the rules by which they become tokens are
+  those of `TemplateLM` and of lm_eval's `hf` model.
+  """
+
+  def __init__(
+    self,
+    model,
+    engine,
+    mesh,
+    *,
+    eot_id: int,
+    prefix_id: int | None = None,
+    eos_ids: Sequence[int] = (),
+    dtype: str = "float32",
+    batch_tokens: int = 16_384,
+    max_length: int = 0,
+    log_every_seconds: float = 30.0,
+  ):
+    """Compiles nothing yet; one compilation per shape of a batch.
+
+    Args:
+      model: a `Decoder` on `mesh`.
+      engine: its `tokenizers.Tokenizer`.
+      mesh: rows are split over its batch axes.
+      eot_id: ends a text.
+      prefix_id: what a text without context follows; None is `eot_id`.
+      eos_ids: further ids that end what is generated.
+      dtype: of the computation.
+      batch_tokens: inputs of a batch over all devices, padding included.
+      max_length: inputs of a row; 0 is what the model says. Longer requests
+        lose their beginning, rolling ones are cut into windows.
+      log_every_seconds: between lines of progress.
+    """
+    super().__init__()
+    self._model, self._engine, self._mesh = model, engine, mesh
+    self._eot_id = eot_id
+    self._prefix_id = eot_id if prefix_id is None else prefix_id
+    self._eos_ids = {eot_id, *eos_ids}
+    self._dtype, self._batch_tokens = jnp.dtype(dtype), int(batch_tokens)
+    own = getattr(model.arch, "max_position_embeddings", None)
+    self.max_length = int(max_length) or own or model_utils.DEFAULT_MAX_LENGTH
+    self._every = log_every_seconds
+    self._prefix_text = engine.decode(
+      [self._prefix_id], skip_special_tokens=False
+    )
+    self._score = placement.program(
+      functools.partial(likelihood.continuation_nll, dtype=self._dtype), mesh
+    )
+    self._numbers = requests_lib.Numbers()
+    # Choices of a question share its text.
+    self._encode = functools.lru_cache(1024)(self._encode)
+
+  @property
+  def eot_token_id(self) -> int:
+    """The id that ends a text."""
+    return self._eot_id
+
+  @property
+  def prefix_token_id(self) -> int:
+    """The id that a text without context follows."""
+    return self._prefix_id
+
+  def get_model_info(self) -> dict[str, Any]:
+    """What lm_eval's results say of the model."""
+    return {
+      "model_num_parameters": self._model.arch.parameters(),
+      "model_dtype": str(self._dtype),
+    }
+
+  def tok_encode(
+    self, string: str, add_special_tokens: bool | None = None, **unused: Any
+  ) -> list[int]:
+    """Ids; with what the tokenizer puts in front unless told otherwise."""
+    if add_special_tokens is None:
+      # A text that has the BOS already does not get it twice.
+      add_special_tokens = not string.startswith(self._prefix_text)
+    return list(self._encode(string, add_special_tokens))
+
+  def _unprefixed(self, text: str) -> list[int]:
+    """Ids of a text without the BOS, which it may have itself."""
+    ids = self.tok_encode(text, add_special_tokens=False)
+    return ids[1:] if ids[:1] == [self.prefix_token_id] else ids
+
+  def _encode(self, text, add_special_tokens):
+    ids = self._engine.encode(text, add_special_tokens=add_special_tokens).ids
+    rows = self._model.arch.vocab_size
+    if ids and max(ids) >= rows:
+      raise UserError(
+        f"the tokenizer's id {max(ids)} is beyond the model's {rows:,} rows",
+        f"a text of lm_eval: {text[-60:]!r}",
+        "leave the text out, or give the model's own tokenizer",
+      )
+    return tuple(ids)
+
+  def chat_template(self, chat_template: bool | str = False) -> str:
+    """None is applied; raises UserError if one is asked for."""
+    if chat_template:
+      raise UserError(
+        "chat templates are not applied: models are read as base models",
+        "--apply_chat_template",
+        "leave it out",
+      )
+    return ""
+
+  def loglikelihood(
+    self, requests, disable_tqdm: bool = False
+  ) -> list[tuple[float, bool]]:
+    """Σ log p of a text after its context, and whether it is greedy's."""
+    pairs = []
+    for request in requests:
+      context, text = request.args
+      if context:
+        pairs.append((request.args, *self._encode_pair(context, text)))
+        continue
+      first = [self.prefix_token_id]
+      pairs.append((request.args, first, self._unprefixed(text)))
+    return self._loglikelihood_tokens(
+      pairs, where=[requests_lib.name(r) for r in requests]
+    )
+
+  def _loglikelihood_tokens(
+    self,
+    requests,
+    disable_tqdm: bool = False,
+    where: Sequence[str] = (),
+    **unused: Any,
+  ) -> list[tuple[float, bool]]:
+    """As `loglikelihood`, of ((context, text), context ids, ids)."""
+    found = self._scored(
+      [context + ids for _, context, ids in requests],
+      [len(ids) for _, _, ids in requests],
+      where or [f"a request of lm_eval: {texts}" for texts, _, _ in requests],
+    )
+    for (texts, _, _), answer in zip(requests, found):
+      if texts is not None:
+        self.cache_hook.add_partial("loglikelihood", texts, answer)
+    return found
+
+  def _scored(self, rows, scored, where) -> list[tuple[float, bool]]:
+    """Σ log p of the last `scored` ids of each row, and if all are greedy."""
+    if not rows:
+      return []
+    for row, n, name in zip(rows, scored, where):
+      if not 0 < n <= min(self.max_length, len(row) - 1):
+        raise UserError(
+          f"a text to be scored has {n:,} tokens after {len(row) - n:,}: "
+          f"{self._engine.decode(row)[-60:]!r}",
+          name,
+          f"let it have 1 to {self.max_length:,} and something before; one "
+          "that joins the character before it has none of its own",
+        )
+    rows = [row[-self.max_length - 1 :] for row in rows]
+    inputs = np.array([len(row) - 1 for row in rows], np.int64)
+    size = self._batch_tokens
+    while size > _LEAST_TOKENS and inputs.sum() < 4 * size:
+      size //= 2  # a batch of empty rows takes as long as a full one
+    shards = sharding.batch_shards(self._mesh)
+    planned = batching.plan(inputs, _lengths(inputs.max()), size, shards)
+    found: list[Any] = [None] * len(rows)
+
+    def dispatch(batch):
+      arrays = placement.put_whole(_padded(batch, rows, scored), self._mesh)
+      return self._score(self._model, arrays)
+
+    with (
+      jax.set_mesh(self._mesh),
+      Progress("evaluate", len(rows), "requests", every=self._every) as bar,
+    ):
+      for batch, made in placement.pipelined(planned, dispatch):
+        places, (nll_BxT, is_greedy_B) = placement.fetch(made, batch.places)
+        total_B = nll_BxT.sum(-1, dtype=np.float64)
+        for place, total, is_greedy in zip(places, total_B, is_greedy_B):
+          if not np.isfinite(total):
+            raise UserError(
+              f"the log-probability of a text is {-total}",
+              where[place],
+              "the model's weights hold NaN or overflow; try float32",
+            )
+          found[place] = -float(total), bool(is_greedy)
+        bar.update(len(batch.places))
+    return found
+
+  def loglikelihood_rolling(
+    self, requests, disable_tqdm: bool = False
+  ) -> list[float]:
+    """Σ log p of whole texts, in windows of at most `max_length`.
+
+    Also of a tokenizer that puts a BOS in front it is that of the text: the
+    BOS is what the text follows, and is not scored. (lm_eval's hf model would
+    score it after itself.)
+    """
+    windows, owner = [], []
+    for i, request in enumerate(requests):
+      for pair in get_rolling_token_windows(
+        token_list=self._unprefixed(request.args[0]),
+        prefix_token=self.prefix_token_id,
+        max_seq_len=self.max_length,
+        context_len=1,
+      ):
+        windows.append(make_disjoint_window(pair))
+        owner.append(i)
+    totals = [0.0] * len(requests)
+    found = self._scored(
+      [context + ids for context, ids in windows],
+      [len(ids) for _, ids in windows],
+      [requests_lib.name(requests[i]) for i in owner],
+    )
+    for i, (log_p, _) in zip(owner, found):
+      totals[i] += log_p
+    for request, total in zip(requests, totals):
+      self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+    return totals
+
+  def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+    """Continues texts up to a stop sequence, greedily unless told to draw."""
+    groups = collections.defaultdict(list)
+    for i, request in enumerate(requests):
+      groups[json.dumps(request.args[1], sort_keys=True)].append(i)
+    found = [""] * len(requests)
+    with (
+      jax.set_mesh(self._mesh),
+      Progress("evaluate", len(requests), "requests", every=self._every) as bar,
+    ):
+      for key, places in groups.items():
+        of_key = [requests[i] for i in places]
+        for i, made in self._generated(json.loads(key), of_key):
+          request = requests[places[i]]
+          found[places[i]] = made
+          self.cache_hook.add_partial("generate_until", request.args, made)
+          bar.update()
+    return found
+
+  def _generated(self, settings, requests) -> Iterable[tuple[int, str]]:
+    """Place and continuation of requests that have the same settings."""
+    texts = [request.args[0] for request in requests]
+    sampling, until = requests_lib.sampling(settings, requests[0].task_name)
+    eos = self._engine.decode([self._eot_id], skip_special_tokens=False)
+    until = model_utils.handle_stop_sequences(until, eos)
+    new = sampling.max_new_tokens
+    room = self.max_length - new
+    if room < 1:
+      raise UserError(
+        f"{new:,} new tokens leave no room for a prompt in {self.max_length:,}",
+        "max_gen_toks of a task",
+        "ask for fewer, or give a larger max_length",
+      )
+    numbers = self._numbers.of(texts, settings)
+    place_of = {number: i for i, number in enumerate(numbers)}
+    program = self._program(sampling, tuple(until))
+    rows = [
+      self.tok_encode(text)[-room:] or [self._prefix_id] for text in texts
+    ]
+    # The longest first, so that rows of a batch are of like length.
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    shards = sharding.batch_shards(self._mesh)
+    while order:
+      (length,) = _lengths(len(rows[order[0]]))[-1:]
+      most = max(self._batch_tokens // (length + new) // shards, 1) * shards
+      here, order = order[:most], order[most:]
+      # Powers of two: few shapes.
+      size = min(most, shards << (-(-len(here) // shards) - 1).bit_length())
+      of_batch = [numbers[i] for i in here]
+      batch = generation.pad_left(
+        [rows[i] for i in here], size, length, of_batch
+      )
+      batch = placement.put_whole(batch, self._mesh)
+      made = placement.fetch(program(self._model, batch), np.array(of_batch))
+      for number, ids, n, good in zip(made.row_B, *made.values):
+        i = place_of[int(number)]
+        if not good:
+          raise UserError(
+            "the model's logits are not finite",
+            requests_lib.name(requests[i]),
+            "its weights hold NaN or overflow; try float32",
+          )
+        text = self._engine.decode(ids[:n].tolist(), skip_special_tokens=True)
+        yield i, model_utils.postprocess_generated_text(text, until, None)
+
+  @functools.lru_cache(8)  # noqa: B019  (a program is as large as the model)
+  def _program(self, sampling, until):
+    """Generation that ends a row at a token that holds a stop sequence.
+
+    A sequence that several tokens make up is only cut off afterwards.
+    """
+    ends = {
+      i for i, text in enumerate(self._texts) if any(u in text for u in until)
+    }
+    return generation.compiled(
+      self._mesh,
+      sampling=sampling,
+      seed=0,
+      eos_ids=tuple(sorted(ends | self._eos_ids)),
+      vocabulary=min(len(self._texts), self._model.arch.vocab_size),
+      dtype=self._dtype,
+    )
+
+  @functools.cached_property
+  def _texts(self) -> list[str]:
+    """The text of every id."""
+    size = tokenizer_lib.vocab_size(self._engine)
+    each = [[i] for i in range(size)]
+    return self._engine.decode_batch(each, skip_special_tokens=False)
+
+
+def _lengths(longest: int) -> list[int]:
+  """Those that rows are padded to; the last one holds the longest."""
+  (last,) = [n for n in _LENGTHS if n >= longest][:1]
+  return [n for n in _LENGTHS if n <= last]
+
+
+def _padded(batch, rows, scored) -> dict[str, np.ndarray]:
+  """A planned batch for `likelihood.continuation_nll`, with its numbers."""
+  tokens = np.zeros((batch.size, batch.length + 1), np.int32)
+  length, wanted = np.zeros((2, batch.size), np.int32)
+  for i, place in enumerate(batch.places):
+    length[i], wanted[i] = len(rows[place]), scored[place]
+    tokens[i, : length[i]] = rows[place]
+  row = np.full(batch.size, -1, np.int32)
+  row[: len(batch.places)] = batch.places
+  return {
+    "tokens": tokens,
+    "length": length,
+    "scored": wanted,
+    placement.ROW: row,
+  }
