@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from miniplm_jax.core import errors
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.records import (
   Broken,
@@ -38,10 +39,15 @@ def parsing(where: Callable[[], str], todo: str) -> Iterator[None]:
   """
   try:
     yield
-  except UserError:
-    raise
   except Exception as e:  # parsers do not say what they raise
-    said = " ".join(str(e).split())[:300] or type(e).__name__
+    # Arrow's and zlib's of bad bytes are OSErrors that have no number.
+    if not isinstance(e, OSError) or e.errno:
+      known = errors.from_outside(e)
+      if known is e:
+        raise
+      if known:
+        raise known from e
+    said = errors.shortened(e) or type(e).__name__
     if "too much memory for decoding" in said:  # zstd of more than 128 MiB
       todo = "its window is long: repack it by zstd -d --long=31 and zstd"
     raise UserError(f"this cannot be read ({said})", where(), todo) from e
