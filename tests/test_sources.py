@@ -410,7 +410,7 @@ def hub(monkeypatch):
   import datasets
   import huggingface_hub
 
-  hub = types.SimpleNamespace(asked=[], commit="c0ffee", offline=False)
+  hub = types.SimpleNamespace(asked=[], commit="c0ffee1234" * 4, offline=False)
 
   def load_dataset(path, *config, split, revision, streaming):
     hub.asked.append((path, *config, split, revision, streaming))
@@ -442,12 +442,19 @@ def test_of_the_hub_the_split_is_streamed_and_pinned(tmp_path, vocabulary, hub):
   run.config.corpus.split = "validation"
   assert "would run" in run.status() and not hub.asked
   found = run()
-  assert set(hub.asked) == {("a/b", "c", "validation", "c0ffee", True)}
+  commit = hub.commit
+  assert set(hub.asked) == {("a/b", "c", "validation", commit, True)}
   assert found["counts"]["parts"] == 3 and found["counts"]["documents"] == 8
-  assert found["details"]["source_commit"] == "c0ffee"
-  assert texts_of("hf:a/b/c@main", split="validation") == [
-    f"validation {i} of c0ffee. " * 9 for i in range(8)
+  assert found["details"]["source_commit"] == commit
+  # A process that begins later reads what was listed.
+  parts = readers.list_parts("hf:a/b/c@main", readers.Fields(), "validation")
+  hub.commit = "beef"
+  hub.forget()
+  assert [d.text for part in parts for d in part.read()] == [
+    f"validation {i} of {commit}. " * 9 for i in range(8)
   ]
+  hub.commit = commit
+  hub.forget()
   assert set(domains_of("hf:a/b/c@main")) == {"c"}
   hub.asked.clear()
   # Nothing is fetched to see that nothing has changed, also offline.

@@ -1,6 +1,7 @@
 """Documents from TensorFlow Datasets and Hugging Face datasets."""
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,9 +126,16 @@ def hf_parts(
   Of the hub the files of the split are streamed, a part each; offline, what
   the library has kept is taken by runs of rows, as of a folder.
   """
-  rows, domain = _dataset(source, split), _domain(source)
+  named, domain = source, _domain(source)
   if source.startswith(HF):
-    fingerprint = functools.partial(identity, source, split)
+    # Every process reads the same commit, whenever it begins.
+    path, config, revision = _of_hub(source)
+    revision = commit(source) or revision
+    source = HF + "/".join([path, *config])
+    source += f"@{revision}" if revision else ""
+  rows = _dataset(source, split)
+  if source.startswith(HF):
+    fingerprint = functools.partial(str, identity(named, split))
   else:
     paths = [file["filename"] for file in rows.cache_files]
     fingerprint = Probe(paths, (domain,))
@@ -144,7 +152,7 @@ def hf_parts(
     names = [f"[{start}:{end}]" for start, end, _ in cuts]
   return [
     Part(
-      name=f"{_short(source)} {split}{name}",
+      name=f"{_short(named)} {split}{name}",
       read=functools.partial(_read_hf, source, split, start, end, fields),
       n_bytes=n_bytes,
       fingerprint=fingerprint,
@@ -169,6 +177,8 @@ def commit(source: str) -> str:
   from huggingface_hub import errors
 
   path, _, revision = _of_hub(source)
+  if re.fullmatch("[0-9a-f]{40}", revision or ""):
+    return revision
   missing = (
     errors.RepositoryNotFoundError,
     errors.RevisionNotFoundError,
