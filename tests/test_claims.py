@@ -76,7 +76,7 @@ def test_what_is_done_is_skipped_on_a_disk_that_can_only_be_read(
     raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
   execute([job(tmp_path)])
-  for name in ("unlink", "mkdir", "replace", "rename", "link", "utime"):
+  for name in ("unlink", "remove", "mkdir", "replace", "rename", "link"):
     monkeypatch.setattr(os, name, refuse)
   with claims.Board(epath.Path(tmp_path / ".claims"), 9) as board:
     execute([job(tmp_path)], board=board)
