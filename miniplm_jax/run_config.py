@@ -58,7 +58,7 @@ def section():
     # Rows of a finished table that are scored again before it counts as
     # finished, see section verify; 0 is off.
     "self_check_rows": number(64, "[0, inf)"),
-    "any_code": switch(False),  # scores by other versions of the code will do
+    "any_code": switch(False),  # what other versions of the code began will do
     # Several processes as one program: HOST:PORT of the first, or "auto"
     # on a TPU pod.
     "coordinator": text(

@@ -1,5 +1,6 @@
 """Folders that several processes want, and what killed ones leave."""
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -12,9 +13,9 @@ import pytest
 from etils import epath
 from test_core import job
 
-from miniplm_jax.core import claims, files, manifest, owner
+from miniplm_jax.core import claims, code, files, manifest, owner
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import execute
+from miniplm_jax.core.job import execute, status
 
 ELSEWHERE = {"name": "far", "host": "far-boot-1", "pid": 7, "since": 0}
 
@@ -237,3 +238,73 @@ def test_who_finishes_leaves_no_claim_that_is_void(tmp_path):
   assert os.listdir(tmp_path) == ["other"]
   one.release("done")
   assert one.claim("done")
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+  """Writes a package of two modules; returns what rewrites a text in them."""
+  package = tmp_path / "miniplm_jax"
+  (package / "corpus").mkdir(parents=True)
+  (package / "core").mkdir()
+  monkeypatch.setattr(code, "_PACKAGE", package)
+  texts = {
+    "corpus/a.py": '"""Words."""\nfrom miniplm_jax.corpus import b\n'
+    "from miniplm_jax.core import c\nx = b.y + 1  # why\n"
+    'if x > 9:\n  raise UserError("words")\n',
+    "corpus/b.py": "y = 1\n",
+    "core/c.py": "z = 1\n",
+  }
+
+  def write(old="", new=""):
+    code.fingerprint.cache_clear()
+    for name, text in texts.items():
+      (package / name).write_text(text.replace(old, new) if old else text)
+
+  write()
+  yield write
+  code.fingerprint.cache_clear()
+
+
+def begin(folder, version):
+  """A job that fails when half of it is done."""
+
+  def fail(unused_inputs):
+    files.write_bytes(epath.Path(folder) / "out/file", b"half")
+    raise UserError("no", "here", "do")
+
+  with pytest.raises(UserError, match="no, here, do"):
+    execute([job(folder, run=fail, code=version)])
+
+
+def test_what_another_version_of_the_code_began_is_refused(tmp_path, module):
+  version = code.Version(("corpus/a.py",), ("numpy",))
+  begin(tmp_path, version)
+  for old in ("Words", "why", "words", "z = 1", " + 1  #"):  # decides nothing
+    module(old, f"{old} " if old == " + 1  #" else f"{old}2")
+    assert status(job(tmp_path, code=version)) == "would resume"
+  module("y = 1", "y = 2")  # what is imported decides
+  assert "would be refused: code" in status(job(tmp_path, code=version))
+  with pytest.raises(UserError, match=r"began this.*any_code=True"):
+    execute([job(tmp_path, code=version)])
+  allowed = dataclasses.replace(version, any_code=True)
+  execute([job(tmp_path, code=allowed)])
+  made = manifest.read(tmp_path / "out/manifest.json")
+  assert len(made.details["code"]) == 2  # both are named
+  module("y = 1", "y = 3")  # what is done is done
+  assert status(job(tmp_path, code=version)) == "done"
+
+
+def test_a_finished_folder_does_not_grow_by_another_version(tmp_path, module):
+  version = code.Version(("corpus/a.py",))
+  first = {"code": version, "rechecks": ("text",), "grows": True}
+  execute([job(tmp_path, **first)])
+  grown = dataclasses.replace(
+    job(tmp_path, **first), inputs={"text": lambda: "more"}
+  )
+  assert status(grown).startswith("would go on")
+  module("x = b.y + 1", "x = b.y - 1")
+  with pytest.raises(UserError, match="began this"):
+    execute([grown])
+  module()
+  execute([grown])
+  assert manifest.read(tmp_path / "out/manifest.json").inputs["text"] == "more"

@@ -4,6 +4,7 @@ import collections
 
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
@@ -13,6 +14,7 @@ from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.seqkd import stage as seqkd_stage
 
 STAGE = "convert"
+_CODE = ("convert/rows.py", "convert/pieces.py")  # makes a shard
 
 
 def jobs(config, workdir: Workdir) -> list[Job]:
@@ -82,6 +84,7 @@ def _job(config, workdir: Workdir, names) -> Job:
       "tokenizer": lambda: _fingerprint(s),
     },
     outputs=(directory,),
+    code=Version(_CODE, ("tokenizers",), config.run.any_code),
     summary=f"selection {names.selection} and held-out rows → rows of up to "
     f"{config.corpus.max_length + 1} tokens of {s.tokenizer}, {s.conversion}",
     run=lambda inputs: _run(config, directory, inputs),

@@ -189,6 +189,18 @@ def below(folder: epath.Path) -> list[epath.Path]:
   return [epath.Path(p) for p in found]
 
 
+def walk(paths: Iterable[epath.Path]) -> Iterator[epath.Path]:
+  """Those of these files that are there, and all in these folders."""
+  todo = list(paths)
+  while todo:
+    path = todo.pop()
+    if path.is_dir():
+      with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        todo += path.iterdir()
+    elif path.exists():
+      yield path
+
+
 def write_json(path: epath.PathLike, content: Any):
   """Writes JSON with sorted keys, whole or not at all."""
   text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)

@@ -4,7 +4,6 @@ A stage turns the config into jobs; this runs them. It is plumbing and is
 meant to stay this small.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -18,6 +17,7 @@ from etils import epath
 from miniplm_jax.core import files, gs, hosts
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.claims import Board, Claim
+from miniplm_jax.core.code import WHOLE, Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import duration, say
@@ -55,8 +55,8 @@ class Job:
     is_host_only: needs no device; of several processes the first runs it.
     is_measure: of what other jobs made; with other inputs it is made again,
       with other settings it is refused.
-    is_shared: several programs may make it at a time, and share the work out
-      by claims of their own.
+    code: what makes its pieces; another version that began is refused.
+    is_shared: several programs may make it, by claims of their own.
   """
 
   stage: str
@@ -74,6 +74,7 @@ class Job:
   together: Callable[[Mapping[str, Mapping[str, Manifest]]], None] | None = None
   is_host_only: bool = False
   is_measure: bool = False
+  code: Version = WHOLE
   is_shared: bool = False
 
   @property
@@ -154,7 +155,8 @@ def _begin(job: Job, force: bool, claim: Claim) -> bool:
     found = None
   if found is None:
     _refuse_unknown_files(job)
-    dataclasses.replace(wanted, path=job.partial).write()
+    details = job.code.joined(None)
+    dataclasses.replace(wanted, path=job.partial, details=details).write()
     return True
   is_final = found.path != job.partial and not job.grows
   _refuse_if_different(job, found, wanted)
@@ -166,6 +168,7 @@ def _begin(job: Job, force: bool, claim: Claim) -> bool:
   if begun.path == job.partial and not _difference(
     job, begun, wanted, rechecked=is_final
   ):
+    _go_on(job, begun, begun)
     say(job.stage, f"resuming {job.manifest.parent}")
     return True
   if is_final:
@@ -179,12 +182,24 @@ def _begin(job: Job, force: bool, claim: Claim) -> bool:
   if difference := _difference(job, found, wanted, rechecked=True):
     say(job.stage, f"going on, {difference}: {job.manifest.parent}")
     # The old manifest holds for what it names until the new one replaces it.
-    dataclasses.replace(wanted, path=job.partial).write()
+    _go_on(job, found, wanted)
     return True
   if job.partial.exists():  # asked: a disk that can only be read refuses
     job.partial.unlink(missing_ok=True)
   say(job.stage, f"skipped, nothing has changed: {job.manifest.parent}")
   return False
+
+
+def _go_on(job: Job, begun: Manifest, wanted: Manifest):
+  """Writes the partial manifest, with all versions of the code that worked.
+
+  Raises:
+    UserError: another version began, and that will not do.
+  """
+  job.code.check(begun.details, f"{begun.path}", job.stage)
+  details = job.code.joined(begun.details)
+  if begun is not wanted or begun.details != details:
+    dataclasses.replace(wanted, path=job.partial, details=details).write()
 
 
 def _is_done(job: Job, wanted: Manifest) -> bool:
@@ -205,7 +220,9 @@ def _sweep(job: Job):
   """Removes the scratch files that killed processes left."""
   if gs.is_local(job.manifest):
     beside = job.manifest.parent
-    files.sweep([*(beside.iterdir() if beside.exists() else ()), *_walk(job)])
+    files.sweep(
+      [*(beside.iterdir() if beside.exists() else ()), *files.walk(job.outputs)]
+    )
 
 
 def _run(jobs: Sequence[Job], claims: Mapping[epath.Path, Claim]):
@@ -215,17 +232,19 @@ def _run(jobs: Sequence[Job], claims: Mapping[epath.Path, Claim]):
     say(job.stage, job.summary)
   # As they were when the work began.
   inputs, wanted = [_read_inputs(j) for j in jobs], [_wanted(j) for j in jobs]
+  begun = [manifest_lib.read(j.partial) for j in jobs]
   try:
     if jobs and jobs[0].together:
       jobs[0].together({j.name: found for j, found in zip(jobs, inputs)})
-    for job, found, result in zip(jobs, inputs, wanted):
+    for job, found, result, old in zip(jobs, inputs, wanted, begun):
       made = {}
       if job.is_host_only:
         hosts.agree(functools.partial(_into, made, job, found))
       else:
         made.update(job.run(found))
       seconds = round(time.monotonic() - start, 2)
-      made["details"] = made.get("details", {}) | {"seconds": seconds}
+      details = made.get("details", {}) | {"seconds": seconds}
+      made["details"] = details | (old.details if old else {})
       hosts.agree(claims[job.manifest].check)
       if hosts.is_first():
         dataclasses.replace(result, **made).write()
@@ -269,6 +288,9 @@ def status(job: Job) -> str:
         difference = _difference(job, old, wanted, rechecked=True)
         if difference and path == job.manifest and not job.grows:
           return f"would be refused: {difference}{_explained(job, old)}"
+        goes_on = difference or path == job.partial
+        if goes_on and (other := job.code.difference(old.details)):
+          return f"would be refused: {other}"
         return f"would go on: {difference}" if difference else same
   except UserError as e:
     return f"would be refused: {e}"
@@ -293,21 +315,9 @@ def _read_inputs(job: Job) -> dict[str, Manifest]:
 
 def _files(job: Job) -> Iterator[epath.Path]:
   """What was made of the job's outputs, without its own partial manifest."""
-  for path in _walk(job):
+  for path in files.walk(job.outputs):
     is_other = files.is_lock(path) or files.is_scratch(path)
     if path != job.partial and not is_other:
-      yield path
-
-
-def _walk(job: Job) -> Iterator[epath.Path]:
-  """All files in the job's outputs."""
-  todo = list(job.outputs)
-  while todo:
-    path = todo.pop()
-    if path.is_dir():
-      with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-        todo += path.iterdir()
-    elif path.exists():
       yield path
 
 

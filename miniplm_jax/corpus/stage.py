@@ -1,6 +1,7 @@
 """Stage tokenize: documents → ArrayRecord shards of packed rows."""
 
 from miniplm_jax.core import files, manifest
+from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.progress import Progress, say
@@ -10,6 +11,7 @@ STAGE = "tokenize"
 # Told apart by what they hold, in `inputs`: a folder may be moved.
 _BY_CONTENT = ("source", "tokenizer")
 _MANY_DOMAINS = 1000
+_CODE = ("corpus/shard.py", "corpus/readers.py")  # makes a shard
 TRAIN = "train"  # a corpus.tokenizer
 
 
@@ -35,6 +37,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       outputs=(directory,),
       summary=f"{c.source} → rows of up to {c.max_length + 1} tokens, "
       f"tokenizer {c.tokenizer}, held back from D: {shares}",
+      code=Version(_CODE, ("tokenizers",), config.run.any_code),
       run=lambda unused_inputs: _run(config, directory),
       is_host_only=True,
     )

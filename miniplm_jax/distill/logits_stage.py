@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from miniplm_jax.core import files, hosts
+from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
@@ -23,6 +24,11 @@ from miniplm_jax.score.stage import ROLES, Source
 from miniplm_jax.select.stage import kept_rows
 
 STAGE = "logits"
+_CODE = (  # makes a part
+  "distill/logits.py",
+  "distill/logits_table.py",
+  "models/huggingface.py",
+)
 
 
 class _Table(NamedTuple):
@@ -108,6 +114,7 @@ def _job(config, workdir: Workdir, table: _Table) -> Job:
       "weights": score_stage.weights_input(source),
     },
     outputs=(table.directory,),
+    code=Version(_CODE, ("jax",), config.run.any_code),
     summary=f"{what}, of selection {table.selection} under {source.name} "
     f"{source.path or 'trained here'}, {s['dtype']}",
     run=lambda found: _run(config, table, found),

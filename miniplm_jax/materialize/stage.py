@@ -7,6 +7,7 @@ them. Written shard by shard; a killed run goes on with the next shard.
 from collections.abc import Iterator
 
 from miniplm_jax.core import files
+from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.progress import Progress
@@ -14,6 +15,7 @@ from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import for_method, methods
 
 STAGE = "materialize"
+_CODE = ("materialize/writers.py", "select/source.py")  # makes a shard
 _ROWS = 1_000_000  # of a shard, as in the released data
 _STEP = 1000  # rows between words of progress
 
@@ -42,6 +44,7 @@ def _job(config, workdir: Workdir, name: str, form: str) -> Job:
       "selection": selection / MANIFEST,
     },
     outputs=(directory,),
+    code=Version(_CODE, (), config.run.any_code),
     summary=f"the rows of selection {name} as {form}",
     run=lambda inputs: _run(config, form, directory, inputs),
     is_host_only=True,

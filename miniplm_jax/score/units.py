@@ -1,28 +1,17 @@
 """Units of work: which rows one part of a score table holds."""
 
 import dataclasses
-import functools
-import hashlib
-import importlib.metadata
 import re
 
-import jax
 import numpy as np
-from etils import epath
 
-import miniplm_jax
+from miniplm_jax.core import code as code_lib
 from miniplm_jax.core import files
 from miniplm_jax.corpus.store import Corpus, shard_names
 
 _NAME = re.compile(r"part-(\d+)-(\d+)\.parquet")
 # What decides a score, given weights and rows.
-_CODE = (
-  "models/*.py",
-  "score/scorer.py",
-  "score/batching.py",
-  "trainer/batches.py",
-  "corpus/store.py",
-)
+_CODE = ("score/scorer.py", "models/regressor.py", "models/huggingface.py")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,14 +74,6 @@ def range_of(name: str) -> tuple[int, int] | None:
   return (int(found[1]), int(found[2])) if found else None
 
 
-@functools.cache
 def code() -> str:
-  """Fingerprint of the code that decides a score, with JAX's version."""
-  package = epath.resource_path("miniplm_jax")
-  content = hashlib.sha256()
-  for pattern in _CODE:
-    for path in sorted(package.glob(pattern)):
-      content.update(path.read_bytes())
-  qwix = importlib.metadata.version("qwix")
-  version = f"{miniplm_jax.__version__}, jax {jax.__version__}, qwix {qwix}"
-  return f"{content.hexdigest()[:16]} ({version})"
+  """Which version of the code decides a score, with the libraries'."""
+  return code_lib.fingerprint(_CODE, "jax", "qwix")

@@ -11,6 +11,7 @@ import collections
 import functools
 
 from miniplm_jax.core import hosts
+from miniplm_jax.core.code import Version
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
@@ -20,6 +21,7 @@ from miniplm_jax.score import uses
 from miniplm_jax.select.stage import kept_rows
 
 STAGE = "seqkd"
+_CODE = ("seqkd/continuation.py", "models/huggingface.py")  # makes a shard
 
 
 def jobs(config, workdir: Workdir) -> list[Job]:
@@ -99,6 +101,7 @@ def _job(config, workdir: Workdir, names) -> Job:
       "weights": score_stage.weights_input(source),
     },
     outputs=(directory,),
+    code=Version(_CODE, ("jax",), config.run.any_code),
     summary=f"{source.name} {source.path or 'trained here'} goes on after the "
     f"first {prompt:,} tokens of up to {settings['rows']:,} rows of selection "
     f"{names.selection} until there are {config.corpus.max_length + 1:,}, "

@@ -1,0 +1,133 @@
+"""Which version of the code made something: of what decides it, no more.
+
+A digest of the modules that a result comes from and of all that they import
+from this package, as Python understands them: comments, docstrings, layout and
+the words of errors change no result and are left out. So are `core`, which
+moves bytes and talks, and the config, which settings speak for. A list of
+modules, or a number that somebody has to raise, would be forgotten once.
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from miniplm_jax.core.errors import UserError
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_PLUMBING = "core"
+_DECIDES = ("core/splitmix.py",)  # draws
+_WORDS = ("UserError", "say")  # calls whose arguments are for people
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+  """What of the code makes the pieces of something.
+
+  Attributes:
+    modules: see `fingerprint`.
+    libraries: see `fingerprint`.
+    any_code: pieces by other versions will do.
+  """
+
+  modules: tuple[str, ...] = ()
+  libraries: tuple[str, ...] = ()
+  any_code: bool = False
+
+  def difference(self, details: Mapping[str, Any]) -> str | None:
+    """Which version began it, by its manifest's details, if not this alone."""
+    if not self.modules or self.any_code:
+      return None
+    began, here = _versions(details), fingerprint(self.modules, *self.libraries)
+    if began == [here]:
+      return None
+    return f"code {' and '.join(began)} began this, here it is {here}"
+
+  def check(self, details: Mapping[str, Any], where: str, stage: str):
+    """Raises UserError if another version began it."""
+    if difference := self.difference(details):
+      raise UserError(
+        difference,
+        where,
+        f"finish it with that version, start over with --stages={stage} "
+        "--force, or say --config.run.any_code=True if no result differs",
+      )
+
+  def joined(self, details: Mapping[str, Any] | None) -> dict[str, list[str]]:
+    """For the manifest: all versions that made pieces; None is a beginning."""
+    if not self.modules:
+      return {}
+    began = [] if details is None else _versions(details)
+    here = fingerprint(self.modules, *self.libraries)
+    return {"code": sorted({*began, here})}
+
+
+# Of what is not made piece by piece, or says of each piece what made it.
+WHOLE = Version()
+
+
+def _versions(details: Mapping[str, Any]) -> list[str]:
+  return details.get("code", ["unknown"])
+
+
+@functools.cache
+def fingerprint(modules: tuple[str, ...], *libraries: str) -> str:
+  """A short digest, and the versions of libraries.
+
+  Args:
+    modules: those that results come from, such as "corpus/shard.py".
+    *libraries: names of distributions that decide the result too.
+  """
+  content = hashlib.sha256()
+  for name in sorted(_closure(modules)):
+    content.update(f"{name}\n{_normal(_PACKAGE / name)}\n".encode())
+  versions = [f"{n} {importlib.metadata.version(n)}" for n in libraries]
+  return ", ".join([content.hexdigest()[:16], *versions])
+
+
+def _closure(modules: tuple[str, ...]) -> set[str]:
+  """The modules with all of the package that they import, at any place."""
+  seen, todo = set(), list(modules)
+  while todo:
+    name = todo.pop()
+    folder, is_below, _ = name.partition("/")
+    is_result = is_below and folder != _PLUMBING
+    if name in seen or not (is_result or name in _DECIDES):
+      continue
+    seen.add(name)
+    for node in ast.walk(ast.parse((_PACKAGE / name).read_text())):
+      if isinstance(node, ast.ImportFrom):
+        found = [f"{node.module}.{alias.name}" for alias in node.names]
+        found.append(f"{node.module}")
+      elif isinstance(node, ast.Import):
+        found = [alias.name for alias in node.names]
+      else:
+        continue
+      for full in found:
+        package, _, path = full.replace(".", "/").partition("/")
+        if package == _PACKAGE.name and (_PACKAGE / f"{path}.py").exists():
+          todo.append(f"{path}.py")
+  return seen
+
+
+class _Normal(ast.NodeTransformer):
+  """Without docstrings and what is said to people."""
+
+  def visit(self, node):
+    """Of all nodes."""
+    self.generic_visit(node)
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+      return None  # a docstring
+    if isinstance(node, ast.Call):
+      name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+      if name in _WORDS:
+        node.args, node.keywords = [], []
+    return node
+
+
+def _normal(path: pathlib.Path) -> str:
+  return ast.unparse(_Normal().visit(ast.parse(path.read_text())))
