@@ -289,7 +289,8 @@ failed() { # what the run itself says
   grep -m 1 '^error: ' <<<"$text" >&2 || echo "$text" >&2
   if [[ $UNATTENDED ]]; then
     mkdir -p "$RESULTS"
-    worker all follow 1 >"$RESULTS/log" && todo="see $RESULTS/log, mend it"
+    remote all 'tail -n 1000 miniplm/log' >"$RESULTS/log" &&
+      todo="see $RESULTS/log, mend it"
   else
     todo+="; the TPU costs until delete"
   fi
