@@ -54,4 +54,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
   app.define_help_flags()
-  sys.exit(main(sys.argv))
+  hosts.finish(main(sys.argv))

@@ -202,6 +202,24 @@ def test_a_signal_waits_until_a_loop_asks(number, code):
     assert reached
 
 
+@pytest.mark.parametrize(
+  ("error", "line"),
+  [
+    (OSError(28, "No space left on device"), "No space left on device, f, mak"),
+    (OSError(2, "No such file", "other"), "No such file, other, check that"),
+    (
+      OSError("cannot write: No space left on device"),
+      "cannot write: No space",
+    ),
+  ],
+)
+def test_an_error_of_the_disk_names_the_file(error, line):
+  with pytest.raises(OSError) as e, errors.naming("f"):
+    raise error
+  assert errors.one_line(e.value).startswith(line)
+  assert "None" not in str(e.value)
+
+
 def test_a_job_does_not_begin_after_a_signal(tmp_path):
   with helpers.signals_handled():
     os.kill(os.getpid(), signal.SIGTERM)

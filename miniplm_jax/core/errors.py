@@ -84,6 +84,9 @@ def naming(path: os.PathLike | str) -> Iterator[None]:
   try:
     yield
   except OSError as e:
+    if e.errno is None:  # of a library, in words alone
+      found = _errno(e) or errno.EIO
+      raise OSError(found, shortened(e), os.fspath(path)) from e
     e.filename = e.filename or os.fspath(path)
     raise
 

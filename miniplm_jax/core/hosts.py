@@ -180,10 +180,7 @@ def stops_at(step: int, signum: int | None) -> int | None:
 
 
 def raise_if_stopped():
-  """Raises Stopped if a signal has come to this process, and it is alone.
-
-  Processes of a pod stop together, where they `agree`; or at the deadline.
-  """
+  """Raises Stopped if a signal has come; those of a pod stop in `agree`."""
   if _count == 1:
     errors.raise_if_stopped()
 
@@ -272,6 +269,18 @@ def fail(e: BaseException, debug: bool) -> NoReturn:
   if not shown:
     leave(1, f"{type(e).__name__}: {e}")
   leave(1, f"error: {errors.one_line(shown)}")
+
+
+def finish(status: int) -> NoReturn:
+  """Ends a process whose work is done; at once, if it is alone.
+
+  What JAX tears down takes seconds, and threads can end it otherwise.
+  """
+  if _count > 1:
+    sys.exit(status)
+  with contextlib.suppress(OSError):
+    sys.stdout.flush()
+  os._exit(status)
 
 
 def leave(status: int, line: str) -> NoReturn:
