@@ -149,9 +149,9 @@ FIELDS: Section = {
   "equal_flops": switch(True),
   # Text → rows.
   "corpus": {
-    # Files (.jsonl and .json, with .gz or .zst; .parquet; .txt, .md; packed
-    # rows as .bin with .idx), a folder, a glob; tfds:NAME, hf:ORG/NAME or
-    # a folder that either library saved; or "embedded", text that every
+    # Files (.jsonl and .json, with .gz, .zst, .bz2 or .xz; .parquet; .txt,
+    # .md; ids as .bin with .idx), a folder, a glob; tfds:NAME, hf:ORG/NAME
+    # or a folder that either library saved; or "embedded", text that every
     # installation carries.
     "source": path(""),
     "split": text("train"),  # of a source that has splits

@@ -142,7 +142,8 @@ def hf_parts(
   if hasattr(rows, "num_shards") and not hasattr(rows, "data"):
     n = rows.num_shards
     info = (rows.info.splits or {}).get(split)
-    cuts = [(i, i + 1, (info.num_bytes if info else 0) // n) for i in range(n)]
+    n_bytes = ((info and info.num_bytes) or 0) // max(n, 1)
+    cuts = [(i, i + 1, n_bytes) for i in range(n)]
     names = [f"{i} of {n}" for i in range(n)]
   else:
     each = max(rows.data.nbytes // max(len(rows), 1), 1)
