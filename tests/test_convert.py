@@ -23,6 +23,7 @@ from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import stage as tokenize_stage
 from miniplm_jax.corpus import tokenizer
 from miniplm_jax.corpus.store import Corpus, Instance
+from miniplm_jax.score import stage as score_stage
 
 # Two to four bytes a character, so that rows' ends cut some.
 TEXTS = (
@@ -388,7 +389,7 @@ def test_texts_begin_as_rows_do(setup, bos):
   )
   engine.save(str(folder / "tokenizer.json"))
   corpus.manifest = dataclasses.replace(
-    corpus.manifest, tokenizer=corpus.tokenizer().fingerprint
+    corpus.manifest, tokenizer=tokenizer.load(folder, EOS).fingerprint
   )
   exported = corpus.tokenizer_files()["tokenizer.json"].decode()
   first = {row.ids[0] for row in corpus.read(range(len(corpus)))}
@@ -399,6 +400,25 @@ def test_texts_begin_as_rows_do(setup, bos):
   tokenizer.save(tokenizer.train(TEXTS, 300, EOS), folder)
   with pytest.raises(UserError, match="the corpus was made with"):
     corpus.tokenizer_files()
+
+
+def test_tokens_that_no_row_has_need_not_be_known(setup, tmp_path):
+  """Neither by the model nor by its tokenizer; others are compared."""
+  corpus = setup.corpus
+  ids = np.concatenate([r.ids for r in corpus.read(range(len(corpus)))])
+  assert corpus.ids == ids.max() + 1 < corpus.tokenizer().vocab_size + 1
+  corpus.check_vocabulary(corpus.ids, "here", "")
+  with pytest.raises(UserError, match=f"has {corpus.ids} token ids"):
+    corpus.check_vocabulary(corpus.ids - 1, "here", "")
+  engine = tokenizer.load_engine(corpus.directory / "tokenizer")
+  engine.add_special_tokens(["<tool>", "<fill>"])
+  engine.save(str(tmp_path / "tokenizer.json"))
+  score_stage._check_tokenizer(epath.Path(tmp_path), corpus)
+  body = json.loads(engine.to_str())
+  body["model"]["merges"] = body["model"]["merges"][:-1]
+  (tmp_path / "tokenizer.json").write_text(json.dumps(body))
+  with pytest.raises(UserError, match="another tokenizer"):
+    score_stage._check_tokenizer(epath.Path(tmp_path), corpus)
 
 
 def test_data_of_the_wrong_vocabulary_cannot_be_trained_on(copy, student):

@@ -105,6 +105,20 @@ def test_a_qwen2_can_be_written_as_the_llama_that_it_is(tmp_path, mesh):
     huggingface.load(directory, mesh)
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_weights_of_the_base_model_are_those_of_the_whole(tmp_path, mesh, name):
+  """Saved without the head, as transformers loads them."""
+  arch = dataclasses.replace(SHAPES[name], tie_word_embeddings=True)
+  directory = saved(tmp_path, arch)
+  prefix = "backbone." if name == "mamba" else "model."
+  tensors = {
+    key.removeprefix(prefix): value
+    for key, value in huggingface.to_tensors(new(arch)).items()
+  }
+  safetensors.numpy.save_file(tensors, directory / "model.safetensors")
+  assert equal(huggingface.load(directory, mesh), new(arch))
+
+
 def test_a_llama_that_transformers_refuses_is_refused():
   shape = {"hidden_size": 36, "num_attention_heads": 8, "head_dim": 4}
   dataclasses.replace(TRANSFORMER, **shape)

@@ -71,10 +71,11 @@ class Maker:
       "name": part.name,
       "fingerprint": part.fingerprint(),
       "broken": [],
+      "highest_id": 0,
     }
     records = self._good(part.read(), counts, details["broken"])
     names = store.shard_names(number, parts)
-    rows = self._instances(number, records, counts)
+    rows = self._instances(number, records, counts, details)
     store.write_shard(self._directory, names, rows, counts, details)
 
   def _good(self, records, counts, sample):
@@ -111,14 +112,15 @@ class Maker:
       return Broken("a row with nothing to score", where, "leave it out")
     return row
 
-  def _instances(self, number: int, records, counts):
-    """The shard's rows; counts them."""
+  def _instances(self, number: int, records, counts, details):
+    """The shard's rows; counts them, and notes their highest id."""
     recipe, n_bytes = self._recipe, self._encoder.byte_lengths
     for domain, row in self._rows(records):
       hashed = store.hash_of(row.ids, recipe.seed)
       split = store.split_of(hashed, recipe.shares)
       counts["rows"] += 1
       counts["tokens"] += len(row.ids)
+      details["highest_id"] = max(details["highest_id"], int(row.ids.max()))
       counts[f"split {split}"] += 1
       yield store.Instance(
         ids=row.ids,

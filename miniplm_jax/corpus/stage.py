@@ -190,11 +190,8 @@ def _merge(config, parts, directory, encoder):
   commit = datasets.commit(c.source) if c.source.startswith(HF) else ""
   counts, described = store.merge(directory, len(parts))
   indices = [store.shard_names(i, len(parts))[1] for i in range(len(parts))]
-  broken = [
-    record
-    for name in indices
-    for record in store.read_details(directory / name)["broken"]
-  ]
+  made = [store.read_details(directory / name) for name in indices]
+  broken = [record for of_shard in made for record in of_shard["broken"]]
   if broken:
     path = shard.write_sample(directory, broken)
     shard.refuse_broken(
@@ -230,6 +227,9 @@ def _merge(config, parts, directory, encoder):
     "details": {
       "eos_id": encoder.eos_id,
       "vocab_size": encoder.vocab_size,
+      "highest_id": max(
+        of_shard.get("highest_id", encoder.vocab_size - 1) for of_shard in made
+      ),
       "source": c.source,
       "tokenizer": c.tokenizer,
       "parts": [part.name for part in parts],

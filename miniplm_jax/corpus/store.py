@@ -249,6 +249,12 @@ class Corpus:
     return self.manifest.details["eos_id"]
 
   @property
+  def ids(self) -> int:
+    """The highest id of a row and one more; the tokenizer's, if not noted."""
+    details = self.manifest.details
+    return details.get("highest_id", details["vocab_size"] - 1) + 1
+
+  @property
   def bos_id(self) -> int | None:
     """The id that every row starts with, if there is one."""
     return self.manifest.details.get("bos_id")
@@ -298,10 +304,11 @@ class Corpus:
 
   def check_vocabulary(self, vocab_size: int, where: str, todo: str):
     """Raises UserError if there are ids that a model does not have."""
-    ids = self.manifest.details["vocab_size"]
-    if ids > vocab_size:
+    if self.ids > vocab_size:
       raise UserError(
-        f"the corpus has {ids} token ids, the model {vocab_size}", where, todo
+        f"the corpus has {self.ids} token ids, the model {vocab_size}",
+        where,
+        todo,
       )
 
   def tokenizer(self) -> Tokenizer:
@@ -323,11 +330,7 @@ class Corpus:
     return found
 
   def tokenizer_files(self) -> dict[str, bytes]:
-    """What a Hugging Face directory needs of it, by file name.
-
-    Raises:
-      UserError: it is not the one that the corpus was made with.
-    """
+    """What a Hugging Face directory needs of it, by name, checked."""
     return self.tokenizer().to_files(self._bos_token)
 
   def text_engine(self):

@@ -103,10 +103,15 @@ class Tokenizer:
     """The text of some ids, special tokens included."""
     return self._engine.decode([int(i) for i in ids], skip_special_tokens=False)
 
-  def model(self) -> tuple[Any, ...]:
-    """What decides which ids a text gets: the vocabulary and the merges."""
+  def model(self, below: int | None = None) -> tuple[Any, ...]:
+    """What decides which ids a text gets: the vocabulary and the merges.
+
+    Args:
+      below: leaves out the tokens with this id or a higher one.
+    """
+    vocab = self._engine.get_vocab(with_added_tokens=True)
     return (
-      self._engine.get_vocab(with_added_tokens=True),
+      {t: i for t, i in vocab.items() if below is None or i < below},
       [_pair(m) for m in self._body["model"].get("merges", ())],
     )
 

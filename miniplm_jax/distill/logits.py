@@ -79,7 +79,9 @@ class Labeller:
     function = functools.partial(
       labels,
       settings=settings,
-      vocabulary=corpus.manifest.details["vocab_size"],
+      vocabulary=min(
+        corpus.manifest.details["vocab_size"], model.arch.vocab_size
+      ),
       dtype=jnp.dtype(settings["dtype"]),
     )
     self._program = placement.program(function, mesh)

@@ -120,7 +120,6 @@ def _loaded(make, config, it: Subject, inputs: Mapping[str, Manifest]):
     _held.clear()
     c, run = config.evaluation, config.run
     corpus = open_corpus(inputs)
-    corpus.check_tokenizer()
     mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
     _held[key] = make(
       it.load(inputs, mesh, c.dtype),

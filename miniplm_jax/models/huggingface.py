@@ -82,6 +82,7 @@ def _load(directory, paths: Sequence[pathlib.Path], mesh: Mesh, dtype: Any):
             "fetch the weights again",
           )
         found[name] = _Tensor(path, name, shape, piece.get_dtype())
+  found = tensor_names.prefixed(arch, found)
   for name in tensor_names.zeros(arch).keys() & found.keys():
     if np.any(found[name].read(slice(None))):
       raise UserError(

@@ -1,5 +1,6 @@
 """Which tensor of a safetensors file is which of our parameters."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +87,17 @@ STORED = {"transformer": _TRANSFORMER, "mamba": _MAMBA}
 
 # Tensors that some files carry and no reader needs.
 IGNORED = ("rotary_emb.inv_freq",)
+
+
+def prefixed(arch: Architecture, found: Mapping[str, Any]) -> dict[str, Any]:
+  """Tensors by their usual names, also if the model without head was saved."""
+  prefix = "backbone." if arch.family == "mamba" else "model."
+  if any(name.startswith(prefix) for name in found):
+    return dict(found)
+  return {
+    name if name.startswith("lm_head.") else prefix + name: tensor
+    for name, tensor in found.items()
+  }
 
 
 def zeros(arch: Architecture) -> dict[str, tuple[int, ...]]:

@@ -48,7 +48,9 @@ class Continuation:
       seed=settings.seed,
       eos_ids=(corpus.eos_id,),
       # The head may have rows that belong to no token.
-      vocabulary=corpus.manifest.details["vocab_size"],
+      vocabulary=min(
+        corpus.manifest.details["vocab_size"], model.arch.vocab_size
+      ),
       dtype=jnp.dtype(settings.dtype),
     )
     self._seconds, self._drawn = 0.0, 0
