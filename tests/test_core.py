@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import gc
 import json
@@ -94,6 +95,20 @@ def test_a_view_is_made_again_when_what_it_shows_changes(tmp_path):
   changed = job(tmp_path, settings={"a": 3}, is_view=True)
   assert status(changed) == "would run again"
   assert done(changed).settings == {"a": 3}
+
+
+def test_a_measurement_follows_what_it_measures_alone(tmp_path):
+  """As an evaluation after a forced training with other settings."""
+  first = job(tmp_path, is_measure=True)
+  execute([first])
+  other = {"text": lambda: "of another model"}
+  again = dataclasses.replace(first, inputs=other)
+  assert status(again) == "would run again"
+  assert done(again).inputs == {"text": "of another model"}
+  changed = dataclasses.replace(again, settings={"a": (1, 3)})
+  with pytest.raises(UserError, match=r"settings\.a is"):
+    execute([changed])
+  assert done(again).inputs == {"text": "of another model"}
 
 
 def test_what_failed_before_it_made_anything_leaves_nothing(tmp_path):
