@@ -11,6 +11,7 @@ Claims are written with tensorstore's conditional writes, which are locks and
 renames on a disk and generation preconditions on gs://.
 """
 
+import contextlib
 import json
 import os
 import threading
@@ -137,7 +138,10 @@ class Board:
     with self._lock:
       made = self._held.pop(name, None)
       if made is not None:
-        self.write(name, None, made)
+        # On a full disk, where something worse is being said; then it goes
+        # like that of a process that was killed.
+        with contextlib.suppress(OSError):
+          self.write(name, None, made)
 
   def clear(self, names: Container[str]):
     """Removes the claims `names`, whoever has them, and those of the dead.
