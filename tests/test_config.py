@@ -1,6 +1,7 @@
 """What a configuration may say: a rule for every field, and of several."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -172,6 +173,16 @@ def test_no_name_leads_out_of_its_folder(tmp_path):
     ):
       with pytest.raises(UserError, match="the name"):
         folder(name)
+
+
+def test_no_job_touches_what_is_not_in_the_workdir(tmp_path):
+  root = pipeline.epath.Path(tmp_path / "run")
+  for output in (root, root / "scores" / "..", root / ".." / "x", tmp_path):
+    job = types.SimpleNamespace(manifest=root / "x" / "y", outputs=(output,))
+    with pytest.raises(UserError, match="not in the workdir"):
+      pipeline._refuse_outside([job], Workdir(root))
+  job.outputs = root / "x", root / "report.html"
+  pipeline._refuse_outside([job], Workdir(root))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pickle
 import shlex
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -430,3 +431,19 @@ def test_rows_that_the_task_does_not_give_are_no_selection(copy, monkeypatch):
     job_lib.execute(jobs(copy, "array_record"))
   folder = copy / "run/selection/miniplm/materialized"
   assert not list(folder.glob("*.parquet"))
+
+
+def test_a_row_without_a_score_is_said(monkeypatch):
+  columns = {
+    "row_id": np.array([3, 5]),
+    "nll_sum": np.array([1.5, 2.5], np.float32),
+    "n_tokens": np.array([7, 8], np.int32),
+  }
+  monkeypatch.setattr(tasks._Table, "_read", lambda self, i: columns)
+  path = epath.Path("scores/manifest.json")
+  names = {"part-00000003-00000006.parquet": {}}
+  scored = tasks._Table(types.SimpleNamespace(files=names, path=path))
+  assert scored.look_up(5) == (2.5, 8)
+  for missing in (0, 4, 6):
+    with pytest.raises(UserError, match=f"row {missing} has no score"):
+      scored.look_up(missing)

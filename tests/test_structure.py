@@ -122,7 +122,8 @@ def test_help_and_dry_run_answer_at_once(tmp_path, flag):
     capture_output=True,
     text=True,
     check=True,
-    env=environment(),
+    # It has other characters to say.
+    env=environment() | {"PYTHONIOENCODING": "ascii"},
   )
   # import time: self [us] | cumulative | package
   lines = done.stderr.splitlines()
