@@ -303,6 +303,7 @@ def main() -> int:
   parser.add_argument("--disks", type=int, default=10)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--jobs", type=int, default=2, help="tries at once")
+  parser.add_argument("--rlimit", action="store_true", help="mount nothing")
   given = parser.parse_args()
   start = time.monotonic()
   with tempfile.TemporaryDirectory(prefix="miniplm_jax_kills_") as name:
@@ -310,7 +311,7 @@ def main() -> int:
     global TEXT
     TEXT = base / "text.jsonl"
     helpers.write_corpus(TEXT)
-    mounts = _can_mount(base)
+    mounts = not given.rlimit and _can_mount(base)
     print("full disks: " + ("tmpfs" if mounts else "RLIMIT_FSIZE"), flush=True)
     sweep = Sweep(base, given.seed)
     with futures.ThreadPoolExecutor(given.jobs) as pool:
