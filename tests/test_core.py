@@ -235,6 +235,15 @@ def test_an_error_of_the_disk_names_the_file(error, line):
   assert "None" not in str(e.value)
 
 
+@pytest.mark.parametrize("words", ["Too many open files", "x is corrupt"])
+def test_a_limit_is_not_taken_for_damage(words):
+  with pytest.raises(Exception) as e, errors.parsing("f", "restore it"):
+    raise RuntimeError(f"open f: {words}")
+  line = errors.one_line(hosts.explained(e.value))
+  assert ("ulimit" in line) != ("damaged" in line and "restore it" in line)
+  assert ("ulimit" in line) == (words[0] == "T")
+
+
 def test_a_job_does_not_begin_after_a_signal(tmp_path):
   with helpers.signals_handled():
     os.kill(os.getpid(), signal.SIGTERM)

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import json
 import pathlib
 import resource
@@ -26,7 +25,15 @@ from miniplm_jax import config as config_lib
 from miniplm_jax.core import errors
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import huggingface, sharding
-from miniplm_jax.trainer import batches, boards, clock, loop, metrics, optimizer
+from miniplm_jax.trainer import (
+  batches,
+  boards,
+  checkpoints,
+  clock,
+  loop,
+  metrics,
+  optimizer,
+)
 from miniplm_jax.trainer.checkpoints import Checkpoints
 from miniplm_jax.trainer.objective import NextToken
 
@@ -275,21 +282,48 @@ def test_a_mixture_is_resumed_in_the_middle(corpus, mesh, tmp_path):
   assert_same_run(tmp_path / "two", tmp_path / "one", 12)
 
 
-def test_a_checkpoint_of_another_run_is_refused(corpus, mesh, tmp_path):
-  def run(folder, seed, **given):
-    made = spec(corpus, tmp_path / folder, steps=8, seed=seed, **given)
-    made_by = {"settings": {"train": dict(made.train)}}
-    return dataclasses.replace(made, made_by=made_by)
+def test_a_checkpoint_of_another_run_is_refused(mesh, tmp_path):
+  where = jax.NamedSharding(mesh, jax.P())
+  state = {"step": jax.device_put(jnp.int32(4), where)}
+  shapes = {"step": jax.ShapeDtypeStruct((), jnp.int32, sharding=where)}
 
-  loop.train(run("one", 0), mesh)
-  stopped(run("two", 1, objective={"stop_at": 2}), mesh)
-  one, two = (tmp_path / name / "checkpoints" for name in ("one", "two"))
-  shutil.copytree(one / "4", two / "4")
-  with pytest.raises(UserError, match=r"4 is of another run: settings\.train"):
-    loop.train(run("two", 1), mesh)
-  assert saved(tmp_path / "two") == [2, 4]  # what is there is the user's
-  shutil.rmtree(two / "4")
-  loop.train(run("two", 1), mesh)
+  def opened(folder, seed):
+    made_by = {"settings": {"train": {"seed": seed}}} if seed else None
+    kept = Checkpoints(tmp_path / folder, None, made_by=made_by)
+    return contextlib.closing(kept)
+
+  for step, (folder, seed) in enumerate(
+    [("one", 1), ("two", 2), ("old", 0)], 1
+  ):
+    with opened(folder, seed) as kept:
+      kept.save(step, state)
+  shutil.copytree(tmp_path / "two" / "2", tmp_path / "one" / "2")
+  refused = r"2 is of another run: settings\.train\.seed is 2 there and 1 here"
+  with opened("one", 1) as kept, pytest.raises(UserError, match=refused):
+    kept.restore_newest("x", shapes)
+  assert (tmp_path / "one" / "2").exists()  # what is there is the user's
+  for folder, seed, step in (("two", 2, 2), ("old", 1, 3)):
+    with opened(folder, seed) as kept:
+      assert kept.restore_newest("x", shapes)[0] == step
+
+
+def test_a_passing_fault_is_not_taken_for_damage(
+  corpus, partial, mesh, tmp_path, monkeypatch
+):
+  shutil.copytree(partial[0], tmp_path, dirs_exist_ok=True)
+  restore = checkpoints.ocp.PyTreeCheckpointHandler.restore
+
+  def fails_once(self, directory, **more):
+    monkeypatch.undo()
+    raise ValueError(f"open {directory}: Too many open files")
+
+  monkeypatch.setattr(
+    checkpoints.ocp.PyTreeCheckpointHandler, "restore", fails_once
+  )
+  with pytest.raises(ValueError, match=r"12.*: Too many open files"):
+    loop.train(spec(corpus, tmp_path, steps=20), mesh)
+  assert checkpoints.ocp.PyTreeCheckpointHandler.restore is restore
+  assert saved(tmp_path) == [8, 12]  # none is set aside
 
 
 @contextlib.contextmanager

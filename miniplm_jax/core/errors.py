@@ -108,11 +108,10 @@ def parsing(path: os.PathLike | str, todo: str) -> Iterator[None]:
     RuntimeError,  # of C++, and RecursionError
     OSError,  # of pyarrow, that has no number
   ) as e:
-    if isinstance(e, OSError) and e.errno is not None:
+    if is_of_the_machine(e) or getattr(e, "errno", None) is not None:
       raise
     what = f"the file is damaged ({type(e).__name__}: {shortened(e)})"
-    damaged = UserError(what, os.fspath(path), todo)
-    raise from_outside(e) or damaged from e
+    raise UserError(what, os.fspath(path), todo) from e
 
 
 def _errno(e: BaseException) -> int | None:
@@ -123,12 +122,23 @@ def _errno(e: BaseException) -> int | None:
   return next((n for n in _OF_THE_SYSTEM if os.strerror(n) in said), None)
 
 
+def _is_of_the_network(e: BaseException) -> bool:
+  root = type(e).__module__.partition(".")[0]
+  return root in _OF_THE_NETWORK or bool(_STATUS.match(str(e)))
+
+
+def is_of_the_machine(e: BaseException) -> bool:
+  """Whether memory, disk, limits, network or login failed: no file did."""
+  is_system = _errno(e) in _OF_THE_SYSTEM
+  return is_system or isinstance(e, MemoryError) or _is_of_the_network(e)
+
+
 def from_outside(e: BaseException) -> UserError | OSError | None:
   """What to tell of an error of memory, network, login or disk; else None."""
   kind = f"{type(e).__module__}.{type(e).__name__}"
   if isinstance(e, UserError):
     return e
-  if kind.partition(".")[0] in _OF_THE_NETWORK or _STATUS.match(str(e)):
+  if _is_of_the_network(e):
     return UserError(
       f"the network, a server or a login failed ({kind}: {shortened(e)})",
       "a request to a bucket or to the hub",
@@ -144,8 +154,8 @@ def from_outside(e: BaseException) -> UserError | OSError | None:
       "give it more, or let fewer programs and workers run on it",
     )
   if number := _errno(e):
-    where, todo = shortened(e), _OF_THE_SYSTEM[number]
-    return UserError(os.strerror(number), where, todo)
+    todo = _OF_THE_SYSTEM.get(number, _USABLE)
+    return UserError(os.strerror(number), shortened(e), todo)
   return None
 
 

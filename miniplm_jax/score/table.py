@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files, hosts
+from miniplm_jax.core import errors, files, hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.score.units import Unit, range_of
@@ -130,6 +130,8 @@ def read_part(path: epath.Path, header_only: bool = False) -> Part:
   except FileNotFoundError:
     damaged(path, "is missing")
   except Exception as e:  # of damaged bytes: whatever the reader raises
+    if errors.is_of_the_machine(e):
+      raise
     damaged(path, f"is damaged ({e})")
   return Part(path, unit, made_by, sums, columns)
 

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from miniplm_jax.core import gs, hosts, manifest
+from miniplm_jax.core import errors, gs, hosts, manifest
 from miniplm_jax.core.errors import UserError, shortened
 from miniplm_jax.core.progress import say
 
@@ -216,7 +216,7 @@ class Checkpoints:
           raise KeyError("/".join(_keys(path)))
       jax.block_until_ready(content)
     except Exception as e:  # orbax raises that very class for lost chunks
-      if hosts.is_out_of_memory(e):
+      if hosts.is_out_of_memory(e) or errors.is_of_the_machine(e):
         raise  # nothing is wrong with the checkpoint
       why = f"it cannot be read ({_short(e)})"
     if _any_process(bool(why)):
