@@ -305,7 +305,7 @@ def test_a_begun_shard_goes_on_as_it_was_written(copy):
   place = good.schema.get_field_index("hash")
   other = good.set_column(place, "hash", pa.array(hashes[::-1], pa.uint64()))
   pq.write_table(other, index)
-  with pytest.raises(UserError, match=rf"columns are not those.*{index.name}"):
+  with pytest.raises(UserError, match=rf"content is not that.*{index.name}"):
     execute(copy, "tokenize")
   index.write_bytes(index.read_bytes()[:-9] + b"x" * 9)
   with pytest.raises(UserError, match=rf"damaged.*{index.name}"):

@@ -15,6 +15,7 @@ from etils import epath
 from helpers import environment, refused, run, write_corpus
 
 from miniplm_jax import config as config_lib
+from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import MANIFEST
@@ -330,7 +331,34 @@ def test_turns_choose_the_tokens_of_the_whole_batch(mesh):
 def test_a_row_that_is_not_finite_is_refused():
   row = np.array([1, np.nan], np.float32), np.zeros((2, 1), np.int32), None
   with pytest.raises(UserError, match="of row 7 are not finite"):
-    logits_table.encode(7, row)
+    logits_table.encode(7, row, "mark")
+
+
+def test_labels_of_another_table_are_refused(tmp_path):
+  settings = {"kind": "top_k", "ids": 1, "rows_per_part": 2, "seed": 0}
+  nll, ids = np.ones(3, np.float32), np.array([[4], [5], [6]], np.int32)
+  row = nll, ids, np.zeros((3, 1), np.float32)
+  path = tmp_path / logits_table.part_name(0, 1)
+
+  def read(weights, seed=0):
+    made = manifest_lib.Manifest(
+      epath.Path(tmp_path / MANIFEST),
+      stage="logits",
+      settings=settings | {"seed": seed},
+      inputs={},
+      weights=weights,
+      counts={"parts": 1},
+      files={path.name: files.describe(path)},
+    )
+    table = logits_table.LogitsTable(made, np.arange(2))
+    return table.read([1], 3)["ids"][0]
+
+  mark = logits_table.mark(settings, "mine")
+  records = [logits_table.encode(i, row, mark) for i in range(2)]
+  logits_table.write_part(path, records)
+  assert read("mine").tolist() == read("mine", seed=5).tolist() == ids.tolist()
+  with pytest.raises(UserError, match=f"another table.*{path.name}"):
+    read("another model")
 
 
 METHODS = (

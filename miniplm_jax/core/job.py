@@ -350,7 +350,7 @@ def _difference(
   given = {
     name: old.fingerprint_by(source)
     for name, source in job.inputs.items()
-    if callable(source)
+    if hasattr(source, "former")
   }
   wanted = dataclasses.replace(wanted, inputs=wanted.inputs | given)
 

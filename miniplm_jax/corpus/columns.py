@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -15,7 +15,7 @@ from miniplm_jax.core.manifest import Manifest
 
 _NAMES = ("domain", "split")
 _AT_A_TIME = 65_536  # values that are hashed as Python objects
-DIGEST = "columns"  # in an index: of its own columns
+DIGEST = "content"  # in an index: of its columns and what it says
 AT_ONCE = 16  # files that are read; from gs:// each is some requests
 
 
@@ -37,14 +37,15 @@ def facts(index: epath.Path, is_checked: bool = False) -> dict[str, Any]:
     metadata = file.schema_arrow.metadata
     found = {k.decode(): json.loads(v) for k, v in metadata.items()}
     # Indices of earlier versions do not say it.
-    if is_checked and found.get(DIGEST, "") not in ("", digest(file.read())):
-      raise ValueError("its columns are not those that were written")
+    written = found.pop(DIGEST, "")
+    if is_checked and written and written != digest(file.read(), found):
+      raise ValueError("its content is not that which was written")
   return found
 
 
-def digest(table) -> str:
-  """sha256 of the values of a table's columns."""
-  total = hashlib.sha256()
+def digest(table, said: Mapping[str, Any]) -> str:
+  """sha256 of the values of an index's columns, and of what it says beside."""
+  total = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
   for name in table.column_names:
     for start in range(0, table.num_rows, _AT_A_TIME):
       values = table[name].slice(start, _AT_A_TIME).to_pylist()

@@ -178,7 +178,7 @@ def write_shard(
   flush()
   table = pa.concat_tables(tables)
   facts = {"counts": counts, "details": details or {}, _FILE: written}
-  facts[columns.DIGEST] = columns.digest(table)
+  facts[columns.DIGEST] = columns.digest(table, facts)
   table = table.replace_schema_metadata(
     {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
   )

@@ -6,6 +6,7 @@ nothing to do.
 """
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.distill import logits_table
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score import stage as score_stage
 from miniplm_jax.score import uses
@@ -71,13 +73,9 @@ def inputs(config, workdir: Workdir, names) -> dict[str, Input]:
   """
   table = _table(config, workdir, names)
   path = table.directory / MANIFEST
-  how = table.source, dict(table.settings), path, STAGE, _idle(table.settings)
-  return {STAGE: path, "logits_of": lambda: uses.as_configured(*how)}
-
-
-def _idle(settings) -> tuple[str, ...]:
-  """The seed, where nothing is drawn."""
-  return ("seed",) if settings["kind"] == "top_k" else ()
+  how = table.source, dict(table.settings), path, STAGE
+  idle = logits_table.idle(table.settings)
+  return {STAGE: path, "logits_of": lambda: uses.as_configured(*how, idle)}
 
 
 def _table(config, workdir: Workdir, names) -> _Table | None:
@@ -107,7 +105,7 @@ def _job(config, workdir: Workdir, table: _Table) -> Job:
     stage=STAGE,
     manifest=table.directory / MANIFEST,
     settings=s,
-    idle=_idle(s),
+    idle=logits_table.idle(s),
     inputs={
       "corpus": workdir.corpus / MANIFEST,
       "selection": workdir.selection(table.selection) / MANIFEST,
@@ -123,7 +121,6 @@ def _job(config, workdir: Workdir, table: _Table) -> Job:
 
 def _run(config, table: _Table, inputs) -> dict[str, Any]:
   from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.distill import logits_table
   from miniplm_jax.distill.logits import Labeller
   from miniplm_jax.models import huggingface, sharding
 
@@ -140,6 +137,8 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   dtype = settings["dtype"]
   model = score_stage.load_checked(table.source, corpus, mesh, dtype)
+  weights = huggingface.weights_fingerprint(model)
+  mark = logits_table.mark(settings, weights)
   labeller = Labeller(model, corpus, mesh, settings)
   rows, size = kept_rows(inputs["selection"]), settings["rows_per_part"]
   units = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -153,7 +152,8 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
   ) as progress:
     for i in todo:
       found = labeller(units[i], progress.update)
-      records = map(logits_table.encode, units[i].tolist(), found)
+      marks = itertools.repeat(mark)
+      records = map(logits_table.encode, units[i].tolist(), found, marks)
       # All processes label, one writes.
       write = logits_table.write_part, directory / names[i], records
       hosts.agree(functools.partial(*write))
@@ -165,7 +165,7 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
   say(STAGE, f"{tokens:,} tokens, {stored / tokens:.1f} bytes a token")
   return {
     "tokenizer": corpus.manifest.tokenizer,
-    "weights": huggingface.weights_fingerprint(model),
+    "weights": weights,
     "files": described,
     "counts": {"rows": len(rows), "tokens": tokens, "parts": len(units)},
     "details": {

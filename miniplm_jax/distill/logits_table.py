@@ -10,6 +10,7 @@ float16 keeps a log-probability above −16 to 0.004, so p to 0.4 %.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -33,12 +34,24 @@ def part_name(part: int, parts: int) -> str:
   return f"part-{part:05d}-of-{parts:05d}.array_record"
 
 
-def encode(row_id: int, row: Row) -> bytes:
+def idle(settings: Mapping[str, Any]) -> tuple[str, ...]:
+  """Settings of a table without effect: a seed, where nothing is drawn."""
+  return ("seed",) if settings["kind"] == "top_k" else ()
+
+
+def mark(settings: Mapping[str, Any], weights: str) -> str:
+  """What each record says of how and by which weights it was made."""
+  kept = {k: v for k, v in settings.items() if k not in idle(settings)}
+  return files.digest([kept, weights])[:16]
+
+
+def encode(row_id: int, row: Row, mark: str) -> bytes:
   """A record.
 
   Args:
     row_id: of the corpus.
     row: nll float32 [T], ids int32 [T, K], log-probs float32 [T, K] or None.
+    mark: from `mark`.
 
   Raises:
     UserError: a number is not finite.
@@ -54,6 +67,7 @@ def encode(row_id: int, row: Row) -> bytes:
   steps_TxK = np.diff(id_TxK, axis=-1, prepend=np.int32(0))
   body = {
     "row_id": row_id,
+    "mark": mark,
     "nll": np.ascontiguousarray(nll_T, "<f4").tobytes(),
     "ids": np.ascontiguousarray(steps_TxK, "<i4").tobytes(),
   }
@@ -91,6 +105,7 @@ class LogitsTable:
     manifest.check_sizes()
     self._manifest, self._rows = manifest, kept_rows
     self._size = manifest.settings["rows_per_part"]
+    self._mark = mark(manifest.settings, manifest.weights)
     directory, parts = manifest.directory, manifest.counts["parts"]
     self._path_of = lambda part: directory / part_name(part, parts)
     self._readers = Readers(self._path_of)
@@ -133,6 +148,9 @@ class LogitsTable:
         str(self._manifest.directory),
         _AGAIN,
       )
+    # Those of earlier versions have none.
+    if body.get("mark", self._mark) != self._mark:
+      raise ValueError("it is of another table")
     nll_T = np.frombuffer(body["nll"], "<f4")
     shape = len(nll_T), found["ids"].shape[-1]
     steps_TxK = np.frombuffer(body["ids"], "<i4").reshape(shape)

@@ -104,16 +104,21 @@ def result(folder: pathlib.Path, stage: str, said: str) -> object:
     paths = sorted(p for pattern in patterns for p in run.glob(pattern))
     return {str(p.relative_to(run)): p.read_bytes() for p in paths}
 
+  def tables(pattern):
+    found = content(pattern).values()
+    return [pq.read_table(io.BytesIO(x)).to_pydict() for x in found]
+
   def fields(*patterns):
     found = [json.loads(x) for x in content(*patterns).values()]
     return [(m["details"].get("loss"), m["weights"], m["files"]) for m in found]
 
   return {
-    "tokenize": lambda: content("corpus/index*", "corpus/inst*"),
-    "score": lambda: [
-      pq.read_table(io.BytesIO(part)).to_pydict()
-      for part in content("scores/*/part-*").values()
-    ],
+    "tokenize": lambda: (
+      content("corpus/inst*"),
+      tables("corpus/index*"),
+      json.loads((run / "corpus/manifest.json").read_text())["counts"],
+    ),
+    "score": lambda: tables("scores/*/part-*"),
     "select": lambda: content("selection/*/rows.npy"),
     "export": lambda: content("students/*/hf/*.safetensors", "*/*/hf/tok*"),
     "evaluate": lambda: fields("students/*/evaluation.json"),
