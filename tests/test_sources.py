@@ -462,7 +462,16 @@ def test_of_the_hub_the_split_is_streamed_and_pinned(tmp_path, vocabulary, hub):
     hub.forget()
     run()
     assert run.status() == "done" and not hub.asked
-  hub.offline, hub.commit = False, "beef"
+  # What was made offline knows no commit, and is not refused for that.
+  other = Run(tmp_path / "offline", "hf:a/b/c", vocabulary)
+  hub.offline = True
+  hub.forget()
+  other()
+  hub.offline = False
+  hub.forget()
+  assert other.status() == "done" and run.status() == "done"
+  hub.asked.clear()
+  hub.commit = "beef"
   hub.forget()
   with pytest.raises(UserError, match=r"inputs\.source"):
     run()

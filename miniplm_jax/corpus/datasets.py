@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -38,17 +38,24 @@ def is_named(source: str) -> bool:
   return source.startswith((TFDS, HF))
 
 
-def identity(source: str, split: str, known: str = "") -> str:
+def identity(
+  source: str, split: str, details: Mapping[str, Any] | None = None
+) -> str:
   """sha256 of what a name stands for; of the data nothing is fetched.
 
   Args:
     source: tfds:NAME, whose versions hold always the same, or hf:ORG/NAME.
     split: that is read.
-    known: the commit of the hub if it cannot be asked.
+    details: of a finished corpus: if the hub's commit is not known now, or was
+      not then, it counts as the same.
   """
   if source.startswith(TFDS):
     return files.digest([_builder(source).info.full_name, split])
-  return files.digest([source, split, commit(source) or known])
+  now = commit(source)
+  if details is not None:
+    then = details.get("source_commit", "")
+    now = now if now and then else then
+  return files.digest([source, split, now])
 
 
 def tfds_parts(
@@ -144,7 +151,7 @@ def hf_parts(
     info = (rows.info.splits or {}).get(split)
     n_bytes = ((info and info.num_bytes) or 0) // max(n, 1)
     cuts = [(i, i + 1, n_bytes) for i in range(n)]
-    names = [f"{i} of {n}" for i in range(n)]
+    names = [f" file {i} of {n}" for i in range(n)]
   else:
     each = max(rows.data.nbytes // max(len(rows), 1), 1)
     most = max(part_bytes // each, 1)

@@ -78,8 +78,7 @@ def _fingerprint(c, directory) -> str:
   if datasets.is_named(c.source):
     if is_first and old.details["source"] == c.source:
       return old.inputs["source"]  # which says no more than the name
-    known = old.details.get("source_commit", "") if old else ""
-    return datasets.identity(c.source, c.split, known)
+    return datasets.identity(c.source, c.split, old and old.details)
   parts = _parts(c)
   if is_first:
     found = readers.fingerprint(parts, domains=False)
