@@ -98,6 +98,27 @@ def test_nothing_is_removed_below_which_somebody_works(tmp_path, boards):
   execute([job(tmp_path)], True, two)
 
 
+def test_nothing_is_removed_that_somebody_reads(tmp_path, boards):
+  one, two = boards
+  execute([job(tmp_path)], board=one)
+
+  def run(unused_inputs):
+    with pytest.raises(UserError, match="other is being made by"):
+      execute([job(tmp_path)], True, two)
+    return {}
+
+  made = tmp_path / "out/manifest.json"
+  reader = dataclasses.replace(
+    job(tmp_path, run=run),
+    manifest=epath.Path(tmp_path / "other/manifest.json"),
+    inputs={"made": epath.Path(made)},
+    outputs=(epath.Path(tmp_path / "other"),),
+  )
+  execute([reader], board=one)
+  assert (tmp_path / "out/file").exists()
+  execute([job(tmp_path)], True, two)
+
+
 def test_programs_share_a_folder_that_is_for_several(tmp_path, boards):
   one, two = boards
 

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -70,6 +70,7 @@ class Board:
       "worker": uuid.uuid4().hex,
       "since": time.time(),
     }
+    self._reads: dict[str, list[str]] = {}  # by each claim
     self._has_written = False
     self._held: dict[str, bytes] = {}  # generation of each claim
     self._seen: dict[str, tuple[bytes, float]] = {}  # and since when
@@ -81,8 +82,14 @@ class Board:
     """The claim for a file or folder that lies beside the folder of claims."""
     return os.fspath(path.relative_to(self._folder.parent))
 
-  def claim(self, name: str) -> bool:
-    """Whether this process now has `name`, and nobody else should."""
+  def claim(self, name: str, reads: Sequence[str] = ()) -> bool:
+    """Whether this process now has `name`, and nobody else should.
+
+    Args:
+      name: of the claim.
+      reads: names that nobody may remove meanwhile, see `refuse_if_taken`.
+    """
+    self._reads[name] = list(reads)
     found = self._store.read(name).result()
     expected = None
     if found.state == "value":
@@ -90,23 +97,24 @@ class Board:
         return False
       expected = found.stamp.generation
     with self._lock:
-      made = self.write(name, self._content(), expected)
+      made = self.write(name, self._content(name), expected)
       if made is not None:
         self._held[name] = made
     return made is not None
 
-  def take(self, name: str, stage: str):
+  def take(self, name: str, stage: str, reads: Sequence[str] = ()):
     """Claims what one process alone may make, or refuses.
 
     Args:
       name: of the claim.
       stage: for the log.
+      reads: as of `claim`.
 
     Raises:
       UserError: another process is making it.
     """
     watched = None  # the generation of another machine's claim
-    while not (self.holds(name) or self.claim(name)):
+    while not (self.holds(name) or self.claim(name, reads)):
       found = self._store.read(name).result()
       if found.state != "value":
         continue  # given back meanwhile
@@ -120,13 +128,15 @@ class Board:
       hosts.raise_if_stopped()
       time.sleep(min(self._seconds / 10, 1))
 
-  def refuse_if_taken(self, names: Iterable[str], stage: str):
-    """Raises UserError if another process has a claim on or below a name."""
-    for name in names:
-      for other in self._below(name):
-        if other not in self._held:
-          self.take(other, stage)
-          self.release(other)
+  def refuse_if_taken(self, names: Sequence[str], stage: str):
+    """Raises UserError if another process has a claim on, below or to read."""
+    for other in self._names():
+      content = _owner(self._store.read(other).result().value)
+      is_read = not set(names).isdisjoint(content.get("reads", ()))
+      is_below = any(other == n or other.startswith(f"{n}/") for n in names)
+      if (is_read or is_below) and other not in self._held:
+        self.take(other, stage)
+        self.release(other)
 
   def holds(self, name: str) -> bool:
     """Whether `name` is claimed here and was not taken over."""
@@ -177,15 +187,12 @@ class Board:
         raise OSError(f"{name} cannot be written: {e}") from e
     return stamp.generation or None
 
-  def _below(self, name: str) -> list[str]:
-    names = self._names()
-    return [n for n in names if n == name or n.startswith(f"{name}/")]
-
   def _names(self) -> list[str]:
     return [key.decode() for key in self._store.list().result()]
 
-  def _content(self) -> bytes:
-    return json.dumps(self._me | {"renewed": time.time()}).encode()
+  def _content(self, name: str) -> bytes:
+    now = {"renewed": time.time(), "reads": self._reads[name]}
+    return json.dumps(self._me | now).encode()
 
   def _is_abandoned(self, name: str, found: Any) -> bool:
     """Whether its owner is dead, or has not renewed it while we watched.
@@ -216,7 +223,7 @@ class Board:
       with self._lock:
         for name, generation in list(self._held.items()):
           try:
-            made = self.write(name, self._content(), generation)
+            made = self.write(name, self._content(name), generation)
           except OSError:  # the store is out of reach; it may come back
             continue
           if made is None:
@@ -244,6 +251,7 @@ class Claim:
     stage: str,
     manifest: epath.Path,
     outputs: Sequence[epath.Path],
+    reads: Sequence[epath.Path],
     is_shared: bool,
   ):
     """Claims nothing yet.
@@ -253,23 +261,25 @@ class Claim:
       stage: for the log.
       manifest: of what is made.
       outputs: what a forced run removes.
+      reads: manifests of its inputs, which no forced run may remove meanwhile.
       is_shared: several programs may make it at a time.
     """
     self._board, self._stage, self._is_shared = board, stage, is_shared
-    self._manifest, self._outputs = manifest, outputs
+    self._manifest, self._outputs, self._reads = manifest, outputs, reads
     self._name = ""
 
   def take(self):
     """Claims it; raises UserError if another program makes it."""
     if not self._board:
       return
+    reads = [self._board.name_of(path) for path in self._reads]
     if not self._is_shared:
       name = self._board.name_of(self._manifest)
-      self._board.take(name, self._stage)
+      self._board.take(name, self._stage, reads)
     else:
       folder = self._board.name_of(self._manifest.parent)
       name = f"{folder}/{uuid.uuid4().hex}"
-      self._board.claim(name)
+      self._board.claim(name, reads)
     self._name = name
 
   def refuse_others(self):
@@ -277,7 +287,8 @@ class Claim:
     if self._board:
       # Of what is shared, others have claimed parts.
       made = self._manifest.parent if self._is_shared else self._manifest
-      names = [self._board.name_of(path) for path in (made, *self._outputs)]
+      paths = {made, self._manifest, *self._outputs}
+      names = [self._board.name_of(path) for path in paths]
       self._board.refuse_if_taken(names, self._stage)
 
   def check(self):

@@ -83,6 +83,11 @@ class Job:
     return self.manifest.parent.name
 
   @property
+  def input_manifests(self) -> list[epath.Path]:
+    """Those of its inputs that are other jobs'."""
+    return [p for p in self.inputs.values() if isinstance(p, epath.Path)]
+
+  @property
   def partial(self) -> epath.Path:
     """The file that stands in for the manifest while the job runs."""
     stem = self.manifest.name.removesuffix(".json")
@@ -111,7 +116,9 @@ def execute(
   for _, group in itertools.groupby(jobs, lambda job: job.together or job):
     group = list(group)
     claims = {
-      j.manifest: Claim(board, j.stage, j.manifest, j.outputs, j.is_shared)
+      j.manifest: Claim(
+        board, j.stage, j.manifest, j.outputs, j.input_manifests, j.is_shared
+      )
       for j in group
     }
 
