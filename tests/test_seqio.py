@@ -352,6 +352,8 @@ def contents(form, folder, corpus):
     found += [Instance.from_bytes(record) for record in reader.read_all()]
   index = pq.read_table(sorted(folder.glob("index-*.parquet")))
   assert index["hash"].to_pylist() == [row.hash for row in found]
+  kept = corpus.read(index["row_id"].to_numpy())  # of the corpus
+  assert [row.hash for row in kept] == [row.hash for row in found]
   return [row.ids for row in found]
 
 

@@ -115,6 +115,24 @@ def test_a_shard_may_have_no_rows(tmp_path):
   assert corpus.rows_of("teacher").tolist() == []
 
 
+def test_the_index_has_the_ids_of_the_rows(tmp_path):
+  write(tmp_path, 3)
+
+  def ids():
+    indices = sorted(tmp_path.glob("index-*"))
+    return [pq.read_table(index)["row_id"].to_pylist() for index in indices]
+
+  assert ids() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+  # The source has grown, and its first part was made again.
+  names = store.shard_names(0, 3)
+  rows = map(instance, range(5))
+  store.write_shard(epath.Path(tmp_path), names, rows, {"rows": 5})
+  _, described = store.merge(epath.Path(tmp_path), 3)
+  assert ids() == [[0, 1, 2, 3, 4], [5, 6, 7], [8, 9, 10]]
+  for name, facts in described.items():
+    assert facts == files.describe(tmp_path / name)
+
+
 def test_an_index_of_another_number_of_rows_is_refused(tmp_path):
   made = write(tmp_path, 2)
   made.counts["rows"] += 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import errors
+from miniplm_jax.core import errors, files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 
 _NAMES = ("domain", "split")
+_ID = "row_id"
 _AT_A_TIME = 65_536  # values that are hashed as Python objects
 DIGEST = "content"  # in an index: of its columns and what it says
 AT_ONCE = 16  # files that are read; from gs:// each is some requests
@@ -44,13 +46,59 @@ def facts(index: epath.Path, is_checked: bool = False) -> dict[str, Any]:
 
 
 def digest(table, said: Mapping[str, Any]) -> str:
-  """sha256 of the values of an index's columns, and of what it says beside."""
+  """sha256 of the values of an index's columns, and of what it says beside.
+
+  The rows' ids are not among them: `number` changes them.
+  """
   total = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
   for name in table.column_names:
+    if name == _ID:
+      continue
     for start in range(0, table.num_rows, _AT_A_TIME):
       values = table[name].slice(start, _AT_A_TIME).to_pylist()
       total.update(repr(values).encode())
   return total.hexdigest()
+
+
+def numbered(table, row_ids: Sequence[int]):
+  """An Arrow table with the column `row_id`."""
+  import pyarrow as pa
+
+  ids = pa.array(row_ids, pa.int64())
+  if _ID in table.column_names:
+    return table.set_column(table.column_names.index(_ID), _ID, ids)
+  return table.append_column(_ID, ids)
+
+
+def write(index: epath.Path, table):
+  """Writes a part of an index."""
+  import pyarrow.parquet as pq
+
+  with files.replacing(index) as scratch:
+    pq.write_table(
+      table,
+      scratch,
+      compression="zstd",
+      use_dictionary=[name for name in table.column_names if name != _ID],
+      column_encoding={_ID: "DELTA_BINARY_PACKED"},  # 8 bytes a row otherwise
+    )
+
+
+def number(index: epath.Path, first: int):
+  """Numbers the rows of a part of an index from `first` on, if they are not."""
+  import pyarrow.parquet as pq
+
+  with index.open("rb") as f:
+    file = pq.ParquetFile(f)
+    if _ID in file.schema_arrow.names:
+      ids = file.read([_ID])[_ID]
+      if not len(ids) or ids[0].as_py() == first:
+        return
+    table = file.read()
+  made = os.stat(index) if gs.is_local(index) else None
+  write(index, numbered(table, first + np.arange(len(table))))
+  if made:  # the shard was made then, not now
+    os.utime(index, ns=(made.st_atime_ns, made.st_mtime_ns))
 
 
 class Columns(dict):

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent import futures
@@ -23,7 +24,6 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
 from miniplm_jax.corpus import columns, tokenizer
-from miniplm_jax.corpus.columns import AT_ONCE, Columns, coded
 from miniplm_jax.corpus.tokenizer import Tokenizer
 
 # What a row is for. Disjoint by construction: see `split_of`.
@@ -137,6 +137,7 @@ def write_shard(
   rows: Iterable[Instance],
   counts: Mapping[str, int],
   details: Mapping[str, Any] | None = None,
+  row_ids: Sequence[int] | None = None,
 ):
   """Writes one shard; its index is renamed last and so marks it whole.
 
@@ -146,9 +147,9 @@ def write_shard(
     rows: the shard's rows, in order.
     counts: what was counted; read when `rows` is exhausted, like `details`.
     details: what else to know of the shard, JSON.
+    row_ids: for the index, read like `counts`; None leaves them to `merge`.
   """
   import pyarrow as pa
-  import pyarrow.parquet as pq
   from array_record.python.array_record_module import ArrayRecordWriter
 
   records, index = names
@@ -177,13 +178,13 @@ def write_shard(
     written = files.describe(scratch)
   flush()
   table = pa.concat_tables(tables)
+  table = columns.numbered(table, row_ids or np.arange(len(table)))
   facts = {"counts": counts, "details": details or {}, _FILE: written}
   facts[columns.DIGEST] = columns.digest(table, facts)
   table = table.replace_schema_metadata(
     {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
   )
-  with files.replacing(directory / index) as scratch:
-    pq.write_table(table, scratch, compression="zstd")
+  columns.write(directory / index, table)
 
 
 def read_counts(index: epath.Path) -> collections.Counter[str]:
@@ -199,27 +200,31 @@ def read_details(index: epath.Path) -> dict[str, Any]:
 def merge(
   directory: epath.Path, parts: int
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-  """Counts and files of all shards, as a corpus's manifest has them.
+  """Numbers the rows; counts and files, as a corpus's manifest has them.
 
   Raises:
     UserError: an index is damaged.
   """
-  counts, rows, described = collections.Counter(), [], {}
+  names = [shard_names(part, parts) for part in range(parts)]
 
-  def read(part: int):
-    names = shard_names(part, parts)
-    records, index = (directory / name for name in names)
-    facts = columns.facts(index, is_checked=True)
-    # A shard of an earlier version does not have it.
-    written = facts.get(_FILE) or files.describe(records)
-    return facts["counts"], dict(zip(names, (written, files.describe(index))))
+  def check(own):
+    return columns.facts(directory / own[1], is_checked=True)
 
-  with futures.ThreadPoolExecutor(AT_ONCE) as pool:
-    for seen, facts in pool.map(read, range(parts)):
+  def describe(own, facts, first):
+    records, index = (directory / name for name in own)
+    columns.number(index, first)
+    written = facts.get(_FILE) or files.describe(records)  # of old versions
+    return dict(zip(own, (written, files.describe(index))))
+
+  counts, described = collections.Counter(), {}
+  with futures.ThreadPoolExecutor(columns.AT_ONCE) as pool:
+    facts = list(pool.map(check, names))
+    rows = [one["counts"].get("rows", 0) for one in facts]
+    firsts = itertools.accumulate(rows, initial=0)
+    for one, found in zip(facts, pool.map(describe, names, facts, firsts)):
       hosts.raise_if_stopped()
-      rows.append(seen.get("rows", 0))
-      counts.update(seen)
-      described |= facts
+      counts.update(one["counts"])
+      described |= found
   return dict(counts) | {"parts": parts, "rows_by_part": rows}, described
 
 
@@ -265,10 +270,10 @@ class Corpus:
     return self.manifest.settings["max_length"]
 
   @functools.cached_property
-  def index(self) -> Columns:
+  def index(self) -> columns.Columns:
     """Columns [rows]: domain, split, n_tokens, n_bytes and hash."""
     names = [shard_names(part, self.parts)[1] for part in range(self.parts)]
-    return Columns(self.manifest, names)
+    return columns.Columns(self.manifest, names)
 
   @functools.cached_property
   def lengths(self) -> np.ndarray:
@@ -283,7 +288,7 @@ class Corpus:
   @functools.cached_property
   def domain_codes(self) -> tuple[np.ndarray, np.ndarray]:
     """Each row's domain as a code, int32 [rows]; the names, object [codes]."""
-    return coded(self.index["domain"])
+    return columns.coded(self.index["domain"])
 
   def rows_of(self, split: str) -> np.ndarray:
     """int64 row ids of a split, ascending."""

@@ -33,8 +33,16 @@ class ArrayRecord:
 
   def write(self, shard: int, rows: Rows):
     """Writes a shard of (row id, row)."""
-    names, counts = self._names(shard), {}
-    store.write_shard(self._directory, names, (r for _, r in rows), counts)
+    row_ids: list[int] = []
+
+    def taken():
+      for row_id, row in rows:
+        row_ids.append(row_id)
+        yield row
+
+    store.write_shard(
+      self._directory, self._names(shard), taken(), {}, row_ids=row_ids
+    )
 
   def finish(self):
     """Writes what belongs to all shards."""
