@@ -160,6 +160,7 @@ def test_exported_ids_are_those_of_autotokenizer(
   engine = tokenizers.Tokenizer.from_str(json.dumps(body))
   eos = "</s>" if name == "sentencepiece" else EOS
   ours = tokenizer.Tokenizer(engine, eos, "here")
+  assert ours.adds == ["<s>"]
   assert ours.is_qwens == (name == "trained")
   arch = (
     architecture.Mamba(**SMALL, tie_word_embeddings=True, intermediate_size=32)

@@ -179,6 +179,13 @@ def _tokenizer(student, directory):
     _special(tokenizer.load_engine(folder), student)
     found = tokenizer.load(folder, student.eos_token)
     found.token_bytes()  # can be told
+    if set(found.adds) - {student.bos_token}:
+      say(
+        STAGE,
+        f"the tokenizer puts {' '.join(found.adds)} around a text: rows begin "
+        f"with {student.bos_token or 'no BOS'}, and so do texts in evaluation, "
+        "generation and export; --config.student.bos_token= says it",
+      )
     tokenizer.save(found, directory)
   bos_id = _special(tokenizer.load_engine(directory), student)
   return tokenizer.load(directory, student.eos_token), bos_id

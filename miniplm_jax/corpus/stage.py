@@ -271,5 +271,11 @@ def _tokenizer(c, parts, directory):
       folder = hub.resolve(c.tokenizer, c.tokenizer_revision, weights=False)
       found = tokenizer.load(folder, c.eos_token)
     found.token_bytes()  # can be told
+    if found.adds:
+      say(
+        STAGE,
+        f"the tokenizer puts {' '.join(found.adds)} around a text: rows have "
+        "no BOS, so evaluation, generation and export have none either",
+      )
     tokenizer.save(found, directory)
   return tokenizer.load(directory, c.eos_token)

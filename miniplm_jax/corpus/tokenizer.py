@@ -163,6 +163,11 @@ class Tokenizer:
     """int32 [vocab_size]: UTF-8 bytes that each id stands for."""
     return np.array([len(b) for b in self.token_bytes()], np.int32)
 
+  @property
+  def adds(self) -> list[str]:
+    """What it puts around a text by its own file, and rows do not have."""
+    return self._engine.encode("").tokens
+
   def starting_with(self, bos_token: str = "") -> tokenizers.Tokenizer:
     """One that puts this token, or nothing, before a text and nothing after.
 

@@ -143,9 +143,10 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
 
   run = config.run
   corpus = open_corpus(inputs)
-  corpus.check_tokenizer()
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   arch, train, directory = it.arch, it.train, it.directory
+  if not corpus.tokenizer().is_qwens and getattr(arch, "qkv_bias", False):
+    arch.check_llama()  # as which it will be exported: said before it trains
+  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   ids = it.row_ids(corpus, inputs)
   heldout = corpus.heldout_rows(run.eval_rows, config.evaluate.ignore_domains)
   step_tokens = train.batch_size * corpus.max_length
