@@ -157,7 +157,7 @@ FIELDS: Section = {
     "split": text("train"),  # of a source that has splits
     # Larger files are cut into parts of so many bytes, small texts are
     # put together: the unit of parallel work and of resuming.
-    "part_bytes": number(1 << 28, "[1000, 2^63)"),
+    "part_bytes": number(1 << 28, "[1, 2^63)"),
     "text_field": text("text"),
     # Dotted path; a document without it has that of its folder or file.
     "domain_field": text("domain", ".*"),
