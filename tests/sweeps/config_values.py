@@ -216,7 +216,7 @@ train.beta1=0.0 train.weight_decay=inf train.seed=4294967296
 train.seed=4294967295 train.batch_size=0 train.steps=1 train.warmup_steps=7
 train.z_loss=1.0 corpus.seed=9223372036854775808 corpus.seed=-1
 corpus.eos_token= corpus.eos_token=a corpus.max_length=2 corpus.split=
-corpus.domain_field= corpus.part_bytes=1 corpus.part_bytes=1000
+corpus.domain_field= corpus.part_bytes=1000
 teacher.name=.. teacher.name=
 select.name=../../x select.ratio=0.001 select.temperature=1000000.0
 select.seed=9223372036854775807 select.min_length=2147483647
