@@ -16,7 +16,7 @@ reads it is run in this process. What comes out counts as
   silent      the result is another
   traceback   anything else
 
-Exits with 1 if there is something unnamed, silent or a traceback.
+Exits with 1 if there is something silent or a traceback.
 """
 
 import argparse
@@ -323,7 +323,7 @@ def main() -> int:
   )
   for outcome in ("refused", "harmless", "unnamed", "silent", "traceback"):
     print(f"{outcome:10} {sweep.counts[outcome]}")
-  return int(bool(sweep.bad))
+  return int(sweep.counts["silent"] + sweep.counts["traceback"] > 0)
 
 
 if __name__ == "__main__":
