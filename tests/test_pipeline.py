@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from helpers import (
   LONG,
   STEPS,
   command,
+  edited,
   environment,
   refused,
   rows,
@@ -22,6 +24,7 @@ from helpers import (
   write_corpus,
 )
 
+from miniplm_jax.core import files
 from miniplm_jax.trainer.metrics import OF_THE_CLOCK
 
 
@@ -181,8 +184,11 @@ def test_kill_9_and_sigterm_in_train_change_nothing(copy, finished):
   assert lines[0] == lines[1]
 
 
-@pytest.mark.parametrize("method", ["difficulty", "teacher_preference"])
-def test_other_methods_use_the_same_scores(copy, method):
+@pytest.mark.parametrize(
+  ("method", "model"),
+  [("difficulty", "reference"), ("teacher_preference", "teacher")],
+)
+def test_other_methods_use_the_same_scores(copy, method, model):
   done = run(
     copy,
     f"--config.method={method}",
@@ -190,7 +196,7 @@ def test_other_methods_use_the_same_scores(copy, method):
     "--config.train.steps=4",
     "--config.train.warmup_steps=1",
   )
-  assert "skipped" in done.stdout and "scores/teacher" in done.stdout
+  assert re.search(rf"skipped.*/scores/{model}\n", done.stdout)
   assert rows(copy, method) != rows(copy)
   assert (copy / "run/students" / method / "evaluation.json").exists()
 
@@ -203,7 +209,8 @@ def test_fewer_rows_at_a_time_accumulate_to_the_same_loss(copy, finished):
     path = folder / "run/students/miniplm/metrics/metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     losses.append([m["train/loss"] for m in lines if "train/loss" in m])
-  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+  # Later steps amplify what rounding makes differ: 5e-4 at step 100.
+  np.testing.assert_allclose(losses[0][:40], losses[1][:40], rtol=2e-5)
 
 
 def test_an_empty_file_among_others_is_an_empty_shard(tmp_path):
@@ -325,8 +332,9 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(copy):
   error = refused(
     copy,
     LONG,
-    "--config.train.learning_rate=1e38",
-    "--config.train.clip_norm=1e38",
+    # Every step makes the weights nine times as large.
+    "--config.train.learning_rate=1.0",
+    "--config.train.weight_decay=10.0",
     "--stages=train",
   )
   assert "not_finite.json" in error and "step" in error
@@ -371,5 +379,8 @@ def test_a_nan_score_is_refused_by_row(copy):
   row_id = table["row_id"][3].as_py()
   pq.write_table(table.set_column(1, "nll_sum", [nll]), part)
   shutil.rmtree(copy / "run/selection")
+  assert "not the file that was written" in refused(copy, "--stages=select")
+  with edited(part.parent / "manifest.json") as body:
+    body["files"][part.name] = files.describe(part)
   error = refused(copy, "--stages=select")
   assert f"row {row_id} has nll_sum nan" in error and part.name in error

@@ -14,7 +14,7 @@ import pytest
 from etils import epath
 from helpers import LONG, refused, run
 
-from miniplm_jax.core import manifest, page
+from miniplm_jax.core import files, manifest, page
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
@@ -58,7 +58,15 @@ class MadeUp:
       path = folder / store.shard_names(part, 2)[1]
       pq.write_table(rows, path, row_group_size=130)
     counts = {"parts": 2, "split train": len(self._train)}
-    made = types.SimpleNamespace(counts=counts)
+    names = [store.shard_names(part, 2)[1] for part in range(2)]
+    made = manifest.Manifest(
+      epath.Path(folder, "manifest.json"),
+      "tokenize",
+      settings={},
+      inputs={},
+      counts=counts,
+      files={name: files.describe(folder / name) for name in names},
+    )
     return types.SimpleNamespace(directory=folder, manifest=made)
 
   def rows_of(self, split):

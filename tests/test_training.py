@@ -600,7 +600,7 @@ def test_fields_of_training_that_cannot_be_meant_are_refused(copy):
   for argument, words in (
     ("--config.train.domain_weights=('odd',)", "train.domain_weights"),
     ("--config.train.domain_weights=('odd=-1',)", "train.domain_weights"),
-    ("--config.train.domain_weights=('odd=1','odd=2')", "each once"),
+    ("--config.train.domain_weights=('odd=1','odd=2')", "each domain once"),
     ("--config.run.keep_every=6", "a multiple of checkpoint_every, 4"),
   ):
     assert words in refused(copy, argument, "--dry_run")
