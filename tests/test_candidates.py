@@ -89,7 +89,12 @@ def build(folder, shards):
     if shards == 7:  # several row groups, as large shards have
       index = folder / "corpus" / names[1]
       pq.write_table(pq.read_table(index), index, row_group_size=50)
-  counts = {"rows": n, "parts": shards, "rows_by_part": np.diff(ends).tolist()}
+  counts = {
+    "rows": n,
+    "parts": shards,
+    "rows_by_part": np.diff(ends).tolist(),
+    "split train": int((c["split"] == "train").sum()),
+  }
   corpus = Manifest(
     folder / "corpus/manifest.json",
     "tokenize",
@@ -119,7 +124,7 @@ def build(folder, shards):
       {},
       {"corpus": corpus.fingerprint},
       counts={
-        "rows": int((c["split"] == "train").sum()),
+        "rows": counts["split train"],
         "parts": len(described),
       },
       files=described,
@@ -192,6 +197,18 @@ def scores(definition="mean_diff"):
 
 # What is a formula of the two models' scores.
 FORMULAS = tuple(d for d in DEFINITIONS if d != "proxy")
+
+
+@pytest.mark.parametrize("definition", ["difficulty", "mean_diff"])
+def test_scores_of_a_part_of_d_are_not_selected_from(tables, definition):
+  corpus, manifests = tables[SHARDS[0]]
+  part = {
+    role: dataclasses.replace(made, counts=made.counts | {"rows": 5})
+    for role, made in manifests.items()
+  }
+  size = len(train_rows())
+  with pytest.raises(UserError, match=f"scored 5 of D's {size:,} rows"):
+    ScoredRows(part, definition, 10, corpus)
 
 
 @pytest.mark.parametrize("definition", FORMULAS)

@@ -21,7 +21,6 @@ class ScoredRows:
   Attributes:
     definition: how they are ranked.
     rows: of D.
-    parts: of each table.
   """
 
   def __init__(
@@ -42,8 +41,8 @@ class ScoredRows:
       min_length: shorter rows need no score, for they are left out.
 
     Raises:
-      UserError: the tables were made from different corpora or in different
-        parts.
+      UserError: a table is of another corpus or of a part of D, or they are
+        in different parts.
     """
     self.definition = definitions.DEFINITIONS[definition]
     self._name, self._seed = definition, seed
@@ -53,20 +52,18 @@ class ScoredRows:
     self._rows = collections.Counter()  # by domain code, from the first pass
     self._codes: dict[str, int] = {}
     self._moments: tuple[np.ndarray, np.ndarray] | None = None
-    if not tables:
-      self.rows, self.parts = index.size_of_d(corpus), corpus.parts
-      return
-    (role, first), *others = tables.items()
-    for other_role, other in others:
-      for what, ours, theirs in (
-        ("inputs.corpus", first.inputs["corpus"], other.inputs["corpus"]),
-        ("counts.rows", first.counts["rows"], other.counts["rows"]),
-        ("counts.parts", first.counts["parts"], other.counts["parts"]),
-      ):
-        if ours != theirs:
-          _refuse(other, f"{what} of {other_role} is {theirs}, {role}'s {ours}")
-    self.rows = first.counts["rows"]
-    self.parts = first.counts["parts"]
+    self.rows = index.size_of_d(corpus)
+    parts = {role: made.counts["parts"] for role, made in tables.items()}
+    for role, made in tables.items():
+      made.check_inputs({"corpus": corpus.manifest})
+      if made.counts["rows"] != self.rows:
+        raise UserError(
+          f"{role} scored {made.counts['rows']:,} of D's {self.rows:,} rows",
+          str(made.path),
+          "score all of D: --stages=score --force --config.score.share=1",
+        )
+    if len(set(parts.values())) > 1:
+      _refuse(made, f"counts.parts differ: {parts}")
 
   @property
   def domains(self) -> list[str]:
