@@ -209,15 +209,30 @@ def test_packed_files_are_read_to_their_end_or_refused(tmp_path, ending, pack):
   path.write_bytes(body[:-5])
   with pytest.raises(UserError, match=r"a\.jsonl.* after line \d, fetch it"):
     read(path)
-  path.write_bytes(b"no packed file, whatever its name says")
-  with pytest.raises(UserError, match="after line 0"):
-    read(path)
+  for bad in (b"no packed file, whatever its name says", b""):
+    path.write_bytes(bad)
+    with pytest.raises(UserError, match="after line 0"):
+      read(path)
+  # After the first frame: damage, what is no frame, half of a frame's start.
+  for bad in (
+    body[:-30] + bytes(9) + body[-21:],
+    body + b"more",
+    body + body[:3],
+  ):
+    path.write_bytes(bad)
+    with pytest.raises(UserError, match=r"a\.jsonl.* after line \d, fetch it"):
+      read(path)
 
 
 def test_other_tools_pack_otherwise(tmp_path):
   wanted, body = frames(gzip.compress)
   path = tmp_path / "a.jsonl.gz"
   path.write_bytes(body + bytes(512))  # padded to a block of a tape
+  assert texts_of(path) == wanted
+  # As xz allows, also between streams.
+  path = tmp_path / "a.jsonl.xz"
+  lines = [json.dumps({"text": t}).encode() + b"\n" for t in wanted]
+  path.write_bytes(b"".join(lzma.compress(li) + bytes(4) for li in lines))
   assert texts_of(path) == wanted
   # One frame with a window of 2 GiB that holds one raw block.
   line = b'{"text": "hello"}\n'

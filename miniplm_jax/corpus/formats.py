@@ -3,6 +3,7 @@
 import bz2
 import codecs
 import contextlib
+import functools
 import gzip
 import io
 import json
@@ -60,13 +61,43 @@ def _zstd(raw):
   return io.BufferedReader(stream)
 
 
+class _Streams(io.RawIOBase):
+  """What packed streams hold, one after another; zeros pad them.
+
+  `bz2.open` and `lzma.open` take whatever follows the first one for the end.
+  """
+
+  def __init__(self, new: Callable[[], Any], raw):
+    self._new, self._raw, self._stream = new, raw, new()
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer) -> int:
+    data = b""
+    while not data:
+      packed = b""
+      if self._stream.eof:
+        packed = self._stream.unused_data.lstrip(b"\0")
+        while not packed:
+          if not (chunk := self._raw.read(_CHUNK)):
+            return 0
+          packed = chunk.lstrip(b"\0")
+        self._stream = self._new()
+      elif self._stream.needs_input and not (packed := self._raw.read(_CHUNK)):
+        raise EOFError("it is cut off")
+      data = self._stream.decompress(packed, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+
 # What opens a packed file, by its ending. All read what several frames hold,
 # and see where a file is cut off.
 PACKED = {
   ".gz": gzip.open,
   ".zst": _zstd,
-  ".bz2": bz2.open,
-  ".xz": lzma.open,
+  ".bz2": functools.partial(_Streams, bz2.BZ2Decompressor),
+  ".xz": functools.partial(_Streams, lzma.LZMADecompressor),
 }
 
 
@@ -75,6 +106,8 @@ def _opened(path: epath.Path) -> Iterator[io.BufferedReader]:
   """The bytes that a file holds, unpacked."""
   with path.open("rb") as raw:
     unpack = PACKED.get(path.suffix)
+    if unpack and not path.stat().length:
+      raise EOFError("it is empty, which no packed file is")
     stream = unpack(raw) if unpack else raw
     yield stream if hasattr(stream, "peek") else io.BufferedReader(stream)
 
