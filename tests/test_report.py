@@ -1,6 +1,7 @@
 """The report of a selection: its figures, its page, its card."""
 
 import collections
+import dataclasses
 import gzip
 import html.parser
 import json
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_config
 from etils import epath
 from helpers import LONG, refused, run
 
@@ -19,6 +21,8 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.evaluate import stage as evaluate
+from miniplm_jax.evaluate import tasks_stage
+from miniplm_jax.report import stage as report
 from miniplm_jax.select import (
   agreement,
   card,
@@ -275,6 +279,80 @@ def test_the_tables_tell_a_domain_called_all_from_the_total():
   table = tables.domain_table(summary.summarise(corpus, corpus.scored(), rows))
   names = [row[0] for row in table[1]]
   assert sorted(names[:-1]) == ["b", "domain all"] and names[-1] == "all"
+
+
+def chain(definition="mean_diff", **settings):
+  """What a report shows of a run with method miniplm."""
+
+  def made(name, settings=(), **inputs):
+    prints = {k: v.fingerprint for k, v in inputs.items()}
+    path = epath.Path(name, "manifest.json")
+    return manifest.Manifest(path, name, dict(settings), prints)
+
+  tables = {role: made(role) for role in ("teacher", "reference")}
+  selection = made("miniplm", {"definition": definition}, **tables)
+  trained = made("train", {"rows": "", **settings}, selection=selection)
+  models = tables | {"miniplm": trained}
+  return {
+    **{f"{role} scores": one for role, one in tables.items()},
+    "miniplm selection": selection,
+    "miniplm training": trained,
+    **{f"{n} evaluation": made(n, model=one) for n, one in models.items()},
+  }
+
+
+@pytest.mark.parametrize(
+  ("changed", "what"),
+  [
+    ("teacher scores", "teacher"),
+    ("miniplm selection", "selection"),
+    ("miniplm training", "model"),
+    ("reference scores", "reference"),
+  ],
+)
+def test_a_report_is_of_what_was_made_from_each_other(changed, what):
+  config, inputs = tiny_config.get_config(), chain()
+  report.check(config, inputs)
+  other = dataclasses.replace(inputs[changed], weights="another")
+  with pytest.raises(UserError, match=rf"inputs\.{what} .* name the {what}"):
+    report.check(config, inputs | {changed: other})
+
+
+@pytest.mark.parametrize(
+  ("made_by", "what"),
+  [
+    ({"definition": "random"}, "rows by random there, .* mean_diff here"),
+    ({"kd": {}}, "objective soft_labels there, but method miniplm has next"),
+    ({"minillm": {}}, "objective minillm there"),
+  ],
+)
+def test_a_student_of_another_method_is_not_shown(made_by, what):
+  with pytest.raises(UserError, match=what):
+    report.check(tiny_config.get_config(), chain(**made_by))
+
+
+def test_a_table_of_tasks_is_of_the_models_as_they_are(tmp_path):
+  path = epath.Path(tmp_path, "manifest.json")
+  model = manifest.Manifest(path, "train", {}, {}, weights="w")
+  (tmp_path / "tasks").mkdir()
+  prints = {"model": model.fingerprint}
+  task = manifest.Manifest(tmp_path / "tasks/piqa.json", "", {}, prints)
+  task.write()
+  table = manifest.Manifest(
+    epath.Path("tasks.json"),
+    "evaluate",
+    {"models": ["miniplm"], "tasks": ["piqa"]},
+    {"miniplm piqa": task.fingerprint},
+  )
+  tasks_stage.check(table, {"miniplm": model})
+  other = dataclasses.replace(model, weights="another")
+  with pytest.raises(UserError, match=r"inputs\.model"):
+    tasks_stage.check(table, {"miniplm": other})
+  with pytest.raises(UserError, match="has miniplm, which is not"):
+    tasks_stage.check(table, {})
+  dataclasses.replace(task, weights="anew").write()
+  with pytest.raises(UserError, match=r"inputs\.miniplm piqa"):
+    tasks_stage.check(table, {"miniplm": model})
 
 
 @pytest.mark.parametrize("most", [5_000_000, 500])

@@ -150,7 +150,8 @@ class Manifest:
           f"inputs.{name} is {made_from[:12]} there, but {manifest.path} is "
           f"{manifest.fingerprint[:12]}",
           str(self.path),
-          f"make it again from this {name} with --stages={self.stage} --force",
+          f"name the {name} that it was made from, or make it again with "
+          f"--stages={self.stage} --force",
         )
 
 

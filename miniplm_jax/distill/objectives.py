@@ -136,6 +136,12 @@ def _teacher(config, workdir, dtype: str):
   return read, {_WEIGHTS: score_stage.weights_input(source)}
 
 
+def trained_by(settings: Mapping[str, Any]) -> str:
+  """The objective whose settings a student's manifest has."""
+  named = {"kd": "soft_labels"} | {name: name for name in OBJECTIVES}
+  return next((named[s] for s in settings if s in named), "next_token")
+
+
 # (config, workdir, names of `config.for_method`) → Plan.
 OBJECTIVES: dict[str, Callable[..., Plan]] = {
   "next_token": _next_token,

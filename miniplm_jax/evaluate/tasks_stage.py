@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Mapping
 
 from miniplm_jax.core import files
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -38,6 +40,22 @@ def _names(config) -> tuple[str, ...]:
 def manifest(workdir: Workdir):
   """The file with the table of all models and tasks."""
   return workdir.root / "tasks.json"
+
+
+def check(table: Manifest, models: Mapping[str, Manifest]):
+  """Raises UserError unless a table is of these models by label, of now."""
+  for label in table.settings["models"]:
+    if label not in models:
+      raise UserError(
+        f"the table of tasks has {label}, which is not of this run",
+        str(table.path),
+        f"make the table again with --stages={STAGE}, or give the same methods",
+      )
+    for name in table.settings["tasks"]:
+      path = models[label].directory / "tasks" / f"{name}.json"
+      found = manifest_lib.require(path)
+      table.check_inputs({f"{label} {name}": found})
+      found.check_inputs({"model": models[label]})
 
 
 def _subjects(config, workdir: Workdir) -> list[Subject]:

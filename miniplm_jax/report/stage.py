@@ -1,10 +1,15 @@
 """Stage report: what came out, as a table and as pictures."""
 
+from collections.abc import Mapping
+
 from miniplm_jax.analyse import stage as analyse_stage
 from miniplm_jax.core import files
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.job import Job
-from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
+from miniplm_jax.distill import objectives
 from miniplm_jax.evaluate import tasks_stage
 from miniplm_jax.evaluate.stage import losses
 from miniplm_jax.methods import for_method, methods, scorers, uses_proxy
@@ -56,6 +61,46 @@ def jobs(config, workdir: Workdir) -> list[Job]:
   ]
 
 
+def check(config, inputs: Mapping[str, Manifest]):
+  """Raises UserError unless all that is shown was made from each other.
+
+  Args:
+    config: its methods, and what they are called.
+    inputs: of the job.
+  """
+  tables = {
+    name.removesuffix(" scores"): made
+    for name, made in inputs.items()
+    if name.endswith(" scores")
+  }
+  models = dict(tables)
+  for made in tables.values():
+    made.check_inputs(tables)  # the proxy learned from the others
+  for method in methods(config):
+    names = for_method(config, method)
+    selection = inputs[f"{method} selection"]
+    models[method] = trained = inputs[f"{method} training"]
+    selection.check_inputs(tables)
+    trained.check_inputs({"selection": selection})
+    ways = {
+      "rows by": (selection.settings["definition"], names.definition),
+      "objective": (objectives.trained_by(trained.settings), names.objective),
+      "generated": (GENERATED in trained.inputs, names.generated),
+    }
+    for what, (then, now) in ways.items():
+      if then != now:
+        raise UserError(
+          f"{what} {then} there, but method {method} has {now} here",
+          str(trained.path),
+          "give the method and the names that it was made with",
+        )
+  for label, made in models.items():
+    if evaluation := inputs.get(f"{label} evaluation"):
+      evaluation.check_inputs({"model": made})
+  if "tasks" in inputs:
+    tasks_stage.check(inputs["tasks"], models)
+
+
 def _run(config, workdir: Workdir, inputs):
   import dataclasses
 
@@ -65,9 +110,7 @@ def _run(config, workdir: Workdir, inputs):
   from miniplm_jax.report import comparison, findings
   from miniplm_jax.select import card, summary, tables
 
-  for name in (*methods(config), *roles_with_model(config)):
-    made = inputs.get(f"{name} training") or inputs[f"{name} scores"]
-    inputs[f"{name} evaluation"].check_inputs({"model": made})
+  check(config, inputs)
   table = findings.loss_table(config, inputs)
   verdict = findings.verdict(config, inputs)
   compared = comparison.lines(config, workdir, inputs)
