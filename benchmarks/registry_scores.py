@@ -46,7 +46,7 @@ from miniplm_jax.core.progress import duration, say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import stage as tokenize
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.models import huggingface, sharding
+from miniplm_jax.models import sharding
 from miniplm_jax.score import check, stage, table, units, work
 
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of *.jsonl.")
@@ -134,8 +134,7 @@ def _score(config, workdir: Workdir, source: stage.Source, deadline, inputs):
   run, dtype = config.run, config.score.dtype
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   model = stage.load_checked(source, corpus, mesh, dtype)
-  weights = huggingface.weights_fingerprint(model)
-  facts = stage.settings_of(config, corpus, weights, False)
+  facts = stage.settings_of(config, corpus, model, False)
   facts |= {"dtype": dtype, "device": jax.devices()[0].device_kind}
   filled = work.Table(
     source.name,
@@ -152,7 +151,7 @@ def _score(config, workdir: Workdir, source: stage.Source, deadline, inputs):
   # The self-check at the end takes its time too.
   if time.monotonic() >= deadline or not _is_whole(filled, found):
     raise OutOfTime
-  again = {"dtype": dtype, "int8": False, "weights": weights}
+  again = facts | {"int8": False}
 
   def scorer_on(mesh):
     return check.rescorer(config, source, corpus, mesh, again)

@@ -1,5 +1,6 @@
 """Scoring: batches, claims, parts, workers, imports, verification."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,12 +16,25 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from etils import epath
+from flax import nnx
 from helpers import LONG, edited, refused, rows, run
 
+from miniplm_jax import config as config_lib
 from miniplm_jax.core import claims, files, owner
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.score import batching, table, units
+from miniplm_jax.models import decoder
+from miniplm_jax.models.architecture import Transformer
+from miniplm_jax.score import batching, check, table, units
+from miniplm_jax.score import stage as score_stage
 
+ARCH = Transformer(
+  vocab_size=61,
+  hidden_size=16,
+  intermediate_size=24,
+  num_hidden_layers=1,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+)
 MADE_BY = {"weights": "w", "tokenizer": "t", "code": "c", "settings": "s"}
 
 
@@ -186,6 +200,39 @@ def test_parts_that_are_not_the_table_are_named(tmp_path, what, words):
     merge(tmp_path, wanted)
   if what == "code":
     merge(tmp_path, wanted, any_code=True)
+
+
+def test_parts_of_the_same_weights_put_to_use_otherwise_are_refused(
+  tmp_path, mesh, monkeypatch
+):
+  config = config_lib.default()
+  corpus = types.SimpleNamespace(manifest=types.SimpleNamespace(tokenizer="t"))
+
+  def facts(**fields):
+    arch = dataclasses.replace(ARCH, **fields)
+    model = decoder.Decoder(arch, nnx.Rngs(0))
+    return score_stage.settings_of(config, corpus, model, False)
+
+  then, now = facts(), facts(rms_norm_eps=1e-2)
+  assert then["weights"] == now["weights"] and then != now
+  assert then != facts(rope_theta=7.0)
+  assert then == facts(max_position_embeddings=64)
+  directory = epath.Path(tmp_path)
+  write(tmp_path, unit(), then)
+  table.merge(directory, [unit()], then, False)
+  with pytest.raises(UserError, match="scored with architecture"):
+    table.merge(directory, [unit()], now, True)
+  # Of an earlier version, which did not say it.
+  write(tmp_path, unit(), {k: v for k, v in then.items() if k in MADE_BY})
+  with pytest.raises(UserError, match="architecture unknown"):
+    table.merge(directory, [unit()], then, True)
+  # So does what scores rows again.
+  model = decoder.Decoder(ARCH, nnx.Rngs(0))
+  monkeypatch.setattr(score_stage, "load_checked", lambda *_: model)
+  source = score_stage.Source("teacher", "here", "", "", "", False)
+  asked = now | {"dtype": "float32", "int8": False}
+  with pytest.raises(UserError, match="was scored by architecture"):
+    check.rescorer(config, source, corpus, mesh, asked)
 
 
 def test_a_part_with_nan_is_not_made():

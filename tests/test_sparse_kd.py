@@ -340,7 +340,7 @@ def test_labels_of_another_table_are_refused(tmp_path):
   row = nll, ids, np.zeros((3, 1), np.float32)
   path = tmp_path / logits_table.part_name(0, 1)
 
-  def read(weights, seed=0):
+  def read(weights, seed=0, architecture=None):
     made = manifest_lib.Manifest(
       epath.Path(tmp_path / MANIFEST),
       stage="logits",
@@ -349,16 +349,19 @@ def test_labels_of_another_table_are_refused(tmp_path):
       weights=weights,
       counts={"parts": 1},
       files={path.name: files.describe(path)},
+      details={"architecture": architecture} if architecture else {},
     )
     table = logits_table.LogitsTable(made, np.arange(2))
     return table.read([1], 3)["ids"][0]
 
-  mark = logits_table.mark(settings, "mine")
+  mark = logits_table.mark(settings, "mine", None)
   records = [logits_table.encode(i, row, mark) for i in range(2)]
   logits_table.write_part(path, records)
   assert read("mine").tolist() == read("mine", seed=5).tolist() == ids.tolist()
   with pytest.raises(UserError, match=f"another table.*{path.name}"):
     read("another model")
+  with pytest.raises(UserError, match="another table"):
+    read("mine", architecture="the same weights otherwise put to use")
 
 
 METHODS = (

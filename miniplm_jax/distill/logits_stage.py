@@ -138,7 +138,7 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
   dtype = settings["dtype"]
   model = score_stage.load_checked(table.source, corpus, mesh, dtype)
   weights = huggingface.weights_fingerprint(model)
-  mark = logits_table.mark(settings, weights)
+  mark = logits_table.mark(settings, weights, model.arch.fingerprint)
   labeller = Labeller(model, corpus, mesh, settings)
   rows, size = kept_rows(inputs["selection"]), settings["rows_per_part"]
   units = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -170,6 +170,7 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
     "counts": {"rows": len(rows), "tokens": tokens, "parts": len(units)},
     "details": {
       "bytes_per_token": stored / tokens,
+      "architecture": model.arch.fingerprint,
       **_cost(table, model.arch, corpus.lengths[rows] - 1, inputs),
     },
   }

@@ -39,10 +39,19 @@ def idle(settings: Mapping[str, Any]) -> tuple[str, ...]:
   return ("seed",) if settings["kind"] == "top_k" else ()
 
 
-def mark(settings: Mapping[str, Any], weights: str) -> str:
-  """What each record says of how and by which weights it was made."""
+def mark(
+  settings: Mapping[str, Any], weights: str, architecture: str | None
+) -> str:
+  """What each record says of how and by which model it was made.
+
+  Args:
+    settings: of the table.
+    weights: their fingerprint.
+    architecture: its fingerprint; None in tables that were made without.
+  """
   kept = {k: v for k, v in settings.items() if k not in idle(settings)}
-  return files.digest([kept, weights])[:16]
+  by = [weights, architecture] if architecture else [weights]
+  return files.digest([kept, *by])[:16]
 
 
 def encode(row_id: int, row: Row, mark: str) -> bytes:
@@ -105,7 +114,8 @@ class LogitsTable:
     manifest.check_sizes()
     self._manifest, self._rows = manifest, kept_rows
     self._size = manifest.settings["rows_per_part"]
-    self._mark = mark(manifest.settings, manifest.weights)
+    architecture = manifest.details.get("architecture")
+    self._mark = mark(manifest.settings, manifest.weights, architecture)
     directory, parts = manifest.directory, manifest.counts["parts"]
     self._path_of = lambda part: directory / part_name(part, parts)
     self._readers = Readers(self._path_of)

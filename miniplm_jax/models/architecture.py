@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -39,6 +40,11 @@ class Architecture:
   initializer_range: float = 0.02
 
   family: ClassVar[str]
+  # Fields without effect on what given weights compute.
+  _IDLE: ClassVar[tuple[str, ...]] = (
+    "initializer_range",
+    "max_position_embeddings",
+  )
   # Numeric fields in which 0 means "derived from the others".
   _DERIVED: ClassVar[tuple[str, ...]] = ()
 
@@ -50,6 +56,13 @@ class Architecture:
         raise UserError(
           f"{field.name} is {value}", _WHERE, "give a positive number"
         )
+
+  @property
+  def fingerprint(self) -> str:
+    """sha256 of what decides, beside the weights, what is computed."""
+    fields = dataclasses.asdict(self)
+    kept = {k: v for k, v in fields.items() if k not in self._IDLE}
+    return files.digest([self.family, kept])
 
   @property
   def table_rows(self) -> int:

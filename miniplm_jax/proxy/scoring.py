@@ -7,7 +7,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.models import architecture, huggingface, regressor, sharding
+from miniplm_jax.models import architecture, regressor, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.proxy import cost, fidelity
 from miniplm_jax.proxy.regression import Regression
@@ -57,8 +57,7 @@ def run(
     )
 
   model = load(mesh)
-  weights = huggingface.weights_fingerprint(model)
-  facts = score_stage.settings_of(config, corpus, weights, False)
+  facts = score_stage.settings_of(config, corpus, model, False)
   filled = Table(
     c.name, directory, workdir.claims_of(directory), facts, STAGE, "diff_sum"
   )

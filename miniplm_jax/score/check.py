@@ -91,21 +91,27 @@ def rescorer(
     source: the table's model.
     corpus: of the rows.
     mesh: where to load the model.
-    facts: `weights`, `dtype` and `int8` of the table.
+    facts: `weights`, `dtype` and `int8` of the table, and `architecture`, if
+      it says that.
 
   Raises:
-    UserError: the model has other weights.
+    UserError: it is another model.
   """
   dtype = facts["dtype"]
   model = score_stage.load_checked(source, corpus, mesh, dtype)
-  weights = huggingface.weights_fingerprint(model)
-  if weights != facts["weights"]:
-    raise UserError(
-      f"{source.name} was scored by weights {facts['weights'][:12]}, these are "
-      f"{weights[:12]}",
-      f"{source.path or source.trained}",
-      "give the model that scored",
-    )
+  now = {
+    "weights": huggingface.weights_fingerprint(model),
+    "architecture": model.arch.fingerprint,
+  }
+  for name, found in now.items():
+    then = facts.get(name) or found
+    if found != then:
+      raise UserError(
+        f"{source.name} was scored by {name} {then[:12]}, here it is "
+        f"{found[:12]}",
+        f"{source.path or source.trained}",
+        "give the model that scored",
+      )
   if facts["int8"]:
     model = int8.quantise(model)
   return score_stage.scorer_of(

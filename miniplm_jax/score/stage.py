@@ -232,17 +232,23 @@ def _check_tokenizer(directory, corpus):
     )
 
 
-def settings_of(config, corpus, weights: str, is_int8: bool) -> dict[str, str]:
-  """What each part says it was scored with."""
+def settings_of(config, corpus, model, is_int8: bool) -> dict[str, str]:
+  """What each part says it was scored with.
+
+  Of the model both: other weights and the same weights otherwise put to use
+  (a `rope_theta`, an epsilon) are another model.
+  """
   from miniplm_jax.core import files
+  from miniplm_jax.models import huggingface
   from miniplm_jax.score import units
 
   c = config.score
   how = [c.dtype, list(c.lengths), c.batch_tokens, is_int8]
   return {
-    "weights": weights,
+    "weights": huggingface.weights_fingerprint(model),
     "tokenizer": corpus.manifest.tokenizer,
     "code": units.code(),
+    "architecture": model.arch.fingerprint,
     "settings": files.digest(how),
   }
 
@@ -274,7 +280,7 @@ def _fill(
   from miniplm_jax.core import hosts
   from miniplm_jax.corpus import trained_rows
   from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.models import hub, huggingface, sharding
+  from miniplm_jax.models import hub, sharding
   from miniplm_jax.score.work import Table, Worker
 
   run = config.run
@@ -287,8 +293,7 @@ def _fill(
     facts = hub.folder_of(source), corpus, rows, source.name
     hosts.agree(functools.partial(trained_rows.refuse, *facts))
     model = load_checked(source, corpus, mesh, config.score.dtype)
-    weights = huggingface.weights_fingerprint(model)
-    facts = settings_of(config, corpus, weights, source.is_int8)
+    facts = settings_of(config, corpus, model, source.is_int8)
     directory = workdir.scores(source.name)
     if source.is_int8:
       from miniplm_jax.score import rounding
@@ -318,7 +323,7 @@ def _merge(config, inputs, source: Source, filled, arch=None) -> dict:
     from miniplm_jax.score import check
 
     facts = {"dtype": config.score.dtype, "int8": source.is_int8}
-    facts["weights"] = filled.made_by["weights"]
+    facts |= {k: filled.made_by[k] for k in ("weights", "architecture")}
     return check.rescorer(config, source, corpus, mesh, facts)
 
   made = merge(config, filled, corpus, units, arch and scorer_on)
@@ -366,7 +371,8 @@ def merge(config, filled, corpus, units, scorer_on=None) -> dict:
         "weights": filled.made_by["weights"],
         "files": described,
         "counts": counts,
-        "details": work.summary(filled.directory),
+        "details": work.summary(filled.directory)
+        | {"architecture": filled.made_by.get("architecture")},
       }
     )
     say(filled.stage, work.in_words(made["details"]))

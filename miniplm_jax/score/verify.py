@@ -58,6 +58,7 @@ def _verify(config, source, found, corpus, mesh):
   places = check.sample(total, config.verify.rows, config.verify.seed)
   stored = {name: values[places] for name, values in columns.items()}
   facts = {"weights": found.weights, **found.settings}
+  facts["architecture"] = found.details.get("architecture")
   scorer = check.rescorer(config, source, corpus, mesh, facts)
   tolerance = check.tolerance_of(config, facts["dtype"])
   where = str(found.directory)
