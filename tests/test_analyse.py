@@ -246,13 +246,14 @@ def test_a_loss_is_reached_between_two_points():
     assert savings.reached(spent, loss, target) == wanted
 
 
-def student(steps, losses, step_flops, rows=10**6, offline=None):
+def student(steps, losses, step_flops, rows=10**6, offline=None, seen="a"):
   """What `savings` asks of a student; a step reads 8 rows."""
   return SimpleNamespace(
     made=SimpleNamespace(
       settings={"model": "shape"},
       counts={"rows": rows},
-      details={} if offline is None else {"offline_flops": offline},
+      details={"curve_rows": seen}
+      | ({} if offline is None else {"offline_flops": offline}),
     ),
     reads_other_tokens=False,
     curve=lambda: (np.array(steps), np.array(losses)),
@@ -288,6 +289,28 @@ def test_savings_on_constructed_curves():
   section = savings.section(found)
   assert section.table[1][0][4] == "1.33 ×"
   assert section.notes == ["Not reached: slow that of fast."]
+
+
+def test_curves_on_other_rows_do_not_compare():
+  a, b = (student([1, 2], [4.0, 2.0], 1.0, seen=rows) for rows in "ab")
+  with pytest.raises(Skipped, match="the same held-out rows"):
+    savings.measure(SimpleNamespace(students={"a": a, "b": b}))
+  students = {
+    f"{name}-{seed}": seeded(name, seed, [7.0, 5.0, 4.0 + seed / 9])
+    for name in ("random", "diff")
+    for seed in (1, 2)
+  }
+
+  def steps(**rows):
+    for name, seen in rows.items():
+      for seed, of in enumerate(seen, 1):
+        students[f"{name}-{seed}"].made.details["curve_rows"] = of
+    groups = seeds.measure(SimpleNamespace(students=students))["groups"]
+    return groups["diff"]["curve"]["steps"], groups["diff"]["beside"]["step"]
+
+  assert steps(random="aa", diff="aa") == ([10, 20, 40], 40)
+  assert steps(random="aa", diff="bb") == ([10, 20, 40], None)
+  assert steps(random="aa", diff="ab") == ([], None)
 
 
 def test_what_is_not_known_is_not_added_up():

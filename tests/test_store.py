@@ -13,7 +13,7 @@ from etils import epath
 from miniplm_jax.core import array_records, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.corpus import store
+from miniplm_jax.corpus import ignored, store
 from miniplm_jax.corpus.store import Corpus, Instance
 
 DOMAINS = ("even", "odd")
@@ -86,6 +86,14 @@ def test_files_of_a_corpus_that_is_gone_are_closed(tmp_path):
   del corpus
   Corpus(write(tmp_path / "b", 1)).read([0])
   assert open_files(tmp_path / "a") == 0
+
+
+def test_a_domain_that_no_row_is_of_is_not_ignored(tmp_path):
+  inputs = {"corpus": write(tmp_path, 2)}
+  ignored.check((), inputs)
+  ignored.check(("odd",), inputs)
+  with pytest.raises(UserError, match=r"no row is of domain od\b.*even, odd"):
+    ignored.check(("odd", "od"), inputs)
 
 
 def test_of_the_index_is_read_what_is_asked_for(tmp_path):

@@ -430,3 +430,43 @@ def test_a_model_of_another_tokenizer_is_no_beginning(copy):
   shutil.rmtree(copy / "run/students/miniplm")
   error = refused(copy, *FOUR, f"--config.student.init={other}")
   assert "another tokenizer" in error
+
+
+def test_a_checkpoint_says_of_which_rows_its_curve_is(
+  corpus, tmp_path, monkeypatch
+):
+  """Others, however few, are those of another run; the same are not."""
+  config, seen = get_config(), []
+
+  def train(what, _):
+    seen.append(what.made_by)
+    raise InterruptedError
+
+  monkeypatch.setattr(loop, "train", train)
+
+  def made_by(eval_rows, *ignored):
+    config.run.eval_rows, config.evaluate.ignore_domains = eval_rows, ignored
+    job = training_job.make(
+      stage="teacher",
+      config=config,
+      workdir=None,
+      directory=manifest.epath.Path(tmp_path),
+      arch=architecture.make(config.student.model),
+      train=config.train,
+      rows="D",
+      row_ids=lambda *_: corpus.rows_of("train"),
+      inputs={},
+    )
+    with pytest.raises(InterruptedError):
+      job.run({"corpus": corpus.manifest})
+    return seen[-1]
+
+  total = len(corpus.rows_of("heldout"))
+  assert made_by(total) == made_by(2 * total)
+  few = made_by(total // 2)
+  name = manifest.first_difference(made_by(total), few)
+  assert "run.eval_rows and evaluate.ignore_domains" in name
+  some = corpus.domains()[corpus.heldout_rows(1)][0]
+  assert made_by(total, some) != made_by(total)
+  with pytest.raises(UserError, match="no row is of domain zzz"):
+    made_by(total, "zzz")

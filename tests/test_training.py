@@ -287,8 +287,9 @@ def test_a_checkpoint_of_another_run_is_refused(mesh, tmp_path):
   state = {"step": jax.device_put(jnp.int32(4), where)}
   shapes = {"step": jax.ShapeDtypeStruct((), jnp.int32, sharding=where)}
 
-  def opened(folder, seed):
+  def opened(folder, seed, **more):
     made_by = {"settings": {"train": {"seed": seed}}} if seed else None
+    made_by = made_by and made_by | more
     kept = Checkpoints(tmp_path / folder, None, made_by=made_by)
     return contextlib.closing(kept)
 
@@ -305,6 +306,12 @@ def test_a_checkpoint_of_another_run_is_refused(mesh, tmp_path):
   for folder, seed, step in (("two", 2, 2), ("old", 1, 3)):
     with opened(folder, seed) as kept:
       assert kept.restore_newest("x", shapes)[0] == step
+  # What an earlier version did not say is not compared; what is said, is.
+  with opened("two", 2, rows="a") as kept:
+    assert kept.restore_newest("x", shapes)[0] == 2
+    kept.save(3, state)
+  with opened("two", 2, rows="b") as kept, pytest.raises(UserError, match="ro"):
+    kept.restore_newest("x", shapes)
 
 
 def test_a_passing_fault_is_not_taken_for_damage(

@@ -58,10 +58,13 @@ def measure(found: Inventory) -> dict[str, Any]:
   pairs = []
   for method, baseline in itertools.permutations(curves, 2):
     a, b = found.students[method].made, found.students[baseline].made
-    if a.settings["model"] == b.settings["model"]:
+    same_rows = a.details.get("curve_rows") == b.details.get("curve_rows")
+    if a.settings["model"] == b.settings["model"] and same_rows:
       pairs.append(_pair(found.students, curves, method, baseline))
   if not pairs:
-    raise Skipped("it takes two students of one shape with held-out curves")
+    raise Skipped(
+      "it takes two students of one shape with curves on the same held-out rows"
+    )
   return {
     "pairs": pairs,
     "curves": {

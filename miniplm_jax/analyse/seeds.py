@@ -99,6 +99,8 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
   losses = [evaluate_stage.losses(s.evaluation) for s in students]
   curves = [s.curve() for s in students]
   same = all(np.array_equal(curves[0][0], steps) for steps, _ in curves)
+  rows = {s.made.details.get("curve_rows") for s in students}
+  same &= len(rows) == 1
   offline = first.made.details.get(flops.OFFLINE, {"": None}).values()
   settings = first.made.settings
   return {
@@ -128,8 +130,9 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
       for domain in losses[0]
       if domain != ALL
     },
-    # Of runs that were measured at other steps there is no mean.
+    # Of runs that were measured at other steps or on others there is no mean.
     "curve": {
+      "rows": rows.pop() if same else None,
       "steps": curves[0][0].tolist() if same else [],
       "losses": [loss.tolist() for _, loss in curves] if same else [],
     },
@@ -156,10 +159,11 @@ def beside(group: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     "error": error,
     "step": None,
   }
-  if group["curve"]["steps"] and base["curve"]["steps"]:
-    target = float(np.mean(base["curve"]["losses"], 0)[-1])
-    mean = np.mean(group["curve"]["losses"], 0)
-    found["step"] = reached(np.array(group["curve"]["steps"]), mean, target)
+  ours, theirs = group["curve"], base["curve"]
+  if ours["steps"] and theirs["steps"] and ours["rows"] == theirs["rows"]:
+    target = float(np.mean(theirs["losses"], 0)[-1])
+    mean = np.mean(ours["losses"], 0)
+    found["step"] = reached(np.array(ours["steps"]), mean, target)
   return found
 
 

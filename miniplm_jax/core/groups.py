@@ -6,8 +6,10 @@ domain "all", so the name of that one is escaped here, and nowhere else.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
+
+from miniplm_jax.core.errors import UserError, shortened
 
 ALL = "all"  # the total's key, which is no domain's
 _ESCAPED = re.compile(f"(domain )*{ALL}")
@@ -24,6 +26,25 @@ def key(domain: str) -> str:
 def with_total(total: Any, by_domain: Mapping[str, Any]) -> dict[str, Any]:
   """The mapping: the total first, then the domains in their order."""
   return {ALL: total} | {key(name): each for name, each in by_domain.items()}
+
+
+def refuse_unknown(
+  named: Collection[str], there: Collection[str], what: str, where: str
+):
+  """Raises UserError if a domain is named that nothing is of.
+
+  Args:
+    named: by the config.
+    there: the domains that there are.
+    what: is of them, for the message.
+    where: it is named.
+  """
+  if unknown := sorted(set(named) - set(there)):
+    raise UserError(
+      f"no {what} is of domain {unknown[0]}",
+      where,
+      f"choose from {shortened(', '.join(sorted(there)))}",
+    )
 
 
 def places(code, codes: int) -> list[Any]:

@@ -44,6 +44,7 @@ def _run(config, it: Subject, inputs):
   import numpy as np
 
   from miniplm_jax.core.progress import Progress
+  from miniplm_jax.corpus import ignored as ignored_lib
   from miniplm_jax.corpus.store import open_corpus
   from miniplm_jax.evaluate import rows
   from miniplm_jax.models import sharding
@@ -58,6 +59,7 @@ def _run(config, it: Subject, inputs):
       "raise corpus.heldout_share, or leave out --stages=evaluate",
     )
   domain, ignored = corpus.domains(row_ids), config.evaluate.ignore_domains
+  ignored_lib.check(ignored, inputs)
   if np.isin(domain, list(ignored)).all():
     raise UserError(
       "every held-out row is of a domain that does not count",

@@ -8,6 +8,7 @@ import numpy as np
 
 from miniplm_jax.config import share_of
 from miniplm_jax.core import fields
+from miniplm_jax.core import groups as domains
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.select import cutoff, duplicates, noise
@@ -158,12 +159,8 @@ class Candidates:
     else:
       shares = [(0, total), *self.shares().values()]
       cuts, kept = cutoff.divide(self.columns, total, shares)
-    for domain in self._shares.keys() - set(self._scored.domains):
-      raise UserError(
-        f"there is a quota for domain {domain}, which no row has",
-        f"config.select.quotas={','.join(self._settings['quotas'])}",
-        f"choose from {', '.join(sorted(self._scored.domains)[:12])}",
-      )
+    where = f"config.select.quotas={','.join(self._settings['quotas'])}"
+    domains.refuse_unknown(self._shares, self._scored.domains, "row", where)
     if not kept:
       raise UserError(
         f"none of {self._scored.rows} rows fits into a budget of {total}",

@@ -97,14 +97,7 @@ def by_domain(
   rows_of = zip(every, groups.places(codes[row_ids], len(every)))
   rows_of = {name: row_ids[here] for name, here in rows_of if len(here)}
   names = sorted(rows_of)
-  if unknown := sorted(wanted.keys() - set(names)):
-    there = ", ".join(names)
-    there = there if len(there) <= 400 else f"{there[:400]}…"
-    raise UserError(
-      f"no row to train on is of domain {unknown[0]}",
-      where,
-      f"choose from {there}",
-    )
+  groups.refuse_unknown(wanted, names, "row to train on", where)
   found = [(name, rows_of[name]) for name in names]
   parts = [len(rows) * wanted.get(name, Fraction(1)) for name, rows in found]
   if not (total := sum(parts)):

@@ -183,7 +183,9 @@ class Checkpoints:
       raise self._unreadable(step, why) from e
     if not made_by:
       return  # of an earlier version
-    if difference := manifest.first_difference(made_by, self._made_by):
+    # Of what an earlier version did not say, nothing is known.
+    ours = {name: self._made_by.get(name) for name in made_by}
+    if difference := manifest.first_difference(made_by, ours):
       raise _AnotherRunError(
         f"checkpoint {step} is of another run: {difference}",
         str(self._directory / str(step)),

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import files, hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.manifest import Manifest
@@ -128,15 +128,15 @@ class _Recipe:
 
 
 def made_by(
-  settings: Mapping[str, Any], inputs: Mapping[str, Manifest]
+  settings: Mapping[str, Any], inputs: Mapping[str, Manifest], **more: str
 ) -> dict[str, Any]:
   """What a checkpoint says that it is of, see `Checkpoints`."""
   prints = {name: made.fingerprint for name, made in inputs.items()}
-  return {"settings": settings, "inputs": prints}
+  return {"settings": settings, "inputs": prints, **more}
 
 
 def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
-  from miniplm_jax.corpus import trained_rows
+  from miniplm_jax.corpus import ignored, trained_rows
   from miniplm_jax.corpus.store import open_corpus
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.trainer import loop, metrics
@@ -148,7 +148,10 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
     arch.check_llama()  # as which it will be exported: said before it trains
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   ids = it.row_ids(corpus, inputs)
+  ignored.check(config.evaluate.ignore_domains, inputs)
   heldout = corpus.heldout_rows(run.eval_rows, config.evaluate.ignore_domains)
+  hashes = corpus.index["hash"].to_numpy()
+  curve_rows = files.digest(hashes[heldout].tolist())
   step_tokens = train.batch_size * corpus.max_length
   model = loop.train(
     loop.Run(
@@ -161,7 +164,12 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
       heldout_ids=heldout,
       directory=directory,
       step_flops=it.token_flops * step_tokens,
-      made_by=made_by(it.settings, inputs),
+      # Named as what decides them: one curve is of the same rows throughout.
+      made_by=made_by(
+        it.settings,
+        inputs,
+        **{"rows by run.eval_rows and evaluate.ignore_domains": curve_rows},
+      ),
       objective=it.objective and it.objective(corpus, mesh, inputs),
       begin=it.begin and functools.partial(it.begin, arch, corpus, mesh),
       export=functools.partial(_export, config.export, directory, corpus)
@@ -195,6 +203,7 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
     "details": {
       # Written by the process that writes the manifest.
       "metrics": metrics.describe(directory) if hosts.is_first() else None,
+      "curve_rows": curve_rows,
       "train_flops": it.token_flops * train.steps * step_tokens,
       **({} if it.offline is None else {flops_lib.OFFLINE: dict(it.offline)}),
     },
