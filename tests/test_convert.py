@@ -277,6 +277,27 @@ def read_pieces(rows, chosen):
   return [(p.text, p.rows, p.ends.tolist()) for p in reader], reader.counts
 
 
+@pytest.mark.parametrize("conversion", ["repack", "one_to_one"])
+def test_text_that_the_student_has_no_tokens_for_is_refused(
+  setup, tmp_path, conversion
+):
+  engine = tokenizers.Tokenizer(tokenizers.models.BPE())
+  engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+  engine.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+    special_tokens=[EOS], show_progress=False
+  )
+  engine.train_from_iterator([TEXTS[3], EOS], trainer)
+  engine.save(str(tmp_path / "tokenizer.json"))
+  before = setup.config.student.tokenizer
+  setup.config.student.tokenizer = str(tmp_path)
+  try:
+    with pytest.raises(UserError, match=r"no tokens for \d\d\.\d\d% of the"):
+      setup.convert(f"lossy-{conversion}", conversion)
+  finally:
+    setup.config.student.tokenizer = before
+
+
 def test_a_character_that_three_rows_share_belongs_to_the_first():
   a, b, c, d = "🙂".encode()
   rows = [(bytes([65, a]), 0), (bytes([b, c]), 2), (bytes([d, 66]), 4)]

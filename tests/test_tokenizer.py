@@ -7,8 +7,10 @@ import pytest
 import tokenizers
 from etils import epath
 
+from miniplm_jax import config as config_lib
+from miniplm_jax.core import job, manifest, workdir
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import tokenizer
+from miniplm_jax.corpus import losses, stage, tokenizer
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
 from miniplm_jax.models import architecture, config_json
 
@@ -189,3 +191,149 @@ def test_exported_ids_are_those_of_autotokenizer(
       assert first + ours.encode([text])[0].tolist() == wanted
   assert theirs.eos_token_id == ours.eos_id
   assert theirs.bos_token == (bos_token or None)
+
+
+def of_bpe(
+  texts=TEXTS, special=("</s>",), alphabet=(), byte_level=True, **options
+):
+  """A BPE that knows the characters of some texts and of an alphabet."""
+  engine = tokenizers.Tokenizer(tokenizers.models.BPE(**options))
+  if byte_level:
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+      add_prefix_space=False
+    )
+    engine.decoder = tokenizers.decoders.ByteLevel()
+  else:
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    engine.decoder = tokenizers.decoders.Metaspace()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=400,
+    special_tokens=list(special),
+    initial_alphabet=list(alphabet),
+    show_progress=False,
+  )
+  engine.train_from_iterator(texts, trainer)
+  return engine
+
+
+LOSSY = {
+  "bytes": lambda: of_bpe(["a cat", "</s>"]),
+  "dropped": lambda: of_bpe(["a cat", "</s>"], byte_level=False),
+  "unknown": lambda: of_bpe(
+    ["a cat", "</s>"], ("</s>", "<unk>"), byte_level=False, unk_token="<unk>"
+  ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_what_a_text_loses_is_counted(name):
+  found = tokenizer.Tokenizer(LOSSY[name](), "</s>", "here")
+  assert not found.is_lossless
+  put = name != "bytes"  # a space before a text
+  for text, lost in [
+    ("a cat", 0),
+    (" tact", 0),
+    ("a dog", 3),
+    ("é 你 cat", 5),
+    ("🙂", 4),
+  ]:
+    (ids,) = found.encode([text])
+    kept = len(text.encode()) - lost + (put and text[0] != " ")
+    assert found.byte_lengths[ids].sum() == kept, text
+    assert found.lost([text], [ids]) == {
+      "bytes_of_text": kept + lost,
+      "bytes_unencoded": lost,
+    }, text
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda: tokenizer.train(TEXTS[:3], 400, "</s>")._engine,
+    sentencepiece_like,
+    lambda: of_bpe(
+      alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), unk_token="</s>"
+    ),
+  ],
+)
+def test_a_tokenizer_of_all_bytes_loses_none(make):
+  found = tokenizer.Tokenizer(make(), "</s>", "here")
+  assert found.is_lossless
+  texts = [ODD, tokenizer.PROBE, "".join(map(chr, range(1, 0x700)))]
+  each = found.token_bytes()
+  for text, ids in zip(texts, found.encode(texts)):
+    if found._engine.normalizer:
+      text = found._engine.normalizer.normalize_str(text)
+    joined = b"".join(each[i] for i in ids).decode()
+    assert joined.replace("▁", " ") == text.replace("▁", " ")
+  assert found.lost(texts, found.encode(texts))["bytes_unencoded"] == 0
+
+
+def test_spaces_that_are_left_out_are_lost():
+  body = json.loads(tokenizer.train(TEXTS, 400, EOS).to_files()[FILE])
+  body["pre_tokenizer"]["pretokenizers"][0] = {"type": "WhitespaceSplit"}
+  engine = tokenizers.Tokenizer.from_str(json.dumps(body))
+  found = tokenizer.Tokenizer(engine, EOS, "here")
+  lost = found.lost(["a b\nc"], found.encode(["a b\nc"]))
+  assert lost == {"bytes_of_text": 5, "bytes_unencoded": 2}
+
+
+def test_unknown_text_that_ends_documents_or_has_no_token_is_refused():
+  both = tokenizer.Tokenizer(of_bpe(unk_token="</s>"), "</s>", "here")
+  with pytest.raises(UserError, match="would end a document, here, name "):
+    both.token_bytes()
+  without = tokenizer.Tokenizer(of_bpe(unk_token="<no>"), "</s>", "here")
+  with pytest.raises(UserError, match="unknown token is not in its vocab"):
+    without.token_bytes()
+
+
+def test_dropout_is_off(tmp_path):
+  engine = of_bpe(dropout=0.5)
+  engine.save(str(tmp_path / FILE))
+  found = tokenizer.load(epath.Path(tmp_path), "</s>")
+  engine.model.dropout = None
+  assert {tuple(found.encode([TEXTS[0]])[0]) for _ in range(9)} == {
+    tuple(engine.encode(TEXTS[0]).ids)
+  }
+  engine.save(str(tmp_path / FILE))
+  same = tokenizer.load(epath.Path(tmp_path), "</s>")
+  assert found.fingerprint == same.fingerprint
+
+
+def test_more_than_a_hundredth_lost_is_refused(capsys):
+  counts = {"bytes_of_text": 10000, "bytes_unencoded": 100}
+  assert losses.check(counts, "tokenize", "here") == 0.01
+  told = "no tokens for 1.00% of the text, 100 of 10,000 bytes"
+  assert told in capsys.readouterr().out
+  with pytest.raises(UserError, match="101 of 10,000 bytes; 1% is the most"):
+    losses.check(counts | {"bytes_unencoded": 101}, "tokenize", "here")
+  assert losses.check({}, "tokenize", "here") == 0
+  assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_a_corpus_says_what_its_tokenizer_lost(tmp_path, capsys, name):
+  folder = tmp_path / "tokenizer"
+  folder.mkdir()
+  LOSSY[name]().save(str(folder / FILE))
+  config = config_lib.default()
+  config.workdir, c = str(tmp_path / "run"), config.corpus
+  c.source, c.tokenizer = str(tmp_path / "text"), str(folder)
+  c.eos_token, c.max_length, c.reference_share = "</s>", 16, 0.1
+  (tmp_path / "text").mkdir()
+  source = tmp_path / "text" / "a.txt"
+  text = "a cat " * 1000
+  source.write_text(f"{text}🙂{text}")
+  jobs = stage.jobs(config, workdir.Workdir(epath.Path(config.workdir)))
+  job.execute(jobs)
+  made = manifest.require(jobs[0].manifest)
+  total = 12004 + (name != "bytes")
+  assert made.counts["bytes_of_text"] == total
+  assert made.counts["bytes_unencoded"] == 4
+  assert made.details["share_of_bytes_lost"] == 4 / total
+  assert f"0.03% of the text, 4 of {total:,} bytes" in capsys.readouterr().out
+  config.workdir = str(tmp_path / "other")
+  source.write_text(text + "🙂" * 20)
+  jobs = stage.jobs(config, workdir.Workdir(epath.Path(config.workdir)))
+  with pytest.raises(UserError, match=r"80 of 6,08\d bytes; 1% is the most"):
+    job.execute(jobs)

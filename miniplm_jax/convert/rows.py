@@ -86,7 +86,9 @@ def repacked(
   reader = PieceReader(source, part_rows, row_ids)
   pieces = enumerate(reader)
   while batch := list(itertools.islice(pieces, _BATCH)):
-    encoded = to.encoder.encode([piece.text for _, piece in batch])
+    texts = [piece.text for _, piece in batch]
+    encoded = to.encoder.encode(texts)
+    seen.update(to.encoder.lost(texts, encoded))
     for (ordinal, piece), ids in zip(batch, encoded):
       key = piece.split, piece.domain
       if key not in buffers:
@@ -173,7 +175,9 @@ def one_to_one(
   """
   old = source.encoder
   eos_id, size = to.encoder.eos_id, to.max_length + 1
-  for ordinal, (row_id, row, ids) in enumerate(_encoded(source, row_ids, to)):
+  for ordinal, (row_id, row, ids) in enumerate(
+    _encoded(source, row_ids, to, seen)
+  ):
     lost = ids[size:]
     seen["source_rows"] += 1
     seen["bytes_in"] += int(old.byte_lengths[row.ids].sum())
@@ -197,15 +201,22 @@ def one_to_one(
 
 
 def _encoded(
-  source: Source, row_ids: np.ndarray, to: Target
+  source: Source, row_ids: np.ndarray, to: Target, seen: collections.Counter
 ) -> Iterator[tuple[int, Instance, np.ndarray]]:
   """Rows with their ids, and their text in new ids, untruncated."""
   old, eos = source.encoder, np.array([to.encoder.eos_id], np.int32)
   rows = read_rows(source.corpus, row_ids)
   while batch := list(itertools.islice(rows, _BATCH)):
     pieces = [split_ids(row.ids, old.eos_id) for _, row in batch]
-    texts = [old.decode(ids) for of_row in pieces for ids in of_row]
-    encoded = iter(to.encoder.encode(texts))
+    # Without unknown tokens, which are no text.
+    texts = [
+      old.decode(ids[old.byte_lengths[ids] > 0])
+      for of_row in pieces
+      for ids in of_row
+    ]
+    found = to.encoder.encode(texts)
+    seen.update(to.encoder.lost(texts, found))
+    encoded = iter(found)
     for (row_id, row), of_row in zip(batch, pieces):
       joined = [to.bos]
       for i, ids in enumerate(itertools.islice(encoded, len(of_row))):

@@ -107,7 +107,7 @@ def _run(config, directory, inputs):
 
   from miniplm_jax.convert import rows
   from miniplm_jax.convert.pieces import Source
-  from miniplm_jax.corpus import store
+  from miniplm_jax.corpus import losses, store
   from miniplm_jax.corpus.pack import SentenceEnds
 
   corpus = store.open_corpus(inputs)
@@ -141,6 +141,9 @@ def _run(config, directory, inputs):
       progress.update(len(here), f"in part {part + 1}/{len(parts)}")
   counts, described = store.merge(directory, len(parts))
   _say_bytes(collections.Counter(counts))
+  lost = losses.check(
+    counts, STAGE, f"config.student.tokenizer={config.student.tokenizer}"
+  )
   return {
     "tokenizer": encoder.fingerprint,
     "files": described,
@@ -150,6 +153,7 @@ def _run(config, directory, inputs):
       "bos_id": bos_id,
       "vocab_size": encoder.vocab_size,
       "tokenizer": config.student.tokenizer,
+      "share_of_bytes_lost": lost,
     },
   }
 

@@ -115,7 +115,7 @@ class Maker:
   def _instances(self, number: int, records, counts, details):
     """The shard's rows; counts them, and notes their highest id."""
     recipe, n_bytes = self._recipe, self._encoder.byte_lengths
-    for domain, row in self._rows(records):
+    for domain, row in self._rows(records, counts):
       hashed = store.hash_of(row.ids, recipe.seed)
       split = store.split_of(hashed, recipe.shares)
       counts["rows"] += 1
@@ -133,11 +133,11 @@ class Maker:
         hash=hashed,
       )
 
-  def _rows(self, records) -> Iterator[tuple[str, Row]]:
+  def _rows(self, records, counts) -> Iterator[tuple[str, Row]]:
     """(domain, row); one packing buffer for each domain."""
     packers: dict[str, Packer] = {}
     for batch in _batches(records):
-      for i, record, ids in self._encoded(batch):
+      for i, record, ids in self._encoded(batch, counts):
         domain = record.domain
         if isinstance(record, Packed) and record.is_row:
           yield domain, Row(ids, (i,), 0)
@@ -153,11 +153,13 @@ class Maker:
       for row in packers[domain].flush():
         yield domain, row
 
-  def _encoded(self, batch):
-    """(ordinal, record, ids) of those that have text."""
-    texts = [(i, d) for i, d in batch if isinstance(d, Document) and d.text]
-    found = self._encoder.encode([d.text for _, d in texts])
-    done = [(i, d, ids) for (i, d), ids in zip(texts, found)]
+  def _encoded(self, batch, counts):
+    """(ordinal, record, ids) of those that have text; counts what it loses."""
+    documents = [(i, d) for i, d in batch if isinstance(d, Document) and d.text]
+    texts = [d.text for _, d in documents]
+    found = self._encoder.encode(texts)
+    counts.update(self._encoder.lost(texts, found))
+    done = [(i, d, ids) for (i, d), ids in zip(documents, found)]
     for i, packed in batch:
       if isinstance(packed, Packed):
         ids = packed.ids

@@ -181,7 +181,7 @@ def _fill(config, parts, directory):
 
 def _merge(config, parts, directory, encoder):
   """The fields of the manifest, when every shard is there."""
-  from miniplm_jax.corpus import datasets, shard, store
+  from miniplm_jax.corpus import datasets, losses, shard, store
   from miniplm_jax.corpus.readers import HF
   from miniplm_jax.corpus.records import Broken
 
@@ -211,6 +211,7 @@ def _merge(config, parts, directory, encoder):
       "lower reference_share, heldout_share and teacher_share, or give "
       "more text",
     )
+  lost = losses.check(counts, STAGE, f"config.corpus.tokenizer={c.tokenizer}")
   _tell_domains(directory, indices)
   for path in directory.iterdir():
     # Of a source that had another number of parts; all of this one stand.
@@ -231,6 +232,7 @@ def _merge(config, parts, directory, encoder):
       ),
       "source": c.source,
       "tokenizer": c.tokenizer,
+      "share_of_bytes_lost": lost,
       "parts": [part.name for part in parts],
     }
     | ({"source_commit": commit} if commit else {}),

@@ -12,7 +12,7 @@ from etils import epath
 
 from miniplm_jax.core import files, hosts
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import fast_bpe
+from miniplm_jax.corpus import fast_bpe, losses
 
 # Spaces, a line, and characters of one to four bytes.
 PROBE = " A b.\n  c é 你 🙂"
@@ -116,16 +116,21 @@ class Tokenizer:
     )
 
   def token_bytes(self) -> list[bytes]:
-    """The bytes of every id; eos has none. Those of a text join to it.
+    """The bytes of every id. Those of a text join to it.
 
     They are those of the pieces: a single id that is decoded would lose the
-    space that it begins with, if texts are decoded so (SentencePiece).
+    space that it begins with, if texts are decoded so (SentencePiece). Eos has
+    none, nor has the unknown token: bits per byte are then of text that the ids
+    have, and a tokenizer does not look better for what it loses.
 
     Raises:
-      UserError: those of a probe do not join to what its ids decode to.
+      UserError: those of a probe do not join to what its ids decode to, or
+        unknown text has no id or eos's.
     """
-    decoder = self._body["decoder"] or {}
-    steps = decoder.get("decoders", [decoder])
+    unk_id = self._unk_id
+    if not self.is_lossless:
+      losses.check_unknown(self._body, unk_id, self.eos_id, self._where)
+    steps = losses.steps(self._body["decoder"])
     if any(step.get("type") == "ByteLevel" for step in steps):
       added = self._engine.get_added_tokens_decoder()
       byte_of = {c: b for b, c in enumerate(fast_bpe.byte_alphabet())}
@@ -156,12 +161,74 @@ class Tokenizer:
         "give one that is byte-level or of SentencePiece's kind: the bytes of "
         "its tokens are counted",
       )
+    if unk_id is not None:
+      found[unk_id] = b""
     return found
 
   @functools.cached_property
   def byte_lengths(self) -> np.ndarray:
     """int32 [vocab_size]: UTF-8 bytes that each id stands for."""
     return np.array([len(b) for b in self.token_bytes()], np.int32)
+
+  @functools.cached_property
+  def _unk_id(self) -> int | None:
+    """The id of text that has no other."""
+    model = self._body["model"]
+    if "unk_id" in model:  # Unigram
+      return model["unk_id"]
+    return self._engine.token_to_id(model["unk_token"] or "")
+
+  @functools.cached_property
+  def is_lossless(self) -> bool:
+    """Whether each byte of any text, once normalized, is in its tokens."""
+    return losses.is_lossless(self._body)
+
+  @functools.cached_property
+  def _normalizers(self) -> list[Mapping[str, Any]]:
+    return losses.steps(self._body["normalizer"])
+
+  def lost(
+    self, texts: Sequence[str], encoded: Sequence[np.ndarray]
+  ) -> dict[str, int]:
+    """What texts lose: counts for `losses.check`.
+
+    Normalizing text is no loss; leaving some out, or making it unknown, is.
+
+    Args:
+      texts: some.
+      encoded: their ids.
+
+    Returns:
+      `bytes_of_text`, UTF-8 bytes of the texts once normalized, and
+      `bytes_unencoded`, those of them that no id stands for.
+    """
+    counts = {"bytes_of_text": 0, "bytes_unencoded": 0}
+    for text, ids in zip(texts, encoded, strict=True):
+      kept = size = int(self.byte_lengths[ids].sum())
+      if not self.is_lossless:
+        size = self._size(text)
+      counts["bytes_of_text"] += size
+      counts["bytes_unencoded"] += max(size - kept, 0)
+    return counts
+
+  def _size(self, text: str) -> int:
+    """The bytes that all tokens of a text should have together."""
+    if self._engine.normalizer:
+      text = self._engine.normalizer.normalize_str(text)
+    if any(step.get("type") == "ByteLevel" for step in self._normalizers):
+      return len(text)  # a character is a byte
+    content = _content(text, losses.steps(self._body["decoder"]))
+    return len(content) + (self._puts_space and content[:1] not in (b"", b" "))
+
+  @functools.cached_property
+  def _puts_space(self) -> bool:
+    """Whether a text that begins with none gets a space before it."""
+    return any(
+      step.get("add_prefix_space")
+      or step.get("prepend_scheme", "never") != "never"
+      for step in losses.steps(self._body["pre_tokenizer"])
+      if step.get("type") in ("ByteLevel", "Metaspace")
+    )
 
   @property
   def adds(self) -> list[str]:
@@ -283,9 +350,11 @@ def load_engine(directory: epath.Path) -> tokenizers.Tokenizer:
     raise UserError(
       f"the tokenizer cannot be read ({e})", str(path), "fetch it again"
     ) from e
-  # The file may say otherwise.
+  # The file may say otherwise. A text has the same ids whenever it is encoded.
   engine.no_truncation()
   engine.no_padding()
+  if getattr(engine.model, "dropout", None) is not None:
+    engine.model.dropout = None
   return engine
 
 

@@ -1,0 +1,118 @@
+"""What a tokenizer loses of a text: told, counted, and limited."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.progress import say
+from miniplm_jax.corpus import fast_bpe
+
+# Ways to split a text that leave no character out.
+_KEEPING = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", None}
+# Bytes of a text without a token that are put up with. SentencePiece, by its
+# defaults, leaves out one character in 2,000; a tokenizer that loses twenty
+# times as much is broken, or was not made for this text.
+_MOST_LOST = 0.01
+
+
+def is_lossless(body: Mapping[str, Any]) -> bool:
+  """Whether each byte of any text, once normalized, is in its tokens.
+
+  It is if the vocabulary has all 256 bytes and nothing is left out before.
+
+  Args:
+    body: the content of tokenizer.json.
+  """
+  model, split = body["model"], steps(body["pre_tokenizer"])
+  if any(
+    step.get("type") not in _KEEPING or step.get("behavior") == "Removed"
+    for step in split
+  ) or any(
+    (token["lstrip"] or token["rstrip"]) and not token["special"]
+    for token in body["added_tokens"]
+  ):
+    return False
+  before = [*split, *steps(body["normalizer"])]
+  if any(step.get("type") == "ByteLevel" for step in before):
+    each = set(fast_bpe.byte_alphabet())
+  elif model.get("byte_fallback"):
+    each = {f"<0x{byte:02X}>" for byte in range(256)}
+  else:
+    return False
+  if model["type"] == "Unigram":
+    return each <= {piece for piece, _ in model["vocab"]}
+  return (
+    model["type"] == "BPE"
+    and not model["continuing_subword_prefix"]
+    and not model["end_of_word_suffix"]
+    and each <= model["vocab"].keys()
+  )
+
+
+def check_unknown(
+  body: Mapping[str, Any], unk_id: int | None, eos_id: int, where: str
+):
+  """Checks what a tokenizer that is not lossless makes of unknown text.
+
+  Args:
+    body: the content of tokenizer.json.
+    unk_id: the unknown token, if it has one.
+    eos_id: the end of a document.
+    where: the tokenizer is from.
+
+  Raises:
+    UserError: unknown text would end a document, or cannot be encoded.
+  """
+  model = body["model"]
+  if unk_id is not None and unk_id == eos_id:
+    what = "its end of document is also its unknown token: any character that "
+    what += "it does not know would end a document"
+    todo = "name another eos_token that it has"
+  elif unk_id is None and (model["type"] != "BPE" or model["unk_token"]):
+    what = "its unknown token is not in its vocabulary, so some text cannot be "
+    what += "encoded"
+    todo = "mend its unk_token"
+  else:
+    return
+  raise UserError(
+    f"the tokenizer does not know all bytes, and {what}",
+    where,
+    f"{todo}, or give a tokenizer that is byte-level or has byte fallback",
+  )
+
+
+def check(counts: Mapping[str, int], stage: str, where: str) -> float:
+  """The share of a corpus's text that its tokenizer lost; says it, if any.
+
+  Args:
+    counts: the sum of what `Tokenizer.lost` gave.
+    stage: that says it.
+    where: the tokenizer is from.
+
+  Raises:
+    UserError: it is so much that the tokenizer is none of this text.
+  """
+  lost, total = counts.get("bytes_unencoded", 0), counts.get("bytes_of_text", 0)
+  if not lost:
+    return 0.0
+  share = lost / total
+  told = f"the tokenizer has no tokens for {share:.2%} of the text, "
+  told += f"{lost:,} of {total:,} bytes"
+  if share > _MOST_LOST:
+    raise UserError(
+      f"{told}; {_MOST_LOST:.0%} is the most that may be lost",
+      where,
+      "give a tokenizer that was made for this text, byte-level or with byte "
+      "fallback best",
+    )
+  say(stage, f"warning: {told}: it is left out, or unknown to the models")
+  return share
+
+
+def steps(body: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+  """The steps of a normalizer, pre-tokenizer or decoder, one after another."""
+  body = body or {}
+  for key in ("normalizers", "pretokenizers", "decoders"):
+    if key in body:
+      return [step for inner in body[key] for step in steps(inner)]
+  return [body]
