@@ -5,6 +5,7 @@ import codecs
 import gzip
 import json
 import lzma
+import pathlib
 import random
 import shutil
 import struct
@@ -71,7 +72,8 @@ class Run:
     return job_lib.status(job)
 
   def files(self):
-    return {p.name: p.read_bytes() for p in files.below(self.folder)}
+    found = pathlib.Path(self.folder).rglob("*")
+    return {p.name: p.read_bytes() for p in found if p.is_file()}
 
 
 @pytest.mark.parametrize("change", ["broken", "more", "fewer", "other"])
@@ -368,6 +370,31 @@ def test_marks_of_byte_order_are_no_text(tmp_path):
     (tmp_path / name).write_bytes(codecs.BOM_UTF8 + body)
     assert set(texts_of(tmp_path / name, part_bytes=5)) == {"Hello."}
   assert len(texts_of(tmp_path / "z.jsonl", part_bytes=20)) == 2
+
+
+def test_links_are_followed_and_nothing_is_passed_over(tmp_path, monkeypatch):
+  texts = tmp_path / "texts"
+  for name in ("texts/own/a", "texts/.hidden/a", "disk/deep/b"):
+    write(tmp_path / f"{name}.jsonl", [name])
+  (texts / "more").symlink_to(tmp_path / "disk")
+  (tmp_path / "disk/back").symlink_to(texts)  # and in a circle
+  (texts / "c.jsonl").symlink_to(tmp_path / "disk/deep/b.jsonl")
+  (texts / ".#lock").symlink_to("nobody@nowhere")
+  assert texts_of(texts) == ["disk/deep/b", "disk/deep/b", "texts/own/a"]
+  (texts / "own/gone").symlink_to(tmp_path / "nowhere")
+  with pytest.raises(UserError, match=r"no file, no folder.*own/gone"):
+    read(texts)
+  (texts / "own/gone").unlink()
+  scan = files.os.scandir
+
+  def scandir(folder):  # tests may run as root, who may read anything
+    if folder.endswith("deep"):
+      raise PermissionError(13, "Permission denied", folder)
+    return scan(folder)
+
+  monkeypatch.setattr(files.os, "scandir", scandir)
+  with pytest.raises(OSError, match="deep"):
+    read(texts)
 
 
 def test_a_bin_of_anything_is_no_packed_rows(tmp_path):

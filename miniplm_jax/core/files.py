@@ -180,13 +180,38 @@ def write_bytes(path: epath.PathLike, content: bytes):
 
 
 def below(folder: epath.Path) -> list[epath.Path]:
-  """All files in a folder and in those below it; epath has no rglob."""
+  """All files in a folder and in those below it, none of them hidden.
+
+  Links are followed, but not to a folder that they lie in. epath has no rglob.
+
+  Raises:
+    UserError: something there is neither a file nor a folder.
+    OSError: a folder cannot be read.
+  """
   if is_local(folder):
-    found = (p for p in pathlib.Path(folder).rglob("*") if p.is_file())
-  else:  # names without their scheme; a / ends what only marks a folder
-    names = file_system().find(os.fspath(folder))
-    found = (SCHEME + name for name in names if not name.endswith("/"))
-  return [epath.Path(p) for p in found]
+    return [epath.Path(p) for p in _below(os.fspath(folder), ())]
+  # Names without their scheme; a / ends what only marks a folder.
+  names = file_system().find(os.fspath(folder))
+  found = (epath.Path(SCHEME + n) for n in names if not n.endswith("/"))
+  return [p for p in found if "/." not in f"/{p.relative_to(folder)}"]
+
+
+def _below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+  above = (*above, os.path.realpath(folder))
+  with os.scandir(folder) as entries:
+    for entry in entries:
+      if entry.name.startswith("."):
+        continue
+      if entry.is_file():
+        yield entry.path
+      elif not entry.is_dir():
+        raise UserError(
+          "this is no file, no folder and no link to one",
+          entry.path,
+          "remove it, or give the files that are meant by a glob",
+        )
+      elif os.path.realpath(entry.path) not in above:
+        yield from _below(entry.path, above)
 
 
 def walk(paths: Iterable[epath.Path]) -> Iterator[epath.Path]:

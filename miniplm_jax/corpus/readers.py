@@ -106,11 +106,7 @@ _KINDS = ((*_LINES, ".parquet"), _JSON, _TEXT, _MEGATRON)
 
 def _in_folder(path: epath.Path, split: str) -> list[epath.Path]:
   """The files of a folder that are read, none of them hidden."""
-  there = []
-  for file in sorted(files.below(path)):
-    names = file.relative_to(path).parts
-    if not any(name.startswith(".") for name in names):
-      there.append(file)
+  there = sorted(files.below(path))
   names = set(map(os.fspath, there))
   # A .bin alone may be anything.
   pairs = [
