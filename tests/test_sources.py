@@ -372,6 +372,25 @@ def test_marks_of_byte_order_are_no_text(tmp_path):
   assert len(texts_of(tmp_path / "z.jsonl", part_bytes=20)) == 2
 
 
+def test_what_is_left_out_of_a_folder_is_said(tmp_path, capsys):
+  readers._note.cache_clear()
+  for name in ("a.jsonl", "B.JSONL", "c.ndjson", "d.csv", "E.csv", "README"):
+    write(tmp_path / name, [name])
+  for name in ("f.jsonl.lz4", "g.md", "LICENSE.txt", "h", ".hidden"):
+    (tmp_path / name).write_bytes(b"x")
+  packed = gzip.compress((tmp_path / "a.jsonl").read_bytes())
+  (tmp_path / "i.json.GZ").write_bytes(packed)
+  assert texts_of(tmp_path) == ["B.JSONL", "a.jsonl"]
+  said = capsys.readouterr().out.strip()
+  assert said.endswith(": 1 .GZ, 2 .csv, 1 .lz4, 1 .md, 1 .ndjson, 1 h")
+  assert texts_of(tmp_path / "i.json.GZ") == ["a.jsonl"]
+
+
+def test_a_glob_takes_a_file_once(tmp_path):
+  write(tmp_path / "x/y/a.jsonl", ["a"])
+  assert texts_of(f"{tmp_path}/**/**/*.jsonl") == ["a"]
+
+
 def test_links_are_followed_and_nothing_is_passed_over(tmp_path, monkeypatch):
   texts = tmp_path / "texts"
   for name in ("texts/own/a", "texts/.hidden/a", "disk/deep/b"):
@@ -444,6 +463,27 @@ def test_documents_of_megatron_are_packed(tmp_path, vocabulary):
   indexed(source.with_suffix(""), sequences, [0, 2])
   with pytest.raises(UserError, match=r"document index is 0 … 2"):
     read(source)
+
+
+def test_all_pairs_of_a_folder_are_read_or_refused(tmp_path, capsys):
+  readers._note.cache_clear()
+  for i, name in enumerate(("data_0", "data_1", "books_2019", "sub/data_0")):
+    indexed(tmp_path / name, [[i, i]], [0])
+  (tmp_path / "model.bin").write_bytes(bytes(64))
+  ids = [int(row.ids[0]) for row in read(tmp_path)[0]]
+  assert sorted(ids) == [0, 1, 2, 3]
+  assert capsys.readouterr().out.strip().endswith("books_2019.bin: 1 .bin")
+  for name in ("books_2021", "sub/data_3", "data_2"):
+    added = indexed(tmp_path / name, [[4]], [0])
+    if name == "data_2":
+      added.unlink()  # of a pair the index alone
+    named = {"books_2021": "books_2020", "sub/data_3": "data_1"}.get(name, name)
+    with pytest.raises(UserError, match=rf"{named}\.bin is missing"):
+      read(tmp_path)
+    for half in (added, added.with_suffix(".idx")):
+      half.unlink(missing_ok=True)
+  # A glob takes what it names.
+  assert len(read(f"{tmp_path}/sub/*.bin")[0]) == 1
 
 
 @pytest.fixture

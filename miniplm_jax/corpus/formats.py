@@ -105,7 +105,7 @@ PACKED = {
 def _opened(path: epath.Path) -> Iterator[io.BufferedReader]:
   """The bytes that a file holds, unpacked."""
   with path.open("rb") as raw:
-    unpack = PACKED.get(path.suffix)
+    unpack = PACKED.get(path.suffix.lower())
     if unpack and not path.stat().length:
       raise EOFError("it is empty, which no packed file is")
     stream = unpack(raw) if unpack else raw
@@ -120,7 +120,7 @@ def _begins_array(stream: io.BufferedReader) -> bool:
 def json_cuts(path: epath.Path, part_bytes: int) -> list[tuple[int, int]]:
   """(start, end) of runs of bytes; what is no file of lines is one."""
   size = path.stat().length
-  if path.suffix not in PACKED and size > part_bytes:
+  if path.suffix.lower() not in PACKED and size > part_bytes:
     with _opened(path) as stream:
       if not _begins_array(stream):
         starts = range(0, size, part_bytes)
@@ -155,7 +155,7 @@ def read_json(
         where = f"{path} element {number}"
         yield document(record, fields, domain, where)
       return
-    if path.suffix in PACKED:
+    if path.suffix.lower() in PACKED:
       end = float("inf")
     elif start:
       stream.seek(start - 1)

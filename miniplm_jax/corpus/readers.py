@@ -4,13 +4,14 @@ A part is read from start to end and becomes one shard of the corpus, so any
 part can be made again without the others, by any process.
 """
 
+import collections
 import functools
 import glob
 import itertools
 import os
 import re
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -65,13 +66,13 @@ def list_parts(
   if source.startswith(HF) or datasets.is_saved(path):
     return datasets.hf_parts(source, fields, split, part_bytes)
   found = _match(path, source, split)
-  if found[0].suffix in _MEGATRON:
+  if _is(found[0], _MEGATRON):
     return _megatron_parts(path, found)
   parts = []
   for file in found:
-    if not file.name.endswith(_TEXT):
+    if not _is(file, _TEXT):
       parts += _record_parts(path, file, fields, part_bytes)
-  texts = [file for file in found if file.name.endswith(_TEXT)]
+  texts = [file for file in found if _is(file, _TEXT)]
   return [*parts, *_text_parts(path, texts, part_bytes)]
 
 
@@ -99,30 +100,48 @@ _MEGATRON = (".bin", ".idx")
 _ENDINGS = (*_LINES, *_JSON, ".parquet", *_TEXT, *_MEGATRON)
 
 
+def _is(file: epath.Path, endings: Sequence[str]) -> bool:
+  return file.name.lower().endswith(endings)
+
+
 # Of a folder, what there is of the first of these: a data set may have a
 # README beside it, and rows that were packed a list of their sources.
-_KINDS = ((*_LINES, ".parquet"), _JSON, _TEXT, _MEGATRON)
+_KINDS = ((*_LINES, ".parquet"), _JSON, _TEXT)
+# Lies beside data, and is none.
+_ABOUT = re.compile(r"readme|licen[cs]e", re.IGNORECASE)
 
 
 def _in_folder(path: epath.Path, split: str) -> list[epath.Path]:
   """The files of a folder that are read, none of them hidden."""
   there = sorted(files.below(path))
-  names = set(map(os.fspath, there))
-  # A .bin alone may be anything.
-  pairs = [
-    file
-    for file in there
-    if file.suffix in _MEGATRON
-    and {os.fspath(file.with_suffix(s)) for s in _MEGATRON} <= names
-  ]
-  found = pairs and [f for f in there if f.suffix in _MEGATRON]
+  found = _pairs(there)
   for endings in _KINDS:
-    found = found or [f for f in there if f.name.endswith(endings)]
-  data = tuple(set(_ENDINGS) - {".md"})  # README.md is no news
-  others = len({f for f in there if f.name.endswith(data)} - set(found))
-  if others:
-    _note(f"of other kinds than {found[0].name}, left out: {others} files")
+    found = found or [file for file in there if _is(file, endings)]
+  left = {f for f in there if not _ABOUT.match(f.name)} - set(found)
+  if found and left:
+    counts = collections.Counter(file.suffix or file.name for file in left)
+    each = ", ".join(f"{n} {ending}" for ending, n in sorted(counts.items()))
+    _note(f"left out, as none is of the kind of {found[0].name}: {each}")
   return _of_split(path, found, split)
+
+
+def _pairs(there: Sequence[epath.Path]) -> list[epath.Path]:
+  """Packed rows: pairs of .bin and .idx, and what else has their NAME_k.
+
+  A .bin alone may be anything.
+  """
+  halves = [file for file in there if file.suffix in _MEGATRON]
+  counts = collections.Counter(file.with_suffix("") for file in halves)
+  names = {_numbered(stem)[0] for stem, n in counts.items() if n == 2}
+  return [f for f in halves if _numbered(f.with_suffix(""))[0] in names]
+
+
+def _numbered(stem: epath.Path) -> tuple[str, int | None]:
+  """(FOLDER/NAME, k) of FOLDER/NAME_k."""
+  name, _, number = os.fspath(stem).rpartition("_")
+  if name and number.isdecimal():
+    return name, int(number)
+  return os.fspath(stem), None
 
 
 # As `datasets` takes words of files' names.
@@ -167,7 +186,7 @@ def _split_in(root: epath.Path, file: epath.Path, asked: str) -> str:
   """The split that a name below the root says, or ""."""
   parts = file.relative_to(root).parts
   # A text's own name may be of anything.
-  name = "/".join(parts[:-1] if file.name.endswith(_TEXT) else parts).lower()
+  name = "/".join(parts[:-1] if _is(file, _TEXT) else parts).lower()
   if re.search(rf"(?<![^\W_]){re.escape(asked.lower())}(?![^\W_])", name):
     return asked
   words = (_SPLITS.get(w, w) for w in re.split(r"[\W_\d]+", name))
@@ -187,7 +206,8 @@ def _match(path: epath.Path, source: str, split: str) -> list[epath.Path]:
   elif path.exists():
     found = [path]
   elif gs.is_local(path):
-    found = [epath.Path(p) for p in glob.glob(source, recursive=True)]
+    paths = set(glob.glob(source, recursive=True))  # ** twice: paths, too
+    found = [epath.Path(p) for p in paths]
   else:
     found = list(path.parent.glob(path.name))
   known = f"{', '.join(_ENDINGS)}, a folder of them or a glob; {TFDS}NAME, "
@@ -199,9 +219,9 @@ def _match(path: epath.Path, source: str, split: str) -> list[epath.Path]:
       f"give {known}",
     )
   for file in found:
-    if not file.name.endswith(_ENDINGS):
+    if not _is(file, _ENDINGS):
       raise UserError("not a known format", str(file), f"give {known}")
-  packed = [file.name.endswith(_MEGATRON) for file in found]
+  packed = [_is(file, _MEGATRON) for file in found]
   if any(packed) and not all(packed):
     raise UserError(
       "packed rows (.bin, .idx) and text are mixed",
@@ -249,7 +269,7 @@ def _record_parts(
   """A file's parts: what can be cut is cut into pieces of so many bytes."""
   name, domain = _name(source, file), _domain(source, file, fields)
   probe = Probe((file,), () if domain == _stem(file) else (domain,))
-  if file.suffix == ".parquet":
+  if _is(file, (".parquet",)):
     read, cuts = formats.read_parquet, formats.parquet_cuts(file, part_bytes)
   else:
     read, cuts = formats.read_json, formats.json_cuts(file, part_bytes)
@@ -292,11 +312,10 @@ def _megatron_parts(source: epath.Path, found: list[epath.Path]) -> list[Part]:
   from miniplm_jax.corpus import megatron
 
   stems = {os.fspath(file.with_suffix("")) for file in found}
-  if source.is_dir() and any(s.startswith(f"{source}/data_") for s in stems):
-    prefixes = megatron.shards(source)
-  else:
-    in_order = sorted(stems, key=lambda s: (len(s), s))  # 2 before 10
-    prefixes = [p for stem in in_order for p in megatron.shards(stem)]
+  if source.is_dir():
+    _refuse_gaps(stems)
+  in_order = sorted(stems, key=lambda s: (len(s), s))  # 2 before 10
+  prefixes = [p for stem in in_order for p in megatron.shards(stem)]
   return [
     Part(
       name=f"{epath.Path(prefix).name}.bin",
@@ -308,6 +327,23 @@ def _megatron_parts(source: epath.Path, found: list[epath.Path]) -> list[Part]:
     )
     for prefix in prefixes
   ]
+
+
+def _refuse_gaps(stems: Iterable[str]):
+  """Raises UserError if numbers are missing; released data begin with 0."""
+  numbers = collections.defaultdict(set)
+  for name, number in map(_numbered, stems):
+    if number is not None:
+      numbers[name].add(number)
+  for name, there in numbers.items():
+    first = 0 if epath.Path(name).name == "data" else min(there)
+    for number in range(first, max(there)):
+      if number not in there:
+        raise UserError(
+          f"{epath.Path(name).name}_{number}.bin is missing",
+          str(epath.Path(name).parent),
+          "fetch it, or give the files by a glob if there is none",
+        )
 
 
 def _read_megatron(prefix: epath.PathLike) -> Iterator[Packed]:
