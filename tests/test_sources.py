@@ -323,6 +323,35 @@ def test_domains_by_folder_and_by_partition(tmp_path):
   assert domains_of(tmp_path / "lines")[2] == "own"
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "txt", "bin"])
+def test_however_a_source_is_written_its_domains_stay(
+  tmp_path, monkeypatch, kind
+):
+  def put(name):
+    if kind == "bin":
+      return indexed(tmp_path / name, [[1, 2]], [0])
+    return write(tmp_path / f"{name}.{kind}", ["text"])
+
+  def domains(source):
+    """As it is, and by a path from the folder that it lies in."""
+    monkeypatch.chdir(tmp_path / source.parent)
+    found = domains_of(source, domain="set")
+    there = read(source.name, domain="set")
+    assert [d.domain for d in there[0]] == found
+    parts = readers.list_parts(str(source), readers.Fields("text", "set"))
+    assert readers.fingerprint(there[1]) == readers.fingerprint(parts)
+    return found
+
+  assert domains(put("web/one")) == ["one" if kind == "jsonl" else "web"]
+  assert domains(put("set=a%20b/c/one")) == ["a b"]
+  # Folders, whose names may look like a pattern, and patterns.
+  for name in ("br[1]", "br?", "br*", "br"):
+    for below in ("x/deep/a", "y/a"):
+      put(f"{name}/{below}")
+    assert sorted(domains(tmp_path / name)) == ["x", "y"], name
+  assert sorted(domains_of(f"{tmp_path}/br/**/*.{kind}")) == ["x", "y"]
+
+
 def test_a_domain_that_a_folder_gives_is_in_the_fingerprint(tmp_path):
   def fingerprint(folder):
     return readers.fingerprint(read(folder)[1])

@@ -54,7 +54,7 @@ def shards(path: epath.PathLike) -> list[epath.Path]:
   path = epath.Path(path).expanduser()
   if path.is_dir():
     path = path / "data"
-  there = {p.name for p in path.parent.glob(f"{_escaped(path.name)}*")}
+  there = {p.name for p in path.parent.iterdir()}
   wanted = [path.name]
   if not there & _pair(path.name):
     number = re.compile(re.escape(path.name) + r"_(\d+)\.(?:bin|idx)")
@@ -74,10 +74,6 @@ def shards(path: epath.PathLike) -> list[epath.Path]:
 
 def _pair(name: str) -> set[str]:
   return {f"{name}.bin", f"{name}.idx"}
-
-
-def _escaped(name: str) -> str:
-  return re.sub(r"([*?[])", r"[\1]", name)
 
 
 class IndexedFile:

@@ -60,6 +60,9 @@ def list_parts(
     )
   from miniplm_jax.corpus import datasets
 
+  if not datasets.is_named(source):
+    # Folders above it name domains, however it is written.
+    source = os.fspath(gs.absolute(source))
   path = epath.Path(source)
   if source.startswith(TFDS) or datasets.is_tfds(path):
     return datasets.tfds_parts(source, fields, split, part_bytes)
@@ -67,13 +70,13 @@ def list_parts(
     return datasets.hf_parts(source, fields, split, part_bytes)
   found = _match(path, source, split)
   if _is(found[0], _MEGATRON):
-    return _megatron_parts(path, found)
+    return list(_megatron_parts(path, found, fields))
   parts = []
   for file in found:
     if not _is(file, _TEXT):
       parts += _record_parts(path, file, fields, part_bytes)
   texts = [file for file in found if _is(file, _TEXT)]
-  return [*parts, *_text_parts(path, texts, part_bytes)]
+  return [*parts, *_text_parts(path, texts, fields, part_bytes)]
 
 
 def fingerprint(parts: Sequence[Part], domains: bool = True) -> str:
@@ -233,8 +236,9 @@ def _match(path: epath.Path, source: str, split: str) -> list[epath.Path]:
 
 def _root(source: epath.Path) -> epath.Path:
   """The folder that names are told from."""
-  roots = (p for p in (source, *source.parents) if not glob.has_magic(str(p)))
-  return next(roots, source)
+  if source.exists():  # then it is no pattern, whatever its name
+    return source
+  return next(p for p in source.parents if not glob.has_magic(str(p)))
 
 
 def _name(source: epath.Path, file: epath.Path) -> str:
@@ -245,8 +249,10 @@ def _name(source: epath.Path, file: epath.Path) -> str:
   return file.name
 
 
-def _domain(source: epath.Path, file: epath.Path, fields: Fields) -> str:
-  """Of records that have none: a folder's below the source, or the file's."""
+def _domain(
+  source: epath.Path, file: epath.Path, fields: Fields, own: str
+) -> str:
+  """Of documents that have none: a folder's below the source, or their own."""
   # As Hive and Spark lay out tables: NAME=VALUE is a column of all below it.
   pairs = [name.partition("=") for name in file.parts[:-1] if "=" in name]
   columns = {name: urllib.parse.unquote(value) for name, _, value in pairs}
@@ -255,7 +261,7 @@ def _domain(source: epath.Path, file: epath.Path, fields: Fields) -> str:
   folder, _, below = _name(source, file).partition("/")
   if below:
     return urllib.parse.unquote(folder.rpartition("=")[2])
-  return _stem(file)
+  return own
 
 
 def _stem(file: epath.Path) -> str:
@@ -267,7 +273,8 @@ def _record_parts(
   source: epath.Path, file: epath.Path, fields: Fields, part_bytes: int
 ) -> Iterator[Part]:
   """A file's parts: what can be cut is cut into pieces of so many bytes."""
-  name, domain = _name(source, file), _domain(source, file, fields)
+  name = _name(source, file)
+  domain = _domain(source, file, fields, _stem(file))
   probe = Probe((file,), () if domain == _stem(file) else (domain,))
   if _is(file, (".parquet",)):
     read, cuts = formats.read_parquet, formats.parquet_cuts(file, part_bytes)
@@ -284,30 +291,24 @@ def _record_parts(
 
 
 def _text_parts(
-  root: epath.Path, texts: list[epath.Path], part_bytes: int
+  source: epath.Path, texts: list[epath.Path], fields: Fields, part_bytes: int
 ) -> Iterator[Part]:
   """Plain texts, each one document, many of them in a part."""
-  if not root.is_dir():
-    root = root.parent
   cuts = pieces([file.stat().length for file in texts], part_bytes)
   for start, end, n_bytes in cuts:
     here = texts[start:end]
-    domains = [_folder(root, file) for file in here]
+    domains = [_domain(source, f, fields, f.parent.name) for f in here]
     yield Part(
-      name=f"{_name(root, here[0])} to {_name(root, here[-1])}",
+      name=f"{_name(source, here[0])} to {_name(source, here[-1])}",
       read=functools.partial(formats.read_texts, here, domains),
       n_bytes=n_bytes,
       fingerprint=Probe(here, domains),
     )
 
 
-def _folder(root: epath.Path, file: epath.Path) -> str:
-  """The folder below `root` that a text lies in, else its own."""
-  below = file.relative_to(root).parts if root in file.parents else ()
-  return below[0] if len(below) > 1 else file.parent.name
-
-
-def _megatron_parts(source: epath.Path, found: list[epath.Path]) -> list[Part]:
+def _megatron_parts(
+  source: epath.Path, found: list[epath.Path], fields: Fields
+) -> Iterator[Part]:
   """What was tokenized elsewhere: data_0.bin and .idx, or others' names."""
   from miniplm_jax.corpus import megatron
 
@@ -316,17 +317,15 @@ def _megatron_parts(source: epath.Path, found: list[epath.Path]) -> list[Part]:
     _refuse_gaps(stems)
   in_order = sorted(stems, key=lambda s: (len(s), s))  # 2 before 10
   prefixes = [p for stem in in_order for p in megatron.shards(stem)]
-  return [
-    Part(
-      name=f"{epath.Path(prefix).name}.bin",
-      read=functools.partial(_read_megatron, prefix),
-      n_bytes=epath.Path(f"{prefix}.bin").stat().length,
-      fingerprint=Probe(
-        (f"{prefix}.bin", f"{prefix}.idx"), (epath.Path(prefix).parent.name,)
-      ),
+  for prefix in prefixes:
+    data, index = (epath.Path(f"{prefix}{ending}") for ending in _MEGATRON)
+    domain = _domain(source, data, fields, data.parent.name)
+    yield Part(
+      name=data.name,
+      read=functools.partial(_read_megatron, prefix, domain),
+      n_bytes=data.stat().length,
+      fingerprint=Probe((data, index), (domain,)),
     )
-    for prefix in prefixes
-  ]
 
 
 def _refuse_gaps(stems: Iterable[str]):
@@ -346,10 +345,9 @@ def _refuse_gaps(stems: Iterable[str]):
         )
 
 
-def _read_megatron(prefix: epath.PathLike) -> Iterator[Packed]:
+def _read_megatron(prefix: epath.PathLike, domain: str) -> Iterator[Packed]:
   from miniplm_jax.corpus import megatron
 
-  domain = epath.Path(prefix).parent.name
   with formats.parsing(lambda: str(prefix), "fetch it again"):
     rows = megatron.IndexedFile(prefix)
     if rows.documents is None:
