@@ -303,8 +303,16 @@ def test_metadata_in_metadata(tmp_path):
     assert domains_of(path, domain="meta.set") == ["wiki"], columns
   deep = write(tmp_path / "a.jsonl", ["text"], a='{"b": {"c.d": "wiki"}}')
   assert domains_of(deep, domain="a.b.c.d") == ["wiki"]
+  deep = write(tmp_path / "a.jsonl", ["text"], **{"a.b": {"c": "wiki"}, "a": 1})
+  assert domains_of(deep, domain="a.b.c") == ["wiki"]
+  deep = parquet(tmp_path / "b.parquet", ["text"], **{"a.b": [{"c": "wiki"}]})
+  assert domains_of(deep, domain="a.b.c") == ["wiki"]
+  for meta in ('{"set": wiki}', b" {", "{" * 99_999):
+    path = parquet(tmp_path / "b.parquet", ["text"], meta=[meta])
+    (broken,) = read(path, domain="meta.set")[0]
+    assert "string cannot be read as JSON" in broken.what
   # What is no record has none.
-  for value in ("{set", "[1]", 3, [], [["set", "wiki"]], None):
+  for value in ("set", "[1]", 3, [], [["set", "wiki"]], None):
     path = write(tmp_path / "a.jsonl", ["text"], meta=value)
     assert domains_of(path, domain="meta.set") == ["a"]
 
@@ -545,6 +553,13 @@ def hub(monkeypatch):
   forget()
   yield hub
   forget()
+
+
+def test_a_saved_format_hides_no_column(tmp_path):
+  datasets = pytest.importorskip("datasets")
+  rows = datasets.Dataset.from_list([{"text": "a", "domain": "wiki"}])
+  rows.with_format(columns=["text"]).save_to_disk(tmp_path / "saved")
+  assert domains_of(tmp_path / "saved") == ["wiki"]
 
 
 def test_of_the_hub_the_split_is_streamed_and_pinned(tmp_path, vocabulary, hub):

@@ -234,7 +234,8 @@ def _dataset(source: str, split: str) -> Any:
         # Else all splits are fetched, and kept a second time.
         streaming=not datasets.config.HF_HUB_OFFLINE,
       )
-    found = datasets.load_from_disk(source)
+    # A format may be of some columns only.
+    found = datasets.load_from_disk(source).with_format(None)
   if not isinstance(found, datasets.DatasetDict):
     return found
   if split not in found:

@@ -22,6 +22,7 @@ from miniplm_jax.corpus.records import (
   Fields,
   document,
   pieces,
+  prefixes,
 )
 
 _CHUNK = 1 << 20  # bytes of an array that are read at a time
@@ -244,7 +245,7 @@ def read_parquet(
     names = {
       name
       for dotted in (fields.text, fields.domain)
-      for name in (dotted, dotted.split(".")[0])
+      for name in (dotted, *prefixes(dotted))
     }
     columns = [n for n in file.schema_arrow.names if n in names]
     groups = range(start, end)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -115,9 +116,14 @@ def document(
   record: Any, fields: Fields, default: str, where: str
 ) -> Document | Broken:
   """The document of a record; texts may be bytes, domains may be missing."""
-  text, domain = _field(record, fields.text), None
-  if fields.domain:
-    domain = _field(record, fields.domain)
+  domain = None
+  try:
+    text = _field(record, fields.text)
+    if fields.domain:
+      domain = _field(record, fields.domain)
+  except (ValueError, RecursionError) as e:
+    what = f"a record in a string cannot be read as JSON ({e})"
+    return Broken(what, where, "mend the record")
   try:
     text, domain = (
       v.decode() if isinstance(v, bytes) else v for v in (text, domain)
@@ -145,21 +151,26 @@ def document(
 
 
 def _field(record: Any, dotted: str) -> Any:
-  """What stands there, in maps of any kind; a name may have dots, too."""
+  """What stands there, in maps of any kind; names may have dots, too."""
   record = _mapping(record)
   if dotted in record:
     return record[dotted]
-  name, _, rest = dotted.partition(".")
-  return _field(record.get(name), rest) if rest else None
+  for name in prefixes(dotted):
+    found = _field(record.get(name), dotted[len(name) + 1 :])
+    if found is not None:
+      return found
+  return None
+
+
+def prefixes(dotted: str) -> list[str]:
+  """a, a.b of a.b.c."""
+  return list(itertools.accumulate(dotted.split(".")[:-1], "{}.{}".format))
 
 
 def _mapping(value: Any) -> dict[Any, Any]:
   """A record within a record; Arrow's maps are pairs, others write JSON."""
   if isinstance(value, (str, bytes)) and value.lstrip()[:1] in ("{", b"{"):
-    try:
-      value = json.loads(value)
-    except (ValueError, RecursionError):
-      return {}
+    value = json.loads(value)
   if isinstance(value, list) and all(
     isinstance(pair, tuple) and len(pair) == 2 for pair in value
   ):
