@@ -110,6 +110,16 @@ def test_a_finished_corpus_outlives_its_source(tmp_path, vocabulary, change):
   assert not any("of-00002" in name for name in run.files())
 
 
+def test_a_workdir_below_its_source_is_no_part_of_it(
+  tmp_path, vocabulary, monkeypatch
+):
+  write(tmp_path / "a.jsonl", LINES)
+  monkeypatch.chdir(tmp_path)
+  run = Run("", tmp_path, vocabulary)  # by a path from here
+  made = run()
+  assert run.status() == "done" and run(force=True)["files"] == made["files"]
+
+
 def test_an_unfinished_corpus_keeps_its_shards_until_others_stand(
   tmp_path, vocabulary
 ):

@@ -37,6 +37,7 @@ def list_parts(
   fields: Fields,
   split: str = "train",
   part_bytes: int = 1 << 28,
+  workdir: epath.PathLike = "",
 ) -> list[Part]:
   """The parts of a source.
 
@@ -46,6 +47,7 @@ def list_parts(
     fields: of a record.
     split: of a source that has splits.
     part_bytes: larger files are cut, small texts put together.
+    workdir: of a folder, what lies below this one in it is no part.
 
   Raises:
     UserError: nothing matches, or a file of an unknown format.
@@ -68,7 +70,8 @@ def list_parts(
     return datasets.tfds_parts(source, fields, split, part_bytes)
   if source.startswith(HF) or datasets.is_saved(path):
     return datasets.hf_parts(source, fields, split, part_bytes)
-  found = _match(path, source, split)
+  workdir = gs.absolute(workdir) if workdir else path
+  found = _match(path, source, split, workdir)
   if _is(found[0], _MEGATRON):
     return list(_megatron_parts(path, found, fields))
   parts = []
@@ -114,9 +117,13 @@ _KINDS = ((*_LINES, ".parquet"), _JSON, _TEXT)
 _ABOUT = re.compile(r"readme|licen[cs]e", re.IGNORECASE)
 
 
-def _in_folder(path: epath.Path, split: str) -> list[epath.Path]:
+def _in_folder(
+  path: epath.Path, split: str, workdir: epath.Path
+) -> list[epath.Path]:
   """The files of a folder that are read, none of them hidden."""
   there = sorted(files.below(path))
+  if path in workdir.parents:
+    there = [file for file in there if workdir not in file.parents]
   found = _pairs(there)
   for endings in _KINDS:
     found = found or [file for file in there if _is(file, endings)]
@@ -202,10 +209,12 @@ def _note(text: str):
   say("tokenize", text)
 
 
-def _match(path: epath.Path, source: str, split: str) -> list[epath.Path]:
+def _match(
+  path: epath.Path, source: str, split: str, workdir: epath.Path
+) -> list[epath.Path]:
   """The files of a source, sorted."""
   if path.is_dir():
-    found = _in_folder(path, split)
+    found = _in_folder(path, split, workdir)
   elif path.exists():
     found = [path]
   elif gs.is_local(path):

@@ -79,7 +79,7 @@ def _fingerprint(c, directory) -> str:
     if is_first and old.details["source"] == c.source:
       return old.inputs["source"]  # which says no more than the name
     return datasets.identity(c.source, c.split, old and old.details)
-  parts = _parts(c)
+  parts = _parts(c, directory)
   if is_first:
     found = readers.fingerprint(parts, domains=False)
     if found == old.inputs["source"]:
@@ -94,7 +94,7 @@ def _changes(c, old) -> str:
   before = old.details.get("parts")
   if before is None or datasets.is_named(c.source):  # not finished, or far away
     return ""
-  parts = _parts(c)
+  parts = _parts(c, old.directory)
   now = [part.name for part in parts]
   for what, names in (
     ("new in the source", [n for n in now if n not in before]),
@@ -114,11 +114,13 @@ def _changes(c, old) -> str:
   return ""
 
 
-def _parts(c):
+def _parts(c, directory):
   from miniplm_jax.corpus import readers
 
   fields = readers.Fields(c.text_field, c.domain_field)
-  return readers.list_parts(c.source, fields, c.split, c.part_bytes)
+  return readers.list_parts(
+    c.source, fields, c.split, c.part_bytes, directory.parent
+  )
 
 
 def _tokenizer_fingerprint(c) -> str:
@@ -133,7 +135,7 @@ def _tokenizer_fingerprint(c) -> str:
 def _run(config, directory):
   from miniplm_jax.corpus import store
 
-  parts = _parts(config.corpus)
+  parts = _parts(config.corpus, directory)
   try:
     encoder = _tokenizer(config.corpus, parts, directory / "tokenizer")
     _fill(config, parts, directory)
