@@ -7,6 +7,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_config
@@ -28,6 +29,7 @@ from miniplm_jax.analyse.inventory import Skipped
 from miniplm_jax.core import job
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.trainer import comparable
 
 PAPER = scaling.Law(
   log_A=math.log(2.19e7),
@@ -175,10 +177,13 @@ def seeded(definition, seed, losses, **objective):
       tokenizer="t",
       weights=f"{definition}-{seed}-{objective}",
     ),
+    reads_other_tokens=False,
     selection=SimpleNamespace(
-      settings={"definition": definition, "seed": seed, "scores": {}}
+      settings={"definition": definition, "seed": seed, "scores": {}},
+      counts={"kept": seed, "rows": 8},
     ),
     evaluation=SimpleNamespace(
+      tokenizer="t",
       settings={"max_rows": 0, "name": f"{definition}-{seed}"},
       details={"loss": {"all": loss, "mail": loss}},
     ),
@@ -215,6 +220,70 @@ def test_seeds_become_a_mean_its_spread_and_a_step():
   assert [row[-1] for row in rows] == ["–", "not reached", "30"]
   assert rows[0][4:] == ["4.0000 ± 0.1414", "2.0000 ± 0.0707", "baseline", "–"]
   assert rows[2][6] == f"-0.5000 ± {wanted:.4f}"
+
+
+def measured(digest, tokenizer="t", **settings):
+  details = {"loss_rows": digest} if digest else {}
+  return SimpleNamespace(
+    tokenizer=tokenizer, settings=settings, details=details
+  )
+
+
+def test_losses_are_of_the_same_rows_if_these_hold_the_same():
+  hashes = pa.table({"hash": pa.array([3, 7, 5, 3, 7], pa.uint64())})
+  corpus = SimpleNamespace(index=hashes)
+  a, b, c = (comparable.digest(corpus, r) for r in ([0, 1], [3, 4], [0, 2]))
+  assert a == b != c
+  made = {
+    "few": measured(c),
+    "one": measured(a),
+    "other": measured(b),
+    "own": measured(c, "its own"),
+  }
+  assert comparable.left_out(made) == ["few"]
+  # As earlier versions measured.
+  old = {n: measured("", max_rows=m) for n, m in (("a", 9), ("b", 9), ("c", 5))}
+  assert comparable.left_out(old) == ["c"]
+  assert comparable.in_words(["c"])[0].endswith("than most: c.")
+  assert comparable.in_words([]) == []
+
+
+def test_losses_of_other_rows_are_left_out_by_name():
+  students = {
+    f"{name}-{seed}": seeded(name, seed, [7.0, 5.0, 4.0 + seed / 9])
+    for name in ("random", "diff")
+    for seed in (1, 2, 3)
+  }
+  students["diff-3"].evaluation.details["loss_rows"] = "few"
+  found = SimpleNamespace(students=students, scores={})
+  made = seeds.measure(found)
+  assert made["left_out"] == ["diff-3"]
+  assert made["groups"]["diff"]["names"] == ["diff-1", "diff-2"]
+  assert "than most: diff-3." in seeds.section(made).notes[0]
+  made = ablations.measure(found)
+  assert made["left_out"] == ["diff-3"] and "diff-3" not in made["runs"]
+  assert "than most: diff-3." in ablations.section(made).notes[-1]
+
+
+def test_a_law_of_other_rows_is_not_shown_beside_others():
+  steps = np.arange(100, 2001, 100)
+  students = {
+    name: SimpleNamespace(
+      made=SimpleNamespace(
+        tokenizer="t",
+        settings={},
+        details={"curve_rows": rows},
+        counts={"parameters": 10},
+      ),
+      warmup=0,
+      per_step=lambda what: 8,
+      curve=lambda: (steps, 3 + 5 * (480.0 * steps) ** -0.3),
+    )
+    for name, rows in (("few", "x"), ("one", "y"), ("other", "y"))
+  }
+  found = scaling.measure(SimpleNamespace(students=students))
+  assert list(found["laws"]) == ["one", "other"]
+  assert "other rows than most" in found["refused"]["few"]
 
 
 def test_one_seed_has_no_spread():

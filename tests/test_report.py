@@ -318,6 +318,17 @@ def test_a_report_is_of_what_was_made_from_each_other(changed, what):
     report.check(config, inputs | {changed: other})
 
 
+def test_losses_of_other_rows_are_not_shown_beside_each_other():
+  config, inputs = tiny_config.get_config(), chain()
+  few = dataclasses.replace(
+    inputs["miniplm evaluation"], details={"loss_rows": "few"}
+  )
+  with pytest.raises(UserError, match="of miniplm is of other rows than that"):
+    report.check(config, inputs | {"miniplm evaluation": few})
+  own = dataclasses.replace(few, tokenizer="its own")
+  report.check(config, inputs | {"miniplm evaluation": own})
+
+
 @pytest.mark.parametrize(
   ("made_by", "what"),
   [

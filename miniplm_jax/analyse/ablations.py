@@ -9,6 +9,7 @@ from miniplm_jax.analyse.ranking import number
 from miniplm_jax.core import files, page
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.evaluate.stage import losses
+from miniplm_jax.trainer import comparable
 
 TITLE = "Ablations"
 DEFINITION = (
@@ -34,16 +35,23 @@ def measure(found: Inventory) -> dict[str, Any]:
   Raises:
     Skipped: no student has been evaluated.
   """
-  runs = {
-    name: _run(found, student)
+  students = {
+    name: student
     for name, student in found.students.items()
     if student.evaluation and not student.reads_other_tokens
+  }
+  left_out = comparable.left_out({n: s.evaluation for n, s in students.items()})
+  runs = {
+    name: _run(found, student)
+    for name, student in students.items()
+    if name not in left_out
   }
   if not runs:
     raise Skipped("no student has been evaluated: run --stages=evaluate")
   return {
     "runs": runs,
     "lines": {axis: lines(runs, axis) for axis in AXES},
+    "left_out": left_out,
   }
 
 
@@ -153,7 +161,8 @@ def section(found: Mapping[str, Any]) -> page.Section:
     [DEFINITION],
     table=(header, rows),
     left=2,
-    notes=[f"Not varied alone: {others}."] if others else [],
+    notes=([f"Not varied alone: {others}."] if others else [])
+    + comparable.in_words(found.get("left_out", ())),
     pictures=[(_picture(a, there), AXES[a]) for a, there in varied.items()],
   )
 

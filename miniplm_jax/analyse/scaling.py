@@ -12,6 +12,7 @@ import numpy as np
 
 from miniplm_jax.analyse.inventory import Inventory, Skipped
 from miniplm_jax.core import page
+from miniplm_jax.trainer import comparable
 
 TITLE = "Scaling law"
 DEFINITION = (
@@ -145,8 +146,15 @@ def measure(found: Inventory) -> dict[str, Any]:
   Raises:
     Skipped: no student's curve gives one.
   """
-  laws, refused = {}, {}
+  laws = {}
+  made = {name: student.made for name, student in found.students.items()}
+  refused = {
+    name: "its held-out losses are of other rows than most"
+    for name in comparable.left_out(made)
+  }
   for name, student in found.students.items():
+    if name in refused:
+      continue
     steps, losses = student.curve()
     parameters = student.made.counts["parameters"]
     of_step = 6 * parameters * student.per_step("tokens")

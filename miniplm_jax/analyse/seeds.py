@@ -14,7 +14,7 @@ from miniplm_jax.core import files, page
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.workdir import CONVERTED
 from miniplm_jax.evaluate import stage as evaluate_stage
-from miniplm_jax.trainer import flops
+from miniplm_jax.trainer import comparable, flops
 
 TITLE = "Over seeds"
 DEFINITION = (
@@ -40,8 +40,11 @@ def measure(found: Inventory) -> dict[str, Any]:
     Skipped: no two students differ in their seeds alone.
   """
   groups = collections.defaultdict(dict)
+  evaluated = {n: s.evaluation for n, s in found.students.items()}
+  evaluated = {n: made for n, made in evaluated.items() if made}
+  left_out = comparable.left_out(evaluated)
   for name, student in found.students.items():
-    if student.evaluation:
+    if name in evaluated and name not in left_out:
       # A student that was made again under another name counts once.
       groups[_rest(student)].setdefault(student.made.weights, (name, student))
   several = [dict(g.values()) for g in groups.values() if len(g) > 1]
@@ -64,7 +67,7 @@ def measure(found: Inventory) -> dict[str, Any]:
     )
     if base and base is not group:
       group["beside"] = beside(group, base)
-  return {"groups": figures}
+  return {"groups": figures, "left_out": left_out}
 
 
 def _rest(student: Student) -> str:
@@ -206,6 +209,7 @@ def section(found: Mapping[str, Any]) -> page.Section:
     [DEFINITION],
     table=(header, rows),
     left=1,
+    notes=comparable.in_words(found.get("left_out", ())),
     pictures=[
       *((_curves(alike), _CURVES) for alike in _by_kind(groups)),
       (_domains(groups), "Held-out bits per byte by domain, less the mean."),

@@ -12,6 +12,7 @@ from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate import tasks_stage
 from miniplm_jax.evaluate.subjects import Subject, subjects
 from miniplm_jax.score import stage as score_stage
+from miniplm_jax.trainer import comparable
 
 STAGE = "evaluate"
 
@@ -85,7 +86,10 @@ def _run(config, it: Subject, inputs):
     # No output of the job: it may stay where evaluation.json is removed.
     "files": hosts.agree(lambda: rows.write(folder, row_ids[keep], nll, count)),
     "details": {
-      "loss": grouped_losses(domain[keep], nll, count, n_bytes, ignored)
+      "loss": grouped_losses(domain[keep], nll, count, n_bytes, ignored),
+      comparable.LOSS: comparable.digest(
+        corpus, row_ids[~np.isin(domain, list(ignored))]
+      ),
     },
   }
 

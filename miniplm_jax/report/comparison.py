@@ -1,7 +1,7 @@
 """The methods side by side: what each cost, and what it reached."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from miniplm_jax.core import page
 from miniplm_jax.core.groups import ALL
@@ -103,9 +103,12 @@ def table(found: Mapping[str, Line]):
 
 
 def section(
-  config, workdir: Workdir, found: Mapping[str, Line]
+  config,
+  workdir: Workdir,
+  found: Mapping[str, Line],
+  left_out: Sequence[str] = (),
 ) -> page.Section:
-  """The table, what it means, and the curves by FLOPs."""
+  """The table, what it means, and the curves by FLOPs, but for `left_out`."""
   return page.Section(
     "Methods",
     [
@@ -125,19 +128,19 @@ def section(
       for method, line in found.items()
       if line.offline_flops
     ],
-    pictures=[_picture(config, workdir, found)],
+    pictures=[_picture(config, workdir, found, left_out)],
   )
 
 
-def _picture(config, workdir: Workdir, found: Mapping[str, Line]):
-  """Held-out loss by training FLOPs."""
+def _picture(config, workdir: Workdir, found: Mapping[str, Line], left_out):
+  """Held-out loss by training FLOPs, of curves on the same rows."""
   figure, ax = page.axes(
     "Held-out loss by cost", "FLOPs of training", "nats per token"
   )
   for style, (method, line) in zip(page.LINES, found.items()):
     folder = workdir.student(for_method(config, method).student) / "metrics"
     steps, values = metrics.curve(metrics.read(folder), "eval/loss")
-    if not steps:
+    if not steps or method in left_out:
       continue
     of_step = line.train_flops / line.steps
     spent = [step * of_step for step in steps]

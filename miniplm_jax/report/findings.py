@@ -11,7 +11,7 @@ from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.evaluate import stage as evaluate_stage
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score.stage import roles_with_model
-from miniplm_jax.trainer import metrics
+from miniplm_jax.trainer import comparable, metrics
 
 Inputs = Mapping[str, Manifest]
 
@@ -28,11 +28,12 @@ def loss_table(config, inputs: Inputs):
   header = ["model", "parameters", "steps", "all", "all, per token"]
   header += ["all, bits per byte", *domains]
   rows = []
+  tokenizer = inputs[f"{names[0]} evaluation"].tokenizer
   for name in names:
     counts = _training(inputs, name)
     mean = [f"{losses[name][d]['instance_mean']:.4f}" for d in (ALL, *domains)]
     mean.insert(1, f"{losses[name][ALL]['token_mean']:.4f}")
-    if config.student.tokenizer and name not in methods(config):
+    if inputs[f"{name} evaluation"].tokenizer != tokenizer:
       mean = ["–"] * len(mean)
     mean.insert(2, f"{losses[name][ALL]['bits_per_byte']:.4f}")
     rows.append([name, *counts, *mean])
@@ -77,9 +78,11 @@ def as_text(table) -> str:
 
 def verdict(config, inputs: Inputs) -> str:
   """Which student won, and by how much."""
+  made = {m: inputs[f"{m} evaluation"] for m in methods(config)}
   loss = {
-    m: evaluate_stage.losses(inputs[f"{m} evaluation"])[ALL]["instance_mean"]
-    for m in methods(config)
+    method: evaluate_stage.losses(one)[ALL]["instance_mean"]
+    for method, one in made.items()
+    if one.tokenizer == made[config.method].tokenizer
   }
   if len(loss) == 1:
     return f"{config.method}: held-out loss {loss[config.method]:.4f}."
@@ -109,15 +112,22 @@ def _at_equal(inputs: Inputs, best: str, second: str) -> str:
   return f"at {both}, {spent[0]:.3g} and {spent[1]:.3g} FLOPs of training"
 
 
-def ignored(config) -> str:
+def ignored(evaluation: Manifest) -> str:
   """Which domains do not count, in words."""
-  names = ", ".join(config.evaluate.ignore_domains)
+  names = ", ".join(evaluation.settings.get("ignore_domains", ()))
   return f"Not counted in “all”: {names}." if names else ""
 
 
-def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
+def unlike(config, inputs: Inputs) -> list[str]:
+  """Methods whose learning curves are of other rows than most."""
+  made = {method: inputs[f"{method} training"] for method in methods(config)}
+  return comparable.left_out(made)
+
+
+def pictures(config, workdir: Workdir, inputs: Inputs) -> list[tuple[str, str]]:
   """The learning curves: losses, and how the optimizer fared, by step."""
   found, lines = [], {}
+  left_out = unlike(config, inputs)
   for method in methods(config):
     folder = workdir.student(for_method(config, method).student) / "metrics"
     lines[method] = metrics.read(folder)
@@ -126,7 +136,12 @@ def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
       "eval/loss",
       "Held-out loss",
       "nats per token",
-      "Held-out loss of the students during training, on the same rows.",
+      " ".join(
+        [
+          "Held-out loss of the students during training, on the same rows.",
+          *comparable.in_words(left_out),
+        ]
+      ),
     ),
     (
       "train/loss",
@@ -151,7 +166,7 @@ def pictures(config, workdir: Workdir) -> list[tuple[str, str]]:
     figure, ax = page.axes(title, "steps", unit)
     for line, method in zip(page.LINES, lines):
       steps, values = map(np.array, metrics.curve(lines[method], key))
-      if not len(steps):
+      if not len(steps) or (key == "eval/loss" and method in left_out):
         continue
       if key != "eval/loss" and len(values) > 20:
         n = len(values) // 20 * 20

@@ -16,6 +16,7 @@ from miniplm_jax.methods import for_method, methods, scorers, uses_proxy
 from miniplm_jax.plan import stage as plan_stage
 from miniplm_jax.score.stage import roles_with_model
 from miniplm_jax.select.stage import kept_rows, scored_rows
+from miniplm_jax.trainer import comparable
 
 STAGE = "report"
 
@@ -94,9 +95,20 @@ def check(config, inputs: Mapping[str, Manifest]):
           str(trained.path),
           "give the method and the names that it was made with",
         )
-  for label, made in models.items():
-    if evaluation := inputs.get(f"{label} evaluation"):
-      evaluation.check_inputs({"model": made})
+  evaluations = {
+    label: inputs[name]
+    for label in models
+    if (name := f"{label} evaluation") in inputs
+  }
+  for label, evaluation in evaluations.items():
+    evaluation.check_inputs({"model": models[label]})
+  if unlike := comparable.left_out(evaluations):
+    raise UserError(
+      f"the held-out loss of {', '.join(unlike)} is of other rows than that of "
+      f"{', '.join(label for label in evaluations if label not in unlike)}",
+      str(evaluations[unlike[0]].path),
+      "evaluate all alike with --stages=evaluate --force",
+    )
   if "tasks" in inputs:
     tasks_stage.check(inputs["tasks"], models)
 
@@ -125,17 +137,20 @@ def _run(config, workdir: Workdir, inputs):
   scored = scored_rows(selection.settings, made_from)
   figures = summary.summarise(corpus, scored, kept_rows(selection))
   facts = tables.facts(selection, figures)
+  evaluation = inputs[f"{config.method} evaluation"]
   found = tables.Findings(selection.path.parent.name, facts, figures)
   body = [
-    comparison.section(config, workdir, compared),
+    comparison.section(
+      config, workdir, compared, findings.unlike(config, inputs)
+    ),
     page.Section(
       "Held-out loss",
       [
         "Nats; mean over rows of the mean per token (MiniPLM's), and per "
-        f"token. {findings.ignored(config)}"
+        f"token. {findings.ignored(evaluation)}"
       ],
       table=table,
-      pictures=findings.pictures(config, workdir),
+      pictures=findings.pictures(config, workdir, inputs),
     ),
     *card.sections(found, corpus),
     findings.provenance(inputs, found.name),
