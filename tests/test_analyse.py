@@ -319,6 +319,7 @@ def student(steps, losses, step_flops, rows=10**6, offline=None, seen="a"):
   """What `savings` asks of a student; a step reads 8 rows."""
   return SimpleNamespace(
     made=SimpleNamespace(
+      tokenizer="t",
       settings={"model": "shape"},
       counts={"rows": rows},
       details={"curve_rows": seen}
@@ -364,6 +365,9 @@ def test_curves_on_other_rows_do_not_compare():
   a, b = (student([1, 2], [4.0, 2.0], 1.0, seen=rows) for rows in "ab")
   with pytest.raises(Skipped, match="the same held-out rows"):
     savings.measure(SimpleNamespace(students={"a": a, "b": b}))
+  made = savings.measure(SimpleNamespace(students={"a": a, "b": b, "c": a}))
+  assert made["left_out"] == ["b"] and set(made["curves"]) == {"a", "c"}
+  assert "than most: b." in savings.section(made).notes[-1]
   students = {
     f"{name}-{seed}": seeded(name, seed, [7.0, 5.0, 4.0 + seed / 9])
     for name in ("random", "diff")

@@ -8,7 +8,7 @@ import numpy as np
 
 from miniplm_jax.analyse.inventory import Inventory, Skipped
 from miniplm_jax.core import page
-from miniplm_jax.trainer import flops
+from miniplm_jax.trainer import comparable, flops
 
 TITLE = "Savings at equal quality"
 DEFINITION = (
@@ -55,11 +55,12 @@ def measure(found: Inventory) -> dict[str, Any]:
     for name, student in found.students.items()
     if not student.reads_other_tokens and len((curve := student.curve())[0])
   }
+  left_out = comparable.left_out({n: found.students[n].made for n in curves})
+  curves = {n: curve for n, curve in curves.items() if n not in left_out}
   pairs = []
   for method, baseline in itertools.permutations(curves, 2):
     a, b = found.students[method].made, found.students[baseline].made
-    same_rows = a.details.get("curve_rows") == b.details.get("curve_rows")
-    if a.settings["model"] == b.settings["model"] and same_rows:
+    if a.settings["model"] == b.settings["model"]:
       pairs.append(_pair(found.students, curves, method, baseline))
   if not pairs:
     raise Skipped(
@@ -67,6 +68,7 @@ def measure(found: Inventory) -> dict[str, Any]:
     )
   return {
     "pairs": pairs,
+    "left_out": left_out,
     "curves": {
       name: {
         "FLOPs": (steps * found.students[name].per_step("FLOPs")).tolist(),
@@ -140,7 +142,8 @@ def section(found: Mapping[str, Any]) -> page.Section:
     [DEFINITION],
     table=(header, rows),
     left=2,
-    notes=[f"Not reached: {words}."] if words else [],
+    notes=([f"Not reached: {words}."] if words else [])
+    + comparable.in_words(found.get("left_out", ())),
     pictures=[
       (page.picture(figure), "Learning curves; dotted, where each one ends.")
     ],

@@ -102,7 +102,7 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
   losses = [evaluate_stage.losses(s.evaluation) for s in students]
   curves = [s.curve() for s in students]
   same = all(np.array_equal(curves[0][0], steps) for steps, _ in curves)
-  rows = {s.made.details.get("curve_rows") for s in students}
+  rows = {comparable.rows_of(s.made) for s in students}
   same &= len(rows) == 1
   offline = first.made.details.get(flops.OFFLINE, {"": None}).values()
   settings = first.made.settings

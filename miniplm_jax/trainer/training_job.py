@@ -8,13 +8,14 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import files, hosts
+from miniplm_jax.core import hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.trainer import comparable
 from miniplm_jax.trainer import flops as flops_lib
 
 
@@ -150,8 +151,7 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
   ids = it.row_ids(corpus, inputs)
   ignored.check(config.evaluate.ignore_domains, inputs)
   heldout = corpus.heldout_rows(run.eval_rows, config.evaluate.ignore_domains)
-  hashes = corpus.index["hash"].to_numpy()
-  curve_rows = files.digest(hashes[heldout].tolist())
+  curve_rows = comparable.digest(corpus, heldout)
   step_tokens = train.batch_size * corpus.max_length
   model = loop.train(
     loop.Run(
@@ -203,7 +203,7 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
     "details": {
       # Written by the process that writes the manifest.
       "metrics": metrics.describe(directory) if hosts.is_first() else None,
-      "curve_rows": curve_rows,
+      comparable.CURVE: curve_rows,
       "train_flops": it.token_flops * train.steps * step_tokens,
       **({} if it.offline is None else {flops_lib.OFFLINE: dict(it.offline)}),
     },
