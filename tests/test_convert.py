@@ -394,6 +394,14 @@ def test_a_student_of_another_tokenizer(copy, student):
   n_bytes = corpus.index["n_bytes"].to_numpy()[rows].sum()
   bits = loss["token_mean"] * loss["tokens"] / np.log(2) / n_bytes
   assert loss["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+  before = (folder / "hf/manifest.json").read_bytes()
+  for stage in ("evaluate", "export", "train"):
+    error = refused(copy, f"--stages={stage}", "--config.student.name=other")
+    words = (
+      "eos_token is" if stage == "train" else "own_tokenizer is true there"
+    )
+    assert words in error
+  assert (folder / "hf/manifest.json").read_bytes() == before
   again = run(copy, "--stages=convert,train,evaluate,export", *student)
   assert again.stdout.count("skipped, nothing has changed") == 6
 

@@ -1,5 +1,6 @@
 """What is on disk is what was written, or is refused by name."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -85,6 +86,27 @@ def test_an_evaluation_is_of_the_weights_that_scored(copy):
   flip(copy / "given/model.safetensors")
   with pytest.raises(UserError, match="teacher was scored by weights"):
     execute(copy, "evaluate", **given)
+
+
+FIELDS = {"num_key_value_heads": 2, "rms_norm_eps": 0.5, "rope_theta": 10.0}
+
+
+@pytest.mark.parametrize(("field", "value"), FIELDS.items())
+@pytest.mark.parametrize("stage", ["evaluate", "export"])
+def test_a_student_is_read_in_the_shape_that_it_was_trained_in(
+  finished, stage, field, value
+):
+  """No weight tells these fields."""
+  with pytest.raises(
+    UserError, match=rf"model\.{field} is .* and {value} here"
+  ):
+    execute(finished, stage, **{f"student.model.{field}": value})
+
+
+@pytest.mark.parametrize("name", ["mamba-130m", "llama3.1-212m"])
+def test_a_shape_is_read_back_from_a_manifest(name):
+  arch = architecture.make(architecture.PRESETS[name])
+  assert architecture.of(dataclasses.asdict(arch)) == arch
 
 
 @pytest.mark.parametrize(

@@ -347,7 +347,7 @@ def test_only_parameters_of_a_checkpoint_are_read_and_checked(tmp_path, corpus):
   trained = manifest.Manifest(
     path=tmp_path / "manifest.json",
     stage="train",
-    settings={},
+    settings={"model": dataclasses.asdict(what.arch)},
     inputs={},
     weights=huggingface.weights_fingerprint(model),
     counts={"steps": 8},
@@ -363,15 +363,18 @@ def test_only_parameters_of_a_checkpoint_are_read_and_checked(tmp_path, corpus):
       pytest.raises(UserError, match=r"checkpoint 8 .*\(checksum\)"),
     ):
       checkpoints.restore(8, abstract)
-    return training_job.restore(trained, what.arch, what.train, mesh)
+    return training_job.restore(trained, mesh)
 
   found = restored("opt_state")
   assert huggingface.weights_fingerprint(found) == trained.weights
+  assert found.arch == what.arch
   with pytest.raises(UserError, match=r"model/embed.* is not what was saved"):
     restored("model")
   other = dataclasses.replace(what.arch, qk_norm=True)
+  other = {"model": dataclasses.asdict(other)}
+  trained = dataclasses.replace(trained, settings=other)
   with pytest.raises(UserError, match="checkpoint 8 cannot be used"):
-    training_job.restore(trained, other, what.train, mesh)
+    training_job.restore(trained, mesh)
 
 
 def spoil(folder, part):

@@ -33,13 +33,14 @@ def corpus_inputs(config, workdir: Workdir, student: str) -> dict[str, Input]:
     student: its name.
 
   Returns:
-    "corpus", the teacher's; with a tokenizer of the student's also the
-    converted one, which `store.open_corpus` prefers, and that tokenizer's
-    fingerprint, which is refused if the converted one is of another.
+    "corpus", the teacher's; with a tokenizer of the student's, or if there is
+    one, also the converted one, which `store.open_corpus` prefers, and that
+    tokenizer's fingerprint, which is refused if the converted one is of
+    another.
   """
   inputs: dict[str, Input] = {"corpus": workdir.corpus / MANIFEST}
-  if config.student.tokenizer:
-    converted = workdir.student(student) / "corpus" / MANIFEST
+  converted = workdir.student(student) / "corpus" / MANIFEST
+  if config.student.tokenizer or converted.exists():
     inputs[CONVERTED] = converted
     inputs["tokenizer"] = lambda: _checked(config, converted)
   return inputs

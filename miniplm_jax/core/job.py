@@ -57,6 +57,7 @@ class Job:
       with other settings it is refused.
     code: what makes its pieces; another version that began is refused.
     is_shared: several programs may make it, by claims of their own.
+    check: raises UserError if the config disagrees with what is read.
   """
 
   stage: str
@@ -76,6 +77,7 @@ class Job:
   is_measure: bool = False
   code: Version = WHOLE
   is_shared: bool = False
+  check: Callable[[], None] | None = None
 
   @property
   def name(self) -> str:
@@ -339,6 +341,8 @@ def _refuse_unknown_files(job: Job):
 
 
 def _wanted(job: Job) -> Manifest:
+  if job.check:
+    job.check()
   inputs = {}
   for name, source in job.inputs.items():
     if isinstance(source, epath.Path):

@@ -1,6 +1,7 @@
 """The models of a run that are evaluated."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,9 +11,9 @@ from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core.job import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import for_method, methods
-from miniplm_jax.models import architecture
 from miniplm_jax.score import stage as score_stage
 from miniplm_jax.score import uses
+from miniplm_jax.train import students
 from miniplm_jax.trainer import training_job
 
 
@@ -27,6 +28,7 @@ class Subject:
     corpus: the inputs that are its corpus, for `store.open_corpus`.
     dtype: of the computation of its held-out loss.
     load: makes the `Decoder` of (inputs, mesh, dtype).
+    check: raises UserError if the config disagrees with how it was made.
   """
 
   label: str
@@ -35,6 +37,7 @@ class Subject:
   corpus: Mapping[str, Input]
   dtype: str
   load: Callable[..., Any]
+  check: Callable[[], None] | None = None
 
 
 def subjects(config, workdir: Workdir, scorers: bool = True) -> list[Subject]:
@@ -51,14 +54,14 @@ def subjects(config, workdir: Workdir, scorers: bool = True) -> list[Subject]:
 
 def _student(config, workdir: Workdir, method: str) -> Subject:
   name = for_method(config, method).student
-  arch = architecture.make(config.student.model)
 
   def load(inputs, mesh, unused_dtype):
-    return training_job.restore(inputs["model"], arch, config.train, mesh)
+    return training_job.restore(inputs["model"], mesh)
 
   corpus = convert_stage.corpus_inputs(config, workdir, name)
+  check = functools.partial(students.check, config, workdir, name)
   folder = workdir.student(name)
-  return Subject(method, name, folder, corpus, config.train.dtype, load)
+  return Subject(method, name, folder, corpus, config.train.dtype, load, check)
 
 
 def _scorer(

@@ -85,6 +85,7 @@ def _job(config, it: Subject, task: str) -> Job:
     },
     outputs=(),
     is_measure=True,
+    check=it.check,
     summary=f"{task} by {it.name}",
     run=lambda inputs: _run(config, it, task, inputs),
   )

@@ -1,5 +1,7 @@
 """Stage export: a directory that transformers loads, with a model card."""
 
+import functools
+
 from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
@@ -7,7 +9,7 @@ from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate.stage import losses
 from miniplm_jax.methods import for_method, methods
-from miniplm_jax.models import architecture
+from miniplm_jax.train import students
 
 STAGE = "export"
 
@@ -31,6 +33,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     },
     # Of the checkpoint, for others: made again when the student is evaluated.
     is_view=True,
+    check=functools.partial(students.check, config, workdir, names.student),
     outputs=(directory / "hf",),
     summary=f"{directory / 'hf'} for transformers, {config.export.dtype}",
     run=lambda inputs: _run(config, names, directory, inputs),
@@ -46,8 +49,7 @@ def _run(config, names, directory, inputs):
   run = config.run
   corpus = open_corpus(inputs)
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  arch = architecture.make(config.student.model)
-  model = training_job.restore(inputs["model"], arch, config.train, mesh)
+  model = training_job.restore(inputs["model"], mesh)
   extra = corpus.tokenizer_files()
   extra["README.md"] = model_card.write(
     names.student, inputs["model"], inputs["selection"], _losses(directory)
@@ -65,7 +67,7 @@ def _run(config, names, directory, inputs):
   return {
     "tokenizer": corpus.manifest.tokenizer,
     "weights": huggingface.weights_fingerprint(model),
-    "counts": {"parameters": arch.parameters()},
+    "counts": {"parameters": model.arch.parameters()},
     "files": written,
   }
 

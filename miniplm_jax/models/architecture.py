@@ -287,6 +287,18 @@ def make(section: Mapping[str, Any]) -> Architecture:
   return _FAMILIES[fields.pop("family")](**fields)
 
 
+def of(fields: Mapping[str, Any]) -> Architecture:
+  """The shape whose `dataclasses.asdict` these are, as manifests have it."""
+  for kind in _FAMILIES.values():
+    if fields.keys() <= {field.name for field in dataclasses.fields(kind)}:
+      return kind(**fields)
+  raise UserError(
+    f"no model has the fields {', '.join(fields)}",
+    "the manifest of a trained model",
+    "use the release that wrote it",
+  )
+
+
 def _preset(arch: Architecture) -> dict[str, Any]:
   """Fields of a `model` section."""
   return {"family": arch.family} | dataclasses.asdict(arch)

@@ -7,7 +7,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.models import architecture, regressor, sharding
+from miniplm_jax.models import regressor, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.proxy import cost, fidelity
 from miniplm_jax.proxy.regression import Regression
@@ -38,10 +38,9 @@ def run(
   run, c = config.run, config.proxy
   corpus, trained = Corpus(inputs["corpus"]), inputs["model"]
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  arch = architecture.make(c.model)
 
   def load(mesh):
-    model = training_job.restore(trained, arch, c.train, mesh, Regression)
+    model = training_job.restore(trained, mesh, Regression)
     mean, scale = trained.details["mean"], trained.details["scale"]
     return model.rescaled(mean, scale)
 

@@ -101,7 +101,19 @@ def abstract_state(
   arch: Architecture, train, mesh: Mesh, new_model=NextToken.new_model
 ) -> State:
   """The state as ShapeDtypeStructs with their shardings."""
-  new = functools.partial(_new_state, arch, train, new_model)
+  return _abstract(functools.partial(_new_state, arch, train, new_model), mesh)
+
+
+def abstract_part(
+  arch: Architecture, mesh: Mesh, new_model=NextToken.new_model
+) -> State:
+  """As `abstract_state`, of what is trained alone."""
+  return _abstract(
+    lambda key: State(None, new_model(arch, nnx.Rngs(key)), None), mesh
+  )
+
+
+def _abstract(new, mesh: Mesh) -> State:
   shapes = jax.eval_shape(new, jax.random.key(0))
   return jax.tree.map(
     lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),

@@ -230,16 +230,15 @@ def _export(how, directory, corpus, step, model):
   say(directory.name, f"wrote {folder}")
 
 
-def restore(trained: Manifest, arch: Architecture, train, mesh, objective=None):
+def restore(trained: Manifest, mesh, objective=None):
   """The model of a finished run, checked against its manifest.
 
-  Of the checkpoint the parameters alone are read, a third of it: AdamW's two
-  means are neither held in memory nor need they be sound.
+  Its shape is what the manifest says: many fields of it no weight tells. Of
+  the checkpoint the parameters alone are read, a third of it: AdamW's two means
+  are neither held in memory nor need they be sound.
 
   Args:
     trained: the run's manifest.
-    arch: shape of the model.
-    train: its train section.
     mesh: where to put it.
     objective: the class of what was minimised; None is `NextToken`.
 
@@ -249,7 +248,7 @@ def restore(trained: Manifest, arch: Architecture, train, mesh, objective=None):
   Raises:
     UserError: the last checkpoint is missing or not the one that was made.
   """
-  from miniplm_jax.models import huggingface
+  from miniplm_jax.models import architecture, huggingface
   from miniplm_jax.trainer import loop
   from miniplm_jax.trainer.checkpoints import Checkpoints
   from miniplm_jax.trainer.objective import NextToken
@@ -259,8 +258,8 @@ def restore(trained: Manifest, arch: Architecture, train, mesh, objective=None):
     model, latest = None, checkpoints.latest()
     if latest == trained.counts["steps"]:
       new_model = (objective or NextToken).new_model
-      abstract = loop.abstract_state(arch, train, mesh, new_model)
-      part = dataclasses.replace(abstract, step=None, opt_state=None)
+      arch = architecture.of(trained.settings["model"])
+      part = loop.abstract_part(arch, mesh, new_model)
       model = checkpoints.restore(latest, part, is_part=True).model
   if model is None or huggingface.weights_fingerprint(model) != trained.weights:
     raise UserError(
