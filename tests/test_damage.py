@@ -302,6 +302,18 @@ def test_rows_that_a_model_was_trained_on_are_not_scored(copy):
       execute(copy, "score", **config)
 
 
+def test_rows_that_a_student_was_trained_on_are_not_scored(finished):
+  """What is exported says so as well."""
+  run = epath.Path(finished / "run")
+  corpus = store.Corpus(manifest.require(run / "corpus/manifest.json"))
+  kept = np.load(run / "selection/pretrain/rows.npy")
+  student = run / "students/pretrain/hf"
+  words = f"trained on {len(kept)} of .*, row {kept[0]} the first"
+  with pytest.raises(UserError, match=words):
+    trained_rows.refuse(student, corpus, corpus.rows_of("train"), "it")
+  trained_rows.refuse(student, corpus, corpus.rows_of("heldout"), "it")
+
+
 def test_what_decides_nothing_may_change(finished):
   """A seed where nothing is drawn, and what only another tokenizer reads."""
   config = tiny_config.get_config()

@@ -18,7 +18,7 @@ from test_pipeline import kill
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import store
+from miniplm_jax.corpus import store, trained_rows
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import generation, huggingface
 from miniplm_jax.models.architecture import Mamba
@@ -53,7 +53,8 @@ def made(finished, tmp_path_factory):
   (folder / "run" / "report.html").unlink()
   stages = "--stages=select,seqkd,train,evaluate,export,report"
   both = "--config.baselines=('pretrain',)"
-  done = run(folder, METHOD, both, LONG, stages)
+  export = "--config.run.export_every=100"
+  done = run(folder, METHOD, both, LONG, stages, export)
   (folder / "stdout").write_text(done.stdout)
   return folder
 
@@ -67,6 +68,15 @@ def ours(made, tmp_path):
 @pytest.fixture(scope="module")
 def corpus(finished):
   return Corpus(manifest(finished, "corpus"))
+
+
+@pytest.mark.parametrize("name", ["hf", "hf-100"])
+def test_a_student_says_which_rows_it_has_seen(made, corpus, name):
+  """Those whose ends the teacher wrote anew."""
+  kept = np.load(made / "run/selection/pretrain/rows.npy")
+  how = epath.Path(made / "run/students/seqkd" / name), corpus
+  with pytest.raises(UserError, match=f"trained on {len(kept)} of"):
+    trained_rows.refuse(*how, corpus.rows_of("train"), "it")
 
 
 def test_a_row_keeps_its_prompt_and_goes_on(made, corpus):

@@ -21,6 +21,7 @@ from tiny_config import get_config
 
 from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus import trained_rows
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import architecture, hub, huggingface, sharding
 from miniplm_jax.trainer import (
@@ -280,8 +281,8 @@ FOUR = (
 def test_a_model_is_exported_while_it_trains(corpus, tmp_path, capsys):
   """At its steps, whole; not again after a kill; like the checkpoint."""
   how = get_config().export
-  folder = manifest.epath.Path(tmp_path)
-  export = functools.partial(training_job._export, how, folder, corpus)
+  folder, ids = manifest.epath.Path(tmp_path), corpus.rows_of("train")
+  export = functools.partial(training_job._export, how, folder, corpus, ids)
   what = spec(corpus, tmp_path, export_every=2, keep_checkpoints=9)
   what = dataclasses.replace(what, export=export)
 
@@ -304,8 +305,11 @@ def test_a_model_is_exported_while_it_trains(corpus, tmp_path, capsys):
     "config.json",
     "generation_config.json",
     "model.safetensors",
+    trained_rows.NAME,
     *corpus.tokenizer_files(),
   }
+  with pytest.raises(UserError, match=f"trained on {len(ids)} of {len(ids)}"):
+    trained_rows.refuse(folder / "hf-8", corpus, ids, "it")
   mesh = sharding.make_mesh(1, 1, 1)
   abstract = loop.abstract_state(what.arch, what.train, mesh)
   checkpoints = loop.Checkpoints(folder / "checkpoints", None)

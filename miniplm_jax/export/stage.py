@@ -9,6 +9,7 @@ from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate.stage import losses
 from miniplm_jax.methods import for_method, methods
+from miniplm_jax.train import stage as train_stage
 from miniplm_jax.train import students
 
 STAGE = "export"
@@ -50,19 +51,16 @@ def _run(config, names, directory, inputs):
   corpus = open_corpus(inputs)
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   model = training_job.restore(inputs["model"], mesh)
-  extra = corpus.tokenizer_files()
-  extra["README.md"] = model_card.write(
+  card = model_card.write(
     names.student, inputs["model"], inputs["selection"], _losses(directory)
-  ).encode()
-  written = huggingface.save(
+  )
+  written = training_job.save(
     directory / "hf",
     model,
-    corpus.eos_id,
-    extra,
-    config.export.dtype,
-    config.export.max_shard_size,
-    corpus.bos_id,
-    not corpus.tokenizer().is_qwens,
+    corpus,
+    train_stage.row_ids(corpus, inputs),
+    {"README.md": card.encode()},
+    config.export,
   )
   return {
     "tokenizer": corpus.manifest.tokenizer,

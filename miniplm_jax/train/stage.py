@@ -36,7 +36,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     arch=arch,
     train=train,
     rows=f"selection {names.selection}",
-    row_ids=_row_ids,
+    row_ids=row_ids,
     inputs={
       **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,
@@ -56,8 +56,11 @@ def _job(config, workdir: Workdir, names) -> Job:
   )
 
 
-def _row_ids(corpus, inputs):
-  """The kept rows; a corpus of the student's own has no others to train on."""
+def row_ids(corpus, inputs):
+  """Those of a student's training, int64: the kept ones.
+
+  A corpus of the student's own has no others to train on.
+  """
   if CONVERTED in inputs or GENERATED in inputs:
     return corpus.rows_of("train")
   return kept_rows(inputs["selection"])

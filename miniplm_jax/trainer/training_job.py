@@ -13,7 +13,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
-from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.core.workdir import GENERATED, Workdir
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.trainer import comparable
 from miniplm_jax.trainer import flops as flops_lib
@@ -137,7 +137,7 @@ def made_by(
 
 
 def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
-  from miniplm_jax.corpus import ignored, trained_rows
+  from miniplm_jax.corpus import ignored
   from miniplm_jax.corpus.store import open_corpus
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.trainer import loop, metrics
@@ -150,6 +150,11 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   ids = it.row_ids(corpus, inputs)
   ignored.check(config.evaluate.ignore_domains, inputs)
+  seen = corpus, ids
+  if GENERATED in inputs:  # they begin as rows of D do
+    given = {k: made for k, made in inputs.items() if k != GENERATED}
+    source = open_corpus(given)
+    seen = source, it.row_ids(source, given)
   heldout = corpus.heldout_rows(run.eval_rows, config.evaluate.ignore_domains)
   curve_rows = comparable.digest(corpus, heldout)
   step_tokens = train.batch_size * corpus.max_length
@@ -172,7 +177,7 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
       ),
       objective=it.objective and it.objective(corpus, mesh, inputs),
       begin=it.begin and functools.partial(it.begin, arch, corpus, mesh),
-      export=functools.partial(_export, config.export, directory, corpus)
+      export=functools.partial(_export, config.export, directory, *seen)
       if it.export_every
       else None,
     ),
@@ -180,15 +185,7 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
   )
   described = {}
   if it.export:
-    written = huggingface.save(
-      directory / "hf",
-      model,
-      corpus.eos_id,
-      corpus.tokenizer_files()
-      | {trained_rows.NAME: trained_rows.encode(corpus, ids)},
-      bos_id=corpus.bos_id,
-      as_llama=not corpus.tokenizer().is_qwens,
-    )
+    written = save(directory / "hf", model, *seen)
     described = {f"hf/{name}": facts for name, facts in written.items()}
   return {
     "tokenizer": corpus.manifest.tokenizer,
@@ -210,23 +207,43 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
   }
 
 
-def _export(how, directory, corpus, step, model):
+def save(folder, model, corpus, row_ids, extra=None, how=None):
+  """Writes a model that was trained here, and which rows it has seen.
+
+  Args:
+    folder: for transformers, see `huggingface.save`.
+    model: a `Decoder`.
+    corpus: that it was trained on.
+    row_ids: int64, of the rows of it.
+    extra: further files by name.
+    how: section export of the config; None is float32 in files of 5 GB.
+
+  Returns:
+    Of `huggingface.save`.
+  """
+  from miniplm_jax.corpus import trained_rows
+  from miniplm_jax.models import huggingface
+
+  seen = {trained_rows.NAME: trained_rows.encode(corpus, row_ids)}
+  return huggingface.save(
+    folder,
+    model,
+    corpus.eos_id,
+    {**corpus.tokenizer_files(), **seen, **(extra or {})},
+    bos_id=corpus.bos_id,
+    as_llama=not corpus.tokenizer().is_qwens,
+    **(how or {}),
+  )
+
+
+def _export(how, directory, corpus, row_ids, step, model):
   """Writes hf-<step>, unless an earlier start did."""
   from miniplm_jax.models import huggingface
 
   folder = directory / f"hf-{step}"
   if hosts.agree(lambda: huggingface.is_whole(folder)):
     return
-  huggingface.save(
-    folder,
-    model,
-    corpus.eos_id,
-    corpus.tokenizer_files(),
-    how.dtype,
-    how.max_shard_size,
-    corpus.bos_id,
-    not corpus.tokenizer().is_qwens,
-  )
+  save(folder, model, corpus, row_ids, how=how)
   say(directory.name, f"wrote {folder}")
 
 
