@@ -1,6 +1,7 @@
 """The stages in order, and running those that were asked for."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -116,6 +117,9 @@ def run(
         hosts.agree(look) if stage == plan.STAGE else look()
         continue
       jobs = JOBS[stage](config, workdir)
+      if stage != tokenize.STAGE:
+        check = functools.partial(tokenize.check, config, workdir)
+        jobs = [dataclasses.replace(j, checks=(check, *j.checks)) for j in jobs]
       _refuse_outside(jobs, workdir)
       if not jobs and stage in stages:
         say(stage, "skipped, this config leaves it nothing to do")

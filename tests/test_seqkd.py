@@ -74,9 +74,9 @@ def corpus(finished):
 def test_a_student_says_which_rows_it_has_seen(made, corpus, name):
   """Those whose ends the teacher wrote anew."""
   kept = np.load(made / "run/selection/pretrain/rows.npy")
-  how = epath.Path(made / "run/students/seqkd" / name), corpus
-  with pytest.raises(UserError, match=f"trained on {len(kept)} of"):
-    trained_rows.refuse(*how, corpus.rows_of("train"), "it")
+  student = epath.Path(made / "run/students/seqkd" / name)
+  with pytest.raises(UserError, match=f"trained on {len(kept)} of {len(kept)}"):
+    trained_rows.refuse(student, corpus, kept, "it")
 
 
 def test_a_row_keeps_its_prompt_and_goes_on(made, corpus):

@@ -57,7 +57,7 @@ class Job:
       with other settings it is refused.
     code: what makes its pieces; another version that began is refused.
     is_shared: several programs may make it, by claims of their own.
-    check: raises UserError if the config disagrees with what is read.
+    checks: each raises UserError if the config disagrees with what is read.
   """
 
   stage: str
@@ -77,7 +77,7 @@ class Job:
   is_measure: bool = False
   code: Version = WHOLE
   is_shared: bool = False
-  check: Callable[[], None] | None = None
+  checks: tuple[Callable[[], None], ...] = ()
 
   @property
   def name(self) -> str:
@@ -341,8 +341,8 @@ def _refuse_unknown_files(job: Job):
 
 
 def _wanted(job: Job) -> Manifest:
-  if job.check:
-    job.check()
+  for check in job.checks:
+    check()
   inputs = {}
   for name, source in job.inputs.items():
     if isinstance(source, epath.Path):

@@ -13,6 +13,9 @@ _BY_CONTENT = ("source", "tokenizer")
 _MANY_DOMAINS = 1000
 _CODE = ("corpus/shard.py", "corpus/readers.py")  # makes a shard
 TRAIN = "train"  # a corpus.tokenizer
+# What later stages take from the config.
+_FACTS = ("eos_token", "max_length", "seed")
+_FACTS += ("reference_share", "heldout_share", "teacher_share")
 
 
 def jobs(config, workdir: Workdir) -> list[Job]:
@@ -42,6 +45,21 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       is_host_only=True,
     )
   ]
+
+
+def check(config, workdir: Workdir):
+  """Raises UserError if the corpus is not what the config says of it."""
+  made = manifest.read(workdir.corpus / "manifest.json")
+  settings = made.settings if made else {}
+  there = {name: settings[name] for name in _FACTS if name in settings}
+  here = {name: config.corpus[name] for name in there}
+  if difference := manifest.first_difference(there, here, "corpus"):
+    raise UserError(
+      f"the corpus was made otherwise: {difference}",
+      str(made.path),
+      "put the setting back, choose another --config.workdir, or make the "
+      f"corpus again with --stages={STAGE} --force",
+    )
 
 
 def _idle(c) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def _job(config, it: Subject) -> Job:
     inputs={**it.corpus, "model": it.folder / MANIFEST},
     outputs=(),
     is_measure=True,
-    check=it.check,
+    checks=it.checks,
     summary=f"held-out loss of {it.name}",
     run=lambda inputs: _run(config, it, inputs),
   )

@@ -28,7 +28,7 @@ class Subject:
     corpus: the inputs that are its corpus, for `store.open_corpus`.
     dtype: of the computation of its held-out loss.
     load: makes the `Decoder` of (inputs, mesh, dtype).
-    check: raises UserError if the config disagrees with how it was made.
+    checks: each raises UserError if the config says that it is another.
   """
 
   label: str
@@ -37,7 +37,7 @@ class Subject:
   corpus: Mapping[str, Input]
   dtype: str
   load: Callable[..., Any]
-  check: Callable[[], None] | None = None
+  checks: tuple[Callable[[], None], ...] = ()
 
 
 def subjects(config, workdir: Workdir, scorers: bool = True) -> list[Subject]:
@@ -59,9 +59,9 @@ def _student(config, workdir: Workdir, method: str) -> Subject:
     return training_job.restore(inputs["model"], mesh)
 
   corpus = convert_stage.corpus_inputs(config, workdir, name)
-  check = functools.partial(students.check, config, workdir, name)
+  checks = (functools.partial(students.check, config, workdir, name),)
   folder = workdir.student(name)
-  return Subject(method, name, folder, corpus, config.train.dtype, load, check)
+  return Subject(method, name, folder, corpus, config.train.dtype, load, checks)
 
 
 def _scorer(

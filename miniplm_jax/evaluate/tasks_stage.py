@@ -85,7 +85,7 @@ def _job(config, it: Subject, task: str) -> Job:
     },
     outputs=(),
     is_measure=True,
-    check=it.check,
+    checks=it.checks,
     summary=f"{task} by {it.name}",
     run=lambda inputs: _run(config, it, task, inputs),
   )

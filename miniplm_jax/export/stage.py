@@ -34,7 +34,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     },
     # Of the checkpoint, for others: made again when the student is evaluated.
     is_view=True,
-    check=functools.partial(students.check, config, workdir, names.student),
+    checks=(functools.partial(students.check, config, workdir, names.student),),
     outputs=(directory / "hf",),
     summary=f"{directory / 'hf'} for transformers, {config.export.dtype}",
     run=lambda inputs: _run(config, names, directory, inputs),
