@@ -6,10 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import refused, run
+from etils import epath
+from helpers import edited, refused, run
 from test_huggingface import SHAPES, new
+from tiny_config import get_config
 
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.distill import sampling
+from miniplm_jax.generate import stage
 from miniplm_jax.models import architecture, decoder, generation, head, ready
 from miniplm_jax.models.generation import Sampling
 
@@ -258,6 +263,16 @@ def test_weights_that_do_not_fit_are_named(mesh, monkeypatch, capsys):
     "tensor",
   ):
     assert words in line
+
+
+def test_a_student_that_was_trained_again_is_exported_again(copy):
+  config = get_config()
+  config.generate.prompts = ("Comparisons can",)
+  workdir = Workdir(epath.Path(copy / "run"))
+  with edited(copy / "run/students/miniplm/manifest.json") as trained:
+    trained["settings"]["train"]["seed"] += 1
+  with pytest.raises(UserError, match=r"inputs\.model .* --stages=export --f"):
+    stage.run(config, workdir)
 
 
 def test_a_user_looks_at_the_student(copy, tmp_path):

@@ -366,11 +366,8 @@ def _difference(
   wanted = dataclasses.replace(wanted, inputs=wanted.inputs | given)
 
   def facts(made: Manifest):
-    inputs = {
-      name: value
-      for name, value in made.inputs.items()
-      if rechecked or name not in job.rechecks
-    }
+    names = made.inputs.keys() - (() if rechecked else job.rechecks)
+    inputs = {name: made.inputs[name] for name in names}
     settings = {k: v for k, v in made.settings.items() if k not in job.idle}
     return {"settings": settings, "inputs": inputs}
 

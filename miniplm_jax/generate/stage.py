@@ -101,7 +101,8 @@ def _directory(config, workdir: Workdir):
   c = config.generate
   if c.model:
     return hub.resolve(c.model, c.revision)
-  directory = workdir.student(for_method(config, config.method).student) / "hf"
+  student = workdir.student(for_method(config, config.method).student)
+  directory = student / "hf"
   exported = manifest.read(directory / MANIFEST)
   if not exported:
     raise UserError(
@@ -109,6 +110,8 @@ def _directory(config, workdir: Workdir):
       str(directory),
       "run --stages=train,export, or give --config.generate.model",
     )
+  if trained := manifest.read(student / MANIFEST):
+    exported.check_inputs({"model": trained})
   exported.check_content()
   return directory
 

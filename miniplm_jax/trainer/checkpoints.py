@@ -104,6 +104,7 @@ class Checkpoints:
     """
     found, why = self._read(step, _pure(state), is_part)
     if why:
+      self._refuse_another_shape(step, _pure(state))
       raise self._unreadable(step, why)
     return jax.tree_util.tree_map_with_path(
       lambda path, _: functools.reduce(lambda d, k: d[k], _keys(path), found),
@@ -236,6 +237,24 @@ class Checkpoints:
       return None, f"{wrong[0]} is not what was saved (checksum)"
     return content["state"], ""
 
+  def _refuse_another_shape(self, step: int, state: Any):
+    """Raises UserError if a checkpoint has arrays of other shapes."""
+    path = self._directory / str(step)
+    try:
+      stored = ocp.PyTreeCheckpointHandler().metadata(path / "default")
+      there = _shapes(stored.tree["state"])
+    except Exception:  # of orbax: it is damaged
+      return
+    here = _shapes(state)
+    there = {name: there.get(name) for name in here}
+    if difference := manifest.first_difference(there, here):
+      raise UserError(
+        f"checkpoint {step} is of another model: {difference}",
+        str(path),
+        "put the model's shape back, choose another name, or start over with "
+        "--force",
+      )
+
   def _unreadable(self, step: int, why: str) -> UserError:
     return UserError(
       f"checkpoint {step} cannot be used: {why}",
@@ -303,6 +322,14 @@ def _pure(state: Any) -> Any:
       node = node.setdefault(name, {})
     node[last] = leaf
   return nested
+
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+  """Those of the arrays, by path."""
+  return {
+    "/".join(_keys(path)): list(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def _keys(path) -> list[str]:
