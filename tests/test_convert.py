@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 from etils import epath
 from helpers import refused, run
+from test_damage import execute
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.convert import stage as convert_stage
@@ -395,12 +396,14 @@ def test_a_student_of_another_tokenizer(copy, student):
   bits = loss["token_mean"] * loss["tokens"] / np.log(2) / n_bytes
   assert loss["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
   before = (folder / "hf/manifest.json").read_bytes()
-  for stage in ("evaluate", "export", "train"):
-    error = refused(copy, f"--stages={stage}", "--config.student.name=other")
-    words = (
-      "eos_token is" if stage == "train" else "own_tokenizer is true there"
-    )
-    assert words in error
+  named = {"student.name": "other", "student.model.vocab_size": 640}
+  for stage, words in (
+    ("evaluate", "own_tokenizer is true there and false here"),
+    ("export", "own_tokenizer is true there and false here"),
+    ("train", "eos_token is"),
+  ):
+    with pytest.raises(UserError, match=words):
+      execute(copy, stage, **named, baselines=())
   assert (folder / "hf/manifest.json").read_bytes() == before
   again = run(copy, "--stages=convert,train,evaluate,export", *student)
   assert again.stdout.count("skipped, nothing has changed") == 6

@@ -60,7 +60,8 @@ def _run(config, names, directory, inputs):
     corpus,
     train_stage.row_ids(corpus, inputs),
     {"README.md": card.encode()},
-    config.export,
+    dtype=config.export.dtype,
+    max_shard_size=config.export.max_shard_size,
   )
   return {
     "tokenizer": corpus.manifest.tokenizer,

@@ -207,7 +207,7 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
   }
 
 
-def save(folder, model, corpus, row_ids, extra=None, how=None):
+def save(folder, model, corpus, row_ids, extra=None, **how):
   """Writes a model that was trained here, and which rows it has seen.
 
   Args:
@@ -216,7 +216,7 @@ def save(folder, model, corpus, row_ids, extra=None, how=None):
     corpus: that it was trained on.
     row_ids: int64, of the rows of it.
     extra: further files by name.
-    how: section export of the config; None is float32 in files of 5 GB.
+    **how: dtype and max_shard_size of `huggingface.save`.
 
   Returns:
     Of `huggingface.save`.
@@ -232,7 +232,7 @@ def save(folder, model, corpus, row_ids, extra=None, how=None):
     {**corpus.tokenizer_files(), **seen, **(extra or {})},
     bos_id=corpus.bos_id,
     as_llama=not corpus.tokenizer().is_qwens,
-    **(how or {}),
+    **how,
   )
 
 
@@ -243,7 +243,14 @@ def _export(how, directory, corpus, row_ids, step, model):
   folder = directory / f"hf-{step}"
   if hosts.agree(lambda: huggingface.is_whole(folder)):
     return
-  save(folder, model, corpus, row_ids, how=how)
+  save(
+    folder,
+    model,
+    corpus,
+    row_ids,
+    dtype=how.dtype,
+    max_shard_size=how.max_shard_size,
+  )
   say(directory.name, f"wrote {folder}")
 
 
