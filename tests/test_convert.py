@@ -400,7 +400,7 @@ def test_a_student_of_another_tokenizer(copy, student):
   for stage, words in (
     ("evaluate", "own_tokenizer is true there and false here"),
     ("export", "own_tokenizer is true there and false here"),
-    ("train", "eos_token is"),
+    ("train", "not of the student.s tokenizer"),
   ):
     with pytest.raises(UserError, match=words):
       execute(copy, stage, **named, baselines=())
