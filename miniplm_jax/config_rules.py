@@ -177,6 +177,12 @@ def _name_rules(config):
     others = [other for _, other in tables[:i]]
     good = _differ([value, *others]) or not _differ(others)
     yield name, value, good, "give a name that no other table of scores has"
+  # Scores that are there would be read for the other model's.
+  roles = "teacher", "reference", "proxy"
+  for role in roles:
+    value = config[role].name
+    good = value.casefold() not in set(roles) - {role}
+    yield f"{role}.name", value, good, "give a name that is not another's role"
   made = [for_method(config, method) for method in methods(config)]
   good = _differ([n.student for n in made])
   todo = "put {method} into it: two methods have one"

@@ -126,6 +126,8 @@ def test_a_seed_beyond_its_range_would_be_another_seed():
   [
     ({"teacher.name": "reference"}, "reference.name"),
     ({"reference.name": "Teacher"}, "reference.name"),
+    ({"reference.name": "teacher", "teacher.name": "big"}, "reference.name"),
+    ({"proxy.name": "Reference", "reference.name": "r"}, "proxy.name"),
     ({"proxy.name": "teacher"}, "proxy.name"),
     ({"score.more": ("proxy=x",)}, "score.more"),
     ({"score.more": ("a=x", "a=y")}, "score.more"),

@@ -130,6 +130,7 @@ TOGETHER = [
     {"teacher.name": "reference"},
     {"teacher.name": "proxy"},
     {"reference.name": "TEACHER"},
+    {"reference.name": "teacher", "teacher.name": "reference"},
     {"score.more": ("a=x", "a=y")},
     {"baselines": ("pretrain",), "student.name": "x"},
     {"baselines": ("pretrain",), "select.name": "x"},
