@@ -643,6 +643,20 @@ def test_many_domains_are_warned_of(tmp_path, vocabulary, monkeypatch, capsys):
   assert "3 domains: a, b, c" in said and "warning" in said
 
 
+def test_documents_that_lack_a_domain_are_counted(tmp_path, vocabulary, capsys):
+  texts = tmp_path / "texts"
+  for i, more in enumerate(({"meta": '{"set": "x"}'}, {"meta": "x"}, {})):
+    write(texts / f"{i}.jsonl", LINES, **more)
+  run = Run(tmp_path, texts, vocabulary)
+  run.config.corpus.domain_field = "meta.set"
+  run()
+  said = capsys.readouterr().out
+  assert "24 of 36 documents have no domain in field 'meta.set'" in said
+  run.config.corpus.domain_field = ""  # names of files are asked for
+  run(force=True)
+  assert "no domain" not in capsys.readouterr().out
+
+
 def test_whatever_bytes_there_are_the_error_is_ours(tmp_path):
   path = parquet(tmp_path / "a.parquet", ["a"], meta=[{"set": "x"}])
   good, rng = path.read_bytes(), random.Random(0)

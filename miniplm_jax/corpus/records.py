@@ -16,10 +16,17 @@ from miniplm_jax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """One text and the domain that it belongs to."""
+  """One text and the domain that it belongs to.
+
+  Attributes:
+    text: of it.
+    domain: its own, or its folder's or file's.
+    lacks_domain: there was a field for one, and nothing in it.
+  """
 
   text: str
   domain: str
+  lacks_domain: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +154,8 @@ def document(
       "name the field with --config.corpus.domain_field, or give '' to name "
       "domains after files",
     )
-  return Document(text, domain or default)
+  lacks_domain = bool(fields.domain) and not domain
+  return Document(text, domain or default, lacks_domain)
 
 
 def _field(record: Any, dotted: str) -> Any:

@@ -85,6 +85,8 @@ class Maker:
         record = self._checked(record, i)
       counts["documents"] += 1
       if not isinstance(record, Broken):
+        if isinstance(record, Document) and record.lacks_domain:
+          counts["lacking a domain"] += 1
         yield i, record
         continue
       counts["broken"] += 1

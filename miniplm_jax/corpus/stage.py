@@ -232,6 +232,12 @@ def _merge(config, parts, directory, encoder):
       "more text",
     )
   lost = losses.check(counts, STAGE, f"config.corpus.tokenizer={c.tokenizer}")
+  if lacking := counts.get("lacking a domain"):
+    say(
+      STAGE,
+      f"{lacking:,} of {counts['documents']:,} documents have no domain in "
+      f"field {c.domain_field!r}: they have their folder's or file's",
+    )
   _tell_domains(directory, indices)
   for path in directory.iterdir():
     # Of a source that had another number of parts; all of this one stand.
