@@ -72,14 +72,15 @@ def list_parts(
     return datasets.hf_parts(source, fields, split, part_bytes)
   workdir = gs.absolute(workdir) if workdir else path
   found = _match(path, source, split, workdir)
+  root = _root(path)
   if _is(found[0], _MEGATRON):
-    return list(_megatron_parts(path, found, fields))
+    return list(_megatron_parts(root, found, fields))
   parts = []
   for file in found:
     if not _is(file, _TEXT):
-      parts += _record_parts(path, file, fields, part_bytes)
+      parts += _record_parts(root, file, fields, part_bytes)
   texts = [file for file in found if _is(file, _TEXT)]
-  return [*parts, *_text_parts(path, texts, fields, part_bytes)]
+  return [*parts, *_text_parts(root, texts, fields, part_bytes)]
 
 
 def fingerprint(parts: Sequence[Part], domains: bool = True) -> str:
@@ -132,7 +133,9 @@ def _in_folder(
     counts = collections.Counter(file.suffix or file.name for file in left)
     each = ", ".join(f"{n} {ending}" for ending, n in sorted(counts.items()))
     _note(f"left out, as none is of the kind of {found[0].name}: {each}")
-  return _of_split(path, found, split)
+  found = _of_split(path, found, split)
+  _refuse_gaps({f.with_suffix("") for f in found if f.suffix in _MEGATRON})
+  return found
 
 
 def _pairs(there: Sequence[epath.Path]) -> list[epath.Path]:
@@ -250,24 +253,23 @@ def _root(source: epath.Path) -> epath.Path:
   return next(p for p in source.parents if not glob.has_magic(str(p)))
 
 
-def _name(source: epath.Path, file: epath.Path) -> str:
-  """A file's name below the source: a folder may be moved."""
-  root = _root(source)
+def _name(root: epath.Path, file: epath.Path) -> str:
+  """A file's name below the root: a folder may be moved."""
   if root in file.parents:
     return str(file.relative_to(root))
   return file.name
 
 
 def _domain(
-  source: epath.Path, file: epath.Path, fields: Fields, own: str
+  root: epath.Path, file: epath.Path, fields: Fields, own: str
 ) -> str:
-  """Of documents that have none: a folder's below the source, or their own."""
+  """Of documents that have none: a folder's below the root, or their own."""
   # As Hive and Spark lay out tables: NAME=VALUE is a column of all below it.
   pairs = [name.partition("=") for name in file.parts[:-1] if "=" in name]
   columns = {name: urllib.parse.unquote(value) for name, _, value in pairs}
   if fields.domain in columns:
     return columns[fields.domain]
-  folder, _, below = _name(source, file).partition("/")
+  folder, _, below = _name(root, file).partition("/")
   if below:
     return urllib.parse.unquote(folder.rpartition("=")[2])
   return own
@@ -279,11 +281,11 @@ def _stem(file: epath.Path) -> str:
 
 
 def _record_parts(
-  source: epath.Path, file: epath.Path, fields: Fields, part_bytes: int
+  root: epath.Path, file: epath.Path, fields: Fields, part_bytes: int
 ) -> Iterator[Part]:
   """A file's parts: what can be cut is cut into pieces of so many bytes."""
-  name = _name(source, file)
-  domain = _domain(source, file, fields, _stem(file))
+  name = _name(root, file)
+  domain = _domain(root, file, fields, _stem(file))
   probe = Probe((file,), () if domain == _stem(file) else (domain,))
   if _is(file, (".parquet",)):
     read, cuts = formats.read_parquet, formats.parquet_cuts(file, part_bytes)
@@ -300,15 +302,15 @@ def _record_parts(
 
 
 def _text_parts(
-  source: epath.Path, texts: list[epath.Path], fields: Fields, part_bytes: int
+  root: epath.Path, texts: list[epath.Path], fields: Fields, part_bytes: int
 ) -> Iterator[Part]:
   """Plain texts, each one document, many of them in a part."""
   cuts = pieces([file.stat().length for file in texts], part_bytes)
   for start, end, n_bytes in cuts:
     here = texts[start:end]
-    domains = [_domain(source, f, fields, f.parent.name) for f in here]
+    domains = [_domain(root, f, fields, f.parent.name) for f in here]
     yield Part(
-      name=f"{_name(source, here[0])} to {_name(source, here[-1])}",
+      name=f"{_name(root, here[0])} to {_name(root, here[-1])}",
       read=functools.partial(formats.read_texts, here, domains),
       n_bytes=n_bytes,
       fingerprint=Probe(here, domains),
@@ -316,19 +318,17 @@ def _text_parts(
 
 
 def _megatron_parts(
-  source: epath.Path, found: list[epath.Path], fields: Fields
+  root: epath.Path, found: list[epath.Path], fields: Fields
 ) -> Iterator[Part]:
   """What was tokenized elsewhere: data_0.bin and .idx, or others' names."""
   from miniplm_jax.corpus import megatron
 
   stems = {os.fspath(file.with_suffix("")) for file in found}
-  if source.is_dir():
-    _refuse_gaps(stems)
   in_order = sorted(stems, key=lambda s: (len(s), s))  # 2 before 10
   prefixes = [p for stem in in_order for p in megatron.shards(stem)]
   for prefix in prefixes:
     data, index = (epath.Path(f"{prefix}{ending}") for ending in _MEGATRON)
-    domain = _domain(source, data, fields, data.parent.name)
+    domain = _domain(root, data, fields, data.parent.name)
     yield Part(
       name=data.name,
       read=functools.partial(_read_megatron, prefix, domain),
@@ -337,7 +337,7 @@ def _megatron_parts(
     )
 
 
-def _refuse_gaps(stems: Iterable[str]):
+def _refuse_gaps(stems: Iterable[epath.Path]):
   """Raises UserError if numbers are missing; released data begin with 0."""
   numbers = collections.defaultdict(set)
   for name, number in map(_numbered, stems):
