@@ -16,8 +16,9 @@ import tiny_config
 from etils import epath
 from helpers import LONG, refused, run
 
-from miniplm_jax.core import files, manifest, page
+from miniplm_jax.core import files, job, manifest, page
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.evaluate import stage as evaluate
@@ -327,6 +328,20 @@ def test_losses_of_other_rows_are_not_shown_beside_each_other():
     report.check(config, inputs | {"miniplm evaluation": few})
   own = dataclasses.replace(few, tokenizer="its own")
   report.check(config, inputs | {"miniplm evaluation": own})
+
+
+def test_a_report_that_is_refused_leaves_the_last_one(tmp_path):
+  config = tiny_config.get_config()
+  (one,) = report.jobs(config, Workdir(epath.Path(tmp_path)))
+  made = chain()
+  for name, path in one.inputs.items():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = made.get(name) or made["teacher scores"]
+    dataclasses.replace(found, path=path, weights=name).write()
+  (tmp_path / "report.html").write_text("the last one")
+  with pytest.raises(UserError, match=r"inputs\.teacher"):
+    job.execute([one], force=True)
+  assert (tmp_path / "report.html").read_text() == "the last one"
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 
+from etils import epath
+
 from miniplm_jax.analyse import stage as analyse_stage
 from miniplm_jax.core import files
+from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.groups import ALL
-from miniplm_jax.core.job import Job
+from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.distill import objectives
@@ -58,8 +61,18 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       run=lambda found: _run(config, workdir, found),
       is_host_only=True,
       is_view=True,
+      # Before the last report is removed.
+      checks=(lambda: check(config, _manifests(inputs)),),
     )
   ]
+
+
+def _manifests(inputs: Mapping[str, Input]) -> dict[str, Manifest]:
+  return {
+    name: manifest_lib.require(path)
+    for name, path in inputs.items()
+    if isinstance(path, epath.Path)
+  }
 
 
 def check(config, inputs: Mapping[str, Manifest]):
@@ -122,7 +135,6 @@ def _run(config, workdir: Workdir, inputs):
   from miniplm_jax.report import comparison, findings
   from miniplm_jax.select import card, summary, tables
 
-  check(config, inputs)
   table = findings.loss_table(config, inputs)
   verdict = findings.verdict(config, inputs)
   compared = comparison.lines(config, workdir, inputs)
