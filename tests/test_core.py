@@ -166,11 +166,14 @@ def test_a_setting_without_effect_may_change(tmp_path):
   assert made.settings == said
   one = job(tmp_path, settings={"a": 1, "seed": 4}, idle=("seed",))
   assert status(one) == "done"
+  execute([one], force=True)  # to what was made of it, it is the same
+  again = manifest.read(tmp_path / "out" / "manifest.json")
+  assert again.settings["seed"] == 4 and again.fingerprint == made.fingerprint
   for other in (
     job(tmp_path, settings={"a": 2, "seed": 3}, idle=("seed",)),
-    job(tmp_path, settings={"a": 1, "seed": 4}),
+    job(tmp_path, settings={"a": 1, "seed": 3}),
   ):
-    with pytest.raises(UserError, match=r"is 3 there|is 1 there"):
+    with pytest.raises(UserError, match=r"is 4 there|is 1 there"):
       execute([other])
 
 

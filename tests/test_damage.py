@@ -75,6 +75,7 @@ def test_a_model_folder_is_known_by_its_whole_content(tmp_path):
   flip(weights, 0.5)
   assert given() == before
   (tmp_path / "README.md").write_text("no part of the model")
+  (tmp_path / "optimizer.safetensors").write_bytes(b"is not read")
   assert given() == before
 
 

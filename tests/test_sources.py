@@ -166,6 +166,26 @@ def parquet(path, column, **columns):
   return path
 
 
+def test_a_split_matters_where_there_are_splits(tmp_path):
+  """It decides which files are read, and these are known by themselves."""
+  write(tmp_path / "plain/x.jsonl", ["1"])
+  for name in ("train", "test"):
+    write(tmp_path / f"split/{name}.jsonl", [name])
+
+  def facts(source, split):
+    config = config_lib.default()
+    config.corpus.update(source=str(source), split=split, tokenizer="train")
+    (job,) = stage.jobs(config, Workdir(epath.Path(tmp_path / "run")))
+    kept = {k: v for k, v in job.settings.items() if k not in job.idle}
+    return kept, job.inputs["source"]()
+
+  def differs(source):
+    return facts(source, "train") != facts(source, "test")
+
+  assert not differs(tmp_path / "plain")
+  assert differs(tmp_path / "split")
+
+
 def test_a_folder_of_splits_is_read_as_datasets_does(tmp_path, capsys):
   readers._note.cache_clear()
   for name in ("train", "test", "validation"):

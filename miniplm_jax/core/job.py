@@ -253,6 +253,7 @@ def _run(jobs: Sequence[Job], claims: Mapping[epath.Path, Claim]):
         made.update(job.run(found))
       seconds = round(time.monotonic() - start, 2)
       details = made.get("details", {}) | {"seconds": seconds}
+      details |= {"idle": list(job.idle)} if job.idle else {}
       made["details"] = details | (old.details if old else {})
       hosts.agree(claims[job.manifest].check)
       if hosts.is_first():
@@ -375,8 +376,7 @@ def _difference(
 
 
 def _explained(job: Job, old: Manifest) -> str:
-  text = job.explain(old) if job.explain else ""
-  return f" ({text})" if text else ""
+  return f" ({text})" if job.explain and (text := job.explain(old)) else ""
 
 
 def _refuse_if_different(

@@ -64,8 +64,14 @@ class Manifest:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """sha256 of the content: the same bytes made twice are the same."""
-    content = [self.stage, self.settings, self.inputs, self.weights, self.files]
+    """sha256 of the content: the same bytes made twice are the same.
+
+    Without the settings that had no effect, which `details.idle` names; earlier
+    versions named none.
+    """
+    idle = self.details.get("idle", ())
+    settings = {k: v for k, v in self.settings.items() if k not in idle}
+    content = [self.stage, settings, self.inputs, self.weights, self.files]
     return files.digest(content)
 
   def write(self):

@@ -63,11 +63,19 @@ def check(config, workdir: Workdir):
 
 
 def _idle(c) -> tuple[str, ...]:
-  """Settings of another kind of tokenizer than the one that is used."""
+  """Settings that decide nothing that the inputs do not say.
+
+  Those of another kind of tokenizer than the one that is used; and the split of
+  files: which ones are of it is in the source's fingerprint.
+  """
+  from miniplm_jax.corpus import datasets
+
+  found = () if datasets.is_named(c.source) else ("split",)
   if c.tokenizer == TRAIN:
-    return ("tokenizer_revision",)
+    return (*found, "tokenizer_revision")
+  found = (*found, "vocab_size")
   is_local = _local_tokenizer(c).exists()
-  return ("vocab_size", "tokenizer_revision") if is_local else ("vocab_size",)
+  return (*found, "tokenizer_revision") if is_local else found
 
 
 def _local_tokenizer(c):

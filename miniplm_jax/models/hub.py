@@ -21,6 +21,7 @@ _KNOWN = {
   "Qwen/Qwen1.5-1.8B": "qwen1.5-1.8b",
   "Qwen/Qwen1.5-4B": "qwen1.5-4b",
 }
+INDEX = "model.safetensors.index.json"
 # Beside the index: what it names is opened.
 _WEIGHTS = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
 
@@ -98,9 +99,10 @@ class Given:
 
 
 def _content(directory: epath.Path) -> list[epath.Path]:
-  """The files that decide what a model computes."""
-  found = (directory.glob(p) for p in ("config.json", "*.safetensors*"))
-  return sorted(path for paths in found for path in paths)
+  """The files that decide what a model computes: those that are read."""
+  others = (directory / name for name in ("config.json", INDEX))
+  found = [path for path in others if path.exists()]
+  return sorted(found + weight_files(directory))
 
 
 def folder_of(source: Any) -> epath.Path:
@@ -170,7 +172,7 @@ def weight_files(directory: epath.Path) -> list[epath.Path]:
   Raises:
     UserError: there are none, or one that the index names is missing.
   """
-  index = directory / "model.safetensors.index.json"
+  index = directory / INDEX
   names = ["model.safetensors"]
   if index.exists() and not (directory / names[0]).exists():
     names = _indexed(index)

@@ -25,7 +25,7 @@ from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.models.sharding import name_of
 from miniplm_jax.models.tensor_names import STORED, Stored
 
-INDEX = "model.safetensors.index.json"
+INDEX = hub.INDEX
 _ROWS = 4096  # of two tables that are compared at a time
 _DTYPES = ("F32", "BF16", "F16", "F64")
 
