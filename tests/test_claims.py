@@ -165,19 +165,31 @@ def test_a_claim_of_another_machine_that_is_renewed_stands(tmp_path, boards):
       execute([job(tmp_path)], board=boards[0])
 
 
-def test_who_was_taken_over_does_not_finish(tmp_path, boards):
+@pytest.mark.parametrize("is_given_back", [False, True])
+@pytest.mark.parametrize("is_noticed", [False, True])
+def test_who_was_taken_over_does_not_finish(
+  tmp_path, boards, is_given_back, is_noticed
+):
+  """As a process that was stopped, and goes on when another has finished."""
+  one = boards[0]
+
   def run(unused_inputs):
-    put(tmp_path, "out/manifest.json", ELSEWHERE)
-    with boards[0]._lock:
-      boards[0]._held.clear()  # as the thread that renews notices
-    with boards[1]._lock:
-      content = json.dumps(ELSEWHERE | owner.this_process()).encode()
-      boards[1]._store.write("out/manifest.json", content).result()
+    theirs = owner.this_process() | {"name": "theirs"}
+    put(tmp_path, "out/manifest.json", theirs)
+    files.write_bytes(epath.Path(tmp_path / "out/file"), b"theirs")
+    if is_noticed:  # by the thread that renews
+      one._held.clear()
+    if is_given_back:
+      (tmp_path / ".claims/out/manifest.json").unlink()
     return {}
 
-  with pytest.raises(UserError, match="being made by"):
-    execute([job(tmp_path, run=run)], board=boards[0])
+  with pytest.raises(UserError, match="another program has taken over"):
+    execute([job(tmp_path, run=run)], board=one)
   assert not (tmp_path / "out/manifest.json").exists()
+  assert (tmp_path / "out/file").read_bytes() == b"theirs"
+  assert (tmp_path / "out/manifest.partial.json").exists()
+  taken = tmp_path / ".claims/out/manifest.json"
+  assert taken.exists() != is_given_back
 
 
 def test_each_process_has_a_scratch_file_of_its_own(tmp_path):

@@ -23,7 +23,7 @@ from etils import epath
 from helpers import command, environment, write_corpus
 
 from miniplm_jax import pipeline
-from miniplm_jax.core import array_records, gs, manifest
+from miniplm_jax.core import array_records, files, former, gs, manifest
 from miniplm_jax.core.errors import UserError
 
 _BUCKET = epath.Path(f"gs://{gs_emulator.BUCKET}")
@@ -301,3 +301,34 @@ def test_the_sizes_of_many_files_are_few_requests(gate, monkeypatch):
     with pytest.raises(UserError, match=f"{name} {what}"):
       made.check_sizes()
     del made.files[name]
+
+
+def test_what_is_made_again_can_be_put_back(gate):
+  """Object by object: also half of a folder."""
+  out = _BUCKET / "former" / "out"
+
+  def there():
+    return {str(p.relative_to(out)): p.read_text() for p in files.below(out)}
+
+  names = ("manifest.json", "file", "8/state/file", "8/file")
+  for name in names:
+    files.write_bytes(out / name, name.encode())
+  before = there()
+  old = former.Former(out / names[0], out / "manifest.partial.json", (out,))
+  old.set_aside()
+  aside = {".manifest.json.old", ".file.old", ".8.old/state/file"}
+  assert there().keys() == aside | {".8.old/file"}
+  for name in ("manifest.partial.json", "8/other"):
+    files.write_bytes(out / name, b"new")
+  old.put_back()
+  assert there() == before
+  for name in ("manifest.json", "8/file"):  # killed in between
+    head, *tail = name.split("/")
+    target = "/".join([f"{out}/.{head}.old", *tail])
+    gs.file_system().mv(f"{out / name}", target)
+  old.put_back()
+  assert there() == before
+  old.set_aside()
+  files.write_bytes(out / "manifest.json", b"new")
+  old.drop()
+  assert there() == {"manifest.json": "new"}

@@ -143,6 +143,12 @@ class Board:
     with self._lock:
       return name in self._held
 
+  def still_holds(self, name: str) -> bool:
+    """As `holds`; the store is asked, for this process may have slept."""
+    with self._lock:
+      held = self._held.get(name)
+      return held and self._store.read(name).result().stamp.generation == held
+
   def release(self, name: str):
     """Gives `name` back, if it has not been taken over."""
     with self._lock:
@@ -292,9 +298,13 @@ class Claim:
       self._board.refuse_if_taken(names, self._stage)
 
   def check(self):
-    """Raises UserError if another program has taken it over."""
-    if self._name and not self._is_shared:
-      self._board.take(self._name, self._stage)
+    """Raises UserError unless it is claimed, and nobody has taken it over."""
+    if self._board and not self._board.still_holds(self._name):
+      raise UserError(
+        "another program has taken over what this one was making",
+        str(self._manifest),
+        "what that one makes stands; run this again when it has ended",
+      )
 
   def release(self):
     """Gives it back, if it was claimed."""

@@ -214,14 +214,39 @@ def _below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
         yield from _below(entry.path, above)
 
 
+def move(source: epath.Path, target: epath.Path):
+  """Renames a file or folder; on gs:// a folder's files, one by one."""
+  if is_local(source):
+    os.replace(source, target)
+    return
+  for path in below(source) or [source]:
+    end = os.fspath(path).removeprefix(os.fspath(source))
+    file_system().mv(os.fspath(path), f"{target}{end}")
+
+
+def remove(path: epath.Path):
+  """Removes a file, a link or a folder, if it is there."""
+  with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+    if path.is_dir() and not os.path.islink(path):
+      path.rmtree()
+    else:
+      path.unlink()
+
+
 def walk(paths: Iterable[epath.Path]) -> Iterator[epath.Path]:
-  """Those of these files that are there, and all in these folders."""
+  """Those of these files that are there, and all in these folders.
+
+  Args:
+    paths: files, folders, and patterns of files.
+  """
   todo = list(paths)
   while todo:
     path = todo.pop()
     if path.is_dir():
       with contextlib.suppress(FileNotFoundError):  # removed meanwhile
         todo += path.iterdir()
+    elif "*" in path.name:
+      todo += path.parent.glob(path.name)
     elif path.exists():
       yield path
 

@@ -1,6 +1,6 @@
 """Stage tokenize: documents → ArrayRecord shards of packed rows."""
 
-from miniplm_jax.core import files, manifest
+from miniplm_jax.core import files, former, manifest
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
@@ -173,7 +173,7 @@ def _run(config, directory):
     if not (directory / "manifest.json").exists() and not any(
       store.read_counts(index)["split train"] for index in indices
     ):
-      directory.rmtree()
+      former.clear([directory])
     raise
 
 

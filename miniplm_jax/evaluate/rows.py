@@ -1,6 +1,7 @@
 """Σ nll of each held-out row under one model, on disk."""
 
-import numpy as np
+from typing import Any
+
 from etils import epath
 
 from miniplm_jax.core import files
@@ -9,7 +10,7 @@ from miniplm_jax.core.manifest import Manifest
 
 # Not Parquet: beside a score table, whose parts are all the Parquet there is.
 NAME = "evaluation.arrow"
-_TYPES = {"row_id": np.int64, "nll_sum": np.float32, "n_tokens": np.int32}
+_TYPES = {"row_id": "int64", "nll_sum": "float32", "n_tokens": "int32"}
 
 
 def write(folder: epath.Path, row_id, nll_sum, n_tokens) -> dict:
@@ -28,7 +29,7 @@ def write(folder: epath.Path, row_id, nll_sum, n_tokens) -> dict:
   return {NAME: files.describe(folder / NAME)}
 
 
-def read(evaluation: Manifest) -> dict[str, np.ndarray] | None:
+def read(evaluation: Manifest) -> dict[str, Any] | None:
   """row_id int64, nll_sum float32 and n_tokens int32 [n]; None if not kept.
 
   Raises:

@@ -9,6 +9,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.evaluate import rows as rows_lib
 from miniplm_jax.evaluate import tasks_stage
 from miniplm_jax.evaluate.subjects import Subject, subjects
 from miniplm_jax.score import stage as score_stage
@@ -34,7 +35,7 @@ def _job(config, it: Subject) -> Job:
       "dtype": it.dtype,
     },
     inputs={**it.corpus, "model": it.folder / MANIFEST},
-    outputs=(),
+    outputs=(it.folder / rows_lib.NAME,),
     is_measure=True,
     checks=it.checks,
     summary=f"held-out loss of {it.name}",
@@ -48,7 +49,6 @@ def _run(config, it: Subject, inputs):
   from miniplm_jax.core.progress import Progress
   from miniplm_jax.corpus import ignored as ignored_lib
   from miniplm_jax.corpus.store import open_corpus
-  from miniplm_jax.evaluate import rows
   from miniplm_jax.models import sharding
 
   run = config.run
@@ -84,8 +84,9 @@ def _run(config, it: Subject, inputs):
     "tokenizer": corpus.manifest.tokenizer,
     "weights": inputs["model"].weights,
     "counts": {"rows": len(row_ids)},
-    # No output of the job: it may stay where evaluation.json is removed.
-    "files": hosts.agree(lambda: rows.write(folder, row_ids[keep], nll, count)),
+    "files": hosts.agree(
+      lambda: rows_lib.write(folder, row_ids[keep], nll, count)
+    ),
     "details": {
       "loss": grouped_losses(domain[keep], nll, count, n_bytes, ignored),
       comparable.LOSS: comparable.digest(

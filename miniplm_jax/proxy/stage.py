@@ -84,7 +84,7 @@ def _score(config, workdir: Workdir) -> Job:
       "model": workdir.scorer(STAGE) / MANIFEST,
       **_tables(config, workdir),
     },
-    outputs=(directory,),
+    outputs=score_stage.outputs(directory),
     is_shared=True,
     summary=f"log p − log p_ref of every row of D as the proxy predicts it, "
     f"{c.dtype}",

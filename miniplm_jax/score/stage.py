@@ -106,7 +106,7 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
     # Each part says what rows and weights it was made from.
     rechecks=("corpus", "weights"),
     grows=True,
-    outputs=(directory,),
+    outputs=outputs(directory),
     summary=f"Σ nll of {rows_in_words(config)} under {source.name} "
     f"{source.path or 'trained here'}, {c.dtype}"
     + (", int8 weights" if source.is_int8 else ""),
@@ -114,6 +114,11 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
     is_shared=True,
     run=lambda inputs: _merge(config, inputs, source, *tables[source.name]),
   )
+
+
+def outputs(directory) -> tuple:
+  """What is the table's; evaluations and tasks of the model lie beside it."""
+  return directory / "*.parquet", directory / "workers"
 
 
 def settings(config) -> dict[str, object]:
@@ -152,7 +157,7 @@ def _imported(config, workdir: Workdir, source: Source) -> Job:
       "corpus": workdir.corpus / MANIFEST,
       "scores": lambda: _file_fingerprint(source.scores),
     },
-    outputs=(directory,),
+    outputs=outputs(directory),
     summary=f"scores of {source.name} from {source.scores}",
     run=lambda inputs: _import(config, workdir, source, inputs),
     is_host_only=True,

@@ -1,0 +1,162 @@
+"""One unit of work: what it is made from, and what is there of it."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from miniplm_jax.core import files
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.code import WHOLE, Version
+from miniplm_jax.core.former import Former, is_old
+from miniplm_jax.core.manifest import Manifest
+
+# An input is another job's manifest file, or how to fingerprint it.
+Input = epath.Path | Callable[[], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What a stage wants done.
+
+  Attributes:
+    stage: the stage's name, as on the command line.
+    manifest: the file that says it is done.
+    settings: everything of the config that changes the result.
+    inputs: what it reads, by name.
+    outputs: files, folders and patterns of files that a forced run replaces.
+    summary: one line for `--dry_run`.
+    run: does it. Takes the inputs' manifests and returns the fields of the
+      new manifest other than stage, settings and inputs. May be called
+      again after a kill: it finds its own partial work in `outputs`.
+    is_view: shows what other jobs made; with other inputs it is made again
+      instead of being refused.
+    rechecks: inputs that may change: `run` compares each piece of its earlier
+      work with them, and goes on with what still holds.
+    idle: settings without effect beside the others: kept, and not compared.
+    grows: goes on in that way from a finished state, too; otherwise finished
+      work is refused when an input that it rechecks has changed.
+    explain: what has changed in the inputs since a manifest was written, in
+      words, for a refusal; "" if it cannot tell.
+    together: several jobs of a stage may share a pass over the data: they
+      carry the same function, which is called with the inputs of those that
+      are not done, by name of the job's folder, before each one's `run`.
+    is_host_only: needs no device; of several processes the first runs it.
+    is_measure: of what other jobs made; with other inputs it is made again,
+      with other settings it is refused.
+    code: what makes its pieces; another version that began is refused.
+    is_shared: several programs may make it, by claims of their own.
+    checks: each raises UserError if the config disagrees with what is read.
+  """
+
+  stage: str
+  manifest: epath.Path
+  settings: Mapping[str, Any]
+  inputs: Mapping[str, Input]
+  outputs: tuple[epath.Path, ...]
+  summary: str
+  run: Callable[[Mapping[str, Manifest]], Mapping[str, Any]]
+  is_view: bool = False
+  rechecks: tuple[str, ...] = ()
+  idle: tuple[str, ...] = ()
+  grows: bool = False
+  explain: Callable[[Manifest], str] | None = None
+  together: Callable[[Mapping[str, Mapping[str, Manifest]]], None] | None = None
+  is_host_only: bool = False
+  is_measure: bool = False
+  code: Version = WHOLE
+  is_shared: bool = False
+  checks: tuple[Callable[[], None], ...] = ()
+
+  @property
+  def name(self) -> str:
+    """The folder that it makes."""
+    return self.manifest.parent.name
+
+  @property
+  def input_manifests(self) -> list[epath.Path]:
+    """Those of its inputs that are other jobs'."""
+    return [p for p in self.inputs.values() if isinstance(p, epath.Path)]
+
+  @property
+  def partial(self) -> epath.Path:
+    """The file that stands in for the manifest while the job runs."""
+    stem = self.manifest.name.removesuffix(".json")
+    return self.manifest.parent / f"{stem}.partial.json"
+
+  @property
+  def former(self) -> Former:
+    """What it made before, while it is made again."""
+    return Former(self.manifest, self.partial, self.outputs)
+
+  @property
+  def is_brief(self) -> bool:
+    """Whether it is made in one go: nothing half-made is gone on with."""
+    return self.is_view or self.is_measure
+
+  def read_inputs(self) -> dict[str, Manifest]:
+    """The inputs' manifests, checked against each other.
+
+    Whether the files are those that were written is checked where they are
+    read: there it can be said what is wrong with them.
+    """
+    inputs = {
+      name: manifest_lib.require(source)
+      for name, source in self.inputs.items()
+      if isinstance(source, epath.Path)
+    }
+    for made in inputs.values():
+      made.check_inputs(inputs)
+    return inputs
+
+  def files_made(self) -> Iterator[epath.Path]:
+    """What was made of the job's outputs, without its own partial manifest."""
+    for path in files.walk(self.outputs):
+      is_other = files.is_lock(path) or files.is_scratch(path)
+      below = [path, *path.parents][: -len(self.manifest.parents)]
+      is_other = is_other or any(map(is_old, below))
+      if path != self.partial and not is_other:
+        yield path
+
+  def wanted(self) -> Manifest:
+    """What the manifest would say of settings and inputs, as they are now."""
+    for check in self.checks:
+      check()
+    inputs = {}
+    for name, source in self.inputs.items():
+      if isinstance(source, epath.Path):
+        inputs[name] = manifest_lib.read(source).fingerprint
+      else:
+        inputs[name] = source()
+    # Through JSON, so that a tuple equals the list that is on disk.
+    settings = json.loads(json.dumps(dict(self.settings)))
+    return Manifest(self.manifest, self.stage, settings, inputs)
+
+  def difference(
+    self, old: Manifest, wanted: Manifest, rechecked: bool = False
+  ) -> str | None:
+    """The first difference; in inputs that the job rechecks only if asked."""
+    given = {
+      name: old.fingerprint_by(source)
+      for name, source in self.inputs.items()
+      if hasattr(source, "former")
+    }
+    wanted = dataclasses.replace(wanted, inputs=wanted.inputs | given)
+
+    def facts(made: Manifest):
+      inputs = {
+        name: value
+        for name, value in made.inputs.items()
+        if rechecked or name not in self.rechecks
+      }
+      settings = {k: v for k, v in made.settings.items() if k not in self.idle}
+      return {"settings": settings, "inputs": inputs}
+
+    return manifest_lib.first_difference(facts(old), facts(wanted))
+
+  def explained(self, old: Manifest) -> str:
+    """What has changed in the inputs, in brackets; "" if it cannot tell."""
+    text = self.explain(old) if self.explain else ""
+    return f" ({text})" if text else ""
