@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 from test_core import job
 
-from miniplm_jax.core import claims, files, former, manifest
+from miniplm_jax.core import claims, files, former, manifest, workdir
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import execute, status
 
@@ -168,3 +168,12 @@ def test_who_was_refused_touches_nothing_of_another(tmp_path):
     with pytest.raises(UserError, match="being made by"):
       execute([it], force=True, board=two)
   assert it.former.exists() and it.partial.exists()
+
+
+def test_what_is_made_of_a_table_goes_without_what_lies_beside_it(tmp_path):
+  folder = epath.Path(tmp_path)
+  kept = {"evaluation.json", "evaluation.arrow", "tasks/a.json"}
+  for name in kept | {"part-0-1.parquet", "workers/1.json"}:
+    files.write_bytes(folder / name, b"")
+  former.clear(workdir.table_files(folder))
+  assert set(content(tmp_path)) == kept

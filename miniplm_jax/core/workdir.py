@@ -85,3 +85,8 @@ class Workdir:
       where = str(self.root / folder)
       raise UserError(f"the name {name!r}", where, fields.NAME_TODO)
     return self.root / folder / name
+
+
+def table_files(folder: epath.Path) -> tuple[epath.Path, ...]:
+  """A score table's own; evaluations and tasks of the model lie beside it."""
+  return folder / "*.parquet", folder / "workers"

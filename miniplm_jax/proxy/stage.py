@@ -10,7 +10,7 @@ has more spread than its prediction, and the two would be no one scale.
 import dataclasses
 
 from miniplm_jax.core.job import Job
-from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.methods import uses_proxy
 from miniplm_jax.models import architecture
 from miniplm_jax.score import stage as score_stage
@@ -84,7 +84,7 @@ def _score(config, workdir: Workdir) -> Job:
       "model": workdir.scorer(STAGE) / MANIFEST,
       **_tables(config, workdir),
     },
-    outputs=score_stage.outputs(directory),
+    outputs=table_files(directory),
     is_shared=True,
     summary=f"log p − log p_ref of every row of D as the proxy predicts it, "
     f"{c.dtype}",

@@ -12,7 +12,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
-from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.methods import scorers
 
 STAGE = "score"
@@ -106,7 +106,7 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
     # Each part says what rows and weights it was made from.
     rechecks=("corpus", "weights"),
     grows=True,
-    outputs=outputs(directory),
+    outputs=table_files(directory),
     summary=f"Σ nll of {rows_in_words(config)} under {source.name} "
     f"{source.path or 'trained here'}, {c.dtype}"
     + (", int8 weights" if source.is_int8 else ""),
@@ -114,11 +114,6 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
     is_shared=True,
     run=lambda inputs: _merge(config, inputs, source, *tables[source.name]),
   )
-
-
-def outputs(directory) -> tuple:
-  """What is the table's; evaluations and tasks of the model lie beside it."""
-  return directory / "*.parquet", directory / "workers"
 
 
 def settings(config) -> dict[str, object]:
@@ -157,7 +152,7 @@ def _imported(config, workdir: Workdir, source: Source) -> Job:
       "corpus": workdir.corpus / MANIFEST,
       "scores": lambda: _file_fingerprint(source.scores),
     },
-    outputs=outputs(directory),
+    outputs=table_files(directory),
     summary=f"scores of {source.name} from {source.scores}",
     run=lambda inputs: _import(config, workdir, source, inputs),
     is_host_only=True,
