@@ -90,6 +90,16 @@ def test_a_job_is_done_once_and_refused_when_it_changes(tmp_path, capsys):
     execute([changed])
 
 
+def test_nothing_is_begun_if_a_later_one_will_be_refused(tmp_path):
+  execute([job(tmp_path / "b", {"rows": 1})])
+  both = [job(tmp_path / name, {"rows": 2}) for name in "ab"]
+  with pytest.raises(UserError, match=r"settings\.rows is 1 there and 2 here"):
+    execute(both)
+  assert not (tmp_path / "a").exists()
+  execute(both, force=True)
+  assert (tmp_path / "a").exists()
+
+
 def test_a_view_is_made_again_when_what_it_shows_changes(tmp_path):
   execute([job(tmp_path, is_view=True)])
   changed = job(tmp_path, settings={"a": 3}, is_view=True)

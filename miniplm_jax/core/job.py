@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,6 +46,8 @@ def execute(
       on disk was made from other inputs or with other settings and `force` is
       False.
   """
+  if not force:
+    hosts.agree(lambda: _refuse_other_settings(jobs))
   for _, group in itertools.groupby(jobs, lambda job: job.together or job):
     group = list(group)
     claims = {
@@ -68,6 +71,16 @@ def execute(
     finally:
       for claim in claims.values():
         claim.release()
+
+
+def _refuse_other_settings(jobs: Sequence[Job]):
+  """Before the first is begun: it would stand beside others made otherwise."""
+  for job in jobs:
+    old = manifest_lib.read(job.manifest)
+    if old and not job.is_view:
+      settings = json.loads(json.dumps(dict(job.settings)))
+      wanted = dataclasses.replace(old, settings=settings)
+      _refuse_if_different(job, old, wanted)
 
 
 def _begin(job: Job, force: bool, claim: Claim) -> bool:
