@@ -4,7 +4,8 @@ What a field may be stands beside it, see `core/fields.py`; here is what
 several must be together.
 """
 
-import pathlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict, config_dict
@@ -113,6 +114,9 @@ def paths(config: ConfigDict) -> Iterator[str]:
 def _rules(config):
   """(fields, value, whether it is good, what to do)."""
   c, s, run = config.corpus, config.select, config.run
+  path = config.workdir
+  good = path.startswith("gs://") or not re.match(r"\w+:/", path)
+  yield "workdir", path, good, "give a folder of this machine or gs://BUCKET/…"
   yield "stages", config.stages, bool(config.stages), "name what is to run"
   good = c.tokenizer != "train" or c.vocab_size >= 257
   todo = "give 257 or more: 256 bytes and the end of a document"
@@ -147,8 +151,11 @@ def _rules(config):
   yield "run.keep_every", run.keep_every, not odd, todo
   good = run.process_id < run.processes or run.coordinator == "auto"
   yield "run.process_id", run.process_id, good, "give less than run.processes"
-  cache = pathlib.PurePosixPath(run.compilation_cache)
-  good = not set(cache.parts[:1]) & FOLDERS
+  cache = run.compilation_cache
+  if "://" not in cache:
+    cache = os.path.join(config.workdir, cache)
+  root, cache = map(os.path.realpath, (config.workdir, cache))
+  good = os.path.relpath(cache, root).partition("/")[0] not in FOLDERS
   todo = "name a folder that nothing else is in"
   yield "run.compilation_cache", run.compilation_cache, good, todo
   for name, t in (

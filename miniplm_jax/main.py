@@ -16,7 +16,7 @@ from miniplm_jax.core.errors import Stopped, UserError
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/. Override with --config.field=value."
 )
-flags.DEFINE_list("stages", [], "What to run; by default config.stages.")
+flags.DEFINE_multi_string("stages", [], "A,B; by default config.stages.")
 flags.DEFINE_bool("force", False, "Redo stages that are done.")
 flags.DEFINE_bool("dry_run", False, "Print the plan, run nothing.")
 flags.DEFINE_multi_string("prompt", [], "Text for --stages=generate.")
@@ -44,7 +44,8 @@ def main(argv: list[str]) -> int:
     _parse(argv)
     given, where = flags.FLAGS, flags.FLAGS["config"].config_filename
     options = {n: given[n].value for n in ("force", "dry_run", "prompt")}
-    pipeline.run(_CONFIG.value, where, given.stages, **options)
+    stages = [s.strip() for text in given.stages for s in text.split(",")]
+    pipeline.run(_CONFIG.value, where, stages, **options)
     if signum := errors.release_signals():
       raise Stopped(signum)
   except (Exception, Stopped) as e:

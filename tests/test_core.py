@@ -12,8 +12,10 @@ import gcsfs.retry
 import google.auth.exceptions
 import helpers
 import pytest
+import tiny_config
 from etils import epath
 
+from miniplm_jax import config_rules
 from miniplm_jax.core import backend, errors, files, hosts, manifest, progress
 from miniplm_jax.core.errors import Stopped, UserError
 from miniplm_jax.core.job import Job, execute, status
@@ -355,3 +357,24 @@ def test_jax_is_told_where_programs_are_kept(tmp_path, monkeypatch):
   monkeypatch.delenv(backend.CACHE)
   backend.prepare("gs://bucket/kept", epath.Path("run"), False)
   assert os.environ[backend.CACHE] == f"gs://bucket/kept/{folder.name}"
+
+
+@pytest.mark.parametrize(
+  "field, value",
+  [
+    ("workdir", "s3://bucket/x"),
+    ("workdir", "gs:/bucket/x"),
+    ("run.compilation_cache", "x/../corpus"),
+    ("run.compilation_cache", "/work/dir/corpus/jax"),
+    ("run.compilation_cache", "corpus"),
+  ],
+)
+def test_a_folder_that_cannot_be_meant_is_refused(field, value):
+  config = tiny_config.get_config()
+  config.workdir, config.corpus.source = "/work/dir", "text"
+  config_rules.check(config, "here")
+  config.run.compilation_cache = "/work/cache/corpus"
+  config_rules.check(config, "here")
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError, match=f"config.{field} is"):
+    config_rules.check(config, "here")
