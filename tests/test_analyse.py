@@ -523,7 +523,9 @@ def test_a_finished_run_has_them(finished):
 
 def test_a_sweep_becomes_lines(copy):
   """α and the reference varied in one workdir, as docs/analyses.md says."""
-  other = copy / "run/students/pretrain/hf"  # stands in for a reference
+  other = copy / "given"  # stands in for a reference, of other rows
+  shutil.copytree(copy / "run/students/pretrain/hf", other)
+  (other / "trained_rows.json").unlink()
   more = f"--config.score.more=('other={other}',)"
   done = run(
     copy,
