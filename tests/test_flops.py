@@ -153,7 +153,7 @@ from miniplm_jax.trainer import flops
 def plan(config, workdir, names):
   arch = architecture.make(config.student.model)
   cost = 4 * flops.next_token(arch, config.corpus.max_length)
-  return Plan(token_flops=cost)
+  return Plan(settings={"dear": {"times": 4}}, token_flops=cost)
 
 OBJECTIVES["dear"] = plan
 methods_lib.METHODS["dear"] = methods_lib.Method("miniplm", None, "dear")

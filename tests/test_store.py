@@ -88,12 +88,13 @@ def test_files_of_a_corpus_that_is_gone_are_closed(tmp_path):
   assert open_files(tmp_path / "a") == 0
 
 
-def test_a_domain_that_no_row_is_of_is_not_ignored(tmp_path):
+def test_a_domain_that_no_row_is_of_is_told(tmp_path, capsys):
   inputs = {"corpus": write(tmp_path, 2)}
-  ignored.check((), inputs)
-  ignored.check(("odd",), inputs)
-  with pytest.raises(UserError, match=r"no row is of domain od\b.*even, odd"):
-    ignored.check(("odd", "od"), inputs)
+  ignored.tell("train", (), inputs)
+  ignored.tell("train", ("odd",), inputs)
+  assert not capsys.readouterr().out
+  ignored.tell("train", ("odd", "od"), inputs)
+  assert "[train] warning: no row is of domain 'od'" in capsys.readouterr().out
 
 
 def test_of_the_index_is_read_what_is_asked_for(tmp_path):

@@ -2,19 +2,28 @@
 
 from collections.abc import Collection, Mapping
 
-from miniplm_jax.core import groups
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.progress import say
 from miniplm_jax.corpus.store import Corpus
 
 
-def check(domains: Collection[str], inputs: Mapping[str, Manifest]):
-  """Raises UserError if a domain is ignored that no row of D's corpus is of.
+def tell(stage: str, domains: Collection[str], inputs: Mapping[str, Manifest]):
+  """Says if a domain is ignored that no row of D's corpus is of.
+
+  It is no error: a small corpus may lack a domain, and a config of one corpus,
+  such as the demo's, may be used with another.
 
   Args:
+    stage: for the log.
     domains: `evaluate.ignore_domains`.
     inputs: of a job; what is made of that "corpus" may lack some domain.
   """
-  if domains:
-    there = Corpus(inputs["corpus"]).domain_codes[1].tolist()
-    where = f"config.evaluate.ignore_domains={','.join(domains)}"
-    groups.refuse_unknown(domains, there, "row", where)
+  if not domains:
+    return
+  there = set(Corpus(inputs["corpus"]).domain_codes[1].tolist())
+  for domain in sorted(set(domains) - there):
+    say(
+      stage,
+      f"warning: no row is of domain {domain!r}, which "
+      "config.evaluate.ignore_domains leaves out",
+    )

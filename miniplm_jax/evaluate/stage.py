@@ -61,7 +61,7 @@ def _run(config, it: Subject, inputs):
       "raise corpus.heldout_share, or leave out --stages=evaluate",
     )
   domain, ignored = corpus.domains(row_ids), config.evaluate.ignore_domains
-  ignored_lib.check(ignored, inputs)
+  ignored_lib.tell(STAGE, ignored, inputs)
   if np.isin(domain, list(ignored)).all():
     raise UserError(
       "every held-out row is of a domain that does not count",

@@ -149,7 +149,7 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
     arch.check_llama()  # as which it will be exported: said before it trains
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   ids = it.row_ids(corpus, inputs)
-  ignored.check(config.evaluate.ignore_domains, inputs)
+  ignored.tell(it.stage, config.evaluate.ignore_domains, inputs)
   seen = corpus, ids
   if GENERATED in inputs:  # they begin as rows of D do
     given = {k: made for k, made in inputs.items() if k != GENERATED}
