@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_config
 from etils import epath
-from helpers import LONG, refused, run
+from helpers import LONG, edited, refused, run
 
 from miniplm_jax.core import files, job, manifest, page
 from miniplm_jax.core.errors import UserError
@@ -685,3 +685,15 @@ def test_another_view_remakes_the_report_alone(copy):
     assert words in found.text, words
   assert "Jaccard" in (folder / "miniplm/card.md").read_text()
   assert run(copy, stages, LONG, *arguments).stdout.count("skipped") == 3
+
+
+def test_what_is_shown_follows_losses_and_curves(copy):
+  """Also where only details say them, as after a training on other rows."""
+  stages = "--stages=analyse,report"
+  arguments = stages, LONG, "--config.baselines=('pretrain',)"
+  assert run(copy, *arguments).stdout.count("skipped, nothing") == 2
+  with edited(copy / "run/students/pretrain/manifest.json") as body:
+    body["details"]["curve_rows"] = "others"
+  done = run(copy, *arguments)
+  assert "skipped, nothing" not in done.stdout
+  assert run(copy, *arguments).stdout.count("skipped, nothing") == 2

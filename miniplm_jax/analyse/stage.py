@@ -56,7 +56,7 @@ def _fingerprint(config, workdir: Workdir) -> str:
   from miniplm_jax.analyse import inventory
 
   found = inventory.take(config, workdir)
-  return files.digest([made.fingerprint for made in found.manifests()])
+  return files.digest([made.content for made in found.manifests()])
 
 
 def _run(config, workdir: Workdir) -> dict:

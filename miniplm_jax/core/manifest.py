@@ -74,6 +74,13 @@ class Manifest:
     content = [self.stage, settings, self.inputs, self.weights, self.files]
     return files.digest(content)
 
+  @functools.cached_property
+  def content(self) -> str:
+    """sha256 of all that it says, of losses and seconds too: for views."""
+    body = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    del body["path"]
+    return _checksum(body)
+
   def write(self):
     """Writes the manifest, whole or not at all."""
     body = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
