@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -60,6 +59,8 @@ class Architecture:
   @property
   def fingerprint(self) -> str:
     """sha256 of what decides, beside the weights, what is computed."""
+    from miniplm_jax.core import files  # etils: --help need not wait for it
+
     fields = dataclasses.asdict(self)
     kept = {k: v for k, v in fields.items() if k not in self._IDLE}
     return files.digest([self.family, kept])
