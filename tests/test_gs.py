@@ -308,16 +308,16 @@ def test_what_is_made_again_can_be_put_back(gate):
   out = _BUCKET / "former" / "out"
 
   def there():
-    return {str(p.relative_to(out)): p.read_text() for p in files.below(out)}
+    return {str(p.relative_to(out)): p.read_text() for p in files.objects(out)}
 
-  names = ("manifest.json", "file", "8/state/file", "8/file")
+  names = ("manifest.json", "file", "8/state/file", "8/file", "8/.hidden")
   for name in names:
     files.write_bytes(out / name, name.encode())
   before = there()
   old = former.Former(out / names[0], out / "manifest.partial.json", (out,))
   old.set_aside()
   aside = {".manifest.json.old", ".file.old", ".8.old/state/file"}
-  assert there().keys() == aside | {".8.old/file"}
+  assert there().keys() == aside | {".8.old/file", ".8.old/.hidden"}
   for name in ("manifest.partial.json", "8/other"):
     files.write_bytes(out / name, b"new")
   old.put_back()

@@ -190,10 +190,15 @@ def below(folder: epath.Path) -> list[epath.Path]:
   """
   if is_local(folder):
     return [epath.Path(p) for p in _below(os.fspath(folder), ())]
+  found = objects(folder)
+  return [p for p in found if "/." not in f"/{p.relative_to(folder)}"]
+
+
+def objects(folder: epath.Path) -> list[epath.Path]:
+  """All files below a folder of gs://, hidden ones too."""
   # Names without their scheme; a / ends what only marks a folder.
   names = file_system().find(os.fspath(folder))
-  found = (epath.Path(SCHEME + n) for n in names if not n.endswith("/"))
-  return [p for p in found if "/." not in f"/{p.relative_to(folder)}"]
+  return [epath.Path(SCHEME + n) for n in names if not n.endswith("/")]
 
 
 def _below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
@@ -219,7 +224,7 @@ def move(source: epath.Path, target: epath.Path):
   if is_local(source):
     os.replace(source, target)
     return
-  for path in below(source) or [source]:
+  for path in objects(source) or [source]:
     end = os.fspath(path).removeprefix(os.fspath(source))
     file_system().mv(os.fspath(path), f"{target}{end}")
 
