@@ -396,7 +396,11 @@ def test_a_student_of_another_tokenizer(copy, student):
   bits = loss["token_mean"] * loss["tokens"] / np.log(2) / n_bytes
   assert loss["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
   before = (folder / "hf/manifest.json").read_bytes()
-  named = {"student.name": "other", "student.model.vocab_size": 640}
+  named = {
+    "student.name": "other",
+    "student.model.vocab_size": 640,
+    "train.steps": 8,
+  }
   for stage, words in (
     ("evaluate", "own_tokenizer is true there and false here"),
     ("export", "own_tokenizer is true there and false here"),
