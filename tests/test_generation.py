@@ -292,7 +292,7 @@ def test_a_user_looks_at_the_student(copy, tmp_path):
   for flags, words in (
     ([], "nothing to continue"),
     (["--prompt="], "generate.prompts is ''"),
-    (["--config.generate.prompts=(1,2)"], "generate.prompts is (1, 2)"),
+    (["--config.generate.prompts=(1,2)"], "generate.prompts is 1"),
     ([*arguments, "--config.generate.max_new_tokens=40000"], "do not fit"),
     ([*arguments, "--config.generate.top_p=0"], "generate.top_p is 0"),
   ):
