@@ -302,7 +302,8 @@ def test_what_was_made_otherwise_is_refused(ours):
   assert "seqkd runs it" in error
   own = f"--config.student.tokenizer={ours}", "--config.student.eos_token=</s>"
   assert "student.conversion" in refused(ours, *given, *own)
-  assert "prompt_share" in refused(ours, "--config.seqkd.prompt_share=0.01")
+  short = "--config.seqkd.prompt_share=0.01"
+  assert "prompt_share" in refused(ours, *given, short)
 
 
 def test_fewer_rows_are_taken_as_training_takes_them(ours):
