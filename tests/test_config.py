@@ -230,7 +230,7 @@ def test_a_share_is_the_number_that_was_written(share, total, wanted):
 
 
 def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(monkeypatch):
-  monkeypatch.setenv("HOME", "/home/me")
+  monkeypatch.setenv("HOME", "/people/me")
   given = {
     "workdir": "~/run",
     "corpus.source": "~/a/*.jsonl",
@@ -250,7 +250,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(monkeypatch):
     section = found
     for folder in folders:
       section = section[folder]
-    written = str(value).replace("~", "/home/me")
+    written = str(value).replace("~", "/people/me")
     assert str(section[key]) == (str(value) if "prompts" in name else written)
 
 

@@ -365,15 +365,15 @@ def test_jax_is_told_where_programs_are_kept(tmp_path, monkeypatch):
     ("workdir", "s3://bucket/x"),
     ("workdir", "gs:/bucket/x"),
     ("run.compilation_cache", "x/../corpus"),
-    ("run.compilation_cache", "/work/dir/corpus/jax"),
+    ("run.compilation_cache", "/some/dir/corpus/jax"),
     ("run.compilation_cache", "corpus"),
   ],
 )
 def test_a_folder_that_cannot_be_meant_is_refused(field, value):
   config = tiny_config.get_config()
-  config.workdir, config.corpus.source = "/work/dir", "text"
+  config.workdir, config.corpus.source = "/some/dir", "text"
   config_rules.check(config, "here")
-  config.run.compilation_cache = "/work/cache/corpus"
+  config.run.compilation_cache = "/some/cache/corpus"
   config_rules.check(config, "here")
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=f"config.{field} is"):

@@ -77,17 +77,20 @@ class Manifest:
   @functools.cached_property
   def content(self) -> str:
     """sha256 of all that it says, of losses and seconds too: for views."""
-    body = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    del body["path"]
-    return _checksum(body)
+    return _checksum(self._body())
 
   def write(self):
     """Writes the manifest, whole or not at all."""
-    body = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    body.pop("path")
+    body = self._body()
     body["code_version"] = self.code_version or code_version()
     body |= {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint}
     files.write_json(self.path, body | {"checksum": _checksum(body)})
+
+  def _body(self) -> dict[str, Any]:
+    """What its file says, without the digests of it."""
+    body = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    del body["path"]
+    return body
 
   def check_sizes(self, todo: str = ""):
     """Raises UserError, with what to do, unless all files have their size."""
