@@ -5,6 +5,7 @@ import codecs
 import gzip
 import json
 import lzma
+import os
 import pathlib
 import random
 import shutil
@@ -110,14 +111,37 @@ def test_a_finished_corpus_outlives_its_source(tmp_path, vocabulary, change):
   assert not any("of-00002" in name for name in run.files())
 
 
-def test_a_workdir_below_its_source_is_no_part_of_it(
-  tmp_path, vocabulary, monkeypatch
+@pytest.mark.parametrize(
+  ("source", "workdir"), [("", "run"), ("**/*.*", "run"), ("", "."), ("*", ".")]
+)
+def test_what_stages_write_is_no_part_of_their_source(
+  tmp_path, vocabulary, monkeypatch, source, workdir
 ):
   write(tmp_path / "a.jsonl", LINES)
   monkeypatch.chdir(tmp_path)
-  run = Run("", tmp_path, vocabulary)  # by a path from here
+  run = Run("", tmp_path / source, vocabulary)
+  run.folder = epath.Path(workdir)  # by a path from here
+  write(run.folder / "broken_records.jsonl", ["of the first try"])
   made = run()
   assert run.status() == "done" and run(force=True)["files"] == made["files"]
+  assert made["counts"]["documents"] == len(LINES)
+
+
+def test_a_source_may_lie_in_its_workdir(tmp_path):
+  write(tmp_path / "data/a.jsonl", LINES)
+  for source in ("data", "data/*.jsonl", "*/*.jsonl"):
+    (part,) = readers.list_parts(
+      str(tmp_path / source), readers.Fields(), workdir=tmp_path
+    )
+    assert part.name.endswith("a.jsonl")
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+  folder = os.fsencode(tmp_path) + b"/caf\xe9"
+  os.mkdir(folder)
+  write(pathlib.Path(os.fsdecode(folder), "a.jsonl"), LINES)
+  with pytest.raises(UserError, match=r"not UTF-8, '.*caf\\udce9/a.jsonl'"):
+    readers.list_parts(str(tmp_path), readers.Fields())
 
 
 def test_an_unfinished_corpus_keeps_its_shards_until_others_stand(
@@ -356,6 +380,10 @@ def test_domains_by_folder_and_by_partition(tmp_path):
     parquet(tmp_path / f"hive/{name}/part-0.parquet", ["text"])
   assert domains_of(tmp_path / "hive", domain="source") == ["arxiv", "a b"]
   assert domains_of(tmp_path / "hive") == ["2020", "2021"]
+  # A value that is empty is none.
+  write(tmp_path / "empty/set=/x.jsonl", ["text"])
+  for field in ("set", "domain"):
+    assert domains_of(tmp_path / "empty", domain=field) == ["x"]
   # Records that have one keep it.
   write(tmp_path / "lines/c4/c4-train.0.jsonl", ["x"], domain="own")
   assert domains_of(tmp_path / "lines")[2] == "own"

@@ -138,10 +138,10 @@ def word(default: str, words: Collection[str]) -> Field:
 def text(default: str, pattern: str = r".+", todo: str = "give a text"):
   """A text that a pattern matches as a whole, by default one not empty."""
   found = re.compile(pattern, re.DOTALL)
-  return Field(default, lambda v: _is_text(v) and found.fullmatch(v), todo)
+  return Field(default, lambda v: is_text(v) and found.fullmatch(v), todo)
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
   """Whether files and the operating system can hold it."""
   if type(value) is not str or "\0" in value:
     return False
@@ -195,7 +195,7 @@ def parsed(default: str, parse: Callable[[str], Any], todo: str) -> Field:
       return False
     return True
 
-  return Field(default, lambda v: _is_text(v) and is_good(v), todo)
+  return Field(default, lambda v: is_text(v) and is_good(v), todo)
 
 
 def several(item: Field, *default: Any) -> Field:

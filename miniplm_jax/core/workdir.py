@@ -27,6 +27,8 @@ FOLDERS = frozenset(
     "tasks",
   ]
 )
+# And files beside them that could be taken for documents.
+FILES = ("broken_records.jsonl", "report.json", "tasks.json")
 
 
 @dataclasses.dataclass(frozen=True)

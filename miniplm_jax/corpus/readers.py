@@ -18,7 +18,9 @@ from etils import epath
 
 from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.fields import is_text
 from miniplm_jax.core.progress import say
+from miniplm_jax.core.workdir import FILES, FOLDERS
 from miniplm_jax.corpus import formats
 from miniplm_jax.corpus.records import (
   Fields,
@@ -47,7 +49,7 @@ def list_parts(
     fields: of a record.
     split: of a source that has splits.
     part_bytes: larger files are cut, small texts put together.
-    workdir: of a folder, what lies below this one in it is no part.
+    workdir: what the stages wrote into it is no part of a folder or glob.
 
   Raises:
     UserError: nothing matches, or a file of an unknown format.
@@ -70,8 +72,7 @@ def list_parts(
     return datasets.tfds_parts(source, fields, split, part_bytes)
   if source.startswith(HF) or datasets.is_saved(path):
     return datasets.hf_parts(source, fields, split, part_bytes)
-  workdir = gs.absolute(workdir) if workdir else path
-  found = _match(path, source, split, workdir)
+  found = _match(path, source, split, gs.absolute(workdir) if workdir else None)
   root = _root(path)
   if _is(found[0], _MEGATRON):
     return list(_megatron_parts(root, found, fields))
@@ -118,13 +119,26 @@ _KINDS = ((*_LINES, ".parquet"), _JSON, _TEXT)
 _ABOUT = re.compile(r"readme|licen[cs]e", re.IGNORECASE)
 
 
+def _not_ours(
+  there: Iterable[epath.Path], root: epath.Path, workdir: epath.Path | None
+) -> list[epath.Path]:
+  """Those that no stage wrote: nothing in the workdir if it is below the root.
+
+  If it is not, its files may be the source: they lie beside ours.
+  """
+  if workdir is None:
+    return list(there)
+  if root in workdir.parents:
+    return [file for file in there if workdir not in file.parents]
+  ours = {workdir / name for name in (*FOLDERS, *FILES)}
+  return [file for file in there if ours.isdisjoint((file, *file.parents))]
+
+
 def _in_folder(
-  path: epath.Path, split: str, workdir: epath.Path
+  path: epath.Path, split: str, workdir: epath.Path | None
 ) -> list[epath.Path]:
   """The files of a folder that are read, none of them hidden."""
-  there = sorted(files.below(path))
-  if path in workdir.parents:
-    there = [file for file in there if workdir not in file.parents]
+  there = sorted(_not_ours(files.below(path), path, workdir))
   found = _pairs(there)
   for endings in _KINDS:
     found = found or [file for file in there if _is(file, endings)]
@@ -213,18 +227,20 @@ def _note(text: str):
 
 
 def _match(
-  path: epath.Path, source: str, split: str, workdir: epath.Path
+  path: epath.Path, source: str, split: str, workdir: epath.Path | None
 ) -> list[epath.Path]:
   """The files of a source, sorted."""
   if path.is_dir():
     found = _in_folder(path, split, workdir)
   elif path.exists():
     found = [path]
-  elif gs.is_local(path):
-    paths = set(glob.glob(source, recursive=True))  # ** twice: paths, too
-    found = [epath.Path(p) for p in paths]
   else:
-    found = list(path.parent.glob(path.name))
+    if gs.is_local(path):
+      paths = set(glob.glob(source, recursive=True))  # ** twice: paths, too
+      found = [epath.Path(p) for p in paths]
+    else:
+      found = list(path.parent.glob(path.name))
+    found = _not_ours(found, _root(path), workdir)
   known = f"{', '.join(_ENDINGS)}, a folder of them or a glob; {TFDS}NAME, "
   known += f"{HF}ORG/NAME or a folder saved by either library"
   if not found:
@@ -236,6 +252,10 @@ def _match(
   for file in found:
     if not _is(file, _ENDINGS):
       raise UserError("not a known format", str(file), f"give {known}")
+    if not is_text(str(file)):
+      # Domains and parts are named after files, in JSON and Parquet.
+      todo = "rename the file, or the folder that has such a name"
+      raise UserError("a name that is not UTF-8", repr(str(file)), todo)
   packed = [_is(file, _MEGATRON) for file in found]
   if any(packed) and not all(packed):
     raise UserError(
@@ -267,12 +287,10 @@ def _domain(
   # As Hive and Spark lay out tables: NAME=VALUE is a column of all below it.
   pairs = [name.partition("=") for name in file.parts[:-1] if "=" in name]
   columns = {name: urllib.parse.unquote(value) for name, _, value in pairs}
-  if fields.domain in columns:
-    return columns[fields.domain]
   folder, _, below = _name(root, file).partition("/")
-  if below:
-    return urllib.parse.unquote(folder.rpartition("=")[2])
-  return own
+  folder = urllib.parse.unquote(folder.rpartition("=")[2]) if below else ""
+  # NAME= has none, as a record whose field is empty.
+  return columns.get(fields.domain) or folder or own
 
 
 def _stem(file: epath.Path) -> str:
