@@ -102,7 +102,7 @@ _SPECIAL_TODO = "give a special token, such as <|endoftext|>"
 _TRAIN: Section = {
   "steps": number(100_000, "[1, inf)"),
   "batch_size": number(512, "[1, inf)"),  # rows of one step, over all devices
-  "learning_rate": number(6e-4, "[0, 1]"),  # at its peak
+  "learning_rate": number(6e-4, "(0, 1]"),  # at its peak
   # of the peak, at the last step
   "final_learning_rate_ratio": number(0.1, "[0, 1]"),
   # linear from 0; the first step has rate 0

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 from etils import epath
 from test_core import job
 
-from miniplm_jax.core import claims, code, files, manifest, owner
+from miniplm_jax.core import claims, code, files, former, manifest, owner
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import execute, status
 
@@ -176,7 +177,7 @@ def test_who_was_taken_over_does_not_finish(
   def run(unused_inputs):
     theirs = owner.this_process() | {"name": "theirs"}
     put(tmp_path, "out/manifest.json", theirs)
-    files.write_bytes(epath.Path(tmp_path / "out/file"), b"theirs")
+    (tmp_path / "out/file").write_bytes(b"theirs")
     if is_noticed:  # by the thread that renews
       one._held.clear()
     if is_given_back:
@@ -190,6 +191,65 @@ def test_who_was_taken_over_does_not_finish(
   assert (tmp_path / "out/manifest.partial.json").exists()
   taken = tmp_path / ".claims/out/manifest.json"
   assert taken.exists() != is_given_back
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda file: files.write_bytes(file, b"ours"),
+    lambda file: files.write_json(file, {}),
+    lambda file: claims.publish(file.parent / "new", b"ours"),
+    lambda file: files.move(file, file.parent / "new"),
+    lambda file: files.remove(file),
+    lambda file: former.clear([file.parent]),
+  ],
+)
+def test_who_was_taken_over_changes_nothing(
+  tmp_path, boards, change, is_shared
+):
+  """As a process that was suspended while a forced run removed its claim."""
+
+  def run(unused_inputs):
+    file = epath.Path(tmp_path / "out/file")
+    files.write_bytes(file, b"mine")  # until then it may
+    for claim in (tmp_path / ".claims/out").iterdir():
+      claim.unlink()
+    file.write_bytes(b"theirs")
+    change(file)
+
+  with pytest.raises(UserError, match="another program has taken over"):
+    execute([job(tmp_path, run=run, is_shared=is_shared)], board=boards[0])
+  assert (tmp_path / "out/file").read_bytes() == b"theirs"
+  assert not (tmp_path / "out/new").exists()
+  files.remove(epath.Path(tmp_path / "out"))  # who has no claim is not asked
+
+
+def test_a_child_asks_for_the_claim_of_its_parent(tmp_path, boards):
+  boards[0].claim("out")
+  what = epath.Path(tmp_path / "out")
+  guard = pickle.loads(pickle.dumps(boards[0].guard("out", what)))
+  guard()
+  put(tmp_path, "out", owner.this_process() | {"worker": "another"})
+  with pytest.raises(UserError, match="what that one makes stands"):
+    guard()
+
+
+def test_a_claim_in_a_bucket_is_not_asked_for_at_every_file(
+  tmp_path, monkeypatch
+):
+  now = [0.0, 100.0]
+  monkeypatch.setattr(time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(time, "time", lambda: now[1])
+  claim = epath.Path(tmp_path / "claim")
+  claim.write_text(json.dumps({"worker": "me"}))
+  guard = claims.Guard(claim, "me", claim, holds=6)
+  guard()
+  claim.unlink()
+  guard()
+  for now[:] in ([7, 101], [1, 107], [1, 99]):  # asleep, or set back
+    with pytest.raises(UserError, match="taken over"):
+      guard()
 
 
 def test_each_process_has_a_scratch_file_of_its_own(tmp_path):

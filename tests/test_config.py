@@ -85,7 +85,7 @@ def test_no_field_takes_another_type_nothing_or_nan():
   ("name", "good", "bad"),
   [
     ("train.clip_norm", (0.0, 1.0), (-1.0, NAN, INF)),
-    ("train.learning_rate", (0.0, 1e-3), (-1.0, 2.0, NAN)),
+    ("train.learning_rate", (1e-9, 1.0), (0.0, -1.0, 2.0, NAN)),
     ("train.beta2", (0.0, 0.95), (1.0, 1.5, -0.1)),
     ("train.epsilon", (1e-8,), (0.0, -1.0)),
     ("train.seed", (0, 2**32 - 1), (-1, 2**32)),  # JAX drops higher bits

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -22,7 +23,7 @@ from test_pipeline import kill
 from trainers import assert_same_run, saved, spec, stopped
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.core import errors
+from miniplm_jax.core import errors, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import huggingface, sharding
 from miniplm_jax.trainer import (
@@ -352,14 +353,34 @@ def test_where_checkpoints_could_not_be_read_none_is_written(tmp_path, name):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("is_asleep_while_saving", [False, True])
+def test_a_run_that_was_taken_over_saves_no_more(
+  corpus, mesh, tmp_path, is_asleep_while_saving
+):
+  """As one that was suspended, before it saved or while its threads did."""
+
+  folder = tmp_path / "checkpoints"
+
+  def guard():
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main != is_asleep_while_saving and (folder / "8").exists():
+      raise UserError("taken over", "here", "wait")
+
+  with files.guarded([guard]), pytest.raises(UserError, match="taken over"):
+    loop.train(spec(corpus, tmp_path, steps=20), mesh)
+  assert not (folder / "20").exists()
+  assert metrics.read(tmp_path / "metrics")[-1]["step"] < 20
+
+
 def test_a_disk_that_is_full_is_one_line_and_gone_on_from(
-  corpus, whole, mesh, tmp_path
+  corpus, whole, mesh, tmp_path, caplog
 ):
   with (
     files_up_to(20_000),
     pytest.raises(UserError, match=r"saved .*File too large.* checkpoint 0"),
   ):
     loop.train(spec(corpus, tmp_path, steps=20), mesh)
+  assert all(r.levelname != "ERROR" for r in caplog.records)  # of threads
   loop.train(spec(corpus, tmp_path, steps=20), mesh)
   assert_same_run(tmp_path, whole[0], 20)
 

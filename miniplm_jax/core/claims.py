@@ -12,6 +12,7 @@ renames on a disk and generation preconditions on gs://.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import threading
@@ -40,6 +41,7 @@ def publish(path: epath.Path, content: bytes) -> bool:
     except FileExistsError:
       return False
     return True
+  files.guard()
   board = Board(path.parent, 0)
   return board.write(path.name, content) is not None
 
@@ -143,11 +145,15 @@ class Board:
     with self._lock:
       return name in self._held
 
-  def still_holds(self, name: str) -> bool:
-    """As `holds`; the store is asked, for this process may have slept."""
-    with self._lock:
-      held = self._held.get(name)
-      return held and self._store.read(name).result().stamp.generation == held
+  def guard(self, name: str, what: epath.Path) -> "Guard":
+    """That `name`, which is claimed here, is not another program's.
+
+    Args:
+      name: of the claim.
+      what: is made under it, for the message.
+    """
+    holds = 0.0 if gs.is_local(self._folder) else self._seconds / 10
+    return Guard(self._folder / name, self._me["worker"], what, holds)
 
   def release(self, name: str):
     """Gives `name` back, if it has not been taken over."""
@@ -248,6 +254,47 @@ class Board:
       self.release(name)
 
 
+@dataclasses.dataclass(eq=False)
+class Guard:
+  """Refuses what this program makes when another has taken it over.
+
+  Whoever was suspended, and goes on, asks before it writes. It is no part of
+  the `Board`, so that child processes can ask too.
+
+  Attributes:
+    claim: the file.
+    worker: who has to have it.
+    what: is made under the claim.
+    holds: seconds for which an answer is good. Nobody takes over what was
+      renewed so lately, and on gs:// each question is a request.
+  """
+
+  claim: epath.Path
+  worker: str
+  what: epath.Path
+  holds: float
+  _asked: tuple[float, ...] = ()
+
+  def __call__(self):
+    """Raises UserError if the claim is gone, or another's."""
+    # Two clocks: one of them may stand while a machine is suspended.
+    now = time.monotonic(), time.time()
+    since = [a - b for a, b in zip(now, self._asked)]
+    if since and all(0 <= seconds < self.holds for seconds in since):
+      return
+    try:
+      content = self.claim.read_bytes()
+    except FileNotFoundError:
+      content = b""
+    if _owner(content).get("worker") != self.worker:
+      raise UserError(
+        "another program has taken over what this one was making",
+        str(self.what),
+        "what that one makes stands; run this again when it has ended",
+      )
+    self._asked = now
+
+
 class Claim:
   """That this program alone makes a folder, or takes part in making it."""
 
@@ -272,10 +319,18 @@ class Claim:
     """
     self._board, self._stage, self._is_shared = board, stage, is_shared
     self._manifest, self._outputs, self._reads = manifest, outputs, reads
-    self._name = ""
+    self._name, self._guarding = "", contextlib.ExitStack()
+
+  @property
+  def is_taken(self) -> bool:
+    """Whether what is there is this program's, for all that it knows."""
+    return not self._board or bool(self._name)
 
   def take(self):
-    """Claims it; raises UserError if another program makes it."""
+    """Claims it; raises UserError if another program makes it.
+
+    Until it is given back, nothing is written once another has taken it over.
+    """
     if not self._board:
       return
     reads = [self._board.name_of(path) for path in self._reads]
@@ -287,6 +342,8 @@ class Claim:
       name = f"{folder}/{uuid.uuid4().hex}"
       self._board.claim(name, reads)
     self._name = name
+    guard = self._board.guard(name, self._manifest)
+    self._guarding.enter_context(files.guarded([guard]))
 
   def refuse_others(self):
     """Raises UserError if another program makes what is to be removed."""
@@ -297,16 +354,8 @@ class Claim:
       names = [self._board.name_of(path) for path in paths]
       self._board.refuse_if_taken(names, self._stage)
 
-  def check(self):
-    """Raises UserError unless it is claimed, and nobody has taken it over."""
-    if self._board and not self._board.still_holds(self._name):
-      raise UserError(
-        "another program has taken over what this one was making",
-        str(self._manifest),
-        "what that one makes stands; run this again when it has ended",
-      )
-
   def release(self):
     """Gives it back, if it was claimed."""
     if self._name:
+      self._guarding.close()
       self._board.release(self._name)

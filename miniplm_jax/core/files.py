@@ -13,7 +13,7 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -29,6 +29,38 @@ _SETTLED = 10**9  # nanoseconds; clocks of disks tick more often
 # The scratch file of a process; versions before November 2026 named none.
 _SCRATCH = re.compile(r"\..+?(?:\.(?P<host>[\w-]+)-(?P<pid>\d+))?\.partial")
 _FOREIGN_AGE = 86_400  # seconds; nobody writes a file without a byte a day
+
+# What each raises keeps a file from appearing and from going, see `guarded`.
+_guards: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def guarded(guards: Sequence[Callable[[], None]]) -> Iterator[None]:
+  """While the body runs, these are asked before a file appears or goes.
+
+  A process may sleep between two files until its folder is another's.
+
+  Args:
+    guards: each raises an error if that is so. Pickled, they can be asked in
+      another process, see `guards`.
+  """
+  _guards.extend(guards)
+  try:
+    yield
+  finally:
+    for one in guards:
+      _guards.remove(one)
+
+
+def guards() -> tuple[Callable[[], None], ...]:
+  """Those that are asked here, for a process that this one starts."""
+  return tuple(_guards)
+
+
+def guard():
+  """Raises an error if nothing may be written or removed here any more."""
+  for one in guards():
+    one()
 
 
 @contextlib.contextmanager
@@ -61,12 +93,14 @@ def replacing(
       yield scratch
       if is_local(path):
         _fsync(scratch)
+        guard()
         _rename(scratch, path, only_new)
         # CIFS, sshfs and WSL cannot do this. What a power cut may undo there
         # is the renaming, and a manifest names what must be there.
         with contextlib.suppress(OSError):
           _fsync(path.parent)
       else:
+        guard()
         upload(scratch, path)
   finally:
     scratch.unlink(missing_ok=True)
@@ -172,6 +206,7 @@ def write_bytes(path: epath.PathLike, content: bytes):
     with replacing(path) as scratch:
       scratch.write_bytes(content)
     return
+  guard()
   try:
     store(path.parent).write(path.name, content).result()
   except ValueError as e:  # tensorstore's; callers know OSError
@@ -221,6 +256,7 @@ def _below(folder: str, above: tuple[str, ...]) -> Iterator[str]:
 
 def move(source: epath.Path, target: epath.Path):
   """Renames a file or folder; on gs:// a folder's files, one by one."""
+  guard()
   if is_local(source):
     os.replace(source, target)
     return
@@ -231,6 +267,7 @@ def move(source: epath.Path, target: epath.Path):
 
 def remove(path: epath.Path):
   """Removes a file, a link or a folder, if it is there."""
+  guard()
   with contextlib.suppress(FileNotFoundError):  # removed meanwhile
     if path.is_dir() and not os.path.islink(path):
       path.rmtree()

@@ -92,7 +92,7 @@ class Former:
 
   def set_aside(self):
     """Renames what is finished, so that it can be made again."""
-    self._partial.unlink(missing_ok=True)  # of what went on from it
+    files.remove(self._partial)  # of what went on from it
     try:
       files.move(self._new, self.manifest)
       for path in self._ours(are_old=False):
@@ -119,7 +119,7 @@ class Former:
       for path in self._ours(are_old=True):
         files.remove(path)
       _remove_empty(self._outputs)
-      self.manifest.unlink(missing_ok=True)
+      files.remove(self.manifest)
 
   def _ours(self, are_old: bool) -> Iterator[epath.Path]:
     others = self._new, self._partial, self.manifest, self._void

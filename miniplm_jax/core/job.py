@@ -63,10 +63,11 @@ def execute(
       ]
 
     try:
-      _run([group[i] for i in hosts.agree(begin)], claims)
+      _run([group[i] for i in hosts.agree(begin)])
     except BaseException as e:
-      for job in group if hosts.is_first() else ():
-        _undo(job, claims[job.manifest], e)
+      for job in group:
+        if hosts.is_first() and claims[job.manifest].is_taken:
+          _undo(job, claims[job.manifest], e)
       raise
     finally:
       for claim in claims.values():
@@ -112,7 +113,7 @@ def _begin(job: Job, force: bool, claim: Claim) -> bool:
     if job.manifest.exists():
       job.former.set_aside()
     # In this order: a kill in between leaves files of unknown origin.
-    job.partial.unlink(missing_ok=True)
+    files.remove(job.partial)
     clear(job.outputs)
     found = None
   if found is None:
@@ -205,12 +206,12 @@ def _undo(job: Job, claim: Claim, e: BaseException):
     return
   # Else it is another program's now, or the next run does this.
   with contextlib.suppress(UserError, OSError):
-    claim.check()
+    files.guard()
     claim.refuse_others()
     if job.former.exists() and not job.manifest.exists():
       job.former.put_back()
     elif not any(job.files_made()):
-      job.partial.unlink(missing_ok=True)  # nothing to resume
+      files.remove(job.partial)  # nothing to resume
 
 
 def _sweep(job: Job):
@@ -222,7 +223,7 @@ def _sweep(job: Job):
     )
 
 
-def _run(jobs: Sequence[Job], claims: Mapping[epath.Path, Claim]):
+def _run(jobs: Sequence[Job]):
   """Runs jobs that were begun, and writes their manifests."""
   start = time.monotonic()
   for job in jobs:
@@ -242,13 +243,15 @@ def _run(jobs: Sequence[Job], claims: Mapping[epath.Path, Claim]):
     details = made.get("details", {}) | {"seconds": seconds}
     details |= {"idle": list(job.idle)} if job.idle else {}
     made["details"] = details | (old.details if old else {})
-    hosts.agree(claims[job.manifest].check)
-    if hosts.is_first():
-      dataclasses.replace(result, **made).write()
-      job.partial.unlink(missing_ok=True)
-      job.former.drop()
-    hosts.agree(lambda: None)  # nobody reads it before it is there
+    # Nobody reads it before it is there.
+    hosts.agree(functools.partial(_finish, job, result, made))
     say(job.stage, f"done in {duration(seconds)}: {job.manifest}")
+
+
+def _finish(job: Job, result: Manifest, made: Mapping[str, Any]):
+  dataclasses.replace(result, **made).write()
+  files.remove(job.partial)
+  job.former.drop()
 
 
 def _into(made: dict[str, Any], job: Job, inputs: Mapping[str, Manifest]):

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from miniplm_jax.core import errors
+from miniplm_jax.core import errors, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.records import Part
 from miniplm_jax.corpus.shard import Maker, Recipe
@@ -54,7 +54,8 @@ def make_here(
     blocked = {signal.SIGINT, signal.SIGTERM}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
-      waiting = {pool.submit(_make, *task) for task in tasks}
+      guards = files.guards()
+      waiting = {pool.submit(_make, guards, *task) for task in tasks}
     finally:
       signal.pthread_sigmask(signal.SIG_SETMASK, before)
     seen = 0
@@ -117,8 +118,9 @@ def _end_with_parent():
   os._exit(1)
 
 
-def _make(*task):
-  _maker.make(*task)
+def _make(guards, *task):
+  with files.guarded(guards):
+    _maker.make(*task)
 
 
 def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
@@ -148,7 +150,7 @@ def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
     raise UserError(
       f"these are no pipeline options ({e})", "config.run.beam", "mend them"
     ) from e
-  make = functools.partial(_make_in_beam, recipe)
+  make = functools.partial(_make_in_beam, recipe, files.guards())
   try:
     with beam.Pipeline(options=parsed) as p:
       # Reshuffle: without it all shards would be one worker's.
@@ -170,5 +172,6 @@ def _maker_of(recipe: Recipe) -> Maker:
   return Maker(recipe, lambda unused: None)
 
 
-def _make_in_beam(recipe: Recipe, number: int, parts: int, part: Part):
-  _maker_of(recipe).make(number, parts, part)
+def _make_in_beam(recipe: Recipe, guards, *task):
+  with files.guarded(guards):
+    _maker_of(recipe).make(*task)

@@ -8,6 +8,8 @@ stored has none, so a flipped bit would be read as another weight.
 import contextlib
 import functools
 import json
+import logging
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,16 +19,35 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from miniplm_jax.core import errors, gs, hosts, manifest
+from miniplm_jax.core import errors, files, gs, hosts, manifest
 from miniplm_jax.core.errors import UserError, shortened
 from miniplm_jax.core.progress import say
 
 # orbax looks for its own files by patterns, and tensorstore takes \\ for /.
 _UNREADABLE = frozenset("*?[\\")
 _policies = ocp.checkpoint_managers
+
 # What orbax writes of a checkpoint, and our part of it. Its own reader of it
 # warns that it reads nothing else.
 _FACTS, _MADE_BY = "_CHECKPOINT_METADATA", "made_by"
+
+
+def _is_said_otherwise(shown) -> bool:
+  """Whether tensorstore answers an event loop that orbax closed on an error."""
+  return not shown.object and f"{shown.exc_value}" == "Event loop is closed"
+
+
+def _quieten():
+  """Of what orbax raises, nothing else is said.
+
+  Each of its threads logs it, with pages of tracebacks.
+  """
+  show = sys.unraisablehook
+  sys.unraisablehook = lambda x: _is_said_otherwise(x) or show(x)
+  logging.getLogger("absl").addFilter(lambda r: r.levelno < logging.ERROR)
+
+
+_quieten()
 
 
 class _AnotherRunError(UserError):
@@ -73,6 +94,7 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         preservation_policy=_policies.AnyPreservationPolicy(kept),
         enable_async_checkpointing=True,
+        temporary_path_class=_temporary_path_class(self._directory),
       ),
     )
 
@@ -82,6 +104,7 @@ class Checkpoints:
 
   def save(self, step: int, state: Any):
     """Starts saving; `state` may be donated once this returns."""
+    hosts.agree(files.guard)
     arrays = _pure(state)
     content = {"state": arrays, "checksums": _checksums(arrays)}
     with self._saving():
@@ -264,9 +287,26 @@ class Checkpoints:
 
   def _set_aside(self, step: int):
     aside = self._directory / f"broken-{step}"
-    if aside.exists():
-      aside.rmtree()
-    (self._directory / str(step)).rename(aside)
+    files.remove(aside)
+    files.move(self._directory / str(step), aside)
+
+
+def _temporary_path_class(directory: epath.Path) -> type:
+  """What becomes a checkpoint, if nobody took its folder over meanwhile.
+
+  A checkpoint is saved for minutes beside the steps that follow.
+  """
+  kinds = ocp.path.atomicity
+  kind = kinds.CommitFileTemporaryPath
+  if gs.is_local(directory):
+    kind = kinds.AtomicRenameTemporaryPath
+
+  class Guarded(kind):
+    async def finalize(self):
+      files.guard()
+      await super().finalize()
+
+  return Guarded
 
 
 def _checksums(arrays: Any) -> Any:
