@@ -71,6 +71,26 @@ def test_what_is_done_is_skipped_beside_a_claim(tmp_path, boards, capsys):
   assert "skipped" in capsys.readouterr().out
 
 
+def test_what_goes_meanwhile_is_not_made_without_a_claim(
+  tmp_path, boards, monkeypatch
+):
+  """By a forced run, of another program, of what was just seen to be done."""
+  execute([job(tmp_path)])
+  read = manifest.read
+
+  def removed(path):
+    found = read(path)
+    put(tmp_path, "out/manifest.json", owner.this_process())
+    files.remove(epath.Path(tmp_path / "out"))
+    return found
+
+  reads = iter([read, removed])
+  monkeypatch.setattr(manifest, "read", lambda path: next(reads, read)(path))
+  with pytest.raises(UserError, match="out/file is missing"):
+    execute([job(tmp_path)], board=boards[0])
+  assert not (tmp_path / "out").exists()
+
+
 def test_what_is_done_is_skipped_on_a_disk_that_can_only_be_read(
   tmp_path, monkeypatch, capsys
 ):
@@ -155,6 +175,32 @@ def test_the_claim_of_a_killed_process_is_taken_over(
   assert (time.monotonic() - start < 0.5) == is_here
   assert ("waiting up to" in capsys.readouterr().out) != is_here
   assert manifest.read(tmp_path / "out/manifest.json")
+
+
+def test_a_killed_process_that_nobody_reaps_has_ended():
+  """As in a container whose first process is a program."""
+  process = subprocess.Popen(["sleep", "100"])
+  who = owner.this_process() | {
+    "pid": process.pid,
+    "began": owner._began(process.pid),
+  }
+  assert not owner.is_dead(who)
+  process.kill()
+  os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+  assert owner.is_dead(who)
+  process.wait()
+
+
+def test_a_claim_is_as_patient_as_its_owner_asks(tmp_path):
+  """Else a program with a shorter lease takes over one that lives."""
+  now, far = time.monotonic(), ELSEWHERE | {"seconds": 9}
+  board = claims.Board(epath.Path(tmp_path / ".claims"), 0.1)
+  put(tmp_path, "a", far)
+  put(tmp_path, "b", ELSEWHERE)
+  assert not board.claim("a") and not board.claim("b")
+  while time.monotonic() < now + 0.2:
+    time.sleep(0.05)
+  assert board.claim("b") and not board.claim("a")
 
 
 def test_a_claim_of_another_machine_that_is_renewed_stands(tmp_path, boards):

@@ -63,7 +63,8 @@ class Board:
 
     Args:
       folder: of the claims; all workers name the same.
-      seconds: a claim that is not renewed for so long is taken over.
+      seconds: a claim that is not renewed for so long is taken over; who has
+        it may ask for more.
     """
     self._folder, self._seconds = folder, seconds
     self._store = files.store(folder)
@@ -71,6 +72,7 @@ class Board:
     self._me = owner.this_process() | {
       "worker": uuid.uuid4().hex,
       "since": time.time(),
+      "seconds": seconds,
     }
     self._reads: dict[str, list[str]] = {}  # by each claim
     self._has_written = False
@@ -125,7 +127,9 @@ class Board:
         raise self._refusal(name, who)
       if watched is None:
         said = self._refusal(name, who).what
-        say(stage, f"{said}; waiting up to {self._seconds:g} s for its sign")
+        say(
+          stage, f"{said}; waiting up to {self._patience(who):g} s for its sign"
+        )
       watched = generation
       hosts.raise_if_stopped()
       time.sleep(min(self._seconds / 10, 1))
@@ -211,14 +215,21 @@ class Board:
 
     No clocks of different machines are compared.
     """
-    if owner.is_dead(_owner(found.value)):
+    who = _owner(found.value)
+    if owner.is_dead(who):
       return True
     generation, now = found.stamp.generation, time.monotonic()
     seen, since = self._seen.get(name, (None, now))
     if seen != generation:
       self._seen[name] = generation, now
       return False
-    return now - since > self._seconds
+    return now - since > self._patience(who)
+
+  def _patience(self, who: Mapping[str, Any]) -> float:
+    """Seconds for which the owner of a claim may be silent."""
+    asked = who.get("seconds")
+    is_number = isinstance(asked, int | float)
+    return max(self._seconds, asked) if is_number else self._seconds
 
   def _refusal(self, name: str, who: Mapping[str, Any]) -> UserError:
     since = time.strftime("%F %T", time.localtime(who.get("since", 0)))

@@ -92,12 +92,14 @@ def _begin(job: Job, force: bool, claim: Claim) -> bool:
   """
   job.read_inputs()
   wanted = job.wanted()
-  if force or not _is_done(job, wanted):
-    claim.take()
-    _sweep(job)
-    if job.former.exists():
-      _settle(job, force, claim, wanted)
-      wanted = job.wanted()
+  if not force and (done := _done(job, wanted)):
+    _check_files(job, done)
+    return _skip(job)
+  claim.take()
+  _sweep(job)
+  if job.former.exists():
+    _settle(job, force, claim, wanted)
+    wanted = job.wanted()
   # In this order: another worker writes its manifest before anything else.
   # What is measured in one go is written over.
   has_files = not job.is_measure and any(job.files_made())
@@ -137,12 +139,7 @@ def _begin(job: Job, force: bool, claim: Claim) -> bool:
     return True
   if is_final:
     _refuse_if_different(job, found, wanted, rechecked=True)
-  found.check_sizes(
-    f"restore the file; or rename {job.manifest.name} to {job.partial.name} "
-    "and run it again: only what is missing is made"
-    if job.rechecks
-    else ""
-  )
+  _check_files(job, found)
   if difference := job.difference(found, wanted, rechecked=True):
     say(job.stage, f"going on, {difference}: {job.manifest.parent}")
     # The old manifest holds for what it names until the new one replaces it.
@@ -150,8 +147,22 @@ def _begin(job: Job, force: bool, claim: Claim) -> bool:
     return True
   if job.partial.exists():  # asked: a disk that can only be read refuses
     job.partial.unlink(missing_ok=True)
+  return _skip(job)
+
+
+def _skip(job: Job) -> bool:
+  """Says that what is there stands; it is not to be run."""
   say(job.stage, f"skipped, nothing has changed: {job.manifest.parent}")
   return False
+
+
+def _check_files(job: Job, found: Manifest):
+  found.check_sizes(
+    f"restore the file; or rename {job.manifest.name} to {job.partial.name} "
+    "and run it again: only what is missing is made"
+    if job.rechecks
+    else ""
+  )
 
 
 def _go_on(job: Job, begun: Manifest, wanted: Manifest):
@@ -166,11 +177,12 @@ def _go_on(job: Job, begun: Manifest, wanted: Manifest):
     dataclasses.replace(wanted, path=job.partial, details=details).write()
 
 
-def _is_done(job: Job, wanted: Manifest) -> bool:
+def _done(job: Job, wanted: Manifest) -> Manifest | None:
+  """The manifest of what is finished, and just as wanted."""
   found = manifest_lib.read(job.manifest)
   if found is None or job.partial.exists() or job.former.exists():
-    return False
-  return not job.difference(found, wanted, rechecked=True)
+    return None
+  return None if job.difference(found, wanted, rechecked=True) else found
 
 
 def _is_outdated(job: Job, old: Manifest, wanted: Manifest) -> bool:

@@ -61,9 +61,13 @@ def is_dead(owner: Mapping[str, Any]) -> bool:
 
 
 def _began(pid: int) -> str:
-  """When a process was started, in the kernel's ticks; "" if not known."""
+  """When a process was started, in the kernel's ticks; "" if not known.
+
+  Nor of one that has ended and that its parent, as in a container, never reaps.
+  """
   try:
     stat = (_PROC / f"{pid}/stat").read_text()
   except OSError:
     return ""
-  return stat.rpartition(")")[2].split()[19]
+  facts = stat.rpartition(")")[2].split()
+  return "" if facts[0] in "ZX" else facts[19]
