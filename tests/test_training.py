@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import json
+import logging
 import pathlib
 import resource
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -313,6 +315,51 @@ def test_a_checkpoint_of_another_run_is_refused(mesh, tmp_path):
     kept.save(3, state)
   with opened("two", 2, rows="b") as kept, pytest.raises(UserError, match="ro"):
     kept.restore_newest("x", shapes)
+
+
+def test_of_a_checkpoint_of_another_model_no_array_is_read(
+  mesh, tmp_path, monkeypatch
+):
+  """Readers that fail at once leave each other behind, and that is told."""
+  where = jax.NamedSharding(mesh, jax.P())
+  state = {"a": jnp.ones((4, 2)), "b": jnp.ones(3)}
+  state = jax.device_put(state, where)
+  other = {
+    name: jax.ShapeDtypeStruct((3,), jnp.float32, sharding=where)
+    for name in state
+  }
+  monkeypatch.setattr(Checkpoints, "_read", None)
+  kept = Checkpoints(epath.Path(tmp_path), keep=2)
+  with contextlib.closing(kept):
+    kept.save(1, state)
+    kept.wait()
+    refused = r"1 is of another model: a is \[4, 2\] there and \[3\] here"
+    with pytest.raises(UserError, match=refused):
+      kept.restore(1, other)
+
+
+def test_what_orbax_leaves_behind_is_not_told(monkeypatch):
+  told = []
+  monkeypatch.setattr(sys, "unraisablehook", told.append)
+  monkeypatch.setattr(logging.getLogger("absl"), "filters", [])
+  checkpoints._quieten()
+
+  async def read():
+    pass
+
+  ours = read()
+  theirs = types.FunctionType(
+    read.__code__.replace(co_filename="/orbax/serialization.py"), {}
+  )()
+  loop_closed = RuntimeError("Event loop is closed")
+  for what, error in (
+    (None, loop_closed),
+    (theirs, Exception("Encountered error")),
+    (ours, Exception("ours")),
+  ):
+    sys.unraisablehook(types.SimpleNamespace(object=what, exc_value=error))
+  ours.close(), theirs.close()
+  assert [f"{x.exc_value}" for x in told] == ["ours"]
 
 
 def test_a_passing_fault_is_not_taken_for_damage(

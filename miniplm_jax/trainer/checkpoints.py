@@ -7,6 +7,7 @@ stored has none, so a flipped bit would be read as another weight.
 
 import contextlib
 import functools
+import inspect
 import json
 import logging
 import sys
@@ -33,7 +34,9 @@ _FACTS, _MADE_BY = "_CHECKPOINT_METADATA", "made_by"
 
 
 def _is_said_otherwise(shown) -> bool:
-  """Whether tensorstore answers an event loop that orbax closed on an error."""
+  """Whether orbax left it behind when it raised: a coroutine, or its loop."""
+  if inspect.iscoroutine(shown.object):
+    return "orbax" in shown.object.cr_code.co_filename
   return not shown.object and f"{shown.exc_value}" == "Event loop is closed"
 
 
@@ -125,9 +128,9 @@ class Checkpoints:
     Raises:
       UserError: it is damaged, or that of another model.
     """
+    self._refuse_another_shape(step, _pure(state))
     found, why = self._read(step, _pure(state), is_part)
     if why:
-      self._refuse_another_shape(step, _pure(state))
       raise self._unreadable(step, why)
     return jax.tree_util.tree_map_with_path(
       lambda path, _: functools.reduce(lambda d, k: d[k], _keys(path), found),
