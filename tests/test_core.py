@@ -16,7 +16,15 @@ import tiny_config
 from etils import epath
 
 from miniplm_jax import config_rules
-from miniplm_jax.core import backend, errors, files, hosts, manifest, progress
+from miniplm_jax.core import (
+  backend,
+  contents,
+  errors,
+  files,
+  hosts,
+  manifest,
+  progress,
+)
 from miniplm_jax.core.errors import Stopped, UserError
 from miniplm_jax.core.job import Job, execute, status
 
@@ -55,11 +63,11 @@ def test_a_probe_sees_names_sizes_and_both_ends(tmp_path):
   seen = set()
   for content in (b"a" * 200_000, b"b" + b"a" * 199_999, b"a" * 200_001):
     path.write_bytes(content)
-    seen.add(files.probe([path]))
+    seen.add(contents.probe([path]))
   path.write_bytes(b"a" * 199_999 + b"b")
-  seen.add(files.probe([path]))
+  seen.add(contents.probe([path]))
   assert len(seen) == 4
-  assert files.probe([path]) in seen
+  assert contents.probe([path]) in seen
 
 
 def test_a_difference_is_named_by_its_field():
@@ -378,3 +386,20 @@ def test_a_folder_that_cannot_be_meant_is_refused(field, value):
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=f"config.{field} is"):
     config_rules.check(config, "here")
+
+
+def test_files_that_are_read_whole_are_known_by_all_they_hold(tmp_path):
+  """Work of versions that saw their ends only stays, as it was."""
+  path = tmp_path / "file"
+  path.write_bytes(bytes(200_000))
+  given = contents.Whole(lambda: [path])
+  job = Job(
+    "one", epath.Path(tmp_path / "made.json"), {}, {"x": given}, (), "", dict
+  )
+  old, new = manifest.Manifest(job.manifest, "one", {}, {}), job.wanted()
+  before = dataclasses.replace(old, inputs={"x": given.former()})
+  assert job.difference(before, new) is None
+  assert job.difference(new, new) is None
+  path.write_bytes(bytes(100_000) + b"1" + bytes(99_999))
+  assert "inputs.x" in job.difference(new, job.wanted())
+  assert job.difference(before, job.wanted()) is None

@@ -19,7 +19,7 @@ import pytest
 from etils import epath
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.core import files, manifest
+from miniplm_jax.core import contents, files, manifest
 from miniplm_jax.core import job as job_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
@@ -27,6 +27,7 @@ from miniplm_jax.corpus import datasets as sources
 from miniplm_jax.corpus import (
   formats,
   readers,
+  records,
   shard,
   stage,
   store,
@@ -74,7 +75,12 @@ class Run:
 
   def files(self):
     found = pathlib.Path(self.folder).rglob("*")
-    return {p.name: p.read_bytes() for p in found if p.is_file()}
+    notes = {"source_seen.json"}  # of times of files
+    return {
+      p.name: p.read_bytes()
+      for p in found
+      if p.is_file() and p.name not in notes
+    }
 
 
 @pytest.mark.parametrize("change", ["broken", "more", "fewer", "other"])
@@ -732,3 +738,187 @@ def test_long_documents_are_encoded_a_few_at_a_time():
   ]
   sizes = [len(batch) for batch in shard._batches(records)]
   assert sizes == [5, 5, 256, 256, 88]
+
+
+@pytest.fixture
+def large(tmp_path):
+  """Lines of 300 KB that are cut into three parts."""
+  return write(tmp_path / "texts/large.jsonl", LINES * 150)
+
+
+def edit(path, at=0.5):
+  """Writes other text of the same size into a file."""
+  body = path.read_bytes()
+  found = body.index(b"text", int(at * len(body)))
+  if body[found:].startswith(b'text":'):  # the field's name
+    found = body.index(b"text", found + 4)
+  path.write_bytes(body[:found] + b"word" + body[found + 4 :])
+
+
+def test_an_edit_in_the_middle_is_seen_and_a_copy_is_the_same(
+  tmp_path, vocabulary, large, capsys
+):
+  run = Run(tmp_path, large.parent, vocabulary)
+  run.config.corpus.part_bytes = 100_000
+  run()
+  shutil.copytree(large.parent, tmp_path / "copy")  # with other times
+  run.config.corpus.source = str(tmp_path / "copy")
+  assert run.status() == "done"
+  run()
+  assert "skipped, nothing has changed" in capsys.readouterr().out
+  before = run.files()
+  edit(tmp_path / "copy/large.jsonl")
+  assert "changed: large.jsonl [100000:200000]" in run.status()
+  with pytest.raises(UserError, match=r"changed: large.jsonl \[100000:200000"):
+    run()
+  assert run.files() == before
+  run(force=True)
+  assert run.status() == "done" and run.files() != before
+
+
+def test_a_copy_is_read_once(tmp_path, vocabulary, large, monkeypatch):
+  run = Run(tmp_path, large, vocabulary)
+  run()
+  shutil.copy(large, tmp_path / "other")
+  (tmp_path / "other").replace(large)
+  read = []
+  monkeypatch.setattr(
+    contents, "of", lambda *a, f=contents.of: read.append(a) or f(*a)
+  )
+  run()
+  assert read
+  read.clear()
+  run()
+  assert run.status() == "done" and not read
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_was_read_before_an_edit_is_read_again(
+  tmp_path, vocabulary, large, monkeypatch, trained
+):
+  """Or, if a tokenizer was trained on it, refused."""
+  run = Run(tmp_path, large, vocabulary)
+  run.config.corpus.part_bytes = 100_000
+  if trained:
+    run.config.corpus.tokenizer, run.config.corpus.vocab_size = "train", 300
+  make = shard.Maker.make
+
+  def stop(self, number, *args):
+    if number == 2:
+      raise KeyboardInterrupt
+    make(self, number, *args)
+
+  with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+    m.setattr(shard.Maker, "make", stop)
+    run()
+  edit(large)
+  if trained:
+    with pytest.raises(UserError, match="has other content"):
+      run()
+    return
+  run()
+  other = Run(tmp_path / "other", large, vocabulary)
+  other.config.corpus.part_bytes = 100_000
+  assert run()["files"] == other()["files"]
+
+
+@pytest.mark.parametrize("at", ["while its part is read", "after it"])
+def test_a_source_that_changes_while_it_is_read_is_refused(
+  tmp_path, vocabulary, large, monkeypatch, at
+):
+  run = Run(tmp_path, large, vocabulary)
+  run.config.corpus.part_bytes = 100_000
+  make, rows = shard.Maker.make, shard.Maker._rows
+
+  def edit_after(self, number, *args):
+    make(self, number, *args)
+    if number == 1:
+      edit(large)
+
+  def edit_before(self, *args):
+    for i, row in enumerate(rows(self, *args)):
+      if i == 9:
+        edit(large)
+      yield row
+
+  with monkeypatch.context() as m:
+    if at == "after it":
+      m.setattr(shard.Maker, "make", edit_after)
+    else:
+      m.setattr(shard.Maker, "_rows", edit_before)
+    with pytest.raises(UserError, match="has changed while it was read"):
+      run()
+  run()
+  other = Run(tmp_path / "other", large, vocabulary)
+  other.config.corpus.part_bytes = 100_000
+  assert run()["files"] == other()["files"]
+
+
+def saved(folder, texts):
+  import datasets
+
+  datasets.Dataset.from_dict({"text": texts}).save_to_disk(folder)
+
+
+def arrays(path, texts):
+  path.write_text(json.dumps([{"text": text} for text in texts]))
+
+
+def tables(path, texts):
+  options = {"compression": "none", "use_dictionary": False}
+  pq.write_table(pa.table({"text": texts}), path, row_group_size=500, **options)
+
+
+@pytest.mark.parametrize(
+  ("name", "make"),
+  [
+    ("a.jsonl", write),
+    ("a.json", arrays),
+    ("a.txt", lambda path, texts: path.write_text("\n".join(texts))),
+    ("a.parquet", tables),
+    ("saved", saved),
+  ],
+)
+def test_the_content_of_a_part_is_all_that_is_read_of_it(tmp_path, name, make):
+  source = tmp_path / name
+  make(source, LINES * 150)
+  file = next(source.glob("*.arrow")) if source.is_dir() else source
+
+  def look():
+    sources._dataset.cache_clear()
+    parts = readers.list_parts(
+      str(source), readers.Fields(), part_bytes=100_000
+    )
+    return [
+      ([record.text for record in part.read()], part.content())
+      for part in parts
+    ]
+
+  # In a part; in the line that a part ends in, which is read to its end.
+  before = look()
+  for at in (0.2, 100_001 / file.stat().st_size, 0.6):
+    body = file.read_bytes()
+    edit(file, at)
+    changed = [
+      (text != old_text, content != old_content)
+      for (text, content), (old_text, old_content) in zip(
+        look(), before, strict=True
+      )
+    ]
+    assert sum(text for text, _ in changed) == 1
+    assert (True, False) not in changed and sum(c for _, c in changed) <= 2
+    file.write_bytes(body)
+
+
+def test_a_corpus_that_notes_no_content_is_known_as_before(
+  tmp_path, vocabulary, large, monkeypatch
+):
+  run = Run(tmp_path, large, vocabulary)
+  with monkeypatch.context() as m:
+    m.setattr(records.Part, "noted", lambda part, unused_into: part.read())
+    run()
+  (run.folder / "corpus/source_seen.json").unlink()
+  edit(large)
+  assert run.status() == "done"
+  large.write_bytes(large.read_bytes() * 2)
+  assert "changed: large.jsonl" in run.status()

@@ -22,7 +22,7 @@ from miniplm_jax.core import errors, owner
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.gs import SCHEME, file_system, is_local, upload
 
-_PROBE_BYTES = 1 << 16
+_CHUNK = 1 << 20  # bytes that are hashed at a time
 _SETTLED = 10**9  # nanoseconds; clocks of disks tick more often
 
 
@@ -305,51 +305,46 @@ def digest(content: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sha256(path: epath.PathLike) -> str:
+def sha256(
+  path: epath.PathLike, ranges: tuple[tuple[int, int], ...] = ()
+) -> str:
   """sha256 of a file's content; once a process while the file stays as it is.
 
-  It is the same file if inode, size and both times are the same, and the last
+  It is the same file if its inode and `identity` are the same, and the last
   change lies so far back that the clock would show another.
+
+  Args:
+    path: of the file.
+    ranges: (start, end) of its bytes that are meant, else all of them.
   """
   if not is_local(path):
-    return _sha256(os.fspath(path))
+    return _sha256(os.fspath(path), ranges)
   facts = os.stat(path)
   if time.time_ns() - facts.st_ctime_ns < _SETTLED:
-    return _sha256(os.fspath(path))
+    return _sha256(os.fspath(path), ranges)
   times = facts.st_mtime_ns, facts.st_ctime_ns
-  return _known_sha256(os.fspath(path), facts.st_ino, facts.st_size, *times)
+  known = facts.st_ino, facts.st_size, *times
+  return _known_sha256(os.fspath(path), ranges, *known)
 
 
-def _sha256(path: str) -> str:
+def _sha256(path: str, ranges: tuple[tuple[int, int], ...]) -> str:
   with epath.Path(path).open("rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
+    if not ranges:
+      return hashlib.file_digest(f, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for start, end in ranges:
+      f.seek(start)
+      while chunk := f.read(min(end - f.tell(), _CHUNK)):
+        total.update(chunk)
+    return total.hexdigest()
 
 
-@functools.lru_cache(4096)
-def _known_sha256(path: str, *unused_facts) -> str:
-  return _sha256(path)
+@functools.lru_cache(1 << 16)
+def _known_sha256(path: str, ranges, *unused_facts) -> str:
+  return _sha256(path, ranges)
 
 
 def describe(path: epath.PathLike) -> dict[str, Any]:
   """What a manifest says of a file: its size in bytes and its sha256."""
   path = epath.Path(path)
   return {"bytes": path.stat().length, "sha256": sha256(path)}
-
-
-def probe(paths: Iterable[epath.PathLike]) -> str:
-  """A fingerprint of large files without reading them whole.
-
-  Names, sizes, and the first and last 64 KiB: a terabyte of input is
-  recognised in seconds. An edit in the middle that keeps the size is not
-  seen.
-  """
-  seen = []
-  for path in sorted(map(epath.Path, paths)):
-    size = path.stat().length
-    with path.open("rb") as f:
-      ends = hashlib.sha256(f.read(_PROBE_BYTES))
-      if size > _PROBE_BYTES:
-        f.seek(max(size - _PROBE_BYTES, _PROBE_BYTES))
-        ends.update(f.read())
-    seen.append([path.name, size, ends.hexdigest()])
-  return digest(seen)

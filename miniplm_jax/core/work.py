@@ -13,7 +13,10 @@ from miniplm_jax.core.code import WHOLE, Version
 from miniplm_jax.core.former import Former, is_old
 from miniplm_jax.core.manifest import Manifest
 
-# An input is another job's manifest file, or how to fingerprint it.
+# An input is another job's manifest file, or how to fingerprint it. The latter
+# may have a method `former`, which gives the fingerprint of earlier versions;
+# and `changed`: whether what a manifest was made from has other content now,
+# which the fingerprint does not say.
 Input = epath.Path | Callable[[], str]
 
 
@@ -138,12 +141,15 @@ class Job:
     self, old: Manifest, wanted: Manifest, rechecked: bool = False
   ) -> str | None:
     """The first difference; in inputs that the job rechecks only if asked."""
-    given = {
-      name: old.fingerprint_by(source)
+    # What an earlier version saw of them is the same, and all that is known.
+    former = {
+      name: old.inputs[name]
       for name, source in self.inputs.items()
-      if hasattr(source, "former")
+      if old.inputs.get(name) != wanted.inputs.get(name)
+      and hasattr(source, "former")
+      and old.inputs.get(name) == source.former()
     }
-    wanted = dataclasses.replace(wanted, inputs=wanted.inputs | given)
+    wanted = dataclasses.replace(wanted, inputs=wanted.inputs | former)
 
     def facts(made: Manifest):
       inputs = {
@@ -154,7 +160,13 @@ class Job:
       settings = {k: v for k, v in made.settings.items() if k not in self.idle}
       return {"settings": settings, "inputs": inputs}
 
-    return manifest_lib.first_difference(facts(old), facts(wanted))
+    found = manifest_lib.first_difference(facts(old), facts(wanted))
+    for name, source in self.inputs.items():
+      is_asked = rechecked or name not in self.rechecks
+      if not found and is_asked and hasattr(source, "changed"):
+        is_other = source.changed(old)
+        found = f"inputs.{name} has other content here" if is_other else None
+    return found
 
   def explained(self, old: Manifest) -> str:
     """What has changed in the inputs, in brackets; "" if it cannot tell."""

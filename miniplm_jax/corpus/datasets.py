@@ -1,13 +1,15 @@
 """Documents from TensorFlow Datasets and Hugging Face datasets."""
 
 import functools
+import hashlib
+import io
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import contents, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import formats
 from miniplm_jax.corpus.readers import HF, TFDS
@@ -78,6 +80,7 @@ def tfds_parts(
         read=functools.partial(_read_tfds, source, first, read, fields),
         n_bytes=int(n_bytes),
         fingerprint=Probe(paths[start:end]),
+        content=functools.partial(contents.of, paths[start:end]),
       )
     )
     first += rows
@@ -142,10 +145,10 @@ def hf_parts(
     source += f"@{revision}" if revision else ""
   rows = _dataset(source, split)
   if source.startswith(HF):
-    fingerprint = functools.partial(str, identity(named, split))
+    fingerprint, content = functools.partial(str, identity(named, split)), None
   else:
     paths = [file["filename"] for file in rows.cache_files]
-    fingerprint = Probe(paths, (domain,))
+    fingerprint, content = Probe(paths, (domain,)), _saved_content
   if hasattr(rows, "num_shards") and not hasattr(rows, "data"):
     n = rows.num_shards
     info = (rows.info.splits or {}).get(split)
@@ -164,6 +167,9 @@ def hf_parts(
       read=functools.partial(_read_hf, source, split, start, end, fields),
       n_bytes=n_bytes,
       fingerprint=fingerprint,
+      content=functools.partial(content, source, split, start, end)
+      if content
+      else str,
     )
     for name, (start, end, n_bytes) in zip(names, cuts)
   ]
@@ -258,6 +264,32 @@ def _read_hf(
       records = enumerate(shard)
     for row, record in records:
       yield document(record, fields, domain, f"{source} row {row}{of}")
+
+
+def _saved_content(source: str, split: str, start: int, end: int) -> str:
+  """A digest of the rows [start, end) of a saved folder."""
+  import pyarrow as pa
+
+  rows = _dataset(source, split).with_format("arrow")
+  table = rows[start : min(end, len(rows))].combine_chunks()
+  sink = _Hashing()
+  with pa.ipc.new_stream(pa.PythonFile(sink, "w"), table.schema) as writer:
+    writer.write_table(table)
+  return f"rows {sink.total.hexdigest()}"
+
+
+class _Hashing(io.RawIOBase):
+  """A file that nothing is kept of but its sha256."""
+
+  def __init__(self):
+    self.total = hashlib.sha256()
+
+  def writable(self) -> bool:
+    return True
+
+  def write(self, content) -> int:
+    self.total.update(content)
+    return len(content)
 
 
 def _reading(source: str, todo: str):

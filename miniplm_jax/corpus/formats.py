@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import errors
+from miniplm_jax.core import contents, errors, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.records import (
   Broken,
@@ -171,6 +171,18 @@ def read_json(
         yield _parse(record, fields, domain, where)
 
 
+def json_content(
+  path: epath.Path, start: int, end: int, unused_fields: Fields
+) -> str:
+  """A digest of the bytes that `read_json` reads."""
+  if path.suffix.lower() in PACKED or not gs.is_local(path):
+    return contents.of([path])
+  with path.open("rb") as f:
+    f.seek(max(end - 1, 0))
+    f.readline()  # the rest of the last line
+    return contents.of([path], ((max(start - 1, 0), f.tell()),))
+
+
 def _parse(line: bytes, fields, domain, where) -> Document | Broken:
   try:
     record = json.loads(line)
@@ -242,12 +254,7 @@ def read_parquet(
     # With a buffer, a group of rows is not read whole.
     file = pq.ParquetFile(f, buffer_size=_CHUNK)
     row = sum(file.metadata.row_group(i).num_rows for i in range(start))
-    names = {
-      name
-      for dotted in (fields.text, fields.domain)
-      for name in (dotted, *prefixes(dotted))
-    }
-    columns = [n for n in file.schema_arrow.names if n in names]
+    columns = [n for n in file.schema_arrow.names if n in _names(fields)]
     groups = range(start, end)
     for batch in file.iter_batches(_ROWS, row_groups=groups, columns=columns):
       for record in _rows(batch):
@@ -258,6 +265,33 @@ def read_parquet(
         else:
           yield document(record, fields, domain, where)
         row += 1
+
+
+def parquet_content(
+  path: epath.Path, start: int, end: int, fields: Fields
+) -> str:
+  """A digest of the bytes that `read_parquet` reads."""
+  import pyarrow.parquet as pq
+
+  if not gs.is_local(path):
+    return contents.of([path])
+  with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:
+    found = pq.ParquetFile(f).metadata
+  size, heads = path.stat().length, tuple(f"{n}." for n in _names(fields))
+  ranges = [(max(size - found.serialized_size - 8, 0), size)]  # what says where
+  for group in map(found.row_group, range(start, end)):
+    for column in map(group.column, range(group.num_columns)):
+      if f"{column.path_in_schema}.".startswith(heads):
+        offsets = column.dictionary_page_offset, column.data_page_offset
+        first = min(filter(None, offsets))
+        ranges.append((first, first + column.total_compressed_size))
+  return contents.of([path], tuple(ranges))
+
+
+def _names(fields: Fields) -> set[str]:
+  """Columns that a text or a domain may stand in."""
+  dotted = fields.text, fields.domain
+  return {name for d in dotted if d for name in (d, *prefixes(d))}
 
 
 def _rows(batch) -> list[Any]:

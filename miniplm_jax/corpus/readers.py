@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files, gs
+from miniplm_jax.core import contents, files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import is_text
 from miniplm_jax.core.progress import say
@@ -307,8 +307,10 @@ def _record_parts(
   probe = Probe((file,), () if domain == _stem(file) else (domain,))
   if _is(file, (".parquet",)):
     read, cuts = formats.read_parquet, formats.parquet_cuts(file, part_bytes)
+    content = formats.parquet_content
   else:
     read, cuts = formats.read_json, formats.json_cuts(file, part_bytes)
+    content = formats.json_content
     cuts = [(start, end, end - start) for start, end in cuts]
   for start, end, n_bytes in cuts:
     yield Part(
@@ -316,6 +318,7 @@ def _record_parts(
       read=functools.partial(read, file, start, end, fields, domain),
       n_bytes=n_bytes,
       fingerprint=probe,
+      content=functools.partial(content, file, start, end, fields),
     )
 
 
@@ -332,6 +335,7 @@ def _text_parts(
       read=functools.partial(formats.read_texts, here, domains),
       n_bytes=n_bytes,
       fingerprint=Probe(here, domains),
+      content=functools.partial(contents.of, here),
     )
 
 
@@ -352,6 +356,7 @@ def _megatron_parts(
       read=functools.partial(_read_megatron, prefix, domain),
       n_bytes=data.stat().length,
       fingerprint=Probe((data, index), (domain,)),
+      content=functools.partial(contents.of, (data, index)),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import contents, files
 from miniplm_jax.core.errors import UserError
 
 
@@ -66,13 +66,39 @@ class Part:
     name: of its file below the source, with its range.
     read: yields its records; can be pickled.
     n_bytes: of input, to tell the progress; 0 if it is not known.
-    fingerprint: of its content, without reading it whole.
+    fingerprint: of its files, without reading them whole.
+    content: of all that is read of them, as `contents.of` gives it; "" if the
+      fingerprint says as much.
   """
 
   name: str
   read: Callable[[], Iterator[Document | Packed | Broken]]
   n_bytes: int
   fingerprint: Callable[[], str]
+  content: Callable[[], str] = str
+
+  @property
+  def identity(self) -> str:
+    """Of its files, see `contents`, as they are when first asked for."""
+    return getattr(self.fingerprint, "identity", "")
+
+  def noted(self, into: dict[str, Any]) -> Iterator[Any]:
+    """Its records; at their end notes the content that they were read from.
+
+    Raises:
+      UserError: it has changed meanwhile.
+    """
+    now = getattr(self.fingerprint, "now", str)
+    before = now()
+    yield from self.read()
+    # The bytes are in memory still: a hundredth of the time of tokenizing.
+    into["content"] = self.content()
+    if now() != before:
+      raise UserError(
+        "this has changed while it was read",
+        self.name,
+        "run it again when nobody writes to it: it goes on",
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +130,17 @@ class Probe:
 
   @functools.cached_property
   def of_files(self) -> str:
-    """As `files.probe`: what corpora of schema version 1 have."""
-    return files.probe(self._paths)
+    """As `contents.probe`: what corpora of schema version 1 have."""
+    return contents.probe(self._paths)
+
+  @functools.cached_property
+  def identity(self) -> str:
+    """As `now`, taken once."""
+    return self.now()
+
+  def now(self) -> str:
+    """sha256 of the files' identities."""
+    return files.digest([contents.identity(path) for path in self._paths])
 
 
 def pieces(sizes: Sequence[int], most: int) -> list[tuple[int, int, int]]:

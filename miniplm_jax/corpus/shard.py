@@ -6,13 +6,13 @@ So it does not matter which process makes a shard, when, or how often.
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import contents, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store, tokenizer
 from miniplm_jax.corpus.pack import Packer, Row, SentenceEnds
@@ -66,17 +66,22 @@ class Maker:
     Raises:
       UserError: there are more broken records than are put up with.
     """
-    counts = collections.Counter()
+    counts, noted = collections.Counter(), {}
     details = {
       "name": part.name,
       "fingerprint": part.fingerprint(),
       "broken": [],
       "highest_id": 0,
     }
-    records = self._good(part.read(), counts, details["broken"])
+    records = self._good(part.noted(noted), counts, details["broken"])
     names = store.shard_names(number, parts)
     rows = self._instances(number, records, counts, details)
     store.write_shard(self._directory, names, rows, counts, details)
+    # Beside it, as a disk and gs:// say it in different ways: shards are equal.
+    # After it: of a kill in between nothing is left that holds for another.
+    if content := noted.get("content"):
+      note = content_note(self._directory, number, parts)
+      files.write_bytes(note, content.encode())
 
   def _good(self, records, counts, sample):
     """(ordinal, record) of those that can be used; counts the others."""
@@ -215,8 +220,27 @@ def refuse_broken(count: int, most: int, record: Broken):
     )
 
 
-def is_made(directory: epath.Path, number: int, parts: Sequence[Part]) -> bool:
-  """Whether a shard is there and was made from this part."""
+def content_note(directory: epath.Path, number: int, parts: int) -> epath.Path:
+  """The file that says which content a shard was made from."""
+  index = store.shard_names(number, parts)[1]
+  return (directory / index.replace("index", "source")).with_suffix(".txt")
+
+
+def is_made(
+  directory: epath.Path,
+  number: int,
+  parts: Sequence[Part],
+  seen: Mapping[str, str],
+) -> bool:
+  """Whether a shard is there and was made from this part.
+
+  Args:
+    directory: of the corpus.
+    number: of the part.
+    parts: all of them.
+    seen: by the parts' names, their identities when the shards were known to
+      be of their content: what has another one is read, to compare it.
+  """
   # Here, also if nothing is there: parts of one file share it, and it goes
   # with them to the processes that make their shards.
   part, wanted = parts[number], parts[number].fingerprint()
@@ -224,4 +248,10 @@ def is_made(directory: epath.Path, number: int, parts: Sequence[Part]) -> bool:
   if not index.exists():
     return False
   made = store.read_details(index)
-  return (made["name"], made["fingerprint"]) == (part.name, wanted)
+  if (made["name"], made["fingerprint"]) != (part.name, wanted):
+    return False
+  if seen.get(part.name) == part.identity:
+    return True
+  note = content_note(directory, number, len(parts))
+  # Earlier versions noted no content.
+  return not note.exists() or contents.may_be(note.read_text(), part.content())

@@ -6,13 +6,13 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.corpus.source import TRAIN, Source
 
 STAGE = "tokenize"
 # Told apart by what they hold, in `inputs`: a folder may be moved.
 _BY_CONTENT = ("source", "tokenizer")
 _MANY_DOMAINS = 1000
 _CODE = ("corpus/shard.py", "corpus/readers.py")  # makes a shard
-TRAIN = "train"  # a corpus.tokenizer
 # What later stages take from the config.
 _FACTS = ("eos_token", "max_length", "seed")
 _FACTS += ("reference_share", "heldout_share", "teacher_share")
@@ -22,6 +22,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
   """One job: the whole corpus."""
   c = config.corpus
   directory = workdir.corpus
+  source = Source(c, directory)
   shares = ", ".join(f"{s} {share:.3g}" for s, share in _shares(c) if share)
   return [
     Job(
@@ -29,19 +30,19 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       manifest=directory / "manifest.json",
       settings={k: v for k, v in c.items() if k not in _BY_CONTENT},
       inputs={
-        "source": lambda: _fingerprint(c, directory),
+        "source": source,
         "tokenizer": lambda: _tokenizer_fingerprint(c),
       },
       # Each shard says what it was made from. A tokenizer that is trained
       # here is made from all of them.
       rechecks=() if c.tokenizer == TRAIN else ("source",),
       idle=_idle(c),
-      explain=lambda old: _changes(c, old),
+      explain=lambda old: source.changes(old.details.get("parts")),
       outputs=(directory,),
       summary=f"{c.source} → rows of up to {c.max_length + 1} tokens, "
       f"tokenizer {c.tokenizer}, held back from D: {shares}",
       code=Version(_CODE, ("tokenizers",), config.run.any_code),
-      run=lambda unused_inputs: _run(config, directory),
+      run=lambda unused_inputs: _run(config, source),
       is_host_only=True,
     )
   ]
@@ -92,63 +93,6 @@ def _shares(c) -> tuple[tuple[str, float], ...]:
   )
 
 
-def _fingerprint(c, directory) -> str:
-  """Of the source; nothing is fetched for it."""
-  from miniplm_jax.corpus import datasets, readers
-
-  try:
-    old = manifest.read(directory / "manifest.json")
-  except UserError:
-    old = None  # said where it is read
-  is_first = old is not None and old.schema_version == 1
-  if datasets.is_named(c.source):
-    if is_first and old.details["source"] == c.source:
-      return old.inputs["source"]  # which says no more than the name
-    return datasets.identity(c.source, c.split, old and old.details)
-  parts = _parts(c, directory)
-  if is_first:
-    found = readers.fingerprint(parts, domains=False)
-    if found == old.inputs["source"]:
-      return found
-  return readers.fingerprint(parts)
-
-
-def _changes(c, old) -> str:
-  """Which parts of the source are not those of a finished corpus."""
-  from miniplm_jax.corpus import datasets, shard
-
-  before = old.details.get("parts")
-  if before is None or datasets.is_named(c.source):  # not finished, or far away
-    return ""
-  parts = _parts(c, old.directory)
-  now = [part.name for part in parts]
-  for what, names in (
-    ("new in the source", [n for n in now if n not in before]),
-    ("gone from the source", [n for n in before if n not in now]),
-    (
-      "changed",
-      [
-        n
-        for i, n in enumerate(now)
-        if not shard.is_made(old.directory, i, parts)
-      ],
-    ),
-  ):
-    if names:
-      more = f" and {len(names) - 1} more" if names[1:] else ""
-      return f"{what}: {names[0]}{more}"
-  return ""
-
-
-def _parts(c, directory):
-  from miniplm_jax.corpus import readers
-
-  fields = readers.Fields(c.text_field, c.domain_field)
-  return readers.list_parts(
-    c.source, fields, c.split, c.part_bytes, directory.parent
-  )
-
-
 def _tokenizer_fingerprint(c) -> str:
   """What is known of the tokenizer before anything is fetched or trained."""
   if c.tokenizer == TRAIN:
@@ -158,13 +102,14 @@ def _tokenizer_fingerprint(c) -> str:
   return files.digest([c.tokenizer, c.tokenizer_revision])
 
 
-def _run(config, directory):
+def _run(config, source: Source):
   from miniplm_jax.corpus import store
 
-  parts = _parts(config.corpus, directory)
+  parts, directory = source.parts(), source.directory
   try:
-    encoder = _tokenizer(config.corpus, parts, directory / "tokenizer")
-    _fill(config, parts, directory)
+    encoder = _tokenizer(source, parts)
+    _fill(config, parts, source)
+    source.refuse_changes(parts)
     return _merge(config, parts, directory, encoder)
   except UserError:
     # Without one row of D there is nothing to go on from, and what was wrong
@@ -177,16 +122,13 @@ def _run(config, directory):
     raise
 
 
-def _fill(config, parts, directory):
+def _fill(config, parts, source):
   """Makes all shards that are not there."""
   from miniplm_jax.corpus import shard, workers
 
-  c, run = config.corpus, config.run
-  tasks = [
-    (i, len(parts), part)
-    for i, part in enumerate(parts)
-    if not shard.is_made(directory, i, parts)
-  ]
+  c, run, directory = config.corpus, config.run, source.directory
+  tasks = [(i, len(parts), parts[i]) for i in source.stale(parts)]
+  source.note(parts)
   if len(tasks) < len(parts):
     say(STAGE, f"{len(parts) - len(tasks)} of {len(parts)} shards are there")
   recipe = shard.Recipe(
@@ -247,12 +189,12 @@ def _merge(config, parts, directory, encoder):
       f"field {c.domain_field!r}: they have their folder's or file's",
     )
   _tell_domains(directory, indices)
+  n = len(parts)
+  notes = {shard.content_note(directory, i, n).name for i in range(n)}
   for path in directory.iterdir():
     # Of a source that had another number of parts; all of this one stand.
-    if (
-      path.suffix in (".array_record", ".parquet")
-      and path.name not in described
-    ):
+    is_of_a_shard = path.suffix in (".array_record", ".parquet", ".txt")
+    if is_of_a_shard and path.name not in described.keys() | notes:
       path.unlink()
   return {
     "tokenizer": encoder.fingerprint,
@@ -291,16 +233,17 @@ def _tell_domains(directory, indices):
     )
 
 
-def _tokenizer(c, parts, directory):
+def _tokenizer(source, parts):
   """The corpus's own copy of the tokenizer, made at the first call."""
   from miniplm_jax.corpus import tokenizer
   from miniplm_jax.corpus.records import Document
   from miniplm_jax.models import hub
 
+  c, directory = source.c, source.directory / "tokenizer"
   if not (directory / "tokenizer.json").exists():
     if c.tokenizer == TRAIN:
       say(STAGE, f"training a byte-level BPE of {c.vocab_size:,} tokens")
-      records = (record for part in parts for record in part.read())
+      records = source.read_for_training(parts)
       texts = (d.text for d in records if isinstance(d, Document))
       found = tokenizer.train(texts, c.vocab_size, c.eos_token)
     else:

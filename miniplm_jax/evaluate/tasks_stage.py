@@ -4,9 +4,9 @@ A task is a job: what is done stays done, and further tasks are added.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from miniplm_jax.core import files
+from miniplm_jax.core import contents, files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
@@ -81,7 +81,7 @@ def _job(config, it: Subject, task: str) -> Job:
     inputs={
       **it.corpus,
       "model": it.folder / MANIFEST,
-      "documents": lambda: _documents(c.task_data, task),
+      "documents": _documents(c.task_data, task),
     },
     outputs=(),
     is_measure=True,
@@ -91,12 +91,11 @@ def _job(config, it: Subject, task: str) -> Job:
   )
 
 
-def _documents(data: str, task: str) -> str:
+def _documents(data: str, task: str) -> Callable[[], str]:
   """What is known of a task's documents before they are read."""
   if not data:
-    return files.digest("the hub")
-  folder = pathlib.Path(data) / task
-  return files.probe(tasks.files_of(folder))
+    return lambda: files.digest("the hub")
+  return contents.Whole(lambda: tasks.files_of(pathlib.Path(data) / task))
 
 
 def _run(config, it: Subject, task: str, inputs):

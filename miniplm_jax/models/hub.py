@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import files, gs, manifest
+from miniplm_jax.core import contents, files, gs, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.models import architecture, config_json
@@ -95,7 +95,7 @@ class Given:
     directory = epath.Path(self.path)
     if not directory.is_dir():
       return files.digest([self.path, self.revision])
-    return files.probe(_content(directory))
+    return contents.probe(_content(directory))
 
 
 def _content(directory: epath.Path) -> list[epath.Path]:

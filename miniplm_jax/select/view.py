@@ -6,7 +6,7 @@ to compare with, it alone is made again.
 
 from collections.abc import Callable, Collection, Mapping
 
-from miniplm_jax.core import files
+from miniplm_jax.core import contents, files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
@@ -36,7 +36,7 @@ def job(config, workdir: Workdir, rows: Job, scored: Callable) -> Job:
   if compares:
     inputs["compare_with"] = lambda: _require(other).fingerprint
   if c.evaluation_sets:
-    inputs["evaluation_sets"] = lambda: _probe(c.evaluation_sets)
+    inputs["evaluation_sets"] = contents.Whole(lambda: _sets(c.evaluation_sets))
   return Job(
     stage=rows.stage,
     manifest=directory / "report.json",
@@ -89,10 +89,10 @@ def _require(other) -> Manifest:
   return found
 
 
-def _probe(patterns) -> str:
+def _sets(patterns):
   from miniplm_jax.select import overlap
 
-  return files.probe(overlap.paths(patterns))
+  return overlap.paths(patterns)
 
 
 def _run(config, directory, other, scored, inputs: Mapping[str, Manifest]):
