@@ -64,8 +64,13 @@ def test_a_changed_byte_is_refused_by_name(copy, damaged, gone, stage):
     execute(copy, stage, **{"generate.prompts": ("a",)})
 
 
-def test_a_model_folder_is_known_by_its_whole_content(tmp_path):
-  (tmp_path / "config.json").write_text("{}")
+def edit(path: pathlib.Path, **values):
+  """Sets values in a JSON object."""
+  path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_model_folder_is_known_by_its_whole_content(finished, tmp_path):
+  shutil.copy(finished / "run/teacher/hf/config.json", tmp_path)
   weights = tmp_path / "model.safetensors"
   weights.write_bytes(bytes(10**6))
   given = hub.Given(str(tmp_path), "")
@@ -76,7 +81,30 @@ def test_a_model_folder_is_known_by_its_whole_content(tmp_path):
   assert given() == before
   (tmp_path / "README.md").write_text("no part of the model")
   (tmp_path / "optimizer.safetensors").write_bytes(b"is not read")
+  edit(tmp_path / "config.json", transformers_version="5.0", use_cache=False)
   assert given() == before
+  edit(tmp_path / "config.json", rms_norm_eps=1e-3)
+  assert given() != before
+
+
+def test_what_a_model_chose_stands_by_whatever_path_it_is_given(copy, capsys):
+  """The table's parts are the same: so is what was made of it."""
+  shutil.copytree(copy / "run/teacher/hf", copy / "given")
+  for path in ("run/scores/teacher", "run/selection"):
+    shutil.rmtree(copy / path)
+  stages = "score", "select"
+  execute(copy, *stages, **{"teacher.path": str(copy / "given")})
+  parts = (copy / "run/scores/teacher").glob("*.parquet")
+  before = {path: path.stat().st_mtime_ns for path in parts}
+  edit(copy / "given/config.json", use_cache=False)
+  (copy / "given").rename(copy / "moved")
+  capsys.readouterr()
+  # And by no path at all: it was trained here.
+  for given in ({"teacher.path": str(copy / "moved")}, {}):
+    execute(copy, *stages, **given)
+    told = capsys.readouterr().out
+    assert told.count("skipped, nothing has changed") >= 2, told
+  assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_an_evaluation_is_of_the_weights_that_scored(copy):

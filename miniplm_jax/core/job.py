@@ -253,7 +253,8 @@ def _run(jobs: Sequence[Job]):
       made.update(job.run(found))
     seconds = round(time.monotonic() - start, 2)
     details = made.get("details", {}) | {"seconds": seconds}
-    details |= {"idle": list(job.idle)} if job.idle else {}
+    if idle := [*job.idle, *(f"inputs.{name}" for name in job.rechecks)]:
+      details |= {"idle": idle}
     made["details"] = details | (old.details if old else {})
     # Nobody reads it before it is there.
     hosts.agree(functools.partial(_finish, job, result, made))

@@ -66,12 +66,16 @@ class Manifest:
   def fingerprint(self) -> str:
     """sha256 of the content: the same bytes made twice are the same.
 
-    Without the settings that had no effect, which `details.idle` names; earlier
-    versions named none.
+    Without what `details.idle` names: settings that had no effect, and inputs
+    that each file vouches for. A model's weights are the same by whatever path
+    they are given. Earlier versions named none.
     """
     idle = self.details.get("idle", ())
-    settings = {k: v for k, v in self.settings.items() if k not in idle}
-    content = [self.stage, settings, self.inputs, self.weights, self.files]
+    settings, inputs = (
+      {k: v for k, v in facts.items() if f"{prefix}{k}" not in idle}
+      for prefix, facts in (("", self.settings), ("inputs.", self.inputs))
+    )
+    content = [self.stage, settings, inputs, self.weights, self.files]
     return files.digest(content)
 
   @functools.cached_property

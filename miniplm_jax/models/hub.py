@@ -80,15 +80,17 @@ class Given:
   revision: str
 
   def __call__(self) -> str:
-    """The fingerprint: of the whole content, seconds for some GB of weights.
+    """The fingerprint: of shape and weights, seconds for some GB of these.
 
     Of a hub id nothing is known before it is fetched but its revision.
     """
     directory = epath.Path(self.path).expanduser()
     if not directory.is_dir():
       return files.digest([self.path, self.revision])
-    content = _content(directory)
-    return files.digest([[p.name, files.sha256(gs.copied(p))] for p in content])
+    # Not of what else config.json says, such as a version of transformers.
+    shape = load_architecture(directory).fingerprint
+    weights = [files.sha256(gs.copied(p)) for p in weight_files(directory)]
+    return files.digest([shape, weights])
 
   def former(self) -> str:
     """As in manifests of schema 1, which saw the ends of each file."""
