@@ -1,8 +1,10 @@
 """The packed corpus as it is read: many shards, few files, large columns."""
 
 import collections
+import hashlib
 import os
 import threading
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,7 @@ from etils import epath
 from miniplm_jax.core import array_records, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.corpus import ignored, store
+from miniplm_jax.corpus import columns, ignored, store
 from miniplm_jax.corpus.store import Corpus, Instance
 
 DOMAINS = ("even", "odd")
@@ -172,3 +174,26 @@ def test_shards_of_an_earlier_version_are_hashed_for_the_manifest(tmp_path):
   assert made.files.keys() == described.keys()
   for name, facts in described.items():
     assert facts == files.describe(tmp_path / name)
+
+
+def test_an_index_is_hashed_without_its_values_as_python_objects():
+  """As it always was: of the lists that Python would write."""
+  names = ["pile-cc", "it's", 'a "b" it\'s', "日本\n", ""] * 14_000
+  table = pa.table(
+    {
+      "domain": pa.chunked_array([names[:9], [], names[9:]]),
+      "n_tokens": pa.array(range(-5, len(names) - 5), pa.int32()),
+      "hash": pa.array([2**64 - 1 - i for i in range(len(names))], pa.uint64()),
+      "row_id": pa.array(range(len(names))),
+    }
+  )
+  tracemalloc.start()
+  found = columns.digest(table, {"a": 1})
+  _, most = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert most < 1 << 20
+  wanted = hashlib.sha256(b'{"a": 1}')
+  for name in table.column_names[:-1]:
+    for values in (table[name][:65_536], table[name][65_536:]):
+      wanted.update(repr(values.to_pylist()).encode())
+  assert found == wanted.hexdigest()
