@@ -166,6 +166,9 @@ FIELDS: Section = {
     "tokenizer_revision": _REVISION,  # of a hub id
     "vocab_size": number(0, "[0, inf)"),  # of a tokenizer that is trained here
     "eos_token": text("<|endoftext|>", _SPECIAL, _SPECIAL_TODO),
+    # What rows begin with, and each document in them: "auto" is what the
+    # tokenizer puts before a text (Llama, Gemma, Mistral; Qwen: nothing).
+    "bos_token": text("auto", f"(auto|{_SPECIAL})?", _SPECIAL_TODO),
     # inputs of a row; it holds one id more
     "max_length": number(1024, "[2, 2^24]"),
     "seed": number(10, "[-2^63, 2^63)"),  # of the split
@@ -293,8 +296,8 @@ FIELDS: Section = {
     "tokenizer_revision": _REVISION,  # of a hub id
     # of that tokenizer, what ends a document
     "eos_token": text("", f"({_SPECIAL})?", _SPECIAL_TODO),
-    # what every row starts with (Llama 3); "" is none
-    "bos_token": text("", f"({_SPECIAL})?", _SPECIAL_TODO),
+    # as corpus.bos_token; "" is none
+    "bos_token": text("", f"(auto|{_SPECIAL})?", _SPECIAL_TODO),
     # repack loses nothing; one_to_one converts row by row and truncates,
     # as the released code does, for comparison.
     "conversion": word("repack", CONVERSIONS),

@@ -139,6 +139,11 @@ def _rules(config):
   good = bool(student.tokenizer) or not student.bos_token
   todo = "give student.tokenizer too, or no BOS"
   yield "student.bos_token", student.bos_token, good, todo
+  for name, section in (("corpus", c), ("student", student)):
+    token = section.bos_token
+    good = not token or token != section.eos_token
+    todo = "give none: a text follows the end of another"
+    yield f"{name}.bos_token", token, good, todo
   yield from method_config.rules(config)
   good = not (config.score.int8_teacher and config.reference.scores)
   todo = "let the reference be scored here: the ranking is compared"

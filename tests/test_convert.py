@@ -148,9 +148,8 @@ def texts(corpus, split):
   """The text of a converted split, by part and domain, cut at eos."""
   encoder = corpus.tokenizer()
   each, found = encoder.token_bytes(), {}
-  start = 0 if corpus.manifest.details["bos_id"] is None else 1
   for row in corpus.read(corpus.rows_of(split)):
-    for i in row.ids[start:].tolist():
+    for i in row.ids.tolist():
       pieces = found.setdefault((row.part, row.domain), [b""])
       pieces[-1] += each[i]
       if i == encoder.eos_id:
@@ -203,8 +202,10 @@ def test_rows_have_the_form_that_the_trainer_reads(setup, bos):
   assert found.lengths.max() == size
   for row in found.read(range(len(found))):
     assert 2 <= len(row.ids) <= size
-    if bos:
-      assert encoder.decode(row.ids[:1]) == BOS
+    after = row.ids[1:][row.ids[:-1] == encoder.eos_id]
+    starts = np.append(row.ids[0], after)
+    assert not bos or set(starts) == {encoder.bos_id}
+    assert np.sum(row.ids == encoder.bos_id) == len(starts) * bool(bos)
     scored = row.ids[1:][row.ids[:-1] != encoder.eos_id]
     assert len(scored)
     assert row.n_bytes == encoder.byte_lengths[scored].sum()
@@ -271,7 +272,7 @@ def read_pieces(rows, chosen):
       read=lambda ids: [instances[i] for i in ids],
       domains=lambda ids: np.array(["d"] * len(ids)),
     ),
-    encoder=types.SimpleNamespace(eos_id=0),
+    encoder=types.SimpleNamespace(eos_id=0, bos_id=None),
     token_bytes=[b"", *(bytes([b]) for b in range(256))],
   )
   reader = PieceReader(source, range(len(rows)), np.array(chosen))

@@ -32,13 +32,13 @@ def make(bos="", model=None):
   """A model of 300 rows; its tokenizer puts `bos` in front."""
   engine = tokenizers.Tokenizer.from_str(encoder()._engine.to_str())
   engine.add_special_tokens(["<s>"])
-  ours = tokenizer.Tokenizer(engine, EOS, "here")
+  ours = tokenizer.Tokenizer(engine, EOS, "here", bos)
   return jax_lm.JaxLM(
     model or new(TRANSFORMER),
-    ours.starting_with(bos),
+    ours.text_engine(),
     sharding.make_mesh(1, 1, 1),
     eot_id=ours.eos_id,
-    prefix_id=engine.token_to_id(bos) if bos else None,
+    prefix_id=ours.bos_id,
     batch_tokens=64,
     max_length=32,
   )

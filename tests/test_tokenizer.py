@@ -161,8 +161,8 @@ def test_exported_ids_are_those_of_autotokenizer(
   body = with_added(MADE[name]())
   engine = tokenizers.Tokenizer.from_str(json.dumps(body))
   eos = "</s>" if name == "sentencepiece" else EOS
-  ours = tokenizer.Tokenizer(engine, eos, "here")
-  assert ours.adds == ["<s>"]
+  ours = tokenizer.Tokenizer(engine, eos, "here", bos_token)
+  assert ours.adds == ("<s>", "")
   assert ours.is_qwens == (name == "trained")
   arch = (
     architecture.Mamba(**SMALL, tie_word_embeddings=True, intermediate_size=32)
@@ -179,7 +179,7 @@ def test_exported_ids_are_those_of_autotokenizer(
     arch, ours.eos_id, "float32", as_llama=not ours.is_qwens
   )
   (tmp_path / "config.json").write_text(json.dumps(config))
-  for file, content in ours.to_files(bos_token).items():
+  for file, content in ours.to_files().items():
     (tmp_path / file).write_bytes(content)
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
   first = [ours._engine.token_to_id(bos_token)] if bos_token else []

@@ -121,6 +121,7 @@ class PieceReader:
     """
     self._corpus, self._row_ids = source.corpus, row_ids
     self._bytes, self._eos_id = source.token_bytes, source.encoder.eos_id
+    self._bos_id = source.encoder.bos_id
     self._part_rows = part_rows
     self.counts = collections.Counter(
       bytes_in=0, bytes_left_before=0, bytes_taken_after=0, bytes_dropped=0
@@ -169,7 +170,8 @@ class PieceReader:
   def _goes_on(self, row: Instance, after: Instance) -> bool:
     """Whether the last document of a row goes on with the first of another."""
     *others, last = split_ids(row.ids, self._eos_id)
-    end = len(last) + (0 if others else row.offset)
+    end = np.count_nonzero(last != self._bos_id)
+    end += 0 if others else row.offset
     same = row.documents[-1:] == after.documents[:1] != ()
     return same and len(last) > 0 and after.offset == end
 

@@ -29,30 +29,22 @@ class Target:
   Attributes:
     encoder: the student's tokenizer.
     ends: where rows may end, by that tokenizer.
-    bos_id: the id at the start of every row, or None.
     max_length: inputs of a row; it holds one id more.
     seed: of the rows' hashes.
   """
 
   encoder: Tokenizer
   ends: SentenceEnds
-  bos_id: int | None
   max_length: int
   seed: int
-
-  @property
-  def bos(self) -> np.ndarray:
-    """int32 [1], or [0] without BOS."""
-    return np.array([] if self.bos_id is None else [self.bos_id], np.int32)
 
   def instance(self, ids: np.ndarray, seen: collections.Counter, **facts):
     """A finished row; counts it."""
     eos_id, n_bytes = self.encoder.eos_id, self.encoder.byte_lengths
-    text = ids[len(self.bos) :]
     seen["rows"] += 1
     seen["tokens"] += len(ids)
     seen[f"split {facts['split']}"] += 1
-    seen["bytes_out"] += int(n_bytes[text].sum())
+    seen["bytes_out"] += int(n_bytes[ids].sum())
     return Instance(
       ids=ids,
       n_bytes=store.scored_bytes(ids, eos_id, n_bytes),
@@ -106,8 +98,9 @@ class _Buffer:
   def __init__(self, split, domain, part, to: Target, seen):
     self._facts = {"split": split, "domain": domain, "part": part}
     self._to, self._seen = to, seen
+    encoder = to.encoder
     self._packer = Packer(
-      to.ends, to.encoder.eos_id, to.max_length - len(to.bos)
+      to.ends, encoder.eos_id, to.max_length, encoder.bos_id
     )
     # Pieces that have tokens in the packer, and the bytes of those that left.
     self._pieces: dict[int, Piece] = {}
@@ -127,7 +120,7 @@ class _Buffer:
     for i, (ordinal, ids) in enumerate(zip(row.documents, [*whole, last])):
       sources.update(self._sources(ordinal, ids, i < len(whole)))
     return self._to.instance(
-      np.concatenate([self._to.bos, row.ids]),
+      row.ids,
       self._seen,
       documents=row.documents,
       offset=row.offset,
@@ -163,7 +156,8 @@ def one_to_one(
   """Each row for itself, as the released code does it; its tail is lost.
 
   A row is split at eos, each piece decoded and encoded again, joined by the
-  new eos, and truncated. A character that was cut becomes U+FFFD.
+  new eos, and truncated. BOS stands at its beginning alone. A character that
+  was cut becomes U+FFFD.
 
   Args:
     source: the rows.
@@ -205,10 +199,11 @@ def _encoded(
 ) -> Iterator[tuple[int, Instance, np.ndarray]]:
   """Rows with their ids, and their text in new ids, untruncated."""
   old, eos = source.encoder, np.array([to.encoder.eos_id], np.int32)
+  bos = np.array([i for i in [to.encoder.bos_id] if i is not None], np.int32)
   rows = read_rows(source.corpus, row_ids)
   while batch := list(itertools.islice(rows, _BATCH)):
     pieces = [split_ids(row.ids, old.eos_id) for _, row in batch]
-    # Without unknown tokens, which are no text.
+    # Without BOS and unknown tokens, which are no text.
     texts = [
       old.decode(ids[old.byte_lengths[ids] > 0])
       for of_row in pieces
@@ -218,7 +213,7 @@ def _encoded(
     seen.update(to.encoder.lost(texts, found))
     encoded = iter(found)
     for (row_id, row), of_row in zip(batch, pieces):
-      joined = [to.bos]
+      joined = [bos]
       for i, ids in enumerate(itertools.islice(encoded, len(of_row))):
         joined += [eos, ids] if i else [ids]
       yield row_id, row, np.concatenate(joined)

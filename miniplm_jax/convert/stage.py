@@ -114,9 +114,9 @@ def _run(config, directory, inputs):
   corpus = store.open_corpus(inputs)
   corpus.check_tokenizer()
   source = Source(corpus)
-  encoder, bos_id = _tokenizer(config.student, directory / "tokenizer")
+  encoder = _tokenizer(config.student, directory / "tokenizer")
   c = config.corpus
-  to = rows.Target(encoder, SentenceEnds(encoder), bos_id, c.max_length, c.seed)
+  to = rows.Target(encoder, SentenceEnds(encoder), c.max_length, c.seed)
   one_to_one = config.student.conversion == "one_to_one"
   if GENERATED in inputs:
     rows_to_train = corpus.rows_of("train")
@@ -151,7 +151,8 @@ def _run(config, directory, inputs):
     "counts": counts,
     "details": {
       "eos_id": encoder.eos_id,
-      "bos_id": bos_id,
+      "bos_id": encoder.bos_id,
+      "bos_token": encoder.bos_token,
       "vocab_size": encoder.vocab_size,
       "tokenizer": config.student.tokenizer,
       "share_of_bytes_lost": lost,
@@ -173,38 +174,15 @@ def _say_bytes(counts):
 
 
 def _tokenizer(student, directory):
-  """The converted corpus's own copy of the tokenizer, and the id of BOS."""
+  """The converted corpus's own copy of the tokenizer."""
   from miniplm_jax.corpus import tokenizer
   from miniplm_jax.models import hub
 
+  tokens = student.eos_token, student.bos_token, "student"
   if not (directory / "tokenizer.json").exists():
     folder = hub.resolve(
       student.tokenizer, student.tokenizer_revision, weights=False
     )
-    _special(tokenizer.load_engine(folder), student)
-    found = tokenizer.load(folder, student.eos_token)
-    found.token_bytes()  # can be told
-    if set(found.adds) - {student.bos_token}:
-      say(
-        STAGE,
-        f"the tokenizer puts {' '.join(found.adds)} around a text: rows begin "
-        f"with {student.bos_token or 'no BOS'}, and so do texts in evaluation, "
-        "generation and export; --config.student.bos_token= says it",
-      )
-    tokenizer.save(found, directory)
-  bos_id = _special(tokenizer.load_engine(directory), student)
-  return tokenizer.load(directory, student.eos_token), bos_id
-
-
-def _special(engine, student) -> int | None:
-  """The id of BOS, if the student wants one; checks that of eos too."""
-  ids = {}
-  for field in ("eos_token", "bos_token"):
-    ids[field] = engine.token_to_id(student[field]) if student[field] else None
-    if student[field] and ids[field] is None:
-      raise UserError(
-        f"the tokenizer has no token {student[field]!r}",
-        student.tokenizer,
-        f"set --config.student.{field} to one that it has",
-      )
-  return ids["bos_token"]
+    found = tokenizer.load(folder, *tokens)
+    tokenizer.keep(found, directory, STAGE, "student")
+  return tokenizer.load(directory, *tokens)

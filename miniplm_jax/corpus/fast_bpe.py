@@ -36,6 +36,14 @@ QWEN = (
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+# Settings of a BPE that Qwen's has not.
+_NOT_QWENS = (
+  "dropout",
+  "byte_fallback",
+  "ignore_merges",
+  "continuing_subword_prefix",
+  "end_of_word_suffix",
+)
 # tiktoken's pattern engine gives up on longer runs of white space.
 _LONG_SPACE = re.compile(r"\s{10000}")
 _LONG = 10_000
@@ -144,3 +152,25 @@ def _ranks(body: dict[str, Any]) -> dict[bytes, int] | None:
     if found.ids != [vocab[token]]:
       return None
   return {bytes(byte_of[c] for c in t): i for t, i in vocab.items()}
+
+
+def is_qwens(body: dict[str, Any]) -> bool:
+  """Whether a tokenizer gives the same ids if it is read as Qwen's.
+
+  transformers does so beside a Qwen2 model: it keeps the vocabulary, the
+  merges and the added tokens, and takes its own for the rest.
+  """
+  model = body["model"]
+  added = {t["content"]: t for t in body["added_tokens"]}
+  vocab = model.get("vocab", {})
+  beyond = [t["id"] for t in added.values() if t["content"] not in vocab]
+  return (
+    model["type"] == "BPE"
+    and not any(model[key] for key in _NOT_QWENS)
+    and body["normalizer"] == {"type": "NFC"}
+    and (body["decoder"] or {}).get("type") == "ByteLevel"
+    and pattern(body["pre_tokenizer"] or {}) == QWEN
+    # It adds this one where it is missing, and numbers what it adds.
+    and "<|endoftext|>" in added
+    and beyond == list(range(len(vocab), len(vocab) + len(beyond)))
+  )

@@ -1,6 +1,7 @@
 """What a tokenizer loses of a text: told, counted, and limited."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from miniplm_jax.core.errors import UserError
@@ -13,6 +14,7 @@ _KEEPING = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", None}
 # defaults, leaves out one character in 2,000; a tokenizer that loses twenty
 # times as much is broken, or was not made for this text.
 _MOST_LOST = 0.01
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a piece that is one byte
 
 
 def is_lossless(body: Mapping[str, Any]) -> bool:
@@ -116,3 +118,16 @@ def steps(body: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     if key in body:
       return [step for inner in body[key] for step in steps(inner)]
   return [body]
+
+
+def content(piece: str, steps: Sequence[Mapping[str, Any]]) -> bytes:
+  """The bytes of a piece within a text, by the steps of its decoder."""
+  for step in steps:
+    kind = step.get("type")
+    if kind == "Replace" and "String" in step["pattern"]:
+      piece = piece.replace(step["pattern"]["String"], step["content"])
+    elif kind == "Metaspace":
+      piece = piece.replace(step["replacement"], " ")
+    elif kind == "ByteFallback" and (byte := _BYTE.fullmatch(piece)):
+      return bytes.fromhex(byte[1])
+  return piece.encode()

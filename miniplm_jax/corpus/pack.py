@@ -19,7 +19,7 @@ class Row:
   Attributes:
     ids: int32 [2 … max_length + 1].
     documents: ordinals, in the part, of the documents it has tokens of.
-    offset: tokens of `documents[0]` that stand before this row.
+    offset: tokens of `documents[0]` that stand before this row, without BOS.
   """
 
   ids: np.ndarray
@@ -90,11 +90,23 @@ def _ends_sentence(text: str) -> bool:
 
 
 class Packer:
-  """The packing buffer of one domain."""
+  """The packing buffer of one domain.
 
-  def __init__(self, ends: SentenceEnds, eos_id: int, max_length: int):
+  A row begins with BOS, if there is one, and each further document in it does
+  too: no text is without it, also where a row begins inside a document.
+  """
+
+  def __init__(
+    self,
+    ends: SentenceEnds,
+    eos_id: int,
+    max_length: int,
+    bos_id: int | None = None,
+  ):
     """Rows will hold up to `max_length` + 1 ids: inputs and targets."""
     self._ends, self._eos_id, self._size = ends, eos_id, max_length + 1
+    self._bos_id = bos_id
+    # The text and eos; BOS is put into rows.
     self._ids, self._eos = np.zeros(0, np.int32), np.array([eos_id], np.int32)
     # [ordinal, tokens in the buffer, tokens before them] of each document.
     self._documents: collections.deque[list[int]] = collections.deque()
@@ -103,15 +115,26 @@ class Packer:
     """Adds a document without its eos; yields the rows that are full."""
     self._documents.append([document, len(ids) + 1, 0])
     self._ids = np.concatenate([self._ids, ids, self._eos])
-    if len(self._ids) < self._size:
+    if not self._fits(self._ids[: self._size]):
       return
     flags, start = self._ends.flags(self._ids), 0
-    while len(self._ids) - start >= self._size:
-      window = slice(start, start + self._size)
+    while fits := self._fits(self._ids[start : start + self._size]):
+      window = slice(start, start + fits)
       length = self._ends.cut(self._ids[window], flags[window])
       yield self._row(start, length)
       start += length
     self._ids = self._ids[start:]
+
+  def _fits(self, ids: np.ndarray) -> int:
+    """How many of the next ids make a full row; 0 if it would not be full."""
+    if self._bos_id is None:
+      return len(ids) if len(ids) == self._size else 0
+    # A row of n ids has a BOS more, and one after each eos but a last one.
+    sizes = 1 + np.arange(1, len(ids) + 1)
+    sizes[1:] += np.cumsum(ids[:-1] == self._eos_id)
+    if not len(ids) or sizes[-1] < self._size:
+      return 0
+    return int(np.searchsorted(sizes, self._size, "right"))
 
   def flush(self) -> Iterator[Row]:
     """Yields what is left, if it has a position to score."""
@@ -133,4 +156,7 @@ class Packer:
       if not document[1]:
         self._documents.popleft()
     ids = self._ids[start : start + length].copy()
+    if self._bos_id is not None:
+      begins = [0, *np.flatnonzero(ids[:-1] == self._eos_id) + 1]
+      ids = np.insert(ids, begins, self._bos_id)
     return Row(ids, tuple(documents), offset)

@@ -30,6 +30,7 @@ class Recipe:
   Attributes:
     directory: of the corpus, which has the tokenizer.
     eos_token: the tokenizer's end of document.
+    bos_token: what texts follow in rows; "" is nothing.
     max_length: inputs of a row.
     seed: of the splits.
     shares: (split, share) of all but "train".
@@ -42,6 +43,7 @@ class Recipe:
   seed: int
   shares: tuple[tuple[str, float], ...]
   max_broken: int
+  bos_token: str = ""
 
 
 class Maker:
@@ -57,7 +59,7 @@ class Maker:
     self._recipe, self._on_text = recipe, on_text
     self._directory = epath.Path(recipe.directory)
     folder = self._directory / "tokenizer"
-    self._encoder = tokenizer.load(folder, recipe.eos_token)
+    self._encoder = tokenizer.load(folder, recipe.eos_token, recipe.bos_token)
     self._ends = SentenceEnds(self._encoder)
 
   def make(self, number: int, parts: int, part: Part):
@@ -117,6 +119,11 @@ class Maker:
       return Broken(f"ids {low} to {high} of {size}", where, todo)
     if row.is_row and np.all(row.ids[:-1] == self._encoder.eos_id):
       return Broken("a row with nothing to score", where, "leave it out")
+    bos_id = self._encoder.bos_id
+    if row.is_row and bos_id is not None and row.ids[0] != bos_id:
+      what = f"a row that does not begin with {self._encoder.bos_token}"
+      todo = "set --config.corpus.bos_token= if its rows have none"
+      return Broken(what, where, todo)
     return row
 
   def _instances(self, number: int, records, counts, details):
@@ -151,7 +158,10 @@ class Maker:
           continue
         if domain not in packers:
           packers[domain] = Packer(
-            self._ends, self._encoder.eos_id, self._recipe.max_length
+            self._ends,
+            self._encoder.eos_id,
+            self._recipe.max_length,
+            self._encoder.bos_id,
           )
         for row in packers[domain].add(ids, i):
           yield domain, row
@@ -170,8 +180,11 @@ class Maker:
     for i, packed in batch:
       if isinstance(packed, Packed):
         ids = packed.ids
-        if not packed.is_row and len(ids) and ids[-1] == self._encoder.eos_id:
-          ids = ids[:-1]  # the packer adds it
+        if not packed.is_row:  # the packer adds them
+          if ids[:1].tolist() == [self._encoder.bos_id]:
+            ids = ids[1:]
+          if ids[-1:].tolist() == [self._encoder.eos_id]:
+            ids = ids[:-1]
         if len(ids):
           done.append((i, packed, ids))
     self._on_text(sum(_size(d) for _, d, _ in done))

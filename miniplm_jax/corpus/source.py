@@ -45,12 +45,16 @@ class Source:
       c.source, fields, c.split, c.part_bytes, self.directory.parent
     )
 
+  def finished(self) -> manifest.Manifest | None:
+    """What the corpus's manifest says; None also if it cannot be read."""
+    try:
+      return manifest.read(self.directory / "manifest.json")
+    except UserError:
+      return None  # said where it is read
+
   def __call__(self) -> str:
     """The fingerprint; nothing is fetched for it."""
-    try:
-      old = manifest.read(self.directory / "manifest.json")
-    except UserError:
-      old = None  # said where it is read
+    old = self.finished()
     is_first = old is not None and old.schema_version == 1
     if datasets.is_named(self.c.source):
       if is_first and old.details["source"] == self.c.source:

@@ -12,9 +12,10 @@ STAGE = "tokenize"
 # Told apart by what they hold, in `inputs`: a folder may be moved.
 _BY_CONTENT = ("source", "tokenizer")
 _MANY_DOMAINS = 1000
+_UNNAMED = ("", "auto")  # a corpus.bos_token
 _CODE = ("corpus/shard.py", "corpus/readers.py")  # makes a shard
 # What later stages take from the config.
-_FACTS = ("eos_token", "max_length", "seed")
+_FACTS = ("eos_token", "bos_token", "max_length", "seed")
 _FACTS += ("reference_share", "heldout_share", "teacher_share")
 
 
@@ -36,7 +37,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       # Each shard says what it was made from. A tokenizer that is trained
       # here is made from all of them.
       rechecks=() if c.tokenizer == TRAIN else ("source",),
-      idle=_idle(c),
+      idle=_idle(c, source.finished()),
       explain=lambda old: source.changes(old.details.get("parts")),
       outputs=(directory,),
       summary=f"{c.source} → rows of up to {c.max_length + 1} tokens, "
@@ -63,15 +64,18 @@ def check(config, workdir: Workdir):
     )
 
 
-def _idle(c) -> tuple[str, ...]:
+def _idle(c, old) -> tuple[str, ...]:
   """Settings that decide nothing that the inputs do not say.
 
   Those of another kind of tokenizer than the one that is used; and the split of
-  files: which ones are of it is in the source's fingerprint.
+  files: which ones are of it is in the source's fingerprint. A corpus that was
+  finished without BOS, before there was one, stays so unless one is named.
   """
   from miniplm_jax.corpus import datasets
 
   found = () if datasets.is_named(c.source) else ("split",)
+  if old and "bos_token" not in old.settings and c.bos_token in _UNNAMED:
+    found = (*found, "bos_token")
   if c.tokenizer == TRAIN:
     return (*found, "tokenizer_revision")
   found = (*found, "vocab_size")
@@ -108,7 +112,7 @@ def _run(config, source: Source):
   parts, directory = source.parts(), source.directory
   try:
     encoder = _tokenizer(source, parts)
-    _fill(config, parts, source)
+    _fill(config, parts, source, encoder.bos_token)
     source.refuse_changes(parts)
     return _merge(config, parts, directory, encoder)
   except UserError:
@@ -122,7 +126,7 @@ def _run(config, source: Source):
     raise
 
 
-def _fill(config, parts, source):
+def _fill(config, parts, source, bos_token):
   """Makes all shards that are not there."""
   from miniplm_jax.corpus import shard, workers
 
@@ -138,6 +142,7 @@ def _fill(config, parts, source):
     seed=c.seed,
     shares=_shares(c),
     max_broken=run.max_broken,
+    bos_token=bos_token,
   )
   if run.beam and tasks:
     say(STAGE, f"{len(tasks)} shards with Beam, {run.beam}")
@@ -202,6 +207,8 @@ def _merge(config, parts, directory, encoder):
     "counts": counts,
     "details": {
       "eos_id": encoder.eos_id,
+      "bos_id": encoder.bos_id,
+      "bos_token": encoder.bos_token,
       "vocab_size": encoder.vocab_size,
       "highest_id": max(
         of_shard.get("highest_id", encoder.vocab_size - 1) for of_shard in made
@@ -248,13 +255,6 @@ def _tokenizer(source, parts):
       found = tokenizer.train(texts, c.vocab_size, c.eos_token)
     else:
       folder = hub.resolve(c.tokenizer, c.tokenizer_revision, weights=False)
-      found = tokenizer.load(folder, c.eos_token)
-    found.token_bytes()  # can be told
-    if found.adds:
-      say(
-        STAGE,
-        f"the tokenizer puts {' '.join(found.adds)} around a text: rows have "
-        "no BOS, so evaluation, generation and export have none either",
-      )
-    tokenizer.save(found, directory)
-  return tokenizer.load(directory, c.eos_token)
+      found = tokenizer.load(folder, c.eos_token, c.bos_token)
+    tokenizer.keep(found, directory, STAGE, "corpus")
+  return tokenizer.load(directory, c.eos_token, c.bos_token)

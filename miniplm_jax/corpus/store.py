@@ -261,7 +261,7 @@ class Corpus:
 
   @property
   def bos_id(self) -> int | None:
-    """The id that every row starts with, if there is one."""
+    """The id that texts follow in rows, and so every row's first, if any."""
     return self.manifest.details.get("bos_id")
 
   @property
@@ -317,34 +317,34 @@ class Corpus:
       )
 
   def tokenizer(self) -> Tokenizer:
-    """The corpus's own tokenizer, as it was given.
+    """The corpus's own tokenizer.
 
     Raises:
       UserError: it is not the one that the corpus was made with.
     """
-    eos_token = self.manifest.settings["eos_token"]
-    found = tokenizer.load(self.directory / "tokenizer", eos_token)
+    settings, folder = self.manifest.settings, self.directory / "tokenizer"
+    found = tokenizer.load(folder, settings["eos_token"])
     now, made = found.fingerprint, self.manifest.tokenizer
     if now != made:
       raise UserError(
         f"the tokenizer is {now[:12]}, the corpus was made with {made[:12]}",
-        str(self.directory / "tokenizer"),
+        str(folder),
         "restore the folder, or make the corpus again with "
         f"--stages={self.manifest.stage} --force",
       )
-    return found
+    # Of converted corpora earlier versions noted it in the settings alone.
+    bos_token = (settings | self.manifest.details).get("bos_token")
+    if not bos_token:
+      return found
+    return tokenizer.load(folder, settings["eos_token"], bos_token)
 
   def tokenizer_files(self) -> dict[str, bytes]:
     """What a Hugging Face directory needs of it, by name, checked."""
-    return self.tokenizer().to_files(self._bos_token)
+    return self.tokenizer().to_files()
 
   def text_engine(self):
     """A `tokenizers.Tokenizer` for whole texts, which begin as rows do."""
-    return self.tokenizer().starting_with(self._bos_token)
-
-  @property
-  def _bos_token(self) -> str:
-    return self.manifest.settings.get("bos_token") or ""
+    return self.tokenizer().text_engine()
 
   def check_tokenizer(self):
     """Raises UserError unless its tokenizer is the one it was made with."""

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,19 +11,12 @@ from etils import epath
 
 from miniplm_jax.core import files, hosts
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.progress import say
 from miniplm_jax.corpus import fast_bpe, losses
 
+AUTO = "auto"  # the BOS that a tokenizer's own file puts before a text
 # Spaces, a line, and characters of one to four bytes.
 PROBE = " A b.\n  c é 你 🙂"
-# Settings of a BPE that Qwen's has not.
-_NOT_QWENS = (
-  "dropout",
-  "byte_fallback",
-  "ignore_merges",
-  "continuing_subword_prefix",
-  "end_of_word_suffix",
-)
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a piece that is one byte
 
 
 def _pair(merge: str | list[str]) -> tuple[str, ...]:
@@ -33,35 +25,48 @@ def _pair(merge: str | list[str]) -> tuple[str, ...]:
 
 
 class Tokenizer:
-  """A `tokenizers.Tokenizer` and the id that ends a document.
+  """A `tokenizers.Tokenizer` and the ids that begin and end a document.
 
   Attributes:
     eos_id: end of document; also padding, as in Qwen.
+    bos_token: what every text of a row follows; "" is nothing.
+    bos_id: its id, or None.
     vocab_size: the highest id and one more, added tokens included.
     fingerprint: sha256 of tokenizer.json.
   """
 
-  def __init__(self, engine: tokenizers.Tokenizer, eos_token: str, where: str):
-    eos_id = engine.token_to_id(eos_token)
-    if eos_id is None:
-      raise UserError(
-        f"the tokenizer has no token {eos_token!r}",
-        where,
-        "set --config.corpus.eos_token to its end-of-document token",
-      )
-    # A document may contain the text "<|endoftext|>": it stays text and does
-    # not end the document, also if the file does not call that token special.
-    engine.add_special_tokens([eos_token])
-    engine.encode_special_tokens = True
-    quoted = engine.encode(eos_token, add_special_tokens=False).ids
-    if eos_id in quoted:
-      raise UserError(
-        f"the text {eos_token!r} in a document would end it",
-        where,
-        "set --config.corpus.eos_token to a token that no text has",
-      )
+  def __init__(
+    self,
+    engine: tokenizers.Tokenizer,
+    eos_token: str,
+    where: str,
+    bos_token: str = "",
+    section: str = "corpus",
+  ):
     self._engine, self._where = engine, where
-    self.eos_token, self.eos_id = eos_token, eos_id
+    if bos_token == AUTO:
+      before, _ = self.adds
+      bos_token = "" if before == eos_token else before
+    named = {"eos_token": eos_token} | (
+      {"bos_token": bos_token} if bos_token else {}
+    )
+    for field, token in named.items():
+      todo = f"set --config.{section}.{field} to "
+      token_id = engine.token_to_id(token)
+      if token_id is None:
+        what = f"the tokenizer has no token {token!r}"
+        raise UserError(what, where, f"{todo}one that it has")
+      # A document may contain the text "<|endoftext|>": it stays text and does
+      # not end the document, also if the file does not call that token special.
+      engine.add_special_tokens([token])
+      engine.encode_special_tokens = True
+      if token_id in engine.encode(token, add_special_tokens=False).ids:
+        does = "end" if field == "eos_token" else "begin"
+        what = f"the text {token!r} in a document would {does} it"
+        raise UserError(what, where, f"{todo}a token that no text has")
+    self.eos_token, self.eos_id = eos_token, engine.token_to_id(eos_token)
+    self.bos_token = bos_token
+    self.bos_id = engine.token_to_id(bos_token) if bos_token else None
     self.vocab_size = vocab_size(engine)
 
   @functools.cached_property
@@ -119,9 +124,9 @@ class Tokenizer:
     """The bytes of every id. Those of a text join to it.
 
     They are those of the pieces: a single id that is decoded would lose the
-    space that it begins with, if texts are decoded so (SentencePiece). Eos has
-    none, nor has the unknown token: bits per byte are then of text that the ids
-    have, and a tokenizer does not look better for what it loses.
+    space that it begins with, if texts are decoded so (SentencePiece). Eos and
+    BOS have none, nor has the unknown token: bits per byte are then of text
+    that the ids have, and a tokenizer does not look better for what it loses.
 
     Raises:
       UserError: those of a probe do not join to what its ids decode to, or
@@ -143,13 +148,14 @@ class Tokenizer:
     else:
 
       def content(i: int, piece: str) -> bytes:
-        return _content(piece, steps)
+        return losses.content(piece, steps)
 
     found = [
       content(i, self._engine.id_to_token(i) or "")
       for i in range(self.vocab_size)
     ]
-    found[self.eos_id] = b""
+    for i in {self.eos_id, self.bos_id} - {None}:
+      found[i] = b""
     (ids,) = self.encode([PROBE])
     joined = b"".join(found[i] for i in ids).decode(errors="replace")
     text = self.decode(ids)
@@ -217,7 +223,7 @@ class Tokenizer:
       text = self._engine.normalizer.normalize_str(text)
     if any(step.get("type") == "ByteLevel" for step in self._normalizers):
       return len(text)  # a character is a byte
-    content = _content(text, losses.steps(self._body["decoder"]))
+    content = losses.content(text, losses.steps(self._body["decoder"]))
     return len(content) + (self._puts_space and content[:1] not in (b"", b" "))
 
   @functools.cached_property
@@ -231,80 +237,59 @@ class Tokenizer:
     )
 
   @property
-  def adds(self) -> list[str]:
-    """What it puts around a text by its own file, and rows do not have."""
-    return self._engine.encode("").tokens
+  def adds(self) -> tuple[str, str]:
+    """The tokens that its own file puts before a text, and those after it."""
+    made = self._engine.encode(PROBE)
+    own = [i for i, text in enumerate(made.sequence_ids) if text is not None]
+    first, last = own[0] if own else 0, own[-1] if own else -1
+    return "".join(made.tokens[:first]), "".join(made.tokens[last + 1 :])
 
-  def starting_with(self, bos_token: str = "") -> tokenizers.Tokenizer:
-    """One that puts this token, or nothing, before a text and nothing after.
+  def warn_of_bos(self, stage: str, of_rows: str):
+    """Says so if a model's tokenizer puts another token before a text."""
+    before, where = self.adds[0], self._where
+    if before != of_rows:
+      say(
+        stage,
+        f"warning: {where} puts {before or 'nothing'} before a text, in rows "
+        f"it follows {of_rows or 'nothing'}: log-probs are off if the model "
+        "was trained so; --config.corpus.bos_token= says what rows have",
+      )
 
-    Whatever the file said: texts begin as the rows do that a model is trained
-    on.
+  def text_engine(self) -> tokenizers.Tokenizer:
+    """One that puts BOS, if there is one, before a text and nothing after.
+
+    Whatever the file said: texts begin as those of the rows do that a model is
+    trained on.
     """
     engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
-    first = f"{bos_token}:0 " if bos_token else ""
+    first = f"{self.bos_token}:0 " if self.bos_token else ""
     engine.post_processor = tokenizers.processors.TemplateProcessing(
       single=f"{first}$A:0",
       pair=f"{first}$A:0 $B:1",
-      special_tokens=[(t, engine.token_to_id(t)) for t in [bos_token] if t],
+      special_tokens=[(self.bos_token, self.bos_id)] if first else [],
     )
     return engine
 
   @property
   def is_qwens(self) -> bool:
-    """Whether it gives the same ids if it is read as Qwen's.
+    """Whether it gives the same ids if it is read as Qwen's."""
+    return fast_bpe.is_qwens(self._body)
 
-    transformers does so beside a Qwen2 model: it keeps the vocabulary, the
-    merges and the added tokens, and takes its own for the rest.
-    """
-    body, model = self._body, self._body["model"]
-    added = {t["content"]: t for t in body["added_tokens"]}
-    vocab = model.get("vocab", {})
-    beyond = [t["id"] for t in added.values() if t["content"] not in vocab]
-    return (
-      model["type"] == "BPE"
-      and not any(model[key] for key in _NOT_QWENS)
-      and body["normalizer"] == {"type": "NFC"}
-      and (body["decoder"] or {}).get("type") == "ByteLevel"
-      and fast_bpe.pattern(body["pre_tokenizer"] or {}) == fast_bpe.QWEN
-      # It adds this one where it is missing, and numbers what it adds.
-      and "<|endoftext|>" in added
-      and beyond == list(range(len(vocab), len(vocab) + len(beyond)))
-    )
-
-  def to_files(self, bos_token: str | None = None) -> dict[str, bytes]:
-    """The files of a Hugging Face directory that hold it.
-
-    Args:
-      bos_token: what is put before a text, "" is nothing; None is what the
-        tokenizer was given with.
-    """
-    as_given = bos_token is None
-    engine = self._engine if as_given else self.starting_with(bos_token)
+  def to_files(self) -> dict[str, bytes]:
+    """The files of a Hugging Face directory that hold it, see `text_engine`."""
+    as_given = self.adds == (self.bos_token, "")
+    engine = self._engine if as_given else self.text_engine()
     config = {
       "tokenizer_class": "PreTrainedTokenizerFast",
       "eos_token": self.eos_token,
       "pad_token": self.eos_token,
       "clean_up_tokenization_spaces": False,
     }
-    config |= {"bos_token": bos_token} if bos_token else {}
+    config |= {"bos_token": self.bos_token} if self.bos_token else {}
     return {
       "tokenizer.json": engine.to_str().encode(),
       "tokenizer_config.json": json.dumps(config, indent=1).encode(),
     }
-
-
-def _content(piece: str, steps: Sequence[Mapping[str, Any]]) -> bytes:
-  """The bytes of a piece within a text, by the steps of its decoder."""
-  for step in steps:
-    kind = step.get("type")
-    if kind == "Replace" and "String" in step["pattern"]:
-      piece = piece.replace(step["pattern"]["String"], step["content"])
-    elif kind == "Metaspace":
-      piece = piece.replace(step["replacement"], " ")
-    elif kind == "ByteFallback" and (byte := _BYTE.fullmatch(piece)):
-      return bytes.fromhex(byte[1])
-  return piece.encode()
 
 
 def save(found: Tokenizer, directory: epath.Path):
@@ -313,19 +298,41 @@ def save(found: Tokenizer, directory: epath.Path):
     files.write_bytes(directory / name, content)
 
 
+def keep(given: Tokenizer, directory: epath.Path, stage: str, section: str):
+  """Saves the one that a corpus is made with, and says what BOS is."""
+  given.token_bytes()  # can be told
+  if given.adds != (given.bos_token, ""):
+    around = " and ".join(filter(None, given.adds)) or "nothing"
+    say(
+      stage,
+      f"the tokenizer puts {around} around a text: in rows it follows "
+      f"{given.bos_token or 'no BOS'}, and so it does in evaluation, "
+      f"generation and export; --config.{section}.bos_token= says it",
+    )
+  save(given, directory)
+
+
 def vocab_size(engine: tokenizers.Tokenizer) -> int:
   """The highest id and one more: ids may have gaps."""
   return max(engine.get_vocab().values()) + 1
 
 
-def load(directory: epath.Path, eos_token: str) -> Tokenizer:
+def load(
+  directory: epath.Path, eos_token: str, bos_token: str = "", section="corpus"
+) -> Tokenizer:
   """The tokenizer of a directory, for documents.
 
+  Args:
+    directory: that has its tokenizer.json.
+    eos_token: what ends a document.
+    bos_token: what a text follows in rows; `AUTO` is what the file says.
+    section: of the config, that names the tokens.
+
   Raises:
-    UserError: it is missing or damaged, or has no `eos_token`.
+    UserError: it is missing or damaged, or has no such token, or texts have it.
   """
-  where = str(directory / "tokenizer.json")
-  return Tokenizer(load_engine(directory), eos_token, where)
+  where, engine = str(directory / "tokenizer.json"), load_engine(directory)
+  return Tokenizer(engine, eos_token, where, bos_token, section)
 
 
 def load_engine(directory: epath.Path) -> tokenizers.Tokenizer:

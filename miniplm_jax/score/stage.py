@@ -223,6 +223,7 @@ def _check_tokenizer(directory, corpus):
     return
   ours = corpus.tokenizer()
   theirs = tokenizer.load(directory, ours.eos_token)
+  theirs.warn_of_bos(STAGE, ours.bos_token)
   # They may differ in tokens that no row has.
   if ours.model(corpus.ids) != theirs.model(corpus.ids):
     raise UserError(

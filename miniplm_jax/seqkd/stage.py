@@ -10,7 +10,7 @@ held-out rows, as they are, so a student is never measured on generated text.
 import collections
 import functools
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import files, hosts
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
@@ -121,7 +121,7 @@ def _chosen(settings, kept):
 
 
 def _run(config, source, directory, inputs):
-  from miniplm_jax.corpus import store, tokenizer
+  from miniplm_jax.corpus import store
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.seqkd.continuation import Continuation
   from miniplm_jax.trainer import flops
@@ -155,20 +155,22 @@ def _run(config, source, directory, inputs):
       hosts.agree(functools.partial(*write))
 
   def merged():
-    tokenizer.save(corpus.tokenizer(), directory / "tokenizer")
+    corpus.check_tokenizer()
+    for path in (corpus.directory / "tokenizer").iterdir():
+      files.write_bytes(directory / "tokenizer" / path.name, path.read_bytes())
     return store.merge(directory, parts)
 
   counts, described = hosts.agree(merged)
   cost = counts.pop("flops", 0)
   _say(counts, cost)
-  same = ("eos_id", "vocab_size")
+  same = ("eos_id", "vocab_size", "bos_id", "bos_token")
   return {
     "tokenizer": corpus.manifest.tokenizer,
     "weights": huggingface.weights_fingerprint(model),
     "files": described,
     "counts": counts,
     "details": {
-      **{name: corpus.manifest.details[name] for name in same},
+      **{name: corpus.manifest.details.get(name) for name in same},
       flops.OFFLINE: {"generation by the teacher": float(cost)},
     },
   }

@@ -1,0 +1,242 @@
+"""BOS: the same in rows, evaluation, generation and export."""
+
+import collections
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+from etils import epath
+from tiny_config import get_config
+
+from miniplm_jax import pipeline
+from miniplm_jax.convert import pieces
+from miniplm_jax.core import job as job_lib
+from miniplm_jax.core import manifest
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.corpus import shard, stage, store, tokenizer
+from miniplm_jax.corpus.pack import Packer, SentenceEnds
+from miniplm_jax.corpus.records import Packed
+from miniplm_jax.score import stage as score_stage
+
+EOS, BOS = "</s>", "<s>"
+TEXTS = [
+  "The first sentence. The second one! And (a bracket. inside) it; done\n",
+  f"No end here, but {BOS} and {EOS} as text",
+  "A question? Yes, 你 🙂. " * 30,
+  "x",
+]
+
+
+def write_tokenizer(folder, before=BOS, eos=EOS):
+  """A byte-level BPE that puts a token, or nothing, before a text."""
+  engine = tokenizers.Tokenizer.from_str(
+    tokenizer.train(TEXTS, 400, eos).to_files()["tokenizer.json"].decode()
+  )
+  engine.add_special_tokens([BOS])
+  if before:
+    engine.post_processor = tokenizers.processors.TemplateProcessing(
+      single=f"{before} $A", special_tokens=[(before, engine.token_to_id(BOS))]
+    )
+  folder.mkdir(exist_ok=True)
+  engine.save(str(folder / "tokenizer.json"))
+  return folder
+
+
+def configured(folder, bos_token="auto", before=BOS, eos=EOS):
+  config = get_config()
+  config.workdir, c = str(folder / "run"), config.corpus
+  c.source, c.domain_field = str(folder / "text.jsonl"), "domain"
+  c.tokenizer = str(write_tokenizer(folder / "tokenizer", before, eos))
+  c.eos_token, c.bos_token, c.max_length = eos, bos_token, 32
+  lines = (json.dumps({"text": t, "domain": "d"}) + "\n" for t in TEXTS * 9)
+  (folder / "text.jsonl").write_text("".join(lines))
+  return config
+
+
+def tokenize(config):
+  workdir = Workdir(epath.Path(config.workdir))
+  job_lib.execute(stage.jobs(config, workdir))
+  return store.Corpus(manifest.require(workdir.corpus / "manifest.json"))
+
+
+def ids_of(corpus):
+  return [row.ids for row in corpus.read(range(len(corpus)))]
+
+
+@pytest.mark.parametrize("size", [2, 7, 16, 64])
+def test_every_text_of_a_row_follows_bos(tmp_path, size):
+  encoder = tokenizer.load(
+    epath.Path(write_tokenizer(tmp_path)), EOS, tokenizer.AUTO
+  )
+  eos_id, bos_id = encoder.eos_id, encoder.bos_id
+  packer = Packer(SentenceEnds(encoder), eos_id, size, bos_id)
+  encoded = encoder.encode(TEXTS * 9)
+  rows = [row for i, ids in enumerate(encoded) for row in packer.add(ids, i)]
+  rows += packer.flush()
+  whole = [np.append(ids, eos_id) for ids in encoded]
+  kept = [row.ids[row.ids != bos_id] for row in rows]
+  np.testing.assert_array_equal(np.concatenate(kept), np.concatenate(whole))
+  for row, ids in zip(rows, kept):
+    assert 2 <= len(row.ids) <= size + 1
+    after = np.append(True, row.ids[:-1] == eos_id)
+    np.testing.assert_array_equal(row.ids == bos_id, after)
+    source = np.concatenate([whole[d] for d in row.documents])
+    np.testing.assert_array_equal(source[row.offset :][: len(ids)], ids)
+  # Where there is no place to cut they are full.
+  assert size > 16 or max(len(row.ids) for row in rows) == size + 1
+
+
+@pytest.mark.parametrize(
+  ("bos_token", "before", "is_there"),
+  [
+    ("auto", BOS, True),
+    ("auto", "", False),
+    (BOS, "", True),
+    ("", BOS, False),
+  ],
+)
+def test_what_rows_begin_with_is_put_before_texts(
+  tmp_path, bos_token, before, is_there
+):
+  corpus = tokenize(configured(tmp_path, bos_token, before))
+  bos_id = tokenizer.load_engine(corpus.directory / "tokenizer").token_to_id(
+    BOS
+  )
+  assert {ids[0] == bos_id for ids in ids_of(corpus)} == {is_there}
+  assert corpus.bos_id == (bos_id if is_there else None)
+  exported = corpus.tokenizer_files()
+  found = json.loads(exported["tokenizer_config.json"]).get("bos_token")
+  assert found == (BOS if is_there else None)
+  saved = tokenizers.Tokenizer.from_str(exported["tokenizer.json"].decode())
+  for engine in (saved, corpus.text_engine()):
+    assert engine.encode("x").tokens == [BOS] * is_there + ["x"]
+  # Of a document that quotes them the tokens are text.
+  text = corpus.tokenizer().decode(np.concatenate(ids_of(corpus)))
+  assert "but <s> and </s> as" in text
+
+
+def test_a_corpus_of_an_earlier_version_stays_without(tmp_path):
+  config = configured(tmp_path, "")
+  made = tokenize(config).manifest
+  settings = {k: v for k, v in made.settings.items() if k != "bos_token"}
+  details = {k: v for k, v in made.details.items() if k[:3] != "bos"}
+  dataclasses.replace(made, settings=settings, details=details).write()
+  before = made.path.read_bytes()
+  for config.corpus.bos_token in ("auto", ""):
+    corpus = tokenize(config)
+    stage.check(config, Workdir(epath.Path(config.workdir)))
+    assert made.path.read_bytes() == before and corpus.bos_id is None
+    assert corpus.text_engine().encode("x").tokens == ["x"]
+  config.corpus.bos_token = BOS
+  with pytest.raises(UserError, match=r"bos_token is null there and .<s>."):
+    tokenize(config)
+
+
+def test_no_byte_is_lost_on_the_way_to_another_tokenizer(tmp_path):
+  config = configured(tmp_path)
+  c = config.corpus
+  c.max_length, c.teacher_share, c.reference_share, c.heldout_share = 5, 0, 0, 0
+  corpus = tokenize(config)
+  rows = np.arange(len(corpus))
+  reader = pieces.PieceReader(pieces.Source(corpus), range(len(corpus)), rows)
+  assert sorted({p.text for p in reader}) == sorted(TEXTS)
+
+
+def test_what_is_from_elsewhere_begins_with_it(tmp_path):
+  write_tokenizer(tmp_path / "tokenizer")
+  maker = shard.Maker(
+    shard.Recipe(str(tmp_path), EOS, 8, 0, (), 0, BOS), lambda unused: None
+  )
+  encoder = tokenizer.load(epath.Path(tmp_path / "tokenizer"), EOS, BOS)
+  bos_id, eos_id, (x,) = encoder.bos_id, encoder.eos_id, encoder.encode(["xx"])
+  for ids in ([bos_id, *x, eos_id], x):  # documents
+    record = Packed(np.array(ids, np.int32), "d", is_row=False)
+    ((_, row),) = maker._rows([(0, record)], collections.Counter())
+    assert row.ids.tolist() == [bos_id, *x, eos_id]
+  good = Packed(np.array([bos_id, *x], np.int32), "d")
+  assert maker._checked(good, 0) is good
+  bad = maker._checked(Packed(np.array([*x, *x], np.int32), "d"), 0)
+  assert "does not begin with <s>" in bad.what and "bos_token= " in bad.todo
+
+
+def test_a_teacher_that_expects_another_beginning_is_warned_of(
+  tmp_path, capsys
+):
+  corpus = tokenize(configured(tmp_path, ""))
+  folder = epath.Path(tmp_path / "tokenizer")
+  score_stage._check_tokenizer(folder, corpus)
+  said = capsys.readouterr().out
+  assert "puts <s> before a text, in rows it follows nothing" in said
+  score_stage._check_tokenizer(corpus.directory / "tokenizer", corpus)
+  assert "warning" not in capsys.readouterr().out
+
+
+def test_two_tokens_before_a_text_and_eos_are_no_bos(tmp_path):
+  folder = epath.Path(write_tokenizer(tmp_path))
+  engine = tokenizer.load_engine(folder)
+  both = [(t, engine.token_to_id(t)) for t in (EOS, BOS)]
+  for single, words in (
+    (f"{EOS} {BOS} $A", "no token '</s><s>'.*corpus.bos_token"),
+    (f"{EOS} $A {BOS}", ""),
+  ):
+    engine.post_processor = tokenizers.processors.TemplateProcessing(
+      single=single, special_tokens=both
+    )
+    engine.save(str(folder / "tokenizer.json"))
+    if words:
+      with pytest.raises(UserError, match=words):
+        tokenizer.load(folder, EOS, tokenizer.AUTO)
+    else:
+      assert tokenizer.load(folder, EOS, tokenizer.AUTO).bos_id is None
+
+
+@pytest.mark.parity
+def test_a_student_reads_everywhere_what_it_was_trained_on(tmp_path):
+  """Also beside a Qwen2, whose tokenizer transformers takes for its own."""
+  transformers = pytest.importorskip("transformers")
+  pytest.importorskip("torch", reason="needs the parity extra")
+  hf = pytest.importorskip("lm_eval.models.huggingface")
+  lm = pytest.importorskip("miniplm_jax.evaluate.lm")
+  from lm_eval.api.instance import Instance
+
+  config = configured(tmp_path, eos="<|endoftext|>")
+  config.method, config.select.ratio = "pretrain", 1.0
+  config.train.steps, config.train.batch_size = 4, 2
+  stages = ("tokenize", "select", "train", "export")
+  pipeline.run(config, "test", stages, force=False, dry_run=False)
+  workdir = Workdir(epath.Path(config.workdir))
+  corpus = store.Corpus(manifest.require(workdir.corpus / "manifest.json"))
+  folder = workdir.student("pretrain") / "hf"
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  ours = lm.DirectoryLM(str(folder), batch_tokens=256, max_length=32)
+  (ids,) = corpus.tokenizer().encode(["A question? Yes"])
+  wanted = [corpus.bos_id, *ids.tolist()]
+  assert theirs("A question? Yes")["input_ids"] == wanted
+  assert ours.tok_encode("A question? Yes") == wanted
+  assert corpus.text_engine().encode("A question? Yes").ids == wanted
+  assert (theirs.bos_token_id, ours.prefix_token_id) == (corpus.bos_id,) * 2
+  assert {row.ids[0] for row in corpus.read([0, 1, 2])} == {corpus.bos_id}
+  hf = hf.HFLM(
+    str(folder),
+    dtype="float32",
+    device="cpu",
+    max_length=32,
+    softmax_dtype="float64",
+  )
+
+  def asked(kind, *arguments):
+    return [Instance(kind, {}, a, 0, ("", 0, 1)) for a in arguments]
+
+  texts = ("A question?", " Yes"), ("", "The first"), (f"{BOS}x", " done")
+  found = asked("loglikelihood", *texts)
+  np.testing.assert_allclose(
+    [f for f, _ in ours.loglikelihood(found)],
+    [f for f, _ in hf.loglikelihood(found)],
+    atol=1e-4,
+  )
+  until = {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}
+  found = asked("generate_until", ("A question?", until))
+  assert ours.generate_until(found) == hf.generate_until(found)
