@@ -23,6 +23,7 @@ from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.evaluate import stage as evaluate
 from miniplm_jax.evaluate import tasks_stage
+from miniplm_jax.export import model_card
 from miniplm_jax.report import stage as report
 from miniplm_jax.select import (
   agreement,
@@ -363,7 +364,8 @@ def test_a_table_of_tasks_is_of_the_models_as_they_are(tmp_path):
   model = manifest.Manifest(path, "train", {}, {}, weights="w")
   (tmp_path / "tasks").mkdir()
   prints = {"model": model.fingerprint}
-  task = manifest.Manifest(tmp_path / "tasks/piqa.json", "", {}, prints)
+  path = tmp_path / "tasks/piqa.json"
+  task = manifest.Manifest(path, "", {"documents": 0}, prints)
   task.write()
   table = manifest.Manifest(
     epath.Path("tasks.json"),
@@ -380,6 +382,59 @@ def test_a_table_of_tasks_is_of_the_models_as_they_are(tmp_path):
   dataclasses.replace(task, weights="anew").write()
   with pytest.raises(UserError, match=r"inputs\.miniplm piqa"):
     tasks_stage.check(table, {"miniplm": model})
+  # An earlier version's table of a part of the documents does not say so.
+  few = dataclasses.replace(task, settings={"documents": 2})
+  few.write()
+  inputs = {"miniplm piqa": few.fingerprint}
+  table = dataclasses.replace(table, inputs=inputs)
+  with pytest.raises(UserError, match="first 2 documents, which"):
+    tasks_stage.check(table, {"miniplm": model})
+  said = dataclasses.replace(table, settings=table.settings | {"documents": 2})
+  tasks_stage.check(said, {"miniplm": model})
+
+
+@pytest.mark.parametrize(
+  ("settings", "wanted"),
+  [
+    ({}, "`next_token`, the next-token loss;"),
+    (
+      {"kd": {"weight": 0.25, "dtype": "float32"}},
+      r"soft labels \(weight 0.25",
+    ),
+    ({"minillm": {"lm_weight": 1.0}}, r"reverse KL .* \(lm_weight 1.0\)"),
+    ({"sparse_kd": {"ids": 8}}, r"`sparse_kd`, .* \(ids 8\)"),
+    ({"token_selection": {"model": "teacher"}}, r"\(model teacher\)"),
+  ],
+)
+def test_a_student_s_card_says_how_and_from_what_it_was_made(settings, wanted):
+  """By its objective, all inputs, and what its losses are of."""
+  path = epath.Path("manifest.json")
+  train = {"batch_size": 8, "learning_rate": 0.1, "dtype": "float32"}
+  inputs = {name: name[::-1] for name in ("teacher_weights", "logits", "more")}
+  trained = manifest.Manifest(
+    path,
+    "train",
+    {"model": {"hidden_size": 16}, "train": train, **settings},
+    inputs,
+    counts={"parameters": 9, "steps": 8, "tokens": 64},
+    details={"train_flops": 1.0},
+  )
+  selection = manifest.Manifest(
+    path,
+    "select",
+    {"definition": "random", "scores": {}},
+    {},
+    counts={"kept": 1, "rows": 2},
+  )
+  loss = {"rows": 3, "instance_mean": 1.0, "token_mean": 2.0}
+  measured = evaluated({"all": loss, "b": loss, "c": loss}, "c")
+  text = model_card.write("mine", trained, selection, measured)
+  assert re.search(wanted, text)
+  for name, value in inputs.items():
+    assert f"`{value}`" in text, name
+  assert "teacher that took part in each step" in text and "| more |" in text
+  assert "Not counted in “all”: c." in text and "| all | 3 |" in text
+  assert "Evaluation" not in model_card.write("a", trained, selection, None)
 
 
 @pytest.mark.parametrize("most", [5_000_000, 500])

@@ -233,7 +233,7 @@ def test_every_field_is_live(tmp_path):
   them as that section's.
   """
   write_corpus(tmp_path / "text.jsonl", 2)
-  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "arc_easy").mkdir(parents=True)
   before = plan(load(), tmp_path)
   assert isinstance(before, list)
   sections_of = attributes_read()

@@ -26,6 +26,7 @@ from miniplm_jax.score.stage import ROLES, Source
 from miniplm_jax.select.stage import kept_rows
 
 STAGE = "logits"
+ASKED = "logits_of"  # a student's input beside it
 _CODE = (  # makes a part
   "distill/logits.py",
   "distill/logits_table.py",
@@ -75,7 +76,7 @@ def inputs(config, workdir: Workdir, names) -> dict[str, Input]:
   path = table.directory / MANIFEST
   how = table.source, dict(table.settings), path, STAGE
   idle = logits_table.idle(table.settings)
-  return {STAGE: path, "logits_of": lambda: uses.as_configured(*how, idle)}
+  return {STAGE: path, ASKED: lambda: uses.as_configured(*how, idle)}
 
 
 def _table(config, workdir: Workdir, names) -> _Table | None:

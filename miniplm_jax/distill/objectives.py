@@ -13,7 +13,7 @@ from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.trainer import flops
 
 # The input that a teacher is; a selection has the scores of one as "teacher".
-_WEIGHTS = "teacher_weights"
+WEIGHTS = "teacher_weights"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +133,31 @@ def _teacher(config, workdir, dtype: str):
   def read(corpus, mesh):
     return score_stage.load_checked(source, corpus, mesh, dtype)
 
-  return read, {_WEIGHTS: score_stage.weights_input(source)}
+  return read, {WEIGHTS: score_stage.weights_input(source)}
 
 
 def trained_by(settings: Mapping[str, Any]) -> str:
   """The objective whose settings a student's manifest has."""
   named = {"kd": "soft_labels"} | {name: name for name in OBJECTIVES}
   return next((named[s] for s in settings if s in named), "next_token")
+
+
+_IN_WORDS = {
+  "next_token": "the next-token loss",
+  "soft_labels": "the next-token loss and a teacher's soft labels",
+  "minillm": "reverse KL to a teacher, on samples, and the next-token loss",
+  "sparse_kd": "what a teacher has said of few ids at each token",
+  "token_selection": "the next-token loss of the tokens that gain most by a "
+  "frozen model",
+}
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+  """What a student minimised, with its options, by its manifest's settings."""
+  name = trained_by(settings)
+  own = settings.get("kd" if name == "soft_labels" else name, {})
+  options = ", ".join(f"{key} {value}" for key, value in own.items())
+  return f"`{name}`, {_IN_WORDS[name]}" + f" ({options})" * bool(options)
 
 
 # (config, workdir, names of `config.for_method`) → Plan.

@@ -75,29 +75,48 @@ def scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
   return {name: value[1] for name, value in found.items() if value}
 
 
-def table(by_model: Mapping[str, Mapping[str, Mapping[str, Any]]], whole: bool):
+def _is_cut(n: Mapping[str, int]) -> bool:
+  return n["effective"] < n["original"]
+
+
+def table(
+  by_model: Mapping[str, Mapping[str, Mapping[str, Any]]],
+  samples: Mapping[str, Mapping[str, int]],
+):
   """Header and rows: one row a model, in per cent; the paper's beside it.
 
   Args:
     by_model: lm_eval's "results" of each, by method or role.
-    whole: whether all documents were read: else nothing is put beside it.
+    samples: lm_eval's "n-samples". A column of which not all documents were
+      read says so, and then no figure of the paper's stands beside it.
   """
+  whole = not any(map(_is_cut, samples.values()))
+
+  def read(name: str) -> str:
+    if whole or (name in samples and not _is_cut(samples[name])):
+      return ""
+    if n := samples.get(name):
+      return f" ({n['effective']:,} of {n['original']:,})"
+    return " (in part)"  # of a group, or of the average
+
   tasks = [t for t in next(iter(by_model.values())) if t != GROUP]
   columns = {}
   for task in tasks:
     metrics = [results[task] for results in by_model.values()]
     chosen = score(metrics[0])
     if chosen:
-      columns[f"{task} {chosen[0]}"] = [f"{score(m)[1]:.1%}" for m in metrics]
+      columns[f"{task} {chosen[0]}{read(task)}"] = [
+        f"{score(m)[1]:.1%}" for m in metrics
+      ]
       continue
     for name, value in metrics[0].items():
       if isinstance(value, float) and "_stderr" not in name:
-        columns[f"{task} {name.partition(',')[0]}"] = [
+        columns[f"{task} {name.partition(',')[0]}{read(task)}"] = [
           f"{m[name]:.4g}" for m in metrics
         ]
   means = [average(scores(results)) for results in by_model.values()]
   if means[0] is not None:
-    columns["average"] = [f"{mean:.1%}" for mean in means]
+    columns[f"average{read(GROUP)}"] = [f"{mean:.1%}" for mean in means]
   if means[0] is not None and whole:
     for i, model in enumerate(PAPER_MODELS):
       columns[f"paper's {model}"] = [

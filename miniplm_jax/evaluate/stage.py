@@ -182,3 +182,9 @@ def losses(evaluation: Manifest) -> dict[str, dict[str, Any]]:
       f"evaluate again with --stages={STAGE} --force",
     )
   return found
+
+
+def ignored(evaluation: Manifest) -> str:
+  """Which domains do not count, in words."""
+  names = ", ".join(evaluation.settings.get("ignore_domains", ()))
+  return f"Not counted in “all”: {names}." if names else ""

@@ -84,9 +84,9 @@ def _loaded(name: str, data: str, offline: bool) -> dict[str, Any]:
       "config.evaluation.tasks",
       "see `lm_eval ls tasks`",
     )
-  folder = pathlib.Path(data) / name
+  folder = folder_of(data, name)
   spec: Any = name
-  if data and folder.is_dir():
+  if folder:
     # A task in a group may have settings of its own.
     override = {"task": name, **_local(folder, entry.cfg)}
     spec = {"group": "local", "task": [override]}
@@ -114,6 +114,12 @@ def _manager(everything: bool):
   root = pathlib.Path(tasks.__file__).parent
   folders = [root / folder for folder in _FOLDERS.split()]
   return tasks.TaskManager(include_defaults=False, include_path=folders)
+
+
+def folder_of(data: str, name: str) -> pathlib.Path | None:
+  """The folder of a task's documents; None where they come from the hub."""
+  folder = pathlib.Path(data) / name
+  return folder if data and folder.is_dir() else None
 
 
 def files_of(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -3,7 +3,6 @@
 A task is a job: what is done stays done, and further tasks are added.
 """
 
-import pathlib
 from collections.abc import Callable, Mapping
 
 from miniplm_jax.core import contents, files
@@ -56,6 +55,13 @@ def check(table: Manifest, models: Mapping[str, Manifest]):
       found = manifest_lib.require(path)
       table.check_inputs({f"{label} {name}": found})
       found.check_inputs({"model": models[label]})
+      if found.settings["documents"] != table.settings.get("documents", 0):
+        raise UserError(
+          f"{name} was measured on the first {found.settings['documents']} "
+          "documents, which an earlier version's table does not say",
+          str(table.path),
+          f"make the table again with --stages={STAGE}",
+        )
 
 
 def _subjects(config, workdir: Workdir) -> list[Subject]:
@@ -91,11 +97,22 @@ def _job(config, it: Subject, task: str) -> Job:
   )
 
 
+class _Hub:
+  """Documents of the hub, of which nothing is known before they are fetched."""
+
+  def __call__(self) -> str:
+    """The fingerprint."""
+    return files.digest("the hub")
+
+  def former(self) -> str:
+    """As earlier versions had it, of a task without a folder in task_data."""
+    return files.digest([])
+
+
 def _documents(data: str, task: str) -> Callable[[], str]:
   """What is known of a task's documents before they are read."""
-  if not data:
-    return lambda: files.digest("the hub")
-  return contents.Whole(lambda: tasks.files_of(pathlib.Path(data) / task))
+  folder = tasks.folder_of(data, task)
+  return contents.Whole(lambda: tasks.files_of(folder)) if folder else _Hub()
 
 
 def _run(config, it: Subject, task: str, inputs):
@@ -154,22 +171,27 @@ def _loaded(make, config, it: Subject, inputs: Mapping[str, Manifest]):
 
 
 def _table_job(config, workdir: Workdir, found, names) -> Job:
+  few = config.evaluation.documents
   return Job(
     stage=STAGE,
     manifest=manifest(workdir),
-    settings={"tasks": list(names), "models": [it.label for it in found]},
+    settings={
+      "tasks": list(names),
+      "models": [it.label for it in found],
+      **({"documents": few} if few else {}),
+    },
     inputs={
       f"{it.label} {name}": _file(it, name) for it in found for name in names
     },
     outputs=tuple(it.folder / "lm_eval.json" for it in found),
     summary=f"table of {len(found)} models and {len(names)} tasks",
-    run=lambda inputs: _tabulate(config, workdir, found, names, inputs),
+    run=lambda inputs: _tabulate(workdir, found, names, inputs),
     is_view=True,
     is_host_only=True,
   )
 
 
-def _tabulate(config, workdir: Workdir, found, names, inputs):
+def _tabulate(workdir: Workdir, found, names, inputs):
   from miniplm_jax.core import page
   from miniplm_jax.evaluate import results
 
@@ -181,6 +203,7 @@ def _tabulate(config, workdir: Workdir, found, names, inputs):
     files.write_json(path, body)
     written[str(path.relative_to(workdir.root))] = files.describe(path)
     by_model[it.label] = body["results"]
-  header, rows = results.table(by_model, not config.evaluation.documents)
+  # Of all models the same documents.
+  header, rows = results.table(by_model, body["n-samples"])
   print("\n" + page.markdown_table(header, rows) + "\n", flush=True)
   return {"files": written, "details": {"header": header, "rows": rows}}

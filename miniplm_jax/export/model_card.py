@@ -1,12 +1,12 @@
 """The README.md of an exported student: what it is and how it came to be."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.page import markdown_table
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
+from miniplm_jax.distill import logits_stage, objectives
+from miniplm_jax.evaluate import stage as evaluate_stage
 from miniplm_jax.select.definitions import DEFINITIONS
+from miniplm_jax.seqkd import stage as seqkd_stage
 from miniplm_jax.trainer import flops
 
 _USE = """\
@@ -19,12 +19,21 @@ ids = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))
 ```"""
 
+# The inputs of a training, in words; another stands by its name.
+_INPUTS = {
+  "selection": "selection manifest",
+  GENERATED: "rows that the teacher wrote in part",
+  seqkd_stage.STAGE: "that teacher, and how it wrote",
+  CONVERTED: "the selection in this tokenizer",
+  "init": "model that it began with",
+  objectives.WEIGHTS: "teacher that took part in each step",
+  logits_stage.STAGE: "what a frozen model has said of each token",
+  logits_stage.ASKED: "that model, and how it was asked",
+}
+
 
 def write(
-  name: str,
-  trained: Manifest,
-  selection: Manifest,
-  losses: Mapping[str, Mapping[str, Any]],
+  name: str, trained: Manifest, selection: Manifest, evaluation: Manifest | None
 ) -> str:
   """The card, in Markdown.
 
@@ -32,7 +41,7 @@ def write(
     name: the student's.
     trained: manifest of its training.
     selection: manifest of the rows that it was trained on.
-    losses: held-out loss by domain, empty if it was not evaluated.
+    evaluation: manifest of its held-out losses; None without one.
   """
   import huggingface_hub
 
@@ -49,13 +58,6 @@ def write(
   chosen = selection.settings
   definition = DEFINITIONS[chosen["definition"]]
   scorers = [f"{role} `{name}`" for role, name in chosen["scores"].items()]
-  made_from = {"corpus": "corpus", "selection": "selection manifest"}
-  if GENERATED in trained.inputs:
-    made_from[GENERATED] = "rows that the teacher wrote in part"
-  if CONVERTED in trained.inputs:
-    made_from[CONVERTED] = "the selection in this tokenizer"
-  if "init" in trained.inputs:
-    made_from["init"] = "model that it began with"
   sections = [
     f"---\n{data.to_yaml()}\n---\n# {name}",
     _USE,
@@ -72,7 +74,7 @@ def write(
     markdown_table(
       ["what", "sha256"],
       [
-        *([label, f"`{trained.inputs[n]}`"] for n, label in made_from.items()),
+        *([_INPUTS.get(k, k), f"`{v}`"] for k, v in trained.inputs.items()),
         ["tokenizer", f"`{trained.tokenizer}`"],
         ["trained weights", f"`{trained.weights}`"],
       ],
@@ -81,21 +83,26 @@ def write(
     f"{counts['steps']:,} steps of {train['batch_size']:,} rows, "
     f"{counts['tokens']:,} tokens with padding, "
     f"{trained.details['train_flops']:.3g} FLOPs, "
-    f"{flops.in_words(trained.details.get(flops.OFFLINE, {}))}; AdamW at "
-    f"learning rate "
+    f"{flops.in_words(trained.details.get(flops.OFFLINE, {}))}; objective "
+    f"{objectives.in_words(trained.settings)}; AdamW at learning rate "
     f"{train['learning_rate']:g}, {train['dtype']} over float32 weights, "
     f"miniplm_jax {trained.code_version}.",
   ]
-  if losses:
+  if evaluation:
     sections += [
       "## Evaluation",
       "Loss in nats on held-out rows; the mean of means is over rows of each "
-      "row's mean.",
+      f"row's mean. {evaluate_stage.ignored(evaluation)}".strip(),
       markdown_table(
-        ["held-out rows", "mean of means", "per token"],
+        ["held-out rows", "rows", "mean of means", "per token"],
         [
-          [domain, f"{loss['instance_mean']:.4f}", f"{loss['token_mean']:.4f}"]
-          for domain, loss in losses.items()
+          [
+            domain,
+            f"{loss['rows']:,}",
+            f"{loss['instance_mean']:.4f}",
+            f"{loss['token_mean']:.4f}",
+          ]
+          for domain, loss in evaluate_stage.losses(evaluation).items()
         ],
       ),
     ]

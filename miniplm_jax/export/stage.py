@@ -6,6 +6,7 @@ from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.job import Job
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate.stage import losses
 from miniplm_jax.methods import for_method, methods
@@ -30,7 +31,7 @@ def _job(config, workdir: Workdir, names) -> Job:
       **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,
       "model": directory / MANIFEST,
-      "evaluation": lambda: files.digest(_losses(directory)),
+      "evaluation": lambda: _losses_fingerprint(directory),
     },
     # Of the checkpoint, for others: made again when the student is evaluated.
     is_view=True,
@@ -52,7 +53,7 @@ def _run(config, names, directory, inputs):
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   model = training_job.restore(inputs["model"], mesh)
   card = model_card.write(
-    names.student, inputs["model"], inputs["selection"], _losses(directory)
+    names.student, inputs["model"], inputs["selection"], _evaluation(directory)
   )
   written = training_job.save(
     directory / "hf",
@@ -71,11 +72,16 @@ def _run(config, names, directory, inputs):
   }
 
 
-def _losses(directory):
-  """The student's held-out losses, if these weights were evaluated."""
+def _losses_fingerprint(directory) -> str:
+  evaluation = _evaluation(directory)
+  return files.digest(losses(evaluation) if evaluation else {})
+
+
+def _evaluation(directory) -> Manifest | None:
+  """Of the student's held-out losses, if these weights were evaluated."""
   trained = manifest_lib.read(directory / MANIFEST)
   evaluation = manifest_lib.read(directory / "evaluation.json")
   if not trained or not evaluation:
-    return {}
+    return None
   same = evaluation.inputs["model"] == trained.fingerprint
-  return losses(evaluation) if same else {}
+  return evaluation if same else None

@@ -55,7 +55,8 @@ def tasks_section(made: Manifest) -> page.Section:
     [
       "lm-evaluation-harness; acc_norm where a task has it, else acc, and the "
       "plain mean of the paper's nine. The paper's columns are the averages "
-      "that it reports for its models by the same method."
+      "that it reports for its models by the same method. In brackets: how "
+      "many of a task's documents were read, where it was not all."
     ],
     table=(made.details["header"], made.details["rows"]),
   )
@@ -110,12 +111,6 @@ def _at_equal(inputs: Inputs, best: str, second: str) -> str:
       return f"at {steps[0]:,} equal steps"
     return f"at equal FLOPs of training ({both})"
   return f"at {both}, {spent[0]:.3g} and {spent[1]:.3g} FLOPs of training"
-
-
-def ignored(evaluation: Manifest) -> str:
-  """Which domains do not count, in words."""
-  names = ", ".join(evaluation.settings.get("ignore_domains", ()))
-  return f"Not counted in “all”: {names}." if names else ""
 
 
 def unlike(config, inputs: Inputs) -> list[str]:

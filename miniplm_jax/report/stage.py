@@ -14,7 +14,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.distill import objectives
 from miniplm_jax.evaluate import tasks_stage
-from miniplm_jax.evaluate.stage import losses
+from miniplm_jax.evaluate.stage import ignored, losses
 from miniplm_jax.methods import for_method, methods, scorers, uses_proxy
 from miniplm_jax.plan import stage as plan_stage
 from miniplm_jax.score.stage import roles_with_model
@@ -164,7 +164,7 @@ def _run(config, workdir: Workdir, inputs):
       "Held-out loss",
       [
         "Nats; mean over rows of the mean per token (MiniPLM's), and per "
-        f"token. {findings.ignored(evaluation)}"
+        f"token; of {evaluation.counts['rows']:,} rows. {ignored(evaluation)}"
       ],
       table=table,
       pictures=findings.pictures(config, workdir, inputs),
