@@ -337,3 +337,28 @@ def test_a_corpus_says_what_its_tokenizer_lost(tmp_path, capsys, name):
   jobs = stage.jobs(config, workdir.Workdir(epath.Path(config.workdir)))
   with pytest.raises(UserError, match=r"80 of 6,08\d bytes; 1% is the most"):
     job.execute(jobs)
+
+
+@pytest.mark.parametrize("lossy", [1, 8])
+def test_a_tokenizer_that_loses_text_is_refused_early(tmp_path, lossy):
+  """Not for one file of eight, whose loss is small beside all of the text."""
+  folder = tmp_path / "tokenizer"
+  folder.mkdir()
+  LOSSY["dropped"]().save(str(folder / FILE))
+  config = config_lib.default()
+  config.workdir, c = str(tmp_path / "run"), config.corpus
+  c.source, c.tokenizer = str(tmp_path / "text"), str(folder)
+  c.eos_token, c.max_length, c.part_bytes = "</s>", 16, 1000
+  config.run.tokenize_workers = 1
+  (tmp_path / "text").mkdir()
+  for i in range(8):
+    text = "a cat " * 999 + "🙂" * (100 if i < lossy else 0)
+    (tmp_path / f"text/{i}.txt").write_text(text)
+  jobs = stage.jobs(config, workdir.Workdir(epath.Path(config.workdir)))
+  if lossy == 1:
+    job.execute(jobs)
+    return
+  with pytest.raises(UserError, match="1% is the most that may be lost"):
+    job.execute(jobs)
+  # Three have lost 1.4 % of all the text that there may be.
+  assert len(list((tmp_path / "run/corpus").glob("index-*"))) == 3

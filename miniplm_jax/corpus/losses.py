@@ -97,18 +97,40 @@ def check(counts: Mapping[str, int], stage: str, where: str) -> float:
   lost, total = counts.get("bytes_unencoded", 0), counts.get("bytes_of_text", 0)
   if not lost:
     return 0.0
-  share = lost / total
-  told = f"the tokenizer has no tokens for {share:.2%} of the text, "
-  told += f"{lost:,} of {total:,} bytes"
-  if share > _MOST_LOST:
-    raise UserError(
-      f"{told}; {_MOST_LOST:.0%} is the most that may be lost",
-      where,
-      "give a tokenizer that was made for this text, byte-level or with byte "
-      "fallback best",
-    )
-  say(stage, f"warning: {told}: it is left out, or unknown to the models")
-  return share
+  if lost / total > _MOST_LOST:
+    raise _too_much(lost, total, where)
+  told = f"warning: {_told(lost, total)}"
+  say(stage, f"{told}: it is left out, or unknown to the models")
+  return lost / total
+
+
+def refuse_early(counts: Mapping[str, int], read: int, left: int, where: str):
+  """Raises what `check` will at the end, if no text that is left can help.
+
+  Args:
+    counts: as of `check`, of what was read.
+    read: bytes of input that this was, packed or not.
+    left: bytes of input that are left. Of text they are taken to be twice as
+      much as what was read was, or as many.
+    where: the tokenizer is from.
+  """
+  lost, total = counts.get("bytes_unencoded", 0), counts.get("bytes_of_text", 0)
+  if read and lost > _MOST_LOST * (total + left * max(2 * total / read, 1)):
+    raise _too_much(lost, total, where)
+
+
+def _told(lost: int, total: int) -> str:
+  told = f"the tokenizer has no tokens for {lost / total:.2%} of the text, "
+  return f"{told}{lost:,} of {total:,} bytes"
+
+
+def _too_much(lost: int, total: int, where: str) -> UserError:
+  return UserError(
+    f"{_told(lost, total)}; {_MOST_LOST:.0%} is the most that may be lost",
+    where,
+    "give a tokenizer that was made for this text, byte-level or with byte "
+    "fallback best",
+  )
 
 
 def steps(body: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

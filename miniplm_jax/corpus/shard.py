@@ -62,8 +62,8 @@ class Maker:
     self._encoder = tokenizer.load(folder, recipe.eos_token, recipe.bos_token)
     self._ends = SentenceEnds(self._encoder)
 
-  def make(self, number: int, parts: int, part: Part):
-    """Writes shard `number` of `parts`.
+  def make(self, number: int, parts: int, part: Part) -> Mapping[str, int]:
+    """Writes shard `number` of `parts`; returns its counts.
 
     Raises:
       UserError: there are more broken records than are put up with.
@@ -84,6 +84,7 @@ class Maker:
     if content := noted.get("content"):
       note = content_note(self._directory, number, parts)
       files.write_bytes(note, content.encode())
+    return counts
 
   def _good(self, records, counts, sample):
     """(ordinal, record) of those that can be used; counts the others."""

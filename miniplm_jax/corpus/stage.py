@@ -1,5 +1,7 @@
 """Stage tokenize: documents → ArrayRecord shards of packed rows."""
 
+import collections
+
 from miniplm_jax.core import files, former, manifest
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
@@ -128,7 +130,7 @@ def _run(config, source: Source):
 
 def _fill(config, parts, source, bos_token):
   """Makes all shards that are not there."""
-  from miniplm_jax.corpus import shard, workers
+  from miniplm_jax.corpus import losses, shard, workers
 
   c, run, directory = config.corpus, config.run, source.directory
   tasks = [(i, len(parts), parts[i]) for i in source.stale(parts)]
@@ -148,10 +150,18 @@ def _fill(config, parts, source, bos_token):
     say(STAGE, f"{len(tasks)} shards with Beam, {run.beam}")
     workers.make_with_beam(recipe, tasks, run.beam)
     return
+  counts, whole = collections.Counter(), sum(part.n_bytes for part in parts)
+
+  def on_shard(part, of_shard):
+    counts.update(of_shard, read=part.n_bytes)
+    left = whole - counts["read"]
+    losses.refuse_early(counts, counts["read"], left, _where(c))
+
   total = sum(part.n_bytes for _, _, part in tasks) or None
   every = run.log_every_seconds
   with Progress(STAGE, total, "bytes", every=every) as progress:
-    workers.make_here(recipe, tasks, run.tokenize_workers, progress.update)
+    n = run.tokenize_workers
+    workers.make_here(recipe, tasks, n, progress.update, on_shard)
 
 
 def _merge(config, parts, directory, encoder):
@@ -186,7 +196,7 @@ def _merge(config, parts, directory, encoder):
       "lower reference_share, heldout_share and teacher_share, or give "
       "more text",
     )
-  lost = losses.check(counts, STAGE, f"config.corpus.tokenizer={c.tokenizer}")
+  lost = losses.check(counts, STAGE, _where(c))
   if lacking := counts.get("lacking a domain"):
     say(
       STAGE,
@@ -220,6 +230,10 @@ def _merge(config, parts, directory, encoder):
     }
     | ({"source_commit": commit} if commit else {}),
   }
+
+
+def _where(c) -> str:
+  return f"config.corpus.tokenizer={c.tokenizer}"
 
 
 def _tell_domains(directory, indices):

@@ -8,7 +8,7 @@ import re
 import shlex
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from miniplm_jax.core import errors, files
@@ -25,6 +25,7 @@ def make_here(
   tasks: Sequence[Task],
   workers: int,
   on_text: Callable[[int], Any],
+  on_shard: Callable[[Part, Mapping[str, int]], Any],
 ):
   """Makes shards with so many processes; 0 is one a core.
 
@@ -33,6 +34,7 @@ def make_here(
     tasks: what to make.
     workers: processes.
     on_text: called in this process with bytes of text, now and then.
+    on_shard: called here with the part and the counts of each; may raise.
 
   Raises:
     UserError: of the first worker that has one; the others stop.
@@ -41,7 +43,7 @@ def make_here(
   if workers <= 1:
     maker = Maker(recipe, on_text)
     for task in tasks:
-      maker.make(*task)
+      on_shard(task[-1], maker.make(*task))
     return
   context = multiprocessing.get_context("spawn")
   done, stop = context.Value("q", 0), context.Event()
@@ -55,14 +57,14 @@ def make_here(
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
       guards = files.guards()
-      waiting = {pool.submit(_make, guards, *task) for task in tasks}
+      tasks = {pool.submit(_make, guards, *task): task for task in tasks}
     finally:
       signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    seen = 0
+    seen, waiting = 0, set(tasks)
     while waiting:
       finished, waiting = futures.wait(waiting, 0.5, futures.FIRST_COMPLETED)
       for one in finished:
-        one.result()
+        on_shard(tasks[one][-1], one.result())
       now = done.value
       on_text(now - seen)
       seen = now
@@ -118,9 +120,9 @@ def _end_with_parent():
   os._exit(1)
 
 
-def _make(guards, *task):
+def _make(guards, *task) -> Mapping[str, int]:
   with files.guarded(guards):
-    _maker.make(*task)
+    return _maker.make(*task)
 
 
 def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
