@@ -12,7 +12,7 @@ from test_huggingface import TRANSFORMER, new, saved
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import tokenizer
-from miniplm_jax.evaluate import harness
+from miniplm_jax.evaluate import harness, tasks
 from miniplm_jax.models import sharding
 
 jax_lm = pytest.importorskip(
@@ -147,6 +147,15 @@ def test_settings_that_change_nothing_may_be_given(lm):
   same = {"num_beams": 1, "repetition_penalty": 1.0, "min_p": None}
   (wanted,) = lm.generate_until([ask("the", plain)])
   assert lm.generate_until([ask("the", plain | same)]) == [wanted]
+
+
+def test_the_hub_is_there_again_after_a_task_without_it(lm, tmp_path):
+  datasets = pytest.importorskip("datasets")
+  hub = pytest.importorskip("huggingface_hub").constants
+  before = datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE
+  with pytest.raises(UserError, match="the hub, offline"):
+    tasks.run(lm, "winogrande", str(tmp_path), True, 0)
+  assert before == (datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE)
 
 
 def test_chat_templates_are_refused(lm):

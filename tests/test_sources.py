@@ -606,6 +606,7 @@ def hub(monkeypatch):
       raise OSError("no network")
     return types.SimpleNamespace(sha=hub.commit)
 
+  monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
   monkeypatch.setattr(datasets, "load_dataset", load_dataset)
   monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
 

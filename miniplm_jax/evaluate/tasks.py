@@ -4,11 +4,13 @@ Needs the extra `eval`; imported where a job runs. Of lm_eval only what does
 not import torch is used: `simple_evaluate` would.
 """
 
+import contextlib
 import functools
 import json
 import logging
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from miniplm_jax.core.errors import UserError
@@ -43,13 +45,29 @@ def run(lm, name: str, data: str, offline: bool, documents: int):
   Raises:
     UserError: there is no such task, or its documents cannot be had.
   """
-  if offline:
-    # The environment is read when they are imported, and they may be.
-    import datasets
-    import huggingface_hub
+  with _without_hub() if offline else contextlib.nullcontext():
+    return _run(lm, name, data, offline, documents)
 
-    datasets.config.HF_HUB_OFFLINE = True
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+@contextlib.contextmanager
+def _without_hub() -> Iterator[None]:
+  """Nobody in this process asks the hub during the body."""
+  import datasets
+  import huggingface_hub
+
+  # The environment is read when they are imported, and they may be.
+  places = datasets.config, huggingface_hub.constants
+  before = [place.HF_HUB_OFFLINE for place in places]
+  try:
+    for place in places:
+      place.HF_HUB_OFFLINE = True
+    yield
+  finally:
+    for place, was in zip(places, before):
+      place.HF_HUB_OFFLINE = was
+
+
+def _run(lm, name, data, offline, documents) -> Any:
   # Standard errors by bootstrap, in this process: forks and JAX do not mix.
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
   import lm_eval
