@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import json
 import logging
 import pathlib
@@ -22,7 +23,7 @@ import trainers
 from etils import epath
 from helpers import ROOT, command, environment, refused, run, write_corpus
 from test_pipeline import kill
-from trainers import assert_same_run, saved, spec, stopped
+from trainers import assert_same_run, lines, saved, spec, stopped
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import errors, files
@@ -33,6 +34,7 @@ from miniplm_jax.trainer import (
   boards,
   checkpoints,
   clock,
+  comparable,
   loop,
   metrics,
   optimizer,
@@ -315,6 +317,35 @@ def test_a_checkpoint_of_another_run_is_refused(mesh, tmp_path):
     kept.save(3, state)
   with opened("two", 2, rows="b") as kept, pytest.raises(UserError, match="ro"):
     kept.restore_newest("x", shapes)
+  # Only the curve is of other rows; without one nothing is known of it.
+  shutil.rmtree(tmp_path / "one" / "2")
+  with opened("one", 1, **{comparable.CURVE_OF: "a"}) as kept:
+    assert kept.is_same_curve(1)
+    kept.save(2, state)
+  for rows, is_same in (("a", True), ("b", False)):
+    with opened("one", 1, **{comparable.CURVE_OF: rows}) as kept:
+      assert kept.restore_newest("x", shapes)[0] == 2
+      assert kept.is_same_curve(2) == is_same
+
+
+def test_other_rows_of_the_curve_leave_the_checkpoints(
+  corpus, mesh, tmp_path, capsys
+):
+  def curve(rows, stop_at=0, **run):
+    run = {"checkpoint_every": 2, "eval_every": 1} | run
+    one = spec(corpus, tmp_path, {"stop_at": stop_at}, run, steps=3)
+    held = corpus.rows_of("heldout")[:rows]
+    made_by = {"settings": {"seed": 1}, comparable.CURVE_OF: str(rows)}
+    one = dataclasses.replace(one, heldout_ids=held, made_by=made_by)
+    stopped(one, mesh) if stop_at else loop.train(one, mesh)
+    return metrics.curve(lines(tmp_path), "eval/loss")[0]
+
+  assert curve(8, stop_at=2) == [1, 2]
+  # Points of other rows do not stand in the new one, though it has none yet.
+  assert curve(16, eval_every=0) == []
+  told = capsys.readouterr().out
+  assert "restored checkpoint 2" in told and "the learning curve begins" in told
+  assert metrics.curve(lines(tmp_path), "train/loss")[0] == [1, 2, 3]
 
 
 def test_of_a_checkpoint_of_another_model_no_array_is_read(
@@ -481,6 +512,27 @@ def test_the_newest_and_every_so_many_are_kept(corpus, mesh, tmp_path):
   run = {"checkpoint_every": 2, "keep_checkpoints": 2, "keep_every": 6}
   loop.train(spec(corpus, tmp_path, run=run, steps=16), mesh)
   assert saved(tmp_path) == [6, 12, 14, 16]
+
+
+def test_what_was_kept_for_good_stays(mesh, tmp_path):
+  """Whatever a later start keeps."""
+  where = jax.NamedSharding(mesh, jax.P())
+  state = {"step": jax.device_put(jnp.int32(0), where)}
+
+  def after(keep_every, *steps):
+    kept = Checkpoints(tmp_path / "checkpoints", 1, keep_every)
+    with contextlib.closing(kept):
+      for step in steps:
+        kept.save(step, state)
+    return saved(tmp_path)
+
+  assert after(2, 1, 2, 3, 4, 5) == [2, 4, 5]
+  assert after(0, 6, 7) == [2, 4, 7]
+  assert after(7, 8, 9) == [2, 4, 7, 9]
+  # An earlier version did not say.
+  for path in tmp_path.glob("checkpoints/*/_CHECKPOINT_METADATA"):
+    path.write_text(path.read_text().replace("for_good", "other"))
+  assert after(0, 10, 11) == [2, 4, 7, 9, 11]
 
 
 def largest(folder: pathlib.Path) -> pathlib.Path:

@@ -11,7 +11,7 @@ import inspect
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,8 @@ from etils import epath
 from miniplm_jax.core import errors, files, gs, hosts, manifest
 from miniplm_jax.core.errors import UserError, shortened
 from miniplm_jax.core.progress import say
+from miniplm_jax.trainer import checksums
+from miniplm_jax.trainer.comparable import CURVE_OF
 
 # orbax looks for its own files by patterns, and tensorstore takes \\ for /.
 _UNREADABLE = frozenset("*?[\\")
@@ -31,6 +33,7 @@ _policies = ocp.checkpoint_managers
 # What orbax writes of a checkpoint, and our part of it. Its own reader of it
 # warns that it reads nothing else.
 _FACTS, _MADE_BY = "_CHECKPOINT_METADATA", "made_by"
+_FOR_GOOD = "for_good"  # steps that run.keep_every has kept so far
 
 
 def _is_said_otherwise(shown) -> bool:
@@ -57,6 +60,15 @@ class _AnotherRunError(UserError):
   """A checkpoint of another run."""
 
 
+class _Steps(set[int]):
+  """Steps that are kept, as orbax asks for them."""
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    """Whether each is."""
+    del context
+    return [one.step in self for one in checkpoints]
+
+
 class Checkpoints:
   """The checkpoints of one training run."""
 
@@ -72,17 +84,17 @@ class Checkpoints:
     Args:
       directory: of the checkpoints.
       keep: how many of the newest are kept; None is all.
-      keep_every: steps; those of a multiple of it are kept too. 0 is none.
-      made_by: what decides the run's result, JSON. It is saved with each
-        checkpoint; to go on from one of something else is refused.
+      keep_every: steps; those of a multiple of it are kept for good, whatever
+        a later start says. 0 is none.
+      made_by: what decides the run's result, JSON, and the rows of its curve.
+        It is saved with each checkpoint; to go on from one of something else
+        is refused, but for another curve.
 
     Raises:
       UserError: orbax could not read what it writes there.
     """
-    self._made_by = json.loads(json.dumps(made_by))  # as it is read
-    kept = [_policies.LatestN(keep)]
-    if keep_every:
-      kept.append(_policies.EveryNSteps(keep_every))
+    self._made_by = json.loads(json.dumps(made_by or {}))  # as it is read
+    self._keep_every = keep_every
     # orbax wants an absolute path
     self._directory = gs.absolute(directory)
     if odd := _UNREADABLE.intersection(str(self._directory)):
@@ -92,6 +104,8 @@ class Checkpoints:
         "rename that folder or choose another --config.workdir: what lies "
         "there stays valid",
       )
+    self._kept = _Steps() if keep is None else _Steps(self._for_good())
+    kept = [_policies.LatestN(keep), self._kept]
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
@@ -109,12 +123,13 @@ class Checkpoints:
     """Starts saving; `state` may be donated once this returns."""
     hosts.agree(files.guard)
     arrays = _pure(state)
-    content = {"state": arrays, "checksums": _checksums(arrays)}
+    content = {"state": arrays, "checksums": checksums.of(arrays)}
+    self._kept.discard(step)  # it may stand in for one that was broken
+    self._kept.update(self._multiples([step]))
+    facts = {_MADE_BY: self._made_by, _FOR_GOOD: sorted(self._kept)}
     with self._saving():
       self._manager.save(
-        step,
-        args=ocp.args.StandardSave(content),
-        custom_metadata={_MADE_BY: self._made_by} if self._made_by else None,
+        step, args=ocp.args.StandardSave(content), custom_metadata=facts
       )
 
   def restore(self, step: int, state: Any, is_part: bool = False) -> Any:
@@ -175,6 +190,14 @@ class Checkpoints:
       raise broken[0][1]
     return 0, None
 
+  def is_same_curve(self, step: int) -> bool:
+    """Whether the learning curve up to a checkpoint is of this run's rows.
+
+    One of an earlier version, which does not say, is taken to be.
+    """
+    there = (self._facts(step).get(_MADE_BY) or {}).get(CURVE_OF)
+    return there in (None, self._made_by.get(CURVE_OF))
+
   def wait(self):
     """Waits for what is being saved; raises UserError if it failed."""
     with self._saving():
@@ -201,15 +224,8 @@ class Checkpoints:
 
   def _refuse_another(self, step: int):
     """Raises AnotherRunError unless a checkpoint is of this run."""
-    path = self._directory / str(step) / _FACTS
-    try:
-      facts = json.loads(path.read_bytes()) if path.exists() else {}
-      made_by = (facts.get("custom_metadata") or {}).get(_MADE_BY)
-    except (ValueError, AttributeError) as e:
-      why = f"its facts cannot be read ({_short(e)})"
-      raise self._unreadable(step, why) from e
-    if not made_by:
-      return  # of an earlier version
+    made_by = dict(self._facts(step).get(_MADE_BY) or {})
+    made_by.pop(CURVE_OF, None)
     # Of what an earlier version did not say, nothing is known.
     ours = {name: self._made_by.get(name) for name in made_by}
     if difference := manifest.first_difference(made_by, ours):
@@ -218,6 +234,29 @@ class Checkpoints:
         str(self._directory / str(step)),
         "move it back to that run, or remove it",
       )
+
+  def _facts(self, step: int) -> dict[str, Any]:
+    """Our part of what is said of a checkpoint; earlier versions say less."""
+    path = self._directory / str(step) / _FACTS
+    try:
+      facts = json.loads(path.read_bytes()) if path.exists() else {}
+      return dict(facts.get("custom_metadata") or {})
+    except (ValueError, TypeError, AttributeError) as e:
+      why = f"its facts cannot be read ({_short(e)})"
+      raise self._unreadable(step, why) from e
+
+  def _multiples(self, steps: Iterable[int]) -> list[int]:
+    return [s for s in steps if self._keep_every and s % self._keep_every == 0]
+
+  def _for_good(self) -> set[int]:
+    """Steps that stay, and those of earlier versions, which do not say."""
+    there = self._directory.iterdir() if self._directory.exists() else ()
+    steps = [int(path.name) for path in there if path.name.isdecimal()]
+    kept = set(self._multiples(steps))
+    for step in steps:
+      with contextlib.suppress(UserError):  # it is looked at when restored
+        kept.update(self._facts(step).get(_FOR_GOOD, [step]))
+    return kept
 
   def _read(self, step: int, state: Any, is_part: bool) -> tuple[Any, str]:
     """The nested dicts of a checkpoint, or why there are none."""
@@ -252,7 +291,7 @@ class Checkpoints:
       return None, why or "another process cannot read it"
     wrong = jax.tree.map(
       lambda a, b: bool(a != b),
-      *jax.device_get((_checksums(content["state"]), content["checksums"])),
+      *jax.device_get((checksums.of(content["state"]), content["checksums"])),
     )
     wrong = [
       "/".join(_keys(path))
@@ -310,35 +349,6 @@ def _temporary_path_class(directory: epath.Path) -> type:
       await super().finalize()
 
   return Guarded
-
-
-def _checksums(arrays: Any) -> Any:
-  """A uint32 of each array's bits, the same however it is sharded.
-
-  One array after the other: XLA's CPU backend makes a copy of what it sums
-  up, in all 13.0 GiB beside the 13.0 GiB of the 1.2B's state.
-  """
-  return jax.tree.map(lambda x: jax.block_until_ready(_checksum(x)), arrays)
-
-
-@jax.jit
-def _checksum(x):
-  """Every element, mixed with its index by a bijection, modulo 2³².
-
-  Any change of one element is seen, any other but for one in 2³².
-  """
-  kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-  bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
-  index = jnp.zeros((), jnp.uint32)
-  for axis, size in enumerate(x.shape):
-    along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    index = index * jnp.uint32(size) + along
-  # The finaliser of MurmurHash3, with the index as a seed.
-  mixed = bits ^ (index * jnp.uint32(0x9E3779B1))
-  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-    mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
-  mixed = mixed ^ (mixed >> 16)
-  return jnp.sum(mixed, dtype=jnp.uint32)
 
 
 def _any_process(failed: bool) -> bool:

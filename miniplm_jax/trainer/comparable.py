@@ -8,6 +8,8 @@ from miniplm_jax.core.manifest import Manifest
 
 # In the details of trainings, of their curves, and of evaluations.
 CURVE, LOSS = "curve_rows", "loss_rows"
+# In what a checkpoint says of its run; they decide the curve alone.
+CURVE_OF = "rows by run.eval_rows and evaluate.ignore_domains"
 
 
 def digest(corpus, row_ids) -> str:

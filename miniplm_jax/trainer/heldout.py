@@ -8,6 +8,8 @@ from miniplm_jax.models import likelihood, placement
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.trainer import batches
 
+PREFIX = "eval/"  # of the names of what is measured
+
 
 class Heldout:
   """Mean losses on the same rows each time."""
@@ -44,4 +46,4 @@ class Heldout:
       nll[places], count[places] = values
     real = count > 0
     mean, token_mean = likelihood.mean_losses(nll[real], count[real])
-    return {"eval/loss": mean, "eval/loss_token_mean": token_mean}
+    return {f"{PREFIX}loss": mean, f"{PREFIX}loss_token_mean": token_mean}

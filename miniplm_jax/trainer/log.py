@@ -12,14 +12,17 @@ import numpy as np
 from miniplm_jax.core import files, hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import duration, say
-from miniplm_jax.trainer import boards, clock, metrics
+from miniplm_jax.trainer import boards, clock, comparable, heldout, metrics
 
 
 class Log:
   """Metrics one step late, the check that they are finite, the log line."""
 
-  def __init__(self, spec, first: int, timer: clock.Clock):
-    """Takes a `loop.Run` that goes on after step `first`."""
+  def __init__(self, spec, first: int, timer: clock.Clock, is_same_curve: bool):
+    """Takes a `loop.Run` that goes on after step `first`.
+
+    Its learning curve begins anew unless what is there is of the same rows.
+    """
     self._spec, self._clock = spec, timer
     timer.starts_after(first)
     self._metrics = None
@@ -27,6 +30,12 @@ class Log:
       self._metrics = metrics.Metrics(
         spec.directory / "metrics", first, _boards(spec, first)
       )
+      if not is_same_curve and self._metrics.drop(heldout.PREFIX):
+        say(
+          spec.name,
+          "the learning curve begins anew: "
+          f"{comparable.CURVE_OF} are not those of its earlier points",
+        )
     self._pending = None
     self._first = first
     self._start = self._said = self._fetched = time.monotonic()

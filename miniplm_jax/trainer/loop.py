@@ -68,7 +68,8 @@ class Run:
     row_ids: the rows to train on, in corpus order.
     heldout_ids: the rows of the learning curve.
     directory: gets checkpoints/ and metrics/.
-    made_by: what decides the result, JSON; checkpoints carry it.
+    made_by: what decides the result, and the rows of the curve, JSON;
+      checkpoints carry it.
     step_flops: what the method asks for in a step, over all devices.
     objective: what is minimised; None is the plain next-token loss.
     begin: () → the weights to begin with, float32 on the mesh; None draws
@@ -217,6 +218,7 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
     stack.push(_closing(checkpoints.close))
     abstract = abstract_state(spec.arch, t, mesh, objective.new_model)
     first, state = checkpoints.restore_newest(spec.name, abstract)
+    is_same_curve = not first or checkpoints.is_same_curve(first)
     if first:
       say(spec.name, f"restored checkpoint {first} of {t.steps} steps")
     else:
@@ -243,7 +245,7 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
     )
     step_fn = step_function(abstract, t, objective, mesh, micro)
     heldout = Heldout(spec, mesh, t.batch_size // micro)
-    log = Log(spec, first, clock)
+    log = Log(spec, first, clock, is_same_curve)
     stack.push(_closing(log.close))
     profile = Profile(spec, log)
     stack.push(_closing(profile.close))

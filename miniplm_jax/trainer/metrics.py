@@ -71,6 +71,17 @@ class Metrics:
     for board in self._boards:
       board.write(step, values)
 
+  def drop(self, prefix: str) -> bool:
+    """Leaves out what has such names; returns whether there was any."""
+    lines = [
+      {k: v for k, v in line.items() if not k.startswith(prefix)}
+      for line in self._lines
+    ]
+    is_changed = lines != self._lines
+    self._lines = [line for line in lines if line.keys() != {"step"}]
+    self._flush()
+    return is_changed
+
   def _flush(self):
     text = "".join(json.dumps(line) + "\n" for line in self._lines)
     files.write_bytes(self._path, text.encode())

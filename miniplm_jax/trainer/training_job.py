@@ -169,12 +169,7 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
       heldout_ids=heldout,
       directory=directory,
       step_flops=it.token_flops * step_tokens,
-      # Named as what decides them: one curve is of the same rows throughout.
-      made_by=made_by(
-        it.settings,
-        inputs,
-        **{"rows by run.eval_rows and evaluate.ignore_domains": curve_rows},
-      ),
+      made_by=made_by(it.settings, inputs, **{comparable.CURVE_OF: curve_rows}),
       objective=it.objective and it.objective(corpus, mesh, inputs),
       begin=it.begin and functools.partial(it.begin, arch, corpus, mesh),
       export=functools.partial(_export, config.export, directory, *seen)
