@@ -8,12 +8,18 @@ import importlib.util
 import json
 import subprocess
 import sys
+import types
+from unittest import mock
 
 import numpy as np
 import pytest
+from etils import epath
 from helpers import ROOT, environment, run
+from tiny_config import get_config
 
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.corpus import store
 from miniplm_jax.evaluate import results, tasks, tasks_stage
 from miniplm_jax.evaluation_config import GROUP, PAPER_TASKS
 
@@ -244,6 +250,36 @@ def test_stage_evaluate_writes_tables_and_results_of_lm_eval(copy, data):
 
 
 @needs_lm_eval
+@needs_lm_eval
+def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
+  from miniplm_jax.evaluate import jax_lm
+
+  made, asked = [], []
+
+  def make(*_, dtype, **__):
+    made.append(dtype)
+    return dtype
+
+  def answer(model, *_):
+    asked.append(model)
+    return {"results": {}, "n-samples": {}}
+
+  monkeypatch.setattr(jax_lm, "JaxLM", make)
+  monkeypatch.setattr(tasks, "run", answer)
+  monkeypatch.setattr(store, "open_corpus", mock.MagicMock())
+  model = types.SimpleNamespace(fingerprint="a", weights="b")
+  subject = mock.MagicMock(folder=epath.Path(tmp_path), corpus={}, checks=())
+  monkeypatch.setattr(tasks_stage, "_subjects", lambda *_: [subject])
+  config = get_config()
+  config.evaluation.tasks = "piqa", "arc_easy"
+  for config.evaluation.dtype in ("float32", "bfloat16"):
+    *measures, _ = tasks_stage.jobs(config, Workdir(epath.Path(tmp_path)))
+    for job in measures:
+      job.run({"model": model})
+  assert made == ["float32", "bfloat16"]
+  assert asked == ["float32", "float32", "bfloat16", "bfloat16"]
+
+
 def test_what_cannot_be_had_is_told_with_what_to_do(
   ours, tmp_path, monkeypatch
 ):

@@ -24,7 +24,9 @@ def jobs(config, workdir: Workdir) -> list[Job]:
   if not names:
     return []
   found = _subjects(config, workdir)
-  made = [_job(config, it, name) for it in found for name in names]
+  # The last model that was loaded, for its next task; only of this config.
+  held: dict[str, object] = {}
+  made = [_job(config, held, it, name) for it in found for name in names]
   return [*made, _table_job(config, workdir, found, names)]
 
 
@@ -72,7 +74,7 @@ def _file(it: Subject, task: str):
   return it.folder / "tasks" / f"{task}.json"
 
 
-def _job(config, it: Subject, task: str) -> Job:
+def _job(config, held: dict[str, object], it: Subject, task: str) -> Job:
   c = config.evaluation
   return Job(
     stage=STAGE,
@@ -93,7 +95,7 @@ def _job(config, it: Subject, task: str) -> Job:
     is_measure=True,
     checks=it.checks,
     summary=f"{task} by {it.name}",
-    run=lambda inputs: _run(config, it, task, inputs),
+    run=lambda inputs: _run(config, held, it, task, inputs),
   )
 
 
@@ -115,7 +117,7 @@ def _documents(data: str, task: str) -> Callable[[], str]:
   return contents.Whole(lambda: tasks.files_of(folder)) if folder else _Hub()
 
 
-def _run(config, it: Subject, task: str, inputs):
+def _run(config, held, it: Subject, task: str, inputs):
   try:
     from miniplm_jax.evaluate import jax_lm
   except ModuleNotFoundError as e:
@@ -126,7 +128,7 @@ def _run(config, it: Subject, task: str, inputs):
   from miniplm_jax.evaluate import results
 
   c = config.evaluation
-  model = _loaded(jax_lm.JaxLM, config, it, inputs)
+  model = _loaded(jax_lm.JaxLM, config, held, it, inputs)
   found = tasks.run(model, task, c.task_data, c.offline, c.documents)
   for name, metrics in found["results"].items():
     if chosen := results.score(metrics):
@@ -142,21 +144,18 @@ def _count(found) -> int:
   return sum(n["effective"] for n in found["n-samples"].values())
 
 
-_held: dict[str, object] = {}
-
-
-def _loaded(make, config, it: Subject, inputs: Mapping[str, Manifest]):
+def _loaded(make, config, held, it: Subject, inputs: Mapping[str, Manifest]):
   """The model as lm_eval takes it; the last one is kept for its next task."""
   key = f"{it.folder} {inputs['model'].fingerprint}"
-  if key not in _held:
+  if key not in held:
     from miniplm_jax.corpus.store import open_corpus
     from miniplm_jax.models import sharding
 
-    _held.clear()
+    held.clear()
     c, run = config.evaluation, config.run
     corpus = open_corpus(inputs)
     mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-    _held[key] = make(
+    held[key] = make(
       it.load(inputs, mesh, c.dtype),
       corpus.text_engine(),
       mesh,
@@ -167,7 +166,7 @@ def _loaded(make, config, it: Subject, inputs: Mapping[str, Manifest]):
       max_length=corpus.max_length,
       log_every_seconds=run.log_every_seconds,
     )
-  return _held[key]
+  return held[key]
 
 
 def _table_job(config, workdir: Workdir, found, names) -> Job:
