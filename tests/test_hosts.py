@@ -227,7 +227,7 @@ def made_for_methods(folder):
       "selection/*/rows.npy",
       "students/seqkd/generated/instances-*",
       "students/seqkd/generated/index-*",
-      "selection/*/logits/teacher/part-*",
+      "selection/*/logits/teacher-*/part-*",
     )
     for path in run_.glob(pattern)
   }
@@ -276,7 +276,7 @@ def test_every_stage_runs_in_several_processes(alone, more, tmp_path):
   run_ = tmp_path / "run"
   for pattern in (
     "students/seqkd/generated/index-*",
-    "selection/*/logits/teacher/part-*",
+    "selection/*/logits/teacher-*/part-*",
   ):
     processes = together(*ROWS)
     deadline = time.monotonic() + 200

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 from etils import epath
 from helpers import environment, refused, run, write_corpus
+from tiny_config import get_config
 
 from miniplm_jax import config as config_lib
+from miniplm_jax import methods
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.workdir import MANIFEST
+from miniplm_jax.core.workdir import MANIFEST, PARTIAL, Workdir
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.distill import logits, logits_table
+from miniplm_jax.distill import logits, logits_stage, logits_table
 from miniplm_jax.distill.sparse_kd import SparseKD
 from miniplm_jax.distill.token_selection import TokenSelection, top_share
 from miniplm_jax.models import sharding, sparse_labels
@@ -369,6 +371,7 @@ METHODS = (
   "--config.baselines=('token_selection',)",
   "--config.train.steps=40",
 )
+TEACHERS = "teacher-sampling-8-10"  # the folder of its labels
 EARLIER = "--stages=tokenize,teacher,reference,score,select"
 
 
@@ -386,17 +389,17 @@ def contents(folder):
   return {p.name: p.read_bytes() for p in sorted(folder.glob("*.array_record"))}
 
 
-def open_table(folder, selection, model):
+def open_table(folder, selection, labels):
   root = epath.Path(folder / "run")
   directory = root / "selection" / selection
   kept = kept_rows(manifest_lib.require(directory / MANIFEST))
-  made = manifest_lib.require(directory / "logits" / model / MANIFEST)
+  made = manifest_lib.require(directory / "logits" / labels / MANIFEST)
   corpus = Corpus(manifest_lib.require(root / "corpus" / MANIFEST))
   return logits_table.LogitsTable(made, kept), kept, made, corpus
 
 
 def test_stored_labels_are_those_of_the_score_table(labelled):
-  table, kept, made, corpus = open_table(labelled, "pretrain", "reference")
+  table, kept, made, corpus = open_table(labelled, "pretrain", "reference-nll")
   scores = labelled / "run" / "scores" / "reference" / MANIFEST
   parts = list(score_table.parts(manifest_lib.require(epath.Path(scores))))
   ids = np.concatenate([p["row_id"] for p in parts])
@@ -416,7 +419,7 @@ def test_stored_labels_are_those_of_the_score_table(labelled):
 
 def test_killed_and_resumed_the_labels_are_the_same(labelled, tmp_path):
   shutil.copytree(labelled, tmp_path, dirs_exist_ok=True)
-  folder = tmp_path / "run" / "selection" / "miniplm" / "logits" / "teacher"
+  folder = tmp_path / "run" / "selection" / "miniplm" / "logits" / TEACHERS
   whole = contents(folder)
   assert len(whole) > 3
   (folder / MANIFEST).rename(folder / "manifest.partial.json")
@@ -428,11 +431,11 @@ def test_killed_and_resumed_the_labels_are_the_same(labelled, tmp_path):
   # Batches of another size, and another model.
   again = "--stages=logits", *METHODS, "--config.score.batch_tokens=96"
   assert "batch_tokens" in refused(tmp_path, *again)
-  first = open_table(tmp_path, "miniplm", "teacher")
+  first = open_table(tmp_path, "miniplm", TEACHERS)
   rows, size = first[1], first[3].max_length
   before = first[0].read(rows, size)
   run(tmp_path, *again, "--force")
-  after = open_table(tmp_path, "miniplm", "teacher")[0].read(rows, size)
+  after = open_table(tmp_path, "miniplm", TEACHERS)[0].read(rows, size)
   assert np.mean(before["ids"] == after["ids"]) > 0.999
   np.testing.assert_allclose(before["nll"], after["nll"], atol=1e-4)
   other = f"--config.teacher.path={tmp_path / 'run' / 'reference' / 'hf'}"
@@ -442,6 +445,32 @@ def test_killed_and_resumed_the_labels_are_the_same(labelled, tmp_path):
   assert "logits" in refused(
     tmp_path, "--stages=train", *METHODS, "--config.sparse_kd.ids=9"
   )
+
+
+def test_labels_of_two_kinds_lie_in_two_folders(tmp_path):
+  config = get_config()
+  config.method, config.baselines = "sparse_kd", ("token_selection",)
+  config.token_selection.model = "teacher"
+  config.select.definition, config.select.name = "random", "both"
+  workdir = Workdir(epath.Path(tmp_path))
+
+  def folders():
+    return [job.name for job in logits_stage.jobs(config, workdir)]
+
+  assert folders() == [TEACHERS, "teacher-nll"]
+  # Each student reads its own.
+  for names, folder in zip(
+    (methods.for_method(config, m) for m in methods.methods(config)), folders()
+  ):
+    (path, _) = logits_stage.inputs(config, workdir, names).values()
+    assert path.parent.name == folder
+  # What an earlier version made goes on where it is; another kind does not.
+  made = logits_stage.jobs(config, workdir)[0]
+  old = workdir.selection("both") / "logits" / "teacher" / PARTIAL
+  manifest_lib.Manifest(old, "logits", made.settings, {}).write()
+  assert folders() == ["teacher", "teacher-nll"]
+  config.sparse_kd.kind = "top_k"
+  assert folders() == ["teacher-top_k-8", "teacher-nll"]
 
 
 def test_both_methods_learn(labelled, tmp_path):

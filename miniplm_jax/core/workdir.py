@@ -8,6 +8,7 @@ from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
 
 MANIFEST = "manifest.json"
+PARTIAL = "manifest.partial.json"  # of a job that is not done
 # The input of a job that is a corpus in the student's own tokens.
 CONVERTED = "converted"
 # And one whose rows the teacher wrote in part.

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from miniplm_jax.core import files, hosts
+from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
-from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.core.workdir import MANIFEST, PARTIAL, Workdir
 from miniplm_jax.distill import logits_table
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score import stage as score_stage
@@ -38,7 +39,7 @@ class _Table(NamedTuple):
   """One folder of labels.
 
   Attributes:
-    directory: selection/<name>/logits/<model>.
+    directory: selection/<name>/logits/<model>-<what is asked of it>.
     selection: its rows.
     role: whose words they are.
     source: that model.
@@ -93,8 +94,25 @@ def _table(config, workdir: Workdir, names) -> _Table | None:
   selection = workdir.selection(names.selection)
   how = score_stage.settings(config)
   settings = how | asked | {"rows_per_part": config.logits.rows_per_part}
-  directory = selection / "logits" / source.name
+  directory = _directory(selection / "logits", source.name, asked)
   return _Table(directory, names.selection, role, source, settings)
+
+
+def _directory(
+  folder: epath.Path, model: str, asked: Mapping[str, Any]
+) -> epath.Path:
+  """Where labels lie: what is asked for tells one table from another.
+
+  A folder of an earlier version, which had the model's name alone, is used
+  if it holds just that.
+  """
+  asked = {k: v for k, v in asked.items() if k not in logits_table.idle(asked)}
+  for name in (MANIFEST, PARTIAL):
+    made = manifest_lib.read(folder / model / name)
+    if made and {k: made.settings.get(k) for k in asked} == asked:
+      return folder / model
+  words = map(str, asked.values() if asked["ids"] else ["nll"])
+  return folder / "-".join([model, *words])
 
 
 def _job(config, workdir: Workdir, table: _Table) -> Job:
