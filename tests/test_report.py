@@ -22,7 +22,7 @@ from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.evaluate import stage as evaluate
-from miniplm_jax.evaluate import tasks_stage
+from miniplm_jax.evaluate import subjects, tasks_stage
 from miniplm_jax.export import model_card
 from miniplm_jax.report import stage as report
 from miniplm_jax.select import (
@@ -273,6 +273,48 @@ def test_the_loss_of_a_domain_called_all_is_not_the_total():
   ) as e:
     evaluate.losses(evaluated(mixed_up | {"b": {"rows": 3}}, "c"))
   assert "--stages=evaluate --force" in str(e.value)
+
+
+@pytest.mark.parametrize(
+  ("earlier", "state"),
+  [
+    ({"name": "renamed", "max_rows": 0}, "done"),
+    ({"max_rows": 134}, "done"),
+    ({"max_rows": 133}, "max_rows is 133 there and 10000 here"),
+    ({"ignore_domains": ["b", "a", "b"]}, "done"),
+    ({"ignore_domains": ["a"]}, "ignore_domains"),
+  ],
+)
+def test_an_evaluation_is_refused_for_what_decides_alone(
+  tmp_path, earlier, state
+):
+  """A student's name does not, nor how many more rows might be taken."""
+  config = tiny_config.get_config()
+  config.evaluate.ignore_domains = ("a", "b")
+  place = Workdir(epath.Path(tmp_path))
+  corpus = manifest.Manifest(
+    place.corpus / "manifest.json", "", {}, {}, counts={"split heldout": 134}
+  )
+  folder = place.student("mine")
+  model = manifest.Manifest(folder / "manifest.json", "train", {}, {})
+  paths = {"corpus": corpus.path}
+  it = subjects.Subject("miniplm", "mine", folder, paths, "float32", None)
+  for made in (corpus, model):
+    made.path.parent.mkdir(parents=True)
+    made.write()
+  settings = {"max_rows": 10000, "ignore_domains": ["a", "b"]} | earlier
+  manifest.Manifest(
+    folder / "evaluation.json",
+    "evaluate",
+    settings | {"dtype": "float32"},
+    {"corpus": corpus.fingerprint, "model": model.fingerprint},
+  ).write()
+  one = evaluate._job(config, it)
+  assert state in job.status(one)
+  # Of another model it is made again, unless it is refused.
+  dataclasses.replace(model, weights="anew").write()
+  again = "would run again" if state == "done" else "would be refused"
+  assert again in job.status(one)
 
 
 def test_the_tables_tell_a_domain_called_all_from_the_total():

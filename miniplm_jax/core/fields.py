@@ -75,6 +75,11 @@ def exact(number: float) -> Fraction:
   return Fraction(repr(float(number)))
 
 
+def stride(rows: int, most: int) -> int:
+  """Every how manieth of `rows` is taken if at most `most` are; 0 is all."""
+  return max(-(-rows // most), 1) if most else 1
+
+
 def of(share: float, total: int) -> int:
   """The whole number of `total` that a share is, rounded down."""
   return int(exact(share) * total)

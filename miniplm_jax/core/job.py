@@ -187,7 +187,8 @@ def _done(job: Job, wanted: Manifest) -> Manifest | None:
 
 def _is_outdated(job: Job, old: Manifest, wanted: Manifest) -> bool:
   """Whether it is to be made again, as what it shows or measures is new."""
-  if job.is_measure and old.settings == wanted.settings:
+  alike = dataclasses.replace(old, settings=wanted.settings)
+  if job.is_measure and not job.difference(old, alike):
     return bool(job.difference(old, wanted, rechecked=True))
   return job.is_view and bool(job.difference(old, wanted))
 

@@ -39,6 +39,8 @@ class Job:
     rechecks: inputs that may change: `run` compares each piece of its earlier
       work with them, and goes on with what still holds.
     idle: settings without effect beside the others: kept, and not compared.
+    effect: settings → what they come to: those of finished work are compared
+      by it. What is begun is gone on with as it was begun.
     grows: goes on in that way from a finished state, too; otherwise finished
       work is refused when an input that it rechecks has changed.
     explain: what has changed in the inputs since a manifest was written, in
@@ -64,6 +66,7 @@ class Job:
   is_view: bool = False
   rechecks: tuple[str, ...] = ()
   idle: tuple[str, ...] = ()
+  effect: Callable[[dict[str, Any]], Any] = dict
   grows: bool = False
   explain: Callable[[Manifest], str] | None = None
   together: Callable[[Mapping[str, Mapping[str, Manifest]]], None] | None = None
@@ -151,14 +154,20 @@ class Job:
     }
     wanted = dataclasses.replace(wanted, inputs=wanted.inputs | former)
 
+    def settings(made: Manifest):
+      return {k: v for k, v in made.settings.items() if k not in self.idle}
+
+    is_same = old.path != self.partial and (
+      self.effect(settings(old)) == self.effect(settings(wanted))
+    )
+
     def facts(made: Manifest):
       inputs = {
         name: value
         for name, value in made.inputs.items()
         if rechecked or name not in self.rechecks
       }
-      settings = {k: v for k, v in made.settings.items() if k not in self.idle}
-      return {"settings": settings, "inputs": inputs}
+      return {"settings": {} if is_same else settings(made), "inputs": inputs}
 
     found = manifest_lib.first_difference(facts(old), facts(wanted))
     for name, source in self.inputs.items():

@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import errors, files, hosts
+from miniplm_jax.core import errors, fields, files, hosts
 from miniplm_jax.core.array_records import Readers
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
@@ -305,7 +305,7 @@ class Corpus:
     if ignore_domains:
       rows = rows[~np.isin(self.domains(rows), list(ignore_domains))]
     # The first ones would be those of the first documents.
-    return rows[:: max(-(-len(rows) // most), 1)] if most else rows
+    return rows[:: fields.stride(len(rows), most)]
 
   def check_vocabulary(self, vocab_size: int, where: str, todo: str):
     """Raises UserError if there are ids that a model does not have."""

@@ -1,14 +1,16 @@
 """Stage evaluate: NLL on held-out rows by domain, and zero-shot tasks."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from miniplm_jax.core import groups, hosts
+from miniplm_jax.core import fields, groups, hosts
+from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
 from miniplm_jax.evaluate import rows as rows_lib
 from miniplm_jax.evaluate import tasks_stage
 from miniplm_jax.evaluate.subjects import Subject, subjects
@@ -29,18 +31,31 @@ def _job(config, it: Subject) -> Job:
     stage=STAGE,
     manifest=it.folder / "evaluation.json",
     settings={
-      "name": it.name,
       "max_rows": config.evaluate.max_rows,
       "ignore_domains": list(config.evaluate.ignore_domains),
       "dtype": it.dtype,
     },
     inputs={**it.corpus, "model": it.folder / MANIFEST},
     outputs=(it.folder / rows_lib.NAME,),
+    effect=functools.partial(_effect, it),
     is_measure=True,
     checks=it.checks,
     summary=f"held-out loss of {it.name}",
     run=lambda inputs: _run(config, it, inputs),
   )
+
+
+def _effect(it: Subject, settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Which rows a model is measured on, and how."""
+  corpus = manifest_lib.read(it.corpus.get(CONVERTED, it.corpus["corpus"]))
+  rows = corpus.counts.get("split heldout") if corpus else None
+  most = settings["max_rows"]
+  return {
+    "dtype": settings["dtype"],
+    "ignore_domains": sorted(set(settings.get("ignore_domains") or ())),
+    # Of fewer rows than these all are taken.
+    "max_rows": most if rows is None else fields.stride(rows, most),
+  }
 
 
 def _run(config, it: Subject, inputs):

@@ -80,7 +80,6 @@ def _job(config, held: dict[str, object], it: Subject, task: str) -> Job:
     stage=STAGE,
     manifest=_file(it, task),
     settings={
-      "name": it.name,
       "task": task,
       "documents": c.documents,
       "dtype": c.dtype,
@@ -92,6 +91,8 @@ def _job(config, held: dict[str, object], it: Subject, task: str) -> Job:
       "documents": _documents(c.task_data, task),
     },
     outputs=(),
+    # An earlier version's say of what name: the folder does.
+    effect=lambda s: {k: v for k, v in s.items() if k != "name"},
     is_measure=True,
     checks=it.checks,
     summary=f"{task} by {it.name}",
