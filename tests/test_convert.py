@@ -261,11 +261,11 @@ def test_one_to_one_loses_the_tail_and_counts_it(setup, bos):
 
 
 def read_pieces(rows, chosen):
-  """Pieces of rows (bytes, offset) of one document; a token is a byte."""
-  instances = [
-    Instance(np.array(list(b), np.int32) + 1, "d", "train", 0, (0,), at, 0, 0)
-    for b, at in rows
-  ]
+  """Pieces of rows (bytes, offset, *documents); −1 is eos, 0 the document."""
+  instances = []
+  for content, offset, *documents in rows:
+    ids, of = np.array(list(content), np.int32) + 1, tuple(documents or [0])
+    instances.append(Instance(ids, "d", "train", 0, of, offset, 0, 0))
   source = types.SimpleNamespace(
     corpus=types.SimpleNamespace(
       directory="here",
@@ -322,6 +322,21 @@ def test_a_character_whose_rest_is_not_there_is_dropped_and_counted():
   found, counts = read_pieces(rows, [0])
   assert found == [("A", (0,), [1])]
   assert counts == _counts(3) | {"bytes_dropped": 2}
+
+
+def test_texts_of_one_document_are_joined_over_rows_each():
+  """As Megatron's may be: with more eos than that at their end."""
+  rows = [
+    ([*b"A", -1, *b"One", -1, *b"Tw"], 0, 0, 1),
+    ([*b"o", -1, *b"Thr"], 6, 1),
+    ([*b"ee", -1], 11, 1),
+  ]
+  found = [text for text, *_ in read_pieces(rows, [0, 1, 2])[0]]
+  assert found == ["A", "One", "Two", "Three"]
+  # What a row that is not chosen parts stays apart, wherever an eos is.
+  rows = [([*b"A", -1, *b"BB", -1, *b"T"], 0, 0, 1), (b"abc", 1, 1)]
+  found = [text for text, *_ in read_pieces([*rows, (b"d", 4, 1)], [0, 2])[0]]
+  assert found == ["A", "BB", "T", "d"]
 
 
 def test_bytes_that_are_no_text_are_refused_with_their_rows():

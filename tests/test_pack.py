@@ -107,6 +107,20 @@ def test_a_cut_always_leaves_something_to_score(encoder):
   assert ends.cut(ids, ends.flags(ids)) == len(ids)
 
 
+@pytest.mark.parametrize("bos_id", [None, 5])
+def test_documents_without_tokens_make_no_rows_of_their_own(encoder, bos_id):
+  eos = encoder.eos_id
+  packer = Packer(SentenceEnds(encoder), eos, 3, bos_id)
+  documents = [[], [], [], [], [], [], [7, 8, 9], [], [], [], [], [], [], []]
+  rows = []
+  for i, ids in enumerate(documents):
+    rows += packer.add(np.array(ids, np.int32), i)
+  rows += packer.flush()
+  assert all(set(r.ids[:-1].tolist()) - {eos, bos_id} for r in rows)
+  ids = [i for r in rows for i in r.ids.tolist() if i not in (eos, bos_id)]
+  assert ids == [7, 8, 9] and all(6 in r.documents for r in rows)
+
+
 def test_an_unclosed_bracket_is_no_sentence_end():
   from miniplm_jax.corpus.pack import _ends_sentence
 

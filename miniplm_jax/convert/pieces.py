@@ -138,7 +138,9 @@ class PieceReader:
     for row_id, row in read_rows(self._corpus, self._row_ids):
       key = row.split, row.domain
       piece, before = opened.pop(key, (None, None))
-      if piece and not self._goes_on(before, row):
+      if piece and not (
+        self._after(piece.rows[-1]) == row_id and self._goes_on(before, row)
+      ):
         yield from self._close(key, piece, before)
         piece = None
       *whole, last = split_ids(row.ids, self._eos_id)
@@ -156,8 +158,11 @@ class PieceReader:
 
   @functools.cached_property
   def _next(self) -> np.ndarray:
-    """Looked up only where a row's end cuts a character."""
     return _next_of_domain(self._corpus, self._part_rows)
+
+  def _after(self, row_id: int) -> int:
+    """The next row of its domain, or −1."""
+    return int(self._next[row_id - self._part_rows.start])
 
   def _add(self, piece: _Open, row_id: int, ids: np.ndarray):
     content = self._text(ids)
@@ -168,12 +173,16 @@ class PieceReader:
     return b"".join(map(self._bytes.__getitem__, ids.tolist()))
 
   def _goes_on(self, row: Instance, after: Instance) -> bool:
-    """Whether the last document of a row goes on with the first of another."""
-    *others, last = split_ids(row.ids, self._eos_id)
-    end = np.count_nonzero(last != self._bos_id)
-    end += 0 if others else row.offset
-    same = row.documents[-1:] == after.documents[:1] != ()
-    return same and len(last) > 0 and after.offset == end
+    """Whether the text that a row breaks off in goes on in the next one."""
+    ids = row.ids[row.ids != self._bos_id]
+    is_same = row.documents[-1:] == after.documents[:1] != ()
+    if not is_same or not len(ids) or ids[-1] == self._eos_id:
+      return False
+    # Where the document begins: behind an eos, of which it may have more.
+    begin = len(ids) - after.offset
+    if len(row.documents) == 1:
+      return begin == -row.offset
+    return begin > 0 and ids[begin - 1] == self._eos_id
 
   def _close(
     self, key: tuple[str, str], piece: _Open, last: Instance | None = None
@@ -211,7 +220,7 @@ class PieceReader:
     """The bytes that complete a cut character, from the rows after it."""
     found = b""
     while len(found) < missing:
-      row_id = int(self._next[row_id - self._part_rows.start])
+      row_id = self._after(row_id)
       if row_id < 0:
         break
       (after,) = self._corpus.read([row_id])

@@ -113,19 +113,23 @@ def _opened(path: epath.Path) -> Iterator[io.BufferedReader]:
     yield stream if hasattr(stream, "peek") else io.BufferedReader(stream)
 
 
-def _begins_array(stream: io.BufferedReader) -> bool:
-  start = stream.peek(64)[:64].removeprefix(codecs.BOM_UTF8)
+def _is_array(path: epath.Path) -> bool:
+  """Whether the first character that is no blank is a [, however far on."""
+  # Opened for this alone: a peek ends where the first of several frames does.
+  with _opened(path) as stream:
+    start = stream.read(64).removeprefix(codecs.BOM_UTF8)
+    while start.isspace():
+      start = stream.read(64)
   return start.lstrip().startswith(b"[")
 
 
 def json_cuts(path: epath.Path, part_bytes: int) -> list[tuple[int, int]]:
   """(start, end) of runs of bytes; what is no file of lines is one."""
   size = path.stat().length
-  if path.suffix.lower() not in PACKED and size > part_bytes:
-    with _opened(path) as stream:
-      if not _begins_array(stream):
-        starts = range(0, size, part_bytes)
-        return [(s, min(s + part_bytes, size)) for s in starts]
+  is_cut = path.suffix.lower() not in PACKED and size > part_bytes
+  if is_cut and not _is_array(path):
+    starts = range(0, size, part_bytes)
+    return [(s, min(s + part_bytes, size)) for s in starts]
   return [(0, size)]
 
 
@@ -150,7 +154,7 @@ def read_json(
     parsing(lambda: f"{path} after {unit} {number}{after}", "fetch it again"),
     _opened(path) as stream,
   ):
-    if not start and _begins_array(stream):
+    if not start and _is_array(path):
       unit = "element"
       for number, record in enumerate(_elements(stream), 1):
         where = f"{path} element {number}"

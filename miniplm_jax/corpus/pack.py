@@ -120,8 +120,13 @@ class Packer:
     flags, start = self._ends.flags(self._ids), 0
     while fits := self._fits(self._ids[start : start + self._size]):
       window = slice(start, start + fits)
-      length = self._ends.cut(self._ids[window], flags[window])
-      yield self._row(start, length)
+      ids = self._ids[window]
+      if self._has_text(ids):
+        length = self._ends.cut(ids, flags[window])
+        yield self._row(start, length)
+      else:  # ends of documents without text; what follows them stays
+        length = len(ids) - int(ids[-1] != self._eos_id)
+        self._row(start, length)
       start += length
     self._ids = self._ids[start:]
 
@@ -138,10 +143,15 @@ class Packer:
 
   def flush(self) -> Iterator[Row]:
     """Yields what is left, if it has a position to score."""
-    if np.any(self._ids[:-1] != self._eos_id):
+    if self._has_text(self._ids):
       yield self._row(0, len(self._ids))
     self._ids = self._ids[:0]
     self._documents.clear()
+
+  def _has_text(self, ids: np.ndarray) -> bool:
+    """Whether a row of them would have a position to score."""
+    inputs = ids[:-1] if self._bos_id is None else ids
+    return bool(np.any(inputs != self._eos_id))
 
   def _row(self, start: int, length: int) -> Row:
     """Takes the row from the front of the documents."""
