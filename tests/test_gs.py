@@ -23,7 +23,7 @@ from etils import epath
 from helpers import command, environment, write_corpus
 
 from miniplm_jax import pipeline
-from miniplm_jax.core import array_records, files, former, gs, manifest
+from miniplm_jax.core import array_records, claims, files, former, gs, manifest
 from miniplm_jax.core.errors import UserError
 
 _BUCKET = epath.Path(f"gs://{gs_emulator.BUCKET}")
@@ -332,3 +332,20 @@ def test_what_is_made_again_can_be_put_back(gate):
   files.write_bytes(out / "manifest.json", b"new")
   old.drop()
   assert there() == {"manifest.json": "new"}
+
+
+def test_who_was_taken_over_in_a_bucket_writes_no_more(gate):
+  folder = _BUCKET / "guarded"
+  board = claims.Board(folder / ".claims", 9)
+  assert board.claim("out")
+  guard = board.guard("out", folder / "out")
+  with files.guarded([guard]):
+    files.write_bytes(folder / "out" / "file", b"mine")
+    assert guard.holds and guard._asked
+    guard.holds = 0
+    board.release("out")
+    for claimed in (False, True):
+      with pytest.raises(UserError, match="another program has taken over"):
+        files.write_bytes(folder / "out" / "file", b"late")
+      assert claims.Board(folder / ".claims", 9).claim("out") != claimed
+  assert (folder / "out" / "file").read_bytes() == b"mine"
