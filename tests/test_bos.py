@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import shard, stage, store, tokenizer
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
 from miniplm_jax.corpus.records import Packed
+from miniplm_jax.generate import stage as generate_stage
 from miniplm_jax.score import stage as score_stage
+from miniplm_jax.select import overlap
 
 EOS, BOS = "</s>", "<s>"
 TEXTS = [
@@ -240,3 +243,21 @@ def test_a_student_reads_everywhere_what_it_was_trained_on(tmp_path):
   until = {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}
   found = asked("generate_until", ("A question?", until))
   assert ours.generate_until(found) == hf.generate_until(found)
+
+
+def test_words_at_the_ends_of_documents_are_words(tmp_path):
+  corpus = tokenize(configured(tmp_path))
+  encoder = corpus.tokenizer()
+  a, b = encoder.encode(["One two", "Three é"])
+  ids = [encoder.bos_id, *a, encoder.eos_id, encoder.bos_id, *b, encoder.eos_id]
+  text = overlap._text(encoder, np.array(ids))
+  assert overlap.words(text) == ["one", "two", "three", "é"]
+
+
+def test_a_prompt_has_bos_once(tmp_path):
+  encoder = tokenizer.load(epath.Path(write_tokenizer(tmp_path)), EOS, BOS)
+  arch = types.SimpleNamespace(vocab_size=encoder.vocab_size)
+  c = types.SimpleNamespace(max_new_tokens=1, model="")
+  for text in ("x", f"{BOS}x"):
+    ids = generate_stage._encode(encoder.text_engine(), arch, c, text)
+    assert ids == [encoder.bos_id, *encoder.encode(["x"])[0]]

@@ -119,6 +119,9 @@ def _directory(config, workdir: Workdir):
 def _encode(engine, arch, c, text: str) -> list[int]:
   """A prompt's ids, with what the tokenizer puts in front (Llama's BOS)."""
   ids = engine.encode(text).ids
+  # As in evaluation: a prompt that begins with it does not get it twice.
+  given = engine.encode(text, add_special_tokens=False).ids
+  ids = given if given[:1] == ids[:1] else ids
   limit = getattr(arch, "max_position_embeddings", None)
   if not ids or (limit and len(ids) + c.max_new_tokens > limit):
     raise UserError(

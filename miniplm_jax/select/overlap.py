@@ -134,10 +134,17 @@ def measure(
   tokenizer = corpus.tokenizer()
   for start in range(0, len(ids), _BATCH):
     batch = ids[start : start + _BATCH]
-    texts = [tokenizer.decode(row.ids) for row in corpus.read(batch)]
+    texts = [_text(tokenizer, row.ids) for row in corpus.read(batch)]
     grams.search(texts, batch, kept[start : start + _BATCH])
     done(len(batch))
   return grams.overlaps(len(ids), int(kept.sum()))
+
+
+def _text(tokenizer, ids: np.ndarray) -> str:
+  """The documents of a row; no word goes from one into another, or into eos."""
+  each = np.split(ids, np.flatnonzero(ids == tokenizer.eos_id) + 1)
+  sized = tokenizer.byte_lengths  # of BOS, eos and the unknown token 0
+  return " ".join(tokenizer.decode(part[sized[part] > 0]) for part in each)
 
 
 def names_of(sets: Sequence[epath.Path]) -> list[str]:
