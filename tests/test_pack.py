@@ -107,17 +107,16 @@ def test_a_cut_always_leaves_something_to_score(encoder):
   assert ends.cut(ids, ends.flags(ids)) == len(ids)
 
 
-@pytest.mark.parametrize("bos_id", [None, 5])
-def test_documents_without_tokens_make_no_rows_of_their_own(encoder, bos_id):
+def test_documents_without_tokens_make_no_rows_of_their_own(encoder):
   eos = encoder.eos_id
-  packer = Packer(SentenceEnds(encoder), eos, 3, bos_id)
+  packer = Packer(SentenceEnds(encoder), eos, 3)
   documents = [[], [], [], [], [], [], [7, 8, 9], [], [], [], [], [], [], []]
   rows = []
   for i, ids in enumerate(documents):
     rows += packer.add(np.array(ids, np.int32), i)
   rows += packer.flush()
-  assert all(set(r.ids[:-1].tolist()) - {eos, bos_id} for r in rows)
-  ids = [i for r in rows for i in r.ids.tolist() if i not in (eos, bos_id)]
+  assert all(set(r.ids[:-1].tolist()) - {eos} for r in rows)
+  ids = [i for r in rows for i in r.ids.tolist() if i != eos]
   assert ids == [7, 8, 9] and all(6 in r.documents for r in rows)
 
 

@@ -121,7 +121,7 @@ class Packer:
     while fits := self._fits(self._ids[start : start + self._size]):
       window = slice(start, start + fits)
       ids = self._ids[window]
-      if self._has_text(ids):
+      if self._bos_id is not None or self._has_text(ids):
         length = self._ends.cut(ids, flags[window])
         yield self._row(start, length)
       else:  # ends of documents without text; what follows them stays
@@ -149,9 +149,8 @@ class Packer:
     self._documents.clear()
 
   def _has_text(self, ids: np.ndarray) -> bool:
-    """Whether a row of them would have a position to score."""
-    inputs = ids[:-1] if self._bos_id is None else ids
-    return bool(np.any(inputs != self._eos_id))
+    """Whether a row of them has a position to score, also without BOS."""
+    return bool(np.any(ids[:-1] != self._eos_id))
 
   def _row(self, start: int, length: int) -> Row:
     """Takes the row from the front of the documents."""

@@ -177,7 +177,7 @@ class Maker:
     texts = [d.text for _, d in documents]
     found = self._encoder.encode(texts)
     counts.update(self._encoder.lost(texts, found))
-    done = [(i, d, ids) for (i, d), ids in zip(documents, found)]
+    done = [(i, d, ids) for (i, d), ids in zip(documents, found) if len(ids)]
     for i, packed in batch:
       if isinstance(packed, Packed):
         ids = packed.ids
