@@ -133,6 +133,38 @@ def test_what_stages_write_is_no_part_of_their_source(
   assert made["counts"]["documents"] == len(LINES)
 
 
+def test_a_trained_tokenizer_outlives_a_broken_record(tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text("oops\n")
+  write(tmp_path / "b.jsonl", LINES)
+  run = Run(tmp_path, tmp_path, "train")
+  run.config.corpus.vocab_size = 300
+  with pytest.raises(UserError, match="cannot be read as JSON"):
+    run()
+  trained = run.folder / "corpus/tokenizer/tokenizer.json"
+  before = trained.stat()
+  run.config.run.max_broken = 1
+  assert run()["counts"]["broken"] == 1
+  assert trained.stat().mtime == before.mtime
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_shard_without_its_rows_is_made_again(tmp_path, vocabulary, damage):
+  write(tmp_path / "a.jsonl", LINES)
+  run = Run(tmp_path, tmp_path, vocabulary)
+  before = run()["files"]
+  (rows,) = run.folder.glob("corpus/*.array_record")
+  content = rows.read_bytes()
+  rows.unlink()
+  if damage == "cut":
+    rows.write_bytes(content[:-1])
+  with pytest.raises(UserError, match=r"rename manifest\.json to") as e:
+    run()
+  corpus = run.folder / "corpus"
+  (corpus / "manifest.json").rename(corpus / "manifest.partial.json")
+  assert run()["files"] == before and rows.read_bytes() == content, e
+
+
 def test_a_source_may_lie_in_its_workdir(tmp_path):
   write(tmp_path / "data/a.jsonl", LINES)
   for source in ("data", "data/*.jsonl", "*/*.jsonl"):

@@ -131,7 +131,7 @@ def _run(config, directory, inputs):
       first += n
       here = chosen[slice(*np.searchsorted(chosen, (of_part.start, first)))]
       names = store.shard_names(part, len(parts))
-      if not (directory / names[1]).exists():
+      if not store.has(directory, names):
         seen = collections.Counter()
         made = (
           rows.one_to_one(source, part, here, to, seen)

@@ -258,10 +258,10 @@ def is_made(
   # Here, also if nothing is there: parts of one file share it, and it goes
   # with them to the processes that make their shards.
   part, wanted = parts[number], parts[number].fingerprint()
-  index = directory / store.shard_names(number, len(parts))[1]
-  if not index.exists():
+  names = store.shard_names(number, len(parts))
+  if not store.has(directory, names):
     return False
-  made = store.read_details(index)
+  made = store.read_details(directory / names[1])
   if (made["name"], made["fingerprint"]) != (part.name, wanted):
     return False
   if seen.get(part.name) == part.identity:

@@ -112,12 +112,17 @@ def _run(config, source: Source):
   from miniplm_jax.corpus import store
 
   parts, directory = source.parts(), source.directory
+  # A tokenizer that was trained here took a pass over all of the text.
+  is_costly = config.corpus.tokenizer == TRAIN
   try:
     encoder = _tokenizer(source, parts)
     _fill(config, parts, source, encoder.bos_token)
     source.refuse_changes(parts)
+    is_costly = False  # what is refused of all shards will be so again
     return _merge(config, parts, directory, encoder)
   except UserError:
+    if is_costly and (directory / "tokenizer/tokenizer.json").exists():
+      raise
     # Without one row of D there is nothing to go on from, and what was wrong
     # may be a setting. A finished corpus only --force removes.
     indices = directory.glob("index-*.parquet")

@@ -187,6 +187,15 @@ def write_shard(
   columns.write(directory / index, table)
 
 
+def has(directory: epath.Path, names: tuple[str, str]) -> bool:
+  """Whether both files of a shard are there, its rows as long as written."""
+  records, index = (directory / name for name in names)
+  if not (records.exists() and index.exists()):
+    return False
+  written = columns.facts(index).get(_FILE)  # none in old versions'
+  return not written or records.stat().length == written["bytes"]
+
+
 def read_counts(index: epath.Path) -> collections.Counter[str]:
   """What `write_shard` was told to count; what it did not meet is 0."""
   return collections.Counter(columns.facts(index)["counts"])
@@ -387,14 +396,3 @@ def open_corpus(inputs: Mapping[str, Manifest]) -> Corpus:
   """The corpus of a job: converted, else generated, if it has that input."""
   names = (CONVERTED, GENERATED, "corpus")
   return Corpus(next(inputs[name] for name in names if name in inputs))
-
-
-def pad(rows: Sequence[Instance], length: int, eos_id: int) -> dict[str, Any]:
-  """Rows as a batch: `tokens` int32 [B, length + 1], `length` int32 [B]."""
-  tokens = np.full((len(rows), length + 1), eos_id, np.int32)
-  for i, row in enumerate(rows):
-    tokens[i, : len(row.ids)] = row.ids
-  return {
-    "tokens": tokens,
-    "length": np.array([len(row.ids) for row in rows], np.int32),
-  }

@@ -29,7 +29,7 @@ class ArrayRecord:
 
   def has(self, shard: int) -> bool:
     """Whether this shard is whole."""
-    return (self._directory / self._names(shard)[1]).exists()
+    return store.has(self._directory, self._names(shard))
 
   def write(self, shard: int, rows: Rows):
     """Writes a shard of (row id, row)."""
@@ -64,7 +64,8 @@ class Megatron:
 
   def has(self, shard: int) -> bool:
     """As `ArrayRecord`."""
-    return (self._directory / f"data_{shard}.idx").exists()
+    stem = self._directory / f"data_{shard}"
+    return all(stem.with_suffix(end).exists() for end in (".bin", ".idx"))
 
   def write(self, shard: int, rows: Rows):
     """As `ArrayRecord`."""

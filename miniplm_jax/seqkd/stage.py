@@ -138,7 +138,7 @@ def _run(config, source, directory, inputs):
   parts = len(units) + 1  # the last are the held-out rows
   names = [store.shard_names(i, parts) for i in range(parts)]
   todo = hosts.agree(
-    lambda: [i for i, n in enumerate(names) if not (directory / n[1]).exists()]
+    lambda: [i for i, n in enumerate(names) if not store.has(directory, n)]
   )
   left = sum(len(units[i]) for i in todo if i < len(units))
   with Progress(

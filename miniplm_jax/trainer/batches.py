@@ -13,10 +13,21 @@ from jax.sharding import Mesh
 from miniplm_jax.config import weight_of
 from miniplm_jax.core import groups
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus.store import Corpus, pad
+from miniplm_jax.corpus.store import Corpus, Instance
 from miniplm_jax.models import placement
 
 Batch = dict[str, Any]
+
+
+def pad(rows: Sequence[Instance], length: int, eos_id: int) -> Batch:
+  """Rows as a batch: `tokens` int32 [B, length + 1], `length` int32 [B]."""
+  tokens = np.full((len(rows), length + 1), eos_id, np.int32)
+  for i, row in enumerate(rows):
+    tokens[i, : len(row.ids)] = row.ids
+  return {
+    "tokens": tokens,
+    "length": np.array([len(row.ids) for row in rows], np.int32),
+  }
 
 
 class _Rows(grain.sources.RandomAccessDataSource):
