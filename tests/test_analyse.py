@@ -566,8 +566,9 @@ def mean_nll(folder, name):
   return table["nll_sum"].to_numpy() / np.float64(table["n_tokens"])
 
 
-def test_what_no_longer_belongs_together_is_left_out(copy, capsys):
-  """A selection of another corpus, and with it its student."""
+@pytest.mark.parametrize("of", ["corpus", "teacher"])
+def test_what_no_longer_belongs_together_is_left_out(copy, capsys, of):
+  """A selection of another corpus or table, and with it its student."""
   config = tiny_config.get_config()
   config.workdir = str(copy / "run")
   workdir = Workdir(epath.Path(config.workdir))
@@ -579,11 +580,11 @@ def test_what_no_longer_belongs_together_is_left_out(copy, capsys):
   assert "skipped, nothing has changed" in analysed()
   made = copy / "run/selection/miniplm/manifest.json"
   with edited(made) as body:
-    body["inputs"]["corpus"] = "another"
+    body["inputs"][of] = "another"
   first, *others = analyse.sections(config, workdir)
   assert "has changed since" in first.text[0] and len(others) == 6
   left = [x for x in analysed().splitlines() if "left out: " in x]
-  assert len(left) == 2 and "inputs.corpus is another" in left[0]
+  assert len(left) == 2 and f"inputs.{of} is another" in left[0]
   assert "students/miniplm: its selection is not there" in left[1]
   pairs = json.loads((copy / "run/analysis/ranking.json").read_text())["pairs"]
   assert [p["student"] for p in pairs] == ["pretrain"]

@@ -1,7 +1,7 @@
 """What a workdir holds, by manifest, as far as it belongs together."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from etils import epath
@@ -121,30 +121,41 @@ def take(config, workdir: Workdir) -> Inventory:
   corpus = manifest_lib.require(workdir.corpus / MANIFEST)
   left_out: list[str] = []
 
-  def finished(folder: epath.Path) -> dict[str, Manifest]:
+  def finished(
+    folder: epath.Path, more: Callable[[Manifest], dict] = lambda made: {}
+  ) -> dict[str, Manifest]:
     found = {}
     for path in sorted(folder.glob(f"*/{MANIFEST}")):
-      made = _read(path, {"corpus": corpus}, left_out)
+      made = _read(path, lambda m: {"corpus": corpus, **more(m)}, left_out)
       if made:
         found[path.parent.name] = made
     return found
 
-  def evaluation(made: Manifest) -> Manifest | None:
-    return _read(made.directory / "evaluation.json", {"model": made}, left_out)
+  def tables_of(selection: Manifest) -> dict[str, Manifest]:
+    """Those of its tables that are there, by their roles."""
+    names = selection.settings["scores"]
+    return {role: tables[n] for role, n in names.items() if n in tables}
 
+  def evaluation(made: Manifest) -> Manifest | None:
+    path = made.directory / "evaluation.json"
+    return _read(path, lambda unused_made: {"model": made}, left_out)
+
+  tables = finished(workdir.root / "scores")
   scores = {
     name: Scored(made, evaluation(made))
-    for name, made in finished(workdir.root / "scores").items()
+    for name, made in tables.items()
     if "nll_sum" in made.counts  # a proxy's are no log-probs
   }
-  selections = finished(workdir.root / "selection")
+  selections = finished(workdir.root / "selection", tables_of)
   students = {}
   for name, made in finished(workdir.root / "students").items():
     selection = selections.get(
       made.settings["rows"].removeprefix(_OF_SELECTION)
     )
     if not selection or selection.fingerprint != made.inputs["selection"]:
-      left_out.append(f"{made.directory}: its selection is not there any more")
+      left_out.append(
+        f"{made.directory}: its selection is not there or left out"
+      )
       continue
     students[name] = Student(made, selection, evaluation(made))
   named = [s.settings["scores"] for s in selections.values()]
@@ -169,11 +180,11 @@ def take(config, workdir: Workdir) -> Inventory:
 
 
 def _read(path, made_from, left_out) -> Manifest | None:
-  """A manifest, unless it is missing or made from others than these."""
+  """A manifest, unless it is missing or made from others than it should be."""
   try:
     found = manifest_lib.read(path)
     if found:
-      found.check_inputs(made_from)
+      found.check_inputs(made_from(found))
     return found
   except UserError as e:
     left_out.append(f"{e}")
