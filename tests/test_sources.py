@@ -376,8 +376,9 @@ def test_a_cell_that_cannot_be_decoded_is_one_broken_record(tmp_path):
   year = pa.array([0, 1 << 60, 0], pa.timestamp("ms"))
   meta = pa.StructArray.from_arrays([pa.array(["x"] * 3), year], ["set", "at"])
   path = parquet(tmp_path / "b.parquet", ["a", "b", "c"], meta=meta)
-  first, broken, last = read(path, domain="meta.set")[0]
-  assert first.domain == last.domain == "x" and "row 1" in broken.where
+  _, broken, _ = read(path, domain="meta.at")[0]
+  assert "cannot be decoded" in broken.what and "row 1" in broken.where
+  assert domains_of(path, domain="meta.set") == ["x"] * 3  # not asked for
 
 
 def test_metadata_in_metadata(tmp_path):
@@ -591,6 +592,10 @@ def test_documents_of_megatron_are_packed(tmp_path, vocabulary):
       [(r.domain, r.ids.tolist()) for r in corpus.read(range(len(corpus)))]
     )
   assert rows[0] == rows[1] == rows[2] and len(rows[0]) > 12
+  run.config.corpus.tokenizer = "train"
+  run.config.corpus.source = str(source)
+  with pytest.raises(UserError, match="no text to train a tokenizer on"):
+    run(force=True)
   # Without documents, they are rows; what does not end is refused.
   indexed(source.with_suffix(""), sequences, [0])
   assert all(r.is_row for r in read(source)[0])
@@ -658,6 +663,20 @@ def test_a_saved_format_hides_no_column(tmp_path):
   rows = datasets.Dataset.from_list([{"text": "a", "domain": "wiki"}])
   rows.with_format(columns=["text"]).save_to_disk(tmp_path / "saved")
   assert domains_of(tmp_path / "saved") == ["wiki"]
+
+
+def test_of_a_saved_table_no_other_column_is_decoded(tmp_path):
+  datasets = pytest.importorskip("datasets")
+  pictures = [{"bytes": b"no picture", "path": None}] * 2
+  rows = {"text": ["a", "b"], "domain": ["x", "y"], "picture": pictures}
+  rows = datasets.Dataset.from_dict(rows)
+  rows = rows.cast_column("picture", datasets.Image())
+  rows.save_to_disk(tmp_path / "saved")
+  assert texts_of(tmp_path / "saved") == ["a", "b"]
+  assert domains_of(tmp_path / "saved") == ["x", "y"]
+  # Of what is on this disk nothing goes on by itself.
+  with pytest.raises(UserError, match="write it again"):
+    read(tmp_path / "saved", domain="picture")
 
 
 def test_of_the_hub_the_split_is_streamed_and_pinned(tmp_path, vocabulary, hub):

@@ -254,8 +254,14 @@ def _read_hf(
 ) -> Iterator[Document | Broken]:
   """The rows [start, end), or those of the files."""
   rows, domain, row, of = _dataset(source, split), _domain(source), start, ""
-  todo = "run it again: it goes on with what is missing"
+  todo = "write it again"
+  if source.startswith(HF):
+    todo = "run it again: it goes on with what is missing"
+  # Of others not even what they hold need be decoded.
+  names = [n for n in rows.column_names or () if n in formats.names(fields)]
   with formats.parsing(lambda: f"{source} after row {row}{of}", todo):
+    if names:
+      rows = rows.select_columns(names)
     if hasattr(rows, "data"):
       records = ((i, rows[i]) for i in range(start, min(end, len(rows))))
     else:

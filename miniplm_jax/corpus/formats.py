@@ -258,7 +258,8 @@ def read_parquet(
     # With a buffer, a group of rows is not read whole.
     file = pq.ParquetFile(f, buffer_size=_CHUNK)
     row = sum(file.metadata.row_group(i).num_rows for i in range(start))
-    columns = [n for n in file.schema_arrow.names if n in _names(fields)]
+    leaves = map(file.schema.column, range(len(file.schema)))
+    columns = _leaves([leaf.path for leaf in leaves], fields)
     groups = range(start, end)
     for batch in file.iter_batches(_ROWS, row_groups=groups, columns=columns):
       for record in _rows(batch):
@@ -281,7 +282,7 @@ def parquet_content(
     return contents.of([path])
   with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:
     found = pq.ParquetFile(f).metadata
-  size, heads = path.stat().length, tuple(f"{n}." for n in _names(fields))
+  size, heads = path.stat().length, tuple(f"{n}." for n in names(fields))
   ranges = [(max(size - found.serialized_size - 8, 0), size)]  # what says where
   for group in map(found.row_group, range(start, end)):
     for column in map(group.column, range(group.num_columns)):
@@ -292,10 +293,25 @@ def parquet_content(
   return contents.of([path], tuple(ranges))
 
 
-def _names(fields: Fields) -> set[str]:
+def names(fields: Fields) -> set[str]:
   """Columns that a text or a domain may stand in."""
   dotted = fields.text, fields.domain
   return {name for d in dotted if d for name in (d, *prefixes(d))}
+
+
+def _leaves(paths: Sequence[str], fields: Fields) -> list[str]:
+  """The columns, also in columns, that a text or a domain may stand in.
+
+  Those whose names begin as the field's does for longest: what a map or a
+  string of JSON holds has no column of its own.
+  """
+  found = []
+  for dotted in filter(None, (fields.text, fields.domain)):
+    for name in (dotted, *reversed(prefixes(dotted))):
+      if there := [p for p in paths if f"{p}.".startswith(f"{name}.")]:
+        found += there
+        break
+  return found
 
 
 def _rows(batch) -> list[Any]:

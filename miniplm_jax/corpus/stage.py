@@ -262,18 +262,31 @@ def _tell_domains(directory, indices):
 def _tokenizer(source, parts):
   """The corpus's own copy of the tokenizer, made at the first call."""
   from miniplm_jax.corpus import tokenizer
-  from miniplm_jax.corpus.records import Document
   from miniplm_jax.models import hub
 
   c, directory = source.c, source.directory / "tokenizer"
   if not (directory / "tokenizer.json").exists():
     if c.tokenizer == TRAIN:
       say(STAGE, f"training a byte-level BPE of {c.vocab_size:,} tokens")
-      records = source.read_for_training(parts)
-      texts = (d.text for d in records if isinstance(d, Document))
+      texts = _texts(source.read_for_training(parts), c)
       found = tokenizer.train(texts, c.vocab_size, c.eos_token)
     else:
       folder = hub.resolve(c.tokenizer, c.tokenizer_revision, weights=False)
       found = tokenizer.load(folder, c.eos_token, c.bos_token)
     tokenizer.keep(found, directory, STAGE, "corpus")
   return tokenizer.load(directory, c.eos_token, c.bos_token)
+
+
+def _texts(records, c):
+  """Those that a tokenizer is trained on."""
+  from miniplm_jax.corpus.records import Document, Packed
+
+  for record in records:
+    if isinstance(record, Packed):
+      raise UserError(
+        "there is no text to train a tokenizer on, but ids",
+        f"config.corpus.source={c.source}",
+        "set --config.corpus.tokenizer to the one that they were made with",
+      )
+    if isinstance(record, Document):
+      yield record.text
