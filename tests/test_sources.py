@@ -650,7 +650,7 @@ def hub(monkeypatch):
 
   def forget():
     sources.commit.cache_clear()
-    sources._dataset.cache_clear()
+    sources._known_dataset.cache_clear()
 
   hub.forget = forget
   forget()
@@ -913,6 +913,15 @@ def saved(folder, texts):
   datasets.Dataset.from_dict({"text": texts}).save_to_disk(folder)
 
 
+def test_a_folder_that_was_saved_anew_is_read_anew(tmp_path):
+  pytest.importorskip("datasets", reason="needs datasets")
+  for texts in (["one"], ["two", "three"]):
+    shutil.rmtree(tmp_path / "x", ignore_errors=True)
+    saved(tmp_path / "x", texts)
+    (part,) = readers.list_parts(str(tmp_path / "x"), readers.Fields())
+    assert [record.text for record in part.read()] == texts
+
+
 def arrays(path, texts):
   path.write_text(json.dumps([{"text": text} for text in texts]))
 
@@ -938,7 +947,6 @@ def test_the_content_of_a_part_is_all_that_is_read_of_it(tmp_path, name, make):
   file = next(source.glob("*.arrow")) if source.is_dir() else source
 
   def look():
-    sources._dataset.cache_clear()
     parts = readers.list_parts(
       str(source), readers.Fields(), part_bytes=100_000
     )

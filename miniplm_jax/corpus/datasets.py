@@ -3,13 +3,15 @@
 import functools
 import hashlib
 import io
+import os
+import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import contents, files
+from miniplm_jax.core import contents, files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import formats
 from miniplm_jax.corpus.readers import HF, TFDS
@@ -22,6 +24,8 @@ from miniplm_jax.corpus.records import (
   document,
   pieces,
 )
+
+_OPEN = 4  # data sets that stay open
 
 
 def is_tfds(path: epath.Path) -> bool:
@@ -87,8 +91,22 @@ def tfds_parts(
   return found
 
 
-@functools.cache
+def _state(source: str) -> list[tuple]:
+  """What tells a folder here from itself after others wrote into it."""
+  if is_named(source) or not gs.is_local(source):
+    return []
+  paths = filter(os.path.isfile, sorted(pathlib.Path(source).rglob("*")))
+  return [
+    (path, path.stat().st_ino, *contents.identity(path)) for path in paths
+  ]
+
+
 def _builder(source: str) -> Any:
+  return _known_builder(source, *_state(source))
+
+
+@functools.lru_cache(_OPEN)
+def _known_builder(source: str, *unused_state) -> Any:
   import tensorflow_datasets as tfds
 
   with _reading(source, "look at its name, or give a prepared folder"):
@@ -97,13 +115,16 @@ def _builder(source: str) -> Any:
     return tfds.builder(source.removeprefix(TFDS))
 
 
-@functools.cache
 def _prepared(source: str) -> Any:
-  builder = _builder(source)
   if source.startswith(TFDS):
-    with _reading(source, "look at the message, or give a prepared folder"):
-      builder.download_and_prepare()
-  return builder
+    _prepare(source)
+  return _builder(source)
+
+
+@functools.cache
+def _prepare(source: str):
+  with _reading(source, "look at the message, or give a prepared folder"):
+    _builder(source).download_and_prepare()
 
 
 def _read_tfds(
@@ -219,8 +240,12 @@ def _of_hub(source: str) -> tuple[str, list[str], str | None]:
   return path, list(filter(None, config)), revision or None
 
 
-@functools.cache
 def _dataset(source: str, split: str) -> Any:
+  return _known_dataset(source, split, *_state(source))
+
+
+@functools.lru_cache(_OPEN)
+def _known_dataset(source: str, split: str, *unused_state) -> Any:
   try:
     import datasets
   except ImportError as e:
