@@ -25,7 +25,7 @@ from miniplm_jax.core import (
   manifest,
   progress,
 )
-from miniplm_jax.core.errors import Stopped, UserError
+from miniplm_jax.core.errors import GoneError, Stopped, UserError
 from miniplm_jax.core.job import Job, execute, status
 
 
@@ -46,6 +46,27 @@ def job(folder, settings=None, run=None, **more):
     run=run or write,
     **more,
   )
+
+
+def test_what_is_finished_stands_without_what_it_was_made_of(tmp_path, capsys):
+  def gone():
+    raise GoneError("no text here", "text.jsonl", "give one")
+
+  execute([job(tmp_path)])
+  without = dataclasses.replace(job(tmp_path), inputs={"text": gone})
+  capsys.readouterr()
+  assert status(without) == "done"
+  execute([without])
+  told = "no text here: text.jsonl; what was made of it stands"
+  assert told in capsys.readouterr().out
+  with pytest.raises(GoneError):  # what it made before is there again
+    execute([dataclasses.replace(without, run=lambda _: gone())], force=True)
+  assert status(without) == "done"
+  assert "settings.a" in status(dataclasses.replace(without, settings={"a": 1}))
+  begun = dataclasses.replace(job(tmp_path / "new"), inputs={"text": gone})
+  assert "would be refused: no text here" in status(begun)
+  with pytest.raises(GoneError):
+    execute([begun])
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -397,7 +418,7 @@ def test_files_that_are_read_whole_are_known_by_all_they_hold(tmp_path):
     "one", epath.Path(tmp_path / "made.json"), {}, {"x": given}, (), "", dict
   )
   old, new = manifest.Manifest(job.manifest, "one", {}, {}), job.wanted()
-  before = dataclasses.replace(old, inputs={"x": given.former()})
+  before = dataclasses.replace(old, inputs={"x": given.former()[0]})
   assert job.difference(before, new) is None
   assert job.difference(new, new) is None
   path.write_bytes(bytes(100_000) + b"1" + bytes(99_999))

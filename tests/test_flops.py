@@ -1,21 +1,30 @@
 """FLOPs: closed forms, equal budgets, and the comparison of methods."""
 
+import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny_config
+from etils import epath
 from flax import nnx
 from helpers import CONFIG, LONG, run
 from ml_collections import ConfigDict
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.core import manifest
+from miniplm_jax.core import files, job, manifest
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.models import architecture, head, hub
+from miniplm_jax.distill.objectives import OBJECTIVES
+from miniplm_jax.methods import for_method
+from miniplm_jax.models import architecture, config_json, head, hub
 from miniplm_jax.models.architecture import Mamba, Transformer
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.train import budget
+from miniplm_jax.train import stage as train_stage
 from miniplm_jax.trainer import flops
 
 SMALL = Transformer(
@@ -114,6 +123,40 @@ def test_teachers_of_the_paper_need_no_hub(monkeypatch):
   monkeypatch.setattr(hub, "resolve", None)
   section = ConfigDict({"path": "Qwen/Qwen1.5-1.8B", "revision": "main"})
   assert hub.shape_of(section).parameters() == 1_836_828_672
+
+
+@pytest.mark.parametrize("method", ["vanilla_kd", "minillm"])
+def test_a_finished_student_needs_its_teacher_no_more(tmp_path, method):
+  config, given = tiny_config.get_config(), tmp_path / "given"
+  config.method, config.teacher.path = method, str(given)
+  config.equal_flops = True
+  place = Workdir(epath.Path(tmp_path))
+  given.mkdir()
+  teacher = dataclasses.replace(SMALL, vocab_size=512, hidden_size=64)
+  files.write_json(
+    given / "config.json", config_json.write(teacher, 0, "float32")
+  )
+  (given / "model.safetensors").write_bytes(b"weights")
+  for folder in (place.corpus, place.selection("pretrain")):
+    folder.mkdir(parents=True)
+    manifest.Manifest(folder / "manifest.json", "", {}, {}).write()
+  (one,) = train_stage.jobs(config, place)
+  names = for_method(config, method)
+  token = OBJECTIVES[names.objective](config, place, names).token_flops
+  steps = one.settings["train"]["steps"]
+  assert steps < config.train.steps
+  made = dataclasses.replace(
+    one.wanted(),
+    counts={"tokens": 77 * steps},
+    details={"train_flops": token * 77 * steps},
+  )
+  shutil.rmtree(given)
+  with pytest.raises(UserError, match="no model directory here"):
+    train_stage.jobs(config, place)
+  made.path.parent.mkdir(parents=True)
+  made.write()
+  (one,) = train_stage.jobs(config, place)
+  assert job.status(one) == "done"
 
 
 def test_a_budget_is_spent_and_the_warmup_stays_its_share_of_it():

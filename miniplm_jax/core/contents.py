@@ -69,9 +69,9 @@ class Whole:
     """The fingerprint: their names and all that they hold."""
     return _named(self.paths(), lambda path, unused_size: files.sha256(path))
 
-  def former(self) -> str:
+  def former(self) -> tuple[str]:
     """As earlier versions had it: of files of up to 128 KiB it is the same."""
-    return probe(self.paths())
+    return (probe(self.paths()),)
 
 
 def probe(paths: Iterable[epath.PathLike]) -> str:

@@ -31,6 +31,10 @@ class UserError(Exception):
     return UserError, (self.what, self.where, self.todo)  # between processes
 
 
+class GoneError(UserError):
+  """What a job read is not there: what is finished of it stands without."""
+
+
 _ROOM = "make room, then run it again: it goes on"
 _LIMIT = "raise the limit (ulimit -n), then run it again: it goes on"
 _USABLE = "check that it can be used"

@@ -20,7 +20,7 @@ from etils import epath
 
 import miniplm_jax
 from miniplm_jax.core import files, gs
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import GoneError, UserError
 
 # 2 has `checksum`, and its inputs hold whole contents of model folders; 1 has
 # neither, so that only what its fingerprint covers can be checked.
@@ -152,14 +152,26 @@ class Manifest:
       with self.reading(name):
         pass
 
-  def fingerprint_by(self, source: Callable[[], str]) -> str:
-    """What an input's fingerprint is by the schema of this manifest.
+  def fingerprint_by(self, name: str, source: Callable[[], str]) -> str:
+    """What an input's fingerprint is now, in the form that it has here.
 
     Args:
-      source: gives it; if schema 1 had another, its method `former` does.
+      name: of the input.
+      source: gives it; those that earlier versions had, its method `former`.
+
+    Raises:
+      GoneError: it is not there any more, and was no input of this.
     """
-    is_former = self.schema_version == 1
-    return getattr(source, "former", source)() if is_former else source()
+    recorded = self.inputs.get(name)
+    try:
+      now = source()
+      if now != recorded and recorded in getattr(source, "former", tuple)():
+        return recorded
+      return now
+    except GoneError:
+      if recorded is None:
+        raise
+      return recorded
 
   def check_inputs(self, inputs: Mapping[str, "Manifest"]):
     """Raises UserError if it was made from others of these inputs."""

@@ -10,12 +10,14 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import WHOLE, Version
+from miniplm_jax.core.errors import GoneError
 from miniplm_jax.core.former import Former, is_old
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.progress import say
 
 # An input is another job's manifest file, or how to fingerprint it. The latter
-# may have a method `former`, which gives the fingerprint of earlier versions;
-# and `changed`: whether what a manifest was made from has other content now,
+# may have a method `former`, which gives those of earlier versions; and
+# `changed`: whether what a manifest was made from has other content now,
 # which the fingerprint does not say.
 Input = epath.Path | Callable[[], str]
 
@@ -135,10 +137,26 @@ class Job:
       if isinstance(source, epath.Path):
         inputs[name] = manifest_lib.read(source).fingerprint
       else:
-        inputs[name] = source()
+        inputs[name] = self._fingerprint(name, source)
     # Through JSON, so that a tuple equals the list that is on disk.
     settings = json.loads(json.dumps(dict(self.settings)))
     return Manifest(self.manifest, self.stage, settings, inputs)
+
+  def _fingerprint(self, name: str, source: Callable[[], str]) -> str:
+    """Of an input as it is now; of what is gone, that of what was made of it.
+
+    Raises:
+      GoneError: nothing was.
+    """
+    try:
+      return source()
+    except GoneError as e:
+      old = manifest_lib.read(self.manifest)
+      if old is None:
+        raise
+      found = old.fingerprint_by(name, source)
+      say(self.stage, f"{e.what}: {e.where}; what was made of it stands")
+      return found
 
   def difference(
     self, old: Manifest, wanted: Manifest, rechecked: bool = False
@@ -146,11 +164,10 @@ class Job:
     """The first difference; in inputs that the job rechecks only if asked."""
     # What an earlier version saw of them is the same, and all that is known.
     former = {
-      name: old.inputs[name]
+      name: old.fingerprint_by(name, source)
       for name, source in self.inputs.items()
       if old.inputs.get(name) != wanted.inputs.get(name)
       and hasattr(source, "former")
-      and old.inputs.get(name) == source.former()
     }
     wanted = dataclasses.replace(wanted, inputs=wanted.inputs | former)
 

@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from miniplm_jax.core import fields
+from miniplm_jax.core import fields, manifest
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input
+from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.distill import logits_stage
 from miniplm_jax.models import architecture, hub
 from miniplm_jax.score import stage as score_stage
@@ -39,7 +41,7 @@ def _next_token(unused_config, unused_workdir, unused_names) -> Plan:
   return Plan()
 
 
-def _soft_labels(config, workdir, unused_names) -> Plan:
+def _soft_labels(config, workdir, names) -> Plan:
   kd, train = config.kd, config.train
   dtype = kd.dtype or train.dtype
   read, teacher = _teacher(config, workdir, dtype)
@@ -51,19 +53,21 @@ def _soft_labels(config, workdir, unused_names) -> Plan:
     return SoftLabels(train, corpus.eos_id, config.run.remat, model, kd)
 
   student = architecture.make(config.student.model)
+  length = config.corpus.max_length
   return Plan(
     make,
     settings={"kd": {**kd, "dtype": dtype}},
     inputs=teacher,
-    token_flops=flops.vanilla_kd(
-      student, hub.shape_of(config.teacher), config.corpus.max_length
+    token_flops=_token_flops(
+      config, workdir, names, lambda t: flops.vanilla_kd(student, t, length)
     ),
   )
 
 
-def _minillm(config, workdir, unused_names) -> Plan:
+def _minillm(config, workdir, names) -> Plan:
   c, train, length = config.minillm, config.train, config.corpus.max_length
   prompt = fields.of(c.prompt_share, length)
+  student = architecture.make(config.student.model)
   read, teacher = _teacher(config, workdir, train.dtype)
 
   def make(corpus, mesh, inputs):
@@ -76,11 +80,11 @@ def _minillm(config, workdir, unused_names) -> Plan:
     make,
     settings={"minillm": dict(c)},
     inputs=teacher,
-    token_flops=flops.minillm(
-      architecture.make(config.student.model),
-      hub.shape_of(config.teacher),
-      prompt,
-      length - prompt,
+    token_flops=_token_flops(
+      config,
+      workdir,
+      names,
+      lambda t: flops.minillm(student, t, prompt, length - prompt),
     ),
   )
 
@@ -134,6 +138,23 @@ def _teacher(config, workdir, dtype: str):
     return score_stage.load_checked(source, corpus, mesh, dtype)
 
   return read, {WEIGHTS: score_stage.weights_input(source)}
+
+
+def _token_flops(
+  config, workdir, names, of: Callable[[architecture.Architecture], float]
+) -> float:
+  """Of a token by the teacher's shape, or as its finished student says.
+
+  Raises:
+    UserError: there is neither.
+  """
+  try:
+    return of(hub.shape_of(config.teacher))
+  except UserError:  # it may be gone, or the hub not be reached
+    made = manifest.read(workdir.student(names.student) / MANIFEST)
+    if not made:
+      raise
+    return made.details["train_flops"] / made.counts["tokens"]
 
 
 def trained_by(settings: Mapping[str, Any]) -> str:

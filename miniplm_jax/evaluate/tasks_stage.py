@@ -3,11 +3,13 @@
 A task is a job: what is done stays done, and further tasks are added.
 """
 
+import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping
 
 from miniplm_jax.core import contents, files
 from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -100,22 +102,37 @@ def _job(config, held: dict[str, object], it: Subject, task: str) -> Job:
   )
 
 
+@dataclasses.dataclass(frozen=True)
 class _Hub:
-  """Documents of the hub, of which nothing is known before they are fetched."""
+  """Documents of the hub, of which nothing is known before they are fetched.
+
+  Attributes:
+    data: the folder that has none of this task, or "".
+  """
+
+  data: str
 
   def __call__(self) -> str:
     """The fingerprint."""
+    if self.data and not pathlib.Path(self.data).is_dir():
+      raise GoneError(
+        "no folder of tasks here",
+        f"config.evaluation.task_data={self.data}",
+        "give a folder with one of each task, or none: then they are fetched",
+      )
     return files.digest("the hub")
 
-  def former(self) -> str:
+  def former(self) -> tuple[str]:
     """As earlier versions had it, of a task without a folder in task_data."""
-    return files.digest([])
+    return (files.digest([]),)
 
 
 def _documents(data: str, task: str) -> Callable[[], str]:
   """What is known of a task's documents before they are read."""
   folder = tasks.folder_of(data, task)
-  return contents.Whole(lambda: tasks.files_of(folder)) if folder else _Hub()
+  if not folder:
+    return _Hub(data)
+  return contents.Whole(lambda: tasks.files_of(folder))
 
 
 def _run(config, held, it: Subject, task: str, inputs):

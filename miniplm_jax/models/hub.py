@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from miniplm_jax.core import contents, files, gs, manifest
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.models import architecture, config_json
 from miniplm_jax.models.architecture import Architecture
@@ -45,8 +45,8 @@ def resolve(
   local = epath.Path(path).expanduser()
   if local.exists():
     return local
-  if path.startswith((".", "/", "~")) or "://" in path or path.count("/") > 1:
-    raise UserError(
+  if not _may_be_hub_id(path):
+    raise GoneError(
       "no model directory here", path, "give a directory or a hub id"
     )
   import huggingface_hub
@@ -67,6 +67,11 @@ def resolve(
   return epath.Path(found)
 
 
+def _may_be_hub_id(path: str) -> bool:
+  is_local = path.startswith((".", "/", "~")) or "://" in path
+  return not is_local and path.count("/") < 2
+
+
 @dataclasses.dataclass(frozen=True)
 class Given:
   """A model that is given by path or hub id, as an input of a job.
@@ -85,19 +90,22 @@ class Given:
     Of a hub id nothing is known before it is fetched but its revision.
     """
     directory = epath.Path(self.path).expanduser()
-    if not directory.is_dir():
+    if not directory.is_dir() and _may_be_hub_id(self.path):
       return files.digest([self.path, self.revision])
+    directory = resolve(self.path)
     # Not of what else config.json says, such as a version of transformers.
     shape = load_architecture(directory).fingerprint
     weights = [files.sha256(gs.copied(p)) for p in weight_files(directory)]
     return files.digest([shape, weights])
 
-  def former(self) -> str:
-    """As in manifests of schema 1, which saw the ends of each file."""
-    directory = epath.Path(self.path)
+  def former(self) -> tuple[str, ...]:
+    """As earlier versions had it: of whole files, of the ends of each."""
+    directory = epath.Path(self.path).expanduser()
     if not directory.is_dir():
-      return files.digest([self.path, self.revision])
-    return contents.probe(_content(directory))
+      return ()
+    found = _content(directory)
+    whole = [[path.name, files.sha256(gs.copied(path))] for path in found]
+    return files.digest(whole), contents.probe(found)
 
 
 def _content(directory: epath.Path) -> list[epath.Path]:
@@ -145,7 +153,7 @@ def load_architecture(directory: epath.Path) -> Architecture:
   """The shape that a directory's config.json describes."""
   path = directory / "config.json"
   if not path.exists():
-    raise UserError(
+    raise GoneError(
       "no config.json", str(directory), "give a Hugging Face model directory"
     )
   return config_json.read(read_json(path), str(path))
@@ -194,7 +202,7 @@ def weight_files(directory: epath.Path) -> list[epath.Path]:
       "give a directory or hub id with safetensors weights; a pickle .bin is "
       "never opened"
     )
-  raise UserError(f"no {', '.join(missing)}", str(directory), todo)
+  raise GoneError(f"no {', '.join(missing)}", str(directory), todo)
 
 
 def _indexed(index: epath.Path) -> list[str]:

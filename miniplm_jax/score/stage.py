@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
@@ -167,7 +167,7 @@ def _file_fingerprint(path: str) -> str:
 
   beside = epath.Path(f"{path}.json")
   if not epath.Path(path).is_file():
-    raise UserError(
+    raise GoneError(
       "there is no such file of scores",
       path,
       "give a .parquet or .npy file as config.teacher.scores or "

@@ -14,7 +14,7 @@ def fingerprint(source: stage_lib.Source, made: Manifest | None) -> str:
   """Of a model as it is now, in the form that `made`, if any, has it in."""
   weights = stage_lib.weights_input(source)
   if callable(weights):
-    return made.fingerprint_by(weights) if made else weights()
+    return made.fingerprint_by("weights", weights) if made else weights()
   trained = manifest_lib.read(weights)
   return trained.fingerprint if trained else str(weights)
 
