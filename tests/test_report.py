@@ -24,6 +24,7 @@ from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.evaluate import stage as evaluate
 from miniplm_jax.evaluate import subjects, tasks_stage
 from miniplm_jax.export import model_card
+from miniplm_jax.report import findings
 from miniplm_jax.report import stage as report
 from miniplm_jax.select import (
   agreement,
@@ -371,6 +372,44 @@ def test_losses_of_other_rows_are_not_shown_beside_each_other():
     report.check(config, inputs | {"miniplm evaluation": few})
   own = dataclasses.replace(few, tokenizer="its own")
   report.check(config, inputs | {"miniplm evaluation": own})
+
+
+def test_the_verdict_says_what_sets_students_apart():
+  """Beside method and rows; not what an earlier version did not say."""
+  config = tiny_config.get_config()
+  config.baselines = ("pretrain",)
+
+  def made(method, **train):
+    train = {"steps": 8, "warmup_steps": 2, "learning_rate": 0.1} | train
+    settings = {
+      "training": {"model": {"rope_theta": 2.0}, "train": train},
+      "selection": {
+        "definition": method,
+        "scores": {},
+        "ratio": 0.5,
+        "seed": 1,
+      },
+      "evaluation": {"dtype": "float32"},
+    }
+    loss = {"rows": 1, "instance_mean": len(method) + 0.0}
+    details = {"train_flops": 9.0, "loss": {"all": loss}}
+    return {
+      f"{method} {what}": manifest.Manifest(
+        epath.Path("m"), what, s, {}, counts={"steps": 8}, details=details
+      )
+      for what, s in settings.items()
+    }
+
+  def told(**train):
+    return findings.verdict(config, made("miniplm") | made("pretrain", **train))
+
+  assert told().endswith("at 8 equal steps (one seed).")
+  assert told(warmup_steps=1, steps=4) == told(new_in_this_version=1) == told()
+  text = told(learning_rate=0.3, warmup_steps=1)
+  assert text.endswith(
+    "equal steps (one seed). Beside its method pretrain differs from miniplm: "
+    "train.learning_rate 0.3 and not 0.1, train.warmup_steps 1 and not 2."
+  )
 
 
 def test_a_report_that_is_refused_leaves_the_last_one(tmp_path):

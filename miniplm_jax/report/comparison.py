@@ -107,6 +107,7 @@ def section(
   workdir: Workdir,
   found: Mapping[str, Line],
   left_out: Sequence[str] = (),
+  notes: Sequence[str] = (),
 ) -> page.Section:
   """The table, what it means, and the curves by FLOPs, but for `left_out`."""
   return page.Section(
@@ -124,9 +125,12 @@ def section(
     table=table(found),
     left=3,
     notes=[
-      f"{method}, offline: {flops.in_words(line.offline_flops)}."
-      for method, line in found.items()
-      if line.offline_flops
+      *notes,
+      *(
+        f"{method}, offline: {flops.in_words(line.offline_flops)}."
+        for method, line in found.items()
+        if line.offline_flops
+      ),
     ],
     pictures=[_picture(config, workdir, found, left_out)],
   )

@@ -1,6 +1,7 @@
 """The sentences, tables and pictures of a report."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -95,9 +96,61 @@ def verdict(config, inputs: Inputs) -> str:
     f"{loss[second]:.4f} of {second}, {gap:.4f} nats "
     f"({gap / loss[second]:.2%}) lower {_at_equal(inputs, best, second)}"
   )
-  if gap < 0.01:
-    return f"{told}. One seed: a difference this small says little by itself."
-  return f"{told} (one seed)."
+  small = "One seed: a difference this small says little by itself."
+  told += f". {small}" if gap < 0.01 else " (one seed)."
+  return " ".join([told, *otherwise(config, inputs)])
+
+
+def otherwise(config, inputs: Inputs) -> list[str]:
+  """What sets students apart beside their methods, in words.
+
+  A line for each that differs from the first. Steps are said beside the
+  losses, and the warm-up follows them; of what an earlier version did not say
+  nothing is known.
+  """
+  first, *others = (_made_with(inputs, method) for method in methods(config))
+  found = []
+  steps = "train.steps"
+  for method, other in zip(methods(config)[1:], others):
+    said = {steps}
+    if first.get(steps) != other.get(steps):
+      said.add("train.warmup_steps")
+    differing = [
+      f"{name} {other[name]} and not {first[name]}"
+      for name in first.keys() - said
+      if name in other and other[name] != first[name]
+    ]
+    if differing:
+      found.append(
+        f"Beside its method {method} differs from {config.method}: "
+        f"{', '.join(sorted(differing))}."
+      )
+  return found
+
+
+def _made_with(inputs: Inputs, method: str) -> dict[str, Any]:
+  """Settings of a student and of what it was trained and measured on."""
+  trained, selection = (
+    inputs[f"{method} training"],
+    inputs[f"{method} selection"],
+  )
+  parts = {
+    "student.model": trained.settings["model"],
+    "train": trained.settings["train"],
+    "select": {
+      name: value
+      for name, value in selection.settings.items()
+      if name
+      not in ("definition", "scores", *selection.details.get("idle", ()))
+    },
+    "evaluate": {"dtype": inputs[f"{method} evaluation"].settings["dtype"]},
+    "student": {"init": trained.inputs.get("init", "none")[:12]},
+  }
+  return {
+    f"{part}.{name}": value
+    for part, values in parts.items()
+    for name, value in values.items()
+  }
 
 
 def _at_equal(inputs: Inputs, best: str, second: str) -> str:

@@ -158,7 +158,11 @@ def _run(config, workdir: Workdir, inputs):
   found = tables.Findings(selection.path.parent.name, facts, figures)
   body = [
     comparison.section(
-      config, workdir, compared, findings.unlike(config, inputs)
+      config,
+      workdir,
+      compared,
+      findings.unlike(config, inputs),
+      findings.otherwise(config, inputs),
     ),
     page.Section(
       "Held-out loss",
