@@ -25,6 +25,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import datasets as sources
 from miniplm_jax.corpus import (
+  folders,
   formats,
   readers,
   records,
@@ -249,7 +250,7 @@ def test_a_split_matters_where_there_are_splits(tmp_path):
 
 
 def test_a_folder_of_splits_is_read_as_datasets_does(tmp_path, capsys):
-  readers._note.cache_clear()
+  folders._note.cache_clear()
   for name in ("train", "test", "validation"):
     parquet(tmp_path / f"a/{name}-00000-of-00001.parquet", [f"{name} 1"])
     write(tmp_path / f"b/{name}/x.jsonl", [f"{name} 2"])
@@ -508,7 +509,7 @@ def test_marks_of_byte_order_are_no_text(tmp_path):
 
 
 def test_what_is_left_out_of_a_folder_is_said(tmp_path, capsys):
-  readers._note.cache_clear()
+  folders._note.cache_clear()
   for name in ("a.jsonl", "B.JSONL", "c.ndjson", "d.csv", "E.csv", "README"):
     write(tmp_path / name, [name])
   for name in ("f.jsonl.lz4", "g.md", "LICENSE.txt", "h", ".hidden"):
@@ -524,6 +525,40 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path, capsys):
 def test_a_glob_takes_a_file_once(tmp_path):
   write(tmp_path / "x/y/a.jsonl", ["a"])
   assert texts_of(f"{tmp_path}/**/**/*.jsonl") == ["a"]
+
+
+def test_a_folder_that_a_glob_names_is_read(tmp_path):
+  write(tmp_path / "src/b.jsonl/part-0.jsonl", ["b"])
+  parquet(tmp_path / "src/a.parquet/part-0.parquet", ["a"])
+  (tmp_path / "src/a.parquet/_SUCCESS").touch()
+  write(tmp_path / "src/workdir/bad.jsonl", ["ours"])
+  workdir = tmp_path / "src/workdir"
+  for pattern in ("src/*", "src/**", "src/**/*", "*"):
+    found = texts_of(f"{tmp_path}/{pattern}", workdir=workdir)
+    assert sorted(found) == ["a", "b"]
+  assert texts_of(f"{tmp_path}/src/*.parquet") == ["a"]
+
+
+def test_what_is_packed_beside_itself_is_said(tmp_path, capsys):
+  folders._note.cache_clear()
+  for name in ("a.jsonl", "b.jsonl"):
+    write(tmp_path / name, [name])
+  packed = gzip.compress((tmp_path / "a.jsonl").read_bytes())
+  (tmp_path / "a.jsonl.gz").write_bytes(packed)
+  assert len(texts_of(tmp_path)) == 3
+  said = capsys.readouterr().out
+  assert "a.jsonl is read more than once: also packed" in said
+
+
+def test_a_folder_of_data_sets_is_no_data_set(tmp_path):
+  pytest.importorskip("datasets")
+  for name in "ab":
+    saved(tmp_path / "sets" / name, [name])
+  with pytest.raises(UserError, match=r"give one of them, as .*/sets/a"):
+    read(tmp_path / "sets")
+  write(tmp_path / "crawl/a.jsonl", ["a"])
+  (tmp_path / "crawl/state.json").write_text("{}")
+  assert texts_of(tmp_path / "crawl") == ["a"]
 
 
 def test_links_are_followed_and_nothing_is_passed_over(tmp_path, monkeypatch):
@@ -605,7 +640,7 @@ def test_documents_of_megatron_are_packed(tmp_path, vocabulary):
 
 
 def test_all_pairs_of_a_folder_are_read_or_refused(tmp_path, capsys):
-  readers._note.cache_clear()
+  folders._note.cache_clear()
   for i, name in enumerate(("data_0", "data_1", "books_2019", "sub/data_0")):
     indexed(tmp_path / name, [[i, i]], [0])
   (tmp_path / "model.bin").write_bytes(bytes(64))

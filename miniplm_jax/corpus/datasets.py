@@ -35,8 +35,9 @@ def is_tfds(path: epath.Path) -> bool:
 
 def is_saved(path: epath.Path) -> bool:
   """Whether a folder was written by `datasets.save_to_disk`."""
-  names = "dataset_dict.json", "state.json"
-  return any((path / name).exists() for name in names)
+  # Others write a state.json, too.
+  names = ("dataset_dict.json",), ("state.json", "dataset_info.json")
+  return any(all((path / n).exists() for n in both) for both in names)
 
 
 def is_named(source: str) -> bool:

@@ -1,0 +1,248 @@
+"""Which files a source is, be it a file, a folder or a glob."""
+
+import collections
+import functools
+import glob
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+from etils import epath
+
+from miniplm_jax.core import files, gs
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.fields import is_text
+from miniplm_jax.core.progress import say
+from miniplm_jax.core.workdir import FILES, FOLDERS
+from miniplm_jax.corpus import formats
+
+TFDS, HF = "tfds:", "hf:"  # before a name
+_LINES, _JSON = (
+  tuple(stem + packed for packed in ("", *formats.PACKED))
+  for stem in (".jsonl", ".json")
+)
+TEXT = (".txt", ".md")
+MEGATRON = (".bin", ".idx")
+_ENDINGS = (*_LINES, *_JSON, ".parquet", *TEXT, *MEGATRON)
+
+
+def is_of(file: epath.Path, endings: Sequence[str]) -> bool:
+  """Whether a file is of a kind, by its ending in any case."""
+  return file.name.lower().endswith(endings)
+
+
+# Of a folder, what there is of the first of these: a data set may have a
+# README beside it, and rows that were packed a list of their sources.
+_KINDS = ((*_LINES, ".parquet"), _JSON, TEXT)
+# Lies beside data, and is none.
+_ABOUT = re.compile(r"readme|licen[cs]e", re.IGNORECASE)
+
+
+def _not_ours(
+  there: Iterable[epath.Path], root: epath.Path, workdir: epath.Path | None
+) -> list[epath.Path]:
+  """Those that no stage wrote: nothing in the workdir if it is below the root.
+
+  If it is not, its files may be the source: they lie beside ours.
+  """
+  if workdir is None:
+    return list(there)
+  if root in workdir.parents:
+    return [f for f in there if workdir not in (f, *f.parents)]
+  ours = {workdir / name for name in (*FOLDERS, *FILES)}
+  return [file for file in there if ours.isdisjoint((file, *file.parents))]
+
+
+def _in_folder(
+  path: epath.Path, split: str, workdir: epath.Path | None
+) -> list[epath.Path]:
+  """The files of a folder that are read, none of them hidden."""
+  there = sorted(_not_ours(files.below(path), path, workdir))
+  found = _pairs(there)
+  for endings in _KINDS:
+    found = found or [file for file in there if is_of(file, endings)]
+  left = {f for f in there if not _ABOUT.match(f.name)} - set(found)
+  _refuse_datasets(path, found)
+  if found and left:
+    counts = collections.Counter(file.suffix or file.name for file in left)
+    each = ", ".join(f"{n} {ending}" for ending, n in sorted(counts.items()))
+    _note(f"left out, as none is of the kind of {found[0].name}: {each}")
+  found = _of_split(path, found, split)
+  packings = collections.Counter(map(_unpacked, found))
+  if twice := [file.name for file, n in packings.items() if n > 1]:
+    more = f" and {len(twice) - 1} more" if twice[1:] else ""
+    _note(f"warning: {twice[0]}{more} is read more than once: also packed")
+  _refuse_gaps({f.with_suffix("") for f in found if f.suffix in MEGATRON})
+  return found
+
+
+def _unpacked(file: epath.Path) -> epath.Path:
+  """As it was called before it was packed."""
+  is_packed = file.suffix.lower() in formats.PACKED
+  return file.with_suffix("") if is_packed else file
+
+
+def _refuse_datasets(path: epath.Path, found: Iterable[epath.Path]):
+  """Raises UserError if the records would be what is said of data sets."""
+  from miniplm_jax.corpus import datasets
+
+  for file in found:
+    folder = file.parent
+    if file.name == "dataset_info.json" and (
+      datasets.is_saved(folder) or datasets.is_tfds(folder)
+    ):
+      todo = f"give one of them, as {folder}"
+      raise UserError("a folder of data sets", str(path), todo)
+
+
+def _pairs(there: Sequence[epath.Path]) -> list[epath.Path]:
+  """Packed rows: pairs of .bin and .idx, and what else has their NAME_k.
+
+  A .bin alone may be anything.
+  """
+  halves = [file for file in there if file.suffix in MEGATRON]
+  counts = collections.Counter(file.with_suffix("") for file in halves)
+  names = {_numbered(stem)[0] for stem, n in counts.items() if n == 2}
+  return [f for f in halves if _numbered(f.with_suffix(""))[0] in names]
+
+
+def _numbered(stem: epath.Path) -> tuple[str, int | None]:
+  """(FOLDER/NAME, k) of FOLDER/NAME_k."""
+  name, _, number = os.fspath(stem).rpartition("_")
+  if name and number.isdecimal():
+    return name, int(number)
+  return os.fspath(stem), None
+
+
+# As `datasets` takes words of files' names.
+_SPLITS = {
+  "training": "train",
+  "valid": "validation",
+  "val": "validation",
+  "dev": "validation",
+  "testing": "test",
+  "eval": "test",
+  "evaluation": "test",
+}
+
+
+def _of_split(
+  root: epath.Path, found: list[epath.Path], split: str
+) -> list[epath.Path]:
+  """Those whose names say the split; what says none is for training."""
+  asked = _SPLITS.get(split, split)
+  named = {file: _split_in(root, file, asked) for file in found}
+  splits = sorted(set(named.values()) - {""})
+  if not splits:
+    return found
+  kept = [
+    file
+    for file, name in named.items()
+    if name == asked or (not name and asked == "train")
+  ]
+  if not kept:
+    raise UserError(
+      f"no file is of the split {split!r}",
+      str(root),
+      f"set --config.corpus.split to one of {', '.join(splits)}, or give the "
+      "files by a glob",
+    )
+  if others := [s for s in splits if s != asked]:
+    _note(f"files of other splits are left out: {', '.join(others)}")
+  return kept
+
+
+def _split_in(root: epath.Path, file: epath.Path, asked: str) -> str:
+  """The split that a name below the root says, or ""."""
+  parts = file.relative_to(root).parts
+  # A text's own name may be of anything.
+  name = "/".join(parts[:-1] if is_of(file, TEXT) else parts).lower()
+  if re.search(rf"(?<![^\W_]){re.escape(asked.lower())}(?![^\W_])", name):
+    return asked
+  words = (_SPLITS.get(w, w) for w in re.split(r"[\W_\d]+", name))
+  return next((w for w in words if w in ("train", "validation", "test")), "")
+
+
+@functools.cache
+def _note(text: str):
+  """Says it once in a process."""
+  say("tokenize", text)
+
+
+def match(
+  path: epath.Path, source: str, split: str, workdir: epath.Path | None
+) -> list[epath.Path]:
+  """The files of a source, sorted.
+
+  Args:
+    path: of it; may be a pattern.
+    source: as it is given.
+    split: of a folder that has splits.
+    workdir: what the stages wrote into it is left out.
+
+  Raises:
+    UserError: there are none, or some that cannot be read.
+  """
+  if path.is_dir():
+    found = _in_folder(path, split, workdir)
+  elif path.exists():
+    found = [path]
+  else:
+    if gs.is_local(path):
+      paths = set(glob.glob(source, recursive=True))  # ** twice: paths, too
+      found = _not_ours(map(epath.Path, paths), root_of(path), workdir)
+      folders = {file for file in found if file.is_dir()}
+      outer = [f for f in found if folders.isdisjoint(f.parents)]
+      found = [f for f in outer if f not in folders]
+      for folder in folders.intersection(outer):
+        found += _in_folder(folder, split, workdir)
+    else:
+      found = list(path.parent.glob(path.name))
+      found = _not_ours(found, root_of(path), workdir)
+  known = f"{', '.join(_ENDINGS)}, a folder of them or a glob; {TFDS}NAME, "
+  known += f"{HF}ORG/NAME or a folder saved by either library"
+  if not found:
+    raise UserError(
+      "no file of documents is there",
+      f"config.corpus.source={source}",
+      f"give {known}",
+    )
+  for file in found:
+    if not is_of(file, _ENDINGS):
+      raise UserError("not a known format", str(file), f"give {known}")
+    if not is_text(str(file)):
+      # Domains and parts are named after files, in JSON and Parquet.
+      todo = "rename the file, or the folder that has such a name"
+      raise UserError("a name that is not UTF-8", repr(str(file)), todo)
+  packed = [is_of(file, MEGATRON) for file in found]
+  if any(packed) and not all(packed):
+    raise UserError(
+      "packed rows (.bin, .idx) and text are mixed",
+      f"config.corpus.source={source}",
+      "keep them in different folders",
+    )
+  return sorted(found)
+
+
+def root_of(source: epath.Path) -> epath.Path:
+  """The folder that names are told from."""
+  if source.exists():  # then it is no pattern, whatever its name
+    return source
+  return next(p for p in source.parents if not glob.has_magic(str(p)))
+
+
+def _refuse_gaps(stems: Iterable[epath.Path]):
+  """Raises UserError if numbers are missing; released data begin with 0."""
+  numbers = collections.defaultdict(set)
+  for name, number in map(_numbered, stems):
+    if number is not None:
+      numbers[name].add(number)
+  for name, there in numbers.items():
+    first = 0 if epath.Path(name).name == "data" else min(there)
+    for number in range(first, max(there)):
+      if number not in there:
+        raise UserError(
+          f"{epath.Path(name).name}_{number}.bin is missing",
+          str(epath.Path(name).parent),
+          "fetch it, or give the files by a glob if there is none",
+        )
