@@ -351,6 +351,7 @@ def test_of_equal_rows_the_best_are_kept(tables, tmp_path):
     np.testing.assert_array_equal(found.rows, kept)
     assert found.dropped == {
       "too_short": len(train_rows()) - len(long),
+      "without_text": 0,
       "duplicate": len(long) - len(kept),
       "near_duplicate": 0,
     }
@@ -394,26 +395,47 @@ def changed(folder, column, row, value):
     c[column] = old
 
 
-def test_a_row_without_a_score_is_refused_by_name(tmp_path):
-  """Unless min_length leaves it out: then nothing asks for its score."""
+def test_a_row_without_text_has_no_bits_per_byte_and_is_left_out(tmp_path):
+  """It is counted; so it is if min_length leaves it out as well."""
   lengths = np.array([len(ids) for ids in content()["ids"]])
   row = int(next(i for i in train_rows() if lengths[i] < 40))
   made = changed(tmp_path / "in", "n_bytes", row, 0)
-  of = {"definition": "bits_per_byte_diff"}
-  with pytest.raises(UserError) as error:
-    select(made, tmp_path / "refused", **of)
-  assert f"row {row} of domain" in str(error.value)
-  assert "no byte" in str(error.value)
-  select(made, tmp_path / "other")
+  of = {"definition": "bits_per_byte_diff", "ratio": 1.0}
+  found = select(made, tmp_path / "out", **of)
+  assert found.dropped["without_text"] == 1 and row not in found.rows
+  assert len(found.rows) == len(train_rows()) - 1
+  assert row in select(made, tmp_path / "other", ratio=1.0).rows
   least = int(lengths[row]) + 1
-  found = select(made, tmp_path / "out", **of, min_length=least)
-  assert found.dropped["too_short"] == (lengths[train_rows()] < least).sum()
+  short = select(made, tmp_path / "short", **of, min_length=least).dropped
+  assert short["too_short"] == (lengths[train_rows()] < least).sum()
+  assert short["without_text"] == 0
   corpus, manifests = made
-  scored = ScoredRows(manifests, of["definition"], 10, corpus, least)
+  scored = ScoredRows(manifests, of["definition"], 10, corpus)
   figures = summary.summarise(corpus, scored, found.rows)
   assert figures.total.scored == figures.total.rows - 1
   assert math.isfinite(figures.total.score)
   assert np.all(np.isfinite(figures.sample.score))
+
+
+def test_a_row_without_a_score_is_refused_by_name(tables, monkeypatch):
+  """Also by a definition that leaves out rows without text."""
+  from miniplm_jax.select import definitions
+
+  corpus, manifests = tables[SHARDS[0]]
+  row = int(train_rows()[3])
+
+  def score(c, unused_seed):
+    return np.where(c["row_id"] == row, np.inf, 0)
+
+  known = definitions.DEFINITIONS["bits_per_byte_diff"]
+  monkeypatch.setitem(
+    definitions.DEFINITIONS,
+    "bits_per_byte_diff",
+    dataclasses.replace(known, score=score),
+  )
+  scored = ScoredRows(manifests, "bits_per_byte_diff", 10, corpus)
+  with pytest.raises(UserError, match=f"row {row} of domain .* too large"):
+    list(scored.columns())
 
 
 def test_a_domain_of_one_row_is_at_its_mean(tmp_path):

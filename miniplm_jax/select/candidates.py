@@ -16,9 +16,10 @@ from miniplm_jax.select.cutoff import Cutoff
 from miniplm_jax.select.scored import ScoredRows
 
 Columns = dict[str, np.ndarray]
-# Why a row is left out, by the code in `Candidates.left_out`; 0 is not.
 _ONE = np.ones(1, np.int64)
-REASONS = ("", "too_short", "duplicate", "near_duplicate")
+# Why a row is left out, by the code in `Candidates.left_out`; 0 is not.
+REASONS = ("", "too_short", "without_text", "duplicate", "near_duplicate")
+_WITHOUT_TEXT = REASONS.index("without_text")
 
 
 class Candidates:
@@ -62,6 +63,8 @@ class Candidates:
     seen, heaviest = np.zeros(len(REASONS), np.int64), 0
     for columns in self._scored.columns():
       reason = (columns["corpus_tokens"] < s["min_length"]).astype(np.uint8)
+      # Any other row without a score was refused.
+      reason[(reason == 0) & np.isnan(columns["score"])] = _WITHOUT_TEXT
       if self.left_out is not None:
         reason = np.maximum(reason, self.left_out[columns["row_id"]])
       seen += np.bincount(reason, minlength=len(REASONS))

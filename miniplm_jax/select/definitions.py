@@ -73,22 +73,21 @@ class Definition:
     label: of the score, with its unit.
     standardised: the score whose mean and deviation by domain it needs, as
       columns domain_mean and domain_std.
-    undefined: when a row has no such score.
+    per: the column that it is divided by; rows that have none of it have no
+      score, and are left out.
   """
 
   score: Score
   label: str
   standardised: Score | None = None
-  undefined: str = "its log-probs are too large"
+  per: str = ""
 
 
 DEFINITIONS = {
   "mean_diff": Definition(mean_diff, "log p − log p_ref, nats per token"),
   "sum_diff": Definition(sum_diff, "log p − log p_ref, nats per row"),
   "bits_per_byte_diff": Definition(
-    bits_per_byte_diff,
-    "log p − log p_ref, bits per byte",
-    undefined="its scored tokens hold no byte of text",
+    bits_per_byte_diff, "log p − log p_ref, bits per byte", per="n_bytes"
   ),
   "zscore_by_domain": Definition(
     zscore_by_domain,

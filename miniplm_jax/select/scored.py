@@ -79,15 +79,14 @@ class ScoredRows:
     """Part by part; the first pass compares every file with its sha256.
 
     Yields:
-      row_id int64, score float32, NaN for a row shorter than min_length that
-      has none; for each role ROLE_nll float32, or ROLE_diff
-      of the proxy, and ROLE_tokens int32; from the corpus index domain int32
-      (a place in `domains`), n_bytes int32, hash uint64, and corpus_tokens
-      int32, the ids of the row.
+      row_id int64, score float32, NaN for a row that has none and is shorter
+      than min_length or without what the score is per; for each role
+      ROLE_nll float32, or ROLE_diff of the proxy, and ROLE_tokens int32; from
+      the corpus index domain int32 (a place in `domains`), n_bytes int32, hash
+      uint64, and corpus_tokens int32, the ids of the row.
 
     Raises:
-      UserError: a row that is long enough has no finite score, or a table
-        cannot be used.
+      UserError: another row has no finite score, or a table cannot be used.
     """
     if self.definition.standardised and self._moments is None:
       # Over all of D, whatever else is left out: a row's score is its own.
@@ -132,12 +131,14 @@ class ScoredRows:
 
   def _check(self, columns: Columns, score: np.ndarray):
     wanted = columns["corpus_tokens"] >= self._min_length
+    if self.definition.per:
+      wanted &= columns[self.definition.per] > 0
     bad = np.flatnonzero(wanted & np.isnan(score))
     if len(bad):
       domain = self.domains[columns["domain"][bad[0]]]
       raise UserError(
         f"row {columns['row_id'][bad[0]]} of domain {domain} has "
-        f"no finite {self._name}: {self.definition.undefined}",
+        f"no finite {self._name}: its log-probs are too large",
         f"config.select.definition ({len(bad)} such rows in one part)",
         "choose another definition; nothing that is not finite is selected",
       )

@@ -36,7 +36,7 @@ class Group:
     tokens: ids in them.
     score: sum of their scores.
     noise: how many the reference finds likelier than the teacher does.
-    scored: how many have a score; one that min_length leaves out may have none.
+    scored: how many have a score; what is left out before may have none.
     kept_rows: as `rows`, of the kept; likewise what follows.
   """
 
