@@ -143,11 +143,17 @@ def check_rows(path, columns: Columns):
   bad = ~np.isfinite(columns[value]) | (n_tokens < 1)
   if np.any(bad):
     i = int(np.argmax(bad))
+    todo = "look at the model's weights; nothing that is not finite is selected"
+    if n_tokens[i] < 1:  # as corpora of earlier versions may have some
+      todo = (
+        "make the corpus again with --stages=tokenize --force: then no row "
+      )
+      todo += "has only ends of documents"
     raise UserError(
       f"row {row_ids[i]} has {value} {columns[value][i]} over {n_tokens[i]} "
       "tokens",
       f"{path} ({int(bad.sum())} such rows)",
-      "look at the model's weights; nothing that is not finite is selected",
+      todo,
     )
 
 
