@@ -31,7 +31,7 @@ from miniplm_jax.proxy import stage as proxy
 from miniplm_jax.reference import stage as reference
 from miniplm_jax.report import stage as report
 from miniplm_jax.score import stage as score
-from miniplm_jax.score import verify
+from miniplm_jax.score import uses, verify
 from miniplm_jax.select import stage as select
 from miniplm_jax.seqkd import stage as seqkd
 from miniplm_jax.train import stage as train
@@ -118,8 +118,7 @@ def run(
         continue
       jobs = JOBS[stage](config, workdir)
       if stage != tokenize.STAGE:
-        check = functools.partial(tokenize.check, config, workdir)
-        jobs = [dataclasses.replace(j, checks=(check, *j.checks)) for j in jobs]
+        jobs = [_checked(j, config, workdir) for j in jobs]
       _refuse_outside(jobs, workdir)
       if not jobs and stage in stages:
         say(stage, "skipped, this config leaves it nothing to do")
@@ -129,6 +128,14 @@ def run(
       for job in jobs:
         state = "would be redone" if force else job_lib.status(job)
         print(f"  {stage:11} {state}\n              {job.summary}")
+
+
+def _checked(job: Job, config, workdir: Workdir) -> Job:
+  """With the checks of what several stages read by its name."""
+  checks = [functools.partial(tokenize.check, config, workdir)]
+  if job.stage != score.STAGE:
+    checks.append(functools.partial(uses.check, config, workdir, job))
+  return dataclasses.replace(job, checks=(*checks, *job.checks))
 
 
 def buckets(config) -> list[str]:

@@ -1,5 +1,6 @@
 """Analyses of a workdir: goldens, brute force, constructed curves, a run."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -19,6 +20,7 @@ from miniplm_jax.analyse import (
   ablations,
   diversity,
   domains,
+  inventory,
   ranking,
   savings,
   scaling,
@@ -458,8 +460,9 @@ def test_the_kernel_equals_brute_force():
 
 
 def test_a_line_takes_runs_that_differ_in_one_thing():
-  def made(kept, reference, loss, rest="same", teacher=9):
+  def made(kept, reference, loss, rest="same", teacher=9, read=None):
     return {
+      "read": [read],
       "definition": "mean_diff",
       "rest": rest,
       "kept": kept,
@@ -475,6 +478,7 @@ def test_a_line_takes_runs_that_differ_in_one_thing():
     "a": made(0.3, 2, 3.2),
     "longer": made(0.7, 2, 2.5, rest="more steps"),
     "larger": made(0.5, 4, 2.9),
+    "taught": made(0.6, 2, 2.7, read="a teacher's weights"),
     "unknown": made(0.5, None, 2.8),
   }
   (line,) = ablations.lines(runs, "kept")
@@ -483,6 +487,43 @@ def test_a_line_takes_runs_that_differ_in_one_thing():
   (line,) = ablations.lines(runs, "reference")
   assert line["names"] == ["c", "larger"] and "α 0.5" in line["label"]
   assert ablations.lines(runs, "teacher") == []
+
+
+def test_what_stands_on_other_scores_is_left_out(copy):
+  """Scores that were made again, a proxy that learned them, what they chose."""
+  config = tiny_config.get_config()
+  workdir = Workdir(epath.Path(copy / "run"))
+  there = inventory.take(config, workdir)
+  assert [*there.students] == ["miniplm", "pretrain"] and not there.left_out
+  prints = {n: s.made.fingerprint for n, s in there.scores.items()}
+  made = dataclasses.replace(
+    there.scores["teacher"].made,
+    path=workdir.scores("proxy") / "manifest.json",
+    inputs={"corpus": there.corpus.fingerprint, **prints},
+    counts={},
+  )
+  made.write()
+  ranks = workdir.selection("ranked") / "manifest.json"
+  chosen = there.selections["miniplm"]
+  dataclasses.replace(
+    chosen,
+    path=ranks,
+    settings=chosen.settings | {"scores": {"proxy": "proxy"}},
+    inputs={"proxy": made.fingerprint},
+  ).write()
+  there = inventory.take(config, workdir)
+  assert "ranked" in there.selections and not there.left_out
+  with edited(copy / "run/scores/teacher/manifest.json") as body:
+    body["weights"] = "another"
+  there = inventory.take(config, workdir)
+  assert [*there.students] == [*there.selections] == ["pretrain"]
+  left = " ".join(there.left_out)
+  assert "inputs.teacher is" in left and "students/miniplm: its sel" in left
+  assert "scores/proxy: its scores are not there" in left
+  assert f"scores proxy, by which it ranks, are left out, {ranks}" in left
+  (copy / "run/scores/teacher/manifest.json").unlink()  # used, and removed
+  there = inventory.take(config, workdir)
+  assert {"miniplm", "ranked"} <= there.selections.keys()
 
 
 def test_a_domain_called_all_is_not_the_total():

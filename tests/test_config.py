@@ -1,10 +1,12 @@
 """What a configuration may say: a rule for every field, and of several."""
 
+import dataclasses
 import math
 import types
 
 import numpy as np
 import pytest
+from etils import epath
 from helpers import CONFIG, ROOT
 from ml_collections import ConfigDict, config_dict
 
@@ -14,10 +16,11 @@ from miniplm_jax import methods as methods_lib
 from miniplm_jax.core import errors, fields
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import Field
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models import architecture
 from miniplm_jax.train import budget
-from miniplm_jax.trainer import optimizer
+from miniplm_jax.trainer import flops, optimizer
 
 INF, NAN = math.inf, math.nan
 
@@ -220,6 +223,30 @@ def test_d_is_scored_by_the_models_that_a_method_reads(methods, wanted):
   assert {role for role in roles if f"scoring by {role}" in spent} == (
     roles & set(methods_lib.DEFINITIONS[names.definition])
   )
+
+
+def test_what_came_before_is_that_of_the_scores_that_chose(tmp_path):
+  """Their table is the selection's, whatever the config names now."""
+  found, workdir = config(method="difficulty"), Workdir(epath.Path(tmp_path))
+  found.reference.path = "given"
+
+  def table(name, spent):
+    path = workdir.scores(name) / "manifest.json"
+    details = {flops.OFFLINE: {"scoring": spent}}
+    made = Manifest(path, "score", {}, {}, weights=name, details=details)
+    made.write()
+    return made
+
+  chose = table("before", 5.0)
+  table("reference", 7.0)
+  path = workdir.selection("difficulty") / "manifest.json"
+  scores, prints = {"reference": "before"}, {"reference": chose.fingerprint}
+  Manifest(path, "select", {"scores": scores}, prints).write()
+  names = methods_lib.for_method(found, "difficulty")
+  assert budget.offline(found, workdir, names, {}) == {"scoring": 5.0}
+  dataclasses.replace(chose, weights="made again").write()
+  spent = budget.offline(found, workdir, names, {})
+  assert spent == {"scoring by reference": None}
 
 
 @pytest.mark.parametrize(

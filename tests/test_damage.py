@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_config
 from etils import epath
-from helpers import STEPS
+from helpers import STEPS, edited
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
@@ -21,8 +21,9 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import stage as tokenize
 from miniplm_jax.corpus import store, tokenizer, trained_rows
-from miniplm_jax.models import architecture, config_json, hub
-from miniplm_jax.score import importing, table, units
+from miniplm_jax.models import architecture, config_json, hub, huggingface
+from miniplm_jax.score import importing, table, units, uses
+from miniplm_jax.score import stage as score_stage
 from miniplm_jax.trainer import metrics
 
 WORKDIR = Workdir(epath.Path("unused"))
@@ -115,6 +116,100 @@ def test_an_evaluation_is_of_the_weights_that_scored(copy):
   flip(copy / "given/model.safetensors")
   with pytest.raises(UserError, match="teacher was scored by weights"):
     execute(copy, "evaluate", **given)
+
+
+OTHER = {"select.name": "other", "baselines": ()}
+
+
+def test_a_table_is_of_the_model_that_the_config_names(copy):
+  given = {"teacher.path": str(copy / "run/reference/hf"), "baselines": ()}
+  for stage, names in {
+    "select": OTHER,
+    "proxy": {"method": "proxy"},
+    "evaluate": {},
+    "report": {},
+  }.items():
+    with pytest.raises(UserError, match="teacher was scored by weights"):
+      execute(copy, stage, **given | names)
+  with pytest.raises(UserError, match="was scored with int8 False, here it is"):
+    execute(copy, "select", **OTHER | {"score.int8_teacher": True})
+  assert not (copy / "run/selection/other").exists()
+  with edited(copy / "run/reference/manifest.json") as body:
+    body["weights"] = "trained again"
+  with pytest.raises(UserError, match="reference was scored by weights"):
+    execute(copy, "select", **OTHER)
+  gone = {"teacher.path": str(copy / "gone"), "reference.path": "./gone"}
+  execute(copy, "select", **OTHER | gone)
+
+
+def test_what_a_proxy_predicts_is_of_the_scores_that_are_there(copy):
+  workdir = Workdir(epath.Path(copy / "run"))
+  teacher = manifest.read(workdir.scores("teacher") / "manifest.json")
+  dataclasses.replace(
+    teacher,
+    path=workdir.scores("proxy") / "manifest.json",
+    inputs={"teacher": "another"},
+  ).write()
+  with pytest.raises(UserError, match=r"inputs\.teacher is another there"):
+    execute(copy, "select", **OTHER | {"method": "proxy"})
+
+
+def test_a_hub_id_whose_branch_moved_is_not_the_model_that_scored(
+  copy, monkeypatch
+):
+  there = copy / "run/teacher/hf"
+  monkeypatch.setattr(hub, "resolve", lambda *_, **__: epath.Path(there))
+  given = {"teacher.path": "org/model", "baselines": ()}
+  shutil.rmtree(copy / "run/scores/teacher")
+  execute(copy, "score", **given)
+  there = copy / "run/reference/hf"
+  for stage, method in {
+    "evaluate": "miniplm",
+    "train": "vanilla_kd",
+    "seqkd": "seqkd",
+    "logits": "sparse_kd",
+  }.items():
+    with pytest.raises(UserError, match="teacher was scored by weights"):
+      execute(copy, stage, method=method, **given)
+
+
+@pytest.mark.parametrize("scored", ["float32", "bfloat16"])
+def test_a_model_is_known_by_its_table_in_whatever_dtype(copy, mesh, scored):
+  """It is loaded in the wider of the two, and used in the one that is asked."""
+  workdir = Workdir(epath.Path(copy / "run"))
+  corpus = store.Corpus(manifest.read(workdir.corpus / "manifest.json"))
+  config = tiny_config.get_config()
+  config.teacher.path = str(copy / "run/teacher/hf")
+  teacher, other = (
+    dataclasses.replace(source, table=str(workdir.scores("teacher")))
+    for source in score_stage.sources(config, workdir)
+  )
+
+  def loaded(dtype):
+    return score_stage.load_checked(teacher, corpus, mesh, dtype)
+
+  with edited(copy / "run/scores/teacher/manifest.json") as body:
+    body["settings"]["dtype"] = scored
+    body["weights"] = huggingface.weights_fingerprint(loaded(scored))
+  for dtype in ("float32", "bfloat16"):
+    found = uses.load(teacher, corpus, mesh, dtype)
+    prints = map(huggingface.weights_fingerprint, (found, loaded(dtype)))
+    assert len({*prints}) == 1
+    with pytest.raises(UserError, match="reference was scored by weights"):
+      uses.load(other, corpus, mesh, dtype)
+
+
+def test_a_student_is_not_taken_for_another_method_s(copy):
+  names = {"select.name": "pretrain", "student.name": "pretrain"}
+  names |= {"baselines": ()}
+  for stage in ("evaluate", "export"):
+    with pytest.raises(UserError, match="next_token there, but method vanilla"):
+      execute(copy, stage, method="vanilla_kd", **names)
+    with pytest.raises(UserError, match="rows by random there, but method"):
+      execute(copy, stage, method="miniplm", **names)
+  names["student.name"] = "new"
+  with pytest.raises(UserError, match="rows by random there, but method"):
+    execute(copy, "train", method="miniplm", **names)
 
 
 FIELDS = {"num_key_value_heads": 2, "rms_norm_eps": 0.5, "rope_theta": 10.0}

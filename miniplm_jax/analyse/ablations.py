@@ -26,6 +26,7 @@ AXES = {
   "reference": "parameters of the reference",
   "teacher": "parameters of the teacher",
 }
+_MODELS = ("teacher_weights", "seqkd", "logits_of")  # inputs of a student
 _BUDGET = ("ratio", "rows", "tokens")  # of a selection: what α comes from
 
 
@@ -72,6 +73,7 @@ def _run(found: Inventory, student: Student) -> dict[str, Any]:
       [
         {k: v for k, v in made.settings.items() if k != "rows"},
         sorted(made.inputs),
+        made.inputs.get("init"),
         {
           k: v
           for k, v in selection.settings.items()
@@ -80,6 +82,8 @@ def _run(found: Inventory, student: Student) -> dict[str, Any]:
       ]
     ),
   }
+  # Models that it reads beside the scores; of other rows they are the same.
+  run["read"] = [made.inputs.get(name) for name in _MODELS]
   for role in ("teacher", "reference"):
     table = tables.get(role)
     here = found.scores.get(table)
@@ -107,6 +111,8 @@ def lines(
       continue
     own = {f"{a}_scores" if a != "kept" else a for a in AXES if a != axis}
     key = run["rest"], *((a, run[a]) for a in sorted(own))
+    if axis != "teacher":
+      key += (*run["read"],)
     families[key].append((run[axis], name))
   found = []
   for members in families.values():

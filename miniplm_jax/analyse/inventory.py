@@ -4,14 +4,15 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from etils import epath
 
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
+from miniplm_jax.train.students import OF_SELECTION
 
-_OF_SELECTION = "selection "  # before its name, in a student's settings.rows
+# By name, what is there and belongs together.
+_Named = dict[str, Manifest]
 
 
 class Skipped(Exception):  # noqa: N818
@@ -121,37 +122,53 @@ def take(config, workdir: Workdir) -> Inventory:
   corpus = manifest_lib.require(workdir.corpus / MANIFEST)
   left_out: list[str] = []
 
-  def finished(
-    folder: epath.Path, more: Callable[[Manifest], dict] = lambda made: {}
-  ) -> dict[str, Manifest]:
+  def finished(folder: str, others: Callable = lambda _: {}) -> _Named:
     found = {}
-    for path in sorted(folder.glob(f"*/{MANIFEST}")):
-      made = _read(path, lambda m: {"corpus": corpus, **more(m)}, left_out)
+    for path in sorted((workdir.root / folder).glob(f"*/{MANIFEST}")):
+      made = _read(path, lambda m: {"corpus": corpus, **others(m)}, left_out)
       if made:
         found[path.parent.name] = made
     return found
 
-  def tables_of(selection: Manifest) -> dict[str, Manifest]:
-    """Those of its tables that are there, by their roles."""
-    names = selection.settings["scores"]
-    return {role: tables[n] for role, n in names.items() if n in tables}
-
   def evaluation(made: Manifest) -> Manifest | None:
     path = made.directory / "evaluation.json"
-    return _read(path, lambda unused_made: {"model": made}, left_out)
+    return _read(path, lambda _: {"model": made}, left_out)
 
-  tables = finished(workdir.root / "scores")
+  tables = finished("scores")
+  prints = {made.fingerprint for made in tables.values()}
+  for name, made in list(tables.items()):
+    learned = {
+      made.inputs[role]
+      for role in ("teacher", "reference")
+      # Of a proxy. Scores may be removed when they have been used.
+      if role in made.inputs and config[role].name in tables
+    }
+    if learned - prints:
+      left_out.append(f"{made.directory}: its scores are not there any more")
+      del tables[name]
+
+  def ranked_by(selection: Manifest) -> _Named:
+    found = {}
+    for role, name in selection.settings["scores"].items():
+      if (workdir.scores(name) / MANIFEST).exists():
+        if name not in tables:
+          raise UserError(
+            f"scores {name}, by which it ranks, are left out",
+            str(selection.path),
+            f"make it again with --stages={selection.stage} --force",
+          )
+        found[role] = tables[name]
+    return found
+
   scores = {
     name: Scored(made, evaluation(made))
     for name, made in tables.items()
     if "nll_sum" in made.counts  # a proxy's are no log-probs
   }
-  selections = finished(workdir.root / "selection", tables_of)
+  selections = finished("selection", ranked_by)
   students = {}
-  for name, made in finished(workdir.root / "students").items():
-    selection = selections.get(
-      made.settings["rows"].removeprefix(_OF_SELECTION)
-    )
+  for name, made in finished("students").items():
+    selection = selections.get(made.settings["rows"].removeprefix(OF_SELECTION))
     if not selection or selection.fingerprint != made.inputs["selection"]:
       left_out.append(
         f"{made.directory}: its selection is not there or left out"

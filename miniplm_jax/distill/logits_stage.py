@@ -155,7 +155,7 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
     )
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   dtype = settings["dtype"]
-  model = score_stage.load_checked(table.source, corpus, mesh, dtype)
+  model = uses.load(table.source, corpus, mesh, dtype)
   weights = huggingface.weights_fingerprint(model)
   mark = logits_table.mark(settings, weights, model.arch.fingerprint)
   labeller = Labeller(model, corpus, mesh, settings)

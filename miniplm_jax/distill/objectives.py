@@ -11,6 +11,7 @@ from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.distill import logits_stage
 from miniplm_jax.models import architecture, hub
 from miniplm_jax.score import stage as score_stage
+from miniplm_jax.score import uses
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.trainer import flops
 
@@ -135,7 +136,7 @@ def _teacher(config, workdir, dtype: str):
   source = score_stage.sources(config, workdir)[0]
 
   def read(corpus, mesh):
-    return score_stage.load_checked(source, corpus, mesh, dtype)
+    return uses.load(source, corpus, mesh, dtype)
 
   return read, {WEIGHTS: score_stage.weights_input(source)}
 

@@ -59,7 +59,7 @@ def _student(config, workdir: Workdir, method: str) -> Subject:
     return training_job.restore(inputs["model"], mesh)
 
   corpus = convert_stage.corpus_inputs(config, workdir, name)
-  checks = (functools.partial(students.check, config, workdir, name),)
+  checks = (functools.partial(students.check, config, workdir, method),)
   folder = workdir.student(name)
   return Subject(method, name, folder, corpus, config.train.dtype, load, checks)
 
@@ -68,8 +68,9 @@ def _scorer(
   config, workdir: Workdir, role: str, source: score_stage.Source
 ) -> Subject:
   def load(inputs, mesh, dtype):
-    uses.check_weights(source, inputs["model"])
-    return score_stage.load_model(source, mesh, dtype)[1]
+    from miniplm_jax.corpus.store import Corpus
+
+    return uses.load(source, Corpus(inputs["corpus"]), mesh, dtype)
 
   corpus = {"corpus": workdir.corpus / MANIFEST}
   folder = workdir.scores(source.name)

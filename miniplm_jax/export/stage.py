@@ -18,10 +18,11 @@ STAGE = "export"
 
 def jobs(config, workdir: Workdir) -> list[Job]:
   """One job a student."""
-  return [_job(config, workdir, for_method(config, m)) for m in methods(config)]
+  return [_job(config, workdir, method) for method in methods(config)]
 
 
-def _job(config, workdir: Workdir, names) -> Job:
+def _job(config, workdir: Workdir, method: str) -> Job:
+  names = for_method(config, method)
   directory = workdir.student(names.student)
   return Job(
     stage=STAGE,
@@ -35,7 +36,7 @@ def _job(config, workdir: Workdir, names) -> Job:
     },
     # Of the checkpoint, for others: made again when the student is evaluated.
     is_view=True,
-    checks=(functools.partial(students.check, config, workdir, names.student),),
+    checks=(functools.partial(students.check, config, workdir, method),),
     outputs=(directory / "hf",),
     summary=f"{directory / 'hf'} for transformers, {config.export.dtype}",
     run=lambda inputs: _run(config, names, directory, inputs),

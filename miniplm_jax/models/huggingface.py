@@ -303,12 +303,21 @@ def is_whole(directory: epath.Path) -> bool:
   return any((directory / n).exists() for n in ("model.safetensors", INDEX))
 
 
-def weights_fingerprint(model: Decoder) -> str:
-  """sha256 over all parameters by name, one at a time on the host."""
+def weights_fingerprint(model: Decoder, dtype: Any = None) -> str:
+  """sha256 over all parameters by name, one at a time on the host.
+
+  Args:
+    model: whose.
+    dtype: as if it had been loaded in this one; None is as it is.
+  """
   total = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-    total.update(f"{name_of(path)} {leaf.dtype} {leaf.shape}".encode())
-    leaf = np.ascontiguousarray(_on_host(leaf))
+  like = decoder_lib.abstract(model.arch, dtype) if dtype else model
+  leaves = jax.tree_util.tree_leaves_with_path(model)
+  for (path, leaf), wanted in zip(leaves, jax.tree.leaves(like)):
+    total.update(f"{name_of(path)} {wanted.dtype} {leaf.shape}".encode())
+    # Not on a device, which may take the smallest numbers for 0.
+    leaf = _on_host(leaf).astype(wanted.dtype, copy=False)
+    leaf = np.ascontiguousarray(leaf)
     total.update(leaf.view(np.uint8).data)
   return total.hexdigest()
 

@@ -11,7 +11,7 @@ from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import huggingface, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.proxy.regression import Regression
-from miniplm_jax.score import sample, table
+from miniplm_jax.score import sample, table, uses
 from miniplm_jax.score import stage as score_stage
 from miniplm_jax.trainer import loop, training_job
 
@@ -142,7 +142,7 @@ def _moments(scores: np.ndarray, others: int) -> tuple[float, float]:
 
 def _body(source: score_stage.Source, arch: Architecture, corpus, mesh):
   """The reference's weights, if they fit."""
-  model = score_stage.load_checked(source, corpus, mesh, "float32")
+  model = uses.load(source, corpus, mesh, "float32")
   if model.arch != arch:
     raise UserError(
       f"the proxy is {arch} and the reference {model.arch}",

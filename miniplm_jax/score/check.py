@@ -17,9 +17,9 @@ from miniplm_jax.core import hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import duration, say
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.models import huggingface, int8, sharding
+from miniplm_jax.models import int8, sharding
 from miniplm_jax.score import stage as score_stage
-from miniplm_jax.score import table
+from miniplm_jax.score import table, uses
 from miniplm_jax.score.scorer import Scorer
 from miniplm_jax.score.units import Unit
 from miniplm_jax.score.work import Table
@@ -99,19 +99,7 @@ def rescorer(
   """
   dtype = facts["dtype"]
   model = score_stage.load_checked(source, corpus, mesh, dtype)
-  now = {
-    "weights": huggingface.weights_fingerprint(model),
-    "architecture": model.arch.fingerprint,
-  }
-  for name, found in now.items():
-    then = facts.get(name) or found
-    if found != then:
-      raise UserError(
-        f"{source.name} was scored by {name} {then[:12]}, here it is "
-        f"{found[:12]}",
-        f"{source.path or source.trained}",
-        "give the model that scored",
-      )
+  uses.check_loaded(source, model, facts)
   if facts["int8"]:
     model = int8.quantise(model)
   return score_stage.scorer_of(

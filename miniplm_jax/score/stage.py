@@ -33,6 +33,7 @@ class Source:
     trained: folder of the model that was trained here.
     scores: a file of scores that were made elsewhere, or "".
     is_int8: the layers' weights are rounded to int8.
+    table: the folder of that table, or "".
   """
 
   name: str
@@ -41,6 +42,7 @@ class Source:
   trained: str
   scores: str
   is_int8: bool
+  table: str = ""
 
 
 def sources(config, workdir: Workdir) -> list[Source]:
@@ -49,11 +51,12 @@ def sources(config, workdir: Workdir) -> list[Source]:
   for role in ROLES:
     c = config[role]
     is_int8 = role == "teacher" and config.score.int8_teacher
-    trained = str(workdir.scorer(role))
-    found.append(Source(c.name, c.path, c.revision, trained, c.scores, is_int8))
+    given = c.path, c.revision, str(workdir.scorer(role)), c.scores, is_int8
+    found.append(Source(c.name, *given, str(workdir.scores(c.name))))
   for text in config.score.more:
     name, _, path = text.partition("=")
-    found.append(Source(name, path, "main", "", "", False))
+    given = path, "main", "", "", False
+    found.append(Source(name, *given, str(workdir.scores(name))))
   return found
 
 
@@ -150,7 +153,7 @@ def _imported(config, workdir: Workdir, source: Source) -> Job:
     settings={"rows_per_part": config.score.rows_per_part},
     inputs={
       "corpus": workdir.corpus / MANIFEST,
-      "scores": lambda: _file_fingerprint(source.scores),
+      "scores": lambda: file_fingerprint(source.scores),
     },
     outputs=table_files(directory),
     summary=f"scores of {source.name} from {source.scores}",
@@ -159,7 +162,7 @@ def _imported(config, workdir: Workdir, source: Source) -> Job:
   )
 
 
-def _file_fingerprint(path: str) -> str:
+def file_fingerprint(path: str) -> str:
   """Of the scores and of what FILE.json beside them says they are."""
   from etils import epath
 
@@ -188,23 +191,14 @@ def weights_input(source: Source):
   return hub.Given(source.path, source.revision)
 
 
-def load_model(source: Source, mesh, dtype):
-  """A model from its Hugging Face directory.
-
-  Returns:
-    (directory, `Decoder` with parameters in `dtype`).
-  """
+def load_checked(source: Source, corpus, mesh, dtype):
+  """A model in `dtype` that reads the corpus's ids as the corpus means them."""
   import jax.numpy as jnp
 
   from miniplm_jax.models import hub, huggingface
 
   directory = hub.folder_of(source)
-  return directory, huggingface.load(directory, mesh, jnp.dtype(dtype))
-
-
-def load_checked(source: Source, corpus, mesh, dtype):
-  """A model that reads the corpus's ids as the corpus means them."""
-  directory, model = load_model(source, mesh, dtype)
+  model = huggingface.load(directory, mesh, jnp.dtype(dtype))
   _check_tokenizer(directory, corpus)
   corpus.check_vocabulary(
     model.arch.vocab_size,

@@ -3,11 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from miniplm_jax.core import files
+from etils import epath
+
+from miniplm_jax.core import files, gs
 from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import GoneError, UserError
+from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.score import stage as stage_lib
+
+_TODO = (
+  "give the model that scored (of a hub id the same commit as its revision), "
+  "or score again with --stages=score --force"
+)
 
 
 def fingerprint(source: stage_lib.Source, made: Manifest | None) -> str:
@@ -19,15 +28,134 @@ def fingerprint(source: stage_lib.Source, made: Manifest | None) -> str:
   return trained.fingerprint if trained else str(weights)
 
 
-def check_weights(source: stage_lib.Source, made: Manifest):
+def check(config, workdir: Workdir, job: Job):
+  """Raises UserError if a job takes one model's scores for another's.
+
+  What reads a table, or runs a model that has one, finds it by name. A model
+  that is not there any more may have been removed since it scored.
+
+  Args:
+    config: names the models.
+    workdir: of the tables.
+    job: of any stage but the one that makes the tables.
+  """
+  reads = set(job.inputs.values())
+  sources = stage_lib.tables_of(config, workdir)
+  tables = {s: workdir.scores(s.name) / MANIFEST for s in sources}
+  learned = workdir.scores(config.proxy.name) / MANIFEST
+  if learned in reads:
+    reads |= set(tables.values())
+    made = manifest_lib.read(learned)
+    from_here = {"model": workdir.scorer("proxy") / MANIFEST} | {
+      role: workdir.scores(config[role].name) / MANIFEST
+      for role in stage_lib.ROLES
+    }
+    found = {k: manifest_lib.read(path) for k, path in from_here.items()}
+    if made:
+      made.check_inputs({k: v for k, v in found.items() if v})
+  for source, path in tables.items():
+    is_used = not source.scores and stage_lib.weights_input(source) in reads
+    if (path in reads or is_used) and (made := manifest_lib.read(path)):
+      _check_table(source, made)
+
+
+def _check_table(source: stage_lib.Source, made: Manifest):
   """Raises UserError unless a table was made by the model as it is now."""
-  now, then = fingerprint(source, made), made.inputs["weights"]
+  where = source.scores or source.path or source.trained
+  # Whole models are not copied for this: whoever loads one looks.
+  is_far = source.path and not gs.is_local(source.path)
+  is_trained = source.path or stage_lib.weights_input(source).exists()
+  if not source.scores and (is_far or not is_trained):
+    return
+  try:
+    if source.scores:
+      now = {"scores": stage_lib.file_fingerprint(where)}
+    else:
+      now = {"weights": fingerprint(source, made)}
+  except GoneError:
+    return
+  then = {k: v for k, v in made.inputs.items() if k != "corpus"}
   if now != then:
+    there, here = (f"{k} {v[:12]}" for k, v in (*then.items(), *now.items()))
     raise UserError(
-      f"{source.name} was scored by weights {then[:12]}, these are {now[:12]}",
-      f"{source.path or source.trained} and {made.path}",
-      "give the model that scored, or score again with --stages=score --force",
+      f"{source.name} was scored by {there}, these are {here}",
+      f"{where} and {made.path}",
+      _TODO,
     )
+  is_int8 = made.settings.get("int8", False)
+  if not source.scores and is_int8 != source.is_int8:
+    raise UserError(
+      f"{source.name} was scored with int8 {is_int8}, here it is "
+      f"{source.is_int8}",
+      f"config.score.int8_teacher and {made.path}",
+      "put it back, or score again with --stages=score --force",
+    )
+
+
+def load(source: stage_lib.Source, corpus, mesh, dtype):
+  """A model that has the corpus's tokenizer, and made its table if it has one.
+
+  It may be another that lies under its name: a hub id's branch moves.
+
+  Args:
+    source: the model.
+    corpus: that it reads.
+    mesh: where to load it.
+    dtype: of its parameters.
+
+  Raises:
+    UserError: it has another tokenizer, or the table is another model's.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from miniplm_jax.models import decoder
+
+  made = None
+  if source.table:
+    made = manifest_lib.read(epath.Path(source.table) / MANIFEST)
+  if made is None or "weights" not in made.inputs:  # scores of elsewhere
+    return stage_lib.load_checked(source, corpus, mesh, dtype)
+  facts = {
+    "weights": made.weights,
+    "dtype": made.settings["dtype"],
+    "architecture": made.details.get("architecture"),
+  }
+  # From the wider of the two the other can be had.
+  wide = jnp.promote_types(dtype, facts["dtype"])
+  model = stage_lib.load_checked(source, corpus, mesh, wide)
+  check_loaded(source, model, facts)
+  if wide == dtype:
+    return model
+  like, tree = jax.tree.flatten(decoder.abstract(model.arch, dtype))
+  leaves = zip(jax.tree.leaves(model), like)
+  return jax.tree.unflatten(tree, [x.astype(y.dtype) for x, y in leaves])
+
+
+def check_loaded(source: stage_lib.Source, model, facts: Mapping[str, Any]):
+  """Raises UserError unless a model is the one that a table was made by.
+
+  Args:
+    source: the model.
+    model: loaded in the table's dtype, or in a wider one.
+    facts: `weights`, `dtype` and `architecture` of the table; None is not
+      known.
+  """
+  from miniplm_jax.models import huggingface
+
+  now = {
+    "weights": huggingface.weights_fingerprint(model, facts["dtype"]),
+    "architecture": model.arch.fingerprint,
+  }
+  for name, found in now.items():
+    then = facts.get(name) or found
+    if found != then:
+      raise UserError(
+        f"{source.name} was scored by {name} {then[:12]}, here it is "
+        f"{found[:12]}",
+        f"{source.path or source.trained}",
+        _TODO,
+      )
 
 
 def as_configured(

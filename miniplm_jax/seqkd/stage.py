@@ -130,7 +130,7 @@ def _run(config, source, directory, inputs):
   corpus = store.Corpus(inputs["corpus"])
   corpus.check_tokenizer()
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  model = score_stage.load_checked(source, corpus, mesh, c.dtype)
+  model = uses.load(source, corpus, mesh, c.dtype)
   made = Continuation(model, corpus, mesh, c, prompt_tokens(config))
   rows = _chosen(_settings(config), kept_rows(inputs["selection"]))
   size = c.rows_per_part

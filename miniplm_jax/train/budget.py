@@ -60,9 +60,14 @@ def offline(
     inputs: what its objective reads beside corpus and selection.
   """
   reads = DEFINITIONS[names.definition]
+  made = _read(workdir.selection(names.selection) / MANIFEST)
+  tables = made.settings["scores"] if made else {}
   found = flops.spent(
     {
-      f"scoring by {role}": _read(workdir.scores(config[role].name) / MANIFEST)
+      f"scoring by {role}": _read(
+        workdir.scores(tables.get(role, config[role].name)) / MANIFEST,
+        made and made.inputs.get(role),
+      )
       for role in reads
     }
   )
@@ -82,8 +87,11 @@ def offline(
   return found | flops.spent(others)
 
 
-def _read(path: epath.Path) -> manifest_lib.Manifest | None:
+def _read(path: epath.Path, wanted: str | None = None):
+  """A manifest, unless it is missing or of another fingerprint."""
   try:
-    return manifest_lib.read(path)
+    found = manifest_lib.read(path)
   except UserError:  # whoever depends on it says so
     return None
+  is_other = found and wanted and found.fingerprint != wanted
+  return None if is_other else found

@@ -1,8 +1,10 @@
 """Stage train: one student a method."""
 
+import dataclasses
 import functools
 
 from miniplm_jax.convert import stage as convert_stage
+from miniplm_jax.core import manifest
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 from miniplm_jax.distill.objectives import OBJECTIVES
@@ -11,7 +13,7 @@ from miniplm_jax.models import architecture
 from miniplm_jax.score import stage as score_stage
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.seqkd import stage as seqkd_stage
-from miniplm_jax.train import budget, warm_start
+from miniplm_jax.train import budget, students, warm_start
 from miniplm_jax.trainer import training_job
 
 STAGE = "train"
@@ -19,23 +21,24 @@ STAGE = "train"
 
 def jobs(config, workdir: Workdir) -> list[Job]:
   """One job a method."""
-  return [_job(config, workdir, for_method(config, m)) for m in methods(config)]
+  return [_job(config, workdir, method) for method in methods(config)]
 
 
-def _job(config, workdir: Workdir, names) -> Job:
+def _job(config, workdir: Workdir, method: str) -> Job:
+  names = for_method(config, method)
   plan = OBJECTIVES[names.objective](config, workdir, names)
   arch = architecture.make(config.student.model)
   train = budget.schedule(config, arch, plan.token_flops)
   generated = seqkd_stage.corpus_inputs(config, workdir, names)
   source = warm_start.source(config)
-  return training_job.make(
+  job = training_job.make(
     stage=STAGE,
     config=config,
     workdir=workdir,
     directory=workdir.student(names.student),
     arch=arch,
     train=train,
-    rows=f"selection {names.selection}",
+    rows=f"{students.OF_SELECTION}{names.selection}",
     row_ids=row_ids,
     inputs={
       **convert_stage.corpus_inputs(config, workdir, names.student),
@@ -54,6 +57,12 @@ def _job(config, workdir: Workdir, names) -> Job:
       config, workdir, names, {**generated, **plan.inputs}
     ),
   )
+
+  def check():
+    made = manifest.read(workdir.selection(names.selection) / MANIFEST)
+    students.check_method(config, method, made)
+
+  return dataclasses.replace(job, checks=(check,))
 
 
 def row_ids(corpus, inputs):
