@@ -80,7 +80,8 @@ def _check_table(source: stage_lib.Source, made: Manifest):
     raise UserError(
       f"{source.name} was scored by {there}, these are {here}",
       f"{where} and {made.path}",
-      _TODO,
+      "give the model that scored, or run --stages=score: it keeps what the "
+      "same weights scored, and refuses others but for --force",
     )
   is_int8 = made.settings.get("int8", False)
   if not source.scores and is_int8 != source.is_int8:
