@@ -241,7 +241,7 @@ def test_a_part_with_nan_is_not_made():
     table.encode(unit(), nll, np.ones(3, np.int32), MADE_BY)
   # A row of a corpus of earlier versions, with nothing to score.
   counts = np.array([1, 0, 2], np.int32)
-  with pytest.raises(UserError, match="over 0 tokens.*make the corpus again"):
+  with pytest.raises(UserError, match=r"over 0 tokens.*make the corpus again"):
     table.encode(unit(), np.nan_to_num(nll), counts, MADE_BY)
 
 
