@@ -110,15 +110,22 @@ def run(
     if not dry_run:
       board = Board(workdir.claims, run.lease_seconds)
       stack.enter_context(board)
-    for stage in sorted(set(config.stages), key=order.index):
-      if stage in config_lib.LOOKS:
+    last = max(map(order.index, config.stages))
+    makers: dict[epath.Path, Job] = {}  # all jobs up to here, asked or not
+    for stage in order[: last + 1]:
+      is_asked = stage in config.stages
+      if stage in config_lib.LOOKS and is_asked:
         look = functools.partial(LOOKS[stage], config, workdir, dry_run)
         # It compiles for devices that are not here: one process can do that.
         hosts.agree(look) if stage == plan.STAGE else look()
+      if stage in config_lib.LOOKS:
         continue
-      jobs = JOBS[stage](config, workdir)
+      jobs = _jobs(stage, config, workdir, is_asked)
+      makers |= {job.manifest: job for job in jobs}
+      if not is_asked:
+        continue
       if stage != tokenize.STAGE:
-        jobs = [_checked(j, config, workdir) for j in jobs]
+        jobs = [_checked(j, config, workdir, makers) for j in jobs]
       _refuse_outside(jobs, workdir)
       if not jobs and stage in stages:
         say(stage, "skipped, this config leaves it nothing to do")

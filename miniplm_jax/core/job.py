@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,9 +78,7 @@ def _refuse_other_settings(jobs: Sequence[Job]):
   for job in jobs:
     old = manifest_lib.read(job.manifest)
     if old and not job.is_view:
-      settings = json.loads(json.dumps(dict(job.settings)))
-      wanted = dataclasses.replace(old, settings=settings)
-      _refuse_if_different(job, old, wanted)
+      job.refuse(old, job.other_settings(old))
 
 
 def _begin(job: Job, force: bool, claim: Claim) -> bool:
@@ -125,7 +122,7 @@ def _begin(job: Job, force: bool, claim: Claim) -> bool:
     dataclasses.replace(wanted, path=job.partial, details=details).write()
     return True
   is_final = found.path != job.partial and not job.grows
-  _refuse_if_different(job, found, wanted)
+  job.refuse(found, job.difference(found, wanted))
   begun = found
   if job.rechecks and found.path != job.partial:
     # Stopped while it went on from a finished state: that names files which
@@ -138,7 +135,7 @@ def _begin(job: Job, force: bool, claim: Claim) -> bool:
     say(job.stage, f"resuming {job.manifest.parent}")
     return True
   if is_final:
-    _refuse_if_different(job, found, wanted, rechecked=True)
+    job.refuse(found, job.difference(found, wanted, rechecked=True))
   _check_files(job, found)
   if difference := job.difference(found, wanted, rechecked=True):
     say(job.stage, f"going on, {difference}: {job.manifest.parent}")
@@ -316,17 +313,4 @@ def _refuse_unknown_files(job: Job):
       str(path),
       "choose another --config.workdir, move them away, or remake them with "
       f"--stages={job.stage} --force",
-    )
-
-
-def _refuse_if_different(
-  job: Job, old: Manifest, wanted: Manifest, rechecked: bool = False
-):
-  difference = job.difference(old, wanted, rechecked)
-  if difference:
-    raise UserError(
-      f"stage {job.stage} was run otherwise: {difference}" + job.explained(old),
-      f"{old.path}",
-      "put the setting back, choose another --config.workdir or name, or "
-      f"remake it with --stages={job.stage} --force",
     )

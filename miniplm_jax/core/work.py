@@ -1,5 +1,6 @@
 """One unit of work: what it is made from, and what is there of it."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,7 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import WHOLE, Version
-from miniplm_jax.core.errors import GoneError
+from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.core.former import Former, is_old
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
@@ -138,9 +139,57 @@ class Job:
         inputs[name] = manifest_lib.read(source).fingerprint
       else:
         inputs[name] = self._fingerprint(name, source)
+    return Manifest(self.manifest, self.stage, self._settings(), inputs)
+
+  def _settings(self) -> dict[str, Any]:
     # Through JSON, so that a tuple equals the list that is on disk.
-    settings = json.loads(json.dumps(dict(self.settings)))
-    return Manifest(self.manifest, self.stage, settings, inputs)
+    return json.loads(json.dumps(dict(self.settings)))
+
+  def other_settings(
+    self, old: Manifest, settings: dict[str, Any] | None = None
+  ) -> str | None:
+    """The first setting that was another than it is, or than in `settings`."""
+    then, now = (
+      {k: v for k, v in each.items() if k not in self.idle}
+      for each in (old.settings, settings or self._settings())
+    )
+    if old.path != self.partial and self.effect(then) == self.effect(now):
+      return None
+    return manifest_lib.first_difference(then, now, "settings")
+
+  def refuse(self, old: Manifest, difference: str | None):
+    """Raises UserError if there is a difference to what was made."""
+    if difference:
+      raise UserError(
+        f"stage {self.stage} was run otherwise: {difference}"
+        + self.explained(old),
+        f"{old.path}",
+        "put the setting back, choose another --config.workdir or name, or "
+        f"remake it with --stages={self.stage} --force",
+      )
+
+  def refuse_made_otherwise(self, makers: Mapping[epath.Path, "Job"]):
+    """Raises UserError if what it reads is not what the config says of it.
+
+    Stages that are run alone find it by its name, which may be of another
+    config.
+
+    Args:
+      makers: by manifest, the jobs of the stages before as they would be now.
+    """
+    todo, seen = [self], set()
+    while todo:
+      for path in set(todo.pop().input_manifests) - seen:
+        seen.add(path)
+        maker, made = makers.get(path), manifest_lib.read(path)
+        if maker and made and not maker.is_view:
+          reads = (dict.fromkeys(m.inputs, "read") for m in (made, maker))
+          maker.refuse(
+            made,
+            maker.other_settings(made)
+            or manifest_lib.first_difference(*reads, "inputs"),
+          )
+          todo.append(maker)
 
   def _fingerprint(self, name: str, source: Callable[[], str]) -> str:
     """Of an input as it is now; of what is gone, that of what was made of it.
@@ -171,22 +220,12 @@ class Job:
     }
     wanted = dataclasses.replace(wanted, inputs=wanted.inputs | former)
 
-    def settings(made: Manifest):
-      return {k: v for k, v in made.settings.items() if k not in self.idle}
-
-    is_same = old.path != self.partial and (
-      self.effect(settings(old)) == self.effect(settings(wanted))
+    inputs = (
+      {k: v for k, v in m.inputs.items() if rechecked or k not in self.rechecks}
+      for m in (old, wanted)
     )
-
-    def facts(made: Manifest):
-      inputs = {
-        name: value
-        for name, value in made.inputs.items()
-        if rechecked or name not in self.rechecks
-      }
-      return {"settings": {} if is_same else settings(made), "inputs": inputs}
-
-    found = manifest_lib.first_difference(facts(old), facts(wanted))
+    found = manifest_lib.first_difference(*inputs, "inputs")
+    found = found or self.other_settings(old, wanted.settings)
     for name, source in self.inputs.items():
       is_asked = rechecked or name not in self.rechecks
       if not found and is_asked and hasattr(source, "changed"):
@@ -196,5 +235,7 @@ class Job:
 
   def explained(self, old: Manifest) -> str:
     """What has changed in the inputs, in brackets; "" if it cannot tell."""
-    text = self.explain(old) if self.explain else ""
+    text = ""
+    with contextlib.suppress(UserError):  # what it was made from may be gone
+      text = self.explain(old) if self.explain else ""
     return f" ({text})" if text else ""

@@ -16,9 +16,6 @@ _BY_CONTENT = ("source", "tokenizer")
 _MANY_DOMAINS = 1000
 _UNNAMED = ("", "auto")  # a corpus.bos_token
 _CODE = ("corpus/shard.py", "corpus/readers.py")  # makes a shard
-# What later stages take from the config.
-_FACTS = ("eos_token", "bos_token", "max_length", "seed")
-_FACTS += ("reference_share", "heldout_share", "teacher_share")
 
 
 def jobs(config, workdir: Workdir) -> list[Job]:
@@ -52,18 +49,16 @@ def jobs(config, workdir: Workdir) -> list[Job]:
 
 
 def check(config, workdir: Workdir):
-  """Raises UserError if the corpus is not what the config says of it."""
+  """Raises UserError if the corpus is of another source or tokenizer.
+
+  Of those that the config names as it did then, nothing is read: they may be
+  gone, and stage tokenize looks at them.
+  """
   made = manifest.read(workdir.corpus / "manifest.json")
-  settings = made.settings if made else {}
-  there = {name: settings[name] for name in _FACTS if name in settings}
-  here = {name: config.corpus[name] for name in there}
-  if difference := manifest.first_difference(there, here, "corpus"):
-    raise UserError(
-      f"the corpus was made otherwise: {difference}",
-      str(made.path),
-      "put the setting back, choose another --config.workdir, or make the "
-      f"corpus again with --stages={STAGE} --force",
-    )
+  named = {name: config.corpus[name] for name in _BY_CONTENT}
+  if made and named != {k: made.details.get(k, v) for k, v in named.items()}:
+    (job,) = jobs(config, workdir)
+    job.refuse(made, job.difference(made, job.wanted(), rechecked=True))
 
 
 def _idle(c, old) -> tuple[str, ...]:
