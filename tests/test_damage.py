@@ -229,9 +229,55 @@ def test_a_student_is_read_in_the_shape_that_it_was_trained_in(
 
 @pytest.mark.parametrize("stage", ["reference", "score", "train", "report"])
 def test_a_corpus_is_what_its_manifest_says(finished, stage):
-  words = "corpus.max_length is 32 there and 4096 here"
+  words = "max_length is 32 there and 4096 here"
   with pytest.raises(UserError, match=words):
     execute(finished, stage, **{"corpus.max_length": 4096})
+
+
+@pytest.mark.parametrize(
+  ("stage", "field", "value", "named"),
+  [
+    (
+      "train",
+      "select.ratio",
+      0.25,
+      "settings.ratio is 0.5 there and 0.25 here",
+    ),
+    ("select", "teacher.train.steps", 9, r"settings\.train\.steps is"),
+    (
+      "evaluate",
+      "train.learning_rate",
+      0.5,
+      r"settings\.train\.learning_rate is",
+    ),
+    ("report", "select.definition", "sum_diff", "mean_diff.* and .*sum_diff"),
+    ("train", "corpus.domain_field", "x", r"settings\.domain_field is"),
+  ],
+)
+def test_what_lies_under_a_name_is_what_the_config_says(
+  finished, stage, field, value, named
+):
+  """Also where the stage that made it is not run."""
+  with pytest.raises(UserError, match=f"was run otherwise: {named}"):
+    execute(finished, stage, **{field: value, "student.name": "other"})
+
+
+def test_a_corpus_of_another_source_is_not_read(copy):
+  other = copy / "other.jsonl"
+  with pytest.raises(UserError, match="no file of documents is there"):
+    execute(copy, "select", **{"corpus.source": str(other)})
+  text = (copy / "text.jsonl").read_text()
+  other.write_text(text.replace("a", "b"))
+  with pytest.raises(UserError, match=r"inputs\.source is"):
+    execute(copy, "select", **{"corpus.source": str(other)})
+  # The same in another place; or it is as before, and gone.
+  other.write_text(text)
+  (copy / "moved").mkdir()
+  other.rename(copy / "moved/text.jsonl")
+  source = str(copy / "moved/text.jsonl")
+  execute(copy, "select", **{"corpus.source": source})
+  (copy / "text.jsonl").unlink()
+  execute(copy, "select")
 
 
 @pytest.mark.parametrize("name", ["mamba-130m", "llama3.1-212m"])
