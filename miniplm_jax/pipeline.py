@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -114,11 +114,11 @@ def run(
     makers: dict[epath.Path, Job] = {}  # all jobs up to here, asked or not
     for stage in order[: last + 1]:
       is_asked = stage in config.stages
-      if stage in config_lib.LOOKS and is_asked:
+      if stage in config_lib.LOOKS:
         look = functools.partial(LOOKS[stage], config, workdir, dry_run)
         # It compiles for devices that are not here: one process can do that.
-        hosts.agree(look) if stage == plan.STAGE else look()
-      if stage in config_lib.LOOKS:
+        if is_asked:
+          hosts.agree(look) if stage == plan.STAGE else look()
         continue
       jobs = _jobs(stage, config, workdir, is_asked)
       makers |= {job.manifest: job for job in jobs}
@@ -137,11 +137,25 @@ def run(
         print(f"  {stage:11} {state}\n              {job.summary}")
 
 
-def _checked(job: Job, config, workdir: Workdir) -> Job:
-  """With the checks of what several stages read by its name."""
+def _jobs(stage: str, config, workdir: Workdir, is_asked: bool) -> list[Job]:
+  """Of one that was not asked none, if a model that it read is gone since."""
+  try:
+    return JOBS[stage](config, workdir)
+  except UserError:
+    if is_asked:
+      raise
+    return []
+
+
+def _checked(
+  job: Job, config, workdir: Workdir, makers: Mapping[epath.Path, Job]
+) -> Job:
+  """With the checks of what any stage finds by its name."""
   checks = [functools.partial(tokenize.check, config, workdir)]
   if job.stage != score.STAGE:
     checks.append(functools.partial(uses.check, config, workdir, job))
+  if not job.is_view:  # that shows what there is, and says how it was made
+    checks.append(functools.partial(job.refuse_made_otherwise, makers))
   return dataclasses.replace(job, checks=(*checks, *job.checks))
 
 

@@ -179,7 +179,8 @@ def in_words(settings: Mapping[str, Any]) -> str:
   name = trained_by(settings)
   own = settings.get("kd" if name == "soft_labels" else name, {})
   options = ", ".join(f"{key} {value}" for key, value in own.items())
-  return f"`{name}`, {_IN_WORDS[name]}" + f" ({options})" * bool(options)
+  words = _IN_WORDS.get(name, "an objective of its own")
+  return f"`{name}`, {words}" + f" ({options})" * bool(options)
 
 
 # (config, workdir, names of `config.for_method`) → Plan.
