@@ -154,7 +154,8 @@ def _checked(
   checks = [functools.partial(tokenize.check, config, workdir)]
   if job.stage != score.STAGE:
     checks.append(functools.partial(uses.check, config, workdir, job))
-  if not job.is_view:  # that shows what there is, and says how it was made
+  # Those show what there is, and say how it was made.
+  if job.stage not in (analyse.STAGE, report.STAGE):
     checks.append(functools.partial(job.refuse_made_otherwise, makers))
   return dataclasses.replace(job, checks=(*checks, *job.checks))
 

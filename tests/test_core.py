@@ -29,7 +29,7 @@ from miniplm_jax.core.errors import GoneError, Stopped, UserError
 from miniplm_jax.core.job import Job, execute, status
 
 
-def job(folder, settings=None, run=None, **more):
+def job(folder, settings=None, run=None, inputs=None, **more):
   out = epath.Path(folder) / "out"
 
   def write(unused_inputs):
@@ -40,7 +40,7 @@ def job(folder, settings=None, run=None, **more):
     stage="stage",
     manifest=out / "manifest.json",
     settings=settings or {"a": (1, 2)},
-    inputs={"text": lambda: "fingerprint"},
+    inputs=inputs or {"text": lambda: "fingerprint"},
     outputs=(out / "file",),
     summary="a job",
     run=run or write,
@@ -49,11 +49,22 @@ def job(folder, settings=None, run=None, **more):
 
 
 def test_what_is_finished_stands_without_what_it_was_made_of(tmp_path, capsys):
-  def gone():
-    raise GoneError("no text here", "text.jsonl", "give one")
+  @dataclasses.dataclass
+  class Given:
+    path: str
+    is_gone: bool = True
 
-  execute([job(tmp_path)])
-  without = dataclasses.replace(job(tmp_path), inputs={"text": gone})
+    def __call__(self):
+      if self.is_gone:
+        raise GoneError("no text here", self.path, "give one")
+      return "abc"
+
+  gone = Given("text.jsonl")
+  execute([job(tmp_path, inputs={"text": Given("text.jsonl", False)})])
+  without = job(tmp_path, inputs={"text": gone})
+  # By another path it may be mistyped.
+  other = job(tmp_path, inputs={"text": Given("test.jsonl")})
+  assert "would be refused: no text here, test.jsonl" in status(other)
   capsys.readouterr()
   assert status(without) == "done"
   execute([without])

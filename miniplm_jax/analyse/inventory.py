@@ -9,7 +9,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
-from miniplm_jax.train.students import OF_SELECTION
+from miniplm_jax.train.stage import OF_SELECTION
 
 # By name, what is there and belongs together.
 _Named = dict[str, Manifest]

@@ -61,9 +61,11 @@ class Whole:
 
   Attributes:
     paths: gives them as they are now.
+    path: by which a config names them.
   """
 
   paths: Callable[[], Iterable[epath.PathLike]]
+  path: str = ""
 
   def __call__(self) -> str:
     """The fingerprint: their names and all that they hold."""

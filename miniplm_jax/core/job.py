@@ -253,6 +253,11 @@ def _run(jobs: Sequence[Job]):
     details = made.get("details", {}) | {"seconds": seconds}
     if idle := [*job.idle, *(f"inputs.{name}" for name in job.rechecks)]:
       details |= {"idle": idle}
+    details[manifest_lib.NAMED] = {
+      name: source.path
+      for name, source in job.inputs.items()
+      if hasattr(source, "path") and not isinstance(source, epath.Path)
+    }
     made["details"] = details | (old.details if old else {})
     # Nobody reads it before it is there.
     hosts.agree(functools.partial(_finish, job, result, made))

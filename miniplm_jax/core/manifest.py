@@ -26,6 +26,7 @@ from miniplm_jax.core.errors import GoneError, UserError
 # neither, so that only what its fingerprint covers can be checked.
 SCHEMA_VERSION = 2
 _READ = (1, SCHEMA_VERSION)
+NAMED = "named"  # in details: the paths of inputs that were given by path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +161,8 @@ class Manifest:
       source: gives it; those that earlier versions had, its method `former`.
 
     Raises:
-      GoneError: it is not there any more, and was no input of this.
+      GoneError: it is not there any more, and was no input of this; or has
+        another path now, which may be mistyped. Earlier versions noted none.
     """
     recorded = self.inputs.get(name)
     try:
@@ -169,7 +171,11 @@ class Manifest:
         return recorded
       return now
     except GoneError:
-      if recorded is None:
+      path = getattr(source, "path", None)
+      if (
+        recorded is None
+        or self.details.get(NAMED, {name: path}).get(name) != path
+      ):
         raise
       return recorded
 

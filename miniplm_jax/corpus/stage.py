@@ -49,15 +49,18 @@ def jobs(config, workdir: Workdir) -> list[Job]:
 
 
 def check(config, workdir: Workdir):
-  """Raises UserError if the corpus is of another source or tokenizer.
+  """Raises UserError if the corpus is not what the config says of it.
 
-  Of those that the config names as it did then, nothing is read: they may be
-  gone, and stage tokenize looks at them.
+  Source and tokenizer are not looked at if the config names them as it did
+  then: they may be gone, and stage tokenize looks at them.
   """
   made = manifest.read(workdir.corpus / "manifest.json")
+  if made is None:
+    return
+  (job,) = jobs(config, workdir)
+  job.refuse(made, job.other_settings(made))
   named = {name: config.corpus[name] for name in _BY_CONTENT}
-  if made and named != {k: made.details.get(k, v) for k, v in named.items()}:
-    (job,) = jobs(config, workdir)
+  if named != {k: made.details.get(k, v) for k, v in named.items()}:
     job.refuse(made, job.difference(made, job.wanted(), rechecked=True))
 
 

@@ -39,7 +39,6 @@ def _job(config, it: Subject) -> Job:
     outputs=(it.folder / rows_lib.NAME,),
     effect=functools.partial(_effect, it),
     is_measure=True,
-    checks=it.checks,
     summary=f"held-out loss of {it.name}",
     run=lambda inputs: _run(config, it, inputs),
   )

@@ -1,7 +1,6 @@
 """The models of a run that are evaluated."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,6 @@ from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score import stage as score_stage
 from miniplm_jax.score import uses
-from miniplm_jax.train import students
 from miniplm_jax.trainer import training_job
 
 
@@ -28,7 +26,6 @@ class Subject:
     corpus: the inputs that are its corpus, for `store.open_corpus`.
     dtype: of the computation of its held-out loss.
     load: makes the `Decoder` of (inputs, mesh, dtype).
-    checks: each raises UserError if the config says that it is another.
   """
 
   label: str
@@ -37,7 +34,6 @@ class Subject:
   corpus: Mapping[str, Input]
   dtype: str
   load: Callable[..., Any]
-  checks: tuple[Callable[[], None], ...] = ()
 
 
 def subjects(config, workdir: Workdir, scorers: bool = True) -> list[Subject]:
@@ -59,9 +55,8 @@ def _student(config, workdir: Workdir, method: str) -> Subject:
     return training_job.restore(inputs["model"], mesh)
 
   corpus = convert_stage.corpus_inputs(config, workdir, name)
-  checks = (functools.partial(students.check, config, workdir, method),)
   folder = workdir.student(name)
-  return Subject(method, name, folder, corpus, config.train.dtype, load, checks)
+  return Subject(method, name, folder, corpus, config.train.dtype, load)
 
 
 def _scorer(

@@ -96,7 +96,6 @@ def _job(config, held: dict[str, object], it: Subject, task: str) -> Job:
     # An earlier version's say of what name: the folder does.
     effect=lambda s: {k: v for k, v in s.items() if k != "name"},
     is_measure=True,
-    checks=it.checks,
     summary=f"{task} by {it.name}",
     run=lambda inputs: _run(config, held, it, task, inputs),
   )
@@ -107,17 +106,17 @@ class _Hub:
   """Documents of the hub, of which nothing is known before they are fetched.
 
   Attributes:
-    data: the folder that has none of this task, or "".
+    path: the folder that has none of this task, or "".
   """
 
-  data: str
+  path: str
 
   def __call__(self) -> str:
     """The fingerprint."""
-    if self.data and not pathlib.Path(self.data).is_dir():
+    if self.path and not pathlib.Path(self.path).is_dir():
       raise GoneError(
         "no folder of tasks here",
-        f"config.evaluation.task_data={self.data}",
+        f"config.evaluation.task_data={self.path}",
         "give a folder with one of each task, or none: then they are fetched",
       )
     return files.digest("the hub")
@@ -132,7 +131,7 @@ def _documents(data: str, task: str) -> Callable[[], str]:
   folder = tasks.folder_of(data, task)
   if not folder:
     return _Hub(data)
-  return contents.Whole(lambda: tasks.files_of(folder))
+  return contents.Whole(lambda: tasks.files_of(folder), data)
 
 
 def _run(config, held, it: Subject, task: str, inputs):

@@ -1,7 +1,5 @@
 """Stage export: a directory that transformers loads, with a model card."""
 
-import functools
-
 from miniplm_jax.convert import stage as convert_stage
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
@@ -11,18 +9,16 @@ from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate.stage import losses
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.train import stage as train_stage
-from miniplm_jax.train import students
 
 STAGE = "export"
 
 
 def jobs(config, workdir: Workdir) -> list[Job]:
   """One job a student."""
-  return [_job(config, workdir, method) for method in methods(config)]
+  return [_job(config, workdir, for_method(config, m)) for m in methods(config)]
 
 
-def _job(config, workdir: Workdir, method: str) -> Job:
-  names = for_method(config, method)
+def _job(config, workdir: Workdir, names) -> Job:
   directory = workdir.student(names.student)
   return Job(
     stage=STAGE,
@@ -36,7 +32,6 @@ def _job(config, workdir: Workdir, method: str) -> Job:
     },
     # Of the checkpoint, for others: made again when the student is evaluated.
     is_view=True,
-    checks=(functools.partial(students.check, config, workdir, method),),
     outputs=(directory / "hf",),
     summary=f"{directory / 'hf'} for transformers, {config.export.dtype}",
     run=lambda inputs: _run(config, names, directory, inputs),

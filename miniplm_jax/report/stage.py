@@ -11,14 +11,14 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
+from miniplm_jax.distill import objectives
 from miniplm_jax.evaluate import tasks_stage
 from miniplm_jax.evaluate.stage import ignored, losses
 from miniplm_jax.methods import for_method, methods, scorers, uses_proxy
 from miniplm_jax.plan import stage as plan_stage
 from miniplm_jax.score.stage import roles_with_model
 from miniplm_jax.select.stage import kept_rows, scored_rows
-from miniplm_jax.train import students
 from miniplm_jax.trainer import comparable
 
 STAGE = "report"
@@ -100,7 +100,19 @@ def check(config, inputs: Mapping[str, Manifest]):
     models[method] = trained = inputs[f"{method} training"]
     selection.check_inputs(tables)
     trained.check_inputs({"selection": selection})
-    students.check_method(config, method, selection, trained)
+    names = for_method(config, method)
+    ways = {
+      "rows by": (selection.settings["definition"], names.definition),
+      "objective": (objectives.trained_by(trained.settings), names.objective),
+      "generated": (GENERATED in trained.inputs, names.generated),
+    }
+    for what, (then, now) in ways.items():
+      if then != now:
+        raise UserError(
+          f"{what} {then} there, but method {method} has {now} here",
+          str(trained.path),
+          "give the method and the names that it was made with",
+        )
   evaluations = {
     label: inputs[name]
     for label in models

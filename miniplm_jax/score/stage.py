@@ -153,7 +153,7 @@ def _imported(config, workdir: Workdir, source: Source) -> Job:
     settings={"rows_per_part": config.score.rows_per_part},
     inputs={
       "corpus": workdir.corpus / MANIFEST,
-      "scores": lambda: file_fingerprint(source.scores),
+      "scores": Imported(source.scores),
     },
     outputs=table_files(directory),
     summary=f"scores of {source.name} from {source.scores}",
@@ -162,22 +162,28 @@ def _imported(config, workdir: Workdir, source: Source) -> Job:
   )
 
 
-def file_fingerprint(path: str) -> str:
-  """Of the scores and of what FILE.json beside them says they are."""
-  from etils import epath
+@dataclasses.dataclass(frozen=True)
+class Imported:
+  """A file of scores, and what FILE.json beside it says they are."""
 
-  from miniplm_jax.core import files
+  path: str
 
-  beside = epath.Path(f"{path}.json")
-  if not epath.Path(path).is_file():
-    raise GoneError(
-      "there is no such file of scores",
-      path,
-      "give a .parquet or .npy file as config.teacher.scores or "
-      "config.reference.scores",
-    )
-  said = files.sha256(beside) if beside.exists() else ""
-  return files.digest([files.sha256(path), said])
+  def __call__(self) -> str:
+    """The fingerprint of both."""
+    from etils import epath
+
+    from miniplm_jax.core import files
+
+    beside = epath.Path(f"{self.path}.json")
+    if not epath.Path(self.path).is_file():
+      raise GoneError(
+        "there is no such file of scores",
+        self.path,
+        "give a .parquet or .npy file as config.teacher.scores or "
+        "config.reference.scores",
+      )
+    said = files.sha256(beside) if beside.exists() else ""
+    return files.digest([files.sha256(self.path), said])
 
 
 def weights_input(source: Source):

@@ -7,7 +7,7 @@ from etils import epath
 
 from miniplm_jax.core import files, gs
 from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.errors import GoneError, UserError
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -67,13 +67,11 @@ def _check_table(source: stage_lib.Source, made: Manifest):
   is_trained = source.path or stage_lib.weights_input(source).exists()
   if not source.scores and (is_far or not is_trained):
     return
-  try:
-    if source.scores:
-      now = {"scores": stage_lib.file_fingerprint(where)}
-    else:
-      now = {"weights": fingerprint(source, made)}
-  except GoneError:
-    return
+  if source.scores:
+    given = stage_lib.Imported(where)
+    now = {"scores": made.fingerprint_by("scores", given)}
+  else:
+    now = {"weights": fingerprint(source, made)}
   then = {k: v for k, v in made.inputs.items() if k != "corpus"}
   if now != then:
     there, here = (f"{k} {v[:12]}" for k, v in (*then.items(), *now.items()))
@@ -82,14 +80,6 @@ def _check_table(source: stage_lib.Source, made: Manifest):
       f"{where} and {made.path}",
       "give the model that scored, or run --stages=score: it keeps what the "
       "same weights scored, and refuses others but for --force",
-    )
-  is_int8 = made.settings.get("int8", False)
-  if not source.scores and is_int8 != source.is_int8:
-    raise UserError(
-      f"{source.name} was scored with int8 {is_int8}, here it is "
-      f"{source.is_int8}",
-      f"config.score.int8_teacher and {made.path}",
-      "put it back, or score again with --stages=score --force",
     )
 
 

@@ -61,7 +61,7 @@ def offline(
   """
   reads = DEFINITIONS[names.definition]
   made = _read(workdir.selection(names.selection) / MANIFEST)
-  tables = made.settings["scores"] if made else {}
+  tables = made.settings.get("scores", {}) if made else {}
   found = flops.spent(
     {
       f"scoring by {role}": _read(

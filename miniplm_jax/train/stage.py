@@ -1,10 +1,8 @@
 """Stage train: one student a method."""
 
-import dataclasses
 import functools
 
 from miniplm_jax.convert import stage as convert_stage
-from miniplm_jax.core import manifest
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 from miniplm_jax.distill.objectives import OBJECTIVES
@@ -13,32 +11,33 @@ from miniplm_jax.models import architecture
 from miniplm_jax.score import stage as score_stage
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.seqkd import stage as seqkd_stage
-from miniplm_jax.train import budget, students, warm_start
+from miniplm_jax.train import budget, warm_start
 from miniplm_jax.trainer import training_job
 
 STAGE = "train"
+# Before the name of its selection, in a student's settings.rows.
+OF_SELECTION = "selection "
 
 
 def jobs(config, workdir: Workdir) -> list[Job]:
   """One job a method."""
-  return [_job(config, workdir, method) for method in methods(config)]
+  return [_job(config, workdir, for_method(config, m)) for m in methods(config)]
 
 
-def _job(config, workdir: Workdir, method: str) -> Job:
-  names = for_method(config, method)
+def _job(config, workdir: Workdir, names) -> Job:
   plan = OBJECTIVES[names.objective](config, workdir, names)
   arch = architecture.make(config.student.model)
   train = budget.schedule(config, arch, plan.token_flops)
   generated = seqkd_stage.corpus_inputs(config, workdir, names)
   source = warm_start.source(config)
-  job = training_job.make(
+  return training_job.make(
     stage=STAGE,
     config=config,
     workdir=workdir,
     directory=workdir.student(names.student),
     arch=arch,
     train=train,
-    rows=f"{students.OF_SELECTION}{names.selection}",
+    rows=f"{OF_SELECTION}{names.selection}",
     row_ids=row_ids,
     inputs={
       **convert_stage.corpus_inputs(config, workdir, names.student),
@@ -57,12 +56,6 @@ def _job(config, workdir: Workdir, method: str) -> Job:
       config, workdir, names, {**generated, **plan.inputs}
     ),
   )
-
-  def check():
-    made = manifest.read(workdir.selection(names.selection) / MANIFEST)
-    students.check_method(config, method, made)
-
-  return dataclasses.replace(job, checks=(check,))
 
 
 def row_ids(corpus, inputs):
