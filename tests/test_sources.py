@@ -910,6 +910,41 @@ def test_what_was_read_before_an_edit_is_read_again(
   assert run()["files"] == other()["files"]
 
 
+def test_an_edit_is_still_seen_when_its_part_was_not_reached(
+  tmp_path, large, vocabulary
+):
+  """The run that sees it may stop before."""
+  source = tmp_path / "source"
+  source.mkdir()
+  large.rename(source / "b.jsonl")
+  broken = write(source / "c.jsonl", LINES)
+  good = broken.read_bytes()
+  broken.write_bytes(good + b"oops\n")
+  run = Run(tmp_path, source, vocabulary)
+
+  def stop(part):
+    with pytest.MonkeyPatch.context() as m, pytest.raises(UserError):
+      make = shard.Maker.make
+      m.setattr(
+        shard.Maker,
+        "make",
+        lambda self, *given: (
+          make(self, *given) if given[0] == part else stopped()
+        ),
+      )
+      run()
+
+  def stopped():
+    raise UserError("stopped", "here", "go on")
+
+  stop(0)  # b.jsonl stands
+  edit(source / "b.jsonl")
+  stop(1)
+  broken.write_bytes(good)
+  other = Run(tmp_path / "other", source, vocabulary)
+  assert run()["files"] == other()["files"]
+
+
 @pytest.mark.parametrize("at", ["while its part is read", "after it"])
 def test_a_source_that_changes_while_it_is_read_is_refused(
   tmp_path, vocabulary, large, monkeypatch, at

@@ -83,7 +83,7 @@ class Maker:
     # After it: of a kill in between nothing is left that holds for another.
     if content := noted.get("content"):
       note = content_note(self._directory, number, parts)
-      files.write_bytes(note, content.encode())
+      files.write_bytes(note, f"{content}\n{noted['identity']}".encode())
     return counts
 
   def _good(self, records, counts, sample):
@@ -264,8 +264,10 @@ def is_made(
   made = store.read_details(directory / names[1])
   if (made["name"], made["fingerprint"]) != (part.name, wanted):
     return False
-  if seen.get(part.name) == part.identity:
-    return True
   note = content_note(directory, number, len(parts))
-  # Earlier versions noted no content.
-  return not note.exists() or contents.may_be(note.read_text(), part.content())
+  if not note.exists():  # earlier versions noted no content
+    return True
+  content, _, identity = note.read_text().partition("\n")
+  if part.identity in (identity, seen.get(part.name)):
+    return True
+  return contents.may_be(content, part.content())

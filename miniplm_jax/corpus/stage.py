@@ -116,6 +116,7 @@ def _run(config, source: Source):
     encoder = _tokenizer(source, parts)
     _fill(config, parts, source, encoder.bos_token)
     source.refuse_changes(parts)
+    source.note(parts)
     is_costly = False  # what is refused of all shards will be so again
     return _merge(config, parts, directory, encoder)
   except UserError:
@@ -136,8 +137,9 @@ def _fill(config, parts, source, bos_token):
   from miniplm_jax.corpus import losses, shard, workers
 
   c, run, directory = config.corpus, config.run, source.directory
-  tasks = [(i, len(parts), parts[i]) for i in source.stale(parts)]
-  source.note(parts)
+  stale = source.stale(parts)
+  tasks = [(i, len(parts), parts[i]) for i in stale]
+  source.note([part for i, part in enumerate(parts) if i not in set(stale)])
   if len(tasks) < len(parts):
     say(STAGE, f"{len(parts) - len(tasks)} of {len(parts)} shards are there")
   recipe = shard.Recipe(
