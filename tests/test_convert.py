@@ -241,7 +241,8 @@ def test_a_shard_that_is_made_again_has_the_same_bytes(setup):
 def test_one_to_one_loses_the_tail_and_counts_it(setup, bos):
   found = setup.convert(f"one{len(bos)}", "one_to_one", bos)
   old, new = setup.corpus.tokenizer(), found.tokenizer()
-  size, lost, by_source = setup.config.corpus.max_length + 1, 0, {}
+  size, by_source = setup.config.corpus.max_length + 1, {}
+  lost, lost_bytes = 0, 0
   for row in found.read(range(len(found))):
     (by_source[row.source_rows[0]],) = (row.ids,)
   chosen = np.union1d(setup.kept, setup.corpus.rows_of("heldout"))
@@ -251,12 +252,15 @@ def test_one_to_one_loses_the_tail_and_counts_it(setup, bos):
     for i, part in enumerate(new.encode(text)):
       ids += [new.eos_id] * (i > 0) + part.tolist()
     lost += max(len(ids) - size, 0)
+    # Rows of one token are left out, and their text is lost as well.
+    here = ids[size:] if row_id in by_source else ids
+    lost_bytes += int(new.byte_lengths[here].sum())
     if row_id in by_source:
       assert by_source[row_id].tolist() == ids[:size]
   counts = found.manifest.counts
   assert counts["tokens_lost"] == lost > 0
   assert 0 < counts["rows_truncated"] < counts["source_rows"]
-  assert counts["bytes_lost"] > 0
+  assert counts["bytes_lost"] == lost_bytes > 0
   assert counts["rows"] + counts["rows_lost"] == len(chosen)
 
 

@@ -164,21 +164,21 @@ def one_to_one(
     part: their part.
     row_ids: int64, those to convert, ascending.
     to: the new tokenizer and length.
-    seen: counts what is met; `tokens_lost`, `bytes_lost` and
-      `rows_truncated` of the tails, `rows_lost` that had nothing to score.
+    seen: counts what is met; `tokens_lost` and `rows_truncated` of the tails,
+      `rows_lost` that had nothing to score, `bytes_lost` with both.
   """
   old = source.encoder
   eos_id, size = to.encoder.eos_id, to.max_length + 1
   for ordinal, (row_id, row, ids) in enumerate(
     _encoded(source, row_ids, to, seen)
   ):
-    lost = ids[size:]
+    useless = not np.any(ids[:size][:-1] != eos_id)
+    lost = ids if useless else ids[size:]
     seen["source_rows"] += 1
     seen["bytes_in"] += int(old.byte_lengths[row.ids].sum())
-    seen["tokens_lost"] += len(lost)
+    seen["tokens_lost"] += len(ids[size:])
     seen["bytes_lost"] += int(to.encoder.byte_lengths[lost].sum())
-    seen["rows_truncated"] += len(lost) > 0
-    useless = not np.any(ids[:size][:-1] != eos_id)
+    seen["rows_truncated"] += len(ids) > size
     seen["rows_lost"] += useless
     if useless:
       continue

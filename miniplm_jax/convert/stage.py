@@ -165,9 +165,10 @@ def _say_bytes(counts):
   text = counts["bytes_in"] + counts["bytes_taken_after"]
   text -= counts["bytes_left_before"] + counts["bytes_dropped"]
   told = f"{text:,} bytes of text in, {counts['bytes_out']:,} out"
-  if counts["tokens_lost"]:
+  if counts["bytes_lost"]:
     told += f", {counts['bytes_lost']:,} lost with the tails of "
-    told += f"{counts['rows_truncated']:,} rows"
+    told += f"{counts['rows_truncated']:,} rows and with "
+    told += f"{counts['rows_lost']:,} of a token or none"
   elif text != counts["bytes_out"]:
     told += ": the new tokenizer normalises text, or is not byte-level"
   say(STAGE, told)
