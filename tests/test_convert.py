@@ -421,12 +421,8 @@ def test_a_student_of_another_tokenizer(copy, student):
     "student.model.vocab_size": 640,
     "train.steps": 8,
   }
-  for stage, words in (
-    ("evaluate", "own_tokenizer is true there and false here"),
-    ("export", "own_tokenizer is true there and false here"),
-    ("train", "not of the student.s tokenizer"),
-  ):
-    with pytest.raises(UserError, match=words):
+  for stage in ("evaluate", "export", "train"):
+    with pytest.raises(UserError, match=r"not of the student.s tokenizer"):
       execute(copy, stage, **named, baselines=())
   assert (folder / "hf/manifest.json").read_bytes() == before
   again = run(copy, "--stages=convert,train,evaluate,export", *student)
