@@ -516,6 +516,9 @@ def test_a_student_s_card_says_how_and_from_what_it_was_made(settings, wanted):
   assert "teacher that took part in each step" in text and "| more |" in text
   assert "Not counted in “all”: c." in text and "| all | 3 |" in text
   assert "Evaluation" not in model_card.write("a", trained, selection, None)
+  train["domain_weights"], trained.counts["rows"] = ["b=0", "c=2"], 1
+  text = model_card.write("a", trained, selection, None)
+  assert "Weights of domains b=0, c=2: trained on 1 rows." in text
 
 
 @pytest.mark.parametrize("most", [5_000_000, 500])

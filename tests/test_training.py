@@ -222,6 +222,10 @@ def test_weight_0_leaves_a_domain_out_and_unknown_ones_are_named(corpus):
     drawn(corpus, rows, weights=("code=2",))
   with pytest.raises(UserError, match="weight 0"):
     drawn(corpus, rows, weights=("odd=0", "even=0"))
+  seen = batches.trained_on(corpus, rows, ("odd=0",))
+  wanted = [row for row in rows if corpus.domains([row])[0] == "even"]
+  assert seen.tolist() == wanted and len(wanted) < len(rows)
+  assert batches.trained_on(corpus, rows, ()) is rows
 
 
 def test_many_domains_are_interleaved_exactly():

@@ -57,6 +57,7 @@ def write(
   counts, kept = trained.counts, selection.counts
   chosen = selection.settings
   definition = DEFINITIONS[chosen["definition"]]
+  weights = train.get("domain_weights", ())
   scorers = [f"{role} `{name}`" for role, name in chosen["scores"].items()]
   sections = [
     f"---\n{data.to_yaml()}\n---\n# {name}",
@@ -70,6 +71,12 @@ def write(
     + f", of {' and '.join(scorers)}" * bool(scorers)
     + ". The teacher wrote the end of each (SeqKD)"
     * (GENERATED in trained.inputs)
+    + (
+      f". Weights of domains {', '.join(weights)}: trained on "
+      f"{counts['rows']:,} rows"
+      if weights
+      else ""
+    )
     + ". After MiniPLM (arXiv 2410.17215).",
     markdown_table(
       ["what", "sha256"],

@@ -42,12 +42,15 @@ def _run(config, names, directory, inputs):
   from miniplm_jax.corpus.store import open_corpus
   from miniplm_jax.export import model_card
   from miniplm_jax.models import huggingface, sharding
-  from miniplm_jax.trainer import training_job
+  from miniplm_jax.trainer import batches, training_job
 
   run = config.run
   corpus = open_corpus(inputs)
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   model = training_job.restore(inputs["model"], mesh)
+  trained = inputs["model"].settings["train"]
+  ids = train_stage.row_ids(corpus, inputs)
+  weights = trained.get("domain_weights", ())
   card = model_card.write(
     names.student, inputs["model"], inputs["selection"], _evaluation(directory)
   )
@@ -55,7 +58,7 @@ def _run(config, names, directory, inputs):
     directory / "hf",
     model,
     corpus,
-    train_stage.row_ids(corpus, inputs),
+    batches.trained_on(corpus, ids, weights),
     {"README.md": card.encode()},
     dtype=config.export.dtype,
     max_shard_size=config.export.max_shard_size,

@@ -116,6 +116,17 @@ def by_domain(
   return [(*each, part / total) for each, part in zip(found, parts) if part]
 
 
+def trained_on(
+  corpus: Corpus, row_ids: np.ndarray, weights: Sequence[str]
+) -> np.ndarray:
+  """Those of `row_ids` that batches can have: of domains with a share."""
+  if not weights:
+    return row_ids
+  return np.concatenate(
+    [ids for _, ids, _ in by_domain(corpus, row_ids, weights)]
+  )
+
+
 def _rows(corpus, row_ids, seed, shuffle) -> grain.MapDataset:
   """Rows without end; every epoch is shuffled anew, or in the given order."""
   data = grain.MapDataset.source(_Rows(corpus, row_ids))

@@ -337,11 +337,12 @@ def _turns(spec: Run, mesh: Mesh) -> int:
 
 def _say_size(spec: Run):
   t, arch = spec.train, spec.arch
-  epochs = t.steps * t.batch_size / len(spec.row_ids)
+  seen = len(batches.trained_on(spec.corpus, spec.row_ids, t.domain_weights))
+  epochs = t.steps * t.batch_size / seen
   say(
     spec.name,
     f"{arch.parameters():,} parameters, {t.steps:,} steps of "
-    f"{t.batch_size} rows, {epochs:.2f} epochs of {len(spec.row_ids):,} rows",
+    f"{t.batch_size} rows, {epochs:.2f} epochs of {seen:,} rows",
   )
   if t.domain_weights:
     parts = batches.by_domain(spec.corpus, spec.row_ids, t.domain_weights)

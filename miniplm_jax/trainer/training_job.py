@@ -140,7 +140,7 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
   from miniplm_jax.corpus import ignored
   from miniplm_jax.corpus.store import open_corpus
   from miniplm_jax.models import huggingface, sharding
-  from miniplm_jax.trainer import loop, metrics
+  from miniplm_jax.trainer import batches, loop, metrics
 
   run = config.run
   corpus = open_corpus(inputs)
@@ -150,11 +150,14 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   ids = it.row_ids(corpus, inputs)
   ignored.tell(it.stage, config.evaluate.ignore_domains, inputs)
-  seen = corpus, ids
+  source, seen = corpus, ids
   if GENERATED in inputs:  # they begin as rows of D do
     given = {k: made for k, made in inputs.items() if k != GENERATED}
     source = open_corpus(given)
-    seen = source, it.row_ids(source, given)
+    seen = it.row_ids(source, given)
+  weights = train.domain_weights
+  rows = len(batches.trained_on(corpus, ids, weights))
+  seen = source, batches.trained_on(source, seen, weights)
   heldout = corpus.heldout_rows(run.eval_rows, config.evaluate.ignore_domains)
   curve_rows = comparable.digest(corpus, heldout)
   step_tokens = train.batch_size * corpus.max_length
@@ -186,7 +189,7 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
     "tokenizer": corpus.manifest.tokenizer,
     "weights": huggingface.weights_fingerprint(model),
     "counts": {
-      "rows": len(ids),
+      "rows": rows,
       "steps": train.steps,
       "tokens": train.steps * step_tokens,
       "parameters": arch.parameters(),
