@@ -6,7 +6,7 @@ several must be together.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from ml_collections import ConfigDict, config_dict
 
@@ -127,7 +127,7 @@ def _rules(config):
   todo = "give one, and 0 for the others; a ratio is in (0, 1]"
   yield "select.ratio, rows, tokens", budget, sum(map(bool, budget)) == 1, todo
   shares = list(map(share_of, s.quotas))
-  good = _differ([domain for domain, *_ in shares])
+  good = _differ(domain for domain, *_ in shares)
   yield "select.quotas", s.quotas, good, "name each domain once"
   todo = "lower the least shares: together they are more than 1"
   good = sum(least for _, least, _ in shares) <= 1
@@ -171,8 +171,8 @@ def _rules(config):
   ):
     good = t.warmup_steps < t.steps
     yield f"{name}.warmup_steps", t.warmup_steps, good, "give fewer than steps"
-    names = [domain for domain, _ in map(weight_of, t.domain_weights)]
-    good, todo = _differ(names), "name each domain once"
+    good = _differ(domain for domain, _ in map(weight_of, t.domain_weights))
+    todo = "name each domain once"
     yield f"{name}.domain_weights", t.domain_weights, good, todo
   yield from _name_rules(config)
 
@@ -187,7 +187,7 @@ def _name_rules(config):
   ]
   for i, (name, value) in enumerate(tables):
     others = [other for _, other in tables[:i]]
-    good = _differ([value, *others]) or not _differ(others)
+    good = _folders_differ([value, *others]) or not _folders_differ(others)
     yield name, value, good, "give a name that no other table of scores has"
   # Scores that are there would be read for the other model's.
   roles = "teacher", "reference", "proxy"
@@ -196,17 +196,21 @@ def _name_rules(config):
     good = value.casefold() not in set(roles) - {role}
     yield f"{role}.name", value, good, "give a name that is not another's role"
   made = [for_method(config, method) for method in methods(config)]
-  good = _differ([n.student for n in made])
+  good = _folders_differ([n.student for n in made])
   todo = "put {method} into it: two methods have one"
   yield "student.name", config.student.name, good, todo
   # One selection may serve two methods that rank alike.
   ranked = {(n.selection, n.definition): n.selection for n in made}
-  good = _differ(list(ranked.values()))
+  good = _folders_differ(ranked.values())
   todo = "put {method} into it: two methods that rank differently have one"
   yield "select.name", config.select.name, good, todo
 
 
-def _differ(names: Sequence[str]) -> bool:
-  """Whether all differ, also where folders do not tell A from a."""
-  names = [name.casefold() for name in names]
+def _differ(names: Iterable[str]) -> bool:
+  names = list(names)
   return len(set(names)) == len(names)
+
+
+def _folders_differ(names: Iterable[str]) -> bool:
+  """Whether all differ, also where folders do not tell A from a."""
+  return _differ(name.casefold() for name in names)

@@ -150,6 +150,14 @@ def test_fields_that_do_not_go_together(changes, name):
   assert f"config.{name}" in refusal(**changes)
 
 
+def test_domains_may_differ_in_case_alone():
+  both = "Code=1", "code=2"
+  quotas = "Code=0.1:", "code=0.1:"
+  config_rules.check(
+    config(**{"train.domain_weights": both, "select.quotas": quotas}), "here"
+  )
+
+
 def test_what_is_not_set_is_said():
   found = config()
   found.train.steps = config_dict.required_placeholder(int)
