@@ -159,29 +159,48 @@ def test_what_determines_no_law_is_refused(loss, why):
     scaling.fit(np.geomspace(1e15, 1e17, len(loss)), np.array(loss))
 
 
+@dataclasses.dataclass(frozen=True)
+class Constructed(inventory.Student):
+  """A student with a curve, and with what a step takes, as given."""
+
+  points: tuple[list, list] = ()
+  step: dict[str, float] | None = None
+
+  def curve(self):
+    return tuple(map(np.array, self.points))
+
+  def per_step(self, what):
+    return self.step[what]
+
+
 # --- seeds -----------------------------------------------------------------
 
 
-def seeded(definition, seed, losses, **objective):
+def seeded(definition, seed, losses, flops=80.0, ratio=0.5, init="", **more):
   """A student of so many steps whose held-out loss is the last of its curve."""
   loss = {"instance_mean": losses[-1], "bits_per_byte": losses[-1] / 2}
-  return SimpleNamespace(
+  return Constructed(
     made=SimpleNamespace(
       settings={
         "model": "shape",
-        "train": {"steps": 40, "seed": seed},
+        "train": {"steps": flops / 2, "seed": seed},
         "rows": f"selection {definition}-{seed}",
-        **objective,
+        **more,
       },
       counts={"steps": 40},
-      details={"train_flops": 80.0, "seconds": 1.0, "offline_flops": {}},
-      inputs={"corpus": "c", "selection": f"{definition}-{seed}"},
+      details={"train_flops": flops, "seconds": 1.0, "offline_flops": {}},
+      inputs={"corpus": "c", "selection": f"{definition}-{seed}"}
+      | ({"init": init} if init else {}),
       tokenizer="t",
-      weights=f"{definition}-{seed}-{objective}",
+      weights=f"{definition}-{seed}-{flops}-{ratio}-{init}-{more}",
     ),
-    reads_other_tokens=False,
     selection=SimpleNamespace(
-      settings={"definition": definition, "seed": seed, "scores": {}},
+      settings={
+        "definition": definition,
+        "ratio": ratio,
+        "seed": seed,
+        "scores": {},
+      },
       counts={"kept": seed, "rows": 8},
     ),
     evaluation=SimpleNamespace(
@@ -189,7 +208,7 @@ def seeded(definition, seed, losses, **objective):
       settings={"max_rows": 0, "name": f"{definition}-{seed}"},
       details={"loss": {"all": loss, "mail": loss}},
     ),
-    curve=lambda: (np.array([10, 20, 40]), np.array(losses)),
+    points=([10, 20, 40], losses),
   )
 
 
@@ -221,7 +240,40 @@ def test_seeds_become_a_mean_its_spread_and_a_step():
   rows = seeds.section(found).table[1]
   assert [row[-1] for row in rows] == ["–", "not reached", "30"]
   assert rows[0][4:] == ["4.0000 ± 0.1414", "2.0000 ± 0.0707", "baseline", "–"]
-  assert rows[2][6] == f"-0.5000 ± {wanted:.4f}"
+  assert rows[2][6] == f"-0.5000 ± {wanted:.4f}, pretrain"
+
+
+def test_a_baseline_spent_and_kept_as_much_and_began_alike():
+  """Its name is in the table; a group without one is beside none."""
+  made = {
+    "short": ("random", {"flops": 20.0}),
+    "all": ("random", {"ratio": 1.0}),
+    "base": ("random", {"flops": 80.5}),
+    "warm-base": ("random", {"init": "w"}),
+    "ours": ("diff", {}),
+    "warm": ("diff", {"init": "w"}),
+    "other": ("diff", {"init": "x"}),
+    "longer": ("diff", {"flops": 90.0}),
+    "few": ("diff", {"ratio": 0.3}),
+  }
+  students = {
+    f"{name}-{seed}": seeded(definition, seed, [7.0, 5.0, 4.0 + seed], **more)
+    for name, (definition, more) in made.items()
+    for seed in (1, 2)
+  }
+  found = seeds.measure(SimpleNamespace(students=students))
+  besides = {
+    n: g["beside"] for n, g in found["groups"].items() if "beside" in g
+  }
+  assert {n: b["baseline"] for n, b in besides.items()} == {
+    "ours": "base",
+    "warm": "warm-base",
+  }
+  told = {row[0]: row[6] for row in seeds.section(found).table[1]}
+  assert told["ours"].endswith(", base") and told["few"] == "–"
+  assert [n for n, said in told.items() if said == "baseline"] == [
+    *("short", "all", "base", "warm-base")
+  ]
 
 
 def measured(digest, tokenizer="t", **settings):
@@ -317,19 +369,23 @@ def test_a_loss_is_reached_between_two_points():
     assert savings.reached(spent, loss, target) == wanted
 
 
-def student(steps, losses, step_flops, rows=10**6, offline=None, seen="a"):
+def student(
+  steps, losses, step_flops, rows=10**6, offline=None, seen="a", init=None
+):
   """What `savings` asks of a student; a step reads 8 rows."""
-  return SimpleNamespace(
+  return Constructed(
     made=SimpleNamespace(
       tokenizer="t",
       settings={"model": "shape"},
+      inputs={"init": init} if init else {},
       counts={"rows": rows},
       details={"curve_rows": seen}
       | ({} if offline is None else {"offline_flops": offline}),
     ),
-    reads_other_tokens=False,
-    curve=lambda: (np.array(steps), np.array(losses)),
-    per_step={"FLOPs": step_flops, "rows": 8}.__getitem__,
+    selection=None,
+    evaluation=None,
+    points=(steps, losses),
+    step={"FLOPs": step_flops, "rows": 8},
   )
 
 
@@ -386,6 +442,20 @@ def test_curves_on_other_rows_do_not_compare():
   assert steps(random="aa", diff="aa") == ([10, 20, 40], 40)
   assert steps(random="aa", diff="bb") == ([10, 20, 40], None)
   assert steps(random="aa", diff="ab") == ([], None)
+
+
+def test_students_that_began_alike_are_compared():
+  """What the weights that they began with took is not known."""
+  steps, made = [1, 2], {}
+  for name, init in (("a", "x"), ("b", "x"), ("c", "y"), ("d", None)):
+    made[name] = student(steps, [4.0, 2.0], 1.0, offline={}, init=init)
+  pairs = savings.measure(SimpleNamespace(students=made))["pairs"]
+  assert {(p["method"], p["baseline"]) for p in pairs} == {
+    ("a", "b"),
+    ("b", "a"),
+  }
+  assert {p["FLOPs"] for p in pairs} == {1.0}
+  assert {p["FLOPs with offline"] for p in pairs} == {None}
 
 
 def test_what_is_not_known_is_not_added_up():

@@ -420,6 +420,8 @@ def test_a_student_begins_with_given_weights(copy):
   assert f"weights {weights[:12]}" in done.stdout
   facts = json.loads((student / "manifest.json").read_text())
   assert facts["inputs"]["init"] == hub.Given(str(hf), "")()
+  spent = facts["details"]["offline_flops"]
+  assert spent["the weights that it begins with"] is None
   error = refused(copy, *FOUR, "--config.train.learning_rate=1e-9")
   assert "inputs.init" in error
   # Other weights in the same folder are noticed; --force leaves no export.
@@ -440,6 +442,46 @@ def test_a_model_of_another_tokenizer_is_no_beginning(copy):
   shutil.rmtree(copy / "run/students/miniplm")
   error = refused(copy, *FOUR, f"--config.student.init={other}")
   assert "another tokenizer" in error
+
+
+def test_rows_of_weight_0_are_not_said_to_be_trained_on(
+  corpus, tmp_path, monkeypatch, capsys
+):
+  """Neither by the manifest, nor by the exported folder, nor by the log."""
+  config = get_config()
+  config.train.domain_weights = ("odd=0",)
+  rows = corpus.rows_of("train")
+  odd = np.array(corpus.domains(rows)) == "odd"
+
+  def train(what, _):
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics/metrics.jsonl").write_text("")
+    loop._say_size(what)
+
+  monkeypatch.setattr(loop, "train", train)
+  job = training_job.make(
+    stage="teacher",
+    config=config,
+    workdir=None,
+    directory=manifest.epath.Path(tmp_path),
+    arch=architecture.make(config.student.model),
+    train=config.train,
+    rows="D",
+    row_ids=lambda *_: rows,
+    inputs={},
+    export=True,
+  )
+  monkeypatch.setattr(huggingface, "weights_fingerprint", lambda _: "w")
+  monkeypatch.setattr(
+    huggingface, "save", lambda *a, **_: saved.append(a) or {}
+  )
+  saved = []
+  found = job.run({"corpus": corpus.manifest})
+  even = int((~odd).sum())
+  assert 0 < even < len(rows) and found["counts"]["rows"] == even
+  assert f" epochs of {even} rows" in capsys.readouterr().out
+  body = saved[0][3][trained_rows.NAME]
+  assert body == trained_rows.encode(corpus, rows[~odd])
 
 
 def test_a_checkpoint_says_of_which_rows_its_curve_is(

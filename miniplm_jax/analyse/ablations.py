@@ -4,7 +4,7 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from miniplm_jax.analyse.inventory import Inventory, Skipped, Student
+from miniplm_jax.analyse.inventory import BUDGET, Inventory, Skipped, Student
 from miniplm_jax.analyse.ranking import number
 from miniplm_jax.core import files, page
 from miniplm_jax.core.groups import ALL
@@ -27,7 +27,6 @@ AXES = {
   "teacher": "parameters of the teacher",
 }
 _MODELS = ("teacher_weights", "seqkd", "logits_of")  # inputs of a student
-_BUDGET = ("ratio", "rows", "tokens")  # of a selection: what α comes from
 
 
 def measure(found: Inventory) -> dict[str, Any]:
@@ -66,6 +65,7 @@ def _run(found: Inventory, student: Student) -> dict[str, Any]:
     "kept": selection.counts["kept"] / selection.counts["rows"],
     "steps": made.counts["steps"],
     "train_flops": made.details["train_flops"],
+    "begins_with": student.begins_with,
     "loss": loss["instance_mean"],
     "bits_per_byte": loss["bits_per_byte"],
     # All else that may differ: a line takes runs that are equal in it.
@@ -73,11 +73,11 @@ def _run(found: Inventory, student: Student) -> dict[str, Any]:
       [
         {k: v for k, v in made.settings.items() if k != "rows"},
         sorted(made.inputs),
-        made.inputs.get("init"),
+        student.begins_with,
         {
           k: v
           for k, v in selection.settings.items()
-          if k not in (*_BUDGET, "scores")
+          if k not in (*BUDGET, "scores")
         },
       ]
     ),
@@ -160,6 +160,7 @@ def section(found: Mapping[str, Any]) -> page.Section:
     ]
     for name, run in sorted(found["runs"].items(), key=lambda r: r[1]["loss"])
   ]
+  warm = [name for name, run in found["runs"].items() if run.get("begins_with")]
   varied = {a: there for a, there in found["lines"].items() if there}
   others = ", ".join(AXES[axis] for axis in AXES if axis not in varied)
   return page.Section(
@@ -168,6 +169,8 @@ def section(found: Mapping[str, Any]) -> page.Section:
     table=(header, rows),
     left=2,
     notes=([f"Not varied alone: {others}."] if others else [])
+    + [f"Began with given weights (student.init): {', '.join(warm)}."]
+    * bool(warm)
     + comparable.in_words(found.get("left_out", ())),
     pictures=[(_picture(a, there), AXES[a]) for a, there in varied.items()],
   )

@@ -9,8 +9,11 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
-from miniplm_jax.train.stage import OF_SELECTION
+from miniplm_jax.train.stage import INIT, OF_SELECTION
+from miniplm_jax.trainer import flops
 
+# Settings of a selection that say how much it keeps.
+BUDGET = "ratio", "rows", "tokens"
 # By name, what is there and belongs together.
 _Named = dict[str, Manifest]
 
@@ -50,6 +53,18 @@ class Student:
   def reads_other_tokens(self) -> bool:
     """It has a tokenizer of its own: losses per token do not compare."""
     return CONVERTED in self.made.inputs
+
+  @property
+  def begins_with(self) -> str | None:
+    """What fingerprints the weights of student.init; None without them."""
+    return self.made.inputs.get(INIT)
+
+  @property
+  def offline_flops(self) -> float | None:
+    """What was spent before its training; None is not known."""
+    spent = self.made.details.get(flops.OFFLINE, {"": None}).values()
+    known = None not in spent and not self.begins_with
+    return sum(spent) if known else None
 
   @property
   def warmup(self) -> int:

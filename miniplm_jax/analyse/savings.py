@@ -8,7 +8,7 @@ import numpy as np
 
 from miniplm_jax.analyse.inventory import Inventory, Skipped
 from miniplm_jax.core import page
-from miniplm_jax.trainer import comparable, flops
+from miniplm_jax.trainer import comparable
 
 TITLE = "Savings at equal quality"
 DEFINITION = (
@@ -18,7 +18,8 @@ DEFINITION = (
   "what the method had spent there: FLOPs of training (a teacher that reads "
   "along and padding are in them); these with what came before training; rows "
   "read; and different rows read, which many epochs over few rows do not add "
-  "to. The paper has 2.2 × in FLOPs against Vanilla KD at 500M, and 2.4 × in "
+  "to. Both begin from nothing, or with the same weights (student.init). The "
+  "paper has 2.2 × in FLOPs against Vanilla KD at 500M, and 2.4 × in "
   "data."
 )
 
@@ -45,7 +46,7 @@ def reached(spent: np.ndarray, loss: np.ndarray, target: float) -> float | None:
 
 
 def measure(found: Inventory) -> dict[str, Any]:
-  """Each student against each other one of the same shape.
+  """Each student against each other one of the same shape and beginning.
 
   Raises:
     Skipped: there are no two students with curves that compare.
@@ -59,12 +60,15 @@ def measure(found: Inventory) -> dict[str, Any]:
   curves = {n: curve for n, curve in curves.items() if n not in left_out}
   pairs = []
   for method, baseline in itertools.permutations(curves, 2):
-    a, b = found.students[method].made, found.students[baseline].made
-    if a.settings["model"] == b.settings["model"]:
+    a, b = found.students[method], found.students[baseline]
+    if a.made.settings["model"] == b.made.settings["model"] and (
+      a.begins_with == b.begins_with
+    ):
       pairs.append(_pair(found.students, curves, method, baseline))
   if not pairs:
     raise Skipped(
-      "it takes two students of one shape with curves on the same held-out rows"
+      "it takes two students of one shape and student.init with curves on the "
+      "same held-out rows"
     )
   return {
     "pairs": pairs,
@@ -92,10 +96,9 @@ def _pair(students, curves, method: str, baseline: str) -> dict[str, Any]:
     return theirs / ours if known else None
 
   def with_offline(student, step):
-    offline = student.made.details.get(flops.OFFLINE, {"": None}).values()
-    if None in offline:
-      return None
-    return step * student.per_step("FLOPs") + sum(offline)
+    offline = student.offline_flops
+    known = offline is not None
+    return step * student.per_step("FLOPs") + offline if known else None
 
   def different(student, step):
     return min(step * student.per_step("rows"), student.made.counts["rows"])

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from miniplm_jax.analyse.inventory import Inventory, Skipped, Student
+from miniplm_jax.analyse.inventory import BUDGET, Inventory, Skipped, Student
 from miniplm_jax.analyse.savings import reached
 from miniplm_jax.core import files, page
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.workdir import CONVERTED
 from miniplm_jax.evaluate import stage as evaluate_stage
-from miniplm_jax.trainer import comparable, flops
+from miniplm_jax.train.stage import INIT
+from miniplm_jax.trainer import comparable
 
 TITLE = "Over seeds"
 DEFINITION = (
@@ -22,10 +23,11 @@ DEFINITION = (
   "evaluated: mean ± standard deviation over them (n − 1). Held-out loss in "
   "nats, mean over rows of the mean per token; it compares students of one "
   "tokenizer, bits per byte compares all. The baseline is what is trained on "
-  "rows at random with the plain loss, and has the same shape, tokenizer and "
-  "optimisation: beside it, the difference with its 95 % interval (Welch), and "
-  "the step at which the mean of the learning curves reaches the end of the "
-  "baseline's."
+  "rows at random with the plain loss, and has the same shape, tokenizer, "
+  "optimisation and student.init, the same FLOPs of training within 1 % and "
+  "the same budget of its selection: beside it, the difference with its 95 % "
+  "interval (Welch) and the baseline's name, and the step at which the mean of "
+  "the learning curves reaches the end of the baseline's."
 )
 
 _CURVES = "Learning curves: every seed, thin, and the mean."
@@ -57,17 +59,26 @@ def measure(found: Inventory) -> dict[str, Any]:
       members
     )
   for group in figures.values():
-    base = next(
-      (
-        other
-        for other in figures.values()
-        if other["is_baseline"] and other["kind"] == group["kind"]
-      ),
-      None,
-    )
-    if base and base is not group:
-      group["beside"] = beside(group, base)
+    if base := baseline_of(group, figures):
+      group["beside"] = {"baseline": base} | beside(group, figures[base])
   return {"groups": figures, "left_out": left_out}
+
+
+def baseline_of(
+  group: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]
+) -> str | None:
+  """Name of the first baseline that spent as much and kept as much."""
+  if group["is_baseline"]:
+    return None
+  for name, other in groups.items():
+    spent = sorted([group["train_flops"], other["train_flops"]])
+    if (
+      other["is_baseline"]
+      and all(other[key] == group[key] for key in ("kind", "budget"))
+      and spent[1] <= 1.01 * spent[0]
+    ):
+      return name
+  return None
 
 
 def _rest(student: Student) -> str:
@@ -104,7 +115,6 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
   same = all(np.array_equal(curves[0][0], steps) for steps, _ in curves)
   rows = {comparable.rows_of(s.made) for s in students}
   same &= len(rows) == 1
-  offline = first.made.details.get(flops.OFFLINE, {"": None}).values()
   settings = first.made.settings
   return {
     "names": list(members),
@@ -112,6 +122,7 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
       [
         settings["model"],
         first.made.tokenizer,
+        first.begins_with,
         {
           k: v
           for k, v in settings["train"].items()
@@ -121,10 +132,11 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
     ),
     "is_baseline": first.selection.settings["definition"] == "random"
     and set(settings) <= _PLAIN
-    and set(first.made.inputs) <= {"corpus", "tokenizer", *_BY_SEED},
+    and set(first.made.inputs) <= {"corpus", "tokenizer", INIT, *_BY_SEED},
+    "budget": [first.selection.settings.get(name) for name in BUDGET],
     "steps": first.made.counts["steps"],
     "train_flops": first.made.details["train_flops"],
-    "offline_flops": None if None in offline else sum(offline),
+    "offline_flops": first.offline_flops,
     "seconds": [s.made.details["seconds"] for s in students],
     "loss": [of[ALL]["instance_mean"] for of in losses],
     "bits_per_byte": [of[ALL]["bits_per_byte"] for of in losses],
@@ -192,7 +204,8 @@ def section(found: Mapping[str, Any]) -> page.Section:
         f"{group['train_flops']:.3g}",
         spread(group["loss"]),
         spread(group["bits_per_byte"]),
-        f"{against['difference']:+.4f} ± {against['error']:.4f}"
+        f"{against['difference']:+.4f} ± {against['error']:.4f}, "
+        f"{against.get('baseline', 'not named')}"
         if against
         else "baseline"
         if group["is_baseline"]

@@ -17,6 +17,7 @@ from miniplm_jax.trainer import training_job
 STAGE = "train"
 # Before the name of its selection, in a student's settings.rows.
 OF_SELECTION = "selection "
+INIT = "init"  # of its inputs: the weights that it begins with
 
 
 def jobs(config, workdir: Workdir) -> list[Job]:
@@ -43,7 +44,7 @@ def _job(config, workdir: Workdir, names) -> Job:
       **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,
       **generated,
-      **({"init": score_stage.weights_input(source)} if source else {}),
+      **({INIT: score_stage.weights_input(source)} if source else {}),
       **plan.inputs,
     },
     begin=source and functools.partial(warm_start.load, source),
@@ -52,9 +53,10 @@ def _job(config, workdir: Workdir, names) -> Job:
     settings=plan.settings,
     token_flops=plan.token_flops,
     told=budget.in_words(config, train),
-    offline=budget.offline(
-      config, workdir, names, {**generated, **plan.inputs}
-    ),
+    offline={
+      **budget.offline(config, workdir, names, {**generated, **plan.inputs}),
+      **({"the weights that it begins with": None} if source else {}),
+    },
   )
 
 
