@@ -1041,6 +1041,40 @@ def test_the_content_of_a_part_is_all_that_is_read_of_it(tmp_path, name, make):
     file.write_bytes(body)
 
 
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_a_shard_of_which_no_content_was_noted_is_made_again(
+  tmp_path, vocabulary, large, monkeypatch, is_edited
+):
+  """The note is the last thing that is written of a shard."""
+  first = large.read_bytes()
+  run = Run(tmp_path, large, vocabulary)
+  write_bytes = files.write_bytes
+
+  def stop(path, content):
+    if epath.Path(path).name.startswith("source-"):
+      raise UserError("killed", str(path), "go on")
+    write_bytes(path, content)
+
+  def killed():
+    with monkeypatch.context() as m, pytest.raises(UserError, match="killed"):
+      m.setattr(files, "write_bytes", stop)
+      run()
+
+  if is_edited:  # beside the new shard lies the note of the one before
+    run()
+    corpus = run.folder / "corpus"
+    (corpus / "manifest.json").rename(corpus / "manifest.partial.json")
+    edit(large)
+    killed()
+    large.write_bytes(first)
+  else:
+    killed()
+    edit(large)
+  other = Run(tmp_path / "other", large, vocabulary)
+  assert run()["files"] == other()["files"]
+  assert list(run.folder.glob("corpus/source-*.txt"))
+
+
 def test_a_corpus_that_notes_no_content_is_known_as_before(
   tmp_path, vocabulary, large, monkeypatch
 ):

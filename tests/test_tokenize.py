@@ -92,11 +92,13 @@ def test_what_a_kill_leaves_is_gone_on_from(parts, tmp_path):
   arguments = STAGE, SMALL, "--config.run.tokenize_workers=2"
   started = subprocess.Popen(command(tmp_path, *arguments), env=environment())
   corpus = tmp_path / "run/corpus"
-  while started.poll() is None and len(list(corpus.glob("index*"))) < 3:
+  while started.poll() is None and len(list(corpus.glob("source-*"))) < 3:
     time.sleep(0.005)
   started.kill()
   started.wait()
-  there = {p.name: p.stat().st_mtime_ns for p in corpus.glob("index*")}
+  numbers = [p.stem[6:] for p in corpus.glob("source-*.txt")]  # written last
+  names = [f"index{number}.parquet" for number in numbers]
+  there = {name: (corpus / name).stat().st_mtime_ns for name in names}
   done = run(tmp_path, *arguments)
   assert 0 < len(there) < len(list(corpus.glob("index*"))), "killed too late"
   if not facts(tmp_path) == facts(parts):
@@ -177,11 +179,11 @@ def test_errors_of_beam_are_the_users(tmp_path):
   pytest.importorskip("apache_beam", reason="needs the beam extra")
   write_corpus(tmp_path / "text.jsonl", 3)
   beam = "--config.run.beam="
+  given = f"--config.corpus.tokenizer={tokenizer_folder(tmp_path)}"
   for options in ("--direct_num_workers=abc", "--runner='"):
-    assert "run.beam" in refused(tmp_path, STAGE, beam + options)
+    assert "run.beam" in refused(tmp_path, STAGE, given, beam + options)
   with (tmp_path / "text.jsonl").open("a") as f:
     f.write("{broken\n")
-  given = f"--config.corpus.tokenizer={tokenizer_folder(tmp_path)}"
   done = run(tmp_path, STAGE, given, beam + "--runner=DirectRunner", code=1)
   last = done.stderr.strip().splitlines()[-1]
   assert last.startswith("error: ") and "text.jsonl line 4" in last

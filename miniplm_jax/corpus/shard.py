@@ -14,7 +14,7 @@ from etils import epath
 
 from miniplm_jax.core import contents, files
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import store, tokenizer
+from miniplm_jax.corpus import columns, store, tokenizer
 from miniplm_jax.corpus.pack import Packer, Row, SentenceEnds
 from miniplm_jax.corpus.records import Broken, Document, Packed, Part
 
@@ -77,13 +77,20 @@ class Maker:
     }
     records = self._good(part.noted(noted), counts, details["broken"])
     names = store.shard_names(number, parts)
-    rows = self._instances(number, records, counts, details)
-    store.write_shard(self._directory, names, rows, counts, details)
+
+    def noting():
+      yield from self._instances(number, records, counts, details)
+      if noted.get("content"):
+        details["is_noted"] = True
+
+    store.write_shard(self._directory, names, noting(), counts, details)
     # Beside it, as a disk and gs:// say it in different ways: shards are equal.
-    # After it: of a kill in between nothing is left that holds for another.
+    # It names its rows: after a kill in between, another shard's may be there.
     if content := noted.get("content"):
       note = content_note(self._directory, number, parts)
-      files.write_bytes(note, f"{content}\n{noted['identity']}".encode())
+      rows = columns.facts(self._directory / names[1])[store.FILE]["sha256"]
+      lines = content, noted["identity"], rows
+      files.write_bytes(note, "\n".join(lines).encode())
     return counts
 
   def _good(self, records, counts, sample):
@@ -261,13 +268,16 @@ def is_made(
   names = store.shard_names(number, len(parts))
   if not store.has(directory, names):
     return False
-  made = store.read_details(directory / names[1])
+  facts = columns.facts(directory / names[1])
+  made = facts["details"]
   if (made["name"], made["fingerprint"]) != (part.name, wanted):
     return False
-  note = content_note(directory, number, len(parts))
+  note, is_noted = content_note(directory, number, len(parts)), "is_noted"
   if not note.exists():  # earlier versions noted no content
-    return True
-  content, _, identity = note.read_text().partition("\n")
+    return is_noted not in made
+  content, identity, *rows = note.read_text().split("\n")
+  if is_noted in made and rows != [facts[store.FILE]["sha256"]]:
+    return False
   if part.identity in (identity, seen.get(part.name)):
     return True
   return contents.may_be(content, part.content())

@@ -32,7 +32,7 @@ SPLITS = ("train", "reference", "heldout", "teacher")
 # group_size 1: random access reads one row; larger groups are 10× slower.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
 
-_FILE = "file"  # in an index: size and sha256 of its rows' file
+FILE = "file"  # in an index: size and sha256 of its rows' file
 _AT_A_TIME = 65_536  # rows of the index that are held as Python objects
 
 # Columns of the index and their Arrow types.
@@ -179,7 +179,7 @@ def write_shard(
   flush()
   table = pa.concat_tables(tables)
   table = columns.numbered(table, row_ids or np.arange(len(table)))
-  facts = {"counts": counts, "details": details or {}, _FILE: written}
+  facts = {"counts": counts, "details": details or {}, FILE: written}
   facts[columns.DIGEST] = columns.digest(table, facts)
   table = table.replace_schema_metadata(
     {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
@@ -192,7 +192,7 @@ def has(directory: epath.Path, names: tuple[str, str]) -> bool:
   records, index = (directory / name for name in names)
   if not (records.exists() and index.exists()):
     return False
-  written = columns.facts(index).get(_FILE)  # none in old versions'
+  written = columns.facts(index).get(FILE)  # none in old versions'
   return not written or records.stat().length == written["bytes"]
 
 
@@ -222,7 +222,7 @@ def merge(
   def describe(own, facts, first):
     records, index = (directory / name for name in own)
     columns.number(index, first)
-    written = facts.get(_FILE) or files.describe(records)  # of old versions
+    written = facts.get(FILE) or files.describe(records)  # of old versions
     return dict(zip(own, (written, files.describe(index))))
 
   counts, described = collections.Counter(), {}
