@@ -196,8 +196,11 @@ def test_parts_that_are_not_the_table_are_named(tmp_path, what, words):
     name = found.column_names[column]
     changed = found.set_column(column, name, [values])
     pq.write_table(changed.replace_schema_metadata(found.schema.metadata), path)
-  with pytest.raises(UserError, match=words):
+  with pytest.raises(UserError, match=words) as e:
     merge(tmp_path, wanted)
+  assert "--force" not in str(e.value)  # it would drop other tables, too
+  if what in MADE_BY:
+    assert f"remove {tmp_path} and score again" in str(e.value)
   if what == "code":
     merge(tmp_path, wanted, any_code=True)
 

@@ -71,7 +71,7 @@ def compare(
       "allowed",
       where,
       "look at more rows with --stages=verify; if it is rounding, raise "
-      "--config.verify.tolerance, else score again with --stages=score --force",
+      f"--config.verify.tolerance, else {table.again(where)}",
     )
   return float(off.max())
 

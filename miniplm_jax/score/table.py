@@ -186,7 +186,7 @@ def check_part(
         f"this part was scored with {name} {_short(found)}, now it is "
         f"{_short(wanted)}",
         str(part.path),
-        "score with what began, or start over with --stages=score --force"
+        f"score with what began, or {again(part.path.parent)}"
         + (", or say --config.run.any_code=True" if name == "code" else ""),
       )
   if part.columns is None:
@@ -218,7 +218,7 @@ def check_names(directory: epath.Path, units: Sequence[Unit]) -> set[str]:
     damaged(
       directory / name,
       f"is none of this table{also}: it is a copy or the corpus has changed",
-      "move it away, or start over with --stages=score --force",
+      f"move it away, or {again(directory)}",
     )
   return found
 
@@ -284,6 +284,11 @@ def parts(manifest: Manifest, hashed: bool = True) -> Iterator[Columns]:
       damaged(path, "has rows out of order")
     previous = row_ids[-1]
     yield columns
+
+
+def again(directory: epath.Path) -> str:
+  """How to make one table anew; --force drops the others, too."""
+  return f"remove {directory} and score again, or give it another name"
 
 
 def damaged(path: epath.Path, what: str, todo: str = ""):

@@ -49,7 +49,7 @@ def _verify(config, source, found, corpus, mesh):
       f"the table has {total} rows where its manifest says "
       f"{found.counts['rows']}",
       str(found.path),
-      "score again with --stages=score --force",
+      table.again(found.directory),
     )
   whole = f"{source.name}: {len(parts)} parts are whole"
   if source.scores:
