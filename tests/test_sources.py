@@ -639,6 +639,23 @@ def test_documents_of_megatron_are_packed(tmp_path, vocabulary):
     read(source)
 
 
+def test_pairs_of_one_name_are_told_apart_by_their_folders(
+  tmp_path, vocabulary, monkeypatch
+):
+  source = tmp_path / "source"
+  for i in range(2):
+    indexed(source / f"{i}/data_0", [[3 + i, 4]] * 9, [0])
+  now, before = (Run(tmp_path / name, source, vocabulary) for name in "ab")
+  with monkeypatch.context() as m:  # as earlier versions named them
+    m.setattr(readers, "_name", lambda unused_root, file: file.name)
+    before()
+  wanted = ["0/data_0.bin", "1/data_0.bin"]
+  assert now()["details"]["parts"] == wanted
+  assert before.status() == "done"  # compares content, and notes it
+  monkeypatch.setattr(contents, "of", lambda *_: pytest.fail("read again"))
+  assert now.status() == before.status() == "done"
+
+
 def test_all_pairs_of_a_folder_are_read_or_refused(tmp_path, capsys):
   folders._note.cache_clear()
   for i, name in enumerate(("data_0", "data_1", "books_2019", "sub/data_0")):

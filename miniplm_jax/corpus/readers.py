@@ -85,7 +85,7 @@ def fingerprint(parts: Sequence[Part], domains: bool = True) -> str:
   return files.digest(
     [
       [
-        part.name,
+        part.short_name or part.name,
         part.fingerprint()
         if domains or not isinstance(part.fingerprint, Probe)
         else part.fingerprint.of_files,
@@ -174,7 +174,8 @@ def _megatron_parts(
     data, index = (epath.Path(f"{prefix}{ending}") for ending in MEGATRON)
     domain = _domain(root, data, fields, data.parent.name)
     yield Part(
-      name=data.name,
+      name=_name(root, data),
+      short_name=data.name,
       read=functools.partial(_read_megatron, prefix, domain),
       n_bytes=data.stat().length,
       fingerprint=Probe((data, index), (domain,)),

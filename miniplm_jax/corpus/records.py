@@ -69,6 +69,8 @@ class Part:
     fingerprint: of its files, without reading them whole.
     content: of all that is read of them, as `contents.of` gives it; "" if the
       fingerprint says as much.
+    short_name: that sources' fingerprints have, and shards of earlier
+      versions; "" is the name.
   """
 
   name: str
@@ -76,6 +78,7 @@ class Part:
   n_bytes: int
   fingerprint: Callable[[], str]
   content: Callable[[], str] = str
+  short_name: str = ""
 
   @property
   def identity(self) -> str:

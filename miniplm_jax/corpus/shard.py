@@ -270,7 +270,9 @@ def is_made(
     return False
   facts = columns.facts(directory / names[1])
   made = facts["details"]
-  if (made["name"], made["fingerprint"]) != (part.name, wanted):
+  if made["name"] not in (part.name, part.short_name):
+    return False
+  if made["fingerprint"] != wanted:
     return False
   note, is_noted = content_note(directory, number, len(parts)), "is_noted"
   if not note.exists():  # earlier versions noted no content
