@@ -395,6 +395,13 @@ def changed(folder, column, row, value):
     c[column] = old
 
 
+def test_rows_that_are_all_too_short_are_said_to_be(tables, tmp_path):
+  n = len(train_rows())
+  words = f"all {n} rows are left out: {n} too short"
+  with pytest.raises(UserError, match=words):
+    select(tables[7], tmp_path / "out", min_length=10_000)
+
+
 def test_a_row_without_text_has_no_bits_per_byte_and_is_left_out(tmp_path):
   """It is counted; so it is if min_length leaves it out as well."""
   lengths = np.array([len(ids) for ids in content()["ids"]])

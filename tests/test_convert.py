@@ -1,5 +1,6 @@
 """Rows of one tokenizer as rows of another, to the byte."""
 
+import collections
 import dataclasses
 import json
 import shutil
@@ -326,6 +327,13 @@ def test_a_character_whose_rest_is_not_there_is_dropped_and_counted():
   found, counts = read_pieces(rows, [0])
   assert found == [("A", (0,), [1])]
   assert counts == _counts(3) | {"bytes_dropped": 2}
+
+
+def test_text_that_is_left_out_with_cut_characters_is_said(capsys):
+  counts = {"bytes_in": 1010, "bytes_left_before": 4, "bytes_dropped": 6}
+  convert_stage._say_bytes(collections.Counter(counts | {"bytes_out": 1000}))
+  words = "1,000 bytes of text in (10 more, of characters that rows cut, are "
+  assert words + "left out), 1,000 out\n" in capsys.readouterr().out
 
 
 def test_texts_of_one_document_are_joined_over_rows_each():

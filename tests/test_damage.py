@@ -363,10 +363,11 @@ def test_what_is_no_vector_of_scores_is_one_line(tmp_path):
   np.save(path, np.ones(3))
   assert importing._read(path, row_ids)[0].tolist() == [1, 1, 1]
 
-  def wrong(name, write):
+  def wrong(words, write, name=""):
+    name = name or words
     with (tmp_path / name).open("wb") as f:
       write(f)
-    with pytest.raises(UserError, match=name):
+    with pytest.raises(UserError, match=words):
       importing._read(epath.Path(tmp_path / name), row_ids)
 
   wrong("scores.npy", lambda f: f.write(b""))
@@ -374,11 +375,18 @@ def test_what_is_no_vector_of_scores_is_one_line(tmp_path):
     wrong(name, lambda f: np.savez(f, nll=np.ones(3)))
   for values in (np.float32(1), ["a"] * 3, np.ones((3, 1)), np.ones(2)):
     wrong("scores.npy", lambda f, values=values: np.save(f, values))
+  for bad in (np.nan, np.inf, -1, 1e300):
+    wrong(
+      r"row 1 has .* which is no −log p, .*scores.npy \(1 such",
+      lambda f, bad=bad: np.save(f, [1, bad, 1]),
+      "scores.npy",
+    )
   for columns in (
     {"row_id": [0, 1, None], "nll_sum": [1.0] * 3},
     {"row_id": ["0", "1", "2"], "nll_sum": [1.0] * 3},
     {"row_id": [0, 1, 2], "nll_sum": [1.0] * 3, "n_tokens": ["a"] * 3},
     {"row_id": [0, 1, 2], "nll_sum": [[1.0]] * 3},
+    {"row_id": [0, 1, 2], "nll_sum": [1.0, None, 1.0]},
     {"nll_sum": [1.0] * 3},
   ):
     content = pa.table(columns)

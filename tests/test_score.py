@@ -368,11 +368,11 @@ def test_scores_from_elsewhere(copy, finished, kind):
     assert words in refused(copy, stages, "--force", *given)
   beside.write_text(json.dumps(described))
   np.save(path, -made["nll_sum"])
-  assert "below 0" in refused(copy, stages, "--force", *given)
+  assert "is no −log p" in refused(copy, stages, "--force", *given)
   np.save(path, made["nll_sum"][:-1])
   assert "where D has" in refused(copy, stages, "--force", *given)
   np.save(path, np.where(made["row_id"] == made["row_id"][3], np.nan, 1.0))
-  row = f"row {made['row_id'][3]} has nll_sum nan"
+  row = f"row {made['row_id'][3]} has nan"
   assert row in refused(copy, stages, "--force", *given)
   beside.unlink()
   assert beside.name in refused(copy, stages, "--force", *given)

@@ -163,8 +163,12 @@ def _run(config, directory, inputs):
 def _say_bytes(counts):
   """What became of the text, in a line."""
   text = counts["bytes_in"] + counts["bytes_taken_after"]
-  text -= counts["bytes_left_before"] + counts["bytes_dropped"]
-  told = f"{text:,} bytes of text in, {counts['bytes_out']:,} out"
+  cut = counts["bytes_left_before"] + counts["bytes_dropped"]
+  text -= cut
+  told = f"{text:,} bytes of text in"
+  if cut:
+    told += f" ({cut:,} more, of characters that rows cut, are left out)"
+  told += f", {counts['bytes_out']:,} out"
   if counts["bytes_lost"]:
     told += f", {counts['bytes_lost']:,} lost with the tails of "
     told += f"{counts['rows_truncated']:,} rows and with "

@@ -20,6 +20,8 @@ from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.score import table
 from miniplm_jax.score.units import units_of
 
+_TODO = "give Σ −log p of every row in nats, a number that is 0 or more"
+
 
 def write_parts(
   source: str, directory: epath.Path, corpus: Corpus, rows_per_part: int
@@ -138,11 +140,9 @@ def _read(path: epath.Path, row_ids: np.ndarray):
       str(path),
       "give Parquet with row_id and nll_sum, or a vector as .npy",
     ) from e
-  if nll.dtype.kind not in "fiu" or np.any(nll < 0):
+  if nll.dtype.kind not in "fiu":
     raise UserError(
-      "there is something that is no −log p: a number below 0, or no number",
-      str(path),
-      "give Σ −log p in nats, which is 0 or more",
+      f"there is something that is no −log p: {nll.dtype}", str(path), _TODO
     )
   if (
     nll.ndim != 1
@@ -155,5 +155,13 @@ def _read(path: epath.Path, row_ids: np.ndarray):
       f"there are {nll.shape} scores where D has {len(row_ids)} rows{which}",
       str(path),
       "score every row of D once: those of split train in corpus/index-*",
+    )
+  # Not NaN, nor null, nor what float32 cannot hold.
+  if np.any(bad := ~((nll >= 0) & (nll <= np.finfo(np.float32).max))):
+    i = int(np.argmax(bad))
+    raise UserError(
+      f"row {row_ids[i]} has {nll[i]}, which is no −log p",
+      f"{path} ({int(bad.sum())} such rows)",
+      _TODO,
     )
   return nll, n_tokens

@@ -165,8 +165,13 @@ class Candidates:
     where = f"config.select.quotas={','.join(self._settings['quotas'])}"
     domains.refuse_unknown(self._shares, self._scored.domains, "row", where)
     if not kept:
+      rows, out = self._scored.rows, self.dropped.items()
+      what = f"none of {rows} rows fits into a budget of {total}"
+      if sum(n for _, n in out) == rows:
+        why = (f"{n} {name.replace('_', ' ')}" for name, n in out if n)
+        what = f"all {rows} rows are left out: {', '.join(why)}"
       raise UserError(
-        f"none of {self._scored.rows} rows fits into a budget of {total}",
+        what,
         "config.select.ratio, rows, tokens, min_length and quotas",
         "keep more, or give more text",
       )
