@@ -31,7 +31,7 @@ from miniplm_jax.proxy import stage as proxy
 from miniplm_jax.reference import stage as reference
 from miniplm_jax.report import stage as report
 from miniplm_jax.score import stage as score
-from miniplm_jax.score import uses, verify
+from miniplm_jax.score import verify
 from miniplm_jax.select import stage as select
 from miniplm_jax.seqkd import stage as seqkd
 from miniplm_jax.train import stage as train
@@ -121,7 +121,8 @@ def run(
           hosts.agree(look) if stage == plan.STAGE else look()
         continue
       jobs = _jobs(stage, config, workdir, is_asked)
-      makers |= {job.manifest: job for job in jobs}
+      if stage != tokenize.STAGE:  # looked at by a check of its own
+        makers |= {job.manifest: job for job in jobs}
       if not is_asked:
         continue
       if stage != tokenize.STAGE:
@@ -152,12 +153,16 @@ def _checked(
 ) -> Job:
   """With the checks of what any stage finds by its name."""
   checks = [functools.partial(tokenize.check, config, workdir)]
-  if job.stage != score.STAGE:
-    checks.append(functools.partial(uses.check, config, workdir, job))
-  # Those show what there is, and say how it was made.
-  if job.stage not in (analyse.STAGE, report.STAGE):
-    checks.append(functools.partial(job.refuse_made_otherwise, makers))
+  if job.stage != analyse.STAGE:  # it shows what there is, of any config
+    checks.append(functools.partial(_refuse_made_otherwise, job, makers))
   return dataclasses.replace(job, checks=(*checks, *job.checks))
+
+
+def _refuse_made_otherwise(job: Job, makers: Mapping[epath.Path, Job]):
+  if job.stage == report.STAGE:  # of students it says how they were trained
+    tables = score.STAGE, proxy.STAGE
+    makers = {k: m for k, m in makers.items() if m.stage in tables}
+  job.refuse_made_otherwise(makers)
 
 
 def buckets(config) -> list[str]:

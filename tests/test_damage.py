@@ -117,7 +117,7 @@ def test_an_evaluation_is_of_the_weights_that_scored(copy):
   shutil.rmtree(copy / "run/scores/teacher")
   execute(copy, "score", **given)
   flip(copy / "given/model.safetensors")
-  with pytest.raises(UserError, match="teacher was scored by weights"):
+  with pytest.raises(UserError, match=r"stage score .*inputs\.weights is"):
     execute(copy, "evaluate", **given)
   # One that is gone may have been removed since.
   shutil.rmtree(copy / "given")
@@ -132,28 +132,40 @@ def test_a_table_is_of_the_model_that_the_config_names(copy):
     "evaluate": {},
     "report": {},
   }.items():
-    with pytest.raises(UserError, match="teacher was scored by weights"):
+    with pytest.raises(UserError, match=r"stage score .*inputs\.weights is"):
       execute(copy, stage, **given | names)
   with pytest.raises(UserError, match=r"settings\.int8 is false there"):
     execute(copy, "select", **OTHER | {"score.int8_teacher": True})
   assert not (copy / "run/selection/other").exists()
   with edited(copy / "run/reference/manifest.json") as body:
     body["weights"] = "trained again"
-  with pytest.raises(UserError, match="reference was scored by weights"):
-    execute(copy, "select", **OTHER)
+  # Also behind a selection that it chose.
+  for stage, names in (("select", OTHER), ("train", {"student.name": "new"})):
+    with pytest.raises(UserError, match=r"stage score .*inputs\.weights is"):
+      execute(copy, stage, **{"baselines": ()} | names)
   with pytest.raises(UserError, match=r"no model directory here, \./gone"):
     execute(copy, "select", **OTHER | {"teacher.path": "./gone"})
 
 
 def test_what_a_proxy_predicts_is_of_the_scores_that_are_there(copy):
   workdir = Workdir(epath.Path(copy / "run"))
-  teacher = manifest.read(workdir.scores("teacher") / "manifest.json")
+  tables = {
+    role: manifest.read(workdir.scores(role) / "manifest.json")
+    for role in ("teacher", "reference")
+  }
+  made = tables["teacher"]
   dataclasses.replace(
-    teacher,
+    made,
     path=workdir.scores("proxy") / "manifest.json",
-    inputs={"teacher": "another"},
+    settings={k: v for k, v in made.settings.items() if k != "int8"},
+    inputs={
+      "corpus": made.inputs["corpus"],
+      "model": "is gone",
+      "teacher": "another",
+      "reference": tables["reference"].fingerprint,
+    },
   ).write()
-  with pytest.raises(UserError, match=r"inputs\.teacher is another there"):
+  with pytest.raises(UserError, match=r"inputs\.teacher is .another. there"):
     execute(copy, "select", **OTHER | {"method": "proxy"})
 
 

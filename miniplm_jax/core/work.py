@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import files
+from miniplm_jax.core import files, gs
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import WHOLE, Version
 from miniplm_jax.core.errors import GoneError, UserError
@@ -166,7 +166,8 @@ class Job:
         + self.explained(old),
         f"{old.path}",
         "put the setting back, choose another --config.workdir or name, or "
-        f"remake it with --stages={self.stage} --force",
+        f"remake it with --stages={self.stage} --force, and with it all that "
+        "this stage makes",
       )
 
   def refuse_made_otherwise(self, makers: Mapping[epath.Path, "Job"]):
@@ -183,14 +184,23 @@ class Job:
       for path in set(todo.pop().input_manifests) - seen:
         seen.add(path)
         maker, made = makers.get(path), manifest_lib.read(path)
-        if maker and made and not maker.is_view:
-          reads = (dict.fromkeys(m.inputs, "read") for m in (made, maker))
-          maker.refuse(
-            made,
-            maker.other_settings(made)
-            or manifest_lib.first_difference(*reads, "inputs"),
-          )
+        if maker and made and not maker.is_brief:
+          maker.refuse(made, maker.other_settings(made))
+          maker.refuse(made, maker._other_inputs(made))
           todo.append(maker)
+
+  def _other_inputs(self, old: Manifest) -> str | None:
+    """The first input that is another now, but for those that are gone."""
+    now = {}
+    for name, source in self.inputs.items():
+      now[name] = old.inputs.get(name, "")
+      if isinstance(source, epath.Path):
+        found = manifest_lib.read(source)
+        now[name] = found.fingerprint if found else now[name]
+      # Whole models are not copied for this: whoever loads one looks.
+      elif gs.is_local(getattr(source, "path", "")):
+        now[name] = old.fingerprint_by(name, source)
+    return manifest_lib.first_difference(old.inputs, now, "inputs")
 
   def _fingerprint(self, name: str, source: Callable[[], str]) -> str:
     """Of an input as it is now; of what is gone, that of what was made of it.
@@ -201,7 +211,7 @@ class Job:
     try:
       return source()
     except GoneError as e:
-      old = manifest_lib.read(self.manifest)
+      old = manifest_lib.read(self.manifest) or manifest_lib.read(self.partial)
       if old is None:
         raise
       found = old.fingerprint_by(name, source)

@@ -5,12 +5,11 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import files, gs
+from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.score import stage as stage_lib
 
 _TODO = (
@@ -26,61 +25,6 @@ def fingerprint(source: stage_lib.Source, made: Manifest | None) -> str:
     return made.fingerprint_by("weights", weights) if made else weights()
   trained = manifest_lib.read(weights)
   return trained.fingerprint if trained else str(weights)
-
-
-def check(config, workdir: Workdir, job: Job):
-  """Raises UserError if a job takes one model's scores for another's.
-
-  What reads a table, or runs a model that has one, finds it by name. A model
-  that is not there any more may have been removed since it scored.
-
-  Args:
-    config: names the models.
-    workdir: of the tables.
-    job: of any stage but the one that makes the tables.
-  """
-  reads = set(job.inputs.values())
-  sources = stage_lib.tables_of(config, workdir)
-  tables = {s: workdir.scores(s.name) / MANIFEST for s in sources}
-  learned = workdir.scores(config.proxy.name) / MANIFEST
-  if learned in reads:
-    reads |= set(tables.values())
-    made = manifest_lib.read(learned)
-    from_here = {"model": workdir.scorer("proxy") / MANIFEST} | {
-      role: workdir.scores(config[role].name) / MANIFEST
-      for role in stage_lib.ROLES
-    }
-    found = {k: manifest_lib.read(path) for k, path in from_here.items()}
-    if made:
-      made.check_inputs({k: v for k, v in found.items() if v})
-  for source, path in tables.items():
-    is_used = not source.scores and stage_lib.weights_input(source) in reads
-    if (path in reads or is_used) and (made := manifest_lib.read(path)):
-      _check_table(source, made)
-
-
-def _check_table(source: stage_lib.Source, made: Manifest):
-  """Raises UserError unless a table was made by the model as it is now."""
-  where = source.scores or source.path or source.trained
-  # Whole models are not copied for this: whoever loads one looks.
-  is_far = source.path and not gs.is_local(source.path)
-  is_trained = source.path or stage_lib.weights_input(source).exists()
-  if not source.scores and (is_far or not is_trained):
-    return
-  if source.scores:
-    given = stage_lib.Imported(where)
-    now = {"scores": made.fingerprint_by("scores", given)}
-  else:
-    now = {"weights": fingerprint(source, made)}
-  then = {k: v for k, v in made.inputs.items() if k != "corpus"}
-  if now != then:
-    there, here = (f"{k} {v[:12]}" for k, v in (*then.items(), *now.items()))
-    raise UserError(
-      f"{source.name} was scored by {there}, these are {here}",
-      f"{where} and {made.path}",
-      "give the model that scored, or run --stages=score: it keeps what the "
-      "same weights scored, and refuses others but for --force",
-    )
 
 
 def load(source: stage_lib.Source, corpus, mesh, dtype):
