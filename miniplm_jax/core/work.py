@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -43,6 +43,8 @@ class Job:
     rechecks: inputs that may change: `run` compares each piece of its earlier
       work with them, and goes on with what still holds.
     idle: settings without effect beside the others: kept, and not compared.
+    layout: settings of how it is computed and cut: by rounding apart, whoever
+      reads it finds the same.
     effect: settings → what they come to: those of finished work are compared
       by it. What is begun is gone on with as it was begun.
     grows: goes on in that way from a finished state, too; otherwise finished
@@ -70,6 +72,7 @@ class Job:
   is_view: bool = False
   rechecks: tuple[str, ...] = ()
   idle: tuple[str, ...] = ()
+  layout: tuple[str, ...] = ()
   effect: Callable[[dict[str, Any]], Any] = dict
   grows: bool = False
   explain: Callable[[Manifest], str] | None = None
@@ -147,11 +150,20 @@ class Job:
     return json.loads(json.dumps(dict(self.settings)))
 
   def other_settings(
-    self, old: Manifest, settings: dict[str, Any] | None = None
+    self,
+    old: Manifest,
+    settings: dict[str, Any] | None = None,
+    but: Sequence[str] = (),
   ) -> str | None:
-    """The first setting that was another than it is, or than in `settings`."""
+    """The first setting that was another than it is, or than in `settings`.
+
+    Args:
+      old: has what it was.
+      settings: as wanted; None are the job's.
+      but: not to be compared.
+    """
     then, now = (
-      {k: v for k, v in each.items() if k not in self.idle}
+      {k: v for k, v in each.items() if k not in (*self.idle, *but)}
       for each in (old.settings, settings or self._settings())
     )
     if old.path != self.partial and self.effect(then) == self.effect(now):
@@ -185,7 +197,8 @@ class Job:
         seen.add(path)
         maker, made = makers.get(path), manifest_lib.read(path)
         if maker and made and not maker.is_brief:
-          maker.refuse(made, maker.other_settings(made))
+          other = maker.other_settings(made, but=maker.layout)
+          maker.refuse(made, other)
           maker.refuse(made, maker._other_inputs(made))
           todo.append(maker)
 

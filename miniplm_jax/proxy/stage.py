@@ -79,6 +79,7 @@ def _score(config, workdir: Workdir) -> Job:
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings=score_stage.settings(config),
+    layout=score_stage.LAYOUT,
     inputs={
       "corpus": workdir.corpus / MANIFEST,
       "model": workdir.scorer(STAGE) / MANIFEST,

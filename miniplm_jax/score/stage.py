@@ -8,6 +8,9 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
+from etils import epath
+
+from miniplm_jax.core import files
 from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
@@ -17,6 +20,7 @@ from miniplm_jax.methods import scorers
 
 STAGE = "score"
 ROLES = ("teacher", "reference")
+LAYOUT = ("rows_per_part", "lengths", "batch_tokens")
 
 # The inputs' manifests of several jobs, by the name of the table.
 Inputs = Mapping[str, Mapping[str, Manifest]]
@@ -106,6 +110,7 @@ def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
       "corpus": workdir.corpus / MANIFEST,
       "weights": weights_input(source),
     },
+    layout=LAYOUT,
     # Each part says what rows and weights it was made from.
     rechecks=("corpus", "weights"),
     grows=True,
@@ -151,6 +156,7 @@ def _imported(config, workdir: Workdir, source: Source) -> Job:
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings={"rows_per_part": config.score.rows_per_part},
+    layout=LAYOUT,
     inputs={
       "corpus": workdir.corpus / MANIFEST,
       "scores": Imported(source.scores),
@@ -170,10 +176,6 @@ class Imported:
 
   def __call__(self) -> str:
     """The fingerprint of both."""
-    from etils import epath
-
-    from miniplm_jax.core import files
-
     beside = epath.Path(f"{self.path}.json")
     if not epath.Path(self.path).is_file():
       raise GoneError(
@@ -188,8 +190,6 @@ class Imported:
 
 def weights_input(source: Source):
   """The manifest of a model trained here, or a given one's fingerprint."""
-  from etils import epath
-
   from miniplm_jax.models import hub
 
   if not source.path:
@@ -239,7 +239,6 @@ def settings_of(config, corpus, model, is_int8: bool) -> dict[str, str]:
   Of the model both: other weights and the same weights otherwise put to use
   (a `rope_theta`, an epsilon) are another model.
   """
-  from miniplm_jax.core import files
   from miniplm_jax.models import huggingface
   from miniplm_jax.score import units
 
