@@ -17,6 +17,9 @@ from miniplm_jax.core import manifest
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "tiny_config.py"
+# Seconds of any process. On two free cores the longest takes 214; a machine may
+# be slow, or busy.
+LIMIT = 900
 STEPS = 100  # of the student in the fixture `finished`: enough to be killed in
 LONG = f"--config.train.steps={STEPS}"
 
@@ -93,7 +96,7 @@ def run(
     text=True,
     env=environment(devices),
     check=False,
-    timeout=300,
+    timeout=LIMIT,
   )
   assert done.returncode == code, done.stdout + done.stderr
   return done
@@ -143,7 +146,11 @@ def together(
 
 def ended(processes: list[subprocess.Popen], code: int | None) -> list[str]:
   """What each said until it ended, with this exit status if not None."""
-  said = [process.communicate(timeout=300)[0] for process in processes]
+  try:
+    said = [process.communicate(timeout=LIMIT)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()  # that it does not run beside the tests that follow
   if code is not None:
     assert [p.returncode for p in processes] == [code] * len(said), said
   return said

@@ -13,7 +13,7 @@ import numpy as np
 import on_h100
 import pytest
 from gradients import assert_same_gradients
-from helpers import ROOT, environment
+from helpers import LIMIT, ROOT, environment
 from jax._src.cudnn import fused_attention_stablehlo
 
 from miniplm_jax import config
@@ -136,7 +136,7 @@ def compiled(request):
     text=True,
     env=environment() | {"PYTHONPATH": f"{COMPILER}{os.pathsep}{ROOT}"},
     check=False,
-    timeout=300,
+    timeout=LIMIT,
   )
   assert done.returncode == 0, done.stderr[-2000:]
   return *request.param, json.loads(done.stdout)

@@ -20,7 +20,7 @@ import pytest
 import tiny_config
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
-from helpers import command, environment, write_corpus
+from helpers import LIMIT, command, environment, write_corpus
 
 from miniplm_jax import pipeline
 from miniplm_jax.core import array_records, claims, files, former, gs, manifest
@@ -92,7 +92,7 @@ def killed(gate, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(gate, "before", kill)
     run(local / "run", local / "text.jsonl", _TO_ROWS)
-    said = process.communicate(timeout=300)
+    said = process.communicate(timeout=LIMIT)
   assert process.returncode == -signal.SIGKILL, said
   return local / "run"
 

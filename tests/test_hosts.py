@@ -103,7 +103,7 @@ def test_the_others_end_when_one_is_killed_and_go_on_later(
   killed, other = processes[lost], processes[1 - lost]
   killed.kill()
   since = time.monotonic()
-  said, _ = other.communicate(timeout=100)
+  said, _ = other.communicate(timeout=helpers.LIMIT)
   assert time.monotonic() - since < LOST_AFTER + 30
   assert other.returncode not in (0, None)
   # Whichever is first: the lost connection, or the missing signs of life.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import LONG, environment, refused, run
+from helpers import LIMIT, LONG, environment, refused, run
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.distill.vanilla_kd import SoftLabels
@@ -190,7 +190,7 @@ def test_eight_devices_equal_one():
     env=environment()
     | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
     check=False,
-    timeout=300,
+    timeout=LIMIT,
   )
   assert done.returncode == 0, done.stderr
   one, *others = json.loads(done.stdout.splitlines()[-1])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 from flax import nnx
-from helpers import ROOT, environment, write_corpus
+from helpers import LIMIT, ROOT, environment, write_corpus
 
 from miniplm_jax.corpus import readers, tokenizer
 from miniplm_jax.models import decoder, huggingface, sharding
@@ -50,7 +50,7 @@ def execute(*arguments):
     capture_output=True,
     text=True,
     check=False,
-    timeout=300,
+    timeout=LIMIT,
   )
 
 

@@ -20,6 +20,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 from helpers import (
   CONFIG,
+  LIMIT,
   ROOT,
   documented,
   edited,
@@ -312,7 +313,7 @@ def test_caching(demo, kept, tmp_path):
     cwd=tmp_path,
     env=environment() | {"PYTHONPATH": path},
     check=True,
-    timeout=300,
+    timeout=LIMIT,
     capture_output=True,
   )
   execute(module)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from helpers import environment, refused, run, write_corpus
+from helpers import LIMIT, environment, refused, run, write_corpus
 from tiny_config import get_config
 
 from miniplm_jax import config as config_lib
@@ -123,7 +123,7 @@ def test_eight_devices_find_the_same():
     env=environment()
     | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
     check=False,
-    timeout=300,
+    timeout=LIMIT,
   )
   assert done.stdout.endswith("same\n"), done.stderr
 
