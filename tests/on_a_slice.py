@@ -48,4 +48,4 @@ if __name__ == "__main__":
     sharding.make_mesh = lambda *sizes: ordered(made(*sizes), name)
   if f"--config.run.process_id={os.environ.get('FAILS')}" in sys.argv:
     placement.fetch = full
-  sys.exit(main.main(sys.argv))
+  hosts.finish(main.main(sys.argv))
