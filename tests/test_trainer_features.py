@@ -444,6 +444,22 @@ def test_a_model_of_another_tokenizer_is_no_beginning(copy):
   assert "another tokenizer" in error
 
 
+def job_of(config, folder, row_ids, **more):
+  """A job that trains the student's shape on these rows."""
+  return training_job.make(
+    stage="teacher",
+    config=config,
+    workdir=None,
+    directory=manifest.epath.Path(folder),
+    arch=architecture.make(config.student.model),
+    train=config.train,
+    rows="D",
+    row_ids=lambda *_: row_ids,
+    inputs={},
+    **more,
+  )
+
+
 def test_rows_of_weight_0_are_not_said_to_be_trained_on(
   corpus, tmp_path, monkeypatch, capsys
 ):
@@ -459,18 +475,7 @@ def test_rows_of_weight_0_are_not_said_to_be_trained_on(
     loop._say_size(what)
 
   monkeypatch.setattr(loop, "train", train)
-  job = training_job.make(
-    stage="teacher",
-    config=config,
-    workdir=None,
-    directory=manifest.epath.Path(tmp_path),
-    arch=architecture.make(config.student.model),
-    train=config.train,
-    rows="D",
-    row_ids=lambda *_: rows,
-    inputs={},
-    export=True,
-  )
+  job = job_of(config, tmp_path, rows, export=True)
   monkeypatch.setattr(huggingface, "weights_fingerprint", lambda _: "w")
   monkeypatch.setattr(
     huggingface, "save", lambda *a, **_: saved.append(a) or {}
@@ -487,7 +492,7 @@ def test_rows_of_weight_0_are_not_said_to_be_trained_on(
 def test_a_checkpoint_says_of_which_rows_its_curve_is(
   corpus, tmp_path, monkeypatch, capsys
 ):
-  """Others, however few, are those of another run; the same are not."""
+  """Others, however few, are another curve's; the same are not."""
   config, seen = get_config(), []
 
   def train(what, _):
@@ -498,17 +503,7 @@ def test_a_checkpoint_says_of_which_rows_its_curve_is(
 
   def made_by(eval_rows, *ignored):
     config.run.eval_rows, config.evaluate.ignore_domains = eval_rows, ignored
-    job = training_job.make(
-      stage="teacher",
-      config=config,
-      workdir=None,
-      directory=manifest.epath.Path(tmp_path),
-      arch=architecture.make(config.student.model),
-      train=config.train,
-      rows="D",
-      row_ids=lambda *_: corpus.rows_of("train"),
-      inputs={},
-    )
+    job = job_of(config, tmp_path, corpus.rows_of("train"))
     with pytest.raises(InterruptedError):
       job.run({"corpus": corpus.manifest})
     return seen[-1]

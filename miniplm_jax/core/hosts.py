@@ -274,9 +274,8 @@ def fail(e: BaseException, debug: bool) -> NoReturn:
 def finish(status: int) -> NoReturn:
   """Ends a process whose work is done, when the others' is.
 
-  At once then: what Python tears down takes seconds, and a thread of a library
-  that still runs can abort it with another status (seen in 1 of some 100 runs
-  of 2 to 4 processes: "FATAL: exception not rethrown").
+  At once then: what Python tears down takes seconds, and a library's thread can
+  abort it meanwhile (1 in 100 runs: "FATAL: exception not rethrown").
   """
   if _count > 1:
     import jax

@@ -17,10 +17,10 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
 
 # An input is another job's manifest file, or how to fingerprint it. The latter
-# may have a `path`, by which a config names it;
-# may have a method `former`, which gives those of earlier versions; and
-# `changed`: whether what a manifest was made from has other content now,
-# which the fingerprint does not say.
+# may have a `path`, by which a config names it; a method `former`, which gives
+# the fingerprints of earlier versions; and a method `changed`, which says
+# whether what a manifest was made from has other content now, where the
+# fingerprint does not tell.
 Input = epath.Path | Callable[[], str]
 
 
