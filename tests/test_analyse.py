@@ -176,14 +176,16 @@ class Constructed(inventory.Student):
 # --- seeds -----------------------------------------------------------------
 
 
-def seeded(definition, seed, losses, flops=80.0, ratio=0.5, init="", **more):
+def seeded(
+  definition, seed, losses, flops=80.0, ratio=0.5, init="", warmup=4, **more
+):
   """A student of so many steps whose held-out loss is the last of its curve."""
   loss = {"instance_mean": losses[-1], "bits_per_byte": losses[-1] / 2}
   return Constructed(
     made=SimpleNamespace(
       settings={
         "model": "shape",
-        "train": {"steps": flops / 2, "seed": seed},
+        "train": {"steps": flops / 2, "seed": seed, "warmup_steps": warmup},
         "rows": f"selection {definition}-{seed}",
         **more,
       },
@@ -192,7 +194,7 @@ def seeded(definition, seed, losses, flops=80.0, ratio=0.5, init="", **more):
       inputs={"corpus": "c", "selection": f"{definition}-{seed}"}
       | ({"init": init} if init else {}),
       tokenizer="t",
-      weights=f"{definition}-{seed}-{flops}-{ratio}-{init}-{more}",
+      weights=f"{definition}-{seed}-{flops}-{ratio}-{init}-{warmup}-{more}",
     ),
     selection=SimpleNamespace(
       settings={
@@ -255,6 +257,9 @@ def test_a_baseline_spent_and_kept_as_much_and_began_alike():
     "other": ("diff", {"init": "x"}),
     "longer": ("diff", {"flops": 90.0}),
     "few": ("diff", {"ratio": 0.3}),
+    # Of 40 steps; a share of fewer is a whole number of them.
+    "rounded": ("diff", {"warmup": 5, "dear": 1}),
+    "gentle": ("diff", {"warmup": 6}),
   }
   students = {
     f"{name}-{seed}": seeded(definition, seed, [7.0, 5.0, 4.0 + seed], **more)
@@ -268,6 +273,7 @@ def test_a_baseline_spent_and_kept_as_much_and_began_alike():
   assert {n: b["baseline"] for n, b in besides.items()} == {
     "ours": "base",
     "warm": "warm-base",
+    "rounded": "base",
   }
   told = {row[0]: row[6] for row in seeds.section(found).table[1]}
   assert told["ours"].endswith(", base") and told["few"] == "–"
@@ -417,6 +423,17 @@ def test_savings_on_constructed_curves():
   section = savings.section(found)
   assert section.table[1][0][4] == "1.33 ×"
   assert section.notes == ["Not reached: slow that of fast."]
+
+
+def test_what_is_reached_by_the_first_point_is_a_bound():
+  """It may have been there before: at most the step, at least the saving."""
+  students = {
+    "fast": student([10, 20], [2.0, 1.0], 1.0),
+    "slow": student([10, 20], [5.0, 3.0], 1.0),
+  }
+  found = savings.measure(SimpleNamespace(students=students))
+  ((*_, step, spent, _, _, _),) = savings.section(found).table[1]
+  assert (step, spent) == ("≤ 10", "≥ 2.00 ×")
 
 
 def test_curves_on_other_rows_do_not_compare():

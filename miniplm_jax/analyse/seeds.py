@@ -76,6 +76,9 @@ def baseline_of(
       other["is_baseline"]
       and all(other[key] == group[key] for key in ("kind", "budget"))
       and spent[1] <= 1.01 * spent[0]
+      # A share of the steps in whole steps.
+      and abs(group["warmup"] - other["warmup"])
+      <= 1 / min(group["steps"], other["steps"])
     ):
       return name
   return None
@@ -126,7 +129,8 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
         {
           k: v
           for k, v in settings["train"].items()
-          if k not in ("seed", "steps")  # dearer steps are fewer
+          # Dearer steps are fewer, and those of the warmup with them.
+          if k not in ("seed", "steps", "warmup_steps")
         },
       ]
     ),
@@ -135,6 +139,7 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
     and set(first.made.inputs) <= {"corpus", "tokenizer", INIT, *_BY_SEED},
     "budget": [first.selection.settings.get(name) for name in BUDGET],
     "steps": first.made.counts["steps"],
+    "warmup": first.warmup / first.made.counts["steps"],
     "train_flops": first.made.details["train_flops"],
     "offline_flops": first.offline_flops,
     "seconds": [s.made.details["seconds"] for s in students],
@@ -212,7 +217,7 @@ def section(found: Mapping[str, Any]) -> page.Section:
         else "–",
         "–"
         if not against or not group["curve"]["steps"]
-        else f"{step:,.0f}"
+        else f"{'≤ ' * (step == group['curve']['steps'][0])}{step:,.0f}"
         if step
         else "not reached",
       ]
