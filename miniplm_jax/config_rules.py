@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_dict
 from miniplm_jax import method_config
 from miniplm_jax.config import FIELDS, share_of, weight_of
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.fields import Field, Section
+from miniplm_jax.core.fields import NAME_TODO, Field, Section, is_name
 from miniplm_jax.core.workdir import FOLDERS
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.model_config import MODELS
@@ -196,6 +196,11 @@ def _name_rules(config):
     good = value.casefold() not in set(roles) - {role}
     yield f"{role}.name", value, good, "give a name that is not another's role"
   made = [for_method(config, method) for method in methods(config)]
+  for key in "student", "selection":
+    names = [getattr(n, key) for n in made]
+    section = "select" if key == "selection" else key
+    todo = f"it is a folder's: {NAME_TODO}"
+    yield f"{section}.name", names, all(map(is_name, names)), todo
   good = _folders_differ([n.student for n in made])
   todo = "put {method} into it: two methods have one"
   yield "student.name", config.student.name, good, todo

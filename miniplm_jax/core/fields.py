@@ -16,7 +16,7 @@ from typing import Any
 _NAME = re.compile(r"\w[\w.+@-]{0,99}")
 NAME_TODO = (
   "give letters, digits and _ . + @ -, the first a letter, a digit or _, at "
-  "most 100"
+  "most 100, and 200 bytes"
 )
 
 
@@ -67,7 +67,9 @@ class Field:
 
 def is_name(name: Any) -> bool:
   """Whether this may be the name of a folder."""
-  return isinstance(name, str) and bool(_NAME.fullmatch(name))
+  if not isinstance(name, str) or not _NAME.fullmatch(name):
+    return False
+  return len(name.encode()) <= 200  # a disk has 255 for it and its endings
 
 
 def exact(number: float) -> Fraction:
