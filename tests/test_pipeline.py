@@ -317,11 +317,18 @@ def test_parts_of_another_model_are_refused(copy):
   assert "weights another" in refused(copy, "--stages=score")
 
 
-def test_a_lost_checkpoint_is_named(copy):
+def test_a_lost_checkpoint_is_named_and_made_again(copy, finished):
+  """By what the error says, from the one before."""
   student = copy / "run" / "students" / "miniplm"
-  shutil.rmtree(student / "checkpoints")
+  shutil.rmtree(student / "checkpoints" / str(STEPS))
   (student / "evaluation.json").unlink()
-  assert f"checkpoint {STEPS}" in refused(copy, LONG, "--stages=evaluate")
+  error = refused(copy, LONG, "--stages=evaluate")
+  assert f"checkpoint {STEPS}" in error and "to manifest.partial.json" in error
+  (student / "manifest.json").rename(student / "manifest.partial.json")
+  assert "restored checkpoint" in run(copy, LONG, "--stages=train").stdout
+  path = "run/students/miniplm/manifest.json"
+  made = [json.loads((f / path).read_text()) for f in (copy, finished)]
+  assert made[0]["weights"] == made[1]["weights"]
 
 
 def test_without_held_out_rows_training_still_ends(tmp_path):

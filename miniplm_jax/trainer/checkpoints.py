@@ -26,6 +26,13 @@ from miniplm_jax.core.progress import say
 from miniplm_jax.trainer import checksums
 from miniplm_jax.trainer.comparable import CURVE_OF
 
+# What to do about one of a training that is done.
+GO_ON = (
+  "restore it; or rename the manifest.json above it, if it is there, to "
+  "manifest.partial.json and run that stage: it goes on from the newest "
+  "checkpoint that is sound, and nothing else is made again"
+)
+
 # orbax looks for its own files by patterns, and tensorstore takes \\ for /.
 _UNREADABLE = frozenset("*?[\\")
 _policies = ocp.checkpoint_managers
@@ -186,8 +193,9 @@ class Checkpoints:
       if broken:
         self._manager.reload()
       return step, found
-    if broken:
-      raise broken[0][1]
+    for _, why in broken:
+      todo = "restore one; to start over, remove all that are there"
+      raise UserError(why.what, why.where, todo)
     return 0, None
 
   def is_same_curve(self, step: int) -> bool:
@@ -316,15 +324,14 @@ class Checkpoints:
       raise UserError(
         f"checkpoint {step} is of another model: {difference}",
         str(path),
-        "put the model's shape back, choose another name, or start over with "
-        "--force",
+        "put the model's shape back, or choose another name",
       )
 
   def _unreadable(self, step: int, why: str) -> UserError:
     return UserError(
       f"checkpoint {step} cannot be used: {why}",
       str(self._directory / str(step)),
-      "remove it to go on from the one before, or start over with --force",
+      GO_ON,
     )
 
   def _set_aside(self, step: int):

@@ -102,8 +102,8 @@ class Log:
     raise UserError(
       f"{name} is {value} at step {step}",
       f"{self._spec.name}; the batch's row ids are in {path}",
-      "the last checkpoint is sound: look at the rows, or lower the learning "
-      "rate and start over with --force",
+      "the last checkpoint is sound: look at the rows; or lower the learning "
+      "rate, and give another name or remove what is there to start over",
     )
 
   def write(self, step: int, values: dict[str, float]):

@@ -126,7 +126,7 @@ def read(directory: epath.Path) -> list[dict[str, float]]:
     )
   found = []
   for number, line in enumerate(path.read_bytes().splitlines(), 1):
-    todo = "restore the file, or mend that line, or train again with --force"
+    todo = "restore the file, or mend that line"
     with errors.parsing(f"{path} line {number}", todo):
       values = json.loads(line)
       found.append({"step": values["step"], **values})

@@ -272,7 +272,7 @@ def restore(trained: Manifest, mesh, objective=None):
   """
   from miniplm_jax.models import architecture, huggingface
   from miniplm_jax.trainer import loop
-  from miniplm_jax.trainer.checkpoints import Checkpoints
+  from miniplm_jax.trainer.checkpoints import GO_ON, Checkpoints
   from miniplm_jax.trainer.objective import NextToken
 
   folder = trained.directory / "checkpoints"
@@ -287,6 +287,6 @@ def restore(trained: Manifest, mesh, objective=None):
     raise UserError(
       f"checkpoint {trained.counts['steps']} is missing or another",
       str(folder),
-      f"restore it, or train again with --stages={trained.stage} --force",
+      GO_ON,
     )
   return model
