@@ -111,7 +111,7 @@ _TRAIN: Section = {
   "beta1": number(0.9, "[0, 1)"),
   "beta2": number(0.98, "[0, 1)"),
   "epsilon": number(1e-6, "[1e-30, 1]"),
-  "clip_norm": number(1.0, "[0, 1e6]"),  # global norm; 0 is off
+  "clip_norm": number(1.0, "[1e-6, 1e6]", 0),  # global norm; 0 is off
   # weight of log² Z beside the next-token loss, as PaLM
   "z_loss": number(0.0, "[0, 1]"),
   "reduction": word("instance_mean", ("instance_mean", "token_mean")),

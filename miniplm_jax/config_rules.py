@@ -14,7 +14,7 @@ from miniplm_jax import method_config
 from miniplm_jax.config import FIELDS, share_of, weight_of
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import NAME_TODO, Field, Section, is_name
-from miniplm_jax.core.workdir import FOLDERS
+from miniplm_jax.core.workdir import FOLDERS, UNREADABLE
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.model_config import MODELS
 
@@ -117,6 +117,9 @@ def _rules(config):
   path = config.workdir
   good = path.startswith("gs://") or not re.match(r"\w+:/", path)
   yield "workdir", path, good, "give a folder of this machine or gs://BUCKET/…"
+  good = not UNREADABLE.intersection(os.path.abspath(path))
+  todo = "give one without any of " + " ".join(sorted(UNREADABLE))
+  yield "workdir", path, good, todo
   yield "stages", config.stages, bool(config.stages), "name what is to run"
   good = c.tokenizer != "train" or c.vocab_size >= 257
   todo = "give 257 or more: 256 bytes and the end of a document"

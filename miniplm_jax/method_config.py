@@ -90,7 +90,7 @@ def sections(small: Section, train: Section) -> Section:
     "token_selection": {
       # the frozen model, or teacher
       "model": word("reference", ("reference", "teacher")),
-      "ratio": number(0.6, "(0, 1]"),  # of the tokens
+      "ratio": number(0.6, "[0.01, 1]"),  # of the tokens
     },
   }
 

@@ -336,13 +336,20 @@ def test_a_law_of_other_rows_is_not_shown_beside_others():
         counts={"parameters": 10},
       ),
       warmup=0,
+      begins_with="weights" if name == "warm" else None,
       per_step=lambda what: 8,
       curve=lambda: (steps, 3 + 5 * (480.0 * steps) ** -0.3),
     )
-    for name, rows in (("few", "x"), ("one", "y"), ("other", "y"))
+    for name, rows in (
+      ("few", "x"),
+      ("one", "y"),
+      ("other", "y"),
+      ("warm", "y"),
+    )
   }
   found = scaling.measure(SimpleNamespace(students=students))
   assert list(found["laws"]) == ["one", "other"]
+  assert "began with given weights" in found["refused"]["warm"]
   assert "other rows than most" in found["refused"]["few"]
 
 

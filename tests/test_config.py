@@ -87,9 +87,10 @@ def test_no_field_takes_another_type_nothing_or_nan():
 @pytest.mark.parametrize(
   ("name", "good", "bad"),
   [
-    ("train.clip_norm", (0.0, 1.0), (-1.0, NAN, INF)),
-    ("train.learning_rate", (1e-9, 1.0), (0.0, -1.0, 2.0, NAN)),
-    ("train.beta2", (0.0, 0.95), (1.0, 1.5, -0.1)),
+    ("train.clip_norm", (0.0, 1e-6, 1.0), (-1.0, 1e-30, NAN, INF)),
+    # In float32 the last is 0, and that of beta2 is 1.
+    ("train.learning_rate", (1e-9, 1.0), (0.0, -1.0, 2.0, NAN, 1e-60)),
+    ("train.beta2", (0.0, 0.95), (1.0, 1.5, -0.1, 1 - 1e-11)),
     ("train.epsilon", (1e-8,), (0.0, -1.0)),
     ("train.seed", (0, 2**32 - 1), (-1, 2**32)),  # JAX drops higher bits
     ("corpus.seed", (-1, 2**63 - 1), (2**63,)),

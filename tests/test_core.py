@@ -404,6 +404,8 @@ def test_jax_is_told_where_programs_are_kept(tmp_path, monkeypatch):
   [
     ("workdir", "s3://bucket/x"),
     ("workdir", "gs:/bucket/x"),
+    ("workdir", "/some/run[1]"),
+    ("workdir", "a\\b"),
     ("run.compilation_cache", "x/../corpus"),
     ("run.compilation_cache", "/some/dir/corpus/jax"),
     ("run.compilation_cache", "corpus"),

@@ -178,9 +178,11 @@ def test_log_likelihoods_are_those_of_hf(ours, theirs):
 @needs_lm_eval
 @pytest.mark.parity
 def test_rolling_log_likelihoods_are_those_of_hf(ours, theirs):
-  asked = requests(
-    "loglikelihood_rolling", ("Short.",), ("Windows of a text. " * 20,)
-  )
+  """Also of a text that begins with an end of text, which is no BOS."""
+  ends = "<|endoftext|><|endoftext|>after it"
+  assert ours.tok_encode(ends)[:2] == 2 * [ours.eot_token_id]
+  texts = "Short.", "Windows of a text. " * 20, ends
+  asked = requests("loglikelihood_rolling", *((text,) for text in texts))
   np.testing.assert_allclose(
     ours.loglikelihood_rolling(asked),
     theirs.loglikelihood_rolling(asked),

@@ -276,6 +276,14 @@ def test_the_loss_of_a_domain_called_all_is_not_the_total():
   assert "--stages=evaluate --force" in str(e.value)
 
 
+def test_a_domain_is_known_by_its_whole_name():
+  """NumPy's own strings would end before the NUL."""
+  one, domain = np.ones(2), np.array(["b", "b\0"], object)
+  found = evaluate.grouped_losses(domain, one, one, one)
+  rows = {name: loss["rows"] for name, loss in found.items()}
+  assert rows == {"all": 2, "b": 1, "b\0": 1}
+
+
 @pytest.mark.parametrize(
   ("earlier", "state"),
   [

@@ -367,6 +367,22 @@ def test_columns_of_every_kind(tmp_path):
     assert "no text in field 'text'" in found[0].what
 
 
+def test_a_page_that_is_not_what_its_checksum_says_is_refused(tmp_path):
+  path = tmp_path / "a.parquet"
+  pq.write_table(
+    pa.table({"text": ["what was written"]}),
+    path,
+    compression="none",
+    write_page_checksum=True,
+    use_dictionary=False,
+    write_statistics=False,
+  )
+  assert texts_of(path) == ["what was written"]
+  path.write_bytes(path.read_bytes().replace(b"written", b"damaged"))
+  with pytest.raises(UserError, match=r"a\.parquet"):
+    read(path)
+
+
 def test_a_cell_that_cannot_be_decoded_is_one_broken_record(tmp_path):
   raw = pa.array([b"good", b"b\xffd", b"fine"], pa.binary())
   cells = pa.Array.from_buffers(pa.string(), 3, raw.buffers())

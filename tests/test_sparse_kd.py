@@ -418,6 +418,7 @@ def test_stored_labels_are_those_of_the_score_table(labelled):
 
 
 def test_killed_and_resumed_the_labels_are_the_same(labelled, tmp_path):
+  """Also of parts that are not those that belong there."""
   shutil.copytree(labelled, tmp_path, dirs_exist_ok=True)
   folder = tmp_path / "run" / "selection" / "miniplm" / "logits" / TEACHERS
   whole = contents(folder)
@@ -425,6 +426,9 @@ def test_killed_and_resumed_the_labels_are_the_same(labelled, tmp_path):
   (folder / MANIFEST).rename(folder / "manifest.partial.json")
   for name in list(whole)[1::2]:
     (folder / name).unlink()
+  first, other, third, *_ = whole
+  (folder / first).write_bytes(b"cut off by a copy")
+  (folder / third).write_bytes(whole[other])
   done = run(tmp_path, "--stages=logits", *METHODS)
   assert "resuming" in done.stdout
   assert contents(folder) == whole

@@ -153,6 +153,8 @@ def measure(found: Inventory) -> dict[str, Any]:
     for name in comparable.left_out(made)
   }
   for name, student in found.students.items():
+    if student.begins_with:
+      refused[name] = "it began with given weights, whose compute is not known"
     if name in refused:
       continue
     steps, losses = student.curve()

@@ -4,6 +4,7 @@ A section is a mapping of names to fields and sections. What several fields
 must be together stands in `config_rules`.
 """
 
+import ctypes
 import dataclasses
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 # What becomes a folder: no way out of the one that it is in, no flag, nothing
 # hidden, nothing that a shell or a glob reads.
 _NAME = re.compile(r"\w[\w.+@-]{0,99}")
+_LEAST = 2.0**-126  # in float32; what is nearer to 0 is taken for it
 NAME_TODO = (
   "give letters, digits and _ . + @ -, the first a letter, a digit or _, at "
   "most 100, and 200 bytes"
@@ -108,8 +110,12 @@ def number(default: float, interval: str, *also: float) -> Field:
     # Not bool, which is an int. NaN is in no interval.
     if type(value) not in ((int,) if whole else (int, float)):
       return False
-    above = low < value if interval[0] == "(" else low <= value
-    below = value < high if interval[-1] == ")" else value <= high
+    # As it is computed with: 1e-300 is 0, 1 − 1e-12 is 1.
+    single = value if whole else ctypes.c_float(value).value
+    if value and abs(single) < _LEAST:
+      return False
+    above = low < single if interval[0] == "(" else low <= value
+    below = single < high if interval[-1] == ")" else value <= high
     return value in also or (above and below)
 
   kind = "a whole number" if whole else "a number"

@@ -316,6 +316,6 @@ def _refuse_unknown_files(job: Job):
     raise UserError(
       "there are files, but no manifest that says what they are",
       str(path),
-      "choose another --config.workdir, move them away, or remake them with "
-      f"--stages={job.stage} --force",
+      f"restore {job.manifest.name}, choose another --config.workdir, or move "
+      "them away: then they are made again",
     )

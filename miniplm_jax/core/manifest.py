@@ -210,7 +210,7 @@ def read(path: epath.PathLike) -> Manifest | None:
     raise UserError(
       "this is not a manifest that this version can read",
       f"{path} ({type(e).__name__}: {e})",
-      "restore it, use another workdir, or remake the stage with --force",
+      "restore it, or move its folder away and run its stage again",
     ) from e
   if manifest is None:
     raise UserError(

@@ -30,6 +30,8 @@ FOLDERS = frozenset(
 )
 # And files beside them that could be taken for documents.
 FILES = ("broken_records.jsonl", "report.json", "tasks.json")
+# orbax looks for its own files by patterns, and tensorstore takes \\ for /.
+UNREADABLE = frozenset("*?[\\")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -256,7 +256,9 @@ def read_parquet(
     path.open("rb") as f,
   ):
     # With a buffer, a group of rows is not read whole.
-    file = pq.ParquetFile(f, buffer_size=_CHUNK)
+    file = pq.ParquetFile(
+      f, buffer_size=_CHUNK, page_checksum_verification=True
+    )
     row = sum(file.metadata.row_group(i).num_rows for i in range(start))
     leaves = map(file.schema.column, range(len(file.schema)))
     columns = _leaves([leaf.path for leaf in leaves], fields)

@@ -346,7 +346,7 @@ def load_engine(directory: epath.Path) -> tokenizers.Tokenizer:
     raise UserError(
       "no tokenizer.json",
       str(directory),
-      "give a directory with a fast tokenizer, or 'train'",
+      "restore it, or give a directory with a fast tokenizer, or 'train'",
     )
   try:
     engine = tokenizers.Tokenizer.from_str(path.read_text())
@@ -355,7 +355,7 @@ def load_engine(directory: epath.Path) -> tokenizers.Tokenizer:
     if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
       raise
     raise UserError(
-      f"the tokenizer cannot be read ({e})", str(path), "fetch it again"
+      f"the tokenizer cannot be read ({e})", str(path), "restore or fetch it"
     ) from e
   # The file may say otherwise. A text has the same ids whenever it is encoded.
   engine.no_truncation()

@@ -163,7 +163,11 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
   units = [rows[i : i + size] for i in range(0, len(rows), size)]
   names = [logits_table.part_name(i, len(units)) for i in range(len(units))]
   todo = hosts.agree(
-    lambda: [i for i, n in enumerate(names) if not (directory / n).exists()]
+    lambda: [
+      i
+      for i, name in enumerate(names)
+      if not logits_table.holds(directory / name, units[i].tolist(), mark)
+    ]
   )
   done = len(rows) - sum(len(units[i]) for i in todo)
   with Progress(

@@ -24,7 +24,10 @@ from miniplm_jax.core.manifest import Manifest
 # A record is read on its own.
 _WRITER_OPTIONS = "group_size:1,zstd"
 
-_AGAIN = "make it again with --stages=logits --force"
+_AGAIN = (
+  "restore it; or rename manifest.json beside it to manifest.partial.json and "
+  "run --stages=logits: only what is damaged is made again"
+)
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
@@ -96,6 +99,20 @@ def write_part(path: epath.Path, records: Iterable[bytes]):
     for record in records:
       writer.write(record)
     writer.close()
+
+
+def holds(path: epath.Path, row_ids: Sequence[int], mark: str) -> bool:
+  """Whether a part has these rows, of the table with this mark."""
+  try:
+    with errors.parsing(path, _AGAIN):
+      places = range(len(row_ids))
+      records = Readers(lambda _: path).read(0, places) if path.exists() else []
+      found = map(msgpack.unpackb, records)
+      return [(b["row_id"], b.get("mark", mark)) for b in found] == [
+        (row_id, mark) for row_id in row_ids
+      ]
+  except UserError:
+    return False
 
 
 class LogitsTable:

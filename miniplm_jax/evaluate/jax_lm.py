@@ -120,6 +120,12 @@ class JaxLM(TemplateLM):
     ids = self.tok_encode(text, add_special_tokens=False)
     return ids[1:] if ids[:1] == [self.prefix_token_id] else ids
 
+  def _rolling_ids(self, text: str) -> list[int]:
+    """Those that are scored: an end of text that it begins with is its own."""
+    if self.prefix_token_id == self.eot_token_id:
+      return self.tok_encode(text, add_special_tokens=False)
+    return self._unprefixed(text)
+
   def _encode(self, text, add_special_tokens):
     ids = self._engine.encode(text, add_special_tokens=add_special_tokens).ids
     rows = self._model.arch.vocab_size
@@ -231,7 +237,7 @@ class JaxLM(TemplateLM):
     windows, owner = [], []
     for i, request in enumerate(requests):
       for pair in get_rolling_token_windows(
-        token_list=self._unprefixed(request.args[0]),
+        token_list=self._rolling_ids(request.args[0]),
         prefix_token=self.prefix_token_id,
         max_seq_len=self.max_length,
         context_len=1,

@@ -167,9 +167,9 @@ def grouped_losses(
     found = held_out_loss(nll[rows], count[rows], n_bytes[rows])
     return dataclasses.asdict(found)
 
-  names, code = np.unique(domain.astype(str), return_inverse=True)
+  names, code = np.unique(domain, return_inverse=True)
   rows = groups.places(code, len(names))
-  total = loss(~np.isin(domain, list(ignored)))
+  total = loss(~np.isin(domain, np.array([*ignored], object)))
   return groups.with_total(total, dict(zip(names.tolist(), map(loss, rows))))
 
 

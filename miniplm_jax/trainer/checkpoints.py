@@ -23,6 +23,7 @@ from etils import epath
 from miniplm_jax.core import errors, files, gs, hosts, manifest
 from miniplm_jax.core.errors import UserError, shortened
 from miniplm_jax.core.progress import say
+from miniplm_jax.core.workdir import UNREADABLE
 from miniplm_jax.trainer import checksums
 from miniplm_jax.trainer.comparable import CURVE_OF
 
@@ -33,8 +34,6 @@ GO_ON = (
   "checkpoint that is sound, and nothing else is made again"
 )
 
-# orbax looks for its own files by patterns, and tensorstore takes \\ for /.
-_UNREADABLE = frozenset("*?[\\")
 _policies = ocp.checkpoint_managers
 
 # What orbax writes of a checkpoint, and our part of it. Its own reader of it
@@ -104,7 +103,7 @@ class Checkpoints:
     self._keep_every = keep_every
     # orbax wants an absolute path
     self._directory = gs.absolute(directory)
-    if odd := _UNREADABLE.intersection(str(self._directory)):
+    if odd := UNREADABLE.intersection(str(self._directory)):
       raise UserError(
         f"checkpoints cannot be read back below a name with {min(odd)}",
         str(self._directory),
