@@ -136,6 +136,8 @@ def run(
       for job in jobs:
         state = "would be redone" if force else job_lib.status(job)
         print(f"  {stage:11} {state}\n              {job.summary}")
+  if not dry_run:
+    backend.note()
 
 
 def _jobs(stage: str, config, workdir: Workdir, is_asked: bool) -> list[Job]:

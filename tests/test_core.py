@@ -18,6 +18,7 @@ from etils import epath
 from miniplm_jax import config_rules
 from miniplm_jax.core import (
   backend,
+  compiled,
   contents,
   errors,
   files,
@@ -397,6 +398,28 @@ def test_jax_is_told_where_programs_are_kept(tmp_path, monkeypatch):
   monkeypatch.delenv(backend.CACHE)
   backend.prepare("gs://bucket/kept", epath.Path("run"), False)
   assert os.environ[backend.CACHE] == f"gs://bucket/kept/{folder.name}"
+
+
+def test_a_damaged_compiled_program_is_not_run(tmp_path, capsys):
+  entries = [tmp_path / f"jit_{name}-cache" for name in "ab"]
+  for path in entries:
+    path.write_bytes(b"instructions of " + path.name.encode())
+  folder = epath.Path(tmp_path)
+  compiled.check(folder)
+  entries[0].write_bytes(entries[0].read_bytes().replace(b"i", b"j", 1))
+  (tmp_path / "jit_c-cache").write_bytes(b"new")
+  compiled.check(folder)
+  assert str(entries[0]) in capsys.readouterr().out
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    *("jit_b-cache", "jit_c-cache", compiled.HASHES)
+  ]
+  (tmp_path / compiled.HASHES).write_bytes(b"{")
+  compiled.check(folder)
+  compiled.check(folder)
+  assert set(json.loads((tmp_path / compiled.HASHES).read_text())) == {
+    *("jit_b-cache", "jit_c-cache")
+  }
+  assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

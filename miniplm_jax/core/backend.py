@@ -8,7 +8,7 @@ import sys
 
 from etils import epath
 
-from miniplm_jax.core import gs
+from miniplm_jax.core import compiled, gs
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -33,9 +33,16 @@ def prepare(cache: str, workdir: epath.Path, is_deterministic: bool):
     folder = os.environ.setdefault(CACHE, os.fspath(root / _processor()))
     if "jax" in sys.modules:  # by a config file, or a program that calls this
       sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)
+  note()
   flags = os.environ.get("XLA_FLAGS", "")
   if is_deterministic and _DETERMINISTIC not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}".strip()
+
+
+def note():
+  """Compares what is compiled with what was noted of it; notes what is new."""
+  if folder := os.environ.get(CACHE):
+    compiled.check(epath.Path(folder))
 
 
 def _processor() -> str:
