@@ -305,13 +305,13 @@ def test_only_paths_ask_for_a_bucket():
   assert pipeline.buckets(config(**given)) == ["gs://one", "gs://two"]
 
 
-def of_command_line(path, body: str) -> str:
+def of_command_line(path, body: str, argument: str = "") -> str:
   """What main says of a config file with this body."""
   from absl import flags
   from ml_collections import config_flags
 
   path.write_text(f"import sys\ndef get_config():\n  {body}\n")
-  argv = ["main", f"--config={path}"]
+  argv = ["main", f"--config={path}{argument}"]
   values = flags.FlagValues()
   with pytest.raises((Exception, SystemExit)) as e:
     config_flags.DEFINE_config_file("config", flag_values=values)
@@ -326,6 +326,12 @@ def of_command_line(path, body: str) -> str:
 def test_what_a_config_file_raises_is_said_with_its_line(tmp_path, body):
   path = tmp_path / "mine.py"
   assert f"{path}:3" in of_command_line(path, body)
+
+
+def test_an_argument_that_a_config_does_not_take_is_one_line(tmp_path):
+  said = of_command_line(tmp_path / "mine.py", "return {}", ":500m")
+  assert "takes 0 positional arguments but 1 was given, flags or" in said
+  assert "Traceback" not in said
 
 
 def test_help_is_no_error():

@@ -196,10 +196,10 @@ def of_command_line(e: BaseException, argv: Sequence[str]) -> UserError | None:
 
 
 def _without_fields(e: BaseException) -> str:
-  """What an error says, without the whole config that a ConfigDict adds."""
+  """What it says, less the whole config or traceback of ml_collections."""
   said = e.args[0] if isinstance(e, KeyError) and e.args else e
-  listed = r"Other fields present: .*?(?=Did you mean|\Z)"
-  return re.sub(listed, "", str(said), flags=re.DOTALL)
+  odd = r"Other fields present: .*?(?=Did you mean|\Z)|Traceback .*\n(?=\S)"
+  return re.sub(odd, "", str(said), flags=re.DOTALL).strip()
 
 
 class Stopped(BaseException):
