@@ -747,8 +747,10 @@ def test_of_a_saved_table_no_other_column_is_decoded(tmp_path):
     read(tmp_path / "saved", domain="picture")
 
 
-def test_of_the_hub_the_split_is_streamed_and_pinned(tmp_path, vocabulary, hub):
-  pytest.importorskip("datasets")
+def test_of_the_hub_the_split_is_streamed_and_pinned(
+  tmp_path, vocabulary, hub, monkeypatch
+):
+  datasets = pytest.importorskip("datasets")
   run = Run(tmp_path, "hf:a/b/c@main", vocabulary)
   run.config.corpus.split = "validation"
   assert "would run" in run.status() and not hub.asked
@@ -777,16 +779,138 @@ def test_of_the_hub_the_split_is_streamed_and_pinned(tmp_path, vocabulary, hub):
   other = Run(tmp_path / "offline", "hf:a/b/c", vocabulary)
   hub.offline = True
   hub.forget()
+  monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
   other()
+  monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
   hub.offline = False
   hub.forget()
   assert other.status() == "done" and run.status() == "done"
+  # What main becomes later is another corpus, which only --force makes.
   hub.asked.clear()
-  hub.commit = "beef"
+  hub.commit = "beef" * 10
   hub.forget()
-  with pytest.raises(UserError, match=r"inputs\.source"):
+  assert run() == found and run.status() == "done" and not hub.asked
+  run.config.corpus.source = "hf:a/b/c@beef"
+  with pytest.raises(UserError, match=r"it was made from hf:a/b/c@main") as e:
     run()
-  assert not hub.asked
+  assert r"inputs.source" in str(e.value) and not hub.asked
+  assert run(force=True)["details"]["source_commit"] == hub.commit
+
+
+def stopped(run):
+  """As a kill leaves it: all shards but the last, and what they are."""
+  corpus = pathlib.Path(run.folder / "corpus")
+  (corpus / "manifest.json").rename(corpus / "manifest.partial.json")
+  shards = sorted(corpus.glob("index-*"))
+  shards.pop().unlink()
+  return {path: path.stat().st_mtime_ns for path in shards}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_of_the_hub_what_was_begun_is_gone_on_with(
+  tmp_path, vocabulary, hub, capsys, trained
+):
+  run = Run(tmp_path, "hf:a/b", "train" if trained else vocabulary)
+  run.config.corpus.vocab_size = 300
+  whole, commit = run(), hub.commit
+  # Main is another one now; then the hub does not answer.
+  hub.commit = "beef" * 10
+  for hub.offline in (False, True):
+    before = stopped(run)
+    hub.forget()
+    hub.asked.clear()
+    assert run.status() == "would resume" and not hub.asked
+    again = run()
+    assert {key[-2] for key in hub.asked} == {commit}
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    for name in ("inputs", "files", "counts"):
+      assert again[name] == whole[name]
+    assert again["details"]["source_commit"] == commit
+  assert "made again" not in capsys.readouterr().out
+  before, run.config.corpus.source = stopped(run), "hf:a/b@v2"
+  with pytest.raises(UserError, match=r"it was made from hf:a/b\b"):
+    run()
+  assert before == {path: path.stat().st_mtime_ns for path in before}
+  # Begun anew it is another commit's, and stays so.
+  hub.offline = False
+  hub.forget()
+  assert run(force=True)["details"]["source_commit"] == hub.commit
+  stopped(run)
+  hub.commit = commit
+  hub.forget()
+  assert run()["details"]["source_commit"] == "beef" * 10
+
+
+def test_a_hub_that_does_not_answer_begins_nothing(tmp_path, vocabulary, hub):
+  run = Run(tmp_path, "hf:a/b", vocabulary)
+  hub.offline = True
+  assert "would be refused" in run.status()
+  for _ in range(2):
+    with pytest.raises(UserError, match=r"no network.*hf:a/b, run it again"):
+      run()
+  assert not hub.asked and not run.files()
+  # Nor does it take what is there.
+  hub.offline = False
+  hub.forget()
+  run()
+  before, hub.offline = run.files(), True
+  run.config.corpus.source = "hf:a/c"
+  with pytest.raises(UserError, match="no network"):
+    run(force=True)
+  assert run.files() == before
+
+
+def test_how_a_forced_run_was_begun_is_gone_on_with(
+  tmp_path, vocabulary, hub, monkeypatch
+):
+  run = Run(tmp_path, "hf:a/b", "train")
+  run.config.corpus.vocab_size = 300
+  run()
+  hub.commit = newer = "beef" * 10
+  hub.forget()
+
+  def killed(*unused):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as here:
+    here.setattr(stage, "_merge", killed)
+    with pytest.raises(KeyboardInterrupt):
+      run(force=True)
+  hub.commit = "f00d" * 10
+  hub.forget()
+  assert run.status() == "would resume"
+  assert run()["details"]["source_commit"] == newer
+
+
+def test_what_is_made_again_of_finished_shards_is_said(
+  tmp_path, vocabulary, hub, capsys
+):
+  texts = tmp_path / "texts"
+  for i in range(4):
+    write(texts / f"f{i}.jsonl", LINES[i::4])
+  run = Run(tmp_path, texts, vocabulary)
+  run()
+  for change, lost in (
+    (lambda: None, ""),
+    (lambda: write(texts / "f1.jsonl", LINES[:3]), "1 finished"),
+    (lambda: write(texts / "f4.jsonl", LINES), "3 finished"),
+  ):
+    stopped(run)
+    capsys.readouterr()
+    change()
+    run()
+    said = capsys.readouterr().out
+    assert ("made again" in said) == bool(lost) and lost in said
+  assert "index-00000-of-00004" in said
+  # Of the hub, by an earlier version that noted no commit.
+  other = Run(tmp_path / "hub", "hf:a/b", vocabulary)
+  other()
+  (other.folder / "corpus/source_begun.json").unlink()
+  stopped(other)
+  hub.commit = "beef" * 10
+  hub.forget()
+  other()
+  assert "2 finished shards are made again" in capsys.readouterr().out
 
 
 def test_a_dry_run_prepares_nothing(tmp_path, vocabulary, monkeypatch):

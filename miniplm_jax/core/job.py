@@ -119,7 +119,10 @@ def _begin(job: Job, force: bool, claim: Claim) -> bool:
     if not job.is_measure:
       _refuse_unknown_files(job)
     details = job.code.joined(None)
-    dataclasses.replace(wanted, path=job.partial, details=details).write()
+    begun = dataclasses.replace(wanted, path=job.partial, details=details)
+    begun.write()
+    if force:  # what was there may have bound an input to what it was
+      dataclasses.replace(begun, inputs=job.wanted().inputs).write()
     return True
   is_final = found.path != job.partial and not job.grows
   job.refuse(found, job.difference(found, wanted))

@@ -6,7 +6,7 @@ import io
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -45,24 +45,17 @@ def is_named(source: str) -> bool:
   return source.startswith((TFDS, HF))
 
 
-def identity(
-  source: str, split: str, details: Mapping[str, Any] | None = None
-) -> str:
+def identity(source: str, split: str, at: str) -> str:
   """sha256 of what a name stands for; of the data nothing is fetched.
 
   Args:
     source: tfds:NAME, whose versions hold always the same, or hf:ORG/NAME.
     split: that is read.
-    details: of a finished corpus: if the hub's commit is not known now, or was
-      not then, it counts as the same.
+    at: the commit of the hub.
   """
   if source.startswith(TFDS):
     return files.digest([_builder(source).info.full_name, split])
-  now = commit(source)
-  if details is not None:
-    then = details.get("source_commit", "")
-    now = now if now and then else then
-  return files.digest([source, split, now])
+  return files.digest([source, split, at])
 
 
 def tfds_parts(
@@ -151,23 +144,23 @@ def _read_tfds(
 
 
 def hf_parts(
-  source: str, fields: Fields, split: str, part_bytes: int
+  source: str, fields: Fields, split: str, part_bytes: int, at: str = ""
 ) -> list[Part]:
-  """Parts of hf:ORG/NAME[/CONFIG][@REVISION] or of a saved folder.
+  """Parts of hf:ORG/NAME[/CONFIG][@REVISION], at a commit, or a saved folder.
 
   Of the hub the files of the split are streamed, a part each; offline, what
   the library has kept is taken by runs of rows, as of a folder.
   """
-  named, domain = source, _domain(source)
+  named, domain, at = source, _domain(source), at or commit(source)
   if source.startswith(HF):
     # Every process reads the same commit, whenever it begins.
     path, config, revision = _of_hub(source)
-    revision = commit(source) or revision
     source = HF + "/".join([path, *config])
-    source += f"@{revision}" if revision else ""
+    source += f"@{at or revision}" if at or revision else ""
   rows = _dataset(source, split)
   if source.startswith(HF):
-    fingerprint, content = functools.partial(str, identity(named, split)), None
+    fingerprint = functools.partial(str, identity(named, split, at))
+    content = None
   else:
     paths = [file["filename"] for file in rows.cache_files]
     fingerprint, content = Probe(paths, (domain,)), _saved_content
@@ -204,11 +197,13 @@ def _domain(source: str) -> str:
 
 @functools.cache
 def commit(source: str) -> str:
-  """The commit of the hub that a source stands for; "" if it is not told.
+  """The commit of the hub that a source stands for; "" offline, or of others.
 
   Raises:
-    UserError: the hub has no such data set or revision.
+    UserError: the hub has no such data set or revision, or does not answer.
   """
+  if not source.startswith(HF):
+    return ""
   import huggingface_hub
   from huggingface_hub import errors
 
@@ -223,13 +218,15 @@ def commit(source: str) -> str:
   try:
     api = huggingface_hub.HfApi()
     return api.dataset_info(path, revision=revision, timeout=30).sha
-  except missing as e:
-    with _reading(source, _NAMES):
-      raise ValueError(e) from e
-  except Exception:  # offline, or the network
-    return ""
+  except Exception as e:
+    is_missing = isinstance(e, missing)
+    if not is_missing and _library(source).config.HF_HUB_OFFLINE:
+      return ""  # what was kept is read
+    with _reading(source, _NAMES if is_missing else _AGAIN):
+      raise ValueError(f"{type(e).__name__}: {e}") from e
 
 
+_AGAIN = "run it again when the hub answers, or name hf:ORG/NAME@COMMIT"
 _NAMES = "give hf:ORG/NAME[/CONFIG][@REVISION] or a folder of save_to_disk"
 
 
@@ -241,12 +238,7 @@ def _of_hub(source: str) -> tuple[str, list[str], str | None]:
   return path, list(filter(None, config)), revision or None
 
 
-def _dataset(source: str, split: str) -> Any:
-  return _known_dataset(source, split, *_state(source))
-
-
-@functools.lru_cache(_OPEN)
-def _known_dataset(source: str, split: str, *unused_state) -> Any:
+def _library(source: str) -> Any:
   try:
     import datasets
   except ImportError as e:
@@ -255,6 +247,16 @@ def _known_dataset(source: str, split: str, *unused_state) -> Any:
       f"config.corpus.source={source}",
       "pip install datasets",
     ) from e
+  return datasets
+
+
+def _dataset(source: str, split: str) -> Any:
+  return _known_dataset(source, split, *_state(source))
+
+
+@functools.lru_cache(_OPEN)
+def _known_dataset(source: str, split: str, *unused_state) -> Any:
+  datasets = _library(source)
   with _reading(source, f"set --config.corpus.split, or {_NAMES}"):
     if source.startswith(HF):
       path, config, revision = _of_hub(source)

@@ -35,6 +35,7 @@ def list_parts(
   split: str = "train",
   part_bytes: int = 1 << 28,
   workdir: epath.PathLike = "",
+  commit: str = "",
 ) -> list[Part]:
   """The parts of a source.
 
@@ -45,6 +46,7 @@ def list_parts(
     split: of a source that has splits.
     part_bytes: larger files are cut, small texts put together.
     workdir: what the stages wrote into it is no part of a folder or glob.
+    commit: of the hub; "" is today's.
 
   Raises:
     UserError: nothing matches, or a file of an unknown format.
@@ -66,7 +68,7 @@ def list_parts(
   if source.startswith(TFDS) or datasets.is_tfds(path):
     return datasets.tfds_parts(source, fields, split, part_bytes)
   if source.startswith(HF) or datasets.is_saved(path):
-    return datasets.hf_parts(source, fields, split, part_bytes)
+    return datasets.hf_parts(source, fields, split, part_bytes, commit)
   ours = gs.absolute(workdir) if workdir else None
   found = folders.match(path, source, split, ours)
   root = folders.root_of(path)

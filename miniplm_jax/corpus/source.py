@@ -23,6 +23,7 @@ from miniplm_jax.corpus.records import Part
 TRAIN = "train"  # a corpus.tokenizer
 _SEEN = "source_seen.json"  # identities, by the parts' names
 _TRAINED_ON = "trained_on.json"  # content, likewise
+_BEGUN = "source_begun.json"  # a name, and the commit that it stands for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +40,34 @@ class Source:
 
   def parts(self) -> list[Part]:
     """As `readers.list_parts`."""
-    c = self.c
-    fields = readers.Fields(c.text_field, c.domain_field)
-    return readers.list_parts(
-      c.source, fields, c.split, c.part_bytes, self.directory.parent
-    )
+    c, fields = self.c, readers.Fields(self.c.text_field, self.c.domain_field)
+    more = c.split, c.part_bytes, self.directory.parent, self.commit
+    return readers.list_parts(c.source, fields, *more)
+
+  def begin(self) -> list[Part]:
+    """The parts; those of a name are of one commit until all are read.
+
+    Raises:
+      UserError: there is work of another name or revision.
+    """
+    if renamed := self._renamed():
+      raise UserError(
+        renamed,
+        f"config.corpus.source={self.c.source}",
+        "put that back, or start over with --stages=tokenize --force",
+      )
+    parts = self.parts()
+    if datasets.is_named(self.c.source):
+      begun = {"source": self.c.source, "commit": self.commit}
+      files.write_json(self.directory / _BEGUN, begun)
+    return parts
+
+  @property
+  def commit(self) -> str:
+    """Of the hub: that which the corpus was begun with, else today's."""
+    if old := self.finished():
+      return old.details.get("source_commit", "")
+    return self._read(_BEGUN).get("commit") or datasets.commit(self.c.source)
 
   def finished(self) -> manifest.Manifest | None:
     """What the corpus's manifest says; None also if it cannot be read."""
@@ -59,7 +83,7 @@ class Source:
     if datasets.is_named(self.c.source):
       if is_first and old.details["source"] == self.c.source:
         return old.inputs["source"]  # which says no more than the name
-      return datasets.identity(self.c.source, self.c.split, old and old.details)
+      return datasets.identity(self.c.source, self.c.split, self.commit)
     parts = self.parts()
     if is_first:
       found = readers.fingerprint(parts, domains=False)
@@ -83,7 +107,7 @@ class Source:
       before: names of those; None if they are not known.
     """
     if before is None or datasets.is_named(self.c.source):
-      return ""
+      return self._renamed()
     parts = self.parts()
     now = [part.name for part in parts]
     for what, names in (
@@ -137,6 +161,11 @@ class Source:
       yield from part.noted(noted)
       content[part.name] = noted["content"]
     files.write_json(self.directory / _TRAINED_ON, content)
+
+  def _renamed(self) -> str:
+    """What it was made from, in words, if that is another name; else ""."""
+    before = self._read(_BEGUN).get("source", self.c.source)
+    return "" if before == self.c.source else f"it was made from {before}"
 
   def _moved(self, parts: Sequence[Part]) -> Iterator[Part]:
     """Those that have another identity than was noted."""

@@ -109,7 +109,7 @@ def _tokenizer_fingerprint(c) -> str:
 def _run(config, source: Source):
   from miniplm_jax.corpus import store
 
-  parts, directory = source.parts(), source.directory
+  parts, directory = source.begin(), source.directory
   # A tokenizer that was trained here took a pass over all of the text.
   is_costly = config.corpus.tokenizer == TRAIN
   try:
@@ -134,7 +134,7 @@ def _run(config, source: Source):
 
 def _fill(config, parts, source, bos_token):
   """Makes all shards that are not there."""
-  from miniplm_jax.corpus import losses, shard, workers
+  from miniplm_jax.corpus import losses, shard, store, workers
 
   c, run, directory = config.corpus, config.run, source.directory
   stale = source.stale(parts)
@@ -151,6 +151,11 @@ def _fill(config, parts, source, bos_token):
     max_broken=run.max_broken,
     bos_token=bos_token,
   )
+  n, lost = len(parts), {p.name for p in directory.glob("index-*.parquet")}
+  lost -= {store.shard_names(i, n)[1] for i in {*range(n)} - {*stale}}
+  if lost:
+    why = f"not whole, or not of what the source is now: {min(lost)}"
+    say(STAGE, f"{len(lost)} finished shards are made again, {why}")
   if run.beam and tasks:
     say(STAGE, f"{len(tasks)} shards with Beam, {run.beam}")
     workers.make_with_beam(recipe, tasks, run.beam)
@@ -171,12 +176,11 @@ def _fill(config, parts, source, bos_token):
 
 def _merge(config, parts, directory, encoder):
   """The fields of the manifest, when every shard is there."""
-  from miniplm_jax.corpus import datasets, losses, shard, store
-  from miniplm_jax.corpus.readers import HF
+  from miniplm_jax.corpus import losses, shard, store
   from miniplm_jax.corpus.records import Broken
 
   c = config.corpus
-  commit = datasets.commit(c.source) if c.source.startswith(HF) else ""
+  commit = Source(c, directory).commit
   counts, described = store.merge(directory, len(parts))
   indices = [store.shard_names(i, len(parts))[1] for i in range(len(parts))]
   made = [store.read_details(directory / name) for name in indices]
