@@ -36,6 +36,7 @@ from miniplm_jax.select import (
   summary,
   tables,
 )
+from miniplm_jax.train.stage import own_corpora
 
 
 class MadeUp:
@@ -369,6 +370,33 @@ def test_a_report_is_of_what_was_made_from_each_other(changed, what):
   other = dataclasses.replace(inputs[changed], weights="another")
   with pytest.raises(UserError, match=rf"inputs\.{what} .* name the {what}"):
     report.check(config, inputs | {changed: other})
+
+
+@pytest.mark.parametrize(
+  ("name", "folder"), [("generated", "generated"), ("converted", "corpus")]
+)
+def test_a_student_of_a_corpus_that_was_made_again_is_refused(
+  tmp_path, name, folder
+):
+  """Also left out of analyses, which ask the same."""
+  path = epath.Path(tmp_path / folder / "manifest.json")
+  own = manifest.Manifest(path, "seqkd", {}, {})
+  inputs = chain()
+  trained = inputs["miniplm training"]
+  trained = dataclasses.replace(
+    trained,
+    path=epath.Path(tmp_path / "manifest.json"),
+    inputs=trained.inputs | {name: own.fingerprint},
+  )
+  assert own_corpora(trained) == {}  # it was removed when it had been used
+  own.write()
+  assert own_corpora(trained) == {name: manifest.require(path)}
+  dataclasses.replace(own, weights="of another run").write()
+  config = tiny_config.get_config()
+  config.method = "seqkd" if name == "generated" else "miniplm"
+  inputs = {k.replace("miniplm", config.method): m for k, m in inputs.items()}
+  with pytest.raises(UserError, match=f"inputs.{name} is"):
+    report.check(config, inputs | {f"{config.method} training": trained})
 
 
 def test_losses_of_other_rows_are_not_shown_beside_each_other():

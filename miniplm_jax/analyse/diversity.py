@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from miniplm_jax.analyse.inventory import Inventory, Skipped
-from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core import page
-from miniplm_jax.core.workdir import MANIFEST
+from miniplm_jax.core.workdir import GENERATED
+from miniplm_jax.train.stage import own_corpora
 
 TITLE = "Diversity"
 _NS = (1, 2)  # as the authors' n-gram kernel by default
@@ -95,8 +95,7 @@ def measure(found: Inventory) -> dict[str, Any]:
     if len(ids):
       texts[f"selected: {name}"] = corpus, len(ids), ids.__getitem__
   for name, student in found.students.items():
-    path = student.made.directory / "generated" / MANIFEST
-    if written := manifest_lib.read(path):
+    if written := own_corpora(student.made).get(GENERATED):
       own = Corpus(written)
       ids = own.rows_of("train")
       texts[f"written: {name}"] = own, len(ids), ids.__getitem__

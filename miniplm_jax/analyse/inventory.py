@@ -9,7 +9,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
-from miniplm_jax.train.stage import INIT, OF_SELECTION
+from miniplm_jax.train.stage import INIT, OF_SELECTION, own_corpora
 from miniplm_jax.trainer import flops
 
 # Settings of a selection that say how much it keeps.
@@ -182,7 +182,7 @@ def take(config, workdir: Workdir) -> Inventory:
   }
   selections = finished("selection", ranked_by)
   students = {}
-  for name, made in finished("students").items():
+  for name, made in finished("students", own_corpora).items():
     selection = selections.get(made.settings["rows"].removeprefix(OF_SELECTION))
     if not selection or selection.fingerprint != made.inputs["selection"]:
       left_out.append(

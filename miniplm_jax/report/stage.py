@@ -19,6 +19,7 @@ from miniplm_jax.methods import for_method, methods, scorers, uses_proxy
 from miniplm_jax.plan import stage as plan_stage
 from miniplm_jax.score.stage import roles_with_model
 from miniplm_jax.select.stage import kept_rows, scored_rows
+from miniplm_jax.train.stage import own_corpora
 from miniplm_jax.trainer import comparable
 
 STAGE = "report"
@@ -99,7 +100,8 @@ def check(config, inputs: Mapping[str, Manifest]):
     selection = inputs[f"{method} selection"]
     models[method] = trained = inputs[f"{method} training"]
     selection.check_inputs(tables)
-    trained.check_inputs({"selection": selection})
+    own = own_corpora(trained)
+    trained.check_inputs({"selection": selection, **own})
     names = for_method(config, method)
     ways = {
       "rows by": (selection.settings["definition"], names.definition),

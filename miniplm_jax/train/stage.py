@@ -3,7 +3,9 @@
 import functools
 
 from miniplm_jax.convert import stage as convert_stage
+from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.job import Job
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 from miniplm_jax.distill.objectives import OBJECTIVES
 from miniplm_jax.methods import for_method, methods
@@ -58,6 +60,18 @@ def _job(config, workdir: Workdir, names) -> Job:
       **({"the weights that it begins with": None} if source else {}),
     },
   )
+
+
+def own_corpora(trained: Manifest) -> dict[str, Manifest]:
+  """The corpora beside a student that it was trained on, by input."""
+  places = {
+    name: trained.directory / folder / MANIFEST
+    for name, folder in ((GENERATED, "generated"), (CONVERTED, "corpus"))
+    if name in trained.inputs
+  }
+  # One that was removed when it had been used is no other.
+  found = {name: manifest_lib.read(path) for name, path in places.items()}
+  return {name: made for name, made in found.items() if made}
 
 
 def row_ids(corpus, inputs):
