@@ -541,3 +541,116 @@ def test_a_begun_shard_goes_on_as_it_was_written(copy):
     execute(copy, "tokenize")
   pq.write_table(good, index)
   execute(copy, "tokenize")
+
+
+def begin_again(folder: pathlib.Path, **settings):
+  """As if a kill had left a corpus, begun with other settings, unfinished."""
+  with edited(folder / "manifest.json") as body:
+    assert body["settings"].keys() >= settings.keys()
+    body["settings"] |= settings
+  (folder / "manifest.json").rename(folder / "manifest.partial.json")
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("max_length", 16),
+    ("seed", 77),
+    ("reference_share", 0.3),
+    ("domain_field", ""),
+  ],
+)
+def test_a_corpus_takes_no_shard_of_other_settings(copy, name, value):
+  corpus = epath.Path(copy / "run/corpus")
+  (index,) = corpus.glob("index-*")
+  before = manifest.require(corpus / "manifest.json").settings[name]
+  begin_again(corpus, **{name: value})
+  words = f"{name.split('_')[0]}.* is {json.dumps(before)} there and "
+  words += f"{json.dumps(value)} here.*{index.name}"
+  with pytest.raises(UserError, match=words):
+    execute(copy, "tokenize", **{f"corpus.{name}": value})
+  # The way out that it names.
+  index.unlink()
+  execute(copy, "tokenize", **{f"corpus.{name}": value})
+  execute(copy, "tokenize", **{f"corpus.{name}": value})
+  by = {"settings": {name: "another"}}
+  with pytest.raises(UserError, match=rf"of another run.*{index.name}"):
+    store.merge(corpus, 1, by)
+
+
+def test_a_shard_that_does_not_say_what_made_it_stands(copy):
+  """Those of earlier versions."""
+  corpus = copy / "run/corpus"
+  begin_again(corpus)
+  (index,) = corpus.glob("index-*")
+  shard = pq.read_table(index)
+  said = {k: json.loads(v) for k, v in shard.schema.metadata.items()}
+  del said[b"details"]["made_by"], said[b"content"]
+  said = {k: json.dumps(v) for k, v in said.items()}
+  pq.write_table(shard.replace_schema_metadata(said), index)
+  there = index.read_bytes()
+  execute(copy, "tokenize")
+  assert index.read_bytes() == there
+
+
+def swap(folder: pathlib.Path):
+  """Two ids of a tokenizer, as another of the same text may have them."""
+  path = folder / "tokenizer/tokenizer.json"
+  body = json.loads(path.read_text())
+  vocab = body["model"]["vocab"]
+  vocab["a"], vocab["e"] = vocab["e"], vocab["a"]
+  path.write_text(json.dumps(body))
+
+
+def test_a_corpus_goes_on_with_the_tokenizer_that_it_began_with(copy):
+  corpus = copy / "run/corpus"
+  shutil.copytree(corpus / "tokenizer", copy / "given")
+  begin_again(corpus)
+  swap(corpus)
+  with pytest.raises(UserError, match=r"tokenizer is .* there.*index-00000"):
+    execute(copy, "tokenize")
+  config = {"corpus.tokenizer": str(copy / "given"), "corpus.heldout_share": 0}
+  config["workdir"] = str(copy / "other")
+  execute(copy, "tokenize", **config)
+  corpus = copy / "other/corpus"
+  begin_again(corpus)
+  own = corpus / "tokenizer/tokenizer.json"
+  there = own.read_bytes()
+  swap(corpus)
+  words = rf"no copy of config\.corpus\.tokenizer=.*{own}"
+  with pytest.raises(UserError, match=words):
+    execute(copy, "tokenize", **config)
+  own.unlink()  # the way out that it names
+  execute(copy, "tokenize", **config)
+  assert own.read_bytes() == there
+
+
+def test_converted_rows_are_those_of_the_tokenizer_and_the_settings(copy):
+  folder = copy / "run/students/miniplm/corpus"
+  config = {"student.tokenizer": str(copy / "given"), "baselines": ()}
+  config["student.eos_token"] = tiny_config.get_config().corpus.eos_token
+  shutil.copytree(copy / "run/corpus/tokenizer", copy / "given")
+  execute(copy, "convert", **config)
+  own = folder / "tokenizer/tokenizer.json"
+  there = own.read_bytes()
+  begin_again(folder, conversion="one_to_one")
+  other = config | {"student.conversion": "one_to_one"}
+  words = r'conversion is "repack" there and "one_to_one" here.*index-00000'
+  with pytest.raises(UserError, match=words):
+    execute(copy, "convert", **other)
+  swap(folder)
+  with pytest.raises(UserError, match=r"no copy of config\.student\.tokenizer"):
+    execute(copy, "convert", **other)
+  own.write_bytes(there)
+  for path in folder.glob("index-*"):
+    path.unlink()
+  execute(copy, "convert", **other)
+
+
+def test_generated_rows_are_those_of_the_settings(copy):
+  config = {"method": "seqkd", "baselines": (), "seqkd.rows": 16}
+  execute(copy, "seqkd", **config)
+  folder = copy / "run/students/seqkd/generated"
+  begin_again(folder, seed=11)
+  with pytest.raises(UserError, match=r"seed is 10 there and 11 here.*index-0"):
+    execute(copy, "seqkd", **config | {"seqkd.seed": 11})

@@ -2,13 +2,13 @@
 
 import collections
 
-from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
+from miniplm_jax.corpus.stage import named_tokenizer, own_tokenizer
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.seqkd import stage as seqkd_stage
@@ -94,13 +94,7 @@ def _job(config, workdir: Workdir, names) -> Job:
 
 
 def _fingerprint(student) -> str:
-  """What is known of the tokenizer before anything is fetched."""
-  from etils import epath
-
-  local = epath.Path(student.tokenizer) / "tokenizer.json"
-  if local.exists():
-    return files.sha256(local)
-  return files.digest([student.tokenizer, student.tokenizer_revision])
+  return named_tokenizer(student.tokenizer, student.tokenizer_revision)
 
 
 def _run(config, directory, inputs):
@@ -108,16 +102,18 @@ def _run(config, directory, inputs):
 
   from miniplm_jax.convert import rows
   from miniplm_jax.convert.pieces import Source
-  from miniplm_jax.corpus import losses, store
+  from miniplm_jax.corpus import columns, losses, store
   from miniplm_jax.corpus.pack import SentenceEnds
 
   corpus = store.open_corpus(inputs)
   corpus.check_tokenizer()
   source = Source(corpus)
-  encoder = _tokenizer(config.student, directory / "tokenizer")
-  c = config.corpus
+  c, s, folder = config.corpus, config.student, directory / "tokenizer"
+  encoder = own_tokenizer(s, folder, STAGE, "student")
+  prints = {"tokenizer": encoder.fingerprint}
+  made_by = manifest_lib.made_by(_settings(config), inputs, **prints)
   to = rows.Target(encoder, SentenceEnds(encoder), c.max_length, c.seed)
-  one_to_one = config.student.conversion == "one_to_one"
+  one_to_one = s.conversion == "one_to_one"
   if GENERATED in inputs:
     rows_to_train = corpus.rows_of("train")
   else:
@@ -131,16 +127,17 @@ def _run(config, directory, inputs):
       first += n
       here = chosen[slice(*np.searchsorted(chosen, (of_part.start, first)))]
       names = store.shard_names(part, len(parts))
-      if not store.has(directory, names):
+      if not store.has(directory, names, made_by):
         seen = collections.Counter()
         made = (
           rows.one_to_one(source, part, here, to, seen)
           if one_to_one
           else rows.repacked(source, part, of_part, here, to, seen)
         )
-        store.write_shard(directory, names, made, seen)
+        details = {columns.MADE_BY: made_by}
+        store.write_shard(directory, names, made, seen, details)
       progress.update(len(here), f"in part {part + 1}/{len(parts)}")
-  counts, described = store.merge(directory, len(parts))
+  counts, described = store.merge(directory, len(parts), made_by)
   _say_bytes(collections.Counter(counts))
   lost = losses.check(
     counts, STAGE, f"config.student.tokenizer={config.student.tokenizer}"
@@ -176,18 +173,3 @@ def _say_bytes(counts):
   elif text != counts["bytes_out"]:
     told += ": the new tokenizer normalises text, or is not byte-level"
   say(STAGE, told)
-
-
-def _tokenizer(student, directory):
-  """The converted corpus's own copy of the tokenizer."""
-  from miniplm_jax.corpus import tokenizer
-  from miniplm_jax.models import hub
-
-  tokens = student.eos_token, student.bos_token, "student"
-  if not (directory / "tokenizer.json").exists():
-    folder = hub.resolve(
-      student.tokenizer, student.tokenizer_revision, weights=False
-    )
-    found = tokenizer.load(folder, *tokens)
-    tokenizer.keep(found, directory, STAGE, "student")
-  return tokenizer.load(directory, *tokens)

@@ -295,6 +295,21 @@ def first_difference(old: Any, new: Any, name: str = "") -> str | None:
   return f"{name} is {_short(old)} there and {_short(new)} here"
 
 
+def made_by(
+  settings: Mapping[str, Any], inputs: Mapping[str, Manifest], **more: str
+) -> dict[str, Any]:
+  """What a piece of work says of all that decides it, as JSON is read."""
+  prints = {name: made.fingerprint for name, made in inputs.items()}
+  body = {"settings": settings, "inputs": prints, **more}
+  return json.loads(json.dumps(body))
+
+
+def other_maker(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+  """The first difference between what made a piece and what makes it here."""
+  # Of what an earlier version did not say, nothing is known.
+  return first_difference(old, {name: new.get(name) for name in old})
+
+
 def _short(value: Any) -> str:
   text = json.dumps(value)
   return text if len(text) <= 60 else text[:57] + "..."

@@ -12,24 +12,26 @@ from etils import epath
 
 from miniplm_jax.core import errors, files, gs
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.manifest import Manifest, other_maker
 
 _NAMES = ("domain", "split")
 _ID = "row_id"
 _AT_A_TIME = 65_536  # values that are hashed in one piece, as they always were
 DIGEST = "content"  # in an index: of its columns and what it says
+MADE_BY = "made_by"  # in the details of an index, from `manifest.made_by`
 AT_ONCE = 16  # files that are read; from gs:// each is some requests
 
 
-def facts(index: epath.Path, is_checked: bool = False) -> dict[str, Any]:
+def facts(index: epath.Path, is_checked=False, made_by=None) -> dict[str, Any]:
   """What an index says of its shard, beside its columns.
 
   Args:
     index: its file.
     is_checked: also compare the columns with what it says of them.
+    made_by: also compare with this what it says of what made it, if it does.
 
   Raises:
-    UserError: it is damaged.
+    UserError: it is damaged, or another run's.
   """
   import pyarrow.parquet as pq
 
@@ -42,6 +44,14 @@ def facts(index: epath.Path, is_checked: bool = False) -> dict[str, Any]:
     written = found.pop(DIGEST, "")
     if is_checked and written and written != digest(file.read(), found):
       raise ValueError("its content is not that which was written")
+  there = found["details"].get(MADE_BY, {})
+  if made_by and (difference := other_maker(there, made_by)):
+    raise UserError(
+      f"this shard is of another run: {difference}",
+      f"{index}",
+      "restore this run's tokenizer and shard, or remove the file: it is made "
+      "again",
+    )
   return found
 
 

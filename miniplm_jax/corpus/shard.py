@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import contents, files
+from miniplm_jax.core import contents, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import columns, store, tokenizer
 from miniplm_jax.corpus.pack import Packer, Row, SentenceEnds
@@ -31,6 +31,8 @@ class Recipe:
     directory: of the corpus, which has the tokenizer.
     eos_token: the tokenizer's end of document.
     bos_token: what texts follow in rows; "" is nothing.
+    text_field: where records have their text.
+    domain_field: and their domain.
     max_length: inputs of a row.
     seed: of the splits.
     shares: (split, share) of all but "train".
@@ -44,6 +46,14 @@ class Recipe:
   shares: tuple[tuple[str, float], ...]
   max_broken: int
   bos_token: str = ""
+  text_field: str = ""
+  domain_field: str = ""
+
+  def made_by(self, encoder: tokenizer.Tokenizer) -> dict[str, Any]:
+    """What a shard says of what its rows depend on beside its part."""
+    settings = dataclasses.asdict(self) | {"shares": dict(self.shares)}
+    del settings["directory"], settings["max_broken"]
+    return manifest.made_by(settings, {}, tokenizer=encoder.fingerprint)
 
 
 class Maker:
@@ -74,6 +84,7 @@ class Maker:
       "fingerprint": part.fingerprint(),
       "broken": [],
       "highest_id": 0,
+      columns.MADE_BY: self._recipe.made_by(self._encoder),
     }
     records = self._good(part.noted(noted), counts, details["broken"])
     names = store.shard_names(number, parts)
@@ -252,6 +263,7 @@ def is_made(
   number: int,
   parts: Sequence[Part],
   seen: Mapping[str, str],
+  made_by: Mapping[str, Any] | None,
 ) -> bool:
   """Whether a shard is there and was made from this part.
 
@@ -261,12 +273,13 @@ def is_made(
     parts: all of them.
     seen: by the parts' names, their identities when the shards were known to
       be of their content: what has another one is read, to compare it.
+    made_by: what makes it now, see `store.has`.
   """
   # Here, also if nothing is there: parts of one file share it, and it goes
   # with them to the processes that make their shards.
   part, wanted = parts[number], parts[number].fingerprint()
   names = store.shard_names(number, len(parts))
-  if not store.has(directory, names):
+  if not store.has(directory, names, made_by):
     return False
   facts = columns.facts(directory / names[1])
   made = facts["details"]

@@ -130,15 +130,17 @@ class Source:
         "run it again when nobody writes to it: it goes on",
       )
 
-  def stale(self, parts: Sequence[Part]) -> list[int]:
-    """Numbers of the parts whose shards are to be made."""
+  def stale(
+    self, parts: Sequence[Part], made_by: Mapping[str, Any] | None = None
+  ) -> list[int]:
+    """Numbers of the parts whose shards are to be made, see `is_made`."""
     from miniplm_jax.corpus import shard  # here for a quick --help
 
     seen = self._read(_SEEN)
     found = []
     with futures.ThreadPoolExecutor(columns.AT_ONCE) as pool:
       made = pool.map(
-        lambda i: shard.is_made(self.directory, i, parts, seen),
+        lambda i: shard.is_made(self.directory, i, parts, seen, made_by),
         range(len(parts)),
       )
       for i, is_there in enumerate(made):

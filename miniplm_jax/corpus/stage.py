@@ -79,14 +79,14 @@ def _idle(c, old) -> tuple[str, ...]:
   if c.tokenizer == TRAIN:
     return (*found, "tokenizer_revision")
   found = (*found, "vocab_size")
-  is_local = _local_tokenizer(c).exists()
+  is_local = _local_tokenizer(c.tokenizer).exists()
   return (*found, "tokenizer_revision") if is_local else found
 
 
-def _local_tokenizer(c):
+def _local_tokenizer(name: str):
   from etils import epath
 
-  return epath.Path(c.tokenizer) / "tokenizer.json"
+  return epath.Path(name) / "tokenizer.json"
 
 
 def _shares(c) -> tuple[tuple[str, float], ...]:
@@ -98,27 +98,44 @@ def _shares(c) -> tuple[tuple[str, float], ...]:
 
 
 def _tokenizer_fingerprint(c) -> str:
-  """What is known of the tokenizer before anything is fetched or trained."""
   if c.tokenizer == TRAIN:
     return files.digest([TRAIN, c.vocab_size])
-  if _local_tokenizer(c).exists():
-    return files.sha256(_local_tokenizer(c))
-  return files.digest([c.tokenizer, c.tokenizer_revision])
+  return named_tokenizer(c.tokenizer, c.tokenizer_revision)
+
+
+def named_tokenizer(name: str, revision: str) -> str:
+  """What is known of a tokenizer before anything is fetched."""
+  local = _local_tokenizer(name)
+  return (
+    files.sha256(local) if local.exists() else files.digest([name, revision])
+  )
 
 
 def _run(config, source: Source):
-  from miniplm_jax.corpus import store
+  from miniplm_jax.corpus import shard, store
 
-  parts, directory = source.begin(), source.directory
+  c, parts, directory = config.corpus, source.begin(), source.directory
   # A tokenizer that was trained here took a pass over all of the text.
-  is_costly = config.corpus.tokenizer == TRAIN
+  is_costly = c.tokenizer == TRAIN
   try:
     encoder = _tokenizer(source, parts)
-    _fill(config, parts, source, encoder.bos_token)
+    recipe = shard.Recipe(
+      directory=str(directory),
+      eos_token=c.eos_token,
+      max_length=c.max_length,
+      seed=c.seed,
+      shares=_shares(c),
+      max_broken=config.run.max_broken,
+      bos_token=encoder.bos_token,
+      text_field=c.text_field,
+      domain_field=c.domain_field,
+    )
+    made_by = recipe.made_by(encoder)
+    _fill(config, parts, source, recipe, made_by)
     source.refuse_changes(parts)
     source.note(parts)
     is_costly = False  # what is refused of all shards will be so again
-    return _merge(config, parts, directory, encoder)
+    return _merge(config, parts, directory, encoder, made_by)
   except UserError:
     if is_costly and (directory / "tokenizer/tokenizer.json").exists():
       raise
@@ -132,25 +149,16 @@ def _run(config, source: Source):
     raise
 
 
-def _fill(config, parts, source, bos_token):
+def _fill(config, parts, source, recipe, made_by):
   """Makes all shards that are not there."""
-  from miniplm_jax.corpus import losses, shard, store, workers
+  from miniplm_jax.corpus import losses, store, workers
 
   c, run, directory = config.corpus, config.run, source.directory
-  stale = source.stale(parts)
+  stale = source.stale(parts, made_by)
   tasks = [(i, len(parts), parts[i]) for i in stale]
   source.note([part for i, part in enumerate(parts) if i not in set(stale)])
   if len(tasks) < len(parts):
     say(STAGE, f"{len(parts) - len(tasks)} of {len(parts)} shards are there")
-  recipe = shard.Recipe(
-    directory=str(directory),
-    eos_token=c.eos_token,
-    max_length=c.max_length,
-    seed=c.seed,
-    shares=_shares(c),
-    max_broken=run.max_broken,
-    bos_token=bos_token,
-  )
   n, lost = len(parts), {p.name for p in directory.glob("index-*.parquet")}
   lost -= {store.shard_names(i, n)[1] for i in {*range(n)} - {*stale}}
   if lost:
@@ -174,16 +182,16 @@ def _fill(config, parts, source, bos_token):
     workers.make_here(recipe, tasks, n, progress.update, on_shard)
 
 
-def _merge(config, parts, directory, encoder):
+def _merge(config, parts, directory, encoder, made_by):
   """The fields of the manifest, when every shard is there."""
-  from miniplm_jax.corpus import losses, shard, store
+  from miniplm_jax.corpus import columns, losses, shard, store
   from miniplm_jax.corpus.records import Broken
 
   c = config.corpus
   commit = Source(c, directory).commit
-  counts, described = store.merge(directory, len(parts))
+  counts, described = store.merge(directory, len(parts), made_by)
   indices = [store.shard_names(i, len(parts))[1] for i in range(len(parts))]
-  made = [store.read_details(directory / name) for name in indices]
+  made = [columns.facts(directory / name)["details"] for name in indices]
   broken = [record for of_shard in made for record in of_shard["broken"]]
   if broken:
     path = shard.write_sample(directory, broken)
@@ -264,21 +272,40 @@ def _tell_domains(directory, indices):
 
 
 def _tokenizer(source, parts):
-  """The corpus's own copy of the tokenizer, made at the first call."""
+  from miniplm_jax.corpus import tokenizer
+
+  c, directory = source.c, source.directory / "tokenizer"
+  if c.tokenizer == TRAIN and not (directory / "tokenizer.json").exists():
+    say(STAGE, f"training a byte-level BPE of {c.vocab_size:,} tokens")
+    texts = _texts(source.read_for_training(parts), c)
+    found = tokenizer.train(texts, c.vocab_size, c.eos_token)
+    tokenizer.keep(found, directory, STAGE, "corpus")
+  return own_tokenizer(c, directory, STAGE, "corpus")
+
+
+def own_tokenizer(c, directory, stage: str, section: str):
+  """A corpus's own copy of the tokenizer that `c`, a section, names.
+
+  Raises:
+    UserError: it is there, and no copy of the folder that is named.
+  """
   from miniplm_jax.corpus import tokenizer
   from miniplm_jax.models import hub
 
-  c, directory = source.c, source.directory / "tokenizer"
-  if not (directory / "tokenizer.json").exists():
-    if c.tokenizer == TRAIN:
-      say(STAGE, f"training a byte-level BPE of {c.vocab_size:,} tokens")
-      texts = _texts(source.read_for_training(parts), c)
-      found = tokenizer.train(texts, c.vocab_size, c.eos_token)
-    else:
-      folder = hub.resolve(c.tokenizer, c.tokenizer_revision, weights=False)
-      found = tokenizer.load(folder, c.eos_token, c.bos_token)
-    tokenizer.keep(found, directory, STAGE, "corpus")
-  return tokenizer.load(directory, c.eos_token, c.bos_token)
+  path, tokens = directory / "tokenizer.json", (c.eos_token, c.bos_token)
+  is_there, is_local = path.exists(), _local_tokenizer(c.tokenizer).exists()
+  if not is_there or (is_local and c.tokenizer != TRAIN):
+    folder = hub.resolve(c.tokenizer, c.tokenizer_revision, weights=False)
+    found = tokenizer.load(folder, *tokens, section)
+    if not is_there:
+      tokenizer.keep(found, directory, stage, section)
+    elif path.read_bytes() != found.to_files()[path.name]:
+      raise UserError(
+        f"this is no copy of config.{section}.tokenizer={c.tokenizer}",
+        f"{path}",
+        "restore it, or remove it: it is copied again",
+      )
+  return tokenizer.load(directory, *tokens, section)
 
 
 def _texts(records, c):

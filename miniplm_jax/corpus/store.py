@@ -187,12 +187,16 @@ def write_shard(
   columns.write(directory / index, table)
 
 
-def has(directory: epath.Path, names: tuple[str, str]) -> bool:
-  """Whether both files of a shard are there, its rows as long as written."""
+def has(directory: epath.Path, names: tuple[str, str], made_by=None) -> bool:
+  """Whether both files of a shard are there, its rows as long as written.
+
+  Raises:
+    UserError: the index is damaged, or was not `made_by` this.
+  """
   records, index = (directory / name for name in names)
   if not (records.exists() and index.exists()):
     return False
-  written = columns.facts(index).get(FILE)  # none in old versions'
+  written = columns.facts(index, made_by=made_by).get(FILE)  # none in old ones
   return not written or records.stat().length == written["bytes"]
 
 
@@ -201,23 +205,18 @@ def read_counts(index: epath.Path) -> collections.Counter[str]:
   return collections.Counter(columns.facts(index)["counts"])
 
 
-def read_details(index: epath.Path) -> dict[str, Any]:
-  """The details that `write_shard` was given."""
-  return columns.facts(index)["details"]
-
-
 def merge(
-  directory: epath.Path, parts: int
+  directory: epath.Path, parts: int, made_by: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
   """Numbers the rows; counts and files, as a corpus's manifest has them.
 
   Raises:
-    UserError: an index is damaged.
+    UserError: an index is damaged, or was not `made_by` this.
   """
   names = [shard_names(part, parts) for part in range(parts)]
 
   def check(own):
-    return columns.facts(directory / own[1], is_checked=True)
+    return columns.facts(directory / own[1], True, made_by)
 
   def describe(own, facts, first):
     records, index = (directory / name for name in own)

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.manifest import Manifest, made_by
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import huggingface, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.proxy.regression import Regression
 from miniplm_jax.score import sample, table, uses
 from miniplm_jax.score import stage as score_stage
-from miniplm_jax.trainer import loop, training_job
+from miniplm_jax.trainer import loop
 
 
 def true_scores(
@@ -93,7 +93,7 @@ def run(
       * arch.body_flops(corpus.max_length)
       * c.train.batch_size
       * corpus.max_length,
-      made_by=training_job.made_by(settings, inputs),
+      made_by=made_by(settings, inputs),
       objective=Regression(
         c.train,
         corpus.eos_id,

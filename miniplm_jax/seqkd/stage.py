@@ -10,7 +10,7 @@ held-out rows, as they are, so a student is never measured on generated text.
 import collections
 import functools
 
-from miniplm_jax.core import files, hosts
+from miniplm_jax.core import files, hosts, manifest
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
@@ -121,7 +121,7 @@ def _chosen(settings, kept):
 
 
 def _run(config, source, directory, inputs):
-  from miniplm_jax.corpus import store
+  from miniplm_jax.corpus import columns, store
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.seqkd.continuation import Continuation
   from miniplm_jax.trainer import flops
@@ -132,13 +132,17 @@ def _run(config, source, directory, inputs):
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   model = uses.load(source, corpus, mesh, c.dtype)
   made = Continuation(model, corpus, mesh, c, prompt_tokens(config))
-  rows = _chosen(_settings(config), kept_rows(inputs["selection"]))
+  settings, weights = _settings(config), huggingface.weights_fingerprint(model)
+  idle = *_idle(settings), "batch_size"  # a row's id seeds its draws
+  kept = {k: v for k, v in settings.items() if k not in idle}
+  by = manifest.made_by(kept, inputs, weights=weights)
+  rows = _chosen(settings, kept_rows(inputs["selection"]))
   size = c.rows_per_part
   units = [rows[i : i + size] for i in range(0, len(rows), size)]
   parts = len(units) + 1  # the last are the held-out rows
   names = [store.shard_names(i, parts) for i in range(parts)]
   todo = hosts.agree(
-    lambda: [i for i, n in enumerate(names) if not store.has(directory, n)]
+    lambda: [i for i in range(parts) if not store.has(directory, names[i], by)]
   )
   left = sum(len(units[i]) for i in todo if i < len(units))
   with Progress(
@@ -152,13 +156,13 @@ def _run(config, source, directory, inputs):
         found = made.copies(corpus.rows_of("heldout"), i, seen)
       # All processes generate, one writes.
       write = store.write_shard, directory, names[i], list(found), seen
-      hosts.agree(functools.partial(*write))
+      hosts.agree(functools.partial(*write, {columns.MADE_BY: by}))
 
   def merged():
     corpus.check_tokenizer()
     for path in (corpus.directory / "tokenizer").iterdir():
       files.write_bytes(directory / "tokenizer" / path.name, path.read_bytes())
-    return store.merge(directory, parts)
+    return store.merge(directory, parts, by)
 
   counts, described = hosts.agree(merged)
   cost = counts.pop("flops", 0)
@@ -166,7 +170,7 @@ def _run(config, source, directory, inputs):
   same = ("eos_id", "vocab_size", "bos_id", "bos_token")
   return {
     "tokenizer": corpus.manifest.tokenizer,
-    "weights": huggingface.weights_fingerprint(model),
+    "weights": weights,
     "files": described,
     "counts": counts,
     "details": {

@@ -233,9 +233,7 @@ class Checkpoints:
     """Raises AnotherRunError unless a checkpoint is of this run."""
     made_by = dict(self._facts(step).get(_MADE_BY) or {})
     made_by.pop(CURVE_OF, None)
-    # Of what an earlier version did not say, nothing is known.
-    ours = {name: self._made_by.get(name) for name in made_by}
-    if difference := manifest.first_difference(made_by, ours):
+    if difference := manifest.other_maker(made_by, self._made_by):
       raise _AnotherRunError(
         f"checkpoint {step} is of another run: {difference}",
         str(self._directory / str(step)),

@@ -11,7 +11,7 @@ from etils import epath
 from miniplm_jax.core import hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
-from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.manifest import Manifest, made_by
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import GENERATED, Workdir
 from miniplm_jax.models.architecture import Architecture
@@ -126,14 +126,6 @@ class _Recipe:
   begin: Callable | None
   export_every: int
   settings: Mapping[str, Any]
-
-
-def made_by(
-  settings: Mapping[str, Any], inputs: Mapping[str, Manifest], **more: str
-) -> dict[str, Any]:
-  """What a checkpoint says that it is of, see `Checkpoints`."""
-  prints = {name: made.fingerprint for name, made in inputs.items()}
-  return {"settings": settings, "inputs": prints, **more}
 
 
 def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
