@@ -21,6 +21,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import stage as tokenize
 from miniplm_jax.corpus import store, tokenizer, trained_rows
+from miniplm_jax.evaluate import stage as evaluate_stage
 from miniplm_jax.models import architecture, config_json, hub, huggingface
 from miniplm_jax.score import importing, table, units, uses
 from miniplm_jax.score import stage as score_stage
@@ -505,6 +506,42 @@ def test_rows_that_a_student_was_trained_on_are_not_scored(finished):
   with pytest.raises(UserError, match=words):
     trained_rows.refuse(student, corpus, rows, "it")
   trained_rows.refuse(student, corpus, corpus.rows_of("heldout"), "it")
+
+
+def test_held_out_rows_that_a_model_was_trained_on_are_not_measured(copy):
+  """Other shares hold back what the reference has seen; D is the same."""
+  model = str(copy / "run/reference/hf")
+  settings = {
+    "workdir": str(copy / "other"),
+    "corpus.source": str(copy / "text.jsonl"),
+    "corpus.tokenizer": str(copy / "run/corpus/tokenizer"),
+    "corpus.reference_share": 0.1,
+    "corpus.heldout_share": 0.2,
+    "teacher.path": str(copy / "run/teacher/hf"),
+    "reference.path": model,
+  }
+  execute(copy, "tokenize", **settings)
+  made = [
+    store.Corpus(manifest.require(epath.Path(copy / name)))
+    for name in ("run/corpus/manifest.json", "other/corpus/manifest.json")
+  ]
+  seen, rows = (
+    corpus.index["hash"].to_numpy()[corpus.rows_of(split)]
+    for corpus, split in zip(made, ("reference", "heldout"))
+  )
+  words = (
+    rf"trained on {np.isin(rows, seen).sum()} of {len(rows)} held-out rows"
+  )
+  begin = {"method": "pretrain", "baselines": (), "student.init": model}
+  with pytest.raises(UserError, match=f"student.init was {words}"):
+    execute(copy, "select", "train", **settings, **begin)
+  config = tiny_config.get_config()
+  config.update_from_flattened_dict(settings)
+  *_, reference = evaluate_stage.jobs(
+    config, Workdir(epath.Path(config.workdir))
+  )
+  with pytest.raises(UserError, match=f"reference was {words}"):
+    reference.run({"corpus": made[1].manifest})
 
 
 def test_what_decides_nothing_may_change(finished):

@@ -1,6 +1,6 @@
 """Which rows a model was trained on, in a file of its own folder.
 
-A row of D that the reference was trained on has a score that says nothing.
+What is measured on these says nothing: a score of D, a loss of held-out rows.
 Splits keep them apart within a workdir; the file does so wherever the model
 is given by path, and also if the corpus was split by another seed there.
 """
@@ -38,21 +38,30 @@ def encode(corpus: Corpus, row_ids: np.ndarray) -> bytes:
 
 
 def refuse(
-  directory: epath.Path, corpus: Corpus, row_ids: np.ndarray, name: str
+  directory: epath.Path,
+  corpus: Corpus,
+  row_ids: np.ndarray,
+  name: str,
+  which: str = "rows of D",
 ):
-  """Refuses a model that was trained on rows that it is to score.
+  """Refuses a model that was trained on rows that it is measured on.
 
   Of another seed's hashes at most 2²⁰ rows, evenly spaced, are looked at.
 
   Args:
     directory: of the model; without the file nothing is known.
-    corpus: of the rows to score.
+    corpus: of the rows.
     row_ids: theirs, int64, ascending.
     name: of the model.
+    which: rows these are, in words.
 
   Raises:
     UserError: it was trained on some of them, or the file is damaged.
   """
+  hosts.agree(lambda: _refuse(directory, corpus, row_ids, name, which))
+
+
+def _refuse(directory, corpus, row_ids, name, which):
   path = directory / NAME
   if not path.exists():
     return
@@ -72,9 +81,9 @@ def refuse(
   seen = np.isin(hashes, trained)
   if seen.any():
     raise UserError(
-      f"{name} was trained on {int(seen.sum()):,} of {len(row_ids):,} rows of "
-      f"D, row {row_ids[np.argmax(seen)]} the first: their scores would say "
-      "nothing",
+      f"{name} was trained on {int(seen.sum()):,} of {len(row_ids):,} {which}, "
+      f"row {row_ids[np.argmax(seen)]} the first: what is measured on them "
+      "would say nothing",
       str(directory),
       "give the corpus the seed and shares that the model was trained with, "
       "or a model that has not seen its text",

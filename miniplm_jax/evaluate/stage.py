@@ -62,8 +62,9 @@ def _run(config, it: Subject, inputs):
 
   from miniplm_jax.core.progress import Progress
   from miniplm_jax.corpus import ignored as ignored_lib
+  from miniplm_jax.corpus import trained_rows
   from miniplm_jax.corpus.store import open_corpus
-  from miniplm_jax.models import sharding
+  from miniplm_jax.models import hub, sharding
 
   run = config.run
   corpus = open_corpus(inputs)
@@ -82,6 +83,9 @@ def _run(config, it: Subject, inputs):
       f"config.evaluate.ignore_domains={','.join(ignored)}",
       "ignore fewer domains",
     )
+  if it.source:
+    heldout = row_ids, it.name, "held-out rows"
+    trained_rows.refuse(hub.folder_of(it.source), corpus, *heldout)
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   models = {it.name: it.load(inputs, mesh, it.dtype)}
   scorer = score_stage.scorer_of(config, models, corpus, mesh, it.dtype)

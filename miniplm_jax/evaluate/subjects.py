@@ -26,6 +26,7 @@ class Subject:
     corpus: the inputs that are its corpus, for `store.open_corpus`.
     dtype: of the computation of its held-out loss.
     load: makes the `Decoder` of (inputs, mesh, dtype).
+    source: where a scorer lies; a student trains on no held-out rows.
   """
 
   label: str
@@ -34,6 +35,7 @@ class Subject:
   corpus: Mapping[str, Input]
   dtype: str
   load: Callable[..., Any]
+  source: score_stage.Source | None = None
 
 
 def subjects(config, workdir: Workdir, scorers: bool = True) -> list[Subject]:
@@ -69,4 +71,5 @@ def _scorer(
 
   corpus = {"corpus": workdir.corpus / MANIFEST}
   folder = workdir.scores(source.name)
-  return Subject(role, source.name, folder, corpus, config.score.dtype, load)
+  dtype = config.score.dtype
+  return Subject(role, source.name, folder, corpus, dtype, load, source)

@@ -277,7 +277,6 @@ def _fill(
   """Scores under all of these models until no part is missing."""
   import numpy as np
 
-  from miniplm_jax.core import hosts
   from miniplm_jax.corpus import trained_rows
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.models import hub, sharding
@@ -290,8 +289,7 @@ def _fill(
   rows = np.concatenate([unit.rows for unit in units])
   models = {}
   for source in wanted:
-    facts = hub.folder_of(source), corpus, rows, source.name
-    hosts.agree(functools.partial(trained_rows.refuse, *facts))
+    trained_rows.refuse(hub.folder_of(source), corpus, rows, source.name)
     model = load_checked(source, corpus, mesh, config.score.dtype)
     facts = settings_of(config, corpus, model, source.is_int8)
     directory = workdir.scores(source.name)

@@ -20,23 +20,26 @@ def source(config) -> Source | None:
   return Source("student.init", s.init, s.init_revision, "", "", False)
 
 
-def load(begin: Source, arch: Architecture, corpus, mesh):
+def load(begin: Source, arch: Architecture, corpus, base, mesh):
   """The model, its weights in float32, each device with its shard.
 
   Args:
     begin: from `source`.
     arch: the student's shape.
     corpus: that it is trained on.
+    base: that one, or what it was generated from, with the rows' seed.
     mesh: where to put it.
 
   Returns:
     A `Decoder` of `arch`.
 
   Raises:
-    UserError: it has another shape or tokenizer, or cannot be read.
+    UserError: it has another shape or tokenizer, was trained on held-out
+      rows, or cannot be read.
   """
   import jax
 
+  from miniplm_jax.corpus import trained_rows
   from miniplm_jax.models import decoder, hub, huggingface
 
   found = hub.load_architecture(
@@ -54,6 +57,8 @@ def load(begin: Source, arch: Architecture, corpus, mesh):
       f"config.student.init={begin.path} and config.student.model",
       "give config.student.model that model's shape",
     )
+  heldout = base.rows_of("heldout"), begin.name, "held-out rows"
+  trained_rows.refuse(hub.folder_of(begin), base, *heldout)
   model = score_stage.load_checked(begin, corpus, mesh, "float32")
   weights = huggingface.weights_fingerprint(model)
   say("train", f"begins with {begin.path}, weights {weights[:12]}")

@@ -58,7 +58,8 @@ def make(
     token_flops: of training on one input token; 0 is the next-token loss.
     told: about the number of steps, for the summary.
     offline: FLOPs that were spent for it before, by part, for the manifest.
-    begin: (arch, corpus, mesh) → the model to begin with; None draws one.
+    begin: (arch, corpus, what that was generated from, mesh) → the model to
+      begin with; None draws one.
     export_every: steps between folders hf-<step>; 0 is never.
   """
   token_flops = token_flops or flops_lib.next_token(
@@ -166,7 +167,8 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
       step_flops=it.token_flops * step_tokens,
       made_by=made_by(it.settings, inputs, **{comparable.CURVE_OF: curve_rows}),
       objective=it.objective and it.objective(corpus, mesh, inputs),
-      begin=it.begin and functools.partial(it.begin, arch, corpus, mesh),
+      begin=it.begin
+      and functools.partial(it.begin, arch, corpus, source, mesh),
       export=functools.partial(_export, config.export, directory, *seen)
       if it.export_every
       else None,
