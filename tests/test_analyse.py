@@ -325,7 +325,7 @@ def test_losses_of_other_rows_are_left_out_by_name():
   assert "than most: diff-3." in ablations.section(made).notes[-1]
 
 
-def test_a_law_of_other_rows_is_not_shown_beside_others():
+def test_a_law_of_other_rows_or_beginnings_is_not_shown_beside_others():
   steps = np.arange(100, 2001, 100)
   students = {
     name: SimpleNamespace(
@@ -351,6 +351,32 @@ def test_a_law_of_other_rows_is_not_shown_beside_others():
   assert list(found["laws"]) == ["one", "other"]
   assert "began with given weights" in found["refused"]["warm"]
   assert "other rows than most" in found["refused"]["few"]
+
+
+def test_what_follows_the_selection_does_not_part_seeds():
+  """Tables made of its rows, where what else they are made with is known."""
+  made = {
+    "seqkd": ("generated", "seqkd", "teacher"),
+    "other": ("generated", "seqkd", "another"),
+    "sparse": ("logits", "logits_of", "teacher"),
+    "old": ("generated", "", ""),  # of a version that did not say
+  }
+  students = {}
+  for name, (table, said, how) in made.items():
+    for seed in (11, 12):
+      one = seeded("random", seed, [7.0, 5.0, 4.0])
+      one.made.inputs[table] = f"{table}-{seed}"
+      one.made.inputs |= {said: how} if said else {}
+      one.made.weights = f"{name}-{seed}"
+      students[f"{name}-{seed}"] = one
+  del students["other-12"]
+  found = seeds.measure(SimpleNamespace(students=students))
+  assert list(found["groups"]) == ["seqkd", "sparse"]
+  assert not any(g["is_baseline"] for g in found["groups"].values())
+  notes = seeds.section(found).notes
+  assert notes == [
+    "No other differs in its seeds alone: other-11, old-11, old-12."
+  ]
 
 
 def test_one_seed_has_no_spread():
@@ -389,7 +415,7 @@ def student(
   return Constructed(
     made=SimpleNamespace(
       tokenizer="t",
-      settings={"model": "shape"},
+      settings={"model": "shape", "train": {}},
       inputs={"init": init} if init else {},
       counts={"rows": rows},
       details={"curve_rows": seen}
@@ -430,6 +456,21 @@ def test_savings_on_constructed_curves():
   section = savings.section(found)
   assert section.table[1][0][4] == "1.33 ×"
   assert section.notes == ["Not reached: slow that of fast."]
+
+
+def test_each_domain_of_a_mixture_begins_anew_by_itself():
+  """Of 40 rows 3/4 are mail, which has 20: with 10 of code 30 are new."""
+  mixed = student([5, 10], [3.0, 2.0], 1.0, rows=80)
+  mixed.made.settings["train"]["domain_weights"] = ("mail=9", "old=0")
+  domains = {"mail": {"kept": 20}, "code": {"kept": 60}, "old": {"kept": 7}}
+  given = SimpleNamespace(counts={"domains": domains})
+  mixed = dataclasses.replace(mixed, selection=given)
+  assert [savings.different(mixed, n) for n in (1, 5, 100)] == [8, 30, 80]
+  given.counts = {}  # of an old version
+  assert savings.different(mixed, 5) is None
+  given.counts = {"domains": domains}
+  mixed.made.inputs["generated"] = "g"
+  assert savings.different(mixed, 5) is None
 
 
 def test_what_is_reached_by_the_first_point_is_a_bound():

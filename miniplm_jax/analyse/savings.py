@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from miniplm_jax.analyse.inventory import Inventory, Skipped
+from miniplm_jax.analyse.inventory import Inventory, Skipped, Student
 from miniplm_jax.core import page
+from miniplm_jax.core.workdir import GENERATED
 from miniplm_jax.trainer import comparable
 
 TITLE = "Savings at equal quality"
@@ -101,9 +102,6 @@ def _pair(students, curves, method: str, baseline: str) -> dict[str, Any]:
     known = offline is not None
     return step * student.per_step("FLOPs") + offline if known else None
 
-  def different(student, step):
-    return min(step * student.per_step("rows"), student.made.counts["rows"])
-
   return {
     "method": method,
     "baseline": baseline,
@@ -115,6 +113,26 @@ def _pair(students, curves, method: str, baseline: str) -> dict[str, Any]:
     "rows": saved(lambda s, step: step * s.per_step("rows")),
     "different rows": saved(different),
   }
+
+
+def different(student: Student, step: float) -> float | None:
+  """How many rows a student has met after so many steps; None: not known."""
+  from miniplm_jax.trainer import batches
+
+  read = step * student.per_step("rows")
+  weights = student.made.settings["train"].get("domain_weights")
+  if not weights:
+    return min(read, student.made.counts["rows"])
+  domains = student.selection.counts.get("domains")
+  # What is generated may be of some of the selection's rows.
+  if not domains or GENERATED in student.made.inputs:
+    return None
+  # Each domain begins anew when its own rows have been read.
+  kept = {name: counts["kept"] for name, counts in domains.items()}
+  return sum(
+    min(read * float(share), kept[name])
+    for name, share in batches.shares(kept, weights).items()
+  )
 
 
 def section(found: Mapping[str, Any]) -> page.Section:

@@ -12,8 +12,10 @@ from miniplm_jax.analyse.inventory import BUDGET, Inventory, Skipped, Student
 from miniplm_jax.analyse.savings import reached
 from miniplm_jax.core import files, page
 from miniplm_jax.core.groups import ALL
-from miniplm_jax.core.workdir import CONVERTED
+from miniplm_jax.core.workdir import CONVERTED, GENERATED
+from miniplm_jax.distill import logits_stage
 from miniplm_jax.evaluate import stage as evaluate_stage
+from miniplm_jax.seqkd import stage as seqkd_stage
 from miniplm_jax.train.stage import INIT
 from miniplm_jax.trainer import comparable
 
@@ -32,6 +34,12 @@ DEFINITION = (
 
 _CURVES = "Learning curves: every seed, thin, and the mean."
 _BY_SEED = "selection", CONVERTED  # inputs
+# Made of the selection as the second says: a digest without select.seed, which
+# students of earlier versions do not have.
+_FOLLOWS = {
+  GENERATED: seqkd_stage.STAGE,
+  logits_stage.STAGE: logits_stage.ASKED,
+}
 _PLAIN = {"model", "train", "rows"}  # settings; an objective adds its own
 
 
@@ -50,6 +58,7 @@ def measure(found: Inventory) -> dict[str, Any]:
       # A student that was made again under another name counts once.
       groups[_rest(student)].setdefault(student.made.weights, (name, student))
   several = [dict(g.values()) for g in groups.values() if len(g) > 1]
+  alone = [n for g in groups.values() if len(g) == 1 for n, _ in g.values()]
   if not several:
     raise Skipped("no two students differ in their seeds alone")
   figures = {}
@@ -61,7 +70,7 @@ def measure(found: Inventory) -> dict[str, Any]:
   for group in figures.values():
     if base := baseline_of(group, figures):
       group["beside"] = {"baseline": base} | beside(group, figures[base])
-  return {"groups": figures, "left_out": left_out}
+  return {"groups": figures, "left_out": left_out, "alone": alone}
 
 
 def baseline_of(
@@ -87,13 +96,15 @@ def baseline_of(
 def _rest(student: Student) -> str:
   """All that a student was made with but its seeds and its names."""
   made, selection = student.made.settings, student.selection.settings
+  inputs = student.made.inputs
+  by_seed = {*_BY_SEED, *(k for k, said in _FOLLOWS.items() if said in inputs)}
   return files.digest(
     [
       {k: v for k, v in made.items() if k not in ("rows", "train")},
       {k: v for k, v in made["train"].items() if k != "seed"},
       {k: v for k, v in selection.items() if k != "seed"},
-      sorted(student.made.inputs),
-      {k: v for k, v in student.made.inputs.items() if k not in _BY_SEED},
+      sorted(inputs),
+      {k: v for k, v in inputs.items() if k not in by_seed},
       student.made.tokenizer,
       {k: v for k, v in student.evaluation.settings.items() if k != "name"},
     ]
@@ -222,12 +233,14 @@ def section(found: Mapping[str, Any]) -> page.Section:
         else "not reached",
       ]
     )
+  alone = ", ".join(found.get("alone", ()))
   return page.Section(
     TITLE,
     [DEFINITION],
     table=(header, rows),
     left=1,
-    notes=comparable.in_words(found.get("left_out", ())),
+    notes=[f"No other differs in its seeds alone: {alone}."] * bool(alone)
+    + comparable.in_words(found.get("left_out", ())),
     pictures=[
       *((_curves(alike), _CURVES) for alike in _by_kind(groups)),
       (_domains(groups), "Held-out bits per byte by domain, less the mean."),

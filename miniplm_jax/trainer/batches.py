@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -102,18 +102,26 @@ def by_domain(
   Raises:
     UserError: a domain has no rows, or nothing is left.
   """
-  wanted = dict(map(weight_of, weights))
   where = f"train.domain_weights, corpus {corpus.directory}"
   codes, every = corpus.domain_codes
   rows_of = zip(every, groups.places(codes[row_ids], len(every)))
   rows_of = {name: row_ids[here] for name, here in rows_of if len(here)}
-  names = sorted(rows_of)
+  wanted, names = dict(map(weight_of, weights)), sorted(rows_of)
   groups.refuse_unknown(wanted, names, "row to train on", where)
-  found = [(name, rows_of[name]) for name in names]
-  parts = [len(rows) * wanted.get(name, Fraction(1)) for name, rows in found]
-  if not (total := sum(parts)):
+  found = shares({name: len(rows_of[name]) for name in names}, weights)
+  if not found:
     raise UserError("every domain has weight 0", where, "leave one")
-  return [(*each, part / total) for each, part in zip(found, parts) if part]
+  return [(name, rows_of[name], share) for name, share in found.items()]
+
+
+def shares(
+  rows: Mapping[str, int], weights: Sequence[str]
+) -> dict[str, Fraction]:
+  """Rows × weight as a share of all, by domain, without those of weight 0."""
+  wanted = dict(map(weight_of, weights))
+  parts = {name: n * wanted.get(name, Fraction(1)) for name, n in rows.items()}
+  total = sum(parts.values())
+  return {name: part / total for name, part in parts.items() if part}
 
 
 def trained_on(
