@@ -193,7 +193,8 @@ class Job:
     """
     todo, seen = [self], set()
     while todo:
-      for path in set(todo.pop().input_manifests) - seen:
+      # In their order: of several differences always the same is said.
+      for path in [p for p in todo.pop().input_manifests if p not in seen]:
         seen.add(path)
         maker, made = makers.get(path), manifest_lib.read(path)
         if maker and made and not maker.is_brief:
