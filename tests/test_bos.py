@@ -159,6 +159,11 @@ def test_what_is_from_elsewhere_begins_with_it(tmp_path):
     record = Packed(np.array(ids, np.int32), "d", is_row=False)
     ((_, row),) = maker._rows([(0, record)], collections.Counter())
     assert row.ids.tolist() == [bos_id, *x, eos_id]
+  # Also of several texts, each with its own or without.
+  ids = [bos_id, *x, eos_id, bos_id, *x, eos_id, *x, eos_id]
+  record = Packed(np.array(ids, np.int32), "d", is_row=False)
+  rows = [r.ids for _, r in maker._rows([(0, record)], collections.Counter())]
+  assert np.concatenate(rows).tolist() == [bos_id, *x, eos_id] * 3
   good = Packed(np.array([bos_id, *x], np.int32), "d")
   assert maker._checked(good, 0) is good
   bad = maker._checked(Packed(np.array([*x, *x], np.int32), "d"), 0)

@@ -200,8 +200,9 @@ class Maker:
       if isinstance(packed, Packed):
         ids = packed.ids
         if not packed.is_row:  # the packer adds them
-          if ids[:1].tolist() == [self._encoder.bos_id]:
-            ids = ids[1:]
+          before = np.concatenate([[self._encoder.eos_id], ids[:-1]])
+          is_text = before != self._encoder.eos_id
+          ids = ids[is_text | (ids != self._encoder.bos_id)]
           if ids[-1:].tolist() == [self._encoder.eos_id]:
             ids = ids[:-1]
         if len(ids):
