@@ -175,6 +175,30 @@ def test_a_source_may_lie_in_its_workdir(tmp_path):
     assert part.name.endswith("a.jsonl")
 
 
+def test_no_workdir_s_rows_are_read_with_what_they_were_made_from(
+  tmp_path, vocabulary, capsys
+):
+  folders._note.cache_clear()
+  write(tmp_path / "texts/a.jsonl", LINES)
+  run = Run(tmp_path / "texts/old", tmp_path / "texts", vocabulary)
+  run()
+  written = write(run.folder / "selection/x/materialized/0.jsonl", LINES)
+  beside = write(run.folder / "beside.jsonl", LINES)
+  folder = write(tmp_path / "texts/my/corpus/manifest.json", ["a"]).parent
+  write(folder / "b.jsonl", LINES)
+  for manifest_name in ("manifest.json", "manifest.partial.json"):
+    corpus = run.folder / "corpus"
+    os.rename(corpus / "manifest.json", corpus / manifest_name)
+    parts = readers.list_parts(str(tmp_path / "texts"), readers.Fields())
+    names = ["a.jsonl", "my/corpus/b.jsonl", "old/run/beside.jsonl"]
+    assert [part.name for part in parts] == names
+  assert f"stages wrote into {run.folder}" in capsys.readouterr().out
+  # Who names them means them.
+  for named in (written, written.parent, f"{run.folder}/*/*/*/*.jsonl"):
+    (part,) = readers.list_parts(str(named), readers.Fields())
+    assert part.name.endswith("0.jsonl") and beside.exists()
+
+
 def test_a_name_that_is_no_text_is_refused(tmp_path):
   folder = os.fsencode(tmp_path) + b"/caf\xe9"
   os.mkdir(folder)

@@ -1,8 +1,10 @@
 """Which files a source is, be it a file, a folder or a glob."""
 
 import collections
+import contextlib
 import functools
 import glob
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -13,7 +15,7 @@ from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import is_text
 from miniplm_jax.core.progress import say
-from miniplm_jax.core.workdir import FILES, FOLDERS
+from miniplm_jax.core.workdir import FILES, FOLDERS, MANIFEST, PARTIAL
 from miniplm_jax.corpus import formats
 
 TFDS, HF = "tfds:", "hf:"  # before a name
@@ -35,6 +37,7 @@ def is_of(file: epath.Path, endings: Sequence[str]) -> bool:
 # README beside it, and rows that were packed a list of their sources.
 _KINDS = ((*_LINES, ".parquet"), _JSON, TEXT)
 # Lies beside data, and is none.
+_CORPUS = {("corpus", MANIFEST), ("corpus", PARTIAL)}  # in a workdir
 _ABOUT = re.compile(r"readme|licen[cs]e", re.IGNORECASE)
 
 
@@ -53,11 +56,24 @@ def _not_ours(
   return [file for file in there if ours.isdisjoint((file, *file.parents))]
 
 
+def _is_of_a_corpus(file: epath.Path) -> bool:
+  """Whether stage tokenize wrote it: it lies in a workdir, whosever."""
+  if file.parts[-2:] not in _CORPUS:
+    return False
+  with contextlib.suppress(ValueError, LookupError, TypeError):
+    return json.loads(file.read_bytes())["stage"] == "tokenize"
+  return False
+
+
 def _in_folder(
   path: epath.Path, split: str, workdir: epath.Path | None
 ) -> list[epath.Path]:
   """The files of a folder that are read, none of them hidden."""
-  there = sorted(_not_ours(files.below(path), path, workdir))
+  there = _not_ours(files.below(path), path, workdir)
+  for other in [f.parents[1] for f in there if _is_of_a_corpus(f)]:
+    _note(f"left out: what stages wrote into {other}")
+    there = _not_ours(there, other, other)
+  there.sort()
   found = _pairs(there)
   for endings in _KINDS:
     found = found or [file for file in there if is_of(file, endings)]
