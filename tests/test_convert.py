@@ -361,6 +361,24 @@ def test_without_a_tokenizer_of_the_students_there_is_nothing_to_do():
   assert convert_stage.jobs(config, Workdir(epath.Path("nowhere"))) == []
 
 
+def test_what_was_converted_outlives_its_tokenizer(setup, tmp_path, capsys):
+  s = setup.config.student
+  old, s.tokenizer = s.tokenizer, str(tmp_path / "mounted")
+  shutil.copytree(old, s.tokenizer)
+  made = setup.convert("outlives").manifest
+  shutil.rmtree(s.tokenizer)
+  capsys.readouterr()
+  assert setup.convert("outlives").manifest.fingerprint == made.fingerprint
+  said = capsys.readouterr().out
+  assert "what was made of it stands" in said and s.tokenizer in said
+  inputs = convert_stage.corpus_inputs(setup.config, setup.workdir, "outlives")
+  assert inputs["tokenizer"]() == made.inputs["tokenizer"]
+  s.tokenizer = str(tmp_path / "mistyped")
+  with pytest.raises(UserError, match="no model directory here"):
+    setup.convert("outlives")
+  s.tokenizer = old
+
+
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [

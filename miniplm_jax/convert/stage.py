@@ -8,7 +8,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
-from miniplm_jax.corpus.stage import named_tokenizer, own_tokenizer
+from miniplm_jax.corpus.stage import given_tokenizer, own_tokenizer
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.seqkd import stage as seqkd_stage
@@ -48,8 +48,10 @@ def corpus_inputs(config, workdir: Workdir, student: str) -> dict[str, Input]:
 
 def _checked(config, converted) -> str:
   """The tokenizer's fingerprint; what was converted must be of it."""
-  wanted = _settings(config) | {"tokenizer": _fingerprint(config.student)}
-  if made := manifest_lib.read(converted):
+  given, made = given_tokenizer(config.student), manifest_lib.read(converted)
+  now = made.fingerprint_by("tokenizer", given) if made else given()
+  wanted = _settings(config) | {"tokenizer": now}
+  if made:
     found = made.settings | {"tokenizer": made.inputs["tokenizer"]}
     if difference := manifest_lib.first_difference(found, wanted):
       raise UserError(
@@ -82,7 +84,7 @@ def _job(config, workdir: Workdir, names) -> Job:
       "corpus": workdir.corpus / MANIFEST,
       "selection": workdir.selection(names.selection) / MANIFEST,
       **seqkd_stage.corpus_inputs(config, workdir, names),
-      "tokenizer": lambda: _fingerprint(s),
+      "tokenizer": given_tokenizer(s),
     },
     outputs=(directory,),
     code=Version(_CODE, ("tokenizers",), config.run.any_code),
@@ -91,10 +93,6 @@ def _job(config, workdir: Workdir, names) -> Job:
     run=lambda inputs: _run(config, directory, inputs),
     is_host_only=True,
   )
-
-
-def _fingerprint(student) -> str:
-  return named_tokenizer(student.tokenizer, student.tokenizer_revision)
 
 
 def _run(config, directory, inputs):

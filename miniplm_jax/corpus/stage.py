@@ -5,7 +5,7 @@ import collections
 from miniplm_jax.core import files, former, manifest
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import Job
+from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.source import TRAIN, Source
@@ -31,7 +31,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
       settings={k: v for k, v in c.items() if k not in _BY_CONTENT},
       inputs={
         "source": source,
-        "tokenizer": lambda: _tokenizer_fingerprint(c),
+        "tokenizer": _tokenizer_input(c),
       },
       # Each shard says what it was made from. A tokenizer that is trained
       # here is made from all of them.
@@ -79,14 +79,15 @@ def _idle(c, old) -> tuple[str, ...]:
   if c.tokenizer == TRAIN:
     return (*found, "tokenizer_revision")
   found = (*found, "vocab_size")
-  is_local = _local_tokenizer(c.tokenizer).exists()
+  is_local = given_tokenizer(c).file.exists()
   return (*found, "tokenizer_revision") if is_local else found
 
 
-def _local_tokenizer(name: str):
-  from etils import epath
+def given_tokenizer(c):
+  """The tokenizer that a section of the config names, as an input."""
+  from miniplm_jax.models import hub
 
-  return epath.Path(name) / "tokenizer.json"
+  return hub.GivenTokenizer(c.tokenizer, c.tokenizer_revision)
 
 
 def _shares(c) -> tuple[tuple[str, float], ...]:
@@ -97,18 +98,10 @@ def _shares(c) -> tuple[tuple[str, float], ...]:
   )
 
 
-def _tokenizer_fingerprint(c) -> str:
+def _tokenizer_input(c) -> Input:
   if c.tokenizer == TRAIN:
-    return files.digest([TRAIN, c.vocab_size])
-  return named_tokenizer(c.tokenizer, c.tokenizer_revision)
-
-
-def named_tokenizer(name: str, revision: str) -> str:
-  """What is known of a tokenizer before anything is fetched."""
-  local = _local_tokenizer(name)
-  return (
-    files.sha256(local) if local.exists() else files.digest([name, revision])
-  )
+    return lambda: files.digest([TRAIN, c.vocab_size])
+  return given_tokenizer(c)
 
 
 def _run(config, source: Source):
@@ -293,7 +286,7 @@ def own_tokenizer(c, directory, stage: str, section: str):
   from miniplm_jax.models import hub
 
   path, tokens = directory / "tokenizer.json", (c.eos_token, c.bos_token)
-  is_there, is_local = path.exists(), _local_tokenizer(c.tokenizer).exists()
+  is_there, is_local = path.exists(), given_tokenizer(c).file.exists()
   if not is_there or (is_local and c.tokenizer != TRAIN):
     folder = hub.resolve(c.tokenizer, c.tokenizer_revision, weights=False)
     found = tokenizer.load(folder, *tokens, section)

@@ -108,6 +108,33 @@ class Given:
     return files.digest(whole), contents.probe(found)
 
 
+@dataclasses.dataclass(frozen=True)
+class GivenTokenizer:
+  """A tokenizer that is given by path or hub id, as an input of a job.
+
+  Attributes:
+    path: the directory or hub id.
+    revision: branch, tag or commit of a hub id.
+  """
+
+  path: str
+  revision: str
+
+  @property
+  def file(self) -> epath.Path:
+    """Its tokenizer.json, if it is a directory."""
+    return epath.Path(self.path).expanduser() / "tokenizer.json"
+
+  def __call__(self) -> str:
+    """The fingerprint; of a hub id what is known before it is fetched."""
+    if self.file.exists():
+      return files.sha256(self.file)
+    if _may_be_hub_id(self.path):
+      return files.digest([self.path, self.revision])
+    where, todo = str(resolve(self.path)), "give one with a fast tokenizer"
+    raise GoneError("no tokenizer.json", where, todo)
+
+
 def _content(directory: epath.Path) -> list[epath.Path]:
   """The files that decide what a model computes: those that are read."""
   others = (directory / name for name in ("config.json", INDEX))
