@@ -8,7 +8,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
-from miniplm_jax.corpus.stage import given_tokenizer, own_tokenizer
+from miniplm_jax.corpus.stage import own_tokenizer
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.select.stage import kept_rows
 from miniplm_jax.seqkd import stage as seqkd_stage
@@ -48,7 +48,7 @@ def corpus_inputs(config, workdir: Workdir, student: str) -> dict[str, Input]:
 
 def _checked(config, converted) -> str:
   """The tokenizer's fingerprint; what was converted must be of it."""
-  given, made = given_tokenizer(config.student), manifest_lib.read(converted)
+  given, made = _given(config.student), manifest_lib.read(converted)
   now = made.fingerprint_by("tokenizer", given) if made else given()
   wanted = _settings(config) | {"tokenizer": now}
   if made:
@@ -60,6 +60,12 @@ def _checked(config, converted) -> str:
         f"put the setting back, or convert again with --stages={STAGE} --force",
       )
   return wanted["tokenizer"]
+
+
+def _given(student):
+  from miniplm_jax.models import hub
+
+  return hub.GivenTokenizer(student.tokenizer, student.tokenizer_revision)
 
 
 def _settings(config) -> dict[str, object]:
@@ -84,7 +90,7 @@ def _job(config, workdir: Workdir, names) -> Job:
       "corpus": workdir.corpus / MANIFEST,
       "selection": workdir.selection(names.selection) / MANIFEST,
       **seqkd_stage.corpus_inputs(config, workdir, names),
-      "tokenizer": given_tokenizer(s),
+      "tokenizer": _given(s),
     },
     outputs=(directory,),
     code=Version(_CODE, ("tokenizers",), config.run.any_code),

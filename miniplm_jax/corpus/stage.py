@@ -79,12 +79,11 @@ def _idle(c, old) -> tuple[str, ...]:
   if c.tokenizer == TRAIN:
     return (*found, "tokenizer_revision")
   found = (*found, "vocab_size")
-  is_local = given_tokenizer(c).file.exists()
+  is_local = _given(c).file.exists()
   return (*found, "tokenizer_revision") if is_local else found
 
 
-def given_tokenizer(c):
-  """The tokenizer that a section of the config names, as an input."""
+def _given(c):
   from miniplm_jax.models import hub
 
   return hub.GivenTokenizer(c.tokenizer, c.tokenizer_revision)
@@ -101,7 +100,7 @@ def _shares(c) -> tuple[tuple[str, float], ...]:
 def _tokenizer_input(c) -> Input:
   if c.tokenizer == TRAIN:
     return lambda: files.digest([TRAIN, c.vocab_size])
-  return given_tokenizer(c)
+  return _given(c)
 
 
 def _run(config, source: Source):
@@ -286,7 +285,7 @@ def own_tokenizer(c, directory, stage: str, section: str):
   from miniplm_jax.models import hub
 
   path, tokens = directory / "tokenizer.json", (c.eos_token, c.bos_token)
-  is_there, is_local = path.exists(), given_tokenizer(c).file.exists()
+  is_there, is_local = path.exists(), _given(c).file.exists()
   if not is_there or (is_local and c.tokenizer != TRAIN):
     folder = hub.resolve(c.tokenizer, c.tokenizer_revision, weights=False)
     found = tokenizer.load(folder, *tokens, section)
