@@ -127,6 +127,8 @@ def run(
         continue
       if stage != tokenize.STAGE:
         jobs = [_checked(j, config, workdir, makers) for j in jobs]
+      if stage == report.STAGE:
+        _say_made_otherwise(*jobs, makers)
       _refuse_outside(jobs, workdir)
       if not jobs and stage in stages:
         say(stage, "skipped, this config leaves it nothing to do")
@@ -165,6 +167,14 @@ def _refuse_made_otherwise(job: Job, makers: Mapping[epath.Path, Job]):
     tables = score.STAGE, proxy.STAGE
     makers = {k: m for k, m in makers.items() if m.stage in tables}
   job.refuse_made_otherwise(makers)
+
+
+def _say_made_otherwise(job: Job, makers: Mapping[epath.Path, Job]):
+  """Says what a report shows that the config has otherwise."""
+  try:
+    job.refuse_made_otherwise(makers)
+  except UserError as e:
+    say(job.stage, f"warning: shown as it was made: {e.what}, {e.where}")
 
 
 def buckets(config) -> list[str]:

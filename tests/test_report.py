@@ -867,7 +867,11 @@ def test_what_is_shown_follows_losses_and_curves(copy):
   """Also where only details say them, as after a training on other rows."""
   stages = "--stages=analyse,report"
   arguments = stages, LONG, "--config.baselines=('pretrain',)"
-  assert run(copy, *arguments).stdout.count("skipped, nothing") == 2
+  said = run(copy, *arguments).stdout
+  assert said.count("skipped, nothing") == 2 and "as it was made" not in said
+  edits = "--stages=report", *arguments[1:], "--config.select.ratio=0.4"
+  words = "shown as it was made: stage select was run otherwise: settings.ratio"
+  assert words in run(copy, *edits).stdout
   with edited(copy / "run/students/pretrain/manifest.json") as body:
     body["details"]["curve_rows"] = "others"
   done = run(copy, *arguments)
