@@ -111,6 +111,8 @@ def run(
       board = Board(workdir.claims, run.lease_seconds)
       stack.enter_context(board)
     last = max(map(order.index, config.stages))
+    if not dry_run:
+      hosts.agree(lambda: _refuse_left_out(config, workdir, order[: last + 1]))
     makers: dict[epath.Path, Job] = {}  # all jobs up to here, asked or not
     for stage in order[: last + 1]:
       is_asked = stage in config.stages
@@ -140,6 +142,25 @@ def run(
         print(f"  {stage:11} {state}\n              {job.summary}")
   if not dry_run:
     backend.note()
+
+
+def _refuse_left_out(config, workdir: Workdir, stages: Sequence[str]):
+  """Before hours are spent: what is read is there, or made by then."""
+  makers: dict[epath.Path, str] = {}
+  for stage in stages:
+    if stage in config_lib.LOOKS:
+      continue
+    jobs = _jobs(stage, config, workdir, False)
+    makers |= {job.manifest: stage for job in jobs}
+    for path in (p for job in jobs for p in job.input_manifests):
+      maker = makers.get(path, stage)
+      is_made = maker in config.stages or stage not in config.stages
+      if not is_made and not path.exists():
+        raise UserError(
+          f"stage {stage} reads what stage {maker} makes, and has not made",
+          str(path),
+          f"add {maker} to --stages",
+        )
 
 
 def _jobs(stage: str, config, workdir: Workdir, is_asked: bool) -> list[Job]:

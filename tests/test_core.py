@@ -28,6 +28,7 @@ from miniplm_jax.core import (
 )
 from miniplm_jax.core.errors import GoneError, Stopped, UserError
 from miniplm_jax.core.job import Job, execute, status
+from miniplm_jax.models import hub
 
 
 def job(folder, settings=None, run=None, inputs=None, **more):
@@ -79,6 +80,55 @@ def test_what_is_finished_stands_without_what_it_was_made_of(tmp_path, capsys):
   assert "would be refused: no text here" in status(begun)
   with pytest.raises(GoneError):
     execute([begun])
+
+
+def test_nothing_is_removed_that_it_is_to_be_made_from(tmp_path):
+  """By force: of a run that is begun, too, which nobody could put back."""
+  snapshot = tmp_path / "out" / "file" / "hf-6"
+  snapshot.mkdir(parents=True)
+  (snapshot / "model.safetensors").write_bytes(b"days of training")
+  begun = tmp_path / "out" / "manifest.partial.json"
+  begun.write_text("{}")
+  given = contents.Whole(list, str(snapshot))
+  with pytest.raises(UserError, match="this text lies in the folder that is"):
+    execute([job(tmp_path, inputs={"text": given})], force=True)
+  assert os.listdir(snapshot) and begun.exists()
+
+
+def test_nothing_is_replaced_before_all_of_a_stage_can_be_made(tmp_path):
+  def refuse():
+    raise UserError("another run's selection", "here", "select again")
+
+  first = job(tmp_path / "a")
+  execute([first])
+  missing = epath.Path(tmp_path / "nowhere" / "manifest.json")
+  for other in (
+    job(tmp_path / "b", checks=(refuse,)),
+    job(tmp_path / "b", inputs={"text": missing}),
+  ):
+    made = first.manifest.stat().mtime
+    with pytest.raises(UserError, match=r"another run's|is not there"):
+      execute([first, other], force=True)
+    assert first.manifest.stat().mtime == made
+  after = job(tmp_path / "b", inputs={"first": first.manifest})
+  execute([first, after], force=True)  # one may make what the next reads
+
+
+def test_a_folder_that_is_gone_is_no_hub_id(tmp_path, monkeypatch):
+  """NAME/NAME may be either, so it is noted which it was."""
+  monkeypatch.chdir(tmp_path)
+  folder = tmp_path / "models" / "t"
+  folder.mkdir(parents=True)
+  (folder / "tokenizer.json").write_text("{}")
+  given = hub.GivenTokenizer("models/t", "main")
+  one = job(tmp_path, inputs={"tokenizer": given})
+  execute([one])
+  folder.rename(tmp_path / "moved")
+  assert status(one) == "done"
+  other = hub.GivenTokenizer("models/u", "main")  # of the hub, perhaps
+  assert "inputs.tokenizer is" in status(
+    job(tmp_path, inputs={"tokenizer": other})
+  )
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

@@ -271,6 +271,15 @@ def test_what_lies_under_a_name_is_what_the_config_says(
     execute(finished, stage, **given)
 
 
+def test_a_stage_that_is_left_out_is_named_before_others_run(finished):
+  given = {"student.name": "new-{method}", "baselines": ("seqkd",)}
+  stages = "select", "train", "evaluate"
+  with pytest.raises(UserError, match=r"stage seqkd makes.*add seqkd to") as e:
+    execute(finished, *stages, **given)
+  assert "stage train reads" in str(e.value)
+  assert not (finished / "run/students/new-miniplm").exists()
+
+
 def test_a_corpus_of_another_source_is_not_read(copy):
   other = copy / "other.jsonl"
   with pytest.raises(UserError, match="no file of documents is there"):

@@ -118,6 +118,30 @@ def test_a_finished_corpus_outlives_its_source(tmp_path, vocabulary, change):
   assert not any("of-00002" in name for name in run.files())
 
 
+def test_a_finished_corpus_stands_without_its_text(
+  tmp_path, vocabulary, capsys
+):
+  text = tmp_path / "text.jsonl"
+  write(text, LINES)
+  run = Run(tmp_path, text, vocabulary)
+  made = run()
+  text.rename(tmp_path / "elsewhere.jsonl")
+  assert run.status() == "done" and run() == made
+  assert "what was made of it stands" in capsys.readouterr().out
+  run.config.corpus.max_length = 16
+  assert "settings.max_length" in run.status()
+  run.config.corpus.max_length = 32
+  run.config.corpus.source = str(tmp_path / "mistyped.jsonl")
+  assert "no file of documents is there" in run.status()
+  manifest = run.folder / "corpus/manifest.json"
+  manifest.rename(run.folder / "corpus/manifest.partial.json")
+  run.config.corpus.source = str(text)
+  before = run.files()
+  with pytest.raises(UserError, match="no file of documents is there"):
+    run()
+  assert run.files().keys() == before.keys()
+
+
 @pytest.mark.parametrize(
   ("source", "workdir"), [("", "run"), ("**/*.*", "run"), ("", "."), ("*", ".")]
 )
@@ -587,7 +611,27 @@ def test_what_is_packed_beside_itself_is_said(tmp_path, capsys):
   (tmp_path / "a.jsonl.gz").write_bytes(packed)
   assert len(texts_of(tmp_path)) == 3
   said = capsys.readouterr().out
-  assert "a.jsonl is read more than once: also packed" in said
+  assert "a.jsonl and a.jsonl.gz may be one text, read twice" in said
+
+
+def test_a_file_of_several_names_is_read_once(tmp_path, capsys):
+  folders._note.cache_clear()
+  write(tmp_path / "s/v2/a.jsonl", ["once"])
+  (tmp_path / "s/latest").symlink_to("v2")
+  (tmp_path / "s/b.jsonl").symlink_to("v2/a.jsonl")
+  for source in ("s", "s/*", "s/**/*.jsonl"):
+    assert texts_of(f"{tmp_path}/{source}") == ["once"], source
+  assert "a.jsonl, another name of " in capsys.readouterr().out
+  (tmp_path / "s/b.parquet").write_bytes(
+    parquet(tmp_path / "b.parquet", ["once"]).read_bytes()
+  )
+  assert len(texts_of(tmp_path / "s")) == 2
+  assert "b.jsonl and b.parquet may be one text" in capsys.readouterr().out
+  write(tmp_path / "t/part.0001.jsonl", ["a"])
+  write(tmp_path / "t/part.0002.jsonl", ["b"])
+  texts_of(tmp_path / "t", split="validation")
+  said = capsys.readouterr().out
+  assert "no name says a split" in said and "may be one text" not in said
 
 
 def test_a_folder_of_data_sets_is_no_data_set(tmp_path):
@@ -602,6 +646,7 @@ def test_a_folder_of_data_sets_is_no_data_set(tmp_path):
 
 
 def test_links_are_followed_and_nothing_is_passed_over(tmp_path, monkeypatch):
+  """A file of two names is read once."""
   texts = tmp_path / "texts"
   for name in ("texts/own/a", "texts/.hidden/a", "disk/deep/b"):
     write(tmp_path / f"{name}.jsonl", [name])
@@ -609,7 +654,7 @@ def test_links_are_followed_and_nothing_is_passed_over(tmp_path, monkeypatch):
   (tmp_path / "disk/back").symlink_to(texts)  # and in a circle
   (texts / "c.jsonl").symlink_to(tmp_path / "disk/deep/b.jsonl")
   (texts / ".#lock").symlink_to("nobody@nowhere")
-  assert texts_of(texts) == ["disk/deep/b", "disk/deep/b", "texts/own/a"]
+  assert texts_of(texts) == ["disk/deep/b", "texts/own/a"]
   (texts / "own/gone").symlink_to(tmp_path / "nowhere")
   with pytest.raises(UserError, match=r"no file, no folder.*own/gone"):
     read(texts)

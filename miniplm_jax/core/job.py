@@ -45,8 +45,7 @@ def execute(
       on disk was made from other inputs or with other settings and `force` is
       False.
   """
-  if not force:
-    hosts.agree(lambda: _refuse_other_settings(jobs))
+  hosts.agree(lambda: _refuse_early(jobs, force))
   for _, group in itertools.groupby(jobs, lambda job: job.together or job):
     group = list(group)
     claims = {
@@ -73,11 +72,16 @@ def execute(
         claim.release()
 
 
-def _refuse_other_settings(jobs: Sequence[Job]):
-  """Before the first is begun: it would stand beside others made otherwise."""
+def _refuse_early(jobs: Sequence[Job], force: bool):
+  """What any would be refused for, before the first is begun or replaced."""
+  made_here = {job.manifest for job in jobs}
   for job in jobs:
-    old = manifest_lib.read(job.manifest)
-    if old and not job.is_view:
+    if made_here.isdisjoint(job.input_manifests):
+      job.read_inputs()
+    for check in job.checks:
+      check()
+    old = None if force or job.is_view else manifest_lib.read(job.manifest)
+    if old:
       job.refuse(old, job.other_settings(old))
 
 
@@ -92,6 +96,8 @@ def _begin(job: Job, force: bool, claim: Claim) -> bool:
   if not force and (done := _done(job, wanted)):
     _check_files(job, done)
     return _skip(job)
+  if force:
+    job.refuse_own_inputs()
   claim.take()
   _sweep(job)
   if job.former.exists():
@@ -118,7 +124,7 @@ def _begin(job: Job, force: bool, claim: Claim) -> bool:
   if found is None:
     if not job.is_measure:
       _refuse_unknown_files(job)
-    details = job.code.joined(None)
+    details = job.code.joined(None) | _named(job)
     begun = dataclasses.replace(wanted, path=job.partial, details=details)
     begun.write()
     if force:  # what was there may have bound an input to what it was
@@ -256,15 +262,24 @@ def _run(jobs: Sequence[Job]):
     details = made.get("details", {}) | {"seconds": seconds}
     if idle := [*job.idle, *(f"inputs.{name}" for name in job.rechecks)]:
       details |= {"idle": idle}
-    details[manifest_lib.NAMED] = {
-      name: source.path
-      for name, source in job.inputs.items()
-      if hasattr(source, "path") and not isinstance(source, epath.Path)
-    }
-    made["details"] = details | (old.details if old else {})
+    made["details"] = details | _named(job) | (old.details if old else {})
     # Nobody reads it before it is there.
     hosts.agree(functools.partial(_finish, job, result, made))
     say(job.stage, f"done in {duration(seconds)}: {job.manifest}")
+
+
+def _named(job: Job) -> dict[str, Any]:
+  """By which paths its inputs were given, and which of them were here."""
+  named = {
+    name: source
+    for name, source in job.inputs.items()
+    if hasattr(source, "path") and not isinstance(source, epath.Path)
+  }
+  here = [n for n, source in named.items() if getattr(source, "is_here", False)]
+  return {
+    manifest_lib.NAMED: {n: source.path for n, source in named.items()},
+    manifest_lib.HERE: here,
+  }
 
 
 def _finish(job: Job, result: Manifest, made: Mapping[str, Any]):

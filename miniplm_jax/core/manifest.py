@@ -27,6 +27,7 @@ from miniplm_jax.core.errors import GoneError, UserError
 SCHEMA_VERSION = 2
 _READ = (1, SCHEMA_VERSION)
 NAMED = "named"  # in details: the paths of inputs that were given by path
+HERE = "here"  # and which of them were on this machine, whatever hub has some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +167,7 @@ class Manifest:
     """
     recorded = self.inputs.get(name)
     try:
+      self.refuse_gone(name, source)
       now = source()
       if now != recorded and recorded in getattr(source, "former", tuple)():
         return recorded
@@ -174,10 +176,19 @@ class Manifest:
       path = getattr(source, "path", None)
       if (
         recorded is None
+        or path is None
         or self.details.get(NAMED, {name: path}).get(name) != path
       ):
         raise
       return recorded
+
+  def refuse_gone(self, name: str, source: Callable[[], str]):
+    """Raises GoneError if what was a folder now reads like a hub id."""
+    path, named = getattr(source, "path", None), self.details.get(NAMED, {})
+    was_here = path == named.get(name) and name in self.details.get(HERE, ())
+    if was_here and not source.is_here:
+      todo = "put it back where it was, or give its path"
+      raise GoneError("no such folder here", path, todo)
 
   def check_inputs(self, inputs: Mapping[str, "Manifest"]):
     """Raises UserError if it was made from others of these inputs."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -170,6 +171,21 @@ class Job:
       return None
     return manifest_lib.first_difference(then, now, "settings")
 
+  def refuse_own_inputs(self):
+    """Raises UserError if what it would remove is what it is made from."""
+    root = os.path.realpath(self.manifest.parent)
+    for name, source in self.inputs.items():
+      path = getattr(source, "path", "")
+      if isinstance(source, epath.Path) or not path or not gs.is_local(path):
+        continue
+      where = os.path.realpath(os.path.expanduser(path))
+      if os.path.commonpath([root, where]) == root:
+        raise UserError(
+          f"this {name} lies in the folder that is made again",
+          path,
+          "copy it elsewhere and give that, or choose another name",
+        )
+
   def refuse(self, old: Manifest, difference: str | None):
     """Raises UserError if there is a difference to what was made."""
     if difference:
@@ -222,10 +238,16 @@ class Job:
     Raises:
       GoneError: nothing was.
     """
+
+    def earlier():
+      return manifest_lib.read(self.manifest) or manifest_lib.read(self.partial)
+
     try:
+      if not getattr(source, "is_here", True) and (old := earlier()):
+        old.refuse_gone(name, source)
       return source()
     except GoneError as e:
-      old = manifest_lib.read(self.manifest) or manifest_lib.read(self.partial)
+      old = earlier()
       if old is None:
         raise
       found = old.fingerprint_by(name, source)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from etils import epath
 
 from miniplm_jax.core import files, gs
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.core.fields import is_text
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import FILES, FOLDERS, MANIFEST, PARTIAL
@@ -84,18 +84,28 @@ def _in_folder(
     each = ", ".join(f"{n} {ending}" for ending, n in sorted(counts.items()))
     _note(f"left out, as none is of the kind of {found[0].name}: {each}")
   found = _of_split(path, found, split)
-  packings = collections.Counter(map(_unpacked, found))
-  if twice := [file.name for file, n in packings.items() if n > 1]:
-    more = f" and {len(twice) - 1} more" if twice[1:] else ""
-    _note(f"warning: {twice[0]}{more} is read more than once: also packed")
   _refuse_gaps({f.with_suffix("") for f in found if f.suffix in MEGATRON})
   return found
 
 
-def _unpacked(file: epath.Path) -> epath.Path:
-  """As it was called before it was packed."""
-  is_packed = file.suffix.lower() in formats.PACKED
-  return file.with_suffix("") if is_packed else file
+def _once(found: Sequence[epath.Path]) -> list[epath.Path]:
+  """Sorted, none by a second name; says which may be there in two formats."""
+  files: dict[str, epath.Path] = {}
+  for file in sorted(found):
+    real = os.path.realpath(file) if gs.is_local(file) else os.fspath(file)
+    if (first := files.setdefault(real, file)) != file:
+      _note(f"left out: {file}, another name of {first}")
+  formats_of = collections.defaultdict(list)
+  for file in files.values():
+    if not is_of(file, MEGATRON):  # which are pairs
+      ending = max(filter(file.name.lower().endswith, _ENDINGS), key=len)
+      formats_of[file.parent, file.name[: -len(ending)]].append(file.name)
+  if twice := [names for names in formats_of.values() if len(names) > 1]:
+    more = f", and {len(twice) - 1} more such" if twice[1:] else ""
+    _note(
+      f"warning: {' and '.join(twice[0])} may be one text, read twice{more}"
+    )
+  return list(files.values())
 
 
 def _refuse_datasets(path: epath.Path, found: Iterable[epath.Path]):
@@ -150,6 +160,8 @@ def _of_split(
   named = {file: _split_in(root, file, asked) for file in found}
   splits = sorted(set(named.values()) - {""})
   if not splits:
+    if asked != "train":
+      _note(f"no name says a split, so all files count as {split!r}")
     return found
   kept = [
     file
@@ -218,7 +230,7 @@ def match(
   known = f"{', '.join(_ENDINGS)}, a folder of them or a glob; {TFDS}NAME, "
   known += f"{HF}ORG/NAME or a folder saved by either library"
   if not found:
-    raise UserError(
+    raise GoneError(
       "no file of documents is there",
       f"config.corpus.source={source}",
       f"give {known}",
@@ -237,7 +249,7 @@ def match(
       f"config.corpus.source={source}",
       "keep them in different folders",
     )
-  return sorted(found)
+  return _once(found)
 
 
 def root_of(source: epath.Path) -> epath.Path:

@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from miniplm_jax.core import contents, files, hosts, manifest
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.corpus import columns, datasets, readers
 from miniplm_jax.corpus.records import Part
 
@@ -37,6 +37,11 @@ class Source:
 
   c: Any
   directory: epath.Path
+
+  @property
+  def path(self) -> str:
+    """By which the config names it."""
+    return self.c.source
 
   def parts(self) -> list[Part]:
     """As `readers.list_parts`."""
@@ -95,7 +100,10 @@ class Source:
     """Whether it is another than a job had, by the content of its files."""
     if datasets.is_named(self.c.source) or old.schema_version == 1:
       return False
-    parts = self.parts()
+    try:
+      parts = self.parts()
+    except GoneError:  # with its text; what was made of it stands
+      return False
     if old.path == self.directory / "manifest.json":
       return any(self._moved(parts)) and self._differs(parts)
     return bool(self._untrained(parts))

@@ -79,7 +79,7 @@ def _idle(c, old) -> tuple[str, ...]:
   if c.tokenizer == TRAIN:
     return (*found, "tokenizer_revision")
   found = (*found, "vocab_size")
-  is_local = _given(c).file.exists()
+  is_local = _given(c).is_here
   return (*found, "tokenizer_revision") if is_local else found
 
 
@@ -285,7 +285,7 @@ def own_tokenizer(c, directory, stage: str, section: str):
   from miniplm_jax.models import hub
 
   path, tokens = directory / "tokenizer.json", (c.eos_token, c.bos_token)
-  is_there, is_local = path.exists(), _given(c).file.exists()
+  is_there, is_local = path.exists(), _given(c).is_here
   if not is_there or (is_local and c.tokenizer != TRAIN):
     folder = hub.resolve(c.tokenizer, c.tokenizer_revision, weights=False)
     found = tokenizer.load(folder, *tokens, section)

@@ -209,6 +209,7 @@ def _table_job(config, workdir: Workdir, found, names) -> Job:
 
 def _tabulate(workdir: Workdir, found, names, inputs):
   from miniplm_jax.core import page
+  from miniplm_jax.core.progress import say
   from miniplm_jax.evaluate import results
 
   by_model, written = {}, {}
@@ -219,6 +220,10 @@ def _tabulate(workdir: Workdir, found, names, inputs):
     files.write_json(path, body)
     written[str(path.relative_to(workdir.root))] = files.describe(path)
     by_model[it.label] = body["results"]
+    there = {p.stem for p in (it.folder / "tasks").glob("*.json")}
+    if others := ", ".join(sorted(there - set(names))):
+      todo = "config.evaluation.tasks does not name them"
+      say(STAGE, f"{it.name} has results of {others}, too; {todo}")
   # Of all models the same documents.
   header, rows = results.table(by_model, body["n-samples"])
   print("\n" + page.markdown_table(header, rows) + "\n", flush=True)

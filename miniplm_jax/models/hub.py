@@ -84,13 +84,17 @@ class Given:
   path: str
   revision: str
 
+  @property
+  def is_here(self) -> bool:
+    """Whether it is a directory, and no hub id."""
+    return epath.Path(self.path).expanduser().is_dir()
+
   def __call__(self) -> str:
     """The fingerprint: of shape and weights, seconds for some GB of these.
 
     Of a hub id nothing is known before it is fetched but its revision.
     """
-    directory = epath.Path(self.path).expanduser()
-    if not directory.is_dir() and _may_be_hub_id(self.path):
+    if not self.is_here and _may_be_hub_id(self.path):
       return files.digest([self.path, self.revision])
     directory = resolve(self.path)
     # Not of what else config.json says, such as a version of transformers.
@@ -125,9 +129,14 @@ class GivenTokenizer:
     """Its tokenizer.json, if it is a directory."""
     return epath.Path(self.path).expanduser() / "tokenizer.json"
 
+  @property
+  def is_here(self) -> bool:
+    """Whether it is a directory, and no hub id."""
+    return self.file.exists()
+
   def __call__(self) -> str:
     """The fingerprint; of a hub id what is known before it is fetched."""
-    if self.file.exists():
+    if self.is_here:
       return files.sha256(self.file)
     if _may_be_hub_id(self.path):
       return files.digest([self.path, self.revision])
