@@ -1,0 +1,119 @@
+"""What jobs say of themselves: what decides whether a workdir is known again.
+
+The golden holds, of some configs, each job's settings, inputs and outputs.
+Another setting there refuses every workdir that was made before it. After a
+change that is meant: UPDATE_GOLDEN=1 pytest tests/test_steps.py
+"""
+
+import json
+import os
+import pathlib
+
+import pytest
+import tiny_config
+from etils import epath
+
+from miniplm_jax import config_rules, pipeline
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.methods import METHODS
+
+GOLDEN = pathlib.Path(__file__).parent / "goldens" / "steps.json"
+KINDS = "is_view", "is_measure", "is_host_only", "is_shared", "grows"
+PLAIN = "plain"
+CONFIGS = {
+  PLAIN: {},
+  "mamba": {},
+  "all methods": {"baselines": tuple(m for m in METHODS if m != "miniplm")},
+  "own tokenizer": {"student.tokenizer": "tokens", "student.eos_token": "</s>"},
+  "proxy": {
+    "method": "proxy",
+    "score.share": 0.9,
+    "proxy.from_reference": True,
+  },
+  "int8": {"score.int8_teacher": True, "score.more": ("other=model",)},
+  "given": {"teacher.path": "model", "reference.scores": "scores.parquet"},
+  "options": {
+    "select.temperature": 1.0,
+    "select.quotas": ("b=0.1:", "a=:0.5"),
+    "select.max_copies": 1,
+    "select.evaluation_sets": ("x.jsonl",),
+    "select.compare_with": "other",
+    "evaluation.tasks": ("piqa", "miniplm"),
+    "evaluation.documents": 3,
+    "materialize.format": "megatron",
+    "kd.dtype": "bfloat16",
+    "train.domain_weights": ("odd=2",),
+    "evaluate.ignore_domains": ("odd",),
+    "student.init": "model",
+    "equal_flops": False,
+    "run.export_every": 2,
+  },
+}
+
+
+def said(job) -> dict[str, object]:
+  """What a manifest would say of a job, and what is done about it."""
+  inputs = {
+    name: str(source) if isinstance(source, epath.Path) else "by content"
+    for name, source in job.inputs.items()
+  }
+  return {
+    "stage": job.stage,
+    "settings": dict(job.settings),
+    "inputs": inputs,
+    "outputs": list(map(str, job.outputs)),
+    "kind": [name for name in KINDS if getattr(job, name)],
+    "idle": job.idle,
+    "layout": job.layout,
+    "rechecks": job.rechecks,
+  }
+
+
+def all_jobs(name: str) -> dict[str, object]:
+  """By manifest; of a stage that refuses to, what it says."""
+  config = tiny_config.get_config(*["mamba"] * (name == "mamba")).unlock()
+  config.workdir, config.corpus.source = "run", "text.jsonl"
+  config.update_from_flattened_dict(CONFIGS[name])
+  config_rules.check(config, "here")
+  found = {}
+  for stage, jobs in pipeline.JOBS.items():
+    try:
+      made = jobs(config, Workdir(epath.Path("run")))
+      found |= {str(job.manifest): said(job) for job in made}
+    except UserError as e:
+      found[stage] = str(e)
+  return json.loads(json.dumps(found))
+
+
+def new_in(name: str, plain: dict[str, object]) -> dict[str, object]:
+  """What is other than in the plain config; null is no job."""
+  found = all_jobs(name)
+  return {
+    key: found.get(key)
+    for key in plain | found
+    if found.get(key) != plain.get(key)
+  }
+
+
+def test_what_jobs_say_of_themselves(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  plain = all_jobs(PLAIN)
+  found = {name: new_in(name, plain) for name in CONFIGS if name != PLAIN}
+  found[PLAIN] = plain
+  if "UPDATE_GOLDEN" in os.environ:
+    GOLDEN.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+  golden = json.loads(GOLDEN.read_text())
+  assert found.keys() == golden.keys()
+  for name, jobs in golden.items():
+    assert found[name].keys() == jobs.keys(), name
+    for key, job in jobs.items():
+      assert found[name][key] == job, f"{name}: {key}"
+
+
+@pytest.mark.parametrize("name", ["train.weight_decay", "select.seed"])
+def test_another_setting_is_seen(tmp_path, monkeypatch, name):
+  """The golden is no tautology: one setting changes what a job says."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setitem(CONFIGS, "other", {name: 3})
+  assert new_in("other", all_jobs(PLAIN))
