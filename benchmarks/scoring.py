@@ -70,7 +70,7 @@ def _texts(count: int) -> list[str]:
           yield text
 
   # In turn from every file: files are often of one kind. Of a file every
-  # fifth: neighbours are often alike.
+  # fifth: neighbors are often alike.
   streams = [itertools.islice(rows_of(part), 0, None, 5) for part in parts]
   mixed = itertools.chain.from_iterable(itertools.zip_longest(*streams))
   return list(itertools.islice(filter(None, mixed), count))

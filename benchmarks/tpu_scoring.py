@@ -76,7 +76,7 @@ dense models with head size 128 the estimator that this one was written \
 after (on two of these programs they differ by 0.0 and 0.3 %) was off by −2, \
 +18 and −7 %. It cannot see into a kernel: splash attention is charged by one \
 simulation on v5e (`miniplm_jax/plan/kernel.py`). Take the times for within \
-±25 %, and for ranks rather than for times. Not modelled: \
+±25 %, and for ranks rather than for times. Not modeled: \
 launches, the input pipeline and the shape of the network.
 """
   files.write_bytes(epath.Path(_OUT.value), text.encode())

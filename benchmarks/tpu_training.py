@@ -46,7 +46,7 @@ _OUT = flags.DEFINE_string("out", "docs/tpu_training.md", "The table.")
 
 
 def _objective(method: str, train, mesh):
-  """What a method minimises, and its FLOPs beside the student's."""
+  """What a method minimizes, and its FLOPs beside the student's."""
   if method == "pretrain":
     return NextToken(train, 0, _REMAT.value), 0
   arch = architecture.make(architecture.PRESETS[_TEACHER.value])

@@ -122,7 +122,7 @@ _TRAIN: Section = {
   "domain_weights": several(
     parsed("", weight_of, "give DOMAIN=WEIGHT, 0 or more")
   ),
-  "seed": seed(10),  # of the initialisation and the shuffle
+  "seed": seed(10),  # of the initialization and the shuffle
   # of the computation; parameters are float32
   "dtype": word("bfloat16", _DTYPES),
 }
@@ -140,7 +140,7 @@ FIELDS: Section = {
   # difficulty (high reference loss), teacher_preference (low teacher
   # loss), proxy (miniplm's score as a small model predicts it) or seqkd
   # (pretrain's rows, and the teacher writes the end of each). Or what it
-  # minimises on such rows: see docs/training.md for all.
+  # minimizes on such rows: see docs/training.md for all.
   "method": word("miniplm", METHODS),
   # Further methods to run beside it, for comparison.
   "baselines": several(word("", METHODS)),

@@ -1,4 +1,4 @@
-"""The methods: which rows a student sees, and what it minimises."""
+"""The methods: which rows a student sees, and what it minimizes."""
 
 import types
 from typing import NamedTuple
@@ -12,7 +12,7 @@ class Method(NamedTuple):
   Attributes:
     selection: the method whose rows it trains on, for select.name.
     definition: by which `select` ranks them; None is select.definition.
-    objective: what training minimises, a key of distill/objectives.py.
+    objective: what training minimizes, a key of distill/objectives.py.
     generated: the teacher writes a part of each row, stage seqkd.
   """
 

@@ -44,7 +44,7 @@ CASES = (
   ("untied", TRANSFORMER, lambda m: m, jnp.float32),
   ("tied", TIED, lambda m: m, jnp.bfloat16),
   ("mamba", MAMBA, lambda m: m, jnp.float32),
-  ("int8", TRANSFORMER, int8.quantise, jnp.float32),
+  ("int8", TRANSFORMER, int8.quantize, jnp.float32),
 )
 
 

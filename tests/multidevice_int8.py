@@ -38,16 +38,16 @@ def found_on(mesh, arch, batch):
       lambda: decoder.Decoder(arch, nnx.Rngs(0)),
       out_shardings=sharding.shardings(abstract, mesh),
     )()
-    model = int8.quantise(model)
+    model = int8.quantize(model)
     rows = placement.put(batch, mesh)
     step = likelihood.row_nll_step(mesh, eos_id=0, dtype=jnp.float32)
     program = step.lower(model, rows).compile()
     nll, _ = program(model, rows).values
-  leaves = jax.tree_util.tree_leaves_with_path(model.layers, int8.is_quantised)
+  leaves = jax.tree_util.tree_leaves_with_path(model.layers, int8.is_quantized)
   matrices = {
     sharding.name_of(path): leaf
     for path, leaf in leaves
-    if int8.is_quantised(leaf)
+    if int8.is_quantized(leaf)
   }
   gathers = re.findall(
     r"= (\w+)\[([\d,]*)\]\S* all-gather(?:-start)?\(", program.as_text()

@@ -418,7 +418,7 @@ def test_a_row_without_text_has_no_bits_per_byte_and_is_left_out(tmp_path):
   assert short["without_text"] == 0
   corpus, manifests = made
   scored = ScoredRows(manifests, of["definition"], 10, corpus)
-  figures = summary.summarise(corpus, scored, found.rows)
+  figures = summary.summarize(corpus, scored, found.rows)
   assert figures.total.scored == figures.total.rows - 1
   assert math.isfinite(figures.total.score)
   assert np.all(np.isfinite(figures.sample.score))

@@ -200,7 +200,7 @@ def test_a_tied_head_may_be_stored_but_not_differ(tmp_path, mesh):
     huggingface.load(directory, mesh)
 
 
-def test_quantised_weights_are_refused(tmp_path, mesh):
+def test_quantized_weights_are_refused(tmp_path, mesh):
   directory = saved(tmp_path)
   edit(directory, **{"lm_head.weight": np.zeros((300, 32), np.int8)})
   with pytest.raises(UserError, match=r"lm_head\.weight is I8"):

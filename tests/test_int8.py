@@ -56,7 +56,7 @@ def made(mesh, kind, dtype=jnp.float32):
 
 def on_host(model):
   """[(name, array or QArray)]."""
-  leaves = jax.tree_util.tree_leaves_with_path(model, int8.is_quantised)
+  leaves = jax.tree_util.tree_leaves_with_path(model, int8.is_quantized)
   return [
     (sharding.name_of(path), jax.tree.map(np.asarray, leaf))
     for path, leaf in leaves
@@ -73,11 +73,11 @@ def test_matrices_are_rounded_by_their_greatest_and_nothing_else(
   mesh, kind, dtype
 ):
   before = on_host(made(mesh, kind, dtype))
-  after = on_host(int8.quantise(made(mesh, kind, dtype)))
+  after = on_host(int8.quantize(made(mesh, kind, dtype)))
   found = set()
   for (name, w_LxDxE), (same_name, q) in zip(before, after, strict=True):
     assert name == same_name
-    if not int8.is_quantised(q):
+    if not int8.is_quantized(q):
       assert q.dtype == w_LxDxE.dtype
       np.testing.assert_array_equal(q, w_LxDxE)
       continue
@@ -95,7 +95,7 @@ def test_matrices_are_rounded_by_their_greatest_and_nothing_else(
 def test_float_matrices_are_given_up_and_all_else_is_kept(mesh, kind):
   model = made(mesh, kind)
   leaves = jax.tree_util.tree_leaves_with_path(model)
-  int8.quantise(model)
+  int8.quantize(model)
   for path, leaf in leaves:
     name = sharding.name_of(path)
     assert leaf.is_deleted() == (name in MATRICES[kind]), name
@@ -107,7 +107,7 @@ def test_layers_take_half_the_bytes_of_bfloat16(mesh, kind):
 
   model = made(mesh, kind, jnp.bfloat16)
   before = held(model)
-  share = held(int8.quantise(model)) / before
+  share = held(int8.quantize(model)) / before
   # A scale is 4 bytes; Mamba's dt_proj stays, and what its scan reads.
   assert share < {"transformer": 0.53, "mamba": 0.6}[kind]
 
@@ -122,13 +122,13 @@ def test_scores_are_close_to_those_of_floats(mesh, kind, dtype):
     functools.partial(likelihood.row_nll, eos_id=0, dtype=jnp.dtype(dtype))
   )
   wanted, count = f(made(mesh, kind), batch)
-  found, _ = f(int8.quantise(made(mesh, kind)), batch)
+  found, _ = f(int8.quantize(made(mesh, kind)), batch)
   difference = np.abs(found - wanted) / count
   assert 1e-5 < difference.max() < 0.02
 
 
 def test_a_cache_sees_the_same_model(mesh, kind):
-  model = int8.quantise(made(mesh, kind))
+  model = int8.quantize(made(mesh, kind))
   tokens = jnp.arange(12)[None]
   whole = jax.jit(lambda m: m(tokens))(model)
 
@@ -143,7 +143,7 @@ def test_a_cache_sees_the_same_model(mesh, kind):
 
 def test_layers_of_zeros_stay_zero(mesh):
   model = jax.tree.map(jnp.zeros_like, made(mesh, "transformer"))
-  layers = int8.dequantised(int8.quantise(model).layers)
+  layers = int8.dequantized(int8.quantize(model).layers)
   assert not any(leaf.any() for leaf in jax.tree.leaves(layers))
 
 

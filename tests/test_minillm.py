@@ -129,7 +129,7 @@ def test_the_expected_gradient_is_that_of_the_reverse_kl(mesh):
   found = estimated(
     *models(),
     chance[:, None] * REAL,
-    lambda s: minillm.advantages(s, REAL, 0.0, normalised=False),
+    lambda s: minillm.advantages(s, REAL, 0.0, normalized=False),
   )
   wanted = exact_gradient()
   assert np.abs(wanted).max() > 0.1
@@ -152,7 +152,7 @@ def test_what_weights_of_one_step_leave_biased(mesh):
     student,
     teacher,
     whole[:, None] * REAL,
-    lambda s: minillm.advantages(s, REAL, 0.0, normalised=False),
+    lambda s: minillm.advantages(s, REAL, 0.0, normalized=False),
   )
   np.testing.assert_allclose(flat(found), exact, atol=1e-5)
 
@@ -160,7 +160,7 @@ def test_what_weights_of_one_step_leave_biased(mesh):
     student,
     teacher,
     chance[:, None] * REAL,
-    lambda s: minillm.advantages(s, REAL, 0.2, normalised=False),
+    lambda s: minillm.advantages(s, REAL, 0.2, normalized=False),
   )
   # y_t from q; what stands before and after it from p̃.
   np.testing.assert_allclose(

@@ -42,7 +42,7 @@ def test_the_sample_is_uniform_nested_and_apart_from_the_split():
   assert one.min() >= 0 and one.max() < 1
   assert stats.kstest(one, "uniform").pvalue > 1e-3
   assert abs(np.corrcoef(one, two)[0, 1]) < 0.01
-  # One split is a range of the hash; even neighbours must not go together.
+  # One split is a range of the hash; even neighbors must not go together.
   split = np.sort(hashes)[:4000]
   assert stats.kstest(sample.point(split, 1), "uniform").pvalue > 1e-3
   near = sample.point(np.arange(4000, dtype=np.uint64), 1)

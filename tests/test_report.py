@@ -117,7 +117,7 @@ def made_up():
 def test_figures_equal_those_of_plain_python(made_up):
   corpus, kept = made_up
   ids = corpus.rows_of("train")
-  found = summary.summarise(corpus, corpus.scored(), ids[kept])
+  found = summary.summarize(corpus, corpus.scored(), ids[kept])
   domain = np.array(corpus.index["domain"].to_pylist())[ids]
   length = corpus.index["n_tokens"].to_numpy()[ids]
   noise = corpus.nll[1] < corpus.nll[0]
@@ -143,7 +143,7 @@ def test_figures_equal_those_of_plain_python(made_up):
 def test_texts_are_those_at_the_ends_and_at_the_cut(made_up):
   corpus, kept = made_up
   ids, score = corpus.rows_of("train"), corpus.score.astype(np.float32)
-  found = summary.summarise(corpus, corpus.scored(), ids[kept])
+  found = summary.summarize(corpus, corpus.scored(), ids[kept])
   domain = np.array(corpus.index["domain"].to_pylist())[ids]
   for name, places in found.places.items():
     for place, (is_kept, highest) in summary.PLACES.items():
@@ -159,7 +159,7 @@ def test_texts_are_those_at_the_ends_and_at_the_cut(made_up):
 def test_a_threshold_that_kept_rows_do_not_reach_is_not_shown():
   corpus = MadeUp(500, 4)
   ids, score = corpus.rows_of("train"), corpus.score.astype(np.float32)
-  found = summary.summarise(corpus, corpus.scored(), ids[score >= 0.5])
+  found = summary.summarize(corpus, corpus.scored(), ids[score >= 0.5])
   for threshold, wanted in ((0.5, 0.5), (0.7, None), ({"a": 0.5}, None)):
     made = types.SimpleNamespace(
       settings={"definition": "new", "scores": {"teacher": "big"}},
@@ -180,7 +180,7 @@ def test_a_threshold_that_kept_rows_do_not_reach_is_not_shown():
 def test_one_more_domain_is_shown_by_its_name():
   corpus = MadeUp(3000, 3, [f"d{i}" for i in range(13)])
   rows = corpus.rows_of("train")[::2]
-  found = summary.summarise(corpus, corpus.scored(), rows)
+  found = summary.summarize(corpus, corpus.scored(), rows)
   assert summary.largest(found.domains, 12) == found.domains
 
 
@@ -189,7 +189,7 @@ def test_pictures_show_names_as_they_are(monkeypatch):
   names = ("_a", "$b^$", r"\$c$", "d")
   corpus = MadeUp(2000, 5, names)
   rows = corpus.rows_of("train")[::2]
-  found = summary.summarise(corpus, corpus.scored(), rows)
+  found = summary.summarize(corpus, corpus.scored(), rows)
   seen, picture = [], page.picture
 
   def look(figure):
@@ -218,7 +218,7 @@ def test_pictures_show_names_as_they_are(monkeypatch):
 def test_without_a_table_the_figures_do_without_it(made_up, models):
   corpus, kept = made_up
   scored = corpus.scored(models)
-  found = summary.summarise(corpus, scored, corpus.rows_of("train")[kept])
+  found = summary.summarize(corpus, scored, corpus.rows_of("train")[kept])
   assert not found.has_noise and found.total.noise == 0
   assert found.sample.teacher is None
   assert (found.sample.reference is None) == (not models)
@@ -235,7 +235,7 @@ def test_numbers_have_a_sign_unless_they_are_shown_as_zero():
 def test_many_domains_are_added_up():
   corpus = MadeUp(3000, 3, [f"d{i}" for i in range(30)])
   rows = corpus.rows_of("train")[::2]
-  found = summary.summarise(corpus, corpus.scored(), rows)
+  found = summary.summarize(corpus, corpus.scored(), rows)
   shown = summary.largest(found.domains, 12)
   assert len(found.domains) == 30 and len(shown) == 13
   assert shown[-1].name == "18 other domains"
@@ -330,7 +330,7 @@ def test_an_evaluation_is_refused_for_what_decides_alone(
 def test_the_tables_tell_a_domain_called_all_from_the_total():
   corpus = MadeUp(300, 3, ["all", "b"])
   rows = corpus.rows_of("train")
-  table = tables.domain_table(summary.summarise(corpus, corpus.scored(), rows))
+  table = tables.domain_table(summary.summarize(corpus, corpus.scored(), rows))
   names = [row[0] for row in table[1]]
   assert sorted(names[:-1]) == ["b", "domain all"] and names[-1] == "all"
 
@@ -572,7 +572,7 @@ def test_duplicates_equal_a_count_by_hash(made_up, most, tmp_path):
   assert found.surplus == sum(n - 1 for n in count.values())
   assert found.kept_surplus == sum(n - 1 for n in kept_count.values())
   assert found.left_out == sum(count[h] - n for h, n in kept_count.items())
-  figures = summary.summarise(corpus, corpus.scored(), ids[kept])
+  figures = summary.summarize(corpus, corpus.scored(), ids[kept])
   made = types.SimpleNamespace(
     settings={"definition": "new"}, details={}, counts={}
   )

@@ -376,9 +376,9 @@ EARLIER = "--stages=tokenize,teacher,reference,score,select"
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
+def labeled(tmp_path_factory):
   """A run up to its students."""
-  folder = tmp_path_factory.mktemp("labelled")
+  folder = tmp_path_factory.mktemp("labeled")
   write_corpus(folder / "text.jsonl")
   run(folder, EARLIER, *METHODS)
   run(folder, "--stages=logits", *METHODS)
@@ -398,9 +398,9 @@ def open_table(folder, selection, labels):
   return logits_table.LogitsTable(made, kept), kept, made, corpus
 
 
-def test_stored_labels_are_those_of_the_score_table(labelled):
-  table, kept, made, corpus = open_table(labelled, "pretrain", "reference-nll")
-  scores = labelled / "run" / "scores" / "reference" / MANIFEST
+def test_stored_labels_are_those_of_the_score_table(labeled):
+  table, kept, made, corpus = open_table(labeled, "pretrain", "reference-nll")
+  scores = labeled / "run" / "scores" / "reference" / MANIFEST
   parts = list(score_table.parts(manifest_lib.require(epath.Path(scores))))
   ids = np.concatenate([p["row_id"] for p in parts])
   sums = np.concatenate([p["nll_sum"] for p in parts])
@@ -417,9 +417,9 @@ def test_stored_labels_are_those_of_the_score_table(labelled):
   assert min(spent.values()) > 0
 
 
-def test_killed_and_resumed_the_labels_are_the_same(labelled, tmp_path):
+def test_killed_and_resumed_the_labels_are_the_same(labeled, tmp_path):
   """Also of parts that are not those that belong there."""
-  shutil.copytree(labelled, tmp_path, dirs_exist_ok=True)
+  shutil.copytree(labeled, tmp_path, dirs_exist_ok=True)
   folder = tmp_path / "run" / "selection" / "miniplm" / "logits" / TEACHERS
   whole = contents(folder)
   assert len(whole) > 3
@@ -475,8 +475,8 @@ def test_labels_of_two_kinds_lie_in_two_folders(tmp_path):
   assert folders() == ["teacher-top_k-8", "teacher-nll"]
 
 
-def test_both_methods_learn(labelled, tmp_path):
-  shutil.copytree(labelled, tmp_path, dirs_exist_ok=True)
+def test_both_methods_learn(labeled, tmp_path):
+  shutil.copytree(labeled, tmp_path, dirs_exist_ok=True)
   run(tmp_path, "--stages=train", *METHODS)
   for student, names in (
     ("sparse_kd", ("loss", "lm_loss", "kd_loss")),

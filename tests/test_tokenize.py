@@ -403,7 +403,7 @@ def split(pattern):
   return {"type": "Sequence", "pretokenizers": steps}
 
 
-def test_added_tokens_are_found_before_and_after_normalising():
+def test_added_tokens_are_found_before_and_after_normalizing():
   found = tokenizer.train([topics.topics["if"]], 400, "<|endoftext|>")
   body = json.loads(found.to_files()["tokenizer.json"])
   added = body["added_tokens"][0]

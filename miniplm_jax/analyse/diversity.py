@@ -145,7 +145,7 @@ def section(found: Mapping[str, Any]) -> page.Section:
     1.4 + 0.35 * len(scores),
   )  # fmt: skip
   names = [page.plain(name) for name in scores]
-  ax.barh(names, mean, xerr=std, color=page.COLOURS[0], ecolor=page.INK)
+  ax.barh(names, mean, xerr=std, color=page.COLORS[0], ecolor=page.INK)
   ax.invert_yaxis()
   return page.Section(
     TITLE,

@@ -137,7 +137,7 @@ def section(found: Mapping[str, Any]) -> page.Section:
     f"log p − log p_ref of {page.plain(first['reference'])} (nats per token)",
     f"log p − log q of {page.plain(first['student'])}",
   )
-  ax.scatter(*first["points"], s=5, alpha=0.5, color=page.COLOURS[0], lw=0)
+  ax.scatter(*first["points"], s=5, alpha=0.5, color=page.COLORS[0], lw=0)
   for place, line in zip(first["points"], (ax.axvline, ax.axhline)):
     line(
       np.quantile(place, 1 - found["alpha"]), color=page.INK, lw=0.8, ls="--"

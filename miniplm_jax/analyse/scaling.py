@@ -111,7 +111,7 @@ def fit(compute: np.ndarray, loss: np.ndarray) -> Law:
     raise ValueError("its points do not determine three parameters")
   log_b, a, floor = best
   if a <= 0:
-    raise ValueError("the loss does not fall towards a floor")
+    raise ValueError("the loss does not fall toward a floor")
   deviation = loss - of(logs - middle, *best)
   # log_A = log_b + a · middle
   shift = np.array([[1, middle, 0], [0, 1, 0], [0, 0, 1]])
@@ -136,7 +136,7 @@ def _start(x: np.ndarray, loss: np.ndarray) -> tuple[float, float, float]:
     if b > 0:
       found.append((error, np.log(b), a, floor))
   if not found:
-    raise ValueError("the loss does not fall towards a floor")
+    raise ValueError("the loss does not fall toward a floor")
   return min(found)[1:]
 
 

@@ -26,7 +26,7 @@ DEFINITION = (
   "nats, mean over rows of the mean per token; it compares students of one "
   "tokenizer, bits per byte compares all. The baseline is what is trained on "
   "rows at random with the plain loss, and has the same shape, tokenizer, "
-  "optimisation and student.init, the same FLOPs of training within 1 % and "
+  "optimization and student.init, the same FLOPs of training within 1 % and "
   "the same budget of its selection: beside it, the difference with its 95 % "
   "interval (Welch) and the baseline's name, and the step at which the mean of "
   "the learning curves reaches the end of the baseline's."
@@ -307,7 +307,7 @@ def _domains(groups: Mapping[str, Any]) -> str:
       color=style["color"],
       label=page.plain(name),
     )
-  ax.axvline(0, color=page.GREY, lw=0.8)
+  ax.axvline(0, color=page.GRAY, lw=0.8)
   ax.set_yticks(range(len(domains)), [page.plain(d) for d in domains])
   ax.invert_yaxis()
   page.legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -1,7 +1,7 @@
 """From packed rows back to pieces of text: nothing lost, nothing doubled.
 
 A row may begin or end in the middle of a document, and of a character. What
-two neighbouring chosen rows hold of one document is one piece. A character
+two neighboring chosen rows hold of one document is one piece. A character
 that a row's end cuts belongs to the row that holds its first byte: it is
 completed from the next row, even from one that was not chosen; a row that
 begins inside a character leaves those bytes to the row before.

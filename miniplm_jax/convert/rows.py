@@ -135,7 +135,7 @@ class _Buffer:
     piece, start = self._pieces.pop(ordinal), self._done.pop(ordinal)
     total = int(piece.ends[-1])
     end = start + int(self._to.encoder.byte_lengths[ids].sum())
-    # Of a tokenizer that normalises, tokens have more or fewer bytes.
+    # Of a tokenizer that normalizes, tokens have more or fewer bytes.
     end = total if at_end else min(end, total)
     if not at_end:
       self._pieces[ordinal], self._done[ordinal] = piece, end

@@ -175,5 +175,5 @@ def _say_bytes(counts):
     told += f"{counts['rows_truncated']:,} rows and with "
     told += f"{counts['rows_lost']:,} of a token or none"
   elif text != counts["bytes_out"]:
-    told += ": the new tokenizer normalises text, or is not byte-level"
+    told += ": the new tokenizer normalizes text, or is not byte-level"
   say(STAGE, told)

@@ -11,15 +11,15 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.core.manifest import code_version
 
-# Colour-blind safe (Okabe and Ito), in this order everywhere.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# Of many lines in one picture: colours, then the same with another dash.
+# Color-blind safe (Okabe and Ito), in this order everywhere.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Of many lines in one picture: colors, then the same with another dash.
 LINES = tuple(
-  {"color": colour, "linestyle": dash}
+  {"color": color, "linestyle": dash}
   for dash in ("-", "--", ":")
-  for colour in COLOURS
+  for color in COLORS
 )
-GREY = "#8C949E"
+GRAY = "#8C949E"
 PALE = "#C9CFD6"
 INK = "#1B1F24"
 
@@ -141,9 +141,9 @@ def axes(title: str, x: str, y: str, width: float = 5.6, height: float = 3.6):
   ax.set_title(title, fontsize=10, loc="left", fontweight="bold", color=INK)
   ax.set_xlabel(x, fontsize=9, color=INK)
   ax.set_ylabel(y, fontsize=9, color=INK)
-  ax.tick_params(labelsize=8, color=GREY, labelcolor=INK)
+  ax.tick_params(labelsize=8, color=GRAY, labelcolor=INK)
   ax.spines[["top", "right"]].set_visible(False)
-  ax.spines[["left", "bottom"]].set_color(GREY)
+  ax.spines[["left", "bottom"]].set_color(GRAY)
   ax.grid(color="#E6EAEE", lw=0.7)
   ax.set_axisbelow(True)
   return figure, ax
@@ -161,14 +161,14 @@ def heat(ax, values, rows: Sequence[str], columns: Sequence[str], form: str):
   """
   from matplotlib.colors import LinearSegmentedColormap
 
-  shades = LinearSegmentedColormap.from_list("", ["#FFFFFF", COLOURS[0]])
+  shades = LinearSegmentedColormap.from_list("", ["#FFFFFF", COLORS[0]])
   ax.imshow(values, cmap=shades, vmin=0, vmax=1, aspect="auto")
   for i, line in enumerate(values):
     for j, value in enumerate(line):
       if value == value:
-        colour = "white" if value > 0.6 else INK
+        color = "white" if value > 0.6 else INK
         place = {"ha": "center", "va": "center", "fontsize": 8}
-        ax.text(j, i, form.format(value), color=colour, **place)
+        ax.text(j, i, form.format(value), color=color, **place)
   ax.set_yticks(range(len(rows)), [plain(name) for name in rows])
   names = [plain(name) for name in columns]
   ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
@@ -183,7 +183,7 @@ def plain(text: str) -> str:
 def legend(ax, **options):
   """A legend that can be read over the drawing; a long one stands beside it."""
   box = {"facecolor": "white", "edgecolor": "none", "framealpha": 0.85}
-  if len(ax.get_legend_handles_labels()[1]) > len(COLOURS):
+  if len(ax.get_legend_handles_labels()[1]) > len(COLORS):
     beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
     options = beside | options
   ax.legend(fontsize=8, **box, **options)

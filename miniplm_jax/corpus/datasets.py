@@ -234,7 +234,7 @@ def _of_hub(source: str) -> tuple[str, list[str], str | None]:
   """(id, [configuration] or [], revision) of hf:ORG/NAME/CONFIG@REVISION."""
   name, _, revision = source.removeprefix(HF).partition("@")
   org, name, *config = f"{name}/".split("/")
-  path = f"{org}/{name}".rstrip("/")  # old names have no organisation
+  path = f"{org}/{name}".rstrip("/")  # old names have no organization
   return path, list(filter(None, config)), revision or None
 
 

@@ -30,7 +30,7 @@ def list_parts() -> list[Part]:
   """The parts of the embedded corpus.
 
   Documents are spread over the parts, and ordered within them, by a hash of
-  their text: as in the Pile, neighbours have nothing to do with each other.
+  their text: as in the Pile, neighbors have nothing to do with each other.
   """
   return [
     Part(f"embedded-{i}", functools.partial(_read, i), 0, _fingerprint)

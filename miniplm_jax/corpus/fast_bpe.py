@@ -1,6 +1,6 @@
 """The same ids as `tokenizers`, several times as fast: tiktoken on its ranks.
 
-tiktoken merges whatever two neighbours join to a known token, the likeliest
+tiktoken merges whatever two neighbors join to a known token, the likeliest
 first; `tokenizers` merges the listed pairs. The two agree on every text if
 
 1. ids grow with the order of the merges, and

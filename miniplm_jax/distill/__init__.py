@@ -1,1 +1,1 @@
-"""What a student may minimise beside the next-token loss of its rows."""
+"""What a student may minimize beside the next-token loss of its rows."""

@@ -55,7 +55,7 @@ def labels(model: Decoder, batch, *, settings, vocabulary, dtype):
     )
 
 
-class Labeller:
+class Labeler:
   """Labels rows of a corpus."""
 
   def __init__(self, model: Decoder, corpus: Corpus, mesh, settings):

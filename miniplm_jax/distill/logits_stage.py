@@ -140,7 +140,7 @@ def _job(config, workdir: Workdir, table: _Table) -> Job:
 
 def _run(config, table: _Table, inputs) -> dict[str, Any]:
   from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.distill.logits import Labeller
+  from miniplm_jax.distill.logits import Labeler
   from miniplm_jax.models import huggingface, sharding
 
   run, directory, settings = config.run, table.directory, table.settings
@@ -158,7 +158,7 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
   model = uses.load(table.source, corpus, mesh, dtype)
   weights = huggingface.weights_fingerprint(model)
   mark = logits_table.mark(settings, weights, model.arch.fingerprint)
-  labeller = Labeller(model, corpus, mesh, settings)
+  labeler = Labeler(model, corpus, mesh, settings)
   rows, size = kept_rows(inputs["selection"]), settings["rows_per_part"]
   units = [rows[i : i + size] for i in range(0, len(rows), size)]
   names = [logits_table.part_name(i, len(units)) for i in range(len(units))]
@@ -174,7 +174,7 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
     STAGE, len(rows), "rows", done, every=run.log_every_seconds
   ) as progress:
     for i in todo:
-      found = labeller(units[i], progress.update)
+      found = labeler(units[i], progress.update)
       marks = itertools.repeat(mark)
       records = map(logits_table.encode, units[i].tolist(), found, marks)
       # All processes label, one writes.

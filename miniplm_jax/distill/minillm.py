@@ -1,4 +1,4 @@
-"""MiniLLM: the student minimises KL(q ‖ p) of what it would write itself.
+"""MiniLLM: the student minimizes KL(q ‖ p) of what it would write itself.
 
 Gu et al. 2023 (arXiv 2306.08543), as a baseline of pre-training: a row's first
 tokens are a prompt, the student q and the teacher p continue it together, and
@@ -8,7 +8,7 @@ log p(y_t) / q(y_t) it has two parts:
 - single step: ∇ Σ_v q(v) log q(v) / p(v) at each position, exact over the
   vocabulary;
 - long term: −w_t · R_{t+1} · ∇ log q(y_t), where R_{t+1} is the mean of r over
-  the tokens that follow (the paper's length normalisation) and w_t =
+  the tokens that follow (the paper's length normalization) and w_t =
   q(y_t) / p̃(y_t) makes up for drawing from p̃ = α p + (1 − α) q.
 
 The exact weight of a sample is the product of all its ratios; the paper takes
@@ -20,12 +20,12 @@ weights that drew it, so nothing is clipped as PPO does.
 
 The next-token loss of the rows is added, as in the paper. [inferred] MiniPLM's
 recipe of this baseline is not public beyond 768 + 256 tokens and the number of
-steps: α = 0.2 and the normalisation are MiniLLM's; the weight 1 of the
+steps: α = 0.2 and the normalization are MiniLLM's; the weight 1 of the
 next-token loss, temperature 1, and that rows which do not fill the prompt, or
 whose prompt ends with a document, add their next-token loss alone, are ours.
 
 What follows an end adds nothing, so a student that is far from its teacher is
-drawn towards ends: train/mean_length tells.
+drawn toward ends: train/mean_length tells.
 
 B batch, T time, P prompt, N new tokens.
 """
@@ -77,7 +77,7 @@ class MiniLLM(NextToken):
     inputs_BxT = arrays[0]
     prompt = self._prompt(inputs_BxT)
     full_B = batch["length"] >= prompt
-    # What follows an end is not learnt from (likelihood.loss_mask).
+    # What follows an end is not learned from (likelihood.loss_mask).
     continued_B = full_B & (inputs_BxT[:, prompt - 1] != self._eos_id)
     slot_BxN = jnp.broadcast_to(
       continued_B[:, None], inputs_BxT[:, prompt:].shape
@@ -144,7 +144,7 @@ def until_end(tokens_BxN, eos_id: int):
 
 
 def advantages(
-  sample: sampling.Sample, real_BxN, teacher_mix: float, normalised: bool = True
+  sample: sampling.Sample, real_BxN, teacher_mix: float, normalized: bool = True
 ):
   """w_t · R_{t+1} of each token, float32 [B, N].
 
@@ -152,7 +152,7 @@ def advantages(
     sample: what was drawn.
     real_BxN: which of it counts.
     teacher_mix: α, the teacher's share in p̃.
-    normalised: R is the mean, and not the sum, of what follows.
+    normalized: R is the mean, and not the sum, of what follows.
   """
   ratio_BxN = jnp.where(real_BxN, sample.log_p - sample.log_q, 0)
 
@@ -161,7 +161,7 @@ def advantages(
     return jnp.pad(sums_BxN[:, 1:], ((0, 0), (0, 1)))
 
   return_BxN = after(ratio_BxN)
-  if normalised:
+  if normalized:
     return_BxN /= jnp.maximum(after(real_BxN.astype(jnp.float32)), 1)
   # q / (α p + (1 − α) q), at most 1 / (1 − α).
   weight_BxN = 1 / (teacher_mix * jnp.exp(ratio_BxN) + 1 - teacher_mix)

@@ -175,7 +175,7 @@ _IN_WORDS = {
 
 
 def in_words(settings: Mapping[str, Any]) -> str:
-  """What a student minimised, with its options, by its manifest's settings."""
+  """What a student minimized, with its options, by its manifest's settings."""
   name = trained_by(settings)
   own = settings.get("kd" if name == "soft_labels" else name, {})
   options = ", ".join(f"{key} {value}" for key, value in own.items())

@@ -4,8 +4,8 @@ loss = (1 − a) · next-token loss − a · Σ_v p̂(v) log q(v). With ids that
 sampled with replacement p̂ is counts / n, so loss and gradient are those of
 the teacher's whole distribution on average (Random Sampling KD, Anshumann et
 al. 2025, arXiv 2503.16870). With the likeliest ids p̂ leaves out what the
-others have, which is biased: a student that minimises it is too sure; more so
-if p̂ is normalised to 1, less if it is not, where the student is drawn to p's
+others have, which is biased: a student that minimizes it is too sure; more so
+if p̂ is normalized to 1, less if it is not, where the student is drawn to p's
 shape with a smaller weight.
 
 B batch, T time, K ids of a token.

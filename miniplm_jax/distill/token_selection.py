@@ -4,7 +4,7 @@ Rho-1 (Lin et al. 2024, arXiv 2404.07965): a token's excess loss is the
 student's −log p less that of a frozen model; the tokens of a batch with the
 largest are trained on. Rho-1 trains its frozen model on chosen, good text.
 Here `reference` is the small model of a random part of the corpus, so its
-excess tells what can be learnt at all from what is noise, not what is good;
+excess tells what can be learned at all from what is noise, not what is good;
 give such a model as reference.path, or say `teacher`.
 
 B batch, T time.

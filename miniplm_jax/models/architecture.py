@@ -28,7 +28,7 @@ class Architecture:
     num_hidden_layers: L.
     tie_word_embeddings: the head is the embedding.
     rms_norm_eps: epsilon of every RMSNorm.
-    initializer_range: standard deviation of the normal initialisation.
+    initializer_range: standard deviation of the normal initialization.
   """
 
   vocab_size: int
@@ -269,7 +269,7 @@ class Mamba(Architecture):
     return self.hidden_size + e * (self.conv_kernel + self.state_size + 3)
 
   def mixing_flops(self, length: int) -> int:
-    """Convolution; per state: discretise (3), update (2), read out (2)."""
+    """Convolution; per state: discretize (3), update (2), read out (2)."""
     del length  # linear in it, so constant for a token
     e = self.intermediate_size
     return 2 * e * self.conv_kernel + 7 * e * self.state_size

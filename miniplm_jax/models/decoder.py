@@ -77,7 +77,7 @@ class Decoder(nnx.Module):
   def __init__(
     self, arch: Architecture, rngs: nnx.Rngs, dtype: Any = jnp.float32
   ):
-    """Initialises parameters in `dtype`, as the family's reference does."""
+    """Initializes parameters in `dtype`, as the family's reference does."""
     self.arch = arch
 
     def table():
@@ -214,7 +214,7 @@ def look_up(table_VxD, tokens_BxT, dtype):
 
 def _whole(layer, dtype):
   """A layer in compute dtype, whole over `fsdp`; int8 is sent as int8."""
-  return int8.dequantised(sharding.gather_fsdp(layer.astype(dtype)))
+  return int8.dequantized(sharding.gather_fsdp(layer.astype(dtype)))
 
 
 def abstract(arch: Architecture, dtype: Any = jnp.float32) -> Decoder:

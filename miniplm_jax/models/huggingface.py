@@ -164,7 +164,7 @@ def _check(found, arch, abstract, directory):
     if shape != wanted[name]:
       problems.append(f"{name} is {shape} and not {wanted[name]}")
     if dtype not in _DTYPES:
-      problems.append(f"{name} is {dtype}, a quantised model's")
+      problems.append(f"{name} is {dtype}, a quantized model's")
   if problems:
     raise UserError(
       "; ".join(problems), str(directory), "the weights do not fit config.json"

@@ -20,7 +20,7 @@ from miniplm_jax.models import sharding
 _MATRICES = {n for n in sharding.SPECS if n.endswith("_proj")} - {"dt_proj"}
 
 
-def quantise(model: Any) -> Any:
+def quantize(model: Any) -> Any:
   """Rounds a decoder's matrices to int8.
 
   Each layer and output has a scale, its greatest magnitude over 127.5.
@@ -45,7 +45,7 @@ def quantise(model: Any) -> Any:
 
 
 def abstract(model: Any) -> Any:
-  """The ShapeDtypeStructs of what `quantise` makes of a decoder."""
+  """The ShapeDtypeStructs of what `quantize` makes of a decoder."""
   return jax.eval_shape(lambda m: _each_matrix(_rounded, m), model)
 
 
@@ -62,15 +62,15 @@ def _rounded(w_LxDxE) -> qwix.QArray:
   return qwix.quantize(wide_LxDxE, jnp.int8, channelwise_axes=(0, 2))
 
 
-def is_quantised(leaf: Any) -> bool:
+def is_quantized(leaf: Any) -> bool:
   """For the `is_leaf` of a tree map that may meet int8 matrices."""
   return isinstance(leaf, qwix.QArray)
 
 
-def dequantised(layer: Any) -> Any:
+def dequantized(layer: Any) -> Any:
   """A layer of arrays alone, int8 matrices in the dtype of their scales."""
 
   def one(w):
-    return qwix.dequantize(w) if is_quantised(w) else w
+    return qwix.dequantize(w) if is_quantized(w) else w
 
-  return jax.tree.map(one, layer, is_leaf=is_quantised)
+  return jax.tree.map(one, layer, is_leaf=is_quantized)

@@ -123,7 +123,7 @@ class Layers(nnx.Module):
   """All layers' parameters, stacked; a slice of it is one layer."""
 
   def __init__(self, arch: Mamba, dtype: Any, rngs: nnx.Rngs):
-    """Initialises like transformers' MambaPreTrainedModel."""
+    """Initializes like transformers' MambaPreTrainedModel."""
     self.arch = arch
     layers, d, e = (
       arch.num_hidden_layers,
@@ -170,7 +170,7 @@ class Layers(nnx.Module):
       return w.astype(jnp.float32 if name in wide else dtype)
 
     return jax.tree_util.tree_map_with_path(
-      one, self, is_leaf=int8.is_quantised
+      one, self, is_leaf=int8.is_quantized
     )
 
   def __call__(self, x_BxTxD, shared: Context, cache=None, start=0, i=0):

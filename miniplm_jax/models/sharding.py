@@ -153,7 +153,7 @@ def _axes(entry) -> tuple[str, ...]:
 def name_of(path) -> str:
   """A parameter's name from its path in a pytree of modules."""
   # (…, 'layers', 'q_proj', 'value'): the leaf is the Variable's value, or
-  # qvalue or scale of that if it is quantised.
+  # qvalue or scale of that if it is quantized.
   names = [str(getattr(k, "name", getattr(k, "key", k))) for k in path]
   while len(names) > 1 and names[-1] in ("value", "qvalue", "scale"):
     names.pop()

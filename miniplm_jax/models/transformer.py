@@ -141,9 +141,9 @@ class Layers(nnx.Module):
     self.down_proj = matrix(f, d)
 
   def astype(self, dtype: Any):
-    """This layer in compute dtype; int8 is left to be dequantised to it."""
+    """This layer in compute dtype; int8 is left to be dequantized to it."""
     return jax.tree.map(
-      lambda w: w.astype(dtype), self, is_leaf=int8.is_quantised
+      lambda w: w.astype(dtype), self, is_leaf=int8.is_quantized
     )
 
   def __call__(self, x_BxTxD, shared: Context, cache=None, start=0, i=0):

@@ -8,7 +8,7 @@ of links in both directions, and beside those what slices exchange.
 Against published training runs of dense models with head size 128, the
 estimator that this one was written after was off by −7 to +18 %. Softmaxes
 and other work of the vector unit, launches and what the host does are not
-modelled. The network between slices is taken at the rate on its data sheet,
+modeled. The network between slices is taken at the rate on its data sheet,
 and has been compared with nothing.
 """
 
@@ -83,7 +83,7 @@ def step_seconds(step: hlo.Step, device_kind: str) -> float:
 def estimate(
   program: hlo.Program, device_kind: str, slices: int = 1
 ) -> Estimate:
-  """Predicts the time of a program on one device and its neighbours.
+  """Predicts the time of a program on one device and its neighbors.
 
   Args:
     program: of one device.

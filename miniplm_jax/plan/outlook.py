@@ -20,7 +20,7 @@ CAVEAT = (
   "Compiled for these slices without having one; nothing was measured. Memory "
   "and FLOPs are the compiled program's. Times are predicted from its text: "
   "take them for within ±25 % (docs/tpu_scoring.md says why), and add what is "
-  "not modelled: loading, compiling, checkpoints, evaluation, the input "
+  "not modeled: loading, compiling, checkpoints, evaluation, the input "
   "pipeline."
 )
 HEADER = (

@@ -56,7 +56,7 @@ def training(
     arch: of the model.
     mesh: of the run.
     train: a train section of the config.
-    objective: what is minimised; its `frozen` as `weights` makes it.
+    objective: what is minimized; its `frozen` as `weights` makes it.
     per_device_batch_size: rows that a shard of the batch takes at a time.
     length: inputs of a row.
   """

@@ -59,7 +59,7 @@ def section(
     f"Its cost: {cost.in_words(flops)}.",
   ]
   caption = (
-    "Each row's score by teacher and reference, and as predicted; colour is "
+    "Each row's score by teacher and reference, and as predicted; color is "
     "the number of rows, on a logarithmic scale."
   )
   picture = page.picture(_figure(found)), caption
@@ -84,5 +84,5 @@ def _figure(found: fidelity.Heldout):
     linewidths=0,
   )
   ends = min(found.true), max(found.true)
-  ax.plot(ends, ends, color=page.GREY, lw=1, ls="--")
+  ax.plot(ends, ends, color=page.GRAY, lw=1, ls="--")
   return figure

@@ -1,4 +1,4 @@
-"""What the proxy minimises: the squared error of a row's score.
+"""What the proxy minimizes: the squared error of a row's score.
 
 B batch, T time.
 """

@@ -20,7 +20,7 @@ class Line:
 
   Attributes:
     rows_from: the selection that it trained on.
-    objective: what it minimised.
+    objective: what it minimized.
     steps: of its training.
     train_flops: of its training.
     offline_flops: spent before, by part; None is not known.
@@ -115,7 +115,7 @@ def section(
     [
       "Held-out loss in nats, mean over rows of the mean per token. Training "
       "FLOPs hold the teacher's passes where it reads along, and padding; what "
-      "rematerialisation computes again does not count. "
+      "rematerialization computes again does not count. "
       "Offline FLOPs are what came before: scoring, the reference, the proxy, "
       "what the teacher wrote; parts that several methods share count whole "
       "for each, the teacher's own training does not count. Training loss: "

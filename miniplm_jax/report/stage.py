@@ -154,7 +154,7 @@ def _run(config, workdir: Workdir, inputs):
   made_from = {r: inputs[f"{r} scores"] for r in selection.settings["scores"]}
   made_from["corpus"] = inputs["corpus"]
   scored = scored_rows(selection.settings, made_from)
-  figures = summary.summarise(corpus, scored, kept_rows(selection))
+  figures = summary.summarize(corpus, scored, kept_rows(selection))
   facts = tables.facts(selection, figures)
   evaluation = inputs[f"{config.method} evaluation"]
   found = tables.Findings(selection.path.parent.name, facts, figures)

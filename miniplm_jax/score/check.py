@@ -101,7 +101,7 @@ def rescorer(
   model = score_stage.load_checked(source, corpus, mesh, dtype)
   uses.check_loaded(source, model, facts)
   if facts["int8"]:
-    model = int8.quantise(model)
+    model = int8.quantize(model)
   return score_stage.scorer_of(
     config, {source.name: model}, corpus, mesh, dtype, lengths=()
   )

@@ -61,7 +61,7 @@ def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
   known = hosts.agree(lambda: _report_of(path, key))
   if known:
     fidelity.check(known, *least)
-    return int8.quantise(model)
+    return int8.quantize(model)
   rows = corpus.rows_of("train")
   sample = rows[check.sample(len(rows), c.int8_rows, config.corpus.seed)]
   say(score_stage.STAGE, f"int8: {len(sample)} rows with both kinds of weights")
@@ -69,7 +69,7 @@ def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
   models = {"exact": model, "reference": other}
   nll, n_tokens, _ = score_stage.scorer_of(config, models, corpus, mesh)(sample)
   del models, other
-  model = int8.quantise(model)
+  model = int8.quantize(model)
   scorer = score_stage.scorer_of(config, {"int8": model}, corpus, mesh)
   nll |= scorer(sample)[0]
   for name, sums in nll.items():

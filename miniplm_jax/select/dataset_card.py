@@ -58,7 +58,7 @@ _LIMITS = """\
 - The ranking knows nothing of truth, safety or personal data: nothing here was
   filtered for that.
 - Another teacher, reference, tokenizer or definition ranks otherwise; the
-  tables of domains and lengths show what this one favours.
+  tables of domains and lengths show what this one favors.
 - The licence of the texts is that of the corpus, which this card does not
   know."""
 

@@ -71,7 +71,7 @@ class Definition:
   Attributes:
     score: (columns, seed) → [n], rounded to float32; the highest are kept.
     label: of the score, with its unit.
-    standardised: the score whose mean and deviation by domain it needs, as
+    standardized: the score whose mean and deviation by domain it needs, as
       columns domain_mean and domain_std.
     per: the column that it is divided by; rows that have none of it have no
       score, and are left out.
@@ -79,7 +79,7 @@ class Definition:
 
   score: Score
   label: str
-  standardised: Score | None = None
+  standardized: Score | None = None
   per: str = ""
 
 
@@ -92,7 +92,7 @@ DEFINITIONS = {
   "zscore_by_domain": Definition(
     zscore_by_domain,
     "log p − log p_ref per token, standard deviations from the domain's mean",
-    standardised=mean_diff,
+    standardized=mean_diff,
   ),
   "difficulty": Definition(difficulty, "−log p_ref, nats per token"),
   "teacher_preference": Definition(teacher_preference, "log p, nats per token"),

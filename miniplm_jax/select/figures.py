@@ -8,11 +8,11 @@ import numpy as np
 from miniplm_jax.core import page
 from miniplm_jax.select.summary import Group, Summary, largest
 
-_KEPT, _CUT = page.COLOURS[:2]
+_KEPT, _CUT = page.COLORS[:2]
 _SHORT = 0.005  # share of rows that the picture of lengths leaves out
 _DENSITY = "#C3D9EA", _KEPT, "#06182B"  # few to many rows
 # Of the domains with a curve of their own; the threshold's is not among them.
-_CURVES = page.COLOURS[:1] + page.COLOURS[2:]
+_CURVES = page.COLORS[:1] + page.COLORS[2:]
 
 Picture = tuple[str, str]
 
@@ -51,7 +51,7 @@ def pictures(summary: Summary, facts: Mapping[str, Any]) -> list[Picture]:
       (
         _density(summary, facts),
         "Mean NLL of a row under reference and "
-        "teacher; colour counts rows, on a logarithmic scale. Below the dashed "
+        "teacher; color counts rows, on a logarithmic scale. Below the dashed "
         "diagonal the teacher finds a row likelier. "
         f"{_told_line(facts)}{drawn}",
       )
@@ -127,11 +127,11 @@ def _token_share(summary: Summary):
   )
   places = np.arange(len(groups))
   ax.hlines(places, before, after, color=page.PALE, lw=3, zorder=1)
-  for values, colour, label in (
-    (before, page.GREY, "before: D"),
+  for values, color, label in (
+    (before, page.GRAY, "before: D"),
     (after, _KEPT, "after: kept"),
   ):
-    ax.scatter(values, places, color=colour, s=34, label=label, zorder=2)
+    ax.scatter(values, places, color=color, s=34, label=label, zorder=2)
   ax.set_yticks(places, [page.plain(g.name) for g in groups])
   ax.set_xlim(left=0)
   _percent(ax.xaxis)
@@ -181,11 +181,11 @@ def _cumulative(summary: Summary, facts):
   )
   score, domain = summary.sample.score, summary.sample.domain
   curves = [("all rows", score, page.INK, 2.2)]
-  for group, colour in zip(summary.domains, _CURVES):
-    curves.append((group.name, score[domain == group.name], colour, 1.2))
+  for group, color in zip(summary.domains, _CURVES):
+    curves.append((group.name, score[domain == group.name], color, 1.2))
   drawn = {
-    page.plain(name): ax.ecdf(values, color=colour, lw=width)
-    for name, values, colour, width in curves
+    page.plain(name): ax.ecdf(values, color=color, lw=width)
+    for name, values, color, width in curves
     if len(values)
   }
   ax.set_xlim(*_range(score, 0.998))
@@ -244,13 +244,13 @@ def _lengths(summary: Summary):
   width = max((end - first) // 48, 1)
   # From the full rows downwards: the last bin is as wide as the others.
   edges = np.arange(end, first - width, -width)[::-1]
-  for values, colour, fill, label in (
+  for values, color, fill, label in (
     (counts[0], page.PALE, True, "before: D"),
     (counts[1], _KEPT, False, "after: kept"),
   ):
     binned, _ = np.histogram(np.arange(end), edges, weights=values)
     share = binned / max(values.sum(), 1)
-    ax.stairs(share, edges, color=colour, fill=fill, lw=1.6, label=label)
+    ax.stairs(share, edges, color=color, fill=fill, lw=1.6, label=label)
   ax.set_xlim(edges[0], end)
   _percent(ax.yaxis)
   ax.grid(axis="x", visible=False)

@@ -88,11 +88,11 @@ class ScoredRows:
     Raises:
       UserError: another row has no finite score, or a table cannot be used.
     """
-    if self.definition.standardised and self._moments is None:
+    if self.definition.standardized and self._moments is None:
       # Over all of D, whatever else is left out: a row's score is its own.
       moments = Moments()
       for columns in self._joined():
-        value = self.definition.standardised(columns, self._seed)
+        value = self.definition.standardized(columns, self._seed)
         moments.add(columns["domain"], value)
       self._moments = moments.mean_and_std()
     for columns in self._joined():

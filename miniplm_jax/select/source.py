@@ -70,7 +70,7 @@ def _split(directory: str, fingerprint: str, split: str):
 class PackedSource(seqio.DataSource):
   """Rows of a packed corpus, in corpus order.
 
-  A shard is a run of neighbouring rows: the shards, one after another, are
+  A shard is a run of neighboring rows: the shards, one after another, are
   the whole, filtered or not. A split may be sliced like one of TFDS:
   "train[1000:2000]".
   """

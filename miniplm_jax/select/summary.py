@@ -101,7 +101,7 @@ class Summary:
   sample: Sample
 
 
-def summarise(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
+def summarize(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
   """Reads the score tables once, a part at a time.
 
   Args:

@@ -123,7 +123,7 @@ def _run(config, directory, other, scored, inputs: Mapping[str, Manifest]):
     ids = overlap.rows_to_read(corpus)
     with Progress("select", len(ids), "rows", every=every) as progress:
       overlaps = overlap.measure(corpus, rows, sets, ids, progress.update)
-  figures = summary.summarise(corpus, scored(made_from), rows)
+  figures = summary.summarize(corpus, scored(made_from), rows)
   found = tables.Findings(
     directory.name,
     tables.facts(selection, figures),

@@ -2,9 +2,9 @@
 
 A matmul weight takes 2 FLOPs a token and attention what
 `Architecture.mixing_flops` says; norms, activations, the softmax and the
-optimiser are left out, as is customary (arXiv 2001.08361, section 2.1;
+optimizer are left out, as is customary (arXiv 2001.08361, section 2.1;
 2204.02311, appendix B). The backward pass takes twice the forward pass, so
-training 3 of it. What rematerialisation computes again is how a run goes, not
+training 3 of it. What rematerialization computes again is how a run goes, not
 what it asks for, and is not counted. F_s and F_t: the forward pass of student
 and teacher over one token of a row.
 """
@@ -84,7 +84,7 @@ def token_selection(student: Architecture, length: int) -> float:
 def minillm(
   student: Architecture, teacher: Architecture, prompt: int, new: int
 ) -> float:
-  """Of an input token when rows are sampled, judged and learnt from.
+  """Of an input token when rows are sampled, judged and learned from.
 
   Of a row: student and teacher generate it together (arXiv 2306.08543,
   section 2.2) and what the teacher saw is kept, so that only its head is

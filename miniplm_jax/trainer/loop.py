@@ -71,7 +71,7 @@ class Run:
     made_by: what decides the result, and the rows of the curve, JSON;
       checkpoints carry it.
     step_flops: what the method asks for in a step, over all devices.
-    objective: what is minimised; None is the plain next-token loss.
+    objective: what is minimized; None is the plain next-token loss.
     begin: () → the weights to begin with, float32 on the mesh; None draws
       them from the seed.
     export: (step, model) → nothing; called every run.export_every steps.
@@ -134,7 +134,7 @@ def step_function(
 
   The state has the shardings of `abstract` and is donated; `frozen` is the
   objective's. With `micro` > 1 the batch's rows are taken in that many turns;
-  weights are normalised over the whole batch before, so the gradient is the
+  weights are normalized over the whole batch before, so the gradient is the
   sum of the turns' and the result the same. The objective's first pass, if it
   has one, takes as many turns.
   """

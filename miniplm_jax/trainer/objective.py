@@ -1,4 +1,4 @@
-"""What a run minimises: a value that the training loop is given.
+"""What a run minimizes: a value that the training loop is given.
 
 B batch, T time.
 """
@@ -70,7 +70,7 @@ class NextToken:
       unused_key: a key of random numbers, of the seed and the step.
 
     Returns:
-      Arrays [B, …] whose weights are normalised over the batch, so that the
+      Arrays [B, …] whose weights are normalized over the batch, so that the
       losses of its turns add up; and the number that is logged as
       train/total_weights.
     """

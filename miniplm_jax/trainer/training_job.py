@@ -52,7 +52,7 @@ def make(
     row_ids: (corpus, input manifests) → int64 row ids.
     inputs: what it reads; "corpus" must be among them.
     export: write hf/ at the end.
-    objective: (corpus, mesh, input manifests) → what is minimised; None is
+    objective: (corpus, mesh, input manifests) → what is minimized; None is
       the next-token loss.
     settings: the objective's, for the manifest.
     token_flops: of training on one input token; 0 is the next-token loss.
@@ -256,7 +256,7 @@ def restore(trained: Manifest, mesh, objective=None):
   Args:
     trained: the run's manifest.
     mesh: where to put it.
-    objective: the class of what was minimised; None is `NextToken`.
+    objective: the class of what was minimized; None is `NextToken`.
 
   Returns:
     What the objective trains: a `Decoder`, or a module of its own.
