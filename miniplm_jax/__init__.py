@@ -2,26 +2,57 @@
 
 The folders are the pipeline, in this order:
 
-  core       errors, files, manifests, jobs: no JAX
-  models     decoders, their loss, sharding, Hugging Face in and out
-  corpus     text to packed rows            (stage tokenize)
-  trainer    the one training loop
-  reference  pre-train p_ref                (stages teacher and reference)
-  score      log-probs of every row         (stage score)
-  proxy      a small model of the score     (stage proxy)
-  select     Difference Sampling            (stage select)
-  materialize  kept rows as files           (stage materialize)
-  convert    kept rows in other tokens      (stage convert)
-  train      pre-train the student          (stage train)
-  evaluate   held-out loss, zero-shot tasks (stage evaluate)
-  export     a Hugging Face directory       (stage export)
-  generate   what a model writes            (stage generate)
-  plan       what a program takes on TPU
-  analyse    what all runs say together (stage analyse)
-  report     report.html                    (stage report)
+  core         errors, files, manifests, jobs, claims: no JAX
+  models       decoders, their losses, sharding, Hugging Face in and out
+  corpus       text to packed rows              (stage tokenize)
+  trainer      the one training loop
+  reference    pre-train teacher and reference  (stages teacher, reference)
+  score        log-probs of every row           (stage score; look verify)
+  proxy        a small model of the score       (stage proxy)
+  select       Difference Sampling              (stage select)
+  materialize  kept rows as files               (stage materialize)
+  seqkd        rows that the teacher continues  (stage seqkd)
+  convert      kept rows in other tokens        (stage convert)
+  distill      what a student minimizes         (stage logits)
+  train        pre-train the student            (stage train)
+  evaluate     held-out loss, zero-shot tasks   (stage evaluate)
+  export       a Hugging Face directory         (stage export)
+  generate     what a model writes              (look generate)
+  plan         what a program takes on a TPU    (look plan)
+  analyse      what all runs say together       (stage analyse)
+  report       report.html                      (stage report)
 
 A folder imports only from itself and from those above it; main.py and
 pipeline.py stand on top.
+
+Words, each for one thing:
+
+  document     a text of the source, with its domain
+  domain       where a document is from: code, mail, …; "" if nobody says
+  row          a packed instance of the corpus: up to max_length + 1 ids that
+               end at a sentence's end; the paper's x, scored and kept whole
+  row_id       its number in the corpus, which is its order on disk
+  D            the rows that are scored and selected: the split "train"
+  split        where a row belongs by the hash of its content: D, D_ref
+               ("reference"), held out, or the teacher's
+  shard        a file of rows that was made from a part of the source
+  part         a piece of a source, of a score table or of labels: what one
+               worker makes at a time
+  teacher      the large model p that is distilled
+  reference    the small model p_ref that was trained on D_ref
+  student      the model that is pre-trained on what was selected
+  score table  Σ −log p of each row under one model, and its tokens
+  definition   how tables become one number for each row: mean_diff is the
+               paper's log p − log p_ref for each token
+  budget       how much of D is kept: a ratio, rows or tokens
+  selection    the kept rows' ids, rows.npy
+  labels       what a model said of each token of kept rows (stage logits)
+  method       a selection and an objective: what makes a student
+  objective    what training minimizes
+  job          what a stage makes in one folder, from inputs and settings
+  manifest     the file that says that a job is done, of what, and with what
+  fingerprint  sha256 of what decides a result
+  claim        who makes a folder at the moment
 """
 
 __version__ = "0.1.0"
