@@ -34,7 +34,7 @@ def get_config(which=""):
   small_config.shape(config.reference.model, 4096, 32, 96, 2, 2)
   small_config.shape(config.student.model, 4096, 96, 256, 3, 3)
   config.teacher.path = ""
-  # For --config.baselines="('pretrain','proxy')". From new weights it ranks
+  # For --config.baselines=pretrain,proxy. From new weights it ranks
   # worse: Spearman 0.60 where the reference's give 0.72.
   small_config.shape(config.proxy.model, 4096, 32, 96, 2, 2)
   small_config.schedule(config.proxy.train, 400, 3e-3)

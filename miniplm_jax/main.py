@@ -10,9 +10,10 @@ if __name__ == "__main__":  # the imports below take a second
 from absl import app, flags
 from ml_collections import config_flags
 
-from miniplm_jax import pipeline
+from miniplm_jax import flag_parsers, pipeline
 from miniplm_jax.core.errors import Stopped, UserError
 
+flag_parsers.register()
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/. Override with --config.field=value."
 )

@@ -6,12 +6,13 @@ import types
 
 import numpy as np
 import pytest
+from absl import flags
 from etils import epath
 from helpers import CONFIG, ROOT
 from ml_collections import ConfigDict, config_dict
 
 from miniplm_jax import config as config_lib
-from miniplm_jax import config_rules, model_config, pipeline
+from miniplm_jax import config_rules, flag_parsers, model_config, pipeline
 from miniplm_jax import methods as methods_lib
 from miniplm_jax.core import errors, fields
 from miniplm_jax.core.errors import UserError
@@ -19,6 +20,7 @@ from miniplm_jax.core.fields import Field
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models import architecture
+from miniplm_jax.models.architecture import PRESETS
 from miniplm_jax.train import budget
 from miniplm_jax.trainer import flops, optimizer
 
@@ -383,3 +385,46 @@ def test_no_clip_norm_clips_nothing():
 
   np.testing.assert_array_equal(updates(0.0), updates(1e6))
   assert np.sign(updates(0.0)).tolist() == [-1, 1]
+
+
+def overridden(*arguments):
+  """The demo's config with these flags, as the command line reads them."""
+  from ml_collections import config_flags
+
+  flag_parsers.register()
+  values = flags.FlagValues()
+  argv = ["main", "--config=configs/demo.py", *arguments]
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  values(argv)
+  return values.config
+
+
+@pytest.mark.parametrize(
+  ("argument", "name", "value"),
+  [
+    ("pretrain,proxy", "baselines", ("pretrain", "proxy")),
+    ("pretrain", "baselines", ("pretrain",)),
+    ("('pretrain',)", "baselines", ("pretrain",)),
+    ("code=2,mail=0.5", "train.domain_weights", ("code=2", "mail=0.5")),
+    ("512,640", "score.lengths", (512, 640)),
+    ("Once, upon a time", "generate.prompts", ("Once, upon a time",)),
+    ("('a,b',)", "generate.prompts", ("a,b",)),
+  ],
+)
+def test_a_list_needs_no_python(monkeypatch, argument, name, value):
+  monkeypatch.chdir(ROOT)
+  found = overridden(f"--config.{name}={argument}")
+  for key in name.split("."):
+    found = found[key]
+  assert found == value
+
+
+def test_a_shape_is_given_by_its_name(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  shape = "--config.student.model="
+  found = overridden(f"{shape}mamba-130m")
+  assert dict(found.student.model) == PRESETS["mamba-130m"]
+  found = overridden(f"{shape}qwen-500m", f"{shape[:-1]}.vocab_size=512")
+  assert dict(found.student.model) == PRESETS["qwen-500m"] | {"vocab_size": 512}
+  with pytest.raises(flags.IllegalFlagValueError, match="none of qwen-45m, "):
+    overridden(f"{shape}qwen-5m")

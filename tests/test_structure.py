@@ -44,6 +44,7 @@ ORDER = (
   "analyse",
   "report",
   "pipeline",
+  "flag_parsers",
   "main",
 )
 

@@ -1,0 +1,49 @@
+"""What the command line takes for lists and shapes beside Python's literals.
+
+`--config.baselines=pretrain,proxy` is a list of two, and
+`--config.student.model=qwen-500m` a shape by its name.
+"""
+
+import ast
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags, tuple_parser
+
+from miniplm_jax.models.architecture import PRESETS
+
+
+class _ListParser(tuple_parser.TupleParser):
+  """A tuple in Python, or words with commas between them and no spaces."""
+
+  def parse(self, argument):
+    try:
+      items = super().parse(argument)
+    except ValueError:  # code=2,mail=0.5
+      items = (argument,)
+    if items != (argument,):
+      return items
+    words = argument.split(",")
+    # A text with a comma is one item.
+    is_list = all(word and not any(map(str.isspace, word)) for word in words)
+    return tuple(words) if is_list else items
+
+
+class _SectionParser(flags.ArgumentParser):
+  """A dict in Python, or the name of a model's shape."""
+
+  def parse(self, argument):
+    if isinstance(argument, ConfigDict):  # the config's own
+      return argument
+    try:
+      value = PRESETS.get(argument) or ast.literal_eval(argument)
+      return ConfigDict(value)
+    except (ValueError, SyntaxError, TypeError) as e:
+      names = ", ".join(PRESETS)
+      raise ValueError(f"{argument} is no dict and none of {names}") from e
+
+
+def register():
+  """Lets config_flags use them from now on."""
+  config_flags.register_flag_parser_for_type(tuple, _ListParser())
+  config_flags.register_flag_parser_for_type(ConfigDict, _SectionParser())
