@@ -13,40 +13,39 @@ from ml_collections import config_flags
 from miniplm_jax import flag_parsers, pipeline
 from miniplm_jax.core.errors import Stopped, UserError
 
-flag_parsers.register()
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "A file of configs/. Override with --config.field=value."
-)
-flags.DEFINE_multi_string("stages", [], "A,B; by default config.stages.")
-flags.DEFINE_bool("force", False, "Redo stages that are done.")
-flags.DEFINE_bool("dry_run", False, "Print the plan, run nothing.")
-flags.DEFINE_multi_string("prompt", [], "Text for --stages=generate.")
-flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+_CONFIG = "A file of configs/. Override with --config.field=value."
 
 
-def _parse(argv: list[str]):
-  """Flags and config file; whatever they raise is the user's to mend."""
+def run(argv: list[str], given: flags.FlagValues):
+  """Runs the pipeline as a command line says, whose flags become `given`."""
+  flag_parsers.register()
+  to = {"flag_values": given}
+  config_flags.DEFINE_config_file("config", None, _CONFIG, sys_argv=argv, **to)
+  flags.DEFINE_multi_string("stages", [], "A,B; else config.stages.", **to)
+  flags.DEFINE_bool("force", False, "Redo stages that are done.", **to)
+  flags.DEFINE_bool("dry_run", False, "Print the plan, run nothing.", **to)
+  flags.DEFINE_multi_string("prompt", [], "Text for --stages=generate.", **to)
+  flags.DEFINE_bool("debug", False, "Show the traceback of an error.", **to)
   try:
-    rest = flags.FLAGS(argv)[1:]
-    _ = _CONFIG.value and _CONFIG.value.items  # a broken file raises here
+    rest = given(argv)[1:]
+    _ = given.config and given.config.items  # a broken file raises here
   except (Exception, SystemExit) as e:
     if shown := errors.of_command_line(e, argv):
       raise shown from e
     sys.exit(0)  # --help; absl would exit with 1
-  if _CONFIG.value is None or rest:
+  if given.config is None or rest:
     what = f"unknown argument {rest[0]}" if rest else "no config"
     raise UserError(what, "command line", "give --config=configs/demo.py")
+  options = {n: given[n].value for n in ("force", "dry_run", "prompt")}
+  stages = [s.strip() for text in given.stages for s in text.split(",")]
+  pipeline.run(given.config, given["config"].config_filename, stages, **options)
 
 
 def main(argv: list[str]) -> int:
-  """Runs the pipeline; returns the exit status."""
+  """Runs it as a process; returns the exit status."""
   sys.stdout.reconfigure(errors="backslashreplace")  # it may be ASCII only
   try:
-    _parse(argv)
-    given, where = flags.FLAGS, flags.FLAGS["config"].config_filename
-    options = {n: given[n].value for n in ("force", "dry_run", "prompt")}
-    stages = [s.strip() for text in given.stages for s in text.split(",")]
-    pipeline.run(_CONFIG.value, where, stages, **options)
+    run(argv, flags.FLAGS)
     if signum := errors.release_signals():
       raise Stopped(signum)
   except (Exception, Stopped) as e:

@@ -1,6 +1,7 @@
 """A run that is small enough to be made many times, on real text."""
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -159,7 +160,27 @@ def ended(processes: list[subprocess.Popen], code: int | None) -> list[str]:
 def refused(
   folder: pathlib.Path, *arguments: str, **places: pathlib.Path
 ) -> str:
-  """Runs it, expects one line of error and exit 1; returns the line."""
+  """Runs the command line in this process; returns its one line of error."""
+  from absl import flags
+
+  from miniplm_jax import main
+  from miniplm_jax.core import errors, hosts
+
+  given = flags.FlagValues()
+  with contextlib.redirect_stdout(io.StringIO()) as said:
+    try:
+      main.run(command(folder, *arguments, **places)[2:], given)
+    except Exception as e:
+      if shown := hosts.explained(e):
+        return f"error: {errors.one_line(shown)}"
+      raise
+  raise AssertionError(f"it was not refused: {said.getvalue()}")
+
+
+def refused_as_process(
+  folder: pathlib.Path, *arguments: str, **places: pathlib.Path
+) -> str:
+  """As `refused`, with exit status 1 and the line alone at the end."""
   done = run(folder, *arguments, code=1, **places)
   lines = [line for line in done.stderr.splitlines() if line.strip()]
   errors = [line for line in lines if line.startswith("error: ")]

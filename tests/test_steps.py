@@ -2,11 +2,10 @@
 
 The golden holds, of some configs, each job's settings, inputs and outputs.
 Another setting there refuses every workdir that was made before it. After a
-change that is meant: UPDATE_GOLDEN=1 pytest tests/test_steps.py
+change that is meant: pytest tests/test_steps.py --rewrite_goldens
 """
 
 import json
-import os
 import pathlib
 
 import pytest
@@ -96,12 +95,12 @@ def new_in(name: str, plain: dict[str, object]) -> dict[str, object]:
   }
 
 
-def test_what_jobs_say_of_themselves(tmp_path, monkeypatch):
+def test_what_jobs_say_of_themselves(request, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   plain = all_jobs(PLAIN)
   found = {name: new_in(name, plain) for name in CONFIGS if name != PLAIN}
   found[PLAIN] = plain
-  if "UPDATE_GOLDEN" in os.environ:
+  if request.config.getoption("rewrite_goldens"):
     GOLDEN.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
   golden = json.loads(GOLDEN.read_text())
   assert found.keys() == golden.keys()
