@@ -3,7 +3,7 @@
 import pathlib
 import shutil
 
-from helpers import LONG, run, write_corpus  # isort: skip  (before JAX)
+from helpers import LONG, run_as_process, write_corpus  # isort: skip  (before JAX)
 
 import filelock
 import jax
@@ -69,7 +69,7 @@ def finished(tmp_path_factory, worker_id):
       shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
       folder.mkdir()
       write_corpus(folder / "text.jsonl")
-      done = run(folder, "--config.baselines=('pretrain',)", LONG)
+      done = run_as_process(folder, "--config.baselines=pretrain", LONG)
       (folder / "stdout").write_text(done.stdout)
   return folder
 

@@ -84,13 +84,32 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 
 def run(
+  folder: pathlib.Path, *arguments: str, **places: pathlib.Path
+) -> subprocess.CompletedProcess:
+  """Runs the command line to its end, in this process."""
+  from absl import flags
+
+  from miniplm_jax import main
+
+  argv = command(folder, *arguments, **places)[2:]
+  with (
+    contextlib.redirect_stdout(io.StringIO()) as stdout,
+    contextlib.redirect_stderr(io.StringIO()) as stderr,
+  ):
+    main.run(argv, flags.FlagValues())
+  return subprocess.CompletedProcess(
+    argv, 0, stdout.getvalue(), stderr.getvalue()
+  )
+
+
+def run_as_process(
   folder: pathlib.Path,
   *arguments: str,
   code: int = 0,
   devices: int = 1,
   **places: pathlib.Path,
 ) -> subprocess.CompletedProcess:
-  """Runs it to its end and checks the exit status."""
+  """Runs it in a process of its own and checks the exit status."""
   done = subprocess.run(
     command(folder, *arguments, **places),
     capture_output=True,
@@ -161,27 +180,22 @@ def refused(
   folder: pathlib.Path, *arguments: str, **places: pathlib.Path
 ) -> str:
   """Runs the command line in this process; returns its one line of error."""
-  from absl import flags
-
-  from miniplm_jax import main
   from miniplm_jax.core import errors, hosts
 
-  given = flags.FlagValues()
-  with contextlib.redirect_stdout(io.StringIO()) as said:
-    try:
-      main.run(command(folder, *arguments, **places)[2:], given)
-    except Exception as e:
-      if shown := hosts.explained(e):
-        return f"error: {errors.one_line(shown)}"
-      raise
-  raise AssertionError(f"it was not refused: {said.getvalue()}")
+  try:
+    done = run(folder, *arguments, **places)
+  except Exception as e:
+    if shown := hosts.explained(e):
+      return f"error: {errors.one_line(shown)}"
+    raise
+  raise AssertionError(f"it was not refused: {done.stdout}")
 
 
 def refused_as_process(
   folder: pathlib.Path, *arguments: str, **places: pathlib.Path
 ) -> str:
   """As `refused`, with exit status 1 and the line alone at the end."""
-  done = run(folder, *arguments, code=1, **places)
+  done = run_as_process(folder, *arguments, code=1, **places)
   lines = [line for line in done.stderr.splitlines() if line.strip()]
   errors = [line for line in lines if line.startswith("error: ")]
   assert len(errors) == 1, done.stderr

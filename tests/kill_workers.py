@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 
-from helpers import LONG, command, environment, run, write_corpus
+from helpers import LONG, command, environment, run_as_process, write_corpus
 
 _MODELS = ("teacher", "reference")
 # Small units: there is always something between two parts.
@@ -43,7 +43,7 @@ def parts(folder: pathlib.Path) -> dict[str, bytes]:
 def undisturbed(folder: pathlib.Path) -> dict[str, bytes]:
   """The parts as one worker makes them."""
   shutil.rmtree(folder / "run" / "scores", ignore_errors=True)
-  run(folder, *_ARGUMENTS)
+  run_as_process(folder, *_ARGUMENTS)
   return parts(folder)
 
 
@@ -120,7 +120,7 @@ def main():
   folder = given.folder or pathlib.Path(tempfile.mkdtemp())
   if not (folder / "run" / "reference").exists():
     write_corpus(folder / "text.jsonl")
-    run(folder, LONG, "--stages=tokenize,teacher,reference")
+    run_as_process(folder, LONG, "--stages=tokenize,teacher,reference")
   wanted = undisturbed(folder)
   last = sorted(wanted)[-3:]
   start = time.monotonic()

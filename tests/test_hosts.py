@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from etils import epath
-from helpers import rows, run, write_corpus
+from helpers import rows, run_as_process, write_corpus
 from test_lm_eval import data  # noqa: F401  (a fixture)
 
 from miniplm_jax.core import hosts
@@ -43,7 +43,7 @@ def alone(tmp_path_factory):
   """The pipeline in one process of eight devices."""
   folder = tmp_path_factory.mktemp("alone")
   write_corpus(folder / "text.jsonl", 20)
-  run(folder, STAGES, *ARGUMENTS, devices=8)
+  run_as_process(folder, STAGES, *ARGUMENTS, devices=8)
   return folder
 
 
@@ -257,9 +257,9 @@ def more(alone, data, tmp_path_factory):  # noqa: F811
   """`alone` with all of that, and what stage generate has said."""
   folder = tmp_path_factory.mktemp("more")
   shutil.copytree(alone, folder, dirs_exist_ok=True)
-  run(folder, *ROWS, *ARGUMENTS, devices=8)
+  run_as_process(folder, *ROWS, *ARGUMENTS, devices=8)
   where = f"--config.evaluation.task_data={data}"
-  done = run(folder, *LOOKS, where, *ARGUMENTS, devices=8)
+  done = run_as_process(folder, *LOOKS, where, *ARGUMENTS, devices=8)
   return folder, where, done.stdout
 
 

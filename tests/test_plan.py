@@ -6,7 +6,7 @@ import json
 import pytest
 import tiny_config
 from etils import epath
-from helpers import LONG, run, write_corpus
+from helpers import LONG, run, run_as_process, write_corpus
 
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.plan import outlook, topology, work
@@ -133,7 +133,7 @@ def test_the_report_has_it(copy):
   ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, bad, said):
-  done = run(tmp_path, "--stages=plan", bad, code=1)
+  done = run_as_process(tmp_path, "--stages=plan", bad, code=1)
   assert said in done.stderr
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from etils import epath
 from flax import nnx
-from helpers import LONG, edited, refused, rows, run
+from helpers import LONG, edited, refused, rows, run, run_as_process
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import claims, files, owner
@@ -275,7 +275,7 @@ def test_two_processes_as_one_program(copy):
   """2 × 4 devices against 1 × 8: the same rows, bit for bit."""
   shutil.rmtree(copy / "run/scores")
   more = ("--stages=score,verify", "--config.score.batch_tokens=1024")
-  run(copy, LONG, *more, devices=8)
+  run_as_process(copy, LONG, *more, devices=8)
   wanted = kill_workers.parts(copy)
   shutil.rmtree(copy / "run/scores")
   said = helpers.ended(helpers.together(copy, LONG, *more), code=0)

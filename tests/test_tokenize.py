@@ -15,7 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tokenizers
-from helpers import command, environment, refused, run, write_corpus
+from helpers import (
+  command,
+  environment,
+  refused,
+  run,
+  run_as_process,
+  write_corpus,
+)
 
 from miniplm_jax.core import manifest
 from miniplm_jax.corpus import fast_bpe, megatron, readers, store, tokenizer
@@ -184,7 +191,9 @@ def test_errors_of_beam_are_the_users(tmp_path):
     assert "run.beam" in refused(tmp_path, STAGE, given, beam + options)
   with (tmp_path / "text.jsonl").open("a") as f:
     f.write("{broken\n")
-  done = run(tmp_path, STAGE, given, beam + "--runner=DirectRunner", code=1)
+  done = run_as_process(
+    tmp_path, STAGE, given, beam + "--runner=DirectRunner", code=1
+  )
   last = done.stderr.strip().splitlines()[-1]
   assert last.startswith("error: ") and "text.jsonl line 4" in last
 
