@@ -25,6 +25,13 @@ from miniplm_jax.core.progress import say
 Input = epath.Path | Callable[[], str]
 
 
+def _absolute(path: str) -> str:
+  """Without links on this machine."""
+  if not gs.is_local(path):
+    return path.rstrip("/")
+  return os.path.realpath(os.path.expanduser(path))
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
   """What a stage wants done.
@@ -173,13 +180,12 @@ class Job:
 
   def refuse_own_inputs(self):
     """Raises UserError if what it would remove is what it is made from."""
-    root = os.path.realpath(self.manifest.parent)
+    root = _absolute(os.fspath(self.manifest.parent))
     for name, source in self.inputs.items():
       path = getattr(source, "path", "")
-      if isinstance(source, epath.Path) or not path or not gs.is_local(path):
+      if isinstance(source, epath.Path) or not path:
         continue
-      where = os.path.realpath(os.path.expanduser(path))
-      if os.path.commonpath([root, where]) == root:
+      if f"{_absolute(path)}/".startswith(f"{root}/"):
         raise UserError(
           f"this {name} lies in the folder that is made again",
           path,

@@ -36,8 +36,8 @@ def is_of(file: epath.Path, endings: Sequence[str]) -> bool:
 # Of a folder, what there is of the first of these: a data set may have a
 # README beside it, and rows that were packed a list of their sources.
 _KINDS = ((*_LINES, ".parquet"), _JSON, TEXT)
-# Lies beside data, and is none.
 _CORPUS = {("corpus", MANIFEST), ("corpus", PARTIAL)}  # in a workdir
+# Lies beside data, and is none.
 _ABOUT = re.compile(r"readme|licen[cs]e", re.IGNORECASE)
 
 
