@@ -81,6 +81,22 @@ def test_a_file_that_is_being_read_is_not_closed(tmp_path, monkeypatch):
   assert not failed
 
 
+def test_a_damaged_file_is_no_error_of_the_next(tmp_path):
+  """Which closes it, when nobody has it any more."""
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  (tmp_path / "bad").write_bytes(b"cut off by a copy")
+  writer = ArrayRecordWriter(str(tmp_path / "good"), "group_size:1")
+  writer.write(b"row")
+  writer.close()
+  damaged = array_records.Readers(lambda _: epath.Path(tmp_path / "bad"))
+  with pytest.raises(RuntimeError, match="64KB"):
+    damaged.read(0, [0])
+  del damaged
+  good = array_records.Readers(lambda _: epath.Path(tmp_path / "good"))
+  assert good.read(0, [0]) == [b"row"]
+
+
 def test_files_of_a_corpus_that_is_gone_are_closed(tmp_path):
   corpus = Corpus(write(tmp_path / "a", 4))
   corpus.read(range(12))

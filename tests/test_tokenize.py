@@ -44,7 +44,7 @@ def made(folder):
 
 def facts(folder):
   found = json.loads((folder / "run/corpus/manifest.json").read_text())
-  for name in ("seconds", "source"):
+  for name in ("seconds", "source", "named"):
     found["details"].pop(name)
   found.pop("checksum")  # over the seconds, too
   return found

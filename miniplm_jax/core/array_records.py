@@ -99,7 +99,7 @@ class _Pool:
           if not self._close_oldest():
             raise
       reader = ArrayRecordReader(str(copy), _OPTIONS)
-      stack.callback(reader.close)
+      stack.callback(_close, reader)
       return _Open(reader, stack.pop_all().close)
 
   def _close_oldest(self) -> bool:
@@ -109,6 +109,12 @@ class _Pool:
         self._open.pop(key).close()
         return True
     return False
+
+
+def _close(reader: Any):
+  # It raises again what was wrong with the file, now to whoever opens another.
+  with contextlib.suppress(RuntimeError):
+    reader.close()
 
 
 def most_open() -> int:

@@ -76,10 +76,10 @@ def _refuse_early(jobs: Sequence[Job], force: bool):
   """What any would be refused for, before the first is begun or replaced."""
   made_here = {job.manifest for job in jobs}
   for job in jobs:
-    if made_here.isdisjoint(job.input_manifests):
+    if made_here.isdisjoint(job.input_manifests):  # else they may be new then
       job.read_inputs()
-    for check in job.checks:
-      check()
+      for check in job.checks:
+        check()
     old = None if force or job.is_view else manifest_lib.read(job.manifest)
     if old:
       job.refuse(old, job.other_settings(old))
