@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from etils import epath
 from flax import nnx
-from helpers import refused, run
+from helpers import refused, refused_as_process, run_as_process
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import decoder, hub, huggingface, sharding
@@ -309,7 +309,8 @@ def test_a_hub_id_is_read_offline_at_its_revision(
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
   arguments = "--stages=generate", "--config.generate.model=some/model"
   more = "--prompt=some", "--config.generate.max_new_tokens=3"
-  done = run(tmp_path, *arguments, *more, "--config.generate.revision=v2")
+  more_v2 = *more, "--config.generate.revision=v2"
+  done = run_as_process(tmp_path, *arguments, *more_v2)
   assert "3 new tokens" in done.stdout or "ended" in done.stdout
-  error = refused(tmp_path, *arguments, *more)
+  error = refused_as_process(tmp_path, *arguments, *more)
   assert "some/model, revision main" in error
