@@ -158,7 +158,7 @@ FIELDS: Section = {
     # Larger files are cut into parts of so many bytes, small texts are
     # put together: the unit of parallel work and of resuming. Each is three
     # files that take milliseconds; of single lines they would take hours.
-    "part_bytes": number(1 << 28, "[1000, 2^63)"),
+    "part_bytes": number(1 << 28, "[16, 2^63)"),
     "text_field": text("text"),
     # Dotted path; a document without it has that of its folder or file.
     "domain_field": text("domain", ".*"),

@@ -10,6 +10,7 @@ def get_config(student: str = "transformer"):
   c = config.corpus
   c.tokenizer, c.vocab_size, c.max_length = "train", 512, 32
   c.domain_field = "meta.set"
+  c.bos_token = ""  # rows as the paper's, whatever the tokenizer
   c.teacher_share, c.reference_share, c.heldout_share = 0.3, 0.2, 0.1
   config.teacher.path = ""
   if student == "mamba":
