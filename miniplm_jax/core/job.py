@@ -270,11 +270,7 @@ def _run(jobs: Sequence[Job]):
 
 def _named(job: Job) -> dict[str, Any]:
   """By which paths its inputs were given, and which of them were here."""
-  named = {
-    name: source
-    for name, source in job.inputs.items()
-    if hasattr(source, "path") and not isinstance(source, epath.Path)
-  }
+  named = job.named_inputs
   here = [n for n, source in named.items() if getattr(source, "is_here", False)]
   return {
     manifest_lib.NAMED: {n: source.path for n, source in named.items()},

@@ -102,6 +102,15 @@ class Job:
     return [p for p in self.inputs.values() if isinstance(p, epath.Path)]
 
   @property
+  def named_inputs(self) -> dict[str, Any]:
+    """Those that were given by a path."""
+    return {
+      name: source
+      for name, source in self.inputs.items()
+      if hasattr(source, "path") and not isinstance(source, epath.Path)
+    }
+
+  @property
   def partial(self) -> epath.Path:
     """The file that stands in for the manifest while the job runs."""
     stem = self.manifest.name.removesuffix(".json")
@@ -181,14 +190,11 @@ class Job:
   def refuse_own_inputs(self):
     """Raises UserError if what it would remove is what it is made from."""
     root = _absolute(os.fspath(self.manifest.parent))
-    for name, source in self.inputs.items():
-      path = getattr(source, "path", "")
-      if isinstance(source, epath.Path) or not path:
-        continue
-      if f"{_absolute(path)}/".startswith(f"{root}/"):
+    for name, source in self.named_inputs.items():
+      if source.path and f"{_absolute(source.path)}/".startswith(f"{root}/"):
         raise UserError(
           f"this {name} lies in the folder that is made again",
-          path,
+          source.path,
           "copy it elsewhere and give that, or choose another name",
         )
 

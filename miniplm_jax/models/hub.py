@@ -85,18 +85,25 @@ class Given:
   revision: str
 
   @property
+  def directory(self) -> epath.Path:
+    """Where it lies, if it is no hub id."""
+    return epath.Path(self.path).expanduser()
+
+  @property
   def is_here(self) -> bool:
     """Whether it is a directory, and no hub id."""
-    return epath.Path(self.path).expanduser().is_dir()
+    return self.directory.is_dir()
 
   def __call__(self) -> str:
-    """The fingerprint: of shape and weights, seconds for some GB of these.
+    """The fingerprint: of what is read of it, seconds for some GB of weights.
 
     Of a hub id nothing is known before it is fetched but its revision.
     """
     if not self.is_here and _may_be_hub_id(self.path):
       return files.digest([self.path, self.revision])
-    directory = resolve(self.path)
+    return self._read(resolve(self.path))
+
+  def _read(self, directory: epath.Path) -> str:
     # Not of what else config.json says, such as a version of transformers.
     shape = load_architecture(directory).fingerprint
     weights = [files.sha256(gs.copied(p)) for p in weight_files(directory)]
@@ -104,44 +111,30 @@ class Given:
 
   def former(self) -> tuple[str, ...]:
     """As earlier versions had it: of whole files, of the ends of each."""
-    directory = epath.Path(self.path).expanduser()
-    if not directory.is_dir():
+    if not self.is_here:
       return ()
-    found = _content(directory)
+    found = _content(self.directory)
     whole = [[path.name, files.sha256(gs.copied(path))] for path in found]
     return files.digest(whole), contents.probe(found)
 
 
-@dataclasses.dataclass(frozen=True)
-class GivenTokenizer:
-  """A tokenizer that is given by path or hub id, as an input of a job.
-
-  Attributes:
-    path: the directory or hub id.
-    revision: branch, tag or commit of a hub id.
-  """
-
-  path: str
-  revision: str
-
-  @property
-  def file(self) -> epath.Path:
-    """Its tokenizer.json, if it is a directory."""
-    return epath.Path(self.path).expanduser() / "tokenizer.json"
+class GivenTokenizer(Given):
+  """Likewise of its tokenizer.json alone."""
 
   @property
   def is_here(self) -> bool:
-    """Whether it is a directory, and no hub id."""
-    return self.file.exists()
+    """Whether it is a directory with a tokenizer, and no hub id."""
+    return (self.directory / "tokenizer.json").exists()
 
-  def __call__(self) -> str:
-    """The fingerprint; of a hub id what is known before it is fetched."""
-    if self.is_here:
-      return files.sha256(self.file)
-    if _may_be_hub_id(self.path):
-      return files.digest([self.path, self.revision])
-    where, todo = str(resolve(self.path)), "give one with a fast tokenizer"
-    raise GoneError("no tokenizer.json", where, todo)
+  def _read(self, directory: epath.Path) -> str:
+    if not self.is_here:
+      todo = "give one with a fast tokenizer"
+      raise GoneError("no tokenizer.json", str(directory), todo)
+    return files.sha256(directory / "tokenizer.json")
+
+  def former(self) -> tuple[str, ...]:
+    """None: it was always this."""
+    return ()
 
 
 def _content(directory: epath.Path) -> list[epath.Path]:
