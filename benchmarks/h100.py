@@ -18,9 +18,9 @@ from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
 from miniplm_jax import config as config_lib
+from miniplm_jax.forecast import programs
 from miniplm_jax.models import architecture, sharding
-from miniplm_jax.plan import programs
-from miniplm_jax.trainer.objective import NextToken
+from miniplm_jax.training.objective import NextToken
 
 _DEVICES = flags.DEFINE_integer("devices", 1, "GPUs of a node.", 1)
 _STUDENTS = flags.DEFINE_list(

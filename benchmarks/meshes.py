@@ -13,8 +13,8 @@ import pathlib
 from absl import app, flags
 
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.forecast import topology
 from miniplm_jax.models import sharding
-from miniplm_jax.plan import topology
 
 _WRITE = flags.DEFINE_bool("write", False, "Write the page and the orders.")
 _ROOT = pathlib.Path(__file__).parents[1]

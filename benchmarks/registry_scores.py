@@ -44,10 +44,11 @@ from miniplm_jax.core import errors, files, job, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import duration, say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.corpus import stage as tokenize
+from miniplm_jax.corpus import step as tokenize
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import sharding
-from miniplm_jax.score import check, stage, table, units, work
+from miniplm_jax.score import check, table, units, work
+from miniplm_jax.score import step as stage
 
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of *.jsonl.")
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face directory.")

@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import app, flags, logging
 
-from miniplm_jax.analyse import seeds
 from miniplm_jax.core import page
+from miniplm_jax.report.analyses import seeds
 
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of *.jsonl.")
 _TEACHER = flags.DEFINE_string("teacher", None, "Directory or hub id.")

@@ -18,8 +18,8 @@ from etils import epath
 
 from miniplm_jax.core import files
 from miniplm_jax.core.page import markdown_table
+from miniplm_jax.forecast import figures, forecast, table, topology
 from miniplm_jax.models import architecture
-from miniplm_jax.plan import figures, forecast, table, topology
 
 _PRESET = flags.DEFINE_string("preset", "qwen1.5-1.8b", "Of the architecture.")
 _SLICES = flags.DEFINE_list(
@@ -58,7 +58,7 @@ def main(argv):
 slices with no TPU at hand; **nothing here was measured**. Memory, FLOPs and \
 collectives are those of the compiled program, on one chip. Every time, and \
 what follows from it, is predicted from the program's text \
-(`miniplm_jax/plan/estimate.py`).
+(`miniplm_jax/forecast/estimate.py`).
 
 {versions}, {datetime.date.today()}, \
 `python -m benchmarks.tpu_scoring{arguments}`.
@@ -75,7 +75,7 @@ How far to trust the times: against published, measured training runs of \
 dense models with head size 128 the estimator that this one was written \
 after (on two of these programs they differ by 0.0 and 0.3 %) was off by −2, \
 +18 and −7 %. It cannot see into a kernel: splash attention is charged by one \
-simulation on v5e (`miniplm_jax/plan/kernel.py`). Take the times for within \
+simulation on v5e (`miniplm_jax/forecast/kernel.py`). Take times for within \
 ±25 %, and for ranks rather than for times. Not modeled: \
 launches, the input pipeline and the shape of the network.
 """

@@ -21,10 +21,10 @@ from etils import epath
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import files
 from miniplm_jax.core.page import markdown_table
-from miniplm_jax.distill.vanilla_kd import SoftLabels
+from miniplm_jax.distillation.vanilla_kd import SoftLabels
+from miniplm_jax.forecast import figures, programs, table, topology
 from miniplm_jax.models import architecture
-from miniplm_jax.plan import figures, programs, table, topology
-from miniplm_jax.trainer.objective import NextToken
+from miniplm_jax.training.objective import NextToken
 
 _STUDENTS = flags.DEFINE_list(
   "students", ["qwen-200m", "qwen-500m", "qwen-1.2b"], "Presets to train."
@@ -100,7 +100,7 @@ and batch split over all chips. `vanilla_kd` has the teacher {_TEACHER.value} \
 in the same step. Compiled for these slices with no TPU at hand; **nothing \
 here was measured**. Memory, FLOPs and collectives are those of the compiled \
 program, on one chip; every time, and what follows from it, is predicted from \
-the program's text (`miniplm_jax/plan/estimate.py`).
+the program's text (`miniplm_jax/forecast/estimate.py`).
 
 {versions}, {datetime.date.today()}, \
 `python -m benchmarks.tpu_training{arguments}`.

@@ -52,7 +52,7 @@ def _ours(model: str):
   import jax
 
   from miniplm_jax.models import huggingface, placement, sharding
-  from miniplm_jax.trainer.objective import NextToken
+  from miniplm_jax.training.objective import NextToken
 
   section = ours.section(_ROWS, "float32")
   mesh = sharding.make_mesh(1, 1, 1)

@@ -2,25 +2,24 @@
 
 The folders are the pipeline, in this order:
 
-  core         errors, files, manifests, jobs, claims: no JAX
-  models       decoders, their losses, sharding, Hugging Face in and out
-  corpus       text to packed rows              (stage tokenize)
-  trainer      the one training loop
-  reference    pre-train teacher and reference  (stages teacher, reference)
-  score        log-probs of every row           (stage score; look verify)
-  proxy        a small model of the score       (stage proxy)
-  select       Difference Sampling              (stage select)
-  materialize  kept rows as files               (stage materialize)
-  seqkd        rows that the teacher continues  (stage seqkd)
-  convert      kept rows in other tokens        (stage convert)
-  distill      what a student minimizes         (stage logits)
-  train        pre-train the student            (stage train)
-  evaluate     held-out loss, zero-shot tasks   (stage evaluate)
-  export       a Hugging Face directory         (stage export)
-  generate     what a model writes              (look generate)
-  plan         what a program takes on a TPU    (look plan)
-  analyse      what all runs say together       (stage analyse)
-  report       report.html                      (stage report)
+  core          errors, files, manifests, jobs, claims: no JAX
+  models        decoders, their losses, sharding, Hugging Face in and out
+  corpus        text to packed rows              (stage tokenize)
+  training      the one training loop            (stages teacher, reference)
+  score         log-probs of every row           (stage score; look verify)
+  select        Difference Sampling; kept rows as files, and for seqio
+                                                 (stages select, materialize)
+  distillation  what a student minimizes, and what that needs: a small model
+                of the score, rows that the teacher continues, its
+                distributions                    (stages proxy, seqkd, logits)
+  convert       kept rows in other tokens        (stage convert)
+  train         pre-train the student            (stage train)
+  evaluate      held-out loss, zero-shot tasks   (stage evaluate)
+  export        a Hugging Face directory         (stage export)
+  generate      what a model writes              (look generate)
+  forecast      what a program takes on a TPU    (look plan)
+  report        report.html; in report/analyses what all runs say together
+                                                 (stages report, analyse)
 
 A folder imports only from itself and from those above it; main.py and
 pipeline.py stand on top.

@@ -55,7 +55,7 @@ LOOKS = ("plan", "verify", "generate")
 
 # How rows become rows of a student's own tokenizer.
 CONVERSIONS = ("repack", "one_to_one")
-# What `materialize` writes: the functions of materialize/writers.py.
+# What `materialize` writes: the functions of select/materialize_writers.py.
 FORMATS = ("array_record", "megatron", "tfds")
 REMAT = ("none", "full", "dots")
 

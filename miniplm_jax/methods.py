@@ -12,7 +12,7 @@ class Method(NamedTuple):
   Attributes:
     selection: the method whose rows it trains on, for select.name.
     definition: by which `select` ranks them; None is select.definition.
-    objective: what training minimizes, a key of distill/objectives.py.
+    objective: what training minimizes, a key of distillation/objectives.py.
     generated: the teacher writes a part of each row, stage seqkd.
   """
 

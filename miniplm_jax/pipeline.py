@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 
 from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
-from miniplm_jax.analyse import stage as analyse
-from miniplm_jax.convert import stage as convert
+from miniplm_jax.convert import step as convert
 from miniplm_jax.core import backend, gs, hosts, manifest
 from miniplm_jax.core import job as job_lib
 from miniplm_jax.core.claims import Board
@@ -20,21 +19,22 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.job import Job
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import stage as tokenize
-from miniplm_jax.distill import logits_stage as logits
-from miniplm_jax.evaluate import stage as evaluate
-from miniplm_jax.export import stage as export
-from miniplm_jax.generate import stage as generate
-from miniplm_jax.materialize import stage as materialize
-from miniplm_jax.plan import stage as plan
-from miniplm_jax.proxy import stage as proxy
-from miniplm_jax.reference import stage as reference
-from miniplm_jax.report import stage as report
-from miniplm_jax.score import stage as score
+from miniplm_jax.corpus import step as tokenize
+from miniplm_jax.distillation import logits_step as logits
+from miniplm_jax.distillation import proxy_step as proxy
+from miniplm_jax.distillation import seqkd_step as seqkd
+from miniplm_jax.evaluate import step as evaluate
+from miniplm_jax.export import step as export
+from miniplm_jax.forecast import step as plan
+from miniplm_jax.generate import step as generate
+from miniplm_jax.report import step as report
+from miniplm_jax.report.analyses import step as analyse
+from miniplm_jax.score import step as score
 from miniplm_jax.score import verify
-from miniplm_jax.select import stage as select
-from miniplm_jax.seqkd import stage as seqkd
-from miniplm_jax.train import stage as train
+from miniplm_jax.select import materialize_step as materialize
+from miniplm_jax.select import step as select
+from miniplm_jax.train import step as train
+from miniplm_jax.training import reference_step as reference
 
 # Stage modules import nothing heavy; what they run does.
 JOBS: dict[str, Callable[..., list[Job]]] = {

@@ -31,8 +31,8 @@ from miniplm_jax.models import (
   sharding,
 )
 from miniplm_jax.models.architecture import Mamba, Transformer
-from miniplm_jax.trainer import loop
-from miniplm_jax.trainer.objective import NextToken
+from miniplm_jax.training import loop
+from miniplm_jax.training.objective import NextToken
 
 ARCHS = {
   "transformer": Transformer(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from miniplm_jax.distill import sampling
+from miniplm_jax.distillation import sampling
 from miniplm_jax.models import (
   decoder,
   generation,

@@ -14,11 +14,11 @@ import numpy as np
 from flax import nnx
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.distill.vanilla_kd import SoftLabels
+from miniplm_jax.distillation.vanilla_kd import SoftLabels
 from miniplm_jax.models import placement, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.trainer import loop
+from miniplm_jax.training import loop
 
 
 def _arch(vocab_size, hidden):

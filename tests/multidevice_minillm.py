@@ -12,12 +12,12 @@ import numpy as np
 from flax import nnx
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.distill import minillm, sampling
+from miniplm_jax.distillation import minillm, sampling
 from miniplm_jax.models import placement, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.trainer import loop
-from miniplm_jax.trainer.objective import NextToken
+from miniplm_jax.training import loop
+from miniplm_jax.training.objective import NextToken
 
 
 def shape(vocabulary, hidden):

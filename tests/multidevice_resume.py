@@ -17,8 +17,8 @@ from etils import epath
 from miniplm_jax.core import manifest
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import sharding
-from miniplm_jax.trainer import loop
-from miniplm_jax.trainer.checkpoints import Checkpoints
+from miniplm_jax.training import loop
+from miniplm_jax.training.checkpoints import Checkpoints
 
 
 def restored(folder, step, made, mesh):

@@ -5,8 +5,8 @@ import re
 import sys
 
 from benchmarks import h100
+from miniplm_jax.forecast import programs
 from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.plan import programs
 
 # Two tiles of 4,096 tokens on each device.
 ROWS, LENGTH = 8, 1024

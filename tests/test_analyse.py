@@ -16,7 +16,10 @@ from etils import epath
 from helpers import LONG, edited, run
 from scipy import optimize, stats
 
-from miniplm_jax.analyse import (
+from miniplm_jax.core import job
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.report.analyses import (
   ablations,
   diversity,
   domains,
@@ -26,12 +29,9 @@ from miniplm_jax.analyse import (
   scaling,
   seeds,
 )
-from miniplm_jax.analyse import stage as analyse
-from miniplm_jax.analyse.inventory import Skipped
-from miniplm_jax.core import job
-from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.trainer import comparable
+from miniplm_jax.report.analyses import step as analyse
+from miniplm_jax.report.analyses.inventory import Skipped
+from miniplm_jax.training import comparable
 
 PAPER = scaling.Law(
   log_A=math.log(2.19e7),

@@ -17,11 +17,12 @@ from miniplm_jax.core import job as job_lib
 from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import shard, stage, store, tokenizer
+from miniplm_jax.corpus import shard, store, tokenizer
+from miniplm_jax.corpus import step as stage
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
 from miniplm_jax.corpus.records import Packed
-from miniplm_jax.generate import stage as generate_stage
-from miniplm_jax.score import stage as score_stage
+from miniplm_jax.generate import step as generate_stage
+from miniplm_jax.score import step as score_stage
 from miniplm_jax.select import overlap
 
 EOS, BOS = "</s>", "<s>"

@@ -22,7 +22,7 @@ from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models import architecture
 from miniplm_jax.models.architecture import PRESETS
 from miniplm_jax.train import budget
-from miniplm_jax.trainer import flops, optimizer
+from miniplm_jax.training import flops, optimizer
 
 INF, NAN = math.inf, math.nan
 

@@ -14,7 +14,7 @@ from helpers import refused, run
 from test_damage import execute
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.convert import stage as convert_stage
+from miniplm_jax.convert import step as convert_stage
 from miniplm_jax.convert.pieces import PieceReader
 from miniplm_jax.core import files
 from miniplm_jax.core import job as job_lib
@@ -22,10 +22,10 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import stage as tokenize_stage
+from miniplm_jax.corpus import step as tokenize_stage
 from miniplm_jax.corpus import tokenizer
 from miniplm_jax.corpus.store import Corpus, Instance
-from miniplm_jax.score import stage as score_stage
+from miniplm_jax.score import step as score_stage
 
 # Two to four bytes a character, so that rows' ends cut some.
 TEXTS = (

@@ -19,13 +19,13 @@ from miniplm_jax import pipeline
 from miniplm_jax.core import files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import stage as tokenize
+from miniplm_jax.corpus import step as tokenize
 from miniplm_jax.corpus import store, tokenizer, trained_rows
-from miniplm_jax.evaluate import stage as evaluate_stage
+from miniplm_jax.evaluate import step as evaluate_stage
 from miniplm_jax.models import architecture, config_json, hub, huggingface
 from miniplm_jax.score import importing, table, units, uses
-from miniplm_jax.score import stage as score_stage
-from miniplm_jax.trainer import metrics
+from miniplm_jax.score import step as score_stage
+from miniplm_jax.training import metrics
 
 WORKDIR = Workdir(epath.Path("unused"))
 

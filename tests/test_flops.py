@@ -18,14 +18,14 @@ from miniplm_jax.core import files, job, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.distill.objectives import OBJECTIVES
+from miniplm_jax.distillation.objectives import OBJECTIVES
 from miniplm_jax.methods import for_method
 from miniplm_jax.models import architecture, config_json, head, hub
 from miniplm_jax.models.architecture import Mamba, Transformer
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.train import budget
-from miniplm_jax.train import stage as train_stage
-from miniplm_jax.trainer import flops
+from miniplm_jax.train import step as train_stage
+from miniplm_jax.training import flops
 
 SMALL = Transformer(
   vocab_size=10,
@@ -189,9 +189,9 @@ def test_unknown_parts_stay_unknown():
 # A method whose step costs four times as much, on rows that are there.
 DEAR = """
 import miniplm_jax.methods as methods_lib
-from miniplm_jax.distill.objectives import OBJECTIVES, Plan
+from miniplm_jax.distillation.objectives import OBJECTIVES, Plan
 from miniplm_jax.models import architecture
-from miniplm_jax.trainer import flops
+from miniplm_jax.training import flops
 
 def plan(config, workdir, names):
   arch = architecture.make(config.student.model)

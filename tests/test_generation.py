@@ -13,8 +13,8 @@ from tiny_config import get_config
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.distill import sampling
-from miniplm_jax.generate import stage
+from miniplm_jax.distillation import sampling
+from miniplm_jax.generate import step as stage
 from miniplm_jax.models import architecture, decoder, generation, head, ready
 from miniplm_jax.models.generation import Sampling
 

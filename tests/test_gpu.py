@@ -19,8 +19,8 @@ from jax._src.cudnn import fused_attention_stablehlo
 from miniplm_jax import config
 from miniplm_jax.models import attention, cudnn, decoder, sharding
 from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.trainer import loop, metrics
-from miniplm_jax.trainer.objective import NextToken
+from miniplm_jax.training import loop, metrics
+from miniplm_jax.training.objective import NextToken
 
 ARCH = Transformer(
   vocab_size=61,

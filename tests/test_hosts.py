@@ -19,7 +19,7 @@ from helpers import rows, run_as_process, write_corpus
 from test_lm_eval import data  # noqa: F401  (a fixture)
 
 from miniplm_jax.core import hosts
-from miniplm_jax.trainer import metrics, watchdog
+from miniplm_jax.training import metrics, watchdog
 
 LOST_AFTER = 10  # seconds
 STEPS = 16

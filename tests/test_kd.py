@@ -15,12 +15,12 @@ from flax import nnx
 from helpers import LIMIT, LONG, environment, refused, run
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.distill.vanilla_kd import SoftLabels
+from miniplm_jax.distillation.vanilla_kd import SoftLabels
 from miniplm_jax.models import likelihood
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.models.soft_labels import Labels, weighted_kd
-from miniplm_jax.trainer import loop
+from miniplm_jax.training import loop
 
 STUDENT = Transformer(
   vocab_size=61,

@@ -21,7 +21,8 @@ from tiny_config import get_config
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import store
-from miniplm_jax.evaluate import results, tasks, tasks_stage
+from miniplm_jax.evaluate import results, tasks
+from miniplm_jax.evaluate import tasks_step as tasks_stage
 from miniplm_jax.evaluation_config import GROUP, PAPER_TASKS
 
 needs_lm_eval = pytest.mark.skipif(

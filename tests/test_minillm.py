@@ -17,11 +17,11 @@ from helpers import ROOT, environment, refused, run, weights, write_corpus
 from test_pipeline import kill
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.distill import minillm, sampling
+from miniplm_jax.distillation import minillm, sampling
 from miniplm_jax.models import decoder, reverse_kl
 from miniplm_jax.models.architecture import Mamba, Transformer
-from miniplm_jax.trainer import loop
-from miniplm_jax.trainer.objective import NextToken
+from miniplm_jax.training import loop
+from miniplm_jax.training.objective import NextToken
 
 EOS, IDS, NEW = 3, 4, 3
 PROMPT = [0, 2, 1, 2]

@@ -24,7 +24,7 @@ from miniplm_jax.models import (
   splash,
 )
 from miniplm_jax.models.architecture import PRESETS, Mamba, Transformer
-from miniplm_jax.trainer import optimizer
+from miniplm_jax.training import optimizer
 
 ARCH = Transformer(
   vocab_size=61,

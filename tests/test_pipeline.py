@@ -25,7 +25,7 @@ from helpers import (
 )
 
 from miniplm_jax.core import files
-from miniplm_jax.trainer.metrics import OF_THE_CLOCK
+from miniplm_jax.training.metrics import OF_THE_CLOCK
 
 
 def kill(folder, appears: str, number: int, *arguments) -> int:

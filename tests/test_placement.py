@@ -13,8 +13,8 @@ from helpers import edited
 from benchmarks import meshes
 from miniplm_jax import pipeline
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.forecast import topology
 from miniplm_jax.models import placement, sharding
-from miniplm_jax.plan import topology
 
 needs_libtpu = pytest.mark.skipif(
   not topology.is_installed(), reason="needs libtpu"

@@ -9,7 +9,7 @@ from etils import epath
 from helpers import LONG, run, run_as_process, write_corpus
 
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.plan import outlook, topology, work
+from miniplm_jax.forecast import outlook, topology, work
 
 needs_libtpu = pytest.mark.skipif(
   not topology.is_installed(), reason="no libtpu: see LIBTPU in the Makefile"

@@ -17,12 +17,12 @@ from scipy import stats
 from test_pipeline import kill
 
 from miniplm_jax import config as config_lib
+from miniplm_jax.distillation import proxy_fidelity as fidelity
+from miniplm_jax.distillation.proxy_regression import Regression
 from miniplm_jax.models import architecture, regressor
 from miniplm_jax.models.likelihood import loss_mask
-from miniplm_jax.proxy import fidelity
-from miniplm_jax.proxy.regression import Regression
 from miniplm_jax.score import sample
-from miniplm_jax.trainer import loop
+from miniplm_jax.training import loop
 
 ARCH = architecture.Transformer(
   vocab_size=128,

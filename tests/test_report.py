@@ -21,11 +21,12 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.evaluate import stage as evaluate
-from miniplm_jax.evaluate import subjects, tasks_stage
+from miniplm_jax.evaluate import step as evaluate
+from miniplm_jax.evaluate import subjects
+from miniplm_jax.evaluate import tasks_step as tasks_stage
 from miniplm_jax.export import model_card
 from miniplm_jax.report import findings
-from miniplm_jax.report import stage as report
+from miniplm_jax.report import step as report
 from miniplm_jax.select import (
   agreement,
   card,
@@ -36,7 +37,7 @@ from miniplm_jax.select import (
   summary,
   tables,
 )
-from miniplm_jax.train.stage import own_corpora
+from miniplm_jax.train.step import own_corpora
 
 
 class MadeUp:

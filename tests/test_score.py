@@ -25,7 +25,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import decoder
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.score import batching, check, table, units
-from miniplm_jax.score import stage as score_stage
+from miniplm_jax.score import step as score_stage
 
 ARCH = Transformer(
   vocab_size=61,

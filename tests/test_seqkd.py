@@ -20,10 +20,10 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store, trained_rows
 from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.distillation import seqkd_rows as continuation
 from miniplm_jax.models import generation, huggingface
 from miniplm_jax.models.architecture import Mamba
-from miniplm_jax.seqkd import continuation
-from miniplm_jax.trainer import flops, metrics
+from miniplm_jax.training import flops, metrics
 
 PROMPT, LENGTH = 24, 32  # of tests/tiny_config.py
 METHOD = "--config.method=seqkd"

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from miniplm_jax.trainer import metrics
+from miniplm_jax.training import metrics
 
 # (slice, (data, fsdp, tensor), hosts).
 CASES = (

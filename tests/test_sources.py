@@ -30,9 +30,11 @@ from miniplm_jax.corpus import (
   readers,
   records,
   shard,
-  stage,
   store,
   tokenizer,
+)
+from miniplm_jax.corpus import (
+  step as stage,
 )
 
 LINES = [f"Sentence {i} of a text. " * 8 for i in range(12)]

@@ -27,21 +27,16 @@ ORDER = (
   "config_rules",
   "models",
   "corpus",
-  "trainer",
-  "reference",
+  "training",
   "score",
-  "proxy",
   "select",
-  "materialize",
-  "seqkd",
+  "distillation",
   "convert",
-  "distill",
   "train",
   "evaluate",
   "export",
   "generate",
-  "plan",
-  "analyse",
+  "forecast",
   "report",
   "pipeline",
   "flag_parsers",
@@ -96,7 +91,7 @@ def python(code: str) -> str:
 
 
 def test_training_and_scoring_do_not_import_tensorflow_or_torch():
-  modules = "trainer.loop, miniplm_jax.score.scorer, miniplm_jax.select.card"
+  modules = "training.loop, miniplm_jax.score.scorer, miniplm_jax.select.card"
   heavy = "{'tensorflow', 'torch', 'transformers', 'seqio'}"
   assert "set()" in python(
     f"import sys, miniplm_jax.{modules}; print({heavy} & set(sys.modules))"

@@ -10,7 +10,8 @@ from etils import epath
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import job, manifest, workdir
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import losses, stage, tokenizer
+from miniplm_jax.corpus import losses, tokenizer
+from miniplm_jax.corpus import step as stage
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
 from miniplm_jax.models import architecture, config_json
 

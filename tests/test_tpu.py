@@ -11,9 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.models import generation, ready, sharding
-from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.plan import (
+from miniplm_jax.forecast import (
   estimate,
   forecast,
   hlo,
@@ -21,9 +19,11 @@ from miniplm_jax.plan import (
   programs,
   topology,
 )
-from miniplm_jax.plan.programs import DoesNotFitError
-from miniplm_jax.trainer import metrics
-from miniplm_jax.trainer.objective import NextToken
+from miniplm_jax.forecast.programs import DoesNotFitError
+from miniplm_jax.models import generation, ready, sharding
+from miniplm_jax.models.architecture import Transformer
+from miniplm_jax.training import metrics
+from miniplm_jax.training.objective import NextToken
 
 ARCH = Transformer(
   vocab_size=32_000,

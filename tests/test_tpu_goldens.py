@@ -13,9 +13,9 @@ from helpers import ROOT
 from test_tpu import ARCH, LENGTH, needs_libtpu
 
 from miniplm_jax import config as config_lib
+from miniplm_jax.forecast import forecast, programs, topology
 from miniplm_jax.models import architecture, sharding
-from miniplm_jax.plan import forecast, programs, topology
-from miniplm_jax.trainer.objective import NextToken
+from miniplm_jax.training.objective import NextToken
 
 # Each version of JAX comes with its own libtpu, which compiles otherwise.
 PATH = ROOT / "tests" / "goldens" / f"tpu-jax-{jax.__version__}.json"

@@ -24,13 +24,15 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import trained_rows
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import architecture, hub, huggingface, sharding
-from miniplm_jax.trainer import (
+from miniplm_jax.training import (
   clock,
   loop,
   memory,
   metrics,
-  training_job,
   watchdog,
+)
+from miniplm_jax.training import (
+  step as training_job,
 )
 
 

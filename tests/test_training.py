@@ -29,7 +29,7 @@ from miniplm_jax import config as config_lib
 from miniplm_jax.core import errors, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import huggingface, sharding
-from miniplm_jax.trainer import (
+from miniplm_jax.training import (
   batches,
   boards,
   checkpoints,
@@ -39,8 +39,8 @@ from miniplm_jax.trainer import (
   metrics,
   optimizer,
 )
-from miniplm_jax.trainer.checkpoints import Checkpoints
-from miniplm_jax.trainer.objective import NextToken
+from miniplm_jax.training.checkpoints import Checkpoints
+from miniplm_jax.training.objective import NextToken
 
 # Every way of training is killed and must come out the same.
 METHODS_TO_KILL = ("pretrain", "vanilla_kd", "miniplm_kd")

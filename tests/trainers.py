@@ -15,9 +15,9 @@ from helpers import CONFIG
 from miniplm_jax.core import errors, manifest
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.trainer import batches, loop
-from miniplm_jax.trainer import metrics as metrics_lib
-from miniplm_jax.trainer.objective import NextToken
+from miniplm_jax.training import batches, loop
+from miniplm_jax.training import metrics as metrics_lib
+from miniplm_jax.training.objective import NextToken
 
 ARCH = Transformer(
   vocab_size=512,

@@ -146,7 +146,7 @@ def _of_ours(model: str, rows, mesh, dtype: str):
 
   from benchmarks.accelerator.races import REMAT
   from miniplm_jax.models import head, huggingface, likelihood, placement
-  from miniplm_jax.trainer.objective import NextToken
+  from miniplm_jax.training.objective import NextToken
 
   path, train = epath.Path(model), ours.section(len(rows), dtype)
   inputs, targets = jnp.asarray(rows[:, :-1]), jnp.asarray(rows[:, 1:])

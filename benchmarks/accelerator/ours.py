@@ -49,7 +49,7 @@ def started(decoder, train, objective, mesh, turns: int):
   """
   import jax
 
-  from miniplm_jax.trainer import loop, optimizer
+  from miniplm_jax.training import loop, optimizer
 
   with jax.set_mesh(mesh):
     abstract = loop.abstract_state(decoder.arch, train, mesh)
@@ -115,7 +115,7 @@ def trainer(
   import jax
 
   from miniplm_jax.models import huggingface, placement, sharding
-  from miniplm_jax.trainer.objective import NextToken
+  from miniplm_jax.training.objective import NextToken
 
   variant.apply()
   train, mesh = section(rows[0], dtype), sharding.make_mesh(1, -1, 1)

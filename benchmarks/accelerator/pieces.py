@@ -226,7 +226,7 @@ def _optimizer(arch, rows, unused_length, unused_remat):
   from flax import nnx
 
   from miniplm_jax.models.decoder import Decoder
-  from miniplm_jax.trainer import optimizer
+  from miniplm_jax.training import optimizer
 
   tx = optimizer.make(ours.section(rows))
   model, gradients, other = (

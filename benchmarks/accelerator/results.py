@@ -137,7 +137,7 @@ def facts(size: str) -> dict[str, Any]:
   import jax
 
   import miniplm_jax
-  from miniplm_jax.trainer import metrics
+  from miniplm_jax.training import metrics
 
   versions = {"python": platform.python_version()}
   for name in _PACKAGES:

@@ -6,13 +6,13 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.convert import stage as convert_stage
+from miniplm_jax.convert import step as convert_stage
 from miniplm_jax.core.job import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import for_method, methods
-from miniplm_jax.score import stage as score_stage
+from miniplm_jax.score import step as score_stage
 from miniplm_jax.score import uses
-from miniplm_jax.trainer import training_job
+from miniplm_jax.training import step as training_job
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.page import markdown_table
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
-from miniplm_jax.distill import logits_stage, objectives
-from miniplm_jax.evaluate import stage as evaluate_stage
+from miniplm_jax.distillation import logits_step as logits_stage
+from miniplm_jax.distillation import objectives
+from miniplm_jax.distillation import seqkd_step as seqkd_stage
+from miniplm_jax.evaluate import step as evaluate_stage
 from miniplm_jax.select.definitions import DEFINITIONS
-from miniplm_jax.seqkd import stage as seqkd_stage
-from miniplm_jax.trainer import flops
+from miniplm_jax.training import flops
 
 _USE = """\
 ```python

@@ -9,10 +9,10 @@ from miniplm_jax.core import page
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.evaluate import stage as evaluate_stage
+from miniplm_jax.evaluate import step as evaluate_stage
 from miniplm_jax.methods import for_method, methods
-from miniplm_jax.score.stage import roles_with_model
-from miniplm_jax.trainer import comparable, metrics
+from miniplm_jax.score.step import roles_with_model
+from miniplm_jax.training import comparable, metrics
 
 Inputs = Mapping[str, Manifest]
 

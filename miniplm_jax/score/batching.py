@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.trainer import batches
+from miniplm_jax.training import batches
 
 _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 

@@ -18,7 +18,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import duration, say
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import int8, sharding
-from miniplm_jax.score import stage as score_stage
+from miniplm_jax.score import step as score_stage
 from miniplm_jax.score import table, uses
 from miniplm_jax.score.scorer import Scorer
 from miniplm_jax.score.units import Unit

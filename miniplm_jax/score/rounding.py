@@ -13,7 +13,7 @@ from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models import int8
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.score import check, fidelity, table, uses
-from miniplm_jax.score import stage as score_stage
+from miniplm_jax.score import step as score_stage
 
 REPORT = "int8_fidelity.json"
 

@@ -10,7 +10,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST
-from miniplm_jax.score import stage as stage_lib
+from miniplm_jax.score import step as stage_lib
 
 _TODO = (
   "give the model that scored (of a hub id the same commit as its revision), "

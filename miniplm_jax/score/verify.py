@@ -8,7 +8,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.score import stage as score_stage
+from miniplm_jax.score import step as score_stage
 
 STAGE = "verify"
 

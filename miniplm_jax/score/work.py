@@ -25,7 +25,7 @@ from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.score import table
 from miniplm_jax.score.scorer import Scorer, Work
 from miniplm_jax.score.units import Unit
-from miniplm_jax.trainer import metrics
+from miniplm_jax.training import metrics
 
 STAGE = "score"
 _SUMMARIES = "workers"  # folder of what each worker did

@@ -107,7 +107,7 @@ def _run(config, directory, other, scored, inputs: Mapping[str, Manifest]):
     summary,
     tables,
   )
-  from miniplm_jax.select.stage import kept_rows
+  from miniplm_jax.select.step import kept_rows
 
   made_from = dict(inputs)
   selection = made_from.pop(_SELECTION)

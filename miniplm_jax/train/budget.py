@@ -11,7 +11,7 @@ from miniplm_jax.core.job import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import DEFINITIONS
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.trainer import flops
+from miniplm_jax.training import flops
 
 
 def schedule(config, arch: Architecture, token_flops: float) -> ConfigDict:

@@ -5,8 +5,8 @@ import dataclasses
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import say
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.score import stage as score_stage
-from miniplm_jax.score.stage import Source
+from miniplm_jax.score import step as score_stage
+from miniplm_jax.score.step import Source
 
 # Of a model's shape, what its weights and what it computes do not depend on.
 _FREE = ("initializer_range", "max_position_embeddings")

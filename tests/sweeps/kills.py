@@ -38,7 +38,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import helpers
 
-from miniplm_jax.trainer.metrics import OF_THE_CLOCK
+from miniplm_jax.training.metrics import OF_THE_CLOCK
 
 _IN_TIME = 20  # seconds from a signal to the end of the process
 _AT_MOST = 600  # seconds of any process

@@ -1,1 +1,0 @@
-"""What a student may minimize beside the next-token loss of its rows."""

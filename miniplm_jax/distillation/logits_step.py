@@ -1,0 +1,212 @@
+"""Stage logits: what a frozen model says of each token, once, for methods.
+
+`sparse_kd` reads the teacher's likeliest or sampled ids, `token_selection`
+the −log p of the labels under its frozen model. For other methods there is
+nothing to do.
+"""
+
+import functools
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from miniplm_jax.core import files, hosts
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.code import Version
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.job import Input, Job
+from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.workdir import MANIFEST, PARTIAL, Workdir
+from miniplm_jax.distillation import logits_table
+from miniplm_jax.methods import for_method, methods
+from miniplm_jax.score import step as score_stage
+from miniplm_jax.score import uses
+from miniplm_jax.score.step import ROLES, Source
+from miniplm_jax.select.step import kept_rows
+
+STAGE = "logits"
+ASKED = "logits_of"  # a student's input beside it
+_CODE = (  # makes a part
+  "distillation/logits.py",
+  "distillation/logits_table.py",
+  "models/huggingface.py",
+)
+
+
+class _Table(NamedTuple):
+  """One folder of labels.
+
+  Attributes:
+    directory: selection/<name>/logits/<model>-<what is asked of it>.
+    selection: its rows.
+    role: whose words they are.
+    source: that model.
+    settings: what decides them.
+  """
+
+  directory: epath.Path
+  selection: str
+  role: str
+  source: Source
+  settings: Mapping[str, Any]
+
+
+def jobs(config, workdir: Workdir) -> list[Job]:
+  """One job a folder; methods may share it."""
+  found = [for_method(config, m) for m in methods(config)]
+  tables = [_table(config, workdir, names) for names in found]
+  by_folder = {str(t.directory): t for t in tables if t}
+  return [_job(config, workdir, table) for table in by_folder.values()]
+
+
+def inputs(config, workdir: Workdir, names) -> dict[str, Input]:
+  """What a student that trains on labels reads of them.
+
+  Args:
+    config: the whole config.
+    workdir: of the run.
+    names: of `methods.for_method`.
+
+  Returns:
+    The labels, and what the config says of them, which is refused if they
+    were made otherwise.
+  """
+  table = _table(config, workdir, names)
+  path = table.directory / MANIFEST
+  how = table.source, dict(table.settings), path, STAGE
+  idle = logits_table.idle(table.settings)
+  return {STAGE: path, ASKED: lambda: uses.as_configured(*how, idle)}
+
+
+def _table(config, workdir: Workdir, names) -> _Table | None:
+  """The labels that a method trains on, if it does."""
+  c = config.sparse_kd
+  if names.objective == "sparse_kd":
+    role, asked = "teacher", {"kind": c.kind, "ids": c.ids, "seed": c.seed}
+  elif names.objective == "token_selection":
+    role, asked = config.token_selection.model, {"kind": "top_k", "ids": 0}
+    asked["seed"] = 0  # nothing is drawn
+  else:
+    return None
+  source = score_stage.sources(config, workdir)[ROLES.index(role)]
+  selection = workdir.selection(names.selection)
+  how = score_stage.settings(config)
+  settings = how | asked | {"rows_per_part": config.logits.rows_per_part}
+  directory = _directory(selection / "logits", source.name, asked)
+  return _Table(directory, names.selection, role, source, settings)
+
+
+def _directory(
+  folder: epath.Path, model: str, asked: Mapping[str, Any]
+) -> epath.Path:
+  """Where labels lie: what is asked for tells one table from another.
+
+  A folder of an earlier version, which had the model's name alone, is used
+  if it holds just that.
+  """
+  asked = {k: v for k, v in asked.items() if k not in logits_table.idle(asked)}
+  for name in (MANIFEST, PARTIAL):
+    made = manifest_lib.read(folder / model / name)
+    if made and {k: made.settings.get(k) for k in asked} == asked:
+      return folder / model
+  words = map(str, asked.values() if asked["ids"] else ["nll"])
+  return folder / "-".join([model, *words])
+
+
+def _job(config, workdir: Workdir, table: _Table) -> Job:
+  s, source = table.settings, table.source
+  what = "−log p of the labels"
+  if s["ids"]:
+    what += f" and {s['ids']} ids a token by {s['kind']}"
+  return Job(
+    stage=STAGE,
+    manifest=table.directory / MANIFEST,
+    settings=s,
+    idle=logits_table.idle(s),
+    inputs={
+      "corpus": workdir.corpus / MANIFEST,
+      "selection": workdir.selection(table.selection) / MANIFEST,
+      "weights": score_stage.weights_input(source),
+    },
+    outputs=(table.directory,),
+    code=Version(_CODE, ("jax",), config.run.any_code),
+    summary=f"{what}, of selection {table.selection} under {source.name} "
+    f"{source.path or 'trained here'}, {s['dtype']}",
+    run=lambda found: _run(config, table, found),
+  )
+
+
+def _run(config, table: _Table, inputs) -> dict[str, Any]:
+  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.distillation.logits import Labeler
+  from miniplm_jax.models import huggingface, sharding
+
+  run, directory, settings = config.run, table.directory, table.settings
+  corpus = Corpus(inputs["corpus"])
+  corpus.check_tokenizer()
+  ids = corpus.manifest.details["vocab_size"]
+  if settings["ids"] > ids:
+    raise UserError(
+      f"the corpus has {ids} token ids",
+      f"config.sparse_kd.ids={settings['ids']}",
+      "give fewer",
+    )
+  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  dtype = settings["dtype"]
+  model = uses.load(table.source, corpus, mesh, dtype)
+  weights = huggingface.weights_fingerprint(model)
+  mark = logits_table.mark(settings, weights, model.arch.fingerprint)
+  labeler = Labeler(model, corpus, mesh, settings)
+  rows, size = kept_rows(inputs["selection"]), settings["rows_per_part"]
+  units = [rows[i : i + size] for i in range(0, len(rows), size)]
+  names = [logits_table.part_name(i, len(units)) for i in range(len(units))]
+  todo = hosts.agree(
+    lambda: [
+      i
+      for i, name in enumerate(names)
+      if not logits_table.holds(directory / name, units[i].tolist(), mark)
+    ]
+  )
+  done = len(rows) - sum(len(units[i]) for i in todo)
+  with Progress(
+    STAGE, len(rows), "rows", done, every=run.log_every_seconds
+  ) as progress:
+    for i in todo:
+      found = labeler(units[i], progress.update)
+      marks = itertools.repeat(mark)
+      records = map(logits_table.encode, units[i].tolist(), found, marks)
+      # All processes label, one writes.
+      write = logits_table.write_part, directory / names[i], records
+      hosts.agree(functools.partial(*write))
+  described = hosts.agree(
+    lambda: {name: files.describe(directory / name) for name in names}
+  )
+  tokens = int((corpus.lengths[rows] - 1).sum())
+  stored = sum(facts["bytes"] for facts in described.values())
+  say(STAGE, f"{tokens:,} tokens, {stored / tokens:.1f} bytes a token")
+  return {
+    "tokenizer": corpus.manifest.tokenizer,
+    "weights": weights,
+    "files": described,
+    "counts": {"rows": len(rows), "tokens": tokens, "parts": len(units)},
+    "details": {
+      "bytes_per_token": stored / tokens,
+      "architecture": model.arch.fingerprint,
+      **_cost(table, model.arch, corpus.lengths[rows] - 1, inputs),
+    },
+  }
+
+
+def _cost(table: _Table, arch, lengths, inputs) -> dict[str, Any]:
+  """FLOPs of this, and of the reference's training; a teacher was there."""
+  from miniplm_jax.training import flops
+
+  parts = {
+    f"logits of {table.source.name}": flops.rows(arch.forward_flops, lengths)
+  }
+  if table.role == "reference" and "weights" in inputs:
+    trained = inputs["weights"].details.get("train_flops")
+    parts["training of reference"] = trained
+  return {flops.OFFLINE: parts}

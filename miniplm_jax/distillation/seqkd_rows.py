@@ -1,0 +1,143 @@
+"""Rows of a corpus whose ends the teacher writes anew.
+
+B batch, P tokens of a prompt.
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus import store
+from miniplm_jax.corpus.store import Corpus, Instance
+from miniplm_jax.models import generation, placement, sharding
+from miniplm_jax.models.decoder import Decoder
+from miniplm_jax.training import flops
+
+
+class Continuation:
+  """Makes new rows of given ones, a batch at a time."""
+
+  def __init__(self, model: Decoder, corpus: Corpus, mesh, settings, prompt):
+    """Compiles nothing yet.
+
+    Args:
+      model: the teacher, on `mesh`.
+      corpus: the rows.
+      mesh: a batch's rows are split over it.
+      settings: section seqkd of the config.
+      prompt: P; shorter rows, and those of P tokens, stay as they are.
+    """
+    self._model, self._corpus, self._mesh = model, corpus, mesh
+    self._prompt = prompt
+    self._byte_lengths = corpus.tokenizer().byte_lengths
+    shards = sharding.batch_shards(mesh)
+    self._batch = -(-settings.batch_size // shards) * shards
+    self._program = generation.compiled(
+      mesh,
+      sampling=generation.Sampling(
+        corpus.max_length + 1 - prompt,
+        settings.temperature,
+        top_p=settings.top_p,
+      ),
+      seed=settings.seed,
+      eos_ids=(corpus.eos_id,),
+      # The head may have rows that belong to no token.
+      vocabulary=min(
+        corpus.manifest.details["vocab_size"], model.arch.vocab_size
+      ),
+      dtype=jnp.dtype(settings.dtype),
+    )
+    self._seconds, self._drawn = 0.0, 0
+
+  def rows(
+    self,
+    row_ids: np.ndarray,
+    part: int,
+    seen: collections.Counter,
+    progress: Callable[[int, str], None],
+  ) -> Iterator[Instance]:
+    """Rows that begin like the given ones and go on as the teacher does.
+
+    Args:
+      row_ids: int64, ascending.
+      part: of the new corpus.
+      seen: counts what is met.
+      progress: called with the number of rows that are done, and the rate.
+
+    Raises:
+      UserError: the logits of a row are not finite.
+    """
+    for start in range(0, len(row_ids), self._batch):
+      here = row_ids[start : start + self._batch]
+      rows = self._corpus.read(here)
+      new_ids = self._continued(here, rows, seen)
+      for i, (row_id, row, ids) in enumerate(zip(here.tolist(), rows, new_ids)):
+        yield self._instance(row, ids, row_id, part, start + i, seen)
+      rate = self._drawn / max(self._seconds, 1e-9)
+      progress(len(here), f"{rate:,.0f} new tokens/s")
+
+  def copies(
+    self, row_ids: np.ndarray, part: int, seen: collections.Counter
+  ) -> Iterator[Instance]:
+    """Rows as they are, held-out ones."""
+    for start in range(0, len(row_ids), self._batch):
+      here = row_ids[start : start + self._batch].tolist()
+      for i, row in enumerate(self._corpus.read(here)):
+        yield self._instance(row, row.ids, here[i], part, start + i, seen)
+
+  def _continued(self, row_ids, rows, seen) -> list[np.ndarray]:
+    """The ids of each new row."""
+    size = self._prompt
+    found = [row.ids for row in rows]
+    long = [i for i, ids in enumerate(found) if len(ids) > size]
+    seen["rows_too_short"] += len(rows) - len(long)
+    if not long:
+      return found
+    prompts = [found[i][:size] for i in long]
+    # The row's id, not its place: it seeds the draws.
+    batch = generation.pad_left(prompts, self._batch, size, row_ids[long])
+    start = time.perf_counter()
+    with jax.set_mesh(self._mesh):
+      batch = placement.put_whole(batch, self._mesh)
+      made_ids, made = placement.fetch(
+        self._program(self._model, batch), row_ids[long]
+      )
+    self._seconds += time.perf_counter() - start
+    for k, i in enumerate(np.searchsorted(row_ids, made_ids)):
+      if not made.finite[k]:
+        raise UserError(
+          f"the teacher's logits are not finite in row {row_ids[i]}",
+          str(self._corpus.directory),
+          "its weights hold NaN or overflow; try --config.seqkd.dtype=float32",
+        )
+      new = int(made.length[k])
+      found[i] = np.concatenate([found[i][:size], made.tokens[k, :new]])
+      seen["rows_continued"] += 1
+      seen["rows_ended"] += int(size + new <= self._corpus.max_length)
+      seen["new_tokens"] += new
+      seen["flops"] += flops.generation(self._model.arch, size, new)
+      self._drawn += new
+    return found
+
+  def _instance(self, row, ids, row_id, part, ordinal, seen) -> Instance:
+    """A finished row; counts it."""
+    corpus = self._corpus
+    seen["rows"] += 1
+    seen["tokens"] += len(ids)
+    seen[f"split {row.split}"] += 1
+    return dataclasses.replace(
+      row,
+      ids=ids,
+      part=part,
+      documents=(ordinal,),  # what it begins with, row `source_rows` knows
+      offset=0,
+      n_bytes=store.scored_bytes(ids, corpus.eos_id, self._byte_lengths),
+      hash=store.hash_of(ids, corpus.manifest.settings["seed"]),
+      source_rows=(row_id,),
+    )

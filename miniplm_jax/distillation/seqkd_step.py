@@ -1,0 +1,190 @@
+"""Stage seqkd: the rows of method seqkd, whose ends the teacher writes.
+
+SeqKD as in MiniPLM's paper: the first 768 tokens of a row prompt the teacher,
+which generates the rest; the student trains on the whole. Rows are those of
+`pretrain`. A row that the teacher ends stays short; one that is no longer
+than a prompt stays as it is. The corpus that is written also holds the
+held-out rows, as they are, so a student is never measured on generated text.
+"""
+
+import collections
+import functools
+
+from miniplm_jax.core import files, hosts, manifest
+from miniplm_jax.core.code import Version
+from miniplm_jax.core.job import Input, Job
+from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
+from miniplm_jax.methods import for_method, methods
+from miniplm_jax.score import step as score_stage
+from miniplm_jax.score import uses
+from miniplm_jax.select.step import kept_rows
+
+STAGE = "seqkd"
+_CODE = ("distillation/seqkd_rows.py", "models/huggingface.py")  # makes a shard
+
+
+def jobs(config, workdir: Workdir) -> list[Job]:
+  """One job a student that trains on generated rows."""
+  found = [for_method(config, m) for m in methods(config)]
+  return [_job(config, workdir, names) for names in found if names.generated]
+
+
+def corpus_inputs(config, workdir: Workdir, names) -> dict[str, Input]:
+  """What a stage that reads the generated rows of a student has as inputs.
+
+  Args:
+    config: the whole config.
+    workdir: of the run.
+    names: of `methods.for_method`.
+
+  Returns:
+    The generated corpus, which `store.open_corpus` prefers to the teacher's,
+    and what the config says of it, which is refused if the corpus is another;
+    nothing for a method that generates none.
+  """
+  if not names.generated:
+    return {}
+  made = workdir.generated(names.student) / MANIFEST
+  source, settings = _teacher(config, workdir), _settings(config)
+  return {
+    GENERATED: made,
+    STAGE: lambda: uses.as_configured(
+      source, settings, made, STAGE, _idle(settings)
+    ),
+  }
+
+
+def _teacher(config, workdir: Workdir) -> score_stage.Source:
+  return score_stage.sources(config, workdir)[0]
+
+
+def _settings(config) -> dict[str, object]:
+  c, train = config.seqkd, config.train
+  return {
+    "prompt_tokens": prompt_tokens(config),
+    "temperature": c.temperature,
+    "top_p": c.top_p,
+    "seed": c.seed,
+    "dtype": c.dtype,
+    "rows": c.rows or train.steps * train.batch_size,
+    "shuffle": train.shuffle,
+    "batch_size": c.batch_size,
+    "rows_per_part": c.rows_per_part,
+    "max_length": config.corpus.max_length,
+    "eos_token": config.corpus.eos_token,
+  }
+
+
+def _idle(settings) -> tuple[str, ...]:
+  """Without a temperature nothing is drawn."""
+  return () if settings["temperature"] else ("seed", "top_p")
+
+
+def prompt_tokens(config) -> int:
+  """Ids of a prompt, of a row's `max_length`."""
+  return round(config.seqkd.prompt_share * config.corpus.max_length)
+
+
+def _job(config, workdir: Workdir, names) -> Job:
+  directory = workdir.generated(names.student)
+  settings, source = _settings(config), _teacher(config, workdir)
+  prompt = settings["prompt_tokens"]
+  return Job(
+    stage=STAGE,
+    manifest=directory / MANIFEST,
+    settings=settings,
+    idle=_idle(settings),
+    inputs={
+      "corpus": workdir.corpus / MANIFEST,
+      "selection": workdir.selection(names.selection) / MANIFEST,
+      "weights": score_stage.weights_input(source),
+    },
+    outputs=(directory,),
+    code=Version(_CODE, ("jax",), config.run.any_code),
+    summary=f"{source.name} {source.path or 'trained here'} goes on after the "
+    f"first {prompt:,} tokens of up to {settings['rows']:,} rows of selection "
+    f"{names.selection} until there are {config.corpus.max_length + 1:,}, "
+    f"{settings['dtype']}",
+    run=lambda inputs: _run(config, source, directory, inputs),
+  )
+
+
+def _chosen(settings, kept):
+  """The rows that training will take: it reads them in order, or shuffled."""
+  import numpy as np
+
+  most = min(settings["rows"], len(kept))
+  if not settings["shuffle"]:
+    return kept[:most]
+  return kept[np.arange(most) * len(kept) // most]  # from all of the corpus
+
+
+def _run(config, source, directory, inputs):
+  from miniplm_jax.corpus import columns, store
+  from miniplm_jax.distillation.seqkd_rows import Continuation
+  from miniplm_jax.models import huggingface, sharding
+  from miniplm_jax.training import flops
+
+  c, run = config.seqkd, config.run
+  corpus = store.Corpus(inputs["corpus"])
+  corpus.check_tokenizer()
+  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  model = uses.load(source, corpus, mesh, c.dtype)
+  made = Continuation(model, corpus, mesh, c, prompt_tokens(config))
+  settings, weights = _settings(config), huggingface.weights_fingerprint(model)
+  idle = *_idle(settings), "batch_size"  # a row's id seeds its draws
+  kept = {k: v for k, v in settings.items() if k not in idle}
+  by = manifest.made_by(kept, inputs, weights=weights)
+  rows = _chosen(settings, kept_rows(inputs["selection"]))
+  size = c.rows_per_part
+  units = [rows[i : i + size] for i in range(0, len(rows), size)]
+  parts = len(units) + 1  # the last are the held-out rows
+  names = [store.shard_names(i, parts) for i in range(parts)]
+  todo = hosts.agree(
+    lambda: [i for i in range(parts) if not store.has(directory, names[i], by)]
+  )
+  left = sum(len(units[i]) for i in todo if i < len(units))
+  with Progress(
+    STAGE, len(rows), "rows", len(rows) - left, every=run.log_every_seconds
+  ) as progress:
+    for i in todo:
+      seen = collections.Counter()
+      if i < len(units):
+        found = made.rows(units[i], i, seen, progress.update)
+      else:
+        found = made.copies(corpus.rows_of("heldout"), i, seen)
+      # All processes generate, one writes.
+      write = store.write_shard, directory, names[i], list(found), seen
+      hosts.agree(functools.partial(*write, {columns.MADE_BY: by}))
+
+  def merged():
+    corpus.check_tokenizer()
+    for path in (corpus.directory / "tokenizer").iterdir():
+      files.write_bytes(directory / "tokenizer" / path.name, path.read_bytes())
+    return store.merge(directory, parts, by)
+
+  counts, described = hosts.agree(merged)
+  cost = counts.pop("flops", 0)
+  _say(counts, cost)
+  same = ("eos_id", "vocab_size", "bos_id", "bos_token")
+  return {
+    "tokenizer": corpus.manifest.tokenizer,
+    "weights": weights,
+    "files": described,
+    "counts": counts,
+    "details": {
+      **{name: corpus.manifest.details.get(name) for name in same},
+      flops.OFFLINE: {"generation by the teacher": float(cost)},
+    },
+  }
+
+
+def _say(counts, cost):
+  n, total = counts.get("rows_continued", 0), counts.get("split train", 0)
+  say(
+    STAGE,
+    f"{n:,} of {total:,} rows have {counts.get('new_tokens', 0):,} new tokens, "
+    f"{counts.get('rows_ended', 0):,} ended early, the others were too short; "
+    f"{cost:.2e} FLOPs",
+  )

@@ -1,0 +1,84 @@
+"""Distillation from a few of the teacher's ids that stage logits stored.
+
+loss = (1 − a) · next-token loss − a · Σ_v p̂(v) log q(v). With ids that were
+sampled with replacement p̂ is counts / n, so loss and gradient are those of
+the teacher's whole distribution on average (Random Sampling KD, Anshumann et
+al. 2025, arXiv 2503.16870). With the likeliest ids p̂ leaves out what the
+others have, which is biased: a student that minimizes it is too sure; more so
+if p̂ is normalized to 1, less if it is not, where the student is drawn to p's
+shape with a smaller weight.
+
+B batch, T time, K ids of a token.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from miniplm_jax.distillation.logits_table import LogitsTable
+from miniplm_jax.models import likelihood, sparse_labels
+from miniplm_jax.training.objective import NextToken
+
+
+class SparseKD(NextToken):
+  """Next-token loss and stored labels, in one pass through the head."""
+
+  def __init__(
+    self, train, eos_id: int, remat: str, table: LogitsTable, section
+  ):
+    """Takes what is the same for every batch.
+
+    Args:
+      train: a train section of the config.
+      eos_id: the end-of-document id.
+      remat: what the backward pass keeps.
+      table: the teacher's words.
+      section: `sparse_kd` of the config.
+    """
+    super().__init__(train, eos_id, remat)
+    self._table, self._section = table, section
+
+  def with_rows(
+    self, batch: dict[str, Any], row_ids: np.ndarray
+  ) -> dict[str, Any]:
+    """The batch, `ids` int32 [B, T, K], `log_probs` float16 if there are."""
+    stored = dict(self._table.read(row_ids, batch["tokens"].shape[1] - 1))
+    del stored["nll"]
+    return batch | stored
+
+  def arrays(
+    self, batch: dict[str, Any], model, frozen, key
+  ) -> tuple[tuple[Any, ...], Any]:
+    """Those of the next-token loss, with ids and p̂."""
+    arrays, total = super().arrays(batch, model, frozen, key)
+    id_BxTxK = batch["ids"]
+    if "log_probs" not in batch:
+      p_BxTxK = jnp.full(id_BxTxK.shape, 1 / id_BxTxK.shape[-1], jnp.float32)
+    else:
+      p_BxTxK = jnp.exp(batch["log_probs"].astype(jnp.float32))
+      if self._section.normalise:
+        p_BxTxK /= jnp.sum(p_BxTxK, -1, keepdims=True)
+    return (*arrays, id_BxTxK, p_BxTxK), total
+
+  def loss(self, model, inputs, targets, weights, id_BxTxK, p_BxTxK, *, frozen):
+    """See base class."""
+    del frozen
+    share, weight_BxTx1 = self._section.weight, weights[..., None]
+    with likelihood.matmul_precision(self._dtype):
+      hidden = model(inputs, dtype=self._dtype, remat=self._remat)
+      # The label is one more id.
+      loss, nll_BxTxK = sparse_labels.weighted_nll(
+        hidden,
+        model.head_VxD,
+        jnp.concatenate([targets[..., None], id_BxTxK], -1),
+        weight_BxTx1
+        * jnp.concatenate(
+          [jnp.full_like(weight_BxTx1, 1 - share), share * p_BxTxK], -1
+        ),
+        model.arch.vocab_size,
+      )
+    return loss, {
+      "train/lm_loss": jnp.sum(weights * nll_BxTxK[..., 0]),
+      "train/kd_loss": jnp.sum(weight_BxTx1 * p_BxTxK * nll_BxTxK[..., 1:]),
+    }

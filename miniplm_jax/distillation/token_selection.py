@@ -1,0 +1,96 @@
+"""Training on the tokens of a batch that have most left to learn.
+
+Rho-1 (Lin et al. 2024, arXiv 2404.07965): a token's excess loss is the
+student's −log p less that of a frozen model; the tokens of a batch with the
+largest are trained on. Rho-1 trains its frozen model on chosen, good text.
+Here `reference` is the small model of a random part of the corpus, so its
+excess tells what can be learned at all from what is noise, not what is good;
+give such a model as reference.path, or say `teacher`.
+
+B batch, T time.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from miniplm_jax.distillation.logits_table import LogitsTable
+from miniplm_jax.models import head, likelihood
+from miniplm_jax.training.objective import NextToken
+
+
+class TokenSelection(NextToken):
+  """The next-token loss of the chosen tokens; weights are over these."""
+
+  def __init__(
+    self, train, eos_id: int, remat: str, table: LogitsTable, ratio: float
+  ):
+    """Takes what is the same for every batch.
+
+    Args:
+      train: a train section of the config.
+      eos_id: the end-of-document id.
+      remat: what the backward pass keeps.
+      table: the frozen model's words.
+      ratio: the share of a batch's tokens that is trained on.
+    """
+    super().__init__(train, eos_id, remat)
+    self._table, self._ratio = table, ratio
+
+  def with_rows(
+    self, batch: dict[str, Any], row_ids: np.ndarray
+  ) -> dict[str, Any]:
+    """The batch and `frozen_nll` float32 [B, T]."""
+    stored = self._table.read(row_ids, batch["tokens"].shape[1] - 1)
+    return batch | {"frozen_nll": stored["nll"]}
+
+  def first_pass(self, model, batch: dict[str, Any]) -> dict[str, Any]:
+    """The model's own −log p of each token, `nll` float32 [B, T]."""
+    inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    with likelihood.matmul_precision(self._dtype):
+      nll = head.token_nll(
+        model(inputs, dtype=self._dtype),
+        model.head_VxD,
+        targets,
+        model.arch.vocab_size,
+        likelihood.loss_mask(inputs, batch["length"], self._eos_id),
+      )
+    return {"nll": nll}
+
+  def arrays(
+    self, batch: dict[str, Any], unused_model, unused_frozen, unused_key
+  ) -> tuple[tuple[Any, ...], Any]:
+    """Those of the next-token loss, weighted anew; the loss of all tokens."""
+    inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    mask = likelihood.loss_mask(inputs, batch["length"], self._eos_id)
+    nll = batch["nll"]
+    chosen = top_share(nll - batch["frozen_nll"], mask, self._ratio)
+    weights = likelihood.token_weights(chosen, self._train.reduction)
+    of_all = nll * likelihood.token_weights(mask, self._train.reduction)
+    return (inputs, targets, weights, of_all), jnp.sum(chosen)
+
+  def loss(self, model, inputs, targets, weights, of_all, *, frozen):
+    """See base class."""
+    loss, _ = super().loss(model, inputs, targets, weights, frozen=frozen)
+    return loss, {"train/lm_loss": jnp.sum(of_all)}
+
+
+def top_share(value_BxT, mask_BxT, ratio: float):
+  """The tokens with the largest values, bool [B, T].
+
+  Of n tokens of the whole batch exactly floor(ratio · n + 1/2) are taken; of
+  equal values the earlier ones. A NaN is taken last.
+
+  Args:
+    value_BxT: float32.
+    mask_BxT: which tokens count.
+    ratio: in [0, 1].
+  """
+  low_N = jnp.where(mask_BxT, -value_BxT, jnp.inf).reshape(-1)
+  # What does not count comes behind a NaN too.
+  order_N = jnp.lexsort((low_N, ~mask_BxT.reshape(-1)))
+  count = jnp.floor(ratio * jnp.sum(mask_BxT) + 0.5).astype(jnp.int32)
+  is_taken_N = jnp.arange(low_N.size) < count
+  taken_N = jnp.zeros(low_N.shape, bool).at[order_N].set(is_taken_N)
+  return taken_N.reshape(mask_BxT.shape)

@@ -1,0 +1,87 @@
+"""Stage export: a directory that transformers loads, with a model card."""
+
+from miniplm_jax.convert import step as convert_stage
+from miniplm_jax.core import files
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.job import Job
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.evaluate.step import losses
+from miniplm_jax.methods import for_method, methods
+from miniplm_jax.train import step as train_stage
+
+STAGE = "export"
+
+
+def jobs(config, workdir: Workdir) -> list[Job]:
+  """One job a student."""
+  return [_job(config, workdir, for_method(config, m)) for m in methods(config)]
+
+
+def _job(config, workdir: Workdir, names) -> Job:
+  directory = workdir.student(names.student)
+  return Job(
+    stage=STAGE,
+    manifest=directory / "hf" / MANIFEST,
+    settings={"name": names.student, **config.export},
+    inputs={
+      **convert_stage.corpus_inputs(config, workdir, names.student),
+      "selection": workdir.selection(names.selection) / MANIFEST,
+      "model": directory / MANIFEST,
+      "evaluation": lambda: _losses_fingerprint(directory),
+    },
+    # Of the checkpoint, for others: made again when the student is evaluated.
+    is_view=True,
+    outputs=(directory / "hf",),
+    summary=f"{directory / 'hf'} for transformers, {config.export.dtype}",
+    run=lambda inputs: _run(config, names, directory, inputs),
+  )
+
+
+def _run(config, names, directory, inputs):
+  from miniplm_jax.corpus.store import open_corpus
+  from miniplm_jax.export import model_card
+  from miniplm_jax.models import huggingface, sharding
+  from miniplm_jax.training import batches
+  from miniplm_jax.training import step as training_job
+
+  run = config.run
+  corpus = open_corpus(inputs)
+  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  model = training_job.restore(inputs["model"], mesh)
+  trained = inputs["model"].settings["train"]
+  ids = train_stage.row_ids(corpus, inputs)
+  weights = trained.get("domain_weights", ())
+  card = model_card.write(
+    names.student, inputs["model"], inputs["selection"], _evaluation(directory)
+  )
+  written = training_job.save(
+    directory / "hf",
+    model,
+    corpus,
+    batches.trained_on(corpus, ids, weights),
+    {"README.md": card.encode()},
+    dtype=config.export.dtype,
+    max_shard_size=config.export.max_shard_size,
+  )
+  return {
+    "tokenizer": corpus.manifest.tokenizer,
+    "weights": huggingface.weights_fingerprint(model),
+    "counts": {"parameters": model.arch.parameters()},
+    "files": written,
+  }
+
+
+def _losses_fingerprint(directory) -> str:
+  evaluation = _evaluation(directory)
+  return files.digest(losses(evaluation) if evaluation else {})
+
+
+def _evaluation(directory) -> Manifest | None:
+  """Of the student's held-out losses, if these weights were evaluated."""
+  trained = manifest_lib.read(directory / MANIFEST)
+  evaluation = manifest_lib.read(directory / "evaluation.json")
+  if not trained or not evaluation:
+    return None
+  same = evaluation.inputs["model"] == trained.fingerprint
+  return evaluation if same else None

@@ -1,0 +1,1 @@
+"""Look plan: memory, time and cost on TPUs that are not here."""

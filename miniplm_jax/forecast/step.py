@@ -1,0 +1,63 @@
+"""Look plan: does a run fit a TPU slice, and how long would it take there?
+
+Compiles the programs of the config for slices that are not here. Memory and
+FLOPs are the compiled program's, every time is a prediction.
+"""
+
+from etils import epath
+
+from miniplm_jax.core.progress import say
+from miniplm_jax.core.workdir import Workdir
+
+STAGE = "plan"
+
+
+def path(workdir: Workdir) -> epath.Path:
+  """The file that a plan is written to."""
+  return workdir.plan / "plan.json"
+
+
+def run(config, workdir: Workdir, dry_run: bool):
+  """Prints a table for each slice, and writes plan.json for the report.
+
+  What has been compiled is kept in plan/, so a plan that was stopped, or that
+  has one more slice, compiles only what is new.
+
+  Raises:
+    UserError: there is no such slice, libtpu is not installed, or a batch
+      does not split over the slice.
+  """
+  slices = config.plan.topology.split(",")
+  if dry_run:
+    where = ", ".join(slices)
+    print(f"  {STAGE:9} would compile this config's programs for {where}")
+    return
+  from miniplm_jax.core import page
+  from miniplm_jax.forecast import outlook, topology, work
+
+  topology.prepare()
+  run = config.run
+  pieces = work.pieces(config, workdir)
+  found = []
+  for name in slices:
+    mesh = topology.mesh(name, run.data, run.fsdp, run.tensor)
+    for piece in pieces:
+      say(STAGE, f"{name}: compiling {piece.name}, about a minute")
+      line = outlook.first_that_fits(piece, name, mesh, run.remat, workdir.plan)
+      found.append(line)
+      if config.plan.search and piece is _main_student(pieces):
+        found += outlook.search(
+          piece, name, mesh, run.remat, workdir.plan, line
+        )
+  price = config.plan.price
+  outlook.write(path(workdir), found, price)
+  header, rows = outlook.table(found, price)
+  print("\n" + page.markdown_table(header, rows))
+  for text in (*outlook.advice(found), *outlook.totals(found, price)):
+    print(f"\n{text}")
+  print(f"\n{outlook.CAVEAT}\n\n{path(workdir)}", flush=True)
+
+
+def _main_student(pieces):
+  """The student of `config.method`: the first that is trained after scoring."""
+  return next(p for p in pieces if p.is_student)

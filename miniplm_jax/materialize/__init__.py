@@ -1,1 +1,0 @@
-"""Stage materialize: the kept rows as files of their own."""

@@ -1,1 +1,0 @@
-"""What a program would need on a TPU, compiled where there is none."""

@@ -1,1 +1,0 @@
-"""Stages teacher and reference: pre-train the two models that score."""

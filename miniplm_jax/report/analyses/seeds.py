@@ -1,0 +1,319 @@
+"""Students that differ in their seeds alone: means, spread, steps saved."""
+
+import collections
+import re
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from miniplm_jax.core import files, page
+from miniplm_jax.core.groups import ALL
+from miniplm_jax.core.workdir import CONVERTED, GENERATED
+from miniplm_jax.distillation import logits_step as logits_stage
+from miniplm_jax.distillation import seqkd_step as seqkd_stage
+from miniplm_jax.evaluate import step as evaluate_stage
+from miniplm_jax.report.analyses.inventory import (
+  BUDGET,
+  Inventory,
+  Skipped,
+  Student,
+)
+from miniplm_jax.report.analyses.savings import reached
+from miniplm_jax.train.step import INIT
+from miniplm_jax.training import comparable
+
+TITLE = "Over seeds"
+DEFINITION = (
+  "Students that differ in train.seed and select.seed alone, and have been "
+  "evaluated: mean ± standard deviation over them (n − 1). Held-out loss in "
+  "nats, mean over rows of the mean per token; it compares students of one "
+  "tokenizer, bits per byte compares all. The baseline is what is trained on "
+  "rows at random with the plain loss, and has the same shape, tokenizer, "
+  "optimization and student.init, the same FLOPs of training within 1 % and "
+  "the same budget of its selection: beside it, the difference with its 95 % "
+  "interval (Welch) and the baseline's name, and the step at which the mean of "
+  "the learning curves reaches the end of the baseline's."
+)
+
+_CURVES = "Learning curves: every seed, thin, and the mean."
+_BY_SEED = "selection", CONVERTED  # inputs
+# Made of the selection as the second says: a digest without select.seed, which
+# students of earlier versions do not have.
+_FOLLOWS = {
+  GENERATED: seqkd_stage.STAGE,
+  logits_stage.STAGE: logits_stage.ASKED,
+}
+_PLAIN = {"model", "train", "rows"}  # settings; an objective adds its own
+
+
+def measure(found: Inventory) -> dict[str, Any]:
+  """Groups of students by all but their seeds.
+
+  Raises:
+    Skipped: no two students differ in their seeds alone.
+  """
+  groups = collections.defaultdict(dict)
+  evaluated = {n: s.evaluation for n, s in found.students.items()}
+  evaluated = {n: made for n, made in evaluated.items() if made}
+  left_out = comparable.left_out(evaluated)
+  for name, student in found.students.items():
+    if name in evaluated and name not in left_out:
+      # A student that was made again under another name counts once.
+      groups[_rest(student)].setdefault(student.made.weights, (name, student))
+  several = [dict(g.values()) for g in groups.values() if len(g) > 1]
+  alone = [n for g in groups.values() if len(g) == 1 for n, _ in g.values()]
+  if not several:
+    raise Skipped("no two students differ in their seeds alone")
+  figures = {}
+  for members in several:
+    name = name_of(list(members))
+    figures[name if name not in figures else ", ".join(members)] = _figures(
+      members
+    )
+  for group in figures.values():
+    if base := baseline_of(group, figures):
+      group["beside"] = {"baseline": base} | beside(group, figures[base])
+  return {"groups": figures, "left_out": left_out, "alone": alone}
+
+
+def baseline_of(
+  group: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]
+) -> str | None:
+  """Name of the first baseline that spent as much and kept as much."""
+  if group["is_baseline"]:
+    return None
+  for name, other in groups.items():
+    spent = sorted([group["train_flops"], other["train_flops"]])
+    if (
+      other["is_baseline"]
+      and all(other[key] == group[key] for key in ("kind", "budget"))
+      and spent[1] <= 1.01 * spent[0]
+      # A share of the steps in whole steps.
+      and abs(group["warmup"] - other["warmup"])
+      <= 1 / min(group["steps"], other["steps"])
+    ):
+      return name
+  return None
+
+
+def _rest(student: Student) -> str:
+  """All that a student was made with but its seeds and its names."""
+  made, selection = student.made.settings, student.selection.settings
+  inputs = student.made.inputs
+  by_seed = {*_BY_SEED, *(k for k, said in _FOLLOWS.items() if said in inputs)}
+  return files.digest(
+    [
+      {k: v for k, v in made.items() if k not in ("rows", "train")},
+      {k: v for k, v in made["train"].items() if k != "seed"},
+      {k: v for k, v in selection.items() if k != "seed"},
+      sorted(inputs),
+      {k: v for k, v in inputs.items() if k not in by_seed},
+      student.made.tokenizer,
+      {k: v for k, v in student.evaluation.settings.items() if k != "name"},
+    ]
+  )
+
+
+def name_of(names: list[str]) -> str:
+  """How names begin alike, without the digits of a seed at its end."""
+  first = names[0]
+  length = len(first)
+  while not all(name.startswith(first[:length]) for name in names):
+    length -= 1
+  return re.sub(r"[-_.]?\d*$", "", first[:length]) or first
+
+
+def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
+  """Of one group; lists are in the order of `names`."""
+  students = list(members.values())
+  first = students[0]
+  losses = [evaluate_stage.losses(s.evaluation) for s in students]
+  curves = [s.curve() for s in students]
+  same = all(np.array_equal(curves[0][0], steps) for steps, _ in curves)
+  rows = {comparable.rows_of(s.made) for s in students}
+  same &= len(rows) == 1
+  settings = first.made.settings
+  return {
+    "names": list(members),
+    "kind": files.digest(
+      [
+        settings["model"],
+        first.made.tokenizer,
+        first.begins_with,
+        {
+          k: v
+          for k, v in settings["train"].items()
+          # Dearer steps are fewer, and those of the warmup with them.
+          if k not in ("seed", "steps", "warmup_steps")
+        },
+      ]
+    ),
+    "is_baseline": first.selection.settings["definition"] == "random"
+    and set(settings) <= _PLAIN
+    and set(first.made.inputs) <= {"corpus", "tokenizer", INIT, *_BY_SEED},
+    "budget": [first.selection.settings.get(name) for name in BUDGET],
+    "steps": first.made.counts["steps"],
+    "warmup": first.warmup / first.made.counts["steps"],
+    "train_flops": first.made.details["train_flops"],
+    "offline_flops": first.offline_flops,
+    "seconds": [s.made.details["seconds"] for s in students],
+    "loss": [of[ALL]["instance_mean"] for of in losses],
+    "bits_per_byte": [of[ALL]["bits_per_byte"] for of in losses],
+    "domains": {
+      domain: [of[domain]["bits_per_byte"] for of in losses]
+      for domain in losses[0]
+      if domain != ALL
+    },
+    # Of runs that were measured at other steps or on others there is no mean.
+    "curve": {
+      "rows": rows.pop() if same else None,
+      "steps": curves[0][0].tolist() if same else [],
+      "losses": [loss.tolist() for _, loss in curves] if same else [],
+    },
+  }
+
+
+def beside(group: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+  """A group against the baseline.
+
+  Returns:
+    `difference` of the mean losses in nats, `error`, half of its 95 % interval,
+    and `step`, where the mean curve is first at the end of the baseline's, or
+    None.
+  """
+  from scipy import stats
+
+  ours, theirs = group["loss"], base["loss"]
+  interval = stats.ttest_ind(
+    ours, theirs, equal_var=False
+  ).confidence_interval()
+  error = (interval.high - interval.low) / 2
+  found = {
+    "difference": statistics.mean(ours) - statistics.mean(theirs),
+    "error": error,
+    "step": None,
+  }
+  ours, theirs = group["curve"], base["curve"]
+  if ours["steps"] and theirs["steps"] and ours["rows"] == theirs["rows"]:
+    target = float(np.mean(theirs["losses"], 0)[-1])
+    mean = np.mean(ours["losses"], 0)
+    found["step"] = reached(np.array(ours["steps"]), mean, target)
+  return found
+
+
+def spread(values: list[float]) -> str:
+  """Mean ± standard deviation."""
+  return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+
+
+def section(found: Mapping[str, Any]) -> page.Section:
+  """The table, the curves, and the losses by domain."""
+  groups = found["groups"]
+  header = ["students", "seeds", "steps", "training FLOPs", "held-out loss"]
+  header += ["bits per byte", "beside the baseline", "at its end by step"]
+  rows = []
+  for name, group in groups.items():
+    against = group.get("beside")
+    step = against and against["step"]
+    rows.append(
+      [
+        name,
+        len(group["names"]),
+        f"{group['steps']:,}",
+        f"{group['train_flops']:.3g}",
+        spread(group["loss"]),
+        spread(group["bits_per_byte"]),
+        f"{against['difference']:+.4f} ± {against['error']:.4f}, "
+        f"{against.get('baseline', 'not named')}"
+        if against
+        else "baseline"
+        if group["is_baseline"]
+        else "–",
+        "–"
+        if not against or not group["curve"]["steps"]
+        else f"{'≤ ' * (step == group['curve']['steps'][0])}{step:,.0f}"
+        if step
+        else "not reached",
+      ]
+    )
+  alone = ", ".join(found.get("alone", ()))
+  return page.Section(
+    TITLE,
+    [DEFINITION],
+    table=(header, rows),
+    left=1,
+    notes=[f"No other differs in its seeds alone: {alone}."] * bool(alone)
+    + comparable.in_words(found.get("left_out", ())),
+    pictures=[
+      *((_curves(alike), _CURVES) for alike in _by_kind(groups)),
+      (_domains(groups), "Held-out bits per byte by domain, less the mean."),
+    ],
+  )
+
+
+def _by_kind(groups: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Those of one shape and tokenizer, whose nats compare, by themselves."""
+  kinds = dict.fromkeys(group["kind"] for group in groups.values())
+  return [
+    {name: group for name, group in groups.items() if group["kind"] == kind}
+    for kind in kinds
+  ]
+
+
+def _curves(groups: Mapping[str, Any]) -> str:
+  figure, ax = page.axes(
+    "Held-out loss over seeds", "FLOPs of training", "nats per token"
+  )
+  for style, (name, group) in zip(page.LINES, groups.items()):
+    if not group["curve"]["steps"]:
+      continue
+    of_step = group["train_flops"] / group["steps"]
+    spent = np.array(group["curve"]["steps"]) * of_step
+    for loss in group["curve"]["losses"]:
+      ax.plot(spent, loss, **style, lw=0.4, alpha=0.5)
+    mean = np.mean(group["curve"]["losses"], 0)
+    ax.plot(spent, mean, **style, label=page.plain(name), lw=1.6)
+  page.legend(ax)
+  return page.picture(figure)
+
+
+def _domains(groups: Mapping[str, Any]) -> str:
+  """A point for each group, with a bar of a standard deviation."""
+  domains = sorted({d for group in groups.values() for d in group["domains"]})
+  figure, ax = page.axes(
+    "By domain",
+    "bits per byte, less the mean of the groups",
+    "",
+    height=1.2 + 0.34 * len(domains),
+  )
+  middle = {
+    d: statistics.mean(
+      v for g in groups.values() for v in g["domains"].get(d, [])
+    )
+    for d in domains
+  }
+  for i, (style, (name, group)) in enumerate(zip(page.LINES, groups.items())):
+    lines = [
+      (row, statistics.mean(values) - middle[d], statistics.stdev(values))
+      for row, d in enumerate(domains)
+      if (values := group["domains"].get(d))
+    ]
+    y, x, error = np.array(lines).T
+    shift = (i - (len(groups) - 1) / 2) * 0.7 / len(groups)
+    ax.errorbar(
+      x,
+      y + shift,
+      xerr=error,
+      fmt="o",
+      ms=3.5,
+      lw=1,
+      color=style["color"],
+      label=page.plain(name),
+    )
+  ax.axvline(0, color=page.GRAY, lw=0.8)
+  ax.set_yticks(range(len(domains)), [page.plain(d) for d in domains])
+  ax.invert_yaxis()
+  page.legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))
+  return page.picture(figure)

@@ -1,0 +1,207 @@
+"""Stage report: what came out, as a table and as pictures."""
+
+from collections.abc import Mapping
+
+from etils import epath
+
+from miniplm_jax.core import files
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.groups import ALL
+from miniplm_jax.core.job import Input, Job
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
+from miniplm_jax.distillation import objectives
+from miniplm_jax.evaluate import tasks_step as tasks_stage
+from miniplm_jax.evaluate.step import ignored, losses
+from miniplm_jax.forecast import step as plan_stage
+from miniplm_jax.methods import for_method, methods, scorers, uses_proxy
+from miniplm_jax.report.analyses import step as analyse_stage
+from miniplm_jax.score.step import roles_with_model
+from miniplm_jax.select.step import kept_rows, scored_rows
+from miniplm_jax.train.step import own_corpora
+from miniplm_jax.training import comparable
+
+STAGE = "report"
+
+
+def jobs(config, workdir: Workdir) -> list[Job]:
+  """One job: report.html; report.json is its manifest."""
+  inputs = {"corpus": workdir.corpus / MANIFEST}
+  for role in scorers(config):
+    folder = workdir.scores(config[role].name)
+    inputs[f"{role} scores"] = folder / MANIFEST
+    if role in roles_with_model(config):
+      inputs[f"{role} evaluation"] = folder / "evaluation.json"
+  if uses_proxy(config):
+    folder = workdir.scores(config.proxy.name)
+    inputs["proxy scores"] = folder / MANIFEST
+  if plan_stage.path(workdir).exists():
+    inputs["plan"] = lambda: files.sha256(plan_stage.path(workdir))
+  analysed = workdir.analysis / MANIFEST
+  if analysed.exists():
+    inputs["analysis"] = lambda: files.sha256(analysed)
+  if config.evaluation.tasks:
+    inputs["tasks"] = tasks_stage.manifest(workdir)
+  for method in methods(config):
+    names = for_method(config, method)
+    inputs[f"{method} selection"] = (
+      workdir.selection(names.selection) / MANIFEST
+    )
+    folder = workdir.student(names.student)
+    inputs[f"{method} training"] = folder / MANIFEST
+    inputs[f"{method} evaluation"] = folder / "evaluation.json"
+  shown = [path for path in inputs.values() if isinstance(path, epath.Path)]
+  # Losses and curves are shown too, which are in no fingerprint.
+  inputs["content"] = lambda: files.digest(
+    [made.content for path in shown if (made := manifest_lib.read(path))]
+  )
+  return [
+    Job(
+      stage=STAGE,
+      manifest=workdir.root / "report.json",
+      settings={"methods": list(methods(config))},
+      inputs=inputs,
+      outputs=(workdir.root / "report.html",),
+      summary=f"{workdir.root / 'report.html'}",
+      run=lambda found: _run(config, workdir, found),
+      is_host_only=True,
+      is_view=True,
+      # Before the last report is removed.
+      checks=(lambda: check(config, _manifests(inputs)),),
+    )
+  ]
+
+
+def _manifests(inputs: Mapping[str, Input]) -> dict[str, Manifest]:
+  return {
+    name: manifest_lib.require(path)
+    for name, path in inputs.items()
+    if isinstance(path, epath.Path)
+  }
+
+
+def check(config, inputs: Mapping[str, Manifest]):
+  """Raises UserError unless all that is shown was made from each other.
+
+  Args:
+    config: its methods, and what they are called.
+    inputs: of the job.
+  """
+  tables = {
+    name.removesuffix(" scores"): made
+    for name, made in inputs.items()
+    if name.endswith(" scores")
+  }
+  models = dict(tables)
+  for made in tables.values():
+    made.check_inputs(tables)  # the proxy learned from the others
+  for method in methods(config):
+    selection = inputs[f"{method} selection"]
+    models[method] = trained = inputs[f"{method} training"]
+    selection.check_inputs(tables)
+    own = own_corpora(trained)
+    trained.check_inputs({"selection": selection, **own})
+    names = for_method(config, method)
+    ways = {
+      "rows by": (selection.settings["definition"], names.definition),
+      "objective": (objectives.trained_by(trained.settings), names.objective),
+      "generated": (GENERATED in trained.inputs, names.generated),
+    }
+    for what, (then, now) in ways.items():
+      if then != now:
+        raise UserError(
+          f"{what} {then} there, but method {method} has {now} here",
+          str(trained.path),
+          "give the method and the names that it was made with",
+        )
+  evaluations = {
+    label: inputs[name]
+    for label in models
+    if (name := f"{label} evaluation") in inputs
+  }
+  for label, evaluation in evaluations.items():
+    evaluation.check_inputs({"model": models[label]})
+  if unlike := comparable.left_out(evaluations):
+    raise UserError(
+      f"the held-out loss of {', '.join(unlike)} is of other rows than that of "
+      f"{', '.join(label for label in evaluations if label not in unlike)}",
+      str(evaluations[unlike[0]].path),
+      "evaluate all alike with --stages=evaluate --force",
+    )
+  if "tasks" in inputs:
+    tasks_stage.check(inputs["tasks"], models)
+
+
+def _run(config, workdir: Workdir, inputs):
+  import dataclasses
+
+  from miniplm_jax.core import page
+  from miniplm_jax.corpus.store import Corpus
+  from miniplm_jax.forecast import outlook
+  from miniplm_jax.report import comparison, findings
+  from miniplm_jax.select import card, summary, tables
+
+  table = findings.loss_table(config, inputs)
+  verdict = findings.verdict(config, inputs)
+  compared = comparison.lines(config, workdir, inputs)
+  beside = comparison.table(compared)
+  shown = [findings.as_text(table), findings.as_text(beside), verdict]
+  print("\n" + "\n\n".join(shown) + "\n", flush=True)
+
+  corpus = Corpus(inputs["corpus"])
+  selection = inputs[f"{config.method} selection"]
+  made_from = {r: inputs[f"{r} scores"] for r in selection.settings["scores"]}
+  made_from["corpus"] = inputs["corpus"]
+  scored = scored_rows(selection.settings, made_from)
+  figures = summary.summarize(corpus, scored, kept_rows(selection))
+  facts = tables.facts(selection, figures)
+  evaluation = inputs[f"{config.method} evaluation"]
+  found = tables.Findings(selection.path.parent.name, facts, figures)
+  body = [
+    comparison.section(
+      config,
+      workdir,
+      compared,
+      findings.unlike(config, inputs),
+      findings.otherwise(config, inputs),
+    ),
+    page.Section(
+      "Held-out loss",
+      [
+        "Nats; mean over rows of the mean per token (MiniPLM's), and per "
+        f"token; of {evaluation.counts['rows']:,} rows. {ignored(evaluation)}"
+      ],
+      table=table,
+      pictures=findings.pictures(config, workdir, inputs),
+    ),
+    *card.sections(found, corpus),
+    findings.provenance(inputs, found.name),
+  ]
+  if uses_proxy(config):
+    from miniplm_jax.distillation import proxy_findings
+
+    body.insert(-1, proxy_findings.section(config, corpus, inputs))
+  if plan_stage.path(workdir).exists():
+    body.insert(-1, outlook.section(plan_stage.path(workdir)))
+  body[-1:-1] = analyse_stage.sections(config, workdir)
+  if "tasks" in inputs:
+    body.insert(2, findings.tasks_section(inputs["tasks"]))
+  path = workdir.root / "report.html"
+  page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)
+  return {
+    "tokenizer": corpus.manifest.tokenizer,
+    "files": {path.name: files.describe(path)},
+    "counts": {"rows": len(corpus)},
+    "details": {
+      "verdict": verdict,
+      "loss": {
+        name.removesuffix(" evaluation"): losses(found)[ALL]
+        for name, found in inputs.items()
+        if name.endswith(" evaluation")
+      },
+      "methods": {
+        name: dataclasses.asdict(line) for name, line in compared.items()
+      },
+    },
+  }

@@ -1,0 +1,84 @@
+"""Stage train: one student a method."""
+
+import functools
+
+from miniplm_jax.convert import step as convert_stage
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.job import Job
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
+from miniplm_jax.distillation import seqkd_step as seqkd_stage
+from miniplm_jax.distillation.objectives import OBJECTIVES
+from miniplm_jax.methods import for_method, methods
+from miniplm_jax.models import architecture
+from miniplm_jax.score import step as score_stage
+from miniplm_jax.select.step import kept_rows
+from miniplm_jax.train import budget, warm_start
+from miniplm_jax.training import step as training_job
+
+STAGE = "train"
+# Before the name of its selection, in a student's settings.rows.
+OF_SELECTION = "selection "
+INIT = "init"  # of its inputs: the weights that it begins with
+
+
+def jobs(config, workdir: Workdir) -> list[Job]:
+  """One job a method."""
+  return [_job(config, workdir, for_method(config, m)) for m in methods(config)]
+
+
+def _job(config, workdir: Workdir, names) -> Job:
+  plan = OBJECTIVES[names.objective](config, workdir, names)
+  arch = architecture.make(config.student.model)
+  train = budget.schedule(config, arch, plan.token_flops)
+  generated = seqkd_stage.corpus_inputs(config, workdir, names)
+  source = warm_start.source(config)
+  return training_job.make(
+    stage=STAGE,
+    config=config,
+    workdir=workdir,
+    directory=workdir.student(names.student),
+    arch=arch,
+    train=train,
+    rows=f"{OF_SELECTION}{names.selection}",
+    row_ids=row_ids,
+    inputs={
+      **convert_stage.corpus_inputs(config, workdir, names.student),
+      "selection": workdir.selection(names.selection) / MANIFEST,
+      **generated,
+      **({INIT: score_stage.weights_input(source)} if source else {}),
+      **plan.inputs,
+    },
+    begin=source and functools.partial(warm_start.load, source),
+    export_every=config.run.export_every,
+    objective=plan.make,
+    settings=plan.settings,
+    token_flops=plan.token_flops,
+    told=budget.in_words(config, train),
+    offline={
+      **budget.offline(config, workdir, names, {**generated, **plan.inputs}),
+      **({"the weights that it begins with": None} if source else {}),
+    },
+  )
+
+
+def own_corpora(trained: Manifest) -> dict[str, Manifest]:
+  """The corpora beside a student that it was trained on, by input."""
+  places = {
+    name: trained.directory / folder / MANIFEST
+    for name, folder in ((GENERATED, "generated"), (CONVERTED, "corpus"))
+    if name in trained.inputs
+  }
+  # One that was removed when it had been used is no other.
+  found = {name: manifest_lib.read(path) for name, path in places.items()}
+  return {name: made for name, made in found.items() if made}
+
+
+def row_ids(corpus, inputs):
+  """Those of a student's training, int64: the kept ones.
+
+  A corpus of the student's own has no others to train on.
+  """
+  if CONVERTED in inputs or GENERATED in inputs:
+    return corpus.rows_of("train")
+  return kept_rows(inputs["selection"])

@@ -1,1 +1,0 @@
-"""The one training loop, of teacher, reference and students."""

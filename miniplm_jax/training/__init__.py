@@ -1,0 +1,1 @@
+"""The one training loop: teacher, reference, proxy and students alike."""

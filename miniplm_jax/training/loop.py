@@ -1,0 +1,353 @@
+"""The training loop, read from top to bottom.
+
+Batch s is a function of (rows, seed, s), the state after s steps is
+checkpoint s, so a run that was killed goes on as if it had not been.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from miniplm_jax.core import errors, hosts
+from miniplm_jax.core.errors import Stopped, UserError
+from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.models import placement, sharding
+from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.training import batches, memory, optimizer
+from miniplm_jax.training.checkpoints import Checkpoints
+from miniplm_jax.training.clock import STEPS, Clock
+from miniplm_jax.training.heldout import Heldout
+from miniplm_jax.training.log import Log
+from miniplm_jax.training.objective import NextToken
+from miniplm_jax.training.profile import Profile
+from miniplm_jax.training.watchdog import Watchdog
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["step", "model", "opt_state"],
+  meta_fields=[],
+)
+@dataclasses.dataclass
+class State:
+  """Everything that a checkpoint holds.
+
+  Attributes:
+    step: int32, batches consumed.
+    model: the parameters, float32.
+    opt_state: optax's.
+  """
+
+  step: Any
+  model: nnx.Module
+  opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What to train, on what.
+
+  Attributes:
+    name: for the log.
+    arch: shape of the model.
+    train: a train section of the config.
+    run: the run section of the config.
+    corpus: the packed corpus.
+    row_ids: the rows to train on, in corpus order.
+    heldout_ids: the rows of the learning curve.
+    directory: gets checkpoints/ and metrics/.
+    made_by: what decides the result, and the rows of the curve, JSON;
+      checkpoints carry it.
+    step_flops: what the method asks for in a step, over all devices.
+    objective: what is minimized; None is the plain next-token loss.
+    begin: () → the weights to begin with, float32 on the mesh; None draws
+      them from the seed.
+    export: (step, model) → nothing; called every run.export_every steps.
+  """
+
+  name: str
+  arch: Architecture
+  train: Any
+  run: Any
+  corpus: Corpus
+  row_ids: np.ndarray
+  heldout_ids: np.ndarray
+  directory: epath.Path
+  step_flops: float
+  made_by: Mapping[str, Any] | None = None
+  objective: NextToken | None = None
+  begin: Callable[[], nnx.Module] | None = None
+  export: Callable[[int, nnx.Module], None] | None = None
+
+
+def _new_state(arch, train, new_model, key) -> State:
+  model = new_model(arch, nnx.Rngs(key))
+  opt_state = optimizer.make(train).init(model)
+  return State(jnp.zeros((), jnp.int32), model, opt_state)
+
+
+def abstract_state(
+  arch: Architecture, train, mesh: Mesh, new_model=NextToken.new_model
+) -> State:
+  """The state as ShapeDtypeStructs with their shardings."""
+  return _abstract(functools.partial(_new_state, arch, train, new_model), mesh)
+
+
+def abstract_part(
+  arch: Architecture, mesh: Mesh, new_model=NextToken.new_model
+) -> State:
+  """As `abstract_state`, of what is trained alone."""
+  return _abstract(
+    lambda key: State(None, new_model(arch, nnx.Rngs(key)), None), mesh
+  )
+
+
+def _abstract(new, mesh: Mesh) -> State:
+  shapes = jax.eval_shape(new, jax.random.key(0))
+  return jax.tree.map(
+    lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+    shapes,
+    sharding.shardings(shapes, mesh),
+  )
+
+
+def step_function(
+  abstract: State,
+  train,
+  objective: NextToken,
+  mesh: Mesh,
+  micro: int,
+):
+  """The jitted training step: (state, batch, frozen) → (state, metrics).
+
+  The state has the shardings of `abstract` and is donated; `frozen` is the
+  objective's. With `micro` > 1 the batch's rows are taken in that many turns;
+  weights are normalized over the whole batch before, so the gradient is the
+  sum of the turns' and the result the same. The objective's first pass, if it
+  has one, takes as many turns.
+  """
+  tx = optimizer.make(train)
+  schedule = optimizer.learning_rate(train)
+
+  # Every turn takes rows of every device: split off the inner axis.
+  def turns(x):
+    x = x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1)
+    where = NamedSharding(mesh, P(None, sharding.BATCH))
+    return jax.lax.with_sharding_constraint(x, where)
+
+  def rows(x):
+    x = x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+    return jax.lax.with_sharding_constraint(x, sharding.batch_sharding(mesh))
+
+  def step(state: State, batch, frozen=()) -> tuple[State, dict[str, Any]]:
+    # What is drawn in a step depends on the seed and the step alone.
+    key = jax.random.fold_in(jax.random.key(train.seed), state.step)
+    if objective.first_pass:
+      one = functools.partial(objective.first_pass, state.model)
+      found = jax.lax.map(one, jax.tree.map(turns, batch))
+      batch = batch | jax.tree.map(rows, found)
+    arrays, total = objective.arrays(batch, state.model, frozen, key)
+
+    def grad_of(*arrays):
+      loss_of = functools.partial(objective.loss, frozen=frozen)
+      return jax.value_and_grad(loss_of, has_aux=True)(state.model, *arrays)
+
+    if micro == 1:
+      (loss, parts), grads = grad_of(*arrays)
+    else:
+
+      def turn(added, xs):
+        return jax.tree.map(jnp.add, added, grad_of(*xs)), None
+
+      xs = tuple(map(turns, arrays))
+      first = jax.eval_shape(grad_of, *(x[0] for x in xs))
+      zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
+      ((loss, parts), grads), _ = jax.lax.scan(turn, zero, xs)
+    updates, opt_state = tx.update(grads, state.opt_state, state.model)
+    found = {
+      "train/loss": loss,
+      "train/grad_norm": optax.global_norm(grads),
+      "train/learning_rate": schedule(state.step),
+      "train/total_weights": total,
+      **parts,
+    }
+    model = optax.apply_updates(state.model, updates)
+    return State(state.step + 1, model, opt_state), found
+
+  where = jax.tree.map(lambda s: s.sharding, abstract)
+  return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
+
+
+def train(spec: Run, mesh: Mesh) -> nnx.Module:
+  """Trains to the last step, from the newest checkpoint if there is one.
+
+  Returns:
+    The trained model.
+
+  Raises:
+    UserError: the loss is not finite, or the shapes do not fit together.
+    Stopped: on a signal, after saving.
+  """
+  t, run, corpus = spec.train, spec.run, spec.corpus
+  objective = spec.objective or NextToken(t, corpus.eos_id, run.remat)
+  spec = dataclasses.replace(spec, objective=objective)
+  micro = _turns(spec, mesh)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(jax.set_mesh(mesh))
+    clock = Clock(spec.directory / "metrics")
+    stack.push(_closing(functools.partial(clock.close, spec.name)))
+    # 1. The state: the newest sound checkpoint, else a new one from the seed.
+    checkpoints = Checkpoints(
+      spec.directory / "checkpoints",
+      run.keep_checkpoints,
+      run.keep_every,
+      spec.made_by,
+    )
+    stack.push(_closing(checkpoints.close))
+    abstract = abstract_state(spec.arch, t, mesh, objective.new_model)
+    first, state = checkpoints.restore_newest(spec.name, abstract)
+    is_same_curve = not first or checkpoints.is_same_curve(first)
+    if first:
+      say(spec.name, f"restored checkpoint {first} of {t.steps} steps")
+    else:
+      new = functools.partial(_new_state, spec.arch, t, objective.new_model)
+      where = jax.tree.map(lambda s: s.sharding, abstract)
+      state = jax.jit(new, out_shardings=where)(jax.random.key(t.seed))
+      model = spec.begin() if spec.begin else state.model
+      model = objective.started(model)
+      state = dataclasses.replace(state, model=model)
+    _say_size(spec)
+
+    # 2. Data, compiled functions, logs.
+    stream = batches.stream(
+      corpus,
+      spec.row_ids,
+      batch_size=t.batch_size,
+      first_step=first,
+      steps=t.steps,
+      seed=t.seed,
+      shuffle=t.shuffle,
+      mesh=mesh,
+      domain_weights=t.domain_weights,
+      with_rows=objective.with_rows,
+    )
+    step_fn = step_function(abstract, t, objective, mesh, micro)
+    heldout = Heldout(spec, mesh, t.batch_size // micro)
+    log = Log(spec, first, clock, is_same_curve)
+    stack.push(_closing(log.close))
+    profile = Profile(spec, log)
+    stack.push(_closing(profile.close))
+    watchdog = Watchdog(spec.name, spec.directory / "metrics", run.hang_seconds)
+    progress = stack.enter_context(
+      Progress(spec.name, t.steps, "steps", first, every=float("inf"))
+    )
+
+    # 3. The loop. Nothing in it waits for the step that it dispatched; what
+    # is read is the step before.
+    stack.enter_context(watchdog.watching())
+    clock.switch(STEPS)
+    for done in range(first + 1, t.steps + 1):
+      batch = next(stream)
+      row_ids = batch.pop("row_id")
+      batch = placement.put(batch, mesh)
+      if done == first + 1:
+        with log.outside("compilation"):  # jit keeps it for the call below
+          compiled = step_fn.lower(abstract, batch, objective.frozen).compile()
+          say(spec.name, memory.report(abstract, objective.frozen, compiled))
+          hosts.meet()  # on CPU the first collective waits for 30 s
+        # From here on there are steps to lose.
+        stack.enter_context(errors.signals_deferred())
+      profile.before(done)
+      with jax.profiler.StepTraceAnnotation("train", step_num=done):
+        state, found = step_fn(state, batch, objective.frozen)
+      log.add(done, found, row_ids)
+      profile.after(done)
+      watchdog.beat(done)
+      progress.update(1, log.note)
+      stop = hosts.stops_at(done, errors.stop_requested())
+      last = done == t.steps
+      if heldout.is_due(done):
+        with log.outside("evaluation"):
+          losses = heldout(state.model)
+        log.write(done, losses)
+      if spec.export and done % run.export_every == 0:
+        with log.outside("export"):
+          spec.export(done, state.model)
+      if last or stop or done % run.checkpoint_every == 0:
+        # A loss that is not finite raises here, before it is saved.
+        with log.outside("saving"):
+          log.save(done)  # before: a resumed run drops lines, it adds none
+          checkpoints.save(done, state)
+          if last or stop:  # while no signal makes it hurry
+            checkpoints.wait()
+      if stop:
+        say(spec.name, f"stopped by a signal, saved checkpoint {done}")
+        raise Stopped(stop)
+  return state.model
+
+
+def _closing(close: Callable[[], None]):
+  """Closes at the end; after an error what then fails too says nothing new."""
+
+  def end(kind, *unused):
+    with contextlib.suppress(*([UserError, OSError] if kind else [])):
+      close()
+
+  return end
+
+
+def _turns(spec: Run, mesh: Mesh) -> int:
+  """How many turns a batch is taken in, from per_device_batch_size."""
+  t, shards = spec.train, sharding.batch_shards(mesh)
+  rows, odd = divmod(t.batch_size, shards)
+  if odd:
+    raise UserError(
+      f"batch_size {t.batch_size} does not split over {shards} devices",
+      f"config of {spec.name}",
+      "choose a multiple, or another mesh",
+    )
+  spec.corpus.check_vocabulary(
+    spec.arch.vocab_size,
+    f"config of {spec.name}",
+    "set the model's vocab_size to that or more",
+  )
+  if not len(spec.row_ids):
+    raise UserError(
+      "there are no rows to train on",
+      f"{spec.name}, corpus {spec.corpus.directory}",
+      "give the split a larger share, or a larger corpus",
+    )
+  most = min(spec.run.per_device_batch_size or rows, rows)
+  return next(
+    turns for turns in range(-(-rows // most), rows + 1) if rows % turns == 0
+  )
+
+
+def _say_size(spec: Run):
+  t, arch = spec.train, spec.arch
+  seen = len(batches.trained_on(spec.corpus, spec.row_ids, t.domain_weights))
+  epochs = t.steps * t.batch_size / seen
+  say(
+    spec.name,
+    f"{arch.parameters():,} parameters, {t.steps:,} steps of "
+    f"{t.batch_size} rows, {epochs:.2f} epochs of {seen:,} rows",
+  )
+  if t.domain_weights:
+    parts = batches.by_domain(spec.corpus, spec.row_ids, t.domain_weights)
+    for name, rows, share in parts:
+      here = float(share * t.steps * t.batch_size / len(rows))
+      say(
+        spec.name, f"{name}: {float(share):.1%} of the rows, {here:.2f} epochs"
+      )

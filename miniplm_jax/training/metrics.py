@@ -1,0 +1,144 @@
+"""Metrics of a run: JSON lines, and the boards that show them."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from miniplm_jax.core import errors, files, manifest
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import MANIFEST
+from miniplm_jax.training.boards import Board
+
+# Metrics of the wall clock: two runs of the same steps differ in them.
+OF_THE_CLOCK = ("train/tokens_per_second", "train/mfu", "train/goodput")
+
+# bf16 peak per device, dense, FLOP/s, from the vendors' data sheets. A key is
+# what JAX calls a device, or the first words of it; the first that fits counts.
+# GPUs without bf16 products (T4, V100) have no such peak, a part of one (MIG)
+# has none that is told.
+_PEAK_FLOPS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v6 lite": 918e12,
+  "NVIDIA B200": 2250e12,
+  "NVIDIA GH200": 989e12,
+  "NVIDIA H200 NVL": 835e12,
+  "NVIDIA H200": 989e12,
+  "NVIDIA H100 PCIe": 756e12,
+  "NVIDIA H100 NVL": 835e12,
+  "NVIDIA H100": 989e12,
+  "NVIDIA A100": 312e12,
+  "NVIDIA L40S": 362e12,
+  "NVIDIA L4": 121e12,
+  "NVIDIA A10G": 70e12,
+  "NVIDIA A10": 125e12,
+}
+
+
+def peak_flops(device_kind: str = "") -> float | None:
+  """Peak FLOP/s of one device; None where it is not known (CPU).
+
+  Args:
+    device_kind: as JAX calls it; by default that of this machine's devices.
+  """
+  kind = device_kind or jax.devices()[0].device_kind
+  for name, peak in _PEAK_FLOPS.items():
+    if re.fullmatch(rf"{name}([ -].*)?", kind) and "MIG" not in kind:
+      return peak
+  return None
+
+
+class Metrics:
+  """Writes `metrics.jsonl` and the boards; one process does."""
+
+  def __init__(
+    self, directory: epath.Path, first_step: int, boards: Sequence[Board]
+  ):
+    """Continues after `first_step`; later lines, of a killed run, go."""
+    self._lines = [m for m in read(directory) if m["step"] <= first_step]
+    self._path = directory / "metrics.jsonl"
+    self._boards = boards
+    self._flush()
+
+  def write(self, step: int, values: Mapping[str, float]):
+    """Adds values after `step` steps."""
+    self._lines.append({"step": step, **values})
+    for board in self._boards:
+      board.write(step, values)
+
+  def drop(self, prefix: str) -> bool:
+    """Leaves out what has such names; returns whether there was any."""
+    lines = [
+      {k: v for k, v in line.items() if not k.startswith(prefix)}
+      for line in self._lines
+    ]
+    is_changed = lines != self._lines
+    self._lines = [line for line in lines if line.keys() != {"step"}]
+    self._flush()
+    return is_changed
+
+  def _flush(self):
+    text = "".join(json.dumps(line) + "\n" for line in self._lines)
+    files.write_bytes(self._path, text.encode())
+
+  def save(self):
+    """Puts all lines on disk; called with every checkpoint."""
+    self._flush()
+    for board in self._boards:
+      board.flush()
+
+  def close(self):
+    """Saves and closes the boards."""
+    self.save()
+    for board in self._boards:
+      board.close()
+
+
+def curve(
+  lines: Sequence[Mapping[str, float]], key: str
+) -> tuple[list[float], list[float]]:
+  """Steps and values of the lines of `read` that have it."""
+  there = [line for line in lines if key in line]
+  return [line["step"] for line in there], [line[key] for line in there]
+
+
+def read(directory: epath.Path) -> list[dict[str, float]]:
+  """The lines of `metrics.jsonl`; empty if there is none.
+
+  Raises:
+    UserError: they are damaged, or not those of the finished run.
+  """
+  path = directory / "metrics.jsonl"
+  if not path.exists():
+    return []
+  trained = manifest.read(directory.parent / MANIFEST)
+  written = trained and trained.details.get("metrics")  # since schema 2
+  if written and files.describe(path) != written:
+    raise UserError(
+      "the metrics are not those that the run wrote",
+      str(path),
+      "restore the file, or remove it: curves are then left out",
+    )
+  found = []
+  for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    todo = "restore the file, or mend that line"
+    with errors.parsing(f"{path} line {number}", todo):
+      values = json.loads(line)
+      found.append({"step": values["step"], **values})
+      # Not bool, null or words: they would be plotted, and compared.
+      if not {type(x) for x in values.values()} <= {int, float}:
+        raise ValueError("not all values are numbers")
+  return found
+
+
+def describe(directory: epath.Path) -> dict[str, Any]:
+  """What the manifest of a run says of its metrics.
+
+  They have seconds in them, so they are no part of its fingerprint.
+  """
+  return files.describe(directory / "metrics" / "metrics.jsonl")

@@ -1,0 +1,41 @@
+"""Pre-trains p_ref on D_ref, and a teacher where none is given.
+
+Both are trained by the student's trainer on a split of their own, which is
+never scored, and end as a Hugging Face directory: `score` reads a model that
+was trained here as it reads one from the hub.
+"""
+
+from miniplm_jax.core.job import Job
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.models import architecture
+from miniplm_jax.training import step as training_job
+
+
+def teacher_jobs(config, workdir: Workdir) -> list[Job]:
+  """The teacher, if the config does not name one."""
+  return _jobs("teacher", config, workdir)
+
+
+def reference_jobs(config, workdir: Workdir) -> list[Job]:
+  """The reference, if the config does not name one."""
+  return _jobs("reference", config, workdir)
+
+
+def _jobs(role: str, config, workdir: Workdir) -> list[Job]:
+  c = config[role]
+  if c.path or c.scores:
+    return []
+  return [
+    training_job.make(
+      stage=role,
+      config=config,
+      workdir=workdir,
+      directory=workdir.scorer(role),
+      arch=architecture.make(c.model),
+      train=c.train,
+      rows=f"split {role}",
+      row_ids=lambda corpus, unused_inputs: corpus.rows_of(role),
+      inputs={"corpus": workdir.corpus / MANIFEST},
+      export=True,
+    )
+  ]
