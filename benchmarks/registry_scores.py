@@ -40,9 +40,10 @@ from etils import epath
 from benchmarks import registry_card
 from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
-from miniplm_jax.core import errors, files, job, manifest
+from miniplm_jax.core import errors, execute, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import duration, say
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import step as tokenize
 from miniplm_jax.corpus.store import Corpus
@@ -117,11 +118,11 @@ def in_fair_order(found: Sequence[units.Unit], corpus: Corpus):
   return [unit for *_, unit in sorted(placed, key=lambda place: place[:2])]
 
 
-def _score_job(config, workdir: Workdir, deadline: float) -> job.Job:
-  """The package's own job, but with parts in another order, and a deadline."""
+def _score_step(config, workdir: Workdir, deadline: float) -> Step:
+  """The package's own step, but with parts in another order, and a deadline."""
   (source,) = (s for s in stage.sources(config, workdir) if s.path)
   (made,) = (
-    j for j in stage.jobs(config, workdir) if j.name == config.teacher.name
+    j for j in stage.steps(config, workdir) if j.name == config.teacher.name
   )
   run = functools.partial(_score, config, workdir, source, deadline)
   return dataclasses.replace(made, together=None, run=run)
@@ -278,12 +279,12 @@ def _run():
   configs = {n: _config(n) for n in lengths}
   workdirs = {n: Workdir(epath.Path(c.workdir)) for n, c in configs.items()}
   for n in lengths:
-    job.execute(tokenize.jobs(configs[n], workdirs[n]))
+    execute.execute(tokenize.steps(configs[n], workdirs[n]))
   for i, n in enumerate(lengths):
     now = time.monotonic()
     own = now + (deadline - now) / (len(lengths) - i)
     with contextlib.suppress(OutOfTime):
-      job.execute([_score_job(configs[n], workdirs[n], own)])
+      execute.execute([_score_step(configs[n], workdirs[n], own)])
   _publish(workdirs)
   say(stage.STAGE, f"ended after {duration(time.monotonic() - start)}")
 

@@ -2,7 +2,7 @@
 
 The folders are the pipeline, in this order:
 
-  core          errors, files, manifests, jobs, claims: no JAX
+  core          errors, files, manifests, steps, claims: no JAX
   models        decoders, their losses, sharding, Hugging Face in and out
   corpus        text to packed rows              (stage tokenize)
   training      the one training loop            (stages teacher, reference)
@@ -48,8 +48,8 @@ Words, each for one thing:
   labels       what a model said of each token of kept rows (stage logits)
   method       a selection and an objective: what makes a student
   objective    what training minimizes
-  job          what a stage makes in one folder, from inputs and settings
-  manifest     the file that says that a job is done, of what, and with what
+  step          what a stage makes in one folder, from inputs and settings
+  manifest     the file that says that a step is done, of what, and with what
   fingerprint  sha256 of what decides a result
   claim        who makes a folder at the moment
 """

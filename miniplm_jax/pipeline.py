@@ -13,11 +13,11 @@ from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
 from miniplm_jax.convert import step as convert
 from miniplm_jax.core import backend, gs, hosts, manifest
-from miniplm_jax.core import job as job_lib
+from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core.claims import Board
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import Job
 from miniplm_jax.core.progress import say
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import step as tokenize
 from miniplm_jax.distillation import logits_step as logits
@@ -37,22 +37,22 @@ from miniplm_jax.train import step as train
 from miniplm_jax.training import reference_step as reference
 
 # Stage modules import nothing heavy; what they run does.
-JOBS: dict[str, Callable[..., list[Job]]] = {
-  "tokenize": tokenize.jobs,
-  "teacher": reference.teacher_jobs,
-  "reference": reference.reference_jobs,
-  "score": score.jobs,
-  "proxy": proxy.jobs,
-  "select": select.jobs,
-  "materialize": materialize.jobs,
-  "seqkd": seqkd.jobs,
-  "convert": convert.jobs,
-  "logits": logits.jobs,
-  "train": train.jobs,
-  "evaluate": evaluate.jobs,
-  "export": export.jobs,
-  "analyse": analyse.jobs,
-  "report": report.jobs,
+STEPS: dict[str, Callable[..., list[Step]]] = {
+  "tokenize": tokenize.steps,
+  "teacher": reference.teacher_steps,
+  "reference": reference.reference_steps,
+  "score": score.steps,
+  "proxy": proxy.steps,
+  "select": select.steps,
+  "materialize": materialize.steps,
+  "seqkd": seqkd.steps,
+  "convert": convert.steps,
+  "logits": logits.steps,
+  "train": train.steps,
+  "evaluate": evaluate.steps,
+  "export": export.steps,
+  "analyse": analyse.steps,
+  "report": report.steps,
 }
 LOOKS = {"plan": plan.run, "verify": verify.run, "generate": generate.run}
 
@@ -113,7 +113,7 @@ def run(
     last = max(map(order.index, config.stages))
     if not dry_run:
       hosts.agree(lambda: _refuse_left_out(config, workdir, order[: last + 1]))
-    makers: dict[epath.Path, Job] = {}  # all jobs up to here, asked or not
+    makers: dict[epath.Path, Step] = {}  # all steps up to here, asked or not
     for stage in order[: last + 1]:
       is_asked = stage in config.stages
       if stage in config_lib.LOOKS:
@@ -122,24 +122,24 @@ def run(
         if is_asked:
           hosts.agree(look) if stage == plan.STAGE else look()
         continue
-      jobs = _jobs(stage, config, workdir, is_asked)
+      steps = _steps(stage, config, workdir, is_asked)
       if stage != tokenize.STAGE:  # looked at by a check of its own
-        makers |= {job.manifest: job for job in jobs}
+        makers |= {step.manifest: step for step in steps}
       if not is_asked:
         continue
       if stage != tokenize.STAGE:
-        jobs = [_checked(j, config, workdir, makers) for j in jobs]
+        steps = [_checked(j, config, workdir, makers) for j in steps]
       if stage == report.STAGE:
-        _say_made_otherwise(*jobs, makers)
-      _refuse_outside(jobs, workdir)
-      if not jobs and stage in stages:
+        _say_made_otherwise(*steps, makers)
+      _refuse_outside(steps, workdir)
+      if not steps and stage in stages:
         say(stage, "skipped, this config leaves it nothing to do")
       if not dry_run:
-        job_lib.execute(jobs, force, board)
+        execute_lib.execute(steps, force, board)
         continue
-      for job in jobs:
-        state = "would be redone" if force else job_lib.status(job)
-        print(f"  {stage:11} {state}\n              {job.summary}")
+      for step in steps:
+        state = "would be redone" if force else execute_lib.status(step)
+        print(f"  {stage:11} {state}\n              {step.summary}")
   if not dry_run:
     backend.note()
 
@@ -150,9 +150,9 @@ def _refuse_left_out(config, workdir: Workdir, stages: Sequence[str]):
   for stage in stages:
     if stage in config_lib.LOOKS:
       continue
-    jobs = _jobs(stage, config, workdir, False)
-    makers |= {job.manifest: stage for job in jobs}
-    for path in (p for job in jobs for p in job.input_manifests):
+    steps = _steps(stage, config, workdir, False)
+    makers |= {step.manifest: stage for step in steps}
+    for path in (p for step in steps for p in step.input_manifests):
       maker = makers.get(path, stage)
       is_made = maker in config.stages or stage not in config.stages
       if not is_made and not path.exists():
@@ -163,10 +163,10 @@ def _refuse_left_out(config, workdir: Workdir, stages: Sequence[str]):
         )
 
 
-def _jobs(stage: str, config, workdir: Workdir, is_asked: bool) -> list[Job]:
+def _steps(stage: str, config, workdir: Workdir, is_asked: bool) -> list[Step]:
   """Of one that was not asked none, if a model that it read is gone since."""
   try:
-    return JOBS[stage](config, workdir)
+    return STEPS[stage](config, workdir)
   except UserError:
     if is_asked:
       raise
@@ -174,28 +174,28 @@ def _jobs(stage: str, config, workdir: Workdir, is_asked: bool) -> list[Job]:
 
 
 def _checked(
-  job: Job, config, workdir: Workdir, makers: Mapping[epath.Path, Job]
-) -> Job:
+  step: Step, config, workdir: Workdir, makers: Mapping[epath.Path, Step]
+) -> Step:
   """With the checks of what any stage finds by its name."""
   checks = [functools.partial(tokenize.check, config, workdir)]
-  if job.stage != analyse.STAGE:  # it shows what there is, of any config
-    checks.append(functools.partial(_refuse_made_otherwise, job, makers))
-  return dataclasses.replace(job, checks=(*checks, *job.checks))
+  if step.stage != analyse.STAGE:  # it shows what there is, of any config
+    checks.append(functools.partial(_refuse_made_otherwise, step, makers))
+  return dataclasses.replace(step, checks=(*checks, *step.checks))
 
 
-def _refuse_made_otherwise(job: Job, makers: Mapping[epath.Path, Job]):
-  if job.stage == report.STAGE:  # of students it says how they were trained
+def _refuse_made_otherwise(step: Step, makers: Mapping[epath.Path, Step]):
+  if step.stage == report.STAGE:  # of students it says how they were trained
     tables = score.STAGE, proxy.STAGE
     makers = {k: m for k, m in makers.items() if m.stage in tables}
-  job.refuse_made_otherwise(makers)
+  step.refuse_made_otherwise(makers)
 
 
-def _say_made_otherwise(job: Job, makers: Mapping[epath.Path, Job]):
+def _say_made_otherwise(step: Step, makers: Mapping[epath.Path, Step]):
   """Says what a report shows that the config has otherwise."""
   try:
-    job.refuse_made_otherwise(makers)
+    step.refuse_made_otherwise(makers)
   except UserError as e:
-    say(job.stage, f"warning: shown as it was made: {e.what}, {e.where}")
+    say(step.stage, f"warning: shown as it was made: {e.what}, {e.where}")
 
 
 def buckets(config) -> list[str]:
@@ -204,10 +204,10 @@ def buckets(config) -> list[str]:
   return sorted({"/".join(path.split("/")[:3]) for path in remote})
 
 
-def _refuse_outside(jobs: Sequence[Job], workdir: Workdir):
-  """Refuses a job that would write or remove what is not in the workdir."""
+def _refuse_outside(steps: Sequence[Step], workdir: Workdir):
+  """Refuses a step that would write or remove what is not in the workdir."""
   root = gs.absolute(workdir.root)
-  for path in (p for job in jobs for p in (job.manifest, *job.outputs)):
+  for path in (p for step in steps for p in (step.manifest, *step.outputs)):
     if root not in gs.absolute(path).parents:
       raise UserError("not in the workdir", str(path), "give other names")
 

@@ -16,7 +16,7 @@ from etils import epath
 from helpers import LONG, edited, run
 from scipy import optimize, stats
 
-from miniplm_jax.core import job
+from miniplm_jax.core import execute
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.report.analyses import (
@@ -750,7 +750,7 @@ def test_what_no_longer_belongs_together_is_left_out(copy, capsys, of):
   workdir = Workdir(epath.Path(config.workdir))
 
   def analysed():
-    job.execute(analyse.jobs(config, workdir))
+    execute.execute(analyse.steps(config, workdir))
     return capsys.readouterr().out
 
   assert "skipped, nothing has changed" in analysed()

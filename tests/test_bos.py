@@ -13,7 +13,7 @@ from tiny_config import get_config
 
 from miniplm_jax import pipeline
 from miniplm_jax.convert import pieces
-from miniplm_jax.core import job as job_lib
+from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
@@ -62,7 +62,7 @@ def configured(folder, bos_token="auto", before=BOS, eos=EOS):
 
 def tokenize(config):
   workdir = Workdir(epath.Path(config.workdir))
-  job_lib.execute(stage.jobs(config, workdir))
+  execute_lib.execute(stage.steps(config, workdir))
   return store.Corpus(manifest.require(workdir.corpus / "manifest.json"))
 
 

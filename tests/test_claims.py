@@ -12,11 +12,11 @@ import time
 
 import pytest
 from etils import epath
-from test_core import job
+from test_core import step
 
 from miniplm_jax.core import claims, code, files, former, manifest, owner
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import execute, status
+from miniplm_jax.core.execute import execute, status
 
 ELSEWHERE = {"name": "far", "host": "far-boot-1", "pid": 7, "since": 0}
 
@@ -48,26 +48,26 @@ def test_one_program_makes_a_folder_and_the_other_is_refused(tmp_path, boards):
   def run(unused_inputs):
     for force in (False, True):
       with pytest.raises(UserError) as e:
-        execute([job(tmp_path)], force, two)
+        execute([step(tmp_path)], force, two)
       refusals.append(str(e.value))
     files.write_bytes(epath.Path(tmp_path / "out/file"), b"half")
     with pytest.raises(UserError, match="being made by"):  # also beside files
-      execute([job(tmp_path)], True, two)
+      execute([step(tmp_path)], True, two)
     assert (tmp_path / "out/file").read_bytes() == b"half"
     return {}
 
-  execute([job(tmp_path, run=run)], board=one)
+  execute([step(tmp_path, run=run)], board=one)
   for line in refusals:
     assert f"out is being made by {os.getpid()} on " in line
     assert " since 2" in line and "wait for that process" in line
-  execute([job(tmp_path)], True, two)  # given back at the end
+  execute([step(tmp_path)], True, two)  # given back at the end
   assert not list((tmp_path / ".claims").rglob("*.json"))
 
 
 def test_what_is_done_is_skipped_beside_a_claim(tmp_path, boards, capsys):
-  execute([job(tmp_path)])
+  execute([step(tmp_path)])
   put(tmp_path, "out/manifest.json", owner.this_process())
-  execute([job(tmp_path)], board=boards[0])
+  execute([step(tmp_path)], board=boards[0])
   assert "skipped" in capsys.readouterr().out
 
 
@@ -75,7 +75,7 @@ def test_what_goes_meanwhile_is_not_made_without_a_claim(
   tmp_path, boards, monkeypatch
 ):
   """By a forced run, of another program, of what was just seen to be done."""
-  execute([job(tmp_path)])
+  execute([step(tmp_path)])
   read = manifest.read
 
   def removed(path):
@@ -87,7 +87,7 @@ def test_what_goes_meanwhile_is_not_made_without_a_claim(
   reads = iter([read, removed])
   monkeypatch.setattr(manifest, "read", lambda path: next(reads, read)(path))
   with pytest.raises(UserError, match="out/file is missing"):
-    execute([job(tmp_path)], board=boards[0])
+    execute([step(tmp_path)], board=boards[0])
   assert not (tmp_path / "out").exists()
 
 
@@ -97,59 +97,59 @@ def test_what_is_done_is_skipped_on_a_disk_that_can_only_be_read(
   def refuse(path, *unused, **what):
     raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-  execute([job(tmp_path)])
+  execute([step(tmp_path)])
   for name in ("unlink", "remove", "mkdir", "replace", "rename", "link"):
     monkeypatch.setattr(os, name, refuse)
   with claims.Board(epath.Path(tmp_path / ".claims"), 9) as board:
-    execute([job(tmp_path)], board=board)
+    execute([step(tmp_path)], board=board)
   assert "skipped" in capsys.readouterr().out
   with pytest.raises(OSError, match="Read-only"):
-    execute([job(tmp_path)], force=True)
+    execute([step(tmp_path)], force=True)
 
 
 def test_nothing_is_removed_below_which_somebody_works(tmp_path, boards):
   """As logits below a selection, or the units of a table."""
   one, two = boards
-  execute([job(tmp_path)])
+  execute([step(tmp_path)])
   assert one.claim("out/file/below")
   with pytest.raises(UserError, match="out/file/below is being made by"):
-    execute([job(tmp_path)], True, two)
+    execute([step(tmp_path)], True, two)
   assert (tmp_path / "out/file").exists()
   one.release("out/file/below")
-  execute([job(tmp_path)], True, two)
+  execute([step(tmp_path)], True, two)
 
 
 def test_nothing_is_removed_that_somebody_reads(tmp_path, boards):
   one, two = boards
-  execute([job(tmp_path)], board=one)
+  execute([step(tmp_path)], board=one)
 
   def run(unused_inputs):
     with pytest.raises(UserError, match="other is being made by"):
-      execute([job(tmp_path)], True, two)
+      execute([step(tmp_path)], True, two)
     return {}
 
   made = tmp_path / "out/manifest.json"
   reader = dataclasses.replace(
-    job(tmp_path, run=run),
+    step(tmp_path, run=run),
     manifest=epath.Path(tmp_path / "other/manifest.json"),
     inputs={"made": epath.Path(made)},
     outputs=(epath.Path(tmp_path / "other"),),
   )
   execute([reader], board=one)
   assert (tmp_path / "out/file").exists()
-  execute([job(tmp_path)], True, two)
+  execute([step(tmp_path)], True, two)
 
 
 def test_programs_share_a_folder_that_is_for_several(tmp_path, boards):
   one, two = boards
 
   def run(unused_inputs):
-    execute([job(tmp_path, is_shared=True)], board=two)
+    execute([step(tmp_path, is_shared=True)], board=two)
     with pytest.raises(UserError, match="being made by"):
-      execute([job(tmp_path, is_shared=True)], True, two)
+      execute([step(tmp_path, is_shared=True)], True, two)
     return {}
 
-  execute([job(tmp_path, is_shared=True, run=run)], board=one)
+  execute([step(tmp_path, is_shared=True, run=run)], board=one)
   assert manifest.read(tmp_path / "out/manifest.json").files == {}
 
 
@@ -171,7 +171,7 @@ def test_the_claim_of_a_killed_process_is_taken_over(
     who = owner.this_process() | who | {"pid": pid}
   put(tmp_path, "out/manifest.json", who)
   start = time.monotonic()
-  execute([job(tmp_path)], board=boards[0])
+  execute([step(tmp_path)], board=boards[0])
   assert (time.monotonic() - start < 0.5) == is_here
   assert ("waiting up to" in capsys.readouterr().out) != is_here
   assert manifest.read(tmp_path / "out/manifest.json")
@@ -209,7 +209,7 @@ def test_a_claim_of_another_machine_that_is_renewed_stands(tmp_path, boards):
   with far:
     assert far.claim("out/manifest.json")
     with pytest.raises(UserError, match="made by 7 on far since 19"):
-      execute([job(tmp_path)], board=boards[0])
+      execute([step(tmp_path)], board=boards[0])
 
 
 @pytest.mark.parametrize("is_given_back", [False, True])
@@ -231,7 +231,7 @@ def test_who_was_taken_over_does_not_finish(
     return {}
 
   with pytest.raises(UserError, match="another program has taken over"):
-    execute([job(tmp_path, run=run)], board=one)
+    execute([step(tmp_path, run=run)], board=one)
   assert not (tmp_path / "out/manifest.json").exists()
   assert (tmp_path / "out/file").read_bytes() == b"theirs"
   assert (tmp_path / "out/manifest.partial.json").exists()
@@ -265,7 +265,7 @@ def test_who_was_taken_over_changes_nothing(
     change(file)
 
   with pytest.raises(UserError, match="another program has taken over"):
-    execute([job(tmp_path, run=run, is_shared=is_shared)], board=boards[0])
+    execute([step(tmp_path, run=run, is_shared=is_shared)], board=boards[0])
   assert (tmp_path / "out/file").read_bytes() == b"theirs"
   assert not (tmp_path / "out/new").exists()
   files.remove(epath.Path(tmp_path / "out"))  # who has no claim is not asked
@@ -331,7 +331,7 @@ def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path):
   for name in gone + kept:
     (out / name).write_bytes(b"x")
   os.utime(out / gone[1], (0, 0))
-  execute([job(tmp_path)])
+  execute([step(tmp_path)])
   assert {p.name for p in out.iterdir()} == {"manifest.json", "file", *kept}
 
 
@@ -405,14 +405,14 @@ def module(tmp_path, monkeypatch):
 
 
 def begin(folder, version):
-  """A job that fails when half of it is done."""
+  """A step that fails when half of it is done."""
 
   def fail(unused_inputs):
     files.write_bytes(epath.Path(folder) / "out/file", b"half")
     raise UserError("no", "here", "do")
 
   with pytest.raises(UserError, match="no, here, do"):
-    execute([job(folder, run=fail, code=version)])
+    execute([step(folder, run=fail, code=version)])
 
 
 def test_what_another_version_of_the_code_began_is_refused(tmp_path, module):
@@ -420,25 +420,25 @@ def test_what_another_version_of_the_code_began_is_refused(tmp_path, module):
   begin(tmp_path, version)
   for old in ("Words", "why", "words", "z = 1", " + 1  #"):  # decides nothing
     module(old, f"{old} " if old == " + 1  #" else f"{old}2")
-    assert status(job(tmp_path, code=version)) == "would resume"
+    assert status(step(tmp_path, code=version)) == "would resume"
   module("y = 1", "y = 2")  # what is imported decides
-  assert "would be refused: code" in status(job(tmp_path, code=version))
+  assert "would be refused: code" in status(step(tmp_path, code=version))
   with pytest.raises(UserError, match=r"began this.*any_code=True"):
-    execute([job(tmp_path, code=version)])
+    execute([step(tmp_path, code=version)])
   allowed = dataclasses.replace(version, any_code=True)
-  execute([job(tmp_path, code=allowed)])
+  execute([step(tmp_path, code=allowed)])
   made = manifest.read(tmp_path / "out/manifest.json")
   assert len(made.details["code"]) == 2  # both are named
   module("y = 1", "y = 3")  # what is done is done
-  assert status(job(tmp_path, code=version)) == "done"
+  assert status(step(tmp_path, code=version)) == "done"
 
 
 def test_a_finished_folder_does_not_grow_by_another_version(tmp_path, module):
   version = code.Version(("corpus/a.py",))
   first = {"code": version, "rechecks": ("text",), "grows": True}
-  execute([job(tmp_path, **first)])
+  execute([step(tmp_path, **first)])
   grown = dataclasses.replace(
-    job(tmp_path, **first), inputs={"text": lambda: "more"}
+    step(tmp_path, **first), inputs={"text": lambda: "more"}
   )
   assert status(grown).startswith("would go on")
   module("x = b.y + 1", "x = b.y - 1")

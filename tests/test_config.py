@@ -198,11 +198,11 @@ def test_no_name_leads_out_of_its_folder(tmp_path):
 def test_no_job_touches_what_is_not_in_the_workdir(tmp_path):
   root = pipeline.epath.Path(tmp_path / "run")
   for output in (root, root / "scores" / "..", root / ".." / "x", tmp_path):
-    job = types.SimpleNamespace(manifest=root / "x" / "y", outputs=(output,))
+    step = types.SimpleNamespace(manifest=root / "x" / "y", outputs=(output,))
     with pytest.raises(UserError, match="not in the workdir"):
-      pipeline._refuse_outside([job], Workdir(root))
-  job.outputs = root / "x", root / "report.html"
-  pipeline._refuse_outside([job], Workdir(root))
+      pipeline._refuse_outside([step], Workdir(root))
+  step.outputs = root / "x", root / "report.html"
+  pipeline._refuse_outside([step], Workdir(root))
 
 
 @pytest.mark.parametrize(
@@ -222,15 +222,15 @@ def test_d_is_scored_by_the_models_that_a_method_reads(methods, wanted):
   found = config(method=method, baselines=tuple(baselines))
   workdir = Workdir(pipeline.epath.Path("run"))
 
-  def jobs(stage):
-    return pipeline.JOBS[stage](found, workdir)
+  def steps(stage):
+    return pipeline.STEPS[stage](found, workdir)
 
-  assert {job.name for job in jobs("score")} == wanted
-  read = {name for job in jobs("select") for name in job.inputs}
+  assert {step.name for step in steps("score")} == wanted
+  read = {name for step in steps("select") for name in step.inputs}
   roles = {"teacher", "reference"}
   assert read & roles <= wanted
-  (train, *_) = jobs("train")
-  models = {job.name for job in jobs("evaluate")} - {*methods.split()}
+  (train, *_) = steps("train")
+  models = {step.name for step in steps("evaluate")} - {*methods.split()}
   assert models == wanted and "selection" in train.inputs
   names = methods_lib.for_method(found, method)
   spent = budget.offline(found, workdir, names, {})

@@ -16,8 +16,8 @@ from test_damage import execute
 from miniplm_jax import config as config_lib
 from miniplm_jax.convert import step as convert_stage
 from miniplm_jax.convert.pieces import PieceReader
+from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core import files
-from miniplm_jax.core import job as job_lib
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
@@ -76,7 +76,7 @@ class Setup:
     s = config.student
     s.tokenizer, s.eos_token = str(folder / "student"), EOS
     self.workdir = Workdir(epath.Path(config.workdir))
-    job_lib.execute(tokenize_stage.jobs(config, self.workdir))
+    execute_lib.execute(tokenize_stage.steps(config, self.workdir))
     self.corpus = self.open(self.workdir.corpus)
     rows = self.corpus.rows_of("train")
     rng = np.random.default_rng(seed)
@@ -98,7 +98,7 @@ class Setup:
   def convert(self, name="repack", conversion="repack", bos=""):
     s = self.config.student
     s.name, s.conversion, s.bos_token = name, conversion, bos
-    job_lib.execute(convert_stage.jobs(self.config, self.workdir))
+    execute_lib.execute(convert_stage.steps(self.config, self.workdir))
     return self.open(self.directory(name))
 
   def directory(self, name):
@@ -358,7 +358,7 @@ def test_bytes_that_are_no_text_are_refused_with_their_rows():
 
 def test_without_a_tokenizer_of_the_students_there_is_nothing_to_do():
   config = config_lib.default()
-  assert convert_stage.jobs(config, Workdir(epath.Path("nowhere"))) == []
+  assert convert_stage.steps(config, Workdir(epath.Path("nowhere"))) == []
 
 
 def test_what_was_converted_outlives_its_tokenizer(setup, tmp_path, capsys):
@@ -393,7 +393,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(setup, field, value, message):
   s.name, s[field] = f"bad_{field}", value
   try:
     with pytest.raises(UserError, match=message):
-      job_lib.execute(convert_stage.jobs(setup.config, setup.workdir))
+      execute_lib.execute(convert_stage.steps(setup.config, setup.workdir))
   finally:
     s[field] = old
 

@@ -27,24 +27,25 @@ from miniplm_jax.core import (
   progress,
 )
 from miniplm_jax.core.errors import GoneError, Stopped, UserError
-from miniplm_jax.core.job import Job, execute, status
+from miniplm_jax.core.execute import execute, status
+from miniplm_jax.core.step import Step
 from miniplm_jax.models import hub
 
 
-def job(folder, settings=None, run=None, inputs=None, **more):
+def step(folder, settings=None, run=None, inputs=None, **more):
   out = epath.Path(folder) / "out"
 
   def write(unused_inputs):
     files.write_bytes(out / "file", b"made")
     return {"files": {"file": files.describe(out / "file")}}
 
-  return Job(
+  return Step(
     stage="stage",
     manifest=out / "manifest.json",
     settings=settings or {"a": (1, 2)},
     inputs=inputs or {"text": lambda: "fingerprint"},
     outputs=(out / "file",),
-    summary="a job",
+    summary="a step",
     run=run or write,
     **more,
   )
@@ -62,10 +63,10 @@ def test_what_is_finished_stands_without_what_it_was_made_of(tmp_path, capsys):
       return "abc"
 
   gone = Given("text.jsonl")
-  execute([job(tmp_path, inputs={"text": Given("text.jsonl", False)})])
-  without = job(tmp_path, inputs={"text": gone})
+  execute([step(tmp_path, inputs={"text": Given("text.jsonl", False)})])
+  without = step(tmp_path, inputs={"text": gone})
   # By another path it may be mistyped.
-  other = job(tmp_path, inputs={"text": Given("test.jsonl")})
+  other = step(tmp_path, inputs={"text": Given("test.jsonl")})
   assert "would be refused: no text here, test.jsonl" in status(other)
   capsys.readouterr()
   assert status(without) == "done"
@@ -76,7 +77,7 @@ def test_what_is_finished_stands_without_what_it_was_made_of(tmp_path, capsys):
     execute([dataclasses.replace(without, run=lambda _: gone())], force=True)
   assert status(without) == "done"
   assert "settings.a" in status(dataclasses.replace(without, settings={"a": 1}))
-  begun = dataclasses.replace(job(tmp_path / "new"), inputs={"text": gone})
+  begun = dataclasses.replace(step(tmp_path / "new"), inputs={"text": gone})
   assert "would be refused: no text here" in status(begun)
   with pytest.raises(GoneError):
     execute([begun])
@@ -91,7 +92,7 @@ def test_nothing_is_removed_that_it_is_to_be_made_from(tmp_path):
   begun.write_text("{}")
   given = contents.Whole(list, str(snapshot))
   with pytest.raises(UserError, match="this text lies in the folder that is"):
-    execute([job(tmp_path, inputs={"text": given})], force=True)
+    execute([step(tmp_path, inputs={"text": given})], force=True)
   assert os.listdir(snapshot) and begun.exists()
 
 
@@ -99,18 +100,18 @@ def test_nothing_is_replaced_before_all_of_a_stage_can_be_made(tmp_path):
   def refuse():
     raise UserError("another run's selection", "here", "select again")
 
-  first = job(tmp_path / "a")
+  first = step(tmp_path / "a")
   execute([first])
   missing = epath.Path(tmp_path / "nowhere" / "manifest.json")
   for other in (
-    job(tmp_path / "b", checks=(refuse,)),
-    job(tmp_path / "b", inputs={"text": missing}),
+    step(tmp_path / "b", checks=(refuse,)),
+    step(tmp_path / "b", inputs={"text": missing}),
   ):
     made = first.manifest.stat().mtime
     with pytest.raises(UserError, match=r"another run's|is not there"):
       execute([first, other], force=True)
     assert first.manifest.stat().mtime == made
-  after = job(tmp_path / "b", inputs={"first": first.manifest})
+  after = step(tmp_path / "b", inputs={"first": first.manifest})
   execute([first, after], force=True)  # one may make what the next reads
 
 
@@ -121,13 +122,13 @@ def test_a_folder_that_is_gone_is_no_hub_id(tmp_path, monkeypatch):
   folder.mkdir(parents=True)
   (folder / "tokenizer.json").write_text("{}")
   given = hub.GivenTokenizer("models/t", "main")
-  one = job(tmp_path, inputs={"tokenizer": given})
+  one = step(tmp_path, inputs={"tokenizer": given})
   execute([one])
   folder.rename(tmp_path / "moved")
   assert status(one) == "done"
   other = hub.GivenTokenizer("models/u", "main")  # of the hub, perhaps
   assert "inputs.tokenizer is" in status(
-    job(tmp_path, inputs={"tokenizer": other})
+    step(tmp_path, inputs={"tokenizer": other})
   )
 
 
@@ -161,19 +162,19 @@ def test_a_difference_is_named_by_its_field():
   assert found == "train.seed is 2 there and 3 here"
 
 
-def done(job, force=False):
-  execute([job], force)
-  return manifest.require(job.manifest)
+def done(step, force=False):
+  execute([step], force)
+  return manifest.require(step.manifest)
 
 
 def test_a_job_is_done_once_and_refused_when_it_changes(tmp_path, capsys):
-  assert status(job(tmp_path)).startswith("would run")
-  first = done(job(tmp_path))
-  assert status(job(tmp_path)) == "done"
-  again = done(job(tmp_path, settings={"a": [1, 2]}))
+  assert status(step(tmp_path)).startswith("would run")
+  first = done(step(tmp_path))
+  assert status(step(tmp_path)) == "done"
+  again = done(step(tmp_path, settings={"a": [1, 2]}))
   assert again.fingerprint == first.fingerprint
   assert "skipped" in capsys.readouterr().out
-  changed = job(tmp_path, settings={"a": (1, 3)})
+  changed = step(tmp_path, settings={"a": (1, 3)})
   assert "refused" in status(changed)
   with pytest.raises(UserError, match=r"settings\.a is"):
     execute([changed])
@@ -184,8 +185,8 @@ def test_a_job_is_done_once_and_refused_when_it_changes(tmp_path, capsys):
 
 
 def test_nothing_is_begun_if_a_later_one_will_be_refused(tmp_path):
-  execute([job(tmp_path / "b", {"rows": 1})])
-  both = [job(tmp_path / name, {"rows": 2}) for name in "ab"]
+  execute([step(tmp_path / "b", {"rows": 1})])
+  both = [step(tmp_path / name, {"rows": 2}) for name in "ab"]
   with pytest.raises(UserError, match=r"settings\.rows is 1 there and 2 here"):
     execute(both)
   assert not (tmp_path / "a").exists()
@@ -194,15 +195,15 @@ def test_nothing_is_begun_if_a_later_one_will_be_refused(tmp_path):
 
 
 def test_a_view_is_made_again_when_what_it_shows_changes(tmp_path):
-  execute([job(tmp_path, is_view=True)])
-  changed = job(tmp_path, settings={"a": 3}, is_view=True)
+  execute([step(tmp_path, is_view=True)])
+  changed = step(tmp_path, settings={"a": 3}, is_view=True)
   assert status(changed) == "would run again"
   assert done(changed).settings == {"a": 3}
 
 
 def test_a_measurement_follows_what_it_measures_alone(tmp_path):
   """As an evaluation after a forced training with other settings."""
-  first = job(tmp_path, is_measure=True)
+  first = step(tmp_path, is_measure=True)
   execute([first])
   other = {"text": lambda: "of another model"}
   again = dataclasses.replace(first, inputs=other)
@@ -219,25 +220,25 @@ def test_what_failed_before_it_made_anything_leaves_nothing(tmp_path):
     raise UserError("no", "here", "do")
 
   with pytest.raises(UserError, match="no, here, do"):
-    execute([job(tmp_path, run=fail)])
+    execute([step(tmp_path, run=fail)])
   assert not list((tmp_path / "out").iterdir())
-  execute([job(tmp_path, settings={"a": 4})])
+  execute([step(tmp_path, settings={"a": 4})])
 
 
 def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
-  execute([job(tmp_path)])
+  execute([step(tmp_path)])
   path = tmp_path / "out" / "manifest.json"
   body = json.loads(path.read_text())
   for text in ("{", "[]", "{}", json.dumps(body | {"schema_version": 99})):
     path.write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json"):
-      execute([job(tmp_path)])
-  execute([job(tmp_path)], force=True)
+      execute([step(tmp_path)])
+  execute([step(tmp_path)], force=True)
 
 
 def test_whatever_changes_in_a_manifest_is_refused(tmp_path):
   loss = {"details": {"loss": 1.25}, "counts": {"rows": 7}}
-  execute([job(tmp_path, run=lambda unused_inputs: loss)])
+  execute([step(tmp_path, run=lambda unused_inputs: loss)])
   path = tmp_path / "out" / "manifest.json"
   text = path.read_text()
   assert manifest.read(path).details["loss"] == 1.25
@@ -249,13 +250,13 @@ def test_whatever_changes_in_a_manifest_is_refused(tmp_path):
 
 
 def test_a_manifest_of_schema_1_is_checked_by_its_fingerprint(tmp_path):
-  execute([job(tmp_path)])
+  execute([step(tmp_path)])
   path = tmp_path / "out" / "manifest.json"
   body = json.loads(path.read_text()) | {"schema_version": 1}
   del body["checksum"]
   path.write_text(json.dumps(body))
   assert manifest.read(path).settings == body["settings"]
-  execute([job(tmp_path)])  # and skipped
+  execute([step(tmp_path)])  # and skipped
   for change in ({"settings": {"a": 9}}, {"counts": []}, {"inputs": None}):
     path.write_text(json.dumps(body | change))
     with pytest.raises(UserError, match="not a manifest that this version"):
@@ -264,17 +265,17 @@ def test_a_manifest_of_schema_1_is_checked_by_its_fingerprint(tmp_path):
 
 def test_a_setting_without_effect_may_change(tmp_path):
   said = {"a": 1, "seed": 3}
-  execute([job(tmp_path, settings=said, idle=("seed",))])
+  execute([step(tmp_path, settings=said, idle=("seed",))])
   made = manifest.read(tmp_path / "out" / "manifest.json")
   assert made.settings == said
-  one = job(tmp_path, settings={"a": 1, "seed": 4}, idle=("seed",))
+  one = step(tmp_path, settings={"a": 1, "seed": 4}, idle=("seed",))
   assert status(one) == "done"
   execute([one], force=True)  # to what was made of it, it is the same
   again = manifest.read(tmp_path / "out" / "manifest.json")
   assert again.settings["seed"] == 4 and again.fingerprint == made.fingerprint
   for other in (
-    job(tmp_path, settings={"a": 2, "seed": 3}, idle=("seed",)),
-    job(tmp_path, settings={"a": 1, "seed": 3}),
+    step(tmp_path, settings={"a": 2, "seed": 3}, idle=("seed",)),
+    step(tmp_path, settings={"a": 1, "seed": 3}),
   ):
     with pytest.raises(UserError, match=r"is 4 there|is 1 there"):
       execute([other])
@@ -354,7 +355,7 @@ def test_a_job_does_not_begin_after_a_signal(tmp_path):
   with helpers.signals_handled():
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Stopped):
-      execute([job(tmp_path)])
+      execute([step(tmp_path)])
   assert not list(tmp_path.iterdir())
 
 
@@ -500,13 +501,13 @@ def test_files_that_are_read_whole_are_known_by_all_they_hold(tmp_path):
   path = tmp_path / "file"
   path.write_bytes(bytes(200_000))
   given = contents.Whole(lambda: [path])
-  job = Job(
+  step = Step(
     "one", epath.Path(tmp_path / "made.json"), {}, {"x": given}, (), "", dict
   )
-  old, new = manifest.Manifest(job.manifest, "one", {}, {}), job.wanted()
+  old, new = manifest.Manifest(step.manifest, "one", {}, {}), step.wanted()
   before = dataclasses.replace(old, inputs={"x": given.former()[0]})
-  assert job.difference(before, new) is None
-  assert job.difference(new, new) is None
+  assert step.difference(before, new) is None
+  assert step.difference(new, new) is None
   path.write_bytes(bytes(100_000) + b"1" + bytes(99_999))
-  assert "inputs.x" in job.difference(new, job.wanted())
-  assert job.difference(before, job.wanted()) is None
+  assert "inputs.x" in step.difference(new, step.wanted())
+  assert step.difference(before, step.wanted()) is None

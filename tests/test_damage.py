@@ -546,7 +546,7 @@ def test_held_out_rows_that_a_model_was_trained_on_are_not_measured(copy):
     execute(copy, "select", "train", **settings, **begin)
   config = tiny_config.get_config()
   config.update_from_flattened_dict(settings)
-  *_, reference = evaluate_stage.jobs(
+  *_, reference = evaluate_stage.steps(
     config, Workdir(epath.Path(config.workdir))
   )
   with pytest.raises(UserError, match=f"reference was {words}"):
@@ -559,13 +559,13 @@ def test_what_decides_nothing_may_change(finished):
   config.corpus.tokenizer_revision = "other"
   config.select.seed += 1
   idle = {"split", "tokenizer_revision"}  # files have no splits
-  assert set(tokenize.jobs(config, WORKDIR)[0].idle) == idle
+  assert set(tokenize.steps(config, WORKDIR)[0].idle) == idle
   config.corpus.tokenizer = str(finished / "run/corpus/tokenizer")
   idle |= {"vocab_size"}
-  assert set(tokenize.jobs(config, WORKDIR)[0].idle) == idle
+  assert set(tokenize.steps(config, WORKDIR)[0].idle) == idle
   config.corpus.tokenizer = "of/the-hub"
   idle -= {"tokenizer_revision"}
-  assert set(tokenize.jobs(config, WORKDIR)[0].idle) == idle
+  assert set(tokenize.steps(config, WORKDIR)[0].idle) == idle
   execute(finished, "select", **{"select.seed": 12, "baselines": ()})
   with pytest.raises(UserError, match=r"seed is 10 there and 12 here"):
     execute(finished, "select", **{"select.seed": 12})  # of random rows

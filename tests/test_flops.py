@@ -14,7 +14,7 @@ from helpers import CONFIG, LONG, run
 from ml_collections import ConfigDict
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.core import files, job, manifest
+from miniplm_jax.core import execute, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
@@ -140,7 +140,7 @@ def test_a_finished_student_needs_its_teacher_no_more(tmp_path, method):
   for folder in (place.corpus, place.selection("pretrain")):
     folder.mkdir(parents=True)
     manifest.Manifest(folder / "manifest.json", "", {}, {}).write()
-  (one,) = train_stage.jobs(config, place)
+  (one,) = train_stage.steps(config, place)
   names = for_method(config, method)
   token = OBJECTIVES[names.objective](config, place, names).token_flops
   steps = one.settings["train"]["steps"]
@@ -152,11 +152,11 @@ def test_a_finished_student_needs_its_teacher_no_more(tmp_path, method):
   )
   shutil.rmtree(given)
   with pytest.raises(UserError, match="no model directory here"):
-    train_stage.jobs(config, place)
+    train_stage.steps(config, place)
   made.path.parent.mkdir(parents=True)
   made.write()
-  (one,) = train_stage.jobs(config, place)
-  assert job.status(one) == "done"
+  (one,) = train_stage.steps(config, place)
+  assert execute.status(one) == "done"
 
 
 def test_a_budget_is_spent_and_the_warmup_stays_its_share_of_it():

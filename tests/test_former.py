@@ -5,11 +5,11 @@ import os
 
 import pytest
 from etils import epath
-from test_core import job
+from test_core import step
 
 from miniplm_jax.core import claims, files, former, manifest, workdir
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import execute, status
+from miniplm_jax.core.execute import execute, status
 
 
 class KilledError(BaseException):
@@ -17,7 +17,7 @@ class KilledError(BaseException):
 
 
 def made(folder, content=b"made", *, whole_folder=True, **more):
-  """A job of three files, of which one lies in a folder."""
+  """A step of three files, of which one lies in a folder."""
   out = epath.Path(folder) / "out"
 
   def run(unused_inputs):
@@ -25,7 +25,7 @@ def made(folder, content=b"made", *, whole_folder=True, **more):
       files.write_bytes(out / name, content)
     return {"files": {"file": files.describe(out / "file")}}
 
-  it = job(folder, settings={"content": content.decode()}, run=run, **more)
+  it = step(folder, settings={"content": content.decode()}, run=run, **more)
   names = ("file", "below", "*ade", "*ew")
   outputs = (out,) if whole_folder else tuple(out / n for n in names)
   return dataclasses.replace(it, outputs=outputs)

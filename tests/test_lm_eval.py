@@ -285,9 +285,9 @@ def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
   config = get_config()
   config.evaluation.tasks = "piqa", "arc_easy"
   for config.evaluation.dtype in ("float32", "bfloat16"):
-    *measures, _ = tasks_stage.jobs(config, Workdir(epath.Path(tmp_path)))
-    for job in measures:
-      job.run({"model": model})
+    *measures, _ = tasks_stage.steps(config, Workdir(epath.Path(tmp_path)))
+    for step in measures:
+      step.run({"model": model})
   assert made == ["float32", "bfloat16"]
   assert asked == ["float32", "float32", "bfloat16", "bfloat16"]
 

@@ -16,7 +16,7 @@ import tiny_config
 from etils import epath
 from helpers import LONG, edited, refused, run
 
-from miniplm_jax.core import files, job, manifest, page
+from miniplm_jax.core import execute, files, manifest, page
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import store
@@ -320,12 +320,12 @@ def test_an_evaluation_is_refused_for_what_decides_alone(
     settings | {"dtype": "float32"},
     {"corpus": corpus.fingerprint, "model": model.fingerprint},
   ).write()
-  one = evaluate._job(config, it)
-  assert state in job.status(one)
+  one = evaluate._step(config, it)
+  assert state in execute.status(one)
   # Of another model it is made again, unless it is refused.
   dataclasses.replace(model, weights="anew").write()
   again = "would run again" if state == "done" else "would be refused"
-  assert again in job.status(one)
+  assert again in execute.status(one)
 
 
 def test_the_tables_tell_a_domain_called_all_from_the_total():
@@ -451,7 +451,7 @@ def test_the_verdict_says_what_sets_students_apart():
 
 def test_a_report_that_is_refused_leaves_the_last_one(tmp_path):
   config = tiny_config.get_config()
-  (one,) = report.jobs(config, Workdir(epath.Path(tmp_path)))
+  (one,) = report.steps(config, Workdir(epath.Path(tmp_path)))
   made = chain()
   files = {n: p for n, p in one.inputs.items() if isinstance(p, epath.Path)}
   for name, path in files.items():
@@ -460,7 +460,7 @@ def test_a_report_that_is_refused_leaves_the_last_one(tmp_path):
     dataclasses.replace(found, path=path, weights=name).write()
   (tmp_path / "report.html").write_text("the last one")
   with pytest.raises(UserError, match=r"inputs\.teacher"):
-    job.execute([one], force=True)
+    execute.execute([one], force=True)
   assert (tmp_path / "report.html").read_text() == "the last one"
 
 

@@ -30,7 +30,7 @@ from helpers import (
   run,
 )
 
-from miniplm_jax.core import job as job_lib
+from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
@@ -387,10 +387,10 @@ def test_materialize(copy, corpus, kept, form, monkeypatch):
   assert 'settings.format is "tfds" there and "megatron" here' in error
 
 
-def jobs(folder, form):
+def steps(folder, form):
   config = execute(CONFIG.read_text())["get_config"]()
   config.materialize.format = form
-  return stage.jobs(config, Workdir(epath.Path(folder / "run")))
+  return stage.steps(config, Workdir(epath.Path(folder / "run")))
 
 
 @pytest.mark.parametrize("form", writers.FORMATS)
@@ -399,7 +399,7 @@ def test_a_killed_materialize_goes_on_with_the_next_shard(
 ):
   monkeypatch.setattr(stage, "_ROWS", 50)
   folder = copy / "run/selection/miniplm/materialized"
-  job_lib.execute(jobs(copy, form))
+  execute_lib.execute(steps(copy, form))
   uninterrupted = {
     p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".json"
   }
@@ -416,11 +416,11 @@ def test_a_killed_materialize_goes_on_with_the_next_shard(
 
   monkeypatch.setattr(stage, "_rows", dying)
   with pytest.raises(KeyboardInterrupt):
-    job_lib.execute(jobs(copy, form), force=True)
+    execute_lib.execute(steps(copy, form), force=True)
   shown = (p for p in folder.iterdir() if p.name[0] != ".")  # not the former
   done = {p: p.stat().st_mtime_ns for p in shown}
   assert len(done) in (3, 5)  # two shards and the partial manifest
-  job_lib.execute(jobs(copy, form))
+  execute_lib.execute(steps(copy, form))
   assert len(calls) == 3 + 4
   for name, content in uninterrupted.items():
     assert (folder / name).read_bytes() == content
@@ -437,7 +437,7 @@ def test_rows_that_the_task_does_not_give_are_no_selection(copy, monkeypatch):
 
   monkeypatch.setattr(tasks, "keep_selected", lose_one)
   with pytest.raises(UserError, match="does not give the selected rows"):
-    job_lib.execute(jobs(copy, "array_record"))
+    execute_lib.execute(steps(copy, "array_record"))
   folder = copy / "run/selection/miniplm/materialized"
   assert not list(folder.glob("*.parquet"))
 

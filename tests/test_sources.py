@@ -20,7 +20,7 @@ from etils import epath
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import contents, files, manifest
-from miniplm_jax.core import job as job_lib
+from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import datasets as sources
@@ -69,12 +69,12 @@ class Run:
     self.folder = epath.Path(folder) / "run"
 
   def __call__(self, force=False):
-    job_lib.execute(stage.jobs(self.config, Workdir(self.folder)), force)
+    execute_lib.execute(stage.steps(self.config, Workdir(self.folder)), force)
     return json.loads((self.folder / "corpus/manifest.json").read_text())
 
   def status(self):
-    (job,) = stage.jobs(self.config, Workdir(self.folder))
-    return job_lib.status(job)
+    (step,) = stage.steps(self.config, Workdir(self.folder))
+    return execute_lib.status(step)
 
   def files(self):
     found = pathlib.Path(self.folder).rglob("*")
@@ -288,9 +288,9 @@ def test_a_split_matters_where_there_are_splits(tmp_path):
   def facts(source, split):
     config = config_lib.default()
     config.corpus.update(source=str(source), split=split, tokenizer="train")
-    (job,) = stage.jobs(config, Workdir(epath.Path(tmp_path / "run")))
-    kept = {k: v for k, v in job.settings.items() if k not in job.idle}
-    return kept, job.inputs["source"]()
+    (step,) = stage.steps(config, Workdir(epath.Path(tmp_path / "run")))
+    kept = {k: v for k, v in step.settings.items() if k not in step.idle}
+    return kept, step.inputs["source"]()
 
   def differs(source):
     return facts(source, "train") != facts(source, "test")

@@ -458,7 +458,7 @@ def test_labels_of_two_kinds_lie_in_two_folders(tmp_path):
   workdir = Workdir(epath.Path(tmp_path))
 
   def folders():
-    return [job.name for job in logits_stage.jobs(config, workdir)]
+    return [step.name for step in logits_stage.steps(config, workdir)]
 
   assert folders() == [TEACHERS, "teacher-nll"]
   # Each student reads its own.
@@ -468,7 +468,7 @@ def test_labels_of_two_kinds_lie_in_two_folders(tmp_path):
     (path, _) = logits_stage.inputs(config, workdir, names).values()
     assert path.parent.name == folder
   # What an earlier version made goes on where it is; another kind does not.
-  made = logits_stage.jobs(config, workdir)[0]
+  made = logits_stage.steps(config, workdir)[0]
   old = workdir.selection("both") / "logits" / "teacher" / PARTIAL
   manifest_lib.Manifest(old, "logits", made.settings, {}).write()
   assert folders() == ["teacher", "teacher-nll"]

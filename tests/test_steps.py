@@ -1,6 +1,6 @@
-"""What jobs say of themselves: what decides whether a workdir is known again.
+"""What steps say of themselves: what decides whether a workdir is known again.
 
-The golden holds, of some configs, each job's settings, inputs and outputs.
+The golden holds, of some configs, each step's settings, inputs and outputs.
 Another setting there refuses every workdir that was made before it. After a
 change that is meant: pytest tests/test_steps.py --rewrite_goldens
 """
@@ -51,43 +51,43 @@ CONFIGS = {
 }
 
 
-def said(job) -> dict[str, object]:
-  """What a manifest would say of a job, and what is done about it."""
+def said(step) -> dict[str, object]:
+  """What a manifest would say of a step, and what is done about it."""
   inputs = {
     name: str(source) if isinstance(source, epath.Path) else "by content"
-    for name, source in job.inputs.items()
+    for name, source in step.inputs.items()
   }
   return {
-    "stage": job.stage,
-    "settings": dict(job.settings),
+    "stage": step.stage,
+    "settings": dict(step.settings),
     "inputs": inputs,
-    "outputs": list(map(str, job.outputs)),
-    "kind": [name for name in KINDS if getattr(job, name)],
-    "idle": job.idle,
-    "layout": job.layout,
-    "rechecks": job.rechecks,
+    "outputs": list(map(str, step.outputs)),
+    "kind": [name for name in KINDS if getattr(step, name)],
+    "idle": step.idle,
+    "layout": step.layout,
+    "rechecks": step.rechecks,
   }
 
 
-def all_jobs(name: str) -> dict[str, object]:
+def all_steps(name: str) -> dict[str, object]:
   """By manifest; of a stage that refuses to, what it says."""
   config = tiny_config.get_config(*["mamba"] * (name == "mamba")).unlock()
   config.workdir, config.corpus.source = "run", "text.jsonl"
   config.update_from_flattened_dict(CONFIGS[name])
   config_rules.check(config, "here")
   found = {}
-  for stage, jobs in pipeline.JOBS.items():
+  for stage, steps in pipeline.STEPS.items():
     try:
-      made = jobs(config, Workdir(epath.Path("run")))
-      found |= {str(job.manifest): said(job) for job in made}
+      made = steps(config, Workdir(epath.Path("run")))
+      found |= {str(step.manifest): said(step) for step in made}
     except UserError as e:
       found[stage] = str(e)
   return json.loads(json.dumps(found))
 
 
 def new_in(name: str, plain: dict[str, object]) -> dict[str, object]:
-  """What is other than in the plain config; null is no job."""
-  found = all_jobs(name)
+  """What is other than in the plain config; null is no step."""
+  found = all_steps(name)
   return {
     key: found.get(key)
     for key in plain | found
@@ -97,22 +97,22 @@ def new_in(name: str, plain: dict[str, object]) -> dict[str, object]:
 
 def test_what_jobs_say_of_themselves(request, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  plain = all_jobs(PLAIN)
+  plain = all_steps(PLAIN)
   found = {name: new_in(name, plain) for name in CONFIGS if name != PLAIN}
   found[PLAIN] = plain
   if request.config.getoption("rewrite_goldens"):
     GOLDEN.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
   golden = json.loads(GOLDEN.read_text())
   assert found.keys() == golden.keys()
-  for name, jobs in golden.items():
-    assert found[name].keys() == jobs.keys(), name
-    for key, job in jobs.items():
-      assert found[name][key] == job, f"{name}: {key}"
+  for name, steps in golden.items():
+    assert found[name].keys() == steps.keys(), name
+    for key, step in steps.items():
+      assert found[name][key] == step, f"{name}: {key}"
 
 
 @pytest.mark.parametrize("name", ["train.weight_decay", "select.seed"])
 def test_another_setting_is_seen(tmp_path, monkeypatch, name):
-  """The golden is no tautology: one setting changes what a job says."""
+  """The golden is no tautology: one setting changes what a step says."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.setitem(CONFIGS, "other", {name: 3})
-  assert new_in("other", all_jobs(PLAIN))
+  assert new_in("other", all_steps(PLAIN))

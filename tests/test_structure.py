@@ -150,8 +150,8 @@ def load():
   return config
 
 
-def _inputs(job):
-  return {k: str(v() if callable(v) else v) for k, v in job.inputs.items()}
+def _inputs(step):
+  return {k: str(v() if callable(v) else v) for k, v in step.inputs.items()}
 
 
 def plan(config, folder):
@@ -168,13 +168,13 @@ def plan(config, folder):
         _inputs(j),
       )
       for stage in config.stages
-      for j in pipeline.JOBS[stage](config, workdir)
+      for j in pipeline.STEPS[stage](config, workdir)
     ]
   except UserError as e:
     return str(e)
 
 
-# Read where a job runs, not where it is planned.
+# Read where a step runs, not where it is planned.
 _AT_RUN_TIME = (
   ("teacher", "revision"),
   ("reference", "revision"),
@@ -222,10 +222,10 @@ def attributes_read():
 
 
 def test_every_field_is_live(tmp_path):
-  """Code reads it, and another value changes a job or is refused.
+  """Code reads it, and another value changes a step or is refused.
 
   Fields of `run` say how, not what, and those of `generate`, `verify` and
-  `plan` only what is printed: no job depends on them, so code has to read
+  `plan` only what is printed: no step depends on them, so code has to read
   them as that section's.
   """
   write_corpus(tmp_path / "text.jsonl", 2)
@@ -260,8 +260,8 @@ def test_every_field_is_live(tmp_path):
       section[name] = old + 1
     if name not in _NO_ATTRIBUTE:
       assert name in sections_of, path
-    changes_jobs = folders not in (["run"], ["generate"], ["verify"], ["plan"])
-    if changes_jobs and path not in _AT_RUN_TIME:
+    changes_steps = folders not in (["run"], ["generate"], ["verify"], ["plan"])
+    if changes_steps and path not in _AT_RUN_TIME:
       assert plan(config, tmp_path) != before, path
     elif folders[-1] not in ("teacher", "reference"):  # config[role]
       assert folders[-1] in sections_of[name], path

@@ -8,7 +8,7 @@ import tokenizers
 from etils import epath
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.core import job, manifest, workdir
+from miniplm_jax.core import execute, manifest, workdir
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import losses, tokenizer
 from miniplm_jax.corpus import step as stage
@@ -325,9 +325,9 @@ def test_a_corpus_says_what_its_tokenizer_lost(tmp_path, capsys, name):
   source = tmp_path / "text" / "a.txt"
   text = "a cat " * 1000
   source.write_text(f"{text}🙂{text}")
-  jobs = stage.jobs(config, workdir.Workdir(epath.Path(config.workdir)))
-  job.execute(jobs)
-  made = manifest.require(jobs[0].manifest)
+  steps = stage.steps(config, workdir.Workdir(epath.Path(config.workdir)))
+  execute.execute(steps)
+  made = manifest.require(steps[0].manifest)
   total = 12004 + (name != "bytes")
   assert made.counts["bytes_of_text"] == total
   assert made.counts["bytes_unencoded"] == 4
@@ -335,9 +335,9 @@ def test_a_corpus_says_what_its_tokenizer_lost(tmp_path, capsys, name):
   assert f"0.03% of the text, 4 of {total:,} bytes" in capsys.readouterr().out
   config.workdir = str(tmp_path / "other")
   source.write_text(text + "🙂" * 20)
-  jobs = stage.jobs(config, workdir.Workdir(epath.Path(config.workdir)))
+  steps = stage.steps(config, workdir.Workdir(epath.Path(config.workdir)))
   with pytest.raises(UserError, match=r"80 of 6,08\d bytes; 1% is the most"):
-    job.execute(jobs)
+    execute.execute(steps)
 
 
 @pytest.mark.parametrize("lossy", [1, 8])
@@ -355,11 +355,11 @@ def test_a_tokenizer_that_loses_text_is_refused_early(tmp_path, lossy):
   for i in range(8):
     text = "a cat " * 999 + "🙂" * (100 if i < lossy else 0)
     (tmp_path / f"text/{i}.txt").write_text(text)
-  jobs = stage.jobs(config, workdir.Workdir(epath.Path(config.workdir)))
+  steps = stage.steps(config, workdir.Workdir(epath.Path(config.workdir)))
   if lossy == 1:
-    job.execute(jobs)
+    execute.execute(steps)
     return
   with pytest.raises(UserError, match="1% is the most that may be lost"):
-    job.execute(jobs)
+    execute.execute(steps)
   # Three have lost 1.4 % of all the text that there may be.
   assert len(list((tmp_path / "run/corpus").glob("index-*"))) == 3

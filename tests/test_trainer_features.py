@@ -32,7 +32,7 @@ from miniplm_jax.training import (
   watchdog,
 )
 from miniplm_jax.training import (
-  step as training_job,
+  step as training_step,
 )
 
 
@@ -284,7 +284,7 @@ def test_a_model_is_exported_while_it_trains(corpus, tmp_path, capsys):
   """At its steps, whole; not again after a kill; like the checkpoint."""
   how = get_config().export
   folder, ids = manifest.epath.Path(tmp_path), corpus.rows_of("train")
-  export = functools.partial(training_job._export, how, folder, corpus, ids)
+  export = functools.partial(training_step._export, how, folder, corpus, ids)
   what = spec(corpus, tmp_path, export_every=2, keep_checkpoints=9)
   what = dataclasses.replace(what, export=export)
 
@@ -369,7 +369,7 @@ def test_only_parameters_of_a_checkpoint_are_read_and_checked(tmp_path, corpus):
       pytest.raises(UserError, match=r"checkpoint 8 .*\(checksum\)"),
     ):
       checkpoints.restore(8, abstract)
-    return training_job.restore(trained, mesh)
+    return training_step.restore(trained, mesh)
 
   found = restored("opt_state")
   assert huggingface.weights_fingerprint(found) == trained.weights
@@ -383,7 +383,7 @@ def test_only_parameters_of_a_checkpoint_are_read_and_checked(tmp_path, corpus):
     "8 is of another model: model/layers/.* is null there and .*shape back"
   )
   with pytest.raises(UserError, match=words):
-    training_job.restore(trained, mesh)
+    training_step.restore(trained, mesh)
 
 
 def spoil(folder, part):
@@ -446,9 +446,9 @@ def test_a_model_of_another_tokenizer_is_no_beginning(copy):
   assert "another tokenizer" in error
 
 
-def job_of(config, folder, row_ids, **more):
-  """A job that trains the student's shape on these rows."""
-  return training_job.make(
+def step_of(config, folder, row_ids, **more):
+  """A step that trains the student's shape on these rows."""
+  return training_step.make(
     stage="teacher",
     config=config,
     workdir=None,
@@ -477,13 +477,13 @@ def test_rows_of_weight_0_are_not_said_to_be_trained_on(
     loop._say_size(what)
 
   monkeypatch.setattr(loop, "train", train)
-  job = job_of(config, tmp_path, rows, export=True)
+  step = step_of(config, tmp_path, rows, export=True)
   monkeypatch.setattr(huggingface, "weights_fingerprint", lambda _: "w")
   monkeypatch.setattr(
     huggingface, "save", lambda *a, **_: saved.append(a) or {}
   )
   saved = []
-  found = job.run({"corpus": corpus.manifest})
+  found = step.run({"corpus": corpus.manifest})
   even = int((~odd).sum())
   assert 0 < even < len(rows) and found["counts"]["rows"] == even
   assert f" epochs of {even} rows" in capsys.readouterr().out
@@ -505,9 +505,9 @@ def test_a_checkpoint_says_of_which_rows_its_curve_is(
 
   def made_by(eval_rows, *ignored):
     config.run.eval_rows, config.evaluate.ignore_domains = eval_rows, ignored
-    job = job_of(config, tmp_path, corpus.rows_of("train"))
+    step = step_of(config, tmp_path, corpus.rows_of("train"))
     with pytest.raises(InterruptedError):
-      job.run({"corpus": corpus.manifest})
+      step.run({"corpus": corpus.manifest})
     return seen[-1]
 
   total = len(corpus.rows_of("heldout"))

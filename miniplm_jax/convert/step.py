@@ -5,8 +5,8 @@ import collections
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.step import own_tokenizer
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
@@ -17,11 +17,12 @@ STAGE = "convert"
 _CODE = ("convert/rows.py", "convert/pieces.py")  # makes a shard
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job a student, if students have a tokenizer of their own."""
+def steps(config, workdir: Workdir) -> list[Step]:
+  """One step a student, if students have a tokenizer of their own."""
   if not config.student.tokenizer:
     return []
-  return [_job(config, workdir, for_method(config, m)) for m in methods(config)]
+  names = [for_method(config, method) for method in methods(config)]
+  return [_step(config, workdir, n) for n in names]
 
 
 def corpus_inputs(config, workdir: Workdir, student: str) -> dict[str, Input]:
@@ -79,10 +80,10 @@ def _settings(config) -> dict[str, object]:
   }
 
 
-def _job(config, workdir: Workdir, names) -> Job:
+def _step(config, workdir: Workdir, names) -> Step:
   directory = workdir.student(names.student) / "corpus"
   s = config.student
-  return Job(
+  return Step(
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings=_settings(config),

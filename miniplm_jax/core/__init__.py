@@ -1,1 +1,1 @@
-"""What every stage stands on: errors, files, manifests, jobs, progress."""
+"""What every stage stands on: errors, files, manifests, steps, progress."""

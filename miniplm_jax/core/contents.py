@@ -57,7 +57,7 @@ def may_be(old: str, new: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-  """Files that are read whole, as an input of a job.
+  """Files that are read whole, as an input of a step.
 
   Attributes:
     paths: gives them as they are now.

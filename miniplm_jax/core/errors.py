@@ -32,7 +32,7 @@ class UserError(Exception):
 
 
 class GoneError(UserError):
-  """What a job read is not there: what is finished of it stands without."""
+  """What a step read is not there: what is finished of it stands without."""
 
 
 _ROOM = "make room, then run it again: it goes on"
@@ -242,7 +242,7 @@ def handle_signals(leave: Callable[[int, str], Any] = _exit):
 
   An exception out of a handler is raised wherever Python is, also in what
   drops exceptions, such as a callback of the garbage collector. So loops ask:
-  `raise_if_stopped` after each batch, unit and job. A call that lasts longer
+  `raise_if_stopped` after each batch, unit and step. A call that lasts longer
   than `_PATIENCE`, such as a compilation or a download, is not waited for:
   files appear whole or not at all, so ending there loses nothing but time. A
   second signal is not made to wait either.

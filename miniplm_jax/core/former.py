@@ -1,6 +1,6 @@
 """What was made before stands until what replaces it is finished.
 
-What a job makes again is renamed, `x` to `.x.old` beside it, and goes when the
+What a step makes again is renamed, `x` to `.x.old` beside it, and goes when the
 new manifest stands. Until then it can be put back, wherever a kill strikes:
 
 - The old manifest is the first to be renamed and the last to be put back.
@@ -67,7 +67,7 @@ def _contents(outputs: Sequence[epath.Path]) -> Iterator[epath.Path]:
 
 
 class Former:
-  """What a job made before, while it is made again."""
+  """What a step made before, while it is made again."""
 
   def __init__(
     self,
@@ -78,7 +78,7 @@ class Former:
     """Touches nothing yet.
 
     Args:
-      manifest: of the job.
+      manifest: of the step.
       partial: its partial manifest.
       outputs: its files, folders, and patterns of files.
     """

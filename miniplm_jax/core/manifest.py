@@ -1,7 +1,7 @@
 """The one manifest type: what was made, from what, with which settings.
 
 A stage writes `manifest.json` last, so its presence means that everything
-beside it is whole. While a job runs, the same facts stand in
+beside it is whole. While a step runs, the same facts stand in
 `manifest.partial.json`: a rerun with the same facts resumes, with others it
 is refused. Users rely on this format.
 """

@@ -8,8 +8,8 @@ from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
 
 MANIFEST = "manifest.json"
-PARTIAL = "manifest.partial.json"  # of a job that is not done
-# The input of a job that is a corpus in the student's own tokens.
+PARTIAL = "manifest.partial.json"  # of a step that is not done
+# The input of a step that is a corpus in the student's own tokens.
 CONVERTED = "converted"
 # And one whose rows the teacher wrote in part.
 GENERATED = "generated"

@@ -16,7 +16,7 @@ def tell(stage: str, domains: Collection[str], inputs: Mapping[str, Manifest]):
   Args:
     stage: for the log.
     domains: `evaluate.ignore_domains`.
-    inputs: of a job; what is made of that "corpus" may lack some domain.
+    inputs: of a step; what is made of that "corpus" may lack some domain.
   """
   if not domains:
     return

@@ -1,4 +1,4 @@
-"""The source of a corpus as an input of its job: is it what it was?
+"""The source of a corpus as an input of its step: is it what it was?
 
 Before it is read a source is known by the names, the sizes and both ends of its
 files. Beside each shard is a digest of all that it was made from. That is
@@ -97,7 +97,7 @@ class Source:
     return readers.fingerprint(parts)
 
   def changed(self, old: manifest.Manifest) -> bool:
-    """Whether it is another than a job had, by the content of its files."""
+    """Whether it is another than a step had, by the content of its files."""
     if datasets.is_named(self.c.source) or old.schema_version == 1:
       return False
     try:

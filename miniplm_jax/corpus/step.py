@@ -5,8 +5,8 @@ import collections
 from miniplm_jax.core import files, former, manifest
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.source import TRAIN, Source
 
@@ -18,14 +18,14 @@ _UNNAMED = ("", "auto")  # a corpus.bos_token
 _CODE = ("corpus/shard.py", "corpus/readers.py")  # makes a shard
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job: the whole corpus."""
+def steps(config, workdir: Workdir) -> list[Step]:
+  """One step: the whole corpus."""
   c = config.corpus
   directory = workdir.corpus
   source = Source(c, directory)
   shares = ", ".join(f"{s} {share:.3g}" for s, share in _shares(c) if share)
   return [
-    Job(
+    Step(
       stage=STAGE,
       manifest=directory / "manifest.json",
       settings={k: v for k, v in c.items() if k not in _BY_CONTENT},
@@ -57,11 +57,11 @@ def check(config, workdir: Workdir):
   made = manifest.read(workdir.corpus / "manifest.json")
   if made is None:
     return
-  (job,) = jobs(config, workdir)
-  job.refuse(made, job.other_settings(made))
+  (step,) = steps(config, workdir)
+  step.refuse(made, step.other_settings(made))
   named = {name: config.corpus[name] for name in _BY_CONTENT}
   if named != {k: made.details.get(k, v) for k, v in named.items()}:
-    job.refuse(made, job.difference(made, job.wanted(), rechecked=True))
+    step.refuse(made, step.difference(made, step.wanted(), rechecked=True))
 
 
 def _idle(c, old) -> tuple[str, ...]:

@@ -392,6 +392,6 @@ class Corpus:
 
 
 def open_corpus(inputs: Mapping[str, Manifest]) -> Corpus:
-  """The corpus of a job: converted, else generated, if it has that input."""
+  """The corpus of a step: converted, else generated, if it has that input."""
   names = (CONVERTED, GENERATED, "corpus")
   return Corpus(next(inputs[name] for name in names if name in inputs))

@@ -16,8 +16,8 @@ from miniplm_jax.core import files, hosts
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, PARTIAL, Workdir
 from miniplm_jax.distillation import logits_table
 from miniplm_jax.methods import for_method, methods
@@ -53,12 +53,12 @@ class _Table(NamedTuple):
   settings: Mapping[str, Any]
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job a folder; methods may share it."""
+def steps(config, workdir: Workdir) -> list[Step]:
+  """One step a folder; methods may share it."""
   found = [for_method(config, m) for m in methods(config)]
   tables = [_table(config, workdir, names) for names in found]
   by_folder = {str(t.directory): t for t in tables if t}
-  return [_job(config, workdir, table) for table in by_folder.values()]
+  return [_step(config, workdir, table) for table in by_folder.values()]
 
 
 def inputs(config, workdir: Workdir, names) -> dict[str, Input]:
@@ -115,12 +115,12 @@ def _directory(
   return folder / "-".join([model, *words])
 
 
-def _job(config, workdir: Workdir, table: _Table) -> Job:
+def _step(config, workdir: Workdir, table: _Table) -> Step:
   s, source = table.settings, table.source
   what = "−log p of the labels"
   if s["ids"]:
     what += f" and {s['ids']} ids a token by {s['kind']}"
-  return Job(
+  return Step(
     stage=STAGE,
     manifest=table.directory / MANIFEST,
     settings=s,

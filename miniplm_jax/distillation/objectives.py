@@ -6,7 +6,7 @@ from typing import Any
 
 from miniplm_jax.core import fields, manifest
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import Input
+from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.distillation import logits_step as logits_stage
 from miniplm_jax.models import architecture, hub
@@ -21,7 +21,7 @@ WEIGHTS = "teacher_weights"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a training job needs to know of its objective.
+  """What a training step needs to know of its objective.
 
   Attributes:
     make: (corpus, mesh, input manifests) → a `NextToken` or what extends it;

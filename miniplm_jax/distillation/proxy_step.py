@@ -9,7 +9,7 @@ has more spread than its prediction, and the two would be no one scale.
 
 import dataclasses
 
-from miniplm_jax.core.job import Job
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.methods import uses_proxy
 from miniplm_jax.models import architecture
@@ -18,7 +18,7 @@ from miniplm_jax.score import step as score_stage
 STAGE = "proxy"
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
+def steps(config, workdir: Workdir) -> list[Step]:
   """Train it, and score D with it; nothing if no method asks for it."""
   if not uses_proxy(config):
     return []
@@ -32,7 +32,7 @@ def _tables(config, workdir: Workdir):
   }
 
 
-def _train(config, workdir: Workdir) -> Job:
+def _train(config, workdir: Workdir) -> Step:
   c, directory = config.proxy, workdir.scorer(STAGE)
   arch = architecture.make(c.model)
   settings = {
@@ -53,7 +53,7 @@ def _train(config, workdir: Workdir) -> Job:
 
     return training.run(config, directory, arch, source, settings, found)
 
-  return Job(
+  return Step(
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings=settings,
@@ -67,7 +67,7 @@ def _train(config, workdir: Workdir) -> Job:
   )
 
 
-def _score(config, workdir: Workdir) -> Job:
+def _score(config, workdir: Workdir) -> Step:
   c, directory = config.score, workdir.scores(config.proxy.name)
 
   def run(found):
@@ -75,7 +75,7 @@ def _score(config, workdir: Workdir) -> Job:
 
     return scoring.run(config, workdir, directory, found)
 
-  return Job(
+  return Step(
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings=score_stage.settings(config),

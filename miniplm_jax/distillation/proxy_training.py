@@ -64,7 +64,7 @@ def run(
     directory: gets checkpoints/ and metrics/.
     arch: its shape.
     source: the reference, if its weights are what it begins with.
-    settings: of its job.
+    settings: of its step.
     inputs: manifests of the corpus and of both tables.
 
   Raises:

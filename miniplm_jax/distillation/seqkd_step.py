@@ -12,8 +12,8 @@ import functools
 
 from miniplm_jax.core import files, hosts, manifest
 from miniplm_jax.core.code import Version
-from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score import step as score_stage
@@ -24,10 +24,10 @@ STAGE = "seqkd"
 _CODE = ("distillation/seqkd_rows.py", "models/huggingface.py")  # makes a shard
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job a student that trains on generated rows."""
+def steps(config, workdir: Workdir) -> list[Step]:
+  """One step a student that trains on generated rows."""
   found = [for_method(config, m) for m in methods(config)]
-  return [_job(config, workdir, names) for names in found if names.generated]
+  return [_step(config, workdir, names) for names in found if names.generated]
 
 
 def corpus_inputs(config, workdir: Workdir, names) -> dict[str, Input]:
@@ -86,11 +86,11 @@ def prompt_tokens(config) -> int:
   return round(config.seqkd.prompt_share * config.corpus.max_length)
 
 
-def _job(config, workdir: Workdir, names) -> Job:
+def _step(config, workdir: Workdir, names) -> Step:
   directory = workdir.generated(names.student)
   settings, source = _settings(config), _teacher(config, workdir)
   prompt = settings["prompt_tokens"]
-  return Job(
+  return Step(
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings=settings,

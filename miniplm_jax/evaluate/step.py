@@ -8,8 +8,8 @@ from typing import Any
 from miniplm_jax.core import fields, groups, hosts
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
 from miniplm_jax.evaluate import rows as rows_lib
 from miniplm_jax.evaluate import tasks_step as tasks_stage
@@ -20,14 +20,14 @@ from miniplm_jax.training import comparable
 STAGE = "evaluate"
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job a student, and one each for teacher and reference; then tasks."""
-  found = [_job(config, it) for it in subjects(config, workdir)]
-  return found + tasks_stage.jobs(config, workdir)
+def steps(config, workdir: Workdir) -> list[Step]:
+  """One step a student, and one each for teacher and reference; then tasks."""
+  found = [_step(config, it) for it in subjects(config, workdir)]
+  return found + tasks_stage.steps(config, workdir)
 
 
-def _job(config, it: Subject) -> Job:
-  return Job(
+def _step(config, it: Subject) -> Step:
+  return Step(
     stage=STAGE,
     manifest=it.folder / "evaluation.json",
     settings={

@@ -7,12 +7,12 @@ from typing import Any
 from etils import epath
 
 from miniplm_jax.convert import step as convert_stage
-from miniplm_jax.core.job import Input
+from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score import step as score_stage
 from miniplm_jax.score import uses
-from miniplm_jax.training import step as training_job
+from miniplm_jax.training import step as training_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _student(config, workdir: Workdir, method: str) -> Subject:
   name = for_method(config, method).student
 
   def load(inputs, mesh, unused_dtype):
-    return training_job.restore(inputs["model"], mesh)
+    return training_step.restore(inputs["model"], mesh)
 
   corpus = convert_stage.corpus_inputs(config, workdir, name)
   folder = workdir.student(name)

@@ -1,6 +1,6 @@
 """Tasks of lm-evaluation-harness: their documents, and one run of one.
 
-Needs the extra `eval`; imported where a job runs. Of lm_eval only what does
+Needs the extra `eval`; imported where a step runs. Of lm_eval only what does
 not import torch is used: `simple_evaluate` would.
 """
 

@@ -1,6 +1,6 @@
 """The part of stage evaluate that runs tasks of lm-evaluation-harness.
 
-A task is a job: what is done stays done, and further tasks are added.
+A task is a step: what is done stays done, and further tasks are added.
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from miniplm_jax.core import contents, files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import GoneError, UserError
-from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate import tasks
 from miniplm_jax.evaluate.subjects import Subject, subjects
@@ -20,16 +20,16 @@ from miniplm_jax.evaluation_config import GROUP, PAPER_TASKS
 STAGE = "evaluate"
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job a model and task, and one that puts them into a table."""
+def steps(config, workdir: Workdir) -> list[Step]:
+  """One step a model and task, and one that puts them into a table."""
   names = _names(config)
   if not names:
     return []
   found = _subjects(config, workdir)
   # The last model that was loaded, for its next task; only of this config.
   held: dict[str, object] = {}
-  made = [_job(config, held, it, name) for it in found for name in names]
-  return [*made, _table_job(config, workdir, found, names)]
+  made = [_step(config, held, it, name) for it in found for name in names]
+  return [*made, _table_step(config, workdir, found, names)]
 
 
 def _names(config) -> tuple[str, ...]:
@@ -76,9 +76,9 @@ def _file(it: Subject, task: str):
   return it.folder / "tasks" / f"{task}.json"
 
 
-def _job(config, held: dict[str, object], it: Subject, task: str) -> Job:
+def _step(config, held: dict[str, object], it: Subject, task: str) -> Step:
   c = config.evaluation
-  return Job(
+  return Step(
     stage=STAGE,
     manifest=_file(it, task),
     settings={
@@ -186,9 +186,9 @@ def _loaded(make, config, held, it: Subject, inputs: Mapping[str, Manifest]):
   return held[key]
 
 
-def _table_job(config, workdir: Workdir, found, names) -> Job:
+def _table_step(config, workdir: Workdir, found, names) -> Step:
   few = config.evaluation.documents
-  return Job(
+  return Step(
     stage=STAGE,
     manifest=manifest(workdir),
     settings={

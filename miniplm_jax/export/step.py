@@ -3,8 +3,8 @@
 from miniplm_jax.convert import step as convert_stage
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate.step import losses
 from miniplm_jax.methods import for_method, methods
@@ -13,14 +13,15 @@ from miniplm_jax.train import step as train_stage
 STAGE = "export"
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job a student."""
-  return [_job(config, workdir, for_method(config, m)) for m in methods(config)]
+def steps(config, workdir: Workdir) -> list[Step]:
+  """One step a student."""
+  names = [for_method(config, method) for method in methods(config)]
+  return [_step(config, workdir, n) for n in names]
 
 
-def _job(config, workdir: Workdir, names) -> Job:
+def _step(config, workdir: Workdir, names) -> Step:
   directory = workdir.student(names.student)
-  return Job(
+  return Step(
     stage=STAGE,
     manifest=directory / "hf" / MANIFEST,
     settings={"name": names.student, **config.export},
@@ -43,19 +44,19 @@ def _run(config, names, directory, inputs):
   from miniplm_jax.export import model_card
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.training import batches
-  from miniplm_jax.training import step as training_job
+  from miniplm_jax.training import step as training_step
 
   run = config.run
   corpus = open_corpus(inputs)
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  model = training_job.restore(inputs["model"], mesh)
+  model = training_step.restore(inputs["model"], mesh)
   trained = inputs["model"].settings["train"]
   ids = train_stage.row_ids(corpus, inputs)
   weights = trained.get("domain_weights", ())
   card = model_card.write(
     names.student, inputs["model"], inputs["selection"], _evaluation(directory)
   )
-  written = training_job.save(
+  written = training_step.save(
     directory / "hf",
     model,
     corpus,

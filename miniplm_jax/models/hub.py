@@ -74,7 +74,7 @@ def _may_be_hub_id(path: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-  """A model that is given by path or hub id, as an input of a job.
+  """A model that is given by path or hub id, as an input of a step.
 
   Attributes:
     path: the directory or hub id.

@@ -8,8 +8,8 @@ from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.groups import ALL
-from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.distillation import objectives
 from miniplm_jax.evaluate import tasks_step as tasks_stage
@@ -25,8 +25,8 @@ from miniplm_jax.training import comparable
 STAGE = "report"
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job: report.html; report.json is its manifest."""
+def steps(config, workdir: Workdir) -> list[Step]:
+  """One step: report.html; report.json is its manifest."""
   inputs = {"corpus": workdir.corpus / MANIFEST}
   for role in scorers(config):
     folder = workdir.scores(config[role].name)
@@ -57,7 +57,7 @@ def jobs(config, workdir: Workdir) -> list[Job]:
     [made.content for path in shown if (made := manifest_lib.read(path))]
   )
   return [
-    Job(
+    Step(
       stage=STAGE,
       manifest=workdir.root / "report.json",
       settings={"methods": list(methods(config))},
@@ -86,7 +86,7 @@ def check(config, inputs: Mapping[str, Manifest]):
 
   Args:
     config: its methods, and what they are called.
-    inputs: of the job.
+    inputs: of the step.
   """
   tables = {
     name.removesuffix(" scores"): made

@@ -12,9 +12,9 @@ from etils import epath
 
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import GoneError, UserError
-from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.methods import scorers
 
@@ -22,7 +22,7 @@ STAGE = "score"
 ROLES = ("teacher", "reference")
 LAYOUT = ("rows_per_part", "lengths", "batch_tokens")
 
-# The inputs' manifests of several jobs, by the name of the table.
+# The inputs' manifests of several steps, by the name of the table.
 Inputs = Mapping[str, Mapping[str, Manifest]]
 
 
@@ -75,8 +75,8 @@ def roles_with_model(config) -> tuple[str, ...]:
   return tuple(role for role in scorers(config) if not config[role].scores)
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job a table; they share a pass over the data."""
+def steps(config, workdir: Workdir) -> list[Step]:
+  """One step a table; they share a pass over the data."""
   made = tables_of(config, workdir)
   tables = {}  # (table, architecture) by name, from the pass for the merge
 
@@ -95,10 +95,10 @@ def jobs(config, workdir: Workdir) -> list[Job]:
   return found
 
 
-def _scored(config, workdir: Workdir, source: Source, together, tables) -> Job:
+def _scored(config, workdir: Workdir, source: Source, together, tables) -> Step:
   c = config.score
   directory = workdir.scores(source.name)
-  return Job(
+  return Step(
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings={
@@ -150,9 +150,9 @@ def units_to_score(config, corpus):
   return units_of(corpus, c.rows_per_part, sample.rows(corpus, c.share, c.seed))
 
 
-def _imported(config, workdir: Workdir, source: Source) -> Job:
+def _imported(config, workdir: Workdir, source: Source) -> Step:
   directory = workdir.scores(source.name)
-  return Job(
+  return Step(
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings={"rows_per_part": config.score.rows_per_part},

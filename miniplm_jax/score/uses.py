@@ -104,7 +104,7 @@ def as_configured(
 
   Args:
     source: the model.
-    settings: of the stage's job.
+    settings: of the stage's step.
     path: the manifest of what it made, with an input "weights".
     stage: its name.
     idle: settings without effect: those of what was made hold.

@@ -5,7 +5,7 @@ The files:
   selecting  step, scored (tables and index, joined), index, definitions,
              moments, candidates (who may be kept), duplicates, noise, cutoff,
              writing (rows.npy)
-  reporting  view (a job of its own), summary, copies, overlap, agreement;
+  reporting  view (a step of its own), summary, copies, overlap, agreement;
              tables, figures, card (report.html), dataset_card (card.md)
   files      materialize_step, materialize_writers
   seqio      tasks, source, converter: TensorFlow, only for those who ask

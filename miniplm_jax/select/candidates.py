@@ -37,7 +37,7 @@ class Candidates:
 
     Args:
       scored: all rows.
-      settings: of the selection's job.
+      settings: of the selection's step.
     """
     self._scored, self._settings = scored, settings
     self.left_out: np.ndarray | None = None

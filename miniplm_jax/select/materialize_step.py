@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from miniplm_jax.core import files
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import Job
 from miniplm_jax.core.progress import Progress
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import for_method, methods
 
@@ -20,22 +20,22 @@ _ROWS = 1_000_000  # of a shard, as in the released data
 _STEP = 1000  # rows between words of progress
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job a selection; none if nothing is to be written."""
+def steps(config, workdir: Workdir) -> list[Step]:
+  """One step a selection; none if nothing is to be written."""
   form = config.materialize.format
   if form == "none":
     return []
   found = {}
   for method in methods(config):
     name = for_method(config, method).selection
-    found[name] = _job(config, workdir, name, form)
+    found[name] = _step(config, workdir, name, form)
   return list(found.values())
 
 
-def _job(config, workdir: Workdir, name: str, form: str) -> Job:
+def _step(config, workdir: Workdir, name: str, form: str) -> Step:
   selection = workdir.selection(name)
   directory = selection / "materialized"
-  return Job(
+  return Step(
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings={"format": form, "rows_per_shard": _ROWS},

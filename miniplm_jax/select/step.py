@@ -5,9 +5,9 @@ import functools
 from collections.abc import Mapping
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import DEFINITIONS, for_method, methods
 from miniplm_jax.select import view
@@ -15,21 +15,23 @@ from miniplm_jax.select import view
 STAGE = "select"
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
+def steps(config, workdir: Workdir) -> list[Step]:
   """Rows, then their reports; two methods may share a selection."""
   names = [for_method(config, method) for method in methods(config)]
   selections = {n.selection for n in names}
   # What only the reports need is looked at before there is anything to show.
   check = functools.partial(view.check, config, workdir, selections)
-  rows = {n.selection: _job(config, workdir, n, check) for n in names}
+  rows = {n.selection: _step(config, workdir, n, check) for n in names}
   views = [
-    view.job(config, workdir, job, functools.partial(scored_rows, job.settings))
-    for job in rows.values()
+    view.step(
+      config, workdir, step, functools.partial(scored_rows, step.settings)
+    )
+    for step in rows.values()
   ]
   return [*rows.values(), *views]
 
 
-def _job(config, workdir: Workdir, names, check) -> Job:
+def _step(config, workdir: Workdir, names, check) -> Step:
   directory = workdir.selection(names.selection)
   c, roles = config.select, DEFINITIONS[names.definition]
   settings = {
@@ -45,7 +47,7 @@ def _job(config, workdir: Workdir, names, check) -> Job:
     "quotas": sorted(c.quotas),
     "scores": {role: config[role].name for role in roles},
   }
-  return Job(
+  return Step(
     stage=STAGE,
     manifest=directory / MANIFEST,
     settings=settings,

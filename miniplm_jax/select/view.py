@@ -1,4 +1,4 @@
-"""The report of a selection as a job of its own.
+"""The report of a selection as a step of its own.
 
 It shows what was selected: with another evaluation set or another selection
 to compare with, it alone is made again.
@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from miniplm_jax.core import contents, files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 
 _OUTPUTS = ("report.html", "card.md")
@@ -18,14 +18,14 @@ _OUTPUTS = ("report.html", "card.md")
 _SELECTION = "selection"
 
 
-def job(config, workdir: Workdir, rows: Job, scored: Callable) -> Job:
+def step(config, workdir: Workdir, rows: Step, scored: Callable) -> Step:
   """report.html and card.md; report.json is their manifest.
 
   Args:
     config: its `select.evaluation_sets` and `select.compare_with`.
     workdir: of the other selection.
-    rows: the job that selects.
-    scored: (inputs of that job) → its `ScoredRows`.
+    rows: the step that selects.
+    scored: (inputs of that step) → its `ScoredRows`.
   """
   c, directory = config.select, rows.manifest.parent
   other = rows.manifest
@@ -37,7 +37,7 @@ def job(config, workdir: Workdir, rows: Job, scored: Callable) -> Job:
     inputs["compare_with"] = lambda: _require(other).fingerprint
   if c.evaluation_sets:
     inputs["evaluation_sets"] = contents.Whole(lambda: _sets(c.evaluation_sets))
-  return Job(
+  return Step(
     stage=rows.stage,
     manifest=directory / "report.json",
     settings={

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import Input
+from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import DEFINITIONS
 from miniplm_jax.models.architecture import Architecture

@@ -4,8 +4,8 @@ import functools
 
 from miniplm_jax.convert import step as convert_stage
 from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.job import Job
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
 from miniplm_jax.distillation.objectives import OBJECTIVES
@@ -14,7 +14,7 @@ from miniplm_jax.models import architecture
 from miniplm_jax.score import step as score_stage
 from miniplm_jax.select.step import kept_rows
 from miniplm_jax.train import budget, warm_start
-from miniplm_jax.training import step as training_job
+from miniplm_jax.training import step as training_step
 
 STAGE = "train"
 # Before the name of its selection, in a student's settings.rows.
@@ -22,18 +22,19 @@ OF_SELECTION = "selection "
 INIT = "init"  # of its inputs: the weights that it begins with
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job a method."""
-  return [_job(config, workdir, for_method(config, m)) for m in methods(config)]
+def steps(config, workdir: Workdir) -> list[Step]:
+  """One step a method."""
+  names = [for_method(config, method) for method in methods(config)]
+  return [_step(config, workdir, n) for n in names]
 
 
-def _job(config, workdir: Workdir, names) -> Job:
+def _step(config, workdir: Workdir, names) -> Step:
   plan = OBJECTIVES[names.objective](config, workdir, names)
   arch = architecture.make(config.student.model)
   train = budget.schedule(config, arch, plan.token_flops)
   generated = seqkd_stage.corpus_inputs(config, workdir, names)
   source = warm_start.source(config)
-  return training_job.make(
+  return training_step.make(
     stage=STAGE,
     config=config,
     workdir=workdir,

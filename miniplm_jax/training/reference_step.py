@@ -5,28 +5,28 @@ never scored, and end as a Hugging Face directory: `score` reads a model that
 was trained here as it reads one from the hub.
 """
 
-from miniplm_jax.core.job import Job
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.models import architecture
-from miniplm_jax.training import step as training_job
+from miniplm_jax.training import step as training_step
 
 
-def teacher_jobs(config, workdir: Workdir) -> list[Job]:
+def teacher_steps(config, workdir: Workdir) -> list[Step]:
   """The teacher, if the config does not name one."""
-  return _jobs("teacher", config, workdir)
+  return _steps("teacher", config, workdir)
 
 
-def reference_jobs(config, workdir: Workdir) -> list[Job]:
+def reference_steps(config, workdir: Workdir) -> list[Step]:
   """The reference, if the config does not name one."""
-  return _jobs("reference", config, workdir)
+  return _steps("reference", config, workdir)
 
 
-def _jobs(role: str, config, workdir: Workdir) -> list[Job]:
+def _steps(role: str, config, workdir: Workdir) -> list[Step]:
   c = config[role]
   if c.path or c.scores:
     return []
   return [
-    training_job.make(
+    training_step.make(
       stage=role,
       config=config,
       workdir=workdir,

@@ -1,4 +1,4 @@
-"""A job that trains one model: teacher, reference and students alike."""
+"""A step that trains one model: teacher, reference and students alike."""
 
 import contextlib
 import dataclasses
@@ -10,9 +10,9 @@ from etils import epath
 
 from miniplm_jax.core import hosts
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.job import Input, Job
 from miniplm_jax.core.manifest import Manifest, made_by
 from miniplm_jax.core.progress import say
+from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, Workdir
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.training import comparable
@@ -38,8 +38,8 @@ def make(
   offline: Mapping[str, float | None] | None = None,
   begin: Callable | None = None,
   export_every: int = 0,
-) -> Job:
-  """The job; nothing of JAX is touched until it runs.
+) -> Step:
+  """The step; nothing of JAX is touched until it runs.
 
   Args:
     stage: its name.
@@ -74,7 +74,7 @@ def make(
     "rows": rows,
     **(settings or {}),
   }
-  return Job(
+  return Step(
     stage=stage,
     manifest=directory / "manifest.json",
     settings=decided_by,

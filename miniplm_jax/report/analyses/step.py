@@ -6,8 +6,8 @@ import json
 
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.job import Job
 from miniplm_jax.core.progress import say
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 
 STAGE = "analyse"
@@ -24,11 +24,11 @@ ANALYSES = (
 )
 
 
-def jobs(config, workdir: Workdir) -> list[Job]:
-  """One job: analysis/, of all that the workdir holds, whatever made it."""
+def steps(config, workdir: Workdir) -> list[Step]:
+  """One step: analysis/, of all that the workdir holds, whatever made it."""
   folder = workdir.analysis
   return [
-    Job(
+    Step(
       stage=STAGE,
       manifest=folder / MANIFEST,
       settings={

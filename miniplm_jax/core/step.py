@@ -17,7 +17,7 @@ from miniplm_jax.core.former import Former, is_old
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
 
-# An input is another job's manifest file, or how to fingerprint it. The latter
+# An input is another step's manifest file, or how to fingerprint it. The latter
 # may have a `path`, by which a config names it; a method `former`, which gives
 # the fingerprints of earlier versions; and a method `changed`, which says
 # whether what a manifest was made from has other content now, where the
@@ -33,7 +33,7 @@ def _absolute(path: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Step:
   """What a stage wants done.
 
   Attributes:
@@ -46,7 +46,7 @@ class Job:
     run: does it. Takes the inputs' manifests and returns the fields of the
       new manifest other than stage, settings and inputs. May be called
       again after a kill: it finds its own partial work in `outputs`.
-    is_view: shows what other jobs made; with other inputs it is made again
+    is_view: shows what other steps made; with other inputs it is made again
       instead of being refused.
     rechecks: inputs that may change: `run` compares each piece of its earlier
       work with them, and goes on with what still holds.
@@ -59,11 +59,11 @@ class Job:
       work is refused when an input that it rechecks has changed.
     explain: what has changed in the inputs since a manifest was written, in
       words, for a refusal; "" if it cannot tell.
-    together: several jobs of a stage may share a pass over the data: they
+    together: several steps of a stage may share a pass over the data: they
       carry the same function, which is called with the inputs of those that
-      are not done, by name of the job's folder, before each one's `run`.
+      are not done, by name of the step's folder, before each one's `run`.
     is_host_only: needs no device; of several processes the first runs it.
-    is_measure: of what other jobs made; with other inputs it is made again,
+    is_measure: of what other steps made; with other inputs it is made again,
       with other settings it is refused.
     code: what makes its pieces; another version that began is refused.
     is_shared: several programs may make it, by claims of their own.
@@ -98,7 +98,7 @@ class Job:
 
   @property
   def input_manifests(self) -> list[epath.Path]:
-    """Those of its inputs that are other jobs'."""
+    """Those of its inputs that are other steps'."""
     return [p for p in self.inputs.values() if isinstance(p, epath.Path)]
 
   @property
@@ -112,7 +112,7 @@ class Job:
 
   @property
   def partial(self) -> epath.Path:
-    """The file that stands in for the manifest while the job runs."""
+    """The file that stands in for the manifest while the step runs."""
     stem = self.manifest.name.removesuffix(".json")
     return self.manifest.parent / f"{stem}.partial.json"
 
@@ -142,7 +142,7 @@ class Job:
     return inputs
 
   def files_made(self) -> Iterator[epath.Path]:
-    """What was made of the job's outputs, without its own partial manifest."""
+    """What was made of the step's outputs, without its own partial manifest."""
     for path in files.walk(self.outputs):
       is_other = files.is_lock(path) or files.is_scratch(path)
       below = [path, *path.parents][: -len(self.manifest.parents)]
@@ -176,7 +176,7 @@ class Job:
 
     Args:
       old: has what it was.
-      settings: as wanted; None are the job's.
+      settings: as wanted; None are the step's.
       but: not to be compared.
     """
     then, now = (
@@ -210,14 +210,14 @@ class Job:
         "this stage makes",
       )
 
-  def refuse_made_otherwise(self, makers: Mapping[epath.Path, "Job"]):
+  def refuse_made_otherwise(self, makers: Mapping[epath.Path, "Step"]):
     """Raises UserError if what it reads is not what the config says of it.
 
     Stages that are run alone find it by its name, which may be of another
     config.
 
     Args:
-      makers: by manifest, the jobs of the stages before as they would be now.
+      makers: by manifest, the steps of the stages before as they would be now.
     """
     todo, seen = [self], set()
     while todo:
@@ -269,7 +269,7 @@ class Job:
   def difference(
     self, old: Manifest, wanted: Manifest, rechecked: bool = False
   ) -> str | None:
-    """The first difference; in inputs that the job rechecks only if asked."""
+    """The first difference; in inputs that the step rechecks only if asked."""
     # What an earlier version saw of them is the same, and all that is known.
     former = {
       name: old.fingerprint_by(name, source)
