@@ -21,6 +21,7 @@ from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import MANIFEST, PARTIAL, Workdir
+from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.distillation import logits, logits_table
 from miniplm_jax.distillation import logits_step as logits_stage
@@ -29,7 +30,6 @@ from miniplm_jax.distillation.token_selection import TokenSelection, top_share
 from miniplm_jax.models import sharding, sparse_labels
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.score import table as score_table
-from miniplm_jax.select.step import kept_rows
 from miniplm_jax.training import loop
 
 B, T, D, ROWS, V, K = 8, 6, 8, 128, 61, 5  # the head's last rows are padding

@@ -8,10 +8,10 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
+from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.corpus.step import own_tokenizer
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
 from miniplm_jax.methods import for_method, methods
-from miniplm_jax.select.step import kept_rows
 
 STAGE = "convert"
 _CODE = ("convert/rows.py", "convert/pieces.py")  # makes a shard

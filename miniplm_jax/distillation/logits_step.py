@@ -19,12 +19,12 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, PARTIAL, Workdir
+from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import logits_table
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score import step as score_stage
 from miniplm_jax.score import uses
 from miniplm_jax.score.step import ROLES, Source
-from miniplm_jax.select.step import kept_rows
 
 STAGE = "logits"
 ASKED = "logits_of"  # a student's input beside it

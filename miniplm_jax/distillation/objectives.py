@@ -8,11 +8,11 @@ from miniplm_jax.core import fields, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST
+from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import logits_step as logits_stage
 from miniplm_jax.models import architecture, hub
 from miniplm_jax.score import step as score_stage
 from miniplm_jax.score import uses
-from miniplm_jax.select.step import kept_rows
 from miniplm_jax.training import flops
 
 # The input that a teacher is; a selection has the scores of one as "teacher".

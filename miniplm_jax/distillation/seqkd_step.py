@@ -15,10 +15,10 @@ from miniplm_jax.core.code import Version
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
+from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score import step as score_stage
 from miniplm_jax.score import uses
-from miniplm_jax.select.step import kept_rows
 
 STAGE = "seqkd"
 _CODE = ("distillation/seqkd_rows.py", "models/huggingface.py")  # makes a shard

@@ -11,6 +11,7 @@ from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
+from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import objectives
 from miniplm_jax.evaluate import tasks_step as tasks_stage
 from miniplm_jax.evaluate.step import ignored, losses
@@ -18,7 +19,7 @@ from miniplm_jax.forecast import step as plan_stage
 from miniplm_jax.methods import for_method, methods, scorers, uses_proxy
 from miniplm_jax.report.analyses import step as analyse_stage
 from miniplm_jax.score.step import roles_with_model
-from miniplm_jax.select.step import kept_rows, scored_rows
+from miniplm_jax.select.step import scored_rows
 from miniplm_jax.train.step import own_corpora
 from miniplm_jax.training import comparable
 

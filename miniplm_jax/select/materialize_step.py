@@ -53,9 +53,9 @@ def _step(config, workdir: Workdir, name: str, form: str) -> Step:
 
 def _run(config, form, directory, inputs):
   # They bring TensorFlow, 7 s.
+  from miniplm_jax.corpus.kept_rows import kept_rows
   from miniplm_jax.select import materialize_writers as writers
   from miniplm_jax.select import tasks
-  from miniplm_jax.select.step import kept_rows
 
   corpus, selection = inputs["corpus"], inputs["selection"]
   kept = kept_rows(selection)

@@ -4,7 +4,6 @@ import contextlib
 import functools
 from collections.abc import Mapping
 
-from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.step import Step
@@ -144,25 +143,3 @@ def _run(settings, directory, inputs, check):
       "select/kept_ratio": found.kept / found.rows,
     },
   }
-
-
-def kept_rows(selection: Manifest):
-  """int64 kept row ids of a finished selection, ascending; not to be changed.
-
-  The file is mapped: pages of it that are not needed may leave memory.
-
-  Raises:
-    UserError: they are not those that were selected.
-  """
-  import numpy as np
-
-  from miniplm_jax.core import files, gs
-
-  path = selection.directory / "rows.npy"
-  if not path.exists() or files.describe(path) != selection.files["rows.npy"]:
-    raise UserError(
-      "the kept rows are not those that were selected",
-      str(path),
-      "select again with --stages=select --force",
-    )
-  return np.load(gs.copied(path), mmap_mode="r").view(np.ndarray)

@@ -97,6 +97,7 @@ def _sets(patterns):
 
 def _run(config, directory, other, scored, inputs: Mapping[str, Manifest]):
   from miniplm_jax.core.progress import Progress
+  from miniplm_jax.corpus.kept_rows import kept_rows
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.select import (
     agreement,
@@ -107,7 +108,6 @@ def _run(config, directory, other, scored, inputs: Mapping[str, Manifest]):
     summary,
     tables,
   )
-  from miniplm_jax.select.step import kept_rows
 
   made_from = dict(inputs)
   selection = made_from.pop(_SELECTION)

@@ -7,12 +7,12 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
+from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
 from miniplm_jax.distillation.objectives import OBJECTIVES
 from miniplm_jax.methods import for_method, methods
 from miniplm_jax.models import architecture
 from miniplm_jax.score import step as score_stage
-from miniplm_jax.select.step import kept_rows
 from miniplm_jax.train import budget, warm_start
 from miniplm_jax.training import step as training_step
 

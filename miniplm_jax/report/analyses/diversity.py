@@ -81,9 +81,9 @@ def measure(found: Inventory) -> dict[str, Any]:
   Raises:
     Skipped: there is nothing to compare D with.
   """
+  from miniplm_jax.corpus.kept_rows import kept_rows
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.select import index
-  from miniplm_jax.select.step import kept_rows
 
   if not found.selections:
     raise Skipped("there is no selection: run --stages=select")
