@@ -100,19 +100,21 @@ def main(argv):
   """Prints a line for each program."""
   del argv
   here, length = mesh(_DEVICES.value), _LENGTH.value
-  todo = []
+  programs = []
   for rows in map(int, _ROWS.value):
     for name in _TEACHERS.value:
       arch = architecture.make(architecture.PRESETS[name])
       lowered = programs.scoring(arch, here, rows * here.size, length)
-      todo.append((f"scoring {name}, {rows} rows", lowered))
+      programs.append((f"scoring {name}, {rows} rows", lowered))
     for name in _STUDENTS.value:
       arch = architecture.make(architecture.PRESETS[name])
       for remat in _REMAT.value:
         lowered = training(arch, here, remat, rows, length)
-        todo.append((f"training {name}, {rows} rows, remat {remat}", lowered))
+        programs.append(
+          (f"training {name}, {rows} rows, remat {remat}", lowered)
+        )
   print(f"{_DEVICES.value} × H100, jax {jax.__version__}, compiled, not run")
-  for what, lowered in todo:
+  for what, lowered in programs:
     made = compiled(lowered)
     memory = made.memory_analysis()
     held, needed = memory.argument_size_in_bytes, memory.temp_size_in_bytes

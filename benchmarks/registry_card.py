@@ -32,12 +32,12 @@ def compare(path: pathlib.Path, made: pa.Table, about: dict) -> list[dict]:
   """
   old = pq.read_table(path)
   then = json.loads(old.schema.metadata[b"registry_scores"])
-  todo = "choose another --out, or remove it"
+  hint = "choose another --out, or remove it"
   for length in then["lengths"]:
     before, now = (_of_length(t, length).num_rows for t in (old, made))
     if before > now:
       what = f"{before:,} rows of {length} are published, here are {now:,}"
-      raise UserError(what, str(path), todo)
+      raise UserError(what, str(path), hint)
   kept = ("dtype", "device", "jax")
   how = {name: then[name] for name in kept}
   if all(how[name] == about[name] for name in kept):
@@ -50,7 +50,7 @@ def compare(path: pathlib.Path, made: pa.Table, about: dict) -> list[dict]:
   if then["weights"] != about["weights"] or np.any(
     found["row_hash"] != found["row_hash_here"]
   ):
-    raise UserError("other weights or rows are published", str(path), todo)
+    raise UserError("other weights or rows are published", str(path), hint)
   off = np.abs(found["nll_sum"] - found["nll_sum_here"]) / found["n_tokens"]
   if not len(off):
     return then.get("compared", [])

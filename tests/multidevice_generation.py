@@ -52,14 +52,14 @@ def largest_gather(text: str) -> int:
   """Elements of the largest all-gather in a loop, 0 if there is none."""
   parts = re.split(r"\n(?=\S[^\n]*\{\n)", text)
   bodies = {re.sub(r"^ENTRY ", "", part).split()[0]: part for part in parts}
-  todo = re.findall(r"(?:body|condition)=(%[\w.-]+)", text)
-  assert todo
+  pending = re.findall(r"(?:body|condition)=(%[\w.-]+)", text)
+  assert pending
   seen = set()
-  while todo:
-    if (name := todo.pop()) not in seen:
+  while pending:
+    if (name := pending.pop()) not in seen:
       seen.add(name)
-      todo += re.findall(r"[=,{ ](%[\w.-]+)", bodies[name])
-      todo = [name for name in todo if name in bodies]
+      pending += re.findall(r"[=,{ ](%[\w.-]+)", bodies[name])
+      pending = [name for name in pending if name in bodies]
   shapes = re.findall(
     r"= \(?\w+\[([\d,]*)\]\S* all-gather(?:-start)?\(",
     "\n".join(bodies[name] for name in seen),

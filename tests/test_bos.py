@@ -168,7 +168,7 @@ def test_what_is_from_elsewhere_begins_with_it(tmp_path):
   good = Packed(np.array([bos_id, *x], np.int32), "d")
   assert maker._checked(good, 0) is good
   bad = maker._checked(Packed(np.array([*x, *x], np.int32), "d"), 0)
-  assert "does not begin with <s>" in bad.what and "bos_token= " in bad.todo
+  assert "does not begin with <s>" in bad.what and "bos_token= " in bad.hint
 
 
 def test_a_teacher_that_expects_another_beginning_is_warned_of(

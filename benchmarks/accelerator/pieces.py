@@ -44,11 +44,11 @@ def run(settings: Settings, store: Store):
   shape, rows = plan.pieces
   shape = settings.shapes[0] if settings.shapes else shape
   rows = variant.rows or rows
-  todo = {
+  pending = {
     settings.key(f"{name} of {shape}, {rows} rows"): make
     for name, make in _PIECES.items()
   }
-  if all([store.is_done(key) for key in todo]):
+  if all([store.is_done(key) for key in pending]):
     return
   import jax
 
@@ -59,7 +59,7 @@ def run(settings: Settings, store: Store):
   arch = plan.shapes[shape]
   remat = variant.remat or REMAT
   with jax.set_mesh(mesh):
-    for key, make in todo.items():
+    for key, make in pending.items():
       if settings.left < 5:
         settings.say("no time left")
         return

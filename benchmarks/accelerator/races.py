@@ -27,15 +27,15 @@ def run(settings: Settings, store: Store):
   """Measures each shape of the part."""
   planned = getattr(settings.plan, settings.part)
   one = _scoring if settings.part == "scoring" else _training
-  todo = [
+  pending = [
     shape
     for shape in planned
     if settings.wants(shape)
     and not store.is_done(settings.key(shape), **_asked(settings, store))
   ]
-  for i, shape in enumerate(todo):
+  for i, shape in enumerate(pending):
     left = settings.left - 3
-    key, seconds = settings.key(shape), max(left / (len(todo) - i), _SECONDS)
+    key, seconds = settings.key(shape), max(left / (len(pending) - i), _SECONDS)
     seconds = min(seconds, left)
     if seconds < _LEAST:
       settings.say(f"{key}: no time left")

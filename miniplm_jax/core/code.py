@@ -91,9 +91,9 @@ def fingerprint(modules: tuple[str, ...], *libraries: str) -> str:
 
 def _closure(modules: tuple[str, ...]) -> set[str]:
   """The modules with all of the package that they import, at any place."""
-  seen, todo = set(), list(modules)
-  while todo:
-    name = todo.pop()
+  seen, pending = set(), list(modules)
+  while pending:
+    name = pending.pop()
     folder, is_below, _ = name.partition("/")
     is_result = is_below and folder != _PLUMBING
     if name in seen or not (is_result or name in _DECIDES):
@@ -110,7 +110,7 @@ def _closure(modules: tuple[str, ...]) -> set[str]:
       for full in found:
         package, _, path = full.replace(".", "/").partition("/")
         if package == _PACKAGE.name and (_PACKAGE / f"{path}.py").exists():
-          todo.append(f"{path}.py")
+          pending.append(f"{path}.py")
   return seen
 
 

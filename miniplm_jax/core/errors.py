@@ -20,15 +20,15 @@ class UserError(Exception):
   Attributes:
     what: what is wrong.
     where: the file, row, field or stage in which it was found.
-    todo: what to do about it.
+    hint: what to do about it.
   """
 
-  def __init__(self, what: str, where: str, todo: str):
-    self.what, self.where, self.todo = what, where, todo
-    super().__init__(" ".join(f"{what}, {where}, {todo}".split()))
+  def __init__(self, what: str, where: str, hint: str):
+    self.what, self.where, self.hint = what, where, hint
+    super().__init__(" ".join(f"{what}, {where}, {hint}".split()))
 
   def __reduce__(self):
-    return UserError, (self.what, self.where, self.todo)  # between processes
+    return UserError, (self.what, self.where, self.hint)  # between processes
 
 
 class GoneError(UserError):
@@ -78,8 +78,8 @@ def one_line(e: UserError | OSError) -> str:
   if isinstance(e, UserError):
     return str(e)
   what = e.strerror or shortened(e) or type(e).__name__
-  todo = _OF_THE_SYSTEM.get(_errno(e), _USABLE)
-  return f"{what}, {e.filename or 'a file'}, {todo}"
+  hint = _OF_THE_SYSTEM.get(_errno(e), _USABLE)
+  return f"{what}, {e.filename or 'a file'}, {hint}"
 
 
 @contextlib.contextmanager
@@ -96,7 +96,7 @@ def naming(path: os.PathLike | str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def parsing(path: os.PathLike | str, todo: str) -> Iterator[None]:
+def parsing(path: os.PathLike | str, hint: str) -> Iterator[None]:
   """The body reads a file that we wrote: what it trips over is damage.
 
   Raises:
@@ -115,7 +115,7 @@ def parsing(path: os.PathLike | str, todo: str) -> Iterator[None]:
     if is_of_the_machine(e) or getattr(e, "errno", None) is not None:
       raise
     what = f"the file is damaged ({type(e).__name__}: {shortened(e)})"
-    raise UserError(what, os.fspath(path), todo) from e
+    raise UserError(what, os.fspath(path), hint) from e
 
 
 def _errno(e: BaseException) -> int | None:
@@ -158,8 +158,8 @@ def from_outside(e: BaseException) -> UserError | OSError | None:
       "give it more, or let fewer programs and workers run on it",
     )
   if number := _errno(e):
-    todo = _OF_THE_SYSTEM.get(number, _USABLE)
-    return UserError(os.strerror(number), shortened(e), todo)
+    hint = _OF_THE_SYSTEM.get(number, _USABLE)
+    return UserError(os.strerror(number), shortened(e), hint)
   return None
 
 

@@ -281,14 +281,14 @@ def walk(paths: Iterable[epath.Path]) -> Iterator[epath.Path]:
   Args:
     paths: files, folders, and patterns of files.
   """
-  todo = list(paths)
-  while todo:
-    path = todo.pop()
+  pending = list(paths)
+  while pending:
+    path = pending.pop()
     if path.is_dir():
       with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-        todo += path.iterdir()
+        pending += path.iterdir()
     elif "*" in path.name:
-      todo += path.parent.glob(path.name)
+      pending += path.parent.glob(path.name)
     elif path.exists():
       yield path
 

@@ -128,7 +128,7 @@ def agree(decide: Callable[[], Any]) -> Any:
     errors.raise_if_stopped(_said(_STOP))
     found = {"value": decide()}
   except UserError as e:
-    _say(key, {"error": [e.what, e.where, e.todo]})
+    _say(key, {"error": [e.what, e.where, e.hint]})
     raise
   except Stopped as e:
     _say(key, {"stopped": e.signum})

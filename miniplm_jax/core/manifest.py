@@ -98,7 +98,7 @@ class Manifest:
     del body["path"]
     return body
 
-  def check_sizes(self, todo: str = ""):
+  def check_sizes(self, hint: str = ""):
     """Raises UserError, with what to do, unless all files have their size."""
     sizes = gs.sizes(self.directory, self.files)
     for name, facts in self.files.items():
@@ -108,22 +108,22 @@ class Manifest:
         raise UserError(
           f"{path} {found} where the manifest says {facts['bytes']}",
           f"in {self.path}",
-          todo
+          hint
           or f"restore the file, or make it again with "
           f"--stages={self.stage} --force",
         )
 
-  def whole(self, name: str, todo: str = "") -> pathlib.Path:
+  def whole(self, name: str, hint: str = "") -> pathlib.Path:
     """As `reading`, for what is read until this process ends."""
-    return gs.keep(self.reading(name, todo))
+    return gs.keep(self.reading(name, hint))
 
   @contextlib.contextmanager
-  def reading(self, name: str, todo: str = "") -> Iterator[pathlib.Path]:
+  def reading(self, name: str, hint: str = "") -> Iterator[pathlib.Path]:
     """A file of this manifest, to be read whole: its sha256 is compared.
 
     Args:
       name: relative, one of `files`.
-      todo: what to do if it is another; by default, to make it again.
+      hint: what to do if it is another; by default, to make it again.
 
     Yields:
       The file on this machine, a copy if the folder is remote.
@@ -132,11 +132,11 @@ class Manifest:
       UserError: the file is missing, or is not the one that was written.
     """
     path = self.directory / name
-    todo = todo or (
+    hint = hint or (
       f"restore the file, or make it again with --stages={self.stage} --force"
     )
     if name not in self.files or not path.exists():
-      raise UserError(f"{path} is missing", f"in {self.path}", todo)
+      raise UserError(f"{path} is missing", f"in {self.path}", hint)
     with gs.local(path) as local:
       seen = files.sha256(local)
       if seen != self.files[name]["sha256"]:
@@ -144,7 +144,7 @@ class Manifest:
           f"{path} is not the file that was written: its sha256 is {seen[:12]} "
           f"and not {self.files[name]['sha256'][:12]}",
           f"in {self.path}",
-          todo,
+          hint,
         )
       yield local
 
@@ -187,8 +187,8 @@ class Manifest:
     path, named = getattr(source, "path", None), self.details.get(NAMED, {})
     was_here = path == named.get(name) and name in self.details.get(HERE, ())
     if was_here and not getattr(source, "is_here", True):
-      todo = "put it back where it was, or give its path"
-      raise GoneError("no such folder here", path, todo)
+      hint = "put it back where it was, or give its path"
+      raise GoneError("no such folder here", path, hint)
 
   def check_inputs(self, inputs: Mapping[str, "Manifest"]):
     """Raises UserError if it was made from others of these inputs."""

@@ -219,17 +219,17 @@ class Step:
     Args:
       makers: by manifest, the steps of the stages before as they would be now.
     """
-    todo, seen = [self], set()
-    while todo:
+    pending, seen = [self], set()
+    while pending:
       # In their order: of several differences always the same is said.
-      for path in [p for p in todo.pop().input_manifests if p not in seen]:
+      for path in [p for p in pending.pop().input_manifests if p not in seen]:
         seen.add(path)
         maker, made = makers.get(path), manifest_lib.read(path)
         if maker and made and not maker.is_brief:
           other = maker.other_settings(made, but=maker.layout)
           maker.refuse(made, other)
           maker.refuse(made, maker._other_inputs(made))
-          todo.append(maker)
+          pending.append(maker)
 
   def _other_inputs(self, old: Manifest) -> str | None:
     """The first input that is another now, but for those that are gone."""

@@ -35,8 +35,8 @@ def facts(index: epath.Path, is_checked=False, made_by=None) -> dict[str, Any]:
   """
   import pyarrow.parquet as pq
 
-  todo = "restore it; or remove it: the shard is made again if none is listed"
-  with errors.parsing(index, todo), index.open("rb") as f:
+  hint = "restore it; or remove it: the shard is made again if none is listed"
+  with errors.parsing(index, hint), index.open("rb") as f:
     file = pq.ParquetFile(f)
     metadata = file.schema_arrow.metadata
     found = {k.decode(): json.loads(v) for k, v in metadata.items()}

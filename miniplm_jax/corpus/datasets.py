@@ -282,12 +282,12 @@ def _read_hf(
 ) -> Iterator[Document | Broken]:
   """The rows [start, end), or those of the files."""
   rows, domain, row, of = _dataset(source, split), _domain(source), start, ""
-  todo = "write it again"
+  hint = "write it again"
   if source.startswith(HF):
-    todo = "run it again: it goes on with what is missing"
+    hint = "run it again: it goes on with what is missing"
   # Of others not even what they hold need be decoded.
   names = [n for n in rows.column_names or () if n in formats.names(fields)]
-  with formats.parsing(lambda: f"{source} after row {row}{of}", todo):
+  with formats.parsing(lambda: f"{source} after row {row}{of}", hint):
     if names:
       rows = rows.select_columns(names)
     if hasattr(rows, "data"):
@@ -326,8 +326,8 @@ class _Hashing(io.RawIOBase):
     return len(content)
 
 
-def _reading(source: str, todo: str):
-  return formats.parsing(lambda: f"config.corpus.source={source}", todo)
+def _reading(source: str, hint: str):
+  return formats.parsing(lambda: f"config.corpus.source={source}", hint)
 
 
 def _short(source: str) -> str:

@@ -145,9 +145,9 @@ def _distributions() -> list[importlib.metadata.Distribution]:
   """The packages that ours needs, without extras: the same everywhere."""
   from packaging.requirements import Requirement
 
-  found, todo = {}, ["miniplm-jax"]
-  while todo:
-    name = todo.pop().lower().replace("_", "-")
+  found, pending = {}, ["miniplm-jax"]
+  while pending:
+    name = pending.pop().lower().replace("_", "-")
     if name in found:
       continue
     try:
@@ -157,7 +157,7 @@ def _distributions() -> list[importlib.metadata.Distribution]:
     for text in found[name].requires or ():
       need = Requirement(text)
       if need.marker is None or need.marker.evaluate({"extra": ""}):
-        todo.append(need.name)
+        pending.append(need.name)
   found.pop("miniplm-jax", None)
   return [found[name] for name in sorted(found)]
 

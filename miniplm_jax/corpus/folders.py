@@ -117,8 +117,8 @@ def _refuse_datasets(path: epath.Path, found: Iterable[epath.Path]):
     if file.name == "dataset_info.json" and (
       datasets.is_saved(folder) or datasets.is_tfds(folder)
     ):
-      todo = f"give one of them, as {folder}"
-      raise UserError("a folder of data sets", str(path), todo)
+      hint = f"give one of them, as {folder}"
+      raise UserError("a folder of data sets", str(path), hint)
 
 
 def _pairs(there: Sequence[epath.Path]) -> list[epath.Path]:
@@ -240,8 +240,8 @@ def match(
       raise UserError("not a known format", str(file), f"give {known}")
     if not is_text(str(file)):
       # Domains and parts are named after files, in JSON and Parquet.
-      todo = "rename the file, or the folder that has such a name"
-      raise UserError("a name that is not UTF-8", repr(str(file)), todo)
+      hint = "rename the file, or the folder that has such a name"
+      raise UserError("a name that is not UTF-8", repr(str(file)), hint)
   packed = [is_of(file, MEGATRON) for file in found]
   if any(packed) and not all(packed):
     raise UserError(

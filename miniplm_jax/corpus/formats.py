@@ -32,12 +32,12 @@ _SKIPPED = re.compile(r"[\s,]*")  # between the elements of an array
 
 
 @contextlib.contextmanager
-def parsing(where: Callable[[], str], todo: str) -> Iterator[None]:
+def parsing(where: Callable[[], str], hint: str) -> Iterator[None]:
   """Makes whatever a parser raises on somebody's bytes a UserError.
 
   Args:
     where: says how far it came.
-    todo: what to do about it.
+    hint: what to do about it.
   """
   try:
     yield
@@ -51,8 +51,8 @@ def parsing(where: Callable[[], str], todo: str) -> Iterator[None]:
         raise known from e
     said = errors.shortened(e) or type(e).__name__
     if "too much memory for decoding" in said:  # zstd of more than 128 MiB
-      todo = "its window is long: repack it by zstd -d --long=31 and zstd"
-    raise UserError(f"this cannot be read ({said})", where(), todo) from e
+      hint = "its window is long: repack it by zstd -d --long=31 and zstd"
+    raise UserError(f"this cannot be read ({said})", where(), hint) from e
 
 
 def _zstd(raw):

@@ -69,17 +69,17 @@ def check_unknown(
   if unk_id is not None and unk_id == eos_id:
     what = "its end of document is also its unknown token: any character that "
     what += "it does not know would end a document"
-    todo = "name another eos_token that it has"
+    hint = "name another eos_token that it has"
   elif unk_id is None and (model["type"] != "BPE" or model["unk_token"]):
     what = "its unknown token is not in its vocabulary, so some text cannot be "
     what += "encoded"
-    todo = "mend its unk_token"
+    hint = "mend its unk_token"
   else:
     return
   raise UserError(
     f"the tokenizer does not know all bytes, and {what}",
     where,
-    f"{todo}, or give a tokenizer that is byte-level or has byte fallback",
+    f"{hint}, or give a tokenizer that is byte-level or has byte fallback",
   )
 
 

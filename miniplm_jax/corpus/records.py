@@ -50,12 +50,12 @@ class Broken:
 
   what: str
   where: str
-  todo: str
+  hint: str
 
   @property
   def error(self) -> UserError:
     """As an error."""
-    return UserError(self.what, self.where, self.todo)
+    return UserError(self.what, self.where, self.hint)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,20 +129,20 @@ class Maker:
     if not n and not row.is_row:
       return row
     if row.is_row and not 2 <= n <= most:
-      todo = "set --config.corpus.max_length to its longest row less 1"
-      return Broken(f"a row of {n} ids where 2 to {most} fit", where, todo)
+      hint = "set --config.corpus.max_length to its longest row less 1"
+      return Broken(f"a row of {n} ids where 2 to {most} fit", where, hint)
     low, high = int(row.ids.min()), int(row.ids.max())
     if low < 0 or high >= self._encoder.vocab_size:
-      todo = "name the tokenizer that it was made with"
+      hint = "name the tokenizer that it was made with"
       size = self._encoder.vocab_size
-      return Broken(f"ids {low} to {high} of {size}", where, todo)
+      return Broken(f"ids {low} to {high} of {size}", where, hint)
     if row.is_row and np.all(row.ids[:-1] == self._encoder.eos_id):
       return Broken("a row with nothing to score", where, "leave it out")
     bos_id = self._encoder.bos_id
     if row.is_row and bos_id is not None and row.ids[0] != bos_id:
       what = f"a row that does not begin with {self._encoder.bos_token}"
-      todo = "set --config.corpus.bos_token= if its rows have none"
-      return Broken(what, where, todo)
+      hint = "set --config.corpus.bos_token= if its rows have none"
+      return Broken(what, where, hint)
     return row
 
   def _instances(self, number: int, records, counts, details):
@@ -244,12 +244,12 @@ def write_sample(
 def refuse_broken(count: int, most: int, record: Broken):
   """Raises UserError if there are more than `most` broken records."""
   if count > most:
-    todo = f"{record.todo}, or let some pass with --config.run.max_broken=N"
+    hint = f"{record.hint}, or let some pass with --config.run.max_broken=N"
     raise UserError(
       f"{record.what}"
       + (f"; broken record {count}, {most} are let pass" if most else ""),
       record.where,
-      todo,
+      hint,
     )
 
 

@@ -315,13 +315,13 @@ class Corpus:
     # The first ones would be those of the first documents.
     return rows[:: fields.stride(len(rows), most)]
 
-  def check_vocabulary(self, vocab_size: int, where: str, todo: str):
+  def check_vocabulary(self, vocab_size: int, where: str, hint: str):
     """Raises UserError if there are ids that a model does not have."""
     if self.ids > vocab_size:
       raise UserError(
         f"the corpus has {self.ids} token ids, the model {vocab_size}",
         where,
-        todo,
+        hint,
       )
 
   def tokenizer(self) -> Tokenizer:
@@ -376,9 +376,9 @@ class Corpus:
       here = np.flatnonzero(parts == part)
       local = (row_ids[here] - self._offsets[part]).tolist()
       path = self.directory / shard_names(int(part), self.parts)[0]
-      todo = "restore the file, or make it again with --stages="
-      todo += f"{self.manifest.stage} --force"
-      with errors.parsing(path, todo):
+      hint = "restore the file, or make it again with --stages="
+      hint += f"{self.manifest.stage} --force"
+      with errors.parsing(path, hint):
         for i, record in zip(here, self._readers.read(int(part), local)):
           found[i] = row = Instance.from_bytes(record)
           if row.hash != self._hashes[row_ids[i]]:

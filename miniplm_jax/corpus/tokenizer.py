@@ -51,11 +51,11 @@ class Tokenizer:
       {"bos_token": bos_token} if bos_token else {}
     )
     for field, token in named.items():
-      todo = f"set --config.{section}.{field} to "
+      hint = f"set --config.{section}.{field} to "
       token_id = engine.token_to_id(token)
       if token_id is None:
         what = f"the tokenizer has no token {token!r}"
-        raise UserError(what, where, f"{todo}one that it has")
+        raise UserError(what, where, f"{hint}one that it has")
       # A document may contain the text "<|endoftext|>": it stays text and does
       # not end the document, also if the file does not call that token special.
       engine.add_special_tokens([token])
@@ -63,7 +63,7 @@ class Tokenizer:
       if token_id in engine.encode(token, add_special_tokens=False).ids:
         does = "end" if field == "eos_token" else "begin"
         what = f"the text {token!r} in a document would {does} it"
-        raise UserError(what, where, f"{todo}a token that no text has")
+        raise UserError(what, where, f"{hint}a token that no text has")
     self.eos_token, self.eos_id = eos_token, engine.token_to_id(eos_token)
     self.bos_token = bos_token
     self.bos_id = engine.token_to_id(bos_token) if bos_token else None

@@ -162,18 +162,18 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
   rows, size = kept_rows(inputs["selection"]), settings["rows_per_part"]
   units = [rows[i : i + size] for i in range(0, len(rows), size)]
   names = [logits_table.part_name(i, len(units)) for i in range(len(units))]
-  todo = hosts.agree(
+  pending = hosts.agree(
     lambda: [
       i
       for i, name in enumerate(names)
       if not logits_table.holds(directory / name, units[i].tolist(), mark)
     ]
   )
-  done = len(rows) - sum(len(units[i]) for i in todo)
+  done = len(rows) - sum(len(units[i]) for i in pending)
   with Progress(
     STAGE, len(rows), "rows", done, every=run.log_every_seconds
   ) as progress:
-    for i in todo:
+    for i in pending:
       found = labeler(units[i], progress.update)
       marks = itertools.repeat(mark)
       records = map(logits_table.encode, units[i].tolist(), found, marks)

@@ -141,14 +141,14 @@ def _run(config, source, directory, inputs):
   units = [rows[i : i + size] for i in range(0, len(rows), size)]
   parts = len(units) + 1  # the last are the held-out rows
   names = [store.shard_names(i, parts) for i in range(parts)]
-  todo = hosts.agree(
+  pending = hosts.agree(
     lambda: [i for i in range(parts) if not store.has(directory, names[i], by)]
   )
-  left = sum(len(units[i]) for i in todo if i < len(units))
+  left = sum(len(units[i]) for i in pending if i < len(units))
   with Progress(
     STAGE, len(rows), "rows", len(rows) - left, every=run.log_every_seconds
   ) as progress:
-    for i in todo:
+    for i in pending:
       seen = collections.Counter()
       if i < len(units):
         found = made.rows(units[i], i, seen, progress.update)

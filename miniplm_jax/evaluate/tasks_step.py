@@ -222,8 +222,8 @@ def _tabulate(workdir: Workdir, found, names, inputs):
     by_model[it.label] = body["results"]
     there = {p.stem for p in (it.folder / "tasks").glob("*.json")}
     if others := ", ".join(sorted(there - set(names))):
-      todo = "config.evaluation.tasks does not name them"
-      say(STAGE, f"{it.name} has results of {others}, too; {todo}")
+      hint = "config.evaluation.tasks does not name them"
+      say(STAGE, f"{it.name} has results of {others}, too; {hint}")
   # Of all models the same documents.
   header, rows = results.table(by_model, body["n-samples"])
   print("\n" + page.markdown_table(header, rows) + "\n", flush=True)

@@ -72,7 +72,7 @@ def read(config: Mapping[str, Any], where: str) -> Architecture:
   try:
     return _read(config, where)
   except UserError as e:
-    raise UserError(e.what, where, e.todo) from e
+    raise UserError(e.what, where, e.hint) from e
   except Exception as e:  # a value of another kind than any that is known
     what = f"config.json cannot be read ({type(e).__name__}: {e})"
     raise UserError(what, where, "fetch it again") from e

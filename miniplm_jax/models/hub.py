@@ -128,8 +128,8 @@ class GivenTokenizer(Given):
 
   def _read(self, directory: epath.Path) -> str:
     if not self.is_here:
-      todo = "give one with a fast tokenizer"
-      raise GoneError("no tokenizer.json", str(directory), todo)
+      hint = "give one with a fast tokenizer"
+      raise GoneError("no tokenizer.json", str(directory), hint)
     return files.sha256(directory / "tokenizer.json")
 
   def former(self) -> tuple[str, ...]:
@@ -219,19 +219,19 @@ def weight_files(directory: epath.Path) -> list[epath.Path]:
   if not missing:
     return [directory / name for name in names]
   if list(directory.glob("*.safetensors")):
-    todo = "fetch it again"
+    hint = "fetch it again"
   elif list(directory.glob("pytorch_model*")):  # of a hub id, the index alone
-    todo = (
+    hint = (
       "pytorch_model.bin is a pickle, which is never opened; convert it where "
       "you trust it: AutoModelForCausalLM.from_pretrained(folder)"
       ".save_pretrained(new_folder)"
     )
   else:
-    todo = (
+    hint = (
       "give a directory or hub id with safetensors weights; a pickle .bin is "
       "never opened"
     )
-  raise GoneError(f"no {', '.join(missing)}", str(directory), todo)
+  raise GoneError(f"no {', '.join(missing)}", str(directory), hint)
 
 
 def _indexed(index: epath.Path) -> list[str]:

@@ -20,7 +20,7 @@ from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.score import table
 from miniplm_jax.score.units import units_of
 
-_TODO = "give Σ −log p of every row in nats, a number that is 0 or more"
+_HINT = "give Σ −log p of every row in nats, a number that is 0 or more"
 
 
 def write_parts(
@@ -142,7 +142,7 @@ def _read(path: epath.Path, row_ids: np.ndarray):
     ) from e
   if nll.dtype.kind not in "fiu":
     raise UserError(
-      f"there is something that is no −log p: {nll.dtype}", str(path), _TODO
+      f"there is something that is no −log p: {nll.dtype}", str(path), _HINT
     )
   if (
     nll.ndim != 1
@@ -162,6 +162,6 @@ def _read(path: epath.Path, row_ids: np.ndarray):
     raise UserError(
       f"row {row_ids[i]} has {nll[i]}, which is no −log p",
       f"{path} ({int(bad.sum())} such rows)",
-      _TODO,
+      _HINT,
     )
   return nll, n_tokens

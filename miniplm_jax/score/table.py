@@ -143,17 +143,17 @@ def check_rows(path, columns: Columns):
   bad = ~np.isfinite(columns[value]) | (n_tokens < 1)
   if np.any(bad):
     i = int(np.argmax(bad))
-    todo = "look at the model's weights; nothing that is not finite is selected"
+    hint = "look at the model's weights; nothing that is not finite is selected"
     if n_tokens[i] < 1:  # as corpora of earlier versions may have some
-      todo = (
+      hint = (
         "make the corpus again with --stages=tokenize --force: then no row "
       )
-      todo += "has only ends of documents"
+      hint += "has only ends of documents"
     raise UserError(
       f"row {row_ids[i]} has {value} {columns[value][i]} over {n_tokens[i]} "
       "tokens",
       f"{path} ({int(bad.sum())} such rows)",
-      todo,
+      hint,
     )
 
 
@@ -291,12 +291,12 @@ def again(directory: epath.Path) -> str:
   return f"remove {directory} and score again, or give it another name"
 
 
-def damaged(path: epath.Path, what: str, todo: str = ""):
+def damaged(path: epath.Path, what: str, hint: str = ""):
   """Raises UserError: this part cannot be used."""
   raise UserError(
     f"score part {what}",
     str(path),
-    todo
+    hint
     or "restore it; or remove it, rename manifest.json beside it, if it "
     "is there, to manifest.partial.json, and run --stages=score: only that "
     "part is scored again",

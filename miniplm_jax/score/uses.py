@@ -12,7 +12,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.score import step as stage_lib
 
-_TODO = (
+_HINT = (
   "give the model that scored (of a hub id the same commit as its revision), "
   "or score again with --stages=score --force"
 )
@@ -89,7 +89,7 @@ def check_loaded(source: stage_lib.Source, model, facts: Mapping[str, Any]):
         f"{source.name} was scored by {name} {then[:12]}, here it is "
         f"{found[:12]}",
         f"{source.path or source.trained}",
-        _TODO,
+        _HINT,
       )
 
 

@@ -143,6 +143,6 @@ def _id(path: epath.Path) -> str:
   """The run's id: new with --force, which removes the file."""
   if not path.exists():
     files.write_json(path, {"id": secrets.token_hex(4)})
-  todo = "remove it: then what follows is another run of wandb"
-  with errors.parsing(path, todo):
+  hint = "remove it: then what follows is another run of wandb"
+  with errors.parsing(path, hint):
     return json.loads(path.read_bytes())["id"]

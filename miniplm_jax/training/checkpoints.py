@@ -193,8 +193,8 @@ class Checkpoints:
         self._manager.reload()
       return step, found
     for _, why in broken:
-      todo = "restore one; to start over, remove all that are there"
-      raise UserError(why.what, why.where, todo)
+      hint = "restore one; to start over, remove all that are there"
+      raise UserError(why.what, why.where, hint)
     return 0, None
 
   def is_same_curve(self, step: int) -> bool:

@@ -28,8 +28,8 @@ class Clock:
     """Goes on with `directory`/wall_time.json, if it is there."""
     self._path = directory / "wall_time.json"
     kept = {"seconds": {}, "checkpoints": []}
-    todo = "remove it: then only the time from now on is known"
-    with errors.parsing(self._path, todo):
+    hint = "remove it: then only the time from now on is known"
+    with errors.parsing(self._path, hint):
       if self._path.exists():
         kept = json.loads(self._path.read_bytes())
       self._seconds = collections.Counter(

@@ -126,8 +126,8 @@ def read(directory: epath.Path) -> list[dict[str, float]]:
     )
   found = []
   for number, line in enumerate(path.read_bytes().splitlines(), 1):
-    todo = "restore the file, or mend that line"
-    with errors.parsing(f"{path} line {number}", todo):
+    hint = "restore the file, or mend that line"
+    with errors.parsing(f"{path} line {number}", hint):
       values = json.loads(line)
       found.append({"step": values["step"], **values})
       # Not bool, null or words: they would be plotted, and compared.
