@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from miniplm_jax.core import page
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.report import page
 
 BEGIN, END = "<!-- tables of the scores -->", "<!-- end of the tables -->"
 # Neighbors are alike: errors are taken between blocks of so many tokens.

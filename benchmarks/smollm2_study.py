@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import app, flags, logging
 
-from miniplm_jax.core import page
+from miniplm_jax.report import page
 from miniplm_jax.report.analyses import seeds
 
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of *.jsonl.")

@@ -17,9 +17,9 @@ from absl import app, flags
 from etils import epath
 
 from miniplm_jax.core import files
-from miniplm_jax.core.page import markdown_table
 from miniplm_jax.forecast import figures, forecast, table, topology
 from miniplm_jax.models import architecture
+from miniplm_jax.report.page import markdown_table
 
 _PRESET = flags.DEFINE_string("preset", "qwen1.5-1.8b", "Of the architecture.")
 _SLICES = flags.DEFINE_list(

@@ -20,10 +20,10 @@ from etils import epath
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import files
-from miniplm_jax.core.page import markdown_table
 from miniplm_jax.distillation.vanilla_kd import SoftLabels
 from miniplm_jax.forecast import figures, programs, table, topology
 from miniplm_jax.models import architecture
+from miniplm_jax.report.page import markdown_table
 from miniplm_jax.training.objective import NextToken
 
 _STUDENTS = flags.DEFINE_list(

@@ -22,8 +22,8 @@ from miniplm_jax.corpus import step as stage
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
 from miniplm_jax.corpus.records import Packed
 from miniplm_jax.generate import step as generate_stage
+from miniplm_jax.report import overlap
 from miniplm_jax.score import step as score_stage
-from miniplm_jax.select import overlap
 
 EOS, BOS = "</s>", "<s>"
 TEXTS = [

@@ -18,10 +18,11 @@ from miniplm_jax.config import DEFINITIONS
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus import store
+from miniplm_jax.report import selection_summary as summary
 from miniplm_jax.score import table
 from miniplm_jax.score.units import units_of
 from miniplm_jax.select import cutoff as cutoff_lib
-from miniplm_jax.select import noise, summary, writing
+from miniplm_jax.select import noise, writing
 from miniplm_jax.select.candidates import Candidates
 from miniplm_jax.select.scored import ScoredRows
 

@@ -16,7 +16,7 @@ import tiny_config
 from etils import epath
 from helpers import LONG, edited, refused, run
 
-from miniplm_jax.core import execute, files, manifest, page
+from miniplm_jax.core import execute, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import store
@@ -24,19 +24,28 @@ from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.evaluate import step as evaluate
 from miniplm_jax.evaluate import subjects
 from miniplm_jax.evaluate import tasks_step as tasks_stage
-from miniplm_jax.export import model_card
-from miniplm_jax.report import findings
-from miniplm_jax.report import step as report
-from miniplm_jax.select import (
+from miniplm_jax.report import (
   agreement,
-  card,
   copies,
   dataset_card,
-  figures,
+  findings,
+  model_card,
   overlap,
-  summary,
-  tables,
+  page,
 )
+from miniplm_jax.report import (
+  selection as card,
+)
+from miniplm_jax.report import (
+  selection_figures as figures,
+)
+from miniplm_jax.report import (
+  selection_summary as summary,
+)
+from miniplm_jax.report import (
+  selection_tables as tables,
+)
+from miniplm_jax.report import step as report
 from miniplm_jax.train.step import own_corpora
 
 

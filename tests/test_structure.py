@@ -91,7 +91,9 @@ def python(code: str) -> str:
 
 
 def test_training_and_scoring_do_not_import_tensorflow_or_torch():
-  modules = "training.loop, miniplm_jax.score.scorer, miniplm_jax.select.card"
+  modules = (
+    "training.loop, miniplm_jax.score.scorer, miniplm_jax.report.selection"
+  )
   heavy = "{'tensorflow', 'torch', 'transformers', 'seqio'}"
   assert "set()" in python(
     f"import sys, miniplm_jax.{modules}; print({heavy} & set(sys.modules))"

@@ -16,7 +16,7 @@ _OTHER = "its results are of another device, code, size or flags"
 
 
 def _table(header, rows) -> str:
-  from miniplm_jax.core.page import markdown_table
+  from miniplm_jax.report.page import markdown_table
 
   return markdown_table(header, rows)
 

@@ -208,9 +208,9 @@ def _table_step(config, workdir: Workdir, found, names) -> Step:
 
 
 def _tabulate(workdir: Workdir, found, names, inputs):
-  from miniplm_jax.core import page
   from miniplm_jax.core.progress import say
   from miniplm_jax.evaluate import results
+  from miniplm_jax.report import page
 
   by_model, written = {}, {}
   for it in found:

@@ -41,8 +41,8 @@ def _step(config, workdir: Workdir, names) -> Step:
 
 def _run(config, names, directory, inputs):
   from miniplm_jax.corpus.store import open_corpus
-  from miniplm_jax.export import model_card
   from miniplm_jax.models import huggingface, sharding
+  from miniplm_jax.report import model_card
   from miniplm_jax.training import batches
   from miniplm_jax.training import step as training_step
 

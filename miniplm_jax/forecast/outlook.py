@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from etils import epath
 from jax.sharding import Mesh
 
-from miniplm_jax.core import files, page
+from miniplm_jax.core import files
 from miniplm_jax.core.progress import duration, say
 from miniplm_jax.forecast import figures, topology
 from miniplm_jax.forecast.figures import Figures
 from miniplm_jax.forecast.work import Piece
 from miniplm_jax.models import sharding
+from miniplm_jax.report import page
 
 CAVEAT = (
   "Compiled for these slices without having one; nothing was measured. Memory "

@@ -32,8 +32,8 @@ def run(config, workdir: Workdir, dry_run: bool):
     where = ", ".join(slices)
     print(f"  {STAGE:9} would compile this config's programs for {where}")
     return
-  from miniplm_jax.core import page
   from miniplm_jax.forecast import outlook, topology, work
+  from miniplm_jax.report import page
 
   topology.prepare()
   run = config.run

@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from miniplm_jax.core import page
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.evaluate.step import losses
 from miniplm_jax.methods import for_method, methods
+from miniplm_jax.report import page
 from miniplm_jax.training import flops, metrics
 
 _LAST = 20  # steps over which the last training loss is a mean

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from miniplm_jax.core import page
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.evaluate import step as evaluate_stage
 from miniplm_jax.methods import for_method, methods
+from miniplm_jax.report import page
 from miniplm_jax.score.step import roles_with_model
 from miniplm_jax.training import comparable, metrics
 

@@ -137,11 +137,18 @@ def check(config, inputs: Mapping[str, Manifest]):
 def _run(config, workdir: Workdir, inputs):
   import dataclasses
 
-  from miniplm_jax.core import page
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.forecast import outlook
-  from miniplm_jax.report import comparison, findings
-  from miniplm_jax.select import card, summary, tables
+  from miniplm_jax.report import comparison, findings, page
+  from miniplm_jax.report import (
+    selection as card,
+  )
+  from miniplm_jax.report import (
+    selection_summary as summary,
+  )
+  from miniplm_jax.report import (
+    selection_tables as tables,
+  )
 
   table = findings.loss_table(config, inputs)
   verdict = findings.verdict(config, inputs)
@@ -180,7 +187,7 @@ def _run(config, workdir: Workdir, inputs):
     findings.provenance(inputs, found.name),
   ]
   if uses_proxy(config):
-    from miniplm_jax.distillation import proxy_findings
+    from miniplm_jax.report import proxy as proxy_findings
 
     body.insert(-1, proxy_findings.section(config, corpus, inputs))
   if plan_stage.path(workdir).exists():

@@ -9,7 +9,7 @@ from miniplm_jax.core.progress import say
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import DEFINITIONS, for_method, methods
-from miniplm_jax.select import view
+from miniplm_jax.report import selection_step as view
 
 STAGE = "select"
 

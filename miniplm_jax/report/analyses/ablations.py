@@ -4,9 +4,10 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from miniplm_jax.core import files, page
+from miniplm_jax.core import files
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.evaluate.step import losses
+from miniplm_jax.report import page
 from miniplm_jax.report.analyses.inventory import (
   BUDGET,
   Inventory,

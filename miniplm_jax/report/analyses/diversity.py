@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from miniplm_jax.core import page
 from miniplm_jax.core.workdir import GENERATED
+from miniplm_jax.report import page
 from miniplm_jax.report.analyses.inventory import Inventory, Skipped
 from miniplm_jax.train.step import own_corpora
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from miniplm_jax.core import page
 from miniplm_jax.core.groups import ALL, with_total
+from miniplm_jax.report import page
 from miniplm_jax.report.analyses.inventory import Inventory, Skipped
 
 TITLE = "Kept share by domain"

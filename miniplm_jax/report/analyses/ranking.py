@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from miniplm_jax.core import fields, page
+from miniplm_jax.core import fields
+from miniplm_jax.report import page
 from miniplm_jax.report.analyses.inventory import Inventory, Skipped
 from miniplm_jax.score import fidelity
 

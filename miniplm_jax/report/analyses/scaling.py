@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from miniplm_jax.core import page
+from miniplm_jax.report import page
 from miniplm_jax.report.analyses.inventory import Inventory, Skipped
 from miniplm_jax.training import comparable
 

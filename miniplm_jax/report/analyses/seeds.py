@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from miniplm_jax.core import files, page
+from miniplm_jax.core import files
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
 from miniplm_jax.distillation import logits_step as logits_stage
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
 from miniplm_jax.evaluate import step as evaluate_stage
+from miniplm_jax.report import page
 from miniplm_jax.report.analyses.inventory import (
   BUDGET,
   Inventory,

@@ -60,7 +60,7 @@ def _fingerprint(config, workdir: Workdir) -> str:
 
 
 def _run(config, workdir: Workdir) -> dict:
-  from miniplm_jax.core import page
+  from miniplm_jax.report import page
   from miniplm_jax.report.analyses import inventory
 
   found = inventory.take(config, workdir)
@@ -107,7 +107,7 @@ def sections(config, workdir: Workdir) -> list:
   Raises:
     UserError: a file is missing or is not the one that was written.
   """
-  from miniplm_jax.core import page
+  from miniplm_jax.report import page
 
   made = manifest_lib.read(workdir.analysis / MANIFEST)
   if made is None:

@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Mapping
 
 from miniplm_jax.core.manifest import Manifest, code_version
-from miniplm_jax.core.page import markdown_table
-from miniplm_jax.select import tables
-from miniplm_jax.select.tables import Findings
+from miniplm_jax.report import selection_tables as tables
+from miniplm_jax.report.page import markdown_table
+from miniplm_jax.report.selection_tables import Findings
 
 _FORMULAS = {
   "mean_diff": "r(x) = (log p(x) − log p_ref(x)) / n, p the teacher, p_ref the "

@@ -1,12 +1,12 @@
 """The README.md of an exported student: what it is and how it came to be."""
 
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.page import markdown_table
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
 from miniplm_jax.distillation import logits_step as logits_stage
 from miniplm_jax.distillation import objectives
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
 from miniplm_jax.evaluate import step as evaluate_stage
+from miniplm_jax.report.page import markdown_table
 from miniplm_jax.select.definitions import DEFINITIONS
 from miniplm_jax.training import flops
 

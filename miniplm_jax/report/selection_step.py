@@ -67,7 +67,7 @@ def check(config, workdir: Workdir, made_here: Collection[str], corpus):
     UserError: an evaluation set cannot be read, or the selection to compare
       with is not there or of another corpus.
   """
-  from miniplm_jax.select import agreement, overlap
+  from miniplm_jax.report import agreement, overlap
 
   c = config.select
   for path in overlap.paths(c.evaluation_sets):
@@ -90,7 +90,7 @@ def _require(other) -> Manifest:
 
 
 def _sets(patterns):
-  from miniplm_jax.select import overlap
+  from miniplm_jax.report import overlap
 
   return overlap.paths(patterns)
 
@@ -99,14 +99,20 @@ def _run(config, directory, other, scored, inputs: Mapping[str, Manifest]):
   from miniplm_jax.core.progress import Progress
   from miniplm_jax.corpus.kept_rows import kept_rows
   from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.select import (
+  from miniplm_jax.report import (
     agreement,
-    card,
     copies,
     dataset_card,
     overlap,
-    summary,
-    tables,
+  )
+  from miniplm_jax.report import (
+    selection as card,
+  )
+  from miniplm_jax.report import (
+    selection_summary as summary,
+  )
+  from miniplm_jax.report import (
+    selection_tables as tables,
   )
 
   made_from = dict(inputs)

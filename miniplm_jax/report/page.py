@@ -112,7 +112,7 @@ def write(path: epath.Path, title: str, lead: str, sections: Sequence[Section]):
   import jinja2
 
   environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("miniplm_jax", "core"),
+    loader=jinja2.PackageLoader("miniplm_jax", "report"),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,

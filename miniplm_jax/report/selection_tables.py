@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from miniplm_jax.core import groups, page
+from miniplm_jax.core import groups
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.select.agreement import Agreement
-from miniplm_jax.select.copies import Duplicates
+from miniplm_jax.report import page
+from miniplm_jax.report.agreement import Agreement
+from miniplm_jax.report.copies import Duplicates
+from miniplm_jax.report.overlap import SHORTEST, WORDS, Overlap
+from miniplm_jax.report.selection_summary import Group, Summary, largest
 from miniplm_jax.select.definitions import DEFINITIONS
-from miniplm_jax.select.overlap import SHORTEST, WORDS, Overlap
-from miniplm_jax.select.summary import Group, Summary, largest
 
 Table = tuple[Sequence[Any], list[Sequence[Any]]]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from miniplm_jax.core import page
-from miniplm_jax.select.summary import Group, Summary, largest
+from miniplm_jax.report import page
+from miniplm_jax.report.selection_summary import Group, Summary, largest
 
 _KEPT, _CUT = page.COLORS[:2]
 _SHORT = 0.005  # share of rows that the picture of lengths leaves out

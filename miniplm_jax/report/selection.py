@@ -5,14 +5,22 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from miniplm_jax.core import page
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.select import figures, overlap, tables
-from miniplm_jax.select.copies import Duplicates
-from miniplm_jax.select.overlap import Overlap
-from miniplm_jax.select.summary import PLACES, Summary, largest
-from miniplm_jax.select.tables import Findings
+from miniplm_jax.report import (
+  overlap,
+  page,
+)
+from miniplm_jax.report import (
+  selection_figures as figures,
+)
+from miniplm_jax.report import (
+  selection_tables as tables,
+)
+from miniplm_jax.report.copies import Duplicates
+from miniplm_jax.report.overlap import Overlap
+from miniplm_jax.report.selection_summary import PLACES, Summary, largest
+from miniplm_jax.report.selection_tables import Findings
 
 _SHOWN = 900  # characters of a text
 _BEFORE = 120  # of them, before what was found in it

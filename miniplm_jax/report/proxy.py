@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from miniplm_jax.core import page
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.distillation import proxy_cost as cost
 from miniplm_jax.distillation import proxy_fidelity as fidelity
+from miniplm_jax.report import page
 from miniplm_jax.score import table
 
 _STEPS = {
