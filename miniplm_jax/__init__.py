@@ -17,9 +17,9 @@ The folders are the pipeline, in this order:
   evaluate      held-out loss, zero-shot tasks   (stage evaluate)
   export        a Hugging Face directory         (stage export)
   generate      what a model writes              (look generate)
+  report        pages, cards, tables, pictures: everything that renders, and
+                what all runs say together       (stages report, analyse)
   forecast      what a program takes on a TPU    (look plan)
-  report        report.html; in report/analyses what all runs say together
-                                                 (stages report, analyse)
 
 A folder imports only from itself and from those above it; main.py and
 pipeline.py stand on top.

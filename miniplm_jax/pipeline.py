@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-from etils import epath
+from etils import epath, epy
 from ml_collections import ConfigDict
 
 from miniplm_jax import config as config_lib
@@ -27,7 +27,10 @@ from miniplm_jax.evaluate import step as evaluate
 from miniplm_jax.export import step as export
 from miniplm_jax.forecast import step as plan
 from miniplm_jax.generate import step as generate
+from miniplm_jax.report import model_card
+from miniplm_jax.report import selection_step as selection_report
 from miniplm_jax.report import step as report
+from miniplm_jax.report import tasks_step as tasks
 from miniplm_jax.report.analyses import step as analyse
 from miniplm_jax.score import step as score
 from miniplm_jax.score import verify
@@ -36,6 +39,27 @@ from miniplm_jax.select import step as select
 from miniplm_jax.train import step as train
 from miniplm_jax.training import reference_step as reference
 
+with epy.lazy_imports():  # it imports JAX
+  from miniplm_jax.forecast import outlook
+
+
+def _select(config, workdir: Workdir) -> list[Step]:
+  """Rows, then their reports."""
+  # What only the reports need is looked at before there is anything to show.
+  check = functools.partial(selection_report.check, config, workdir)
+  rows = select.steps(config, workdir, check)
+  return [*rows, *selection_report.steps(config, workdir, rows)]
+
+
+def _evaluate(config, workdir: Workdir) -> list[Step]:
+  """Losses and tasks, then the table of tasks."""
+  return [*evaluate.steps(config, workdir), *tasks.steps(config, workdir)]
+
+
+def _report(config, workdir: Workdir) -> list[Step]:
+  return report.steps(config, workdir, lambda path: outlook.section(path))
+
+
 # Stage modules import nothing heavy; what they run does.
 STEPS: dict[str, Callable[..., list[Step]]] = {
   "tokenize": tokenize.steps,
@@ -43,16 +67,16 @@ STEPS: dict[str, Callable[..., list[Step]]] = {
   "reference": reference.reference_steps,
   "score": score.steps,
   "proxy": proxy.steps,
-  "select": select.steps,
+  "select": _select,
   "materialize": materialize.steps,
   "seqkd": seqkd.steps,
   "convert": convert.steps,
   "logits": logits.steps,
   "train": train.steps,
-  "evaluate": evaluate.steps,
-  "export": export.steps,
+  "evaluate": _evaluate,
+  "export": functools.partial(export.steps, card=model_card.write),
   "analyse": analyse.steps,
-  "report": report.steps,
+  "report": _report,
 }
 LOOKS = {"plan": plan.run, "verify": verify.run, "generate": generate.run}
 

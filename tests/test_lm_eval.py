@@ -24,6 +24,7 @@ from miniplm_jax.corpus import store
 from miniplm_jax.evaluate import results, tasks
 from miniplm_jax.evaluate import tasks_step as tasks_stage
 from miniplm_jax.evaluation_config import GROUP, PAPER_TASKS
+from miniplm_jax.report import tasks as tasks_table
 
 needs_lm_eval = pytest.mark.skipif(
   not importlib.util.find_spec("lm_eval"), reason="needs the eval extra"
@@ -281,11 +282,11 @@ def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
   monkeypatch.setattr(store, "open_corpus", mock.MagicMock())
   model = types.SimpleNamespace(fingerprint="a", weights="b")
   subject = mock.MagicMock(folder=epath.Path(tmp_path), corpus={}, checks=())
-  monkeypatch.setattr(tasks_stage, "_subjects", lambda *_: [subject])
+  monkeypatch.setattr(tasks_stage, "models", lambda *_: [subject])
   config = get_config()
   config.evaluation.tasks = "piqa", "arc_easy"
   for config.evaluation.dtype in ("float32", "bfloat16"):
-    *measures, _ = tasks_stage.steps(config, Workdir(epath.Path(tmp_path)))
+    measures = tasks_stage.steps(config, Workdir(epath.Path(tmp_path)))
     for step in measures:
       step.run({"model": model})
   assert made == ["float32", "bfloat16"]
@@ -409,15 +410,15 @@ def test_the_average_is_the_plain_mean_by_the_paper_s_rule():
   assert results.score({"perplexity,none": 9.0}) is None
   nine = {task: both for task in PAPER_TASKS} | {"piqa": {"acc,none": 0.65}}
   assert results.average(results.scores(nine)) == pytest.approx(0.25)
-  header, (row,) = results.table({"miniplm": nine}, {})
+  header, (row,) = tasks_table.table({"miniplm": nine}, {})
   told = dict(zip(header, row))
   assert told["average"] == "25.0%" and told["paper's Qwen 200M"] == "41.3%"
   # Not of a part of the documents, which is said; nor without all nine.
   read = {task: {"original": 5, "effective": 5} for task in PAPER_TASKS}
-  assert results.table({"miniplm": nine}, read)[0] == header
+  assert tasks_table.table({"miniplm": nine}, read)[0] == header
   read["piqa"]["effective"] = 2
-  cut = results.table({"miniplm": nine}, read)[0]
+  cut = tasks_table.table({"miniplm": nine}, read)[0]
   assert "piqa acc (2 of 5)" in cut and cut[-1] == "average (in part)"
   assert "hellaswag acc_norm" in cut
   del nine["piqa"]
-  assert "average" not in results.table({"miniplm": nine}, {})[0]
+  assert "average" not in tasks_table.table({"miniplm": nine}, {})[0]

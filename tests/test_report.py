@@ -23,7 +23,6 @@ from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.evaluate import step as evaluate
 from miniplm_jax.evaluate import subjects
-from miniplm_jax.evaluate import tasks_step as tasks_stage
 from miniplm_jax.report import (
   agreement,
   copies,
@@ -46,6 +45,7 @@ from miniplm_jax.report import (
   selection_tables as tables,
 )
 from miniplm_jax.report import step as report
+from miniplm_jax.report import tasks_step as tasks_stage
 from miniplm_jax.train.step import own_corpora
 
 
@@ -460,7 +460,7 @@ def test_the_verdict_says_what_sets_students_apart():
 
 def test_a_report_that_is_refused_leaves_the_last_one(tmp_path):
   config = tiny_config.get_config()
-  (one,) = report.steps(config, Workdir(epath.Path(tmp_path)))
+  (one,) = report.steps(config, Workdir(epath.Path(tmp_path)), plan=None)
   made = chain()
   files = {n: p for n, p in one.inputs.items() if isinstance(p, epath.Path)}
   for name, path in files.items():

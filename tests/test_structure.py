@@ -3,6 +3,7 @@
 import ast
 import collections
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -36,8 +37,8 @@ ORDER = (
   "evaluate",
   "export",
   "generate",
-  "forecast",
   "report",
+  "forecast",
   "pipeline",
   "flag_parsers",
   "main",
@@ -71,6 +72,15 @@ def test_files_can_be_read_in_one_sitting():
   assert len((PACKAGE / "main.py").read_text().splitlines()) <= 60
   for path in PACKAGE.rglob("*.py"):
     assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_only_reports_render():
+  """What makes a student draws nothing and writes no page."""
+  for path in PACKAGE.rglob("*.py"):
+    if path.relative_to(PACKAGE).parts[0] not in ("report", "pipeline.py"):
+      assert not re.search(
+        r"\.html|^ *(from|import) (jinja2|matplotlib)", path.read_text(), re.M
+      ), path
 
 
 def test_only_one_place_imports_orbax():

@@ -76,6 +76,11 @@ class Workdir:
     return self.root / "plan"
 
   @property
+  def plan_file(self) -> epath.Path:
+    """The file that a plan is written to."""
+    return self.plan / "plan.json"
+
+  @property
   def analysis(self) -> epath.Path:
     """What all runs of the workdir come to."""
     return self.root / "analysis"

@@ -8,8 +8,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 from miniplm_jax.core import contents, files
-from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.errors import GoneError, UserError
+from miniplm_jax.core.errors import GoneError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -21,18 +20,18 @@ STAGE = "evaluate"
 
 
 def steps(config, workdir: Workdir) -> list[Step]:
-  """One step a model and task, and one that puts them into a table."""
-  names = _names(config)
-  if not names:
-    return []
-  found = _subjects(config, workdir)
+  """One step a model and task."""
   # The last model that was loaded, for its next task; only of this config.
   held: dict[str, object] = {}
-  made = [_step(config, held, it, name) for it in found for name in names]
-  return [*made, _table_step(config, workdir, found, names)]
+  chosen = names(config)
+  return [
+    _step(config, held, it, task)
+    for it in (models(config, workdir) if chosen else ())
+    for task in chosen
+  ]
 
 
-def _names(config) -> tuple[str, ...]:
+def names(config) -> tuple[str, ...]:
   """The tasks, the paper's group resolved, each once."""
   found = []
   for name in config.evaluation.tasks:
@@ -40,39 +39,13 @@ def _names(config) -> tuple[str, ...]:
   return tuple(dict.fromkeys(found))
 
 
-def manifest(workdir: Workdir):
-  """The file with the table of all models and tasks."""
-  return workdir.root / "tasks.json"
-
-
-def check(table: Manifest, models: Mapping[str, Manifest]):
-  """Raises UserError unless a table is of these models by label, of now."""
-  for label in table.settings["models"]:
-    if label not in models:
-      raise UserError(
-        f"the table of tasks has {label}, which is not of this run",
-        str(table.path),
-        f"make the table again with --stages={STAGE}, or give the same methods",
-      )
-    for name in table.settings["tasks"]:
-      path = models[label].directory / "tasks" / f"{name}.json"
-      found = manifest_lib.require(path)
-      table.check_inputs({f"{label} {name}": found})
-      found.check_inputs({"model": models[label]})
-      if found.settings["documents"] != table.settings.get("documents", 0):
-        raise UserError(
-          f"{name} was measured on the first {found.settings['documents']} "
-          "documents, which an earlier version's table does not say",
-          str(table.path),
-          f"make the table again with --stages={STAGE}",
-        )
-
-
-def _subjects(config, workdir: Workdir) -> list[Subject]:
+def models(config, workdir: Workdir) -> list[Subject]:
+  """Those that tasks are run on."""
   return subjects(config, workdir, scorers=config.evaluation.scorers)
 
 
-def _file(it: Subject, task: str):
+def file(it: Subject, task: str):
+  """The manifest of a task's results."""
   return it.folder / "tasks" / f"{task}.json"
 
 
@@ -80,7 +53,7 @@ def _step(config, held: dict[str, object], it: Subject, task: str) -> Step:
   c = config.evaluation
   return Step(
     stage=STAGE,
-    manifest=_file(it, task),
+    manifest=file(it, task),
     settings={
       "task": task,
       "documents": c.documents,
@@ -184,47 +157,3 @@ def _loaded(make, config, held, it: Subject, inputs: Mapping[str, Manifest]):
       log_every_seconds=run.log_every_seconds,
     )
   return held[key]
-
-
-def _table_step(config, workdir: Workdir, found, names) -> Step:
-  few = config.evaluation.documents
-  return Step(
-    stage=STAGE,
-    manifest=manifest(workdir),
-    settings={
-      "tasks": list(names),
-      "models": [it.label for it in found],
-      **({"documents": few} if few else {}),
-    },
-    inputs={
-      f"{it.label} {name}": _file(it, name) for it in found for name in names
-    },
-    outputs=tuple(it.folder / "lm_eval.json" for it in found),
-    summary=f"table of {len(found)} models and {len(names)} tasks",
-    run=lambda inputs: _tabulate(workdir, found, names, inputs),
-    is_view=True,
-    is_host_only=True,
-  )
-
-
-def _tabulate(workdir: Workdir, found, names, inputs):
-  from miniplm_jax.core.progress import say
-  from miniplm_jax.evaluate import results
-  from miniplm_jax.report import page
-
-  by_model, written = {}, {}
-  for it in found:
-    made = [inputs[f"{it.label} {name}"].details["lm_eval"] for name in names]
-    body = results.merged(made, it.name)
-    path = it.folder / "lm_eval.json"
-    files.write_json(path, body)
-    written[str(path.relative_to(workdir.root))] = files.describe(path)
-    by_model[it.label] = body["results"]
-    there = {p.stem for p in (it.folder / "tasks").glob("*.json")}
-    if others := ", ".join(sorted(there - set(names))):
-      hint = "config.evaluation.tasks does not name them"
-      say(STAGE, f"{it.name} has results of {others}, too; {hint}")
-  # Of all models the same documents.
-  header, rows = results.table(by_model, body["n-samples"])
-  print("\n" + page.markdown_table(header, rows) + "\n", flush=True)
-  return {"files": written, "details": {"header": header, "rows": rows}}

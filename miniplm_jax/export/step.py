@@ -1,5 +1,7 @@
 """Stage export: a directory that transformers loads, with a model card."""
 
+from collections.abc import Callable
+
 from miniplm_jax.convert import step as convert_stage
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
@@ -13,13 +15,20 @@ from miniplm_jax.train import step as train_stage
 STAGE = "export"
 
 
-def steps(config, workdir: Workdir) -> list[Step]:
-  """One step a student."""
+def steps(config, workdir: Workdir, card: Callable[..., str]) -> list[Step]:
+  """One step a student.
+
+  Args:
+    config: its methods, and how they are exported.
+    workdir: of the students.
+    card: what README.md says of (name, manifest of its training, of its
+      selection, and of its held-out losses or None).
+  """
   names = [for_method(config, method) for method in methods(config)]
-  return [_step(config, workdir, n) for n in names]
+  return [_step(config, workdir, n, card) for n in names]
 
 
-def _step(config, workdir: Workdir, names) -> Step:
+def _step(config, workdir: Workdir, names, card) -> Step:
   directory = workdir.student(names.student)
   return Step(
     stage=STAGE,
@@ -35,14 +44,13 @@ def _step(config, workdir: Workdir, names) -> Step:
     is_view=True,
     outputs=(directory / "hf",),
     summary=f"{directory / 'hf'} for transformers, {config.export.dtype}",
-    run=lambda inputs: _run(config, names, directory, inputs),
+    run=lambda inputs: _run(config, names, directory, card, inputs),
   )
 
 
-def _run(config, names, directory, inputs):
+def _run(config, names, directory, card, inputs):
   from miniplm_jax.corpus.store import open_corpus
   from miniplm_jax.models import huggingface, sharding
-  from miniplm_jax.report import model_card
   from miniplm_jax.training import batches
   from miniplm_jax.training import step as training_step
 
@@ -53,7 +61,7 @@ def _run(config, names, directory, inputs):
   trained = inputs["model"].settings["train"]
   ids = train_stage.row_ids(corpus, inputs)
   weights = trained.get("domain_weights", ())
-  card = model_card.write(
+  readme = card(
     names.student, inputs["model"], inputs["selection"], _evaluation(directory)
   )
   written = training_step.save(
@@ -61,7 +69,7 @@ def _run(config, names, directory, inputs):
     model,
     corpus,
     batches.trained_on(corpus, ids, weights),
-    {"README.md": card.encode()},
+    {"README.md": readme.encode()},
     dtype=config.export.dtype,
     max_shard_size=config.export.max_shard_size,
   )

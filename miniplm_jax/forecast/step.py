@@ -4,17 +4,10 @@ Compiles the programs of the config for slices that are not here. Memory and
 FLOPs are the compiled program's, every time is a prediction.
 """
 
-from etils import epath
-
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
 
 STAGE = "plan"
-
-
-def path(workdir: Workdir) -> epath.Path:
-  """The file that a plan is written to."""
-  return workdir.plan / "plan.json"
 
 
 def run(config, workdir: Workdir, dry_run: bool):
@@ -50,12 +43,12 @@ def run(config, workdir: Workdir, dry_run: bool):
           piece, name, mesh, run.remat, workdir.plan, line
         )
   price = config.plan.price
-  outlook.write(path(workdir), found, price)
+  outlook.write(workdir.plan_file, found, price)
   header, rows = outlook.table(found, price)
   print("\n" + page.markdown_table(header, rows))
   for text in (*outlook.advice(found), *outlook.totals(found, price)):
     print(f"\n{text}")
-  print(f"\n{outlook.CAVEAT}\n\n{path(workdir)}", flush=True)
+  print(f"\n{outlook.CAVEAT}\n\n{workdir.plan_file}", flush=True)
 
 
 def _main_student(pieces):

@@ -49,20 +49,6 @@ def _training(inputs: Inputs, name: str) -> tuple[str, str]:
   return f"{counts['parameters']:,}", f"{counts['steps']:,}"
 
 
-def tasks_section(made: Manifest) -> page.Section:
-  """The table of zero-shot tasks."""
-  return page.Section(
-    "Zero-shot tasks",
-    [
-      "lm-evaluation-harness; acc_norm where a task has it, else acc, and the "
-      "plain mean of the paper's nine. The paper's columns are the averages "
-      "that it reports for its models by the same method. In brackets: how "
-      "many of a task's documents were read, where it was not all."
-    ],
-    table=(made.details["header"], made.details["rows"]),
-  )
-
-
 def as_text(table) -> str:
   """A table for the terminal, columns aligned."""
   header, rows = table

@@ -1,123 +1,126 @@
-"""The report of a selection as a step of its own.
+"""The report of a selection, a step of stage select: report.html and card.md.
 
 It shows what was selected: with another evaluation set or another selection
 to compare with, it alone is made again.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping, Sequence
+
+from etils import epath, epy
 
 from miniplm_jax.core import contents, files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.progress import Progress
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.corpus.kept_rows import kept_rows
+from miniplm_jax.methods import for_method, methods
+
+with epy.lazy_imports():  # NumPy and PyArrow
+  from miniplm_jax.corpus import store
+  from miniplm_jax.report import (
+    agreement,
+    copies,
+    dataset_card,
+    overlap,
+    selection,
+    selection_summary,
+    selection_tables,
+  )
+  from miniplm_jax.select import scored
 
 _OUTPUTS = ("report.html", "card.md")
 # Beside the inputs of the selection itself.
 _SELECTION = "selection"
 
 
-def step(config, workdir: Workdir, rows: Step, scored: Callable) -> Step:
-  """report.html and card.md; report.json is their manifest.
+def steps(config, workdir: Workdir, selecting: Sequence[Step]) -> list[Step]:
+  """A step for each of those that select; report.json is its manifest.
 
   Args:
     config: its `select.evaluation_sets` and `select.compare_with`.
     workdir: of the other selection.
-    rows: the step that selects.
-    scored: (inputs of that step) → its `ScoredRows`.
+    selecting: the steps that select.
   """
-  c, directory = config.select, rows.manifest.parent
+  return [_step(config, workdir, rows) for rows in selecting]
+
+
+def _step(config, workdir: Workdir, rows: Step) -> Step:
+  options, directory = config.select, rows.manifest.parent
   other = rows.manifest
-  if c.compare_with:
-    other = workdir.selection(c.compare_with) / MANIFEST
+  if options.compare_with:
+    other = workdir.selection(options.compare_with) / MANIFEST
   compares = other != rows.manifest
   inputs = {_SELECTION: rows.manifest, **rows.inputs}
   if compares:
     inputs["compare_with"] = lambda: _require(other).fingerprint
-  if c.evaluation_sets:
-    inputs["evaluation_sets"] = contents.Whole(lambda: _sets(c.evaluation_sets))
+  if options.evaluation_sets:
+    inputs["evaluation_sets"] = contents.Whole(
+      lambda: overlap.paths(options.evaluation_sets)
+    )
   return Step(
     stage=rows.stage,
     manifest=directory / "report.json",
     settings={
-      "evaluation_sets": list(c.evaluation_sets),
-      "compare_with": c.compare_with if compares else "",
+      "evaluation_sets": list(options.evaluation_sets),
+      "compare_with": options.compare_with if compares else "",
     },
     inputs=inputs,
     outputs=tuple(directory / name for name in _OUTPUTS),
     summary=f"{directory / 'report.html'} and card.md",
-    run=lambda found: _run(
-      config, directory, other if compares else None, scored, found
+    run=lambda manifests: _run(
+      config, directory, other if compares else None, manifests
     ),
     is_view=True,
   )
 
 
-def check(config, workdir: Workdir, made_here: Collection[str], corpus):
+def check(config, workdir: Workdir, corpus: Manifest):
   """Looks at what the reports of a run will be asked for, before it selects.
 
   Args:
     config: its `select.evaluation_sets` and `select.compare_with`.
     workdir: of the run.
-    made_here: selections that this run makes: they may not be there yet.
     corpus: the manifest of the corpus that is selected from.
 
   Raises:
     UserError: an evaluation set cannot be read, or the selection to compare
       with is not there or of another corpus.
   """
-  from miniplm_jax.report import agreement, overlap
-
-  c = config.select
-  for path in overlap.paths(c.evaluation_sets):
+  options = config.select
+  for path in overlap.paths(options.evaluation_sets):
     for _ in overlap.read_texts(path):
       pass
-  if c.compare_with and c.compare_with not in made_here:
-    other = _require(workdir.selection(c.compare_with) / MANIFEST)
+  # Those that this run makes may not be there yet.
+  own = {for_method(config, method).selection for method in methods(config)}
+  if options.compare_with and options.compare_with not in own:
+    other = _require(workdir.selection(options.compare_with) / MANIFEST)
     agreement.check(other, corpus)
 
 
-def _require(other) -> Manifest:
-  found = manifest_lib.read(other)
-  if found is None:
+def _require(path: epath.Path) -> Manifest:
+  """The manifest of the selection to compare with."""
+  manifest = manifest_lib.read(path)
+  if manifest is None:
     raise UserError(
       "there is no such selection to compare with",
-      f"{other.parent}, config.select.compare_with",
+      f"{path.parent}, config.select.compare_with",
       "name a finished selection of this workdir, or ''",
     )
-  return found
+  return manifest
 
 
-def _sets(patterns):
-  from miniplm_jax.report import overlap
-
-  return overlap.paths(patterns)
-
-
-def _run(config, directory, other, scored, inputs: Mapping[str, Manifest]):
-  from miniplm_jax.core.progress import Progress
-  from miniplm_jax.corpus.kept_rows import kept_rows
-  from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.report import (
-    agreement,
-    copies,
-    dataset_card,
-    overlap,
-  )
-  from miniplm_jax.report import (
-    selection as card,
-  )
-  from miniplm_jax.report import (
-    selection_summary as summary,
-  )
-  from miniplm_jax.report import (
-    selection_tables as tables,
-  )
-
+def _run(
+  config,
+  directory: epath.Path,
+  other: epath.Path | None,
+  inputs: Mapping[str, Manifest],
+):
   made_from = dict(inputs)
-  selection = made_from.pop(_SELECTION)
-  corpus, rows = Corpus(inputs["corpus"]), kept_rows(selection)
+  manifest = made_from.pop(_SELECTION)
+  corpus, rows = store.Corpus(inputs["corpus"]), kept_rows(manifest)
   agreed, overlaps = None, []
   if other:
     theirs = _require(other)
@@ -129,16 +132,18 @@ def _run(config, directory, other, scored, inputs: Mapping[str, Manifest]):
     ids = overlap.rows_to_read(corpus)
     with Progress("select", len(ids), "rows", every=every) as progress:
       overlaps = overlap.measure(corpus, rows, sets, ids, progress.update)
-  figures = summary.summarize(corpus, scored(made_from), rows)
-  found = tables.Findings(
+  figures = selection_summary.summarize(
+    corpus, scored.of_selection(manifest.settings, made_from), rows
+  )
+  found = selection_tables.Findings(
     directory.name,
-    tables.facts(selection, figures),
+    selection_tables.facts(manifest, figures),
     figures,
     copies.find(corpus, rows),
     overlaps,
     agreed,
   )
-  card.write(directory, found, made_from, corpus)
+  selection.write(directory, found, made_from, corpus)
   files.write_bytes(
     directory / "card.md", dataset_card.write(found, made_from).encode()
   )

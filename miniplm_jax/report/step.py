@@ -1,8 +1,9 @@
 """Stage report: what came out, as a table and as pictures."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 
-from etils import epath
+from etils import epath, epy
 
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
@@ -13,21 +14,39 @@ from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import objectives
-from miniplm_jax.evaluate import tasks_step as tasks_stage
 from miniplm_jax.evaluate.step import ignored, losses
-from miniplm_jax.forecast import step as plan_stage
 from miniplm_jax.methods import for_method, methods, scorers, uses_proxy
+from miniplm_jax.report import tasks_step
 from miniplm_jax.report.analyses import step as analyse_stage
 from miniplm_jax.score.step import roles_with_model
-from miniplm_jax.select.step import scored_rows
 from miniplm_jax.train.step import own_corpora
 from miniplm_jax.training import comparable
+
+with epy.lazy_imports():  # NumPy, PyArrow and JAX
+  from miniplm_jax.corpus import store
+  from miniplm_jax.report import (
+    comparison,
+    findings,
+    page,
+    proxy,
+    selection_summary,
+    selection_tables,
+    tasks,
+  )
+  from miniplm_jax.report import selection as selection_report
+  from miniplm_jax.select import scored
 
 STAGE = "report"
 
 
-def steps(config, workdir: Workdir) -> list[Step]:
-  """One step: report.html; report.json is its manifest."""
+def steps(config, workdir: Workdir, plan: Callable) -> list[Step]:
+  """One step: report.html; report.json is its manifest.
+
+  Args:
+    config: its methods, and what they are called.
+    workdir: whose report it is.
+    plan: (file of a plan) → its `page.Section`.
+  """
   inputs = {"corpus": workdir.corpus / MANIFEST}
   for role in scorers(config):
     folder = workdir.scores(config[role].name)
@@ -37,13 +56,13 @@ def steps(config, workdir: Workdir) -> list[Step]:
   if uses_proxy(config):
     folder = workdir.scores(config.proxy.name)
     inputs["proxy scores"] = folder / MANIFEST
-  if plan_stage.path(workdir).exists():
-    inputs["plan"] = lambda: files.sha256(plan_stage.path(workdir))
+  if workdir.plan_file.exists():
+    inputs["plan"] = lambda: files.sha256(workdir.plan_file)
   analysed = workdir.analysis / MANIFEST
   if analysed.exists():
     inputs["analysis"] = lambda: files.sha256(analysed)
   if config.evaluation.tasks:
-    inputs["tasks"] = tasks_stage.manifest(workdir)
+    inputs["tasks"] = tasks_step.manifest(workdir)
   for method in methods(config):
     names = for_method(config, method)
     inputs[f"{method} selection"] = (
@@ -65,7 +84,7 @@ def steps(config, workdir: Workdir) -> list[Step]:
       inputs=inputs,
       outputs=(workdir.root / "report.html",),
       summary=f"{workdir.root / 'report.html'}",
-      run=lambda found: _run(config, workdir, found),
+      run=lambda found: _run(config, workdir, plan, found),
       is_host_only=True,
       is_view=True,
       # Before the last report is removed.
@@ -131,25 +150,10 @@ def check(config, inputs: Mapping[str, Manifest]):
       "evaluate all alike with --stages=evaluate --force",
     )
   if "tasks" in inputs:
-    tasks_stage.check(inputs["tasks"], models)
+    tasks_step.check(inputs["tasks"], models)
 
 
-def _run(config, workdir: Workdir, inputs):
-  import dataclasses
-
-  from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.forecast import outlook
-  from miniplm_jax.report import comparison, findings, page
-  from miniplm_jax.report import (
-    selection as card,
-  )
-  from miniplm_jax.report import (
-    selection_summary as summary,
-  )
-  from miniplm_jax.report import (
-    selection_tables as tables,
-  )
-
+def _run(config, workdir: Workdir, plan: Callable, inputs):
   table = findings.loss_table(config, inputs)
   verdict = findings.verdict(config, inputs)
   compared = comparison.lines(config, workdir, inputs)
@@ -157,15 +161,21 @@ def _run(config, workdir: Workdir, inputs):
   shown = [findings.as_text(table), findings.as_text(beside), verdict]
   print("\n" + "\n\n".join(shown) + "\n", flush=True)
 
-  corpus = Corpus(inputs["corpus"])
+  corpus = store.Corpus(inputs["corpus"])
   selection = inputs[f"{config.method} selection"]
   made_from = {r: inputs[f"{r} scores"] for r in selection.settings["scores"]}
   made_from["corpus"] = inputs["corpus"]
-  scored = scored_rows(selection.settings, made_from)
-  figures = summary.summarize(corpus, scored, kept_rows(selection))
-  facts = tables.facts(selection, figures)
+  figures = selection_summary.summarize(
+    corpus,
+    scored.of_selection(selection.settings, made_from),
+    kept_rows(selection),
+  )
   evaluation = inputs[f"{config.method} evaluation"]
-  found = tables.Findings(selection.path.parent.name, facts, figures)
+  found = selection_tables.Findings(
+    selection.path.parent.name,
+    selection_tables.facts(selection, figures),
+    figures,
+  )
   body = [
     comparison.section(
       config,
@@ -183,18 +193,16 @@ def _run(config, workdir: Workdir, inputs):
       table=table,
       pictures=findings.pictures(config, workdir, inputs),
     ),
-    *card.sections(found, corpus),
+    *selection_report.sections(found, corpus),
     findings.provenance(inputs, found.name),
   ]
   if uses_proxy(config):
-    from miniplm_jax.report import proxy as proxy_findings
-
-    body.insert(-1, proxy_findings.section(config, corpus, inputs))
-  if plan_stage.path(workdir).exists():
-    body.insert(-1, outlook.section(plan_stage.path(workdir)))
+    body.insert(-1, proxy.section(config, corpus, inputs))
+  if workdir.plan_file.exists():
+    body.insert(-1, plan(workdir.plan_file))
   body[-1:-1] = analyse_stage.sections(config, workdir)
   if "tasks" in inputs:
-    body.insert(2, findings.tasks_section(inputs["tasks"]))
+    body.insert(2, tasks.section(inputs["tasks"]))
   path = workdir.root / "report.html"
   page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)
   return {

@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -142,6 +143,24 @@ class ScoredRows:
         f"config.select.definition ({len(bad)} such rows in one part)",
         "choose another definition; nothing that is not finite is selected",
       )
+
+
+def of_selection(
+  settings: Mapping[str, Any], inputs: Mapping[str, Manifest]
+) -> ScoredRows:
+  """The rows and scores of a selection.
+
+  Args:
+    settings: of the selection.
+    inputs: manifests of "corpus" and, by role, of the tables that it names.
+  """
+  return ScoredRows(
+    {role: inputs[role] for role in settings["scores"]},
+    settings["definition"],
+    settings["seed"],
+    Corpus(inputs["corpus"]),
+    settings["min_length"],
+  )
 
 
 def _refuse(manifest: Manifest, what: str):

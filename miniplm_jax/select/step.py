@@ -1,33 +1,42 @@
 """Stage select: the best rows of D, once a method, from stored scores."""
 
 import contextlib
-import functools
-from collections.abc import Mapping
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
 
+from etils import epy
+
+from miniplm_jax.core import files
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.progress import say
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import DEFINITIONS, for_method, methods
-from miniplm_jax.report import selection_step as view
+
+with epy.lazy_imports():  # NumPy and PyArrow
+  from miniplm_jax.corpus import store
+  from miniplm_jax.select import candidates as candidates_lib
+  from miniplm_jax.select import scored, writing
 
 STAGE = "select"
 
 
-def steps(config, workdir: Workdir) -> list[Step]:
-  """Rows, then their reports; two methods may share a selection."""
+def steps(
+  config, workdir: Workdir, check: Callable[[Manifest], None]
+) -> list[Step]:
+  """One step a selection; two methods may share one.
+
+  Args:
+    config: its methods and how they select.
+    workdir: of the scores and the selections.
+    check: looks, before anything is read, at what else will be asked for;
+      takes the manifest of the corpus.
+  """
   names = [for_method(config, method) for method in methods(config)]
-  selections = {n.selection for n in names}
-  # What only the reports need is looked at before there is anything to show.
-  check = functools.partial(view.check, config, workdir, selections)
-  rows = {n.selection: _step(config, workdir, n, check) for n in names}
-  views = [
-    view.step(
-      config, workdir, step, functools.partial(scored_rows, step.settings)
-    )
-    for step in rows.values()
-  ]
-  return [*rows.values(), *views]
+  by_selection = {n.selection: n for n in names}
+  return [_step(config, workdir, n, check) for n in by_selection.values()]
 
 
 def _step(config, workdir: Workdir, names, check) -> Step:
@@ -77,35 +86,7 @@ def _summary(s: Mapping) -> str:
   return ", ".join(words)
 
 
-def scored_rows(settings: Mapping, inputs: Mapping[str, Manifest]):
-  """The `ScoredRows` of a selection.
-
-  Args:
-    settings: of the selection.
-    inputs: manifests of "corpus" and, by role, of the tables that it names.
-  """
-  from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.select.scored import ScoredRows
-
-  return ScoredRows(
-    {role: inputs[role] for role in settings["scores"]},
-    settings["definition"],
-    settings["seed"],
-    Corpus(inputs["corpus"]),
-    settings["min_length"],
-  )
-
-
 def _run(settings, directory, inputs, check):
-  import dataclasses
-  import pathlib
-  import tempfile
-
-  from miniplm_jax.core import files
-  from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.select import writing
-  from miniplm_jax.select.candidates import Candidates
-
   check(inputs["corpus"])
   for role in settings["scores"]:
     details = inputs[role].details
@@ -116,8 +97,10 @@ def _run(settings, directory, inputs, check):
         "on most slices of several hosts; if it was made on one, look whether "
         "it is right with --stages=verify",
       )
-  corpus = Corpus(inputs["corpus"])
-  candidates = Candidates(scored_rows(settings, inputs), settings)
+  corpus = store.Corpus(inputs["corpus"])
+  candidates = candidates_lib.Candidates(
+    scored.of_selection(settings, inputs), settings
+  )
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(
       tempfile.TemporaryDirectory(prefix="miniplm_jax_")

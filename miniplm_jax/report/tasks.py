@@ -1,0 +1,94 @@
+"""What came out of the tasks, beside what the paper reports."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.evaluate.results import average, score, scores
+from miniplm_jax.evaluation_config import GROUP
+from miniplm_jax.report import page
+
+# Averages of the nine in per cent: arXiv 2410.17215.
+PAPER_MODELS = ("Qwen 200M", "500M", "1.2B", "Llama 212M", "Mamba 130M")
+PAPER = {
+  "pretrain": (39.9, 43.2, 44.9, 41.0, 41.6),
+  "vanilla_kd": (39.9, 43.6, 45.4, None, None),
+  "minillm": (39.0, 41.5, 43.6, None, None),
+  "seqkd": (39.7, 42.3, 44.3, 40.8, 41.0),
+  "miniplm": (41.3, 44.8, 46.6, 41.8, 42.6),
+  "miniplm_kd": (40.7, 44.9, 48.1, None, None),
+  "difficulty": (39.9, None, None, None, None),
+  "teacher_preference": (37.6, None, None, None, None),
+  "proxy": (40.9, None, None, None, None),
+}
+
+
+def _is_cut(n: Mapping[str, int]) -> bool:
+  return n["effective"] < n["original"]
+
+
+def table(
+  by_model: Mapping[str, Mapping[str, Mapping[str, Any]]],
+  samples: Mapping[str, Mapping[str, int]],
+):
+  """Header and rows: one row a model, in per cent; the paper's beside it.
+
+  Args:
+    by_model: lm_eval's "results" of each, by method or role.
+    samples: lm_eval's "n-samples". A column of which not all documents were
+      read says so, and then no figure of the paper's stands beside it.
+  """
+  whole = not any(map(_is_cut, samples.values()))
+
+  def read(name: str) -> str:
+    if whole or (name in samples and not _is_cut(samples[name])):
+      return ""
+    if n := samples.get(name):
+      return f" ({n['effective']:,} of {n['original']:,})"
+    return " (in part)"  # of a group, or of the average
+
+  tasks = [t for t in next(iter(by_model.values())) if t != GROUP]
+  columns = {}
+  for task in tasks:
+    metrics = [results[task] for results in by_model.values()]
+    chosen = score(metrics[0])
+    if chosen:
+      columns[f"{task} {chosen[0]}{read(task)}"] = [
+        f"{score(m)[1]:.1%}" for m in metrics
+      ]
+      continue
+    for name, value in metrics[0].items():
+      if isinstance(value, float) and "_stderr" not in name:
+        columns[f"{task} {name.partition(',')[0]}{read(task)}"] = [
+          f"{m[name]:.4g}" for m in metrics
+        ]
+  means = [average(scores(results)) for results in by_model.values()]
+  if means[0] is not None:
+    columns[f"average{read(GROUP)}"] = [f"{mean:.1%}" for mean in means]
+  if means[0] is not None and whole:
+    for i, model in enumerate(PAPER_MODELS):
+      columns[f"paper's {model}"] = [
+        "–"
+        if (value := PAPER.get(name, (None,) * 5)[i]) is None
+        else f"{value}%"
+        for name in by_model
+      ]
+  rows = [
+    [name, *(values[i] for values in columns.values())]
+    for i, name in enumerate(by_model)
+  ]
+  return ["model", *columns], rows
+
+
+def section(measured: Manifest) -> page.Section:
+  """The table of zero-shot tasks."""
+  return page.Section(
+    "Zero-shot tasks",
+    [
+      "lm-evaluation-harness; acc_norm where a task has it, else acc, and the "
+      "plain mean of the paper's nine. The paper's columns are the averages "
+      "that it reports for its models by the same method. In brackets: how "
+      "many of a task's documents were read, where it was not all."
+    ],
+    table=(measured.details["header"], measured.details["rows"]),
+  )
