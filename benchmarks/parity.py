@@ -24,7 +24,7 @@ from etils import epath
 
 from miniplm_jax.core import errors, files, progress
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import readers, tokenizer
+from miniplm_jax.corpus import sources, tokenizer
 from miniplm_jax.models import head, hub, huggingface, sharding
 from miniplm_jax.models.likelihood import matmul_precision
 
@@ -52,7 +52,7 @@ _TOLERANCE = flags.DEFINE_float(
 
 
 def _texts() -> list[str]:
-  parts = readers.list_parts(_TEXTS.value, readers.Fields())
+  parts = sources.list_chunks(_TEXTS.value, sources.Fields())
   found = []
   for part in parts:
     for document in part.read():

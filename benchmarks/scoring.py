@@ -58,9 +58,9 @@ _SHAPE = {
 
 
 def _texts(count: int) -> list[str]:
-  from miniplm_jax.corpus import readers
+  from miniplm_jax.corpus import sources
 
-  parts = readers.list_parts(_TEXTS.value, readers.Fields())
+  parts = sources.list_chunks(_TEXTS.value, sources.Fields())
 
   def rows_of(part):
     for document in part.read():

@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 from etils import epath
 
-from miniplm_jax.corpus import readers, shard, store, tokenizer
+from miniplm_jax.corpus import shard, sources, store, tokenizer
 from miniplm_jax.models import hub
 
 _TEXTS = flags.DEFINE_string("texts", None, "JSON lines.", required=True)
@@ -83,7 +83,7 @@ def main(argv):
   del argv
   import transformers
 
-  source = readers.list_parts(_TEXTS.value, readers.Fields())
+  source = sources.list_chunks(_TEXTS.value, sources.Fields())
   documents = [d for part in source for d in part.read()][:: _EVERY.value]
   directory = hub.resolve(_TOKENIZER.value, weights=False)
   theirs = transformers.AutoTokenizer.from_pretrained(directory)
@@ -101,8 +101,8 @@ def main(argv):
     with text.open("w") as f:
       for d in documents:
         f.write(json.dumps({"text": d.text, "domain": d.domain}) + "\n")
-    (part,) = readers.list_parts(
-      str(text), readers.Fields(), part_bytes=1 << 40
+    (part,) = sources.list_chunks(
+      str(text), sources.Fields(), part_bytes=1 << 40
     )
     recipe = shard.Recipe(name, _EOS, _SIZE - 1, 10, (), 0)
     start = time.process_time()

@@ -34,9 +34,10 @@ Words, each for one thing:
   D            the rows that are scored and selected: the split "train"
   split        where a row belongs by the hash of its content: D, D_ref
                ("reference"), held out, or the teacher's
-  shard        a file of rows that was made from a part of the source
-  part         a piece of a source, of a score table or of labels: what one
-               worker makes at a time
+  chunk        a piece of a source: what becomes one shard
+  shard        a file of rows that was made from a chunk of the source
+  part         a piece of a score table or of labels: what one worker makes at
+               a time
   teacher      the large model p that is distilled
   reference    the small model p_ref that was trained on D_ref
   student      the model that is pre-trained on what was selected

@@ -19,8 +19,8 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import shard, store, tokenizer
 from miniplm_jax.corpus import step as stage
+from miniplm_jax.corpus.chunks import PackedIds
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
-from miniplm_jax.corpus.records import Packed
 from miniplm_jax.generate import step as generate_stage
 from miniplm_jax.report import overlap
 from miniplm_jax.score import step as score_stage
@@ -157,17 +157,17 @@ def test_what_is_from_elsewhere_begins_with_it(tmp_path):
   encoder = tokenizer.load(epath.Path(tmp_path / "tokenizer"), EOS, BOS)
   bos_id, eos_id, (x,) = encoder.bos_id, encoder.eos_id, encoder.encode(["xx"])
   for ids in ([bos_id, *x, eos_id], x):  # documents
-    record = Packed(np.array(ids, np.int32), "d", is_row=False)
+    record = PackedIds(np.array(ids, np.int32), "d", is_row=False)
     ((_, row),) = maker._rows([(0, record)], collections.Counter())
     assert row.ids.tolist() == [bos_id, *x, eos_id]
   # Also of several texts, each with its own or without.
   ids = [bos_id, *x, eos_id, bos_id, *x, eos_id, *x, eos_id]
-  record = Packed(np.array(ids, np.int32), "d", is_row=False)
+  record = PackedIds(np.array(ids, np.int32), "d", is_row=False)
   rows = [r.ids for _, r in maker._rows([(0, record)], collections.Counter())]
   assert np.concatenate(rows).tolist() == [bos_id, *x, eos_id] * 3
-  good = Packed(np.array([bos_id, *x], np.int32), "d")
+  good = PackedIds(np.array([bos_id, *x], np.int32), "d")
   assert maker._checked(good, 0) is good
-  bad = maker._checked(Packed(np.array([*x, *x], np.int32), "d"), 0)
+  bad = maker._checked(PackedIds(np.array([*x, *x], np.int32), "d"), 0)
   assert "does not begin with <s>" in bad.what and "bos_token= " in bad.hint
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import embedded, readers, tokenizer
+from miniplm_jax.corpus import embedded, sources, tokenizer
 from miniplm_jax.corpus.store import Instance, hash_of, split_of
 
 RECORDS = [
@@ -21,7 +21,7 @@ def lines():
 
 
 def read(path, domain="meta.set"):
-  parts = readers.list_parts(str(path), readers.Fields("text", domain))
+  parts = sources.list_chunks(str(path), sources.Fields("text", domain))
   return [d for part in parts for d in part.read()]
 
 
@@ -56,7 +56,8 @@ def test_a_bad_line_is_named(tmp_path, line, message):
   path.write_bytes(lines() + line)
   good, broken = read(path)[:2], read(path)[2]
   assert [d.domain for d in good] == ["a", "b"]
-  assert "line 3" in str(broken.error) and message in str(broken.error)
+  assert "line 3" in broken.where
+  assert message in f"{broken.what}, {broken.where}"
 
 
 def test_nothing_there_and_unknown_formats_are_refused(tmp_path):
@@ -92,7 +93,7 @@ def test_splits_follow_the_shares_the_seed_and_the_content():
 
 
 def test_the_embedded_corpus_has_its_domains_and_no_duplicates():
-  parts = embedded.list_parts()
+  parts = embedded.list_chunks()
   documents = [d for part in parts for d in part.read()]
   assert {d.domain for d in documents} == {
     "source",
@@ -108,7 +109,9 @@ def test_the_embedded_corpus_has_its_domains_and_no_duplicates():
   for d in documents:
     size[d.domain] = size.get(d.domain, 0) + len(d.text)
   assert 0.04 < size["noise"] / sum(size.values()) < 0.12
-  assert parts[0].fingerprint() == embedded.list_parts()[0].fingerprint()
+  assert (
+    parts[0].probe.fingerprint == embedded.list_chunks()[0].probe.fingerprint
+  )
 
 
 def test_the_bytes_of_tokens_join_to_the_text():

@@ -42,7 +42,7 @@ def test_ids_and_text_are_those_of_transformers(folder, ours):
   """1,000 real documents, and what is in none of them."""
   assert ours.is_fast  # so it is tiktoken that is compared
   theirs = transformers.AutoTokenizer.from_pretrained(folder)
-  parts = embedded.list_parts()
+  parts = embedded.list_chunks()
   texts = [d.text[:20_000] for part in parts for d in part.read()]
   texts = [t for t in texts if "<|" not in t][:1000]
   assert len(texts) == 1000

@@ -23,16 +23,16 @@ from miniplm_jax.core import contents, files, manifest
 from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import datasets as sources
 from miniplm_jax.corpus import (
+  chunks,
   folders,
   formats,
-  readers,
-  records,
   shard,
+  sources,
   store,
   tokenizer,
 )
+from miniplm_jax.corpus import datasets as datasets_lib
 from miniplm_jax.corpus import (
   step as stage,
 )
@@ -195,8 +195,8 @@ def test_a_shard_without_its_rows_is_made_again(tmp_path, vocabulary, damage):
 def test_a_source_may_lie_in_its_workdir(tmp_path):
   write(tmp_path / "data/a.jsonl", LINES)
   for source in ("data", "data/*.jsonl", "*/*.jsonl"):
-    (part,) = readers.list_parts(
-      str(tmp_path / source), readers.Fields(), workdir=tmp_path
+    (part,) = sources.list_chunks(
+      str(tmp_path / source), sources.Fields(), workdir=tmp_path
     )
     assert part.name.endswith("a.jsonl")
 
@@ -215,13 +215,13 @@ def test_no_workdir_s_rows_are_read_with_what_they_were_made_from(
   for manifest_name in ("manifest.json", "manifest.partial.json"):
     corpus = run.folder / "corpus"
     os.rename(corpus / "manifest.json", corpus / manifest_name)
-    parts = readers.list_parts(str(tmp_path / "texts"), readers.Fields())
+    parts = sources.list_chunks(str(tmp_path / "texts"), sources.Fields())
     names = ["a.jsonl", "my/corpus/b.jsonl", "old/run/beside.jsonl"]
     assert [part.name for part in parts] == names
   assert f"stages wrote into {run.folder}" in capsys.readouterr().out
   # Who names them means them.
   for named in (written, written.parent, f"{run.folder}/*/*/*/*.jsonl"):
-    (part,) = readers.list_parts(str(named), readers.Fields())
+    (part,) = sources.list_chunks(str(named), sources.Fields())
     assert part.name.endswith("0.jsonl") and beside.exists()
 
 
@@ -230,7 +230,7 @@ def test_a_name_that_is_no_text_is_refused(tmp_path):
   os.mkdir(folder)
   write(pathlib.Path(os.fsdecode(folder), "a.jsonl"), LINES)
   with pytest.raises(UserError, match=r"not UTF-8, '.*caf\\udce9/a.jsonl'"):
-    readers.list_parts(str(tmp_path), readers.Fields())
+    sources.list_chunks(str(tmp_path), sources.Fields())
 
 
 def test_an_unfinished_corpus_keeps_its_shards_until_others_stand(
@@ -260,8 +260,8 @@ def test_an_unfinished_corpus_keeps_its_shards_until_others_stand(
 
 def read(source, split="train", domain="domain", **more):
   """(documents and broken records, parts) of a source."""
-  fields = readers.Fields("text", domain)
-  parts = readers.list_parts(str(source), fields, split, **more)
+  fields = sources.Fields("text", domain)
+  parts = sources.list_chunks(str(source), fields, split, **more)
   return [record for part in parts for record in part.read()], parts
 
 
@@ -510,8 +510,8 @@ def test_however_a_source_is_written_its_domains_stay(
     found = domains_of(source, domain="set")
     there = read(source.name, domain="set")
     assert [d.domain for d in there[0]] == found
-    parts = readers.list_parts(str(source), readers.Fields("text", "set"))
-    assert readers.fingerprint(there[1]) == readers.fingerprint(parts)
+    parts = sources.list_chunks(str(source), sources.Fields("text", "set"))
+    assert sources.fingerprint(there[1]) == sources.fingerprint(parts)
     return found
 
   assert domains(put("web/one")) == ["one" if kind == "jsonl" else "web"]
@@ -526,7 +526,7 @@ def test_however_a_source_is_written_its_domains_stay(
 
 def test_a_domain_that_a_folder_gives_is_in_the_fingerprint(tmp_path):
   def fingerprint(folder):
-    return readers.fingerprint(read(folder)[1])
+    return sources.fingerprint(read(folder)[1])
 
   for kind in ("txt", "jsonl"):
     folder = tmp_path / kind
@@ -542,7 +542,7 @@ def test_a_domain_that_a_folder_gives_is_in_the_fingerprint(tmp_path):
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("start", [b"", codecs.BOM_UTF8, b" \n" * 99])
 def test_an_array_of_records(tmp_path, monkeypatch, indent, start):
-  monkeypatch.setattr(formats, "_CHUNK", 7)
+  monkeypatch.setattr(formats, "_READ_BYTES", 7)
   wanted = ["a", "ü,]}" * 100, "", "c [1, 2", "d"]
   body = json.dumps([{"text": t, "n": [[], {}]} for t in wanted], indent=indent)
   path = tmp_path / "a.json"
@@ -560,7 +560,8 @@ def test_an_array_of_records(tmp_path, monkeypatch, indent, start):
       read(path)
   path.write_text('[1, {"text": "a"}, "b", [2]]')
   kinds = [type(r).__name__ for r in read(path)[0]]
-  assert kinds == ["Broken", "Document", "Broken", "Broken"]
+  broken = "BrokenRecord"
+  assert kinds == [broken, "Document", broken, broken]
 
 
 def test_marks_of_byte_order_are_no_text(tmp_path):
@@ -734,7 +735,7 @@ def test_pairs_of_one_name_are_told_apart_by_their_folders(
     indexed(source / f"{i}/data_0", [[3 + i, 4]] * 9, [0])
   now, before = (Run(tmp_path / name, source, vocabulary) for name in "ab")
   with monkeypatch.context() as m:  # as earlier versions named them
-    m.setattr(readers, "_name", lambda unused_root, file: file.name)
+    m.setattr(folders, "name_below", lambda unused_root, file: file.name)
     before()
   wanted = ["0/data_0.bin", "1/data_0.bin"]
   assert now()["details"]["parts"] == wanted
@@ -788,8 +789,8 @@ def hub(monkeypatch):
   monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
 
   def forget():
-    sources.commit.cache_clear()
-    sources._known_dataset.cache_clear()
+    datasets_lib.commit.cache_clear()
+    datasets_lib._known_dataset.cache_clear()
 
   hub.forget = forget
   forget()
@@ -831,7 +832,7 @@ def test_of_the_hub_the_split_is_streamed_and_pinned(
   assert found["counts"]["parts"] == 3 and found["counts"]["documents"] == 8
   assert found["details"]["source_commit"] == commit
   # A process that begins later reads what was listed.
-  parts = readers.list_parts("hf:a/b/c@main", readers.Fields(), "validation")
+  parts = sources.list_chunks("hf:a/b/c@main", sources.Fields(), "validation")
   hub.commit = "beef"
   hub.forget()
   assert [d.text for part in parts for d in part.read()] == [
@@ -1047,8 +1048,8 @@ def test_whatever_bytes_there_are_the_error_is_ours(tmp_path):
 
 
 def test_long_documents_are_encoded_a_few_at_a_time():
-  document = readers.Packed(np.zeros(1 << 20, np.int32), "a")
-  short = readers.Packed(np.zeros(2, np.int32), "a")
+  document = chunks.PackedIds(np.zeros(1 << 20, np.int32), "a")
+  short = chunks.PackedIds(np.zeros(2, np.int32), "a")
   records = [(i, document) for i in range(10)] + [
     (i, short) for i in range(600)
   ]
@@ -1216,7 +1217,7 @@ def test_a_folder_that_was_saved_anew_is_read_anew(tmp_path):
   for texts in (["one"], ["two", "three"]):
     shutil.rmtree(tmp_path / "x", ignore_errors=True)
     saved(tmp_path / "x", texts)
-    (part,) = readers.list_parts(str(tmp_path / "x"), readers.Fields())
+    (part,) = sources.list_chunks(str(tmp_path / "x"), sources.Fields())
     assert [record.text for record in part.read()] == texts
 
 
@@ -1245,8 +1246,8 @@ def test_the_content_of_a_part_is_all_that_is_read_of_it(tmp_path, name, make):
   file = next(source.glob("*.arrow")) if source.is_dir() else source
 
   def look():
-    parts = readers.list_parts(
-      str(source), readers.Fields(), part_bytes=100_000
+    parts = sources.list_chunks(
+      str(source), sources.Fields(), part_bytes=100_000
     )
     return [
       ([record.text for record in part.read()], part.content())
@@ -1308,7 +1309,7 @@ def test_a_corpus_that_notes_no_content_is_known_as_before(
 ):
   run = Run(tmp_path, large, vocabulary)
   with monkeypatch.context() as m:
-    m.setattr(records.Part, "noted", lambda part, unused_into: part.read())
+    m.setattr(chunks.Chunk, "noted", lambda chunk, unused_into: chunk.read())
     run()
   (run.folder / "corpus/source_seen.json").unlink()
   edit(large)

@@ -25,8 +25,8 @@ from helpers import (
 )
 
 from miniplm_jax.core import manifest
-from miniplm_jax.corpus import fast_bpe, megatron, readers, store, tokenizer
-from miniplm_jax.corpus.records import Document
+from miniplm_jax.corpus import fast_bpe, megatron, sources, store, tokenizer
+from miniplm_jax.corpus.chunks import Document
 
 STAGE = "--stages=tokenize"
 # Cuts the text of `parts` into about a dozen parts.
@@ -82,12 +82,12 @@ def test_any_number_of_workers_and_beam_give_the_same(parts, tmp_path, how):
 
 
 def test_parts_of_a_file_have_all_its_documents_in_order(parts):
-  whole = readers.list_parts(
-    str(parts / "text.jsonl"), readers.Fields("text", "meta.set")
+  whole = sources.list_chunks(
+    str(parts / "text.jsonl"), sources.Fields("text", "meta.set")
   )
-  cut = readers.list_parts(
+  cut = sources.list_chunks(
     str(parts / "text.jsonl"),
-    readers.Fields("text", "meta.set"),
+    sources.Fields("text", "meta.set"),
     part_bytes=1000,
   )
   assert len(whole) == 1 and len(cut) > 50
@@ -273,10 +273,10 @@ def test_packed_rows_are_taken_as_they_are(parts, tmp_path):
   given = f"--config.corpus.tokenizer={parts / 'run/corpus/tokenizer'}"
   run(tmp_path, STAGE, given, source=source)
   found = opened(tmp_path)
-  globbed = readers.list_parts(f"{source}/data_*.bin", readers.Fields())
+  globbed = sources.list_chunks(f"{source}/data_*.bin", sources.Fields())
   assert [p.name for p in globbed] == ["data_0.bin", "data_1.bin"]
   (source / "README.md").write_text("The card of the data set.")
-  assert len(readers.list_parts(str(source), readers.Fields())) == 2
+  assert len(sources.list_chunks(str(source), sources.Fields())) == 2
   same = [r.ids.tolist() for r in found.read(range(len(found)))]
   assert same == [r.tolist() for n in range(2) for r in rows[n::2]]
   assert set(found.domains()) == {"packed"}
@@ -329,7 +329,7 @@ def test_folders_of_text_saved_datasets_and_splits(tmp_path):
   wanted = [Document(r["text"], r["domain"]) for r in records]
 
   def read(source, **options):
-    found = readers.list_parts(str(source), readers.Fields(), **options)
+    found = sources.list_chunks(str(source), sources.Fields(), **options)
     return [d for part in found for d in part.read()], len(found)
 
   # Plain text, domains by folder.
@@ -360,7 +360,7 @@ def test_folders_of_text_saved_datasets_and_splits(tmp_path):
   splits = datasets.DatasetDict({"train": rows, "test": rows.select([3])})
   splits.save_to_disk(tmp_path / "hf2")
   assert read(tmp_path / "hf2", split="test")[0] == wanted[3:4]
-  with pytest.raises(readers.UserError, match="train, test"):
+  with pytest.raises(sources.UserError, match="train, test"):
     read(tmp_path / "hf2", split="dev")
 
 
@@ -384,8 +384,8 @@ def test_a_dataset_of_tfds(tmp_path, kind):
     file_format=kind,
     disable_shuffling=True,
   )
-  fields = readers.Fields()
-  found = readers.list_parts(str(tmp_path / "mine/1.0.0"), fields)
+  fields = sources.Fields()
+  found = sources.list_chunks(str(tmp_path / "mine/1.0.0"), fields)
   documents = [d for part in found for d in part.read()]
   assert [(d.text, d.domain) for d in documents] == [
     (r["text"], r["domain"]) for r in records

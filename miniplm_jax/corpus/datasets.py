@@ -1,5 +1,6 @@
 """Documents from TensorFlow Datasets and Hugging Face datasets."""
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -14,17 +15,16 @@ from etils import epath
 from miniplm_jax.core import contents, files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import formats
-from miniplm_jax.corpus.readers import HF, TFDS
-from miniplm_jax.corpus.records import (
-  Broken,
+from miniplm_jax.corpus.chunks import (
+  Chunk,
   Document,
-  Fields,
-  Part,
+  NamedProbe,
   Probe,
   document,
-  pieces,
 )
+from miniplm_jax.corpus.formats import BrokenRecord, Fields
 
+TFDS, HF = "tfds:", "hf:"  # before a name
 _OPEN = 4  # data sets that stay open
 
 
@@ -58,31 +58,75 @@ def identity(source: str, split: str, at: str) -> str:
   return files.digest([source, split, at])
 
 
-def tfds_parts(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TfdsChunk(Chunk):
+  """A run of the shards of a split of TensorFlow Datasets."""
+
+  source: str  # tfds:NAME or a prepared folder
+  rows: str  # of the split, as tensorflow_datasets reads them
+  first: int  # of these rows
+  paths: tuple[str, ...]  # of the shards
+  fields: Fields
+
+  def read(self) -> Iterator[Document | BrokenRecord]:
+    """See `Chunk`."""
+    import tensorflow_datasets as tfds
+
+    source, builder = self.source, _prepared(self.source)
+    if builder.info.file_format.value == "array_record":
+      records = builder.as_data_source(split=self.rows)  # without TensorFlow
+    else:
+      # One file after the other: the order is that of the shards.
+      config = tfds.ReadConfig(
+        interleave_cycle_length=1, try_autocache=False, skip_prefetch=True
+      )
+      records = tfds.as_numpy(
+        builder.as_dataset(
+          split=self.rows, shuffle_files=False, read_config=config
+        )
+      )
+    row = self.first
+    with formats.parsing(
+      lambda: f"{source} after row {row}", "prepare it again"
+    ):
+      for row, record in enumerate(records, self.first):
+        where = f"{source} row {row}"
+        yield document(record, self.fields, builder.name, where)
+
+  def content(self) -> str:
+    """See `Chunk`."""
+    return contents.of(self.paths)
+
+
+def tfds_chunks(
   source: str, fields: Fields, split: str, part_bytes: int
-) -> list[Part]:
-  """Runs of a split's shards; source is tfds:NAME or a prepared folder."""
+) -> list[TfdsChunk]:
+  """Returns the chunks of a split of tfds:NAME or of a prepared folder."""
   builder = _prepared(source)
   info = builder.info.splits.get(split)
   if info is None:
     raise _no_split(source, split, list(builder.info.splits))
   lengths = info.shard_lengths
   each = info.num_bytes / max(info.num_examples, 1)
-  paths, first, found = sorted(map(str, info.filepaths)), 0, []
-  for start, end, n_bytes in pieces([n * each for n in lengths], part_bytes):
-    rows = sum(lengths[start:end])
-    read = f"{split}[{first}:{first + rows}]"
-    found.append(
-      Part(
-        name=f"{_short(source)} {read}",
-        read=functools.partial(_read_tfds, source, first, read, fields),
+  paths, first, chunks = sorted(map(str, info.filepaths)), 0, []
+  sizes = [n * each for n in lengths]
+  for start, end, n_bytes in formats.cuts(sizes, part_bytes):
+    n_rows = sum(lengths[start:end])
+    rows = f"{split}[{first}:{first + n_rows}]"
+    chunks.append(
+      TfdsChunk(
+        name=f"{_short(source)} {rows}",
         n_bytes=int(n_bytes),
-        fingerprint=Probe(paths[start:end]),
-        content=functools.partial(contents.of, paths[start:end]),
+        probe=Probe(paths[start:end]),
+        source=source,
+        rows=rows,
+        first=first,
+        paths=tuple(paths[start:end]),
+        fields=fields,
       )
     )
-    first += rows
-  return found
+    first += n_rows
+  return chunks
 
 
 def _state(source: str) -> list[tuple]:
@@ -121,72 +165,126 @@ def _prepare(source: str):
     _builder(source).download_and_prepare()
 
 
-def _read_tfds(
-  source: str, first: int, read: str, fields: Fields
-) -> Iterator[Document | Broken]:
-  import tensorflow_datasets as tfds
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HubChunk(Chunk):
+  """A file of a data set of the hub, or a run of its rows if it is kept here.
 
-  builder = _prepared(source)
-  if builder.info.file_format.value == "array_record":
-    records = builder.as_data_source(split=read)  # without TensorFlow
-  else:
-    # One file after the other: the order is that of the shards.
-    config = tfds.ReadConfig(
-      interleave_cycle_length=1, try_autocache=False, skip_prefetch=True
-    )
-    records = tfds.as_numpy(
-      builder.as_dataset(split=read, shuffle_files=False, read_config=config)
-    )
-  row = first
-  with formats.parsing(lambda: f"{source} after row {row}", "prepare it again"):
-    for row, record in enumerate(records, first):
-      yield document(record, fields, builder.name, f"{source} row {row}")
-
-
-def hf_parts(
-  source: str, fields: Fields, split: str, part_bytes: int, at: str = ""
-) -> list[Part]:
-  """Parts of hf:ORG/NAME[/CONFIG][@REVISION], at a commit, or a saved folder.
-
-  Of the hub the files of the split are streamed, a part each; offline, what
-  the library has kept is taken by runs of rows, as of a folder.
+  The fingerprint says its commit, and so its content.
   """
-  named, domain, at = source, _domain(source), at or commit(source)
-  if source.startswith(HF):
+
+  source: str  # hf:ORG/NAME, with the commit
+  split: str
+  start: int  # row or file
+  end: int
+  fields: Fields
+
+  def read(self) -> Iterator[Document | BrokenRecord]:
+    """See `Chunk`."""
+    rows = _dataset(self.source, self.split)
+    domain, row, of = _domain(self.source), self.start, ""
+    hint = "write it again"
+    if self.source.startswith(HF):
+      hint = "run it again: it goes on with what is missing"
+    # Of others not even what they hold need be decoded.
+    columns = self.fields.columns
+    columns = [name for name in rows.column_names or () if name in columns]
+    with formats.parsing(lambda: f"{self.source} after row {row}{of}", hint):
+      if columns:
+        rows = rows.select_columns(columns)
+      if hasattr(rows, "data"):
+        row_ids = range(self.start, min(self.end, len(rows)))
+        records = ((i, rows[i]) for i in row_ids)
+      else:
+        of = f" of file {self.start}"
+        shard = rows.shard(num_shards=rows.num_shards, index=self.start)
+        records = enumerate(shard)
+      for row, record in records:
+        where = f"{self.source} row {row}{of}"
+        yield document(record, self.fields, domain, where)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SavedChunk(HubChunk):
+  """A run of the rows of a folder that `datasets.save_to_disk` wrote."""
+
+  def content(self) -> str:
+    """See `Chunk`."""
+    import pyarrow as pa
+
+    rows = _dataset(self.source, self.split).with_format("arrow")
+    table = rows[self.start : min(self.end, len(rows))].combine_chunks()
+    sink = _Hashing()
+    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), table.schema) as writer:
+      writer.write_table(table)
+    return f"rows {sink.total.hexdigest()}"
+
+
+class _Hashing(io.RawIOBase):
+  """A file that nothing is kept of but its sha256."""
+
+  def __init__(self):
+    self.total = hashlib.sha256()
+
+  def writable(self) -> bool:
+    return True
+
+  def write(self, content) -> int:
+    self.total.update(content)
+    return len(content)
+
+
+def hf_chunks(
+  source: str, fields: Fields, split: str, part_bytes: int, at: str = ""
+) -> list[HubChunk]:
+  """Returns the chunks of a data set of the hub, or of a saved folder.
+
+  Of the hub the files of the split are streamed, a chunk each; offline, what
+  the library has kept is taken by runs of rows, as of a folder.
+
+  Args:
+    source: hf:ORG/NAME[/CONFIG][@REVISION], or a folder.
+    fields: of a record.
+    split: that is read.
+    part_bytes: about the size of a run of rows.
+    at: the commit of the hub; "" is today's.
+  """
+  named, at = source, at or commit(source)
+  is_of_hub = source.startswith(HF)
+  if is_of_hub:
     # Every process reads the same commit, whenever it begins.
     path, config, revision = _of_hub(source)
     source = HF + "/".join([path, *config])
     source += f"@{at or revision}" if at or revision else ""
   rows = _dataset(source, split)
-  if source.startswith(HF):
-    fingerprint = functools.partial(str, identity(named, split, at))
-    content = None
+  if is_of_hub:
+    kind, probe = HubChunk, NamedProbe(identity(named, split, at))
   else:
     paths = [file["filename"] for file in rows.cache_files]
-    fingerprint, content = Probe(paths, (domain,)), _saved_content
+    kind, probe = SavedChunk, Probe(paths, (_domain(source),))
   if hasattr(rows, "num_shards") and not hasattr(rows, "data"):
     n = rows.num_shards
     info = (rows.info.splits or {}).get(split)
     n_bytes = ((info and info.num_bytes) or 0) // max(n, 1)
     cuts = [(i, i + 1, n_bytes) for i in range(n)]
-    names = [f" file {i} of {n}" for i in range(n)]
+    ranges = [f" file {i} of {n}" for i in range(n)]
   else:
     each = max(rows.data.nbytes // max(len(rows), 1), 1)
     most = max(part_bytes // each, 1)
     starts = range(0, max(len(rows), 1), most)
     cuts = [(s, s + most, min(most, len(rows) - s) * each) for s in starts]
-    names = [f"[{start}:{end}]" for start, end, _ in cuts]
+    ranges = [f"[{start}:{end}]" for start, end, _ in cuts]
   return [
-    Part(
-      name=f"{_short(named)} {split}{name}",
-      read=functools.partial(_read_hf, source, split, start, end, fields),
+    kind(
+      name=f"{_short(named)} {split}{its_range}",
       n_bytes=n_bytes,
-      fingerprint=fingerprint,
-      content=functools.partial(content, source, split, start, end)
-      if content
-      else str,
+      probe=probe,
+      source=source,
+      split=split,
+      start=start,
+      end=end,
+      fields=fields,
     )
-    for name, (start, end, n_bytes) in zip(names, cuts)
+    for its_range, (start, end, n_bytes) in zip(ranges, cuts)
   ]
 
 
@@ -269,61 +367,12 @@ def _known_dataset(source: str, split: str, *unused_state) -> Any:
         streaming=not datasets.config.HF_HUB_OFFLINE,
       )
     # A format may be of some columns only.
-    found = datasets.load_from_disk(source).with_format(None)
-  if not isinstance(found, datasets.DatasetDict):
-    return found
-  if split not in found:
-    raise _no_split(source, split, list(found))
-  return found[split]
-
-
-def _read_hf(
-  source: str, split: str, start: int, end: int, fields: Fields
-) -> Iterator[Document | Broken]:
-  """The rows [start, end), or those of the files."""
-  rows, domain, row, of = _dataset(source, split), _domain(source), start, ""
-  hint = "write it again"
-  if source.startswith(HF):
-    hint = "run it again: it goes on with what is missing"
-  # Of others not even what they hold need be decoded.
-  names = [n for n in rows.column_names or () if n in formats.names(fields)]
-  with formats.parsing(lambda: f"{source} after row {row}{of}", hint):
-    if names:
-      rows = rows.select_columns(names)
-    if hasattr(rows, "data"):
-      records = ((i, rows[i]) for i in range(start, min(end, len(rows))))
-    else:
-      of = f" of file {start}"
-      shard = rows.shard(num_shards=rows.num_shards, index=start)
-      records = enumerate(shard)
-    for row, record in records:
-      yield document(record, fields, domain, f"{source} row {row}{of}")
-
-
-def _saved_content(source: str, split: str, start: int, end: int) -> str:
-  """A digest of the rows [start, end) of a saved folder."""
-  import pyarrow as pa
-
-  rows = _dataset(source, split).with_format("arrow")
-  table = rows[start : min(end, len(rows))].combine_chunks()
-  sink = _Hashing()
-  with pa.ipc.new_stream(pa.PythonFile(sink, "w"), table.schema) as writer:
-    writer.write_table(table)
-  return f"rows {sink.total.hexdigest()}"
-
-
-class _Hashing(io.RawIOBase):
-  """A file that nothing is kept of but its sha256."""
-
-  def __init__(self):
-    self.total = hashlib.sha256()
-
-  def writable(self) -> bool:
-    return True
-
-  def write(self, content) -> int:
-    self.total.update(content)
-    return len(content)
+    saved = datasets.load_from_disk(source).with_format(None)
+  if not isinstance(saved, datasets.DatasetDict):
+    return saved
+  if split not in saved:
+    raise _no_split(source, split, list(saved))
+  return saved[split]
 
 
 def _reading(source: str, hint: str):

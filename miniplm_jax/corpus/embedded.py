@@ -6,6 +6,7 @@ selection throws away.
 """
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -16,9 +17,9 @@ import sysconfig
 from collections.abc import Iterator
 
 from miniplm_jax.core import files
-from miniplm_jax.corpus.records import Document, Part
+from miniplm_jax.corpus.chunks import Chunk, Document, NamedProbe
 
-PARTS = 4
+CHUNKS = 4
 _NOISE_SHARE = 0.1  # of all words, planted in addition
 _LONGEST = 20_000  # characters; longer texts are cut into several documents
 _SOURCE_BYTES = 4_000_000  # of the standard library's 9 MB without docs
@@ -26,49 +27,55 @@ _SOURCE_BYTES = 4_000_000  # of the standard library's 9 MB without docs
 _SKIP = {"test", "tests", "site-packages", "idlelib", "lib2to3", "pydoc_data"}
 
 
-def list_parts() -> list[Part]:
-  """The parts of the embedded corpus.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddedChunk(Chunk):
+  """One of `CHUNKS` of the embedded corpus."""
 
-  Documents are spread over the parts, and ordered within them, by a hash of
-  their text: as in the Pile, neighbors have nothing to do with each other.
+  number: int
+
+  def read(self) -> Iterator[Document]:
+    """See `Chunk`."""
+    return (d for key, d in _documents() if key % CHUNKS == self.number)
+
+
+def list_chunks() -> list[EmbeddedChunk]:
+  """Returns the chunks of the embedded corpus.
+
+  Documents are spread over them, and ordered within them, by a hash of their
+  text: as in the Pile, neighbors have nothing to do with each other.
   """
+  probe = NamedProbe(_fingerprint())
   return [
-    Part(f"embedded-{i}", functools.partial(_read, i), 0, _fingerprint)
-    for i in range(PARTS)
+    EmbeddedChunk(name=f"embedded-{i}", n_bytes=0, probe=probe, number=i)
+    for i in range(CHUNKS)
   ]
-
-
-def _read(part: int) -> Iterator[Document]:
-  return (d for key, d in _documents() if key % PARTS == part)
 
 
 @functools.cache
 def _fingerprint() -> str:
   packages = [f"{d.name}=={d.version}" for d in _distributions()]
-  recipe = [PARTS, _NOISE_SHARE, _LONGEST, _SOURCE_BYTES]
+  recipe = [CHUNKS, _NOISE_SHARE, _LONGEST, _SOURCE_BYTES]
   return files.digest([platform.python_version(), packages, recipe])
 
 
 @functools.cache
 def _documents() -> list[tuple[int, Document]]:
-  seen, found = set(), []
+  """(key, document), by the key."""
+  documents: dict[int, Document] = {}
   for domain, texts in (
     ("source", _sources()),
     ("docstring", _docstrings()),
     ("topic", _topics()),
     ("readme", _readmes()),
-    ("licence", _licences()),
+    ("licence", _licenses()),
   ):
     for text in texts:
-      for piece in _pieces(text.strip()):
-        key = _key(piece)
-        if len(piece) < 40 or key in seen:  # no duplicates, no scraps
-          continue
-        seen.add(key)
-        found.append((key, Document(piece, domain)))
-  found.sort(key=lambda pair: pair[0])
-  found += [(_key(text), Document(text, "noise")) for text in _noise(found)]
-  return sorted(found, key=lambda pair: pair[0])
+      for passage in _passages(text.strip()):
+        if len(passage) >= 40:  # no scraps, and of duplicates the first
+          documents.setdefault(_key(passage), Document(passage, domain))
+  in_order = sorted(documents.items(), key=lambda pair: pair[0])
+  noise = [(_key(text), Document(text, "noise")) for text in _noise(in_order)]
+  return sorted(in_order + noise, key=lambda pair: pair[0])
 
 
 def _noise(documents: list[tuple[int, Document]]) -> Iterator[str]:
@@ -83,15 +90,15 @@ def _key(text: str) -> int:
   return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _passages(text: str) -> Iterator[str]:
   """Cuts a long text at empty lines."""
-  piece = ""
+  passage = ""
   for paragraph in text.split("\n\n"):
-    if piece and len(piece) + len(paragraph) > _LONGEST:
-      yield piece
-      piece = ""
-    piece = f"{piece}\n\n{paragraph}" if piece else paragraph
-  yield piece
+    if passage and len(passage) + len(paragraph) > _LONGEST:
+      yield passage
+      passage = ""
+    passage = f"{passage}\n\n{paragraph}" if passage else paragraph
+  yield passage
 
 
 @functools.cache
@@ -99,7 +106,7 @@ def _library() -> list[tuple[str, str]]:
   """(source without documentation strings, those strings) by module."""
   root = pathlib.Path(sysconfig.get_path("stdlib"))
   kinds = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
-  found = []
+  modules = []
   for path in sorted(root.rglob("*.py")):
     if set(path.relative_to(root).parts[:-1]) & _SKIP:
       continue
@@ -117,8 +124,8 @@ def _library() -> list[tuple[str, str]]:
         )
         name = "" if isinstance(node, ast.Module) else f"{node.name}\n"
         strings.append(name + string)
-    found.append(("\n".join(lines), "\n\n".join(strings)))
-  return found
+    modules.append(("\n".join(lines), "\n\n".join(strings)))
+  return modules
 
 
 def _sources() -> Iterator[str]:
@@ -145,21 +152,21 @@ def _distributions() -> list[importlib.metadata.Distribution]:
   """The packages that ours needs, without extras: the same everywhere."""
   from packaging.requirements import Requirement
 
-  found, pending = {}, ["miniplm-jax"]
-  while pending:
-    name = pending.pop().lower().replace("_", "-")
-    if name in found:
+  known, missing = {}, ["miniplm-jax"]
+  while missing:
+    name = missing.pop().lower().replace("_", "-")
+    if name in known:
       continue
     try:
-      found[name] = importlib.metadata.distribution(name)
+      known[name] = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
       continue  # a requirement of another platform
-    for text in found[name].requires or ():
+    for text in known[name].requires or ():
       need = Requirement(text)
       if need.marker is None or need.marker.evaluate({"extra": ""}):
-        pending.append(need.name)
-  found.pop("miniplm-jax", None)
-  return [found[name] for name in sorted(found)]
+        missing.append(need.name)
+  known.pop("miniplm-jax", None)
+  return [known[name] for name in sorted(known)]
 
 
 def _readmes() -> Iterator[str]:
@@ -168,7 +175,7 @@ def _readmes() -> Iterator[str]:
     yield metadata.get_payload() or metadata.get("Description") or ""
 
 
-def _licences() -> Iterator[str]:
+def _licenses() -> Iterator[str]:
   for distribution in _distributions():
     for file in sorted(distribution.files or (), key=str):
       if any(k in file.name.upper() for k in ("LICEN", "COPYING", "NOTICE")):

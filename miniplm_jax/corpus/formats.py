@@ -1,34 +1,84 @@
-"""The records of one file: JSON by lines or an array, Parquet, plain text."""
+"""The records of one file as Python objects: JSON by lines, arrays, Parquet."""
 
 import bz2
 import codecs
 import contextlib
+import dataclasses
 import functools
 import gzip
 import io
+import itertools
 import json
 import lzma
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from miniplm_jax.core import contents, errors, gs
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus.records import (
-  Broken,
-  Document,
-  Fields,
-  document,
-  pieces,
-  prefixes,
-)
 
-_CHUNK = 1 << 20  # bytes of an array that are read at a time
+_READ_BYTES = 1 << 20  # of an array that are read at a time
 _ROWS = 64  # of Parquet that are Python objects at a time
 _REWRITE = "write it again"
 _SKIPPED = re.compile(r"[\s,]*")  # between the elements of an array
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  """Where a record has its text and its domain: dotted paths.
+
+  A document without a domain, or every one if `domain` is "", has that of its
+  folder or file.
+  """
+
+  text: str = "text"
+  domain: str = "domain"
+
+  @property
+  def columns(self) -> set[str]:
+    """Names of columns that a text or a domain may stand in."""
+    dotted = self.text, self.domain
+    return {name for d in dotted if d for name in (d, *prefixes(d))}
+
+
+def prefixes(dotted: str) -> list[str]:
+  """Returns a and a.b of a.b.c."""
+  return list(itertools.accumulate(dotted.split(".")[:-1], "{}.{}".format))
+
+
+@dataclasses.dataclass(frozen=True)
+class BrokenRecord:
+  """A record that cannot be used; the fields are those of a `UserError`."""
+
+  what: str
+  where: str
+  hint: str
+
+  def to_json(self) -> dict[str, str]:
+    """Returns it as shards and samples on disk have it."""
+    return {"what": self.what, "where": self.where, "todo": self.hint}
+
+  @classmethod
+  def from_json(cls, body: Mapping[str, str]) -> "BrokenRecord":
+    """Reads what `to_json` returned."""
+    return cls(body["what"], body["where"], body["todo"])
+
+
+# A record, and where it stands.
+Placed = tuple[str, Any | BrokenRecord]
+
+
+def cuts(sizes: Sequence[int], least: int) -> list[tuple[int, int, int]]:
+  """Returns (first, end, size) of runs of at least that size, but the last."""
+  runs, start, total = [], 0, 0
+  for i, size in enumerate(sizes):
+    total += size
+    if total >= least or i == len(sizes) - 1:
+      runs.append((start, i + 1, total))
+      start, total = i + 1, 0
+  return runs
 
 
 @contextlib.contextmanager
@@ -81,11 +131,13 @@ class _Streams(io.RawIOBase):
       if self._stream.eof:
         packed = self._stream.unused_data.lstrip(b"\0")
         while not packed:
-          if not (chunk := self._raw.read(_CHUNK)):
+          if not (more := self._raw.read(_READ_BYTES)):
             return 0
-          packed = chunk.lstrip(b"\0")
+          packed = more.lstrip(b"\0")
         self._stream = self._new()
-      elif self._stream.needs_input and not (packed := self._raw.read(_CHUNK)):
+      elif self._stream.needs_input and not (
+        packed := self._raw.read(_READ_BYTES)
+      ):
         raise EOFError("it is cut off")
       data = self._stream.decompress(packed, len(buffer))
     buffer[: len(data)] = data
@@ -123,27 +175,26 @@ def _is_array(path: epath.Path) -> bool:
   return start.lstrip().startswith(b"[")
 
 
-def json_cuts(path: epath.Path, part_bytes: int) -> list[tuple[int, int]]:
-  """(start, end) of runs of bytes; what is no file of lines is one."""
+def json_cuts(path: epath.Path, part_bytes: int) -> list[tuple[int, int, int]]:
+  """Returns (start, end, size) of runs of bytes.
+
+  What is no file of lines is one run.
+  """
   size = path.stat().length
   is_cut = path.suffix.lower() not in PACKED and size > part_bytes
   if is_cut and not _is_array(path):
-    starts = range(0, size, part_bytes)
-    return [(s, min(s + part_bytes, size)) for s in starts]
-  return [(0, size)]
+    bounds = itertools.pairwise([*range(0, size, part_bytes), size])
+    return [(start, end, end - start) for start, end in bounds]
+  return [(0, size, size)]
 
 
-def read_json(
-  path: epath.Path, start: int, end: int, fields: Fields, domain: str
-) -> Iterator[Document | Broken]:
-  """The lines that begin in [start, end) of a file, or its array's elements.
+def read_json(path: epath.Path, start: int, end: int) -> Iterator[Placed]:
+  """Yields the lines that begin in [start, end), or an array's elements.
 
   Args:
-    path: of the file.
+    path: the file.
     start: byte; 0 for a packed file.
     end: byte after the last one; a packed file is read to its end.
-    fields: of a record.
-    domain: of a record that has none.
 
   Raises:
     UserError: the file cannot be read, or an array is no JSON.
@@ -157,8 +208,7 @@ def read_json(
     if not start and _is_array(path):
       unit = "element"
       for number, record in enumerate(_elements(stream), 1):
-        where = f"{path} element {number}"
-        yield document(record, fields, domain, where)
+        yield f"{path} element {number}", record
       return
     if path.suffix.lower() in PACKED:
       end = float("inf")
@@ -172,13 +222,11 @@ def read_json(
       number += 1
       if record.strip():
         where = f"{path} line {number}{after}"
-        yield _parse(record, fields, domain, where)
+        yield where, _parse(record, where)
 
 
-def json_content(
-  path: epath.Path, start: int, end: int, unused_fields: Fields
-) -> str:
-  """A digest of the bytes that `read_json` reads."""
+def json_content(path: epath.Path, start: int, end: int) -> str:
+  """Returns a digest of the bytes that `read_json` reads."""
   if path.suffix.lower() in PACKED or not gs.is_local(path):
     return contents.of([path])
   with path.open("rb") as f:
@@ -187,13 +235,12 @@ def json_content(
     return contents.of([path], ((max(start - 1, 0), f.tell()),))
 
 
-def _parse(line: bytes, fields, domain, where) -> Document | Broken:
+def _parse(line: bytes, where: str) -> Any | BrokenRecord:
   try:
-    record = json.loads(line)
+    return json.loads(line)
   except (ValueError, RecursionError) as e:
     what = f"this line cannot be read as JSON ({e})"
-    return Broken(what, where, "mend or remove the line")
-  return document(record, fields, domain, where)
+    return BrokenRecord(what, where, "mend or remove the line")
 
 
 def _elements(stream: io.BufferedReader) -> Iterator[Any]:
@@ -221,8 +268,8 @@ def _elements(stream: io.BufferedReader) -> Iterator[Any]:
     if is_all:
       raise ValueError("this JSON array has no end")
     # As much again as there is: an element is scanned from its start.
-    chunk = stream.read(max(_CHUNK, len(text) - at))
-    text, at, is_all = text[at:] + decode(chunk, not chunk), 0, not chunk
+    more = stream.read(max(_READ_BYTES, len(text) - at))
+    text, at, is_all = text[at:] + decode(more, not more), 0, not more
   if (text[at + 1 :] + decode(stream.read(), True)).strip():
     raise ValueError("there is something after the end of the JSON array")
 
@@ -230,23 +277,29 @@ def _elements(stream: io.BufferedReader) -> Iterator[Any]:
 def parquet_cuts(
   path: epath.Path, part_bytes: int
 ) -> list[tuple[int, int, int]]:
-  """(first group, end, bytes) of pieces of a Parquet file."""
+  """Returns (first row group, end, size) of runs of a Parquet file."""
   import pyarrow.parquet as pq
 
   with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:
-    found = pq.ParquetFile(f).metadata
-    sizes = [
-      found.row_group(i).total_byte_size for i in range(found.num_row_groups)
-    ]
-  return pieces(sizes, part_bytes) or [(0, 0, 0)]
+    facts = pq.ParquetFile(f).metadata
+    groups = map(facts.row_group, range(facts.num_row_groups))
+    sizes = [group.total_byte_size for group in groups]
+  return cuts(sizes, part_bytes) or [(0, 0, 0)]
 
 
 def read_parquet(
-  path: epath.Path, start: int, end: int, fields: Fields, domain: str
-) -> Iterator[Document | Broken]:
-  """The rows of the row groups start … end − 1 of a file.
+  path: epath.Path, start: int, end: int, fields: Fields
+) -> Iterator[Placed]:
+  """Yields the rows of the row groups start … end − 1.
 
-  Args and errors as of `read_json`.
+  Args:
+    path: the file.
+    start: row group.
+    end: row group after the last one.
+    fields: which columns are read.
+
+  Raises:
+    UserError: the file cannot be read.
   """
   import pyarrow.parquet as pq
 
@@ -257,7 +310,7 @@ def read_parquet(
   ):
     # With a buffer, a group of rows is not read whole.
     file = pq.ParquetFile(
-      f, buffer_size=_CHUNK, page_checksum_verification=True
+      f, buffer_size=_READ_BYTES, page_checksum_verification=True
     )
     row = sum(file.metadata.row_group(i).num_rows for i in range(start))
     leaves = map(file.schema.column, range(len(file.schema)))
@@ -268,25 +321,24 @@ def read_parquet(
         where = f"{path} row {row}"
         if isinstance(record, Exception):
           what = f"a cell of this row cannot be decoded ({record})"
-          yield Broken(what, where, "mend the record")
-        else:
-          yield document(record, fields, domain, where)
+          record = BrokenRecord(what, where, "mend the record")
+        yield where, record
         row += 1
 
 
 def parquet_content(
   path: epath.Path, start: int, end: int, fields: Fields
 ) -> str:
-  """A digest of the bytes that `read_parquet` reads."""
+  """Returns a digest of the bytes that `read_parquet` reads."""
   import pyarrow.parquet as pq
 
   if not gs.is_local(path):
     return contents.of([path])
   with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:
-    found = pq.ParquetFile(f).metadata
-  size, heads = path.stat().length, tuple(f"{n}." for n in names(fields))
-  ranges = [(max(size - found.serialized_size - 8, 0), size)]  # what says where
-  for group in map(found.row_group, range(start, end)):
+    facts = pq.ParquetFile(f).metadata
+  size, heads = path.stat().length, tuple(f"{n}." for n in fields.columns)
+  ranges = [(max(size - facts.serialized_size - 8, 0), size)]  # what says where
+  for group in map(facts.row_group, range(start, end)):
     for column in map(group.column, range(group.num_columns)):
       if f"{column.path_in_schema}.".startswith(heads):
         offsets = column.dictionary_page_offset, column.data_page_offset
@@ -295,25 +347,19 @@ def parquet_content(
   return contents.of([path], tuple(ranges))
 
 
-def names(fields: Fields) -> set[str]:
-  """Columns that a text or a domain may stand in."""
-  dotted = fields.text, fields.domain
-  return {name for d in dotted if d for name in (d, *prefixes(d))}
-
-
 def _leaves(paths: Sequence[str], fields: Fields) -> list[str]:
   """The columns, also in columns, that a text or a domain may stand in.
 
   Those whose names begin as the field's does for longest: what a map or a
   string of JSON holds has no column of its own.
   """
-  found = []
+  leaves = []
   for dotted in filter(None, (fields.text, fields.domain)):
     for name in (dotted, *reversed(prefixes(dotted))):
-      if there := [p for p in paths if f"{p}.".startswith(f"{name}.")]:
-        found += there
+      if below := [p for p in paths if f"{p}.".startswith(f"{name}.")]:
+        leaves += below
         break
-  return found
+  return leaves
 
 
 def _rows(batch) -> list[Any]:
@@ -324,14 +370,3 @@ def _rows(batch) -> list[Any]:
     if len(batch) == 1:
       return [e]
     return [row for i in range(len(batch)) for row in _rows(batch.slice(i, 1))]
-
-
-def read_texts(
-  texts: Sequence[epath.Path], domains: Sequence[str]
-) -> Iterator[Document | Broken]:
-  """One document a file, each with its domain."""
-  for file, domain in zip(texts, domains):
-    try:
-      yield Document(file.read_bytes().decode("utf-8-sig"), domain)
-    except UnicodeDecodeError as e:
-      yield Broken(f"this text is not UTF-8 ({e})", str(file), "convert it")

@@ -1,4 +1,4 @@
-"""One part of a source → one shard of the corpus: a pure function of both.
+"""One chunk of a source → one shard of the corpus: a pure function of it.
 
 So it does not matter which process makes a shard, when, or how often.
 """
@@ -15,8 +15,13 @@ from etils import epath
 from miniplm_jax.core import contents, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import columns, store, tokenizer
+from miniplm_jax.corpus.chunks import (
+  BrokenRecord,
+  Chunk,
+  Document,
+  PackedIds,
+)
 from miniplm_jax.corpus.pack import Packer, Row, SentenceEnds
-from miniplm_jax.corpus.records import Broken, Document, Packed, Part
 
 _BATCH = 256  # documents that are encoded at a time
 _BATCH_BYTES = 1 << 24  # fewer, if they are long
@@ -25,32 +30,22 @@ _SAMPLE = 20  # broken records of a shard that are kept to be looked at
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """What a shard depends on beside its part; can be pickled.
+  """What a shard depends on beside its chunk; can be pickled."""
 
-  Attributes:
-    directory: of the corpus, which has the tokenizer.
-    eos_token: the tokenizer's end of document.
-    bos_token: what texts follow in rows; "" is nothing.
-    text_field: where records have their text.
-    domain_field: and their domain.
-    max_length: inputs of a row.
-    seed: of the splits.
-    shares: (split, share) of all but "train".
-    max_broken: broken records that are put up with.
-  """
-
-  directory: str
+  directory: str  # of the corpus, which has the tokenizer
   eos_token: str
-  max_length: int
-  seed: int
-  shares: tuple[tuple[str, float], ...]
-  max_broken: int
-  bos_token: str = ""
+  max_length: int  # inputs of a row
+  seed: int  # of the splits
+  shares: tuple[tuple[str, float], ...]  # (split, share) of all but "train"
+  max_broken: int  # broken records that are put up with
+  bos_token: str = ""  # what texts follow in rows; "" is nothing
+  # Where records have their text and their domain: of no effect here, but a
+  # shard says of which fields it is.
   text_field: str = ""
   domain_field: str = ""
 
   def made_by(self, encoder: tokenizer.Tokenizer) -> dict[str, Any]:
-    """What a shard says of what its rows depend on beside its part."""
+    """Returns what a shard says of what its rows depend on beside its chunk."""
     settings = dataclasses.asdict(self) | {"shares": dict(self.shares)}
     del settings["directory"], settings["max_broken"]
     return manifest.made_by(settings, {}, tokenizer=encoder.fingerprint)
@@ -72,22 +67,22 @@ class Maker:
     self._encoder = tokenizer.load(folder, recipe.eos_token, recipe.bos_token)
     self._ends = SentenceEnds(self._encoder)
 
-  def make(self, number: int, parts: int, part: Part) -> Mapping[str, int]:
-    """Writes shard `number` of `parts`; returns its counts.
+  def make(self, number: int, shards: int, chunk: Chunk) -> Mapping[str, int]:
+    """Writes shard `number` of `shards`; returns its counts.
 
     Raises:
       UserError: there are more broken records than are put up with.
     """
     counts, noted = collections.Counter(), {}
     details = {
-      "name": part.name,
-      "fingerprint": part.fingerprint(),
+      "name": chunk.name,
+      "fingerprint": chunk.probe.fingerprint,
       "broken": [],
       "highest_id": 0,
       columns.MADE_BY: self._recipe.made_by(self._encoder),
     }
-    records = self._good(part.noted(noted), counts, details["broken"])
-    names = store.shard_names(number, parts)
+    records = self._good(chunk.noted(noted), counts, details["broken"])
+    names = store.shard_names(number, shards)
 
     def noting():
       yield from self._instances(number, records, counts, details)
@@ -98,7 +93,7 @@ class Maker:
     # Beside it, as a disk and gs:// say it in different ways: shards are equal.
     # It names its rows: after a kill in between, another shard's may be there.
     if content := noted.get("content"):
-      note = content_note(self._directory, number, parts)
+      note = content_note(self._directory, number, shards)
       rows = columns.facts(self._directory / names[1])[store.FILE]["sha256"]
       lines = content, noted["identity"], rows
       files.write_bytes(note, "\n".join(lines).encode())
@@ -107,42 +102,43 @@ class Maker:
   def _good(self, records, counts, sample):
     """(ordinal, record) of those that can be used; counts the others."""
     for i, record in enumerate(records):
-      if isinstance(record, Packed):
+      if isinstance(record, PackedIds):
         record = self._checked(record, i)
       counts["documents"] += 1
-      if not isinstance(record, Broken):
+      if not isinstance(record, BrokenRecord):
         if isinstance(record, Document) and record.lacks_domain:
           counts["lacking a domain"] += 1
         yield i, record
         continue
       counts["broken"] += 1
       if len(sample) < _SAMPLE:
-        sample.append(dataclasses.asdict(record))
+        sample.append(record.to_json())
       if counts["broken"] > self._recipe.max_broken:
         write_sample(self._directory, sample)
       refuse_broken(counts["broken"], self._recipe.max_broken, record)
 
-  def _checked(self, row: Packed, number: int) -> Packed | Broken:
+  def _checked(self, row: PackedIds, number: int) -> PackedIds | BrokenRecord:
     """Ids from elsewhere, if they can be a row of this corpus, or of one."""
     n, most = len(row.ids), self._recipe.max_length + 1
     where = f"{row.domain} row {number}"
     if not n and not row.is_row:
       return row
     if row.is_row and not 2 <= n <= most:
+      what = f"a row of {n} ids where 2 to {most} fit"
       hint = "set --config.corpus.max_length to its longest row less 1"
-      return Broken(f"a row of {n} ids where 2 to {most} fit", where, hint)
+      return BrokenRecord(what, where, hint)
     low, high = int(row.ids.min()), int(row.ids.max())
     if low < 0 or high >= self._encoder.vocab_size:
+      what = f"ids {low} to {high} of {self._encoder.vocab_size}"
       hint = "name the tokenizer that it was made with"
-      size = self._encoder.vocab_size
-      return Broken(f"ids {low} to {high} of {size}", where, hint)
+      return BrokenRecord(what, where, hint)
     if row.is_row and np.all(row.ids[:-1] == self._encoder.eos_id):
-      return Broken("a row with nothing to score", where, "leave it out")
+      return BrokenRecord("a row with nothing to score", where, "leave it out")
     bos_id = self._encoder.bos_id
     if row.is_row and bos_id is not None and row.ids[0] != bos_id:
       what = f"a row that does not begin with {self._encoder.bos_token}"
       hint = "set --config.corpus.bos_token= if its rows have none"
-      return Broken(what, where, hint)
+      return BrokenRecord(what, where, hint)
     return row
 
   def _instances(self, number: int, records, counts, details):
@@ -172,7 +168,7 @@ class Maker:
     for batch in _batches(records):
       for i, record, ids in self._encoded(batch, counts):
         domain = record.domain
-        if isinstance(record, Packed) and record.is_row:
+        if isinstance(record, PackedIds) and record.is_row:
           yield domain, Row(ids, (i,), 0)
           continue
         if domain not in packers:
@@ -193,11 +189,11 @@ class Maker:
     """(ordinal, record, ids) of those that have text; counts what it loses."""
     documents = [(i, d) for i, d in batch if isinstance(d, Document) and d.text]
     texts = [d.text for _, d in documents]
-    found = self._encoder.encode(texts)
-    counts.update(self._encoder.lost(texts, found))
-    done = [(i, d, ids) for (i, d), ids in zip(documents, found) if len(ids)]
+    encoded = self._encoder.encode(texts)
+    counts.update(self._encoder.lost(texts, encoded))
+    kept = [(i, d, ids) for (i, d), ids in zip(documents, encoded) if len(ids)]
     for i, packed in batch:
-      if isinstance(packed, Packed):
+      if isinstance(packed, PackedIds):
         ids = packed.ids
         if not packed.is_row:  # the packer adds them
           before = np.concatenate([[self._encoder.eos_id], ids[:-1]])
@@ -206,9 +202,9 @@ class Maker:
           if ids[-1:].tolist() == [self._encoder.eos_id]:
             ids = ids[:-1]
         if len(ids):
-          done.append((i, packed, ids))
-    self._on_text(sum(_size(d) for _, d, _ in done))
-    return done
+          kept.append((i, packed, ids))
+    self._on_text(sum(_size(d) for _, d, _ in kept))
+    return kept
 
 
 def _batches(records):
@@ -224,9 +220,9 @@ def _batches(records):
     yield batch
 
 
-def _size(record: Document | Packed) -> int:
+def _size(record: Document | PackedIds) -> int:
   """Bytes of input, about; exact for ASCII."""
-  if isinstance(record, Packed):
+  if isinstance(record, PackedIds):
     return record.ids.nbytes
   return len(record.text)
 
@@ -241,7 +237,7 @@ def write_sample(
   return path
 
 
-def refuse_broken(count: int, most: int, record: Broken):
+def refuse_broken(count: int, most: int, record: BrokenRecord):
   """Raises UserError if there are more than `most` broken records."""
   if count > most:
     hint = f"{record.hint}, or let some pass with --config.run.max_broken=N"
@@ -253,47 +249,47 @@ def refuse_broken(count: int, most: int, record: Broken):
     )
 
 
-def content_note(directory: epath.Path, number: int, parts: int) -> epath.Path:
-  """The file that says which content a shard was made from."""
-  index = store.shard_names(number, parts)[1]
+def content_note(directory: epath.Path, number: int, shards: int) -> epath.Path:
+  """Returns the file that says which content a shard was made from."""
+  index = store.shard_names(number, shards)[1]
   return (directory / index.replace("index", "source")).with_suffix(".txt")
 
 
 def is_made(
   directory: epath.Path,
   number: int,
-  parts: Sequence[Part],
+  chunks: Sequence[Chunk],
   seen: Mapping[str, str],
   made_by: Mapping[str, Any] | None,
 ) -> bool:
-  """Whether a shard is there and was made from this part.
+  """Returns whether a shard is there and was made from its chunk.
 
   Args:
     directory: of the corpus.
-    number: of the part.
-    parts: all of them.
-    seen: by the parts' names, their identities when the shards were known to
+    number: of the chunk and its shard.
+    chunks: all of them.
+    seen: by the chunks' names, their identities when the shards were known to
       be of their content: what has another one is read, to compare it.
     made_by: what makes it now, see `store.has`.
   """
-  # Here, also if nothing is there: parts of one file share it, and it goes
+  # Here, also if nothing is there: chunks of one file share it, and it goes
   # with them to the processes that make their shards.
-  part, wanted = parts[number], parts[number].fingerprint()
-  names = store.shard_names(number, len(parts))
+  chunk, now = chunks[number], chunks[number].probe.fingerprint
+  names = store.shard_names(number, len(chunks))
   if not store.has(directory, names, made_by):
     return False
   facts = columns.facts(directory / names[1])
-  made = facts["details"]
-  if made["name"] not in (part.name, part.short_name):
+  details = facts["details"]
+  if details["name"] not in (chunk.name, chunk.short_name):
     return False
-  if made["fingerprint"] != wanted:
+  if details["fingerprint"] != now:
     return False
-  note, is_noted = content_note(directory, number, len(parts)), "is_noted"
+  note, is_noted = content_note(directory, number, len(chunks)), "is_noted"
   if not note.exists():  # earlier versions noted no content
-    return is_noted not in made
+    return is_noted not in details
   content, identity, *rows = note.read_text().split("\n")
-  if is_noted in made and rows != [facts[store.FILE]["sha256"]]:
+  if is_noted in details and rows != [facts[store.FILE]["sha256"]]:
     return False
-  if part.identity in (identity, seen.get(part.name)):
+  if chunk.probe.identity in (identity, seen.get(chunk.name)):
     return True
-  return contents.may_be(content, part.content())
+  return contents.may_be(content, chunk.content())

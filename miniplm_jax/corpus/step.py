@@ -8,21 +8,23 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.progress import Progress, say
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus.source import TRAIN, Source
+from miniplm_jax.corpus.chunks import BrokenRecord, Document, PackedIds
+from miniplm_jax.corpus.sources import CorpusSource
 
 STAGE = "tokenize"
+TRAIN = "train"  # a corpus.tokenizer
 # Told apart by what they hold, in `inputs`: a folder may be moved.
 _BY_CONTENT = ("source", "tokenizer")
 _MANY_DOMAINS = 1000
 _UNNAMED = ("", "auto")  # a corpus.bos_token
-_CODE = ("corpus/shard.py", "corpus/readers.py")  # makes a shard
+_CODE = ("corpus/shard.py", "corpus/sources.py")  # makes a shard
 
 
 def steps(config, workdir: Workdir) -> list[Step]:
   """One step: the whole corpus."""
   c = config.corpus
   directory = workdir.corpus
-  source = Source(c, directory)
+  source = CorpusSource(c, directory)
   shares = ", ".join(f"{s} {share:.3g}" for s, share in _shares(c) if share)
   return [
     Step(
@@ -103,14 +105,14 @@ def _tokenizer_input(c) -> Input:
   return _given(c)
 
 
-def _run(config, source: Source):
+def _run(config, source: CorpusSource):
   from miniplm_jax.corpus import shard, store
 
-  c, parts, directory = config.corpus, source.begin(), source.directory
+  c, chunks, directory = config.corpus, source.begin(), source.directory
   # A tokenizer that was trained here took a pass over all of the text.
   is_costly = c.tokenizer == TRAIN
   try:
-    encoder = _tokenizer(source, parts)
+    encoder = _tokenizer(source, chunks)
     recipe = shard.Recipe(
       directory=str(directory),
       eos_token=c.eos_token,
@@ -123,11 +125,11 @@ def _run(config, source: Source):
       domain_field=c.domain_field,
     )
     made_by = recipe.made_by(encoder)
-    _fill(config, parts, source, recipe, made_by)
-    source.refuse_changes(parts)
-    source.note(parts)
+    _fill(config, chunks, source, recipe, made_by)
+    source.refuse_changes(chunks)
+    source.note(chunks)
     is_costly = False  # what is refused of all shards will be so again
-    return _merge(config, parts, directory, encoder, made_by)
+    return _merge(config, chunks, directory, encoder, made_by)
   except UserError:
     if is_costly and (directory / "tokenizer/tokenizer.json").exists():
       raise
@@ -141,17 +143,17 @@ def _run(config, source: Source):
     raise
 
 
-def _fill(config, parts, source, recipe, made_by):
+def _fill(config, chunks, source, recipe, made_by):
   """Makes all shards that are not there."""
   from miniplm_jax.corpus import losses, store, workers
 
   c, run, directory = config.corpus, config.run, source.directory
-  stale = source.stale(parts, made_by)
-  tasks = [(i, len(parts), parts[i]) for i in stale]
-  source.note([part for i, part in enumerate(parts) if i not in set(stale)])
-  if len(tasks) < len(parts):
-    say(STAGE, f"{len(parts) - len(tasks)} of {len(parts)} shards are there")
-  n, lost = len(parts), {p.name for p in directory.glob("index-*.parquet")}
+  stale = source.stale(chunks, made_by)
+  tasks = [(i, len(chunks), chunks[i]) for i in stale]
+  source.note([chunk for i, chunk in enumerate(chunks) if i not in set(stale)])
+  if len(tasks) < len(chunks):
+    say(STAGE, f"{len(chunks) - len(tasks)} of {len(chunks)} shards are there")
+  n, lost = len(chunks), {p.name for p in directory.glob("index-*.parquet")}
   lost -= {store.shard_names(i, n)[1] for i in {*range(n)} - {*stale}}
   if lost:
     why = f"not whole, or not of what the source is now: {min(lost)}"
@@ -160,40 +162,39 @@ def _fill(config, parts, source, recipe, made_by):
     say(STAGE, f"{len(tasks)} shards with Beam, {run.beam}")
     workers.make_with_beam(recipe, tasks, run.beam)
     return
-  counts, whole = collections.Counter(), sum(part.n_bytes for part in parts)
+  counts, whole = collections.Counter(), sum(chunk.n_bytes for chunk in chunks)
 
-  def on_shard(part, of_shard):
-    counts.update(of_shard, read=part.n_bytes)
+  def on_shard(chunk, of_shard):
+    counts.update(of_shard, read=chunk.n_bytes)
     left = whole - counts["read"]
     losses.refuse_early(counts, counts["read"], left, _where(c))
 
-  total = sum(part.n_bytes for _, _, part in tasks) or None
+  total = sum(chunk.n_bytes for _, _, chunk in tasks) or None
   every = run.log_every_seconds
   with Progress(STAGE, total, "bytes", every=every) as progress:
     n = run.tokenize_workers
     workers.make_here(recipe, tasks, n, progress.update, on_shard)
 
 
-def _merge(config, parts, directory, encoder, made_by):
+def _merge(config, chunks, directory, encoder, made_by):
   """The fields of the manifest, when every shard is there."""
   from miniplm_jax.corpus import columns, losses, shard, store
-  from miniplm_jax.corpus.records import Broken
 
   c = config.corpus
-  commit = Source(c, directory).commit
-  counts, described = store.merge(directory, len(parts), made_by)
-  indices = [store.shard_names(i, len(parts))[1] for i in range(len(parts))]
+  commit = CorpusSource(c, directory).commit
+  counts, described = store.merge(directory, len(chunks), made_by)
+  indices = [store.shard_names(i, len(chunks))[1] for i in range(len(chunks))]
   made = [columns.facts(directory / name)["details"] for name in indices]
   broken = [record for of_shard in made for record in of_shard["broken"]]
   if broken:
     path = shard.write_sample(directory, broken)
     shard.refuse_broken(
-      counts["broken"], config.run.max_broken, Broken(**broken[0])
+      counts["broken"], config.run.max_broken, BrokenRecord.from_json(broken[0])
     )
     say(STAGE, f"{counts['broken']} broken records left out, see {path}")
   if not counts.get("rows"):
     raise UserError(
-      f"no document with text in {len(parts)} files",
+      f"no document with text in {len(chunks)} files",
       f"config.corpus.source={c.source}",
       "give a corpus that has some text",
     )
@@ -213,10 +214,10 @@ def _merge(config, parts, directory, encoder, made_by):
       f"field {c.domain_field!r}: they have their folder's or file's",
     )
   _tell_domains(directory, indices)
-  n = len(parts)
+  n = len(chunks)
   notes = {shard.content_note(directory, i, n).name for i in range(n)}
   for path in directory.iterdir():
-    # Of a source that had another number of parts; all of this one stand.
+    # Of a source that had another number of chunks; all of this one stand.
     is_of_a_shard = path.suffix in (".array_record", ".parquet", ".txt")
     if is_of_a_shard and path.name not in described.keys() | notes:
       path.unlink()
@@ -235,7 +236,7 @@ def _merge(config, parts, directory, encoder, made_by):
       "source": c.source,
       "tokenizer": c.tokenizer,
       "share_of_bytes_lost": lost,
-      "parts": [part.name for part in parts],
+      "parts": [chunk.name for chunk in chunks],
     }
     | ({"source_commit": commit} if commit else {}),
   }
@@ -263,13 +264,13 @@ def _tell_domains(directory, indices):
     )
 
 
-def _tokenizer(source, parts):
+def _tokenizer(source, chunks):
   from miniplm_jax.corpus import tokenizer
 
   c, directory = source.c, source.directory / "tokenizer"
   if c.tokenizer == TRAIN and not (directory / "tokenizer.json").exists():
     say(STAGE, f"training a byte-level BPE of {c.vocab_size:,} tokens")
-    texts = _texts(source.read_for_training(parts), c)
+    texts = _texts(source.read_for_training(chunks), c)
     found = tokenizer.train(texts, c.vocab_size, c.eos_token)
     tokenizer.keep(found, directory, STAGE, "corpus")
   return own_tokenizer(c, directory, STAGE, "corpus")
@@ -302,10 +303,8 @@ def own_tokenizer(c, directory, stage: str, section: str):
 
 def _texts(records, c):
   """Those that a tokenizer is trained on."""
-  from miniplm_jax.corpus.records import Document, Packed
-
   for record in records:
-    if isinstance(record, Packed):
+    if isinstance(record, PackedIds):
       raise UserError(
         "there is no text to train a tokenizer on, but ids",
         f"config.corpus.source={c.source}",

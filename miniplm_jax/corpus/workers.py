@@ -13,11 +13,11 @@ from typing import Any
 
 from miniplm_jax.core import errors, files
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus.records import Part
+from miniplm_jax.corpus.chunks import Chunk
 from miniplm_jax.corpus.shard import Maker, Recipe
 
-# (number, parts, part) of a shard to be made.
-Task = tuple[int, int, Part]
+# A shard to be made: its number, how many there are, and its chunk.
+Task = tuple[int, int, Chunk]
 
 
 def make_here(
@@ -25,7 +25,7 @@ def make_here(
   tasks: Sequence[Task],
   workers: int,
   on_text: Callable[[int], Any],
-  on_shard: Callable[[Part, Mapping[str, int]], Any],
+  on_shard: Callable[[Chunk, Mapping[str, int]], Any],
 ):
   """Makes shards with so many processes; 0 is one a core.
 
@@ -34,7 +34,7 @@ def make_here(
     tasks: what to make.
     workers: processes.
     on_text: called in this process with bytes of text, now and then.
-    on_shard: called here with the part and the counts of each; may raise.
+    on_shard: called here with the chunk and the counts of each; may raise.
 
   Raises:
     UserError: of the first worker that has one; the others stop.
@@ -60,14 +60,14 @@ def make_here(
       tasks = {pool.submit(_make, guards, *task): task for task in tasks}
     finally:
       signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    seen, waiting = 0, set(tasks)
+    reported, waiting = 0, set(tasks)
     while waiting:
       finished, waiting = futures.wait(waiting, 0.5, futures.FIRST_COMPLETED)
       for one in finished:
         on_shard(tasks[one][-1], one.result())
       now = done.value
-      on_text(now - seen)
-      seen = now
+      on_text(now - reported)
+      reported = now
   except futures.process.BrokenProcessPool as e:
     # One that was killed may hold the lock of the queue on which others wait,
     # and they do not hear the SIGTERM that they are now sent.
@@ -159,13 +159,13 @@ def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
       steps = p | beam.Create(list(tasks)) | beam.Reshuffle()
       _ = steps | beam.MapTuple(make)
   except Exception as e:  # whatever a runner makes of a worker's error
-    found = re.search(
+    message = re.search(
       r"UserError: ([^\n]*?)(?= \[while running|\\n|\n|$)", f"{e}"
     )
     errors.raise_if_stopped()
-    if not found:
+    if not message:
       raise
-    raise UserError(found[1], "in a Beam worker", "see above") from e
+    raise UserError(message[1], "in a Beam worker", "see above") from e
 
 
 @functools.lru_cache(maxsize=1)
