@@ -22,8 +22,9 @@ import numpy as np
 from absl import app, flags
 from etils import epath
 
-from miniplm_jax.core import errors, files, progress
+from miniplm_jax.core import errors, files
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.log import Progress, show
 from miniplm_jax.corpus import sources, tokenizer
 from miniplm_jax.models import head, hub, huggingface, sharding
 from miniplm_jax.models.likelihood import matmul_precision
@@ -114,7 +115,7 @@ def compare(directory: epath.Path) -> dict:
   texts = _texts()
   with (
     jax.set_mesh(mesh),
-    progress.Progress("parity", len(texts), "texts") as bar,
+    Progress("parity", len(texts), "texts") as bar,
   ):
     for text in texts:
       ids = np.asarray(engine.encode(text).ids[: _LENGTH.value], np.int32)
@@ -167,6 +168,7 @@ def compare(directory: epath.Path) -> dict:
 
 def main(argv: list[str]) -> int:
   """Prints and writes the figures; returns the exit status."""
+  show()
   try:
     if len(argv) > 1 or not _MODEL.value:
       raise UserError("no model", "command line", "give --model=DIRECTORY")

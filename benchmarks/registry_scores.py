@@ -42,7 +42,7 @@ from miniplm_jax import config as config_lib
 from miniplm_jax import config_rules
 from miniplm_jax.core import errors, execute, files, manifest
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import duration, say
+from miniplm_jax.core.log import duration, log, show
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import step as tokenize
@@ -223,7 +223,7 @@ def _publish(workdirs: dict[int, Workdir]):
   """Writes the table and its card, and says what is left to do."""
   read = {n: found for n, w in workdirs.items() if (found := _read(w, n))}
   if not read:
-    say(stage.STAGE, "nothing is scored yet, so nothing is written")
+    log(stage.STAGE, "nothing is scored yet, so nothing is written")
     return
   lengths = {str(n): facts for n, (_, facts) in read.items()}
   same = ("weights", "tokenizer", "dtype", "device")
@@ -263,8 +263,8 @@ def _publish(workdirs: dict[int, Workdir]):
     )
   registry_card.write(out / "registry_scores.md", made, about)
   for length, facts in lengths.items():
-    say(stage.STAGE, registry_card.left(made, length, facts))
-  say(stage.STAGE, f"{made.num_rows:,} rows in {path}")
+    log(stage.STAGE, registry_card.left(made, length, facts))
+  log(stage.STAGE, f"{made.num_rows:,} rows in {path}")
 
 
 def _run():
@@ -286,13 +286,14 @@ def _run():
     with contextlib.suppress(OutOfTime):
       execute.execute([_score_step(configs[n], workdirs[n], own)])
   _publish(workdirs)
-  say(stage.STAGE, f"ended after {duration(time.monotonic() - start)}")
+  log(stage.STAGE, f"ended after {duration(time.monotonic() - start)}")
 
 
 def main(argv):
   """All of it, in order."""
   del argv
   errors.handle_signals()
+  show()
   try:
     _run()
   except UserError as e:

@@ -11,6 +11,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from miniplm_jax import flag_parsers, pipeline
+from miniplm_jax.core import log
 from miniplm_jax.core.errors import Stopped, UserError
 
 _CONFIG = "A file of configs/. Override with --config.field=value."
@@ -18,6 +19,7 @@ _CONFIG = "A file of configs/. Override with --config.field=value."
 
 def run(argv: list[str], given: flags.FlagValues):
   """Runs the pipeline as a command line says, whose flags become `given`."""
+  log.show()
   flag_parsers.register()
   to = {"flag_values": given}
   config_flags.DEFINE_config_file("config", None, _CONFIG, sys_argv=argv, **to)

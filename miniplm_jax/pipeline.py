@@ -16,7 +16,7 @@ from miniplm_jax.core import backend, gs, hosts, manifest
 from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core.claims import Board
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import step as tokenize
@@ -157,7 +157,7 @@ def run(
         _say_made_otherwise(*steps, makers)
       _refuse_outside(steps, workdir)
       if not steps and stage in stages:
-        say(stage, "skipped, this config leaves it nothing to do")
+        log(stage, "skipped, this config leaves it nothing to do")
       if not dry_run:
         execute_lib.execute(steps, force, board)
         continue
@@ -219,7 +219,7 @@ def _say_made_otherwise(step: Step, makers: Mapping[epath.Path, Step]):
   try:
     step.refuse_made_otherwise(makers)
   except UserError as e:
-    say(step.stage, f"warning: shown as it was made: {e.what}, {e.where}")
+    warn(step.stage, f"shown as it was made: {e.what}, {e.where}")
 
 
 def buckets(config) -> list[str]:

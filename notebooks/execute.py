@@ -20,7 +20,7 @@ from absl import app, flags
 
 from miniplm_jax.core import errors
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import duration, say
+from miniplm_jax.core.log import duration, log, show
 
 HERE = pathlib.Path(__file__).parent
 NOTEBOOK = HERE / "miniplm_tpu_demo.ipynb"
@@ -34,6 +34,7 @@ _FOLDER = flags.DEFINE_string(
 
 def main(unused_argv) -> int:
   """Returns the exit status."""
+  show()
   try:
     if not _OUT.value:
       raise UserError("there is no --out", "command line", "give a file")
@@ -75,7 +76,7 @@ def _execute(folder: pathlib.Path, values: dict[str, object], sockets: str):
 
   def done(cell, cell_index, **unused):
     passed = duration(time.monotonic() - start)
-    say("notebook", f"cell {cell_index + 1}/{len(notebook.cells)}, {passed}")
+    log("notebook", f"cell {cell_index + 1}/{len(notebook.cells)}, {passed}")
 
   client = NotebookClient(
     notebook,
@@ -100,7 +101,7 @@ def _execute(folder: pathlib.Path, values: dict[str, object], sockets: str):
   # That of the machine is nothing to others.
   notebook.metadata.language_info = {"name": "python"}
   nbformat.write(notebook, _OUT.value)
-  say("notebook", f"done in {duration(time.monotonic() - start)}: {_OUT.value}")
+  log("notebook", f"done in {duration(time.monotonic() - start)}: {_OUT.value}")
 
 
 def _linked(folder: pathlib.Path, values: dict[str, object]):

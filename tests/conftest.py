@@ -9,9 +9,11 @@ import filelock
 import jax
 import pytest
 
+from miniplm_jax.core import log
 from miniplm_jax.models import sharding
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+log.show()  # as the command line does
 
 
 def pytest_addoption(parser):

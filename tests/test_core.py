@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import signal
+import subprocess
 import sys
 import types
 
@@ -23,8 +24,8 @@ from miniplm_jax.core import (
   errors,
   files,
   hosts,
+  log,
   manifest,
-  progress,
 )
 from miniplm_jax.core.errors import GoneError, Stopped, UserError
 from miniplm_jax.core.execute import execute, status
@@ -312,7 +313,7 @@ def test_a_signal_waits_until_a_loop_asks(number, code):
   with helpers.signals_handled():
     gc.callbacks.append(in_the_garbage_collector)
     gc.collect()  # what is raised in there is dropped
-    with pytest.raises(Stopped) as e, progress.Progress("x", 2, "rows") as bar:
+    with pytest.raises(Stopped) as e, log.Progress("x", 2, "rows") as bar:
       bar.update()
     assert e.value.exit_code == code
   with helpers.signals_handled():
@@ -413,8 +414,37 @@ def test_what_comes_from_outside_is_one_line(error, words):
   assert bool(hosts.explained(around)) == bool(words)
 
 
+def test_a_library_writes_nothing_and_a_program_everything(capfd, tmp_path):
+  """And each line goes where standard output is by then, once."""
+  code = """if True:
+    import sys
+    from miniplm_jax.core import log
+    log.log("stage", "nobody asked for it")
+    log.warn("stage", "at 100 %")
+    if sys.argv[1:]:
+      log.show()
+      log.show()
+      log.log("stage", "≥ 50 % of {x}")
+      log.plain("| a |")
+      log.warn("stage", "at 100 %")
+  """
+  for arguments in ([], ["show"]):
+    subprocess.run(
+      [sys.executable, "-c", code, *arguments],
+      check=True,
+      env=helpers.environment() | {"PYTHONIOENCODING": "utf-8"},
+    )
+    shown = capfd.readouterr()
+    assert shown.err == "[stage] warning: at 100 %\n"
+    assert shown.out == "".join(
+      ["[stage] ≥ 50 % of {x}\n| a |\n[stage] warning: at 100 %\n"][
+        : len(arguments)
+      ]
+    )
+
+
 def test_progress_without_progress_is_no_error(capsys):
-  with progress.Progress("stage", 10, "rows", every=0.0) as bar:
+  with log.Progress("stage", 10, "rows", every=0.0) as bar:
     bar.update(0)
     bar.update(5)
   said = capsys.readouterr().out.splitlines()

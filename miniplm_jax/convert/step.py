@@ -5,7 +5,7 @@ import collections
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.log import Progress, log
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
@@ -177,4 +177,4 @@ def _say_bytes(counts):
     told += f"{counts['rows_lost']:,} of a token or none"
   elif text != counts["bytes_out"]:
     told += ": the new tokenizer normalizes text, or is not byte-level"
-  say(STAGE, told)
+  log(STAGE, told)

@@ -25,7 +25,7 @@ from etils import epath
 
 from miniplm_jax.core import errors, files, gs, hosts, owner
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import log
 
 
 def publish(path: epath.Path, content: bytes) -> bool:
@@ -127,7 +127,7 @@ class Board:
         raise self._refusal(name, who)
       if watched is None:
         said = self._refusal(name, who).what
-        say(
+        log(
           stage, f"{said}; waiting up to {self._patience(who):g} s for its sign"
         )
       watched = generation

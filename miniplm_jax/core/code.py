@@ -21,7 +21,8 @@ from miniplm_jax.core.errors import UserError
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _PLUMBING = "core"
 _DECIDES = ("core/splitmix.py",)  # draws
-_WORDS = ("UserError", "say")  # calls whose arguments are for people
+# Calls whose arguments are for people. `jnp.log` is none of them.
+_WORDS = ("UserError", "log", "warn", "plain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +124,8 @@ class _Normal(ast.NodeTransformer):
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
       return None  # a docstring
     if isinstance(node, ast.Call):
-      name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-      if name in _WORDS:
+      name = getattr(node.func, "id", "")
+      if name in _WORDS or getattr(node.func, "attr", "") == "UserError":
         node.args, node.keywords = [], []
     return node
 

@@ -10,7 +10,7 @@ import json
 from etils import epath
 
 from miniplm_jax.core import files, gs
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import warn
 
 HASHES = "sha256.json"  # of the entries, by name
 
@@ -30,7 +30,7 @@ def check(folder: epath.Path):
       if hashes[path.name] != noted.get(path.name, hashes[path.name]):
         del hashes[path.name]
         path.unlink(missing_ok=True)
-        say("jax", f"warning: this compiled program was damaged: {path}")
+        warn("jax", f"this compiled program was damaged: {path}")
   if hashes != noted:
     with contextlib.suppress(OSError):  # a disk that can only be read
       files.write_json(folder / HASHES, hashes)

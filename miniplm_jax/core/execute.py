@@ -19,8 +19,8 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.claims import Board, Claim
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.former import clear
+from miniplm_jax.core.log import duration, log
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.progress import duration, say
 from miniplm_jax.core.step import Input, Step
 
 __all__ = ["Input", "Step", "execute", "status"]
@@ -141,13 +141,13 @@ def _begin(step: Step, force: bool, claim: Claim) -> bool:
     begun, wanted, rechecked=is_final
   ):
     _go_on(step, begun, begun)
-    say(step.stage, f"resuming {step.manifest.parent}")
+    log(step.stage, f"resuming {step.manifest.parent}")
     return True
   if is_final:
     step.refuse(found, step.difference(found, wanted, rechecked=True))
   _check_files(step, found)
   if difference := step.difference(found, wanted, rechecked=True):
-    say(step.stage, f"going on, {difference}: {step.manifest.parent}")
+    log(step.stage, f"going on, {difference}: {step.manifest.parent}")
     # The old manifest holds for what it names until the new one replaces it.
     _go_on(step, found, wanted)
     return True
@@ -158,7 +158,7 @@ def _begin(step: Step, force: bool, claim: Claim) -> bool:
 
 def _skip(step: Step) -> bool:
   """Says that what is there stands; it is not to be run."""
-  say(step.stage, f"skipped, nothing has changed: {step.manifest.parent}")
+  log(step.stage, f"skipped, nothing has changed: {step.manifest.parent}")
   return False
 
 
@@ -249,7 +249,7 @@ def _run(steps: Sequence[Step]):
   """Runs steps that were begun, and writes their manifests."""
   start = time.monotonic()
   for step in steps:
-    say(step.stage, step.summary)
+    log(step.stage, step.summary)
   # As they were when the work began.
   inputs, wanted = [j.read_inputs() for j in steps], [j.wanted() for j in steps]
   begun = [manifest_lib.read(j.partial) for j in steps]
@@ -268,7 +268,7 @@ def _run(steps: Sequence[Step]):
     made["details"] = details | _named(step) | (old.details if old else {})
     # Nobody reads it before it is there.
     hosts.agree(functools.partial(_finish, step, result, made))
-    say(step.stage, f"done in {duration(seconds)}: {step.manifest}")
+    log(step.stage, f"done in {duration(seconds)}: {step.manifest}")
 
 
 def _named(step: Step) -> dict[str, Any]:

@@ -305,12 +305,12 @@ def leave(status: int, line: str) -> NoReturn:
 
 
 def _print(line: str):
-  for say in (
+  for write in (
     sys.stdout.flush,
     lambda: print(line, file=sys.stderr, flush=True),
   ):
     with contextlib.suppress(OSError):  # nobody reads it any more
-      say()
+      write()
 
 
 def _part(status: int, line: str):

@@ -14,8 +14,8 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import WHOLE, Version
 from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.core.former import Former, is_old
+from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.progress import say
 
 # An input is another step's manifest file, or how to fingerprint it. The latter
 # may have a `path`, by which a config names it; a method `former`, which gives
@@ -263,7 +263,7 @@ class Step:
       if old is None:
         raise
       found = old.fingerprint_by(name, source)
-      say(self.stage, f"{e.what}: {e.where}; what was made of it stands")
+      log(self.stage, f"{e.what}: {e.where}; what was made of it stands")
       return found
 
   def difference(

@@ -15,7 +15,7 @@ from etils import epath
 from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.core.fields import is_text
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.workdir import FILES, FOLDERS, MANIFEST, PARTIAL
 from miniplm_jax.corpus import datasets, formats
 from miniplm_jax.corpus.datasets import HF, TFDS
@@ -135,9 +135,7 @@ def _once(paths: Sequence[epath.Path]) -> list[epath.Path]:
       formats_of[file.parent, file.name[: -len(ending)]].append(file.name)
   if twice := [names for names in formats_of.values() if len(names) > 1]:
     more = f", and {len(twice) - 1} more such" if twice[1:] else ""
-    _note(
-      f"warning: {' and '.join(twice[0])} may be one text, read twice{more}"
-    )
+    _warn(f"{' and '.join(twice[0])} may be one text, read twice{more}")
   return list(by_place.values())
 
 
@@ -225,7 +223,13 @@ def _split_in(root: epath.Path, file: epath.Path, asked: str) -> str:
 @functools.cache
 def _note(text: str):
   """Says it once in a process."""
-  say("tokenize", text)
+  log("tokenize", text)
+
+
+@functools.cache
+def _warn(text: str):
+  """Warns of it once in a process."""
+  warn("tokenize", text)
 
 
 def match(

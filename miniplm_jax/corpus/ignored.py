@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Mapping
 
+from miniplm_jax.core.log import warn
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.progress import say
 from miniplm_jax.corpus.store import Corpus
 
 
@@ -22,8 +22,8 @@ def tell(stage: str, domains: Collection[str], inputs: Mapping[str, Manifest]):
     return
   there = set(Corpus(inputs["corpus"]).domain_codes[1].tolist())
   for domain in sorted(set(domains) - there):
-    say(
+    warn(
       stage,
-      f"warning: no row is of domain {domain!r}, which "
+      f"no row is of domain {domain!r}, which "
       "config.evaluate.ignore_domains leaves out",
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import warn
 from miniplm_jax.corpus import fast_bpe
 
 # Ways to split a text that leave no character out.
@@ -99,8 +99,7 @@ def check(counts: Mapping[str, int], stage: str, where: str) -> float:
     return 0.0
   if lost / total > _MOST_LOST:
     raise _too_much(lost, total, where)
-  told = f"warning: {_told(lost, total)}"
-  say(stage, f"{told}: it is left out, or unknown to the models")
+  warn(stage, f"{_told(lost, total)}: it is left out, or unknown to the models")
   return lost / total
 
 

@@ -5,7 +5,7 @@ import collections
 from miniplm_jax.core import files, former, manifest
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.log import Progress, log, warn
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.chunks import BrokenRecord, Document, PackedIds
@@ -152,14 +152,14 @@ def _fill(config, chunks, source, recipe, made_by):
   tasks = [(i, len(chunks), chunks[i]) for i in stale]
   source.note([chunk for i, chunk in enumerate(chunks) if i not in set(stale)])
   if len(tasks) < len(chunks):
-    say(STAGE, f"{len(chunks) - len(tasks)} of {len(chunks)} shards are there")
+    log(STAGE, f"{len(chunks) - len(tasks)} of {len(chunks)} shards are there")
   n, lost = len(chunks), {p.name for p in directory.glob("index-*.parquet")}
   lost -= {store.shard_names(i, n)[1] for i in {*range(n)} - {*stale}}
   if lost:
     why = f"not whole, or not of what the source is now: {min(lost)}"
-    say(STAGE, f"{len(lost)} finished shards are made again, {why}")
+    log(STAGE, f"{len(lost)} finished shards are made again, {why}")
   if run.beam and tasks:
-    say(STAGE, f"{len(tasks)} shards with Beam, {run.beam}")
+    log(STAGE, f"{len(tasks)} shards with Beam, {run.beam}")
     workers.make_with_beam(recipe, tasks, run.beam)
     return
   counts, whole = collections.Counter(), sum(chunk.n_bytes for chunk in chunks)
@@ -191,7 +191,7 @@ def _merge(config, chunks, directory, encoder, made_by):
     shard.refuse_broken(
       counts["broken"], config.run.max_broken, BrokenRecord.from_json(broken[0])
     )
-    say(STAGE, f"{counts['broken']} broken records left out, see {path}")
+    log(STAGE, f"{counts['broken']} broken records left out, see {path}")
   if not counts.get("rows"):
     raise UserError(
       f"no document with text in {len(chunks)} files",
@@ -208,7 +208,7 @@ def _merge(config, chunks, directory, encoder, made_by):
     )
   lost = losses.check(counts, STAGE, _where(c))
   if lacking := counts.get("lacking a domain"):
-    say(
+    log(
       STAGE,
       f"{lacking:,} of {counts['documents']:,} documents have no domain in "
       f"field {c.domain_field!r}: they have their folder's or file's",
@@ -255,11 +255,11 @@ def _tell_domains(directory, indices):
     with (directory / index).open("rb") as f:
       names.update(pq.read_table(f, columns=["domain"])[0].unique().to_pylist())
   first = ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else "")
-  say(STAGE, f"{len(names):,} domains: {first}")
+  log(STAGE, f"{len(names):,} domains: {first}")
   if len(names) > _MANY_DOMAINS:
-    say(
+    warn(
       STAGE,
-      "warning: evaluations and reports hold and list every domain by itself; "
+      "evaluations and reports hold and list every domain by itself; "
       "set --config.corpus.domain_field to a field with few values, or ''",
     )
 
@@ -269,7 +269,7 @@ def _tokenizer(source, chunks):
 
   c, directory = source.c, source.directory / "tokenizer"
   if c.tokenizer == TRAIN and not (directory / "tokenizer.json").exists():
-    say(STAGE, f"training a byte-level BPE of {c.vocab_size:,} tokens")
+    log(STAGE, f"training a byte-level BPE of {c.vocab_size:,} tokens")
     texts = _texts(source.read_for_training(chunks), c)
     found = tokenizer.train(texts, c.vocab_size, c.eos_token)
     tokenizer.keep(found, directory, STAGE, "corpus")

@@ -11,7 +11,7 @@ from etils import epath
 
 from miniplm_jax.core import files, hosts
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import log, warn
 from miniplm_jax.corpus import fast_bpe, losses
 
 AUTO = "auto"  # the BOS that a tokenizer's own file puts before a text
@@ -248,9 +248,9 @@ class Tokenizer:
     """Says so if a model's tokenizer puts another token before a text."""
     before, where = self.adds[0], self._where
     if before != of_rows:
-      say(
+      warn(
         stage,
-        f"warning: {where} puts {before or 'nothing'} before a text, in rows "
+        f"{where} puts {before or 'nothing'} before a text, in rows "
         f"it follows {of_rows or 'nothing'}: log-probs are off if the model "
         "was trained so; --config.corpus.bos_token= says what rows have",
       )
@@ -303,7 +303,7 @@ def keep(given: Tokenizer, directory: epath.Path, stage: str, section: str):
   given.token_bytes()  # can be told
   if given.adds != (given.bos_token, ""):
     around = " and ".join(filter(None, given.adds)) or "nothing"
-    say(
+    log(
       stage,
       f"the tokenizer puts {around} around a text: in rows it follows "
       f"{given.bos_token or 'no BOS'}, and so it does in evaluation, "

@@ -16,7 +16,7 @@ from miniplm_jax.core import files, hosts
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.log import Progress, log
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, PARTIAL, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
@@ -185,7 +185,7 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
   )
   tokens = int((corpus.lengths[rows] - 1).sum())
   stored = sum(facts["bytes"] for facts in described.values())
-  say(STAGE, f"{tokens:,} tokens, {stored / tokens:.1f} bytes a token")
+  log(STAGE, f"{tokens:,} tokens, {stored / tokens:.1f} bytes a token")
   return {
     "tokenizer": corpus.manifest.tokenizer,
     "weights": weights,

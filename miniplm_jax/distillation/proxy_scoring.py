@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.progress import say
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.distillation import proxy_cost as cost
@@ -77,8 +77,8 @@ def run(
   # A selection by rows or tokens has no share of its own.
   report = fidelity.report(found, config.select.ratio or 0.5)
   flops = cost.flops(config, workdir, corpus, inputs)
-  say(STAGE, fidelity.in_words(report))
-  say(STAGE, cost.in_words(flops))
+  log(STAGE, fidelity.in_words(report))
+  log(STAGE, cost.in_words(flops))
   made["details"] |= {
     "fidelity": report,
     "flops_compared": flops,

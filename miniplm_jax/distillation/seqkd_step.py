@@ -12,7 +12,7 @@ import functools
 
 from miniplm_jax.core import files, hosts, manifest
 from miniplm_jax.core.code import Version
-from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.log import Progress, log
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
@@ -182,7 +182,7 @@ def _run(config, source, directory, inputs):
 
 def _say(counts, cost):
   n, total = counts.get("rows_continued", 0), counts.get("split train", 0)
-  say(
+  log(
     STAGE,
     f"{n:,} of {total:,} rows have {counts.get('new_tokens', 0):,} new tokens, "
     f"{counts.get('rows_ended', 0):,} ended early, the others were too short; "

@@ -11,7 +11,7 @@ its command must be started here. From Python, importing
 import pathlib
 import sys
 
-from miniplm_jax.core import errors
+from miniplm_jax.core import errors, log
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.evaluation_config import GROUP
 
@@ -20,6 +20,7 @@ _FILE = pathlib.Path(__file__).with_name("miniplm.yaml")
 
 def main(argv: list[str]) -> int:
   """Runs lm_eval; returns the exit status."""
+  log.show()
   try:
     from lm_eval.__main__ import cli_evaluate
 

@@ -22,7 +22,7 @@ from lm_eval.models import utils as model_utils
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import Progress
+from miniplm_jax.core.log import Progress
 from miniplm_jax.corpus import tokenizer as tokenizer_lib
 from miniplm_jax.evaluate import requests as requests_lib
 from miniplm_jax.models import generation, likelihood, placement, sharding

@@ -60,7 +60,7 @@ def _effect(it: Subject, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _run(config, it: Subject, inputs):
   import numpy as np
 
-  from miniplm_jax.core.progress import Progress
+  from miniplm_jax.core.log import Progress
   from miniplm_jax.corpus import ignored as ignored_lib
   from miniplm_jax.corpus import trained_rows
   from miniplm_jax.corpus.store import open_corpus

@@ -114,7 +114,7 @@ def _run(config, held, it: Subject, task: str, inputs):
     from miniplm_jax.evaluate import harness
 
     raise harness.missing(e) from e
-  from miniplm_jax.core.progress import say
+  from miniplm_jax.core.log import log
   from miniplm_jax.evaluate import results
 
   c = config.evaluation
@@ -122,7 +122,7 @@ def _run(config, held, it: Subject, task: str, inputs):
   found = tasks.run(model, task, c.task_data, c.offline, c.documents)
   for name, metrics in found["results"].items():
     if chosen := results.score(metrics):
-      say(STAGE, f"{name} of {it.name}: {chosen[0]} {chosen[1]:.4f}")
+      log(STAGE, f"{name} of {it.name}: {chosen[0]} {chosen[1]:.4f}")
   return {
     "weights": inputs["model"].weights,
     "counts": {"documents": _count(found)},

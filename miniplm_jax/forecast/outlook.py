@@ -10,7 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from miniplm_jax.core import files
-from miniplm_jax.core.progress import duration, say
+from miniplm_jax.core.log import duration, log
 from miniplm_jax.forecast import figures, topology
 from miniplm_jax.forecast.figures import Figures
 from miniplm_jax.forecast.work import Piece
@@ -124,7 +124,7 @@ def first_that_fits(
     line = _line(piece, name, mesh, rows, remat, cache)
     if line.figures.fits:
       break
-    say("plan", f"{rows} rows a chip do not fit, trying fewer")
+    log("plan", f"{rows} rows a chip do not fit, trying fewer")
     refusal = refusal or line.figures.refusal
   setting = piece.knob(shards, rows) if refusal else ""
   return dataclasses.replace(line, setting=setting, refusal=refusal)
@@ -155,7 +155,7 @@ def search(
   rows = [n for n in piece.rows(sharding.batch_shards(mesh)) if n <= _MOST_ROWS]
   for other, n in itertools.product(("dots", "full"), rows[:3]):
     if (other, n) != (remat, known.figures.rows):
-      say("plan", f"{name}: trying {n} rows a chip, remat {other}")
+      log("plan", f"{name}: trying {n} rows a chip, remat {other}")
       found.append(_line(piece, name, mesh, n, other, cache))
   best = min(filter(_fits, found), key=_rank, default=known)
   data, fsdp, tensor = mesh.devices.shape
@@ -166,7 +166,7 @@ def search(
     if fsdp % 2 or best.figures.rows not in piece.rows(shards):
       continue
     if getattr(piece.arch, "num_key_value_heads", 0) % sizes[2] == 0:
-      say("plan", f"{name}: trying mesh {sizes}")
+      log("plan", f"{name}: trying mesh {sizes}")
       other = topology.mesh(name, *sizes)
       found.append(
         _line(piece, name, other, best.figures.rows, best.remat, cache)

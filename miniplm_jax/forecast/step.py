@@ -4,7 +4,7 @@ Compiles the programs of the config for slices that are not here. Memory and
 FLOPs are the compiled program's, every time is a prediction.
 """
 
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import log, plain
 from miniplm_jax.core.workdir import Workdir
 
 STAGE = "plan"
@@ -23,7 +23,7 @@ def run(config, workdir: Workdir, dry_run: bool):
   slices = config.plan.topology.split(",")
   if dry_run:
     where = ", ".join(slices)
-    print(f"  {STAGE:9} would compile this config's programs for {where}")
+    plain(f"  {STAGE:9} would compile this config's programs for {where}")
     return
   from miniplm_jax.forecast import outlook, topology, work
   from miniplm_jax.report import page
@@ -35,7 +35,7 @@ def run(config, workdir: Workdir, dry_run: bool):
   for name in slices:
     mesh = topology.mesh(name, run.data, run.fsdp, run.tensor)
     for piece in pieces:
-      say(STAGE, f"{name}: compiling {piece.name}, about a minute")
+      log(STAGE, f"{name}: compiling {piece.name}, about a minute")
       line = outlook.first_that_fits(piece, name, mesh, run.remat, workdir.plan)
       found.append(line)
       if config.plan.search and piece is _main_student(pieces):
@@ -45,10 +45,10 @@ def run(config, workdir: Workdir, dry_run: bool):
   price = config.plan.price
   outlook.write(workdir.plan_file, found, price)
   header, rows = outlook.table(found, price)
-  print("\n" + page.markdown_table(header, rows))
+  plain("\n" + page.markdown_table(header, rows))
   for text in (*outlook.advice(found), *outlook.totals(found, price)):
-    print(f"\n{text}")
-  print(f"\n{outlook.CAVEAT}\n\n{workdir.plan_file}", flush=True)
+    plain(f"\n{text}")
+  plain(f"\n{outlook.CAVEAT}\n\n{workdir.plan_file}")
 
 
 def _main_student(pieces):

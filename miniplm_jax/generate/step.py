@@ -2,7 +2,7 @@
 
 from miniplm_jax.core import hosts, manifest
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import log, plain
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import for_method
 
@@ -19,7 +19,7 @@ def run(config, workdir: Workdir, dry_run: bool = False):
   if dry_run:
     source = c.model or "the exported student"
     what = f"{c.samples} × {c.max_new_tokens} tokens by {source}"
-    print(f"  {STAGE:9} would continue {len(c.prompts)} prompts, {what}")
+    plain(f"  {STAGE:9} would continue {len(c.prompts)} prompts, {what}")
     return
   if not c.prompts:
     raise UserError(
@@ -84,11 +84,11 @@ def _continue(config, directory):
   for i in range(len(rows) if hosts.is_first() else 0):
     ids = found.tokens[i, : found.length[i]].tolist()
     ended = "ended" if ids[-1] in eos_ids else "cut"
-    print(f"--- prompt {i // c.samples + 1}, {len(ids)} new tokens, {ended}")
+    plain(f"--- prompt {i // c.samples + 1}, {len(ids)} new tokens, {ended}")
     before = engine.decode(rows[i])
-    print(before + engine.decode([*rows[i], *ids])[len(before) :])
+    plain(before + engine.decode([*rows[i], *ids])[len(before) :])
   total = int(found.length.sum())
-  say(
+  log(
     STAGE,
     f"{total:,} tokens in {seconds:.1f} s, {total / seconds:.1f} tokens/s, "
     f"batch {len(rows)}, {c.dtype}, without compilation: {directory}",

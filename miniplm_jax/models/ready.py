@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.core import hosts
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import warn
 from miniplm_jax.models import sharding
 from miniplm_jax.models.decoder import Cache, Decoder
 
@@ -86,8 +86,8 @@ def _fits(layers, heads, caches) -> bool:
   free = stats["bytes_limit"] - stats["bytes_in_use"]
   if weights + cache <= _ROOM * free:
     return True
-  _say(
-    f"warning: weights of {weights / 2**30:.1f} GiB, whole over fsdp, and "
+  _warn(
+    f"weights of {weights / 2**30:.1f} GiB, whole over fsdp, and "
     f"caches of {cache / 2**30:.1f} GiB do not fit into {_ROOM:.0%} of the "
     f"{free / 2**30:.1f} GiB that a device has free: each token gathers the "
     "weights anew, which is slow; raise config.run.tensor"
@@ -96,9 +96,9 @@ def _fits(layers, heads, caches) -> bool:
 
 
 @functools.cache
-def _say(text: str):
+def _warn(text: str):
   """Once, though a program may be traced several times."""
-  say("generation", text)
+  warn("generation", text)
 
 
 def _bytes_of(layers, heads) -> int:

@@ -11,8 +11,8 @@ from etils import epath, epy
 from miniplm_jax.core import contents, files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.log import Progress
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.progress import Progress
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows

@@ -9,6 +9,7 @@ from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.groups import ALL
+from miniplm_jax.core.log import plain
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
@@ -159,7 +160,7 @@ def _run(config, workdir: Workdir, plan: Callable, inputs):
   compared = comparison.lines(config, workdir, inputs)
   beside = comparison.table(compared)
   shown = [findings.as_text(table), findings.as_text(beside), verdict]
-  print("\n" + "\n\n".join(shown) + "\n", flush=True)
+  plain("\n" + "\n\n".join(shown) + "\n")
 
   corpus = store.Corpus(inputs["corpus"])
   selection = inputs[f"{config.method} selection"]

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.log import log, plain
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.progress import say
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.evaluate import results, tasks_step
@@ -95,8 +95,8 @@ def _run(
     known = {p.stem for p in (it.folder / "tasks").glob("*.json")}
     if others := ", ".join(sorted(known - set(names))):
       hint = "config.evaluation.tasks does not name them"
-      say(STAGE, f"{it.name} has results of {others}, too; {hint}")
+      log(STAGE, f"{it.name} has results of {others}, too; {hint}")
   # Of all models the same documents.
   header, rows = tasks.table(by_model, body["n-samples"])
-  print("\n" + page.markdown_table(header, rows) + "\n", flush=True)
+  plain("\n" + page.markdown_table(header, rows) + "\n")
   return {"files": written, "details": {"header": header, "rows": rows}}

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from miniplm_jax.core import hosts
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import duration, say
+from miniplm_jax.core.log import duration, log
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import int8, sharding
 from miniplm_jax.score import step as score_stage
@@ -150,7 +150,7 @@ def after_merge(
     "devices_reordered": mesh.size > 1,
     "seconds": round(time.monotonic() - start, 2),
   }
-  say(
+  log(
     filled.stage,
     f"{filled.model}: {report['rows']} rows scored again, off by at most "
     f"{off:.2g} nats per token (tolerance {tolerance:g}), in "

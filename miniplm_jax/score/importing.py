@@ -15,7 +15,7 @@ from etils import epath
 
 from miniplm_jax.core import claims, files
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import Progress
+from miniplm_jax.core.log import Progress
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.score import table
 from miniplm_jax.score.units import units_of

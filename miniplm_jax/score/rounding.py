@@ -8,7 +8,7 @@ and the two rankings are compared.
 import json
 
 from miniplm_jax.core import files, hosts
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import log
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models import int8
 from miniplm_jax.models.decoder import Decoder
@@ -64,7 +64,7 @@ def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
     return int8.quantize(model)
   rows = corpus.rows_of("train")
   sample = rows[check.sample(len(rows), c.int8_rows, config.corpus.seed)]
-  say(score_stage.STAGE, f"int8: {len(sample)} rows with both kinds of weights")
+  log(score_stage.STAGE, f"int8: {len(sample)} rows with both kinds of weights")
   other = score_stage.load_checked(reference, corpus, mesh, c.dtype)
   models = {"exact": model, "reference": other}
   nll, n_tokens, _ = score_stage.scorer_of(config, models, corpus, mesh)(sample)
@@ -81,6 +81,6 @@ def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
   report = fidelity.report(exact, found, alpha=alpha)
   if hosts.is_first():
     files.write_json(path, report | {"made_from": key})
-  say(score_stage.STAGE, f"int8: {fidelity.in_words(report)}")
+  log(score_stage.STAGE, f"int8: {fidelity.in_words(report)}")
   fidelity.check(report, *least)
   return model

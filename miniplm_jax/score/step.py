@@ -12,8 +12,8 @@ from etils import epath
 
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import GoneError, UserError
+from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.progress import say
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.methods import scorers
@@ -219,7 +219,7 @@ def _check_tokenizer(directory, corpus):
   from miniplm_jax.corpus import tokenizer
 
   if not (directory / "tokenizer.json").exists():
-    say(STAGE, f"no tokenizer.json in {directory}: taken to be the corpus's")
+    log(STAGE, f"no tokenizer.json in {directory}: taken to be the corpus's")
     return
   ours = corpus.tokenizer()
   theirs = tokenizer.load(directory, ours.eos_token)
@@ -373,7 +373,7 @@ def merge(config, filled, corpus, units, scorer_on=None) -> dict:
         | {"architecture": filled.made_by.get("architecture")},
       }
     )
-    say(filled.stage, work.in_words(made["details"]))
+    log(filled.stage, work.in_words(made["details"]))
 
   hosts.agree(merged)
   checked = {"rows": 0}

@@ -6,7 +6,7 @@ rows again and compares each row. Writes nothing.
 
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import log, plain
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.score import step as score_stage
 
@@ -23,7 +23,7 @@ def run(config, workdir: Workdir, dry_run: bool):
   if dry_run:
     names = ", ".join(source.name for source in tables)
     rows = config.verify.rows
-    print(f"  {STAGE:9} would score {rows} rows of {names} again")
+    plain(f"  {STAGE:9} would score {rows} rows of {names} again")
     return
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.models import sharding
@@ -53,7 +53,7 @@ def _verify(config, source, found, corpus, mesh):
     )
   whole = f"{source.name}: {len(parts)} parts are whole"
   if source.scores:
-    say(STAGE, f"{whole}; made elsewhere, so nothing is scored again")
+    log(STAGE, f"{whole}; made elsewhere, so nothing is scored again")
     return
   places = check.sample(total, config.verify.rows, config.verify.seed)
   stored = {name: values[places] for name, values in columns.items()}
@@ -63,7 +63,7 @@ def _verify(config, source, found, corpus, mesh):
   tolerance = check.tolerance_of(config, facts["dtype"])
   where = str(found.directory)
   off = check.compare(source.name, where, stored, scorer, tolerance)
-  say(
+  log(
     STAGE,
     f"{whole}; of {total:,} rows {len(places)} scored again, off by at most "
     f"{off:.2g} nats per token (tolerance {tolerance:g})",

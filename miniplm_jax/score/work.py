@@ -21,7 +21,7 @@ import jax
 from etils import epath
 
 from miniplm_jax.core import claims, errors, files, hosts
-from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.log import Progress, log
 from miniplm_jax.score import table
 from miniplm_jax.score.scorer import Scorer, Work
 from miniplm_jax.score.units import Unit
@@ -151,7 +151,7 @@ class Worker:
         return None
       self._next_unit = 0
     if not self._waiting:
-      say(
+      log(
         self._tables[0].stage,
         f"waiting for {left} parts that other workers have taken",
       )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from miniplm_jax.core import files
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import Progress
+from miniplm_jax.core.log import Progress
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import for_method, methods

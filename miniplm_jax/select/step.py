@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from etils import epy
 
 from miniplm_jax.core import files
+from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.progress import say
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.methods import DEFINITIONS, for_method, methods
@@ -91,9 +91,9 @@ def _run(settings, directory, inputs, check):
   for role in settings["scores"]:
     details = inputs[role].details
     if details.get("devices", 1) > 1 and "self_check" not in details:
-      say(
+      warn(
         STAGE,
-        f"warning: {inputs[role].directory} is of a version that mixed up rows "
+        f"{inputs[role].directory} is of a version that mixed up rows "
         "on most slices of several hosts; if it was made on one, look whether "
         "it is right with --stages=verify",
       )
@@ -110,7 +110,7 @@ def _run(settings, directory, inputs, check):
     scratch = stack.enter_context(files.replacing(directory / "rows.npy"))
     counts = writing.write(scratch, candidates, found)
   for line in writing.shortfalls(candidates, found, counts):
-    say(STAGE, line)
+    log(STAGE, line)
   return {
     "tokenizer": corpus.manifest.tokenizer,
     "files": {"rows.npy": files.describe(directory / "rows.npy")},

@@ -3,7 +3,7 @@
 import dataclasses
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import log
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.score import step as score_stage
 from miniplm_jax.score.step import Source
@@ -61,7 +61,7 @@ def load(begin: Source, arch: Architecture, corpus, base, mesh):
   trained_rows.refuse(hub.folder_of(begin), base, *heldout)
   model = score_stage.load_checked(begin, corpus, mesh, "float32")
   weights = huggingface.weights_fingerprint(model)
-  say("train", f"begins with {begin.path}, weights {weights[:12]}")
+  log("train", f"begins with {begin.path}, weights {weights[:12]}")
   tree = jax.tree.structure(decoder.abstract(arch, "float32"))
   return jax.tree.unflatten(tree, jax.tree.leaves(model))
 

@@ -22,7 +22,7 @@ from etils import epath
 
 from miniplm_jax.core import errors, files, gs, hosts, manifest
 from miniplm_jax.core.errors import UserError, shortened
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import warn
 from miniplm_jax.core.workdir import UNREADABLE
 from miniplm_jax.training import checksums
 from miniplm_jax.training.comparable import CURVE_OF
@@ -188,7 +188,7 @@ class Checkpoints:
         continue
       for other, why in broken:
         hosts.agree(functools.partial(self._set_aside, other))
-        say(name, f"warning: skipped checkpoint {other}: {why.what}")
+        warn(name, f"skipped checkpoint {other}: {why.what}")
       if broken:
         self._manager.reload()
       return step, found

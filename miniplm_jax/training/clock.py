@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from miniplm_jax.core import errors, files, hosts
-from miniplm_jax.core.progress import duration, say
+from miniplm_jax.core.log import duration, log
 
 STEPS = "steps"
 _REPLAYED = "steps done again"
@@ -84,7 +84,7 @@ class Clock:
       return
     spent = [f"{k} {duration(s)}" for k, s in self._seconds.most_common() if s]
     total = duration(self._seconds.total())
-    say(name, f"goodput {share:.1%} of {total}: {', '.join(spent)}")
+    log(name, f"goodput {share:.1%} of {total}: {', '.join(spent)}")
     self._write()
 
   def _write(self):

@@ -11,7 +11,7 @@ import numpy as np
 
 from miniplm_jax.core import files, hosts
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.progress import duration, say
+from miniplm_jax.core.log import duration, log
 from miniplm_jax.training import boards, clock, comparable, heldout, metrics
 
 
@@ -31,7 +31,7 @@ class Log:
         spec.directory / "metrics", first, _boards(spec, first)
       )
       if not is_same_curve and self._metrics.drop(heldout.PREFIX):
-        say(
+        log(
           spec.name,
           "the learning curve begins anew: "
           f"{comparable.CURVE_OF} are not those of its earlier points",
@@ -45,7 +45,7 @@ class Log:
     self.note = ""
     if not metrics.peak_flops() and jax.default_backend() != "cpu":
       kind = jax.devices()[0].device_kind
-      say(spec.name, f"no bf16 peak of {kind} is known: no train/mfu")
+      log(spec.name, f"no bf16 peak of {kind} is known: no train/mfu")
 
   def add(self, step: int, found: dict[str, Any], row_ids: np.ndarray):
     """Takes the metrics of a dispatched step, fetches those before it."""
@@ -78,7 +78,7 @@ class Log:
     every = self._spec.run.log_every_seconds
     if now - self._said >= every or step == self._spec.train.steps:
       self._said = now
-      say(
+      log(
         self._spec.name,
         f"completed step: {step}, seconds: {seconds:.3f}, "
         f"TFLOP/s/device: {self._flops / seconds / 1e12:.3f}, "

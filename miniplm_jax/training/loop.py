@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.core import errors, hosts
 from miniplm_jax.core.errors import Stopped, UserError
-from miniplm_jax.core.progress import Progress, say
+from miniplm_jax.core.log import Progress, log
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import placement, sharding
 from miniplm_jax.models.architecture import Architecture
@@ -220,7 +220,7 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
     first, state = checkpoints.restore_newest(spec.name, abstract)
     is_same_curve = not first or checkpoints.is_same_curve(first)
     if first:
-      say(spec.name, f"restored checkpoint {first} of {t.steps} steps")
+      log(spec.name, f"restored checkpoint {first} of {t.steps} steps")
     else:
       new = functools.partial(_new_state, spec.arch, t, objective.new_model)
       where = jax.tree.map(lambda s: s.sharding, abstract)
@@ -245,9 +245,9 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
     )
     step_fn = step_function(abstract, t, objective, mesh, micro)
     heldout = Heldout(spec, mesh, t.batch_size // micro)
-    log = Log(spec, first, clock, is_same_curve)
-    stack.push(_closing(log.close))
-    profile = Profile(spec, log)
+    metrics = Log(spec, first, clock, is_same_curve)
+    stack.push(_closing(metrics.close))
+    profile = Profile(spec, metrics)
     stack.push(_closing(profile.close))
     watchdog = Watchdog(spec.name, spec.directory / "metrics", run.hang_seconds)
     progress = stack.enter_context(
@@ -263,37 +263,37 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
       row_ids = batch.pop("row_id")
       batch = placement.put(batch, mesh)
       if done == first + 1:
-        with log.outside("compilation"):  # jit keeps it for the call below
+        with metrics.outside("compilation"):  # jit keeps it for the call below
           compiled = step_fn.lower(abstract, batch, objective.frozen).compile()
-          say(spec.name, memory.report(abstract, objective.frozen, compiled))
+          log(spec.name, memory.report(abstract, objective.frozen, compiled))
           hosts.meet()  # on CPU the first collective waits for 30 s
         # From here on there are steps to lose.
         stack.enter_context(errors.signals_deferred())
       profile.before(done)
       with jax.profiler.StepTraceAnnotation("train", step_num=done):
         state, found = step_fn(state, batch, objective.frozen)
-      log.add(done, found, row_ids)
+      metrics.add(done, found, row_ids)
       profile.after(done)
       watchdog.beat(done)
-      progress.update(1, log.note)
+      progress.update(1, metrics.note)
       stop = hosts.stops_at(done, errors.stop_requested())
       last = done == t.steps
       if heldout.is_due(done):
-        with log.outside("evaluation"):
+        with metrics.outside("evaluation"):
           losses = heldout(state.model)
-        log.write(done, losses)
+        metrics.write(done, losses)
       if spec.export and done % run.export_every == 0:
-        with log.outside("export"):
+        with metrics.outside("export"):
           spec.export(done, state.model)
       if last or stop or done % run.checkpoint_every == 0:
         # A loss that is not finite raises here, before it is saved.
-        with log.outside("saving"):
-          log.save(done)  # before: a resumed run drops lines, it adds none
+        with metrics.outside("saving"):
+          metrics.save(done)  # before: a resumed run drops lines, it adds none
           checkpoints.save(done, state)
           if last or stop:  # while no signal makes it hurry
             checkpoints.wait()
       if stop:
-        say(spec.name, f"stopped by a signal, saved checkpoint {done}")
+        log(spec.name, f"stopped by a signal, saved checkpoint {done}")
         raise Stopped(stop)
   return state.model
 
@@ -339,7 +339,7 @@ def _say_size(spec: Run):
   t, arch = spec.train, spec.arch
   seen = len(batches.trained_on(spec.corpus, spec.row_ids, t.domain_weights))
   epochs = t.steps * t.batch_size / seen
-  say(
+  log(
     spec.name,
     f"{arch.parameters():,} parameters, {t.steps:,} steps of "
     f"{t.batch_size} rows, {epochs:.2f} epochs of {seen:,} rows",
@@ -348,6 +348,6 @@ def _say_size(spec: Run):
     parts = batches.by_domain(spec.corpus, spec.row_ids, t.domain_weights)
     for name, rows, share in parts:
       here = float(share * t.steps * t.batch_size / len(rows))
-      say(
+      log(
         spec.name, f"{name}: {float(share):.1%} of the rows, {here:.2f} epochs"
       )

@@ -6,31 +6,31 @@ import tempfile
 import jax
 from etils import epath
 
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import log
 
 
 class Profile:
   """Traces the steps that the config asks for into metrics/profile."""
 
-  def __init__(self, spec, log):
+  def __init__(self, spec, metrics):
     """Takes a `loop.Run` and its `Log`."""
     self._first = spec.run.profile_first_step
     self._last = self._first + spec.run.profile_steps - 1
-    self._name, self._log = spec.name, log
+    self._name, self._metrics = spec.name, metrics
     self._directory = spec.directory / "metrics" / "profile"
     self._scratch = None
 
   def before(self, step: int):
     """Called before step `step` is dispatched."""
     if self._scratch is None and self._first <= step <= self._last:
-      with self._log.outside("profile"):
+      with self._metrics.outside("profile"):
         self._scratch = tempfile.TemporaryDirectory()
         jax.profiler.start_trace(self._scratch.name)
 
   def after(self, step: int):
     """Called after step `step` was dispatched."""
     if self._scratch is not None and step >= self._last:
-      with self._log.outside("profile"):  # waits for the step
+      with self._metrics.outside("profile"):  # waits for the step
         self.close()
 
   def close(self):
@@ -46,4 +46,4 @@ class Profile:
       epath.Path(path).copy(target, overwrite=True)
     self._scratch.cleanup()
     self._scratch = None
-    say(self._name, f"wrote a profile to {self._directory}")
+    log(self._name, f"wrote a profile to {self._directory}")

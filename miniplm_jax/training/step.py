@@ -10,8 +10,8 @@ from etils import epath
 
 from miniplm_jax.core import hosts
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest, made_by
-from miniplm_jax.core.progress import say
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, Workdir
 from miniplm_jax.models.architecture import Architecture
@@ -243,7 +243,7 @@ def _export(how, directory, corpus, row_ids, step, model):
     dtype=how.dtype,
     max_shard_size=how.max_shard_size,
   )
-  say(directory.name, f"wrote {folder}")
+  log(directory.name, f"wrote {folder}")
 
 
 def restore(trained: Manifest, mesh, objective=None):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from miniplm_jax.core import files, hosts
-from miniplm_jax.core.progress import duration, say
+from miniplm_jax.core.log import duration, log
 
 
 class Watchdog:
@@ -64,7 +64,7 @@ class Watchdog:
     name = f"stacks-{self._last}{hosts.own_suffix()}.txt"
     path = self._directory / name
     print(text, file=sys.stderr, flush=True)
-    say(
+    log(
       self._name,
       f"nothing has ended for {duration(self._seconds)} after step "
       f"{self._last} was begun: it goes on waiting; the stacks of all threads "

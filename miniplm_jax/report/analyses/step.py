@@ -6,7 +6,7 @@ import json
 
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.progress import say
+from miniplm_jax.core.log import log, plain
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 
@@ -65,7 +65,7 @@ def _run(config, workdir: Workdir) -> dict:
 
   found = inventory.take(config, workdir)
   for line in found.left_out:
-    say(STAGE, f"left out: {line}")
+    log(STAGE, f"left out: {line}")
   described, skipped = {}, {}
 
   def written(path):
@@ -77,11 +77,11 @@ def _run(config, workdir: Workdir) -> dict:
       figures = analysis.measure(found)
     except inventory.Skipped as e:
       skipped[name] = str(e)
-      say(STAGE, f"{name} skipped: {e}")
+      log(STAGE, f"{name} skipped: {e}")
       continue
     section = analysis.section(figures)
-    print(f"\n{analysis.TITLE}. {analysis.DEFINITION}\n")
-    print("\n".join([page.markdown_table(*section.table), "", *section.notes]))
+    plain(f"\n{analysis.TITLE}. {analysis.DEFINITION}\n")
+    plain("\n".join([page.markdown_table(*section.table), "", *section.notes]))
     path = workdir.analysis / f"{name}.json"
     files.write_json(path, {"definition": analysis.DEFINITION, **figures})
     written(path)

@@ -1,5 +1,11 @@
-"""Lines and bars: a bar with rate and ETA on a terminal, lines in a log."""
+"""What the package says: lines by `logging`, and progress of long loops.
 
+A library writes nothing to standard output. All lines are INFO or WARNING of
+the logger "miniplm_jax"; a program decides what becomes of them, and `show` is
+what our command line does.
+"""
+
+import logging
 import sys
 import time
 
@@ -7,13 +13,42 @@ from tqdm import tqdm
 
 from miniplm_jax.core import hosts
 
+LOGGER = logging.getLogger("miniplm_jax")
 
-def say(stage: str, text: str):
-  """Prints one line of a stage to standard output, from one process."""
-  if not hosts.is_first():
-    return
-  tqdm.write(f"[{stage}] {text}", file=sys.stdout)
-  sys.stdout.flush()
+
+def log(stage: str, text: str):
+  """Logs one line of a stage; of several processes the first one does."""
+  if hosts.is_first():
+    LOGGER.info("[%s] %s", stage, text)
+
+
+def warn(stage: str, text: str):
+  """Logs what somebody should look at, although it goes on."""
+  if hosts.is_first():
+    LOGGER.warning("[%s] warning: %s", stage, text)
+
+
+def plain(text: str):
+  """Logs what a stage was asked for, a table or a text, as it stands."""
+  if hosts.is_first():
+    LOGGER.info("%s", text)
+
+
+def show():
+  """Prints whatever is logged to standard output, at once; for programs."""
+  if not any(isinstance(h, _Printer) for h in LOGGER.handlers):
+    LOGGER.addHandler(_Printer())
+  LOGGER.setLevel(logging.INFO)
+  LOGGER.propagate = False  # a library's root handler would print it again
+
+
+class _Printer(logging.Handler):
+  """Prints above the bars of tqdm, to what standard output is by then."""
+
+  def emit(self, record: logging.LogRecord):
+    """Raises what printing raises: a full disk, a reader that has gone."""
+    tqdm.write(record.getMessage(), file=sys.stdout)
+    sys.stdout.flush()
 
 
 def duration(seconds: float) -> str:
@@ -78,7 +113,7 @@ class Progress:
         of = f"/{self._total:,}"
         if rate:
           left = f", {duration((self._total - self._done) / rate)} left"
-      say(
+      log(
         self._stage,
         f"{self._done:,}{of} {self._unit}, {rate:,.1f} {self._unit}/s{left} "
         f"{note}".rstrip(),
