@@ -39,7 +39,6 @@ from etils import epath
 
 from benchmarks import registry_card
 from miniplm_jax import config as config_lib
-from miniplm_jax import config_rules
 from miniplm_jax.core import errors, execute, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import duration, log, show
@@ -95,8 +94,7 @@ def _config(length: int):
   # Rows end at sentence ends: on average they are 93 % full at 128.
   s.lengths = (length * 7 // 8, length * 15 // 16)
   config.run.any_code = _ANY_CODE.value
-  config_rules.check(config, f"--lengths={length}")
-  return config
+  return config_lib.from_dict(config, f"--lengths={length}")
 
 
 def in_fair_order(found: Sequence[units.Unit], corpus: Corpus):

@@ -10,7 +10,8 @@ if __name__ == "__main__":  # the imports below take a second
 from absl import app, flags
 from ml_collections import config_flags
 
-from miniplm_jax import flag_parsers, pipeline
+from miniplm_jax import pipeline
+from miniplm_jax.config import flag_parsers
 from miniplm_jax.core import log
 from miniplm_jax.core.errors import Stopped, UserError
 

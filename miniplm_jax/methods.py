@@ -1,9 +1,7 @@
 """The methods: which rows a student sees, and what it minimizes."""
 
-import types
+import dataclasses
 from typing import NamedTuple
-
-from ml_collections import ConfigDict
 
 
 class Method(NamedTuple):
@@ -51,46 +49,12 @@ METHODS = {
 }
 
 
-def for_method(config: ConfigDict, method: str) -> types.SimpleNamespace:
-  """What is made for one method.
+@dataclasses.dataclass(frozen=True)
+class MethodNames:
+  """What is made for one method of a run."""
 
-  Returns:
-    Names `selection` and `student`, and `definition`, `objective` and
-    `generated`.
-  """
-  made = METHODS[method]
-  return types.SimpleNamespace(
-    selection=config.select.name.replace("{method}", made.selection),
-    student=config.student.name.replace("{method}", method),
-    definition=made.definition or config.select.definition,
-    objective=made.objective,
-    generated=made.generated,
-  )
-
-
-def methods(config: ConfigDict) -> tuple[str, ...]:
-  """All methods of a run, the main one first."""
-  return tuple(dict.fromkeys((config.method, *config.baselines)))
-
-
-def scorers(config: ConfigDict) -> tuple[str, ...]:
-  """Those of teacher and reference that must score D.
-
-  All of a run whose methods read no scores: there they are for later.
-  """
-  definitions = [for_method(config, m).definition for m in methods(config)]
-  read = {role for name in definitions for role in DEFINITIONS[name]}
-  # The proxy learns from both, and int8 is judged by the ranking of both.
-  if not read or "proxy" in read or config.score.int8_teacher:
-    return _BOTH
-  return tuple(role for role in _BOTH if role in read)
-
-
-def uses_generated(config: ConfigDict) -> bool:
-  """Whether a method of the run trains on rows that the teacher wrote."""
-  return any(METHODS[method].generated for method in methods(config))
-
-
-def uses_proxy(config: ConfigDict) -> bool:
-  """Whether a method of the run ranks by the proxy's predictions."""
-  return "proxy" in methods(config)
+  selection: str  # the folder of its rows' ids
+  student: str  # its student's folder
+  definition: str  # by which `select` ranks the rows
+  objective: str  # what training minimizes
+  generated: bool  # whether the teacher writes a part of each row

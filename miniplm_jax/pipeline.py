@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from etils import epath, epy
 from ml_collections import ConfigDict
 
 from miniplm_jax import config as config_lib
-from miniplm_jax import config_rules
+from miniplm_jax.config import Config
 from miniplm_jax.convert import step as convert
 from miniplm_jax.core import backend, gs, hosts, manifest
 from miniplm_jax.core import execute as execute_lib
@@ -42,47 +42,96 @@ from miniplm_jax.training import reference_step as reference
 with epy.lazy_imports():  # it imports JAX
   from miniplm_jax.forecast import outlook
 
-
-def _select(config, workdir: Workdir) -> list[Step]:
-  """Rows, then their reports."""
-  # What only the reports need is looked at before there is anything to show.
-  check = functools.partial(selection_report.check, config, workdir)
-  rows = select.steps(config, workdir, check)
-  return [*rows, *selection_report.steps(config, workdir, rows)]
-
-
-def _evaluate(config, workdir: Workdir) -> list[Step]:
-  """Losses and tasks, then the table of tasks."""
-  return [*evaluate.steps(config, workdir), *tasks.steps(config, workdir)]
-
-
-def _report(config, workdir: Workdir) -> list[Step]:
-  return report.steps(config, workdir, lambda path: outlook.section(path))
-
-
 # Stage modules import nothing heavy; what they run does.
-STEPS: dict[str, Callable[..., list[Step]]] = {
-  "tokenize": tokenize.steps,
-  "teacher": reference.teacher_steps,
-  "reference": reference.reference_steps,
-  "score": score.steps,
-  "proxy": proxy.steps,
-  "select": _select,
-  "materialize": materialize.steps,
-  "seqkd": seqkd.steps,
-  "convert": convert.steps,
-  "logits": logits.steps,
-  "train": train.steps,
-  "evaluate": _evaluate,
-  "export": functools.partial(export.steps, card=model_card.write),
-  "analyse": analyse.steps,
-  "report": _report,
-}
 LOOKS = {"plan": plan.run, "verify": verify.run, "generate": generate.run}
 
 
+class Stages:
+  """The steps of each stage, composed from the config."""
+
+  def __init__(self, config: Config, workdir: Workdir):
+    self.config, self.workdir = config, workdir
+
+  def steps(self, stage: str) -> list[Step]:
+    """The steps of one stage, in the order in which they run.
+
+    Raises:
+      UserError: something that the config names is not there.
+    """
+    return getattr(self, stage)()
+
+  def tokenize(self) -> list[Step]:
+    """Text → rows."""
+    return tokenize.steps(self.config, self.workdir)
+
+  def teacher(self) -> list[Step]:
+    """A teacher that is trained here."""
+    return reference.teacher_steps(self.config, self.workdir)
+
+  def reference(self) -> list[Step]:
+    """The reference, if it is trained here."""
+    return reference.reference_steps(self.config, self.workdir)
+
+  def score(self) -> list[Step]:
+    """A score table for each model."""
+    return score.steps(self.config, self.workdir)
+
+  def proxy(self) -> list[Step]:
+    """The proxy, and its score table."""
+    return proxy.steps(self.config, self.workdir)
+
+  def select(self) -> list[Step]:
+    """A selection for each way to rank, and its report."""
+    # What only the reports need is looked at before there is anything to show.
+    check = functools.partial(selection_report.check, self.config, self.workdir)
+    rows = select.steps(self.config, self.workdir, check)
+    reports = selection_report.steps(self.config, self.workdir, rows)
+    return [*rows, *reports]
+
+  def materialize(self) -> list[Step]:
+    """Kept rows as files."""
+    return materialize.steps(self.config, self.workdir)
+
+  def seqkd(self) -> list[Step]:
+    """Rows that the teacher goes on with."""
+    return seqkd.steps(self.config, self.workdir)
+
+  def convert(self) -> list[Step]:
+    """Kept rows in a student's own tokens."""
+    return convert.steps(self.config, self.workdir)
+
+  def logits(self) -> list[Step]:
+    """What a teacher says of the tokens of kept rows."""
+    return logits.steps(self.config, self.workdir)
+
+  def train(self) -> list[Step]:
+    """The students."""
+    return train.steps(self.config, self.workdir)
+
+  def evaluate(self) -> list[Step]:
+    """Held-out losses and tasks of every model."""
+    measures = evaluate.steps(self.config, self.workdir)
+    return [*measures, *tasks.steps(self.config, self.workdir)]
+
+  def export(self) -> list[Step]:
+    """The students as Hugging Face directories."""
+    return export.steps(self.config, self.workdir, model_card.write)
+
+  def analyse(self) -> list[Step]:
+    """What all runs of the workdir say together."""
+    return analyse.steps(self.config, self.workdir)
+
+  def report(self) -> list[Step]:
+    """The report of the run."""
+
+    def plan(path: epath.Path):
+      return outlook.section(path)  # it imports JAX: not before the step runs
+
+    return report.steps(self.config, self.workdir, plan)
+
+
 def run(
-  config,
+  config: ConfigDict,
   where: str,
   stages: Sequence[str],
   *,
@@ -103,12 +152,13 @@ def run(
   Raises:
     UserError: something that the user can put right.
   """
-  config_rules.check(config, where)
-  config = ConfigDict(config.to_dict())  # it may be frozen
-  config.generate.prompts += tuple(prompt)
-  config.stages = tuple(stages) or config.stages
-  config_rules.check(config, "command line")
-  config_rules.expand(config)
+  config = config_lib.from_dict(config, where)
+  with config_lib.naming("config", "command line"):
+    config = dataclasses.replace(config, stages=tuple(stages) or config.stages)
+  prompts = (*config.generate.prompts, *prompt)
+  with config_lib.naming("config.generate", "command line"):
+    looks = dataclasses.replace(config.generate, prompts=prompts)
+  config = dataclasses.replace(config, generate=looks)
   if prompt and "generate" not in config.stages:
     raise UserError(
       "there is a prompt, and nothing that reads it",
@@ -118,7 +168,7 @@ def run(
   for bucket in buckets(config):
     gs.check(bucket)
   workdir = Workdir(epath.Path(config.workdir))
-  run = config.run
+  all_steps, run = Stages(config, workdir), config.run
   if not dry_run:
     backend.prepare(run.compilation_cache, workdir.root, run.deterministic)
   if run.coordinator and not dry_run:
@@ -136,7 +186,7 @@ def run(
       stack.enter_context(board)
     last = max(map(order.index, config.stages))
     if not dry_run:
-      hosts.agree(lambda: _refuse_left_out(config, workdir, order[: last + 1]))
+      hosts.agree(lambda: _refuse_left_out(all_steps, order[: last + 1]))
     makers: dict[epath.Path, Step] = {}  # all steps up to here, asked or not
     for stage in order[: last + 1]:
       is_asked = stage in config.stages
@@ -146,7 +196,7 @@ def run(
         if is_asked:
           hosts.agree(look) if stage == plan.STAGE else look()
         continue
-      steps = _steps(stage, config, workdir, is_asked)
+      steps = _steps(all_steps, stage, is_asked)
       if stage != tokenize.STAGE:  # looked at by a check of its own
         makers |= {step.manifest: step for step in steps}
       if not is_asked:
@@ -168,17 +218,18 @@ def run(
     backend.note()
 
 
-def _refuse_left_out(config, workdir: Workdir, stages: Sequence[str]):
+def _refuse_left_out(all_steps: Stages, stages: Sequence[str]):
   """Before hours are spent: what is read is there, or made by then."""
   makers: dict[epath.Path, str] = {}
   for stage in stages:
     if stage in config_lib.LOOKS:
       continue
-    steps = _steps(stage, config, workdir, False)
+    steps = _steps(all_steps, stage, False)
     makers |= {step.manifest: stage for step in steps}
     for path in (p for step in steps for p in step.input_manifests):
       maker = makers.get(path, stage)
-      is_made = maker in config.stages or stage not in config.stages
+      asked = all_steps.config.stages
+      is_made = maker in asked or stage not in asked
       if not is_made and not path.exists():
         raise UserError(
           f"stage {stage} reads what stage {maker} makes, and has not made",
@@ -187,10 +238,10 @@ def _refuse_left_out(config, workdir: Workdir, stages: Sequence[str]):
         )
 
 
-def _steps(stage: str, config, workdir: Workdir, is_asked: bool) -> list[Step]:
+def _steps(all_steps: Stages, stage: str, is_asked: bool) -> list[Step]:
   """Of one that was not asked none, if a model that it read is gone since."""
   try:
-    return STEPS[stage](config, workdir)
+    return all_steps.steps(stage)
   except UserError:
     if is_asked:
       raise
@@ -222,9 +273,9 @@ def _say_made_otherwise(step: Step, makers: Mapping[epath.Path, Step]):
     warn(step.stage, f"shown as it was made: {e.what}, {e.where}")
 
 
-def buckets(config) -> list[str]:
+def buckets(config: Config) -> list[str]:
   """Those that the config's paths are in, as gs://NAME."""
-  remote = [p for p in config_rules.paths(config) if p.startswith(gs.SCHEME)]
+  remote = [p for p in config_lib.paths(config) if p.startswith(gs.SCHEME)]
   return sorted({"/".join(path.split("/")[:3]) for path in remote})
 
 
@@ -236,12 +287,12 @@ def _refuse_outside(steps: Sequence[Step], workdir: Workdir):
       raise UserError("not in the workdir", str(path), "give other names")
 
 
-def _refuse_if_different(config, force: bool):
+def _refuse_if_different(config: Config, force: bool):
   """Refuses processes of one program that were not started alike."""
   import jax
 
   mine = {
-    "config": json.loads(config.to_json_best_effort()),
+    "config": json.loads(json.dumps(dataclasses.asdict(config))),
     "force": force,
     "code": manifest.code_version(),
     "jax": jax.__version__,

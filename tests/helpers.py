@@ -239,3 +239,13 @@ def edited(path: pathlib.Path):
   for name in ("schema_version", "fingerprint", "checksum"):
     del body[name]
   manifest.Manifest(path, **body).write()
+
+
+def typed(config, where: str = "here"):
+  """The config that steps are made of, in a workdir that nothing is in."""
+  from miniplm_jax import config as config_lib
+
+  if not config.workdir:
+    config = config.copy_and_resolve_references()
+    config.workdir = "run"
+  return config_lib.from_dict(config, where)

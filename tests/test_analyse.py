@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_config
 from etils import epath
-from helpers import LONG, edited, run
+from helpers import LONG, edited, run, typed
 from scipy import optimize, stats
 
 from miniplm_jax.core import execute
@@ -750,7 +750,7 @@ def test_what_no_longer_belongs_together_is_left_out(copy, capsys, of):
   workdir = Workdir(epath.Path(config.workdir))
 
   def analysed():
-    execute.execute(analyse.steps(config, workdir))
+    execute.execute(analyse.steps(typed(config), workdir))
     return capsys.readouterr().out
 
   assert "skipped, nothing has changed" in analysed()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 from etils import epath
+from helpers import typed
 from tiny_config import get_config
 
 from miniplm_jax import pipeline
@@ -62,7 +63,7 @@ def configured(folder, bos_token="auto", before=BOS, eos=EOS):
 
 def tokenize(config):
   workdir = Workdir(epath.Path(config.workdir))
-  execute_lib.execute(stage.steps(config, workdir))
+  execute_lib.execute(stage.steps(typed(config), workdir))
   return store.Corpus(manifest.require(workdir.corpus / "manifest.json"))
 
 
@@ -131,7 +132,7 @@ def test_a_corpus_of_an_earlier_version_stays_without(tmp_path):
   before = made.path.read_bytes()
   for config.corpus.bos_token in ("auto", ""):
     corpus = tokenize(config)
-    stage.check(config, Workdir(epath.Path(config.workdir)))
+    stage.check(typed(config), Workdir(epath.Path(config.workdir)))
     assert made.path.read_bytes() == before and corpus.bos_id is None
     assert corpus.text_engine().encode("x").tokens == ["x"]
   config.corpus.bos_token = BOS

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 import types
 
 import numpy as np
@@ -12,11 +13,11 @@ from helpers import CONFIG, ROOT
 from ml_collections import ConfigDict, config_dict
 
 from miniplm_jax import config as config_lib
-from miniplm_jax import config_rules, flag_parsers, model_config, pipeline
 from miniplm_jax import methods as methods_lib
+from miniplm_jax import pipeline
+from miniplm_jax.config import flag_parsers
 from miniplm_jax.core import errors, fields
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.fields import Field
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.models import architecture
@@ -37,34 +38,46 @@ def config(**changes) -> ConfigDict:
 
 def refusal(**changes) -> str:
   with pytest.raises(UserError) as e:
-    config_rules.check(config(**changes), "here")
+    config_lib.from_dict(config(**changes), "here")
   return str(e.value)
 
 
-def sections(tree, name="config"):
-  for key, found in tree.items():
-    if not isinstance(found, Field):
-      yield from sections(found, f"{name}.{key}")
-    yield f"{name}.{key}", found
+def typed(**changes) -> config_lib.Config:
+  """The config that steps are made of."""
+  return config_lib.from_dict(config(**changes), "here")
+
+
+RULES = dict(config_lib.rules())
+
+
+def valued(tree: ConfigDict, name="config"):
+  """The dotted names of all fields and their values."""
+  for key, value in tree.items():
+    if isinstance(value, ConfigDict):
+      yield from valued(value, f"{name}.{key}")
+    else:
+      yield f"{name}.{key}", value
 
 
 def test_every_field_has_a_rule_that_its_default_keeps():
-  seen = 0
-  for tree in (config_lib.FIELDS, model_config.MAMBA):
-    for name, field in sections(tree):
-      assert isinstance(field, Field | dict), name
-      if isinstance(field, Field) and name != "config.workdir":
-        assert field.first_bad(field.default) is None, name
-        seen += 1
-  assert seen > 280
-  rules = [leaf[0] for leaf in config_rules.leaves(config_lib.default())]
-  assert len(set(rules)) == len(rules) > 270
-  config_rules.check(config(), "here")
+  defaults = dict(valued(config_lib.default()))
+  # A shape's family decides which fields it has.
+  families = {name for name in defaults if name.endswith(".family")}
+  assert defaults.keys() - families == RULES.keys() and len(RULES) > 270
+  for name, value in defaults.items():
+    if name not in families and name != "config.workdir":
+      assert RULES[name].first_bad(value) is None, name
+  for name, rule in config_lib.rules(architecture.Mamba, ""):
+    value = getattr(architecture.Mamba(), name[1:])
+    assert rule.first_bad(value) is None, name
+  typed()
 
 
 def test_no_field_takes_another_type_nothing_or_nan():
-  for _, section, key, field in config_rules.leaves(config()):
-    value = section[key]
+  for key, value in valued(config()):
+    if key.endswith(".family"):
+      continue
+    field = RULES[key]
     for other in (
       None,
       [None],
@@ -114,8 +127,7 @@ def test_no_field_takes_another_type_nothing_or_nan():
   ],
 )
 def test_a_field_takes_what_is_in_its_range(name, good, bad):
-  leaves = {leaf[0]: leaf[3] for leaf in config_rules.leaves(config())}
-  field = leaves[f"config.{name}"]
+  field = RULES[f"config.{name}"]
   assert [v for v in good if field.first_bad(v)] == []
   assert [v for v in bad if not field.first_bad(v)] == []
   assert f"config.{name} is" in refusal(**{name: bad[0]})
@@ -159,7 +171,7 @@ def test_fields_that_do_not_go_together(changes, name):
 def test_domains_may_differ_in_case_alone():
   both = "Code=1", "code=2"
   quotas = "Code=0.1:", "code=0.1:"
-  config_rules.check(
+  config_lib.from_dict(
     config(**{"train.domain_weights": both, "select.quotas": quotas}), "here"
   )
 
@@ -168,11 +180,11 @@ def test_what_is_not_set_is_said():
   found = config()
   found.train.steps = config_dict.required_placeholder(int)
   with pytest.raises(UserError, match=r"train\.steps is not set"):
-    config_rules.check(found, "here")
+    config_lib.from_dict(found, "here")
   found = config()
   found.train.steps = None
   with pytest.raises(UserError, match=r"train\.steps is None"):
-    config_rules.check(found, "here")
+    config_lib.from_dict(found, "here")
 
 
 def test_no_name_leads_out_of_its_folder(tmp_path):
@@ -219,11 +231,9 @@ def test_no_job_touches_what_is_not_in_the_workdir(tmp_path):
 )
 def test_d_is_scored_by_the_models_that_a_method_reads(methods, wanted):
   method, *baselines = methods.split()
-  found = config(method=method, baselines=tuple(baselines))
+  found = typed(method=method, baselines=tuple(baselines))
   workdir = Workdir(pipeline.epath.Path("run"))
-
-  def steps(stage):
-    return pipeline.STEPS[stage](found, workdir)
+  steps = pipeline.Stages(found, workdir).steps
 
   assert {step.name for step in steps("score")} == wanted
   read = {name for step in steps("select") for name in step.inputs}
@@ -232,7 +242,7 @@ def test_d_is_scored_by_the_models_that_a_method_reads(methods, wanted):
   (train, *_) = steps("train")
   models = {step.name for step in steps("evaluate")} - {*methods.split()}
   assert models == wanted and "selection" in train.inputs
-  names = methods_lib.for_method(found, method)
+  names = found.names_of(method)
   spent = budget.offline(found, workdir, names, {})
   assert {role for role in roles if f"scoring by {role}" in spent} == (
     roles & set(methods_lib.DEFINITIONS[names.definition])
@@ -241,8 +251,8 @@ def test_d_is_scored_by_the_models_that_a_method_reads(methods, wanted):
 
 def test_what_came_before_is_that_of_the_scores_that_chose(tmp_path):
   """Their table is the selection's, whatever the config names now."""
-  found, workdir = config(method="difficulty"), Workdir(epath.Path(tmp_path))
-  found.reference.path = "given"
+  found = typed(**{"method": "difficulty", "reference.path": "given"})
+  workdir = Workdir(epath.Path(tmp_path))
 
   def table(name, spent):
     path = workdir.scores(name) / "manifest.json"
@@ -256,7 +266,7 @@ def test_what_came_before_is_that_of_the_scores_that_chose(tmp_path):
   path = workdir.selection("difficulty") / "manifest.json"
   scores, prints = {"reference": "before"}, {"reference": chose.fingerprint}
   Manifest(path, "select", {"scores": scores}, prints).write()
-  names = methods_lib.for_method(found, "difficulty")
+  names = found.names_of("difficulty")
   assert budget.offline(found, workdir, names, {}) == {"scoring": 5.0}
   dataclasses.replace(chose, weights="made again").write()
   spent = budget.offline(found, workdir, names, {})
@@ -285,15 +295,10 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(monkeypatch):
     "run.compilation_cache": "~/kept",
     "generate.prompts": ("~/no path",),
   }
-  found = config(**given)
-  config_rules.expand(found)
   for name, value in given.items():
-    *folders, key = name.split(".")
-    section = found
-    for folder in folders:
-      section = section[folder]
+    found = operator.attrgetter(name)(typed(**given))
     written = str(value).replace("~", "/people/me")
-    assert str(section[key]) == (str(value) if "prompts" in name else written)
+    assert str(found) == (str(value) if "prompts" in name else written)
 
 
 def test_only_paths_ask_for_a_bucket():
@@ -304,7 +309,7 @@ def test_only_paths_ask_for_a_bucket():
     "corpus.tokenizer": "gs://one/t",
     "score.more": ("a=gs://two/x",),
   }
-  assert pipeline.buckets(config(**given)) == ["gs://one", "gs://two"]
+  assert pipeline.buckets(typed(**given)) == ["gs://one", "gs://two"]
 
 
 def of_command_line(path, body: str, argument: str = "") -> str:
@@ -346,7 +351,7 @@ def test_every_config_of_the_repository_can_be_meant():
     exec(path.read_text(), space)
     found = space["get_config"]()
     found.workdir = found.workdir or "run"
-    config_rules.check(found, str(path))
+    config_lib.from_dict(found, str(path))
 
 
 @pytest.mark.parametrize(

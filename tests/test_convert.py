@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 from etils import epath
-from helpers import refused, run
+from helpers import refused, run, typed
 from test_damage import execute
 
 from miniplm_jax import config as config_lib
@@ -76,7 +76,7 @@ class Setup:
     s = config.student
     s.tokenizer, s.eos_token = str(folder / "student"), EOS
     self.workdir = Workdir(epath.Path(config.workdir))
-    execute_lib.execute(tokenize_stage.steps(config, self.workdir))
+    execute_lib.execute(tokenize_stage.steps(typed(config), self.workdir))
     self.corpus = self.open(self.workdir.corpus)
     rows = self.corpus.rows_of("train")
     rng = np.random.default_rng(seed)
@@ -98,7 +98,7 @@ class Setup:
   def convert(self, name="repack", conversion="repack", bos=""):
     s = self.config.student
     s.name, s.conversion, s.bos_token = name, conversion, bos
-    execute_lib.execute(convert_stage.steps(self.config, self.workdir))
+    execute_lib.execute(convert_stage.steps(typed(self.config), self.workdir))
     return self.open(self.directory(name))
 
   def directory(self, name):
@@ -358,7 +358,9 @@ def test_bytes_that_are_no_text_are_refused_with_their_rows():
 
 def test_without_a_tokenizer_of_the_students_there_is_nothing_to_do():
   config = config_lib.default()
-  assert convert_stage.steps(config, Workdir(epath.Path("nowhere"))) == []
+  assert (
+    convert_stage.steps(typed(config), Workdir(epath.Path("nowhere"))) == []
+  )
 
 
 def test_what_was_converted_outlives_its_tokenizer(setup, tmp_path, capsys):
@@ -371,7 +373,9 @@ def test_what_was_converted_outlives_its_tokenizer(setup, tmp_path, capsys):
   assert setup.convert("outlives").manifest.fingerprint == made.fingerprint
   said = capsys.readouterr().out
   assert "what was made of it stands" in said and s.tokenizer in said
-  inputs = convert_stage.corpus_inputs(setup.config, setup.workdir, "outlives")
+  inputs = convert_stage.corpus_inputs(
+    typed(setup.config), setup.workdir, "outlives"
+  )
   assert inputs["tokenizer"]() == made.inputs["tokenizer"]
   s.tokenizer = str(tmp_path / "mistyped")
   with pytest.raises(UserError, match="no model directory here"):
@@ -393,7 +397,9 @@ def test_a_tokenizer_that_does_not_fit_is_refused(setup, field, value, message):
   s.name, s[field] = f"bad_{field}", value
   try:
     with pytest.raises(UserError, match=message):
-      execute_lib.execute(convert_stage.steps(setup.config, setup.workdir))
+      execute_lib.execute(
+        convert_stage.steps(typed(setup.config), setup.workdir)
+      )
   finally:
     s[field] = old
 

@@ -16,7 +16,7 @@ import pytest
 import tiny_config
 from etils import epath
 
-from miniplm_jax import config_rules
+from miniplm_jax import config as config_lib
 from miniplm_jax.core import (
   backend,
   compiled,
@@ -518,12 +518,12 @@ def test_a_damaged_compiled_program_is_not_run(tmp_path, capsys):
 def test_a_folder_that_cannot_be_meant_is_refused(field, value):
   config = tiny_config.get_config()
   config.workdir, config.corpus.source = "/some/dir", "text"
-  config_rules.check(config, "here")
+  config_lib.from_dict(config, "here")
   config.run.compilation_cache = "/some/cache/corpus"
-  config_rules.check(config, "here")
+  config_lib.from_dict(config, "here")
   config.update_from_flattened_dict({field: value})
   with pytest.raises(UserError, match=f"config.{field} is"):
-    config_rules.check(config, "here")
+    config_lib.from_dict(config, "here")
 
 
 def test_files_that_are_read_whole_are_known_by_all_they_hold(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import tiny_config
 from etils import epath
 from flax import nnx
-from helpers import CONFIG, LONG, run
+from helpers import CONFIG, LONG, run, typed
 from ml_collections import ConfigDict
 
 from miniplm_jax import config as config_lib
@@ -19,7 +19,6 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.distillation.objectives import OBJECTIVES
-from miniplm_jax.methods import for_method
 from miniplm_jax.models import architecture, config_json, head, hub
 from miniplm_jax.models.architecture import Mamba, Transformer
 from miniplm_jax.models.decoder import Decoder
@@ -140,9 +139,9 @@ def test_a_finished_student_needs_its_teacher_no_more(tmp_path, method):
   for folder in (place.corpus, place.selection("pretrain")):
     folder.mkdir(parents=True)
     manifest.Manifest(folder / "manifest.json", "", {}, {}).write()
-  (one,) = train_stage.steps(config, place)
-  names = for_method(config, method)
-  token = OBJECTIVES[names.objective](config, place, names).token_flops
+  (one,) = train_stage.steps(typed(config), place)
+  names = typed(config).names_of(method)
+  token = OBJECTIVES[names.objective](typed(config), place, names).token_flops
   steps = one.settings["train"]["steps"]
   assert steps < config.train.steps
   made = dataclasses.replace(
@@ -152,10 +151,10 @@ def test_a_finished_student_needs_its_teacher_no_more(tmp_path, method):
   )
   shutil.rmtree(given)
   with pytest.raises(UserError, match="no model directory here"):
-    train_stage.steps(config, place)
+    train_stage.steps(typed(config), place)
   made.path.parent.mkdir(parents=True)
   made.write()
-  (one,) = train_stage.steps(config, place)
+  (one,) = train_stage.steps(typed(config), place)
   assert execute.status(one) == "done"
 
 
@@ -165,7 +164,7 @@ def test_a_budget_is_spent_and_the_warmup_stays_its_share_of_it():
   plain = flops.next_token(arch, config.corpus.max_length)
 
   def steps(times: float) -> tuple[int, int]:
-    found = budget.schedule(config, arch, times * plain)
+    found = budget.schedule(typed(config), arch, times * plain)
     return found.warmup_steps, found.steps
 
   whole = 2000, 100_000
@@ -190,11 +189,10 @@ def test_unknown_parts_stay_unknown():
 DEAR = """
 import miniplm_jax.methods as methods_lib
 from miniplm_jax.distillation.objectives import OBJECTIVES, Plan
-from miniplm_jax.models import architecture
 from miniplm_jax.training import flops
 
 def plan(config, workdir, names):
-  arch = architecture.make(config.student.model)
+  arch = config.student.model
   cost = 4 * flops.next_token(arch, config.corpus.max_length)
   return Plan(settings={"dear": {"times": 4}}, token_flops=cost)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from helpers import edited, refused, run
+from helpers import edited, refused, run, typed
 from test_huggingface import SHAPES, new
 from tiny_config import get_config
 
@@ -272,7 +272,7 @@ def test_a_student_that_was_trained_again_is_exported_again(copy):
   with edited(copy / "run/students/miniplm/manifest.json") as trained:
     trained["settings"]["train"]["seed"] += 1
   with pytest.raises(UserError, match=r"inputs\.model .* --stages=export --f"):
-    stage.run(config, workdir)
+    stage.run(typed(config), workdir)
 
 
 def test_a_user_looks_at_the_student(copy, tmp_path):

@@ -15,15 +15,15 @@ from unittest import mock
 import numpy as np
 import pytest
 from etils import epath
-from helpers import ROOT, environment, run
+from helpers import ROOT, environment, run, typed
 from tiny_config import get_config
 
+from miniplm_jax.config.sections import GROUP, PAPER_TASKS
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import store
 from miniplm_jax.evaluate import results, tasks
 from miniplm_jax.evaluate import tasks_step as tasks_stage
-from miniplm_jax.evaluation_config import GROUP, PAPER_TASKS
 from miniplm_jax.report import tasks as tasks_table
 
 needs_lm_eval = pytest.mark.skipif(
@@ -286,7 +286,8 @@ def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
   config = get_config()
   config.evaluation.tasks = "piqa", "arc_easy"
   for config.evaluation.dtype in ("float32", "bfloat16"):
-    measures = tasks_stage.steps(config, Workdir(epath.Path(tmp_path)))
+    workdir = Workdir(epath.Path(tmp_path))
+    measures = tasks_stage.steps(typed(config), workdir)
     for step in measures:
       step.run({"model": model})
   assert made == ["float32", "bfloat16"]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_config
 from etils import epath
-from helpers import LONG, edited, refused, run
+from helpers import LONG, edited, refused, run, typed
 
 from miniplm_jax.core import execute, files, manifest
 from miniplm_jax.core.errors import UserError
@@ -376,10 +376,10 @@ def chain(definition="mean_diff", **settings):
 )
 def test_a_report_is_of_what_was_made_from_each_other(changed, what):
   config, inputs = tiny_config.get_config(), chain()
-  report.check(config, inputs)
+  report.check(typed(config), inputs)
   other = dataclasses.replace(inputs[changed], weights="another")
   with pytest.raises(UserError, match=rf"inputs\.{what} .* name the {what}"):
-    report.check(config, inputs | {changed: other})
+    report.check(typed(config), inputs | {changed: other})
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_a_student_of_a_corpus_that_was_made_again_is_refused(
   config.method = "seqkd" if name == "generated" else "miniplm"
   inputs = {k.replace("miniplm", config.method): m for k, m in inputs.items()}
   with pytest.raises(UserError, match=f"inputs.{name} is"):
-    report.check(config, inputs | {f"{config.method} training": trained})
+    report.check(typed(config), inputs | {f"{config.method} training": trained})
 
 
 def test_losses_of_other_rows_are_not_shown_beside_each_other():
@@ -415,9 +415,9 @@ def test_losses_of_other_rows_are_not_shown_beside_each_other():
     inputs["miniplm evaluation"], details={"loss_rows": "few"}
   )
   with pytest.raises(UserError, match="of miniplm is of other rows than that"):
-    report.check(config, inputs | {"miniplm evaluation": few})
+    report.check(typed(config), inputs | {"miniplm evaluation": few})
   own = dataclasses.replace(few, tokenizer="its own")
-  report.check(config, inputs | {"miniplm evaluation": own})
+  report.check(typed(config), inputs | {"miniplm evaluation": own})
 
 
 def test_the_verdict_says_what_sets_students_apart():
@@ -447,7 +447,9 @@ def test_the_verdict_says_what_sets_students_apart():
     }
 
   def told(**train):
-    return findings.verdict(config, made("miniplm") | made("pretrain", **train))
+    return findings.verdict(
+      typed(config), made("miniplm") | made("pretrain", **train)
+    )
 
   assert told().endswith("at 8 equal steps (one seed).")
   assert told(warmup_steps=1, steps=4) == told(new_in_this_version=1) == told()
@@ -460,7 +462,7 @@ def test_the_verdict_says_what_sets_students_apart():
 
 def test_a_report_that_is_refused_leaves_the_last_one(tmp_path):
   config = tiny_config.get_config()
-  (one,) = report.steps(config, Workdir(epath.Path(tmp_path)), plan=None)
+  (one,) = report.steps(typed(config), Workdir(epath.Path(tmp_path)), plan=None)
   made = chain()
   files = {n: p for n, p in one.inputs.items() if isinstance(p, epath.Path)}
   for name, path in files.items():
@@ -483,7 +485,7 @@ def test_a_report_that_is_refused_leaves_the_last_one(tmp_path):
 )
 def test_a_student_of_another_method_is_not_shown(made_by, what):
   with pytest.raises(UserError, match=what):
-    report.check(tiny_config.get_config(), chain(**made_by))
+    report.check(typed(tiny_config.get_config()), chain(**made_by))
 
 
 def test_a_table_of_tasks_is_of_the_models_as_they_are(tmp_path):

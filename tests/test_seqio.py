@@ -28,6 +28,7 @@ from helpers import (
   execute,
   refused,
   run,
+  typed,
 )
 
 from miniplm_jax.core import execute as execute_lib
@@ -390,7 +391,7 @@ def test_materialize(copy, corpus, kept, form, monkeypatch):
 def steps(folder, form):
   config = execute(CONFIG.read_text())["get_config"]()
   config.materialize.format = form
-  return stage.steps(config, Workdir(epath.Path(folder / "run")))
+  return stage.steps(typed(config), Workdir(epath.Path(folder / "run")))
 
 
 @pytest.mark.parametrize("form", writers.FORMATS)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from etils import epath
+from helpers import typed
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import contents, files, manifest
@@ -69,11 +70,13 @@ class Run:
     self.folder = epath.Path(folder) / "run"
 
   def __call__(self, force=False):
-    execute_lib.execute(stage.steps(self.config, Workdir(self.folder)), force)
+    execute_lib.execute(
+      stage.steps(typed(self.config), Workdir(self.folder)), force
+    )
     return json.loads((self.folder / "corpus/manifest.json").read_text())
 
   def status(self):
-    (step,) = stage.steps(self.config, Workdir(self.folder))
+    (step,) = stage.steps(typed(self.config), Workdir(self.folder))
     return execute_lib.status(step)
 
   def files(self):
@@ -287,8 +290,9 @@ def test_a_split_matters_where_there_are_splits(tmp_path):
 
   def facts(source, split):
     config = config_lib.default()
-    config.corpus.update(source=str(source), split=split, tokenizer="train")
-    (step,) = stage.steps(config, Workdir(epath.Path(tmp_path / "run")))
+    config.corpus.update(source=str(source), split=split)
+    config.corpus.update(tokenizer="train", vocab_size=512)
+    (step,) = stage.steps(typed(config), Workdir(epath.Path(tmp_path / "run")))
     kept = {k: v for k, v in step.settings.items() if k not in step.idle}
     return kept, step.inputs["source"]()
 
@@ -715,7 +719,7 @@ def test_documents_of_megatron_are_packed(tmp_path, vocabulary):
       [(r.domain, r.ids.tolist()) for r in corpus.read(range(len(corpus)))]
     )
   assert rows[0] == rows[1] == rows[2] and len(rows[0]) > 12
-  run.config.corpus.tokenizer = "train"
+  run.config.corpus.update(tokenizer="train", vocab_size=512)
   run.config.corpus.source = str(source)
   with pytest.raises(UserError, match="no text to train a tokenizer on"):
     run(force=True)

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from helpers import LIMIT, environment, refused, run, write_corpus
+from helpers import LIMIT, environment, refused, run, typed, write_corpus
 from tiny_config import get_config
 
 from miniplm_jax import config as config_lib
-from miniplm_jax import methods
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
@@ -458,17 +457,18 @@ def test_labels_of_two_kinds_lie_in_two_folders(tmp_path):
   workdir = Workdir(epath.Path(tmp_path))
 
   def folders():
-    return [step.name for step in logits_stage.steps(config, workdir)]
+    return [step.name for step in logits_stage.steps(typed(config), workdir)]
 
   assert folders() == [TEACHERS, "teacher-nll"]
   # Each student reads its own.
   for names, folder in zip(
-    (methods.for_method(config, m) for m in methods.methods(config)), folders()
+    typed(config).names,
+    folders(),
   ):
-    (path, _) = logits_stage.inputs(config, workdir, names).values()
+    (path, _) = logits_stage.inputs(typed(config), workdir, names).values()
     assert path.parent.name == folder
   # What an earlier version made goes on where it is; another kind does not.
-  made = logits_stage.steps(config, workdir)[0]
+  made = logits_stage.steps(typed(config), workdir)[0]
   old = workdir.selection("both") / "logits" / "teacher" / PARTIAL
   manifest_lib.Manifest(old, "logits", made.settings, {}).write()
   assert folders() == ["teacher", "teacher-nll"]

@@ -12,7 +12,8 @@ import pytest
 import tiny_config
 from etils import epath
 
-from miniplm_jax import config_rules, pipeline
+from miniplm_jax import config as config_lib
+from miniplm_jax import pipeline
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.methods import METHODS
@@ -74,12 +75,13 @@ def all_steps(name: str) -> dict[str, object]:
   config = tiny_config.get_config(*["mamba"] * (name == "mamba")).unlock()
   config.workdir, config.corpus.source = "run", "text.jsonl"
   config.update_from_flattened_dict(CONFIGS[name])
-  config_rules.check(config, "here")
+  stages = pipeline.Stages(
+    config_lib.from_dict(config, "here"), Workdir(epath.Path("run"))
+  )
   found = {}
-  for stage, steps in pipeline.STEPS.items():
+  for stage in config_lib.STAGES:
     try:
-      made = steps(config, Workdir(epath.Path("run")))
-      found |= {str(step.manifest): said(step) for step in made}
+      found |= {str(s.manifest): said(s) for s in stages.steps(stage)}
     except UserError as e:
       found[stage] = str(e)
   return json.loads(json.dumps(found))

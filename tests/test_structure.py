@@ -11,7 +11,8 @@ import pytest
 from helpers import CONFIG, ROOT, environment, write_corpus
 from ml_collections import ConfigDict
 
-from miniplm_jax import config_rules, pipeline
+from miniplm_jax import config as config_lib
+from miniplm_jax import pipeline
 from miniplm_jax.core.errors import UserError
 
 PACKAGE = ROOT / "miniplm_jax"
@@ -19,14 +20,9 @@ PACKAGE = ROOT / "miniplm_jax"
 ORDER = (
   "core",
   "methods",
-  "model_config",
-  "method_config",
-  "evaluation_config",
-  "run_config",
   "small_config",
-  "config",
-  "config_rules",
   "models",
+  "config",
   "corpus",
   "training",
   "score",
@@ -40,7 +36,6 @@ ORDER = (
   "report",
   "forecast",
   "pipeline",
-  "flag_parsers",
   "main",
 )
 
@@ -171,8 +166,8 @@ def plan(config, folder):
   config.workdir = config.workdir or str(folder / "run")
   config.corpus.source = config.corpus.source or str(folder / "text.jsonl")
   try:
-    config_rules.check(config, "here")
     workdir = pipeline.Workdir(pipeline.epath.Path(config.workdir))
+    stages = pipeline.Stages(config_lib.from_dict(config, "here"), workdir)
     return [
       (
         str(j.manifest),
@@ -180,7 +175,7 @@ def plan(config, folder):
         _inputs(j),
       )
       for stage in config.stages
-      for j in pipeline.STEPS[stage](config, workdir)
+      for j in stages.steps(stage)
     ]
   except UserError as e:
     return str(e)
@@ -212,7 +207,7 @@ def attributes_read():
   """
   found = collections.defaultdict(set)
   for path in PACKAGE.rglob("*.py"):
-    if path.stem.endswith("config") or path.stem.startswith("config"):
+    if path.parent.name == "config":
       continue
     nodes = list(ast.walk(ast.parse(path.read_text())))
     names = collections.defaultdict(set)

@@ -6,6 +6,7 @@ from pydoc_data import topics
 import pytest
 import tokenizers
 from etils import epath
+from helpers import typed
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import execute, manifest, workdir
@@ -325,7 +326,9 @@ def test_a_corpus_says_what_its_tokenizer_lost(tmp_path, capsys, name):
   source = tmp_path / "text" / "a.txt"
   text = "a cat " * 1000
   source.write_text(f"{text}🙂{text}")
-  steps = stage.steps(config, workdir.Workdir(epath.Path(config.workdir)))
+  steps = stage.steps(
+    typed(config), workdir.Workdir(epath.Path(config.workdir))
+  )
   execute.execute(steps)
   made = manifest.require(steps[0].manifest)
   total = 12004 + (name != "bytes")
@@ -335,7 +338,9 @@ def test_a_corpus_says_what_its_tokenizer_lost(tmp_path, capsys, name):
   assert f"0.03% of the text, 4 of {total:,} bytes" in capsys.readouterr().out
   config.workdir = str(tmp_path / "other")
   source.write_text(text + "🙂" * 20)
-  steps = stage.steps(config, workdir.Workdir(epath.Path(config.workdir)))
+  steps = stage.steps(
+    typed(config), workdir.Workdir(epath.Path(config.workdir))
+  )
   with pytest.raises(UserError, match=r"80 of 6,08\d bytes; 1% is the most"):
     execute.execute(steps)
 
@@ -355,7 +360,9 @@ def test_a_tokenizer_that_loses_text_is_refused_early(tmp_path, lossy):
   for i in range(8):
     text = "a cat " * 999 + "🙂" * (100 if i < lossy else 0)
     (tmp_path / f"text/{i}.txt").write_text(text)
-  steps = stage.steps(config, workdir.Workdir(epath.Path(config.workdir)))
+  steps = stage.steps(
+    typed(config), workdir.Workdir(epath.Path(config.workdir))
+  )
   if lossy == 1:
     execute.execute(steps)
     return

@@ -11,7 +11,6 @@ from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.corpus.step import own_tokenizer
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
-from miniplm_jax.methods import for_method, methods
 
 STAGE = "convert"
 _CODE = ("convert/rows.py", "convert/pieces.py")  # makes a shard
@@ -21,7 +20,7 @@ def steps(config, workdir: Workdir) -> list[Step]:
   """One step a student, if students have a tokenizer of their own."""
   if not config.student.tokenizer:
     return []
-  names = [for_method(config, method) for method in methods(config)]
+  names = config.names
   return [_step(config, workdir, n) for n in names]
 
 

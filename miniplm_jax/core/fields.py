@@ -1,16 +1,19 @@
-"""A field of the configuration: its default and its rule, in one place.
+"""A section of the configuration: fields with their default and their rule.
 
-A section is a mapping of names to fields and sections. What several fields
-must be together stands in `config_rules`.
+A section is a frozen dataclass whose fields are made by `number`, `word`,
+`path` and their kind. What several fields must be together it says in
+`rules`. No section can hold what it refuses.
 """
 
 import ctypes
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from fractions import Fraction
 from typing import Any
+
+from miniplm_jax.core.errors import UserError
 
 # What becomes a folder: no way out of the one that it is in, no flag, nothing
 # hidden, nothing that a shell or a glob reads.
@@ -21,36 +24,30 @@ NAME_TODO = (
   "most 100, and 200 bytes"
 )
 
+# (field, its value, whether it may be, what to do if not)
+Refusal = tuple[str, Any, bool, str]
+
 
 @dataclasses.dataclass(frozen=True)
-class Field:
-  """What a value may be.
+class Rule:
+  """What the value of a field may be."""
 
-  Attributes:
-    default: its value unless a config says otherwise.
-    is_good: whether a value, of whatever type, can be meant.
-    todo: what to do about one that cannot.
-    item: of a tuple: what each of its items may be.
-    path: matches a value; its last group is a file, a folder or a hub id.
-    words: that it may be; `todo` ends with them.
-  """
-
-  default: Any
-  is_good: Callable[[Any], bool]
-  todo: str
-  item: "Field | None" = None
+  is_good: Callable[[Any], bool]  # takes a value of whatever type
+  advice: str  # about a value that cannot be meant
+  item: "Rule | None" = None  # of a tuple: the rule of each item
+  # Matches a value; its last group is a file, a folder or a hub id.
   path: re.Pattern | None = None
-  words: Collection[str] = ()
+  words: Collection[str] = ()  # the only ones; `advice` ends with them
 
   def first_bad(self, value: Any) -> tuple[Any, str] | None:
-    """What cannot be meant, it or one of its items, and what to do."""
+    """Returns what cannot be meant, the value or an item, and what to do."""
     if not self.is_good(value):
-      return value, self.todo + ", ".join(w or repr(w) for w in self.words)
-    found = (self.item.first_bad(v) for v in value) if self.item else ()
-    return next((bad for bad in found if bad), None)
+      return value, self.advice + ", ".join(w or repr(w) for w in self.words)
+    bad = (self.item.first_bad(v) for v in value) if self.item else ()
+    return next(filter(None, bad), None)
 
   def paths(self, value: Any) -> Iterator[str]:
-    """The files, folders and hub ids that a good value names."""
+    """Yields the files, folders and hub ids that a good value names."""
     if self.item:
       for v in value:
         yield from self.item.paths(v)
@@ -58,13 +55,78 @@ class Field:
       yield self.path.fullmatch(value)[1]
 
   def expanded(self, value: Any) -> Any:
-    """A good value with the home folder for ~ where it names a file."""
+    """Puts the home folder for ~ into a good value that names a file."""
     if self.item:
       return tuple(map(self.item.expanded, value))
     if not self.path:
       return value
     start = self.path.fullmatch(value).start(1)
     return value[:start] + os.path.expanduser(value[start:])
+
+
+class FieldError(UserError):
+  """A field has a value that cannot be meant."""
+
+  def __init__(self, section: str, field: str, value: Any, hint: str):
+    self.field, self.value = field, value
+    super().__init__(f"{field} is {shown(value)}", section, hint)
+
+
+def shown(value: Any) -> str:
+  """A value as it is written in Python, cut if it is long."""
+  text = repr(value)
+  return text if len(text) <= 200 else f"{text[:200]} …"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+  """A part of the configuration, or the shape of a model.
+
+  Raises:
+    FieldError: a field has a value that cannot be meant, alone or beside the
+      others.
+  """
+
+  def __post_init__(self):
+    for name, rule in rules_of(type(self)).items():
+      if bad := rule.first_bad(getattr(self, name)):
+        raise FieldError(type(self).__name__, name, *bad)
+    for name, value, is_good, hint in self.rules():
+      if not is_good:
+        raise FieldError(type(self).__name__, name, value, hint)
+
+  def rules(self) -> Iterator[Refusal]:
+    """Yields what several fields must be together."""
+    return iter(())
+
+
+def rules_of(section: type[Section]) -> dict[str, Rule]:
+  """The rules of the fields of a section that are no sections themselves."""
+  fields = dataclasses.fields(section)
+  return {f.name: f.metadata["rule"] for f in fields if "rule" in f.metadata}
+
+
+def section(kind: type[Section], **changes: Any) -> Any:
+  """A field that is a section, with other defaults if `changes` has some."""
+  return dataclasses.field(
+    default_factory=lambda: kind(**changes), metadata={"section": kind}
+  )
+
+
+def _field(default: Any, rule: Rule) -> Any:
+  return dataclasses.field(default=default, metadata={"rule": rule})
+
+
+def _with_path(field: Any, pattern: str) -> Any:
+  rule = field.metadata["rule"]
+  path = re.compile(pattern, re.DOTALL)
+  return _field(field.default, dataclasses.replace(rule, path=path))
+
+
+def differ(names: Iterable[str]) -> bool:
+  """Whether no name is there twice."""
+  names = list(names)
+  return len(set(names)) == len(names)
 
 
 def is_name(name: Any) -> bool:
@@ -89,10 +151,42 @@ def of(share: float, total: int) -> int:
   return int(exact(share) * total)
 
 
+def weight_of(text: str) -> tuple[str, Fraction]:
+  """Reads a domain and its weight, exact, of "code=2" or "mail=0.5".
+
+  Raises:
+    ValueError: that is not what it says.
+  """
+  domain, _, written = text.rpartition("=")
+  weight = _fraction(written)
+  if not (domain and 0 <= weight <= 10**6):
+    raise ValueError(text)
+  return domain, weight
+
+
+def share_of(quota: str) -> tuple[str, Fraction, Fraction]:
+  """Reads a domain, its least and largest share, exact, of "code=0.1:0.3".
+
+  Raises:
+    ValueError: that is not what it says.
+  """
+  domain, _, shares = quota.rpartition("=")
+  low, colon, high = shares.partition(":")
+  least, most = _fraction(low or "0"), _fraction(high or "1")
+  if not (domain and colon and 0 <= least <= most <= 1):
+    raise ValueError(quota)
+  return domain, least, most
+
+
+def _fraction(written: str) -> Fraction:
+  # Not 1e-999999999 as a fraction: that has a billion digits.
+  return Fraction(written) if "/" in written else exact(float(written))
+
+
 # ---- kinds of fields
 
 
-def number(default: float, interval: str, *also: float) -> Field:
+def number(default: float, interval: str, *also: float) -> Any:
   """A number; a whole one of 64 bits if the default is whole.
 
   Args:
@@ -119,8 +213,8 @@ def number(default: float, interval: str, *also: float) -> Field:
     return value in also or (above and below)
 
   kind = "a whole number" if whole else "a number"
-  todo = f"give {kind} in {interval}"
-  return Field(default, is_good, " or ".join([todo, *map(str, also)]))
+  advice = f"give {kind} in {interval}"
+  return _field(default, Rule(is_good, " or ".join([advice, *map(str, also)])))
 
 
 def _bound(text: str) -> float:
@@ -128,30 +222,32 @@ def _bound(text: str) -> float:
   return int(base) ** int(exponent) if is_power else float(text)
 
 
-def seed(default: int, bits: int = 32) -> Field:
+def seed(default: int, bits: int = 32) -> Any:
   """A seed: JAX takes 32 bits of one and drops the others."""
   return number(default, f"[0, 2^{bits})")
 
 
-def switch(default: bool) -> Field:
+def switch(default: bool) -> Any:
   """True or False."""
-  return Field(default, lambda v: isinstance(v, bool), "give True or False")
+  rule = Rule(lambda v: isinstance(v, bool), "give True or False")
+  return _field(default, rule)
 
 
-def word(default: str, words: Collection[str]) -> Field:
+def word(default: str, words: Collection[str]) -> Any:
   """One of a few words, which may become more."""
-  return Field(
-    default,
-    lambda v: type(v) is str and v in words,
-    "choose from ",
-    words=words,
+  rule = Rule(
+    lambda v: type(v) is str and v in words, "choose from ", words=words
   )
+  return _field(default, rule)
 
 
-def text(default: str, pattern: str = r".+", todo: str = "give a text"):
+def text(
+  default: str, pattern: str = r".+", advice: str = "give a text"
+) -> Any:
   """A text that a pattern matches as a whole, by default one not empty."""
-  found = re.compile(pattern, re.DOTALL)
-  return Field(default, lambda v: is_text(v) and found.fullmatch(v), todo)
+  whole = re.compile(pattern, re.DOTALL)
+  rule = Rule(lambda v: is_text(v) and bool(whole.fullmatch(v)), advice)
+  return _field(default, rule)
 
 
 def is_text(value: Any) -> bool:
@@ -165,7 +261,7 @@ def is_text(value: Any) -> bool:
   return True
 
 
-def name(default: str) -> Field:
+def name(default: str) -> Any:
   """A name that becomes a folder; if the default has "{method}" it may, too."""
   method = "{method}" if "{method}" in default else ""
 
@@ -176,20 +272,20 @@ def name(default: str) -> Field:
       return False
     return is_name(value.replace(method, "m") if method else value)
 
-  todo = NAME_TODO + (f"; {method} is the method's" if method else "")
-  return Field(default, is_good, todo)
+  advice = NAME_TODO + (f"; {method} is the method's" if method else "")
+  return _field(default, Rule(is_good, advice))
 
 
-def path(default: str, is_needed: bool = False) -> Field:
+def path(default: str, is_needed: bool = False) -> Any:
   """A file, folder, glob or hub id; ~ is expanded by `expanded`."""
-  found = text(default, r"\S(.*\S)?" + "|" * (not is_needed), "give a path")
-  return dataclasses.replace(found, path=re.compile("(.*)", re.DOTALL))
+  pattern = r"\S(.*\S)?" + "|" * (not is_needed)
+  return _with_path(text(default, pattern, "give a path"), "(.*)")
 
 
-def named_path() -> Field:
+def named_path() -> Any:
   """NAME=PATH."""
-  found = parsed("", _named, "give NAME=DIRECTORY_OR_HUB_ID, a new name")
-  return dataclasses.replace(found, path=re.compile("[^=]*=(.*)", re.DOTALL))
+  field = parsed("", _named, "give NAME=DIRECTORY_OR_HUB_ID, a new name")
+  return _with_path(field, "[^=]*=(.*)")
 
 
 def _named(value: str):
@@ -198,7 +294,7 @@ def _named(value: str):
     raise ValueError(value)
 
 
-def parsed(default: str, parse: Callable[[str], Any], todo: str) -> Field:
+def parsed(default: str, parse: Callable[[str], Any], advice: str) -> Any:
   """A text that `parse` takes, without a ValueError or ArithmeticError."""
 
   def is_good(value):
@@ -208,31 +304,14 @@ def parsed(default: str, parse: Callable[[str], Any], todo: str) -> Field:
       return False
     return True
 
-  return Field(default, lambda v: is_text(v) and is_good(v), todo)
+  return _field(default, Rule(lambda v: is_text(v) and is_good(v), advice))
 
 
-def several(item: Field, *default: Any) -> Field:
+def several(item: Any, *default: Any) -> Any:
   """Any number of them, as a tuple."""
-  todo = "give a tuple: ('a',) has one item"
-  return Field(default, lambda v: isinstance(v, tuple | list), todo, item)
-
-
-# ---- sections
-
-Section = Mapping[str, "Field | Section"]
-
-
-def defaults(section: Section) -> dict[str, Any]:
-  """The same tree, of default values."""
-  return {
-    key: found.default if isinstance(found, Field) else defaults(found)
-    for key, found in section.items()
-  }
-
-
-def changed(section: Section, **values: Any) -> Section:
-  """The section with other defaults."""
-  new = {
-    k: dataclasses.replace(section[k], default=v) for k, v in values.items()
-  }
-  return {**section, **new}
+  rule = Rule(
+    lambda v: isinstance(v, tuple | list),
+    "give a tuple: ('a',) has one item",
+    item.metadata["rule"],
+  )
+  return _field(default, rule)

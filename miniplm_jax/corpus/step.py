@@ -1,6 +1,7 @@
 """Stage tokenize: documents → ArrayRecord shards of packed rows."""
 
 import collections
+import dataclasses
 
 from miniplm_jax.core import files, former, manifest
 from miniplm_jax.core.code import Version
@@ -30,7 +31,9 @@ def steps(config, workdir: Workdir) -> list[Step]:
     Step(
       stage=STAGE,
       manifest=directory / "manifest.json",
-      settings={k: v for k, v in c.items() if k not in _BY_CONTENT},
+      settings={
+        k: v for k, v in dataclasses.asdict(c).items() if k not in _BY_CONTENT
+      },
       inputs={
         "source": source,
         "tokenizer": _tokenizer_input(c),
@@ -61,7 +64,7 @@ def check(config, workdir: Workdir):
     return
   (step,) = steps(config, workdir)
   step.refuse(made, step.other_settings(made))
-  named = {name: config.corpus[name] for name in _BY_CONTENT}
+  named = {name: getattr(config.corpus, name) for name in _BY_CONTENT}
   if named != {k: made.details.get(k, v) for k, v in named.items()}:
     step.refuse(made, step.difference(made, step.wanted(), rechecked=True))
 

@@ -21,7 +21,6 @@ from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, PARTIAL, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import logits_table
-from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score import step as score_stage
 from miniplm_jax.score import uses
 from miniplm_jax.score.step import ROLES, Source
@@ -55,7 +54,7 @@ class _Table(NamedTuple):
 
 def steps(config, workdir: Workdir) -> list[Step]:
   """One step a folder; methods may share it."""
-  found = [for_method(config, m) for m in methods(config)]
+  found = config.names
   tables = [_table(config, workdir, names) for names in found]
   by_folder = {str(t.directory): t for t in tables if t}
   return [_step(config, workdir, table) for table in by_folder.values()]

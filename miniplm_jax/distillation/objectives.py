@@ -53,11 +53,11 @@ def _soft_labels(config, workdir, names) -> Plan:
     model = read(corpus, mesh)
     return SoftLabels(train, corpus.eos_id, config.run.remat, model, kd)
 
-  student = architecture.make(config.student.model)
+  student = config.student.model
   length = config.corpus.max_length
   return Plan(
     make,
-    settings={"kd": {**kd, "dtype": dtype}},
+    settings={"kd": {**dataclasses.asdict(kd), "dtype": dtype}},
     inputs=teacher,
     token_flops=_token_flops(
       config, workdir, names, lambda t: flops.vanilla_kd(student, t, length)
@@ -68,7 +68,7 @@ def _soft_labels(config, workdir, names) -> Plan:
 def _minillm(config, workdir, names) -> Plan:
   c, train, length = config.minillm, config.train, config.corpus.max_length
   prompt = fields.of(c.prompt_share, length)
-  student = architecture.make(config.student.model)
+  student = config.student.model
   read, teacher = _teacher(config, workdir, train.dtype)
 
   def make(corpus, mesh, inputs):
@@ -79,7 +79,7 @@ def _minillm(config, workdir, names) -> Plan:
 
   return Plan(
     make,
-    settings={"minillm": dict(c)},
+    settings={"minillm": dataclasses.asdict(c)},
     inputs=teacher,
     token_flops=_token_flops(
       config,
@@ -101,13 +101,13 @@ def _sparse_kd(config, workdir, names) -> Plan:
   # As many FLOPs as the next-token loss: the teacher has spoken before.
   return Plan(
     make=make,
-    settings={"sparse_kd": dict(config.sparse_kd)},
+    settings={"sparse_kd": dataclasses.asdict(config.sparse_kd)},
     inputs=logits_stage.inputs(config, workdir, names),
   )
 
 
 def _token_selection(config, workdir, names) -> Plan:
-  c, student = config.token_selection, architecture.make(config.student.model)
+  c, student = config.token_selection, config.student.model
 
   def make(corpus, unused_mesh, inputs):
     from miniplm_jax.distillation.token_selection import TokenSelection
@@ -118,7 +118,7 @@ def _token_selection(config, workdir, names) -> Plan:
 
   return Plan(
     make=make,
-    settings={"token_selection": dict(c)},
+    settings={"token_selection": dataclasses.asdict(c)},
     inputs=logits_stage.inputs(config, workdir, names),
     token_flops=flops.token_selection(student, config.corpus.max_length),
   )

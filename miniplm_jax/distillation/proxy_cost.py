@@ -6,7 +6,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.distillation import proxy_training as training
-from miniplm_jax.models import architecture, hub
+from miniplm_jax.models import hub
 from miniplm_jax.score import sample
 from miniplm_jax.score import step as score_stage
 from miniplm_jax.training import flops as flops_lib
@@ -26,7 +26,7 @@ def flops(
   sources = score_stage.sources(config, workdir)[: len(score_stage.ROLES)]
   if any(source.scores for source in sources):
     return {}
-  archs = [hub.shape_of(config[role]) for role in score_stage.ROLES]
+  archs = [hub.shape_of(getattr(config, role)) for role in score_stage.ROLES]
 
   def both(length: int) -> float:
     return sum(arch.forward_flops(length) for arch in archs)
@@ -35,7 +35,7 @@ def flops(
     return flops_lib.rows(of_token, corpus.lengths[row_ids] - 1)
 
   c, length = config.proxy, corpus.max_length
-  proxy, every = architecture.make(c.model), corpus.rows_of("train")
+  proxy, every = c.model, corpus.rows_of("train")
   scored = sample.rows(corpus, config.score.share, config.score.seed)
   mine = training.in_sample(config, corpus, scored)
   found = {

@@ -11,8 +11,6 @@ import dataclasses
 
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
-from miniplm_jax.methods import uses_proxy
-from miniplm_jax.models import architecture
 from miniplm_jax.score import step as score_stage
 
 STAGE = "proxy"
@@ -20,24 +18,24 @@ STAGE = "proxy"
 
 def steps(config, workdir: Workdir) -> list[Step]:
   """Train it, and score D with it; nothing if no method asks for it."""
-  if not uses_proxy(config):
+  if not config.uses_proxy:
     return []
   return [_train(config, workdir), _score(config, workdir)]
 
 
 def _tables(config, workdir: Workdir):
   return {
-    role: workdir.scores(config[role].name) / MANIFEST
+    role: workdir.scores(getattr(config, role).name) / MANIFEST
     for role in score_stage.ROLES
   }
 
 
 def _train(config, workdir: Workdir) -> Step:
   c, directory = config.proxy, workdir.scorer(STAGE)
-  arch = architecture.make(c.model)
+  arch = c.model
   settings = {
     "model": dataclasses.asdict(arch),
-    "train": dict(c.train),
+    "train": dataclasses.asdict(c.train),
     "sample": c.sample,
     "seed": config.score.seed,
     "from_reference": c.from_reference,

@@ -16,7 +16,6 @@ from miniplm_jax.core.log import Progress, log
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
-from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score import step as score_stage
 from miniplm_jax.score import uses
 
@@ -26,7 +25,7 @@ _CODE = ("distillation/seqkd_rows.py", "models/huggingface.py")  # makes a shard
 
 def steps(config, workdir: Workdir) -> list[Step]:
   """One step a student that trains on generated rows."""
-  found = [for_method(config, m) for m in methods(config)]
+  found = config.names
   return [_step(config, workdir, names) for names in found if names.generated]
 
 

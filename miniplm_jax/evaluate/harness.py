@@ -11,9 +11,9 @@ its command must be started here. From Python, importing
 import pathlib
 import sys
 
+from miniplm_jax.config.sections import GROUP
 from miniplm_jax.core import errors, log
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.evaluation_config import GROUP
 
 _FILE = pathlib.Path(__file__).with_name("miniplm.yaml")
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from miniplm_jax.evaluation_config import GROUP, PAPER_TASKS
+from miniplm_jax.config.sections import GROUP, PAPER_TASKS
 
 _MERGED = (
   "results",

@@ -9,7 +9,6 @@ from etils import epath
 from miniplm_jax.convert import step as convert_stage
 from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.methods import for_method, methods
 from miniplm_jax.score import step as score_stage
 from miniplm_jax.score import uses
 from miniplm_jax.training import step as training_step
@@ -40,7 +39,7 @@ class Subject:
 
 def subjects(config, workdir: Workdir, scorers: bool = True) -> list[Subject]:
   """The students, and with `scorers` teacher and reference."""
-  found = [_student(config, workdir, method) for method in methods(config)]
+  found = [_student(config, workdir, method) for method in config.methods]
   if scorers:
     roles = dict(zip(score_stage.ROLES, score_stage.sources(config, workdir)))
     found += [
@@ -51,7 +50,7 @@ def subjects(config, workdir: Workdir, scorers: bool = True) -> list[Subject]:
 
 
 def _student(config, workdir: Workdir, method: str) -> Subject:
-  name = for_method(config, method).student
+  name = config.names_of(method).student
 
   def load(inputs, mesh, unused_dtype):
     return training_step.restore(inputs["model"], mesh)

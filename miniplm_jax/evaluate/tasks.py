@@ -13,8 +13,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from miniplm_jax.config.sections import PAPER_TASKS
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.evaluation_config import PAPER_TASKS
 
 # How `datasets` calls the formats, by the files' ends.
 _FORMATS = {

@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 
+from miniplm_jax.config.sections import GROUP, PAPER_TASKS
 from miniplm_jax.core import contents, files
 from miniplm_jax.core.errors import GoneError
 from miniplm_jax.core.manifest import Manifest
@@ -14,7 +15,6 @@ from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate import tasks
 from miniplm_jax.evaluate.subjects import Subject, subjects
-from miniplm_jax.evaluation_config import GROUP, PAPER_TASKS
 
 STAGE = "evaluate"
 

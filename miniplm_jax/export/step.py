@@ -1,5 +1,6 @@
 """Stage export: a directory that transformers loads, with a model card."""
 
+import dataclasses
 from collections.abc import Callable
 
 from miniplm_jax.convert import step as convert_stage
@@ -9,7 +10,6 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.evaluate.step import losses
-from miniplm_jax.methods import for_method, methods
 from miniplm_jax.train import step as train_stage
 
 STAGE = "export"
@@ -24,7 +24,7 @@ def steps(config, workdir: Workdir, card: Callable[..., str]) -> list[Step]:
     card: what README.md says of (name, manifest of its training, of its
       selection, and of its held-out losses or None).
   """
-  names = [for_method(config, method) for method in methods(config)]
+  names = config.names
   return [_step(config, workdir, n, card) for n in names]
 
 
@@ -33,7 +33,7 @@ def _step(config, workdir: Workdir, names, card) -> Step:
   return Step(
     stage=STAGE,
     manifest=directory / "hf" / MANIFEST,
-    settings={"name": names.student, **config.export},
+    settings={"name": names.student, **dataclasses.asdict(config.export)},
     inputs={
       **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,

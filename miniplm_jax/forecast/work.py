@@ -14,8 +14,7 @@ from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.distillation.objectives import OBJECTIVES
 from miniplm_jax.distillation.vanilla_kd import SoftLabels
 from miniplm_jax.forecast import programs
-from miniplm_jax.methods import for_method, methods
-from miniplm_jax.models import architecture, hub, sharding
+from miniplm_jax.models import hub, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.score.step import roles_with_model
 from miniplm_jax.train import budget
@@ -66,9 +65,9 @@ def pieces(config, workdir: Workdir) -> list[Piece]:
   """All programs of a config that take time, in the order of the stages."""
   found = []
   for role in ("teacher", "reference"):
-    c = config[role]
+    c = getattr(config, role)
     if not c.path and not c.scores:
-      arch = architecture.make(c.model)
+      arch = c.model
       found.append(_training(config, f"train {role}", arch, c.train))
   rows = _rows_of_d(config, workdir)
   for role in roles_with_model(config):
@@ -87,7 +86,7 @@ def _rows_of_d(config, workdir: Workdir) -> int:
 
 def _scoring(config, role: str, count: int) -> Piece:
   c, length = config.score, config.corpus.max_length
-  arch, dtype = hub.shape_of(config[role]), jnp.dtype(c.dtype)
+  arch, dtype = hub.shape_of(getattr(config, role)), jnp.dtype(c.dtype)
 
   def lower(mesh, rows, unused_remat):
     rows *= sharding.batch_shards(mesh)
@@ -110,11 +109,11 @@ def _scoring(config, role: str, count: int) -> Piece:
 
 
 def _students(config, workdir: Workdir) -> Iterator[Piece]:
-  arch = architecture.make(config.student.model)
+  arch = config.student.model
   length = config.corpus.max_length
   plain = flops.next_token(arch, length)
-  for method in methods(config):
-    names = for_method(config, method)
+  for method in config.methods:
+    names = config.names_of(method)
     cost = OBJECTIVES[names.objective](config, workdir, names).token_flops
     train = budget.schedule(config, arch, cost)
     make = _soft_labels if names.objective == "soft_labels" else _next_token

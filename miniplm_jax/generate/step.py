@@ -4,7 +4,6 @@ from miniplm_jax.core import hosts, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log, plain
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.methods import for_method
 
 STAGE = "generate"
 
@@ -101,7 +100,7 @@ def _directory(config, workdir: Workdir):
   c = config.generate
   if c.model:
     return hub.resolve(c.model, c.revision)
-  student = workdir.student(for_method(config, config.method).student)
+  student = workdir.student(config.names_of(config.method).student)
   directory = student / "hf"
   exported = manifest.read(directory / MANIFEST)
   if not exported:

@@ -1,8 +1,8 @@
-"""The shapes of decoders: frozen dataclasses, no JAX.
+"""The shapes of decoders: sections of the config, no JAX.
 
 One class for every attention family (Qwen, Llama: the fields tell them
 apart) and one for Mamba. Field names are those of Hugging Face's
-config.json. Presets are the rows of the paper's model table.
+config.json. Shapes by name are the rows of the paper's model table.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.fields import Section, number, switch, word
 
 ROPE_TYPES = ("default", "linear", "llama3")
 # Rows of the embedding are a multiple of this, so that every power of two up
@@ -19,24 +20,17 @@ _WHERE = "in the model's configuration"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Architecture:
-  """What all decoders share: an embedding, layers, a norm and a head.
+class Architecture(Section):
+  """What all decoders share: an embedding, layers, a norm and a head."""
 
-  Attributes:
-    vocab_size: ids that the softmax runs over; at least the tokenizer's.
-    hidden_size: D.
-    num_hidden_layers: L.
-    tie_word_embeddings: the head is the embedding.
-    rms_norm_eps: epsilon of every RMSNorm.
-    initializer_range: standard deviation of the normal initialization.
-  """
-
-  vocab_size: int
-  hidden_size: int
-  num_hidden_layers: int
-  tie_word_embeddings: bool = True
-  rms_norm_eps: float = 1e-6
-  initializer_range: float = 0.02
+  # ids that the softmax runs over; at least the tokenizer's number of ids
+  vocab_size: int = number(151_936, "[1, inf)")
+  hidden_size: int = number(768, "[1, inf)")  # D
+  num_hidden_layers: int = number(12, "[1, 10000]")  # L
+  tie_word_embeddings: bool = switch(True)  # the head is the embedding
+  rms_norm_eps: float = number(1e-6, "[1e-15, 1)")  # of every RMSNorm
+  # standard deviation of the normal initialization
+  initializer_range: float = number(0.02, "(0, 10]")
 
   family: ClassVar[str]
   # Fields without effect on what given weights compute.
@@ -44,17 +38,6 @@ class Architecture:
     "initializer_range",
     "max_position_embeddings",
   )
-  # Numeric fields in which 0 means "derived from the others".
-  _DERIVED: ClassVar[tuple[str, ...]] = ()
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      least = 0 if field.name in self._DERIVED else 1e-30
-      if not isinstance(value, bool | str) and not value >= least:
-        raise UserError(
-          f"{field.name} is {value}", _WHERE, "give a positive number"
-        )
 
   @property
   def fingerprint(self) -> str:
@@ -116,50 +99,34 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transformer(Architecture):
-  """Attention and SwiGLU: Qwen1.5 to Qwen3, Llama, SmolLM2.
+  """Attention and SwiGLU: Qwen1.5 to Qwen3, Llama, SmolLM2."""
 
-  Attributes:
-    intermediate_size: F, of the SwiGLU.
-    num_attention_heads: N.
-    num_key_value_heads: K; N / K queries share a key.
-    head_dim: H; 0 is D / N.
-    qkv_bias: biases on queries, keys and values (Qwen1.5, Qwen2, Qwen2.5).
-    qk_norm: RMSNorm over each head of queries and keys (Qwen3).
-    rope_theta: base of the rotary frequencies.
-    rope_type: "default", "linear" or "llama3".
-    rope_factor: by how much positions are stretched.
-    rope_low_freq_factor: llama3: wavelengths above
-      rope_original_length / this are stretched whole.
-    rope_high_freq_factor: llama3: those below it by this are not.
-    rope_original_length: llama3: positions that the model was trained on.
-    max_position_embeddings: written to config.json; RoPE needs no table.
-  """
-
-  intermediate_size: int
-  num_attention_heads: int
-  num_key_value_heads: int
-  head_dim: int = 0
-  qkv_bias: bool = True
-  qk_norm: bool = False
-  rope_theta: float = 1e6
-  rope_type: str = "default"
-  rope_factor: float = 1.0
-  rope_low_freq_factor: float = 1.0
-  rope_high_freq_factor: float = 4.0
-  rope_original_length: int = 8192
-  max_position_embeddings: int = 32768
+  intermediate_size: int = number(2112, "[1, inf)")  # F, of the SwiGLU
+  num_attention_heads: int = number(12, "[1, inf)")  # N
+  # K; fewer than N: N / K queries share a key
+  num_key_value_heads: int = number(12, "[1, inf)")
+  head_dim: int = number(0, "[0, inf)")  # H; 0 is D / N
+  # Biases on queries, keys and values: Qwen1.5 to Qwen2.5; not Qwen3, Llama.
+  qkv_bias: bool = switch(True)
+  # RMSNorm over each head of queries and keys: Qwen3.
+  qk_norm: bool = switch(False)
+  rope_theta: float = number(1e6, "(1, 1e15]")  # of the rotary frequencies
+  rope_type: str = word("default", ROPE_TYPES)
+  # By how much positions are stretched, of linear and llama3.
+  rope_factor: float = number(1.0, "[1, 1e6]")
+  # llama3: wavelengths above rope_original_length / this are stretched whole,
+  rope_low_freq_factor: float = number(1.0, "(0, 1e6]")
+  # those below it by this are not.
+  rope_high_freq_factor: float = number(4.0, "(0, 1e6]")
+  # llama3: positions that the model was trained on.
+  rope_original_length: int = number(8192, "[1, inf)")
+  # What config.json will say; RoPE needs no table.
+  max_position_embeddings: int = number(32_768, "[1, inf)")
 
   family = "transformer"
-  _DERIVED = ("head_dim",)
 
   def __post_init__(self):
     super().__post_init__()
-    if self.rope_type not in ROPE_TYPES:
-      raise UserError(
-        f"rope_type = {self.rope_type!r} is not implemented",
-        _WHERE,
-        f"use a model with one of {', '.join(ROPE_TYPES)}",
-      )
     even = self.head_dim or self.hidden_size % self.num_attention_heads == 0
     if not even or self.head_size % 2:
       raise UserError(
@@ -224,24 +191,21 @@ class Transformer(Architecture):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mamba(Architecture):
-  """Mamba-1, selective state spaces (arXiv 2312.00752).
+  """Mamba-1, selective state spaces (arXiv 2312.00752)."""
 
-  Attributes:
-    intermediate_size: E, channels of the state space.
-    state_size: N, states of a channel.
-    conv_kernel: positions that the causal convolution sees.
-    time_step_rank: R, of the projection to the time step; 0 is ⌈D / 16⌉.
-  """
-
-  intermediate_size: int
-  state_size: int = 16
-  conv_kernel: int = 4
-  time_step_rank: int = 0
-  rms_norm_eps: float = 1e-5
-  initializer_range: float = 0.1
+  vocab_size: int = number(65_024, "[1, inf)")
+  num_hidden_layers: int = number(24, "[1, 10000]")
+  # E, channels of the state space; a multiple of hidden_size
+  intermediate_size: int = number(1536, "[1, inf)")
+  state_size: int = number(16, "[1, inf)")  # N, states of a channel
+  # positions that the causal convolution sees
+  conv_kernel: int = number(4, "[1, 1024]")
+  # R, of the projection to the time step; 0 is ⌈D / 16⌉
+  time_step_rank: int = number(0, "[0, inf)")
+  rms_norm_eps: float = number(1e-5, "[1e-15, 1)")
+  initializer_range: float = number(0.1, "(0, 10]")
 
   family = "mamba"
-  _DERIVED = ("time_step_rank",)
 
   def __post_init__(self):
     super().__post_init__()
@@ -275,22 +239,27 @@ class Mamba(Architecture):
     return 2 * e * self.conv_kernel + 7 * e * self.state_size
 
 
-_FAMILIES = {kind.family: kind for kind in (Transformer, Mamba)}
+FAMILIES = {kind.family: kind for kind in (Transformer, Mamba)}
 
 
 def make(section: Mapping[str, Any]) -> Architecture:
-  """The shape that a `model` section of the config describes.
+  """The shape that a `model` section of a ConfigDict describes.
 
   Raises:
     UserError: a value that no model can have.
   """
   fields = dict(section)
-  return _FAMILIES[fields.pop("family")](**fields)
+  return FAMILIES[fields.pop("family")](**fields)
+
+
+def section_of(arch: Architecture) -> dict[str, Any]:
+  """The fields of a `model` section of a ConfigDict."""
+  return {"family": arch.family} | dataclasses.asdict(arch)
 
 
 def of(fields: Mapping[str, Any]) -> Architecture:
   """The shape whose `dataclasses.asdict` these are, as manifests have it."""
-  for kind in _FAMILIES.values():
+  for kind in FAMILIES.values():
     if fields.keys() <= {field.name for field in dataclasses.fields(kind)}:
       return kind(**fields)
   raise UserError(
@@ -300,27 +269,21 @@ def of(fields: Mapping[str, Any]) -> Architecture:
   )
 
 
-def _preset(arch: Architecture) -> dict[str, Any]:
-  """Fields of a `model` section."""
-  return {"family": arch.family} | dataclasses.asdict(arch)
-
-
-def _qwen(hidden, ffn, layers, heads, **more) -> dict[str, Any]:
+def _qwen(hidden, ffn, layers, heads, **more) -> Transformer:
   """A Qwen2-shaped model, unless `more` says otherwise."""
   fields = {
-    "vocab_size": 151_936,
     "hidden_size": hidden,
     "intermediate_size": ffn,
     "num_hidden_layers": layers,
     "num_attention_heads": heads,
     "num_key_value_heads": heads,
   }
-  return _preset(Transformer(**fields | more))
+  return Transformer(**fields | more)
 
 
 # Paper, Table 6 and the released configurations. Parameters in the comments:
 # all (without embeddings); "inferred" where the paper does not say.
-PRESETS = {
+SHAPES: dict[str, Architecture] = {
   "qwen-45m": _qwen(256, 704, 8, 4),  # reference ablation, inferred
   "qwen-104m": _qwen(512, 1408, 8, 8),  # 103,502,336 (25,711,104)
   "qwen-200m": _qwen(768, 2112, 12, 12),  # 203,437,824 (86,750,976)
@@ -349,12 +312,7 @@ PRESETS = {
     max_position_embeddings=131_072,
   ),
   # 140,458,752; Falcon's vocabulary
-  "mamba-130m": _preset(
-    Mamba(
-      vocab_size=65_024,
-      hidden_size=768,
-      intermediate_size=1536,
-      num_hidden_layers=24,
-    )
-  ),
+  "mamba-130m": Mamba(),
 }
+# The same for a ConfigDict: config.student.model.update(PRESETS["qwen-500m"]).
+PRESETS = {name: section_of(arch) for name, arch in SHAPES.items()}

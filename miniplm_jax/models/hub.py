@@ -198,9 +198,9 @@ def shape_of(section) -> Architecture:
     UserError: no such directory or hub id.
   """
   if not section.path:
-    return architecture.make(section.model)
+    return section.model
   if section.path in _KNOWN and not epath.Path(section.path).exists():
-    return architecture.make(architecture.PRESETS[_KNOWN[section.path]])
+    return architecture.SHAPES[_KNOWN[section.path]]
   directory = resolve(section.path, section.revision, weights=False)
   return load_architecture(directory)
 

@@ -7,7 +7,6 @@ from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.evaluate.step import losses
-from miniplm_jax.methods import for_method, methods
 from miniplm_jax.report import page
 from miniplm_jax.training import flops, metrics
 
@@ -54,8 +53,8 @@ def lines(
 ) -> dict[str, Line]:
   """By method, from the manifests of training and evaluation."""
   found = {}
-  for method in methods(config):
-    names = for_method(config, method)
+  for method in config.methods:
+    names = config.names_of(method)
     trained = inputs[f"{method} training"]
     loss = losses(inputs[f"{method} evaluation"])[ALL]
     folder = workdir.student(names.student) / "metrics"
@@ -142,7 +141,7 @@ def _picture(config, workdir: Workdir, found: Mapping[str, Line], left_out):
     "Held-out loss by cost", "FLOPs of training", "nats per token"
   )
   for style, (method, line) in zip(page.LINES, found.items()):
-    folder = workdir.student(for_method(config, method).student) / "metrics"
+    folder = workdir.student(config.names_of(method).student) / "metrics"
     steps, values = metrics.curve(metrics.read(folder), "eval/loss")
     if not steps or method in left_out:
       continue

@@ -9,7 +9,6 @@ from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.evaluate import step as evaluate_stage
-from miniplm_jax.methods import for_method, methods
 from miniplm_jax.report import page
 from miniplm_jax.score.step import roles_with_model
 from miniplm_jax.training import comparable, metrics
@@ -23,7 +22,7 @@ def loss_table(config, inputs: Inputs):
   Nats per token are left out for models of another tokenizer than the
   students'; bits per byte compare all.
   """
-  names = [*methods(config), *roles_with_model(config)]
+  names = [*config.methods, *roles_with_model(config)]
   losses = {n: evaluate_stage.losses(inputs[f"{n} evaluation"]) for n in names}
   domains = [d for d in losses[names[0]] if d != ALL]
   header = ["model", "parameters", "steps", "all", "all, per token"]
@@ -66,7 +65,7 @@ def as_text(table) -> str:
 
 def verdict(config, inputs: Inputs) -> str:
   """Which student won, and by how much."""
-  made = {m: inputs[f"{m} evaluation"] for m in methods(config)}
+  made = {m: inputs[f"{m} evaluation"] for m in config.methods}
   loss = {
     method: evaluate_stage.losses(one)[ALL]["instance_mean"]
     for method, one in made.items()
@@ -94,10 +93,10 @@ def otherwise(config, inputs: Inputs) -> list[str]:
   losses, and the warm-up follows them; of what an earlier version did not say
   nothing is known.
   """
-  first, *others = (_made_with(inputs, method) for method in methods(config))
+  first, *others = (_made_with(inputs, method) for method in config.methods)
   found = []
   steps = "train.steps"
-  for method, other in zip(methods(config)[1:], others):
+  for method, other in zip(config.methods[1:], others):
     said = {steps}
     if first.get(steps) != other.get(steps):
       said.add("train.warmup_steps")
@@ -154,7 +153,7 @@ def _at_equal(inputs: Inputs, best: str, second: str) -> str:
 
 def unlike(config, inputs: Inputs) -> list[str]:
   """Methods whose learning curves are of other rows than most."""
-  made = {method: inputs[f"{method} training"] for method in methods(config)}
+  made = {method: inputs[f"{method} training"] for method in config.methods}
   return comparable.left_out(made)
 
 
@@ -162,8 +161,8 @@ def pictures(config, workdir: Workdir, inputs: Inputs) -> list[tuple[str, str]]:
   """The learning curves: losses, and how the optimizer fared, by step."""
   found, lines = [], {}
   left_out = unlike(config, inputs)
-  for method in methods(config):
-    folder = workdir.student(for_method(config, method).student) / "metrics"
+  for method in config.methods:
+    folder = workdir.student(config.names_of(method).student) / "metrics"
     lines[method] = metrics.read(folder)
   for key, title, unit, caption in (
     (

@@ -16,7 +16,6 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
-from miniplm_jax.methods import for_method, methods
 
 with epy.lazy_imports():  # NumPy and PyArrow
   from miniplm_jax.corpus import store
@@ -94,7 +93,7 @@ def check(config, workdir: Workdir, corpus: Manifest):
     for _ in overlap.read_texts(path):
       pass
   # Those that this run makes may not be there yet.
-  own = {for_method(config, method).selection for method in methods(config)}
+  own = {config.names_of(method).selection for method in config.methods}
   if options.compare_with and options.compare_with not in own:
     other = _require(workdir.selection(options.compare_with) / MANIFEST)
     agreement.check(other, corpus)

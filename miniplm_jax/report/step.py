@@ -16,7 +16,6 @@ from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import objectives
 from miniplm_jax.evaluate.step import ignored, losses
-from miniplm_jax.methods import for_method, methods, scorers, uses_proxy
 from miniplm_jax.report import tasks_step
 from miniplm_jax.report.analyses import step as analyse_stage
 from miniplm_jax.score.step import roles_with_model
@@ -49,12 +48,12 @@ def steps(config, workdir: Workdir, plan: Callable) -> list[Step]:
     plan: (file of a plan) → its `page.Section`.
   """
   inputs = {"corpus": workdir.corpus / MANIFEST}
-  for role in scorers(config):
-    folder = workdir.scores(config[role].name)
+  for role in config.scorers:
+    folder = workdir.scores(getattr(config, role).name)
     inputs[f"{role} scores"] = folder / MANIFEST
     if role in roles_with_model(config):
       inputs[f"{role} evaluation"] = folder / "evaluation.json"
-  if uses_proxy(config):
+  if config.uses_proxy:
     folder = workdir.scores(config.proxy.name)
     inputs["proxy scores"] = folder / MANIFEST
   if workdir.plan_file.exists():
@@ -64,8 +63,8 @@ def steps(config, workdir: Workdir, plan: Callable) -> list[Step]:
     inputs["analysis"] = lambda: files.sha256(analysed)
   if config.evaluation.tasks:
     inputs["tasks"] = tasks_step.manifest(workdir)
-  for method in methods(config):
-    names = for_method(config, method)
+  for method in config.methods:
+    names = config.names_of(method)
     inputs[f"{method} selection"] = (
       workdir.selection(names.selection) / MANIFEST
     )
@@ -81,7 +80,7 @@ def steps(config, workdir: Workdir, plan: Callable) -> list[Step]:
     Step(
       stage=STAGE,
       manifest=workdir.root / "report.json",
-      settings={"methods": list(methods(config))},
+      settings={"methods": list(config.methods)},
       inputs=inputs,
       outputs=(workdir.root / "report.html",),
       summary=f"{workdir.root / 'report.html'}",
@@ -117,13 +116,13 @@ def check(config, inputs: Mapping[str, Manifest]):
   models = dict(tables)
   for made in tables.values():
     made.check_inputs(tables)  # the proxy learned from the others
-  for method in methods(config):
+  for method in config.methods:
     selection = inputs[f"{method} selection"]
     models[method] = trained = inputs[f"{method} training"]
     selection.check_inputs(tables)
     own = own_corpora(trained)
     trained.check_inputs({"selection": selection, **own})
-    names = for_method(config, method)
+    names = config.names_of(method)
     ways = {
       "rows by": (selection.settings["definition"], names.definition),
       "objective": (objectives.trained_by(trained.settings), names.objective),
@@ -197,7 +196,7 @@ def _run(config, workdir: Workdir, plan: Callable, inputs):
     *selection_report.sections(found, corpus),
     findings.provenance(inputs, found.name),
   ]
-  if uses_proxy(config):
+  if config.uses_proxy:
     body.insert(-1, proxy.section(config, corpus, inputs))
   if workdir.plan_file.exists():
     body.insert(-1, plan(workdir.plan_file))

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from miniplm_jax.config.sections import GROUP
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.evaluate.results import average, score, scores
-from miniplm_jax.evaluation_config import GROUP
 from miniplm_jax.report import page
 
 # Averages of the nine in per cent: arXiv 2410.17215.

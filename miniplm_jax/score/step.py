@@ -16,7 +16,6 @@ from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
-from miniplm_jax.methods import scorers
 
 STAGE = "score"
 ROLES = ("teacher", "reference")
@@ -53,7 +52,7 @@ def sources(config, workdir: Workdir) -> list[Source]:
   """Teacher, reference, and more."""
   found = []
   for role in ROLES:
-    c = config[role]
+    c = getattr(config, role)
     is_int8 = role == "teacher" and config.score.int8_teacher
     given = c.path, c.revision, str(workdir.scorer(role)), c.scores, is_int8
     found.append(Source(c.name, *given, str(workdir.scores(c.name))))
@@ -66,13 +65,17 @@ def sources(config, workdir: Workdir) -> list[Source]:
 
 def tables_of(config, workdir: Workdir) -> list[Source]:
   """Those of `sources` that a run makes a table of."""
-  unused = {config[role].name for role in set(ROLES) - set(scorers(config))}
+  unused = {
+    getattr(config, role).name for role in set(ROLES) - set(config.scorers)
+  }
   return [s for s in sources(config, workdir) if s.name not in unused]
 
 
 def roles_with_model(config) -> tuple[str, ...]:
   """Those of `ROLES` that score here; of others only scores are known."""
-  return tuple(role for role in scorers(config) if not config[role].scores)
+  return tuple(
+    role for role in config.scorers if not getattr(config, role).scores
+  )
 
 
 def steps(config, workdir: Workdir) -> list[Step]:

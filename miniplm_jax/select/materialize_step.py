@@ -12,7 +12,6 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.methods import for_method, methods
 
 STAGE = "materialize"
 _CODE = ("select/materialize_writers.py", "select/source.py")  # makes a shard
@@ -26,8 +25,8 @@ def steps(config, workdir: Workdir) -> list[Step]:
   if form == "none":
     return []
   found = {}
-  for method in methods(config):
-    name = for_method(config, method).selection
+  for method in config.methods:
+    name = config.names_of(method).selection
     found[name] = _step(config, workdir, name, form)
   return list(found.values())
 

@@ -13,7 +13,7 @@ from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.methods import DEFINITIONS, for_method, methods
+from miniplm_jax.methods import DEFINITIONS
 
 with epy.lazy_imports():  # NumPy and PyArrow
   from miniplm_jax.corpus import store
@@ -34,7 +34,7 @@ def steps(
     check: looks, before anything is read, at what else will be asked for;
       takes the manifest of the corpus.
   """
-  names = [for_method(config, method) for method in methods(config)]
+  names = config.names
   by_selection = {n.selection: n for n in names}
   return [_step(config, workdir, n, check) for n in by_selection.values()]
 
@@ -53,7 +53,7 @@ def _step(config, workdir: Workdir, names, check) -> Step:
     "max_copies": c.max_copies,
     "near_duplicates": c.near_duplicates,
     "quotas": sorted(c.quotas),
-    "scores": {role: config[role].name for role in roles},
+    "scores": {role: getattr(config, role).name for role in roles},
   }
   return Step(
     stage=STAGE,
@@ -62,7 +62,10 @@ def _step(config, workdir: Workdir, names, check) -> Step:
     idle=() if c.temperature or names.definition == "random" else ("seed",),
     inputs={
       "corpus": workdir.corpus / MANIFEST,
-      **{role: workdir.scores(config[role].name) / MANIFEST for role in roles},
+      **{
+        role: workdir.scores(getattr(config, role).name) / MANIFEST
+        for role in roles
+      },
     },
     outputs=(directory / "rows.npy",),
     summary=_summary(settings),

@@ -1,10 +1,11 @@
 """What a student may spend, and what was spent before it trains."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from etils import epath
-from ml_collections import ConfigDict
 
+from miniplm_jax.config import TrainConfig
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.step import Input
@@ -14,7 +15,7 @@ from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.training import flops
 
 
-def schedule(config, arch: Architecture, token_flops: float) -> ConfigDict:
+def schedule(config, arch: Architecture, token_flops: float) -> TrainConfig:
   """The train section of a student, with the steps that it can afford.
 
   With `equal_flops` those whose step costs more take fewer: together as many
@@ -30,14 +31,12 @@ def schedule(config, arch: Architecture, token_flops: float) -> ConfigDict:
   if not (config.equal_flops and token_flops):
     return train
   plain = flops.next_token(arch, config.corpus.max_length)
-  train = train.copy_and_resolve_references()
   steps = max(round(train.steps * plain / token_flops), 1)
-  train.warmup_steps = train.warmup_steps * steps // train.steps
-  train.steps = steps
-  return train
+  warmup = train.warmup_steps * steps // train.steps
+  return dataclasses.replace(train, steps=steps, warmup_steps=warmup)
 
 
-def in_words(config, train: ConfigDict) -> str:
+def in_words(config, train: TrainConfig) -> str:
   """Why a student takes other steps, for its summary; or nothing."""
   if train.steps == config.train.steps:
     return ""
@@ -56,7 +55,7 @@ def offline(
   Args:
     config: the configuration.
     workdir: of the run.
-    names: of the method, from `for_method`.
+    names: of the method, from `Config.names_of`.
     inputs: what its objective reads beside corpus and selection.
   """
   reads = DEFINITIONS[names.definition]
@@ -65,7 +64,7 @@ def offline(
   found = flops.spent(
     {
       f"scoring by {role}": _read(
-        workdir.scores(tables.get(role, config[role].name)) / MANIFEST,
+        workdir.scores(tables.get(role, getattr(config, role).name)) / MANIFEST,
         made and made.inputs.get(role),
       )
       for role in reads

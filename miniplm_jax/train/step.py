@@ -10,8 +10,6 @@ from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
 from miniplm_jax.distillation.objectives import OBJECTIVES
-from miniplm_jax.methods import for_method, methods
-from miniplm_jax.models import architecture
 from miniplm_jax.score import step as score_stage
 from miniplm_jax.train import budget, warm_start
 from miniplm_jax.training import step as training_step
@@ -24,13 +22,13 @@ INIT = "init"  # of its inputs: the weights that it begins with
 
 def steps(config, workdir: Workdir) -> list[Step]:
   """One step a method."""
-  names = [for_method(config, method) for method in methods(config)]
+  names = config.names
   return [_step(config, workdir, n) for n in names]
 
 
 def _step(config, workdir: Workdir, names) -> Step:
   plan = OBJECTIVES[names.objective](config, workdir, names)
-  arch = architecture.make(config.student.model)
+  arch = config.student.model
   train = budget.schedule(config, arch, plan.token_flops)
   generated = seqkd_stage.corpus_inputs(config, workdir, names)
   source = warm_start.source(config)

@@ -10,9 +10,9 @@ import grain
 import numpy as np
 from jax.sharding import Mesh
 
-from miniplm_jax.config import weight_of
 from miniplm_jax.core import groups
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.fields import weight_of
 from miniplm_jax.corpus.store import Corpus, Instance
 from miniplm_jax.models import placement
 

@@ -140,7 +140,7 @@ def _boards(spec, first: int) -> list[boards.Board]:
   if spec.run.wandb_project:
     settings = {
       "model": dataclasses.asdict(spec.arch),
-      "train": dict(spec.train),
+      "train": dataclasses.asdict(spec.train),
     }
     found.append(
       boards.Wandb(spec.run.wandb_project, spec.name, directory, settings)

@@ -7,7 +7,6 @@ was trained here as it reads one from the hub.
 
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.models import architecture
 from miniplm_jax.training import step as training_step
 
 
@@ -22,7 +21,7 @@ def reference_steps(config, workdir: Workdir) -> list[Step]:
 
 
 def _steps(role: str, config, workdir: Workdir) -> list[Step]:
-  c = config[role]
+  c = getattr(config, role)
   if c.path or c.scores:
     return []
   return [
@@ -31,7 +30,7 @@ def _steps(role: str, config, workdir: Workdir) -> list[Step]:
       config=config,
       workdir=workdir,
       directory=workdir.scorer(role),
-      arch=architecture.make(c.model),
+      arch=c.model,
       train=c.train,
       rows=f"split {role}",
       row_ids=lambda corpus, unused_inputs: corpus.rows_of(role),

@@ -70,7 +70,7 @@ def make(
   outputs = ["checkpoints", "metrics"] + ["hf"] * export
   decided_by = {
     "model": dataclasses.asdict(arch),
-    "train": dict(train),
+    "train": dataclasses.asdict(train),
     "rows": rows,
     **(settings or {}),
   }

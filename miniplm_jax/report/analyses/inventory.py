@@ -156,7 +156,7 @@ def take(config, workdir: Workdir) -> Inventory:
       made.inputs[role]
       for role in ("teacher", "reference")
       # Of a proxy. Scores may be removed when they have been used.
-      if role in made.inputs and config[role].name in tables
+      if role in made.inputs and getattr(config, role).name in tables
     }
     if learned - prints:
       left_out.append(f"{made.directory}: its scores are not there any more")
@@ -193,7 +193,7 @@ def take(config, workdir: Workdir) -> Inventory:
   named = [s.settings["scores"] for s in selections.values()]
   more = [text.partition("=")[0] for text in config.score.more]
   teachers, references = (
-    [config[role].name, *(s[role] for s in named if role in s)]
+    [getattr(config, role).name, *(s[role] for s in named if role in s)]
     for role in ("teacher", "reference")
   )
   references += [name for name in more if name not in teachers]

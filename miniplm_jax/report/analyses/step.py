@@ -33,7 +33,7 @@ def steps(config, workdir: Workdir) -> list[Step]:
       manifest=folder / MANIFEST,
       settings={
         "alpha": config.select.ratio,
-        "models": [config[r].name for r in ("teacher", "reference")],
+        "models": [getattr(config, r).name for r in ("teacher", "reference")],
         "more": list(config.score.more),
       },
       inputs={

@@ -1,0 +1,274 @@
+"""The whole config: its sections, and what they must be together."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable
+
+from miniplm_jax.config.methods import (
+  KDConfig,
+  LogitsConfig,
+  MiniLLMConfig,
+  ProxyConfig,
+  SeqKDConfig,
+  SparseKDConfig,
+  TokenSelectionConfig,
+)
+from miniplm_jax.config.run import RunConfig
+from miniplm_jax.config.sections import (
+  CorpusConfig,
+  EvaluateConfig,
+  EvaluationConfig,
+  ExportConfig,
+  GenerateConfig,
+  MaterializeConfig,
+  PlanConfig,
+  ScoreConfig,
+  ScorerConfig,
+  SelectConfig,
+  StudentConfig,
+  TrainConfig,
+  VerifyConfig,
+)
+from miniplm_jax.core import fields as f
+from miniplm_jax.core.fields import Section
+from miniplm_jax.core.workdir import FOLDERS, UNREADABLE
+from miniplm_jax.methods import DEFINITIONS, METHODS, MethodNames
+
+# In the order of the data. A config lists those that it wants.
+STAGES = (
+  "tokenize",
+  "teacher",
+  "reference",
+  "score",
+  "proxy",
+  "select",
+  "materialize",
+  "seqkd",
+  "convert",
+  "logits",
+  "train",
+  "evaluate",
+  "export",
+  "analyse",
+  "report",
+)
+# Look at what is there, or at what would be; nothing depends on them.
+LOOKS = ("plan", "verify", "generate")
+ROLES = ("teacher", "reference")
+# Objectives whose kernels have no z-loss.
+_NO_Z = ("soft_labels", "sparse_kd")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Section):
+  """Everything that a run may be told."""
+
+  # Where everything is written, local or gs://.
+  workdir: str = f.path("", is_needed=True)
+  # What runs when --stages is not given.
+  stages: tuple[str, ...] = f.several(
+    f.word("", STAGES + LOOKS), *(s for s in STAGES if s != "teacher")
+  )
+  # How the student's rows are chosen: miniplm, pretrain (at random),
+  # difficulty (high reference loss), teacher_preference (low teacher
+  # loss), proxy (miniplm's score as a small model predicts it) or seqkd
+  # (pretrain's rows, and the teacher writes the end of each). Or what it
+  # minimizes on such rows: see docs/training.md for all.
+  method: str = f.word("miniplm", METHODS)
+  # Further methods to run beside it, for comparison.
+  baselines: tuple[str, ...] = f.several(f.word("", METHODS))
+  # A student whose step costs more than the next-token loss takes fewer:
+  # all train with the FLOPs of train.steps of its steps.
+  equal_flops: bool = f.switch(True)
+  corpus: CorpusConfig = f.section(CorpusConfig)
+  teacher: ScorerConfig = f.section(ScorerConfig)
+  reference: ScorerConfig = f.section(ScorerConfig, name="reference", path="")
+  score: ScoreConfig = f.section(ScoreConfig)
+  plan: PlanConfig = f.section(PlanConfig)
+  verify: VerifyConfig = f.section(VerifyConfig)
+  select: SelectConfig = f.section(SelectConfig)
+  materialize: MaterializeConfig = f.section(MaterializeConfig)
+  proxy: ProxyConfig = f.section(ProxyConfig)
+  seqkd: SeqKDConfig = f.section(SeqKDConfig)
+  kd: KDConfig = f.section(KDConfig)
+  minillm: MiniLLMConfig = f.section(MiniLLMConfig)
+  logits: LogitsConfig = f.section(LogitsConfig)
+  sparse_kd: SparseKDConfig = f.section(SparseKDConfig)
+  token_selection: TokenSelectionConfig = f.section(TokenSelectionConfig)
+  student: StudentConfig = f.section(StudentConfig)
+  train: TrainConfig = f.section(TrainConfig)
+  evaluate: EvaluateConfig = f.section(EvaluateConfig)
+  evaluation: EvaluationConfig = f.section(EvaluationConfig)
+  export: ExportConfig = f.section(ExportConfig)
+  generate: GenerateConfig = f.section(GenerateConfig)
+  run: RunConfig = f.section(RunConfig)
+
+  @property
+  def methods(self) -> tuple[str, ...]:
+    """All methods of the run, the main one first."""
+    return tuple(dict.fromkeys((self.method, *self.baselines)))
+
+  @property
+  def names(self) -> list[MethodNames]:
+    """What is made for each of `methods`."""
+    return [self.names_of(method) for method in self.methods]
+
+  def names_of(self, method: str) -> MethodNames:
+    """What is made for one method."""
+    spec = METHODS[method]
+    return MethodNames(
+      selection=self.select.name.replace("{method}", spec.selection),
+      student=self.student.name.replace("{method}", method),
+      definition=spec.definition or self.select.definition,
+      objective=spec.objective,
+      generated=spec.generated,
+    )
+
+  @property
+  def roles(self) -> dict[str, ScorerConfig]:
+    """The sections of the teacher and of the reference."""
+    return {"teacher": self.teacher, "reference": self.reference}
+
+  @property
+  def scorers(self) -> tuple[str, ...]:
+    """Those of teacher and reference that must score D.
+
+    Both in a run whose methods read no scores: there they are for later.
+    """
+    read = {r for names in self.names for r in DEFINITIONS[names.definition]}
+    # The proxy learns from both, and int8 is judged by the ranking of both.
+    if not read or "proxy" in read or self.score.int8_teacher:
+      return ROLES
+    return tuple(role for role in ROLES if role in read)
+
+  @property
+  def uses_generated(self) -> bool:
+    """Whether a method trains on rows that the teacher wrote."""
+    return any(METHODS[method].generated for method in self.methods)
+
+  @property
+  def uses_proxy(self) -> bool:
+    """Whether a method ranks by the proxy's predictions."""
+    return "proxy" in self.methods
+
+  def rules(self):
+    """Yields what fields of several sections must be together."""
+    path, run = self.workdir, self.run
+    good = path.startswith("gs://") or not re.match(r"\w+:/", path)
+    yield (
+      "workdir",
+      path,
+      good,
+      "give a folder of this machine or gs://BUCKET/…",
+    )
+    good = not UNREADABLE.intersection(os.path.abspath(path))
+    hint = "give one without any of " + " ".join(sorted(UNREADABLE))
+    yield "workdir", path, good, hint
+    yield "stages", self.stages, bool(self.stages), "name what is to run"
+    yield from self._proxy_rules()
+    yield from self._generated_rules()
+    yield from self._model_rules()
+    good = not (self.score.int8_teacher and self.reference.scores)
+    hint = "let the reference be scored here: the ranking is compared"
+    yield "score.int8_teacher", self.score.int8_teacher, good, hint
+    cache = run.compilation_cache
+    if "://" not in cache:
+      cache = os.path.join(path, cache)
+    root, cache = map(os.path.realpath, (path, cache))
+    good = os.path.relpath(cache, root).partition("/")[0] not in FOLDERS
+    hint = "name a folder that nothing else is in"
+    yield "run.compilation_cache", run.compilation_cache, good, hint
+    yield from self._name_rules()
+
+  def _model_rules(self):
+    """Methods that run another model need its weights, and its tokens."""
+    reads = {
+      "vanilla_kd": "teacher",
+      "miniplm_kd": "teacher",
+      "minillm": "teacher",
+      "seqkd": "teacher",
+      "sparse_kd": "teacher",
+      "token_selection": self.token_selection.model,
+    }
+    tokenizer, z_loss = self.student.tokenizer, self.train.z_loss
+    for method in self.methods:
+      role = reads.get(method)
+      scores = self.roles[role].scores if role else ""
+      hint = f"give its weights, or another method: {method} runs it"
+      yield f"{role}.scores", scores, not scores, hint
+      good = not (role and tokenizer) or method == "seqkd"
+      hint = f"give none, or another method: {method} needs the corpus's tokens"
+      yield "student.tokenizer", tokenizer, good, hint
+      good = not z_loss or METHODS[method].objective not in _NO_Z
+      hint = f"give 0: {method} does not have it"
+      yield "train.z_loss", z_loss, good, hint
+
+  def _proxy_rules(self):
+    """Which rows are scored, and what the proxy may be."""
+    share, proxy = self.score.share, self.proxy
+    good = share == 1 or set(self.methods) == {"proxy"}
+    hint = "use method proxy alone, or 1: other methods need every row's score"
+    yield "score.share", share, good, hint
+    given = [role for role in ROLES if self.roles[role].scores]
+    hint = f"give 1: {' and '.join(given)}.scores must be of every row"
+    yield "score.share", share, share == 1 or not given, hint
+    good = proxy.sample < share or not self.uses_proxy
+    hint = "give less than score.share: the rest tests the proxy"
+    yield "proxy.sample", proxy.sample, good, hint
+    good = not (proxy.from_reference and self.reference.scores)
+    hint = "say False: there are scores of the reference, not its weights"
+    yield "proxy.from_reference", proxy.from_reference, good, hint
+
+  def _generated_rules(self):
+    """Where the teacher or the student goes on after a prompt."""
+    length, student = self.corpus.max_length, self.student
+    uses = self.uses_generated
+    value = self.seqkd.prompt_share
+    good = round(value * length) >= 1 or not uses
+    hint = "let it be at least one token of max_length"
+    yield "seqkd.prompt_share", value, good, hint
+    joins = student.tokenizer and student.conversion != "one_to_one"
+    hint = "say one_to_one: seqkd's rows do not join"
+    yield "student.conversion", student.conversion, not (uses and joins), hint
+    value, uses = self.minillm.prompt_share, "minillm" in self.methods
+    good = 2 <= f.of(value, length) < length or not uses
+    hint = "let there be 2 or more of max_length before it, and some after it"
+    yield "minillm.prompt_share", value, good, hint
+
+  def _name_rules(self):
+    """Nothing may be written over something else."""
+    tables = [
+      ("teacher.name", self.teacher.name),
+      ("reference.name", self.reference.name),
+      ("proxy.name", self.proxy.name),
+      *(("score.more", text.partition("=")[0]) for text in self.score.more),
+    ]
+    for i, (name, value) in enumerate(tables):
+      others = [other for _, other in tables[:i]]
+      good = _folders_differ([value, *others]) or not _folders_differ(others)
+      yield name, value, good, "give a name that no other table of scores has"
+    # Scores that are there would be read for the other model's.
+    roles = {*ROLES, "proxy"}
+    for role, section in (*self.roles.items(), ("proxy", self.proxy)):
+      good = section.name.casefold() not in roles - {role}
+      hint = "give a name that is not another's role"
+      yield f"{role}.name", section.name, good, hint
+    for key in "student", "selection":
+      names = [getattr(n, key) for n in self.names]
+      section = "select" if key == "selection" else key
+      hint = f"it is a folder's: {f.NAME_TODO}"
+      yield f"{section}.name", names, all(map(f.is_name, names)), hint
+    good = _folders_differ(n.student for n in self.names)
+    hint = "put {method} into it: two methods have one"
+    yield "student.name", self.student.name, good, hint
+    # One selection may serve two methods that rank alike.
+    ranked = {(n.selection, n.definition): n.selection for n in self.names}
+    good = _folders_differ(ranked.values())
+    hint = "put {method} into it: two methods that rank differently have one"
+    yield "select.name", self.select.name, good, hint
+
+
+def _folders_differ(names: Iterable[str]) -> bool:
+  """Whether all differ, also where folders do not tell A from a."""
+  return f.differ(name.casefold() for name in names)

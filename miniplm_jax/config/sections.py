@@ -1,0 +1,357 @@
+"""The sections of the config: what a run may be told, and the paper's values.
+
+In the order of the data. The comment of a field is its documentation, its
+default the paper's constant, its rule what it may be.
+"""
+
+import dataclasses
+
+from miniplm_jax.core import fields as f
+from miniplm_jax.core.fields import Section
+from miniplm_jax.methods import DEFINITIONS
+from miniplm_jax.models.architecture import Architecture, Transformer
+
+# How rows become rows of a student's own tokenizer.
+CONVERSIONS = ("repack", "one_to_one")
+# What `materialize` writes: the functions of select/materialize_writers.py.
+FORMATS = ("array_record", "megatron", "tfds")
+# The group of lm_eval that is the paper's nine. acc_norm where a task has it,
+# else acc; their plain mean.
+GROUP = "miniplm"
+PAPER_TASKS = (
+  "hellaswag",
+  "lambada_openai",
+  "winogrande",
+  "openbookqa",
+  "arc_easy",
+  "arc_challenge",
+  "piqa",
+  "social_iqa",
+  "storycloze_2018",
+)
+
+DTYPES = ("float32", "bfloat16")
+# A token such as <|endoftext|>, </s> or [EOS]; none that a text has by itself.
+_SPECIAL = r"<.+>|\[.+\]"
+_SPECIAL_ADVICE = "give a special token, such as <|endoftext|>"
+
+
+def _revision():
+  return f.text("main", r"\S+", "give a branch, a tag or a commit")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+  """AdamW and its schedule, method.md 2.4. Every field changes the result."""
+
+  steps: int = f.number(100_000, "[1, inf)")
+  # rows of one step, over all devices
+  batch_size: int = f.number(512, "[1, inf)")
+  learning_rate: float = f.number(6e-4, "(0, 1]")  # at its peak
+  # of the peak, at the last step
+  final_learning_rate_ratio: float = f.number(0.1, "[0, 1]")
+  # linear from 0; the first step has rate 0
+  warmup_steps: int = f.number(2000, "[0, inf)")
+  weight_decay: float = f.number(0.01, "[0, 10]")  # on all parameters
+  beta1: float = f.number(0.9, "[0, 1)")
+  beta2: float = f.number(0.98, "[0, 1)")
+  epsilon: float = f.number(1e-6, "[1e-30, 1]")
+  clip_norm: float = f.number(1.0, "[1e-6, 1e6]", 0)  # global norm; 0 is off
+  # weight of log² Z beside the next-token loss, as PaLM
+  z_loss: float = f.number(0.0, "[0, 1]")
+  reduction: str = f.word("instance_mean", ("instance_mean", "token_mean"))
+  shuffle: bool = f.switch(False)  # released code: file order
+  # How often a row of a domain is seen, relative to rows of the domains
+  # that are not named: "code=2", "mail=0.5"; 0 leaves a domain out. See
+  # docs/training.md. () takes the rows as they are, in their order.
+  domain_weights: tuple[str, ...] = f.several(
+    f.parsed("", f.weight_of, "give DOMAIN=WEIGHT, 0 or more")
+  )
+  seed: int = f.seed(10)  # of the initialization and the shuffle
+  # of the computation; parameters are float32
+  dtype: str = f.word("bfloat16", DTYPES)
+
+  def rules(self):
+    """Yields what the fields must be together."""
+    good = self.warmup_steps < self.steps
+    yield "warmup_steps", self.warmup_steps, good, "give fewer than steps"
+    weights = map(f.weight_of, self.domain_weights)
+    good = f.differ(domain for domain, _ in weights)
+    hint = "name each domain once"
+    yield "domain_weights", self.domain_weights, good, hint
+
+
+def _bos_rule(section):
+  token = section.bos_token
+  good = not token or token != section.eos_token
+  hint = "give none: a text follows the end of another"
+  return "bos_token", token, good, hint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusConfig(Section):
+  """Text → rows."""
+
+  # Files (.jsonl and .json, with .gz, .zst, .bz2 or .xz; .parquet; .txt,
+  # .md; ids as .bin with .idx), a folder, a glob; tfds:NAME, hf:ORG/NAME
+  # or a folder that either library saved; or "embedded", text that every
+  # installation carries.
+  source: str = f.path("")
+  split: str = f.text("train")  # of a source that has splits
+  # Larger files are cut into parts of so many bytes, small texts are
+  # put together: the unit of parallel work and of resuming. Each is three
+  # files that take milliseconds; of single lines they would take hours.
+  part_bytes: int = f.number(1 << 28, "[16, 2^63)")
+  text_field: str = f.text("text")
+  # Dotted path; a document without it has that of its folder or file.
+  domain_field: str = f.text("domain", ".*")
+  # A directory or hub id with tokenizer.json, or "train".
+  tokenizer: str = f.path("Qwen/Qwen1.5-1.8B", is_needed=True)
+  tokenizer_revision: str = _revision()  # of a hub id
+  # of a tokenizer that is trained here
+  vocab_size: int = f.number(0, "[0, inf)")
+  eos_token: str = f.text("<|endoftext|>", _SPECIAL, _SPECIAL_ADVICE)
+  # What rows begin with, and each document in them: "auto" is what the
+  # tokenizer puts before a text (Llama, Gemma, Mistral; Qwen: nothing).
+  bos_token: str = f.text("auto", f"(auto|{_SPECIAL})?", _SPECIAL_ADVICE)
+  # inputs of a row; it holds one id more
+  max_length: int = f.number(1024, "[2, 2^24]")
+  seed: int = f.number(10, "[-2^63, 2^63)")  # of the split
+  # D_ref, paper: 5B of 105B tokens
+  reference_share: float = f.number(5 / 105, "[0, 1)")
+  # for evaluation, in no other split
+  heldout_share: float = f.number(0.001, "[0, 1)")
+  # for a teacher that is trained here
+  teacher_share: float = f.number(0.0, "[0, 1)")
+
+  def rules(self):
+    """Yields what the fields must be together."""
+    good = self.tokenizer != "train" or self.vocab_size >= 257
+    hint = "give 257 or more: 256 bytes and the end of a document"
+    yield "vocab_size", self.vocab_size, good, hint
+    shares = self.reference_share, self.heldout_share, self.teacher_share
+    yield "*_share", shares, sum(shares) < 1, "leave some for D"
+    yield _bos_rule(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScorerConfig(Section):
+  """A model that scores D: the teacher p, or the reference p_ref."""
+
+  name: str = f.name("teacher")  # scores/<name>
+  # directory or hub id; "" trains it here
+  path: str = f.path("Qwen/Qwen1.5-1.8B")
+  revision: str = _revision()  # of a hub id
+  scores: str = f.path("")  # made elsewhere: see docs/scoring.md
+  model: Architecture = f.section(Transformer)  # if it is trained here
+  train: TrainConfig = f.section(TrainConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig(Section):
+  """The log-probs of every row of D."""
+
+  dtype: str = f.word("bfloat16", DTYPES)  # of the computation
+  # unit of work and of resuming
+  rows_per_part: int = f.number(65_536, "[1, inf)")
+  # of one batch over all devices, with padding
+  batch_tokens: int = f.number(65_536, "[1, inf)")
+  # Of D. Less than 1 is for method proxy alone: the rows that it learns
+  # from, and some to test it on.
+  share: float = f.number(1.0, "(0, 1]")
+  seed: int = f.seed(10, 63)  # of that share and of the proxy's sample
+  # Rows are padded to the least of these that fits; max_length is added.
+  lengths: tuple[int, ...] = f.several(
+    f.number(1, "[1, 2^24]"), 128, 256, 384, 512, 640, 768, 896
+  )
+  # Further models to score with, as NAME=DIRECTORY_OR_HUB_ID: other
+  # references, for selections to choose from.
+  more: tuple[str, ...] = f.several(f.named_path())
+  # The teacher's layers as int8 weights, if on so many rows its scores
+  # rank like those of its own weights.
+  int8_teacher: bool = f.switch(False)
+  int8_rows: int = f.number(1024, "[1, inf)")
+  # rank correlation of the scores
+  int8_least_spearman: float = f.number(0.99, "[0, 1]")
+  # share of the kept rows that agree
+  int8_least_agreement: float = f.number(0.97, "[0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanConfig(Section):
+  """--stages=plan compiles for TPU slices that are not here."""
+
+  # Generation (v4, v5e, v5p or v6e) and chips along each side; several
+  # with commas, as in v5e:4x4,v5p:2x2x2; of two slices, 2*v5e:4x4.
+  topology: str = f.text("v5e:4x4", advice="name a slice, such as v5e:4x4")
+  # of a chip-hour, in whatever currency; 0 is not known
+  price: float = f.number(0.0, "[0, 1e9]")
+  # of D, while there is no corpus; paper: 100B ids
+  rows: int = f.number(97_656_250, "[1, 2^53]")
+  search: bool = f.switch(False)  # try other meshes, remat and rows a chip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyConfig(Section):
+  """--stages=verify scores some rows again and compares."""
+
+  rows: int = f.number(256, "[1, inf)")  # of each table
+  seed: int = f.seed(10, 63)
+  # nats per token; 0: 1e-3, in bfloat16 2e-2
+  tolerance: float = f.number(0.0, "[0, 100]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectConfig(Section):
+  """Which rows are kept."""
+
+  name: str = f.name("{method}")  # selection/<name>
+  # mean_diff (released code), sum_diff (as the paper writes it),
+  # bits_per_byte_diff, zscore_by_domain, difficulty,
+  # teacher_preference, random.
+  definition: str = f.word("mean_diff", DEFINITIONS)
+  # How much is kept: one of these, the others are 0.
+  ratio: float = f.number(0.5, "[0, 1]")  # alpha, the share of the rows of D
+  rows: int = f.number(0, "[0, 2^63)")
+  tokens: int = f.number(0, "[0, 2^63)")  # ids of the kept rows
+  # 0 keeps the highest scores; more draws rows without replacement with
+  # weights exp(score / temperature), by Gumbel top-K.
+  temperature: float = f.number(0.0, "[0, 1e6]")
+  # of what is drawn, and of definition random
+  seed: int = f.seed(10, 63)
+  min_length: int = f.number(0, "[0, inf)")  # ids; shorter rows are left out
+  # Of equal rows the best are kept, 0 keeps all. Needs 21 bytes of
+  # temporary disk ($TMPDIR) a row.
+  max_copies: int = f.number(0, "[0, inf)")
+  # Jaccard similarity from which rows count as copies, such as 0.8, of
+  # which max_copies, or 1, are kept; 0 is off. See duplicates.near for
+  # its memory.
+  near_duplicates: float = f.number(0.0, "[0, 1]")
+  # Least and largest share of the kept rows (tokens) that a domain may
+  # have: "code=0.1:0.3", "mail=:0.05", rounded down to whole rows.
+  quotas: tuple[str, ...] = f.several(
+    f.parsed("", f.share_of, "give DOMAIN=LEAST:LARGEST, shares in 0 to 1")
+  )
+  # For the report alone: files or globs of evaluation items (.jsonl,
+  # .json, .parquet) that are looked for in the rows.
+  evaluation_sets: tuple[str, ...] = f.several(f.path("", is_needed=True))
+  # For the report alone: another selection's name, "" compares none.
+  compare_with: str = f.name("")
+
+  def rules(self):
+    """Yields what the fields must be together."""
+    budget = self.ratio, self.rows, self.tokens
+    hint = "give one, and 0 for the others; a ratio is in (0, 1]"
+    yield "ratio, rows, tokens", budget, sum(map(bool, budget)) == 1, hint
+    shares = list(map(f.share_of, self.quotas))
+    good = f.differ(domain for domain, *_ in shares)
+    yield "quotas", self.quotas, good, "name each domain once"
+    hint = "lower the least shares: together they are more than 1"
+    good = sum(least for _, least, _ in shares) <= 1
+    yield "quotas", self.quotas, good, hint
+    good, hint = self.definition != "proxy", "say --config.method=proxy"
+    yield "definition", self.definition, good, hint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaterializeConfig(Section):
+  """selection/<name>/materialized: the kept rows once more, for others.
+
+  The student reads the corpus by row id and needs no copy.
+  """
+
+  # none, array_record (as the corpus), megatron (.bin and .idx), tfds
+  format: str = f.word("none", ("none", *FORMATS))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudentConfig(Section):
+  """The student q."""
+
+  name: str = f.name("{method}")  # students/<name>
+  model: Architecture = f.section(Transformer)
+  # Directory or hub id of a model of that shape, to go on from its
+  # weights; "" draws them from train.seed.
+  init: str = f.path("")
+  init_revision: str = _revision()  # of a hub id
+  # Directory or hub id of a tokenizer of its own; "" is the corpus's.
+  tokenizer: str = f.path("")
+  tokenizer_revision: str = _revision()  # of a hub id
+  # of that tokenizer, what ends a document
+  eos_token: str = f.text("", f"({_SPECIAL})?", _SPECIAL_ADVICE)
+  # as corpus.bos_token; "" is none
+  bos_token: str = f.text("", f"(auto|{_SPECIAL})?", _SPECIAL_ADVICE)
+  # repack loses nothing; one_to_one converts row by row and truncates,
+  # as the released code does, for comparison.
+  conversion: str = f.word("repack", CONVERSIONS)
+
+  def rules(self):
+    """Yields what the fields must be together."""
+    good = bool(self.eos_token) == bool(self.tokenizer)
+    hint = "give student.tokenizer and its student.eos_token, or neither"
+    yield "eos_token", self.eos_token, good, hint
+    good = bool(self.tokenizer) or not self.bos_token
+    hint = "give student.tokenizer too, or no BOS"
+    yield "bos_token", self.bos_token, good, hint
+    yield _bos_rule(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Section):
+  """Held-out loss by domain."""
+
+  # held-out rows; 0 takes them all
+  max_rows: int = f.number(10_000, "[0, 2^63)")
+  # Domains that are listed but do not count in "all" and in the curve.
+  ignore_domains: tuple[str, ...] = f.several(f.text(""))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Section):
+  """Zero-shot tasks, of stage evaluate."""
+
+  # Names of lm-evaluation-harness, which the extra `eval` brings; "miniplm"
+  # is the paper's nine, () is none.
+  # Each becomes a file's name.
+  tasks: tuple[str, ...] = f.several(
+    f.text("", r"\w[\w.-]*", "give names of tasks of lm_eval")
+  )
+  # A folder with a folder of files for each task that is read from there
+  # and not from the hub, as docs/evaluation.md says.
+  task_data: str = f.path("")
+  # ask no hub: local files, and what was fetched before
+  offline: bool = f.switch(False)
+  # the first so many of each task; 0 is all
+  documents: int = f.number(0, "[0, inf)")
+  scorers: bool = f.switch(False)  # the teacher and the reference too
+  dtype: str = f.word("bfloat16", DTYPES)  # of the computation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig(Section):
+  """The student as a Hugging Face directory."""
+
+  dtype: str = f.word("float32", DTYPES)  # of the stored weights
+  # more is spread over several files
+  max_shard_size: str = f.text(
+    "5GB", r"[1-9]\d{0,5}[KMGT]B", "give a size such as 5GB"
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateConfig(Section):
+  """--stages=generate --prompt="Once upon a time"."""
+
+  # A directory or hub id; "" is the exported student.
+  model: str = f.path("")
+  revision: str = _revision()  # of a hub id
+  prompts: tuple[str, ...] = f.several(f.text(""))  # --prompt adds to them
+  samples: int = f.number(1, "[1, inf)")  # of each prompt
+  max_new_tokens: int = f.number(128, "[1, inf)")
+  temperature: float = f.number(1.0, "[0, 1e6]")  # 0 takes the likeliest token
+  top_k: int = f.number(0, "[0, inf)")  # only the k likeliest; 0 is all
+  # only the likeliest with this probability together
+  top_p: float = f.number(0.95, "(0, 1]")
+  seed: int = f.seed(10)
+  # of weights, computation and cache
+  dtype: str = f.word("bfloat16", DTYPES)
