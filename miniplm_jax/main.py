@@ -15,15 +15,14 @@ from miniplm_jax.config import flag_parsers
 from miniplm_jax.core import log
 from miniplm_jax.core.errors import Stopped, UserError
 
-_CONFIG = "A file of configs/. Override with --config.field=value."
-
 
 def run(argv: list[str], given: flags.FlagValues):
   """Runs the pipeline as a command line says, whose flags become `given`."""
   log.show()
   flag_parsers.register()
   to = {"flag_values": given}
-  config_flags.DEFINE_config_file("config", None, _CONFIG, sys_argv=argv, **to)
+  about = "A file of configs/. Override with --config.field=value."
+  config_flags.DEFINE_config_file("config", None, about, sys_argv=argv, **to)
   flags.DEFINE_multi_string("stages", [], "A,B; else config.stages.", **to)
   flags.DEFINE_bool("force", False, "Redo stages that are done.", **to)
   flags.DEFINE_bool("dry_run", False, "Print the plan, run nothing.", **to)
