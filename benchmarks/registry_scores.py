@@ -47,8 +47,10 @@ from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import step as tokenize
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import sharding
-from miniplm_jax.score import check, table, units, work
+from miniplm_jax.models.ref import TEACHER, Identity, ModelRef
+from miniplm_jax.score import check, table, units, worker
 from miniplm_jax.score import step as stage
+from miniplm_jax.score.scorer import Scorer
 
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of *.jsonl.")
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face directory.")
@@ -118,7 +120,7 @@ def in_fair_order(found: Sequence[units.Unit], corpus: Corpus):
 
 def _score_step(config, workdir: Workdir, deadline: float) -> Step:
   """The package's own step, but with parts in another order, and a deadline."""
-  (source,) = (s for s in stage.sources(config, workdir) if s.path)
+  source = ModelRef.of_role(TEACHER, config.teacher, workdir)
   (made,) = (
     j for j in stage.steps(config, workdir) if j.name == config.teacher.name
   )
@@ -126,40 +128,42 @@ def _score_step(config, workdir: Workdir, deadline: float) -> Step:
   return dataclasses.replace(made, together=None, run=run)
 
 
-def _score(config, workdir: Workdir, source: stage.Source, deadline, inputs):
+def _score(config, workdir: Workdir, source: ModelRef, deadline, inputs):
   """Scores until the deadline; the manifest's fields if nothing is missing."""
   if time.monotonic() >= deadline:
     raise OutOfTime
   corpus = Corpus(inputs["corpus"])
   run, dtype = config.run, config.score.dtype
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  model = stage.load_checked(source, corpus, mesh, dtype)
-  facts = stage.settings_of(config, corpus, model, False)
+  model = source.load(corpus, mesh, dtype)
+  facts = worker.made_by(config.score, corpus, model, False)
   facts |= {"dtype": dtype, "device": jax.devices()[0].device_kind}
-  filled = work.Table(
-    source.name,
-    workdir.scores(source.name),
-    workdir.claims_of(workdir.scores(source.name)),
-    facts,
+  filled = worker.TableSpec(
+    source.name, source.table, workdir.claims_of(source.table), facts
   )
-  found = stage.units_to_score(config, corpus)
-  scorer = stage.scorer_of(config, {source.name: model}, corpus, mesh)
-  work.Worker(
+  found = units.units_to_score(config.score, corpus)
+  models = {source.name: model}
+  scorer = Scorer.configured(config.score, models, corpus, mesh)
+  worker.Worker(
     scorer, in_fair_order(found, corpus), [filled], run, deadline
   ).fill()
-  del scorer, model
+  del scorer, models, model
   # The self-check at the end takes its time too.
   if time.monotonic() >= deadline or not _is_whole(filled, found):
     raise OutOfTime
-  again = facts | {"int8": False}
+  expected = Identity(facts["weights"], dtype, facts["architecture"])
 
   def scorer_on(mesh):
-    return check.rescorer(config, source, corpus, mesh, again)
+    return check.rescorer(
+      config.score, source, corpus, mesh, expected, is_int8=False
+    )
 
-  return stage.merge(config, filled, corpus, found, scorer_on)
+  return check.merge(
+    filled, corpus, found, config.run, config.verify, scorer_on
+  )
 
 
-def _is_whole(filled: work.Table, found: Sequence[units.Unit]) -> bool:
+def _is_whole(filled: worker.TableSpec, found: Sequence[units.Unit]) -> bool:
   return len(table.check_names(filled.directory, found)) == len(found)
 
 
@@ -206,7 +210,7 @@ def _read(workdir: Workdir, length: int) -> tuple[pa.Table, dict] | None:
     "rows_sha256": hashlib.sha256(hashed.astype("<u8").tobytes()).hexdigest(),
     "rows": _counted(corpus.domains()),
     "tokens": int(corpus.lengths.sum()) - len(corpus),
-    "work": work.summary(directory),
+    "work": worker.summary(directory),
     "self_check": finished and finished.details["self_check"],
   }
   return made, facts

@@ -33,7 +33,6 @@ from miniplm_jax.report import step as report
 from miniplm_jax.report import tasks_step as tasks
 from miniplm_jax.report.analyses import step as analyse
 from miniplm_jax.score import step as score
-from miniplm_jax.score import verify
 from miniplm_jax.select import materialize_step as materialize
 from miniplm_jax.select import step as select
 from miniplm_jax.train import step as train
@@ -43,7 +42,7 @@ with epy.lazy_imports():  # it imports JAX
   from miniplm_jax.forecast import outlook
 
 # Stage modules import nothing heavy; what they run does.
-LOOKS = {"plan": plan.run, "verify": verify.run, "generate": generate.run}
+LOOKS = {"plan": plan.run, "verify": score.verify, "generate": generate.run}
 
 
 class Stages:

@@ -18,13 +18,12 @@ from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import shard, store, tokenizer
+from miniplm_jax.corpus import model_fit, shard, store, tokenizer
 from miniplm_jax.corpus import step as stage
 from miniplm_jax.corpus.chunks import PackedIds
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
 from miniplm_jax.generate import step as generate_stage
 from miniplm_jax.report import overlap
-from miniplm_jax.score import step as score_stage
 
 EOS, BOS = "</s>", "<s>"
 TEXTS = [
@@ -177,10 +176,10 @@ def test_a_teacher_that_expects_another_beginning_is_warned_of(
 ):
   corpus = tokenize(configured(tmp_path, ""))
   folder = epath.Path(tmp_path / "tokenizer")
-  score_stage._check_tokenizer(folder, corpus)
+  model_fit.check_tokenizer(folder, corpus)
   said = capsys.readouterr().out
   assert "puts <s> before a text, in rows it follows nothing" in said
-  score_stage._check_tokenizer(corpus.directory / "tokenizer", corpus)
+  model_fit.check_tokenizer(corpus.directory / "tokenizer", corpus)
   assert "warning" not in capsys.readouterr().out
 
 

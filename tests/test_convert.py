@@ -22,10 +22,9 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.corpus import model_fit, tokenizer
 from miniplm_jax.corpus import step as tokenize_stage
-from miniplm_jax.corpus import tokenizer
 from miniplm_jax.corpus.store import Corpus, Instance
-from miniplm_jax.score import step as score_stage
 
 # Two to four bytes a character, so that rows' ends cut some.
 TEXTS = (
@@ -497,12 +496,12 @@ def test_tokens_that_no_row_has_need_not_be_known(setup, tmp_path):
   engine = tokenizer.load_engine(corpus.directory / "tokenizer")
   engine.add_special_tokens(["<tool>", "<fill>"])
   engine.save(str(tmp_path / "tokenizer.json"))
-  score_stage._check_tokenizer(epath.Path(tmp_path), corpus)
+  model_fit.check_tokenizer(epath.Path(tmp_path), corpus)
   body = json.loads(engine.to_str())
   body["model"]["merges"] = body["model"]["merges"][:-1]
   (tmp_path / "tokenizer.json").write_text(json.dumps(body))
   with pytest.raises(UserError, match="another tokenizer"):
-    score_stage._check_tokenizer(epath.Path(tmp_path), corpus)
+    model_fit.check_tokenizer(epath.Path(tmp_path), corpus)
 
 
 def test_data_of_the_wrong_vocabulary_cannot_be_trained_on(copy, student):

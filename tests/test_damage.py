@@ -23,8 +23,8 @@ from miniplm_jax.corpus import step as tokenize
 from miniplm_jax.corpus import store, tokenizer, trained_rows
 from miniplm_jax.evaluate import step as evaluate_stage
 from miniplm_jax.models import architecture, config_json, hub, huggingface
-from miniplm_jax.score import importing, table, units, uses
-from miniplm_jax.score import step as score_stage
+from miniplm_jax.models.ref import ModelRef
+from miniplm_jax.score import importing, table, units
 from miniplm_jax.training import metrics
 
 WORKDIR = Workdir(epath.Path("unused"))
@@ -197,22 +197,25 @@ def test_a_model_is_known_by_its_table_in_whatever_dtype(copy, mesh, scored):
   config = tiny_config.get_config()
   config.teacher.path = str(copy / "run/teacher/hf")
   teacher, other = (
-    dataclasses.replace(source, table=str(workdir.scores("teacher")))
-    for source in score_stage.sources(typed(config), workdir)
+    dataclasses.replace(
+      ModelRef.of_role(role, section, workdir),
+      table=workdir.scores("teacher"),
+    )
+    for role, section in typed(config).roles.items()
   )
 
   def loaded(dtype):
-    return score_stage.load_checked(teacher, corpus, mesh, dtype)
+    return teacher.load(corpus, mesh, dtype)
 
   with edited(copy / "run/scores/teacher/manifest.json") as body:
     body["settings"]["dtype"] = scored
     body["weights"] = huggingface.weights_fingerprint(loaded(scored))
   for dtype in ("float32", "bfloat16"):
-    found = uses.load(teacher, corpus, mesh, dtype)
+    found = teacher.load_as_scored(corpus, mesh, dtype)
     prints = map(huggingface.weights_fingerprint, (found, loaded(dtype)))
     assert len({*prints}) == 1
     with pytest.raises(UserError, match="reference was scored by weights"):
-      uses.load(other, corpus, mesh, dtype)
+      other.load_as_scored(corpus, mesh, dtype)
 
 
 def test_a_student_is_not_taken_for_another_method_s(copy):

@@ -11,7 +11,6 @@ import tiny_config
 from etils import epath
 from flax import nnx
 from helpers import CONFIG, LONG, run, typed
-from ml_collections import ConfigDict
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import execute, files, manifest
@@ -120,8 +119,8 @@ def test_compiled_programs_take_as_much(mesh, passes):
 
 def test_teachers_of_the_paper_need_no_hub(monkeypatch):
   monkeypatch.setattr(hub, "resolve", None)
-  section = ConfigDict({"path": "Qwen/Qwen1.5-1.8B", "revision": "main"})
-  assert hub.shape_of(section).parameters() == 1_836_828_672
+  shape = hub.shape_of("Qwen/Qwen1.5-1.8B", "main")
+  assert shape.parameters() == 1_836_828_672
 
 
 @pytest.mark.parametrize("method", ["vanilla_kd", "minillm"])

@@ -21,7 +21,7 @@ from miniplm_jax.distillation import proxy_fidelity as fidelity
 from miniplm_jax.distillation.proxy_regression import Regression
 from miniplm_jax.models import architecture, regressor
 from miniplm_jax.models.likelihood import loss_mask
-from miniplm_jax.score import sample
+from miniplm_jax.score import units
 from miniplm_jax.training import loop
 
 ARCH = architecture.Transformer(
@@ -38,16 +38,16 @@ EOS = 3
 def test_the_sample_is_uniform_nested_and_apart_from_the_split():
   rng = np.random.default_rng(0)
   hashes = rng.integers(0, 2**64, 200_000, dtype=np.uint64)
-  one, two = (sample.point(hashes, seed) for seed in (1, 2))
+  one, two = (units.point(hashes, seed) for seed in (1, 2))
   assert one.min() >= 0 and one.max() < 1
   assert stats.kstest(one, "uniform").pvalue > 1e-3
   assert abs(np.corrcoef(one, two)[0, 1]) < 0.01
   # One split is a range of the hash; even neighbors must not go together.
   split = np.sort(hashes)[:4000]
-  assert stats.kstest(sample.point(split, 1), "uniform").pvalue > 1e-3
-  near = sample.point(np.arange(4000, dtype=np.uint64), 1)
+  assert stats.kstest(units.point(split, 1), "uniform").pvalue > 1e-3
+  near = units.point(np.arange(4000, dtype=np.uint64), 1)
   assert abs(np.corrcoef(near[1:], near[:-1])[0, 1]) < 0.06
-  np.testing.assert_array_equal(one[:5], sample.point(hashes[:5], 1))
+  np.testing.assert_array_equal(one[:5], units.point(hashes[:5], 1))
 
 
 def batch_of(rng):
@@ -222,7 +222,7 @@ def test_it_learns_the_score_and_says_how_well(proxied):
   true = (p_ref["nll_sum"] - p["nll_sum"]) / p["n_tokens"]
   index = pq.read_table(sorted((proxied / "run/corpus").glob("*.parquet")))
   hashes = index["hash"].to_numpy()[p["row_id"]]
-  mine = sample.point(hashes, 10) < 0.5
+  mine = units.point(hashes, 10) < 0.5
   assert report["learned_rows"] == learned["counts"]["rows"] == mine.sum()
   assert report["rows"] == (~mine).sum()
   rank = stats.spearmanr(true[~mine], score[~mine]).statistic

@@ -28,7 +28,7 @@ from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import huggingface, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.score import work
+from miniplm_jax.score import worker
 from miniplm_jax.score.scorer import Scorer
 
 EOS = "<|endoftext|>"
@@ -179,9 +179,9 @@ def test_it_ends_before_a_part_that_would_end_too_late(
       return super().__call__(row_ids, *arguments)
 
   clock = types.SimpleNamespace(monotonic=lambda: now[0], time_ns=time.time_ns)
-  monkeypatch.setattr(work, "time", clock)
+  monkeypatch.setattr(worker, "time", clock)
   monkeypatch.setattr(registry_scores, "time", clock)
-  monkeypatch.setattr("miniplm_jax.score.scorer.Scorer", Slow)
+  monkeypatch.setattr(registry_scores, "Scorer", Slow)
   run(given, tmp_path, minutes="45", lengths="24")
   assert len(taken) == len(parts(tmp_path, 24)) == 4  # not a fifth, until 50
   found, _ = published(tmp_path)

@@ -22,10 +22,10 @@ from helpers import LONG, edited, refused, rows, run, run_as_process
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import claims, files, owner
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.models import decoder
+from miniplm_jax.models import decoder, huggingface
 from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.score import batching, check, table, units
-from miniplm_jax.score import step as score_stage
+from miniplm_jax.models.ref import Identity, ModelRef
+from miniplm_jax.score import batching, check, table, units, worker
 
 ARCH = Transformer(
   vocab_size=61,
@@ -214,7 +214,7 @@ def test_parts_of_the_same_weights_put_to_use_otherwise_are_refused(
   def facts(**fields):
     arch = dataclasses.replace(ARCH, **fields)
     model = decoder.Decoder(arch, nnx.Rngs(0))
-    return score_stage.settings_of(config, corpus, model, False)
+    return worker.made_by(config.score, corpus, model, False)
 
   then, now = facts(), facts(rms_norm_eps=1e-2)
   assert then["weights"] == now["weights"] and then != now
@@ -231,11 +231,15 @@ def test_parts_of_the_same_weights_put_to_use_otherwise_are_refused(
     table.merge(directory, [unit()], then, True)
   # So does what scores rows again.
   model = decoder.Decoder(ARCH, nnx.Rngs(0))
-  monkeypatch.setattr(score_stage, "load_checked", lambda *_: model)
-  source = score_stage.Source("teacher", "here", "", "", "", False)
-  asked = now | {"dtype": "float32", "int8": False}
+  ref, expected = (
+    ModelRef("teacher", "here"),
+    Identity(now["weights"], "float32", now["architecture"]),
+  )
+  monkeypatch.setattr(ModelRef, "folder", lambda self: None)
+  monkeypatch.setattr(huggingface, "load", lambda *_: model)
+  corpus.check_model = lambda *_: None
   with pytest.raises(UserError, match="was scored by architecture"):
-    check.rescorer(config, source, corpus, mesh, asked)
+    check.rescorer(config.score, ref, corpus, mesh, expected, False)
 
 
 def test_a_part_with_nan_is_not_made():

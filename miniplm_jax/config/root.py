@@ -143,6 +143,11 @@ class Config(Section):
     return tuple(role for role in ROLES if role in read)
 
   @property
+  def roles_with_model(self) -> tuple[str, ...]:
+    """Those of `scorers` that score here; of others only scores are known."""
+    return tuple(role for role in self.scorers if not self.roles[role].scores)
+
+  @property
   def uses_generated(self) -> bool:
     """Whether a method trains on rows that the teacher wrote."""
     return any(METHODS[method].generated for method in self.methods)

@@ -23,7 +23,7 @@ from miniplm_jax.core.array_records import Readers
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
-from miniplm_jax.corpus import columns, tokenizer
+from miniplm_jax.corpus import columns, model_fit, tokenizer
 from miniplm_jax.corpus.tokenizer import Tokenizer
 
 # What a row is for. Disjoint by construction: see `split_of`.
@@ -318,11 +318,14 @@ class Corpus:
   def check_vocabulary(self, vocab_size: int, where: str, hint: str):
     """Raises UserError if there are ids that a model does not have."""
     if self.ids > vocab_size:
-      raise UserError(
-        f"the corpus has {self.ids} token ids, the model {vocab_size}",
-        where,
-        hint,
-      )
+      what = f"the corpus has {self.ids} token ids, the model {vocab_size}"
+      raise UserError(what, where, hint)
+
+  def check_model(self, folder: epath.Path, vocab_size: int):
+    """Raises UserError unless a model reads the ids as they are meant."""
+    model_fit.check_tokenizer(folder, self)
+    hint = "tokenize the corpus with the model's tokenizer"
+    self.check_vocabulary(vocab_size, str(folder), hint)
 
   def tokenizer(self) -> Tokenizer:
     """The corpus's own tokenizer.

@@ -21,9 +21,8 @@ from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, PARTIAL, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import logits_table
-from miniplm_jax.score import step as score_stage
-from miniplm_jax.score import uses
-from miniplm_jax.score.step import ROLES, Source
+from miniplm_jax.models.ref import REFERENCE, ModelRef
+from miniplm_jax.score import settings as score_settings
 
 STAGE = "logits"
 ASKED = "logits_of"  # a student's input beside it
@@ -40,15 +39,13 @@ class _Table(NamedTuple):
   Attributes:
     directory: selection/<name>/logits/<model>-<what is asked of it>.
     selection: its rows.
-    role: whose words they are.
-    source: that model.
+    source: the model whose words they are.
     settings: what decides them.
   """
 
   directory: epath.Path
   selection: str
-  role: str
-  source: Source
+  source: ModelRef
   settings: Mapping[str, Any]
 
 
@@ -74,9 +71,9 @@ def inputs(config, workdir: Workdir, names) -> dict[str, Input]:
   """
   table = _table(config, workdir, names)
   path = table.directory / MANIFEST
-  how = table.source, dict(table.settings), path, STAGE
+  source, how = table.source, (dict(table.settings), path, STAGE)
   idle = logits_table.idle(table.settings)
-  return {STAGE: path, ASKED: lambda: uses.as_configured(*how, idle)}
+  return {STAGE: path, ASKED: lambda: source.as_configured(*how, idle)}
 
 
 def _table(config, workdir: Workdir, names) -> _Table | None:
@@ -89,12 +86,12 @@ def _table(config, workdir: Workdir, names) -> _Table | None:
     asked["seed"] = 0  # nothing is drawn
   else:
     return None
-  source = score_stage.sources(config, workdir)[ROLES.index(role)]
+  source = ModelRef.of_role(role, config.roles[role], workdir)
   selection = workdir.selection(names.selection)
-  how = score_stage.settings(config)
+  how = score_settings.of_table(config.score)
   settings = how | asked | {"rows_per_part": config.logits.rows_per_part}
   directory = _directory(selection / "logits", source.name, asked)
-  return _Table(directory, names.selection, role, source, settings)
+  return _Table(directory, names.selection, source, settings)
 
 
 def _directory(
@@ -127,12 +124,12 @@ def _step(config, workdir: Workdir, table: _Table) -> Step:
     inputs={
       "corpus": workdir.corpus / MANIFEST,
       "selection": workdir.selection(table.selection) / MANIFEST,
-      "weights": score_stage.weights_input(source),
+      "weights": source.as_input(),
     },
     outputs=(table.directory,),
     code=Version(_CODE, ("jax",), config.run.any_code),
     summary=f"{what}, of selection {table.selection} under {source.name} "
-    f"{source.path or 'trained here'}, {s['dtype']}",
+    f"{source.origin}, {s['dtype']}",
     run=lambda found: _run(config, table, found),
   )
 
@@ -154,7 +151,7 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
     )
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   dtype = settings["dtype"]
-  model = uses.load(table.source, corpus, mesh, dtype)
+  model = table.source.load_as_scored(corpus, mesh, dtype)
   weights = huggingface.weights_fingerprint(model)
   mark = logits_table.mark(settings, weights, model.arch.fingerprint)
   labeler = Labeler(model, corpus, mesh, settings)
@@ -205,7 +202,7 @@ def _cost(table: _Table, arch, lengths, inputs) -> dict[str, Any]:
   parts = {
     f"logits of {table.source.name}": flops.rows(arch.forward_flops, lengths)
   }
-  if table.role == "reference" and "weights" in inputs:
+  if table.source.role == REFERENCE and "weights" in inputs:
     trained = inputs["weights"].details.get("train_flops")
     parts["training of reference"] = trained
   return {flops.OFFLINE: parts}

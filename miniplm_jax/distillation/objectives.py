@@ -10,9 +10,8 @@ from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import logits_step as logits_stage
-from miniplm_jax.models import architecture, hub
-from miniplm_jax.score import step as score_stage
-from miniplm_jax.score import uses
+from miniplm_jax.models import architecture
+from miniplm_jax.models.ref import TEACHER, ModelRef
 from miniplm_jax.training import flops
 
 # The input that a teacher is; a selection has the scores of one as "teacher".
@@ -133,12 +132,12 @@ def _stored(inputs):
 
 def _teacher(config, workdir, dtype: str):
   """How a teacher is read that takes part in each step, and as an input."""
-  source = score_stage.sources(config, workdir)[0]
+  source = ModelRef.of_role(TEACHER, config.teacher, workdir)
 
   def read(corpus, mesh):
-    return uses.load(source, corpus, mesh, dtype)
+    return source.load_as_scored(corpus, mesh, dtype)
 
-  return read, {WEIGHTS: score_stage.weights_input(source)}
+  return read, {WEIGHTS: source.as_input()}
 
 
 def _token_flops(
@@ -150,7 +149,7 @@ def _token_flops(
     UserError: there is neither.
   """
   try:
-    return of(hub.shape_of(config.teacher))
+    return of(ModelRef.of_role(TEACHER, config.teacher, workdir).shape())
   except UserError:  # it may be gone, or the hub not be reached
     made = manifest.read(workdir.student(names.student) / MANIFEST)
     if not made:

@@ -6,9 +6,8 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.distillation import proxy_training as training
-from miniplm_jax.models import hub
-from miniplm_jax.score import sample
-from miniplm_jax.score import step as score_stage
+from miniplm_jax.models.ref import ModelRef
+from miniplm_jax.score import units
 from miniplm_jax.training import flops as flops_lib
 
 
@@ -23,10 +22,13 @@ def flops(
     D by the proxy; and `share_of_full` of sample, train and score together.
     Nothing if a model is not known, because its scores were given.
   """
-  sources = score_stage.sources(config, workdir)[: len(score_stage.ROLES)]
-  if any(source.scores for source in sources):
+  models = [
+    ModelRef.of_role(role, section, workdir)
+    for role, section in config.roles.items()
+  ]
+  if any(model.scores for model in models):
     return {}
-  archs = [hub.shape_of(getattr(config, role)) for role in score_stage.ROLES]
+  archs = [model.shape() for model in models]
 
   def both(length: int) -> float:
     return sum(arch.forward_flops(length) for arch in archs)
@@ -36,7 +38,7 @@ def flops(
 
   c, length = config.proxy, corpus.max_length
   proxy, every = c.model, corpus.rows_of("train")
-  scored = sample.rows(corpus, config.score.share, config.score.seed)
+  scored = units.sampled_rows(corpus, config.score.share, config.score.seed)
   mine = training.in_sample(config, corpus, scored)
   found = {
     "full": total(both, every),

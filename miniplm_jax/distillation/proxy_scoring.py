@@ -13,10 +13,10 @@ from miniplm_jax.distillation.proxy_regression import Regression
 from miniplm_jax.distillation.proxy_step import STAGE
 from miniplm_jax.models import regressor, sharding
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.score import step as score_stage
-from miniplm_jax.score import table
+from miniplm_jax.score import check, table
+from miniplm_jax.score import worker as worker_lib
+from miniplm_jax.score.scorer import Scorer
 from miniplm_jax.score.units import units_of
-from miniplm_jax.score.work import Table, Worker
 from miniplm_jax.training import flops as flops_lib
 from miniplm_jax.training import step as training_step
 
@@ -46,8 +46,8 @@ def run(
     return model.rescaled(mean, scale)
 
   def scorer_of(model, mesh, **what):
-    return score_stage.scorer_of(
-      config,
+    return Scorer.configured(
+      config.score,
       {c.name: model},
       corpus,
       mesh,
@@ -57,19 +57,22 @@ def run(
     )
 
   model = load(mesh)
-  facts = score_stage.settings_of(config, corpus, model, False)
-  filled = Table(
-    c.name, directory, workdir.claims_of(directory), facts, STAGE, "diff_sum"
+  spec = worker_lib.TableSpec(
+    model=c.name,
+    directory=directory,
+    claims=workdir.claims_of(directory),
+    made_by=worker_lib.made_by(config.score, corpus, model, False),
+    stage=STAGE,
+    value="diff_sum",
   )
   units = units_of(corpus, config.score.rows_per_part)
-  Worker(scorer_of(model, mesh), units, [filled], run).fill()
+  worker_lib.Worker(scorer_of(model, mesh), units, [spec], run).fill()
   del model
 
   def scorer_on(mesh):
     return scorer_of(load(mesh), mesh, lengths=())
 
-  made = score_stage.merge(config, filled, corpus, units, scorer_on)
-
+  made = check.merge(spec, corpus, units, run, config.verify, scorer_on)
   if not made:  # another process writes the manifest
     return {}
   predicted = [table.read_part(directory / unit.name).columns for unit in units]

@@ -11,7 +11,8 @@ import dataclasses
 
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
-from miniplm_jax.score import step as score_stage
+from miniplm_jax.models.ref import REFERENCE, ModelRef
+from miniplm_jax.score import settings as score_settings
 
 STAGE = "proxy"
 
@@ -25,8 +26,8 @@ def steps(config, workdir: Workdir) -> list[Step]:
 
 def _tables(config, workdir: Workdir):
   return {
-    role: workdir.scores(getattr(config, role).name) / MANIFEST
-    for role in score_stage.ROLES
+    role: workdir.scores(section.name) / MANIFEST
+    for role, section in config.roles.items()
   }
 
 
@@ -43,8 +44,8 @@ def _train(config, workdir: Workdir) -> Step:
   inputs = {"corpus": workdir.corpus / MANIFEST, **_tables(config, workdir)}
   source = None
   if c.from_reference:
-    source = score_stage.sources(config, workdir)[1]
-    inputs["began as"] = score_stage.weights_input(source)
+    source = ModelRef.of_role(REFERENCE, config.reference, workdir)
+    inputs["began as"] = source.as_input()
 
   def run(found):
     from miniplm_jax.distillation import proxy_training as training
@@ -76,8 +77,8 @@ def _score(config, workdir: Workdir) -> Step:
   return Step(
     stage=STAGE,
     manifest=directory / MANIFEST,
-    settings=score_stage.settings(config),
-    layout=score_stage.LAYOUT,
+    settings=score_settings.of_table(config.score),
+    layout=score_settings.LAYOUT,
     inputs={
       "corpus": workdir.corpus / MANIFEST,
       "model": workdir.scorer(STAGE) / MANIFEST,

@@ -11,8 +11,8 @@ from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.distillation.proxy_regression import Regression
 from miniplm_jax.models import huggingface, sharding
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.score import sample, table, uses
-from miniplm_jax.score import step as score_stage
+from miniplm_jax.models.ref import ModelRef
+from miniplm_jax.score import table, units
 from miniplm_jax.training import loop
 
 
@@ -46,14 +46,14 @@ def true_scores(
 def in_sample(config, corpus: Corpus, row_ids: np.ndarray) -> np.ndarray:
   """Which of these rows the proxy learns from, bool [n]; by their content."""
   hashes = corpus.index["hash"].to_numpy()[row_ids]
-  return sample.point(hashes, config.score.seed) < config.proxy.sample
+  return units.point(hashes, config.score.seed) < config.proxy.sample
 
 
 def run(
   config,
   directory,
   arch: Architecture,
-  source: score_stage.Source | None,
+  source: ModelRef | None,
   settings: Mapping[str, Any],
   inputs: Mapping[str, Manifest],
 ) -> dict[str, Any]:
@@ -140,9 +140,9 @@ def _moments(scores: np.ndarray, others: int) -> tuple[float, float]:
   return mean, scale
 
 
-def _body(source: score_stage.Source, arch: Architecture, corpus, mesh):
+def _body(source: ModelRef, arch: Architecture, corpus, mesh):
   """The reference's weights, if they fit."""
-  model = uses.load(source, corpus, mesh, "float32")
+  model = source.load_as_scored(corpus, mesh, "float32")
   if model.arch != arch:
     raise UserError(
       f"the proxy is {arch} and the reference {model.arch}",

@@ -16,8 +16,7 @@ from miniplm_jax.core.log import Progress, log
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
-from miniplm_jax.score import step as score_stage
-from miniplm_jax.score import uses
+from miniplm_jax.models.ref import TEACHER, ModelRef
 
 STAGE = "seqkd"
 _CODE = ("distillation/seqkd_rows.py", "models/huggingface.py")  # makes a shard
@@ -48,14 +47,12 @@ def corpus_inputs(config, workdir: Workdir, names) -> dict[str, Input]:
   source, settings = _teacher(config, workdir), _settings(config)
   return {
     GENERATED: made,
-    STAGE: lambda: uses.as_configured(
-      source, settings, made, STAGE, _idle(settings)
-    ),
+    STAGE: lambda: source.as_configured(settings, made, STAGE, _idle(settings)),
   }
 
 
-def _teacher(config, workdir: Workdir) -> score_stage.Source:
-  return score_stage.sources(config, workdir)[0]
+def _teacher(config, workdir: Workdir) -> ModelRef:
+  return ModelRef.of_role(TEACHER, config.teacher, workdir)
 
 
 def _settings(config) -> dict[str, object]:
@@ -97,11 +94,11 @@ def _step(config, workdir: Workdir, names) -> Step:
     inputs={
       "corpus": workdir.corpus / MANIFEST,
       "selection": workdir.selection(names.selection) / MANIFEST,
-      "weights": score_stage.weights_input(source),
+      "weights": source.as_input(),
     },
     outputs=(directory,),
     code=Version(_CODE, ("jax",), config.run.any_code),
-    summary=f"{source.name} {source.path or 'trained here'} goes on after the "
+    summary=f"{source.name} {source.origin} goes on after the "
     f"first {prompt:,} tokens of up to {settings['rows']:,} rows of selection "
     f"{names.selection} until there are {config.corpus.max_length + 1:,}, "
     f"{settings['dtype']}",
@@ -129,7 +126,7 @@ def _run(config, source, directory, inputs):
   corpus = store.Corpus(inputs["corpus"])
   corpus.check_tokenizer()
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  model = uses.load(source, corpus, mesh, c.dtype)
+  model = source.load_as_scored(corpus, mesh, c.dtype)
   made = Continuation(model, corpus, mesh, c, prompt_tokens(config))
   settings, weights = _settings(config), huggingface.weights_fingerprint(model)
   idle = *_idle(settings), "batch_size"  # a row's id seeds its draws

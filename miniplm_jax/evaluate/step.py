@@ -14,7 +14,6 @@ from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
 from miniplm_jax.evaluate import rows as rows_lib
 from miniplm_jax.evaluate import tasks_step as tasks_stage
 from miniplm_jax.evaluate.subjects import Subject, subjects
-from miniplm_jax.score import step as score_stage
 from miniplm_jax.training import comparable
 
 STAGE = "evaluate"
@@ -64,7 +63,8 @@ def _run(config, it: Subject, inputs):
   from miniplm_jax.corpus import ignored as ignored_lib
   from miniplm_jax.corpus import trained_rows
   from miniplm_jax.corpus.store import open_corpus
-  from miniplm_jax.models import hub, sharding
+  from miniplm_jax.models import sharding
+  from miniplm_jax.score.scorer import Scorer
 
   run = config.run
   corpus = open_corpus(inputs)
@@ -83,12 +83,12 @@ def _run(config, it: Subject, inputs):
       f"config.evaluate.ignore_domains={','.join(ignored)}",
       "ignore fewer domains",
     )
-  if it.source:
+  if it.ref:
     heldout = row_ids, it.name, "held-out rows"
-    trained_rows.refuse(hub.folder_of(it.source), corpus, *heldout)
+    trained_rows.refuse(it.ref.folder(), corpus, *heldout)
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   models = {it.name: it.load(inputs, mesh, it.dtype)}
-  scorer = score_stage.scorer_of(config, models, corpus, mesh, it.dtype)
+  scorer = Scorer.configured(config.score, models, corpus, mesh, dtype=it.dtype)
   every = run.log_every_seconds
   with Progress(
     f"{STAGE} {it.name}", len(row_ids), "rows", every=every

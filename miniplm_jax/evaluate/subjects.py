@@ -9,8 +9,7 @@ from etils import epath
 from miniplm_jax.convert import step as convert_stage
 from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.score import step as score_stage
-from miniplm_jax.score import uses
+from miniplm_jax.models.ref import ModelRef
 from miniplm_jax.training import step as training_step
 
 
@@ -25,7 +24,7 @@ class Subject:
     corpus: the inputs that are its corpus, for `store.open_corpus`.
     dtype: of the computation of its held-out loss.
     load: makes the `Decoder` of (inputs, mesh, dtype).
-    source: where a scorer lies; a student trains on no held-out rows.
+    ref: of a teacher or reference; a student trains on no held-out rows.
   """
 
   label: str
@@ -34,17 +33,18 @@ class Subject:
   corpus: Mapping[str, Input]
   dtype: str
   load: Callable[..., Any]
-  source: score_stage.Source | None = None
+  ref: ModelRef | None = None
 
 
 def subjects(config, workdir: Workdir, scorers: bool = True) -> list[Subject]:
   """The students, and with `scorers` teacher and reference."""
   found = [_student(config, workdir, method) for method in config.methods]
   if scorers:
-    roles = dict(zip(score_stage.ROLES, score_stage.sources(config, workdir)))
     found += [
-      _scorer(config, workdir, role, roles[role])
-      for role in score_stage.roles_with_model(config)
+      _scorer(
+        config, workdir, ModelRef.of_role(role, config.roles[role], workdir)
+      )
+      for role in config.roles_with_model
     ]
   return found
 
@@ -60,15 +60,12 @@ def _student(config, workdir: Workdir, method: str) -> Subject:
   return Subject(method, name, folder, corpus, config.train.dtype, load)
 
 
-def _scorer(
-  config, workdir: Workdir, role: str, source: score_stage.Source
-) -> Subject:
+def _scorer(config, workdir: Workdir, ref: ModelRef) -> Subject:
   def load(inputs, mesh, dtype):
     from miniplm_jax.corpus.store import Corpus
 
-    return uses.load(source, Corpus(inputs["corpus"]), mesh, dtype)
+    return ref.load_as_scored(Corpus(inputs["corpus"]), mesh, dtype)
 
   corpus = {"corpus": workdir.corpus / MANIFEST}
-  folder = workdir.scores(source.name)
   dtype = config.score.dtype
-  return Subject(role, source.name, folder, corpus, dtype, load, source)
+  return Subject(ref.role, ref.name, ref.table, corpus, dtype, load, ref)

@@ -14,9 +14,9 @@ from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.distillation.objectives import OBJECTIVES
 from miniplm_jax.distillation.vanilla_kd import SoftLabels
 from miniplm_jax.forecast import programs
-from miniplm_jax.models import hub, sharding
+from miniplm_jax.models import sharding
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.score.step import roles_with_model
+from miniplm_jax.models.ref import ModelRef
 from miniplm_jax.train import budget
 from miniplm_jax.training import flops
 from miniplm_jax.training.objective import NextToken
@@ -70,7 +70,7 @@ def pieces(config, workdir: Workdir) -> list[Piece]:
       arch = c.model
       found.append(_training(config, f"train {role}", arch, c.train))
   rows = _rows_of_d(config, workdir)
-  for role in roles_with_model(config):
+  for role in config.roles_with_model:
     found.append(_scoring(config, role, rows))
   found += _students(config, workdir)
   return found
@@ -84,9 +84,14 @@ def _rows_of_d(config, workdir: Workdir) -> int:
   return max(round(rows * config.score.share), 1)
 
 
+def _shape(config, role: str) -> Architecture:
+  c = config.roles[role]
+  return ModelRef(c.name, c.path, c.revision, model=c.model).shape()
+
+
 def _scoring(config, role: str, count: int) -> Piece:
   c, length = config.score, config.corpus.max_length
-  arch, dtype = hub.shape_of(getattr(config, role)), jnp.dtype(c.dtype)
+  arch, dtype = _shape(config, role), jnp.dtype(c.dtype)
 
   def lower(mesh, rows, unused_remat):
     rows *= sharding.batch_shards(mesh)
@@ -132,7 +137,7 @@ def _next_token(unused_config, unused_mesh, train, remat):
 
 def _soft_labels(config, mesh, train, remat):
   dtype = jnp.dtype(config.kd.dtype or train.dtype)
-  teacher = programs.weights(hub.shape_of(config.teacher), mesh, dtype)
+  teacher = programs.weights(_shape(config, "teacher"), mesh, dtype)
   return SoftLabels(train, _EOS_ID, remat, teacher, config.kd)
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import contents, files, gs, manifest
+from miniplm_jax.core import contents, files, gs
 from miniplm_jax.core.errors import GoneError, UserError
-from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.models import architecture, config_json
 from miniplm_jax.models.architecture import Architecture
 
@@ -144,23 +143,6 @@ def _content(directory: epath.Path) -> list[epath.Path]:
   return sorted(found + weight_files(directory))
 
 
-def folder_of(source: Any) -> epath.Path:
-  """The Hugging Face directory of a model that is given or was trained here.
-
-  Args:
-    source: with `path`, `revision` and, if path is "", the folder `trained`.
-
-  Raises:
-    UserError: there is none; or the model was trained here, and a file of it
-      is not the one that was written.
-  """
-  if source.path:
-    return resolve(source.path, source.revision)
-  trained = manifest.require(epath.Path(source.trained) / MANIFEST)
-  trained.check_content()
-  return trained.directory / "hf"
-
-
 def read_json(path: epath.Path) -> dict[str, Any]:
   """The object in a JSON file.
 
@@ -188,21 +170,19 @@ def load_architecture(directory: epath.Path) -> Architecture:
   return config_json.read(read_json(path), str(path))
 
 
-def shape_of(section) -> Architecture:
-  """The shape of a config's teacher or reference, before any weight.
+def shape_of(path: str, revision: str | None = None) -> Architecture:
+  """The shape of a given model; of a hub id no weight is fetched.
 
   Args:
-    section: of the config, with `path`, `revision` and `model`.
+    path: the directory or hub id.
+    revision: branch, tag or commit of a hub id.
 
   Raises:
     UserError: no such directory or hub id.
   """
-  if not section.path:
-    return section.model
-  if section.path in _KNOWN and not epath.Path(section.path).exists():
-    return architecture.SHAPES[_KNOWN[section.path]]
-  directory = resolve(section.path, section.revision, weights=False)
-  return load_architecture(directory)
+  if path in _KNOWN and not epath.Path(path).exists():
+    return architecture.SHAPES[_KNOWN[path]]
+  return load_architecture(resolve(path, revision, weights=False))
 
 
 def weight_files(directory: epath.Path) -> list[epath.Path]:

@@ -10,7 +10,6 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.evaluate import step as evaluate_stage
 from miniplm_jax.report import page
-from miniplm_jax.score.step import roles_with_model
 from miniplm_jax.training import comparable, metrics
 
 Inputs = Mapping[str, Manifest]
@@ -22,7 +21,7 @@ def loss_table(config, inputs: Inputs):
   Nats per token are left out for models of another tokenizer than the
   students'; bits per byte compare all.
   """
-  names = [*config.methods, *roles_with_model(config)]
+  names = [*config.methods, *config.roles_with_model]
   losses = {n: evaluate_stage.losses(inputs[f"{n} evaluation"]) for n in names}
   domains = [d for d in losses[names[0]] if d != ALL]
   header = ["model", "parameters", "steps", "all", "all, per token"]

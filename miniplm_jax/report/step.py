@@ -18,7 +18,6 @@ from miniplm_jax.distillation import objectives
 from miniplm_jax.evaluate.step import ignored, losses
 from miniplm_jax.report import tasks_step
 from miniplm_jax.report.analyses import step as analyse_stage
-from miniplm_jax.score.step import roles_with_model
 from miniplm_jax.train.step import own_corpora
 from miniplm_jax.training import comparable
 
@@ -51,7 +50,7 @@ def steps(config, workdir: Workdir, plan: Callable) -> list[Step]:
   for role in config.scorers:
     folder = workdir.scores(getattr(config, role).name)
     inputs[f"{role} scores"] = folder / MANIFEST
-    if role in roles_with_model(config):
+    if role in config.roles_with_model:
       inputs[f"{role} evaluation"] = folder / "evaluation.json"
   if config.uses_proxy:
     folder = workdir.scores(config.proxy.name)

@@ -1,4 +1,4 @@
-"""Finished tables against the models that they name.
+"""What a finished table must be: whole, and what its model says.
 
 Some rows are scored again, in batches of another composition, and each is
 compared with what the table says of it. Stage score does so with a few rows
@@ -7,23 +7,25 @@ verify with more of them, after reading every part.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import claims, hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import duration, log
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import int8, sharding
-from miniplm_jax.score import step as score_stage
-from miniplm_jax.score import table, uses
+from miniplm_jax.models.ref import Identity, ModelRef
+from miniplm_jax.score import table, worker
 from miniplm_jax.score.scorer import Scorer
 from miniplm_jax.score.units import Unit
-from miniplm_jax.score.work import Table
+from miniplm_jax.score.worker import TableSpec
 
+_VERIFY = "verify"  # the look, for the log
 # A row's rounding errors add up like √tokens, so its mean has less of them the
 # longer it is. The tolerance is that of rows of so many tokens or more.
 _TOKENS = 256
@@ -76,99 +78,186 @@ def compare(
   return float(off.max())
 
 
-def tolerance_of(config, dtype: str) -> float:
-  """`verify.tolerance`, or what the rounding of `dtype` asks for."""
-  return config.verify.tolerance or _TOLERANCE[dtype]
+def tolerance_of(verify, dtype: str) -> float:
+  """That of the config's section `verify`, or what rounding to `dtype` asks."""
+  return verify.tolerance or _TOLERANCE[dtype]
 
 
 def rescorer(
-  config, source: score_stage.Source, corpus: Corpus, mesh: Mesh, facts
+  score,
+  ref: ModelRef,
+  corpus: Corpus,
+  mesh: Mesh,
+  expected: Identity,
+  is_int8: bool,
 ) -> Scorer:
   """What scores a table's rows again, all at full length: one program.
 
   Args:
-    config: the whole config, of which `score` is used.
-    source: the table's model.
+    score: the config's section.
+    ref: the table's model.
     corpus: of the rows.
     mesh: where to load the model.
-    facts: `weights`, `dtype` and `int8` of the table, and `architecture`, if
-      it says that.
+    expected: what the table says of the model.
+    is_int8: its layers were rounded.
 
   Raises:
     UserError: it is another model.
   """
-  dtype = facts["dtype"]
-  model = score_stage.load_checked(source, corpus, mesh, dtype)
-  uses.check_loaded(source, model, facts)
-  if facts["int8"]:
+  dtype = expected.dtype
+  model = ref.load(corpus, mesh, dtype, expected)
+  if is_int8:
     model = int8.quantize(model)
-  return score_stage.scorer_of(
-    config, {source.name: model}, corpus, mesh, dtype, lengths=()
-  )
+  models = {ref.name: model}
+  return Scorer.configured(score, models, corpus, mesh, dtype=dtype, lengths=())
 
 
-def after_merge(
-  config, filled: Table, units: Sequence[Unit], scorer_on
+def merge(
+  spec: TableSpec,
+  corpus: Corpus,
+  units: Sequence[Unit],
+  run,
+  verify,
+  scorer_on: Callable[[Mesh], Scorer] | None = None,
+) -> dict[str, Any]:
+  """The fields of a table's manifest, when every part is there.
+
+  Args:
+    spec: the table.
+    corpus: that was scored.
+    units: of the table.
+    run: the config's section.
+    verify: the config's section.
+    scorer_on: loads the table's model onto a mesh, to score some rows again;
+      None if there is no model.
+
+  Raises:
+    UserError: a part is missing or not of this table, or some of its rows,
+      scored again, are not what it says.
+
+  Returns:
+    Nothing in other processes than the first.
+  """
+  fields: dict[str, Any] = {}
+
+  def merge_parts():
+    described, counts = table.merge(
+      spec.directory, units, spec.made_by, run.any_code
+    )
+    claims.Board(spec.claims, 0).clear({unit.name for unit in units})
+    fields.update(
+      {
+        "tokenizer": corpus.manifest.tokenizer,
+        "weights": spec.made_by["weights"],
+        "files": described,
+        "counts": counts,
+        "details": worker.summary(spec.directory)
+        | {"architecture": spec.made_by.get("architecture")},
+      }
+    )
+    log(spec.stage, worker.in_words(fields["details"]))
+
+  hosts.agree(merge_parts)
+  checked: Mapping[str, Any] = {"rows": 0}
+  if scorer_on and run.self_check_rows:
+    checked = _check_merged(spec, units, run, verify, scorer_on)
+  if fields:
+    fields["details"]["self_check"] = checked
+  return fields
+
+
+def _check_merged(
+  spec: TableSpec, units: Sequence[Unit], run, verify, scorer_on
 ) -> dict[str, Any]:
   """Scores run.self_check_rows rows of a merged table again.
 
   All processes take part. If there are several devices they stand in reverse
   order: rows and shards of weights lie elsewhere than before.
 
-  Args:
-    config: the whole config, of which `run` and `verify` are used.
-    filled: the table.
-    units: all of its units.
-    scorer_on: loads the table's model onto a mesh and returns its `Scorer`.
-
   Returns:
     What was done, for the manifest.
-
-  Raises:
-    UserError: as in `compare`.
   """
-  run, c = config.run, config.verify
-  tolerance = tolerance_of(config, config.score.dtype)
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   start = time.monotonic()
-  found = hosts.agree(
-    lambda: _stored(filled, units, run.self_check_rows, c.seed)
+  columns = hosts.agree(
+    lambda: _sampled(spec, units, run.self_check_rows, verify.seed)
   )
-  stored = {name: np.array(values) for name, values in found.items()}
-  off = compare(
-    filled.model,
-    str(filled.directory),
-    stored,
-    scorer_on(sharding.reordered(mesh)),
-    tolerance,
-  )
+  stored = {name: np.array(values) for name, values in columns.items()}
+  scorer = scorer_on(sharding.reordered(mesh))
+  tolerance = tolerance_of(verify, scorer.dtype)
+  off = compare(spec.model, str(spec.directory), stored, scorer, tolerance)
   report = {
     "rows": len(stored["row_id"]),
-    "seed": c.seed,
+    "seed": verify.seed,
     "tolerance": tolerance,
     "max_difference": off,
     "devices_reordered": mesh.size > 1,
     "seconds": round(time.monotonic() - start, 2),
   }
   log(
-    filled.stage,
-    f"{filled.model}: {report['rows']} rows scored again, off by at most "
+    spec.stage,
+    f"{spec.model}: {report['rows']} rows scored again, off by at most "
     f"{off:.2g} nats per token (tolerance {tolerance:g}), in "
     f"{duration(report['seconds'])}",
   )
   return report
 
 
-def _stored(filled: Table, units: Sequence[Unit], rows: int, seed: int):
+def _sampled(
+  spec: TableSpec, units: Sequence[Unit], rows: int, seed: int
+) -> dict[str, list]:
   """Columns of a sample, as JSON; reads the parts that it lies in alone."""
   ends = np.cumsum([len(unit.rows) for unit in units])
   places = sample(int(ends[-1]), rows, seed)
   of_place = np.searchsorted(ends, places, "right")
-  found: dict[str, list] = {}
+  columns: dict[str, list] = {}
   for i in np.unique(of_place):
     unit = units[i]
     local = places[of_place == i] - (ends[i] - len(unit.rows))
-    columns = table.read_part(filled.directory / unit.name).columns
-    for name, values in columns.items():
-      found.setdefault(name, []).extend(values[local].tolist())
-  return found
+    part = table.read_part(spec.directory / unit.name)
+    for name, values in part.columns.items():
+      columns.setdefault(name, []).extend(values[local].tolist())
+  return columns
+
+
+def verify_table(
+  score, verify, ref: ModelRef, made: Manifest, corpus: Corpus, mesh: Mesh
+):
+  """Reads every part of a table, and scores a random sample of rows again.
+
+  Args:
+    score: the config's section.
+    verify: the config's section, which says how many rows.
+    ref: the table's model.
+    made: the table's manifest.
+    corpus: that was scored.
+    mesh: where to load the model.
+
+  Raises:
+    UserError: a part is damaged, or a row is not what its model says.
+  """
+  parts = list(table.parts(made))
+  columns = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+  total = len(columns["row_id"])
+  if total != made.counts["rows"]:
+    raise UserError(
+      f"the table has {total} rows where its manifest says "
+      f"{made.counts['rows']}",
+      str(made.path),
+      table.again(made.directory),
+    )
+  whole = f"{ref.name}: {len(parts)} parts are whole"
+  if ref.scores:
+    log(_VERIFY, f"{whole}; made elsewhere, so nothing is scored again")
+    return
+  places = sample(total, verify.rows, verify.seed)
+  stored = {name: values[places] for name, values in columns.items()}
+  expected, is_int8 = Identity.of(made), made.settings["int8"]
+  scorer = rescorer(score, ref, corpus, mesh, expected, is_int8)
+  tolerance = tolerance_of(verify, scorer.dtype)
+  off = compare(ref.name, str(made.directory), stored, scorer, tolerance)
+  log(
+    _VERIFY,
+    f"{whole}; of {total:,} rows {len(places)} scored again, off by at most "
+    f"{off:.2g} nats per token (tolerance {tolerance:g})",
+  )

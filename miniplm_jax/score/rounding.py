@@ -6,56 +6,69 @@ and the two rankings are compared.
 """
 
 import json
+from typing import Any
+
+from etils import epath
+from jax.sharding import Mesh
 
 from miniplm_jax.core import files, hosts
 from miniplm_jax.core.log import log
-from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import int8
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.score import check, fidelity, table, uses
-from miniplm_jax.score import step as score_stage
+from miniplm_jax.models.ref import ModelRef
+from miniplm_jax.score import check, fidelity, table
+from miniplm_jax.score.scorer import Scorer
 
+_STAGE = "score"
 REPORT = "int8_fidelity.json"
 
 
-def _report_of(path, key: str):
-  """The report that is there, if it is of the same models and rows."""
+def _report_of(path: epath.Path, key: str) -> dict[str, Any] | None:
+  """The report that exists, if it is of the same models and rows."""
   if not path.exists():
     return None
   try:
-    found = json.loads(path.read_text())
-    return found if found["made_from"] == key else None
+    report = json.loads(path.read_text())
+    return report if report["made_from"] == key else None
   except (ValueError, KeyError, TypeError, RecursionError):
     return None  # damaged: it is made again
 
 
-def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
+def rounded(
+  score,
+  teacher: ModelRef,
+  model: Decoder,
+  reference: ModelRef,
+  corpus: Corpus,
+  mesh: Mesh,
+  made_by: dict[str, str],
+  alpha: float,
+) -> Decoder:
   """The teacher in int8, its report written beside its scores.
 
   Args:
-    config: the configuration.
-    workdir: of the run.
-    model: the teacher; it is given up.
+    score: the config's section.
+    teacher: the teacher.
+    model: what was loaded of it; it is given up.
+    reference: the reference.
     corpus: its rows of D are the sample.
     mesh: of the models.
-    facts: what the parts will say they are made by.
+    made_by: what the parts will say they are made by.
+    alpha: the share of the rows that a selection keeps.
 
   Raises:
     UserError: it ranks too differently.
   """
-  c = config.score
-  # A selection by rows or tokens has no share of its own.
-  alpha = config.select.ratio or 0.5
-  teacher, reference, *_ = score_stage.sources(config, workdir)
-  path = workdir.scores(teacher.name) / REPORT
-  least = c.int8_least_spearman, c.int8_least_agreement, str(path)
+  path, seed = teacher.table / REPORT, corpus.manifest.settings["seed"]
+  least = score.int8_least_spearman, score.int8_least_agreement, str(path)
   # All that the report depends on.
   key = files.digest(
     [
-      facts,
+      made_by,
       corpus.manifest.fingerprint,
-      uses.fingerprint(reference, None),
-      [c.int8_rows, alpha, config.corpus.seed],
+      reference.fingerprint(),
+      [score.int8_rows, alpha, seed],
     ]
   )
   known = hosts.agree(lambda: _report_of(path, key))
@@ -63,24 +76,24 @@ def rounded(config, workdir: Workdir, model: Decoder, corpus, mesh, facts):
     fidelity.check(known, *least)
     return int8.quantize(model)
   rows = corpus.rows_of("train")
-  sample = rows[check.sample(len(rows), c.int8_rows, config.corpus.seed)]
-  log(score_stage.STAGE, f"int8: {len(sample)} rows with both kinds of weights")
-  other = score_stage.load_checked(reference, corpus, mesh, c.dtype)
+  sample = rows[check.sample(len(rows), score.int8_rows, seed)]
+  log(_STAGE, f"int8: {len(sample)} rows with both kinds of weights")
+  other = reference.load(corpus, mesh, score.dtype)
   models = {"exact": model, "reference": other}
-  nll, n_tokens, _ = score_stage.scorer_of(config, models, corpus, mesh)(sample)
-  del models, other
+  scorer = Scorer.configured(score, models, corpus, mesh)
+  nll, n_tokens, _ = scorer(sample)
+  del models, other, scorer
   model = int8.quantize(model)
-  scorer = score_stage.scorer_of(config, {"int8": model}, corpus, mesh)
-  nll |= scorer(sample)[0]
+  nll |= Scorer.configured(score, {"int8": model}, corpus, mesh)(sample)[0]
   for name, sums in nll.items():
     columns = {"row_id": sample, "nll_sum": sums, "n_tokens": n_tokens}
     table.check_rows(name, columns)
-  exact, found = (
+  exact, in_int8 = (
     (nll["reference"] - nll[name]) / n_tokens for name in ("exact", "int8")
   )
-  report = fidelity.report(exact, found, alpha=alpha)
+  report = fidelity.report(exact, in_int8, alpha=alpha)
   if hosts.is_first():
     files.write_json(path, report | {"made_from": key})
-  log(score_stage.STAGE, f"int8: {fidelity.in_words(report)}")
+  log(_STAGE, f"int8: {fidelity.in_words(report)}")
   fidelity.check(report, *least)
   return model

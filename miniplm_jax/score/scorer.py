@@ -19,24 +19,16 @@ from miniplm_jax.score import batching
 
 
 @dataclasses.dataclass
-class Work:
-  """What was done, of one model or of all.
+class Effort:
+  """What scoring took, of one model or of all."""
 
-  Attributes:
-    seconds: from the first batch to the last result.
-    host_wait: of these, waiting for rows to be read.
-    tokens: inputs of rows.
-    padded_tokens: inputs that were computed.
-    flops: of the models, for `tokens`; padding is not counted.
-  """
+  seconds: float = 0.0  # from the first batch to the last result
+  host_wait: float = 0.0  # of these, waiting for rows to be read
+  tokens: int = 0  # inputs of rows
+  padded_tokens: int = 0  # inputs that were computed
+  flops: float = 0.0  # of the models, for `tokens`; padding is not counted
 
-  seconds: float = 0.0
-  host_wait: float = 0.0
-  tokens: int = 0
-  padded_tokens: int = 0
-  flops: float = 0.0
-
-  def add(self, other: "Work"):
+  def add(self, other: "Effort"):
     """Adds another's figures."""
     for field in dataclasses.fields(self):
       value = getattr(self, field.name) + getattr(other, field.name)
@@ -73,6 +65,7 @@ class Scorer:
       flops: (arch, length) → FLOPs of it for a token.
     """
     self._models, self._corpus, self._mesh = models, corpus, mesh
+    self.dtype = dtype
     lengths = {min(n, corpus.max_length) for n in lengths}
     self._plan = functools.partial(
       batching.plan,
@@ -84,12 +77,35 @@ class Scorer:
     self._row_sum = row_step(mesh, eos_id=corpus.eos_id, dtype=jnp.dtype(dtype))
     self.shapes: set[tuple[int, int]] = set()
 
+  @classmethod
+  def configured(
+    cls,
+    score,
+    models: Mapping[str, Decoder],
+    corpus: Corpus,
+    mesh: Mesh,
+    *,
+    dtype: str = "",
+    lengths: Sequence[int] | None = None,
+    **how: Any,
+  ) -> "Scorer":
+    """One by the config's section `score`, but for what is given."""
+    return cls(
+      models,
+      corpus,
+      mesh,
+      dtype=dtype or score.dtype,
+      lengths=score.lengths if lengths is None else lengths,
+      batch_tokens=score.batch_tokens,
+      **how,
+    )
+
   def __call__(
     self,
     row_ids: np.ndarray,
     names: Sequence[str] | None = None,
     progress: Callable[[int], Any] = lambda rows: None,
-  ) -> tuple[dict[str, np.ndarray], np.ndarray, Work]:
+  ) -> tuple[dict[str, np.ndarray], np.ndarray, Effort]:
     """Scores some rows.
 
     Args:
@@ -116,18 +132,18 @@ class Scorer:
 
     with jax.set_mesh(self._mesh):
       for (batch, _), by_model in placement.pipelined(stream, dispatch):
-        for model, made in by_model.items():
-          places, values = placement.fetch(made, batch.places)
+        for model, numbered in by_model.items():
+          places, values = placement.fetch(numbered, batch.places)
           nll_sum[model][places], n_tokens[places] = values
         progress(len(batch.places))
-    work = Work(
+    effort = Effort(
       seconds=time.perf_counter() - start,
       host_wait=stream.host_wait,
       tokens=int(inputs.sum()),
       padded_tokens=sum(p.padded_tokens for p in planned),
       flops=sum(self._flops(model, inputs) for model in models.values()),
     )
-    return nll_sum, n_tokens, work
+    return nll_sum, n_tokens, effort
 
   def _flops(self, model: Decoder, inputs_R: np.ndarray) -> float:
     lengths, counts = np.unique(inputs_R, return_counts=True)

@@ -26,8 +26,8 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
+from miniplm_jax.models.ref import ROLES
 from miniplm_jax.score import table
-from miniplm_jax.score.step import ROLES
 from miniplm_jax.score.units import range_of
 from miniplm_jax.select import definitions
 from miniplm_jax.select.source import FEATURES, PackedSource

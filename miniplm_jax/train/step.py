@@ -10,7 +10,6 @@ from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
 from miniplm_jax.distillation.objectives import OBJECTIVES
-from miniplm_jax.score import step as score_stage
 from miniplm_jax.train import budget, warm_start
 from miniplm_jax.training import step as training_step
 
@@ -45,7 +44,7 @@ def _step(config, workdir: Workdir, names) -> Step:
       **convert_stage.corpus_inputs(config, workdir, names.student),
       "selection": workdir.selection(names.selection) / MANIFEST,
       **generated,
-      **({INIT: score_stage.weights_input(source)} if source else {}),
+      **({INIT: source.as_input()} if source else {}),
       **plan.inputs,
     },
     begin=source and functools.partial(warm_start.load, source),

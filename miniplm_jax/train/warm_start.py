@@ -5,22 +5,21 @@ import dataclasses
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.score import step as score_stage
-from miniplm_jax.score.step import Source
+from miniplm_jax.models.ref import ModelRef
 
 # Of a model's shape, what its weights and what it computes do not depend on.
 _FREE = ("initializer_range", "max_position_embeddings")
 
 
-def source(config) -> Source | None:
+def source(config) -> ModelRef | None:
   """Where the student's first weights come from; None draws them."""
   s = config.student
   if not s.init:
     return None
-  return Source("student.init", s.init, s.init_revision, "", "", False)
+  return ModelRef("student.init", s.init, s.init_revision)
 
 
-def load(begin: Source, arch: Architecture, corpus, base, mesh):
+def load(begin: ModelRef, arch: Architecture, corpus, base, mesh):
   """The model, its weights in float32, each device with its shard.
 
   Args:
@@ -40,12 +39,9 @@ def load(begin: Source, arch: Architecture, corpus, base, mesh):
   import jax
 
   from miniplm_jax.corpus import trained_rows
-  from miniplm_jax.models import decoder, hub, huggingface
+  from miniplm_jax.models import decoder, huggingface
 
-  found = hub.load_architecture(
-    hub.resolve(begin.path, begin.revision, weights=False)
-  )
-  theirs, ours = _shape(found), _shape(arch)
+  theirs, ours = _shape(begin.shape()), _shape(arch)
   differing = [
     f"{name} {theirs.get(name)} and not {ours.get(name)}"
     for name in theirs | ours
@@ -58,8 +54,8 @@ def load(begin: Source, arch: Architecture, corpus, base, mesh):
       "give config.student.model that model's shape",
     )
   heldout = base.rows_of("heldout"), begin.name, "held-out rows"
-  trained_rows.refuse(hub.folder_of(begin), base, *heldout)
-  model = score_stage.load_checked(begin, corpus, mesh, "float32")
+  trained_rows.refuse(begin.folder(), base, *heldout)
+  model = begin.load(corpus, mesh, "float32")
   weights = huggingface.weights_fingerprint(model)
   log("train", f"begins with {begin.path}, weights {weights[:12]}")
   tree = jax.tree.structure(decoder.abstract(arch, "float32"))

@@ -22,8 +22,11 @@ from etils import epath
 
 from miniplm_jax.core import claims, errors, files, hosts
 from miniplm_jax.core.log import Progress, log
+from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.models import huggingface
 from miniplm_jax.score import table
-from miniplm_jax.score.scorer import Scorer, Work
+from miniplm_jax.score import units as units_lib
+from miniplm_jax.score.scorer import Effort, Scorer
 from miniplm_jax.score.units import Unit
 from miniplm_jax.training import metrics
 
@@ -32,24 +35,37 @@ _SUMMARIES = "workers"  # folder of what each worker did
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-  """One table to be filled.
+class TableSpec:
+  """One table to be filled."""
 
-  Attributes:
-    model: its name.
-    directory: where its parts lie.
-    claims: where its workers claim units.
-    made_by: fingerprints of what scores it, by name.
-    stage: for the log.
-    value: what is kept of a row, one of `table.VALUES`.
+  model: str  # its name
+  directory: epath.Path  # where its parts lie
+  claims: epath.Path  # where its workers claim units
+  made_by: Mapping[str, str]  # fingerprints of what scores it, by name
+  stage: str = STAGE  # for the log
+  value: str = "nll_sum"  # what is kept of a row, one of `table.VALUES`
+
+
+def made_by(score, corpus: Corpus, model, is_int8: bool) -> dict[str, str]:
+  """What each part says it was scored with.
+
+  Of the model both: other weights and the same weights otherwise put to use
+  (a `rope_theta`, an epsilon) are another model.
+
+  Args:
+    score: the config's section.
+    corpus: whose rows are scored.
+    model: what scores them, as it was loaded.
+    is_int8: its layers will be rounded.
   """
-
-  model: str
-  directory: epath.Path
-  claims: epath.Path
-  made_by: Mapping[str, str]
-  stage: str = STAGE
-  value: str = "nll_sum"
+  how = [score.dtype, list(score.lengths), score.batch_tokens, is_int8]
+  return {
+    "weights": huggingface.weights_fingerprint(model),
+    "tokenizer": corpus.manifest.tokenizer,
+    "code": units_lib.code(),
+    "architecture": model.arch.fingerprint,
+    "settings": files.digest(how),
+  }
 
 
 class Worker:
@@ -59,7 +75,7 @@ class Worker:
     self,
     scorer: Scorer,
     units: Sequence[Unit],
-    tables: Sequence[Table],
+    tables: Sequence[TableSpec],
     run,
     deadline: float = math.inf,
   ):
@@ -69,17 +85,17 @@ class Worker:
       scorer: of all these tables' models.
       units: of the corpus, in the order in which they are taken.
       tables: of these units.
-      run: config.run.
+      run: the config's section.
       deadline: of time.monotonic(). No part is begun that would end after it
         if it takes as long as the slowest of the last three.
     """
     self._scorer, self._units, self._tables = scorer, units, tables
     self._run, self._deadline = run, deadline
     self._took = collections.deque(maxlen=3)  # seconds of parts
-    self._there = [set() for _ in tables]  # names of parts, checked
+    self._finished = [set() for _ in tables]  # names of parts, checked
     self._next_unit = 0
     self._waiting = False
-    self._work = Work()
+    self._effort = Effort()
     name = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.json"
     self._summaries = [t.directory / _SUMMARIES / name for t in tables]
 
@@ -106,10 +122,10 @@ class Worker:
     ]
     self._look()
     if self._deadline < math.inf:  # until one was scored here, a mean
-      for t, there in zip(self._tables, self._there):
+      for t, finished in zip(self._tables, self._finished):
         seconds = summary(t.directory).get("seconds", 0)
-        self._took.append(seconds / max(len(there), 1))
-    done = sum(self._rows_there(k) for k in range(len(self._tables)))
+        self._took.append(seconds / max(len(finished), 1))
+    done = sum(self._rows_finished(k) for k in range(len(self._tables)))
     names = "+".join(t.model for t in self._tables)
     self._progress = stack.enter_context(
       Progress(
@@ -125,16 +141,17 @@ class Worker:
     """Notes the parts that are there, and refuses those of something else."""
     by_name = {unit.name: unit for unit in self._units}
     for k, t in enumerate(self._tables):
-      before = self._rows_there(k)
-      for name in table.check_names(t.directory, self._units) - self._there[k]:
+      before = self._rows_finished(k)
+      names = table.check_names(t.directory, self._units)
+      for name in names - self._finished[k]:
         part = table.read_part(t.directory / name, header_only=True)
         table.check_part(part, by_name[name], t.made_by, self._run.any_code)
-        self._there[k].add(name)
-      if found := self._rows_there(k) - before:
-        self._progress.update(found)
+        self._finished[k].add(name)
+      if new := self._rows_finished(k) - before:
+        self._progress.update(new)
 
-  def _rows_there(self, k: int) -> int:
-    return sum(len(u.rows) for u in self._units if u.name in self._there[k])
+  def _rows_finished(self, k: int) -> int:
+    return sum(len(u.rows) for u in self._units if u.name in self._finished[k])
 
   def _choose(self) -> dict[str, Any] | None:
     """A unit and its tables, nothing to do for now, or None at the end."""
@@ -146,7 +163,7 @@ class Worker:
         if chosen := self._claim(self._units[index]):
           return {"unit": index, "tables": chosen}
       self._look()
-      left = sum(len(self._units) - len(there) for there in self._there)
+      left = sum(len(self._units) - len(names) for names in self._finished)
       if not left:
         return None
       self._next_unit = 0
@@ -163,7 +180,7 @@ class Worker:
     """The tables that lack this unit and that nobody else is filling."""
     chosen = []
     for k, t in enumerate(self._tables):
-      if unit.name in self._there[k] or not self._boards[k].claim(unit.name):
+      if unit.name in self._finished[k] or not self._boards[k].claim(unit.name):
         continue
       if (t.directory / unit.name).exists():  # finished since we looked
         self._boards[k].release(unit.name)
@@ -173,12 +190,12 @@ class Worker:
 
   def _score(self, unit: Unit, chosen: Sequence[int]):
     note, start = self._note(), time.monotonic()
-    sums, n_tokens, work = self._scorer(
+    sums, n_tokens, effort = self._scorer(
       unit.rows,
       [self._tables[k].model for k in chosen],
       lambda rows: self._progress.update(rows * len(chosen), note),
     )
-    self._work.add(work)
+    self._effort.add(effort)
     for k in chosen:
       t = self._tables[k]
       # In all processes: all of them must fail if one does.
@@ -189,14 +206,14 @@ class Worker:
   def _publish(self, k: int, name: str, part: bytes):
     claims.publish(self._tables[k].directory / name, part)
     self._boards[k].release(name)
-    self._there[k].add(name)
+    self._finished[k].add(name)
     files.write_json(self._summaries[k], self._facts())
 
   def _facts(self) -> dict[str, Any]:
     """What this worker has done so far."""
     return _with_rates(
       {
-        **dataclasses.asdict(self._work),
+        **dataclasses.asdict(self._effort),
         "devices": jax.device_count(),
         "device_kind": jax.devices()[0].device_kind,
         "peak_flops": metrics.peak_flops(),
@@ -205,7 +222,7 @@ class Worker:
     )
 
   def _note(self) -> str:
-    if not self._work.tokens:
+    if not self._effort.tokens:
       return ""
     facts = self._facts()
     return f"{in_words(facts)}, {len(facts['shapes'])} shapes"
@@ -224,14 +241,14 @@ def summary(directory: epath.Path) -> dict[str, Any]:
   Workers that ran at one time add up. If a worker scored several models in
   one pass, its seconds and FLOPs are those of all of them.
   """
-  total, last = Work(), {}
+  total, last = Effort(), {}
   same = ("devices", "device_kind", "peak_flops")
   paths = sorted((directory / _SUMMARIES).glob("*.json"))
   for path in paths:
     with errors.parsing(path, "remove it: it only says how long a worker took"):
       facts = json.loads(path.read_bytes())
-      names = (f.name for f in dataclasses.fields(Work))
-      total.add(Work(**{name: facts[name] for name in names}))
+      names = (f.name for f in dataclasses.fields(Effort))
+      total.add(Effort(**{name: facts[name] for name in names}))
       last = {name: facts[name] for name in same}
   if not last:
     return {}
@@ -248,7 +265,7 @@ def summary(directory: epath.Path) -> dict[str, Any]:
 def _with_rates(facts: dict[str, Any]) -> dict[str, Any]:
   seconds = max(facts["seconds"], 1e-9)
   rate = facts["tokens"] / seconds
-  found = facts | {
+  rates = {
     "score/tokens_per_second": rate,
     "score/tokens_per_second/device": rate / facts["devices"],
     "score/padding_share": 1 - facts["tokens"] / max(facts["padded_tokens"], 1),
@@ -256,8 +273,8 @@ def _with_rates(facts: dict[str, Any]) -> dict[str, Any]:
   }
   if facts["peak_flops"]:
     peak = facts["peak_flops"] * facts["devices"]
-    found["score/mfu"] = facts["flops"] / seconds / peak
-  return found
+    rates["score/mfu"] = facts["flops"] / seconds / peak
+  return facts | rates
 
 
 def in_words(facts: Mapping[str, Any]) -> str:
