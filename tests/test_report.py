@@ -21,8 +21,8 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.evaluate import heldout, subjects
 from miniplm_jax.evaluate import step as evaluate
-from miniplm_jax.evaluate import subjects
 from miniplm_jax.report import (
   agreement,
   copies,
@@ -269,9 +269,7 @@ def test_the_loss_of_a_domain_called_all_is_not_the_total():
     np.array([2, 2, 1, 1, 3]),
     np.array([10, 20, 1, 10, 30]),
   )
-  found = evaluate.losses(
-    evaluated(evaluate.grouped_losses(*columns, "c"), "c")
-  )
+  found = heldout.losses(evaluated(heldout.grouped_losses(*columns, "c"), "c"))
   assert list(found) == ["all", "domain all", "b", "c"]
   means = {name: loss["instance_mean"] for name, loss in found.items()}
   assert means == {"all": 2.5, "domain all": 3.0, "b": 2.0, "c": 9.0}
@@ -283,14 +281,14 @@ def test_the_loss_of_a_domain_called_all_is_not_the_total():
   with pytest.raises(
     UserError, match=r"“all” is of 2 rows, but .* have 3"
   ) as e:
-    evaluate.losses(evaluated(mixed_up | {"b": {"rows": 3}}, "c"))
+    heldout.losses(evaluated(mixed_up | {"b": {"rows": 3}}, "c"))
   assert "--stages=evaluate --force" in str(e.value)
 
 
 def test_a_domain_is_known_by_its_whole_name():
   """NumPy's own strings would end before the NUL."""
   one, domain = np.ones(2), np.array(["b", "b\0"], object)
-  found = evaluate.grouped_losses(domain, one, one, one)
+  found = heldout.grouped_losses(domain, one, one, one)
   rows = {name: loss["rows"] for name, loss in found.items()}
   assert rows == {"all": 2, "b": 1, "b\0": 1}
 
@@ -318,7 +316,7 @@ def test_an_evaluation_is_refused_for_what_decides_alone(
   folder = place.student("mine")
   model = manifest.Manifest(folder / "manifest.json", "train", {}, {})
   paths = {"corpus": corpus.path}
-  it = subjects.Subject("miniplm", "mine", folder, paths, "float32", None)
+  it = subjects.Subject("miniplm", "mine", folder, paths, "float32")
   for made in (corpus, model):
     made.path.parent.mkdir(parents=True)
     made.write()
@@ -329,7 +327,7 @@ def test_an_evaluation_is_refused_for_what_decides_alone(
     settings | {"dtype": "float32"},
     {"corpus": corpus.fingerprint, "model": model.fingerprint},
   ).write()
-  one = evaluate._step(config, it)
+  one = evaluate.step(it, config.evaluate, config.score, config.run)
   assert state in execute.status(one)
   # Of another model it is made again, unless it is refused.
   dataclasses.replace(model, weights="anew").write()

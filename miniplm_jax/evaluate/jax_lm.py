@@ -2,10 +2,7 @@
 
 Needs the extra `eval`. Nothing here imports torch, nor does what it imports
 of lm_eval. Log-probs equal those of lm_eval's own `hf` model; what differs is
-the order of the work: requests are sorted into batches of few shapes, rows
-are split over the mesh, and the head is computed for scored tokens alone.
-
-B batch, T time.
+the order of the work, see `evaluate/texts.py`.
 """
 
 import collections
@@ -19,19 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.models import utils as model_utils
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
 from miniplm_jax.corpus import tokenizer as tokenizer_lib
 from miniplm_jax.evaluate import requests as requests_lib
-from miniplm_jax.models import generation, likelihood, placement, sharding
-from miniplm_jax.score import batching
-
-# Rows are padded to the least of these: four to an octave, so that a tenth of
-# the work is padding.
-_LENGTHS = [(4 + i) * 2**octave for octave in range(2, 20) for i in range(4)]
-_LEAST_TOKENS = 1024  # of a batch: less work than this is not split
+from miniplm_jax.evaluate import texts
+from miniplm_jax.models import generation, placement, sharding
 
 
 class JaxLM(TemplateLM):
@@ -76,14 +67,17 @@ class JaxLM(TemplateLM):
     self._prefix_id = eot_id if prefix_id is None else prefix_id
     self._eos_ids = {eot_id, *eos_ids}
     self._dtype, self._batch_tokens = jnp.dtype(dtype), int(batch_tokens)
-    own = getattr(model.arch, "max_position_embeddings", None)
-    self.max_length = int(max_length) or own or model_utils.DEFAULT_MAX_LENGTH
+    self.max_length = int(max_length) or texts.max_length_of(model)
     self._every = log_every_seconds
     self._prefix_text = engine.decode(
       [self._prefix_id], skip_special_tokens=False
     )
-    self._score = placement.program(
-      functools.partial(likelihood.continuation_nll, dtype=self._dtype), mesh
+    self._scorer = texts.RowScorer(
+      model,
+      mesh,
+      dtype=dtype,
+      batch_tokens=self._batch_tokens,
+      log_every_seconds=log_every_seconds,
     )
     self._numbers = requests_lib.Numbers()
     # Choices of a question share its text.
@@ -171,20 +165,18 @@ class JaxLM(TemplateLM):
     **unused: Any,
   ) -> list[tuple[float, bool]]:
     """As `loglikelihood`, of ((context, text), context ids, ids)."""
-    found = self._scored(
+    answers = self._scored(
       [context + ids for _, context, ids in requests],
       [len(ids) for _, _, ids in requests],
-      where or [f"a request of lm_eval: {texts}" for texts, _, _ in requests],
+      where or [f"a request of lm_eval: {pair}" for pair, _, _ in requests],
     )
-    for (texts, _, _), answer in zip(requests, found):
-      if texts is not None:
-        self.cache_hook.add_partial("loglikelihood", texts, answer)
-    return found
+    for (pair, _, _), answer in zip(requests, answers):
+      if pair is not None:
+        self.cache_hook.add_partial("loglikelihood", pair, answer)
+    return answers
 
   def _scored(self, rows, scored, where) -> list[tuple[float, bool]]:
     """Σ log p of the last `scored` ids of each row, and if all are greedy."""
-    if not rows:
-      return []
     for row, n, name in zip(rows, scored, where):
       if not 0 < n <= min(self.max_length, len(row) - 1):
         raise UserError(
@@ -195,35 +187,8 @@ class JaxLM(TemplateLM):
           "that joins the character before it has none of its own",
         )
     rows = [row[-self.max_length - 1 :] for row in rows]
-    inputs = np.array([len(row) - 1 for row in rows], np.int64)
-    size = self._batch_tokens
-    while size > _LEAST_TOKENS and inputs.sum() < 4 * size:
-      size //= 2  # a batch of empty rows takes as long as a full one
-    shards = sharding.batch_shards(self._mesh)
-    planned = batching.plan(inputs, _lengths(inputs.max()), size, shards)
-    found: list[Any] = [None] * len(rows)
-
-    def dispatch(batch):
-      arrays = placement.put_whole(_padded(batch, rows, scored), self._mesh)
-      return self._score(self._model, arrays)
-
-    with (
-      jax.set_mesh(self._mesh),
-      Progress("evaluate", len(rows), "requests", every=self._every) as bar,
-    ):
-      for batch, made in placement.pipelined(planned, dispatch):
-        places, (nll_BxT, is_greedy_B) = placement.fetch(made, batch.places)
-        total_B = nll_BxT.sum(-1, dtype=np.float64)
-        for place, total, is_greedy in zip(places, total_B, is_greedy_B):
-          if not np.isfinite(total):
-            raise UserError(
-              f"the log-probability of a text is {-total}",
-              where[place],
-              "the model's weights hold NaN or overflow; try float32",
-            )
-          found[place] = -float(total), bool(is_greedy)
-        bar.update(len(batch.places))
-    return found
+    answers = self._scorer(rows, scored, where)
+    return [(-nll_sum, is_greedy) for nll_sum, is_greedy in answers]
 
   def loglikelihood_rolling(
     self, requests, disable_tqdm: bool = False
@@ -234,23 +199,19 @@ class JaxLM(TemplateLM):
     BOS is what the text follows, and is not scored. (lm_eval's hf model would
     score it after itself.)
     """
-    windows, owner = [], []
+    windows, owners = [], []
     for i, request in enumerate(requests):
-      for pair in get_rolling_token_windows(
-        token_list=self._rolling_ids(request.args[0]),
-        prefix_token=self.prefix_token_id,
-        max_seq_len=self.max_length,
-        context_len=1,
-      ):
-        windows.append(make_disjoint_window(pair))
-        owner.append(i)
+      ids = self._rolling_ids(request.args[0])
+      own = [*texts.windows(ids, self.prefix_token_id, self.max_length)]
+      windows += own
+      owners += [i] * len(own)
     totals = [0.0] * len(requests)
-    found = self._scored(
+    answers = self._scored(
       [context + ids for context, ids in windows],
       [len(ids) for _, ids in windows],
-      [requests_lib.name(requests[i]) for i in owner],
+      [requests_lib.name(requests[i]) for i in owners],
     )
-    for i, (log_p, _) in zip(owner, found):
+    for i, (log_p, _) in zip(owners, answers):
       totals[i] += log_p
     for request, total in zip(requests, totals):
       self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
@@ -261,23 +222,23 @@ class JaxLM(TemplateLM):
     groups = collections.defaultdict(list)
     for i, request in enumerate(requests):
       groups[json.dumps(request.args[1], sort_keys=True)].append(i)
-    found = [""] * len(requests)
+    answers = [""] * len(requests)
     with (
       jax.set_mesh(self._mesh),
       Progress("evaluate", len(requests), "requests", every=self._every) as bar,
     ):
       for key, places in groups.items():
         of_key = [requests[i] for i in places]
-        for i, made in self._generated(json.loads(key), of_key):
+        for i, text in self._generated(json.loads(key), of_key):
           request = requests[places[i]]
-          found[places[i]] = made
-          self.cache_hook.add_partial("generate_until", request.args, made)
+          answers[places[i]] = text
+          self.cache_hook.add_partial("generate_until", request.args, text)
           bar.update()
-    return found
+    return answers
 
   def _generated(self, settings, requests) -> Iterable[tuple[int, str]]:
     """Place and continuation of requests that have the same settings."""
-    texts = [request.args[0] for request in requests]
+    prompts = [request.args[0] for request in requests]
     sampling, until = requests_lib.sampling(settings, requests[0].task_name)
     eos = self._engine.decode([self._eot_id], skip_special_tokens=False)
     until = model_utils.handle_stop_sequences(until, eos)
@@ -289,28 +250,28 @@ class JaxLM(TemplateLM):
         "max_gen_toks of a task",
         "ask for fewer, or give a larger max_length",
       )
-    numbers = self._numbers.of(texts, settings)
+    numbers = self._numbers.of(prompts, settings)
     place_of = {number: i for i, number in enumerate(numbers)}
     program = self._program(sampling, tuple(until))
     rows = [
-      self.tok_encode(text)[-room:] or [self._prefix_id] for text in texts
+      self.tok_encode(text)[-room:] or [self._prefix_id] for text in prompts
     ]
     # The longest first, so that rows of a batch are of like length.
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     shards = sharding.batch_shards(self._mesh)
     while order:
-      (length,) = _lengths(len(rows[order[0]]))[-1:]
+      (length,) = texts.lengths(len(rows[order[0]]))[-1:]
       most = max(self._batch_tokens // (length + new) // shards, 1) * shards
-      here, order = order[:most], order[most:]
+      chosen, order = order[:most], order[most:]
       # Powers of two: few shapes.
-      size = min(most, shards << (-(-len(here) // shards) - 1).bit_length())
-      of_batch = [numbers[i] for i in here]
+      size = min(most, shards << (-(-len(chosen) // shards) - 1).bit_length())
+      of_batch = [numbers[i] for i in chosen]
       batch = generation.pad_left(
-        [rows[i] for i in here], size, length, of_batch
+        [rows[i] for i in chosen], size, length, of_batch
       )
       batch = placement.put_whole(batch, self._mesh)
-      made = placement.fetch(program(self._model, batch), np.array(of_batch))
-      for number, ids, n, good in zip(made.row_B, *made.values):
+      drawn = placement.fetch(program(self._model, batch), np.array(of_batch))
+      for number, ids, n, good in zip(drawn.row_B, *drawn.values):
         i = place_of[int(number)]
         if not good:
           raise UserError(
@@ -345,26 +306,3 @@ class JaxLM(TemplateLM):
     size = tokenizer_lib.vocab_size(self._engine)
     each = [[i] for i in range(size)]
     return self._engine.decode_batch(each, skip_special_tokens=False)
-
-
-def _lengths(longest: int) -> list[int]:
-  """Those that rows are padded to; the last one holds the longest."""
-  (last,) = [n for n in _LENGTHS if n >= longest][:1]
-  return [n for n in _LENGTHS if n <= last]
-
-
-def _padded(batch, rows, scored) -> dict[str, np.ndarray]:
-  """A planned batch for `likelihood.continuation_nll`, with its numbers."""
-  tokens = np.zeros((batch.size, batch.length + 1), np.int32)
-  length, wanted = np.zeros((2, batch.size), np.int32)
-  for i, place in enumerate(batch.places):
-    length[i], wanted[i] = len(rows[place]), scored[place]
-    tokens[i, : length[i]] = rows[place]
-  row = np.full(batch.size, -1, np.int32)
-  row[: len(batch.places)] = batch.places
-  return {
-    "tokens": tokens,
-    "length": length,
-    "scored": wanted,
-    placement.ROW: row,
-  }

@@ -5,13 +5,12 @@ Importing this registers the model.
 
 from typing import Any
 
-import jax.numpy as jnp
 from lm_eval.api.registry import register_model
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import tokenizer as tokenizer_lib
 from miniplm_jax.evaluate.jax_lm import JaxLM
-from miniplm_jax.models import hub, huggingface, sharding
+from miniplm_jax.evaluate.texts import TextModel
+from miniplm_jax.models import hub, sharding
 
 MODEL = "miniplm_jax"  # its name in lm_eval
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -47,30 +46,23 @@ class DirectoryLM(JaxLM):
     Raises:
       UserError: there is no such setting, or the model cannot be loaded.
     """
-    found = _checked(pretrained, settings)
-    directory = hub.resolve(pretrained, found.pop("revision", "main"))
+    settings = _checked(pretrained, settings)
+    directory = hub.resolve(pretrained, settings.pop("revision", "main"))
     mesh = sharding.make_mesh(
-      found.pop("data", 1), found.pop("fsdp", -1), found.pop("tensor", 1)
+      settings.pop("data", 1),
+      settings.pop("fsdp", -1),
+      settings.pop("tensor", 1),
     )
-    dtype = found.setdefault("dtype", "float32")
-    engine = tokenizer_lib.load_engine(directory)
-    model = huggingface.load(directory, mesh, jnp.dtype(dtype))
-    eos_ids = hub.eos_ids(directory)
-    eot_id = _special(directory, engine, "eos_token")
-    if eot_id is None and not eos_ids:
-      raise UserError(
-        "no end-of-text token",
-        str(directory),
-        "give eos_token in tokenizer_config.json",
-      )
+    dtype = settings.setdefault("dtype", "float32")
+    model = TextModel.load(directory, mesh, dtype)
     super().__init__(
-      model,
-      engine,
+      model.decoder,
+      model.engine,
       mesh,
-      eot_id=eos_ids[0] if eot_id is None else eot_id,
-      prefix_id=_special(directory, engine, "bos_token"),
-      eos_ids=eos_ids,
-      **found,
+      eot_id=model.eot_id,
+      prefix_id=model.bos_id,
+      eos_ids=model.eos_ids,
+      **settings,
     )
 
 
@@ -80,7 +72,7 @@ def _checked(pretrained: str, settings: dict[str, Any]) -> dict[str, Any]:
     raise UserError(
       "no model is named", "--model_args", "give pretrained=DIRECTORY"
     )
-  found = {}
+  checked = {}
   for name, value in settings.items():
     if name in _NOT_READ:
       continue
@@ -91,21 +83,12 @@ def _checked(pretrained: str, settings: dict[str, Any]) -> dict[str, Any]:
         f"leave it out; there are pretrained, {', '.join(_SETTINGS)}",
       )
     try:
-      found[name] = _SETTINGS[name](value)
+      checked[name] = _SETTINGS[name](value)
     except (TypeError, ValueError):
-      found[name] = None
-    if found[name] is None or (name == "dtype" and value not in _DTYPES):
+      checked[name] = None
+    if checked[name] is None or (name == "dtype" and value not in _DTYPES):
       kind = ", ".join(_DTYPES) if name == "dtype" else _SETTINGS[name].__name__
       raise UserError(
         f"{name} is {value!r}", f"--model_args {name}={value}", f"give {kind}"
       )
-  return found
-
-
-def _special(directory, engine, name: str) -> int | None:
-  """The id of a token that tokenizer_config.json names."""
-  path = directory / "tokenizer_config.json"
-  token = hub.read_json(path).get(name) if path.exists() else None
-  if isinstance(token, dict):
-    token = token["content"]
-  return token and engine.token_to_id(token)
+  return checked

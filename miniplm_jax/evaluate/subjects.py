@@ -1,71 +1,62 @@
 """The models of a run that are evaluated."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-from etils import epath
+from etils import epath, epy
 
 from miniplm_jax.convert import step as convert_stage
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.models.ref import ModelRef
 from miniplm_jax.training import step as training_step
 
+with epy.lazy_imports():
+  from miniplm_jax.corpus import store
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """A model to evaluate.
+  """A student, or a teacher or reference that scores here."""
 
-  Attributes:
-    label: its method, or its role.
-    name: its own.
-    folder: with its manifest.
-    corpus: the inputs that are its corpus, for `store.open_corpus`.
-    dtype: of the computation of its held-out loss.
-    load: makes the `Decoder` of (inputs, mesh, dtype).
-    ref: of a teacher or reference; a student trains on no held-out rows.
-  """
+  label: str  # its method, or its role
+  name: str  # its own
+  folder: epath.Path  # with its manifest
+  corpus: Mapping[str, Input]  # the inputs for `store.open_corpus`
+  dtype: str  # of the computation of its held-out loss
+  ref: ModelRef | None = None  # of a scorer; None is a student
 
-  label: str
-  name: str
-  folder: epath.Path
-  corpus: Mapping[str, Input]
-  dtype: str
-  load: Callable[..., Any]
-  ref: ModelRef | None = None
+  def load(self, inputs: Mapping[str, Manifest], mesh, dtype: str):
+    """The `Decoder`; a student's parameters are as it was trained.
+
+    Args:
+      inputs: manifests of its corpus and, as "model", its own.
+      mesh: where to put it.
+      dtype: of a scorer's parameters.
+    """
+    if self.ref:
+      corpus = store.Corpus(inputs["corpus"])
+      return self.ref.load_as_scored(corpus, mesh, dtype)
+    return training_step.restore(inputs["model"], mesh)
 
 
 def subjects(config, workdir: Workdir, scorers: bool = True) -> list[Subject]:
   """The students, and with `scorers` teacher and reference."""
-  found = [_student(config, workdir, method) for method in config.methods]
-  if scorers:
-    found += [
-      _scorer(
-        config, workdir, ModelRef.of_role(role, config.roles[role], workdir)
-      )
-      for role in config.roles_with_model
-    ]
-  return found
+  students = [_student(config, workdir, method) for method in config.methods]
+  return students + [
+    _scorer(config, workdir, role) for role in config.roles_with_model
+  ] * bool(scorers)
 
 
 def _student(config, workdir: Workdir, method: str) -> Subject:
   name = config.names_of(method).student
-
-  def load(inputs, mesh, unused_dtype):
-    return training_step.restore(inputs["model"], mesh)
-
   corpus = convert_stage.corpus_inputs(config, workdir, name)
   folder = workdir.student(name)
-  return Subject(method, name, folder, corpus, config.train.dtype, load)
+  return Subject(method, name, folder, corpus, config.train.dtype)
 
 
-def _scorer(config, workdir: Workdir, ref: ModelRef) -> Subject:
-  def load(inputs, mesh, dtype):
-    from miniplm_jax.corpus.store import Corpus
-
-    return ref.load_as_scored(Corpus(inputs["corpus"]), mesh, dtype)
-
+def _scorer(config, workdir: Workdir, role: str) -> Subject:
+  ref = ModelRef.of_role(role, config.roles[role], workdir)
   corpus = {"corpus": workdir.corpus / MANIFEST}
-  dtype = config.score.dtype
-  return Subject(ref.role, ref.name, ref.table, corpus, dtype, load, ref)
+  return Subject(role, ref.name, ref.table, corpus, config.score.dtype, ref)

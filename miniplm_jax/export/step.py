@@ -9,7 +9,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.evaluate.step import losses
+from miniplm_jax.evaluate.heldout import losses
 from miniplm_jax.train import step as train_stage
 
 STAGE = "export"

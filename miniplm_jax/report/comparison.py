@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.evaluate.step import losses
+from miniplm_jax.evaluate.heldout import losses
 from miniplm_jax.report import page
 from miniplm_jax.training import flops, metrics
 

@@ -8,7 +8,7 @@ import numpy as np
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.evaluate import step as evaluate_stage
+from miniplm_jax.evaluate import heldout
 from miniplm_jax.report import page
 from miniplm_jax.training import comparable, metrics
 
@@ -22,7 +22,7 @@ def loss_table(config, inputs: Inputs):
   students'; bits per byte compare all.
   """
   names = [*config.methods, *config.roles_with_model]
-  losses = {n: evaluate_stage.losses(inputs[f"{n} evaluation"]) for n in names}
+  losses = {n: heldout.losses(inputs[f"{n} evaluation"]) for n in names}
   domains = [d for d in losses[names[0]] if d != ALL]
   header = ["model", "parameters", "steps", "all", "all, per token"]
   header += ["all, bits per byte", *domains]
@@ -66,7 +66,7 @@ def verdict(config, inputs: Inputs) -> str:
   """Which student won, and by how much."""
   made = {m: inputs[f"{m} evaluation"] for m in config.methods}
   loss = {
-    method: evaluate_stage.losses(one)[ALL]["instance_mean"]
+    method: heldout.losses(one)[ALL]["instance_mean"]
     for method, one in made.items()
     if one.tokenizer == made[config.method].tokenizer
   }

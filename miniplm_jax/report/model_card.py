@@ -5,7 +5,7 @@ from miniplm_jax.core.workdir import CONVERTED, GENERATED
 from miniplm_jax.distillation import logits_step as logits_stage
 from miniplm_jax.distillation import objectives
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
-from miniplm_jax.evaluate import step as evaluate_stage
+from miniplm_jax.evaluate import heldout
 from miniplm_jax.report.page import markdown_table
 from miniplm_jax.select.definitions import DEFINITIONS
 from miniplm_jax.training import flops
@@ -100,7 +100,7 @@ def write(
     sections += [
       "## Evaluation",
       "Loss in nats on held-out rows; the mean of means is over rows of each "
-      f"row's mean. {evaluate_stage.ignored(evaluation)}".strip(),
+      f"row's mean. {heldout.ignored_in_words(evaluation)}".strip(),
       markdown_table(
         ["held-out rows", "rows", "mean of means", "per token"],
         [
@@ -110,7 +110,7 @@ def write(
             f"{loss['instance_mean']:.4f}",
             f"{loss['token_mean']:.4f}",
           ]
-          for domain, loss in evaluate_stage.losses(evaluation).items()
+          for domain, loss in heldout.losses(evaluation).items()
         ],
       ),
     ]

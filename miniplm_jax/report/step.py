@@ -15,7 +15,7 @@ from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import objectives
-from miniplm_jax.evaluate.step import ignored, losses
+from miniplm_jax.evaluate.heldout import ignored_in_words, losses
 from miniplm_jax.report import tasks_step
 from miniplm_jax.report.analyses import step as analyse_stage
 from miniplm_jax.train.step import own_corpora
@@ -187,7 +187,8 @@ def _run(config, workdir: Workdir, plan: Callable, inputs):
       "Held-out loss",
       [
         "Nats; mean over rows of the mean per token (MiniPLM's), and per "
-        f"token; of {evaluation.counts['rows']:,} rows. {ignored(evaluation)}"
+        f"token; of {evaluation.counts['rows']:,} rows. "
+        f"{ignored_in_words(evaluation)}"
       ],
       table=table,
       pictures=findings.pictures(config, workdir, inputs),

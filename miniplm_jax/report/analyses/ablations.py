@@ -6,7 +6,7 @@ from typing import Any
 
 from miniplm_jax.core import files
 from miniplm_jax.core.groups import ALL
-from miniplm_jax.evaluate.step import losses
+from miniplm_jax.evaluate.heldout import losses
 from miniplm_jax.report import page
 from miniplm_jax.report.analyses.inventory import (
   BUDGET,

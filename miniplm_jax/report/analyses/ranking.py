@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from miniplm_jax.core import fields
+from miniplm_jax.evaluate import heldout
 from miniplm_jax.report import page
 from miniplm_jax.report.analyses.inventory import Inventory, Skipped
 from miniplm_jax.score import fidelity
@@ -56,10 +57,9 @@ def measure(found: Inventory) -> dict[str, Any]:
   Raises:
     Skipped: there is no teacher, reference or student with held-out rows.
   """
-  from miniplm_jax.evaluate import rows
 
   def means(made) -> dict[str, np.ndarray] | None:
-    columns = rows.read(made.evaluation) if made.evaluation else None
+    columns = heldout.read_rows(made.evaluation) if made.evaluation else None
     if columns is None:
       return None
     mean = columns["nll_sum"] / np.float64(columns["n_tokens"])

@@ -13,7 +13,7 @@ from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
 from miniplm_jax.distillation import logits_step as logits_stage
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
-from miniplm_jax.evaluate import step as evaluate_stage
+from miniplm_jax.evaluate import heldout
 from miniplm_jax.report import page
 from miniplm_jax.report.analyses.inventory import (
   BUDGET,
@@ -130,7 +130,7 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
   """Of one group; lists are in the order of `names`."""
   students = list(members.values())
   first = students[0]
-  losses = [evaluate_stage.losses(s.evaluation) for s in students]
+  losses = [heldout.losses(s.evaluation) for s in students]
   curves = [s.curve() for s in students]
   same = all(np.array_equal(curves[0][0], steps) for steps, _ in curves)
   rows = {comparable.rows_of(s.made) for s in students}

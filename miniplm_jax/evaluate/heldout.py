@@ -1,0 +1,192 @@
+"""Held-out loss of a model: measured, by domain, and as evaluation.json has it.
+
+evaluation.json is the manifest; beside it lies Σ nll of each row.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath, epy
+
+from miniplm_jax.core import files, groups
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.manifest import Manifest
+
+with epy.lazy_imports():
+  from miniplm_jax.models import likelihood
+  from miniplm_jax.score import scorer as scorer_lib
+
+STAGE = "evaluate"
+MANIFEST = "evaluation.json"
+# Not Parquet: beside a score table, whose parts are all the Parquet there is.
+ROWS = "evaluation.arrow"
+_TYPES = {"row_id": "int64", "nll_sum": "float32", "n_tokens": "int32"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """A held-out loss in nats."""
+
+  # Mean over rows of the row's mean per token, as MiniPLM reports it.
+  instance_mean: float
+  token_mean: float  # mean over all tokens
+  # Σ nll in bits over the text's UTF-8 bytes, which compares models of
+  # different tokenizers.
+  bits_per_byte: float
+  rows: int
+  tokens: int
+
+
+class Measured(NamedTuple):
+  """What a model says of held-out rows, without those that have no token."""
+
+  row_ids: np.ndarray  # int64 [n]
+  nll_sum: np.ndarray  # Σ nll of each in nats, float64 [n]
+  n_tokens: np.ndarray  # int32 [n]
+  losses: dict[str, dict[str, Any]]  # see `grouped_losses`
+
+
+def measure(
+  model,
+  corpus,
+  row_ids: np.ndarray,
+  mesh,
+  score,
+  *,
+  dtype: str,
+  ignored: Sequence[str] = (),
+  progress: Callable[[int], Any] = lambda rows: None,
+) -> Measured:
+  """The losses of some rows, of each domain and of all.
+
+  Args:
+    model: a `Decoder` on `mesh`.
+    corpus: a `store.Corpus` in the model's tokens.
+    row_ids: int64 [n].
+    mesh: rows are split over its batch axes.
+    score: the config's section: how rows are put into batches.
+    dtype: of the computation.
+    ignored: domains that do not count in the total.
+    progress: called with the number of rows that are done.
+  """
+  scorer = scorer_lib.Scorer.configured(
+    score, {"model": model}, corpus, mesh, dtype=dtype
+  )
+  by_model, count, _ = scorer(row_ids, progress=progress)
+  keep = count > 0
+  row_ids, count = row_ids[keep], count[keep]
+  nll = by_model["model"][keep].astype(np.float64)
+  n_bytes = corpus.index["n_bytes"].to_numpy()[row_ids]
+  domain = corpus.domains(row_ids)
+  by_domain = grouped_losses(domain, nll, count, n_bytes, ignored)
+  return Measured(row_ids, nll, count, by_domain)
+
+
+def held_out_loss(nll, count, n_bytes) -> Loss:
+  """The means of per-row Σ nll [n] over count [n] tokens, n_bytes [n]."""
+  return Loss(
+    *likelihood.mean_losses(nll, count),
+    # A row may hold documents' ends alone.
+    bits_per_byte=float(nll.sum()) / math.log(2) / max(int(n_bytes.sum()), 1),
+    rows=len(nll),
+    tokens=int(count.sum()),
+  )
+
+
+def grouped_losses(
+  domain, nll, count, n_bytes, ignored: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+  """`Loss` of all rows and of each domain, as evaluation.json has them.
+
+  Args:
+    domain: name of each row's, object [n].
+    nll: Σ nll of each row, float64 [n].
+    count: tokens of each row [n].
+    n_bytes: UTF-8 bytes of each row's text [n].
+    ignored: domains that are listed and do not count in the total.
+
+  Returns:
+    A mapping of `groups.with_total`.
+  """
+
+  def loss(rows):
+    return dataclasses.asdict(
+      held_out_loss(nll[rows], count[rows], n_bytes[rows])
+    )
+
+  names, code = np.unique(domain, return_inverse=True)
+  rows = groups.places(code, len(names))
+  total = loss(~np.isin(domain, np.array([*ignored], object)))
+  return groups.with_total(total, dict(zip(names.tolist(), map(loss, rows))))
+
+
+def losses(evaluation: Manifest) -> dict[str, dict[str, Any]]:
+  """The losses of an evaluation.json, see `grouped_losses`.
+
+  Raises:
+    UserError: in it the domains do not make up the total: earlier versions
+      let a domain called "all" take its place.
+  """
+  by_domain = evaluation.details["loss"]
+  total = by_domain.get(groups.ALL, {}).get("rows", 0)
+  ignored = set(map(groups.key, evaluation.settings.get("ignore_domains", ())))
+  rows = [
+    loss.get("rows", 0)
+    for name, loss in by_domain.items()
+    if name != groups.ALL and name not in ignored
+  ]
+  if groups.ALL not in by_domain or (rows and sum(rows) != total):
+    raise UserError(
+      f"the loss of “{groups.ALL}” is of {total:,} rows, but the domains that "
+      f"count have {sum(rows):,}",
+      str(evaluation.path),
+      f"evaluate again with --stages={STAGE} --force",
+    )
+  return by_domain
+
+
+def ignored_in_words(evaluation: Manifest) -> str:
+  """Which domains do not count, in words; or nothing."""
+  names = ", ".join(evaluation.settings.get("ignore_domains", ()))
+  return f"Not counted in “all”: {names}." if names else ""
+
+
+def write_rows(folder: epath.Path, row_ids, nll_sum, n_tokens) -> dict:
+  """Writes what was measured of each row; all arrays [n], nll_sum in nats.
+
+  Returns:
+    What a manifest says of the file.
+  """
+  import pyarrow as pa
+  from pyarrow import feather
+
+  values = zip(_TYPES.items(), (row_ids, nll_sum, n_tokens))
+  columns = {name: pa.array(v.astype(kind)) for (name, kind), v in values}
+  with files.replacing(folder / ROWS) as scratch:
+    feather.write_feather(pa.table(columns), str(scratch), compression="zstd")
+  return {ROWS: files.describe(folder / ROWS)}
+
+
+def read_rows(evaluation: Manifest) -> dict[str, np.ndarray] | None:
+  """row_id int64, nll_sum float32 and n_tokens int32 [n]; None if not kept.
+
+  Raises:
+    UserError: the file is not the one that was written.
+  """
+  from pyarrow import feather
+
+  if ROWS not in evaluation.files:  # an earlier version's
+    return None
+  path = evaluation.directory / ROWS
+  if not path.exists() or files.describe(path) != evaluation.files[ROWS]:
+    raise UserError(
+      "the held-out rows are not those that were written",
+      str(path),
+      "evaluate again with --stages=evaluate --force",
+    )
+  with path.open("rb") as f:
+    table = feather.read_table(f)
+  return {name: table[name].to_numpy() for name in _TYPES}

@@ -1,0 +1,271 @@
+"""Log-probs of texts under one model, whatever asks for them.
+
+`RowScorer` is what zero-shot tasks, `lm_eval --model miniplm_jax` and `nll`
+have in common: rows of ids in, Σ −log p of the ends of rows out. Rows are
+sorted into batches of few shapes and split over the mesh, and the head is
+computed for scored tokens alone.
+
+B batch, T time.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from etils import epath
+from jax.sharding import Mesh
+
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.log import Progress
+from miniplm_jax.corpus import tokenizer as tokenizer_lib
+from miniplm_jax.models import hub, huggingface, likelihood, placement, sharding
+from miniplm_jax.models.decoder import Decoder
+from miniplm_jax.score import batching
+
+# Rows are padded to the least of these: four to an octave, so that a tenth of
+# the work is padding.
+_LENGTHS = [(4 + i) * 2**octave for octave in range(2, 20) for i in range(4)]
+_LEAST_TOKENS = 1024  # of a batch: less work than this is not split
+_MAX_LENGTH = 2048  # of a model that does not say its own, as in lm_eval
+
+
+@dataclasses.dataclass(frozen=True)
+class TextModel:
+  """A decoder with its tokenizer, on a mesh."""
+
+  decoder: Decoder
+  engine: tokenizers.Tokenizer
+  mesh: Mesh
+  folder: epath.Path  # the Hugging Face directory that both are of
+  dtype: str  # of weights and computation
+  eos_ids: tuple[int, ...]  # of generation_config.json or config.json
+
+  @classmethod
+  def load(cls, folder: epath.Path, mesh: Mesh, dtype: str) -> "TextModel":
+    """Reads a directory; of a hub id, see `hub.resolve`.
+
+    Raises:
+      UserError: it is no model with a fast tokenizer.
+    """
+    return cls(
+      engine=tokenizer_lib.load_engine(folder),
+      decoder=huggingface.load(folder, mesh, jnp.dtype(dtype)),
+      mesh=mesh,
+      folder=folder,
+      dtype=dtype,
+      eos_ids=hub.eos_ids(folder),
+    )
+
+  @property
+  def eot_id(self) -> int:
+    """The id that ends a text.
+
+    Raises:
+      UserError: there is none.
+    """
+    eot_id = self._special("eos_token")
+    if eot_id is None and not self.eos_ids:
+      raise UserError(
+        "no end-of-text token",
+        str(self.folder),
+        "give eos_token in tokenizer_config.json",
+      )
+    return self.eos_ids[0] if eot_id is None else eot_id
+
+  @property
+  def bos_id(self) -> int | None:
+    """The id that a text begins with; None if texts follow the eot_id."""
+    return self._special("bos_token")
+
+  def _special(self, name: str) -> int | None:
+    """The id of a token that tokenizer_config.json names."""
+    path = self.folder / "tokenizer_config.json"
+    token = hub.read_json(path).get(name) if path.exists() else None
+    if isinstance(token, dict):
+      token = token["content"]
+    return token and self.engine.token_to_id(token)
+
+
+class TextScore(NamedTuple):
+  """What a model says of one text."""
+
+  nll_sum: float  # Σ −log p of its tokens, in nats
+  n_tokens: int  # all of them are scored
+  n_bytes: int  # of its UTF-8
+
+
+def nll(
+  model: TextModel,
+  texts: Sequence[str],
+  *,
+  batch_tokens: int = 16_384,
+  max_length: int = 0,
+) -> list[TextScore]:
+  """Σ −log p of whole texts, each after the model's BOS or end of text.
+
+  A text that is longer than `max_length` is cut into windows.
+
+  Args:
+    model: a model.
+    texts: texts, none empty.
+    batch_tokens: inputs of a batch over all devices, padding included.
+    max_length: inputs of a window; 0 is what the model says.
+
+  Raises:
+    UserError: a text has no token, or its log-prob is not finite.
+  """
+  first = model.eot_id if model.bos_id is None else model.bos_id
+  size = max_length or max_length_of(model.decoder)
+  rows, scored, owners = [], [], []
+  n_tokens = [0] * len(texts)
+  for i, text in enumerate(texts):
+    ids = model.engine.encode(text, add_special_tokens=False).ids
+    ids = ids[1:] if model.bos_id is not None and ids[:1] == [first] else ids
+    if not ids or max(ids) >= model.decoder.arch.vocab_size:
+      raise UserError(
+        "a text has no token" if not ids else "a text has ids beyond the model",
+        f"text {i}: {text[:40]!r}",
+        "leave it out",
+      )
+    n_tokens[i] = len(ids)
+    for context, targets in windows(ids, first, size):
+      rows.append(context + targets)
+      scored.append(len(targets))
+      owners.append(i)
+  score = RowScorer(
+    model.decoder, model.mesh, dtype=model.dtype, batch_tokens=batch_tokens
+  )
+  totals = [0.0] * len(texts)
+  where = [f"text {i}: {texts[i][:40]!r}" for i in owners]
+  for i, (nll_sum, _) in zip(owners, score(rows, scored, where)):
+    totals[i] += nll_sum
+  n_bytes = [len(text.encode()) for text in texts]
+  return [TextScore(*facts) for facts in zip(totals, n_tokens, n_bytes)]
+
+
+def windows(
+  ids: Sequence[int], first: int, size: int
+) -> Iterator[tuple[list[int], list[int]]]:
+  """Cuts a text into (context, targets) that make up rows of `size` inputs.
+
+  Each id is a target once, as in lm_eval's rolling windows. A target sees
+  those before it in its window: of the first one `first`, of the last one,
+  which may have few targets, as many ids before them as there is room for.
+  """
+  for start in range(0, len(ids), size):
+    end = min(start + size, len(ids))
+    context = [first] if start == 0 else ids[end - size - 1 : start]
+    yield list(context), list(ids[start:end])
+
+
+def max_length_of(model: Decoder) -> int:
+  """Inputs of a row at most, as a `Decoder` says; Mamba has no bound."""
+  own = getattr(model.arch, "max_position_embeddings", None)
+  return own or _MAX_LENGTH
+
+
+class RowScorer:
+  """Scores the ends of rows of ids; one compilation per shape of a batch."""
+
+  def __init__(
+    self,
+    model: Decoder,
+    mesh: Mesh,
+    *,
+    dtype: Any,
+    batch_tokens: int,
+    log_every_seconds: float = 30.0,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      model: a `Decoder` on `mesh`.
+      mesh: rows are split over its batch axes.
+      dtype: of the computation.
+      batch_tokens: inputs of a batch over all devices, padding included.
+      log_every_seconds: between lines of progress.
+    """
+    self._model, self._mesh, self._every = model, mesh, log_every_seconds
+    self.batch_tokens = batch_tokens
+    self._score = placement.program(
+      functools.partial(likelihood.continuation_nll, dtype=jnp.dtype(dtype)),
+      mesh,
+    )
+
+  def __call__(
+    self,
+    rows: Sequence[Sequence[int]],
+    scored: Sequence[int],
+    where: Sequence[str],
+  ) -> list[tuple[float, bool]]:
+    """Σ −log p of the last ids of each row, and whether all are greedy's.
+
+    Args:
+      rows: ids of each.
+      scored: how many at the end of each are scored; 1 or more, fewer than
+        the row has.
+      where: names of the rows, for messages.
+
+    Raises:
+      UserError: a log-prob is not finite.
+    """
+    if not rows:
+      return []
+    inputs = np.array([len(row) - 1 for row in rows], np.int64)
+    size = self.batch_tokens
+    while size > _LEAST_TOKENS and inputs.sum() < 4 * size:
+      size //= 2  # a batch of empty rows takes as long as a full one
+    shards = sharding.batch_shards(self._mesh)
+    planned = batching.plan(inputs, lengths(inputs.max()), size, shards)
+    answers: list[Any] = [None] * len(rows)
+
+    def dispatch(batch):
+      arrays = placement.put_whole(_padded(batch, rows, scored), self._mesh)
+      return self._score(self._model, arrays)
+
+    with (
+      jax.set_mesh(self._mesh),
+      Progress("evaluate", len(rows), "requests", every=self._every) as bar,
+    ):
+      for batch, numbered in placement.pipelined(planned, dispatch):
+        places, values = placement.fetch(numbered, batch.places)
+        nll_BxT, is_greedy_B = values
+        total_B = nll_BxT.sum(-1, dtype=np.float64)
+        for place, total, is_greedy in zip(places, total_B, is_greedy_B):
+          if not np.isfinite(total):
+            raise UserError(
+              f"the log-probability of a text is {-total}",
+              where[place],
+              "the model's weights hold NaN or overflow; try float32",
+            )
+          answers[place] = float(total), bool(is_greedy)
+        bar.update(len(batch.places))
+    return answers
+
+
+def lengths(longest: int) -> list[int]:
+  """Those that rows are padded to; the last one holds the longest."""
+  (last,) = [n for n in _LENGTHS if n >= longest][:1]
+  return [n for n in _LENGTHS if n <= last]
+
+
+def _padded(batch, rows, scored) -> dict[str, np.ndarray]:
+  """A planned batch for `likelihood.continuation_nll`, with its numbers."""
+  tokens = np.zeros((batch.size, batch.length + 1), np.int32)
+  length, n_scored = np.zeros((2, batch.size), np.int32)
+  for i, place in enumerate(batch.places):
+    length[i], n_scored[i] = len(rows[place]), scored[place]
+    tokens[i, : length[i]] = rows[place]
+  row = np.full(batch.size, -1, np.int32)
+  row[: len(batch.places)] = batch.places
+  return {
+    "tokens": tokens,
+    "length": length,
+    "scored": n_scored,
+    placement.ROW: row,
+  }
