@@ -10,6 +10,7 @@ from etils import epath, epy
 from ml_collections import ConfigDict
 
 from miniplm_jax import config as config_lib
+from miniplm_jax import export, generate
 from miniplm_jax.config import Config
 from miniplm_jax.convert import step as convert
 from miniplm_jax.core import backend, gs, hosts, manifest
@@ -24,9 +25,7 @@ from miniplm_jax.distillation import logits_step as logits
 from miniplm_jax.distillation import proxy_step as proxy
 from miniplm_jax.distillation import seqkd_step as seqkd
 from miniplm_jax.evaluate import step as evaluate
-from miniplm_jax.export import step as export
 from miniplm_jax.forecast import step as plan
-from miniplm_jax.generate import step as generate
 from miniplm_jax.report import model_card
 from miniplm_jax.report import selection_step as selection_report
 from miniplm_jax.report import step as report

@@ -12,7 +12,7 @@ from etils import epath
 from helpers import typed
 from tiny_config import get_config
 
-from miniplm_jax import pipeline
+from miniplm_jax import generate, pipeline
 from miniplm_jax.convert import pieces
 from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core import manifest
@@ -22,7 +22,6 @@ from miniplm_jax.corpus import model_fit, shard, store, tokenizer
 from miniplm_jax.corpus import step as stage
 from miniplm_jax.corpus.chunks import PackedIds
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
-from miniplm_jax.generate import step as generate_stage
 from miniplm_jax.report import overlap
 
 EOS, BOS = "</s>", "<s>"
@@ -265,5 +264,5 @@ def test_a_prompt_has_bos_once(tmp_path):
   arch = types.SimpleNamespace(vocab_size=encoder.vocab_size)
   c = types.SimpleNamespace(max_new_tokens=1, model="")
   for text in ("x", f"{BOS}x"):
-    ids = generate_stage._encode(encoder.text_engine(), arch, c, text)
+    ids = generate.encode(encoder.text_engine(), arch, c, text)
     assert ids == [encoder.bos_id, *encoder.encode(["x"])[0]]

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
+from etils import epath
 from test_huggingface import TRANSFORMER, new, saved
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import tokenizer
-from miniplm_jax.evaluate import harness, tasks
+from miniplm_jax.evaluate import harness, tasks, texts
 from miniplm_jax.models import sharding
 
 jax_lm = pytest.importorskip(
@@ -107,6 +108,34 @@ def test_a_rolling_text_is_scored_once_after_its_beginning(bos):
     (rolling,) = lm.loglikelihood_rolling([ask(given)])
     assert rolling == pytest.approx(alone, abs=1e-4)
   assert lm.tok_encode(bos + text) == lm.tok_encode(text)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 9, 40])
+def test_windows_are_lm_eval_s(size):
+  from lm_eval import utils
+
+  for n in (1, 8, 9, 25):
+    theirs = utils.get_rolling_token_windows([*range(n)], -1, size, 1)
+    theirs = map(utils.make_disjoint_window, theirs)
+    assert [*texts.windows(range(n), -1, size)] == [*theirs]
+
+
+def test_nll_of_texts_is_what_a_rolling_request_says(tmp_path):
+  from miniplm_jax.evaluate.lm import DirectoryLM
+
+  saved(tmp_path, extra=encoder().to_files())
+  mesh = sharding.make_mesh(1, 1, 1)
+  model = texts.TextModel.load(epath.Path(tmp_path), mesh, "float32")
+  given = ["the cat sat on the é.", "the cat " * 9]
+  scores = texts.nll(model, given, max_length=8)
+  lm = DirectoryLM(str(tmp_path), max_length="8", data="1", fsdp="1")
+  rolling = lm.loglikelihood_rolling([ask(text) for text in given])
+  assert [-score.nll_sum for score in scores] == pytest.approx(rolling)
+  assert [score.n_bytes for score in scores] == [22, 72]
+  ids = [lm.tok_encode(text, add_special_tokens=False) for text in given]
+  assert [score.n_tokens for score in scores] == [*map(len, ids)]
+  with pytest.raises(UserError, match="no token"):
+    texts.nll(model, ["the", ""])
 
 
 def test_what_is_repeated_is_drawn_anew_and_nothing_else_matters(lm):

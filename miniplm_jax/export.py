@@ -2,6 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
+
+from etils import epath, epy
 
 from miniplm_jax.convert import step as convert_stage
 from miniplm_jax.core import files
@@ -9,8 +12,14 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.evaluate.heldout import losses
+from miniplm_jax.evaluate import heldout
 from miniplm_jax.train import step as train_stage
+from miniplm_jax.training import step as training_step
+
+with epy.lazy_imports():
+  from miniplm_jax.corpus import store
+  from miniplm_jax.models import huggingface, sharding
+  from miniplm_jax.training import batches
 
 STAGE = "export"
 
@@ -44,25 +53,23 @@ def _step(config, workdir: Workdir, names, card) -> Step:
     is_view=True,
     outputs=(directory / "hf",),
     summary=f"{directory / 'hf'} for transformers, {config.export.dtype}",
-    run=lambda inputs: _run(config, names, directory, card, inputs),
+    run=lambda inputs: _run(
+      names.student, directory, config.export, config.run, card, inputs
+    ),
   )
 
 
-def _run(config, names, directory, card, inputs):
-  from miniplm_jax.corpus.store import open_corpus
-  from miniplm_jax.models import huggingface, sharding
-  from miniplm_jax.training import batches
-  from miniplm_jax.training import step as training_step
-
-  run = config.run
-  corpus = open_corpus(inputs)
+def _run(
+  name: str, directory: epath.Path, export, run, card, inputs
+) -> dict[str, Any]:
+  corpus = store.open_corpus(inputs)
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   model = training_step.restore(inputs["model"], mesh)
   trained = inputs["model"].settings["train"]
   ids = train_stage.row_ids(corpus, inputs)
   weights = trained.get("domain_weights", ())
   readme = card(
-    names.student, inputs["model"], inputs["selection"], _evaluation(directory)
+    name, inputs["model"], inputs["selection"], _evaluation(directory)
   )
   written = training_step.save(
     directory / "hf",
@@ -70,8 +77,8 @@ def _run(config, names, directory, card, inputs):
     corpus,
     batches.trained_on(corpus, ids, weights),
     {"README.md": readme.encode()},
-    dtype=config.export.dtype,
-    max_shard_size=config.export.max_shard_size,
+    dtype=export.dtype,
+    max_shard_size=export.max_shard_size,
   )
   return {
     "tokenizer": corpus.manifest.tokenizer,
@@ -81,15 +88,15 @@ def _run(config, names, directory, card, inputs):
   }
 
 
-def _losses_fingerprint(directory) -> str:
+def _losses_fingerprint(directory: epath.Path) -> str:
   evaluation = _evaluation(directory)
-  return files.digest(losses(evaluation) if evaluation else {})
+  return files.digest(heldout.losses(evaluation) if evaluation else {})
 
 
-def _evaluation(directory) -> Manifest | None:
-  """Of the student's held-out losses, if these weights were evaluated."""
+def _evaluation(directory: epath.Path) -> Manifest | None:
+  """Its held-out losses, if these weights of the student were evaluated."""
   trained = manifest_lib.read(directory / MANIFEST)
-  evaluation = manifest_lib.read(directory / "evaluation.json")
+  evaluation = manifest_lib.read(directory / heldout.MANIFEST)
   if not trained or not evaluation:
     return None
   same = evaluation.inputs["model"] == trained.fingerprint

@@ -1,1 +1,0 @@
-"""Stage export: students as Hugging Face directories."""

@@ -1,1 +1,0 @@
-"""What a model writes when it is given the beginning of a text."""
