@@ -27,6 +27,12 @@ def pytest_addoption(parser):
     action="store_true",
     help="simulate more slices than CI does, of up to eight hosts",
   )
+  parser.addoption(
+    "--old_release",
+    action="append",
+    metavar="CHECKOUT",
+    help="open workdirs that an older release makes; may be given again",
+  )
 
 
 # The slowest files, minutes each: they begin first, so that no worker is left
