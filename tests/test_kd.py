@@ -19,7 +19,7 @@ from miniplm_jax.distillation.vanilla_kd import SoftLabels
 from miniplm_jax.models import likelihood
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.models.soft_labels import Labels, weighted_kd
+from miniplm_jax.models.vocab_tiles import SoftLabelTile, weighted_kd
 from miniplm_jax.training import loop
 
 STUDENT = Transformer(
@@ -76,7 +76,7 @@ def test_kernel_equals_its_definition(
   mesh, reduction, temperature, sizes, rows
 ):
   arrays = drawn(reduction, teacher_rows=rows)
-  labels = Labels(*sizes, weight=0.3, temperature=temperature, tile=8)
+  labels = SoftLabelTile(*sizes, weight=0.3, temperature=temperature, tokens=8)
 
   def both(f):
     def loss(*arrays):
@@ -101,7 +101,7 @@ def test_kernel_equals_its_definition(
 
 def test_bfloat16_is_near(mesh):
   h, w, ht, wt, y, weight = drawn("token_mean")
-  labels = Labels(61, 59)
+  labels = SoftLabelTile(61, 59)
   wanted = dense(h, w, ht, wt, y, weight, labels)
   h, ht = h.astype(jnp.bfloat16), ht.astype(jnp.bfloat16)
   found = jax.jit(weighted_kd, static_argnums=6)(
@@ -137,7 +137,7 @@ def test_every_parameter_gets_the_gradient_of_the_definition(mesh, reduction):
 
   def plain(model, teacher):
     h, ht = model(inputs), teacher(inputs)
-    labels = Labels(61, 59, 0.5, 2.0)
+    labels = SoftLabelTile(61, 59, 0.5, 2.0)
     return dense(
       h, model.head_VxD, ht, teacher.head_VxD, targets, weight, labels
     )[0]

@@ -26,7 +26,7 @@ from miniplm_jax.distillation import logits, logits_table
 from miniplm_jax.distillation import logits_step as logits_stage
 from miniplm_jax.distillation.sparse_kd import SparseKD
 from miniplm_jax.distillation.token_selection import TokenSelection, top_share
-from miniplm_jax.models import sharding, sparse_labels
+from miniplm_jax.models import sharding, sparse_labels, vocab_tiles
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.score import table as score_table
 from miniplm_jax.training import loop
@@ -59,7 +59,7 @@ def scattered(id_BxTxK, weight_BxTxK):
 
 
 def sparse(h_BxTxD, w_VxD, id_BxTxK, weight_BxTxK, tile=7):
-  return sparse_labels.weighted_nll(
+  return vocab_tiles.weighted_sparse_nll(
     h_BxTxD, w_VxD, id_BxTxK, weight_BxTxK, V, tile
   )
 
@@ -85,7 +85,7 @@ ALL = np.arange(B, dtype=np.int32)
 def drawn(kind, count, rows=ALL, seed=1):
   h, w, ids, _ = arrays()
   program = functools.partial(
-    sparse_labels.draw, kind=kind, count=count, ids=V, vocab_size=V, tile=7
+    sparse_labels.draw, kind=kind, count=count, ids=V, vocab_size=V, tokens=7
   )
   return jax.jit(program)(h, w, ids[..., 0], logits.keys(seed, rows, T))
 

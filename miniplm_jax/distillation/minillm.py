@@ -38,7 +38,7 @@ import numpy as np
 
 from miniplm_jax.core import fields
 from miniplm_jax.distillation import sampling
-from miniplm_jax.models import head, likelihood, reverse_kl
+from miniplm_jax.models import head, likelihood, vocab_tiles
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.training.objective import NextToken
 
@@ -192,7 +192,7 @@ def policy_loss(
   """
   heads = sampling.common_heads(student, teacher)
   vocabulary = sampling.common_vocabulary(student, teacher)
-  single, kl_BxN = reverse_kl.weighted_reverse_kl(
+  single, kl_BxN = vocab_tiles.weighted_reverse_kl(
     hidden_BxNxD, heads[0], sample.hidden, heads[1], weight_BxN, vocabulary
   )
   long = head.weighted_nll(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from miniplm_jax.distillation.logits_table import LogitsTable
-from miniplm_jax.models import likelihood, sparse_labels
+from miniplm_jax.models import likelihood, vocab_tiles
 from miniplm_jax.training.objective import NextToken
 
 
@@ -68,7 +68,7 @@ class SparseKD(NextToken):
     with likelihood.matmul_precision(self._dtype):
       hidden = model(inputs, dtype=self._dtype, remat=self._remat)
       # The label is one more id.
-      loss, nll_BxTxK = sparse_labels.weighted_nll(
+      loss, nll_BxTxK = vocab_tiles.weighted_sparse_nll(
         hidden,
         model.head_VxD,
         jnp.concatenate([targets[..., None], id_BxTxK], -1),

@@ -6,9 +6,8 @@ B batch, T time.
 import jax
 import jax.numpy as jnp
 
-from miniplm_jax.models import likelihood
+from miniplm_jax.models import likelihood, vocab_tiles
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.models.soft_labels import Labels, weighted_kd
 from miniplm_jax.training.objective import NextToken
 
 
@@ -40,14 +39,14 @@ class SoftLabels(NextToken):
       )
     with likelihood.matmul_precision(self._dtype):
       hidden_BxTxD = model(inputs, dtype=self._dtype, remat=self._remat)
-      loss, ce, kd = weighted_kd(
+      loss, ce, kd = vocab_tiles.weighted_kd(
         hidden_BxTxD,
         model.head_VxD,
         teacher_BxTxE,
         frozen.head_VxD,
         targets,
         weights,
-        Labels(
+        vocab_tiles.SoftLabelTile(
           model.arch.vocab_size,
           frozen.arch.vocab_size,
           self._kd.weight,

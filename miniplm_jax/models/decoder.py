@@ -18,7 +18,6 @@ from miniplm_jax.models import (
   int8,
   mamba,
   sharding,
-  tiles,
   transformer,
 )
 from miniplm_jax.models.architecture import Architecture
@@ -200,7 +199,7 @@ def look_up(table_VxD, tokens_BxT, dtype):
     x_BxTxD = jax.lax.all_to_all(
       x_AxTxD.astype(dtype), "fsdp", split_axis=0, concat_axis=2, tiled=True
     )
-    return tiles.total(x_BxTxD, "tensor")
+    return sharding.total(x_BxTxD, "tensor")
 
   batch = P(sharding.BATCH, None)
   mapped = jax.shard_map(

@@ -1,55 +1,40 @@
 """From hidden states to log-probs without the [B, T, V] logits.
 
-One kernel for scoring, training and evaluation. It runs under `shard_map`,
-so its collectives are those written here and no others: one all-gather of
-the head over `fsdp`; over `tensor` a max and two sums per tile; and for
-gradients one reduction of the head's at the end.
+One kernel for scoring, training and evaluation, under `shard_map`: over
+`tensor` it takes a max and two sums per tile.
 
-Where only log-probs are wanted (`token_nll`), the vocabulary is streamed in
-blocks with a running maximum and sum, and tiles hold wanted tokens alone.
-
-Gradients are formed in the forward tiles, over the whole vocabulary: a tile's
-logits give its loss, and times the weight of each token, its gradients. That
-takes 3 passes through the head where recomputing tiles in the backward pass
-takes 4.
+Where only log-probs are asked for (`token_nll`), the vocabulary is streamed
+in blocks with a running maximum and sum, and tiles hold those tokens alone.
+Gradients (`weighted_nll`) are formed by `vocab_loss.tiled_loss`.
 
 B batch, T time, D hidden, V vocabulary, S tokens of a tile.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models import sharding, tiles
+from miniplm_jax.models import sharding, vocab_loss
 from miniplm_jax.models.architecture import ROW_MULTIPLE
-from miniplm_jax.models.sharding import AXES, BATCH
+from miniplm_jax.models.sharding import AXES, total
+from miniplm_jax.models.vocab_loss import BY_TOKEN, HEAD, NO_LOGIT, TILE
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-  """Which logits of a device exist at a time.
+  """Which logits of a device exist at a time."""
 
-  Attributes:
-    tokens: of a tile.
-    rows: of the head, at most; 0 is all of them.
-    logits: their dtype in memory. Sums over them are float32 in any case, and
-      the target's own logit is.
-    is_read_once: their maximum and the sum of their exponentials are found in
-      one pass, which takes two exponentials a logit and not one.
-  """
-
-  tokens: int
-  rows: int = 0
+  tokens: int  # of a tile
+  rows: int = 0  # of the head, at most; 0 is all of them
+  # Their dtype in memory. Sums over them are float32 in any case, and the
+  # target's own logit is.
   logits: str = "float32"
+  # Their maximum and the sum of their exponentials are taken in one pass,
+  # which takes two exponentials a logit and not one.
   is_read_once: bool = False
 
-
-# Tokens of a tile of other objectives. 1024 × 151,936 float32 logits are
-# 594 MiB.
-TILE = 1024
 
 # By platform, where logits are only read. On CPU a tile that stays in the
 # cache: 2,048 tokens of width 512 take 1.9 s where whole vocabularies take
@@ -111,7 +96,7 @@ def _by_tiles(h_BxTxD, w_VxD, y_BxT, vocab_size, mask_BxT, tiling, with_top):
   dtypes = (jnp.float32, bool)[: 1 + with_top]
 
   def local(h_BxTxD, w_VxD, y_BxT, mask_BxT):
-    w_VxD = tiles.gather(w_VxD, h_BxTxD.dtype)
+    w_VxD = vocab_loss.gather(w_VxD, h_BxTxD.dtype)
     h_NxD, y_N = h_BxTxD.reshape(-1, h_BxTxD.shape[-1]), y_BxT.reshape(-1)
     wanted_N = mask_BxT.reshape(-1)
     size = min(tiling.tokens, len(y_N))
@@ -148,8 +133,8 @@ def _by_tiles(h_BxTxD, w_VxD, y_BxT, vocab_size, mask_BxT, tiling, with_top):
 
   mapped = jax.shard_map(
     local,
-    in_specs=(*tiles.SPECS, P(BATCH, None)),
-    out_specs=(P(BATCH, None),) * len(dtypes),
+    in_specs=(BY_TOKEN, HEAD, BY_TOKEN, BY_TOKEN),
+    out_specs=BY_TOKEN,
     check_vma=False,
   )
   return mapped(h_BxTxD, w_VxD, y_BxT, mask_BxT)
@@ -168,7 +153,6 @@ def logits(h_BxD, w_VxD, vocab_size: int):
   return jnp.where(real_V[None], logits_BxV, -jnp.inf)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def weighted_nll(
   h_BxTxD,
   w_VxD,
@@ -186,51 +170,10 @@ def weighted_nll(
   `z_loss` keeps log Z, the normalizer, near 0 (PaLM, arXiv 2204.02311,
   section 5).
   """
-  if z_loss:
-    arrays = h_BxTxD, w_VxD, y_BxT, weight_BxT
-    return _forward(*arrays, vocab_size, tiling, z_loss)[0]
-  nll_BxT = token_nll(h_BxTxD, w_VxD, y_BxT, vocab_size, weight_BxT != 0)
-  return jnp.sum(nll_BxT * weight_BxT)
-
-
-def _forward(h_BxTxD, w_VxD, y_BxT, weight_BxT, vocab_size, tiling, z_loss):
   tiling = tiling or TRAINING[sharding.platform()]
-
-  def local(h_BxTxD, w_VxD, y_BxT, weight_BxT):
-    full_VxD = tiles.gather(w_VxD, h_BxTxD.dtype)
-
-    def step(carry, xs):
-      loss, dw_VxD = carry
-      loss_S, dh_SxD, dw_VxD = _gradients(
-        *xs, full_VxD, dw_VxD, vocab_size, z_loss, tiling
-      )
-      dh_SxD = tiles.total(dh_SxD, "tensor").astype(h_BxTxD.dtype)
-      return (loss + jnp.sum(loss_S * xs[2]), dw_VxD), dh_SxD
-
-    arrays = h_BxTxD, y_BxT, weight_BxT
-    xs = tuple(tiles.split(x, tiling.tokens) for x in arrays)
-    zero = jnp.zeros((), jnp.float32), jnp.zeros(full_VxD.shape, jnp.float32)
-    (loss, dw_VxD), dh = jax.lax.scan(step, zero, xs)
-    dh_BxTxD = tiles.joined(dh, h_BxTxD.shape)
-    dw_VxD = tiles.reduced(dw_VxD, w_VxD.dtype)
-    return tiles.total(loss, BATCH), dh_BxTxD, dw_VxD
-
-  mapped = jax.shard_map(
-    local,
-    in_specs=(*tiles.SPECS, P(BATCH, None)),
-    out_specs=(P(), *tiles.SPECS[:2]),
-    check_vma=False,
-  )
-  loss, dh_BxTxD, dw_VxD = mapped(h_BxTxD, w_VxD, y_BxT, weight_BxT)
-  return loss, (dh_BxTxD, dw_VxD)
-
-
-def _backward(unused_vocab_size, unused_tiling, unused_z, gradients, g):
-  dh_BxTxD, dw_VxD = gradients
-  return (dh_BxTxD * g).astype(dh_BxTxD.dtype), dw_VxD * g, None, None
-
-
-weighted_nll.defvjp(_forward, _backward)
+  tile = NextTokenTile(vocab_size, tiling, z_loss)
+  per_token = y_BxT, weight_BxT
+  return vocab_loss.tiled_loss(tile, h_BxTxD, w_VxD, (), per_token)[0]
 
 
 def _streamed(h_SxD, w_VxD, y_S, vocab_size, tiling, with_top):
@@ -240,7 +183,7 @@ def _streamed(h_SxD, w_VxD, y_S, vocab_size, tiling, with_top):
   then taken out of the same product: another may round it differently.
   """
   count = w_VxD.shape[0]
-  first = jax.lax.axis_index("tensor") * count
+  first = vocab_loss.first_row(w_VxD)
   has_padding = vocab_size not in (None, count * jax.lax.axis_size("tensor"))
   # The last block is longer, so that it holds all of the padding.
   rows = tiling.rows or count
@@ -264,22 +207,18 @@ def _streamed(h_SxD, w_VxD, y_S, vocab_size, tiling, with_top):
       jnp.arange(blocks),
     )
   carry = add(carry, blocks * rows, count - blocks * rows, has_padding)
-  (top_S, total_S), own_S = carry
-  lse_S = _lse(top_S, total_S)
+  softmax, own_S = carry
+  top_S, log_S = vocab_loss.over_devices(*softmax)
+  lse_S = top_S + log_S
   if not with_top:
     return (lse_S - _own(h_SxD, w_VxD, y_S, first),)
-  own_S = tiles.total(own_S, "tensor")
-  return lse_S - own_S, own_S >= _top(top_S)
-
-
-# Of a row that is padding. Finite, so that nothing is −inf − −inf where all
-# rows are; beside a real logit its exponential is 0.
-_NO_LOGIT = -1e30
+  own_S = total(own_S, "tensor")
+  return lse_S - own_S, own_S >= top_S
 
 
 def _nothing(y_S):
   """Maximum and sum of the exponentials of no logits."""
-  return jnp.full(y_S.shape, _NO_LOGIT), jnp.zeros(y_S.shape)
+  return jnp.full(y_S.shape, NO_LOGIT), jnp.zeros(y_S.shape)
 
 
 def _joined(a, b):
@@ -300,11 +239,11 @@ def _add(carry, w_RxD, h_SxD, real, tiling):
   )
   if real is not None:
     real_R = jnp.arange(len(w_RxD)) < real
-    logits_RxS = jnp.where(real_R[:, None], logits_RxS, _NO_LOGIT)
+    logits_RxS = jnp.where(real_R[:, None], logits_RxS, NO_LOGIT)
   if tiling.is_read_once:
     found = jax.lax.reduce(
       (logits_RxS.astype(jnp.float32), jnp.ones_like(logits_RxS, jnp.float32)),
-      (jnp.float32(_NO_LOGIT), jnp.float32(0)),
+      (jnp.float32(NO_LOGIT), jnp.float32(0)),
       _joined,
       (0,),
     )
@@ -315,73 +254,73 @@ def _add(carry, w_RxD, h_SxD, real, tiling):
   return (new_S, total_S), logits_RxS
 
 
-def _with_z(nll_S, lse_S, z_loss):
-  """The loss of each token, and what multiplies p in the logits' gradient."""
-  if not z_loss:
-    return nll_S, jnp.ones_like(lse_S)
-  return nll_S + z_loss * lse_S**2, 1 + 2 * z_loss * lse_S
+@dataclasses.dataclass(frozen=True)
+class NextTokenTile:
+  """The next-token loss, block by block of rows of the head.
 
-
-def _gradients(h_SxD, y_S, weight_S, w_VxD, dw_VxD, vocab_size, z_loss, tiling):
-  """Loss, dh and `dw_VxD` with what one tile adds.
-
-  Block by block of rows of the head, the logits being kept between the two
-  passes over the blocks.
+  The logits are kept between the two passes over the blocks.
   """
-  count, width = w_VxD.shape
-  most_rows = min(tiling.rows or count, count)
-  rows = max(r for r in range(1, most_rows + 1) if count % r == 0)
-  first = jax.lax.axis_index("tensor") * count
-  has_padding = vocab_size not in (None, count * jax.lax.axis_size("tensor"))
-  w_NxRxD = w_VxD.reshape(-1, rows, width)
-  start_N = jnp.arange(len(w_NxRxD)) * rows
 
-  def read(carry, xs):
-    start, w_RxD = xs
-    real = vocab_size - first - start if has_padding else None
-    return _add(carry, w_RxD, h_SxD, real, tiling)
+  vocab_size: int | None
+  tiling: Tiling
+  z_loss: float
 
-  carry = _nothing(y_S)
-  carry, logits_NxRxS = jax.lax.scan(read, carry, (start_N, w_NxRxD))
-  lse_S = _lse(*carry)
-  nll_S = lse_S - _own(h_SxD, w_VxD, y_S, first)
-  loss_S, slope_S = _with_z(nll_S, lse_S, z_loss)
+  @property
+  def tokens(self) -> int:
+    """See `vocab_loss.Tile`."""
+    return self.tiling.tokens
 
-  def write(carry, xs):
-    dh_SxD, dw_VxD = carry
-    start, w_RxD, logits_RxS = xs
-    hit_RxS = jnp.arange(rows)[:, None] == (y_S - first - start)[None]
-    p_RxS = jnp.exp(logits_RxS - lse_S[None])
-    dlogits_RxS = (p_RxS * slope_S[None] - hit_RxS) * weight_S[None]
-    dlogits_RxS = dlogits_RxS.astype(h_SxD.dtype)
-    dh_SxD += jnp.einsum(
-      "rs,rd->sd", dlogits_RxS, w_RxD, preferred_element_type=jnp.float32
+  def __call__(self, h_SxD, w_VxD, dw_VxD, frozen, per_token):
+    """See `vocab_loss.Tile`; there are no further values."""
+    del frozen
+    y_S, weight_S = per_token
+    count, width = w_VxD.shape
+    most_rows = min(self.tiling.rows or count, count)
+    rows = max(r for r in range(1, most_rows + 1) if count % r == 0)
+    first = vocab_loss.first_row(w_VxD)
+    has_padding = self.vocab_size not in (
+      None,
+      count * jax.lax.axis_size("tensor"),
     )
-    dw_RxD = jax.lax.dynamic_slice_in_dim(dw_VxD, start, rows)
-    dw_RxD += jnp.matmul(dlogits_RxS, h_SxD, preferred_element_type=jnp.float32)
-    return (
-      dh_SxD,
-      jax.lax.dynamic_update_slice_in_dim(dw_VxD, dw_RxD, start, 0),
-    ), None
+    w_NxRxD = w_VxD.reshape(-1, rows, width)
+    start_N = jnp.arange(len(w_NxRxD)) * rows
 
-  carry = jnp.zeros(h_SxD.shape, jnp.float32), dw_VxD
-  xs = start_N, w_NxRxD, logits_NxRxS
-  (dh_SxD, dw_VxD), _ = jax.lax.scan(write, carry, xs)
-  return loss_S, dh_SxD, dw_VxD
+    def read(carry, xs):
+      start, w_RxD = xs
+      real = self.vocab_size - first - start if has_padding else None
+      return _add(carry, w_RxD, h_SxD, real, self.tiling)
 
+    carry = _nothing(y_S)
+    carry, logits_NxRxS = jax.lax.scan(read, carry, (start_N, w_NxRxD))
+    top_S, log_S = vocab_loss.over_devices(*carry)
+    lse_S = top_S + log_S
+    loss_S = lse_S - _own(h_SxD, w_VxD, y_S, first)
+    slope_S = jnp.ones_like(lse_S)  # what multiplies p in the gradient
+    if self.z_loss:
+      loss_S += self.z_loss * lse_S**2
+      slope_S += 2 * self.z_loss * lse_S
 
-def _lse(top_S, total_S):
-  """Log-sum-exp over all rows from this device's maximum and sum."""
-  if jax.lax.axis_size("tensor") > 1:
-    own_S, top_S = top_S, _top(top_S)
-    total_S *= jnp.exp(own_S - top_S)
-  return top_S + jnp.log(tiles.total(total_S, "tensor"))
+    def write(carry, xs):
+      dh_SxD, dw_VxD = carry
+      start, w_RxD, logits_RxS = xs
+      hit_RxS = jnp.arange(rows)[:, None] == (y_S - first - start)[None]
+      p_RxS = jnp.exp(logits_RxS - lse_S[None])
+      dlogits_RxS = (p_RxS * slope_S[None] - hit_RxS) * weight_S[None]
+      dlogits_RxS = dlogits_RxS.astype(h_SxD.dtype)
+      dh_SxD += jnp.einsum(
+        "rs,rd->sd", dlogits_RxS, w_RxD, preferred_element_type=jnp.float32
+      )
+      dw_RxD = jax.lax.dynamic_slice_in_dim(dw_VxD, start, rows)
+      dw_RxD += jnp.matmul(
+        dlogits_RxS, h_SxD, preferred_element_type=jnp.float32
+      )
+      dw_VxD = jax.lax.dynamic_update_slice_in_dim(dw_VxD, dw_RxD, start, 0)
+      return (dh_SxD, dw_VxD), None
 
-
-def _top(top_S):
-  """The largest logit over all rows from this device's."""
-  several = jax.lax.axis_size("tensor") > 1
-  return jax.lax.pmax(top_S, "tensor") if several else top_S
+    carry = jnp.zeros(h_SxD.shape, jnp.float32), dw_VxD
+    xs = start_N, w_NxRxD, logits_NxRxS
+    (dh_SxD, dw_VxD), _ = jax.lax.scan(write, carry, xs)
+    return loss_S * weight_S, (), dh_SxD, dw_VxD
 
 
 def _own(h_SxD, w_VxD, y_S, first):
@@ -392,4 +331,4 @@ def _own(h_SxD, w_VxD, y_S, first):
   own_S = jnp.einsum(
     "sd,sd->s", h_SxD, w_SxD, preferred_element_type=jnp.float32
   )
-  return tiles.total(own_S, "tensor")
+  return total(own_S, "tensor")

@@ -140,6 +140,11 @@ def axis_size(axis: str) -> int:
   return jax.sharding.get_abstract_mesh().shape[axis]
 
 
+def total(x, axes):
+  """Sum over mesh axes; nothing is compiled for a single device."""
+  return x if jax.lax.axis_size(axes) == 1 else jax.lax.psum(x, axes)
+
+
 def platform() -> str:
   """Of the mesh in context, which may be one that is only compiled for."""
   return jax.sharding.get_abstract_mesh().abstract_device.platform
