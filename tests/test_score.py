@@ -22,10 +22,11 @@ from helpers import LONG, edited, refused, rows, run, run_as_process
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import claims, files, owner
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus import batching
 from miniplm_jax.models import decoder, huggingface
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.ref import Identity, ModelRef
-from miniplm_jax.score import batching, check, table, units, worker
+from miniplm_jax.score import check, table, units, worker
 
 ARCH = Transformer(
   vocab_size=61,

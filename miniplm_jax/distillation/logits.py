@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from miniplm_jax.corpus import batching
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.distillation.logits_table import Row
 from miniplm_jax.models import (
@@ -19,7 +20,6 @@ from miniplm_jax.models import (
   sparse_labels,
 )
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.score import batching
 
 
 def keys(seed: int, row_B, length: int):
@@ -95,28 +95,27 @@ class Labeler:
       row_ids: int64 [n].
       progress: called with the number of rows that are done.
     """
-    found: list = [None] * len(row_ids)
+    rows: list = [None] * len(row_ids)
     inputs = self._corpus.lengths[row_ids] - 1
     is_sampled = self._settings["kind"] == "sampling"
     planned = self._plan(inputs)
     stream = batching.ReadAhead(self._corpus, row_ids, planned, self._mesh)
 
-    def dispatch(item):
-      batch = item[1]
+    def with_row_ids(batch):
       row_B = batch[placement.ROW]
       row_id_B = np.where(row_B >= 0, row_ids[row_B], -1).astype(np.int32)
-      batch = batch | {"row_id": row_id_B}
-      return self._program(self._model, placement.put(batch, self._mesh))
+      return batch | {"row_id": row_id_B}
 
-    with jax.set_mesh(self._mesh):
-      for (batch, _), made in placement.pipelined(stream, dispatch):
-        places, (nll, ids, log_p) = placement.fetch(made, batch.places)
-        for i, place in enumerate(places):
-          size = inputs[place]
-          found[place] = (
-            nll[i, :size].copy(),
-            ids[i, :size].copy(),
-            None if is_sampled else log_p[i, :size].copy(),
-          )
-        progress(len(places))
-    return found
+    batches = ((places, with_row_ids(batch)) for places, batch in stream)
+    run = functools.partial(self._program, self._model)
+    for places, values in placement.run_rows(run, batches, self._mesh):
+      nll, ids, log_p = values
+      for i, place in enumerate(places):
+        size = inputs[place]
+        rows[place] = (
+          nll[i, :size].copy(),
+          ids[i, :size].copy(),
+          None if is_sampled else log_p[i, :size].copy(),
+        )
+      progress(len(places))
+    return rows

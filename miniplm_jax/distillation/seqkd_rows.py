@@ -5,10 +5,10 @@ B batch, P tokens of a prompt.
 
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -103,11 +103,9 @@ class Continuation:
     # The row's id, not its place: it seeds the draws.
     batch = generation.pad_left(prompts, self._batch, size, row_ids[long])
     start = time.perf_counter()
-    with jax.set_mesh(self._mesh):
-      batch = placement.put_whole(batch, self._mesh)
-      made_ids, made = placement.fetch(
-        self._program(self._model, batch), row_ids[long]
-      )
+    run = functools.partial(self._program, self._model)
+    batches = [(row_ids[long], placement.own_rows(batch, self._mesh))]
+    ((made_ids, made),) = placement.run_rows(run, batches, self._mesh)
     self._seconds += time.perf_counter() - start
     for k, i in enumerate(np.searchsorted(row_ids, made_ids)):
       if not made.finite[k]:

@@ -13,7 +13,6 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
@@ -22,10 +21,10 @@ from jax.sharding import Mesh
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
+from miniplm_jax.corpus import batching
 from miniplm_jax.corpus import tokenizer as tokenizer_lib
 from miniplm_jax.models import hub, huggingface, likelihood, placement, sharding
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.score import batching
 
 # Rows are padded to the least of these: four to an octave, so that a tenth of
 # the work is padding.
@@ -223,17 +222,13 @@ class RowScorer:
     shards = sharding.batch_shards(self._mesh)
     planned = batching.plan(inputs, lengths(inputs.max()), size, shards)
     answers: list[Any] = [None] * len(rows)
-
-    def dispatch(batch):
-      arrays = placement.put_whole(_padded(batch, rows, scored), self._mesh)
-      return self._score(self._model, arrays)
-
-    with (
-      jax.set_mesh(self._mesh),
-      Progress("evaluate", len(rows), "requests", every=self._every) as bar,
-    ):
-      for batch, numbered in placement.pipelined(planned, dispatch):
-        places, values = placement.fetch(numbered, batch.places)
+    batches = (
+      (b.places, placement.own_rows(_padded(b, rows, scored), self._mesh))
+      for b in planned
+    )
+    run = functools.partial(self._score, self._model)
+    with Progress("evaluate", len(rows), "requests", every=self._every) as bar:
+      for places, values in placement.run_rows(run, batches, self._mesh):
         nll_BxT, is_greedy_B = values
         total_B = nll_BxT.sum(-1, dtype=np.float64)
         for place, total, is_greedy in zip(places, total_B, is_greedy_B):
@@ -244,7 +239,7 @@ class RowScorer:
               "the model's weights hold NaN or overflow; try float32",
             )
           answers[place] = float(total), bool(is_greedy)
-        bar.update(len(batch.places))
+        bar.update(len(places))
     return answers
 
 

@@ -79,25 +79,21 @@ def put(batch: Any, mesh: Mesh) -> Any:
   return jax.tree.map(one, batch)
 
 
+def own_rows(batch: Any, mesh: Mesh) -> Any:
+  """Of arrays [B, …] that every process has whole, this process's rows."""
+  return jax.tree.map(lambda x: x[local_rows(mesh, len(x))], batch)
+
+
 def put_whole(batch: Any, mesh: Mesh) -> Any:
   """Arrays [B, …] that every process has whole → split over the mesh."""
-
-  def one(x):
-    return x[local_rows(mesh, len(x))]
-
-  return put(jax.tree.map(one, batch), mesh)
+  return put(own_rows(batch, mesh), mesh)
 
 
 class Numbered(NamedTuple):
-  """What a program says of the rows of a batch.
+  """What a program says of the rows of a batch."""
 
-  Attributes:
-    row_B: the number of each row, int32 [B], as it was given.
-    values: a pytree of arrays [B, …].
-  """
-
-  row_B: Any
-  values: Any
+  row_B: Any  # the number of each row, int32 [B], as it was given
+  values: Any  # a pytree of arrays [B, …]
 
 
 def program(function: Callable[[Any, Any], Any], mesh: Mesh):
@@ -136,17 +132,45 @@ def fetch(made: Numbered, rows: np.ndarray) -> Numbered:
   return Numbered(found, jax.tree.map(lambda x: x[real_B], values))
 
 
-def pipelined(
-  batches: Iterable[Any], dispatch: Callable[[Any], Any]
-) -> Iterator[tuple[Any, Any]]:
-  """Batches with what `dispatch` made of them, some batches later.
+def run_rows(
+  run: Callable[[Any], Any],
+  batches: Iterable[tuple[np.ndarray, Any]],
+  mesh: Mesh,
+) -> Iterator[Any]:
+  """What a program, or several, say of the rows of each batch.
 
-  So the devices have work while the host waits for a result or reads rows.
+  A result is awaited when the next batches are under way, so the devices have
+  work while the host waits or prepares rows.
+
+  Args:
+    run: a batch on the mesh → the `Numbered` of a `program`, or a dict of
+      them.
+    batches: pairs of the real rows' numbers, in any order, and the arrays
+      [b, …] of this process's rows, in the order of `local_rows`.
+    mesh: where the batches lie.
+
+  Yields:
+    What `run` gave for each batch, on this host and without empty rows.
+
+  Raises:
+    RuntimeError: see `fetch`.
+    errors.Stopped: a signal asked to stop.
   """
+
+  def fetched(numbers, results):
+    return jax.tree.map(
+      lambda result: fetch(result, numbers),
+      results,
+      is_leaf=lambda x: isinstance(x, Numbered),
+    )
+
   pending = collections.deque()
-  for batch in batches:
+  for numbers, arrays in batches:
     hosts.raise_if_stopped()
-    pending.append((batch, dispatch(batch)))
+    # Not around the `yield`: what comes between is the caller's.
+    with jax.set_mesh(mesh):
+      pending.append((numbers, run(put(arrays, mesh))))
     if len(pending) > _AHEAD:
-      yield pending.popleft()
-  yield from pending
+      yield fetched(*pending.popleft())
+  while pending:
+    yield fetched(*pending.popleft())

@@ -6,16 +6,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from miniplm_jax.corpus import batching
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import likelihood, placement, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.score import batching
 
 
 @dataclasses.dataclass
@@ -126,16 +125,13 @@ class Scorer:
     self.shapes |= {(p.size, p.length) for p in planned}
     stream = batching.ReadAhead(self._corpus, row_ids, planned, self._mesh)
 
-    def dispatch(item):
-      rows = placement.put(item[1], self._mesh)
-      return {m: self._row_sum(d, rows) for m, d in models.items()}
+    def run(batch):
+      return {m: self._row_sum(d, batch) for m, d in models.items()}
 
-    with jax.set_mesh(self._mesh):
-      for (batch, _), by_model in placement.pipelined(stream, dispatch):
-        for model, numbered in by_model.items():
-          places, values = placement.fetch(numbered, batch.places)
-          nll_sum[model][places], n_tokens[places] = values
-        progress(len(batch.places))
+    for by_model in placement.run_rows(run, stream, self._mesh):
+      for model, (places, values) in by_model.items():
+        nll_sum[model][places], n_tokens[places] = values
+      progress(len(places))
     effort = Effort(
       seconds=time.perf_counter() - start,
       host_wait=stream.host_wait,

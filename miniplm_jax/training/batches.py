@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
 
 import grain
 import numpy as np
@@ -13,21 +12,9 @@ from jax.sharding import Mesh
 from miniplm_jax.core import groups
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import weight_of
-from miniplm_jax.corpus.store import Corpus, Instance
+from miniplm_jax.corpus.batching import Batch, pad
+from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import placement
-
-Batch = dict[str, Any]
-
-
-def pad(rows: Sequence[Instance], length: int, eos_id: int) -> Batch:
-  """Rows as a batch: `tokens` int32 [B, length + 1], `length` int32 [B]."""
-  tokens = np.full((len(rows), length + 1), eos_id, np.int32)
-  for i, row in enumerate(rows):
-    tokens[i, : len(row.ids)] = row.ids
-  return {
-    "tokens": tokens,
-    "length": np.array([len(row.ids) for row in rows], np.int32),
-  }
 
 
 class _Rows(grain.sources.RandomAccessDataSource):
@@ -198,40 +185,3 @@ def stream(
 def _seed_of(seed: int, i: int) -> int:
   """Of domain i: two of one size must not be shuffled alike."""
   return int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
-
-
-def take(
-  corpus: Corpus,
-  row_ids: np.ndarray,
-  places: np.ndarray,
-  batch_size: int,
-  length: int,
-  mesh: Mesh,
-) -> Batch:
-  """This process's rows of a batch of given rows.
-
-  Args:
-    corpus: the rows.
-    row_ids: int64, of which the batch takes some.
-    places: which, int64 [n], n ≤ batch_size; they are the rows' numbers.
-    batch_size: rows over all processes; missing ones have length 0.
-    length: inputs of a row.
-    mesh: where the batch will lie.
-
-  Returns:
-    `tokens` int32 [b, length + 1], `length` int32 [b] and `row` int32 [b], of
-    the b rows that `placement.local_rows` names.
-  """
-  own = placement.local_rows(mesh, batch_size)
-  here = places[own[own < len(places)]]
-  batch = pad(corpus.read(row_ids[here]), length, corpus.eos_id)
-  missing = len(own) - len(here)
-  return {
-    "tokens": np.pad(
-      batch["tokens"], ((0, missing), (0, 0)), constant_values=corpus.eos_id
-    ),
-    "length": np.pad(batch["length"], (0, missing)),
-    placement.ROW: np.pad(
-      here.astype(np.int32), (0, missing), constant_values=-1
-    ),
-  }

@@ -1,12 +1,14 @@
 """The held-out losses of a learning curve."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from miniplm_jax.corpus import batching
 from miniplm_jax.models import likelihood, placement
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.training import batches
 
 PREFIX = "eval/"  # of the names of what is measured
 
@@ -35,14 +37,16 @@ class Heldout:
     corpus, ids, size = self._spec.corpus, self._spec.heldout_ids, self._size
     nll, count = np.zeros(len(ids), np.float32), np.zeros(len(ids), np.int32)
 
-    def dispatch(here):
-      length = corpus.max_length
-      batch = batches.take(corpus, ids, here, size, length, self._mesh)
-      return self._row_nll(model, placement.put(batch, self._mesh))
-
     parts = np.split(np.arange(len(ids)), range(size, len(ids), size))
-    for here, made in placement.pipelined(parts, dispatch):
-      places, values = placement.fetch(made, here)
+    batches = (
+      (
+        places,
+        batching.take(corpus, ids, places, size, corpus.max_length, self._mesh),
+      )
+      for places in parts
+    )
+    run = functools.partial(self._row_nll, model)
+    for places, values in placement.run_rows(run, batches, self._mesh):
       nll[places], count[places] = values
     real = count > 0
     mean, token_mean = likelihood.mean_losses(nll[real], count[real])

@@ -9,25 +9,21 @@ import grain
 import numpy as np
 from jax.sharding import Mesh
 
-from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.training import batches
+from miniplm_jax.corpus.store import Corpus, Instance
+from miniplm_jax.models import placement
+
+Batch = dict[str, Any]
 
 _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-  """One batch to be.
+  """One batch to be."""
 
-  Attributes:
-    places: which of the given rows, int64 [at most size].
-    length: inputs of a row, with padding.
-    size: rows over all devices, with empty ones.
-  """
-
-  places: np.ndarray
-  length: int
-  size: int
+  places: np.ndarray  # which of the given rows, int64 [at most size]
+  length: int  # inputs of a row, with padding
+  size: int  # rows over all devices, with empty ones
 
   @property
   def padded_tokens(self) -> int:
@@ -72,6 +68,54 @@ def plan(
   return planned[::-1]
 
 
+def pad(rows: Sequence[Instance], length: int, eos_id: int) -> Batch:
+  """Rows as a batch: `tokens` int32 [B, length + 1], `length` int32 [B]."""
+  tokens = np.full((len(rows), length + 1), eos_id, np.int32)
+  for i, row in enumerate(rows):
+    tokens[i, : len(row.ids)] = row.ids
+  return {
+    "tokens": tokens,
+    "length": np.array([len(row.ids) for row in rows], np.int32),
+  }
+
+
+def take(
+  corpus: Corpus,
+  row_ids: np.ndarray,
+  places: np.ndarray,
+  batch_size: int,
+  length: int,
+  mesh: Mesh,
+) -> Batch:
+  """This process's rows of a batch of given rows.
+
+  Args:
+    corpus: the rows.
+    row_ids: int64, of which the batch takes some.
+    places: which, int64 [n], n ≤ batch_size; they are the rows' numbers.
+    batch_size: rows over all processes; missing ones have length 0.
+    length: inputs of a row.
+    mesh: where the batch will lie.
+
+  Returns:
+    `tokens` int32 [b, length + 1], `length` int32 [b] and `row` int32 [b], of
+    the b rows that `placement.local_rows` names.
+  """
+  own = placement.local_rows(mesh, batch_size)
+  here = places[own[own < len(places)]]
+  batch = pad(corpus.read(row_ids[here]), length, corpus.eos_id)
+  missing = len(own) - len(here)
+  return {
+    "tokens": np.pad(
+      batch["tokens"], ((0, missing), (0, 0)), constant_values=corpus.eos_id
+    ),
+    "length": np.pad(batch["length"], (0, missing)),
+    placement.ROW: np.pad(
+      here.astype(np.int32), (0, missing), constant_values=-1
+    ),
+  }
+
+
 class _Batches(grain.sources.RandomAccessDataSource):
   """Planned batches, read when they are asked for."""
 
@@ -84,7 +128,7 @@ class _Batches(grain.sources.RandomAccessDataSource):
 
   def __getitem__(self, i):
     batch = self._planned[i]
-    return batches.take(
+    return take(
       self._corpus,
       self._row_ids,
       batch.places,
@@ -98,11 +142,7 @@ class _Batches(grain.sources.RandomAccessDataSource):
 
 
 class ReadAhead:
-  """This process's rows of planned batches, read by other threads.
-
-  Attributes:
-    host_wait: seconds that the caller has waited for a batch.
-  """
+  """This process's rows of planned batches, read by other threads."""
 
   def __init__(
     self,
@@ -112,15 +152,16 @@ class ReadAhead:
     mesh: Mesh,
   ):
     """Begins to read batches of `row_ids` that will lie on `mesh`."""
-    batches_ = _Batches(corpus, row_ids, planned, mesh)
-    source = grain.MapDataset.source(batches_)
+    source = grain.MapDataset.source(_Batches(corpus, row_ids, planned, mesh))
     self._batches = iter(source.to_iter_dataset(_READ_AHEAD))
     self._planned = planned
+    # Seconds that the caller has waited for a batch.
     self.host_wait = 0.0
 
-  def __iter__(self) -> Iterator[tuple[Planned, dict[str, Any]]]:
+  def __iter__(self) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Each batch's places in `row_ids`, and its arrays as of `take`."""
     for planned in self._planned:
       start = time.perf_counter()
       batch = next(self._batches)
       self.host_wait += time.perf_counter() - start
-      yield planned, batch
+      yield planned.places, batch
