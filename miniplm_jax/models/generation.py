@@ -4,7 +4,7 @@ B batch, T time of the prompts, N new tokens, D hidden, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,42 +20,115 @@ from miniplm_jax.models.ready import ready
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How the next token is drawn; the names are those of transformers.
+  """How the next token is drawn; the names are those of transformers."""
 
-  Attributes:
-    max_new_tokens: N.
-    temperature: divides the logits; 0 takes the likeliest token.
-    top_k: only the k likeliest tokens; 0 is all.
-    top_p: only the likeliest tokens that together have this probability.
-  """
-
-  max_new_tokens: int
-  temperature: float = 1.0
-  top_k: int = 0
-  top_p: float = 1.0
+  max_new_tokens: int  # N
+  temperature: float = 1.0  # divides the logits; 0 takes the likeliest token
+  top_k: int = 0  # only the k likeliest tokens; 0 is all
+  top_p: float = 1.0  # only the likeliest that together have this probability
 
 
 class Generated(NamedTuple):
-  """What came out.
+  """What a model wrote."""
 
-  Attributes:
-    tokens: int32 [B, N]; what follows `length` is no part of a row.
-    length: tokens up to and with the end, int32 [B].
-    finite: whether a row's largest logit was always finite, bool [B].
-  """
+  tokens: Any  # int32 [B, N]; what follows `length` is no part of a row
+  length: Any  # tokens up to and with the end, int32 [B]
+  finite: Any  # whether a row's largest logit was always finite, bool [B]
 
-  tokens: Any
-  length: Any
-  finite: Any
+
+class Decoded(NamedTuple):
+  """The tokens of rows, and what was kept of each."""
+
+  tokens: Any  # int32 [B, N]; behind an end it is repeated, or they are 0
+  kept: Any  # a pytree of [B, N, …]; behind an end it means nothing
+  n: Any  # tokens that the longest row has, int32 scalar
 
 
 class _State(NamedTuple):
-  n: Any  # tokens that there are
+  n: Any  # tokens so far
   token_B: Any
-  tokens_BxN: Any
   done_B: Any
-  finite_B: Any
-  cache: Any
+  tokens_BxN: Any
+  kept: Any
+  caches: Any
+
+
+def decode(
+  models: Sequence[Decoder],
+  heads: Sequence[Any],
+  tokens_BxT,
+  first_B,
+  done_B,
+  choose: Callable[[Sequence[Any], Sequence[Any], Any], tuple[Any, Any]],
+  *,
+  size: int,
+  eos_ids: Sequence[int],
+  dtype: Any,
+) -> Decoded:
+  """Continues prompts, token by token, until all have ended or have N more.
+
+  Each model keeps a cache, so it reads a token once.
+
+  Args:
+    models: those that read the tokens.
+    heads: their output tables [V, D].
+    tokens_BxT: prompts, int32, padded on the left.
+    first_B: the column where each prompt begins, int32 [B].
+    done_B: rows that are left empty, bool [B].
+    choose: (each model's hidden state [B, D], heads, n) → the n-th new token
+      of each row, int32 [B], and what is kept of it, a pytree of [B, …]. The
+      heads are ready for `head.logits`.
+    size: N.
+    eos_ids: ids that end a row.
+    dtype: of the computation and of the caches.
+  """
+  batch, prompt = tokens_BxT.shape
+  eos = jnp.asarray(eos_ids, jnp.int32)
+
+  def extend(tokens_BxT, caches):
+    both = [
+      m.extend(tokens_BxT, c, dtype=dtype) for m, c in zip(models, caches)
+    ]
+    return [h_BxTxD[:, -1] for h_BxTxD, _ in both], [cache for _, cache in both]
+
+  def append(state: _State, token_B, kept) -> _State:
+    token_B = jnp.where(state.done_B, state.token_B, token_B)
+    tokens_BxN, kept = jax.tree.map(
+      lambda x_BxNx, x_Bx: x_BxNx.at[:, state.n].set(x_Bx),
+      (state.tokens_BxN, state.kept),
+      (token_B, kept),
+    )
+    done_B = state.done_B | jnp.isin(token_B, eos)
+    return _State(state.n + 1, token_B, done_B, tokens_BxN, kept, state.caches)
+
+  def step(state: _State) -> _State:
+    hidden, caches = extend(state.token_B[:, None], state.caches)
+    return append(
+      state._replace(caches=caches), *choose(hidden, heads, state.n)
+    )
+
+  with matmul_precision(dtype):
+    caches = [m.new_cache(first_B, prompt + size, dtype) for m in models]
+    models, heads = ready(models, heads, caches, dtype)
+    hidden, caches = extend(tokens_BxT, caches)
+    token_B, kept = choose(hidden, heads, 0)
+    tokens_BxN, kept_BxN = jax.tree.map(
+      lambda x: jnp.zeros((batch, size, *x.shape[1:]), x.dtype), (token_B, kept)
+    )
+    state = _State(
+      n=0,
+      token_B=jnp.zeros_like(token_B),
+      done_B=done_B,
+      tokens_BxN=tokens_BxN,
+      kept=kept_BxN,
+      caches=caches,
+    )
+    state = jax.lax.while_loop(
+      lambda s: (s.n < size) & ~jnp.all(s.done_B),
+      step,
+      append(state, token_B, kept),
+    )
+  return Decoded(state.tokens_BxN, state.kept, state.n)
 
 
 def filtered(logits_BxV, sampling: Sampling):
@@ -114,66 +187,44 @@ def generate(
       belong to no token.
     dtype: of the computation and of the cache.
   """
-  batch, prompt = tokens_BxT.shape
-  size = sampling.max_new_tokens
-  eos = jnp.asarray(eos_ids, jnp.int32)
   fold = jax.vmap(jax.random.fold_in, (None, 0))
   key_B = fold(jax.random.key(seed), row_B)
 
-  def draw(hidden_BxD, n):
+  def choose(hidden, heads, n):
+    ((hidden_BxD,), (head_VxD,)) = hidden, heads
     logits_BxV = head.logits(hidden_BxD, head_VxD, vocabulary)
     finite_B = jnp.isfinite(jnp.max(logits_BxV, -1))
     if sampling.temperature == 0:
       return jnp.argmax(logits_BxV, -1).astype(jnp.int32), finite_B
-    key_n = jax.vmap(jax.random.fold_in, (0, None))(key_B, n)
-    drawn_B = jax.vmap(jax.random.categorical)(
-      key_n, filtered(logits_BxV, sampling)
-    )
-    return drawn_B.astype(jnp.int32), finite_B
+    return draw(key_B, n, filtered(logits_BxV, sampling)), finite_B
 
-  def extend(tokens_BxT, cache):
-    hidden_BxTxD, cache = model.extend(tokens_BxT, cache, dtype=dtype)
-    return hidden_BxTxD[:, -1], cache
-
-  def step(state: _State) -> _State:
-    hidden_BxD, cache = extend(state.token_B[:, None], state.cache)
-    token_B, finite_B = draw(hidden_BxD, state.n)
-    return put(state._replace(cache=cache), token_B, finite_B)
-
-  def put(state: _State, token_B, finite_B) -> _State:
-    token_B = jnp.where(state.done_B, state.token_B, token_B)
-    return state._replace(
-      n=state.n + 1,
-      token_B=token_B,
-      tokens_BxN=state.tokens_BxN.at[:, state.n].set(token_B),
-      done_B=state.done_B | jnp.isin(token_B, eos),
-      finite_B=state.finite_B & (finite_B | state.done_B),
-    )
-
-  with matmul_precision(dtype):
-    cache = model.new_cache(first_B, prompt + size, dtype)
-    (model,), (head_VxD,) = ready([model], [model.head_VxD], [cache], dtype)
-    hidden_BxD, cache = extend(tokens_BxT, cache)
-    nothing = jnp.zeros((batch,), jnp.int32)
-    state = _State(
-      n=0,
-      token_B=nothing,
-      tokens_BxN=jnp.zeros((batch, size), jnp.int32),
-      done_B=row_B < 0,
-      finite_B=nothing == 0,
-      cache=cache,
-    )
-    state = jax.lax.while_loop(
-      lambda s: (s.n < size) & ~jnp.all(s.done_B),
-      step,
-      put(state, *draw(hidden_BxD, 0)),
-    )
-  column_N = jnp.arange(size)
-  ended_BxN = jnp.isin(state.tokens_BxN, eos) & (column_N < state.n)[None]
-  length_B = jnp.where(
-    jnp.any(ended_BxN, -1), jnp.argmax(ended_BxN, -1) + 1, state.n
+  size = sampling.max_new_tokens
+  tokens_BxN, finite_BxN, n = decode(
+    [model],
+    [model.head_VxD],
+    tokens_BxT,
+    first_B,
+    row_B < 0,
+    choose,
+    size=size,
+    eos_ids=eos_ids,
+    dtype=dtype,
   )
-  return Generated(state.tokens_BxN, length_B, state.finite_B)
+  column_N = jnp.arange(size)
+  ended_BxN = jnp.isin(tokens_BxN, jnp.asarray(eos_ids, jnp.int32))
+  ended_BxN &= (column_N < n)[None]
+  length_B = jnp.where(jnp.any(ended_BxN, -1), jnp.argmax(ended_BxN, -1) + 1, n)
+  is_behind_BxN = column_N[None] >= length_B[:, None]
+  return Generated(
+    tokens_BxN, length_B, jnp.all(finite_BxN | is_behind_BxN, -1)
+  )
+
+
+def draw(key_B, n, logits_BxV):
+  """The n-th token of each row, int32 [B], by the row's key alone."""
+  key_n = jax.vmap(jax.random.fold_in, (0, None))(key_B, n)
+  token_B = jax.vmap(jax.random.categorical)(key_n, logits_BxV)
+  return token_B.astype(jnp.int32)
 
 
 def compiled(mesh: Mesh, **settings):
