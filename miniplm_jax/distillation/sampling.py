@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models import generation, head
+from miniplm_jax.models import generation, head, sharding
 from miniplm_jax.models.decoder import Decoder
 
 
@@ -34,7 +33,7 @@ def common_heads(student: Decoder, teacher: Decoder):
   def cut(w_VxD):
     if w_VxD.shape[0] == rows:
       return w_VxD
-    return jax.lax.with_sharding_constraint(w_VxD[:rows], P("tensor", "fsdp"))
+    return jax.lax.with_sharding_constraint(w_VxD[:rows], sharding.TABLE)
 
   return cut(student.head_VxD), cut(teacher.head_VxD)
 

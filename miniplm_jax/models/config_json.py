@@ -214,7 +214,7 @@ def write(
     eos_id: the end-of-document id, also pad.
     dtype: of the stored weights.
     bos_id: what every row starts with; None is eos.
-    as_llama: whether a Qwen2 becomes a Llama with `tensor_names.zeros`.
+    as_llama: whether a Qwen2 becomes a Llama with `parameters.zeros`.
 
   Raises:
     UserError: no family has this combination of biases and norms.

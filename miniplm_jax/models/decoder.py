@@ -47,23 +47,17 @@ REMAT = {
 # to compile. None of it is measured yet.
 UNROLL = {"cpu": 1, "gpu": 0, "tpu": 1}
 
-# What a family brings: Layers, residual_dtype, context, cached_context and
-# new_cache, whose leaves are [L, B, …, channels].
-_FAMILIES = {"transformer": transformer, "mamba": mamba}
+# What a family brings: PARAMETERS, Layers, residual_dtype, context,
+# cached_context and new_cache, whose leaves are [L, B, …, channels].
+FAMILIES = {"transformer": transformer, "mamba": mamba}
 
 
 class Cache(NamedTuple):
-  """What is kept of the tokens so far.
+  """What is kept of the tokens so far."""
 
-  Attributes:
-    layers: the family's own cache.
-    start: int32 scalar, columns that are filled.
-    first_B: each row's first column that is not padding, int32 [B].
-  """
-
-  layers: Any
-  start: Any
-  first_B: Any
+  layers: Any  # the family's own cache
+  start: Any  # int32 scalar, columns that are filled
+  first_B: Any  # each row's first column that is not padding, int32 [B]
 
 
 class Decoder(nnx.Module):
@@ -85,7 +79,7 @@ class Decoder(nnx.Module):
       return nnx.Param(drawn_VxD.at[arch.vocab_size :].set(0))
 
     self.embed = table()
-    self.layers = _FAMILIES[arch.family].Layers(arch, dtype, rngs)
+    self.layers = FAMILIES[arch.family].Layers(arch, dtype, rngs)
     self.final_norm = nnx.Param(jnp.ones((arch.hidden_size,), dtype))
     self.head = None if arch.tie_word_embeddings else table()
 
@@ -110,7 +104,7 @@ class Decoder(nnx.Module):
     Returns:
       [B, T, D] in `dtype`.
     """
-    family = _FAMILIES[self.arch.family]
+    family = FAMILIES[self.arch.family]
     shared = family.context(self.arch, tokens_BxT.shape[1])
 
     def one_layer(x_BxTxD, layer):
@@ -129,7 +123,7 @@ class Decoder(nnx.Module):
 
   def new_cache(self, first_B, size: int, dtype: Any) -> Cache:
     """A cache of `size` columns for rows that start at column `first_B`."""
-    family, batch = _FAMILIES[self.arch.family], first_B.shape[0]
+    family, batch = FAMILIES[self.arch.family], first_B.shape[0]
     layers = jax.lax.with_sharding_constraint(
       family.new_cache(self.arch, batch, size, dtype),
       P(None, sharding.BATCH, None, "tensor"),
@@ -148,7 +142,7 @@ class Decoder(nnx.Module):
     Returns:
       [B, T, D] in `dtype`, and the cache with these tokens.
     """
-    family = _FAMILIES[self.arch.family]
+    family = FAMILIES[self.arch.family]
     length = tokens_BxT.shape[1]
     shared = family.cached_context(
       self.arch, cache.layers, cache.start, length, cache.first_B
@@ -169,7 +163,7 @@ class Decoder(nnx.Module):
 
   def _embed(self, tokens_BxT, dtype):
     x_BxTxD = look_up(self.embed[...], tokens_BxT, dtype)
-    family = _FAMILIES[self.arch.family]
+    family = FAMILIES[self.arch.family]
     return by_batch(x_BxTxD.astype(family.residual_dtype(dtype)))
 
   def _normed(self, x_BxTxD, dtype):
@@ -201,11 +195,10 @@ def look_up(table_VxD, tokens_BxT, dtype):
     )
     return sharding.total(x_BxTxD, "tensor")
 
-  batch = P(sharding.BATCH, None)
   mapped = jax.shard_map(
     local,
-    in_specs=(P("tensor", "fsdp"), batch),
-    out_specs=P(sharding.BATCH, None, None),
+    in_specs=(sharding.TABLE, sharding.BY_TOKEN),
+    out_specs=sharding.BY_TOKEN,
     check_vma=False,
   )
   return mapped(table_VxD, tokens_BxT)

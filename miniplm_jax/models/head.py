@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import sharding, vocab_loss
 from miniplm_jax.models.architecture import ROW_MULTIPLE
-from miniplm_jax.models.sharding import AXES, total
-from miniplm_jax.models.vocab_loss import BY_TOKEN, HEAD, NO_LOGIT, TILE
+from miniplm_jax.models.sharding import AXES, BY_TOKEN, TABLE, total
+from miniplm_jax.models.vocab_loss import NO_LOGIT, TILE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _by_tiles(h_BxTxD, w_VxD, y_BxT, vocab_size, mask_BxT, tiling, with_top):
 
   mapped = jax.shard_map(
     local,
-    in_specs=(BY_TOKEN, HEAD, BY_TOKEN, BY_TOKEN),
+    in_specs=(BY_TOKEN, TABLE, BY_TOKEN, BY_TOKEN),
     out_specs=BY_TOKEN,
     check_vma=False,
   )

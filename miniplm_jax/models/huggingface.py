@@ -19,11 +19,12 @@ from jax.sharding import Mesh
 
 from miniplm_jax.core import files, gs, hosts
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.models import config_json, hub, sharding, tensor_names
+from miniplm_jax.models import config_json, hub, sharding
 from miniplm_jax.models import decoder as decoder_lib
-from miniplm_jax.models.decoder import Decoder
+from miniplm_jax.models import parameters as parameters_lib
+from miniplm_jax.models.decoder import FAMILIES, Decoder
+from miniplm_jax.models.parameters import Parameter
 from miniplm_jax.models.sharding import name_of
-from miniplm_jax.models.tensor_names import STORED, Stored
 
 INDEX = hub.INDEX
 _ROWS = 4096  # of two tables that are compared at a time
@@ -69,6 +70,7 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
 def _load(directory, paths: Sequence[pathlib.Path], mesh: Mesh, dtype: Any):
   """As `load`, from the files on this machine."""
   arch = hub.load_architecture(directory)
+  parameters = FAMILIES[arch.family].PARAMETERS
   found = {}
   for path in paths:
     with _opened(path) as f:
@@ -82,24 +84,24 @@ def _load(directory, paths: Sequence[pathlib.Path], mesh: Mesh, dtype: Any):
             "fetch the weights again",
           )
         found[name] = _Tensor(path, name, shape, piece.get_dtype())
-  found = tensor_names.prefixed(arch, found)
-  for name in tensor_names.zeros(arch).keys() & found.keys():
+  found = parameters_lib.prefixed(parameters, found)
+  for name in parameters_lib.zeros(arch).keys() & found.keys():
     if np.any(found[name].read(slice(None))):
       raise UserError(
         f"{name} is not 0", str(directory), "use a model without that bias"
       )
     del found[name]
   if arch.tie_word_embeddings:
-    _tie(found, STORED[arch.family], directory)
+    _tie(found, parameters, directory)
   abstract = decoder_lib.abstract(arch, dtype)
   _check(found, arch, abstract, directory)
 
   def place(path, leaf, where):
-    stored = STORED[arch.family][name_of(path)]
-    whole = tensor_names.shape_in_file(arch, stored, leaf.shape)
+    parameter = parameters[name_of(path)]
+    whole = parameters_lib.shape_in_file(arch, parameter, leaf.shape)
 
     def shard(index):  # what one device holds, read when it is asked for
-      return _read(found, stored, index, leaf, whole)
+      return _read(found, parameter, index, leaf, whole)
 
     return jax.make_array_from_callback(leaf.shape, where, shard)
 
@@ -121,13 +123,13 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
     ) from e
 
 
-def _tie(found, stored, directory):
+def _tie(found, parameters, directory):
   """Leaves one of a tied embedding and the head that a file may carry too.
 
   Raises:
     UserError: they differ. transformers would use both.
   """
-  embed, head = stored["embed"].name, stored["head"].name
+  embed, head = parameters["embed"].name, parameters["head"].name
   if head not in found:
     return
   copy = found.pop(head)
@@ -151,11 +153,13 @@ def _tie(found, stored, directory):
 
 def _check(found, arch, abstract, directory):
   """Lists everything that is wrong with the tensors at once."""
-  wanted = tensor_names.expected(arch, abstract)
+  wanted = parameters_lib.expected(
+    arch, FAMILIES[arch.family].PARAMETERS, abstract
+  )
   unexpected = [
     n
     for n in found.keys() - wanted.keys()
-    if not n.endswith(tensor_names.IGNORED)
+    if not n.endswith(parameters_lib.IGNORED)
   ]
   problems = [f"missing {n}" for n in sorted(wanted.keys() - found.keys())]
   problems += [f"unexpected {n}" for n in sorted(unexpected)]
@@ -171,19 +175,19 @@ def _check(found, arch, abstract, directory):
     )
 
 
-def _read(found, stored: Stored, index, leaf, whole) -> np.ndarray:
+def _read(found, parameter: Parameter, index, leaf, whole) -> np.ndarray:
   """A slice of one parameter; of each tensor only what lies in it is read.
 
   Filled layer by layer, so that beside it only one tensor's slice exists.
   """
   ranges = [range(n)[s] for n, s in zip(leaf.shape, index)]
   out = np.zeros([len(r) for r in ranges], leaf.dtype)
-  layers = ranges.pop(0) if stored.layered else [None]
-  if stored.transposed:
+  layers = ranges.pop(0) if parameter.layered else [None]
+  if parameter.transposed:
     ranges.reverse()
   # Rows beyond the file's are padding of the vocabulary, and stay 0.
-  size = whole[0] // stored.parts
-  offset = stored.part * size
+  size = whole[0] // parameter.parts
+  offset = parameter.part * size
   start, stop = (min(at, size) for at in (ranges[0].start, ranges[0].stop))
   if start == stop:
     return out
@@ -192,9 +196,9 @@ def _read(found, stored: Stored, index, leaf, whole) -> np.ndarray:
     *(slice(r.start, r.stop) for r in ranges[1:]),
   )
   for j, layer in enumerate(layers):
-    piece = found[stored.name.format(layer)].read(place)
-    piece = piece.T if stored.transposed else piece
-    target = out[j] if stored.layered else out
+    piece = found[parameter.name.format(layer)].read(place)
+    piece = piece.T if parameter.transposed else piece
+    target = out[j] if parameter.layered else out
     target[: len(piece)] = piece
   return out
 
@@ -209,23 +213,24 @@ def to_tensors(
     names: which; by default all.
     dtype: of the tensors; by default that of each parameter.
   """
+  parameters = FAMILIES[model.arch.family].PARAMETERS
   tensors, parts = {}, {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-    stored = STORED[model.arch.family][name_of(path)]
-    rows = tensor_names.shape_in_file(model.arch, stored, leaf.shape)[0]
-    for i in range(leaf.shape[0] if stored.layered else 1):
-      name = stored.name.format(i)
+    parameter = parameters[name_of(path)]
+    rows = parameters_lib.shape_in_file(model.arch, parameter, leaf.shape)[0]
+    for i in range(leaf.shape[0] if parameter.layered else 1):
+      name = parameter.name.format(i)
       if names is not None and name not in names:
         continue
-      value = _on_host(leaf[i] if stored.layered else leaf)
-      value = value.T if stored.transposed else value
-      if stored.parts > 1:
-        parts[name, stored.part] = value
-        value = [parts.get((name, p)) for p in range(stored.parts)]
+      value = _on_host(leaf[i] if parameter.layered else leaf)
+      value = value.T if parameter.transposed else value
+      if parameter.parts > 1:
+        parts[name, parameter.part] = value
+        value = [parts.get((name, p)) for p in range(parameter.parts)]
         if any(v is None for v in value):
           continue
         value = np.concatenate(value)
-        for p in range(stored.parts):
+        for p in range(parameter.parts):
           del parts[name, p]
       tensors[name] = np.ascontiguousarray(value[:rows], dtype)
   return tensors
@@ -274,9 +279,12 @@ def save(
     files.write_json(directory / "generation_config.json", generation)
     for name, content in extra.items():
       files.write_bytes(directory / name, content)
-  zeros = tensor_names.zeros(model.arch) if as_llama else {}
+  zeros = parameters_lib.zeros(model.arch) if as_llama else {}
   split = huggingface_hub.split_state_dict_into_shards_factory(
-    tensor_names.expected(model.arch, model) | zeros,
+    parameters_lib.expected(
+      model.arch, FAMILIES[model.arch.family].PARAMETERS, model
+    )
+    | zeros,
     get_storage_size=lambda shape: int(np.prod(shape)) * dtype.itemsize,
     filename_pattern="model{suffix}.safetensors",
     max_shard_size=max_shard_size,

@@ -16,8 +16,9 @@ import qwix
 
 from miniplm_jax.models import sharding
 
-# Not Mamba's dt_proj: 2 % of a layer, and e is raised to what it makes.
-_MATRICES = {n for n in sharding.SPECS if n.endswith("_proj")} - {"dt_proj"}
+# A matrix that is not rounded: Mamba's, 2 % of a layer; e is raised to what it
+# makes.
+_NOT_ROUNDED = "dt_proj"
 
 
 def quantize(model: Any) -> Any:
@@ -51,7 +52,9 @@ def abstract(model: Any) -> Any:
 
 def _each_matrix(f, model, *others):
   def one(path, leaf, *rest):
-    return f(leaf, *rest) if sharding.name_of(path) in _MATRICES else leaf
+    name = sharding.name_of(path)
+    is_rounded = name.endswith("_proj") and name != _NOT_ROUNDED
+    return f(leaf, *rest) if is_rounded else leaf
 
   return jax.tree_util.tree_map_with_path(one, model, *others)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import int8, sharding
 from miniplm_jax.models.architecture import Mamba
@@ -22,6 +23,7 @@ from miniplm_jax.models.ops import (
   project,
   rms_norm,
 )
+from miniplm_jax.models.parameters import Parameter, table
 
 # Positions whose states exist at a time; each chunk starts from the last.
 CHUNK = 64
@@ -29,26 +31,43 @@ CHUNK = 64
 _STEP_MIN, _STEP_MAX, _STEP_FLOOR = 1e-3, 0.1, 1e-4
 
 
+def _mixer(name: str, spec: P, *details) -> Parameter:
+  return Parameter(spec, f"backbone.layers.{{}}.mixer.{name}", *details)
+
+
+_IN, _BOTH = P(None, "fsdp", "tensor"), ("tensor", "fsdp")
+_CHANNELS = P(None, "tensor")
+# R and N are too small to be split.
+PARAMETERS = {
+  "embed": table("backbone.embeddings.weight"),
+  "head": table("lm_head.weight"),
+  "final_norm": Parameter(P(), "backbone.norm_f.weight"),  # D
+  "norm": Parameter(P(), "backbone.layers.{}.norm.weight"),  # LD
+  "in_proj": _mixer("in_proj.weight", _IN, True, 0, 2),  # LDE
+  "gate_proj": _mixer("in_proj.weight", _IN, True, 1, 2),  # LDE
+  "conv": _mixer("conv1d.weight", _CHANNELS),  # L E 1 W
+  "conv_bias": _mixer("conv1d.bias", _CHANNELS),  # LE
+  "x_proj": _mixer("x_proj.weight", P(None, _BOTH), True),  # L E R2N
+  "dt_proj": _mixer("dt_proj.weight", P(None, None, _BOTH), True),  # LRE
+  "dt_bias": _mixer("dt_proj.bias", _CHANNELS),  # LE
+  "a_log": _mixer("A_log", _CHANNELS),  # LEN
+  "skip": _mixer("D", _CHANNELS),  # LE
+  "out_proj": _mixer("out_proj.weight", P(None, "tensor", "fsdp"), True),  # LED
+}
+sharding.declare({name: p.spec for name, p in PARAMETERS.items()})
+
+
 class Context(NamedTuple):
-  """What all layers of a pass share.
+  """What all layers of a pass share."""
 
-  Attributes:
-    real: which positions are not padding, bool [B or 1, T].
-  """
-
-  real: Any
+  real: Any  # which positions are not padding, bool [B or 1, T]
 
 
 class Cache(NamedTuple):
-  """What the next position needs of the past.
+  """What the next position needs of the past."""
 
-  Attributes:
-    inputs: the last inputs of the convolution, [L, B, W - 1, E].
-    states: float32 [L, B, N, E].
-  """
-
-  inputs: Any
-  states: Any
+  inputs: Any  # the last inputs of the convolution, [L, B, W - 1, E]
+  states: Any  # float32 [L, B, N, E]
 
 
 def context(arch: Mamba, length: int) -> Context:

@@ -108,7 +108,7 @@ def _bytes_of(layers, heads) -> int:
   mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), mesh.axis_types)
   where = (
     sharding.shardings(layers, mesh),
-    [NamedSharding(mesh, sharding.SPECS["head"]) for _ in heads],
+    [NamedSharding(mesh, sharding.TABLE) for _ in heads],
   )
   sizes = jax.tree.map(
     lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize,

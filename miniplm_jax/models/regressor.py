@@ -9,11 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models import placement
+from miniplm_jax.models import placement, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.models.likelihood import loss_mask, matmul_precision
+
+sharding.declare({"value_head": P()})  # D
 
 
 class Regressor(nnx.Module):

@@ -6,7 +6,7 @@ the code that runs there is the code that runs on a pod.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,41 +18,25 @@ from miniplm_jax.core.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the mesh axes that the batch is split over
+BY_TOKEN = P(BATCH, None)  # arrays of tokens, [B, T, …]
+TABLE = P("tensor", "fsdp")  # an embedding or a head, VD
 
-# By parameter name. Layer parameters are stacked over L, which is never
-# split: the layer scan slices it. The dimensions stand in the comment.
-SPECS = {
-  "embed": P("tensor", "fsdp"),  # VD
-  "head": P("tensor", "fsdp"),  # VD
-  "final_norm": P(),  # D
-  "value_head": P(),  # D
-  # Attention and SwiGLU.
-  "input_norm": P(),  # LD
-  "post_attention_norm": P(),  # LD
-  "q_proj": P(None, "fsdp", "tensor"),  # L D NH
-  "k_proj": P(None, "fsdp", "tensor"),  # L D KH
-  "v_proj": P(None, "fsdp", "tensor"),  # L D KH
-  "q_bias": P(None, "tensor"),  # L NH
-  "k_bias": P(None, "tensor"),  # L KH
-  "v_bias": P(None, "tensor"),  # L KH
-  "q_norm": P(),  # LH
-  "k_norm": P(),  # LH
-  "o_proj": P(None, "tensor", "fsdp"),  # L NH D
-  "gate_proj": P(None, "fsdp", "tensor"),  # LDF
-  "up_proj": P(None, "fsdp", "tensor"),  # LDF
-  "down_proj": P(None, "tensor", "fsdp"),  # LFD
-  # Mamba; gate_proj is LDE. R and N are too small to be split.
-  "norm": P(),  # LD
-  "in_proj": P(None, "fsdp", "tensor"),  # LDE
-  "conv": P(None, "tensor"),  # L E 1 W
-  "conv_bias": P(None, "tensor"),  # LE
-  "x_proj": P(None, ("tensor", "fsdp")),  # L E R2N
-  "dt_proj": P(None, None, ("tensor", "fsdp")),  # LRE
-  "dt_bias": P(None, "tensor"),  # LE
-  "a_log": P(None, "tensor"),  # LEN
-  "skip": P(None, "tensor"),  # LE
-  "out_proj": P(None, "tensor", "fsdp"),  # LED
-}
+# How each parameter lies on the mesh, by name; see `declare`.
+_SPECS: dict[str, P] = {}
+
+
+def declare(specs: Mapping[str, P]):
+  """Says how parameters lie on a mesh, in the file whose module has them.
+
+  Layer parameters are stacked over L, which is never split: the layer scan
+  slices it.
+
+  Args:
+    specs: by attribute name, over all modules: one name is split one way.
+  """
+  for name, spec in specs.items():
+    if _SPECS.setdefault(name, spec) != spec:
+      raise ValueError(f"{name} is split as {_SPECS[name]}, not as {spec}")
 
 
 def make_mesh(
@@ -180,14 +164,14 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
   Raises:
     UserError: a dimension does not divide evenly.
-    KeyError: a parameter is not in `SPECS`.
+    KeyError: a parameter was not declared.
   """
 
   def one(path, leaf):
     if leaf.ndim == 0:  # step counts
       return NamedSharding(mesh, P())
     name = name_of(path)
-    spec = _where_split(SPECS[name], leaf.shape)
+    spec = _where_split(_SPECS[name], leaf.shape)
     for size, axes in zip(leaf.shape, spec):
       axes = _axes(axes)
       parts = math.prod(mesh.shape[axis] for axis in axes)
@@ -215,7 +199,7 @@ def gather_fsdp(layer: Any) -> Any:
 
   def one(path, leaf):
     # One layer of the stack: the leading L has been sliced away.
-    spec = _where_split(SPECS[name_of(path)][1:], leaf.shape)
+    spec = _where_split(_SPECS[name_of(path)][1:], leaf.shape)
     kept = ["tensor" if "tensor" in _axes(axes) else None for axes in spec]
     return jax.lax.with_sharding_constraint(leaf, P(*kept))
 

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from miniplm_jax.models import vocab_loss
-from miniplm_jax.models.sharding import total
-from miniplm_jax.models.vocab_loss import BY_TOKEN
+from miniplm_jax.models.sharding import BY_TOKEN, TABLE, total
 
 # Tokens per tile and device when ids are drawn: there are several arrays of
 # the size of the logits, 256 × 151,936 of float32 are 148 MiB.
@@ -81,7 +80,7 @@ def draw(
 
   mapped = jax.shard_map(
     local,
-    in_specs=(BY_TOKEN, vocab_loss.HEAD, BY_TOKEN, BY_TOKEN),
+    in_specs=(BY_TOKEN, TABLE, BY_TOKEN, BY_TOKEN),
     out_specs=BY_TOKEN,
     check_vma=False,
   )

@@ -15,20 +15,48 @@ from miniplm_jax.models import int8, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.attention import attention
 from miniplm_jax.models.ops import apart, by_batch, normal, project, rms_norm
+from miniplm_jax.models.parameters import Parameter, table
+
+
+def _vector(name: str, spec: P) -> Parameter:
+  return Parameter(spec, f"model.layers.{{}}.{name}")
+
+
+def _weight(name: str, spec: P) -> Parameter:
+  return Parameter(spec, f"model.layers.{{}}.{name}.weight", transposed=True)
+
+
+_IN, _OUT = P(None, "fsdp", "tensor"), P(None, "tensor", "fsdp")
+_HEADS = P(None, "tensor")
+PARAMETERS = {
+  "embed": table("model.embed_tokens.weight"),
+  "head": table("lm_head.weight"),
+  "final_norm": Parameter(P(), "model.norm.weight"),  # D
+  "input_norm": _vector("input_layernorm.weight", P()),  # LD
+  "q_proj": _weight("self_attn.q_proj", _IN),  # L D NH
+  "k_proj": _weight("self_attn.k_proj", _IN),  # L D KH
+  "v_proj": _weight("self_attn.v_proj", _IN),  # L D KH
+  "q_bias": _vector("self_attn.q_proj.bias", _HEADS),  # L NH
+  "k_bias": _vector("self_attn.k_proj.bias", _HEADS),  # L KH
+  "v_bias": _vector("self_attn.v_proj.bias", _HEADS),  # L KH
+  "q_norm": _vector("self_attn.q_norm.weight", P()),  # LH
+  "k_norm": _vector("self_attn.k_norm.weight", P()),  # LH
+  "o_proj": _weight("self_attn.o_proj", _OUT),  # L NH D
+  "post_attention_norm": _vector("post_attention_layernorm.weight", P()),  # LD
+  "gate_proj": _weight("mlp.gate_proj", _IN),  # LDF
+  "up_proj": _weight("mlp.up_proj", _IN),  # LDF
+  "down_proj": _weight("mlp.down_proj", _OUT),  # LFD
+}
+sharding.declare({name: p.spec for name, p in PARAMETERS.items()})
 
 
 class Context(NamedTuple):
-  """What all layers of a pass share.
+  """What all layers of a pass share."""
 
-  Attributes:
-    cos: float32 [B or 1, T, H / 2].
-    sin: the same.
-    visible: which keys a query sees, bool [B, T, S]; None in whole rows,
-      where it sees those up to its own position.
-  """
-
-  cos: Any
-  sin: Any
+  cos: Any  # float32 [B or 1, T, H / 2]
+  sin: Any  # the same
+  # Which keys a query sees, bool [B, T, S]; None in whole rows, where it sees
+  # those up to its own position.
   visible: Any
 
 

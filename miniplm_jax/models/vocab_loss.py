@@ -20,10 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models.sharding import BATCH, total
-
-# How arrays of tokens, [B, T, …], and heads, [V, D], lie on the mesh.
-BY_TOKEN, HEAD = P(BATCH, None), P("tensor", "fsdp")
+from miniplm_jax.models.sharding import BATCH, BY_TOKEN, TABLE, total
 
 # Tokens of a tile. 1024 × 151,936 float32 logits are 594 MiB.
 TILE = 1024
@@ -84,8 +81,8 @@ def _forward(tile, h_BxTxD, w_VxD, frozen, per_token):
   heads = tuple(_with_rows(w_UxE, w_VxD.shape[0]) for _, w_UxE in frozen)
   mapped = jax.shard_map(
     functools.partial(_local, tile),
-    in_specs=(BY_TOKEN, HEAD, BY_TOKEN, HEAD, BY_TOKEN),
-    out_specs=(P(), BY_TOKEN, BY_TOKEN, HEAD),
+    in_specs=(BY_TOKEN, TABLE, BY_TOKEN, TABLE, BY_TOKEN),
+    out_specs=(P(), BY_TOKEN, BY_TOKEN, TABLE),
     check_vma=False,
   )
   loss, values, *gradients = mapped(h_BxTxD, w_VxD, hidden, heads, per_token)
