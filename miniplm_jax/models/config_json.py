@@ -1,8 +1,8 @@
 """A model's config.json: read into an `Architecture`, and written."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models.architecture import Architecture, Mamba, Transformer
@@ -12,29 +12,6 @@ _KINDS = {
   "qwen2": (True, False),
   "qwen3": (False, True),
   "llama": (False, False),
-}
-_CLASSES = {
-  "qwen2": "Qwen2ForCausalLM",
-  "qwen3": "Qwen3ForCausalLM",
-  "llama": "LlamaForCausalLM",
-  "mamba": "MambaForCausalLM",
-}
-MODEL_TYPES = tuple(_CLASSES)
-
-# Keys whose other values are not implemented. Absent or null is fine.
-_ONLY = {"hidden_act": ("silu",), "quantization_config": (None,)}
-_ONLY_TRANSFORMER = _ONLY | {
-  "use_sliding_window": (False,),
-  "attention_dropout": (0,),
-  "mlp_bias": (False,),
-  "attention_bias": (False,),
-  "pretraining_tp": (1,),
-  "partial_rotary_factor": (1,),
-}
-_ONLY_MAMBA = _ONLY | {
-  "use_bias": (False,),
-  "use_conv_bias": (True,),
-  "residual_in_fp32": (True,),
 }
 
 # Ours: theirs, in rope_parameters or rope_scaling.
@@ -79,21 +56,10 @@ def read(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _read(config: Mapping[str, Any], where: str) -> Architecture:
-  model_type = config["model_type"]
-  is_mamba = model_type == "mamba"
-  only = _ONLY_MAMBA if is_mamba else _ONLY_TRANSFORMER
-  if model_type == "llama":  # those on the output have to be 0
-    only = only | {"attention_bias": (False, True)}
-  for key, allowed in only.items():
+  family = FAMILIES[_FAMILY_OF[config["model_type"]]]
+  for key, allowed in (_ONLY | family.only).items():
     _refuse_unless(config.get(key) in (None, *allowed), key, config, where)
-  if not is_mamba:
-    layers = config.get("layer_types") or ()
-    good = all(layer == "full_attention" for layer in layers)
-    _refuse_unless(good, "layer_types", config, where)
-  kind, fields = (
-    (Mamba, _mamba_fields) if is_mamba else (Transformer, _transformer_fields)
-  )
-  return _plain(kind(**_checked(fields(config), kind)))
+  return family.read(config, where)
 
 
 def _checked(values: dict[str, Any], kind) -> dict[str, Any]:
@@ -134,14 +100,25 @@ def _known(config, kind) -> dict[str, Any]:
   return {k: v for k, v in config.items() if k in names and v is not None}
 
 
-def _transformer_fields(config) -> dict[str, Any]:
+def _read_transformer(config, where: str) -> Transformer:
+  model_type = config["model_type"]
+  if model_type != "llama":  # whose biases on the output have to be 0
+    good = not config.get("attention_bias")
+    _refuse_unless(good, "attention_bias", config, where)
+  layers = config.get("layer_types") or ()
+  good = all(layer == "full_attention" for layer in layers)
+  _refuse_unless(good, "layer_types", config, where)
   values = _known(config, Transformer) | _rope_fields(config)
   values.setdefault("tie_word_embeddings", False)
   if "num_attention_heads" in values:
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
-  values["qkv_bias"], values["qk_norm"] = _KINDS[config["model_type"]]
+  values["qkv_bias"], values["qk_norm"] = _KINDS[model_type]
   values["qkv_bias"] |= bool(config.get("attention_bias"))
-  return values
+  arch = Transformer(**_checked(values, Transformer))
+  # A default that is spelled out becomes the default.
+  if arch.query_size == arch.hidden_size:
+    return dataclasses.replace(arch, head_dim=0)
+  return arch
 
 
 def _rope_fields(config) -> dict[str, Any]:
@@ -180,7 +157,7 @@ def _rope_fields(config) -> dict[str, Any]:
   return {"rope_theta": theta} | found
 
 
-def _mamba_fields(config) -> dict[str, Any]:
+def _read_mamba(config, unused_where: str) -> Mamba:
   values = _known(config, Mamba)
   values["rms_norm_eps"] = config.get("layer_norm_epsilon", 1e-5)
   hidden, expand = config.get("hidden_size"), config.get("expand", 2)
@@ -188,14 +165,8 @@ def _mamba_fields(config) -> dict[str, Any]:
     values.setdefault("intermediate_size", expand * hidden)
   if values.get("time_step_rank") == "auto":
     values["time_step_rank"] = 0
-  return values
-
-
-def _plain(arch: Architecture) -> Architecture:
-  """A default that is spelled out becomes the default."""
-  if isinstance(arch, Transformer) and arch.query_size == arch.hidden_size:
-    return dataclasses.replace(arch, head_dim=0)
-  if isinstance(arch, Mamba) and arch.rank == -(-arch.hidden_size // 16):
+  arch = Mamba(**_checked(values, Mamba))
+  if arch.rank == -(-arch.hidden_size // 16):
     return dataclasses.replace(arch, time_step_rank=0)
   return arch
 
@@ -219,12 +190,10 @@ def write(
   Raises:
     UserError: no family has this combination of biases and norms.
   """
-  if isinstance(arch, Mamba):
-    model_type, fields = "mamba", _mamba_json(arch)
-  else:
-    model_type, fields = _transformer_json(arch, as_llama)
+  family = FAMILIES[arch.family]
+  model_type, fields = family.write(arch, as_llama)
   return fields | {
-    "architectures": [_CLASSES[model_type]],
+    "architectures": [family.classes[model_type]],
     "model_type": model_type,
     "hidden_act": "silu",
     "bos_token_id": eos_id if bos_id is None else bos_id,
@@ -236,7 +205,7 @@ def write(
   }
 
 
-def _transformer_json(arch, as_llama: bool) -> tuple[str, dict[str, Any]]:
+def _write_transformer(arch, as_llama: bool) -> tuple[str, dict[str, Any]]:
   kind = arch.qkv_bias, arch.qk_norm
   model_type = {kind: name for name, kind in _KINDS.items()}.get(kind)
   if model_type is None:
@@ -261,13 +230,63 @@ def _transformer_json(arch, as_llama: bool) -> tuple[str, dict[str, Any]]:
   }
 
 
-def _mamba_json(arch) -> dict[str, Any]:
+def _write_mamba(arch, as_llama: bool) -> tuple[str, dict[str, Any]]:
+  del as_llama
   fields = dataclasses.asdict(arch)
   fields["layer_norm_epsilon"] = fields.pop("rms_norm_eps")
-  return fields | {
+  return "mamba", fields | {
     "time_step_rank": arch.rank,
     "expand": arch.intermediate_size // arch.hidden_size,
     "use_bias": False,
     "use_conv_bias": True,
     "residual_in_fp32": True,
   }
+
+
+class _Family(NamedTuple):
+  """The files of a family."""
+
+  classes: Mapping[str, str]  # model_type: the class in transformers
+  # Keys whose other values are not implemented. Absent or null is fine.
+  only: Mapping[str, tuple[Any, ...]]
+  read: Callable[[Mapping[str, Any], str], Architecture]  # and its path
+  # (shape, as_llama) → model_type and the other keys
+  write: Callable[[Any, bool], tuple[str, dict[str, Any]]]
+
+
+_ONLY = {"hidden_act": ("silu",), "quantization_config": (None,)}
+FAMILIES = {
+  Transformer.family: _Family(
+    {
+      "qwen2": "Qwen2ForCausalLM",
+      "qwen3": "Qwen3ForCausalLM",
+      "llama": "LlamaForCausalLM",
+    },
+    {
+      "use_sliding_window": (False,),
+      "attention_dropout": (0,),
+      "mlp_bias": (False,),
+      "pretraining_tp": (1,),
+      "partial_rotary_factor": (1,),
+      "attention_bias": (False, True),
+    },
+    _read_transformer,
+    _write_transformer,
+  ),
+  Mamba.family: _Family(
+    {"mamba": "MambaForCausalLM"},
+    {
+      "use_bias": (False,),
+      "use_conv_bias": (True,),
+      "residual_in_fp32": (True,),
+    },
+    _read_mamba,
+    _write_mamba,
+  ),
+}
+_FAMILY_OF = {
+  model_type: name
+  for name, family in FAMILIES.items()
+  for model_type in family.classes
+}
+MODEL_TYPES = tuple(_FAMILY_OF)
