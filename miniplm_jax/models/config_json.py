@@ -153,8 +153,8 @@ def _rope_fields(config) -> dict[str, Any]:
       "",
       "complete the config.json",
     )
-  found = {ours: rope[key] for ours, key in _ROPE.items() if key in needed}
-  return {"rope_theta": theta} | found
+  fields = {ours: rope[key] for ours, key in _ROPE.items() if key in needed}
+  return {"rope_theta": theta} | fields
 
 
 def _read_mamba(config, unused_where: str) -> Mamba:

@@ -66,6 +66,6 @@ def attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, implementation: str = "cudnn"):
 def _compute_capability() -> float:
   """Of this process's devices; Hopper's, where there is no GPU to ask."""
   device = jax.local_devices()[0]
-  told = str(getattr(device, "compute_capability", _LARGE_HEADS))
+  capability = str(getattr(device, "compute_capability", _LARGE_HEADS))
   # AMD's are names, such as gfx90a.
-  return float(told) if re.fullmatch(r"\d+\.\d+", told) else 0.0
+  return float(capability) if re.fullmatch(r"\d+\.\d+", capability) else 0.0

@@ -3,7 +3,7 @@
 One kernel for scoring, training and evaluation, under `shard_map`: over
 `tensor` it takes a max and two sums per tile.
 
-Where only log-probs are asked for (`token_nll`), the vocabulary is streamed
+Where there are no gradients (`token_nll`), the vocabulary is streamed
 in blocks with a running maximum and sum, and tiles hold those tokens alone.
 Gradients (`weighted_nll`) are formed by `vocab_loss.tiled_loss`.
 
@@ -74,8 +74,8 @@ def token_nll(
     y_BxT: int32 targets in [0, vocab_size).
     vocab_size: rows of the head from here on are padding and take no
       probability; None if there are none.
-    mask_BxT: which tokens are wanted, None for all. The others are 0 and
-      cost nothing: tiles are filled with wanted tokens only.
+    mask_BxT: the tokens whose nll is computed, None for all. The others are 0
+      and cost nothing: tiles are filled with these alone.
     tiling: None is the platform's of `SCORING`.
   """
   arrays = h_BxTxD, w_VxD, y_BxT
@@ -89,7 +89,7 @@ def nll_and_top(h_BxTxD, w_VxD, y_BxT, vocab_size: int, mask_BxT):
 
 
 def _by_tiles(h_BxTxD, w_VxD, y_BxT, vocab_size, mask_BxT, tiling, with_top):
-  """What `_streamed` gives of each wanted token, 0 and False elsewhere."""
+  """What `_streamed` gives of the mask's tokens, 0 and False elsewhere."""
   if mask_BxT is None:
     mask_BxT = jnp.ones(y_BxT.shape, bool)
   tiling = tiling or SCORING[sharding.platform()]
@@ -98,38 +98,38 @@ def _by_tiles(h_BxTxD, w_VxD, y_BxT, vocab_size, mask_BxT, tiling, with_top):
   def local(h_BxTxD, w_VxD, y_BxT, mask_BxT):
     w_VxD = vocab_loss.gather(w_VxD, h_BxTxD.dtype)
     h_NxD, y_N = h_BxTxD.reshape(-1, h_BxTxD.shape[-1]), y_BxT.reshape(-1)
-    wanted_N = mask_BxT.reshape(-1)
+    in_mask_N = mask_BxT.reshape(-1)
     size = min(tiling.tokens, len(y_N))
-    # Wanted tokens first. What fills the last tile lies outside: it reads
+    # The mask's tokens first. What fills the last tile lies outside: it reads
     # the last token and is dropped when it is written.
-    order_N = jnp.argsort(~wanted_N, stable=True)
-    order_N = jnp.where(wanted_N[order_N], order_N, len(y_N))
+    order_N = jnp.argsort(~in_mask_N, stable=True)
+    order_N = jnp.where(in_mask_N[order_N], order_N, len(y_N))
     pad = -len(y_N) % size
     order_N = jnp.pad(order_N, (0, pad), constant_values=len(y_N))
 
-    full_tiles = -(-jnp.sum(wanted_N) // size)
+    full_tiles = -(-jnp.sum(in_mask_N) // size)
     if jax.lax.axis_size("tensor") > 1:
       # Tiles have collectives: all devices take part in as many.
       full_tiles = jax.lax.pmax(full_tiles, AXES)
 
-    def one(found, xs):
+    def one(results, xs):
       i, place_S = xs
 
       def computed():
         h_SxD = h_NxD.at[place_S].get(mode="clip")
         y_S = y_N.at[place_S].get(mode="clip")
-        made = _streamed(h_SxD, w_VxD, y_S, vocab_size, tiling, with_top)
+        of_tile = _streamed(h_SxD, w_VxD, y_S, vocab_size, tiling, with_top)
         return tuple(
           all_N.at[place_S].set(tile_S, mode="drop")
-          for all_N, tile_S in zip(found, made)
+          for all_N, tile_S in zip(results, of_tile)
         )
 
-      return jax.lax.cond(i < full_tiles, computed, lambda: found), None
+      return jax.lax.cond(i < full_tiles, computed, lambda: results), None
 
     places = order_N.reshape(-1, size)
-    found = tuple(jnp.zeros(y_N.shape, dtype) for dtype in dtypes)
-    found, _ = jax.lax.scan(one, found, (jnp.arange(len(places)), places))
-    return tuple(x_N.reshape(y_BxT.shape) for x_N in found)
+    results = tuple(jnp.zeros(y_N.shape, dtype) for dtype in dtypes)
+    results, _ = jax.lax.scan(one, results, (jnp.arange(len(places)), places))
+    return tuple(x_N.reshape(y_BxT.shape) for x_N in results)
 
   mapped = jax.shard_map(
     local,
@@ -241,13 +241,13 @@ def _add(carry, w_RxD, h_SxD, real, tiling):
     real_R = jnp.arange(len(w_RxD)) < real
     logits_RxS = jnp.where(real_R[:, None], logits_RxS, NO_LOGIT)
   if tiling.is_read_once:
-    found = jax.lax.reduce(
+    of_block = jax.lax.reduce(
       (logits_RxS.astype(jnp.float32), jnp.ones_like(logits_RxS, jnp.float32)),
       (jnp.float32(NO_LOGIT), jnp.float32(0)),
       _joined,
       (0,),
     )
-    return _joined(carry, found), logits_RxS
+    return _joined(carry, of_block), logits_RxS
   new_S = jnp.maximum(top_S, jnp.max(logits_RxS, 0).astype(jnp.float32))
   total_S *= jnp.exp(top_S - new_S)
   total_S += jnp.sum(jnp.exp(logits_RxS - new_S[None]), 0)

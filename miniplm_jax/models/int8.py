@@ -37,9 +37,9 @@ def quantize(model: Any) -> Any:
   """
 
   def one(w_LxDxE, where):
-    made = jax.jit(_rounded, out_shardings=where)(w_LxDxE)
+    rounded = jax.jit(_rounded, out_shardings=where)(w_LxDxE)
     w_LxDxE.delete()
-    return made
+    return rounded
 
   mesh = model.embed[...].sharding.mesh
   return _each_matrix(one, model, sharding.shardings(abstract(model), mesh))

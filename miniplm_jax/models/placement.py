@@ -110,26 +110,26 @@ def program(function: Callable[[Any, Any], Any], mesh: Mesh):
   return jax.jit(rows, out_shardings=NamedSharding(mesh, P()))
 
 
-def fetch(made: Numbered, rows: np.ndarray) -> Numbered:
+def fetch(result: Numbered, rows: np.ndarray) -> Numbered:
   """The results of a batch on this host, without its empty rows.
 
   Args:
-    made: by `program`.
+    result: by `program`.
     rows: the numbers that were sent, in any order, without empty ones.
 
   Raises:
     RuntimeError: other rows came back than were sent.
   """
-  row_B, values = jax.device_get(made)
+  row_B, values = jax.device_get(result)
   real_B = row_B >= 0
-  found = row_B[real_B]
-  if not np.array_equal(np.sort(found), np.sort(rows)):
-    lost, extra = np.setdiff1d(rows, found), np.setdiff1d(found, rows)
+  returned = row_B[real_B]
+  if not np.array_equal(np.sort(returned), np.sort(rows)):
+    lost, extra = np.setdiff1d(rows, returned), np.setdiff1d(returned, rows)
     raise RuntimeError(
-      f"a batch of {len(rows)} rows came back as {len(found)}: without "
+      f"a batch of {len(rows)} rows came back as {len(returned)}: without "
       f"{lost[:4]}, with {extra[:4]}; devices or hosts disagree on its rows"
     )
-  return Numbered(found, jax.tree.map(lambda x: x[real_B], values))
+  return Numbered(returned, jax.tree.map(lambda x: x[real_B], values))
 
 
 def run_rows(

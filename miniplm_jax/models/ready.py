@@ -45,11 +45,11 @@ def ready(
     dtype: of the computation.
   """
   given = [model.layers for model in models], [*heads]
-  made = jax.eval_shape(functools.partial(_whole, dtype=dtype), *given)
-  are_so = jax.tree.map(lambda a, b: a.dtype == b.dtype, given, made)
-  if sharding.axis_size("fsdp") == 1 and all(jax.tree.leaves(are_so)):
+  whole = jax.eval_shape(functools.partial(_whole, dtype=dtype), *given)
+  are_ready = jax.tree.map(lambda a, b: a.dtype == b.dtype, given, whole)
+  if sharding.axis_size("fsdp") == 1 and all(jax.tree.leaves(are_ready)):
     return models, heads
-  if not hosts.agree(lambda: _fits(*made, caches)):
+  if not hosts.agree(lambda: _fits(*whole, caches)):
     return models, heads
   layers, heads = _whole(*given, dtype=dtype)
   return [_with_layers(m, new) for m, new in zip(models, layers)], heads
@@ -69,9 +69,9 @@ def _whole(layers, heads, *, dtype):
 
 
 def _with_layers(model: Decoder, layers) -> Decoder:
-  made = jax.tree.map(lambda x: x, model)  # another object
-  made.layers = layers
-  return made
+  other = jax.tree.map(lambda x: x, model)  # another object
+  other.layers = layers
+  return other
 
 
 def _fits(layers, heads, caches) -> bool:

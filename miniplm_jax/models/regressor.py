@@ -61,10 +61,10 @@ class Regressor(nnx.Module):
 
   def rescaled(self, mean: float, scale: float) -> "Regressor":
     """One whose values are `mean` + `scale` × this one's."""
-    found = nnx.clone(self)
-    found.value_head[...] = self.value_head[...] * scale
-    found.value_bias[...] = self.value_bias[...] * scale + mean
-    return found
+    scaled = nnx.clone(self)
+    scaled.value_head[...] = self.value_head[...] * scale
+    scaled.value_bias[...] = self.value_bias[...] * scale + mean
+    return scaled
 
 
 def row_value(
