@@ -62,27 +62,13 @@ def _read(config: Mapping[str, Any], where: str) -> Architecture:
   return family.read(config, where)
 
 
-def _checked(values: dict[str, Any], kind) -> dict[str, Any]:
-  """The values, once each has its field's type and none is missing."""
-  for field in dataclasses.fields(kind):
-    required = field.default is dataclasses.MISSING
-    if required and field.name not in values:
+def _refuse_without(values: Mapping[str, Any], *names: str):
+  """Sizes have defaults in the config, but none in a file."""
+  for name in ("vocab_size", "hidden_size", "num_hidden_layers", *names):
+    if name not in values:
       raise UserError(
-        f"the key {field.name} is missing", "", "complete the config.json"
+        f"the key {name} is missing", "", "complete the config.json"
       )
-    value = values.get(field.name, field.default)
-    types = (int, float) if field.type is float else field.type
-    good = isinstance(value, types)
-    good &= isinstance(value, bool) == (field.type is bool)
-    # No size of a model is beyond int32; nan and inf are not below it either.
-    if isinstance(value, (int, float)):
-      good &= abs(value) < 2**31
-    if not good:
-      what = f"{field.name} is {value!r}"
-      raise UserError(
-        what[:100], "", f"give a {field.type.__name__} that a model can have"
-      )
-  return values
 
 
 def _refuse_unless(good: bool, key: str, config, where: str):
@@ -110,11 +96,11 @@ def _read_transformer(config, where: str) -> Transformer:
   _refuse_unless(good, "layer_types", config, where)
   values = _known(config, Transformer) | _rope_fields(config)
   values.setdefault("tie_word_embeddings", False)
-  if "num_attention_heads" in values:
-    values.setdefault("num_key_value_heads", values["num_attention_heads"])
+  _refuse_without(values, "intermediate_size", "num_attention_heads")
+  values.setdefault("num_key_value_heads", values["num_attention_heads"])
   values["qkv_bias"], values["qk_norm"] = _KINDS[model_type]
   values["qkv_bias"] |= bool(config.get("attention_bias"))
-  arch = Transformer(**_checked(values, Transformer))
+  arch = Transformer(**values)
   # A default that is spelled out becomes the default.
   if arch.query_size == arch.hidden_size:
     return dataclasses.replace(arch, head_dim=0)
@@ -165,7 +151,8 @@ def _read_mamba(config, unused_where: str) -> Mamba:
     values.setdefault("intermediate_size", expand * hidden)
   if values.get("time_step_rank") == "auto":
     values["time_step_rank"] = 0
-  arch = Mamba(**_checked(values, Mamba))
+  _refuse_without(values, "intermediate_size")
+  arch = Mamba(**values)
   if arch.rank == -(-arch.hidden_size // 16):
     return dataclasses.replace(arch, time_step_rank=0)
   return arch
