@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.report import page
+from miniplm_jax.report.table import Table
 
 BEGIN, END = "<!-- tables of the scores -->", "<!-- end of the tables -->"
 # Neighbors are alike: errors are taken between blocks of so many tokens.
@@ -142,9 +142,9 @@ def _tables(made: pa.Table, about: dict) -> str:
         if checked and checked["rows"]
         else ""
       ),
-      page.markdown_table(
+      Table(
         ["domain", "rows", "of", "share", "tokens", "nats a token"], rows
-      ),
+      ).markdown(),
     ]
   for c in about.get("compared", []):
     parts.append(

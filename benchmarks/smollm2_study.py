@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import app, flags, logging
 
-from miniplm_jax.report import page
 from miniplm_jax.report.analyses import seeds
+from miniplm_jax.report.table import Table
 
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of *.jsonl.")
 _TEACHER = flags.DEFINE_string("teacher", None, "Directory or hub id.")
@@ -184,7 +184,7 @@ def _results(workdir: pathlib.Path) -> str:
   }
   names = list(next(iter(chosen.values())))
   domains = sorted({d for group in groups.values() for d in group["domains"]})
-  table = seeds.section({"groups": groups}).table
+  table = seeds.ANALYSIS.render({"groups": groups}).table
   by_domain = [
     [d, *(seeds.spread(g["domains"][d]) for g in groups.values())]
     for d in domains
@@ -203,16 +203,16 @@ def _results(workdir: pathlib.Path) -> str:
     f"held out. Seeds {', '.join(_SEEDS.value)}. {hours:.1f} hours of commands "
     "on 2 cores, of which some ran beside other work.",
     "### Held-out loss",
-    seeds.DEFINITION,
-    page.markdown_table(*table),
+    seeds.ANALYSIS.definition,
+    table.markdown(),
     *(f"![Learning curves](results/{name})" for name in pictures[:-1]),
     "### By domain, held-out bits per byte",
     f"{', '.join(DAMAGES)} are what was planted; the loss above is without "
     "them.",
-    page.markdown_table(["domain", *groups], by_domain),
+    Table(["domain", *groups], by_domain).markdown(),
     f"![By domain](results/{pictures[-1]})",
     f"### What was kept, seed {first}",
-    page.markdown_table(["domain", "rows of D", *chosen], shares),
+    Table(["domain", "rows of D", *chosen], shares).markdown(),
   ]
   return "\n\n".join(parts)
 

@@ -19,7 +19,7 @@ from etils import epath
 from miniplm_jax.core import files
 from miniplm_jax.forecast import figures, forecast, table, topology
 from miniplm_jax.models import architecture
-from miniplm_jax.report.page import markdown_table
+from miniplm_jax.report.table import Table
 
 _PRESET = flags.DEFINE_string("preset", "qwen1.5-1.8b", "Of the architecture.")
 _SLICES = flags.DEFINE_list(
@@ -63,7 +63,7 @@ what follows from it, is predicted from the program's text \
 {versions}, {datetime.date.today()}, \
 `python -m benchmarks.tpu_scoring{arguments}`.
 
-{markdown_table(table.HEADER, lines)}
+{Table(table.HEADER, lines).markdown()}
 
 For each slice, first {first} rows a chip, then the most of \
 {", ".join(_ROWS.value)} that fit. All tokens are wanted, so no tile of the \

@@ -23,7 +23,7 @@ from miniplm_jax.core import files
 from miniplm_jax.distillation.vanilla_kd import SoftLabels
 from miniplm_jax.forecast import figures, programs, table, topology
 from miniplm_jax.models import architecture
-from miniplm_jax.report.page import markdown_table
+from miniplm_jax.report.table import Table
 from miniplm_jax.training.objective import NextToken
 
 _STUDENTS = flags.DEFINE_list(
@@ -105,7 +105,7 @@ the program's text (`miniplm_jax/forecast/estimate.py`).
 {versions}, {datetime.date.today()}, \
 `python -m benchmarks.tpu_training{arguments}`.
 
-{markdown_table(("student", "method", *table.HEADER), lines)}
+{Table(("student", "method", *table.HEADER), lines).markdown()}
 
 Compiled FLOPs lie above the model's where the backward pass computes \
 something again. A step takes what the slower of computation and collectives \

@@ -19,18 +19,18 @@ from scipy import optimize, stats
 from miniplm_jax.core import execute
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.report import inventory
 from miniplm_jax.report.analyses import (
   ablations,
   diversity,
   domains,
-  inventory,
   ranking,
   savings,
   scaling,
   seeds,
 )
 from miniplm_jax.report.analyses import step as analyse
-from miniplm_jax.report.analyses.inventory import Skipped
+from miniplm_jax.report.analyses.base import NoInputs
 from miniplm_jax.training import comparable
 
 PAPER = scaling.Law(
@@ -182,7 +182,7 @@ def seeded(
   """A student of so many steps whose held-out loss is the last of its curve."""
   loss = {"instance_mean": losses[-1], "bits_per_byte": losses[-1] / 2}
   return Constructed(
-    made=SimpleNamespace(
+    training=SimpleNamespace(
       settings={
         "model": "shape",
         "train": {"steps": flops / 2, "seed": seed, "warmup_steps": warmup},
@@ -239,7 +239,7 @@ def test_seeds_become_a_mean_its_spread_and_a_step():
   assert against["error"] == pytest.approx(wanted)
   assert against["step"] == pytest.approx(30)
   assert found["groups"]["kd"]["beside"]["step"] is None
-  rows = seeds.section(found).table[1]
+  rows = seeds.ANALYSIS.section(found).table.cells()
   assert [row[-1] for row in rows] == ["–", "not reached", "30"]
   assert rows[0][4:] == ["4.0000 ± 0.1414", "2.0000 ± 0.0707", "baseline", "–"]
   assert rows[2][6] == f"-0.5000 ± {wanted:.4f}, pretrain"
@@ -275,7 +275,7 @@ def test_a_baseline_spent_and_kept_as_much_and_began_alike():
     "warm": "warm-base",
     "rounded": "base",
   }
-  told = {row[0]: row[6] for row in seeds.section(found).table[1]}
+  told = {row[0]: row[6] for row in seeds.ANALYSIS.section(found).table.cells()}
   assert told["ours"].endswith(", base") and told["few"] == "–"
   assert [n for n, said in told.items() if said == "baseline"] == [
     *("short", "all", "base", "warm-base")
@@ -319,17 +319,17 @@ def test_losses_of_other_rows_are_left_out_by_name():
   made = seeds.measure(found)
   assert made["left_out"] == ["diff-3"]
   assert made["groups"]["diff"]["names"] == ["diff-1", "diff-2"]
-  assert "than most: diff-3." in seeds.section(made).notes[0]
+  assert "than most: diff-3." in seeds.ANALYSIS.section(made).notes[0]
   made = ablations.measure(found)
   assert made["left_out"] == ["diff-3"] and "diff-3" not in made["runs"]
-  assert "than most: diff-3." in ablations.section(made).notes[-1]
+  assert "than most: diff-3." in ablations.ANALYSIS.section(made).notes[-1]
 
 
 def test_a_law_of_other_rows_or_beginnings_is_not_shown_beside_others():
   steps = np.arange(100, 2001, 100)
   students = {
     name: SimpleNamespace(
-      made=SimpleNamespace(
+      training=SimpleNamespace(
         tokenizer="t",
         settings={},
         details={"curve_rows": rows},
@@ -365,15 +365,15 @@ def test_what_follows_the_selection_does_not_part_seeds():
   for name, (table, said, how) in made.items():
     for seed in (11, 12):
       one = seeded("random", seed, [7.0, 5.0, 4.0])
-      one.made.inputs[table] = f"{table}-{seed}"
-      one.made.inputs |= {said: how} if said else {}
-      one.made.weights = f"{name}-{seed}"
+      one.training.inputs[table] = f"{table}-{seed}"
+      one.training.inputs |= {said: how} if said else {}
+      one.training.weights = f"{name}-{seed}"
       students[f"{name}-{seed}"] = one
   del students["other-12"]
   found = seeds.measure(SimpleNamespace(students=students))
   assert list(found["groups"]) == ["seqkd", "sparse"]
   assert not any(g["is_baseline"] for g in found["groups"].values())
-  notes = seeds.section(found).notes
+  notes = seeds.ANALYSIS.section(found).notes
   assert notes == [
     "No other differs in its seeds alone: other-11, old-11, old-12."
   ]
@@ -381,7 +381,7 @@ def test_what_follows_the_selection_does_not_part_seeds():
 
 def test_one_seed_has_no_spread():
   alone = {"a-11": seeded("random", 11, [5.0, 4.0, 3.0])}
-  with pytest.raises(Skipped, match="seeds alone"):
+  with pytest.raises(NoInputs, match="seeds alone"):
     seeds.measure(SimpleNamespace(students=alone))
 
 
@@ -413,7 +413,7 @@ def student(
 ):
   """What `savings` asks of a student; a step reads 8 rows."""
   return Constructed(
-    made=SimpleNamespace(
+    training=SimpleNamespace(
       tokenizer="t",
       settings={"model": "shape", "train": {}},
       inputs={"init": init} if init else {},
@@ -453,15 +453,15 @@ def test_savings_on_constructed_curves():
   # 800 rows against the 200 that there are: 50 steps read 400.
   assert first["different rows"] == pytest.approx(4)
   assert second["step"] is None and second["FLOPs"] is None
-  section = savings.section(found)
-  assert section.table[1][0][4] == "1.33 ×"
+  section = savings.ANALYSIS.section(found)
+  assert section.table.cells()[0][4] == "1.33 ×"
   assert section.notes == ["Not reached: slow that of fast."]
 
 
 def test_each_domain_of_a_mixture_begins_anew_by_itself():
   """Of 40 rows 3/4 are mail, which has 20: with 10 of code 30 are new."""
   mixed = student([5, 10], [3.0, 2.0], 1.0, rows=80)
-  mixed.made.settings["train"]["domain_weights"] = ("mail=9", "old=0")
+  mixed.training.settings["train"]["domain_weights"] = ("mail=9", "old=0")
   domains = {"mail": {"kept": 20}, "code": {"kept": 60}, "old": {"kept": 7}}
   given = SimpleNamespace(counts={"domains": domains})
   mixed = dataclasses.replace(mixed, selection=given)
@@ -469,7 +469,7 @@ def test_each_domain_of_a_mixture_begins_anew_by_itself():
   given.counts = {}  # of an old version
   assert savings.different(mixed, 5) is None
   given.counts = {"domains": domains}
-  mixed.made.inputs["generated"] = "g"
+  mixed.training.inputs["generated"] = "g"
   assert savings.different(mixed, 5) is None
 
 
@@ -480,17 +480,17 @@ def test_what_is_reached_by_the_first_point_is_a_bound():
     "slow": student([10, 20], [5.0, 3.0], 1.0),
   }
   found = savings.measure(SimpleNamespace(students=students))
-  ((*_, step, spent, _, _, _),) = savings.section(found).table[1]
+  ((*_, step, spent, _, _, _),) = savings.ANALYSIS.section(found).table.cells()
   assert (step, spent) == ("≤ 10", "≥ 2.00 ×")
 
 
 def test_curves_on_other_rows_do_not_compare():
   a, b = (student([1, 2], [4.0, 2.0], 1.0, seen=rows) for rows in "ab")
-  with pytest.raises(Skipped, match="the same held-out rows"):
+  with pytest.raises(NoInputs, match="the same held-out rows"):
     savings.measure(SimpleNamespace(students={"a": a, "b": b}))
   made = savings.measure(SimpleNamespace(students={"a": a, "b": b, "c": a}))
   assert made["left_out"] == ["b"] and set(made["curves"]) == {"a", "c"}
-  assert "than most: b." in savings.section(made).notes[-1]
+  assert "than most: b." in savings.ANALYSIS.section(made).notes[-1]
   students = {
     f"{name}-{seed}": seeded(name, seed, [7.0, 5.0, 4.0 + seed / 9])
     for name in ("random", "diff")
@@ -500,7 +500,7 @@ def test_curves_on_other_rows_do_not_compare():
   def steps(**rows):
     for name, seen in rows.items():
       for seed, of in enumerate(seen, 1):
-        students[f"{name}-{seed}"].made.details["curve_rows"] = of
+        students[f"{name}-{seed}"].training.details["curve_rows"] = of
     groups = seeds.measure(SimpleNamespace(students=students))["groups"]
     return groups["diff"]["curve"]["steps"], groups["diff"]["beside"]["step"]
 
@@ -628,11 +628,11 @@ def test_what_stands_on_other_scores_is_left_out(copy):
   """Scores that were made again, a proxy that learned them, what they chose."""
   config = tiny_config.get_config()
   workdir = Workdir(epath.Path(copy / "run"))
-  there = inventory.take(config, workdir)
+  there = analyse._inventory(typed(config), workdir)
   assert [*there.students] == ["miniplm", "pretrain"] and not there.left_out
-  prints = {n: s.made.fingerprint for n, s in there.scores.items()}
+  prints = {n: s.table.fingerprint for n, s in there.scores.items()}
   made = dataclasses.replace(
-    there.scores["teacher"].made,
+    there.scores["teacher"].table,
     path=workdir.scores("proxy") / "manifest.json",
     inputs={"corpus": there.corpus.fingerprint, **prints},
     counts={},
@@ -646,18 +646,18 @@ def test_what_stands_on_other_scores_is_left_out(copy):
     settings=chosen.settings | {"scores": {"proxy": "proxy"}},
     inputs={"proxy": made.fingerprint},
   ).write()
-  there = inventory.take(config, workdir)
+  there = analyse._inventory(typed(config), workdir)
   assert "ranked" in there.selections and not there.left_out
   with edited(copy / "run/scores/teacher/manifest.json") as body:
     body["weights"] = "another"
-  there = inventory.take(config, workdir)
+  there = analyse._inventory(typed(config), workdir)
   assert [*there.students] == [*there.selections] == ["pretrain"]
   left = " ".join(there.left_out)
   assert "inputs.teacher is" in left and "students/miniplm: its sel" in left
   assert "scores/proxy: its scores are not there" in left
   assert f"scores proxy, by which it ranks, are left out, {ranks}" in left
   (copy / "run/scores/teacher/manifest.json").unlink()  # used, and removed
-  there = inventory.take(config, workdir)
+  there = analyse._inventory(typed(config), workdir)
   assert {"miniplm", "ranked"} <= there.selections.keys()
 
 
@@ -692,7 +692,9 @@ def test_a_finished_run_has_them(finished):
     assert name in text, name
   assert "has changed since" not in text
   stdout = (finished / "stdout").read_text()
-  assert "stability skipped: " in stdout and savings.DEFINITION in stdout
+  assert (
+    "stability skipped: " in stdout and savings.ANALYSIS.definition in stdout
+  )
   pairs = json.loads((folder / "ranking.json").read_text())["pairs"]
   assert [p["student"] for p in pairs] == ["miniplm", "pretrain"]
 
@@ -757,7 +759,7 @@ def test_what_no_longer_belongs_together_is_left_out(copy, capsys, of):
   made = copy / "run/selection/miniplm/manifest.json"
   with edited(made) as body:
     body["inputs"][of] = "another"
-  first, *others = analyse.sections(config, workdir)
+  first, *others = analyse.sections(typed(config), workdir)
   assert "has changed since" in first.text[0] and len(others) == 6
   left = [x for x in analysed().splitlines() if "left out: " in x]
   assert len(left) == 2 and f"inputs.{of} is another" in left[0]

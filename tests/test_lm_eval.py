@@ -411,15 +411,16 @@ def test_the_average_is_the_plain_mean_by_the_paper_s_rule():
   assert results.score({"perplexity,none": 9.0}) is None
   nine = {task: both for task in PAPER_TASKS} | {"piqa": {"acc,none": 0.65}}
   assert results.average(results.scores(nine)) == pytest.approx(0.25)
-  header, (row,) = tasks_table.table({"miniplm": nine}, {})
-  told = dict(zip(header, row))
+  table = tasks_table.table({"miniplm": nine}, {})
+  (row,) = table.cells()
+  told = dict(zip(table.titles, row))
   assert told["average"] == "25.0%" and told["paper's Qwen 200M"] == "41.3%"
   # Not of a part of the documents, which is said; nor without all nine.
   read = {task: {"original": 5, "effective": 5} for task in PAPER_TASKS}
-  assert tasks_table.table({"miniplm": nine}, read)[0] == header
+  assert tasks_table.table({"miniplm": nine}, read) == table
   read["piqa"]["effective"] = 2
-  cut = tasks_table.table({"miniplm": nine}, read)[0]
+  cut = tasks_table.table({"miniplm": nine}, read).titles
   assert "piqa acc (2 of 5)" in cut and cut[-1] == "average (in part)"
   assert "hellaswag acc_norm" in cut
   del nine["piqa"]
-  assert "average" not in tasks_table.table({"miniplm": nine}, {})[0]
+  assert "average" not in tasks_table.table({"miniplm": nine}, {}).titles

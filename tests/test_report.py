@@ -31,6 +31,7 @@ from miniplm_jax.report import (
   model_card,
   overlap,
   page,
+  plots,
 )
 from miniplm_jax.report import (
   selection as card,
@@ -46,6 +47,8 @@ from miniplm_jax.report import (
 )
 from miniplm_jax.report import step as report
 from miniplm_jax.report import tasks_step as tasks_stage
+from miniplm_jax.report.inventory import Student
+from miniplm_jax.report.table import Bar, Table
 from miniplm_jax.train.step import own_corpora
 
 
@@ -172,19 +175,20 @@ def test_a_threshold_that_kept_rows_do_not_reach_is_not_shown():
   found = summary.summarize(corpus, corpus.scored(), ids[score >= 0.5])
   for threshold, wanted in ((0.5, 0.5), (0.7, None), ({"a": 0.5}, None)):
     made = types.SimpleNamespace(
+      path=epath.Path("x/manifest.json"),
       settings={"definition": "new", "scores": {"teacher": "big"}},
       details={"cutoff": {"threshold": threshold}},
       counts={"dropped": {"near_duplicate": 3, "too_short": 0}},
     )
-    facts = tables.facts(made, found)
-    assert (facts["threshold"], facts["label"]) == (wanted, "new")
-    assert facts["dropped"] == {"near duplicate": 3}
-    assert facts["options"]["scores.teacher"] == "big"
+    shown = tables.SelectionReport.of(made, found)
+    assert (shown.name, shown.label) == ("x", "new")
+    assert shown.threshold == wanted
+    assert shown.dropped == {"near duplicate": 3}
+    assert shown.options["scores.teacher"] == "big"
     drawn = made.settings | {"temperature": 0.5}  # the cut is of score + noise
     drawn = types.SimpleNamespace(**vars(made) | {"settings": drawn})
-    assert tables.facts(drawn, found)["threshold"] is None
-    named = tables.Findings("x", facts, found)
-    assert ("from 0.5000 on" in tables.lead(named)) == (wanted is not None)
+    assert tables.SelectionReport.of(drawn, found).threshold is None
+    assert ("from 0.5000 on" in tables.lead(shown)) == (wanted is not None)
 
 
 def test_one_more_domain_is_shown_by_its_name():
@@ -200,7 +204,7 @@ def test_pictures_show_names_as_they_are(monkeypatch):
   corpus = MadeUp(2000, 5, names)
   rows = corpus.rows_of("train")[::2]
   found = summary.summarize(corpus, corpus.scored(), rows)
-  seen, picture = [], page.picture
+  seen, picture = [], plots.picture
 
   def look(figure):
     content = picture(figure)  # drawn: all labels are there
@@ -217,9 +221,17 @@ def test_pictures_show_names_as_they_are(monkeypatch):
     )
     return content
 
-  monkeypatch.setattr(page, "picture", look)
-  facts = {"threshold": 0.1, "definition": "mean_diff", "label": "score"}
-  figures.pictures(found, facts)
+  monkeypatch.setattr(plots, "picture", look)
+  shown = tables.SelectionReport(
+    "x",
+    "mean_diff",
+    "score",
+    threshold=0.1,
+    dropped={},
+    options={},
+    summary=found,
+  )
+  figures.pictures(shown)
   wanted = {(name, False) for name in names}
   assert sum(wanted <= set(texts) for texts in seen) == 3
 
@@ -339,7 +351,7 @@ def test_the_tables_tell_a_domain_called_all_from_the_total():
   corpus = MadeUp(300, 3, ["all", "b"])
   rows = corpus.rows_of("train")
   table = tables.domain_table(summary.summarize(corpus, corpus.scored(), rows))
-  names = [row[0] for row in table[1]]
+  names = [row[0] for row in table.rows]
   assert sorted(names[:-1]) == ["b", "domain all"] and names[-1] == "all"
 
 
@@ -420,8 +432,6 @@ def test_losses_of_other_rows_are_not_shown_beside_each_other():
 
 def test_the_verdict_says_what_sets_students_apart():
   """Beside method and rows; not what an earlier version did not say."""
-  config = tiny_config.get_config()
-  config.baselines = ("pretrain",)
 
   def made(method, **train):
     train = {"steps": 8, "warmup_steps": 2, "learning_rate": 0.1} | train
@@ -437,17 +447,19 @@ def test_the_verdict_says_what_sets_students_apart():
     }
     loss = {"rows": 1, "instance_mean": len(method) + 0.0}
     details = {"train_flops": 9.0, "loss": {"all": loss}}
-    return {
-      f"{method} {what}": manifest.Manifest(
-        epath.Path("m"), what, s, {}, counts={"steps": 8}, details=details
-      )
-      for what, s in settings.items()
-    }
+    return Student(
+      **{
+        what: manifest.Manifest(
+          epath.Path("m"), what, s, {}, counts={"steps": 8}, details=details
+        )
+        for what, s in settings.items()
+      }
+    )
 
   def told(**train):
-    return findings.verdict(
-      typed(config), made("miniplm") | made("pretrain", **train)
-    )
+    students = {"miniplm": made("miniplm")}
+    students["pretrain"] = made("pretrain", **train)
+    return findings.verdict(students)
 
   assert told().endswith("at 8 equal steps (one seed).")
   assert told(warmup_steps=1, steps=4) == told(new_in_this_version=1) == told()
@@ -584,10 +596,13 @@ def test_duplicates_equal_a_count_by_hash(made_up, most, tmp_path):
   assert found.left_out == sum(count[h] - n for h, n in kept_count.items())
   figures = summary.summarize(corpus, corpus.scored(), ids[kept])
   made = types.SimpleNamespace(
-    settings={"definition": "new"}, details={}, counts={}
+    path=epath.Path("x/manifest.json"),
+    settings={"definition": "new"},
+    details={},
+    counts={},
   )
-  facts = tables.facts(made, figures)
-  tiles = card._tiles(tables.Findings("x", facts, figures, found))
+  shown = tables.SelectionReport.of(made, figures, duplicates=found)
+  tiles = card._tiles(shown)
   (note,) = (t.note for t in tiles if t.label == "Duplicates kept")
   assert ("one of every 4 hashes" in note) == (found.every > 1)
   largest = found.largest[0]
@@ -752,8 +767,11 @@ def test_a_page_is_one_file_and_shows_texts_as_they_are(tmp_path):
     page.Section("One <b>", ["a & b"], tiles=[page.Tile("kept", "12")]),
     page.Section(
       "Two",
-      table=(("x", "y"), [("<i>", page.Bar(0.25, "25%", 0.5)), ("all", 3)]),
-      total=True,
+      table=Table(
+        ("x", ("y", "d")),
+        [("<i>", Bar(0.25, "25%", 0.5)), ("all", 3)],
+        has_total=True,
+      ),
     ),
     page.Section("Three", folds=[page.Fold("f", [("where", text)])]),
     page.Section("Four"),
@@ -764,9 +782,21 @@ def test_a_page_is_one_file_and_shows_texts_as_they_are(tmp_path):
   assert found.addresses == ["#s1", "#s2", "#s3", "#s4"]
   assert f"\n{text}" in found.text and "<i>" in found.text
   assert "width:25.0%" in content and "left:50.0%" in content
-  assert page.markdown_table(("a|b", "c"), [("x\ny", page.Bar(1, "1"))]) == (
-    "| a\\|b | c |\n| --- | --- |\n| x y | 1 |"
+
+
+def test_a_table_is_the_same_on_a_page_in_markdown_and_on_a_terminal():
+  table = Table(
+    ("a|b", ("c", ",.1f"), ("d", ">")),
+    [("x\ny", 1234.56, Bar(1, "1")), ("z", None, "4 ±")],
   )
+  assert table.cells()[1] == ["z", "–", "4 ±"]
+  assert table.is_words == [True, False, False]
+  assert table.markdown() == (
+    "| a\\|b | c | d |\n| --- | --- | --- |\n"
+    "| x y | 1,234.6 | 1 |\n| z | – | 4 ± |"
+  )
+  rows = dataclasses.replace(table, rows=[("z", None, "4 ±")])
+  assert rows.text() == "a|b  c    d\n───────────\nz    –  4 ±"
 
 
 def test_the_report_of_a_run_has_all_its_parts(finished):

@@ -16,9 +16,9 @@ _OTHER = "its results are of another device, code, size or flags"
 
 
 def _table(header, rows) -> str:
-  from miniplm_jax.report.page import markdown_table
+  from miniplm_jax.report.table import Table
 
-  return markdown_table(header, rows)
+  return Table(header, rows).markdown()
 
 
 def _number(x: float | None, form: str = ",.0f", scale: float = 1) -> str:

@@ -16,6 +16,7 @@ from miniplm_jax.forecast.figures import Figures
 from miniplm_jax.forecast.work import Piece
 from miniplm_jax.models import sharding
 from miniplm_jax.report import page
+from miniplm_jax.report.table import Table
 
 CAVEAT = (
   "Compiled for these slices without having one; nothing was measured. Memory "
@@ -102,7 +103,6 @@ def section(path: epath.Path) -> page.Section:
     "Plan: predicted, not measured",
     [*totals(lines, price), *advice(lines)],
     table=table(lines, price),
-    left=3,
     notes=[CAVEAT],
   )
 
@@ -204,8 +204,8 @@ def _rank(line: Line) -> float:
   return line.figures.seconds
 
 
-def table(lines: Sequence[Line], price: float):
-  """Header and rows; with what it costs if there is a price."""
+def table(lines: Sequence[Line], price: float) -> Table:
+  """A row for each line; with what it costs if there is a price."""
   header = (*HEADER, *(["predicted cost"] if price else []))
   rows = []
   for line in lines:
@@ -213,7 +213,7 @@ def table(lines: Sequence[Line], price: float):
     if price:
       cells.append(f"{line.chip_hours * price:,.0f}" if _fits(line) else "")
     rows.append(cells)
-  return header, rows
+  return Table.of_texts(header, rows, words=3)
 
 
 def _cells(line: Line) -> list[str]:

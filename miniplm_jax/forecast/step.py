@@ -26,7 +26,6 @@ def run(config, workdir: Workdir, dry_run: bool):
     plain(f"  {STAGE:9} would compile this config's programs for {where}")
     return
   from miniplm_jax.forecast import outlook, topology, work
-  from miniplm_jax.report import page
 
   topology.prepare()
   run = config.run
@@ -44,8 +43,7 @@ def run(config, workdir: Workdir, dry_run: bool):
         )
   price = config.plan.price
   outlook.write(workdir.plan_file, found, price)
-  header, rows = outlook.table(found, price)
-  plain("\n" + page.markdown_table(header, rows))
+  plain("\n" + outlook.table(found, price).markdown())
   for text in (*outlook.advice(found), *outlook.totals(found, price)):
     plain(f"\n{text}")
   plain(f"\n{outlook.CAVEAT}\n\n{workdir.plan_file}")

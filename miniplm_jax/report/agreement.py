@@ -13,16 +13,9 @@ from miniplm_jax.select import index
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-  """Row counts of two selections in one group of rows.
+  """How many rows of one group two selections have."""
 
-  Attributes:
-    name: of the group.
-    ours: rows of this selection.
-    theirs: rows of the other.
-    both: rows of both.
-  """
-
-  name: str
+  name: str  # of the group
   ours: int
   theirs: int
   both: int
@@ -36,21 +29,13 @@ class Shared:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-  """This selection beside another one.
+  """This selection beside another one."""
 
-  Attributes:
-    name: the other's.
-    definition: by which it ranks.
-    total: over all rows.
-    domains: by domain, most rows of this selection first.
-    chance: Jaccard of two random selections of these sizes.
-  """
-
-  name: str
-  definition: str
-  total: Shared
-  domains: list[Shared]
-  chance: float
+  name: str  # of the other
+  definition: str  # by which the other ranks
+  total: Shared  # over all rows
+  domains: list[Shared]  # most rows of this selection first
+  chance: float  # Jaccard of two random selections of these sizes
 
 
 def compare(
@@ -61,8 +46,8 @@ def compare(
   counts = collections.Counter()
   for ids, domain in index.rows_of(corpus, names):
     ours, theirs = (index.among(ids, r) for r in (rows, other_rows))
-    for i, here in enumerate((ours, theirs, ours & theirs)):
-      by_domain = index.counts(domain[here])
+    for i, is_kept in enumerate((ours, theirs, ours & theirs)):
+      by_domain = index.counts(domain[is_kept])
       counts.update({(code, i): n for code, n in by_domain.items()})
   domains = [
     Shared(name, *(counts[code, i] for i in range(3)))

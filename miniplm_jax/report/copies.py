@@ -13,44 +13,27 @@ _SHOWN = 5  # largest groups that are shown
 
 @dataclasses.dataclass(frozen=True)
 class Copies:
-  """Rows with equal ids.
-
-  Attributes:
-    rows: how many of them.
-    kept: of these, kept.
-    row_id: the first of them.
-  """
+  """Rows with equal ids."""
 
   rows: int
-  kept: int
-  row_id: int
+  kept: int  # of these
+  row_id: int  # the first of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-  """Exact duplicates in D and among the kept rows.
+  """Exact duplicates in D and among the kept rows."""
 
-  Attributes:
-    every: 1 looks at all rows; n, at those of every n-th hash, where all
-      copies of a row are together.
-    rows: that were looked at.
-    kept: of these, kept.
-    groups: contents that are there more than once.
-    surplus: rows that could go, one of each content being left.
-    kept_groups: contents that were kept more than once.
-    kept_surplus: kept rows that could go.
-    left_out: rows left out that are copies of a kept row.
-    largest: the largest groups.
-  """
-
+  # 1 looks at all rows; n, at those of every n-th hash, where all copies of a
+  # row are together.
   every: int
-  rows: int
-  kept: int
-  groups: int
-  surplus: int
-  kept_groups: int
-  kept_surplus: int
-  left_out: int
+  rows: int  # that were looked at
+  kept: int  # of these
+  groups: int  # contents that are there more than once
+  surplus: int  # rows that could go, one of each content being left
+  kept_groups: int  # contents that were kept more than once
+  kept_surplus: int  # kept rows that could go
+  left_out: int  # rows left out that are copies of a kept row
   largest: list[Copies]
 
 
@@ -63,12 +46,12 @@ def find(corpus: Corpus, rows: np.ndarray, most: int = _MOST) -> Duplicates:
     most: above so many rows of D, only every n-th hash is looked at.
   """
   every = max(-(-index.size_of_d(corpus) // most), 1)
-  found = []
+  pieces = []
   for ids, hashes in index.rows_of(corpus, {}, "hash"):
     # By hash and not by row: copies stay together.
-    here = hashes % np.uint64(every) == 0
-    found.append((ids[here], hashes[here]))
-  ids, hashes = map(np.concatenate, zip(*found))
+    is_read = hashes % np.uint64(every) == 0
+    pieces.append((ids[is_read], hashes[is_read]))
+  ids, hashes = map(np.concatenate, zip(*pieces))
   kept = index.among(ids, rows)
   _, first, group, count = np.unique(
     hashes, return_index=True, return_inverse=True, return_counts=True

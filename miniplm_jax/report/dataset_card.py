@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 from miniplm_jax.core.manifest import Manifest, code_version
 from miniplm_jax.report import selection_tables as tables
-from miniplm_jax.report.page import markdown_table
-from miniplm_jax.report.selection_tables import Findings
+from miniplm_jax.report.selection_tables import SelectionReport
 
 _FORMULAS = {
   "mean_diff": "r(x) = (log p(x) − log p_ref(x)) / n, p the teacher, p_ref the "
@@ -75,65 +74,64 @@ _CITATION = """\
 ```"""
 
 
-def write(found: Findings, inputs: Mapping[str, Manifest]) -> str:
+def write(selection: SelectionReport, inputs: Mapping[str, Manifest]) -> str:
   """The card, in Markdown with YAML before it.
 
   Args:
-    found: the selection.
+    selection: what is known of it.
     inputs: manifests of what it was made from.
   """
-  return "\n\n".join(_sections(found, inputs)) + "\n"
+  return "\n\n".join(_sections(selection, inputs)) + "\n"
 
 
-def _sections(found: Findings, inputs: Mapping[str, Manifest]):
+def _sections(selection: SelectionReport, inputs: Mapping[str, Manifest]):
   import huggingface_hub
 
-  summary, definition = found.summary, found.facts["definition"]
+  summary, definition = selection.summary, selection.definition
   data = huggingface_hub.DatasetCardData(
-    pretty_name=f"MiniPLM selection {found.name}",
+    pretty_name=f"MiniPLM selection {selection.name}",
     size_categories=[size_category(summary.total.kept_rows)],
     tags=["pretraining", "data-selection", "difference-sampling", "miniplm"],
   )
-  yield f"---\n{data.to_yaml()}\n---\n# Selection {found.name}"
-  yield tables.lead(found)
+  yield f"---\n{data.to_yaml()}\n---\n# Selection {selection.name}"
+  yield tables.lead(selection)
   yield _FILES
   yield "## How it was made"
   yield (
     "Rows of D, the corpus without what the models were trained on here and "
     "without the held-out rows, were scored and ranked; the kept ones are in "
-    f"corpus order. The score is `{definition}` ({found.facts['label']})"
+    f"corpus order. The score is `{definition}` ({selection.label})"
     + (f": {formula}" if (formula := _FORMULAS.get(definition)) else "")
     + ". Difference Sampling of MiniPLM (arXiv 2410.17215) takes the highest "
     "by `mean_diff` or `sum_diff`. The settings, and the sha256 fingerprints "
     "of what was read:"
   )
-  yield markdown_table(*tables.made_table(found, inputs))
+  yield tables.made_table(selection, inputs).markdown()
   yield f"Made by miniplm_jax {code_version()}."
   yield "## What was kept"
-  yield markdown_table(*tables.domain_table(summary))
-  yield markdown_table(*tables.length_table(summary))
+  yield tables.domain_table(summary).markdown()
+  yield tables.length_table(summary).markdown()
   if summary.has_noise:
     yield tables.noise_words(summary)
-  if found.facts["dropped"]:
+  if selection.dropped:
     yield "## Left out before the ranking"
-    rows = [(k, f"{v:,}") for k, v in found.facts["dropped"].items()]
-    yield markdown_table(("reason", "rows of D"), rows)
-  if found.duplicates:
+    yield tables.dropped_table(selection.dropped).markdown()
+  if selection.duplicates:
     yield "## Duplicates"
-    yield tables.duplicate_words(found.duplicates)
-    yield markdown_table(*tables.duplicate_table(found.duplicates))
+    yield tables.duplicate_words(selection.duplicates)
+    yield tables.duplicate_table(selection.duplicates).markdown()
   yield "## Overlap with evaluation sets"
-  if found.overlaps:
-    yield tables.overlap_words(found.overlaps)
-    yield markdown_table(*tables.overlap_table(found.overlaps))
+  if selection.overlaps:
+    yield tables.overlap_words(selection.overlaps)
+    yield tables.overlap_table(selection.overlaps).markdown()
   else:
     yield "Not measured: no evaluation set was named."
-  if found.agreement:
+  if selection.agreement:
     yield "## Agreement with another selection"
-    yield tables.agreement_words(found.name, found.agreement)
-    yield markdown_table(*tables.agreement_table(found.agreement))
+    yield tables.agreement_words(selection.name, selection.agreement)
+    yield tables.agreement_table(selection.agreement).markdown()
   yield "## Use"
-  yield _LOAD.format(name=found.name)
+  yield _LOAD.format(name=selection.name)
   yield "## Limits"
   yield _LIMITS
   yield "## Citation"

@@ -1,134 +1,120 @@
-"""The sentences, tables and pictures of a report."""
+"""The sentences, tables and pictures of a run's report."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.evaluate import heldout
-from miniplm_jax.report import page
-from miniplm_jax.training import comparable, metrics
+from miniplm_jax.report import plots
+from miniplm_jax.report.inventory import Scored, Student
+from miniplm_jax.report.page import Section
+from miniplm_jax.report.table import Table
+from miniplm_jax.training import comparable
 
-Inputs = Mapping[str, Manifest]
+_MEAN_OF = 20  # steps, where a curve of the training itself has more
 
 
-def loss_table(config, inputs: Inputs):
-  """Header and rows: one row a model, one column a domain.
+def loss_table(
+  students: Mapping[str, Student], scored: Mapping[str, Scored]
+) -> Table:
+  """A row for each model, a column for each domain.
 
   Nats per token are left out for models of another tokenizer than the
   students'; bits per byte compare all.
+
+  Args:
+    students: by method, the main one first.
+    scored: models that score, by role; those that were evaluated are shown.
   """
-  names = [*config.methods, *config.roles_with_model]
-  losses = {n: heldout.losses(inputs[f"{n} evaluation"]) for n in names}
-  domains = [d for d in losses[names[0]] if d != ALL]
-  header = ["model", "parameters", "steps", "all", "all, per token"]
-  header += ["all, bits per byte", *domains]
+  shown = {name: (each.evaluation, each) for name, each in students.items()}
+  shown |= {n: (s.evaluation, None) for n, s in scored.items() if s.evaluation}
+  losses = {n: heldout.losses(made) for n, (made, _) in shown.items()}
+  first = next(iter(shown))
+  tokenizer = shown[first][0].tokenizer
+  domains = [domain for domain in losses[first] if domain != ALL]
+  columns = ("model", ("parameters", ","), ("steps", ","), ("all", ".4f"))
+  columns += (("all, per token", ".4f"), ("all, bits per byte", ".4f"))
+  columns += tuple((domain, ".4f") for domain in domains)
   rows = []
-  tokenizer = inputs[f"{names[0]} evaluation"].tokenizer
-  for name in names:
-    counts = _training(inputs, name)
-    mean = [f"{losses[name][d]['instance_mean']:.4f}" for d in (ALL, *domains)]
-    mean.insert(1, f"{losses[name][ALL]['token_mean']:.4f}")
-    if inputs[f"{name} evaluation"].tokenizer != tokenizer:
-      mean = ["–"] * len(mean)
-    mean.insert(2, f"{losses[name][ALL]['bits_per_byte']:.4f}")
-    rows.append([name, *counts, *mean])
-  return header, rows
+  for name, (evaluation, student) in shown.items():
+    loss = losses[name]
+    means = [loss[domain]["instance_mean"] for domain in (ALL, *domains)]
+    means.insert(1, loss[ALL]["token_mean"])
+    if evaluation.tokenizer != tokenizer:
+      means = [None] * len(means)
+    means.insert(2, loss[ALL]["bits_per_byte"])
+    counts = student.training.counts if student else {}
+    sizes = (counts.get(what, "") for what in ("parameters", "steps"))
+    rows.append((name, *sizes, *means))
+  return Table(columns, rows)
 
 
-def _training(inputs: Inputs, name: str) -> tuple[str, str]:
-  training = inputs.get(f"{name} training")
-  if training is None:
-    return "", ""
-  counts = training.counts
-  return f"{counts['parameters']:,}", f"{counts['steps']:,}"
+def verdict(students: Mapping[str, Student]) -> str:
+  """Which student won, and by how much.
 
-
-def as_text(table) -> str:
-  """A table for the terminal, columns aligned."""
-  header, rows = table
-  cells = [header, *rows]
-  widths = [max(len(str(row[i])) for row in cells) for i in range(len(header))]
-  lines = []
-  for row in cells:
-    first, *others = (str(c) for c in row)
-    line = [first.ljust(widths[0])]
-    line += [c.rjust(w) for c, w in zip(others, widths[1:])]
-    lines.append("  ".join(line))
-  lines.insert(1, "─" * len(lines[0]))
-  return "\n".join(lines)
-
-
-def verdict(config, inputs: Inputs) -> str:
-  """Which student won, and by how much."""
-  made = {m: inputs[f"{m} evaluation"] for m in config.methods}
+  Args:
+    students: by method, the main one first.
+  """
+  main, first = next(iter(students.items()))
   loss = {
-    method: heldout.losses(one)[ALL]["instance_mean"]
-    for method, one in made.items()
-    if one.tokenizer == made[config.method].tokenizer
+    method: heldout.losses(student.evaluation)[ALL]["instance_mean"]
+    for method, student in students.items()
+    if student.evaluation.tokenizer == first.evaluation.tokenizer
   }
   if len(loss) == 1:
-    return f"{config.method}: held-out loss {loss[config.method]:.4f}."
-  ranked = sorted(loss, key=loss.__getitem__)
-  best, second = ranked[:2]
+    return f"{main}: held-out loss {loss[main]:.4f}."
+  best, second = sorted(loss, key=loss.__getitem__)[:2]
   gap = loss[second] - loss[best]
-  told = (
+  equal = _at_equal(students[best].training, students[second].training)
+  words = (
     f"{best} won: held-out loss {loss[best]:.4f} against "
     f"{loss[second]:.4f} of {second}, {gap:.4f} nats "
-    f"({gap / loss[second]:.2%}) lower {_at_equal(inputs, best, second)}"
+    f"({gap / loss[second]:.2%}) lower {equal}"
   )
   small = "One seed: a difference this small says little by itself."
-  told += f". {small}" if gap < 0.01 else " (one seed)."
-  return " ".join([told, *otherwise(config, inputs)])
+  words += f". {small}" if gap < 0.01 else " (one seed)."
+  return " ".join([words, *otherwise(students)])
 
 
-def otherwise(config, inputs: Inputs) -> list[str]:
+def otherwise(students: Mapping[str, Student]) -> list[str]:
   """What sets students apart beside their methods, in words.
 
   A line for each that differs from the first. Steps are said beside the
   losses, and the warm-up follows them; of what an earlier version did not say
   nothing is known.
   """
-  first, *others = (_made_with(inputs, method) for method in config.methods)
-  found = []
+  (main, first), *others = ((m, _made_with(s)) for m, s in students.items())
+  lines = []
   steps = "train.steps"
-  for method, other in zip(config.methods[1:], others):
-    said = {steps}
+  for method, other in others:
+    known = {steps}
     if first.get(steps) != other.get(steps):
-      said.add("train.warmup_steps")
+      known.add("train.warmup_steps")
     differing = [
       f"{name} {other[name]} and not {first[name]}"
-      for name in first.keys() - said
+      for name in first.keys() - known
       if name in other and other[name] != first[name]
     ]
     if differing:
-      found.append(
-        f"Beside its method {method} differs from {config.method}: "
+      lines.append(
+        f"Beside its method {method} differs from {main}: "
         f"{', '.join(sorted(differing))}."
       )
-  return found
+  return lines
 
 
-def _made_with(inputs: Inputs, method: str) -> dict[str, Any]:
+def _made_with(student: Student) -> dict[str, Any]:
   """Settings of a student and of what it was trained and measured on."""
-  trained, selection = (
-    inputs[f"{method} training"],
-    inputs[f"{method} selection"],
-  )
+  training, selection = student.training, student.selection
+  # What the method says, and what has no effect.
+  but = "definition", "scores", *selection.details.get("idle", ())
   parts = {
-    "student.model": trained.settings["model"],
-    "train": trained.settings["train"],
-    "select": {
-      name: value
-      for name, value in selection.settings.items()
-      if name
-      not in ("definition", "scores", *selection.details.get("idle", ()))
-    },
-    "evaluate": {"dtype": inputs[f"{method} evaluation"].settings["dtype"]},
-    "student": {"init": trained.inputs.get("init", "none")[:12]},
+    "student.model": training.settings["model"],
+    "train": training.settings["train"],
+    "select": {k: v for k, v in selection.settings.items() if k not in but},
+    "evaluate": {"dtype": student.evaluation.settings["dtype"]},
+    "student": {"init": (student.begins_with or "none")[:12]},
   }
   return {
     f"{part}.{name}": value
@@ -137,11 +123,10 @@ def _made_with(inputs: Inputs, method: str) -> dict[str, Any]:
   }
 
 
-def _at_equal(inputs: Inputs, best: str, second: str) -> str:
-  """What the two have in common: steps, FLOPs, or nothing."""
-  pair = [inputs[f"{method} training"] for method in (best, second)]
-  steps = [made.counts["steps"] for made in pair]
-  spent = [made.details["train_flops"] for made in pair]
+def _at_equal(best: Manifest, second: Manifest) -> str:
+  """What the two trainings have in common: steps, FLOPs, or nothing."""
+  steps = [training.counts["steps"] for training in (best, second)]
+  spent = [training.details["train_flops"] for training in (best, second)]
   both = f"{steps[0]:,} and {steps[1]:,} steps"
   if max(spent) <= 1.01 * min(spent):
     if steps[0] == steps[1]:
@@ -150,89 +135,76 @@ def _at_equal(inputs: Inputs, best: str, second: str) -> str:
   return f"at {both}, {spent[0]:.3g} and {spent[1]:.3g} FLOPs of training"
 
 
-def unlike(config, inputs: Inputs) -> list[str]:
+def unlike(students: Mapping[str, Student]) -> list[str]:
   """Methods whose learning curves are of other rows than most."""
-  made = {method: inputs[f"{method} training"] for method in config.methods}
-  return comparable.left_out(made)
+  return comparable.left_out({m: s.training for m, s in students.items()})
 
 
-def pictures(config, workdir: Workdir, inputs: Inputs) -> list[tuple[str, str]]:
+def pictures(students: Mapping[str, Student]) -> list[tuple[str, str]]:
   """The learning curves: losses, and how the optimizer fared, by step."""
-  found, lines = [], {}
-  left_out = unlike(config, inputs)
-  for method in config.methods:
-    folder = workdir.student(config.names_of(method).student) / "metrics"
-    lines[method] = metrics.read(folder)
+  left_out = unlike(students)
+  same_rows = "Held-out loss of the students during training, on the same rows."
+  drawn = []
   for key, title, unit, caption in (
     (
       "eval/loss",
       "Held-out loss",
       "nats per token",
-      " ".join(
-        [
-          "Held-out loss of the students during training, on the same rows.",
-          *comparable.in_words(left_out),
-        ]
-      ),
+      " ".join([same_rows, *comparable.in_words(left_out)]),
     ),
     (
       "train/loss",
       "Training loss",
       "nats per token",
-      "Training loss, each student on its own rows (mean of 20 steps): a "
-      "harder selection has a higher one.",
+      f"Training loss, each student on its own rows (mean of {_MEAN_OF} "
+      "steps): a harder selection has a higher one.",
     ),
     (
       "train/grad_norm",
       "Gradient norm",
       "global norm",
-      "Norm of the gradient before it is clipped (mean of 20 steps).",
+      f"Norm of the gradient before it is clipped (mean of {_MEAN_OF} steps).",
     ),
     (
       "train/learning_rate",
       "Learning rate",
       "learning rate",
-      "Learning rate (mean of 20 steps).",
+      f"Learning rate (mean of {_MEAN_OF} steps).",
     ),
   ):
-    figure, ax = page.axes(title, "steps", unit)
-    for line, method in zip(page.LINES, lines):
-      steps, values = map(np.array, metrics.curve(lines[method], key))
-      if not len(steps) or (key == "eval/loss" and method in left_out):
-        continue
-      if key != "eval/loss" and len(values) > 20:
-        n = len(values) // 20 * 20
-        steps = steps[:n].reshape(-1, 20).max(1)
-        values = values[:n].reshape(-1, 20).mean(1)
-      ax.plot(
-        steps,
-        values,
-        **line,
-        label=method,
-        lw=1.5,
-        marker="o" if key == "eval/loss" else None,
-        ms=3,
-      )
-    page.legend(ax)
-    found.append((page.picture(figure), caption))
-  return found
+    is_heldout = key == "eval/loss"
+    lines = {}
+    for method, student in students.items():
+      steps, values = student.curve(key)
+      if is_heldout and method in left_out:
+        steps, values = (), ()
+      elif not is_heldout and len(values) > _MEAN_OF:
+        n = len(values) // _MEAN_OF * _MEAN_OF
+        steps = steps[:n].reshape(-1, _MEAN_OF).max(1)
+        values = values[:n].reshape(-1, _MEAN_OF).mean(1)
+      lines[method] = steps, values
+    figure, ax = plots.axes(title, "steps", unit)
+    marker = "o" if is_heldout else None
+    plots.curves(ax, lines, lw=1.5, marker=marker, ms=3)
+    drawn.append((plots.picture(figure), caption))
+  return drawn
 
 
-def provenance(inputs: Inputs, selection: str) -> page.Section:
+def provenance(inputs: Mapping[str, Manifest], selection: str) -> Section:
   """Where every figure comes from, and where there are more."""
   rows = [
     (
       name,
-      found.stage,
-      found.fingerprint[:12],
-      found.code_version,
-      f"{found.details.get('seconds', 0):,.1f}",
+      manifest.stage,
+      manifest.fingerprint[:12],
+      manifest.code_version,
+      manifest.details.get("seconds", 0),
     )
-    for name, found in inputs.items()
+    for name, manifest in inputs.items()
   ]
-  return page.Section(
+  columns = ("what", "stage", "fingerprint", "code", ("seconds", ",.1f"))
+  return Section(
     "Made from",
     [f"More on the selection: selection/{selection}/report.html."],
-    table=(("what", "stage", "fingerprint", "code", "seconds"), rows),
-    left=4,
+    table=Table(columns, rows),
   )

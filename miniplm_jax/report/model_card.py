@@ -6,7 +6,7 @@ from miniplm_jax.distillation import logits_step as logits_stage
 from miniplm_jax.distillation import objectives
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
 from miniplm_jax.evaluate import heldout
-from miniplm_jax.report.page import markdown_table
+from miniplm_jax.report.table import Table
 from miniplm_jax.select.definitions import DEFINITIONS
 from miniplm_jax.training import flops
 
@@ -79,14 +79,14 @@ def write(
       else ""
     )
     + ". After MiniPLM (arXiv 2410.17215).",
-    markdown_table(
-      ["what", "sha256"],
+    Table(
+      ("what", "sha256"),
       [
-        *([_INPUTS.get(k, k), f"`{v}`"] for k, v in trained.inputs.items()),
-        ["tokenizer", f"`{trained.tokenizer}`"],
-        ["trained weights", f"`{trained.weights}`"],
+        *((_INPUTS.get(k, k), f"`{v}`") for k, v in trained.inputs.items()),
+        ("tokenizer", f"`{trained.tokenizer}`"),
+        ("trained weights", f"`{trained.weights}`"),
       ],
-    ),
+    ).markdown(),
     "## Training",
     f"{counts['steps']:,} steps of {train['batch_size']:,} rows, "
     f"{counts['tokens']:,} tokens with padding, "
@@ -101,17 +101,18 @@ def write(
       "## Evaluation",
       "Loss in nats on held-out rows; the mean of means is over rows of each "
       f"row's mean. {heldout.ignored_in_words(evaluation)}".strip(),
-      markdown_table(
-        ["held-out rows", "rows", "mean of means", "per token"],
-        [
-          [
-            domain,
-            f"{loss['rows']:,}",
-            f"{loss['instance_mean']:.4f}",
-            f"{loss['token_mean']:.4f}",
-          ]
-          for domain, loss in heldout.losses(evaluation).items()
-        ],
-      ),
+      _loss_table(evaluation).markdown(),
     ]
   return "\n\n".join(sections) + "\n"
+
+
+def _loss_table(evaluation: Manifest) -> Table:
+  columns = ("held-out rows", ("rows", ","))
+  columns += (("mean of means", ".4f"), ("per token", ".4f"))
+  return Table(
+    columns,
+    [
+      (domain, loss["rows"], loss["instance_mean"], loss["token_mean"])
+      for domain, loss in heldout.losses(evaluation).items()
+    ],
+  )

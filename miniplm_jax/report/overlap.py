@@ -34,46 +34,27 @@ _MARKS = re.compile(r"[^\w\s]|_")
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-  """An item that was found.
+  """An item that was found."""
 
-  Attributes:
-    texts: of the item.
-    share: of its n-grams, those that were found.
-    row_id: a row that has one of them, a kept one if there is one.
-  """
-
-  texts: list[str]
-  share: float
-  row_id: int
+  texts: list[str]  # of the item
+  share: float  # of its n-grams, those that were found
+  row_id: int  # a row that has one of them, a kept one if there is one
 
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-  """One evaluation set beside the rows.
+  """One evaluation set beside the rows."""
 
-  Attributes:
-    name: its file's, see `names_of`.
-    items: its records.
-    too_short: items without a text that is long enough.
-    found: items with an n-gram in the rows of D that were read.
-    found_kept: likewise, in kept rows.
-    rows: rows with an n-gram of the set.
-    kept_rows: of these, kept.
-    rows_read: rows of D that were read.
-    kept_read: of these, kept.
-    worst: the items of which most was found.
-  """
-
-  name: str
-  items: int
-  too_short: int
-  found: int
-  found_kept: int
-  rows: int
-  kept_rows: int
-  rows_read: int
-  kept_read: int
-  worst: list[Match]
+  name: str  # its file's, see `names_of`
+  items: int  # its records
+  too_short: int  # items without a text that is long enough
+  found: int  # items with an n-gram in the rows of D that were read
+  found_kept: int  # likewise, in kept rows
+  rows: int  # rows with an n-gram of the set
+  kept_rows: int  # of these
+  rows_read: int  # rows of D that were read
+  kept_read: int  # of these
+  worst: list[Match]  # the items of which most was found
 
 
 def paths(patterns: Sequence[str]) -> list[epath.Path]:
@@ -82,7 +63,7 @@ def paths(patterns: Sequence[str]) -> list[epath.Path]:
   Raises:
     UserError: nothing matches, or it is of an unknown format.
   """
-  found = []
+  files = []
   for pattern in patterns:
     path = epath.Path(pattern)
     if path.exists():
@@ -98,18 +79,18 @@ def paths(patterns: Sequence[str]) -> list[epath.Path]:
         f"config.select.evaluation_sets={pattern}",
         "give files or globs of .jsonl, .json or .parquet",
       )
-    found += new
-  return list(dict.fromkeys(found))
+    files += new
+  return list(dict.fromkeys(files))
 
 
 def rows_to_read(corpus: Corpus, most: int = _MOST) -> np.ndarray:
   """int64 ids of all rows of D, or of evenly spaced ones if there are more."""
   every = max(-(-index.size_of_d(corpus) // most), 1)
-  found, seen = [], 0
+  chosen, start = [], 0
   for ids, _ in index.rows_of(corpus, {}):
-    found.append(ids[-seen % every :: every])
-    seen += len(ids)
-  return np.concatenate(found)
+    chosen.append(ids[-start % every :: every])
+    start += len(ids)
+  return np.concatenate(chosen)
 
 
 def measure(
@@ -149,14 +130,14 @@ def _text(tokenizer, ids: np.ndarray) -> str:
 
 def names_of(sets: Sequence[epath.Path]) -> list[str]:
   """File names; with as many folders before them as tell them apart."""
-  found = [path.name for path in sets]
+  names = [path.name for path in sets]
   for depth in range(2, max((len(path.parts) for path in sets), default=0) + 1):
-    there = collections.Counter(found)
-    found = [
-      "/".join(path.parts[-depth:]) if there[name] > 1 else name
-      for path, name in zip(sets, found)
+    count = collections.Counter(names)
+    names = [
+      "/".join(path.parts[-depth:]) if count[name] > 1 else name
+      for path, name in zip(sets, names)
     ]
-  return found
+  return names
 
 
 def words(text: str) -> list[str]:
@@ -221,24 +202,24 @@ def ngrams(texts: Sequence[str]) -> set[tuple[str, ...]]:
 
   A text of `SHORTEST` to `WORDS` words is one n-gram, a shorter one is none.
   """
-  found = set()
+  grams = set()
   for text in (*texts, " ".join(texts)):
     parts = words(text)
     if len(parts) >= SHORTEST:
       n = min(len(parts), WORDS)
-      found |= {tuple(parts[i : i + n]) for i in range(len(parts) - n + 1)}
-  return found
+      grams |= {tuple(parts[i : i + n]) for i in range(len(parts) - n + 1)}
+  return grams
 
 
 def locate(texts: Sequence[str], row: str) -> int:
   """Where in a row's text the first n-gram of an item begins, or 0."""
-  wanted = ngrams(texts)
-  lengths = {len(gram) for gram in wanted}
-  found = [(words(m[0]), m.start()) for m in re.finditer(r"\S+", row)]
-  found = [(word[0], start) for word, start in found if word]
-  for i, (_, start) in enumerate(found):
+  grams = ngrams(texts)
+  lengths = {len(gram) for gram in grams}
+  places = [(words(m[0]), m.start()) for m in re.finditer(r"\S+", row)]
+  places = [(word[0], start) for word, start in places if word]
+  for i, (_, start) in enumerate(places):
     for n in lengths:
-      if tuple(word for word, _ in found[i : i + n]) in wanted:
+      if tuple(word for word, _ in places[i : i + n]) in grams:
         return start
   return 0
 
@@ -279,18 +260,18 @@ class _Grams:
     """Notes which n-grams stand in these rows."""
     numbers, row = [], []
     for i, text in enumerate(texts):
-      found = [self._number.get(word, 0) for word in words(text)]
+      known = [self._number.get(word, 0) for word in words(text)]
       # A word that no item has stands between two rows.
-      numbers += [*found, 0]
-      row += [i] * (len(found) + 1)
+      numbers += [*known, 0]
+      row += [i] * (len(known) + 1)
     mixed, row = _mixed(np.array(numbers, np.uint64)), np.array(row)
     hit = np.zeros((len(texts), len(self._sets)), bool)
     for n in self._lengths:
       keys = _windows(mixed, n)
       place = np.searchsorted(self._keys, keys)
       place[place == len(self._keys)] = 0
-      here = np.flatnonzero(self._keys[place] == keys)
-      gram, local = place[here], row[here]
+      hits = np.flatnonzero(self._keys[place] == keys)
+      gram, local = place[hits], row[hits]
       self._row[kept[local].astype(np.int64), gram] = row_ids[local]
       for i, among in enumerate(self._in_set):
         hit[local[among[gram]], i] = True
@@ -299,14 +280,14 @@ class _Grams:
 
   def overlaps(self, rows_read: int, kept_read: int) -> list[Overlap]:
     """What was found, by set."""
-    found = []
+    overlaps = []
     for i, (name, texts) in enumerate(self._sets):
       items = self._items[i]
       kept = [self._row[1, item] >= 0 for item in items]
       either = [self._row[:, item].max(0) >= 0 for item in items]
       shares = np.array([e.mean() if len(e) else 0.0 for e in either])
       worst = np.argsort(-shares, kind="stable")[:_WORST]
-      found.append(
+      overlaps.append(
         Overlap(
           name=name,
           items=len(items),
@@ -324,7 +305,7 @@ class _Grams:
           ],
         )
       )
-    return found
+    return overlaps
 
   def _place(self, item: np.ndarray) -> int:
     left_out, kept = self._row[:, item].max(1)

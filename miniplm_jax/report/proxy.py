@@ -6,7 +6,9 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.distillation import proxy_cost as cost
 from miniplm_jax.distillation import proxy_fidelity as fidelity
-from miniplm_jax.report import page
+from miniplm_jax.report import plots
+from miniplm_jax.report.page import Section
+from miniplm_jax.report.table import Table
 from miniplm_jax.score import table
 
 _STEPS = {
@@ -18,9 +20,7 @@ _STEPS = {
 }
 
 
-def section(
-  config, corpus: Corpus, inputs: Mapping[str, Manifest]
-) -> page.Section:
+def section(config, corpus: Corpus, inputs: Mapping[str, Manifest]) -> Section:
   """How well the proxy ranks, and what it saves.
 
   Args:
@@ -63,14 +63,17 @@ def section(
     "Each row's score by teacher and reference, and as predicted; color is "
     "the number of rows, on a logarithmic scale."
   )
-  picture = page.picture(_figure(found)), caption
-  return page.Section(
-    "The proxy", text, table=(("what", "figure"), rows), pictures=[picture]
+  picture = plots.picture(_figure(found)), caption
+  return Section(
+    "The proxy",
+    text,
+    table=Table(("what", ("figure", ">")), rows),
+    pictures=[picture],
   )
 
 
 def _figure(found: fidelity.Heldout):
-  figure, ax = page.axes(
+  figure, ax = plots.axes(
     "Predicted and true scores",
     "log p − log p_ref (nats per token)",
     "predicted (nats per token)",
@@ -85,5 +88,5 @@ def _figure(found: fidelity.Heldout):
     linewidths=0,
   )
   ends = min(found.true), max(found.true)
-  ax.plot(ends, ends, color=page.GRAY, lw=1, ls="--")
+  ax.plot(ends, ends, color=plots.GRAY, lw=1, ls="--")
   return figure

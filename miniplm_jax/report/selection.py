@@ -7,20 +7,12 @@ from etils import epath
 
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.report import (
-  overlap,
-  page,
-)
-from miniplm_jax.report import (
-  selection_figures as figures,
-)
-from miniplm_jax.report import (
-  selection_tables as tables,
-)
+from miniplm_jax.report import overlap, page, selection_figures
+from miniplm_jax.report import selection_tables as tables
 from miniplm_jax.report.copies import Duplicates
 from miniplm_jax.report.overlap import Overlap
 from miniplm_jax.report.selection_summary import PLACES, Summary, largest
-from miniplm_jax.report.selection_tables import Findings
+from miniplm_jax.report.selection_tables import SelectionReport
 
 _SHOWN = 900  # characters of a text
 _BEFORE = 120  # of them, before what was found in it
@@ -54,11 +46,11 @@ def _cut(text: str, start: int = 0) -> str:
   return f"{before}{text[start:end]}{after}"
 
 
-def sections(found: Findings, corpus: Corpus) -> list[page.Section]:
+def sections(selection: SelectionReport, corpus: Corpus) -> list[page.Section]:
   """The parts of a report, without those that were not looked for."""
-  summary, texts = found.summary, _Texts(corpus)
+  summary, texts = selection.summary, _Texts(corpus)
   rest = len(summary.domains) - len(largest(summary.domains)) + 1
-  told = (
+  others = (
     f"The {len(largest(summary.domains)) - 1} domains with the most tokens; "
     f"{rest} others are added up in one line."
     if rest > 1
@@ -67,60 +59,51 @@ def sections(found: Findings, corpus: Corpus) -> list[page.Section]:
   body = [
     page.Section(
       "What was kept",
-      [tables.lead(found)],
-      tiles=_tiles(found),
-      notes=[_terms(found)],
+      [tables.lead(selection)],
+      tiles=_tiles(selection),
+      notes=[_terms(selection)],
     ),
     page.Section(
       "By domain",
       table=tables.domain_table(summary),
-      total=True,
       notes=[
         "The mark on a bar is the share of all rows that was kept. Shares of "
         "tokens are of all tokens of D, and of all kept tokens; the change is "
-        f"in percentage points. {told}".strip()
+        f"in percentage points. {others}".strip()
       ],
     ),
     page.Section(
       "By length",
       table=tables.length_table(summary),
-      total=True,
       notes=[
         "Tokens of a row, its last target included. Rows are cut at sentence "
         f"ends; those of {corpus.max_length + 1:,} are full."
       ],
     ),
-    page.Section("Pictures", pictures=figures.pictures(summary, found.facts)),
+    page.Section("Pictures", pictures=selection_figures.pictures(selection)),
   ]
-  if found.duplicates:
-    body.append(_duplicates(found.duplicates, texts))
-  if found.overlaps:
-    body.append(_overlaps(found.overlaps, texts))
-  if found.agreement:
-    body.append(_agreement(found))
+  if selection.duplicates:
+    body.append(_duplicates(selection.duplicates, texts))
+  if selection.overlaps:
+    body.append(_overlaps(selection.overlaps, texts))
+  if selection.agreement:
+    body.append(_agreement(selection))
   body.append(_places(summary, texts))
   return body
 
 
-def made(found: Findings, inputs: Mapping[str, Manifest]) -> page.Section:
-  """The settings, and what it was made from."""
-  return page.Section(
-    "How it was made", table=tables.made_table(found, inputs), left=2
-  )
-
-
-def _terms(found: Findings) -> str:
+def _terms(selection: SelectionReport) -> str:
   """What the words mean."""
-  told = f"D: the rows that were scored. Score: {found.facts['label']}."
-  if found.summary.has_noise:
-    told += (
+  words = f"D: the rows that were scored. Score: {selection.label}."
+  if selection.summary.has_noise:
+    words += (
       " Noise: the reference finds the row likelier than the teacher does."
     )
-  return told
+  return words
 
 
-def _tiles(found: Findings) -> list[page.Tile]:
-  total, cut = found.summary.total, found.facts["threshold"]
+def _tiles(selection: SelectionReport) -> list[page.Tile]:
+  total, threshold = selection.summary.total, selection.threshold
   tiles = [
     page.Tile("Rows kept", f"{total.kept_rows:,}", f"of {total.rows:,} of D"),
     page.Tile(
@@ -132,8 +115,8 @@ def _tiles(found: Findings) -> list[page.Tile]:
       f"of the rows; {total.kept_tokens / total.tokens:.1%} of the tokens",
     ),
   ]
-  if cut is not None:
-    tiles.append(page.Tile("Threshold", f"{cut:.4f}", found.facts["label"]))
+  if threshold is not None:
+    tiles.append(page.Tile("Threshold", f"{threshold:.4f}", selection.label))
   tiles.append(
     page.Tile(
       "Mean score",
@@ -141,7 +124,7 @@ def _tiles(found: Findings) -> list[page.Tile]:
       f"of the kept; {tables.mean(total.score, total.scored)} in D",
     )
   )
-  if found.summary.has_noise:
+  if selection.summary.has_noise:
     share = tables.share(total.kept_noise, total.kept_rows)
     tiles.append(
       page.Tile(
@@ -150,15 +133,15 @@ def _tiles(found: Findings) -> list[page.Tile]:
         f"of D; {share} of the kept rows",
       )
     )
-  if copies := found.duplicates:
-    told = f"rows beyond the first; {copies.surplus:,} in D"
+  if copies := selection.duplicates:
+    note = f"rows beyond the first; {copies.surplus:,} in D"
     if copies.every > 1:
-      told += f"; counted in one of every {copies.every:,} hashes"
-    tiles.append(page.Tile("Duplicates kept", f"{copies.kept_surplus:,}", told))
-  if dropped := found.facts["dropped"]:
-    told = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+      note += f"; counted in one of every {copies.every:,} hashes"
+    tiles.append(page.Tile("Duplicates kept", f"{copies.kept_surplus:,}", note))
+  if dropped := selection.dropped:
+    note = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
     total = f"{sum(dropped.values()):,}"
-    tiles.append(page.Tile("Left out before", total, told))
+    tiles.append(page.Tile("Left out before", total, note))
   return tiles
 
 
@@ -171,16 +154,16 @@ def _short(count: int) -> str:
   return f"{count:,}"
 
 
-def _duplicates(found: Duplicates, texts: _Texts) -> page.Section:
-  rows = {c.row_id: c for c in found.largest}
+def _duplicates(duplicates: Duplicates, texts: _Texts) -> page.Section:
+  rows = {c.row_id: c for c in duplicates.largest}
   shown = [
     (f"{c.rows:,} copies, {c.kept:,} of them kept; {caption}", text)
     for (caption, text), c in zip(texts.read(list(rows)), rows.values())
   ]
   return page.Section(
     "Duplicates",
-    [tables.duplicate_words(found)],
-    table=tables.duplicate_table(found),
+    [tables.duplicate_words(duplicates)],
+    table=tables.duplicate_table(duplicates),
     folds=[page.Fold("Most frequent contents", shown)] if shown else (),
   )
 
@@ -191,10 +174,10 @@ def _overlaps(overlaps: Sequence[Overlap], texts: _Texts) -> page.Section:
     shown = []
     read = texts.whole([m.row_id for m in o.worst])
     for match, (caption, text) in zip(o.worst, read):
-      told = f"item, {match.share:.0%} of its n-grams found"
+      label = f"item, {match.share:.0%} of its n-grams found"
       start = max(overlap.locate(match.texts, text) - _BEFORE, 0)
       item = "\n".join(match.texts)
-      shown += [(told, _cut(item)), (f"in {caption}", _cut(text, start))]
+      shown += [(label, _cut(item)), (f"in {caption}", _cut(text, start))]
     if shown:
       folds.append(page.Fold(o.name, shown, "items of which most was found"))
   return page.Section(
@@ -205,12 +188,11 @@ def _overlaps(overlaps: Sequence[Overlap], texts: _Texts) -> page.Section:
   )
 
 
-def _agreement(found: Findings) -> page.Section:
+def _agreement(selection: SelectionReport) -> page.Section:
   return page.Section(
     "Agreement with another selection",
-    [tables.agreement_words(found.name, found.agreement)],
-    table=tables.agreement_table(found.agreement),
-    total=True,
+    [tables.agreement_words(selection.name, selection.agreement)],
+    table=tables.agreement_table(selection.agreement),
   )
 
 
@@ -218,8 +200,8 @@ def _places(summary: Summary, texts: _Texts) -> page.Section:
   shown = [g for g in largest(summary.domains) if g.name in summary.places]
   folds = []
   for i, g in enumerate(shown):
-    found = summary.places[g.name]
-    places = [(p, *pair) for p in PLACES for pair in found[p]]
+    by_place = summary.places[g.name]
+    places = [(p, *pair) for p in PLACES for pair in by_place[p]]
     read = texts.read([row_id for *_, row_id in places])
     shown_texts = [
       (f"{place}: {tables.signed(score, 3)}, {caption}", text)
@@ -227,12 +209,12 @@ def _places(summary: Summary, texts: _Texts) -> page.Section:
     ]
     note = f"{g.kept_rows:,} of {g.rows:,} rows kept"
     folds.append(page.Fold(g.name, shown_texts, note, open=i == 0))
-  told = f", the {len(shown)} largest of {len(summary.domains)} domains"
+  which = f", the {len(shown)} largest of {len(summary.domains)} domains"
   return page.Section(
     "Texts",
     [
       "From each domain the rows at the top, on both sides of the cut, and at "
-      f"the bottom{told if len(shown) < len(summary.domains) else ''}; "
+      f"the bottom{which if len(shown) < len(summary.domains) else ''}; "
       f"{_SHOWN:,} characters of each."
     ],
     folds=folds,
@@ -241,13 +223,16 @@ def _places(summary: Summary, texts: _Texts) -> page.Section:
 
 def write(
   directory: epath.Path,
-  found: Findings,
+  selection: SelectionReport,
   inputs: Mapping[str, Manifest],
   corpus: Corpus,
 ):
   """Writes report.html."""
-  glance, *body = sections(found, corpus)
-  glance = dataclasses.replace(glance, text=())
-  body = [glance, *body, made(found, inputs)]
+  glance, *body = sections(selection, corpus)
+  body = [
+    dataclasses.replace(glance, text=()),
+    *body,
+    page.Section("How it was made", table=tables.made_table(selection, inputs)),
+  ]
   path = directory / "report.html"
-  page.write(path, f"Selection {found.name}", tables.lead(found), body)
+  page.write(path, f"Selection {selection.name}", tables.lead(selection), body)

@@ -1,32 +1,28 @@
 """The pictures of a selection."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
-from miniplm_jax.report import page
+from miniplm_jax.report import plots
 from miniplm_jax.report.selection_summary import Group, Summary, largest
+from miniplm_jax.report.selection_tables import SelectionReport
 
-_KEPT, _CUT = page.COLORS[:2]
+_KEPT, _CUT = plots.COLORS[:2]
 _SHORT = 0.005  # share of rows that the picture of lengths leaves out
 _DENSITY = "#C3D9EA", _KEPT, "#06182B"  # few to many rows
 # Of the domains with a curve of their own; the threshold's is not among them.
-_CURVES = page.COLORS[:1] + page.COLORS[2:]
+_CURVES = plots.COLORS[:1] + plots.COLORS[2:]
 
 Picture = tuple[str, str]
 
 
-def pictures(summary: Summary, facts: Mapping[str, Any]) -> list[Picture]:
-  """(inline PNG, caption) of what there is to show.
-
-  Args:
-    summary: the selection.
-    facts: see `tables.facts`.
-  """
+def pictures(selection: SelectionReport) -> list[Picture]:
+  """(inline PNG, caption) of what there is to show."""
+  summary = selection.summary
   n, rows = len(summary.sample.score), summary.total.rows
+  has_threshold = selection.threshold is not None
+  threshold = "The line is the threshold. " if has_threshold else ""
   drawn = f"Drawn from {n:,} evenly spaced rows of D." if n < rows else ""
-  found = [
+  figures = [
     (
       _kept_share(summary),
       "Share of each domain's rows that was kept; the "
@@ -37,26 +33,26 @@ def pictures(summary: Summary, facts: Mapping[str, Any]) -> list[Picture]:
       "Share of all tokens that is a domain's: in D, and among the kept rows.",
     ),
     (
-      _histogram(summary, facts),
-      f"Scores, kept rows and rows left out, stacked. {_told(facts)}{drawn}",
+      _histogram(selection),
+      f"Scores, kept rows and rows left out, stacked. {threshold}{drawn}",
     ),
     (
-      _cumulative(summary, facts),
-      f"Share of rows with at most this score, for "
-      f"all rows and for the largest domains. {_told(facts)}{drawn}",
+      _cumulative(selection),
+      "Share of rows with at most this score, for all rows and for the "
+      f"largest domains. {threshold}{drawn}",
     ),
   ]
   if summary.has_noise:
-    found.append(
+    figures.append(
       (
-        _density(summary, facts),
+        _density(selection),
         "Mean NLL of a row under reference and "
         "teacher; color counts rows, on a logarithmic scale. Below the dashed "
         "diagonal the teacher finds a row likelier. "
-        f"{_told_line(facts)}{drawn}",
+        f"{_line_words(selection)}{drawn}",
       )
     )
-  found.append(
+  figures.append(
     (
       _lengths(summary),
       "Share of rows by their number of tokens, in D and "
@@ -64,26 +60,22 @@ def pictures(summary: Summary, facts: Mapping[str, Any]) -> list[Picture]:
       f"{_SHORT:.1%} lie to the left of the picture.",
     )
   )
-  return [(page.picture(figure), text.strip()) for figure, text in found]
+  return [(plots.picture(figure), text.strip()) for figure, text in figures]
 
 
-def _cut(facts) -> float | None:
-  """The threshold, if there is one for all rows."""
-  return facts["threshold"]
+def _has_line(selection: SelectionReport) -> bool:
+  """Whether the threshold is a line beside the diagonal of both NLLs."""
+  return selection.threshold is not None and selection.definition == "mean_diff"
 
 
-def _told(facts) -> str:
-  return "" if _cut(facts) is None else "The line is the threshold. "
+def _line_words(selection: SelectionReport) -> str:
+  words = "Rows below the solid line reach the threshold. "
+  return words if _has_line(selection) else ""
 
 
-def _told_line(facts) -> str:
-  told = _cut(facts) is not None and facts["definition"] == "mean_diff"
-  return "Rows below the solid line reach the threshold. " if told else ""
-
-
-def _mark_cut(ax, facts):
-  if (cut := _cut(facts)) is not None:
-    ax.axvline(cut, color=_CUT, lw=1.3)
+def _mark_threshold(ax, selection: SelectionReport):
+  if selection.threshold is not None:
+    ax.axvline(selection.threshold, color=_CUT, lw=1.3)
 
 
 def _shown(summary: Summary) -> list[Group]:
@@ -96,16 +88,16 @@ def _height(count: int) -> float:
 
 def _kept_share(summary: Summary):
   groups = sorted(_shown(summary), key=lambda g: g.share)
-  figure, ax = page.axes(
+  figure, ax = plots.axes(
     "Kept share by domain", "share kept", "", height=_height(len(groups))
   )
   values = [g.share for g in groups]
-  names = [page.plain(g.name) for g in groups]
+  names = [plots.plain(g.name) for g in groups]
   ax.barh(names, values, color=_KEPT, height=0.7)
   for i, value in enumerate(values):
     label = ax.text(value + 0.015, i, f"{value:.0%}", va="center", fontsize=8)
     label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
-  ax.axvline(summary.total.share, color=page.INK, lw=1, ls="--")
+  ax.axvline(summary.total.share, color=plots.INK, lw=1, ls="--")
   ax.set_xlim(0, 1.1)
   _percent(ax.xaxis)
   ax.grid(axis="y", visible=False)
@@ -114,7 +106,7 @@ def _kept_share(summary: Summary):
 
 def _token_share(summary: Summary):
   groups = _shown(summary)[::-1]
-  figure, ax = page.axes(
+  figure, ax = plots.axes(
     "Token share before and after",
     "share of tokens",
     "",
@@ -126,16 +118,16 @@ def _token_share(summary: Summary):
     for name in ("tokens", "kept_tokens")
   )
   places = np.arange(len(groups))
-  ax.hlines(places, before, after, color=page.PALE, lw=3, zorder=1)
+  ax.hlines(places, before, after, color=plots.PALE, lw=3, zorder=1)
   for values, color, label in (
-    (before, page.GRAY, "before: D"),
+    (before, plots.GRAY, "before: D"),
     (after, _KEPT, "after: kept"),
   ):
     ax.scatter(values, places, color=color, s=34, label=label, zorder=2)
-  ax.set_yticks(places, [page.plain(g.name) for g in groups])
+  ax.set_yticks(places, [plots.plain(g.name) for g in groups])
   ax.set_xlim(left=0)
   _percent(ax.xaxis)
-  page.legend(ax)
+  plots.legend(ax)
   return figure
 
 
@@ -154,57 +146,59 @@ def _range(values: np.ndarray, most: float = 0.999) -> tuple[float, float]:
   return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-def _histogram(summary: Summary, facts):
-  figure, ax = page.axes("Distribution of scores", facts["label"], "rows")
-  score, kept = summary.sample.score, summary.sample.kept
+def _histogram(selection: SelectionReport):
+  figure, ax = plots.axes("Distribution of scores", selection.label, "rows")
+  sample = selection.summary.sample
+  score, kept = sample.score, sample.kept
   low, high = _range(score)
   count = int(np.clip(np.sqrt(len(score)), 20, 80))
-  width, cut = (high - low) / count, _cut(facts)
+  width, cut = (high - low) / count, selection.threshold
   if cut is not None:  # between two bins: none is on both sides of it
     low = cut - np.ceil((cut - low) / width) * width
   ax.hist(
     (score[kept], score[~kept]),
     bins=low + width * np.arange(count + 2),
     stacked=True,
-    color=[_KEPT, page.PALE],
+    color=[_KEPT, plots.PALE],
     label=["kept", "left out"],
   )
-  _mark_cut(ax, facts)
+  _mark_threshold(ax, selection)
   ax.grid(axis="x", visible=False)
-  page.legend(ax)
+  plots.legend(ax)
   return figure
 
 
-def _cumulative(summary: Summary, facts):
-  figure, ax = page.axes(
-    "Cumulative distribution by domain", facts["label"], "share of rows"
+def _cumulative(selection: SelectionReport):
+  figure, ax = plots.axes(
+    "Cumulative distribution by domain", selection.label, "share of rows"
   )
-  score, domain = summary.sample.score, summary.sample.domain
-  curves = [("all rows", score, page.INK, 2.2)]
-  for group, color in zip(summary.domains, _CURVES):
+  sample = selection.summary.sample
+  score, domain = sample.score, sample.domain
+  curves = [("all rows", score, plots.INK, 2.2)]
+  for group, color in zip(selection.summary.domains, _CURVES):
     curves.append((group.name, score[domain == group.name], color, 1.2))
   drawn = {
-    page.plain(name): ax.ecdf(values, color=color, lw=width)
+    plots.plain(name): ax.ecdf(values, color=color, lw=width)
     for name, values, color, width in curves
     if len(values)
   }
   ax.set_xlim(*_range(score, 0.998))
-  _mark_cut(ax, facts)
+  _mark_threshold(ax, selection)
   _percent(ax.yaxis)
   # By itself it would leave out names that begin with "_".
-  page.legend(ax, handles=list(drawn.values()), labels=list(drawn))
+  plots.legend(ax, handles=list(drawn.values()), labels=list(drawn))
   return figure
 
 
-def _density(summary: Summary, facts):
+def _density(selection: SelectionReport):
   from matplotlib.colors import LinearSegmentedColormap
 
-  figure, ax = page.axes(
+  figure, ax = plots.axes(
     "Teacher against reference",
     "reference NLL (nats per token)",
     "teacher NLL (nats per token)",
   )
-  sample = summary.sample
+  sample = selection.summary.sample
   x_ends, y_ends = _range(sample.reference), _range(sample.teacher)
   low, high = min(x_ends[0], y_ends[0]), max(x_ends[1], y_ends[1])
   inside = [
@@ -221,23 +215,24 @@ def _density(summary: Summary, facts):
     linewidths=0.1,
   )
   ends = np.array([low, high])
-  ax.plot(ends, ends, color=page.INK, lw=1, ls="--", label="equal")
-  cut = _cut(facts)
-  if cut is not None and facts["definition"] == "mean_diff":
-    ax.plot(ends, ends - cut, color=_CUT, lw=1.3, label="threshold")
+  ax.plot(ends, ends, color=plots.INK, lw=1, ls="--", label="equal")
+  if _has_line(selection):
+    ax.plot(
+      ends, ends - selection.threshold, color=_CUT, lw=1.3, label="threshold"
+    )
   # Each axis its own ends: the rows fill the picture.
   for limit, (a, b) in ((ax.set_xlim, x_ends), (ax.set_ylim, y_ends)):
     limit(a - 0.03 * (b - a), b + 0.03 * (b - a))
   bar = figure.colorbar(cells, ax=ax, pad=0.02)
-  bar.set_label("rows", fontsize=9, color=page.INK)
+  bar.set_label("rows", fontsize=9, color=plots.INK)
   bar.ax.tick_params(labelsize=8)
   bar.outline.set_visible(False)
-  page.legend(ax)
+  plots.legend(ax)
   return figure
 
 
 def _lengths(summary: Summary):
-  figure, ax = page.axes("Length of rows", "tokens of a row", "share of rows")
+  figure, ax = plots.axes("Length of rows", "tokens of a row", "share of rows")
   counts = summary.rows_by_length
   below = np.cumsum(counts[0]) / counts[0].sum()
   first, end = int(np.searchsorted(below, _SHORT)), counts.shape[1]
@@ -245,7 +240,7 @@ def _lengths(summary: Summary):
   # From the full rows downwards: the last bin is as wide as the others.
   edges = np.arange(end, first - width, -width)[::-1]
   for values, color, fill, label in (
-    (counts[0], page.PALE, True, "before: D"),
+    (counts[0], plots.PALE, True, "before: D"),
     (counts[1], _KEPT, False, "after: kept"),
   ):
     binned, _ = np.histogram(np.arange(end), edges, weights=values)
@@ -254,5 +249,5 @@ def _lengths(summary: Summary):
   ax.set_xlim(edges[0], end)
   _percent(ax.yaxis)
   ax.grid(axis="x", visible=False)
-  page.legend(ax, loc="upper left")
+  plots.legend(ax, loc="upper left")
   return figure

@@ -134,17 +134,16 @@ def _run(
   figures = selection_summary.summarize(
     corpus, scored.of_selection(manifest.settings, made_from), rows
   )
-  found = selection_tables.Findings(
-    directory.name,
-    selection_tables.facts(manifest, figures),
+  shown = selection_tables.SelectionReport.of(
+    manifest,
     figures,
-    copies.find(corpus, rows),
-    overlaps,
-    agreed,
+    duplicates=copies.find(corpus, rows),
+    overlaps=overlaps,
+    agreement=agreed,
   )
-  selection.write(directory, found, made_from, corpus)
+  selection.write(directory, shown, made_from, corpus)
   files.write_bytes(
-    directory / "card.md", dataset_card.write(found, made_from).encode()
+    directory / "card.md", dataset_card.write(shown, made_from).encode()
   )
   return {
     "tokenizer": corpus.manifest.tokenizer,
@@ -152,12 +151,12 @@ def _run(
     "counts": {
       "domains": {
         g.name: {"rows": g.rows, "kept": g.kept_rows, "share": g.share}
-        for g in found.summary.domains
+        for g in shown.summary.domains
       },
-      "duplicates": found.duplicates.surplus,
-      "duplicates_kept": found.duplicates.kept_surplus,
+      "duplicates": shown.duplicates.surplus,
+      "duplicates_kept": shown.duplicates.kept_surplus,
       # Both were counted in one of so many hashes.
-      "duplicates_every": found.duplicates.every,
+      "duplicates_every": shown.duplicates.every,
       "overlap": {o.name: [o.found, o.found_kept] for o in overlaps},
     },
     "details": {"jaccard": agreed and agreed.total.jaccard},

@@ -28,25 +28,15 @@ PLACES = {
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Some rows of D, and those of them that were kept.
-
-  Attributes:
-    name: of the group.
-    rows: how many.
-    tokens: ids in them.
-    score: sum of their scores.
-    noise: how many the reference finds likelier than the teacher does.
-    scored: how many have a score; what is left out before may have none.
-    kept_rows: as `rows`, of the kept; likewise what follows.
-  """
+  """Some rows of D, and those of them that were kept."""
 
   name: str
   rows: int
-  tokens: int
-  score: float
-  noise: int
-  scored: int
-  kept_rows: int
+  tokens: int  # ids in them
+  score: float  # sum of their scores
+  noise: int  # rows that the reference finds likelier than the teacher does
+  scored: int  # rows with a score; what is left out before may have none
+  kept_rows: int  # of the kept rows alone; likewise what follows
   kept_tokens: int
   kept_score: float
   kept_noise: int
@@ -59,46 +49,29 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
-  """Evenly spaced rows of D that have a score, for pictures; all arrays [n].
+class PlotSample:
+  """Evenly spaced rows of D that have a score, for pictures; all arrays [n]."""
 
-  Attributes:
-    score: float32.
-    kept: bool.
-    domain: names.
-    teacher: float32, mean NLL per token, or None without such a table.
-    reference: likewise.
-  """
-
-  score: np.ndarray
-  kept: np.ndarray
-  domain: np.ndarray
-  teacher: np.ndarray | None
-  reference: np.ndarray | None
+  score: np.ndarray  # float32
+  kept: np.ndarray  # bool
+  domain: np.ndarray  # names
+  teacher: np.ndarray | None  # float32, mean NLL per token; None is no table
+  reference: np.ndarray | None  # likewise
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """A selection in figures; exact but for `sample`.
+  """A selection in figures; exact but for `sample`."""
 
-  Attributes:
-    domains: most tokens first.
-    lengths: by tokens of a row, shortest first, empty ones left out.
-    total: all rows of D.
-    rows_by_length: int64 [2, max_length + 2], rows of D and kept rows with so
-      many ids.
-    has_noise: whether teacher and reference tables were both there.
-    places: {domain: {place of `PLACES`: [(score, row id)]}}.
-    sample: for pictures.
-  """
-
-  domains: list[Group]
-  lengths: list[Group]
-  total: Group
+  domains: list[Group]  # most tokens first
+  lengths: list[Group]  # by tokens of a row, shortest first, no empty ones
+  total: Group  # all rows of D
+  # int64 [2, max_length + 2], rows of D and kept rows with so many ids.
   rows_by_length: np.ndarray
-  has_noise: bool
+  has_noise: bool  # whether teacher and reference tables were both there
+  # {domain: {place of `PLACES`: [(score, row id)]}}
   places: dict[str, dict[str, list[tuple[float, int]]]]
-  sample: Sample
+  sample: PlotSample  # for pictures
 
 
 def summarize(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
@@ -131,11 +104,11 @@ def summarize(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
     _add(by_domain, domain, kept, values)
     _add(by_length, length, kept, values)
     places.add(*(c[has_score] for c in (domain, score, ids, kept)))
-    here = np.arange(-start % every, len(ids), every)
-    here = here[has_score[here]]
+    drawn = np.arange(-start % every, len(ids), every)
+    drawn = drawn[has_score[drawn]]
     start += len(ids)
     columns = score, kept, domain, teacher, reference
-    sample.append([c if c is None else c[here] for c in columns])
+    sample.append([c if c is None else c[drawn] for c in columns])
   names = scored.domains
   return _summary(names, by_domain, by_length, has_noise, places, sample)
 
@@ -160,8 +133,8 @@ def _summary(names, by_domain, by_length, has_noise, places, sample):
     total=group("all", by_domain.sum(1)),
     rows_by_length=by_length[[0, _FIELDS.index("kept_rows")]].astype(np.int64),
     has_noise=has_noise,
-    places={names[i]: found for i, found in places.found().items()},
-    sample=Sample(score, kept, np.array(names, object)[domain], *means),
+    places={names[i]: rows for i, rows in places.best().items()},
+    sample=PlotSample(score, kept, np.array(names, object)[domain], *means),
   )
 
 
@@ -210,14 +183,14 @@ class _Places:
   def __init__(self, texts: int):
     self._texts = texts
     # {(domain, kept, highest): [(score, row id)]}, best first
-    self._found: dict[tuple[int, bool, bool], list[tuple[float, int]]] = {}
+    self._rows: dict[tuple[int, bool, bool], list[tuple[float, int]]] = {}
 
   def add(self, domain, score, row_id, kept):
     """Takes a part's rows; all arrays [n]."""
     for is_kept in (True, False):
-      here = kept == is_kept
+      rows = [c[kept == is_kept] for c in (domain, score, row_id)]
       for highest in (True, False):
-        self._add(domain[here], score[here], row_id[here], is_kept, highest)
+        self._add(*rows, is_kept, highest)
 
   def _add(self, domain, score, row_id, is_kept: bool, highest: bool):
     order = np.lexsort((row_id, -score if highest else score, domain))
@@ -227,20 +200,20 @@ class _Places:
       first = first[domain[first] == code]
       new = list(zip(score[first].tolist(), row_id[first].tolist()))
       key = code, is_kept, highest
-      self._found[key] = self._best(self._found.get(key, []) + new, highest)
+      self._rows[key] = self._first(self._rows.get(key, []) + new, highest)
 
-  def _best(self, pairs, highest: bool):
+  def _first(self, pairs, highest: bool):
     pairs = sorted(pairs, key=lambda p: (-p[0] if highest else p[0], p[1]))
     return pairs[: self._texts]
 
-  def found(self):
-    """{domain code: {place: [(score, row id)]}}."""
-    found = {}
-    for code in {code for code, *_ in self._found}:
-      found[code] = {}
+  def best(self) -> dict[int, dict[str, list[tuple[float, int]]]]:
+    """The rows as (score, row id), by domain code and place of `PLACES`."""
+    by_domain = {}
+    for code in {code for code, *_ in self._rows}:
+      by_domain[code] = {}
       for place, (is_kept, highest) in PLACES.items():
         pairs = []
         for k in (True, False) if is_kept is None else (is_kept,):
-          pairs += self._found.get((code, k, highest), [])
-        found[code][place] = self._best(pairs, highest)
-    return found
+          pairs += self._rows.get((code, k, highest), [])
+        by_domain[code][place] = self._first(pairs, highest)
+    return by_domain

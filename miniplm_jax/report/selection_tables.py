@@ -2,78 +2,63 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from miniplm_jax.core import groups
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.report import page
 from miniplm_jax.report.agreement import Agreement
 from miniplm_jax.report.copies import Duplicates
 from miniplm_jax.report.overlap import SHORTEST, WORDS, Overlap
 from miniplm_jax.report.selection_summary import Group, Summary, largest
+from miniplm_jax.report.table import Bar, Table
 from miniplm_jax.select.definitions import DEFINITIONS
-
-Table = tuple[Sequence[Any], list[Sequence[Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Findings:
-  """All that is known of a selection.
-
-  Attributes:
-    name: the selection's.
-    facts: how it was made, see `facts`.
-    summary: its figures.
-    duplicates: None if they were not looked for; likewise what follows.
-    overlaps: a measure for each evaluation set.
-    agreement: with another selection.
-  """
+class SelectionReport:
+  """All that is known of a selection."""
 
   name: str
-  facts: Mapping[str, Any]
+  definition: str  # by which it ranks
+  label: str  # of the score
+  # The score that every kept row reaches, None if there is no such one.
+  threshold: float | None
+  dropped: Mapping[str, int]  # rows by why they were not considered
+  options: Mapping[str, str]  # every setting, in words
   summary: Summary
+  # Not all reports look for these.
   duplicates: Duplicates | None = None
-  overlaps: Sequence[Overlap] = ()
-  agreement: Agreement | None = None
+  overlaps: Sequence[Overlap] = ()  # of each evaluation set
+  agreement: Agreement | None = None  # with another selection
+
+  @classmethod
+  def of(cls, manifest: Manifest, summary: Summary, **measured: Any) -> Self:
+    """From a selection's manifest, its figures, and what else was measured."""
+    settings = manifest.settings
+    definition = settings["definition"]
+    known = DEFINITIONS.get(definition)
+    dropped = manifest.counts.get("dropped", {})
+    return cls(
+      name=manifest.path.parent.name,
+      definition=definition,
+      label=known.label if known else definition,
+      threshold=_threshold(manifest, summary),
+      dropped={k.replace("_", " "): n for k, n in dropped.items() if n},
+      options=dict(_flat(settings)),
+      summary=summary,
+      **measured,
+    )
 
 
-def facts(selection: Manifest, summary: Summary) -> dict[str, Any]:
-  """How a selection was made, from its manifest.
-
-  Args:
-    selection: its manifest.
-    summary: its figures.
-
-  Returns:
-    `definition` and its `label`; `threshold`, the score that every kept row
-    reaches, or None if there is no such one; `dropped`, rows by the reason for
-    which they were not considered; `options`, every setting in words.
-  """
-  settings = selection.settings
-  definition = settings["definition"]
-  known = DEFINITIONS.get(definition)
-  cut = selection.details.get("cutoff", {}).get("threshold")
-  if settings.get("temperature"):
-    cut = None  # of the score and noise
-  elif not isinstance(cut, float) or lowest_kept(summary) < cut:
-    cut = None  # by domain, or of something else than the score
-  return {
-    "definition": definition,
-    "label": known.label if known else definition,
-    "threshold": cut,
-    "dropped": {
-      reason.replace("_", " "): count
-      for reason, count in selection.counts.get("dropped", {}).items()
-      if count
-    },
-    "options": dict(_flat(settings)),
-  }
-
-
-def lowest_kept(summary: Summary) -> float:
-  """The lowest score of a kept row."""
+def _threshold(manifest: Manifest, summary: Summary) -> float | None:
+  threshold = manifest.details.get("cutoff", {}).get("threshold")
+  if manifest.settings.get("temperature"):
+    return None  # of the score and noise
   places = (p["lowest score that was kept"] for p in summary.places.values())
-  return min((score for found in places for score, _ in found), default=0.0)
+  lowest = min((score for place in places for score, _ in place), default=0.0)
+  if not isinstance(threshold, float) or lowest < threshold:
+    return None  # by domain, or of something else than the score
+  return threshold
 
 
 def _flat(settings: Mapping[str, Any], before: str = ""):
@@ -86,13 +71,13 @@ def _flat(settings: Mapping[str, Any], before: str = ""):
       yield before + name, str(value)
 
 
-def lead(found: Findings) -> str:
+def lead(selection: SelectionReport) -> str:
   """The selection in a sentence or two."""
-  total, cut = found.summary.total, found.facts["threshold"]
-  told = "" if cut is None else f", from {cut:.4f} on"
+  total, threshold = selection.summary.total, selection.threshold
+  above = "" if threshold is None else f", from {threshold:.4f} on"
   return (
     f"{total.kept_rows:,} of {total.rows:,} rows ({total.share:.1%}) were "
-    f"kept by {found.facts['definition']} ({found.facts['label']}){told}: "
+    f"kept by {selection.definition} ({selection.label}){above}: "
     f"{total.kept_tokens:,} of {total.tokens:,} tokens."
   )
 
@@ -125,114 +110,114 @@ def noise_words(summary: Summary) -> str:
 
 
 def domain_table(summary: Summary) -> Table:
-  """Header and rows; the last one is of all domains."""
+  """A row for each of the largest domains; the last one is of all."""
   return _group_table("domain", largest(summary.domains), summary)
 
 
 def length_table(summary: Summary) -> Table:
-  """Header and rows; the last one is of all lengths."""
+  """A row for each range of lengths; the last one is of all."""
   return _group_table("tokens of a row", summary.lengths, summary)
 
 
 def _group_table(what: str, shown: Iterable[Group], summary: Summary) -> Table:
   total, rows = summary.total, []
   for g in (*shown, total):
+    is_total = g is total
     before = g.tokens / total.tokens
     after = g.kept_tokens / max(total.kept_tokens, 1)
-    kept = page.Bar(g.share, f"{g.share:.1%}", total.share)
-    if g is total:
-      kept = f"{g.share:.1%}"
     rows.append(
       (
-        g.name if g is total else groups.key(g.name),
-        f"{g.rows:,}",
-        f"{g.kept_rows:,}",
-        kept,
-        f"{g.tokens:,}",
-        f"{before:.1%}",
-        f"{after:.1%}",
-        "" if g is total else signed(100 * (after - before), 1),
+        g.name if is_total else groups.key(g.name),
+        g.rows,
+        g.kept_rows,
+        g.share if is_total else Bar(g.share, f"{g.share:.1%}", total.share),
+        g.tokens,
+        before,
+        after,
+        "" if is_total else signed(100 * (after - before), 1),
         mean(g.score, g.scored),
         mean(g.kept_score, g.kept_rows),
       )
     )
-  header = (
+  columns = (
     what,
-    "rows of D",
-    "kept",
-    "share kept",
-    "tokens of D",
-    "share of tokens, before",
-    "share of tokens, after",
-    "change",
-    "mean score",
-    "of the kept",
+    ("rows of D", ","),
+    ("kept", ","),
+    ("share kept", ".1%"),
+    ("tokens of D", ","),
+    ("share of tokens, before", ".1%"),
+    ("share of tokens, after", ".1%"),
+    ("change", ">"),
+    ("mean score", ">"),
+    ("of the kept", ">"),
   )
-  return header, rows
+  return Table(columns, rows, has_total=True)
 
 
-def duplicate_table(found: Duplicates) -> Table:
-  """Header and rows of what is there more than once."""
+def dropped_table(dropped: Mapping[str, int]) -> Table:
+  """Rows by the reason for which they were left out before the ranking."""
+  return Table(("reason", ("rows of D", ",")), list(dropped.items()))
+
+
+def duplicate_table(copies: Duplicates) -> Table:
+  """What is there more than once."""
+  surplus = "rows beyond the first of their content"
   rows = [
-    ("rows looked at", f"{found.rows:,}", f"{found.kept:,}"),
-    (
-      "contents there more than once",
-      f"{found.groups:,}",
-      f"{found.kept_groups:,}",
-    ),
-    (
-      "rows beyond the first of their content",
-      f"{found.surplus:,}",
-      f"{found.kept_surplus:,}",
-    ),
+    ("rows looked at", copies.rows, copies.kept),
+    ("contents there more than once", copies.groups, copies.kept_groups),
+    (surplus, copies.surplus, copies.kept_surplus),
     (
       "share of the rows",
-      share(found.surplus, found.rows, 2),
-      share(found.kept_surplus, found.kept, 2),
+      share(copies.surplus, copies.rows, 2),
+      share(copies.kept_surplus, copies.kept, 2),
     ),
-    ("rows left out that are copies of a kept row", f"{found.left_out:,}", ""),
+    ("rows left out that are copies of a kept row", copies.left_out, ""),
   ]
-  return ("exact duplicates", "D", "kept"), rows
+  return Table(("exact duplicates", ("D", ","), ("kept", ",")), rows)
 
 
-def duplicate_words(found: Duplicates) -> str:
+def duplicate_words(copies: Duplicates) -> str:
   """What was looked at."""
-  if found.every == 1:
+  if copies.every == 1:
     return "Rows with equal ids, among all rows of D."
   return (
-    f"Rows with equal ids, among the rows with one of every {found.every:,} "
+    f"Rows with equal ids, among the rows with one of every {copies.every:,} "
     "hashes: all copies of a row are looked at, or none; counts are of these."
   )
 
 
 def overlap_table(overlaps: Sequence[Overlap]) -> Table:
-  """Header and rows, a line for each evaluation set."""
+  """A row for each evaluation set."""
+
+  def bar(part: int, whole: int) -> Bar:
+    return Bar(part / max(whole, 1), share(part, whole))
+
   rows = [
     (
       o.name,
-      f"{o.items:,}",
-      f"{o.too_short:,}",
-      f"{o.found:,}",
-      page.Bar(o.found / max(o.items, 1), share(o.found, o.items)),
-      f"{o.found_kept:,}",
-      page.Bar(o.found_kept / max(o.items, 1), share(o.found_kept, o.items)),
-      f"{o.rows:,}",
-      f"{o.kept_rows:,}",
+      o.items,
+      o.too_short,
+      o.found,
+      bar(o.found, o.items),
+      o.found_kept,
+      bar(o.found_kept, o.items),
+      o.rows,
+      o.kept_rows,
     )
     for o in overlaps
   ]
-  header = (
+  columns = (
     "evaluation set",
-    "items",
-    "too short",
-    "items found in D",
-    "share",
-    "items found in kept rows",
-    "share",
-    "rows of D with an item",
-    "kept rows with an item",
+    ("items", ","),
+    ("too short", ","),
+    ("items found in D", ","),
+    ("share", ">"),
+    ("items found in kept rows", ","),
+    ("share", ">"),
+    ("rows of D with an item", ","),
+    ("kept rows with an item", ","),
   )
-  return header, rows
+  return Table(columns, rows)
 
 
 def overlap_words(overlaps: Sequence[Overlap]) -> str:
@@ -248,44 +233,48 @@ def overlap_words(overlaps: Sequence[Overlap]) -> str:
   )
 
 
-def agreement_table(found: Agreement) -> Table:
-  """Header and rows by domain; the last one is of all rows."""
+def agreement_table(agreement: Agreement) -> Table:
+  """A row for each domain; the last one is of all rows."""
+  total = agreement.total
   rows = [
     (
-      s.name if s is found.total else groups.key(s.name),
-      f"{s.ours:,}",
-      f"{s.theirs:,}",
-      f"{s.both:,}",
-      page.Bar(s.jaccard, f"{s.jaccard:.3f}", found.total.jaccard),
+      s.name if s is total else groups.key(s.name),
+      s.ours,
+      s.theirs,
+      s.both,
+      Bar(s.jaccard, f"{s.jaccard:.3f}", total.jaccard),
       share(s.both, s.ours),
       share(s.both, s.theirs),
     )
-    for s in (*found.domains, found.total)
+    for s in (*agreement.domains, total)
   ]
-  header = (
+  columns = (
     "domain",
-    "kept here",
-    "kept there",
-    "in both",
-    "Jaccard",
-    "share of here, also there",
-    "share of there, also here",
+    ("kept here", ","),
+    ("kept there", ","),
+    ("in both", ","),
+    ("Jaccard", ">"),
+    ("share of here, also there", ">"),
+    ("share of there, also here", ">"),
   )
-  return header, rows
+  return Table(columns, rows, has_total=True)
 
 
-def agreement_words(name: str, found: Agreement) -> str:
+def agreement_words(name: str, agreement: Agreement) -> str:
   """The comparison in a sentence."""
   return (
-    f"{name} (here) beside {found.name} (there, by {found.definition}): "
-    f"Jaccard {found.total.jaccard:.3f}, rows in both over rows in either. Two "
-    f"random selections of these sizes would have {found.chance:.3f}."
+    f"{name} (here) beside {agreement.name} (there, by "
+    f"{agreement.definition}): Jaccard {agreement.total.jaccard:.3f}, rows in "
+    "both over rows in either. Two random selections of these sizes would have "
+    f"{agreement.chance:.3f}."
   )
 
 
-def made_table(found: Findings, inputs: Mapping[str, Manifest]) -> Table:
+def made_table(
+  selection: SelectionReport, inputs: Mapping[str, Manifest]
+) -> Table:
   """Settings and fingerprints."""
-  rows = [(name, value) for name, value in found.facts["options"].items()]
+  rows = list(selection.options.items())
   rows += [
     (f"{name}, manifest", made.fingerprint) for name, made in inputs.items()
   ]
@@ -295,4 +284,4 @@ def made_table(found: Findings, inputs: Mapping[str, Manifest]) -> Table:
     if made.weights
   ]
   rows.append(("tokenizer", inputs["corpus"].tokenizer))
-  return ("what", "value"), rows
+  return Table(("what", "value"), rows)

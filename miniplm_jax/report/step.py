@@ -18,6 +18,7 @@ from miniplm_jax.distillation import objectives
 from miniplm_jax.evaluate.heldout import ignored_in_words, losses
 from miniplm_jax.report import tasks_step
 from miniplm_jax.report.analyses import step as analyse_stage
+from miniplm_jax.report.inventory import Scored, Student
 from miniplm_jax.train.step import own_corpora
 from miniplm_jax.training import comparable
 
@@ -33,7 +34,7 @@ with epy.lazy_imports():  # NumPy, PyArrow and JAX
     tasks,
   )
   from miniplm_jax.report import selection as selection_report
-  from miniplm_jax.select import scored
+  from miniplm_jax.select import scored as scored_rows
 
 STAGE = "report"
 
@@ -152,36 +153,51 @@ def check(config, inputs: Mapping[str, Manifest]):
     tasks_step.check(inputs["tasks"], models)
 
 
+def _shown(
+  config, inputs: Mapping[str, Manifest]
+) -> tuple[dict[str, Student], dict[str, Scored]]:
+  """The students by method, the main one first; what scores, by role."""
+  students = {
+    method: Student(
+      *(
+        inputs[f"{method} {what}"]
+        for what in ("training", "selection", "evaluation")
+      )
+    )
+    for method in config.methods
+  }
+  scored = {
+    role: Scored(inputs[f"{role} scores"], inputs.get(f"{role} evaluation"))
+    for role in config.scorers
+  }
+  if config.uses_proxy:  # "proxy evaluation" is that of the method's student
+    scored["proxy"] = Scored(inputs["proxy scores"])
+  return students, scored
+
+
 def _run(config, workdir: Workdir, plan: Callable, inputs):
-  table = findings.loss_table(config, inputs)
-  verdict = findings.verdict(config, inputs)
-  compared = comparison.lines(config, workdir, inputs)
-  beside = comparison.table(compared)
-  shown = [findings.as_text(table), findings.as_text(beside), verdict]
-  plain("\n" + "\n\n".join(shown) + "\n")
+  students, scored = _shown(config, inputs)
+  main = students[config.method]
+  losses_by_model = findings.loss_table(students, scored)
+  verdict = findings.verdict(students)
+  tables = [losses_by_model.text(), comparison.table(students).text()]
+  plain("\n" + "\n\n".join([*tables, verdict]) + "\n")
 
   corpus = store.Corpus(inputs["corpus"])
-  selection = inputs[f"{config.method} selection"]
-  made_from = {r: inputs[f"{r} scores"] for r in selection.settings["scores"]}
-  made_from["corpus"] = inputs["corpus"]
+  selection, evaluation = main.selection, main.evaluation
+  made_from = {
+    role: scored[role].table for role in selection.settings["scores"]
+  }
+  made_from["corpus"] = corpus.manifest
   figures = selection_summary.summarize(
     corpus,
-    scored.of_selection(selection.settings, made_from),
+    scored_rows.of_selection(selection.settings, made_from),
     kept_rows(selection),
   )
-  evaluation = inputs[f"{config.method} evaluation"]
-  found = selection_tables.Findings(
-    selection.path.parent.name,
-    selection_tables.facts(selection, figures),
-    figures,
-  )
+  shown = selection_tables.SelectionReport.of(selection, figures)
   body = [
     comparison.section(
-      config,
-      workdir,
-      compared,
-      findings.unlike(config, inputs),
-      findings.otherwise(config, inputs),
+      students, findings.unlike(students), findings.otherwise(students)
     ),
     page.Section(
       "Held-out loss",
@@ -190,19 +206,19 @@ def _run(config, workdir: Workdir, plan: Callable, inputs):
         f"token; of {evaluation.counts['rows']:,} rows. "
         f"{ignored_in_words(evaluation)}"
       ],
-      table=table,
-      pictures=findings.pictures(config, workdir, inputs),
+      table=losses_by_model,
+      pictures=findings.pictures(students),
     ),
-    *selection_report.sections(found, corpus),
-    findings.provenance(inputs, found.name),
   ]
-  if config.uses_proxy:
-    body.insert(-1, proxy.section(config, corpus, inputs))
-  if workdir.plan_file.exists():
-    body.insert(-1, plan(workdir.plan_file))
-  body[-1:-1] = analyse_stage.sections(config, workdir)
   if "tasks" in inputs:
-    body.insert(2, tasks.section(inputs["tasks"]))
+    body.append(tasks.section(inputs["tasks"]))
+  body += selection_report.sections(shown, corpus)
+  if config.uses_proxy:
+    body.append(proxy.section(config, corpus, inputs))
+  if workdir.plan_file.exists():
+    body.append(plan(workdir.plan_file))
+  body += analyse_stage.sections(config, workdir)
+  body.append(findings.provenance(inputs, shown.name))
   path = workdir.root / "report.html"
   page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)
   return {
@@ -212,12 +228,13 @@ def _run(config, workdir: Workdir, plan: Callable, inputs):
     "details": {
       "verdict": verdict,
       "loss": {
-        name.removesuffix(" evaluation"): losses(found)[ALL]
-        for name, found in inputs.items()
+        name.removesuffix(" evaluation"): losses(manifest)[ALL]
+        for name, manifest in inputs.items()
         if name.endswith(" evaluation")
       },
       "methods": {
-        name: dataclasses.asdict(line) for name, line in compared.items()
+        method: dataclasses.asdict(row)
+        for method, row in comparison.rows(students).items()
       },
     },
   }

@@ -6,7 +6,8 @@ from typing import Any
 from miniplm_jax.config.sections import GROUP
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.evaluate.results import average, score, scores
-from miniplm_jax.report import page
+from miniplm_jax.report.page import Section
+from miniplm_jax.report.table import Table
 
 # Averages of the nine in per cent: arXiv 2410.17215.
 PAPER_MODELS = ("Qwen 200M", "500M", "1.2B", "Llama 212M", "Mamba 130M")
@@ -30,8 +31,8 @@ def _is_cut(n: Mapping[str, int]) -> bool:
 def table(
   by_model: Mapping[str, Mapping[str, Mapping[str, Any]]],
   samples: Mapping[str, Mapping[str, int]],
-):
-  """Header and rows: one row a model, in per cent; the paper's beside it.
+) -> Table:
+  """A row for each model, in per cent; the paper's figures beside it.
 
   Args:
     by_model: lm_eval's "results" of each, by method or role.
@@ -48,41 +49,37 @@ def table(
     return " (in part)"  # of a group, or of the average
 
   tasks = [t for t in next(iter(by_model.values())) if t != GROUP]
-  columns = {}
+  columns = {}  # how its numbers are written, and the numbers, by title
   for task in tasks:
     metrics = [results[task] for results in by_model.values()]
     chosen = score(metrics[0])
     if chosen:
-      columns[f"{task} {chosen[0]}{read(task)}"] = [
-        f"{score(m)[1]:.1%}" for m in metrics
-      ]
+      values = [score(m)[1] for m in metrics]
+      columns[f"{task} {chosen[0]}{read(task)}"] = ".1%", values
       continue
     for name, value in metrics[0].items():
       if isinstance(value, float) and "_stderr" not in name:
-        columns[f"{task} {name.partition(',')[0]}{read(task)}"] = [
-          f"{m[name]:.4g}" for m in metrics
-        ]
+        title = f"{task} {name.partition(',')[0]}{read(task)}"
+        columns[title] = ".4g", [m[name] for m in metrics]
   means = [average(scores(results)) for results in by_model.values()]
   if means[0] is not None:
-    columns[f"average{read(GROUP)}"] = [f"{mean:.1%}" for mean in means]
+    columns[f"average{read(GROUP)}"] = ".1%", means
   if means[0] is not None and whole:
     for i, model in enumerate(PAPER_MODELS):
-      columns[f"paper's {model}"] = [
-        "–"
-        if (value := PAPER.get(name, (None,) * 5)[i]) is None
-        else f"{value}%"
-        for name in by_model
-      ]
+      averages = (PAPER.get(name, (None,) * 5)[i] for name in by_model)
+      averages = [x if x is None else f"{x}%" for x in averages]
+      columns[f"paper's {model}"] = ">", averages
   rows = [
-    [name, *(values[i] for values in columns.values())]
+    [name, *(values[i] for _, values in columns.values())]
     for i, name in enumerate(by_model)
   ]
-  return ["model", *columns], rows
+  titles = ((title, form) for title, (form, _) in columns.items())
+  return Table(["model", *titles], rows)
 
 
-def section(measured: Manifest) -> page.Section:
+def section(measured: Manifest) -> Section:
   """The table of zero-shot tasks."""
-  return page.Section(
+  return Section(
     "Zero-shot tasks",
     [
       "lm-evaluation-harness; acc_norm where a task has it, else acc, and the "
@@ -90,5 +87,5 @@ def section(measured: Manifest) -> page.Section:
       "that it reports for its models by the same method. In brackets: how "
       "many of a task's documents were read, where it was not all."
     ],
-    table=(measured.details["header"], measured.details["rows"]),
+    table=Table.of_texts(measured.details["header"], measured.details["rows"]),
   )

@@ -14,7 +14,7 @@ from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.evaluate import results, tasks_step
 from miniplm_jax.evaluate.subjects import Subject
-from miniplm_jax.report import page, tasks
+from miniplm_jax.report import tasks
 
 STAGE = tasks_step.STAGE
 
@@ -97,6 +97,7 @@ def _run(
       hint = "config.evaluation.tasks does not name them"
       log(STAGE, f"{it.name} has results of {others}, too; {hint}")
   # Of all models the same documents.
-  header, rows = tasks.table(by_model, body["n-samples"])
-  plain("\n" + page.markdown_table(header, rows) + "\n")
-  return {"files": written, "details": {"header": header, "rows": rows}}
+  table = tasks.table(by_model, body["n-samples"])
+  plain(f"\n{table.markdown()}\n")
+  details = {"header": table.titles, "rows": table.cells()}
+  return {"files": written, "details": details}

@@ -7,25 +7,13 @@ from typing import Any
 from miniplm_jax.core import files
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.evaluate.heldout import losses
-from miniplm_jax.report import page
-from miniplm_jax.report.analyses.inventory import (
-  BUDGET,
-  Inventory,
-  Skipped,
-  Student,
-)
-from miniplm_jax.report.analyses.ranking import number
+from miniplm_jax.report import plots
+from miniplm_jax.report.analyses.base import Analysis, NoInputs
+from miniplm_jax.report.inventory import BUDGET, Inventory, Student, same_rows
+from miniplm_jax.report.page import Section
+from miniplm_jax.report.table import Table, or_unknown
 from miniplm_jax.training import comparable
 
-TITLE = "Ablations"
-DEFINITION = (
-  "Every student of the workdir that was evaluated. α is the share of the rows "
-  "of D that its selection kept; sizes are parameters of the models whose "
-  "scores it stands on. Held-out loss in nats (mean over rows of the mean per "
-  "token). A line joins students that differ in the one thing alone: the same "
-  "shape, training, objective and other settings of the selection. One seed "
-  "each unless there are more."
-)
 # What is varied, with its label; a line varies one of them.
 AXES = {
   "kept": "α, share of rows kept",
@@ -35,25 +23,21 @@ AXES = {
 _MODELS = ("teacher_weights", "seqkd", "logits_of")  # inputs of a student
 
 
-def measure(found: Inventory) -> dict[str, Any]:
+def measure(workdir: Inventory) -> dict[str, Any]:
   """All students, and the lines along each axis.
 
   Raises:
-    Skipped: no student has been evaluated.
+    NoInputs: no student has been evaluated.
   """
   students = {
     name: student
-    for name, student in found.students.items()
-    if student.evaluation and not student.reads_other_tokens
+    for name, student in workdir.students.items()
+    if not student.reads_other_tokens
   }
-  left_out = comparable.left_out({n: s.evaluation for n, s in students.items()})
-  runs = {
-    name: _run(found, student)
-    for name, student in students.items()
-    if name not in left_out
-  }
+  students, left_out = same_rows(students, lambda student: student.evaluation)
+  runs = {name: _run(workdir, each) for name, each in students.items()}
   if not runs:
-    raise Skipped("no student has been evaluated: run --stages=evaluate")
+    raise NoInputs("no student has been evaluated: run --stages=evaluate")
   return {
     "runs": runs,
     "lines": {axis: lines(runs, axis) for axis in AXES},
@@ -61,24 +45,24 @@ def measure(found: Inventory) -> dict[str, Any]:
   }
 
 
-def _run(found: Inventory, student: Student) -> dict[str, Any]:
+def _run(workdir: Inventory, student: Student) -> dict[str, Any]:
   """What a student was made with, and what it reached."""
-  made, selection = student.made, student.selection
+  training, selection = student.training, student.selection
   loss = losses(student.evaluation)[ALL]
   tables = selection.settings["scores"]
   run = {
     "definition": selection.settings["definition"],
     "kept": selection.counts["kept"] / selection.counts["rows"],
-    "steps": made.counts["steps"],
-    "train_flops": made.details["train_flops"],
+    "steps": training.counts["steps"],
+    "train_flops": training.details["train_flops"],
     "begins_with": student.begins_with,
     "loss": loss["instance_mean"],
     "bits_per_byte": loss["bits_per_byte"],
     # All else that may differ: a line takes runs that are equal in it.
     "rest": files.digest(
       [
-        {k: v for k, v in made.settings.items() if k != "rows"},
-        sorted(made.inputs),
+        {k: v for k, v in training.settings.items() if k != "rows"},
+        sorted(training.inputs),
         student.begins_with,
         {
           k: v
@@ -89,12 +73,12 @@ def _run(found: Inventory, student: Student) -> dict[str, Any]:
     ),
   }
   # Models that it reads beside the scores; of other rows they are the same.
-  run["read"] = [made.inputs.get(name) for name in _MODELS]
+  run["read"] = [training.inputs.get(name) for name in _MODELS]
   for role in ("teacher", "reference"):
-    table = tables.get(role)
-    here = found.scores.get(table)
-    run[f"{role}_scores"] = table
-    run[role] = here.parameters if here else None
+    name = tables.get(role)
+    scored = workdir.scores.get(name)
+    run[f"{role}_scores"] = name
+    run[role] = scored.parameters if scored else None
   return run
 
 
@@ -120,12 +104,12 @@ def lines(
     if axis != "teacher":
       key += (*run["read"],)
     families[key].append((run[axis], name))
-  found = []
+  along = []
   for members in families.values():
     if len({value for value, _ in members}) < 2:
       continue
     values, names = zip(*sorted(members))
-    found.append(
+    along.append(
       {
         "label": _label(runs[names[0]], axis),
         "names": list(names),
@@ -133,7 +117,7 @@ def lines(
         "losses": [runs[name]["loss"] for name in names],
       }
     )
-  return found
+  return along
 
 
 def _label(run: Mapping[str, Any], axis: str) -> str:
@@ -147,56 +131,71 @@ def _label(run: Mapping[str, Any], axis: str) -> str:
   return ", ".join(words + ([] if axis == "kept" else [f"α {run['kept']:.2g}"]))
 
 
-def section(found: Mapping[str, Any]) -> page.Section:
+def render(figures: Mapping[str, Any]) -> Section:
   """All students, and a picture of each axis that was varied."""
-  header = ["student", "rows by", "teacher", "its parameters", "reference"]
-  header += ["its parameters", "α", "steps", "training FLOPs", "held-out loss"]
-  header += ["bits per byte"]
+  parameters = ("its parameters", ",")
+  columns = ("student", "rows by", "teacher", parameters)
+  columns += (("reference", ">"), parameters, ("α", ".3g"), ("steps", ","))
+  columns += (("training FLOPs", ".3g"), ("held-out loss", ".4f"))
+  columns += (("bits per byte", ".4f"),)
+  runs, lines_by_axis = figures["runs"], figures["lines"]
   rows = [
-    [
+    (
       name,
       run["definition"],
       *_scorer(run, "teacher"),
       *_scorer(run, "reference"),
-      f"{run['kept']:.3g}",
-      f"{run['steps']:,}",
-      f"{run['train_flops']:.3g}",
-      f"{run['loss']:.4f}",
-      f"{run['bits_per_byte']:.4f}",
-    ]
-    for name, run in sorted(found["runs"].items(), key=lambda r: r[1]["loss"])
+      run["kept"],
+      run["steps"],
+      run["train_flops"],
+      run["loss"],
+      run["bits_per_byte"],
+    )
+    for name, run in sorted(runs.items(), key=lambda item: item[1]["loss"])
   ]
-  warm = [name for name, run in found["runs"].items() if run.get("begins_with")]
-  varied = {a: there for a, there in found["lines"].items() if there}
-  others = ", ".join(AXES[axis] for axis in AXES if axis not in varied)
-  return page.Section(
-    TITLE,
-    [DEFINITION],
-    table=(header, rows),
-    left=2,
-    notes=([f"Not varied alone: {others}."] if others else [])
-    + [f"Began with given weights (student.init): {', '.join(warm)}."]
-    * bool(warm)
-    + comparable.in_words(found.get("left_out", ())),
-    pictures=[(_picture(a, there), AXES[a]) for a, there in varied.items()],
+  others = ", ".join(AXES[axis] for axis in AXES if not lines_by_axis[axis])
+  warm = ", ".join(n for n, run in runs.items() if run.get("begins_with"))
+  return Section(
+    table=Table(columns, rows),
+    notes=[f"Not varied alone: {others}."] * bool(others)
+    + [f"Began with given weights (student.init): {warm}."] * bool(warm)
+    + comparable.in_words(figures.get("left_out", ())),
+    pictures=[
+      (_picture(axis, families), AXES[axis])
+      for axis, families in lines_by_axis.items()
+      if families
+    ],
   )
 
 
-def _scorer(run: Mapping[str, Any], role: str) -> tuple[str, str]:
-  table = run[f"{role}_scores"]
-  return (table, number(run[role])) if table else ("–", "–")
+def _scorer(run: Mapping[str, Any], role: str) -> tuple[Any, Any]:
+  name = run[f"{role}_scores"]
+  return (name, or_unknown(run[role])) if name else (None, None)
 
 
 def _picture(axis: str, families: Sequence[Mapping[str, Any]]) -> str:
-  figure, ax = page.axes(
+  figure, ax = plots.axes(
     f"Held-out loss by {axis}".replace("kept", "α"),
     AXES[axis],
     "nats per token",
   )
-  for style, line in zip(page.LINES, families):
-    label = page.plain(line["label"])
+  for style, line in zip(plots.LINES, families):
+    label = plots.plain(line["label"])
     ax.plot(line["values"], line["losses"], **style, marker="o", label=label)
   if axis != "kept":
     ax.set_xscale("log")
-  page.legend(ax)
-  return page.picture(figure)
+  plots.legend(ax)
+  return plots.picture(figure)
+
+
+ANALYSIS = Analysis(
+  "Ablations",
+  "Every student of the workdir that was evaluated. α is the share of the rows "
+  "of D that its selection kept; sizes are parameters of the models whose "
+  "scores it stands on. Held-out loss in nats (mean over rows of the mean per "
+  "token). A line joins students that differ in the one thing alone: the same "
+  "shape, training, objective and other settings of the selection. One seed "
+  "each unless there are more.",
+  measure,
+  render,
+)

@@ -9,23 +9,18 @@ from typing import Any
 import numpy as np
 
 from miniplm_jax.core.workdir import GENERATED
-from miniplm_jax.report import page
-from miniplm_jax.report.analyses.inventory import Inventory, Skipped
+from miniplm_jax.corpus.kept_rows import kept_rows
+from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.report import plots
+from miniplm_jax.report.analyses.base import Analysis, NoInputs
+from miniplm_jax.report.inventory import Inventory
+from miniplm_jax.report.page import Section
+from miniplm_jax.report.table import Table
+from miniplm_jax.select import index
 from miniplm_jax.train.step import own_corpora
 
-TITLE = "Diversity"
 _NS = (1, 2)  # as the authors' n-gram kernel by default
 _ROWS, _DRAWS, _SEED = 500, 4, 10
-DEFINITION = (
-  "The Vendi score (arXiv 2210.02410) of as many rows of each text: exp(−Σ λ "
-  "log λ) over the eigenvalues λ of K / n, the effective number of different "
-  "rows among n. The kernel K is the cosine of two rows' counts of n-grams of "
-  "token ids, a mean over n = 1 and 2. It grows with n, so only equal n "
-  "compare. Mean and standard deviation over "
-  f"{_DRAWS} draws without replacement. The paper has 32.25 for the original "
-  "text, 30.16 for what the teacher wrote and 36.70 for the selected text, of "
-  "a kernel that it does not give: the order compares, not the magnitude."
-)
 
 
 def vendi(kernel: np.ndarray) -> float:
@@ -75,27 +70,23 @@ def _cosines(rows: Sequence[np.ndarray], n: int) -> np.ndarray:
   return kernel
 
 
-def measure(found: Inventory) -> dict[str, Any]:
-  """Of D, of each selection, and of what a teacher wrote.
+def measure(workdir: Inventory) -> dict[str, Any]:
+  """Measures D, each selection, and what a teacher wrote.
 
   Raises:
-    Skipped: there is nothing to compare D with.
+    NoInputs: there is nothing to compare D with.
   """
-  from miniplm_jax.corpus.kept_rows import kept_rows
-  from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.select import index
-
-  if not found.selections:
-    raise Skipped("there is no selection: run --stages=select")
-  corpus = Corpus(found.corpus)
+  if not workdir.selections:
+    raise NoInputs("there is no selection: run --stages=select")
+  corpus = Corpus(workdir.corpus)
   # (corpus, rows, places of rows → their ids) by name.
   texts = {"D": (corpus, index.size_of_d(corpus), lambda at: _of_d(corpus, at))}
-  for name, made in found.selections.items():
-    ids = kept_rows(made)
+  for name, selection in workdir.selections.items():
+    ids = kept_rows(selection)
     if len(ids):
       texts[f"selected: {name}"] = corpus, len(ids), ids.__getitem__
-  for name, student in found.students.items():
-    if written := own_corpora(student.made).get(GENERATED):
+  for name, student in workdir.students.items():
+    if written := own_corpora(student.training).get(GENERATED):
       own = Corpus(written)
       ids = own.rows_of("train")
       texts[f"written: {name}"] = own, len(ids), ids.__getitem__
@@ -120,38 +111,59 @@ def measure(found: Inventory) -> dict[str, Any]:
 
 def _of_d(corpus, places: np.ndarray) -> np.ndarray:
   """Ids of the rows at these places of D, ascending; the index is streamed."""
-  from miniplm_jax.select import index
-
-  found, start = [], 0
+  chosen, start = [], 0
   for ids, _ in index.rows_of(corpus, {}, "n_tokens"):
-    here = np.searchsorted(places, [start, start + len(ids)])
-    found.append(ids[places[slice(*here)] - start])
+    first, end = np.searchsorted(places, [start, start + len(ids)])
+    chosen.append(ids[places[first:end] - start])
     start += len(ids)
-  return np.concatenate(found)
+  return np.concatenate(chosen)
 
 
-def section(found: Mapping[str, Any]) -> page.Section:
+def render(figures: Mapping[str, Any]) -> Section:
   """The table, and bars with the deviation of the draws."""
-  scores = found["scores"]
+  scores = figures["scores"]
   mean = [np.mean(s) for s in scores.values()]
   std = [np.std(s, ddof=1) for s in scores.values()]
-  header = ["text", "rows", "Vendi score", "standard deviation", "against D"]
-  rows = [
-    [name, found["rows"], f"{m:.2f}", f"{s:.2f}", f"{m / mean[0]:.3f} ×"]
-    for name, m, s in zip(scores, mean, std)
-  ]
-  figure, ax = page.axes(
-    "Diversity", f"Vendi score of {found['rows']:,} rows", "", 5.6,
-    1.4 + 0.35 * len(scores),
-  )  # fmt: skip
-  names = [page.plain(name) for name in scores]
-  ax.barh(names, mean, xerr=std, color=page.COLORS[0], ecolor=page.INK)
+  figure, ax = plots.axes(
+    "Diversity",
+    f"Vendi score of {figures['rows']:,} rows",
+    "",
+    height=1.4 + 0.35 * len(scores),
+  )
+  names = [plots.plain(name) for name in scores]
+  ax.barh(names, mean, xerr=std, color=plots.COLORS[0], ecolor=plots.INK)
   ax.invert_yaxis()
-  return page.Section(
-    TITLE,
-    [DEFINITION],
-    table=(header, rows),
+  columns = (
+    "text",
+    ("rows", "d"),
+    ("Vendi score", ".2f"),
+    ("standard deviation", ".2f"),
+    ("against D", ">"),
+  )
+  return Section(
+    table=Table(
+      columns,
+      [
+        (name, figures["rows"], m, s, f"{m / mean[0]:.3f} ×")
+        for name, m, s in zip(scores, mean, std)
+      ],
+    ),
     pictures=[
-      (page.picture(figure), "Higher is more diverse; bars of one deviation.")
+      (plots.picture(figure), "Higher is more diverse; bars of one deviation.")
     ],
   )
+
+
+ANALYSIS = Analysis(
+  "Diversity",
+  "The Vendi score (arXiv 2210.02410) of as many rows of each text: exp(−Σ λ "
+  "log λ) over the eigenvalues λ of K / n, the effective number of different "
+  "rows among n. The kernel K is the cosine of two rows' counts of n-grams of "
+  "token ids, a mean over n = 1 and 2. It grows with n, so only equal n "
+  "compare. Mean and standard deviation over "
+  f"{_DRAWS} draws without replacement. The paper has 32.25 for the original "
+  "text, 30.16 for what the teacher wrote and 36.70 for the selected text, of "
+  "a kernel that it does not give: the order compares, not the magnitude.",
+  measure,
+  render,
+)

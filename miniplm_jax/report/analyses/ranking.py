@@ -9,21 +9,15 @@ from typing import Any
 import numpy as np
 
 from miniplm_jax.core import fields
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.evaluate import heldout
-from miniplm_jax.report import page
-from miniplm_jax.report.analyses.inventory import Inventory, Skipped
+from miniplm_jax.report import plots
+from miniplm_jax.report.analyses.base import Analysis, NoInputs
+from miniplm_jax.report.inventory import Inventory
+from miniplm_jax.report.page import Section
+from miniplm_jax.report.table import Column, Table, or_unknown
 from miniplm_jax.score import fidelity
 
-TITLE = "Reference against student"
-DEFINITION = (
-  "On the held-out rows, two scores of each row: log p − log p_ref and log p − "
-  "log q of the student, nats per token. Pearson and Spearman (ranks, ties "
-  "share their mean) between them; agreement is the share of the rows of which "
-  "both say the same, kept or not, when each keeps its highest α. By chance "
-  "that is α² + (1 − α)². The paper (Appendix D.4, 200M student) has 0.743, "
-  "0.774, 80.6 % for a reference of 45M, 0.826, 0.840, 87.4 % of 104M and "
-  "0.856, 0.879, 89.5 % of 200M."
-)
 _POINTS = 2000  # rows that the picture shows
 
 
@@ -51,39 +45,31 @@ def compare(a: np.ndarray, b: np.ndarray, alpha: float) -> dict[str, Any]:
   }
 
 
-def measure(found: Inventory) -> dict[str, Any]:
+def measure(workdir: Inventory) -> dict[str, Any]:
   """All pairs of a reference and a student that were evaluated on one corpus.
 
   Raises:
-    Skipped: there is no teacher, reference or student with held-out rows.
+    NoInputs: there is no teacher, reference or student with held-out rows.
   """
-
-  def means(made) -> dict[str, np.ndarray] | None:
-    columns = heldout.read_rows(made.evaluation) if made.evaluation else None
-    if columns is None:
-      return None
-    mean = columns["nll_sum"] / np.float64(columns["n_tokens"])
-    return {"row_id": columns["row_id"], "mean": mean}
-
   scorers = {
-    name: mean
-    for name in (*found.teachers, *found.references)
-    if (mean := means(found.scores[name]))
+    name: means
+    for name in (*workdir.teachers, *workdir.references)
+    if (means := _means(workdir.scores[name].evaluation))
   }
   students = {
-    name: mean
-    for name, made in found.students.items()
-    if not made.reads_other_tokens and (mean := means(made))
+    name: means
+    for name, student in workdir.students.items()
+    if not student.reads_other_tokens and (means := _means(student.evaluation))
   }
-  teachers = [name for name in found.teachers if name in scorers]
-  references = [name for name in found.references if name in scorers]
+  teachers = [name for name in workdir.teachers if name in scorers]
+  references = [name for name in workdir.references if name in scorers]
   for what, names in (
     ("teacher", teachers),
     ("reference", references),
     ("student", students),
   ):
     if not names:
-      raise Skipped(
+      raise NoInputs(
         f"no {what} has held-out rows: run --stages=evaluate, with --force if "
         "an earlier version did"
       )
@@ -104,57 +90,84 @@ def measure(found: Inventory) -> dict[str, Any]:
       pairs.append(
         {
           "reference": reference,
-          "parameters": found.scores[reference].parameters,
+          "parameters": workdir.scores[reference].parameters,
           "student": student,
-          **compare(*scores, found.alpha),
+          **compare(*scores, workdir.alpha),
           "points": [s[::every].tolist() for s in scores],
         }
       )
   if not pairs:
-    raise Skipped("models were evaluated on different rows")
-  return {"teacher": teachers[0], "alpha": found.alpha, "pairs": pairs}
+    raise NoInputs("models were evaluated on different rows")
+  return {"teacher": teachers[0], "alpha": workdir.alpha, "pairs": pairs}
 
 
-def section(found: Mapping[str, Any]) -> page.Section:
-  """The table, and the rows of the first pair."""
-  header = ["reference", "parameters", "student", "rows", "Pearson", "Spearman"]
-  header += [f"agreement at α = {found['alpha']:g}", "by chance"]
-  rows = [
-    [
-      pair["reference"],
-      number(pair["parameters"]),
-      pair["student"],
-      f"{pair['rows']:,}",
-      f"{pair['pearson']:.3f}",
-      f"{pair['spearman']:.3f}",
-      f"{pair['agreement']:.1%}",
-      f"{pair['chance']:.0%}",
-    ]
-    for pair in found["pairs"]
+def _means(evaluation: Manifest | None) -> dict[str, np.ndarray] | None:
+  """Mean NLL per token of held-out rows; None if they were not written."""
+  columns = heldout.read_rows(evaluation) if evaluation else None
+  if columns is None:
+    return None
+  mean = columns["nll_sum"] / np.float64(columns["n_tokens"])
+  return {"row_id": columns["row_id"], "mean": mean}
+
+
+def agreement_columns(alpha: float) -> list[Column]:
+  """Columns of what `compare` returns."""
+  return [
+    ("rows", ","),
+    ("Pearson", ".3f"),
+    ("Spearman", ".3f"),
+    (f"agreement at α = {alpha:g}", ".1%"),
+    ("by chance", ".0%"),
   ]
-  first = found["pairs"][0]
-  figure, ax = page.axes(
-    "Score by reference and by student",
-    f"log p − log p_ref of {page.plain(first['reference'])} (nats per token)",
-    f"log p − log q of {page.plain(first['student'])}",
-  )
-  ax.scatter(*first["points"], s=5, alpha=0.5, color=page.COLORS[0], lw=0)
-  for place, line in zip(first["points"], (ax.axvline, ax.axhline)):
-    line(
-      np.quantile(place, 1 - found["alpha"]), color=page.INK, lw=0.8, ls="--"
+
+
+def agreement_cells(compared: Mapping[str, Any]) -> list[Any]:
+  """The cells under `agreement_columns`."""
+  names = ("rows", "pearson", "spearman", "agreement", "chance")
+  return [compared[name] for name in names]
+
+
+def render(figures: Mapping[str, Any]) -> Section:
+  """The table, and the rows of the first pair."""
+  pairs, alpha = figures["pairs"], figures["alpha"]
+  columns = ("reference", ("parameters", ","), "student")
+  rows = [
+    (
+      pair["reference"],
+      or_unknown(pair["parameters"]),
+      pair["student"],
+      *agreement_cells(pair),
     )
+    for pair in pairs
+  ]
+  first = pairs[0]
+  figure, ax = plots.axes(
+    "Score by reference and by student",
+    f"log p − log p_ref of {plots.plain(first['reference'])} (nats per token)",
+    f"log p − log q of {plots.plain(first['student'])}",
+  )
+  ax.scatter(*first["points"], s=5, alpha=0.5, color=plots.COLORS[0], lw=0)
+  for scores, line in zip(first["points"], (ax.axvline, ax.axhline)):
+    line(np.quantile(scores, 1 - alpha), color=plots.INK, lw=0.8, ls="--")
   caption = (
     f"Held-out rows, at most {_POINTS:,} of them; behind the dashed lines each "
-    f"keeps its highest α. Both hold log p of {found['teacher']}."
+    f"keeps its highest α. Both hold log p of {figures['teacher']}."
   )
-  return page.Section(
-    TITLE,
-    [DEFINITION],
-    table=(header, rows),
-    pictures=[(page.picture(figure), caption)],
+  return Section(
+    table=Table([*columns, *agreement_columns(alpha)], rows),
+    pictures=[(plots.picture(figure), caption)],
   )
 
 
-def number(count: int | None) -> str:
-  """A count with commas, or that it is not known."""
-  return "not known" if count is None else f"{count:,}"
+ANALYSIS = Analysis(
+  "Reference against student",
+  "On the held-out rows, two scores of each row: log p − log p_ref and log p − "
+  "log q of the student, nats per token. Pearson and Spearman (ranks, ties "
+  "share their mean) between them; agreement is the share of the rows of which "
+  "both say the same, kept or not, when each keeps its highest α. By chance "
+  "that is α² + (1 − α)². The paper (Appendix D.4, 200M student) has 0.743, "
+  "0.774, 80.6 % for a reference of 45M, 0.826, 0.840, 87.4 % of 104M and "
+  "0.856, 0.879, 89.5 % of 200M.",
+  measure,
+  render,
+)

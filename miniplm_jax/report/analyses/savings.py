@@ -7,23 +7,12 @@ from typing import Any
 import numpy as np
 
 from miniplm_jax.core.workdir import GENERATED
-from miniplm_jax.report import page
-from miniplm_jax.report.analyses.inventory import Inventory, Skipped, Student
+from miniplm_jax.report import plots
+from miniplm_jax.report.analyses.base import Analysis, NoInputs
+from miniplm_jax.report.inventory import Inventory, Student, same_rows
+from miniplm_jax.report.page import Section
+from miniplm_jax.report.table import UNKNOWN, Table
 from miniplm_jax.training import comparable
-
-TITLE = "Savings at equal quality"
-DEFINITION = (
-  "The target is the last held-out loss of the baseline's learning curve. A "
-  "method reaches it where its own curve, joined by straight lines between its "
-  "points, is first as low. The saving is what the baseline spent in all over "
-  "what the method had spent there: FLOPs of training (a teacher that reads "
-  "along and padding are in them); these with what came before training; rows "
-  "read; and different rows read, which many epochs over few rows do not add "
-  "to. A curve whose first point is as low may have been so before: then the "
-  "step is an upper bound (≤) and what is saved a lower one (≥). Both begin "
-  "from nothing, or with the same weights (student.init). The paper has 2.2 × "
-  "in FLOPs against Vanilla KD at 500M, and 2.4 × in data."
-)
 
 
 def reached(spent: np.ndarray, loss: np.ndarray, target: float) -> float | None:
@@ -47,28 +36,27 @@ def reached(spent: np.ndarray, loss: np.ndarray, target: float) -> float | None:
   return float(spent[i - 1] + part * (spent[i] - spent[i - 1]))
 
 
-def measure(found: Inventory) -> dict[str, Any]:
+def measure(workdir: Inventory) -> dict[str, Any]:
   """Each student against each other one of the same shape and beginning.
 
   Raises:
-    Skipped: there are no two students with curves that compare.
+    NoInputs: there are no two students with curves that compare.
   """
   curves = {
     name: curve
-    for name, student in found.students.items()
+    for name, student in workdir.students.items()
     if not student.reads_other_tokens and len((curve := student.curve())[0])
   }
-  left_out = comparable.left_out({n: found.students[n].made for n in curves})
-  curves = {n: curve for n, curve in curves.items() if n not in left_out}
+  students = {name: workdir.students[name] for name in curves}
+  students, left_out = same_rows(students, lambda student: student.training)
   pairs = []
-  for method, baseline in itertools.permutations(curves, 2):
-    a, b = found.students[method], found.students[baseline]
-    if a.made.settings["model"] == b.made.settings["model"] and (
-      a.begins_with == b.begins_with
-    ):
-      pairs.append(_pair(found.students, curves, method, baseline))
+  for method, baseline in itertools.permutations(students, 2):
+    a, b = students[method], students[baseline]
+    shapes = [each.training.settings["model"] for each in (a, b)]
+    if shapes[0] == shapes[1] and a.begins_with == b.begins_with:
+      pairs.append(_pair(students, curves, method, baseline))
   if not pairs:
-    raise Skipped(
+    raise NoInputs(
       "it takes two students of one shape and student.init with curves on the "
       "same held-out rows"
     )
@@ -77,10 +65,10 @@ def measure(found: Inventory) -> dict[str, Any]:
     "left_out": left_out,
     "curves": {
       name: {
-        "FLOPs": (steps * found.students[name].per_step("FLOPs")).tolist(),
-        "loss": loss.tolist(),
+        "FLOPs": (curves[name][0] * student.per_step("FLOPs")).tolist(),
+        "loss": curves[name][1].tolist(),
       }
-      for name, (steps, loss) in curves.items()
+      for name, student in students.items()
     },
   }
 
@@ -120,12 +108,12 @@ def different(student: Student, step: float) -> float | None:
   from miniplm_jax.training import batches
 
   read = step * student.per_step("rows")
-  weights = student.made.settings["train"].get("domain_weights")
+  weights = student.training.settings["train"].get("domain_weights")
   if not weights:
-    return min(read, student.made.counts["rows"])
+    return min(read, student.training.counts["rows"])
   domains = student.selection.counts.get("domains")
   # What is generated may be of some of the selection's rows.
-  if not domains or GENERATED in student.made.inputs:
+  if not domains or GENERATED in student.training.inputs:
     return None
   # Each domain begins anew when its own rows have been read.
   kept = {name: counts["kept"] for name, counts in domains.items()}
@@ -135,44 +123,54 @@ def different(student: Student, step: float) -> float | None:
   )
 
 
-def section(found: Mapping[str, Any]) -> page.Section:
+def render(figures: Mapping[str, Any]) -> Section:
   """The table of what is reached, and the curves with the targets."""
   kinds = ("FLOPs", "FLOPs with offline", "rows", "different rows")
-  header = ["method", "baseline", "target", "at step"]
-  header += [f"saving, {kind}" for kind in kinds]
-  got = [p for p in found["pairs"] if p["step"] is not None]
-  rows = [
-    [
-      p["method"],
-      p["baseline"],
-      f"{p['target']:.4f}",
-      f"{'≤ ' * p.get('is_bound', False)}{p['step']:,.0f}",
-      *(
-        "not known"
-        if p[k] is None
-        else f"{'≥ ' * p.get('is_bound', False)}{p[k]:.2f} ×"
-        for k in kinds
-      ),
-    ]
-    for p in sorted(got, key=lambda p: -p["FLOPs"])
-  ]
-  missed = [p for p in found["pairs"] if p["step"] is None]
-  words = ", ".join(f"{p['method']} that of {p['baseline']}" for p in missed)
-  figure, ax = page.axes(
+  columns = ("method", "baseline", ("target", ".4f"), ("at step", ">"))
+  columns += tuple((f"saving, {kind}", ">") for kind in kinds)
+  pairs = [p for p in figures["pairs"] if p["step"] is not None]
+  rows = []
+  for p in sorted(pairs, key=lambda p: -p["FLOPs"]):
+    is_bound = p.get("is_bound", False)
+    step = f"{'≤ ' * is_bound}{p['step']:,.0f}"
+    saved = (
+      UNKNOWN if p[kind] is None else f"{'≥ ' * is_bound}{p[kind]:.2f} ×"
+      for kind in kinds
+    )
+    rows.append((p["method"], p["baseline"], p["target"], step, *saved))
+  missed = ", ".join(
+    f"{p['method']} that of {p['baseline']}"
+    for p in figures["pairs"]
+    if p["step"] is None
+  )
+  figure, ax = plots.axes(
     "Held-out loss by FLOPs of training", "FLOPs", "nats per token"
   )
-  for style, (name, curve) in zip(page.LINES, found["curves"].items()):
-    ax.plot(curve["FLOPs"], curve["loss"], **style, label=page.plain(name))
+  curves = figures["curves"]
+  plots.curves(ax, {n: (c["FLOPs"], c["loss"]) for n, c in curves.items()})
+  for style, curve in zip(plots.LINES, curves.values()):
     ax.axhline(curve["loss"][-1], lw=0.7, ls=":", color=style["color"])
-  page.legend(ax)
-  return page.Section(
-    TITLE,
-    [DEFINITION],
-    table=(header, rows),
-    left=2,
-    notes=([f"Not reached: {words}."] if words else [])
-    + comparable.in_words(found.get("left_out", ())),
-    pictures=[
-      (page.picture(figure), "Learning curves; dotted, where each one ends.")
-    ],
+  caption = "Learning curves; dotted, where each one ends."
+  return Section(
+    table=Table(columns, rows),
+    notes=[f"Not reached: {missed}."] * bool(missed)
+    + comparable.in_words(figures.get("left_out", ())),
+    pictures=[(plots.picture(figure), caption)],
   )
+
+
+ANALYSIS = Analysis(
+  "Savings at equal quality",
+  "The target is the last held-out loss of the baseline's learning curve. A "
+  "method reaches it where its own curve, joined by straight lines between its "
+  "points, is first as low. The saving is what the baseline spent in all over "
+  "what the method had spent there: FLOPs of training (a teacher that reads "
+  "along and padding are in them); these with what came before training; rows "
+  "read; and different rows read, which many epochs over few rows do not add "
+  "to. A curve whose first point is as low may have been so before: then the "
+  "step is an upper bound (≤) and what is saved a lower one (≥). Both begin "
+  "from nothing, or with the same weights (student.init). The paper has 2.2 × "
+  "in FLOPs against Vanilla KD at 500M, and 2.4 × in data.",
+  measure,
+  render,
+)

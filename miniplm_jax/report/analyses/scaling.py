@@ -10,20 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from miniplm_jax.report import page
-from miniplm_jax.report.analyses.inventory import Inventory, Skipped
-from miniplm_jax.training import comparable
+from miniplm_jax.report import plots
+from miniplm_jax.report.analyses.base import Analysis, NoInputs
+from miniplm_jax.report.inventory import Inventory, Student, same_rows
+from miniplm_jax.report.page import Section
+from miniplm_jax.report.table import Table
 
-TITLE = "Scaling law"
-DEFINITION = (
-  "L(C) = A / C^a + L∞, held-out loss in nats (mean over rows of the mean per "
-  "token) by C = 6·N·tokens, N all of the student's parameters; a teacher's "
-  "FLOPs are not in C. Least squares over the points of the learning curve "
-  "after warm-up. The band is 95 %: covariance of the fit, its gradient, "
-  "Student's t. It takes errors for independent and the form for true; points "
-  "of one run are neither, and all but the last were measured at a learning "
-  "rate that had not yet decayed."
-)
 # 2·10⁶ and 2·10⁷ steps of 512 × 1024: what the paper calls 1T and 10T.
 TOKENS = {"1T": 2e6 * 512 * 1024, "10T": 2e7 * 512 * 1024}
 _LEAST = 5  # points: one more than makes a deviation from three parameters
@@ -32,23 +24,14 @@ _DRAWN = 60  # points of a drawn curve
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-  """A fitted law.
+  """A fitted law."""
 
-  Attributes:
-    log_A: natural logarithm of A.
-    a: the exponent.
-    floor: L∞, nats.
-    covariance: [3][3], of log_A, a and L∞.
-    points: that it was fitted to.
-    residual: root mean square of the deviations, over points − 3.
-  """  # fmt: skip
-
-  log_A: float
-  a: float
-  floor: float
-  covariance: list[list[float]]
-  points: int
-  residual: float
+  log_A: float  # natural logarithm of A
+  a: float  # the exponent
+  floor: float  # L∞, nats
+  covariance: list[list[float]]  # [3][3], of log_A, a and L∞
+  points: int  # that it was fitted to
+  residual: float  # root mean square of the deviations, over points − 3
 
   def loss(self, compute: np.ndarray) -> np.ndarray:
     """L at so many FLOPs, nats."""
@@ -127,114 +110,128 @@ def fit(compute: np.ndarray, loss: np.ndarray) -> Law:
 
 def _start(x: np.ndarray, loss: np.ndarray) -> tuple[float, float, float]:
   """The best of some exponents: at a given one the law is a line."""
-  found = []
+  starts = []
   for a in np.geomspace(0.02, 4, 40):
     falling = np.exp(-a * x)
     design = np.stack([falling, np.ones_like(x)], 1)
     (b, floor), *_ = np.linalg.lstsq(design, loss)
     error = np.sum((design @ (b, floor) - loss) ** 2)
     if b > 0:
-      found.append((error, np.log(b), a, floor))
-  if not found:
+      starts.append((error, np.log(b), a, floor))
+  if not starts:
     raise ValueError("the loss does not fall toward a floor")
-  return min(found)[1:]
+  return min(starts)[1:]
 
 
-def measure(found: Inventory) -> dict[str, Any]:
+def measure(workdir: Inventory) -> dict[str, Any]:
   """A law for each student, with what it says of 1T and 10T tokens.
 
   Raises:
-    Skipped: no student's curve gives one.
+    NoInputs: no student's curve gives one.
   """
-  laws = {}
-  made = {name: student.made for name, student in found.students.items()}
-  refused = {
-    name: "its held-out losses are of other rows than most"
-    for name in comparable.left_out(made)
-  }
-  for name, student in found.students.items():
+  laws, refused = {}, {}
+  _, left_out = same_rows(workdir.students, lambda student: student.training)
+  for name in left_out:
+    refused[name] = "its held-out losses are of other rows than most"
+  for name, student in workdir.students.items():
     if student.begins_with:
       refused[name] = "it began with given weights, whose compute is not known"
     if name in refused:
       continue
-    steps, losses = student.curve()
-    parameters = student.made.counts["parameters"]
-    of_step = 6 * parameters * student.per_step("tokens")
-    here = steps > student.warmup
-    compute, losses = steps[here] * of_step, losses[here]
     try:
-      law = fit(compute, losses)
+      laws[name] = _measured(student)
     except ValueError as e:
       refused[name] = str(e)
-      continue
-    after = 6 * parameters * np.array([*TOKENS.values()])
-    laws[name] = {
-      "law": dataclasses.asdict(law),
-      "parameters": parameters,
-      "compute": compute.tolist(),
-      "loss": losses.tolist(),
-      "extrapolated": {
-        label: {"loss": float(value), "margin": float(margin)}
-        for label, value, margin in zip(
-          TOKENS, law.loss(after), law.margin(after)
-        )
-      },
-    }
   if not laws:
     words = "; ".join(f"{name}: {why}" for name, why in refused.items())
-    raise Skipped(words or "there is no student: run --stages=train")
+    raise NoInputs(words or "there is no student: run --stages=train")
   return {"laws": laws, "refused": refused}
 
 
-def section(found: Mapping[str, Any]) -> page.Section:
+def _measured(student: Student) -> dict[str, Any]:
+  """The law of a student's curve; raises ValueError as `fit` does."""
+  steps, losses = student.curve()
+  parameters = student.training.counts["parameters"]
+  of_step = 6 * parameters * student.per_step("tokens")
+  is_warm = steps > student.warmup
+  compute, losses = steps[is_warm] * of_step, losses[is_warm]
+  law = fit(compute, losses)
+  after = 6 * parameters * np.array([*TOKENS.values()])
+  return {
+    "law": dataclasses.asdict(law),
+    "parameters": parameters,
+    "compute": compute.tolist(),
+    "loss": losses.tolist(),
+    "extrapolated": {
+      label: {"loss": float(value), "margin": float(margin)}
+      for label, value, margin in zip(
+        TOKENS, law.loss(after), law.margin(after)
+      )
+    },
+  }
+
+
+def render(figures: Mapping[str, Any]) -> Section:
   """The table, and the curves with their bands."""
-  header = ["student", "points", "A", "a", "L∞", "residual"]
-  header += [f"loss after {label} tokens" for label in TOKENS]
-  figure, ax = page.axes(
+  columns = ("student", ("points", "d"), ("A", ".3g"), ("a", ".3f"))
+  columns += (("L∞", ">"), ("residual", ".2g"))
+  columns += tuple((f"loss after {label} tokens", ">") for label in TOKENS)
+  figure, ax = plots.axes(
     "Held-out loss, fitted", "FLOPs (6·N·tokens)", "nats per token"
   )
   rows = []
-  for style, (name, line) in zip(page.LINES, found["laws"].items()):
-    law = Law(**line["law"])
+  for style, (name, fitted) in zip(plots.LINES, figures["laws"].items()):
+    law = Law(**fitted["law"])
     error = law.margin(np.array([1e300]))[0]  # where only L∞ is left
     rows.append(
-      [
+      (
         name,
         law.points,
-        f"{np.exp(law.log_A):.3g}",
-        f"{law.a:.3f}",
+        np.exp(law.log_A),
+        law.a,
         f"{law.floor:.3f} ± {error:.2g}",
-        f"{law.residual:.2g}",
+        law.residual,
         *(
           f"{value['loss']:.3f} ± {value['margin']:.2g}"
-          for value in line["extrapolated"].values()
+          for value in fitted["extrapolated"].values()
         ),
-      ]
+      )
     )
-    compute = np.array(line["compute"])
+    compute = np.array(fitted["compute"])
     # Ten times what was trained, no further: the rest is in the table.
-    there = np.geomspace(compute[0], 10 * compute[-1], _DRAWN)
-    value, margin = law.loss(there), law.margin(there)
-    ax.plot(compute, line["loss"], "o", ms=3, color=style["color"])
-    ax.plot(there, value, **style, lw=1.3, label=page.plain(name))
+    drawn = np.geomspace(compute[0], 10 * compute[-1], _DRAWN)
+    value, margin = law.loss(drawn), law.margin(drawn)
+    ax.plot(compute, fitted["loss"], "o", ms=3, color=style["color"])
+    ax.plot(drawn, value, **style, lw=1.3, label=plots.plain(name))
     ax.fill_between(
-      there, value - margin, value + margin, color=style["color"], alpha=0.15
+      drawn, value - margin, value + margin, color=style["color"], alpha=0.15
     )
   ax.set_xscale("log")
-  losses = np.concatenate([x["loss"] for x in found["laws"].values()])
+  losses = np.concatenate([x["loss"] for x in figures["laws"].values()])
   room = np.ptp(losses) or 1.0
   ax.set_ylim(losses.min() - room, losses.max() + 0.2 * room)
-  page.legend(ax)
-  return page.Section(
-    TITLE,
-    [DEFINITION],
-    table=(header, rows),
-    notes=[f"{name}: no law, {why}." for name, why in found["refused"].items()],
-    pictures=[
-      (
-        page.picture(figure),
-        "Points of the learning curves, the fitted laws up to ten times the "
-        "compute, and their bands of 95 %.",
-      )
-    ],
+  plots.legend(ax)
+  caption = (
+    "Points of the learning curves, the fitted laws up to ten times the "
+    "compute, and their bands of 95 %."
   )
+  refused = figures["refused"].items()
+  return Section(
+    table=Table(columns, rows),
+    notes=[f"{name}: no law, {why}." for name, why in refused],
+    pictures=[(plots.picture(figure), caption)],
+  )
+
+
+ANALYSIS = Analysis(
+  "Scaling law",
+  "L(C) = A / C^a + L∞, held-out loss in nats (mean over rows of the mean per "
+  "token) by C = 6·N·tokens, N all of the student's parameters; a teacher's "
+  "FLOPs are not in C. Least squares over the points of the learning curve "
+  "after warm-up. The band is 95 %: covariance of the fit, its gradient, "
+  "Student's t. It takes errors for independent and the form for true; points "
+  "of one run are neither, and all but the last were measured at a learning "
+  "rate that had not yet decayed.",
+  measure,
+  render,
+)

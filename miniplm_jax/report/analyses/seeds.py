@@ -14,29 +14,14 @@ from miniplm_jax.core.workdir import CONVERTED, GENERATED
 from miniplm_jax.distillation import logits_step as logits_stage
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
 from miniplm_jax.evaluate import heldout
-from miniplm_jax.report import page
-from miniplm_jax.report.analyses.inventory import (
-  BUDGET,
-  Inventory,
-  Skipped,
-  Student,
-)
+from miniplm_jax.report import plots
+from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.analyses.savings import reached
+from miniplm_jax.report.inventory import BUDGET, Inventory, Student, same_rows
+from miniplm_jax.report.page import Section
+from miniplm_jax.report.table import Table
 from miniplm_jax.train.step import INIT
 from miniplm_jax.training import comparable
-
-TITLE = "Over seeds"
-DEFINITION = (
-  "Students that differ in train.seed and select.seed alone, and have been "
-  "evaluated: mean ± standard deviation over them (n − 1). Held-out loss in "
-  "nats, mean over rows of the mean per token; it compares students of one "
-  "tokenizer, bits per byte compares all. The baseline is what is trained on "
-  "rows at random with the plain loss, and has the same shape, tokenizer, "
-  "optimization and student.init, the same FLOPs of training within 1 % and "
-  "the same budget of its selection: beside it, the difference with its 95 % "
-  "interval (Welch) and the baseline's name, and the step at which the mean of "
-  "the learning curves reaches the end of the baseline's."
-)
 
 _CURVES = "Learning curves: every seed, thin, and the mean."
 _BY_SEED = "selection", CONVERTED  # inputs
@@ -49,30 +34,29 @@ _FOLLOWS = {
 _PLAIN = {"model", "train", "rows"}  # settings; an objective adds its own
 
 
-def measure(found: Inventory) -> dict[str, Any]:
+def measure(workdir: Inventory) -> dict[str, Any]:
   """Groups of students by all but their seeds.
 
   Raises:
-    Skipped: no two students differ in their seeds alone.
+    NoInputs: no two students differ in their seeds alone.
   """
+  students, left_out = same_rows(
+    workdir.students, lambda student: student.evaluation
+  )
   groups = collections.defaultdict(dict)
-  evaluated = {n: s.evaluation for n, s in found.students.items()}
-  evaluated = {n: made for n, made in evaluated.items() if made}
-  left_out = comparable.left_out(evaluated)
-  for name, student in found.students.items():
-    if name in evaluated and name not in left_out:
-      # A student that was made again under another name counts once.
-      groups[_rest(student)].setdefault(student.made.weights, (name, student))
+  for name, student in students.items():
+    # A student that was made again under another name counts once.
+    weights = student.training.weights
+    groups[_rest(student)].setdefault(weights, (name, student))
   several = [dict(g.values()) for g in groups.values() if len(g) > 1]
   alone = [n for g in groups.values() if len(g) == 1 for n, _ in g.values()]
   if not several:
-    raise Skipped("no two students differ in their seeds alone")
+    raise NoInputs("no two students differ in their seeds alone")
   figures = {}
   for members in several:
     name = name_of(list(members))
-    figures[name if name not in figures else ", ".join(members)] = _figures(
-      members
-    )
+    name = ", ".join(members) if name in figures else name
+    figures[name] = _figures(members)
   for group in figures.values():
     if base := baseline_of(group, figures):
       group["beside"] = {"baseline": base} | beside(group, figures[base])
@@ -101,17 +85,17 @@ def baseline_of(
 
 def _rest(student: Student) -> str:
   """All that a student was made with but its seeds and its names."""
-  made, selection = student.made.settings, student.selection.settings
-  inputs = student.made.inputs
+  training, selection = student.training.settings, student.selection.settings
+  inputs = student.training.inputs
   by_seed = {*_BY_SEED, *(k for k, said in _FOLLOWS.items() if said in inputs)}
   return files.digest(
     [
-      {k: v for k, v in made.items() if k not in ("rows", "train")},
-      {k: v for k, v in made["train"].items() if k != "seed"},
+      {k: v for k, v in training.items() if k not in ("rows", "train")},
+      {k: v for k, v in training["train"].items() if k != "seed"},
       {k: v for k, v in selection.items() if k != "seed"},
       sorted(inputs),
       {k: v for k, v in inputs.items() if k not in by_seed},
-      student.made.tokenizer,
+      student.training.tokenizer,
       {k: v for k, v in student.evaluation.settings.items() if k != "name"},
     ]
   )
@@ -127,21 +111,21 @@ def name_of(names: list[str]) -> str:
 
 
 def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
-  """Of one group; lists are in the order of `names`."""
+  """The figures of one group; lists are in the order of `names`."""
   students = list(members.values())
   first = students[0]
   losses = [heldout.losses(s.evaluation) for s in students]
   curves = [s.curve() for s in students]
   same = all(np.array_equal(curves[0][0], steps) for steps, _ in curves)
-  rows = {comparable.rows_of(s.made) for s in students}
+  rows = {comparable.rows_of(s.training) for s in students}
   same &= len(rows) == 1
-  settings = first.made.settings
+  settings = first.training.settings
   return {
     "names": list(members),
     "kind": files.digest(
       [
         settings["model"],
-        first.made.tokenizer,
+        first.training.tokenizer,
         first.begins_with,
         {
           k: v
@@ -153,13 +137,13 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
     ),
     "is_baseline": first.selection.settings["definition"] == "random"
     and set(settings) <= _PLAIN
-    and set(first.made.inputs) <= {"corpus", "tokenizer", INIT, *_BY_SEED},
+    and set(first.training.inputs) <= {"corpus", "tokenizer", INIT, *_BY_SEED},
     "budget": [first.selection.settings.get(name) for name in BUDGET],
-    "steps": first.made.counts["steps"],
-    "warmup": first.warmup / first.made.counts["steps"],
-    "train_flops": first.made.details["train_flops"],
+    "steps": first.training.counts["steps"],
+    "warmup": first.warmup / first.training.counts["steps"],
+    "train_flops": first.training.details["train_flops"],
     "offline_flops": first.offline_flops,
-    "seconds": [s.made.details["seconds"] for s in students],
+    "seconds": [s.training.details["seconds"] for s in students],
     "loss": [of[ALL]["instance_mean"] for of in losses],
     "bits_per_byte": [of[ALL]["bits_per_byte"] for of in losses],
     "domains": {
@@ -191,7 +175,7 @@ def beside(group: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     ours, theirs, equal_var=False
   ).confidence_interval()
   error = (interval.high - interval.low) / 2
-  found = {
+  result = {
     "difference": statistics.mean(ours) - statistics.mean(theirs),
     "error": error,
     "step": None,
@@ -200,8 +184,8 @@ def beside(group: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
   if ours["steps"] and theirs["steps"] and ours["rows"] == theirs["rows"]:
     target = float(np.mean(theirs["losses"], 0)[-1])
     mean = np.mean(ours["losses"], 0)
-    found["step"] = reached(np.array(ours["steps"]), mean, target)
-  return found
+    result["step"] = reached(np.array(ours["steps"]), mean, target)
+  return result
 
 
 def spread(values: list[float]) -> str:
@@ -209,44 +193,30 @@ def spread(values: list[float]) -> str:
   return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
-def section(found: Mapping[str, Any]) -> page.Section:
+def render(figures: Mapping[str, Any]) -> Section:
   """The table, the curves, and the losses by domain."""
-  groups = found["groups"]
-  header = ["students", "seeds", "steps", "training FLOPs", "held-out loss"]
-  header += ["bits per byte", "beside the baseline", "at its end by step"]
-  rows = []
-  for name, group in groups.items():
-    against = group.get("beside")
-    step = against and against["step"]
-    rows.append(
-      [
-        name,
-        len(group["names"]),
-        f"{group['steps']:,}",
-        f"{group['train_flops']:.3g}",
-        spread(group["loss"]),
-        spread(group["bits_per_byte"]),
-        f"{against['difference']:+.4f} ± {against['error']:.4f}, "
-        f"{against.get('baseline', 'not named')}"
-        if against
-        else "baseline"
-        if group["is_baseline"]
-        else "–",
-        "–"
-        if not against or not group["curve"]["steps"]
-        else f"{'≤ ' * (step == group['curve']['steps'][0])}{step:,.0f}"
-        if step
-        else "not reached",
-      ]
+  groups = figures["groups"]
+  columns = ("students", ("seeds", "d"), ("steps", ","))
+  columns += (("training FLOPs", ".3g"), ("held-out loss", ">"))
+  columns += (("bits per byte", ">"), ("beside the baseline", ">"))
+  columns += (("at its end by step", ">"),)
+  rows = [
+    (
+      name,
+      len(group["names"]),
+      group["steps"],
+      group["train_flops"],
+      spread(group["loss"]),
+      spread(group["bits_per_byte"]),
+      *_beside(group),
     )
-  alone = ", ".join(found.get("alone", ()))
-  return page.Section(
-    TITLE,
-    [DEFINITION],
-    table=(header, rows),
-    left=1,
+    for name, group in groups.items()
+  ]
+  alone = ", ".join(figures.get("alone", ()))
+  return Section(
+    table=Table(columns, rows),
     notes=[f"No other differs in its seeds alone: {alone}."] * bool(alone)
-    + comparable.in_words(found.get("left_out", ())),
+    + comparable.in_words(figures.get("left_out", ())),
     pictures=[
       *((_curves(alike), _CURVES) for alike in _by_kind(groups)),
       (_domains(groups), "Held-out bits per byte by domain, less the mean."),
@@ -254,8 +224,25 @@ def section(found: Mapping[str, Any]) -> page.Section:
   )
 
 
+def _beside(group: Mapping[str, Any]) -> tuple[str | None, str | None]:
+  """A group's difference to its baseline, and the step at its end."""
+  against = group.get("beside")
+  if not against:
+    return ("baseline" if group["is_baseline"] else None), None
+  difference = (
+    f"{against['difference']:+.4f} ± {against['error']:.4f}, "
+    f"{against.get('baseline', 'not named')}"
+  )
+  steps, step = group["curve"]["steps"], against["step"]
+  if not steps:
+    return difference, None
+  if not step:
+    return difference, "not reached"
+  return difference, f"{'≤ ' * (step == steps[0])}{step:,.0f}"
+
+
 def _by_kind(groups: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Those of one shape and tokenizer, whose nats compare, by themselves."""
+  """Groups of one shape and tokenizer, whose nats compare, by themselves."""
   kinds = dict.fromkeys(group["kind"] for group in groups.values())
   return [
     {name: group for name, group in groups.items() if group["kind"] == kind}
@@ -264,26 +251,25 @@ def _by_kind(groups: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _curves(groups: Mapping[str, Any]) -> str:
-  figure, ax = page.axes(
+  figure, ax = plots.axes(
     "Held-out loss over seeds", "FLOPs of training", "nats per token"
   )
-  for style, (name, group) in zip(page.LINES, groups.items()):
-    if not group["curve"]["steps"]:
-      continue
+  means = {}
+  for style, (name, group) in zip(plots.LINES, groups.items()):
+    curve = group["curve"]
     of_step = group["train_flops"] / group["steps"]
-    spent = np.array(group["curve"]["steps"]) * of_step
-    for loss in group["curve"]["losses"]:
+    spent = np.array(curve["steps"]) * of_step
+    for loss in curve["losses"]:
       ax.plot(spent, loss, **style, lw=0.4, alpha=0.5)
-    mean = np.mean(group["curve"]["losses"], 0)
-    ax.plot(spent, mean, **style, label=page.plain(name), lw=1.6)
-  page.legend(ax)
-  return page.picture(figure)
+    means[name] = spent, np.mean(curve["losses"], 0) if curve["steps"] else ()
+  plots.curves(ax, means, lw=1.6)
+  return plots.picture(figure)
 
 
 def _domains(groups: Mapping[str, Any]) -> str:
   """A point for each group, with a bar of a standard deviation."""
   domains = sorted({d for group in groups.values() for d in group["domains"]})
-  figure, ax = page.axes(
+  figure, ax = plots.axes(
     "By domain",
     "bits per byte, less the mean of the groups",
     "",
@@ -295,7 +281,7 @@ def _domains(groups: Mapping[str, Any]) -> str:
     )
     for d in domains
   }
-  for i, (style, (name, group)) in enumerate(zip(page.LINES, groups.items())):
+  for i, (style, (name, group)) in enumerate(zip(plots.LINES, groups.items())):
     lines = [
       (row, statistics.mean(values) - middle[d], statistics.stdev(values))
       for row, d in enumerate(domains)
@@ -311,10 +297,26 @@ def _domains(groups: Mapping[str, Any]) -> str:
       ms=3.5,
       lw=1,
       color=style["color"],
-      label=page.plain(name),
+      label=plots.plain(name),
     )
-  ax.axvline(0, color=page.GRAY, lw=0.8)
-  ax.set_yticks(range(len(domains)), [page.plain(d) for d in domains])
+  ax.axvline(0, color=plots.GRAY, lw=0.8)
+  ax.set_yticks(range(len(domains)), [plots.plain(d) for d in domains])
   ax.invert_yaxis()
-  page.legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))
-  return page.picture(figure)
+  plots.legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))
+  return plots.picture(figure)
+
+
+ANALYSIS = Analysis(
+  "Over seeds",
+  "Students that differ in train.seed and select.seed alone, and have been "
+  "evaluated: mean ± standard deviation over them (n − 1). Held-out loss in "
+  "nats, mean over rows of the mean per token; it compares students of one "
+  "tokenizer, bits per byte compares all. The baseline is what is trained on "
+  "rows at random with the plain loss, and has the same shape, tokenizer, "
+  "optimization and student.init, the same FLOPs of training within 1 % and "
+  "the same budget of its selection: beside it, the difference with its 95 % "
+  "interval (Welch) and the baseline's name, and the step at which the mean of "
+  "the learning curves reaches the end of the baseline's.",
+  measure,
+  render,
+)

@@ -6,95 +6,93 @@ from typing import Any
 
 import numpy as np
 
-from miniplm_jax.report import page
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.report import plots
 from miniplm_jax.report.analyses import ranking
-from miniplm_jax.report.analyses.inventory import Inventory, Skipped
+from miniplm_jax.report.analyses.base import Analysis, NoInputs
+from miniplm_jax.report.inventory import Inventory
+from miniplm_jax.report.page import Section
+from miniplm_jax.report.table import Table
+from miniplm_jax.score import table as table_lib
 
-TITLE = "Stability of the scores"
-DEFINITION = (
-  "Each pair of a teacher and a reference gives every row of D a score, log p "
-  "− log p_ref in nats per token; two such pairs are compared on the same "
-  "evenly spaced rows of D: Pearson, Spearman, and the share of rows of which "
-  "both say the same, kept or not, when each keeps its highest α."
-)
 _ROWS = 1_000_000  # at most, of D: a standard error of 0.001 at most
 
 
-def measure(found: Inventory) -> dict[str, Any]:
-  """All pairs of pairs of finished tables.
+def measure(workdir: Inventory) -> dict[str, Any]:
+  """Compares all pairs of pairs of finished tables.
 
   Raises:
-    Skipped: there are not two different scores.
+    NoInputs: there are not two different scores.
   """
-  whole = found.corpus.counts["split train"]
+  whole = workdir.corpus.counts["split train"]
 
   def of_all(names):
-    return [n for n in names if found.scores[n].made.counts["rows"] == whole]
+    scores = workdir.scores
+    return [n for n in names if scores[n].table.counts["rows"] == whole]
 
-  both = itertools.product(of_all(found.teachers), of_all(found.references))
-  made = [(p, r) for p, r in both if p != r]
-  if len(made) < 2:
-    raise Skipped(
+  both = itertools.product(of_all(workdir.teachers), of_all(workdir.references))
+  models = [(p, r) for p, r in both if p != r]
+  if len(models) < 2:
+    raise NoInputs(
       "one teacher with one reference has nothing to differ from: "
       "see config.score.more"
     )
-  names = dict.fromkeys(itertools.chain(*made))
-  tables = {name: _means(found.scores[name].made) for name in names}
-  scores = {f"{p} − {r}": tables[r] - tables[p] for p, r in made}
+  names = dict.fromkeys(itertools.chain(*models))
+  tables = {name: _means(workdir.scores[name].table) for name in names}
+  scores = {f"{p} − {r}": tables[r] - tables[p] for p, r in models}
   return {
-    "alpha": found.alpha,
+    "alpha": workdir.alpha,
     "pairs": list(scores),
     "compared": [
       {"first": a, "second": b}
-      | ranking.compare(scores[a], scores[b], found.alpha)
+      | ranking.compare(scores[a], scores[b], workdir.alpha)
       for a, b in itertools.combinations(scores, 2)
     ],
   }
 
 
-def _means(made) -> np.ndarray:
+def _means(table: Manifest) -> np.ndarray:
   """Mean NLL per token of evenly spaced rows, float64 [n], in row order."""
-  from miniplm_jax.score import table
-
-  every, start, means = -(-made.counts["rows"] // _ROWS), 0, []
-  for columns in table.parts(made):
-    here = slice(-start % every, None, every)
+  every, start, means = -(-table.counts["rows"] // _ROWS), 0, []
+  for columns in table_lib.parts(table):
+    drawn = slice(-start % every, None, every)
     start += len(columns["row_id"])
-    nll, count = (columns[name][here] for name in ("nll_sum", "n_tokens"))
+    nll, count = (columns[name][drawn] for name in ("nll_sum", "n_tokens"))
     means.append(nll / np.float64(count))
   return np.concatenate(means)
 
 
-def section(found: Mapping[str, Any]) -> page.Section:
+def render(figures: Mapping[str, Any]) -> Section:
   """The table, and rank correlations as a map."""
-  header = ["score", "compared with", "rows", "Pearson", "Spearman"]
-  header += [f"agreement at α = {found['alpha']:g}", "by chance"]
+  compared, names = figures["compared"], figures["pairs"]
+  columns = ("score", "compared with")
   rows = [
-    [
-      line["first"],
-      line["second"],
-      f"{line['rows']:,}",
-      f"{line['pearson']:.3f}",
-      f"{line['spearman']:.3f}",
-      f"{line['agreement']:.1%}",
-      f"{line['chance']:.0%}",
-    ]
-    for line in found["compared"]
+    (line["first"], line["second"], *ranking.agreement_cells(line))
+    for line in compared
   ]
-  names = found["pairs"]
   values = np.eye(len(names))
-  for line in found["compared"]:
+  for line in compared:
     i, j = names.index(line["first"]), names.index(line["second"])
     values[i, j] = values[j, i] = line["spearman"]
   size = 2.6 + 0.6 * len(names)
-  figure, ax = page.axes("Rank correlation of scores", "", "", size + 1.4, size)
-  page.heat(ax, values, names, names, "{:.2f}")
-  return page.Section(
-    TITLE,
-    [DEFINITION],
-    table=(header, rows),
-    left=2,
+  figure, ax = plots.axes(
+    "Rank correlation of scores", "", "", size + 1.4, size
+  )
+  plots.heat(ax, values, names, names, "{:.2f}")
+  return Section(
+    table=Table([*columns, *ranking.agreement_columns(figures["alpha"])], rows),
     pictures=[
-      (page.picture(figure), "Spearman between scores, teacher − reference.")
+      (plots.picture(figure), "Spearman between scores, teacher − reference.")
     ],
   )
+
+
+ANALYSIS = Analysis(
+  "Stability of the scores",
+  "Each pair of a teacher and a reference gives every row of D a score, log p "
+  "− log p_ref in nats per token; two such pairs are compared on the same "
+  "evenly spaced rows of D: Pearson, Spearman, and the share of rows of which "
+  "both say the same, kept or not, when each keeps its highest α.",
+  measure,
+  render,
+)

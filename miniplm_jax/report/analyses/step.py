@@ -4,11 +4,17 @@ import base64
 import importlib
 import json
 
+from etils import epath, epy
+
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.log import log, plain
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+
+with epy.lazy_imports():  # NumPy, SciPy and PyArrow
+  from miniplm_jax.report import inventory, page
+  from miniplm_jax.report.analyses import base
 
 STAGE = "analyse"
 # Modules of this folder, in the order in which they are shown.
@@ -38,7 +44,7 @@ def steps(config, workdir: Workdir) -> list[Step]:
       },
       inputs={
         "corpus": workdir.corpus / MANIFEST,
-        "workdir": lambda: _fingerprint(config, workdir),
+        "workdir": lambda: _fingerplain(config, workdir),
       },
       outputs=(folder,),
       summary=f"{', '.join(ANALYSES)} of all that is in {workdir.root}",
@@ -49,50 +55,42 @@ def steps(config, workdir: Workdir) -> list[Step]:
   ]
 
 
-def _fingerprint(config, workdir: Workdir) -> str:
-  """Of everything in the workdir that an analysis may read."""
+def _inventory(config, workdir: Workdir):
+  return inventory.take(
+    workdir,
+    {role: getattr(config, role).name for role in ("teacher", "reference")},
+    more=[text.partition("=")[0] for text in config.score.more],
+    alpha=config.select.ratio or 0.5,
+  )
+
+
+def _fingerplain(config, workdir: Workdir) -> str:
+  """A digest of everything in the workdir that an analysis may read."""
   if not (workdir.corpus / MANIFEST).exists():
     return ""  # whoever runs it says so
-  from miniplm_jax.report.analyses import inventory
-
-  found = inventory.take(config, workdir)
-  return files.digest([made.content for made in found.manifests()])
+  manifests = _inventory(config, workdir).manifests()
+  return files.digest([manifest.content for manifest in manifests])
 
 
 def _run(config, workdir: Workdir) -> dict:
-  from miniplm_jax.report import page
-  from miniplm_jax.report.analyses import inventory
-
-  found = inventory.take(config, workdir)
+  found = _inventory(config, workdir)
   for line in found.left_out:
     log(STAGE, f"left out: {line}")
-  described, skipped = {}, {}
-
-  def written(path):
-    described[path.name] = files.describe(path)
+  written, skipped = {}, {}
 
   for name in ANALYSES:
-    analysis = _module(name)
+    analysis = _analysis(name)
     try:
       figures = analysis.measure(found)
-    except inventory.Skipped as e:
+    except base.NoInputs as e:
       skipped[name] = str(e)
       log(STAGE, f"{name} skipped: {e}")
       continue
-    section = analysis.section(figures)
-    plain(f"\n{analysis.TITLE}. {analysis.DEFINITION}\n")
-    plain("\n".join([page.markdown_table(*section.table), "", *section.notes]))
-    path = workdir.analysis / f"{name}.json"
-    files.write_json(path, {"definition": analysis.DEFINITION, **figures})
-    written(path)
-    for i, (picture, _) in enumerate(section.pictures, 1):
-      end = f"-{i}" if len(section.pictures) > 1 else ""
-      path = workdir.analysis / f"{name}{end}.png"
-      files.write_bytes(path, base64.b64decode(picture))
-      written(path)
+    for path in _write(workdir.analysis, name, analysis, figures):
+      written[path.name] = files.describe(path)
   return {
     "tokenizer": found.corpus.tokenizer,
-    "files": described,
+    "files": written,
     "counts": {
       "students": len(found.students),
       "selections": len(found.selections),
@@ -101,29 +99,44 @@ def _run(config, workdir: Workdir) -> dict:
   }
 
 
-def sections(config, workdir: Workdir) -> list:
-  """What was found, for the report; says so if the workdir has changed.
+def _write(
+  folder: epath.Path, name: str, analysis: "base.Analysis", figures
+) -> list[epath.Path]:
+  """Prints an analysis, and writes its figures and its pictures."""
+  section = analysis.section(figures)
+  plain(f"\n{analysis.title}. {analysis.definition}\n")
+  plain("\n".join([section.table.markdown(), "", *section.notes]))
+  paths = [folder / f"{name}.json"]
+  files.write_json(paths[0], {"definition": analysis.definition, **figures})
+  for i, (picture, _) in enumerate(section.pictures, 1):
+    end = f"-{i}" if len(section.pictures) > 1 else ""
+    paths.append(folder / f"{name}{end}.png")
+    files.write_bytes(paths[-1], base64.b64decode(picture))
+  return paths
+
+
+def sections(config, workdir: Workdir) -> list["page.Section"]:
+  """What the analyses say, for the report; and whether they are of old.
 
   Raises:
     UserError: a file is missing or is not the one that was written.
   """
-  from miniplm_jax.report import page
-
-  made = manifest_lib.read(workdir.analysis / MANIFEST)
-  if made is None:
+  manifest = manifest_lib.read(workdir.analysis / MANIFEST)
+  if manifest is None:
     return []
-  made.check_sizes()
-  old = []
-  if made.inputs["workdir"] != _fingerprint(config, workdir):
+  manifest.check_sizes()
+  shown = []
+  if manifest.inputs["workdir"] != _fingerplain(config, workdir):
     words = "The workdir has changed since they were made: --stages=analyse."
-    old = [page.Section("Analyses", [words])]
-  return old + [
-    _module(name).section(json.loads(made.whole(f).read_text()))
-    for name in ANALYSES
-    if (f := f"{name}.json") in made.files
-  ]
+    shown.append(page.Section("Analyses", [words]))
+  for name in ANALYSES:
+    if (file := f"{name}.json") in manifest.files:
+      figures = json.loads(manifest.whole(file).read_text())
+      shown.append(_analysis(name).section(figures))
+  return shown
 
 
-def _module(name: str):
+def _analysis(name: str) -> "base.Analysis":
   """An analysis; it is imported where it runs."""
-  return importlib.import_module(f"miniplm_jax.report.analyses.{name}")
+  module = importlib.import_module(f"miniplm_jax.report.analyses.{name}")
+  return module.ANALYSIS

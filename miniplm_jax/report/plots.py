@@ -1,0 +1,101 @@
+"""How pictures of reports look, and what several of them draw."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+
+# Color-blind safe (Okabe and Ito), in this order everywhere.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Of many lines in one picture: colors, then the same with another dash.
+LINES = tuple(
+  {"color": color, "linestyle": dash}
+  for dash in ("-", "--", ":")
+  for color in COLORS
+)
+GRAY = "#8C949E"
+PALE = "#C9CFD6"
+INK = "#1B1F24"
+
+
+def axes(title: str, x: str, y: str, width: float = 5.6, height: float = 3.6):
+  """A figure of its own, without pyplot's global state.
+
+  Returns:
+    (figure, axes).
+  """
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), layout="constrained")
+  ax = figure.add_subplot()
+  ax.set_title(title, fontsize=10, loc="left", fontweight="bold", color=INK)
+  ax.set_xlabel(x, fontsize=9, color=INK)
+  ax.set_ylabel(y, fontsize=9, color=INK)
+  ax.tick_params(labelsize=8, color=GRAY, labelcolor=INK)
+  ax.spines[["top", "right"]].set_visible(False)
+  ax.spines[["left", "bottom"]].set_color(GRAY)
+  ax.grid(color="#E6EAEE", lw=0.7)
+  ax.set_axisbelow(True)
+  return figure, ax
+
+
+def heat(ax, values, rows: Sequence[str], columns: Sequence[str], form: str):
+  """A map of numbers, each written into its cell.
+
+  Args:
+    ax: from `axes`.
+    values: float [rows, columns], 0 to 1 from pale to dark; NaN stays empty.
+    rows: names of the lines.
+    columns: names of the columns.
+    form: of a number, such as "{:.2f}".
+  """
+  from matplotlib.colors import LinearSegmentedColormap
+
+  shades = LinearSegmentedColormap.from_list("", ["#FFFFFF", COLORS[0]])
+  ax.imshow(values, cmap=shades, vmin=0, vmax=1, aspect="auto")
+  for i, line in enumerate(values):
+    for j, value in enumerate(line):
+      if value == value:
+        color = "white" if value > 0.6 else INK
+        place = {"ha": "center", "va": "center", "fontsize": 8}
+        ax.text(j, i, form.format(value), color=color, **place)
+  ax.set_yticks(range(len(rows)), [plain(name) for name in rows])
+  names = [plain(name) for name in columns]
+  ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
+  ax.grid(visible=False)
+
+
+def plain(text: str) -> str:
+  """A name from data as matplotlib shows it as it is: $ begins no maths."""
+  return text.replace("$", r"\$")
+
+
+def legend(ax, **options):
+  """A legend that can be read over the drawing; a long one stands beside it."""
+  box = {"facecolor": "white", "edgecolor": "none", "framealpha": 0.85}
+  if len(ax.get_legend_handles_labels()[1]) > len(COLORS):
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    options = beside | options
+  ax.legend(fontsize=8, **box, **options)
+
+
+def curves(
+  ax, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], **options
+):
+  """Draws a line for each name, with a legend; an empty one is left out.
+
+  Args:
+    ax: from `axes`.
+    lines: x and y by name; their order decides the colors.
+    **options: of matplotlib's `plot`.
+  """
+  for style, (name, (x, y)) in zip(LINES, lines.items()):
+    if len(x):
+      ax.plot(x, y, **style, label=plain(name), **options)
+  legend(ax)
+
+
+def picture(figure) -> str:
+  """A figure as inline PNG data; the same figure gives the same bytes."""
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
+  return base64.b64encode(buffer.getvalue()).decode()
