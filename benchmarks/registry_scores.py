@@ -281,7 +281,8 @@ def _run():
   configs = {n: _config(n) for n in lengths}
   workdirs = {n: Workdir(epath.Path(c.workdir)) for n, c in configs.items()}
   for n in lengths:
-    execute.execute(tokenize.steps(configs[n], workdirs[n]))
+    c, folder = configs[n], workdirs[n].corpus
+    execute.execute([tokenize.step(c.corpus, folder, c.run)])
   for i, n in enumerate(lengths):
     now = time.monotonic()
     own = now + (deadline - now) / (len(lengths) - i)

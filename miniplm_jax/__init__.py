@@ -4,7 +4,8 @@ The folders are the pipeline, in this order:
 
   core          errors, files, manifests, steps, claims: no JAX
   models        decoders, their losses, sharding, Hugging Face in and out
-  corpus        text to packed rows              (stage tokenize)
+  corpus        text to packed rows; kept rows in other tokens
+                                                 (stages tokenize, convert)
   training      the one training loop            (stages teacher, reference)
   score         log-probs of every row           (stage score; look verify)
   select        Difference Sampling; kept rows as files, and for seqio
@@ -12,7 +13,6 @@ The folders are the pipeline, in this order:
   distillation  what a student minimizes, and what that needs: a small model
                 of the score, rows that the teacher continues, its
                 distributions                    (stages proxy, seqkd, logits)
-  convert       kept rows in other tokens        (stage convert)
   train         pre-train the student            (stage train)
   evaluate      held-out loss, zero-shot tasks   (stage evaluate)
   export        a Hugging Face directory         (stage export)

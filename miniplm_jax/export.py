@@ -6,12 +6,12 @@ from typing import Any
 
 from etils import epath, epy
 
-from miniplm_jax.convert import step as convert_stage
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.corpus import convert_step
 from miniplm_jax.evaluate import heldout
 from miniplm_jax.train import step as train_stage
 from miniplm_jax.training import step as training_step
@@ -44,7 +44,9 @@ def _step(config, workdir: Workdir, names, card) -> Step:
     manifest=directory / "hf" / MANIFEST,
     settings={"name": names.student, **dataclasses.asdict(config.export)},
     inputs={
-      **convert_stage.corpus_inputs(config, workdir, names.student),
+      **convert_step.corpus_inputs(
+        config.student, config.corpus, workdir, names.student
+      ),
       "selection": workdir.selection(names.selection) / MANIFEST,
       "model": directory / MANIFEST,
       "evaluation": lambda: _losses_fingerprint(directory),

@@ -12,14 +12,14 @@ from ml_collections import ConfigDict
 from miniplm_jax import config as config_lib
 from miniplm_jax import export, generate
 from miniplm_jax.config import Config
-from miniplm_jax.convert import step as convert
 from miniplm_jax.core import backend, gs, hosts, manifest
 from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core.claims import Board
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.step import Step
-from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.corpus import convert_step as convert
 from miniplm_jax.corpus import step as tokenize
 from miniplm_jax.distillation import logits_step as logits
 from miniplm_jax.distillation import proxy_step as proxy
@@ -60,7 +60,8 @@ class Stages:
 
   def tokenize(self) -> list[Step]:
     """Text → rows."""
-    return tokenize.steps(self.config, self.workdir)
+    config, folder = self.config, self.workdir.corpus
+    return [tokenize.step(config.corpus, folder, config.run)]
 
   def teacher(self) -> list[Step]:
     """A teacher that is trained here."""
@@ -96,7 +97,24 @@ class Stages:
 
   def convert(self) -> list[Step]:
     """Kept rows in a student's own tokens."""
-    return convert.steps(self.config, self.workdir)
+    config, workdir = self.config, self.workdir
+    if not config.student.tokenizer:
+      return []
+    return [
+      convert.step(
+        config.student,
+        config.corpus,
+        workdir.student(names.student) / "corpus",
+        {
+          "corpus": workdir.corpus / MANIFEST,
+          "selection": workdir.selection(names.selection) / MANIFEST,
+          **seqkd.corpus_inputs(config, workdir, names),
+        },
+        names.selection,
+        config.run,
+      )
+      for names in config.names
+    ]
 
   def logits(self) -> list[Step]:
     """What a teacher says of the tokens of kept rows."""
@@ -250,7 +268,8 @@ def _checked(
   step: Step, config, workdir: Workdir, makers: Mapping[epath.Path, Step]
 ) -> Step:
   """With the checks of what any stage finds by its name."""
-  checks = [functools.partial(tokenize.check, config, workdir)]
+  corpus, folder, run = config.corpus, workdir.corpus, config.run
+  checks = [functools.partial(tokenize.check, corpus, folder, run)]
   if step.stage != analyse.STAGE:  # it shows what there is, of any config
     checks.append(functools.partial(_refuse_made_otherwise, step, makers))
   return dataclasses.replace(step, checks=(*checks, *step.checks))

@@ -249,3 +249,12 @@ def typed(config, where: str = "here"):
     config = config.copy_and_resolve_references()
     config.workdir = "run"
   return config_lib.from_dict(config, where)
+
+
+def steps_of(stage, config):
+  """The steps of a stage in the config's workdir."""
+  from miniplm_jax import pipeline
+
+  config = typed(config)
+  workdir = pipeline.Workdir(pipeline.epath.Path(config.workdir))
+  return pipeline.Stages(config, workdir).steps(stage)

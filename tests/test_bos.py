@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import tokenizers
 from etils import epath
-from helpers import typed
+from helpers import steps_of, typed
 from tiny_config import get_config
 
 from miniplm_jax import generate, pipeline
-from miniplm_jax.convert import pieces
 from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import model_fit, shard, store, tokenizer
+from miniplm_jax.corpus import convert_text, model_fit, shard, store, tokenizer
 from miniplm_jax.corpus import step as stage
 from miniplm_jax.corpus.chunks import PackedIds
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
@@ -61,7 +60,7 @@ def configured(folder, bos_token="auto", before=BOS, eos=EOS):
 
 def tokenize(config):
   workdir = Workdir(epath.Path(config.workdir))
-  execute_lib.execute(stage.steps(typed(config), workdir))
+  execute_lib.execute(steps_of(stage.STAGE, config))
   return store.Corpus(manifest.require(workdir.corpus / "manifest.json"))
 
 
@@ -130,7 +129,7 @@ def test_a_corpus_of_an_earlier_version_stays_without(tmp_path):
   before = made.path.read_bytes()
   for config.corpus.bos_token in ("auto", ""):
     corpus = tokenize(config)
-    stage.check(typed(config), Workdir(epath.Path(config.workdir)))
+    stage.check(typed(config).corpus, made.directory, typed(config).run)
     assert made.path.read_bytes() == before and corpus.bos_id is None
     assert corpus.text_engine().encode("x").tokens == ["x"]
   config.corpus.bos_token = BOS
@@ -144,8 +143,9 @@ def test_no_byte_is_lost_on_the_way_to_another_tokenizer(tmp_path):
   c.max_length, c.teacher_share, c.reference_share, c.heldout_share = 5, 0, 0, 0
   corpus = tokenize(config)
   rows = np.arange(len(corpus))
-  reader = pieces.PieceReader(pieces.Source(corpus), range(len(corpus)), rows)
-  assert sorted({p.text for p in reader}) == sorted(TEXTS)
+  decoder = convert_text.RowDecoder(corpus)
+  runs = convert_text.TextRuns(decoder, range(len(corpus)), rows)
+  assert sorted({run.text for run in runs}) == sorted(TEXTS)
 
 
 def test_what_is_from_elsewhere_begins_with_it(tmp_path):

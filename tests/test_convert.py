@@ -10,20 +10,18 @@ import numpy as np
 import pytest
 import tokenizers
 from etils import epath
-from helpers import refused, run, typed
+from helpers import refused, run, steps_of, typed
 from test_damage import execute
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.convert import step as convert_stage
-from miniplm_jax.convert.pieces import PieceReader
 from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import model_fit, tokenizer
-from miniplm_jax.corpus import step as tokenize_stage
+from miniplm_jax.corpus import convert_step, model_fit, tokenizer
+from miniplm_jax.corpus.convert_text import TextRuns
 from miniplm_jax.corpus.store import Corpus, Instance
 
 # Two to four bytes a character, so that rows' ends cut some.
@@ -75,7 +73,7 @@ class Setup:
     s = config.student
     s.tokenizer, s.eos_token = str(folder / "student"), EOS
     self.workdir = Workdir(epath.Path(config.workdir))
-    execute_lib.execute(tokenize_stage.steps(typed(config), self.workdir))
+    execute_lib.execute(steps_of("tokenize", config))
     self.corpus = self.open(self.workdir.corpus)
     rows = self.corpus.rows_of("train")
     rng = np.random.default_rng(seed)
@@ -97,7 +95,7 @@ class Setup:
   def convert(self, name="repack", conversion="repack", bos=""):
     s = self.config.student
     s.name, s.conversion, s.bos_token = name, conversion, bos
-    execute_lib.execute(convert_stage.steps(typed(self.config), self.workdir))
+    execute_lib.execute(steps_of("convert", self.config))
     return self.open(self.directory(name))
 
   def directory(self, name):
@@ -264,13 +262,13 @@ def test_one_to_one_loses_the_tail_and_counts_it(setup, bos):
   assert counts["rows"] + counts["rows_lost"] == len(chosen)
 
 
-def read_pieces(rows, chosen):
-  """Pieces of rows (bytes, offset, *documents); −1 is eos, 0 the document."""
+def read_runs(rows, chosen):
+  """Runs of rows (bytes, offset, *documents); −1 is eos, 0 the document."""
   instances = []
   for content, offset, *documents in rows:
     ids, of = np.array(list(content), np.int32) + 1, tuple(documents or [0])
     instances.append(Instance(ids, "d", "train", 0, of, offset, 0, 0))
-  source = types.SimpleNamespace(
+  decoder = types.SimpleNamespace(
     corpus=types.SimpleNamespace(
       directory="here",
       read=lambda ids: [instances[i] for i in ids],
@@ -279,8 +277,8 @@ def read_pieces(rows, chosen):
     encoder=types.SimpleNamespace(eos_id=0, bos_id=None),
     token_bytes=[b"", *(bytes([b]) for b in range(256))],
   )
-  reader = PieceReader(source, range(len(rows)), np.array(chosen))
-  return [(p.text, p.rows, p.ends.tolist()) for p in reader], reader.counts
+  runs = TextRuns(decoder, range(len(rows)), np.array(chosen))
+  return [(run.text, run.rows, run.ends.tolist()) for run in runs], runs.counts
 
 
 @pytest.mark.parametrize("conversion", ["repack", "one_to_one"])
@@ -307,11 +305,11 @@ def test_text_that_the_student_has_no_tokens_for_is_refused(
 def test_a_character_that_three_rows_share_belongs_to_the_first():
   a, b, c, d = "🙂".encode()
   rows = [(bytes([65, a]), 0), (bytes([b, c]), 2), (bytes([d, 66]), 4)]
-  assert read_pieces(rows, [0])[0] == [("A🙂", (0,), [5])]
-  assert read_pieces(rows, [1]) == ([], {**_counts(2), "bytes_left_before": 2})
-  assert read_pieces(rows, [2])[0] == [("B", (2,), [1])]
-  assert read_pieces(rows, [0, 2])[0] == [("A🙂", (0,), [5]), ("B", (2,), [1])]
-  assert read_pieces(rows, [0, 1, 2])[0] == [("A🙂B", (0, 1, 2), [5, 5, 6])]
+  assert read_runs(rows, [0])[0] == [("A🙂", (0,), [5])]
+  assert read_runs(rows, [1]) == ([], {**_counts(2), "bytes_left_before": 2})
+  assert read_runs(rows, [2])[0] == [("B", (2,), [1])]
+  assert read_runs(rows, [0, 2])[0] == [("A🙂", (0,), [5]), ("B", (2,), [1])]
+  assert read_runs(rows, [0, 1, 2])[0] == [("A🙂B", (0, 1, 2), [5, 5, 6])]
 
 
 def _counts(bytes_in):
@@ -323,14 +321,14 @@ def test_a_character_whose_rest_is_not_there_is_dropped_and_counted():
   a, b, *_ = "🙂".encode()
   # The second row does not go on where the first one ends.
   rows = [(bytes([65, a, b]), 0), (b"other", 9)]
-  found, counts = read_pieces(rows, [0])
+  found, counts = read_runs(rows, [0])
   assert found == [("A", (0,), [1])]
   assert counts == _counts(3) | {"bytes_dropped": 2}
 
 
 def test_text_that_is_left_out_with_cut_characters_is_said(capsys):
   counts = {"bytes_in": 1010, "bytes_left_before": 4, "bytes_dropped": 6}
-  convert_stage._say_bytes(collections.Counter(counts | {"bytes_out": 1000}))
+  convert_step._say_bytes(collections.Counter(counts | {"bytes_out": 1000}))
   words = "1,000 bytes of text in (10 more, of characters that rows cut, are "
   assert words + "left out), 1,000 out\n" in capsys.readouterr().out
 
@@ -342,24 +340,22 @@ def test_texts_of_one_document_are_joined_over_rows_each():
     ([*b"o", -1, *b"Thr"], 6, 1),
     ([*b"ee", -1], 11, 1),
   ]
-  found = [text for text, *_ in read_pieces(rows, [0, 1, 2])[0]]
+  found = [text for text, *_ in read_runs(rows, [0, 1, 2])[0]]
   assert found == ["A", "One", "Two", "Three"]
   # What a row that is not chosen parts stays apart, wherever an eos is.
   rows = [([*b"A", -1, *b"BB", -1, *b"T"], 0, 0, 1), (b"abc", 1, 1)]
-  found = [text for text, *_ in read_pieces([*rows, (b"d", 4, 1)], [0, 2])[0]]
+  found = [text for text, *_ in read_runs([*rows, (b"d", 4, 1)], [0, 2])[0]]
   assert found == ["A", "BB", "T", "d"]
 
 
 def test_bytes_that_are_no_text_are_refused_with_their_rows():
   with pytest.raises(UserError, match="rows 0 to 1 are no text"):
-    read_pieces([(b"A\xff", 0), (b"BC", 2)], [0, 1])
+    read_runs([(b"A\xff", 0), (b"BC", 2)], [0, 1])
 
 
 def test_without_a_tokenizer_of_the_students_there_is_nothing_to_do():
   config = config_lib.default()
-  assert (
-    convert_stage.steps(typed(config), Workdir(epath.Path("nowhere"))) == []
-  )
+  assert steps_of("convert", config) == []
 
 
 def test_what_was_converted_outlives_its_tokenizer(setup, tmp_path, capsys):
@@ -372,8 +368,9 @@ def test_what_was_converted_outlives_its_tokenizer(setup, tmp_path, capsys):
   assert setup.convert("outlives").manifest.fingerprint == made.fingerprint
   said = capsys.readouterr().out
   assert "what was made of it stands" in said and s.tokenizer in said
-  inputs = convert_stage.corpus_inputs(
-    typed(setup.config), setup.workdir, "outlives"
+  config = typed(setup.config)
+  inputs = convert_step.corpus_inputs(
+    config.student, config.corpus, setup.workdir, "outlives"
   )
   assert inputs["tokenizer"]() == made.inputs["tokenizer"]
   s.tokenizer = str(tmp_path / "mistyped")
@@ -396,9 +393,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(setup, field, value, message):
   s.name, s[field] = f"bad_{field}", value
   try:
     with pytest.raises(UserError, match=message):
-      execute_lib.execute(
-        convert_stage.steps(typed(setup.config), setup.workdir)
-      )
+      execute_lib.execute(steps_of("convert", setup.config))
   finally:
     s[field] = old
 

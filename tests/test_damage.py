@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_config
 from etils import epath
-from helpers import STEPS, edited, typed
+from helpers import STEPS, edited, steps_of, typed
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
@@ -562,13 +562,13 @@ def test_what_decides_nothing_may_change(finished):
   config.corpus.tokenizer_revision = "other"
   config.select.seed += 1
   idle = {"split", "tokenizer_revision"}  # files have no splits
-  assert set(tokenize.steps(typed(config), WORKDIR)[0].idle) == idle
+  assert set(steps_of(tokenize.STAGE, config)[0].idle) == idle
   config.corpus.tokenizer = str(finished / "run/corpus/tokenizer")
   idle |= {"vocab_size"}
-  assert set(tokenize.steps(typed(config), WORKDIR)[0].idle) == idle
+  assert set(steps_of(tokenize.STAGE, config)[0].idle) == idle
   config.corpus.tokenizer = "of/the-hub"
   idle -= {"tokenizer_revision"}
-  assert set(tokenize.steps(typed(config), WORKDIR)[0].idle) == idle
+  assert set(steps_of(tokenize.STAGE, config)[0].idle) == idle
   execute(finished, "select", **{"select.seed": 12, "baselines": ()})
   with pytest.raises(UserError, match=r"seed is 10 there and 12 here"):
     execute(finished, "select", **{"select.seed": 12})  # of random rows

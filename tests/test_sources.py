@@ -17,13 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from etils import epath
-from helpers import typed
+from helpers import steps_of
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import contents, files, manifest
 from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import (
   chunks,
   folders,
@@ -68,15 +67,14 @@ class Run:
     c.max_length, c.reference_share, c.heldout_share = 32, 0.0, 0.0
     self.config.run.tokenize_workers = 1
     self.folder = epath.Path(folder) / "run"
+    self.config.workdir = str(self.folder)
 
   def __call__(self, force=False):
-    execute_lib.execute(
-      stage.steps(typed(self.config), Workdir(self.folder)), force
-    )
+    execute_lib.execute(steps_of(stage.STAGE, self.config), force)
     return json.loads((self.folder / "corpus/manifest.json").read_text())
 
   def status(self):
-    (step,) = stage.steps(typed(self.config), Workdir(self.folder))
+    (step,) = steps_of(stage.STAGE, self.config)
     return execute_lib.status(step)
 
   def files(self):
@@ -292,7 +290,8 @@ def test_a_split_matters_where_there_are_splits(tmp_path):
     config = config_lib.default()
     config.corpus.update(source=str(source), split=split)
     config.corpus.update(tokenizer="train", vocab_size=512)
-    (step,) = stage.steps(typed(config), Workdir(epath.Path(tmp_path / "run")))
+    config.workdir = str(tmp_path / "run")
+    (step,) = steps_of(stage.STAGE, config)
     kept = {k: v for k, v in step.settings.items() if k not in step.idle}
     return kept, step.inputs["source"]()
 

@@ -15,7 +15,7 @@ from etils import epath
 from miniplm_jax.core import array_records, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.corpus import columns, ignored, store
+from miniplm_jax.corpus import columns, store
 from miniplm_jax.corpus.store import Corpus, Instance
 
 DOMAINS = ("even", "odd")
@@ -107,11 +107,11 @@ def test_files_of_a_corpus_that_is_gone_are_closed(tmp_path):
 
 
 def test_a_domain_that_no_row_is_of_is_told(tmp_path, capsys):
-  inputs = {"corpus": write(tmp_path, 2)}
-  ignored.tell("train", (), inputs)
-  ignored.tell("train", ("odd",), inputs)
+  corpus = Corpus(write(tmp_path, 2))
+  corpus.warn_of_missing((), "train")
+  corpus.warn_of_missing(("odd",), "train")
   assert not capsys.readouterr().out
-  ignored.tell("train", ("odd", "od"), inputs)
+  corpus.warn_of_missing(("odd", "od"), "train")
   assert "[train] warning: no row is of domain 'od'" in capsys.readouterr().out
 
 

@@ -28,7 +28,6 @@ ORDER = (
   "score",
   "select",
   "distillation",
-  "convert",
   "train",
   "evaluate",
   "export",

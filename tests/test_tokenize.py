@@ -147,7 +147,9 @@ def test_mended_text_costs_the_parts_that_changed(parts, tmp_path):
   two = "--config.run.max_broken=2", "--force"
   run(tmp_path, STAGE, *one, *two, source=folder)
   sample = (tmp_path / "run/broken_records.jsonl").read_text().splitlines()
-  assert [json.loads(s)["where"][-7:] for s in sample] == ["line 21", "line 22"]
+  sample = [json.loads(line) for line in sample]
+  assert [s["where"][-7:] for s in sample] == ["line 21", "line 22"]
+  assert sample[0].keys() == {"what", "where", "todo"}  # as on disk before
   assert facts(tmp_path)["counts"]["broken"] == 2
 
 

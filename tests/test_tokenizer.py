@@ -6,10 +6,10 @@ from pydoc_data import topics
 import pytest
 import tokenizers
 from etils import epath
-from helpers import typed
+from helpers import steps_of
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.core import execute, manifest, workdir
+from miniplm_jax.core import execute, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import losses, tokenizer
 from miniplm_jax.corpus import step as stage
@@ -326,11 +326,9 @@ def test_a_corpus_says_what_its_tokenizer_lost(tmp_path, capsys, name):
   source = tmp_path / "text" / "a.txt"
   text = "a cat " * 1000
   source.write_text(f"{text}🙂{text}")
-  steps = stage.steps(
-    typed(config), workdir.Workdir(epath.Path(config.workdir))
-  )
-  execute.execute(steps)
-  made = manifest.require(steps[0].manifest)
+  (step,) = steps_of(stage.STAGE, config)
+  execute.execute([step])
+  made = manifest.require(step.manifest)
   total = 12004 + (name != "bytes")
   assert made.counts["bytes_of_text"] == total
   assert made.counts["bytes_unencoded"] == 4
@@ -338,11 +336,9 @@ def test_a_corpus_says_what_its_tokenizer_lost(tmp_path, capsys, name):
   assert f"0.03% of the text, 4 of {total:,} bytes" in capsys.readouterr().out
   config.workdir = str(tmp_path / "other")
   source.write_text(text + "🙂" * 20)
-  steps = stage.steps(
-    typed(config), workdir.Workdir(epath.Path(config.workdir))
-  )
+  (step,) = steps_of(stage.STAGE, config)
   with pytest.raises(UserError, match=r"80 of 6,08\d bytes; 1% is the most"):
-    execute.execute(steps)
+    execute.execute([step])
 
 
 @pytest.mark.parametrize("lossy", [1, 8])
@@ -360,13 +356,11 @@ def test_a_tokenizer_that_loses_text_is_refused_early(tmp_path, lossy):
   for i in range(8):
     text = "a cat " * 999 + "🙂" * (100 if i < lossy else 0)
     (tmp_path / f"text/{i}.txt").write_text(text)
-  steps = stage.steps(
-    typed(config), workdir.Workdir(epath.Path(config.workdir))
-  )
+  (step,) = steps_of(stage.STAGE, config)
   if lossy == 1:
-    execute.execute(steps)
+    execute.execute([step])
     return
   with pytest.raises(UserError, match="1% is the most that may be lost"):
-    execute.execute(steps)
+    execute.execute([step])
   # Three have lost 1.4 % of all the text that there may be.
   assert len(list((tmp_path / "run/corpus").glob("index-*"))) == 3

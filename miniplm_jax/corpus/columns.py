@@ -1,4 +1,4 @@
-"""The columns of a corpus's index, read from its parts when they are wanted."""
+"""The columns of a corpus's index, each read when it is first asked for."""
 
 import hashlib
 import json
@@ -16,19 +16,19 @@ from miniplm_jax.core.manifest import Manifest, other_maker
 
 _NAMES = ("domain", "split")
 _ID = "row_id"
-_AT_A_TIME = 65_536  # values that are hashed in one piece, as they always were
-DIGEST = "content"  # in an index: of its columns and what it says
+_AT_A_TIME = 65_536  # values that are hashed at once, as they always were
+DIGEST = "content"  # in an index: the digest of its columns and its facts
 MADE_BY = "made_by"  # in the details of an index, from `manifest.made_by`
 AT_ONCE = 16  # files that are read; from gs:// each is some requests
 
 
 def facts(index: epath.Path, is_checked=False, made_by=None) -> dict[str, Any]:
-  """What an index says of its shard, beside its columns.
+  """Returns what an index says of its shard, beside its columns.
 
   Args:
     index: its file.
-    is_checked: also compare the columns with what it says of them.
-    made_by: also compare with this what it says of what made it, if it does.
+    is_checked: also compare the columns with their digest.
+    made_by: what makes it now; refused if the index says another.
 
   Raises:
     UserError: it is damaged, or another run's.
@@ -39,34 +39,34 @@ def facts(index: epath.Path, is_checked=False, made_by=None) -> dict[str, Any]:
   with errors.parsing(index, hint), index.open("rb") as f:
     file = pq.ParquetFile(f)
     metadata = file.schema_arrow.metadata
-    found = {k.decode(): json.loads(v) for k, v in metadata.items()}
+    facts_of = {k.decode(): json.loads(v) for k, v in metadata.items()}
     # Indices of earlier versions do not say it.
-    written = found.pop(DIGEST, "")
-    if is_checked and written and written != digest(file.read(), found):
+    written = facts_of.pop(DIGEST, "")
+    if is_checked and written and written != digest(file.read(), facts_of):
       raise ValueError("its content is not that which was written")
-  there = found["details"].get(MADE_BY, {})
-  if made_by and (difference := other_maker(there, made_by)):
+  then = facts_of["details"].get(MADE_BY, {})
+  if made_by and (difference := other_maker(then, made_by)):
     raise UserError(
       f"this shard is of another run: {difference}",
       f"{index}",
       "restore this run's tokenizer and shard, or remove the file: it is made "
       "again",
     )
-  return found
+  return facts_of
 
 
-def digest(table, said: Mapping[str, Any]) -> str:
-  """sha256 of the values of an index's columns, and of what it says beside.
+def digest(table, facts: Mapping[str, Any]) -> str:
+  """Returns the sha256 of the values of an index's columns, and of its facts.
 
   The rows' ids are not among them: `number` changes them.
   """
-  total = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+  total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
   for name in table.column_names:
     if name == _ID:
       continue
     for start in range(0, table.num_rows, _AT_A_TIME):
-      for piece in _listed(table[name].slice(start, _AT_A_TIME)):
-        total.update(piece)
+      for characters in _listed(table[name].slice(start, _AT_A_TIME)):
+        total.update(characters)
   return total.hexdigest()
 
 
@@ -88,7 +88,7 @@ def _listed(column) -> tuple[Any, ...]:
 
 
 def numbered(table, row_ids: Sequence[int]):
-  """An Arrow table with the column `row_id`."""
+  """Returns an Arrow table with the column `row_id`."""
   import pyarrow as pa
 
   ids = pa.array(row_ids, pa.int64())
@@ -98,7 +98,7 @@ def numbered(table, row_ids: Sequence[int]):
 
 
 def write(index: epath.Path, table):
-  """Writes a part of an index."""
+  """Writes the index of a shard."""
   import pyarrow.parquet as pq
 
   with files.replacing(index) as scratch:
@@ -112,7 +112,7 @@ def write(index: epath.Path, table):
 
 
 def number(index: epath.Path, first: int):
-  """Numbers the rows of a part of an index from `first` on, if they are not."""
+  """Numbers the rows of a shard's index from `first` on, if they are not."""
   import pyarrow.parquet as pq
 
   with index.open("rb") as f:
@@ -122,10 +122,10 @@ def number(index: epath.Path, first: int):
       if not len(ids) or ids[0].as_py() == first:
         return
     table = file.read()
-  made = os.stat(index) if gs.is_local(index) else None
+  before = os.stat(index) if gs.is_local(index) else None
   write(index, numbered(table, first + np.arange(len(table))))
-  if made:  # the shard was made then, not now
-    os.utime(index, ns=(made.st_atime_ns, made.st_mtime_ns))
+  if before:  # the shard was made then, not now
+    os.utime(index, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 class Columns(dict):
@@ -153,8 +153,8 @@ class Columns(dict):
     """
     import pyarrow as pa
 
-    parts = list(self.by_part(name))
-    column = pa.chunked_array([c for part in parts for c in part.chunks])
+    shards = list(self.by_shard(name))
+    column = pa.chunked_array([c for shard in shards for c in shard.chunks])
     rows = self._manifest.counts["rows"]
     if len(column) != rows:
       raise UserError(
@@ -165,8 +165,8 @@ class Columns(dict):
     self[name] = column
     return column
 
-  def by_part(self, name: str) -> Iterator[Any]:
-    """A column of each part, in order; nothing is kept."""
+  def by_shard(self, name: str) -> Iterator[Any]:
+    """Yields a column of each shard, in order; nothing is kept."""
     import pyarrow.parquet as pq
 
     def read(file: str):
@@ -178,17 +178,20 @@ class Columns(dict):
       yield from pool.map(read, self._files)
 
   def rows_where(self, name: str, value: str) -> np.ndarray:
-    """int64 ids of the rows that have a name, ascending; keeps nothing else."""
-    found, first = [], 0
-    for column in self.by_part(name):
+    """Returns int64 ids of the rows that have a name, ascending.
+
+    Nothing else is kept.
+    """
+    row_ids, first = [], 0
+    for column in self.by_shard(name):
       codes, names = coded(column)
-      found.append(first + np.flatnonzero((names == value)[codes]))
+      row_ids.append(first + np.flatnonzero((names == value)[codes]))
       first += len(column)
-    return np.concatenate(found)
+    return np.concatenate(row_ids)
 
 
 def coded(column) -> tuple[np.ndarray, np.ndarray]:
-  """A column of names as codes, int32 [n], and the names, object [codes]."""
+  """Returns codes, int32 [n], of a column of names; its names, object [n]."""
   if not len(column):  # a shard may have no rows
     return np.zeros(0, np.int32), np.zeros(0, object)
   column = column.dictionary_encode().unify_dictionaries()

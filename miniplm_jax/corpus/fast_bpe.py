@@ -50,7 +50,7 @@ _LONG = 10_000
 
 
 def byte_alphabet() -> str:
-  """The character that stands for each byte in byte-level vocabularies.
+  """Returns the character for each byte in byte-level vocabularies.
 
   Printable Latin-1 stands for itself, the other 68 bytes for U+0100 onwards.
   """
@@ -64,9 +64,9 @@ def byte_alphabet() -> str:
 def build(
   engine: tokenizers.Tokenizer, body: dict[str, Any]
 ) -> Callable[[str], np.ndarray | None] | None:
-  """Text → int32 ids like `engine`'s without special tokens.
+  """Returns a function text → int32 ids, `engine`'s without special tokens.
 
-  The function returns None for the rare text that `engine` must encode.
+  That function returns None for the rare text that `engine` must encode.
 
   Args:
     engine: the tokenizer.
@@ -106,7 +106,7 @@ def build(
 
 
 def pattern(body: dict[str, Any]) -> str | None:
-  """The pattern that splits a text into words, if one does it all."""
+  """Returns the pattern that splits a text into words, if one does it all."""
   steps = body.get("pretokenizers", [body])
   last = steps[-1]
   if last.get("type") != "ByteLevel" or last["add_prefix_space"]:
@@ -119,8 +119,8 @@ def pattern(body: dict[str, Any]) -> str | None:
     return None
   if first["behavior"] != "Isolated":
     return None
-  found = first["pattern"].get("Regex")
-  return found if found in (QWEN, _LLAMA) else None
+  regex = first["pattern"].get("Regex")
+  return regex if regex in (QWEN, _LLAMA) else None
 
 
 def _ranks(body: dict[str, Any]) -> dict[bytes, int] | None:
@@ -136,26 +136,26 @@ def _ranks(body: dict[str, Any]) -> dict[bytes, int] | None:
   if any(c not in byte_of for token in vocab for c in token):
     return None
   merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-  made = [vocab.get(a + b) for a, b in merges]
+  merged = [vocab.get(a + b) for a, b in merges]
   single = [vocab.get(c) for c in byte_of]
-  if None in made or None in single or made != sorted(made):
+  if None in merged or None in single or merged != sorted(merged):
     return None
-  made = list(dict.fromkeys(made))  # several pairs may make one token
-  if len(made) + len(single) != len(vocab):
+  merged = list(dict.fromkeys(merged))  # several pairs may make one token
+  if len(merged) + len(single) != len(vocab):
     return None
-  if made and max(single) > made[0]:
+  if merged and max(single) > merged[0]:
     return None
   alone = tokenizers.Tokenizer(
     tokenizers.models.BPE(vocab=vocab, merges=[tuple(m) for m in merges])
   )
-  for token, found in zip(vocab, alone.encode_batch_fast(list(vocab))):
-    if found.ids != [vocab[token]]:
+  for token, encoding in zip(vocab, alone.encode_batch_fast(list(vocab))):
+    if encoding.ids != [vocab[token]]:
       return None
   return {bytes(byte_of[c] for c in t): i for t, i in vocab.items()}
 
 
 def is_qwens(body: dict[str, Any]) -> bool:
-  """Whether a tokenizer gives the same ids if it is read as Qwen's.
+  """Returns whether a tokenizer gives the same ids if it is read as Qwen's.
 
   transformers does so beside a Qwen2 model: it keeps the vocabulary, the
   merges and the added tokens, and takes its own for the rest.

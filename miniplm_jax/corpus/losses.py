@@ -1,4 +1,4 @@
-"""What a tokenizer loses of a text: told, counted, and limited."""
+"""What a tokenizer loses of a text: said, counted, and limited."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ _KEEPING = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", None}
 # defaults, leaves out one character in 2,000; a tokenizer that loses twenty
 # times as much is broken, or was not made for this text.
 _MOST_LOST = 0.01
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a piece that is one byte
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a token that is one byte
 
 
 def is_lossless(body: Mapping[str, Any]) -> bool:
-  """Whether each byte of any text, once normalized, is in its tokens.
+  """Returns whether each byte of any text, once normalized, has its token.
 
   It is if the vocabulary has all 256 bytes and nothing is left out before.
 
@@ -54,7 +54,7 @@ def is_lossless(body: Mapping[str, Any]) -> bool:
 def check_unknown(
   body: Mapping[str, Any], unk_id: int | None, eos_id: int, where: str
 ):
-  """Checks what a tokenizer that is not lossless makes of unknown text.
+  """Refuses a tokenizer that cannot cope with text that it does not know.
 
   Args:
     body: the content of tokenizer.json.
@@ -84,7 +84,7 @@ def check_unknown(
 
 
 def check(counts: Mapping[str, int], stage: str, where: str) -> float:
-  """The share of a corpus's text that its tokenizer lost; says it, if any.
+  """Returns the share of a corpus's text that its tokenizer lost; says it.
 
   Args:
     counts: the sum of what `Tokenizer.lost` gave.
@@ -99,7 +99,8 @@ def check(counts: Mapping[str, int], stage: str, where: str) -> float:
     return 0.0
   if lost / total > _MOST_LOST:
     raise _too_much(lost, total, where)
-  warn(stage, f"{_told(lost, total)}: it is left out, or unknown to the models")
+  what = _in_words(lost, total)
+  warn(stage, f"{what}: it is left out, or unknown to the models")
   return lost / total
 
 
@@ -118,14 +119,16 @@ def refuse_early(counts: Mapping[str, int], read: int, left: int, where: str):
     raise _too_much(lost, total, where)
 
 
-def _told(lost: int, total: int) -> str:
-  told = f"the tokenizer has no tokens for {lost / total:.2%} of the text, "
-  return f"{told}{lost:,} of {total:,} bytes"
+def _in_words(lost: int, total: int) -> str:
+  return (
+    f"the tokenizer has no tokens for {lost / total:.2%} of the text, "
+    f"{lost:,} of {total:,} bytes"
+  )
 
 
 def _too_much(lost: int, total: int, where: str) -> UserError:
   return UserError(
-    f"{_told(lost, total)}; {_MOST_LOST:.0%} is the most that may be lost",
+    f"{_in_words(lost, total)}; {_MOST_LOST:.0%} is the most that may be lost",
     where,
     "give a tokenizer that was made for this text, byte-level or with byte "
     "fallback best",
@@ -133,7 +136,7 @@ def _too_much(lost: int, total: int, where: str) -> UserError:
 
 
 def steps(body: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-  """The steps of a normalizer, pre-tokenizer or decoder, one after another."""
+  """Returns the steps of a normalizer, pre-tokenizer or decoder, in order."""
   body = body or {}
   for key in ("normalizers", "pretokenizers", "decoders"):
     if key in body:
@@ -141,14 +144,14 @@ def steps(body: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
   return [body]
 
 
-def content(piece: str, steps: Sequence[Mapping[str, Any]]) -> bytes:
-  """The bytes of a piece within a text, by the steps of its decoder."""
+def content(token: str, steps: Sequence[Mapping[str, Any]]) -> bytes:
+  """Returns the bytes of a token within a text, by its decoder's steps."""
   for step in steps:
     kind = step.get("type")
     if kind == "Replace" and "String" in step["pattern"]:
-      piece = piece.replace(step["pattern"]["String"], step["content"])
+      token = token.replace(step["pattern"]["String"], step["content"])
     elif kind == "Metaspace":
-      piece = piece.replace(step["replacement"], " ")
-    elif kind == "ByteFallback" and (byte := _BYTE.fullmatch(piece)):
+      token = token.replace(step["replacement"], " ")
+    elif kind == "ByteFallback" and (byte := _BYTE.fullmatch(token)):
       return bytes.fromhex(byte[1])
-  return piece.encode()
+  return token.encode()

@@ -39,7 +39,7 @@ _DOC_IDX = np.zeros(1, "<i8")
 
 
 def shards(path: epath.PathLike) -> list[epath.Path]:
-  """The prefixes of a data set's shards, in order of their numbers.
+  """Returns the prefixes of a data set's shards, in order of their numbers.
 
   Args:
     path: a folder with data_0.bin, data_0.idx, data_1.bin and so on; or a
@@ -54,22 +54,22 @@ def shards(path: epath.PathLike) -> list[epath.Path]:
   path = epath.Path(path).expanduser()
   if path.is_dir():
     path = path / "data"
-  there = {p.name for p in path.parent.iterdir()}
-  wanted = [path.name]
-  if not there & _pair(path.name):
+  present = {p.name for p in path.parent.iterdir()}
+  names = [path.name]
+  if not present & _pair(path.name):
     number = re.compile(re.escape(path.name) + r"_(\d+)\.(?:bin|idx)")
-    found = filter(None, map(number.fullmatch, there))
-    last = max((int(m[1]) for m in found), default=0)
-    wanted = [f"{path.name}_{k}" for k in range(last + 1)]
-  for name in wanted:
-    for missing in sorted(_pair(name) - there):
+    numbered = filter(None, map(number.fullmatch, present))
+    last = max((int(m[1]) for m in numbered), default=0)
+    names = [f"{path.name}_{k}" for k in range(last + 1)]
+  for name in names:
+    for missing in sorted(_pair(name) - present):
       raise UserError(
         f"{missing} is missing",
         str(path.parent),
         "shards are NAME_0.bin, NAME_0.idx, NAME_1.bin and so on without "
         "gaps: fetch what is missing",
       )
-  return [path.parent / name for name in wanted]
+  return [path.parent / name for name in names]
 
 
 def _pair(name: str) -> set[str]:
@@ -77,13 +77,12 @@ def _pair(name: str) -> set[str]:
 
 
 class IndexedFile:
-  """One shard, memory-mapped: `len` is its instances, `[i]` an instance.
+  """One shard, memory-mapped: `len` is its instances, `[i]` an instance."""
 
-  Attributes:
-    sizes: int32 [n], ids of each instance.
-    documents: int64 [k + 1], the instances that each of k documents begins
-      with, and n; None if the file says nothing of documents.
-  """
+  sizes: np.ndarray  # int32 [n], ids of each instance
+  # int64 [k + 1], the instances that each of k documents begins with, and n;
+  # None if the file says nothing of documents.
+  documents: np.ndarray | None
 
   def __init__(self, prefix: epath.PathLike):
     """Opens PREFIX.idx and PREFIX.bin; nothing of the .bin is read yet.
@@ -116,20 +115,20 @@ class IndexedFile:
     return len(self.sizes)
 
   def __getitem__(self, i: int) -> np.ndarray:
-    """int32 ids of instance i, a copy.
+    """Returns the int32 ids of instance i, a copy.
 
     Raises:
       UserError: an id is negative or no int32.
     """
     if not 0 <= i < len(self):
       raise IndexError(i)
-    found = np.frombuffer(
+    stored = np.frombuffer(
       self._ids, self._dtype, self.sizes[i], self._offsets[i]
     )
-    ids = found.astype(np.int32)
-    if np.any(ids < 0) or np.any(ids != found):
+    ids = stored.astype(np.int32)
+    if np.any(ids < 0) or np.any(ids != stored):
       raise UserError(
-        f"instance {i} has ids from {found.min()} to {found.max()}, which "
+        f"instance {i} has ids from {stored.min()} to {stored.max()}, which "
         "cannot be tokens",
         self._bin,
         "fetch it again",
@@ -160,30 +159,30 @@ class IndexedFile:
     sizes = np.fromfile(self._idx, "<i4", n, offset=start)
     offsets = np.fromfile(self._idx, "<i8", n, offset=start + 4 * n)
     if bad := np.flatnonzero(sizes < 0).tolist():
-      found = f"{sizes[bad[0]]} of instance {bad[0]}"
-      self._expect(self._idx, "size", found, "0 or more")
-    wanted = np.cumsum(sizes, dtype=np.int64) * itemsize
-    wanted = np.concatenate([[0], wanted])[:-1]
-    if bad := np.flatnonzero(offsets != wanted).tolist():
-      found = f"{offsets[bad[0]]} of instance {bad[0]}"
-      self._expect(self._idx, "byte offset", found, wanted[bad[0]])
+      actual = f"{sizes[bad[0]]} of instance {bad[0]}"
+      self._expect(self._idx, "size", actual, "0 or more")
+    expected = np.cumsum(sizes, dtype=np.int64) * itemsize
+    expected = np.concatenate([[0], expected])[:-1]
+    if bad := np.flatnonzero(offsets != expected).tolist():
+      actual = f"{offsets[bad[0]]} of instance {bad[0]}"
+      self._expect(self._idx, "byte offset", actual, expected[bad[0]])
     return sizes.astype(np.int32), offsets.astype(np.int64)
 
   def _documents(self, n: int, count: int) -> np.ndarray | None:
-    """What the builder was told of documents, checked."""
+    """Where documents begin, as far as the builder knew them, checked."""
     if count <= len(_DOC_IDX):
       return None
     start = _HEADER.size + 12 * n
     ends = np.fromfile(self._idx, "<i8", count, offset=start).astype(np.int64)
     if ends[0] or ends[-1] != n or np.any(np.diff(ends) < 0):
-      found = f"{ends[0]} … {ends[-1]}"
-      self._expect(self._idx, "document index", found, f"0 … {n}, ascending")
+      actual = f"{ends[0]} … {ends[-1]}"
+      self._expect(self._idx, "document index", actual, f"0 … {n}, ascending")
     return ends
 
-  def _expect(self, path: str, what: str, found, wanted):
-    if found != wanted:
+  def _expect(self, path: str, what: str, actual, expected):
+    if actual != expected:
       raise UserError(
-        f"{what} is {found} where {wanted} is expected",
+        f"{what} is {actual} where {expected} is expected",
         path,
         "fetch it again: it is cut off, damaged, or of another format",
       )
@@ -247,5 +246,5 @@ def _write_index(
   offsets = ends - sizes.astype("<i8") * itemsize
   header = _HEADER.pack(_MAGIC, _VERSION, code, len(sizes), len(_DOC_IDX))
   with path.open("wb") as f:
-    for piece in (header, sizes, offsets, _DOC_IDX):
-      f.write(piece)
+    for field in (header, sizes, offsets, _DOC_IDX):
+      f.write(field)

@@ -14,16 +14,11 @@ from miniplm_jax.corpus.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One packed instance.
+  """One packed row."""
 
-  Attributes:
-    ids: int32 [2 … max_length + 1].
-    documents: ordinals, in the part, of the documents it has tokens of.
-    offset: tokens of `documents[0]` that stand before this row, without BOS.
-  """
-
-  ids: np.ndarray
-  documents: tuple[int, ...]
+  ids: np.ndarray  # int32 [2 … max_length + 1]
+  documents: tuple[int, ...]  # ordinals in the chunk, of those it has tokens of
+  # Tokens of `documents[0]` that stand before this row, without BOS.
   offset: int
 
 
@@ -49,21 +44,20 @@ class SentenceEnds:
     self._maybe = ends
 
   def flags(self, ids: np.ndarray) -> np.ndarray:
-    """Bool [n]: where a row may end, if a token follows within the row."""
+    """Returns bool [n]: where a row may end, if it has a token after that."""
     space = self._space[ids]
     space[:-1] |= space[1:]
     return self._always[ids] | (self._maybe[ids] & space)
 
   def cut(self, ids: np.ndarray, flags: np.ndarray) -> int:
-    """Length of the row that a full window is cut to.
+    """Returns the length of the row that a full window is cut to.
+
+    It is all of it if there is no place to cut, or only one that would leave no
+    position to score.
 
     Args:
       ids: the window.
       flags: `flags` of a text that the window is a part of.
-
-    Returns:
-      All of it if there is no place to cut, or only one that would leave no
-      position to score.
     """
     for last in np.flatnonzero(flags)[::-1]:
       # The last token of a window has no next one to look at.
@@ -158,10 +152,10 @@ class Packer:
     while left:
       document = self._documents[0]
       documents.append(document[0])
-      here = min(left, document[1])
-      left -= here
-      document[1] -= here
-      document[2] += here
+      taken = min(left, document[1])
+      left -= taken
+      document[1] -= taken
+      document[2] += taken
       if not document[1]:
         self._documents.popleft()
     ids = self._ids[start : start + length].copy()

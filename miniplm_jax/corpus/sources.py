@@ -16,6 +16,7 @@ from typing import Any
 
 from etils import epath, epy
 
+from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core import contents, files, gs, hosts, manifest
 from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.corpus import columns, datasets, embedded, folders, megatron
@@ -171,19 +172,30 @@ def fingerprint(chunks: Sequence[Chunk], domains: bool = True) -> str:
 class CorpusSource:
   """The source of a corpus, as an input of its step: is it what it was?"""
 
-  c: Any  # the config's `corpus`
+  corpus: CorpusConfig
   directory: epath.Path  # of the corpus
 
   @property
   def path(self) -> str:
     """The name that the config has for it."""
-    return self.c.source
+    return self.corpus.source
+
+  @property
+  def tokenizer_field(self) -> str:
+    """The tokenizer of its text, for messages."""
+    return f"config.corpus.tokenizer={self.corpus.tokenizer}"
 
   def chunks(self) -> list[Chunk]:
     """Returns its chunks, see `list_chunks`."""
-    c, fields = self.c, Fields(self.c.text_field, self.c.domain_field)
-    more = c.split, c.part_bytes, self.directory.parent, self.commit
-    return list_chunks(c.source, fields, *more)
+    corpus = self.corpus
+    return list_chunks(
+      corpus.source,
+      Fields(corpus.text_field, corpus.domain_field),
+      corpus.split,
+      corpus.part_bytes,
+      self.directory.parent,
+      self.commit,
+    )
 
   def begin(self) -> list[Chunk]:
     """Returns the chunks; those of a name are of one commit until all are read.
@@ -194,12 +206,12 @@ class CorpusSource:
     if renamed := self._renamed():
       raise UserError(
         renamed,
-        f"config.corpus.source={self.c.source}",
+        f"config.corpus.source={self.corpus.source}",
         "put that back, or start over with --stages=tokenize --force",
       )
     chunks = self.chunks()
-    if datasets.is_named(self.c.source):
-      begun = {"source": self.c.source, "commit": self.commit}
+    if datasets.is_named(self.corpus.source):
+      begun = {"source": self.corpus.source, "commit": self.commit}
       files.write_json(self.directory / _BEGUN, begun)
     return chunks
 
@@ -208,7 +220,9 @@ class CorpusSource:
     """The commit of the hub that the corpus was begun with, else today's."""
     if old := self.finished():
       return old.details.get("source_commit", "")
-    return self._read(_BEGUN).get("commit") or datasets.commit(self.c.source)
+    return self._read(_BEGUN).get("commit") or datasets.commit(
+      self.corpus.source
+    )
 
   def finished(self) -> manifest.Manifest | None:
     """Returns the corpus's manifest; None also if it cannot be read."""
@@ -221,10 +235,12 @@ class CorpusSource:
     """Returns the fingerprint; nothing is fetched for it."""
     old = self.finished()
     is_first = old is not None and old.schema_version == 1
-    if datasets.is_named(self.c.source):
-      if is_first and old.details["source"] == self.c.source:
+    if datasets.is_named(self.corpus.source):
+      if is_first and old.details["source"] == self.corpus.source:
         return old.inputs["source"]  # which says no more than the name
-      return datasets.identity(self.c.source, self.c.split, self.commit)
+      return datasets.identity(
+        self.corpus.source, self.corpus.split, self.commit
+      )
     chunks = self.chunks()
     if is_first:
       first = fingerprint(chunks, domains=False)
@@ -234,7 +250,7 @@ class CorpusSource:
 
   def changed(self, old: manifest.Manifest) -> bool:
     """Returns whether a step had another, by the content of its files."""
-    if datasets.is_named(self.c.source) or old.schema_version == 1:
+    if datasets.is_named(self.corpus.source) or old.schema_version == 1:
       return False
     try:
       chunks = self.chunks()
@@ -250,7 +266,7 @@ class CorpusSource:
     Args:
       before: names of those; None if they are not known.
     """
-    if before is None or datasets.is_named(self.c.source):
+    if before is None or datasets.is_named(self.corpus.source):
       return self._renamed()
     chunks = self.chunks()
     now = [chunk.name for chunk in chunks]
@@ -270,7 +286,7 @@ class CorpusSource:
     if changes := changes or self._untrained(self.chunks()):
       raise UserError(
         f"the source has changed while it was read ({changes})",
-        f"config.corpus.source={self.c.source}",
+        f"config.corpus.source={self.corpus.source}",
         "run it again when nobody writes to it: it goes on",
       )
 
@@ -308,8 +324,8 @@ class CorpusSource:
 
   def _renamed(self) -> str:
     """What it was made from, in words, if that is another name; else ""."""
-    before = self._read(_BEGUN).get("source", self.c.source)
-    return "" if before == self.c.source else f"it was made from {before}"
+    before = self._read(_BEGUN).get("source", self.corpus.source)
+    return "" if before == self.corpus.source else f"it was made from {before}"
 
   def _moved(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
     """Those that have another identity than was noted."""

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -21,6 +21,7 @@ from etils import epath
 from miniplm_jax.core import errors, fields, files, hosts
 from miniplm_jax.core.array_records import Readers
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.log import warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
 from miniplm_jax.corpus import columns, model_fit, tokenizer
@@ -47,39 +48,29 @@ _INDEX = {
 
 @dataclasses.dataclass(frozen=True)
 class Instance:
-  """One packed row, as written.
+  """One packed row, as written."""
 
-  Attributes:
-    ids: int32 [2 … max_length + 1].
-    domain: its domain; a row never mixes domains.
-    split: one of `SPLITS`.
-    part: index of the part (shard) that its documents stand in.
-    documents: ordinals of its documents in that part.
-    offset: tokens of the first document that stand before this row.
-    n_bytes: UTF-8 bytes of the text whose tokens are scored: targets whose
-      input is no eos, without eos.
-    hash: of the ids; equal rows have equal ones.
-    source_rows: in a converted or generated corpus, the rows of the one that
-      it was made from that it has text of.
-  """
-
-  ids: np.ndarray
-  domain: str
-  split: str
-  part: int
-  documents: tuple[int, ...]
-  offset: int
+  ids: np.ndarray  # int32 [2 … max_length + 1]
+  domain: str  # a row never mixes domains
+  split: str  # one of `SPLITS`
+  part: int  # number of its shard
+  documents: tuple[int, ...]  # ordinals of its documents in that shard's chunk
+  offset: int  # tokens of the first document that stand before this row
+  # UTF-8 bytes of the text whose tokens are scored: of targets whose input is
+  # no eos, without eos.
   n_bytes: int
-  hash: int
+  hash: int  # of the ids; equal rows have equal ones
+  # In a converted or generated corpus, the rows of the one that it was made
+  # from that it has text of.
   source_rows: tuple[int, ...] = ()
 
   @property
   def n_tokens(self) -> int:
-    """Ids of the row."""
+    """The number of its ids."""
     return len(self.ids)
 
   def to_bytes(self) -> bytes:
-    """The record: a msgpack map, ids as little-endian int32."""
+    """Returns the record: a msgpack map, ids as little-endian int32."""
     ids = np.ascontiguousarray(self.ids, "<i4").tobytes()
     body = vars(self) | {"ids": ids}
     if not self.source_rows:
@@ -95,7 +86,7 @@ class Instance:
 
 
 def hash_of(ids: np.ndarray, seed: int) -> int:
-  """A seeded 64-bit hash of a row's ids."""
+  """Returns a seeded 64-bit hash of a row's ids."""
   key = seed.to_bytes(8, "little", signed=True)
   content = np.ascontiguousarray(ids, "<i4").tobytes()
   value = hashlib.blake2b(content, digest_size=8, key=key).digest()
@@ -103,12 +94,12 @@ def hash_of(ids: np.ndarray, seed: int) -> int:
 
 
 def scored_bytes(ids: np.ndarray, eos_id: int, byte_lengths: np.ndarray) -> int:
-  """UTF-8 bytes of the targets whose input is no eos, see `Instance`."""
+  """Returns the UTF-8 bytes of targets whose input is no eos."""
   return int(byte_lengths[ids[1:][ids[:-1] != eos_id]].sum())
 
 
 def split_of(hashed: int, shares: Sequence[tuple[str, float]]) -> str:
-  """Which split a row belongs to: decided by the hash of its content.
+  """Returns the split that a row belongs to, by the hash of its content.
 
   Equal rows go to the same split, so the reference never trains on a copy
   of a row that is scored.
@@ -125,9 +116,9 @@ def split_of(hashed: int, shares: Sequence[tuple[str, float]]) -> str:
   return "train"
 
 
-def shard_names(part: int, parts: int) -> tuple[str, str]:
-  """File names of a part's rows and of their index."""
-  tail = f"{part:05d}-of-{parts:05d}"
+def shard_names(number: int, shards: int) -> tuple[str, str]:
+  """Returns the file names of a shard's rows and of their index."""
+  tail = f"{number:05d}-of-{shards:05d}"
   return f"instances-{tail}.array_record", f"index-{tail}.parquet"
 
 
@@ -156,10 +147,7 @@ def write_shard(
   values_of, tables = {name: [] for name in _INDEX}, []
 
   def flush():
-    arrays = {
-      n: pa.array(v, getattr(pa, _INDEX[n])()) for n, v in values_of.items()
-    }
-    tables.append(pa.table(arrays))
+    tables.append(pa.table(values_of, schema=pa.schema(_INDEX)))
     for values in values_of.values():
       values.clear()
 
@@ -188,7 +176,7 @@ def write_shard(
 
 
 def has(directory: epath.Path, names: tuple[str, str], made_by=None) -> bool:
-  """Whether both files of a shard are there, its rows as long as written.
+  """Returns whether both files of a shard are there, as long as written.
 
   Raises:
     UserError: the index is damaged, or was not `made_by` this.
@@ -201,19 +189,19 @@ def has(directory: epath.Path, names: tuple[str, str], made_by=None) -> bool:
 
 
 def read_counts(index: epath.Path) -> collections.Counter[str]:
-  """What `write_shard` was told to count; what it did not meet is 0."""
+  """Returns the counts that `write_shard` was given; what it lacks is 0."""
   return collections.Counter(columns.facts(index)["counts"])
 
 
 def merge(
-  directory: epath.Path, parts: int, made_by: Mapping[str, Any] | None = None
+  directory: epath.Path, shards: int, made_by: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-  """Numbers the rows; counts and files, as a corpus's manifest has them.
+  """Numbers the rows; returns counts and files of the corpus's manifest.
 
   Raises:
     UserError: an index is damaged, or was not `made_by` this.
   """
-  names = [shard_names(part, parts) for part in range(parts)]
+  names = [shard_names(number, shards) for number in range(shards)]
 
   def check(own):
     return columns.facts(directory / own[1], True, made_by)
@@ -229,11 +217,11 @@ def merge(
     facts = list(pool.map(check, names))
     rows = [one["counts"].get("rows", 0) for one in facts]
     firsts = itertools.accumulate(rows, initial=0)
-    for one, found in zip(facts, pool.map(describe, names, facts, firsts)):
+    for one, its_files in zip(facts, pool.map(describe, names, facts, firsts)):
       hosts.raise_if_stopped()
       counts.update(one["counts"])
-      described |= found
-  return dict(counts) | {"parts": parts, "rows_by_part": rows}, described
+      described |= its_files
+  return dict(counts) | {"parts": shards, "rows_by_part": rows}, described
 
 
 class Corpus:
@@ -289,7 +277,7 @@ class Corpus:
     return self.index["n_tokens"].to_numpy()
 
   def domains(self, row_ids: np.ndarray | None = None) -> np.ndarray:
-    """Domain names (object array) of some rows, or of all."""
+    """Returns the domain names, an object array, of some rows or of all."""
     codes, names = self.domain_codes
     return names[codes if row_ids is None else codes[row_ids]]
 
@@ -299,13 +287,13 @@ class Corpus:
     return columns.coded(self.index["domain"])
 
   def rows_of(self, split: str) -> np.ndarray:
-    """int64 row ids of a split, ascending."""
+    """Returns int64 row ids of a split, ascending."""
     return self.index.rows_where("split", split)
 
   def heldout_rows(
     self, most: int, ignore_domains: Sequence[str] = ()
   ) -> np.ndarray:
-    """int64 held-out row ids, at most so many, evenly spaced; 0 is all.
+    """Returns int64 held-out row ids, at most so many, evenly spaced; 0 is all.
 
     Rows of the domains in `ignore_domains` are left out before.
     """
@@ -314,6 +302,17 @@ class Corpus:
       rows = rows[~np.isin(self.domains(rows), list(ignore_domains))]
     # The first ones would be those of the first documents.
     return rows[:: fields.stride(len(rows), most)]
+
+  def warn_of_missing(self, domains: Collection[str], stage: str):
+    """Says which domains of `evaluate.ignore_domains` no row is of."""
+    # No error: a config of one corpus, as the demo's, may be used with others.
+    names = self.domain_codes[1].tolist() if domains else []
+    for domain in sorted({*domains} - {*names}):
+      warn(
+        stage,
+        f"no row is of domain {domain!r}, which "
+        "config.evaluate.ignore_domains leaves out",
+      )
 
   def check_vocabulary(self, vocab_size: int, where: str, hint: str):
     """Raises UserError if there are ids that a model does not have."""
@@ -328,17 +327,17 @@ class Corpus:
     self.check_vocabulary(vocab_size, str(folder), hint)
 
   def tokenizer(self) -> Tokenizer:
-    """The corpus's own tokenizer.
+    """Returns the corpus's own tokenizer.
 
     Raises:
       UserError: it is not the one that the corpus was made with.
     """
     settings, folder = self.manifest.settings, self.directory / "tokenizer"
-    found = tokenizer.load(folder, settings["eos_token"])
-    now, made = found.fingerprint, self.manifest.tokenizer
-    if now != made:
+    without_bos = tokenizer.load(folder, settings["eos_token"])
+    now, then = without_bos.fingerprint, self.manifest.tokenizer
+    if now != then:
       raise UserError(
-        f"the tokenizer is {now[:12]}, the corpus was made with {made[:12]}",
+        f"the tokenizer is {now[:12]}, the corpus was made with {then[:12]}",
         str(folder),
         "restore the folder, or make the corpus again with "
         f"--stages={self.manifest.stage} --force",
@@ -346,15 +345,15 @@ class Corpus:
     # Of converted corpora earlier versions noted it in the settings alone.
     bos_token = (settings | self.manifest.details).get("bos_token")
     if not bos_token:
-      return found
+      return without_bos
     return tokenizer.load(folder, settings["eos_token"], bos_token)
 
   def tokenizer_files(self) -> dict[str, bytes]:
-    """What a Hugging Face directory needs of it, by name, checked."""
+    """Returns what a Hugging Face directory needs of it, by name, checked."""
     return self.tokenizer().to_files()
 
   def text_engine(self):
-    """A `tokenizers.Tokenizer` for whole texts, which begin as rows do."""
+    """Returns a `tokenizers.Tokenizer` of texts, which begin as rows do."""
     return self.tokenizer().text_engine()
 
   def check_tokenizer(self):
@@ -367,26 +366,26 @@ class Corpus:
     return np.concatenate([[0], np.cumsum(counts)])
 
   def read(self, row_ids: Sequence[int]) -> list[Instance]:
-    """The rows with these ids, in this order.
+    """Returns the rows with these ids, in this order.
 
     Raises:
       UserError: a shard is damaged or holds other rows than its index says.
     """
     row_ids = np.asarray(row_ids, np.int64)
     parts = np.searchsorted(self._offsets, row_ids, "right") - 1
-    found: list[Any] = [None] * len(row_ids)
+    rows: list[Any] = [None] * len(row_ids)
     for part in np.unique(parts):
-      here = np.flatnonzero(parts == part)
-      local = (row_ids[here] - self._offsets[part]).tolist()
+      places = np.flatnonzero(parts == part)
+      local = (row_ids[places] - self._offsets[part]).tolist()
       path = self.directory / shard_names(int(part), self.parts)[0]
       hint = "restore the file, or make it again with --stages="
       hint += f"{self.manifest.stage} --force"
       with errors.parsing(path, hint):
-        for i, record in zip(here, self._readers.read(int(part), local)):
-          found[i] = row = Instance.from_bytes(record)
+        for i, record in zip(places, self._readers.read(int(part), local)):
+          rows[i] = row = Instance.from_bytes(record)
           if row.hash != self._hashes[row_ids[i]]:
             raise ValueError(f"row {row_ids[i]} is another than in the index")
-    return found
+    return rows
 
   @functools.cached_property
   def _hashes(self) -> np.ndarray:
@@ -395,6 +394,6 @@ class Corpus:
 
 
 def open_corpus(inputs: Mapping[str, Manifest]) -> Corpus:
-  """The corpus of a step: converted, else generated, if it has that input."""
+  """Returns the corpus of a step: converted, else generated, if it has one."""
   names = (CONVERTED, GENERATED, "corpus")
   return Corpus(next(inputs[name] for name in names if name in inputs))

@@ -11,7 +11,7 @@ from etils import epath
 
 from miniplm_jax.core import files, hosts
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.log import log, warn
+from miniplm_jax.core.log import warn
 from miniplm_jax.corpus import fast_bpe, losses
 
 AUTO = "auto"  # the BOS that a tokenizer's own file puts before a text
@@ -25,15 +25,12 @@ def _pair(merge: str | list[str]) -> tuple[str, ...]:
 
 
 class Tokenizer:
-  """A `tokenizers.Tokenizer` and the ids that begin and end a document.
+  """A `tokenizers.Tokenizer` and the ids that begin and end a document."""
 
-  Attributes:
-    eos_id: end of document; also padding, as in Qwen.
-    bos_token: what every text of a row follows; "" is nothing.
-    bos_id: its id, or None.
-    vocab_size: the highest id and one more, added tokens included.
-    fingerprint: sha256 of tokenizer.json.
-  """
+  eos_id: int  # end of document; also padding, as in Qwen
+  bos_token: str  # what every text of a row follows; "" is nothing
+  bos_id: int | None
+  vocab_size: int  # the highest id and one more, added tokens included
 
   def __init__(
     self,
@@ -89,27 +86,27 @@ class Tokenizer:
     return self._encode is not None
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """int32 ids of each text, without special tokens."""
+    """Returns int32 ids of each text, without special tokens."""
     if self._encode is None:
       return self._encode_all(texts)
-    found = [self._encode(text) for text in texts]
-    for i, ids in enumerate(found):
+    encoded = [self._encode(text) for text in texts]
+    for i, ids in enumerate(encoded):
       if ids is None:
-        (found[i],) = self._encode_all([texts[i]])
-    return found
+        (encoded[i],) = self._encode_all([texts[i]])
+    return encoded
 
   def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-    found = self._engine.encode_batch_fast(
+    encodings = self._engine.encode_batch_fast(
       list(texts), add_special_tokens=False
     )
-    return [np.asarray(e.ids, np.int32) for e in found]
+    return [np.asarray(e.ids, np.int32) for e in encodings]
 
   def decode(self, ids: Iterable[int]) -> str:
-    """The text of some ids, special tokens included."""
+    """Returns the text of some ids, special tokens included."""
     return self._engine.decode([int(i) for i in ids], skip_special_tokens=False)
 
   def model(self, below: int | None = None) -> tuple[Any, ...]:
-    """What decides which ids a text gets: the vocabulary and the merges.
+    """Returns what decides a text's ids: the vocabulary and the merges.
 
     Args:
       below: leaves out the tokens with this id or a higher one.
@@ -121,9 +118,9 @@ class Tokenizer:
     )
 
   def token_bytes(self) -> list[bytes]:
-    """The bytes of every id. Those of a text join to it.
+    """Returns the bytes of every id. Those of a text join to it.
 
-    They are those of the pieces: a single id that is decoded would lose the
+    They are those of its token: a single id that is decoded would lose the
     space that it begins with, if texts are decoded so (SentencePiece). Eos and
     BOS have none, nor has the unknown token: bits per byte are then of text
     that the ids have, and a tokenizer does not look better for what it loses.
@@ -140,24 +137,24 @@ class Tokenizer:
       added = self._engine.get_added_tokens_decoder()
       byte_of = {c: b for b, c in enumerate(fast_bpe.byte_alphabet())}
 
-      def content(i: int, piece: str) -> bytes:
-        if i in added or not all(c in byte_of for c in piece):
-          return piece.encode()
-        return bytes(byte_of[c] for c in piece)
+      def content(i: int, token: str) -> bytes:
+        if i in added or not all(c in byte_of for c in token):
+          return token.encode()
+        return bytes(byte_of[c] for c in token)
 
     else:
 
-      def content(i: int, piece: str) -> bytes:
-        return losses.content(piece, steps)
+      def content(i: int, token: str) -> bytes:
+        return losses.content(token, steps)
 
-    found = [
+    each = [
       content(i, self._engine.id_to_token(i) or "")
       for i in range(self.vocab_size)
     ]
     for i in {self.eos_id, self.bos_id} - {None}:
-      found[i] = b""
+      each[i] = b""
     (ids,) = self.encode([PROBE])
-    joined = b"".join(found[i] for i in ids).decode(errors="replace")
+    joined = b"".join(each[i] for i in ids).decode(errors="replace")
     text = self.decode(ids)
     # SentencePiece puts a space before a text and takes it away again.
     if joined not in (text, f" {text}"):
@@ -168,8 +165,8 @@ class Tokenizer:
         "its tokens are counted",
       )
     if unk_id is not None:
-      found[unk_id] = b""
-    return found
+      each[unk_id] = b""
+    return each
 
   @functools.cached_property
   def byte_lengths(self) -> np.ndarray:
@@ -196,7 +193,7 @@ class Tokenizer:
   def lost(
     self, texts: Sequence[str], encoded: Sequence[np.ndarray]
   ) -> dict[str, int]:
-    """What texts lose: counts for `losses.check`.
+    """Returns what texts lose: counts for `losses.check`.
 
     Normalizing text is no loss; leaving some out, or making it unknown, is.
 
@@ -239,10 +236,12 @@ class Tokenizer:
   @property
   def adds(self) -> tuple[str, str]:
     """The tokens that its own file puts before a text, and those after it."""
-    made = self._engine.encode(PROBE)
-    own = [i for i, text in enumerate(made.sequence_ids) if text is not None]
+    encoding = self._engine.encode(PROBE)
+    texts = enumerate(encoding.sequence_ids)
+    own = [i for i, text in texts if text is not None]
     first, last = own[0] if own else 0, own[-1] if own else -1
-    return "".join(made.tokens[:first]), "".join(made.tokens[last + 1 :])
+    tokens = encoding.tokens
+    return "".join(tokens[:first]), "".join(tokens[last + 1 :])
 
   def warn_of_bos(self, stage: str, of_rows: str):
     """Says so if a model's tokenizer puts another token before a text."""
@@ -256,7 +255,7 @@ class Tokenizer:
       )
 
   def text_engine(self) -> tokenizers.Tokenizer:
-    """One that puts BOS, if there is one, before a text and nothing after.
+    """Returns one that puts BOS, if any, before a text and nothing after.
 
     Whatever the file said: texts begin as those of the rows do that a model is
     trained on.
@@ -276,7 +275,7 @@ class Tokenizer:
     return fast_bpe.is_qwens(self._body)
 
   def to_files(self) -> dict[str, bytes]:
-    """The files of a Hugging Face directory that hold it, see `text_engine`."""
+    """Returns what a Hugging Face directory needs of it, see `text_engine`."""
     as_given = self.adds == (self.bos_token, "")
     engine = self._engine if as_given else self.text_engine()
     config = {
@@ -292,35 +291,21 @@ class Tokenizer:
     }
 
 
-def save(found: Tokenizer, directory: epath.Path):
+def save(encoder: Tokenizer, directory: epath.Path):
   """Writes its files; tokenizer.json last: it says that the folder is whole."""
-  for name, content in sorted(found.to_files().items(), reverse=True):
+  for name, content in sorted(encoder.to_files().items(), reverse=True):
     files.write_bytes(directory / name, content)
 
 
-def keep(given: Tokenizer, directory: epath.Path, stage: str, section: str):
-  """Saves the one that a corpus is made with, and says what BOS is."""
-  given.token_bytes()  # can be told
-  if given.adds != (given.bos_token, ""):
-    around = " and ".join(filter(None, given.adds)) or "nothing"
-    log(
-      stage,
-      f"the tokenizer puts {around} around a text: in rows it follows "
-      f"{given.bos_token or 'no BOS'}, and so it does in evaluation, "
-      f"generation and export; --config.{section}.bos_token= says it",
-    )
-  save(given, directory)
-
-
 def vocab_size(engine: tokenizers.Tokenizer) -> int:
-  """The highest id and one more: ids may have gaps."""
+  """Returns the highest id and one more: ids may have gaps."""
   return max(engine.get_vocab().values()) + 1
 
 
 def load(
   directory: epath.Path, eos_token: str, bos_token: str = "", section="corpus"
 ) -> Tokenizer:
-  """The tokenizer of a directory, for documents.
+  """Returns the tokenizer of a directory, for documents.
 
   Args:
     directory: that has its tokenizer.json.

@@ -22,7 +22,7 @@ _MOST = 1 << 20  # rows that are hashed anew: a minute
 
 
 def encode(corpus: Corpus, row_ids: np.ndarray) -> bytes:
-  """The file: hashes of the rows, 8 bytes each, in base64.
+  """Returns the file's content: hashes of the rows, 8 bytes each, in base64.
 
   Args:
     corpus: that the model is trained on.
@@ -78,12 +78,12 @@ def _refuse(directory, corpus, row_ids, name, which):
   else:
     row_ids = row_ids[:: max(-(-len(row_ids) // _MOST), 1)]
     hashes = _hashes(corpus, row_ids, seed)
-  seen = np.isin(hashes, trained)
-  if seen.any():
+  is_trained = np.isin(hashes, trained)
+  if is_trained.any():
     raise UserError(
-      f"{name} was trained on {int(seen.sum()):,} of {len(row_ids):,} {which}, "
-      f"row {row_ids[np.argmax(seen)]} the first: what is measured on them "
-      "would say nothing",
+      f"{name} was trained on {int(is_trained.sum()):,} of {len(row_ids):,} "
+      f"{which}, row {row_ids[np.argmax(is_trained)]} the first: what is "
+      "measured on them would say nothing",
       str(directory),
       "give the corpus the seed and shares that the model was trained with, "
       "or a model that has not seen its text",
@@ -92,11 +92,11 @@ def _refuse(directory, corpus, row_ids, name, which):
 
 def _hashes(corpus: Corpus, row_ids: np.ndarray, seed: int) -> np.ndarray:
   """uint64 [n]: of the rows' ids, by a seed."""
-  found = np.zeros(len(row_ids), np.uint64)
+  hashes = np.zeros(len(row_ids), np.uint64)
   for start in range(0, len(row_ids), _BATCH):
     hosts.raise_if_stopped()
     rows = corpus.read(row_ids[start : start + _BATCH])
-    found[start : start + len(rows)] = [
+    hashes[start : start + len(rows)] = [
       store.hash_of(row.ids, seed) for row in rows
     ]
-  return found
+  return hashes

@@ -19,7 +19,6 @@ from miniplm_jax.evaluate.subjects import Subject, subjects
 from miniplm_jax.training import comparable
 
 with epy.lazy_imports():
-  from miniplm_jax.corpus import ignored as ignored_lib
   from miniplm_jax.corpus import store, trained_rows
   from miniplm_jax.models import sharding
 
@@ -82,7 +81,7 @@ def _run(it: Subject, evaluate, score, run, inputs):
       "raise corpus.heldout_share, or leave out --stages=evaluate",
     )
   ignored = evaluate.ignore_domains
-  ignored_lib.tell(STAGE, ignored, inputs)
+  store.Corpus(inputs["corpus"]).warn_of_missing(ignored, STAGE)
   is_ignored = np.isin(corpus.domains(row_ids), list(ignored))
   if is_ignored.all():
     raise UserError(

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 from etils import epath, epy
 
-from miniplm_jax.convert import step as convert_stage
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.corpus import convert_step
 from miniplm_jax.models.ref import ModelRef
 from miniplm_jax.training import step as training_step
 
@@ -51,7 +51,9 @@ def subjects(config, workdir: Workdir, scorers: bool = True) -> list[Subject]:
 
 def _student(config, workdir: Workdir, method: str) -> Subject:
   name = config.names_of(method).student
-  corpus = convert_stage.corpus_inputs(config, workdir, name)
+  corpus = convert_step.corpus_inputs(
+    config.student, config.corpus, workdir, name
+  )
   folder = workdir.student(name)
   return Subject(method, name, folder, corpus, config.train.dtype)
 

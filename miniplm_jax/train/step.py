@@ -2,11 +2,11 @@
 
 import functools
 
-from miniplm_jax.convert import step as convert_stage
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
+from miniplm_jax.corpus import convert_step
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import seqkd_step as seqkd_stage
 from miniplm_jax.distillation.objectives import OBJECTIVES
@@ -41,7 +41,9 @@ def _step(config, workdir: Workdir, names) -> Step:
     rows=f"{OF_SELECTION}{names.selection}",
     row_ids=row_ids,
     inputs={
-      **convert_stage.corpus_inputs(config, workdir, names.student),
+      **convert_step.corpus_inputs(
+        config.student, config.corpus, workdir, names.student
+      ),
       "selection": workdir.selection(names.selection) / MANIFEST,
       **generated,
       **({INIT: source.as_input()} if source else {}),

@@ -130,8 +130,7 @@ class _Recipe:
 
 
 def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
-  from miniplm_jax.corpus import ignored
-  from miniplm_jax.corpus.store import open_corpus
+  from miniplm_jax.corpus.store import Corpus, open_corpus
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.training import batches, loop, metrics
 
@@ -142,7 +141,8 @@ def _run(config, it: _Recipe, inputs) -> Mapping[str, Any]:
     arch.check_llama()  # as which it will be exported: said before it trains
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   ids = it.row_ids(corpus, inputs)
-  ignored.tell(it.stage, config.evaluate.ignore_domains, inputs)
+  ignored = config.evaluate.ignore_domains
+  Corpus(inputs["corpus"]).warn_of_missing(ignored, it.stage)
   source, seen = corpus, ids
   if GENERATED in inputs:  # they begin as rows of D do
     given = {k: made for k, made in inputs.items() if k != GENERATED}

@@ -1,7 +1,7 @@
-"""From packed rows back to pieces of text: nothing lost, nothing doubled.
+"""From packed rows back to runs of text: nothing lost, nothing doubled.
 
 A row may begin or end in the middle of a document, and of a character. What
-two neighboring chosen rows hold of one document is one piece. A character
+two neighboring chosen rows hold of one document is one run. A character
 that a row's end cuts belongs to the row that holds its first byte: it is
 completed from the next row, even from one that was not chosen; a row that
 begins inside a character leaves those bytes to the row before.
@@ -21,16 +21,11 @@ from miniplm_jax.corpus.tokenizer import PROBE
 _BATCH = 256  # rows that are read at a time
 
 
-class Source:
-  """A corpus whose rows are converted.
-
-  Attributes:
-    corpus: the rows.
-    encoder: its tokenizer.
-  """
+class RowDecoder:
+  """A corpus of which rows are read as bytes; all parts share one."""
 
   def __init__(self, corpus: Corpus):
-    """Loads the tokenizer, once for all parts."""
+    """Loads the tokenizer of the corpus, which takes seconds."""
     self.corpus, self.encoder = corpus, corpus.tokenizer()
 
   @functools.cached_property
@@ -40,39 +35,32 @@ class Source:
     Raises:
       UserError: those of a text do not join to it.
     """
-    found = self.encoder.token_bytes()
+    each = self.encoder.token_bytes()
     (ids,) = self.encoder.encode([PROBE])
-    if b"".join(found[i] for i in ids) != PROBE.encode():
+    if b"".join(each[i] for i in ids) != PROBE.encode():
       raise UserError(
         "the tokenizer is not byte-level, so rows cannot be joined without "
         "loss",
         str(self.corpus.directory / "tokenizer"),
         "set --config.student.conversion=one_to_one",
       )
-    return found
+    return each
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-  """Text of one document, from one or several rows that follow each other.
-
-  Attributes:
-    domain: its domain.
-    split: of its rows.
-    text: whole characters.
-    rows: ids of the rows it comes from, ascending.
-    ends: int64 [rows], where in the text's UTF-8 each row's characters end.
-  """
+class TextRun:
+  """Text of one document, from one or several rows that follow each other."""
 
   domain: str
-  split: str
-  text: str
-  rows: tuple[int, ...]
+  split: str  # of its rows
+  text: str  # whole characters
+  rows: tuple[int, ...]  # ids of the rows it comes from, ascending
+  # int64 [rows]: where in the text's UTF-8 each row's characters end.
   ends: np.ndarray
 
 
 def split_ids(ids: np.ndarray, eos_id: int) -> list[np.ndarray]:
-  """The ids between the eos of a row, without them; some may be empty."""
+  """Returns the ids between the eos of a row; some may be empty."""
   at = np.flatnonzero(ids == eos_id)
   starts, ends = np.append(0, at + 1), np.append(at, len(ids))
   return [ids[start:end] for start, end in zip(starts, ends)]
@@ -81,15 +69,15 @@ def split_ids(ids: np.ndarray, eos_id: int) -> list[np.ndarray]:
 def read_rows(
   corpus: Corpus, row_ids: np.ndarray
 ) -> Iterator[tuple[int, Instance]]:
-  """Rows with their ids, in this order, a few hundred in memory."""
+  """Yields (row id, row) in this order, a few hundred in memory."""
   for start in range(0, len(row_ids), _BATCH):
-    here = row_ids[start : start + _BATCH]
-    yield from zip(here.tolist(), corpus.read(here))
+    batch = row_ids[start : start + _BATCH]
+    yield from zip(batch.tolist(), corpus.read(batch))
 
 
 @dataclasses.dataclass
-class _Open:
-  """A piece that the next row may go on with."""
+class _OpenRun:
+  """A run that the next row may go on with."""
 
   rows: list[int] = dataclasses.field(default_factory=list)
   ends: list[int] = dataclasses.field(default_factory=list)
@@ -101,58 +89,62 @@ class _Open:
     self.ends.append(len(self.content))
 
 
-class PieceReader:
-  """Reads the chosen rows of one part of a corpus as pieces.
+class TextRuns:
+  """The chosen rows of one part of a corpus as runs of text.
 
-  Attributes:
-    counts: `bytes_in`, of the chosen rows' text; `bytes_left_before`, of
-      characters that begin in a row that was not chosen;
-      `bytes_taken_after`, from the next rows to complete characters; and
-      `bytes_dropped`, of characters whose rest the corpus does not have.
+  `counts` is of what was read: `bytes_in`, of the chosen rows' text;
+  `bytes_left_before`, of characters that begin in a row that was not chosen;
+  `bytes_taken_after`, from the next rows to complete characters; and
+  `bytes_dropped`, of characters whose rest the corpus does not have.
   """
 
-  def __init__(self, source: Source, part_rows: range, row_ids: np.ndarray):
+  def __init__(
+    self, decoder: RowDecoder, part_rows: range, row_ids: np.ndarray
+  ):
     """Reads nothing yet.
 
     Args:
-      source: the rows.
+      decoder: of the corpus.
       part_rows: all row ids of the part.
       row_ids: int64, those that are chosen, ascending.
+
+    Raises:
+      UserError: the tokenizer is not byte-level.
     """
-    self._corpus, self._row_ids = source.corpus, row_ids
-    self._bytes, self._eos_id = source.token_bytes, source.encoder.eos_id
-    self._bos_id = source.encoder.bos_id
+    self._corpus, self._row_ids = decoder.corpus, row_ids
+    self._bytes, self._eos_id = decoder.token_bytes, decoder.encoder.eos_id
+    self._bos_id = decoder.encoder.bos_id
     self._part_rows = part_rows
     self.counts = collections.Counter(
       bytes_in=0, bytes_left_before=0, bytes_taken_after=0, bytes_dropped=0
     )
 
-  def __iter__(self) -> Iterator[Piece]:
-    """Pieces, those of a domain and split in the order of the text.
+  def __iter__(self) -> Iterator[TextRun]:
+    """Yields runs, those of a domain and split in the order of the text.
 
     Raises:
       UserError: the bytes of a row are no text.
     """
-    # By split and domain: the piece that is open, and the row it ends in.
-    opened: dict[tuple[str, str], tuple[_Open, Instance]] = {}
+    # By split and domain: the run that is open, and the row it ends in.
+    opened: dict[tuple[str, str], tuple[_OpenRun, Instance]] = {}
     for row_id, row in read_rows(self._corpus, self._row_ids):
       key = row.split, row.domain
-      piece, before = opened.pop(key, (None, None))
-      if piece and not (
-        self._after(piece.rows[-1]) == row_id and self._goes_on(before, row)
+      run, before = opened.pop(key, (None, None))
+      if run and not (
+        self._after(run.rows[-1]) == row_id and self._goes_on(before, row)
       ):
-        yield from self._close(key, piece, before)
-        piece = None
+        yield from self._close(key, run, before)
+        run = None
       *whole, last = split_ids(row.ids, self._eos_id)
       for ids in whole:
-        piece = piece or _Open()
-        self._add(piece, row_id, ids)
-        yield from self._close(key, piece)
-        piece = None
+        run = run or _OpenRun()
+        self._add(run, row_id, ids)
+        yield from self._close(key, run)
+        run = None
       if len(last):
-        piece = piece or _Open()
-        self._add(piece, row_id, last)
-        opened[key] = piece, row
+        run = run or _OpenRun()
+        self._add(run, row_id, last)
+        opened[key] = run, row
     for key in sorted(opened):
       yield from self._close(key, *opened[key])
 
@@ -164,10 +156,10 @@ class PieceReader:
     """The next row of its domain, or −1."""
     return int(self._next[row_id - self._part_rows.start])
 
-  def _add(self, piece: _Open, row_id: int, ids: np.ndarray):
+  def _add(self, run: _OpenRun, row_id: int, ids: np.ndarray):
     content = self._text(ids)
     self.counts["bytes_in"] += len(content)
-    piece.add(row_id, content)
+    run.add(row_id, content)
 
   def _text(self, ids: np.ndarray) -> bytes:
     return b"".join(map(self._bytes.__getitem__, ids.tolist()))
@@ -185,15 +177,15 @@ class PieceReader:
     return begin > 0 and ids[begin - 1] == self._eos_id
 
   def _close(
-    self, key: tuple[str, str], piece: _Open, last: Instance | None = None
-  ) -> Iterator[Piece]:
-    """The piece, if it has text; `last` is the row that it breaks off in."""
-    left = _leading(piece.content)
+    self, key: tuple[str, str], run: _OpenRun, last: Instance | None = None
+  ) -> Iterator[TextRun]:
+    """The run, if it has text; `last` is the row that it breaks off in."""
+    left = _leading(run.content)
     self.counts["bytes_left_before"] += left
-    content = piece.content[left:]
+    content = run.content[left:]
     missing = _missing(content)
     if missing and last is not None:
-      taken = self._following(piece.rows[-1], last, missing)
+      taken = self._following(run.rows[-1], last, missing)
       self.counts["bytes_taken_after"] += len(taken)
       content += taken
     if missing and _missing(content):
@@ -206,20 +198,20 @@ class PieceReader:
       text = content.decode()
     except UnicodeDecodeError as e:
       raise UserError(
-        f"the bytes of rows {piece.rows[0]} to {piece.rows[-1]} are no text "
+        f"the bytes of rows {run.rows[0]} to {run.rows[-1]} are no text "
         f"({e.reason} at byte {e.start})",
         str(self._corpus.directory),
         "make the corpus again, or set --config.student.conversion=one_to_one",
       ) from e
     split, domain = key
-    ends = [_character_end(content, end - left) for end in piece.ends[:-1]]
+    ends = [_character_end(content, end - left) for end in run.ends[:-1]]
     ends = np.array([*ends, len(content)])
-    yield Piece(domain, split, text, tuple(piece.rows), ends)
+    yield TextRun(domain, split, text, tuple(run.rows), ends)
 
   def _following(self, row_id: int, row: Instance, missing: int) -> bytes:
     """The bytes that complete a cut character, from the rows after it."""
-    found = b""
-    while len(found) < missing:
+    taken = b""
+    while len(taken) < missing:
       row_id = self._after(row_id)
       if row_id < 0:
         break
@@ -227,11 +219,11 @@ class PieceReader:
       if not self._goes_on(row, after):
         break
       content = self._text(split_ids(after.ids, self._eos_id)[0])
-      rest = content[: min(_leading(content), missing - len(found))]
-      found, row = found + rest, after
+      rest = content[: min(_leading(content), missing - len(taken))]
+      taken, row = taken + rest, after
       if len(rest) < len(content):
         break
-    return found
+    return taken
 
 
 def _next_of_domain(corpus: Corpus, part_rows: range) -> np.ndarray:
@@ -240,9 +232,9 @@ def _next_of_domain(corpus: Corpus, part_rows: range) -> np.ndarray:
   _, domain = np.unique(corpus.domains(rows), return_inverse=True)
   order = np.argsort(domain, kind="stable")
   same = domain[order[1:]] == domain[order[:-1]]
-  found = np.full(len(rows), -1)
-  found[order[:-1][same]] = rows[order[1:][same]]
-  return found
+  following = np.full(len(rows), -1)
+  following[order[:-1][same]] = rows[order[1:][same]]
+  return following
 
 
 def _leading(content: bytes) -> int:

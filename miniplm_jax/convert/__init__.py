@@ -1,1 +1,0 @@
-"""Stage convert: the selected rows for a student of another tokenizer."""
