@@ -22,7 +22,8 @@ The folders are the pipeline, in this order:
   forecast      what a program takes on a TPU    (look plan)
 
 A folder imports only from itself and from those above it; main.py and
-pipeline.py stand on top.
+pipeline.py stand on top. methods.py is the list of methods and objectives,
+criteria.py that of the ways to rank rows.
 
 Words, each for one thing:
 
@@ -42,8 +43,8 @@ Words, each for one thing:
   reference    the small model p_ref that was trained on D_ref
   student      the model that is pre-trained on what was selected
   score table  Σ −log p of each row under one model, and its tokens
-  definition   how tables become one number for each row: mean_diff is the
-               paper's log p − log p_ref for each token
+  criterion    how tables become one number for each row, select.definition:
+               mean_diff is the paper's log p − log p_ref for each token
   budget       how much of D is kept: a ratio, rows or tokens
   selection    the kept rows' ids, rows.npy
   labels       what a model said of each token of kept rows (stage logits)

@@ -13,8 +13,7 @@ from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import convert_step
 from miniplm_jax.evaluate import heldout
-from miniplm_jax.train import step as train_stage
-from miniplm_jax.training import step as training_step
+from miniplm_jax.training import trained
 
 with epy.lazy_imports():
   from miniplm_jax.corpus import store
@@ -66,14 +65,13 @@ def _run(
 ) -> dict[str, Any]:
   corpus = store.open_corpus(inputs)
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  model = training_step.restore(inputs["model"], mesh)
-  trained = inputs["model"].settings["train"]
-  ids = train_stage.row_ids(corpus, inputs)
-  weights = trained.get("domain_weights", ())
+  model = trained.restore(inputs["model"], mesh)
+  ids = trained.row_ids(corpus, inputs)
+  weights = inputs["model"].settings["train"].get("domain_weights", ())
   readme = card(
     name, inputs["model"], inputs["selection"], _evaluation(directory)
   )
-  written = training_step.save(
+  written = trained.save(
     directory / "hf",
     model,
     corpus,

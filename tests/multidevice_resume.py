@@ -24,7 +24,7 @@ from miniplm_jax.training.checkpoints import Checkpoints
 def restored(folder, step, made, mesh):
   """The state of a checkpoint on a mesh, as the loop reads it."""
   with jax.set_mesh(mesh):
-    abstract = loop.abstract_state(made.arch, made.train, mesh)
+    abstract = loop.abstract_state(made.spec.shape, made.spec.train, mesh)
     path = epath.Path(folder) / "checkpoints"
     with contextlib.closing(Checkpoints(path, keep=None)) as checkpoints:
       return checkpoints.restore(step, abstract)

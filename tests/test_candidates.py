@@ -14,15 +14,16 @@ import pytest
 from etils import epath
 from helpers import refused, rows, run
 
-from miniplm_jax.config import DEFINITIONS
+from miniplm_jax.core import noise
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus import store
+from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.report import selection_summary as summary
 from miniplm_jax.score import table
 from miniplm_jax.score.units import units_of
 from miniplm_jax.select import cutoff as cutoff_lib
-from miniplm_jax.select import noise, writing
+from miniplm_jax.select import writing
 from miniplm_jax.select.candidates import Candidates
 from miniplm_jax.select.scored import ScoredRows
 
@@ -197,7 +198,7 @@ def scores(definition="mean_diff"):
 
 
 # What is a formula of the two models' scores.
-FORMULAS = tuple(d for d in DEFINITIONS if d != "proxy")
+FORMULAS = tuple(d for d in CRITERIA if d != "proxy")
 
 
 @pytest.mark.parametrize("definition", ["difficulty", "mean_diff"])
@@ -216,7 +217,7 @@ def test_scores_of_a_part_of_d_are_not_selected_from(tables, definition):
 def test_scores_equal_plain_formulas_whatever_the_shards(tables, definition):
   found = []
   for corpus, manifests in tables.values():
-    read = {role: manifests[role] for role in DEFINITIONS[definition]}
+    read = {role: manifests[role] for role in CRITERIA[definition].reads}
     scored = ScoredRows(read or manifests, definition, 10, corpus)
     parts = list(scored.columns())
     columns = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
@@ -427,17 +428,15 @@ def test_a_row_without_text_has_no_bits_per_byte_and_is_left_out(tmp_path):
 
 def test_a_row_without_a_score_is_refused_by_name(tables, monkeypatch):
   """Also by a definition that leaves out rows without text."""
-  from miniplm_jax.select import definitions
-
   corpus, manifests = tables[SHARDS[0]]
   row = int(train_rows()[3])
 
   def score(c, unused_seed):
     return np.where(c["row_id"] == row, np.inf, 0)
 
-  known = definitions.DEFINITIONS["bits_per_byte_diff"]
+  known = CRITERIA["bits_per_byte_diff"]
   monkeypatch.setitem(
-    definitions.DEFINITIONS,
+    CRITERIA,
     "bits_per_byte_diff",
     dataclasses.replace(known, score=score),
   )

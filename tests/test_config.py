@@ -13,17 +13,16 @@ from helpers import CONFIG, ROOT
 from ml_collections import ConfigDict, config_dict
 
 from miniplm_jax import config as config_lib
-from miniplm_jax import methods as methods_lib
 from miniplm_jax import pipeline
 from miniplm_jax.config import flag_parsers
 from miniplm_jax.core import errors, fields
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.models import architecture
 from miniplm_jax.models.architecture import PRESETS
-from miniplm_jax.train import budget
-from miniplm_jax.training import flops, optimizer
+from miniplm_jax.training import budget, flops, optimizer
 
 INF, NAN = math.inf, math.nan
 
@@ -245,7 +244,7 @@ def test_d_is_scored_by_the_models_that_a_method_reads(methods, wanted):
   names = found.names_of(method)
   spent = budget.offline(found, workdir, names, {})
   assert {role for role in roles if f"scoring by {role}" in spent} == (
-    roles & set(methods_lib.DEFINITIONS[names.definition])
+    roles & set(CRITERIA[names.definition].reads)
   )
 
 

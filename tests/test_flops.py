@@ -13,17 +13,18 @@ from flax import nnx
 from helpers import CONFIG, LONG, run, typed
 
 from miniplm_jax import config as config_lib
+from miniplm_jax.config import MiniLLMConfig
 from miniplm_jax.core import execute, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.distillation.objectives import OBJECTIVES
+from miniplm_jax.distillation import objectives
+from miniplm_jax.methods import OBJECTIVES
 from miniplm_jax.models import architecture, config_json, head, hub
 from miniplm_jax.models.architecture import Mamba, Transformer
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.train import budget
 from miniplm_jax.train import step as train_stage
-from miniplm_jax.training import flops
+from miniplm_jax.training import budget, flops
 
 SMALL = Transformer(
   vocab_size=10,
@@ -68,9 +69,13 @@ def test_closed_forms_equal_counts_by_position():
   assert flops.row(SMALL, length, 3) == by_position(length) + 3 * HEAD
   assert flops.next_token(SMALL, length) == 3 * forward
   teacher = OTHER.forward_flops(length)
-  kd = flops.vanilla_kd(SMALL, OTHER, length)
-  assert kd == 3 * forward + teacher
-  assert flops.token_selection(SMALL, length) == 4 * forward
+  cost = flops.TokenCost(SMALL, OTHER, length)
+
+  def asked(objective, section=None):
+    return OBJECTIVES[objective].token_flops(cost, section)
+
+  assert asked("soft_labels") == 3 * forward + teacher
+  assert asked("token_selection") == 4 * forward
   made = flops.generation(SMALL, prompt, 4)
   # Prefill and its last position's logits, then three tokens one by one.
   decoded = sum(by_position(i + 1, i) + HEAD for i in range(prompt, 15))
@@ -84,6 +89,8 @@ def test_closed_forms_equal_counts_by_position():
   )
   found = flops.minillm(SMALL, OTHER, prompt, 4)
   assert found == pytest.approx(by_hand / length)
+  section = MiniLLMConfig(prompt_share=prompt / length)
+  assert asked("minillm", section) == found
 
 
 def test_rows_are_counted_without_padding():
@@ -140,7 +147,7 @@ def test_a_finished_student_needs_its_teacher_no_more(tmp_path, method):
     manifest.Manifest(folder / "manifest.json", "", {}, {}).write()
   (one,) = train_stage.steps(typed(config), place)
   names = typed(config).names_of(method)
-  token = OBJECTIVES[names.objective](typed(config), place, names).token_flops
+  token = objectives.of_config(typed(config), place, names).token_flops
   steps = one.settings["train"]["steps"]
   assert steps < config.train.steps
   made = dataclasses.replace(
@@ -187,15 +194,11 @@ def test_unknown_parts_stay_unknown():
 # A method whose step costs four times as much, on rows that are there.
 DEAR = """
 import miniplm_jax.methods as methods_lib
-from miniplm_jax.distillation.objectives import OBJECTIVES, Plan
-from miniplm_jax.training import flops
 
-def plan(config, workdir, names):
-  arch = config.student.model
-  cost = 4 * flops.next_token(arch, config.corpus.max_length)
-  return Plan(settings={"dear": {"times": 4}}, token_flops=cost)
-
-OBJECTIVES["dear"] = plan
+methods_lib.OBJECTIVES["dear"] = methods_lib.Objective(
+  words="the next-token loss, at four times its cost",
+  token_flops=lambda cost, _: 4 * cost.training,
+)
 methods_lib.METHODS["dear"] = methods_lib.Method("miniplm", None, "dear")
 """
 

@@ -19,7 +19,8 @@ from jax._src.cudnn import fused_attention_stablehlo
 from miniplm_jax import config
 from miniplm_jax.models import attention, cudnn, decoder, sharding
 from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.training import loop, metrics
+from miniplm_jax.training import flops as flops_lib
+from miniplm_jax.training import loop
 from miniplm_jax.training.objective import NextToken
 
 ARCH = Transformer(
@@ -220,4 +221,4 @@ def test_on_an_h100_no_logits_exist_but_of_a_tile(compiled):
   ],
 )
 def test_the_peak_is_that_of_the_device_and_no_other(kind, peak):
-  assert metrics.peak_flops(kind) == peak
+  assert flops_lib.peak_flops(kind) == peak

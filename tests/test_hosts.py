@@ -19,7 +19,7 @@ from helpers import rows, run_as_process, write_corpus
 from test_lm_eval import data  # noqa: F401  (a fixture)
 
 from miniplm_jax.core import hosts
-from miniplm_jax.training import metrics, watchdog
+from miniplm_jax.training import metrics, watch
 
 LOST_AFTER = 10  # seconds
 STEPS = 16
@@ -195,7 +195,7 @@ def test_what_an_error_of_jax_means(monkeypatch, count, said, told):
 def test_each_process_writes_its_own_stacks(monkeypatch, tmp_path):
   for index in (0, 3):
     monkeypatch.setattr(hosts, "_index", index)
-    dog = watchdog.Watchdog("x", epath.Path(tmp_path), 1)
+    dog = watch.Watchdog("x", epath.Path(tmp_path), 1)
     dog.beat(7)
     dog._dump()
   found = sorted(path.name for path in tmp_path.iterdir())

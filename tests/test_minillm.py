@@ -80,7 +80,7 @@ def estimated(student, teacher, weight, advantage):
   """The gradient of our surrogate on all rows, with given weights."""
   log_q, log_p = (of_tokens(dense(m)) for m in (student, teacher))
   hidden = teacher(ROWS)[:, len(PROMPT) - 1 : -1]
-  sample = sampling.Sample(jnp.asarray(Y), log_q, log_p, hidden)
+  sample = sampling.Draws(jnp.asarray(Y), log_q, log_p, hidden)
 
   def loss(student):
     hidden = student(ROWS)[:, len(PROMPT) - 1 : -1]
@@ -213,7 +213,7 @@ def test_returns_are_means_of_what_follows():
   assert real.tolist() == [[1, 1, 1, 0], [1] * 4]
   p = jnp.log(jnp.array([[0.5, 0.2, 0.1, 0.9], [0.1, 0.4, 0.2, 0.3]]))
   q = jnp.log(jnp.full((2, 4), 0.4))
-  sample = sampling.Sample(tokens, q, p, None)
+  sample = sampling.Draws(tokens, q, p, None)
   r, w = np.asarray(p - q), 0.4 / (0.8 * 0.4 + 0.2 * np.exp(p))
   found = minillm.advantages(sample, real, 0.2)
   wanted = np.zeros((2, 4))

@@ -49,7 +49,7 @@ from miniplm_jax.report import step as report
 from miniplm_jax.report import tasks_step as tasks_stage
 from miniplm_jax.report.inventory import Student
 from miniplm_jax.report.table import Bar, Table
-from miniplm_jax.train.step import own_corpora
+from miniplm_jax.training.trained import own_corpora
 
 
 class MadeUp:

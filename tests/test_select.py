@@ -7,8 +7,10 @@ import pytest
 import rensa
 
 from miniplm_jax import config as config_lib
+from miniplm_jax import criteria
+from miniplm_jax.core import noise
 from miniplm_jax.models import decoder
-from miniplm_jax.select import cutoff, definitions, duplicates, noise
+from miniplm_jax.select import cutoff, duplicates
 from miniplm_jax.select.moments import Moments
 
 
@@ -159,8 +161,7 @@ COLUMNS = {
 }
 
 
-def test_the_config_knows_every_definition():
-  assert set(config_lib.DEFINITIONS) == set(definitions.DEFINITIONS)
+def test_the_config_knows_what_is_kept_for_the_backward_pass():
   assert set(config_lib.REMAT) == set(decoder.REMAT)
 
 
@@ -176,7 +177,7 @@ def test_the_config_knows_every_definition():
   ],
 )
 def test_definitions(name, wanted):
-  found = definitions.DEFINITIONS[name].score(COLUMNS, 0)
+  found = criteria.CRITERIA[name].score(COLUMNS, 0)
   np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
@@ -209,9 +210,9 @@ def test_moments_are_exact_in_any_order():
 
 def test_random_rows_depend_on_id_and_seed_alone():
   ids = {"row_id": np.arange(4000)}
-  one, two = (definitions.random(ids, seed) for seed in (1, 2))
+  one, two = (criteria.random(ids, seed) for seed in (1, 2))
   np.testing.assert_array_equal(
-    one[100:], definitions.random({"row_id": np.arange(100, 4000)}, 1)
+    one[100:], criteria.random({"row_id": np.arange(100, 4000)}, 1)
   )
   for other in (two, np.roll(one, 1), noise.uniform(ids["row_id"], 1, 1)):
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.05

@@ -16,6 +16,7 @@ from helpers import LIMIT, environment, refused, run, typed, write_corpus
 from tiny_config import get_config
 
 from miniplm_jax import config as config_lib
+from miniplm_jax.config import TokenSelectionConfig
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
@@ -278,11 +279,14 @@ def test_the_loss_of_sparse_kd(mesh, normalise):
   )
 
 
+SIXTY_PERCENT = TokenSelectionConfig(ratio=0.6)
+
+
 def test_tokens_with_the_largest_excess_are_trained_on(mesh):
   h, w, _, _ = arrays()
   frozen = np.random.default_rng(4).random((B, T)).astype(np.float32) * 5
   made = TokenSelection(
-    train_section(), 0, "none", Stored(nll=frozen, ids=None), 0.6
+    train_section(), 0, "none", Stored(nll=frozen, ids=None), SIXTY_PERCENT
   )
   given = made.with_rows(batch(), np.arange(B))
   given |= made.first_pass(Fixed(h, w), given)
@@ -306,7 +310,7 @@ def test_turns_choose_the_tokens_of_the_whole_batch(mesh):
     "frozen_nll": rng.random((rows, length)).astype(np.float32) * 5,
   }
   train = train_section()
-  made = TokenSelection(train, 0, "full", None, 0.6)
+  made = TokenSelection(train, 0, "full", None, SIXTY_PERCENT)
   arch = Transformer(
     vocab_size=V,
     hidden_size=16,

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "miniplm_jax"
 # From the ground up; `config` and its rules are no folders.
 ORDER = (
   "core",
+  "criteria",
   "methods",
   "small_config",
   "models",

@@ -22,7 +22,7 @@ from miniplm_jax.forecast import (
 from miniplm_jax.forecast.programs import DoesNotFitError
 from miniplm_jax.models import generation, ready, sharding
 from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.training import metrics
+from miniplm_jax.training import flops as flops_lib
 from miniplm_jax.training.objective import NextToken
 
 ARCH = Transformer(
@@ -167,7 +167,7 @@ def test_a_plain_product_takes_what_its_flops_do_at_the_peak(slice_name, size):
   program = hlo.Program(programs.compiled(lowered).as_text())
   assert program.flops == 2 * size**3
   kind = mesh.devices.flat[0].device_kind
-  at_peak = 2 * size**3 / metrics.peak_flops(kind)
+  at_peak = 2 * size**3 / flops_lib.peak_flops(kind)
   found = estimate.estimate(program, kind)
   assert found.computing == pytest.approx(at_peak, rel=0.15)
 

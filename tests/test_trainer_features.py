@@ -25,15 +25,16 @@ from miniplm_jax.corpus import trained_rows
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import architecture, hub, huggingface, sharding
 from miniplm_jax.training import (
-  clock,
   loop,
-  memory,
   metrics,
-  watchdog,
+  telemetry,
+  watch,
 )
 from miniplm_jax.training import (
   step as training_step,
 )
+from miniplm_jax.training import trained as trained_lib
+from miniplm_jax.training.spec import TrainSpec
 
 
 @pytest.fixture(scope="module")
@@ -44,32 +45,36 @@ def corpus(tmp_path_factory):
   return Corpus(manifest.require(folder / "run/corpus/manifest.json"))
 
 
-def spec(corpus, directory, **changes) -> loop.Run:
+def spec(corpus, directory, **changes) -> loop.Training:
   """8 steps of the tiny student; changes are of section run."""
   config = get_config()
   config.run.update(changes)
-  return loop.Run(
-    name="student",
-    arch=architecture.make(config.student.model),
-    train=config.train,
-    run=config.run,
+  return loop.Training(
+    spec=TrainSpec(
+      stage="student",
+      folder=manifest.epath.Path(directory),
+      shape=architecture.make(config.student.model),
+      train=config.train,
+      run=config.run,
+      max_length=corpus.max_length,
+      export=config.export,
+    ),
     corpus=corpus,
     row_ids=corpus.rows_of("train"),
-    heldout_ids=corpus.heldout_rows(16),
-    directory=manifest.epath.Path(directory),
-    step_flops=1.0,
+    curve_ids=corpus.heldout_rows(16),
   )
 
 
-def train(what: loop.Run):
+def train(what: loop.Training):
   return loop.train(what, sharding.make_mesh(1, 1, 1))
 
 
 class Broken(trainers.Hooked):
   """Raises or sleeps on the host before step `at` is dispatched."""
 
-  def __init__(self, what: loop.Run, at: int, do):
-    super().__init__(what.train, what.corpus.eos_id, what.run.remat)
+  def __init__(self, what: loop.Training, at: int, do):
+    spec = what.spec
+    super().__init__(spec.train, what.corpus.eos_id, spec.run.remat)
     self._left, self._do = at, do
 
   def begins(self, batch):
@@ -82,7 +87,7 @@ class Broken(trainers.Hooked):
 def test_goodput_counts_steps_and_not_what_is_done_again(
   corpus, tmp_path, monkeypatch, capsys
 ):
-  monkeypatch.setattr(clock, "_BEAT", 0.0)
+  monkeypatch.setattr(telemetry, "_BEAT", 0.0)
 
   def die():
     raise RuntimeError("killed")
@@ -123,12 +128,12 @@ def test_steps_take_neither_evaluation_nor_saving_nor_compilation(
 
   monkeypatch.setattr(loop.Heldout, "__call__", slow(loop.Heldout.__call__))
   monkeypatch.setattr(loop.Checkpoints, "save", slow(loop.Checkpoints.save))
-  monkeypatch.setattr(memory, "report", slow(memory.report))
+  monkeypatch.setattr(watch, "memory_report", slow(watch.memory_report))
   what = spec(corpus, tmp_path)
   train(what)
   lines = metrics.read(tmp_path / "metrics")
   rates = [m["train/tokens_per_second"] for m in lines if "train/loss" in m]
-  tokens = what.train.batch_size * corpus.max_length
+  tokens = what.spec.train.batch_size * corpus.max_length
   assert len(rates) == 8 and tokens / min(rates) < 90
   spent = json.loads((tmp_path / "metrics/wall_time.json").read_text())
   for part in ("evaluation", "saving", "compilation"):
@@ -155,13 +160,15 @@ def test_the_memory_line_adds_up(corpus, tmp_path, capsys):
   line = next(
     line for line in capsys.readouterr().out.splitlines() if "memory" in line
   )
-  rows = what.arch.table_rows - what.arch.vocab_size
-  weights = 4 * (what.arch.parameters() + rows * what.arch.hidden_size)
-  assert f"weights {memory.amount(weights)}, " in line
+  rows = what.spec.shape.table_rows - what.spec.shape.vocab_size
+  weights = 4 * (
+    what.spec.shape.parameters() + rows * what.spec.shape.hidden_size
+  )
+  assert f"weights {watch.amount(weights)}, " in line
   # Two moments, and two counts of steps.
-  assert f"optimizer state {memory.amount(2 * weights + 8)}, frozen 0 B" in line
+  assert f"optimizer state {watch.amount(2 * weights + 8)}, frozen 0 B" in line
   assert re.search(r"needs [\d.]+ \w+ of temporaries .* in all", line)
-  assert [memory.amount(n) for n in (12, 3482, 2**34)] == [
+  assert [watch.amount(n) for n in (12, 3482, 2**34)] == [
     "12 B",
     "3.4 KiB",
     "16.0 GiB",
@@ -208,7 +215,7 @@ def test_a_step_that_hangs_has_its_stack_written(corpus, tmp_path, capsys):
 
 
 def test_the_first_step_may_take_as_long_as_it_wants(tmp_path, capsys):
-  dog = watchdog.Watchdog("x", manifest.epath.Path(tmp_path), 0.1)
+  dog = watch.Watchdog("x", manifest.epath.Path(tmp_path), 0.1)
   with dog.watching():
     time.sleep(0.4)
   assert not list(tmp_path.iterdir())
@@ -282,10 +289,9 @@ FOUR = (
 
 def test_a_model_is_exported_while_it_trains(corpus, tmp_path, capsys):
   """At its steps, whole; not again after a kill; like the checkpoint."""
-  how = get_config().export
   folder, ids = manifest.epath.Path(tmp_path), corpus.rows_of("train")
-  export = functools.partial(training_step._export, how, folder, corpus, ids)
   what = spec(corpus, tmp_path, export_every=2, keep_checkpoints=9)
+  export = functools.partial(training_step._export, what.spec, corpus, ids)
   what = dataclasses.replace(what, export=export)
 
   def die():
@@ -313,7 +319,7 @@ def test_a_model_is_exported_while_it_trains(corpus, tmp_path, capsys):
   with pytest.raises(UserError, match=f"trained on {len(ids)} of {len(ids)}"):
     trained_rows.refuse(folder / "hf-8", corpus, ids, "it")
   mesh = sharding.make_mesh(1, 1, 1)
-  abstract = loop.abstract_state(what.arch, what.train, mesh)
+  abstract = loop.abstract_state(what.spec.shape, what.spec.train, mesh)
   checkpoints = loop.Checkpoints(folder / "checkpoints", None)
   with contextlib.closing(checkpoints):
     saved = checkpoints.restore(8, abstract).model
@@ -329,7 +335,7 @@ def test_no_memory_is_no_fault_of_a_checkpoint(tmp_path, corpus, monkeypatch):
   what = spec(corpus, tmp_path)
   train(what)
   abstract = loop.abstract_state(
-    what.arch, what.train, sharding.make_mesh(1, 1, 1)
+    what.spec.shape, what.spec.train, sharding.make_mesh(1, 1, 1)
   )
 
   def full(*unused, **also_unused):
@@ -353,12 +359,12 @@ def test_only_parameters_of_a_checkpoint_are_read_and_checked(tmp_path, corpus):
   trained = manifest.Manifest(
     path=tmp_path / "manifest.json",
     stage="train",
-    settings={"model": dataclasses.asdict(what.arch)},
+    settings={"model": dataclasses.asdict(what.spec.shape)},
     inputs={},
     weights=huggingface.weights_fingerprint(model),
     counts={"steps": 8},
   )
-  abstract = loop.abstract_state(what.arch, what.train, mesh)
+  abstract = loop.abstract_state(what.spec.shape, what.spec.train, mesh)
 
   def restored(part):
     """What training and what evaluation make of a changed checkpoint."""
@@ -369,21 +375,21 @@ def test_only_parameters_of_a_checkpoint_are_read_and_checked(tmp_path, corpus):
       pytest.raises(UserError, match=r"checkpoint 8 .*\(checksum\)"),
     ):
       checkpoints.restore(8, abstract)
-    return training_step.restore(trained, mesh)
+    return trained_lib.restore(trained, mesh)
 
   found = restored("opt_state")
   assert huggingface.weights_fingerprint(found) == trained.weights
-  assert found.arch == what.arch
+  assert found.arch == what.spec.shape
   with pytest.raises(UserError, match=r"model/embed.* is not what was saved"):
     restored("model")
-  other = dataclasses.replace(what.arch, qk_norm=True)
+  other = dataclasses.replace(what.spec.shape, qk_norm=True)
   other = {"model": dataclasses.asdict(other)}
   trained = dataclasses.replace(trained, settings=other)
   words = (
     "8 is of another model: model/layers/.* is null there and .*shape back"
   )
   with pytest.raises(UserError, match=words):
-    training_step.restore(trained, mesh)
+    trained_lib.restore(trained, mesh)
 
 
 def spoil(folder, part):
@@ -448,18 +454,19 @@ def test_a_model_of_another_tokenizer_is_no_beginning(copy):
 
 def step_of(config, folder, row_ids, **more):
   """A step that trains the student's shape on these rows."""
-  return training_step.make(
+  planned = TrainSpec(
     stage="teacher",
-    config=config,
-    workdir=None,
-    directory=manifest.epath.Path(folder),
-    arch=architecture.make(config.student.model),
+    folder=manifest.epath.Path(folder),
+    shape=architecture.make(config.student.model),
     train=config.train,
+    run=config.run,
+    max_length=config.corpus.max_length,
     rows="D",
     row_ids=lambda *_: row_ids,
-    inputs={},
+    ignore_domains=config.evaluate.ignore_domains,
     **more,
   )
+  return training_step.step(planned, {})
 
 
 def test_rows_of_weight_0_are_not_said_to_be_trained_on(
@@ -477,7 +484,7 @@ def test_rows_of_weight_0_are_not_said_to_be_trained_on(
     loop._say_size(what)
 
   monkeypatch.setattr(loop, "train", train)
-  step = step_of(config, tmp_path, rows, export=True)
+  step = step_of(config, tmp_path, rows, writes_hf=True)
   monkeypatch.setattr(huggingface, "weights_fingerprint", lambda _: "w")
   monkeypatch.setattr(
     huggingface, "save", lambda *a, **_: saved.append(a) or {}

@@ -33,11 +33,11 @@ from miniplm_jax.training import (
   batches,
   boards,
   checkpoints,
-  clock,
   comparable,
   loop,
   metrics,
   optimizer,
+  telemetry,
 )
 from miniplm_jax.training.checkpoints import Checkpoints
 from miniplm_jax.training.objective import NextToken
@@ -340,7 +340,7 @@ def test_other_rows_of_the_curve_leave_the_checkpoints(
     one = spec(corpus, tmp_path, {"stop_at": stop_at}, run, steps=3)
     held = corpus.rows_of("heldout")[:rows]
     made_by = {"settings": {"seed": 1}, comparable.CURVE_OF: str(rows)}
-    one = dataclasses.replace(one, heldout_ids=held, made_by=made_by)
+    one = dataclasses.replace(one, curve_ids=held, made_by=made_by)
     stopped(one, mesh) if stop_at else loop.train(one, mesh)
     return metrics.curve(lines(tmp_path), "eval/loss")[0]
 
@@ -492,7 +492,7 @@ def test_damaged_metrics_are_one_line(tmp_path, name, damage):
   path.write_bytes(b'{"step": 1}\n' * name.startswith("metrics") + damage)
   with pytest.raises(UserError, match=f"is damaged .*{name}"):
     metrics.read(epath.Path(tmp_path))
-    clock.Clock(epath.Path(tmp_path))
+    telemetry.Clock(epath.Path(tmp_path))
 
 
 def test_a_damaged_row_is_told_by_the_threads_that_read(corpus, mesh, tmp_path):

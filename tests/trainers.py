@@ -18,6 +18,7 @@ from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.training import batches, loop
 from miniplm_jax.training import metrics as metrics_lib
 from miniplm_jax.training.objective import NextToken
+from miniplm_jax.training.spec import TrainSpec
 
 ARCH = Transformer(
   vocab_size=512,
@@ -76,26 +77,28 @@ def corpus_of(folder: pathlib.Path) -> Corpus:
   return Corpus(manifest.require(folder / "run" / "corpus" / "manifest.json"))
 
 
-def spec(corpus, directory, objective=None, run=None, **train) -> loop.Run:
+def spec(corpus, directory, objective=None, run=None, **train) -> loop.Training:
   """A run over D of `corpus`; `objective` are arguments of `Watched`."""
   config = runpy.run_path(str(CONFIG))["get_config"]()
   config.train.update(train)
   config.run.update(run or {})
-  return loop.Run(
-    name="run",
-    arch=ARCH,
-    train=config.train,
-    run=config.run,
+  return loop.Training(
+    spec=TrainSpec(
+      stage="run",
+      folder=epath.Path(directory),
+      shape=ARCH,
+      train=config.train,
+      run=config.run,
+      max_length=corpus.max_length,
+    ),
     corpus=corpus,
     row_ids=corpus.rows_of("train"),
-    heldout_ids=np.zeros(0, np.int64),
-    directory=epath.Path(directory),
-    step_flops=1.0,
+    curve_ids=np.zeros(0, np.int64),
     objective=Watched(config.train, corpus.eos_id, **(objective or {})),
   )
 
 
-def stopped(made: loop.Run, mesh):
+def stopped(made: loop.Training, mesh):
   """Runs until the objective stops it."""
   with helpers.signals_handled():
     try:

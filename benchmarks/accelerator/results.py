@@ -137,7 +137,7 @@ def facts(size: str) -> dict[str, Any]:
   import jax
 
   import miniplm_jax
-  from miniplm_jax.training import metrics
+  from miniplm_jax.training import flops as flops_lib
 
   versions = {"python": platform.python_version()}
   for name in _PACKAGES:
@@ -156,7 +156,7 @@ def facts(size: str) -> dict[str, Any]:
     "nvidia_smi": _command(
       "nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"
     ),
-    "peak_flops": metrics.peak_flops(device.device_kind),
+    "peak_flops": flops_lib.peak_flops(device.device_kind),
     "cores": os.cpu_count(),
     "versions": versions,
     "package": miniplm_jax.__version__,

@@ -33,7 +33,8 @@ from miniplm_jax.config.sections import (
 from miniplm_jax.core import fields as f
 from miniplm_jax.core.fields import Section
 from miniplm_jax.core.workdir import FOLDERS, UNREADABLE
-from miniplm_jax.methods import DEFINITIONS, METHODS, MethodNames
+from miniplm_jax.criteria import CRITERIA
+from miniplm_jax.methods import METHODS, OBJECTIVES, MethodNames, Objective
 
 # In the order of the data. A config lists those that it wants.
 STAGES = (
@@ -56,8 +57,6 @@ STAGES = (
 # Look at what is there, or at what would be; nothing depends on them.
 LOOKS = ("plan", "verify", "generate")
 ROLES = ("teacher", "reference")
-# Objectives whose kernels have no z-loss.
-_NO_Z = ("soft_labels", "sparse_kd")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,10 +119,14 @@ class Config(Section):
     return MethodNames(
       selection=self.select.name.replace("{method}", spec.selection),
       student=self.student.name.replace("{method}", method),
-      definition=spec.definition or self.select.definition,
+      definition=spec.criterion or self.select.definition,
       objective=spec.objective,
       generated=spec.generated,
     )
+
+  def section_of(self, objective: Objective) -> Section | None:
+    """What an objective may be told; None is nothing."""
+    return getattr(self, objective.section) if objective.section else None
 
   @property
   def roles(self) -> dict[str, ScorerConfig]:
@@ -136,7 +139,7 @@ class Config(Section):
 
     Both in a run whose methods read no scores: there they are for later.
     """
-    read = {r for names in self.names for r in DEFINITIONS[names.definition]}
+    read = {r for n in self.names for r in CRITERIA[n.definition].reads}
     # The proxy learns from both, and int8 is judged by the ranking of both.
     if not read or "proxy" in read or self.score.int8_teacher:
       return ROLES
@@ -188,24 +191,19 @@ class Config(Section):
 
   def _model_rules(self):
     """Methods that run another model need its weights, and its tokens."""
-    reads = {
-      "vanilla_kd": "teacher",
-      "miniplm_kd": "teacher",
-      "minillm": "teacher",
-      "seqkd": "teacher",
-      "sparse_kd": "teacher",
-      "token_selection": self.token_selection.model,
-    }
     tokenizer, z_loss = self.student.tokenizer, self.train.z_loss
     for method in self.methods:
-      role = reads.get(method)
+      generated = METHODS[method].generated
+      objective = OBJECTIVES[METHODS[method].objective]
+      role = objective.role(self.section_of(objective))
+      role = "teacher" if generated else role
       scores = self.roles[role].scores if role else ""
       hint = f"give its weights, or another method: {method} runs it"
       yield f"{role}.scores", scores, not scores, hint
-      good = not (role and tokenizer) or method == "seqkd"
+      good = not (role and tokenizer) or generated
       hint = f"give none, or another method: {method} needs the corpus's tokens"
       yield "student.tokenizer", tokenizer, good, hint
-      good = not z_loss or METHODS[method].objective not in _NO_Z
+      good = not z_loss or objective.has_z_loss
       hint = f"give 0: {method} does not have it"
       yield "train.z_loss", z_loss, good, hint
 

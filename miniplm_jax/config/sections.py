@@ -8,7 +8,7 @@ import dataclasses
 
 from miniplm_jax.core import fields as f
 from miniplm_jax.core.fields import Section
-from miniplm_jax.methods import DEFINITIONS
+from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.models.architecture import Architecture, Transformer
 
 # How rows become rows of a student's own tokenizer.
@@ -209,7 +209,7 @@ class SelectConfig(Section):
   # mean_diff (released code), sum_diff (as the paper writes it),
   # bits_per_byte_diff, zscore_by_domain, difficulty,
   # teacher_preference, random.
-  definition: str = f.word("mean_diff", DEFINITIONS)
+  definition: str = f.word("mean_diff", CRITERIA)
   # How much is kept: one of these, the others are 0.
   ratio: float = f.number(0.5, "[0, 1]")  # alpha, the share of the rows of D
   rows: int = f.number(0, "[0, 2^63)")

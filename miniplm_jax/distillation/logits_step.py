@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from miniplm_jax.core import files, hosts
+from miniplm_jax.core import files, hosts, pieces
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.log import Progress, log
+from miniplm_jax.core.log import log
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, PARTIAL, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import logits_table
+from miniplm_jax.methods import LABELS, LABELS_OF, OBJECTIVES
 from miniplm_jax.models.ref import REFERENCE, ModelRef
 from miniplm_jax.score import settings as score_settings
 
-STAGE = "logits"
-ASKED = "logits_of"  # a student's input beside it
+STAGE = LABELS
 _CODE = (  # makes a part
   "distillation/logits.py",
   "distillation/logits_table.py",
@@ -73,19 +73,16 @@ def inputs(config, workdir: Workdir, names) -> dict[str, Input]:
   path = table.directory / MANIFEST
   source, how = table.source, (dict(table.settings), path, STAGE)
   idle = logits_table.idle(table.settings)
-  return {STAGE: path, ASKED: lambda: source.as_configured(*how, idle)}
+  return {STAGE: path, LABELS_OF: lambda: source.as_configured(*how, idle)}
 
 
 def _table(config, workdir: Workdir, names) -> _Table | None:
   """The labels that a method trains on, if it does."""
-  c = config.sparse_kd
-  if names.objective == "sparse_kd":
-    role, asked = "teacher", {"kind": c.kind, "ids": c.ids, "seed": c.seed}
-  elif names.objective == "token_selection":
-    role, asked = config.token_selection.model, {"kind": "top_k", "ids": 0}
-    asked["seed"] = 0  # nothing is drawn
-  else:
+  objective = OBJECTIVES[names.objective]
+  if not objective.labels:
     return None
+  asked = objective.labels(config.section_of(objective))._asdict()
+  role = asked.pop("role")
   source = ModelRef.of_role(role, config.roles[role], workdir)
   selection = workdir.selection(names.selection)
   how = score_settings.of_table(config.score)
@@ -158,24 +155,19 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
   rows, size = kept_rows(inputs["selection"]), settings["rows_per_part"]
   units = [rows[i : i + size] for i in range(0, len(rows), size)]
   names = [logits_table.part_name(i, len(units)) for i in range(len(units))]
-  pending = hosts.agree(
-    lambda: [
-      i
-      for i, name in enumerate(names)
-      if not logits_table.holds(directory / name, units[i].tolist(), mark)
-    ]
-  )
-  done = len(rows) - sum(len(units[i]) for i in pending)
-  with Progress(
-    STAGE, len(rows), "rows", done, every=run.log_every_seconds
-  ) as progress:
-    for i in pending:
-      found = labeler(units[i], progress.update)
-      marks = itertools.repeat(mark)
-      records = map(logits_table.encode, units[i].tolist(), found, marks)
-      # All processes label, one writes.
-      write = logits_table.write_part, directory / names[i], records
-      hosts.agree(functools.partial(*write))
+
+  def has(i: int) -> bool:
+    return logits_table.holds(directory / names[i], units[i].tolist(), mark)
+
+  def make(i: int, progress):
+    marks = itertools.repeat(mark)
+    labels = labeler(units[i], progress)
+    records = map(logits_table.encode, units[i].tolist(), labels, marks)
+    path = directory / names[i]
+    return functools.partial(logits_table.write_part, path, records)
+
+  sizes = [len(unit) for unit in units]
+  pieces.fill(STAGE, sizes, has, make, run.log_every_seconds)
   described = hosts.agree(
     lambda: {name: files.describe(directory / name) for name in names}
   )

@@ -107,8 +107,8 @@ def holds(path: epath.Path, row_ids: Sequence[int], mark: str) -> bool:
     with errors.parsing(path, _AGAIN):
       places = range(len(row_ids))
       records = Readers(lambda _: path).read(0, places) if path.exists() else []
-      found = map(msgpack.unpackb, records)
-      return [(b["row_id"], b.get("mark", mark)) for b in found] == [
+      bodies = map(msgpack.unpackb, records)
+      return [(b["row_id"], b.get("mark", mark)) for b in bodies] == [
         (row_id, mark) for row_id in row_ids
       ]
   except UserError:
@@ -155,19 +155,19 @@ class LogitsTable:
     parts = places // self._size
     count = self._manifest.settings["ids"]
     nll = np.zeros((len(row_ids), length), np.float32)
-    found = {"nll": nll, "ids": np.zeros((*nll.shape, count), np.int32)}
+    arrays = {"nll": nll, "ids": np.zeros((*nll.shape, count), np.int32)}
     if count and self._manifest.settings["kind"] == "top_k":
-      found["log_probs"] = np.zeros((*nll.shape, count), np.float16)
+      arrays["log_probs"] = np.zeros((*nll.shape, count), np.float16)
     for part in np.unique(parts):
-      here = np.flatnonzero(parts == part)
-      local = (places[here] - part * self._size).tolist()
+      of_part = np.flatnonzero(parts == part)
+      local = (places[of_part] - part * self._size).tolist()
       path = self._path_of(int(part))
       with errors.parsing(path, _AGAIN):
-        for i, record in zip(here, self._readers.read(int(part), local)):
-          self._fill(found, i, msgpack.unpackb(record), int(row_ids[i]))
-    return found
+        for i, record in zip(of_part, self._readers.read(int(part), local)):
+          self._fill(arrays, i, msgpack.unpackb(record), int(row_ids[i]))
+    return arrays
 
-  def _fill(self, found, i: int, body, row_id: int):
+  def _fill(self, arrays, i: int, body, row_id: int):
     """Writes a record into place i."""
     if body["row_id"] != row_id:
       raise UserError(
@@ -179,10 +179,10 @@ class LogitsTable:
     if body.get("mark", self._mark) != self._mark:
       raise ValueError("it is of another table")
     nll_T = np.frombuffer(body["nll"], "<f4")
-    shape = len(nll_T), found["ids"].shape[-1]
+    shape = len(nll_T), arrays["ids"].shape[-1]
     steps_TxK = np.frombuffer(body["ids"], "<i4").reshape(shape)
-    found["nll"][i, : len(nll_T)] = nll_T
-    np.cumsum(steps_TxK, -1, np.int32, found["ids"][i, : len(nll_T)])
-    if "log_probs" in found:
+    arrays["nll"][i, : len(nll_T)] = nll_T
+    np.cumsum(steps_TxK, -1, np.int32, arrays["ids"][i, : len(nll_T)])
+    if "log_probs" in arrays:
       low_TxK = np.frombuffer(body["log_probs"], "<f2").reshape(shape)
-      found["log_probs"][i, : len(nll_T)] = low_TxK
+      arrays["log_probs"][i, : len(nll_T)] = low_TxK

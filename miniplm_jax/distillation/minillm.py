@@ -144,7 +144,7 @@ def until_end(tokens_BxN, eos_id: int):
 
 
 def advantages(
-  sample: sampling.Sample, real_BxN, teacher_mix: float, normalized: bool = True
+  sample: sampling.Draws, real_BxN, teacher_mix: float, normalized: bool = True
 ):
   """w_t · R_{t+1} of each token, float32 [B, N].
 
@@ -172,7 +172,7 @@ def policy_loss(
   student: Decoder,
   teacher: Decoder,
   hidden_BxNxD,
-  sample: sampling.Sample,
+  sample: sampling.Draws,
   weight_BxN,
   advantage_BxN,
 ):

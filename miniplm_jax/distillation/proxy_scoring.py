@@ -18,7 +18,7 @@ from miniplm_jax.score import worker as worker_lib
 from miniplm_jax.score.scorer import Scorer
 from miniplm_jax.score.units import units_of
 from miniplm_jax.training import flops as flops_lib
-from miniplm_jax.training import step as training_step
+from miniplm_jax.training.trained import restore
 
 
 def run(
@@ -41,7 +41,7 @@ def run(
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
 
   def load(mesh):
-    model = training_step.restore(trained, mesh, Regression)
+    model = restore(trained, mesh, Regression.new_model)
     mean, scale = trained.details["mean"], trained.details["scale"]
     return model.rescaled(mean, scale)
 

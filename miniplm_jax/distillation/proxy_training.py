@@ -14,6 +14,7 @@ from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import ModelRef
 from miniplm_jax.score import table, units
 from miniplm_jax.training import loop
+from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
 
 
 def true_scores(
@@ -79,20 +80,22 @@ def run(
   row_ids, targets = row_ids[mine], (scores[mine] - mean) / scale
   body = _body(source, arch, corpus, mesh) if source else None
   model = loop.train(
-    loop.Run(
-      name="proxy",
-      arch=arch,
-      train=c.train,
-      run=run,
+    loop.Training(
+      spec=TrainSpec(
+        stage="proxy",
+        folder=directory,
+        shape=arch,
+        train=c.train,
+        run=run,
+        max_length=corpus.max_length,
+        # The head of one number is not counted.
+        objective=ObjectiveSpec(
+          token_flops=3 * arch.body_flops(corpus.max_length)
+        ),
+      ),
       corpus=corpus,
       row_ids=row_ids,
-      heldout_ids=np.zeros(0, np.int64),
-      directory=directory,
-      # The head of one number is not counted.
-      step_flops=3
-      * arch.body_flops(corpus.max_length)
-      * c.train.batch_size
-      * corpus.max_length,
+      curve_ids=np.zeros(0, np.int64),
       made_by=made_by(settings, inputs),
       objective=Regression(
         c.train,

@@ -12,7 +12,7 @@ from miniplm_jax.models import generation, head, sharding
 from miniplm_jax.models.decoder import Decoder
 
 
-class Sample(NamedTuple):
+class Draws(NamedTuple):
   """What was drawn; behind an end only `tokens` mean something."""
 
   tokens: Any  # int32 [B, N]; what follows an end is filled up with it
@@ -54,7 +54,7 @@ def draw(
   teacher_mix: float,
   eos_id: int,
   dtype: Any,
-) -> Sample:
+) -> Draws:
   """Draws from p̃ = teacher_mix · p + (1 − teacher_mix) · q, token by token.
 
   A row's tokens depend on its prompt and its key alone, not on the batch or
@@ -103,4 +103,4 @@ def draw(
   )
   # The loop stops when all have ended.
   ended_BxN = jnp.cumsum(tokens_BxN == eos_id, -1) > 0
-  return Sample(jnp.where(ended_BxN, eos_id, tokens_BxN), *kept)
+  return Draws(jnp.where(ended_BxN, eos_id, tokens_BxN), *kept)

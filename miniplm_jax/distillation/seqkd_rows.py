@@ -59,7 +59,7 @@ class Continuation:
     self,
     row_ids: np.ndarray,
     part: int,
-    seen: collections.Counter,
+    counts: collections.Counter,
     progress: Callable[[int, str], None],
   ) -> Iterator[Instance]:
     """Rows that begin like the given ones and go on as the teacher does.
@@ -67,68 +67,69 @@ class Continuation:
     Args:
       row_ids: int64, ascending.
       part: of the new corpus.
-      seen: counts what is met.
+      counts: counts what is met.
       progress: called with the number of rows that are done, and the rate.
 
     Raises:
       UserError: the logits of a row are not finite.
     """
     for start in range(0, len(row_ids), self._batch):
-      here = row_ids[start : start + self._batch]
-      rows = self._corpus.read(here)
-      new_ids = self._continued(here, rows, seen)
-      for i, (row_id, row, ids) in enumerate(zip(here.tolist(), rows, new_ids)):
-        yield self._instance(row, ids, row_id, part, start + i, seen)
+      ids = row_ids[start : start + self._batch]
+      rows = self._corpus.read(ids)
+      new_ids = self._continued(ids, rows, counts)
+      for i, (row_id, row, new) in enumerate(zip(ids.tolist(), rows, new_ids)):
+        yield self._instance(row, new, row_id, part, start + i, counts)
       rate = self._drawn / max(self._seconds, 1e-9)
-      progress(len(here), f"{rate:,.0f} new tokens/s")
+      progress(len(ids), f"{rate:,.0f} new tokens/s")
 
   def copies(
-    self, row_ids: np.ndarray, part: int, seen: collections.Counter
+    self, row_ids: np.ndarray, part: int, counts: collections.Counter
   ) -> Iterator[Instance]:
     """Rows as they are, held-out ones."""
     for start in range(0, len(row_ids), self._batch):
-      here = row_ids[start : start + self._batch].tolist()
-      for i, row in enumerate(self._corpus.read(here)):
-        yield self._instance(row, row.ids, here[i], part, start + i, seen)
+      ids = row_ids[start : start + self._batch].tolist()
+      for i, row in enumerate(self._corpus.read(ids)):
+        yield self._instance(row, row.ids, ids[i], part, start + i, counts)
 
-  def _continued(self, row_ids, rows, seen) -> list[np.ndarray]:
+  def _continued(self, row_ids, rows, counts) -> list[np.ndarray]:
     """The ids of each new row."""
     size = self._prompt
-    found = [row.ids for row in rows]
-    long = [i for i, ids in enumerate(found) if len(ids) > size]
-    seen["rows_too_short"] += len(rows) - len(long)
+    new_ids = [row.ids for row in rows]
+    long = [i for i, ids in enumerate(new_ids) if len(ids) > size]
+    counts["rows_too_short"] += len(rows) - len(long)
     if not long:
-      return found
-    prompts = [found[i][:size] for i in long]
+      return new_ids
+    prompts = [new_ids[i][:size] for i in long]
     # The row's id, not its place: it seeds the draws.
     batch = generation.pad_left(prompts, self._batch, size, row_ids[long])
     start = time.perf_counter()
     run = functools.partial(self._program, self._model)
     batches = [(row_ids[long], placement.own_rows(batch, self._mesh))]
-    ((made_ids, made),) = placement.run_rows(run, batches, self._mesh)
+    ((generated_ids, generated),) = placement.run_rows(run, batches, self._mesh)
     self._seconds += time.perf_counter() - start
-    for k, i in enumerate(np.searchsorted(row_ids, made_ids)):
-      if not made.finite[k]:
+    for k, i in enumerate(np.searchsorted(row_ids, generated_ids)):
+      if not generated.finite[k]:
         raise UserError(
           f"the teacher's logits are not finite in row {row_ids[i]}",
           str(self._corpus.directory),
           "its weights hold NaN or overflow; try --config.seqkd.dtype=float32",
         )
-      new = int(made.length[k])
-      found[i] = np.concatenate([found[i][:size], made.tokens[k, :new]])
-      seen["rows_continued"] += 1
-      seen["rows_ended"] += int(size + new <= self._corpus.max_length)
-      seen["new_tokens"] += new
-      seen["flops"] += flops.generation(self._model.arch, size, new)
+      new = int(generated.length[k])
+      tokens = generated.tokens[k, :new]
+      new_ids[i] = np.concatenate([new_ids[i][:size], tokens])
+      counts["rows_continued"] += 1
+      counts["rows_ended"] += int(size + new <= self._corpus.max_length)
+      counts["new_tokens"] += new
+      counts["flops"] += flops.generation(self._model.arch, size, new)
       self._drawn += new
-    return found
+    return new_ids
 
-  def _instance(self, row, ids, row_id, part, ordinal, seen) -> Instance:
+  def _instance(self, row, ids, row_id, part, ordinal, counts) -> Instance:
     """A finished row; counts it."""
     corpus = self._corpus
-    seen["rows"] += 1
-    seen["tokens"] += len(ids)
-    seen[f"split {row.split}"] += 1
+    counts["rows"] += 1
+    counts["tokens"] += len(ids)
+    counts[f"split {row.split}"] += 1
     return dataclasses.replace(
       row,
       ids=ids,

@@ -10,15 +10,16 @@ held-out rows, as they are, so a student is never measured on generated text.
 import collections
 import functools
 
-from miniplm_jax.core import files, hosts, manifest
+from miniplm_jax.core import files, hosts, manifest, pieces
 from miniplm_jax.core.code import Version
-from miniplm_jax.core.log import Progress, log
+from miniplm_jax.core.log import log
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
+from miniplm_jax.methods import SEQKD
 from miniplm_jax.models.ref import TEACHER, ModelRef
 
-STAGE = "seqkd"
+STAGE = SEQKD
 _CODE = ("distillation/seqkd_rows.py", "models/huggingface.py")  # makes a shard
 
 
@@ -127,7 +128,7 @@ def _run(config, source, directory, inputs):
   corpus.check_tokenizer()
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   model = source.load_as_scored(corpus, mesh, c.dtype)
-  made = Continuation(model, corpus, mesh, c, prompt_tokens(config))
+  continuation = Continuation(model, corpus, mesh, c, prompt_tokens(config))
   settings, weights = _settings(config), huggingface.weights_fingerprint(model)
   idle = *_idle(settings), "batch_size"  # a row's id seeds its draws
   kept = {k: v for k, v in settings.items() if k not in idle}
@@ -137,22 +138,23 @@ def _run(config, source, directory, inputs):
   units = [rows[i : i + size] for i in range(0, len(rows), size)]
   parts = len(units) + 1  # the last are the held-out rows
   names = [store.shard_names(i, parts) for i in range(parts)]
-  pending = hosts.agree(
-    lambda: [i for i in range(parts) if not store.has(directory, names[i], by)]
+
+  def make(i: int, progress):
+    counts = collections.Counter()
+    if i < len(units):
+      instances = continuation.rows(units[i], i, counts, progress)
+    else:
+      instances = continuation.copies(corpus.rows_of("heldout"), i, counts)
+    shard = directory, names[i], list(instances), counts
+    return functools.partial(store.write_shard, *shard, {columns.MADE_BY: by})
+
+  pieces.fill(
+    STAGE,
+    [*map(len, units), 0],  # the held-out rows are no work
+    lambda i: store.has(directory, names[i], by),
+    make,
+    run.log_every_seconds,
   )
-  left = sum(len(units[i]) for i in pending if i < len(units))
-  with Progress(
-    STAGE, len(rows), "rows", len(rows) - left, every=run.log_every_seconds
-  ) as progress:
-    for i in pending:
-      seen = collections.Counter()
-      if i < len(units):
-        found = made.rows(units[i], i, seen, progress.update)
-      else:
-        found = made.copies(corpus.rows_of("heldout"), i, seen)
-      # All processes generate, one writes.
-      write = store.write_shard, directory, names[i], list(found), seen
-      hosts.agree(functools.partial(*write, {columns.MADE_BY: by}))
 
   def merged():
     corpus.check_tokenizer()

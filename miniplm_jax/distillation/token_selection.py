@@ -24,7 +24,7 @@ class TokenSelection(NextToken):
   """The next-token loss of the chosen tokens; weights are over these."""
 
   def __init__(
-    self, train, eos_id: int, remat: str, table: LogitsTable, ratio: float
+    self, train, eos_id: int, remat: str, table: LogitsTable, section
   ):
     """Takes what is the same for every batch.
 
@@ -33,10 +33,10 @@ class TokenSelection(NextToken):
       eos_id: the end-of-document id.
       remat: what the backward pass keeps.
       table: the frozen model's words.
-      ratio: the share of a batch's tokens that is trained on.
+      section: `token_selection` of the config.
     """
     super().__init__(train, eos_id, remat)
-    self._table, self._ratio = table, ratio
+    self._table, self._ratio = table, section.ratio
 
   def with_rows(
     self, batch: dict[str, Any], row_ids: np.ndarray

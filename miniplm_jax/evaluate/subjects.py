@@ -10,7 +10,7 @@ from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import convert_step
 from miniplm_jax.models.ref import ModelRef
-from miniplm_jax.training import step as training_step
+from miniplm_jax.training import trained
 
 with epy.lazy_imports():
   from miniplm_jax.corpus import store
@@ -38,7 +38,7 @@ class Subject:
     if self.ref:
       corpus = store.Corpus(inputs["corpus"])
       return self.ref.load_as_scored(corpus, mesh, dtype)
-    return training_step.restore(inputs["model"], mesh)
+    return trained.restore(inputs["model"], mesh)
 
 
 def subjects(config, workdir: Workdir, scorers: bool = True) -> list[Subject]:

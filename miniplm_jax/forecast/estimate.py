@@ -15,7 +15,7 @@ and has been compared with nothing.
 import dataclasses
 
 from miniplm_jax.forecast import hlo
-from miniplm_jax.training import metrics
+from miniplm_jax.training import flops as flops_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Chip:
   network_bandwidth: float
 
 
-# By device kind; the peak FLOP/s are in `training/metrics.py`. Between slices:
+# By device kind; the peak FLOP/s are in `training/flops.py`. Between slices:
 # 6.4 and 25.6 Tbit/s for 256 chips of v5e and v6e in the vendor's
 # documentation; 200 Gbit/s for a host of 4 chips is assumed of the others.
 CHIPS = {
@@ -75,7 +75,7 @@ def step_seconds(step: hlo.Step, device_kind: str) -> float:
   chip = CHIPS[device_kind]
   seconds = step.moved / chip.hbm_bandwidth
   if step.flops:
-    by_peak = step.slowness * step.flops / metrics.peak_flops(device_kind)
+    by_peak = step.slowness * step.flops / flops_lib.peak_flops(device_kind)
     seconds = max(seconds, by_peak, step.cycles / chip.clock)
   return seconds
 

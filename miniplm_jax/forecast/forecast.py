@@ -13,7 +13,7 @@ from miniplm_jax.forecast import estimate, hlo, programs
 from miniplm_jax.forecast.hlo_text import Array
 from miniplm_jax.models import sharding
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.training import metrics
+from miniplm_jax.training import flops as flops_lib
 
 _HLO_NAMES = {"bfloat16": "bf16", "float32": "f32"}
 
@@ -57,7 +57,7 @@ class Forecast:
   @property
   def mfu(self) -> float:
     """Predicted share of the peak that the model's FLOPs are."""
-    peak = metrics.peak_flops(self.device_kind)
+    peak = flops_lib.peak_flops(self.device_kind)
     return self.model_flops / self.time.seconds / peak
 
   @property

@@ -1,6 +1,7 @@
 """What a config has TPUs do: its programs, and how often each one runs."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,14 +12,13 @@ from jax.sharding import Mesh
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.distillation.objectives import OBJECTIVES
-from miniplm_jax.distillation.vanilla_kd import SoftLabels
+from miniplm_jax.distillation import objectives
 from miniplm_jax.forecast import programs
+from miniplm_jax.methods import OBJECTIVES, Objective
 from miniplm_jax.models import sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import ModelRef
-from miniplm_jax.train import budget
-from miniplm_jax.training import flops
+from miniplm_jax.training import budget, flops
 from miniplm_jax.training.objective import NextToken
 
 # Which changes nothing but a constant of the program.
@@ -119,12 +119,15 @@ def _students(config, workdir: Workdir) -> Iterator[Piece]:
   plain = flops.next_token(arch, length)
   for method in config.methods:
     names = config.names_of(method)
-    cost = OBJECTIVES[names.objective](config, workdir, names).token_flops
+    objective = OBJECTIVES[names.objective]
+    cost = objectives.of_config(config, workdir, names).token_flops
     train = budget.schedule(config, arch, cost)
-    make = _soft_labels if names.objective == "soft_labels" else _next_token
+    make = _next_token
+    if objective.is_compiled:
+      make = functools.partial(_with_teacher, objective)
     piece = _training(config, f"train {method}", arch, train, make)
     piece = dataclasses.replace(piece, is_student=True)
-    if make is _soft_labels:
+    if objective.is_compiled:
       piece = dataclasses.replace(piece, token_flops=cost)
     elif cost:
       piece = dataclasses.replace(piece, slowdown=cost / plain)
@@ -135,10 +138,12 @@ def _next_token(unused_config, unused_mesh, train, remat):
   return NextToken(train, _EOS_ID, remat)
 
 
-def _soft_labels(config, mesh, train, remat):
-  dtype = jnp.dtype(config.kd.dtype or train.dtype)
+def _with_teacher(objective: Objective, config, mesh, train, remat):
+  """An objective whose teacher has a shape and no weights."""
+  section = config.section_of(objective)
+  dtype = jnp.dtype(getattr(section, "dtype", "") or train.dtype)
   teacher = programs.weights(_shape(config, "teacher"), mesh, dtype)
-  return SoftLabels(train, _EOS_ID, remat, teacher, config.kd)
+  return objectives.loss(objective)(train, _EOS_ID, remat, teacher, section)
 
 
 def _training(config, name: str, arch, train, make=_next_token) -> Piece:

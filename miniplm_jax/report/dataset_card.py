@@ -4,24 +4,10 @@ import itertools
 from collections.abc import Mapping
 
 from miniplm_jax.core.manifest import Manifest, code_version
+from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.report import selection_tables as tables
 from miniplm_jax.report.selection_tables import SelectionReport
 
-_FORMULAS = {
-  "mean_diff": "r(x) = (log p(x) − log p_ref(x)) / n, p the teacher, p_ref the "
-  "reference, n the scored tokens of row x",
-  "sum_diff": "r(x) = log p(x) − log p_ref(x), p the teacher, p_ref the "
-  "reference, summed over row x",
-  "bits_per_byte_diff": "r(x) = (log2 p(x) − log2 p_ref(x)) / b, p the "
-  "teacher, p_ref the reference, b the UTF-8 bytes of the scored text of row x",
-  "zscore_by_domain": "r(x) = (d(x) − m) / s, d(x) = (log p(x) − log p_ref(x)) "
-  "/ n, p the teacher, p_ref the reference, n the scored tokens of row x, m "
-  "and s mean and standard deviation of d over the rows of x's domain",
-  "difficulty": "r(x) = −log p_ref(x) / n, p_ref the reference, n the scored "
-  "tokens of row x",
-  "teacher_preference": "r(x) = log p(x) / n, p the teacher, n the scored "
-  "tokens of row x",
-}
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
 _FILES = """\
@@ -88,6 +74,7 @@ def _sections(selection: SelectionReport, inputs: Mapping[str, Manifest]):
   import huggingface_hub
 
   summary, definition = selection.summary, selection.definition
+  known = CRITERIA.get(definition)
   data = huggingface_hub.DatasetCardData(
     pretty_name=f"MiniPLM selection {selection.name}",
     size_categories=[size_category(summary.total.kept_rows)],
@@ -101,7 +88,7 @@ def _sections(selection: SelectionReport, inputs: Mapping[str, Manifest]):
     "Rows of D, the corpus without what the models were trained on here and "
     "without the held-out rows, were scored and ranked; the kept ones are in "
     f"corpus order. The score is `{definition}` ({selection.label})"
-    + (f": {formula}" if (formula := _FORMULAS.get(definition)) else "")
+    + (f": {known.formula}" if known and known.formula else "")
     + ". Difference Sampling of MiniPLM (arXiv 2410.17215) takes the highest "
     "by `mean_diff` or `sum_diff`. The settings, and the sha256 fingerprints "
     "of what was read:"

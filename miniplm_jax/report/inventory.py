@@ -10,8 +10,9 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
-from miniplm_jax.train.step import INIT, OF_SELECTION, own_corpora
+from miniplm_jax.methods import INIT
 from miniplm_jax.training import comparable, flops
+from miniplm_jax.training.trained import OF_SELECTION, own_corpora
 
 with epy.lazy_imports():  # it imports JAX
   from miniplm_jax.training import metrics

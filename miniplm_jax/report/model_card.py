@@ -1,13 +1,11 @@
 """The README.md of an exported student: what it is and how it came to be."""
 
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.workdir import CONVERTED, GENERATED
-from miniplm_jax.distillation import logits_step as logits_stage
-from miniplm_jax.distillation import objectives
-from miniplm_jax.distillation import seqkd_step as seqkd_stage
+from miniplm_jax.core.workdir import GENERATED
+from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.evaluate import heldout
+from miniplm_jax.methods import INPUTS, trained_in_words
 from miniplm_jax.report.table import Table
-from miniplm_jax.select.definitions import DEFINITIONS
 from miniplm_jax.training import flops
 
 _USE = """\
@@ -19,18 +17,6 @@ model = AutoModelForCausalLM.from_pretrained(".")
 ids = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))
 ```"""
-
-# The inputs of a training, in words; another stands by its name.
-_INPUTS = {
-  "selection": "selection manifest",
-  GENERATED: "rows that the teacher wrote in part",
-  seqkd_stage.STAGE: "that teacher, and how it wrote",
-  CONVERTED: "the selection in this tokenizer",
-  "init": "model that it began with",
-  objectives.WEIGHTS: "teacher that took part in each step",
-  logits_stage.STAGE: "what a frozen model has said of each token",
-  logits_stage.ASKED: "that model, and how it was asked",
-}
 
 
 def write(
@@ -57,7 +43,7 @@ def write(
   shape = ", ".join(f"{k} {v:,}" for k, v in sizes.items())
   counts, kept = trained.counts, selection.counts
   chosen = selection.settings
-  definition = DEFINITIONS[chosen["definition"]]
+  definition = CRITERIA[chosen["definition"]]
   weights = train.get("domain_weights", ())
   scorers = [f"{role} `{name}`" for role, name in chosen["scores"].items()]
   sections = [
@@ -82,7 +68,7 @@ def write(
     Table(
       ("what", "sha256"),
       [
-        *((_INPUTS.get(k, k), f"`{v}`") for k, v in trained.inputs.items()),
+        *((INPUTS.get(k, k), f"`{v}`") for k, v in trained.inputs.items()),
         ("tokenizer", f"`{trained.tokenizer}`"),
         ("trained weights", f"`{trained.weights}`"),
       ],
@@ -92,7 +78,7 @@ def write(
     f"{counts['tokens']:,} tokens with padding, "
     f"{trained.details['train_flops']:.3g} FLOPs, "
     f"{flops.in_words(trained.details.get(flops.OFFLINE, {}))}; objective "
-    f"{objectives.in_words(trained.settings)}; AdamW at learning rate "
+    f"{trained_in_words(trained.settings)}; AdamW at learning rate "
     f"{train['learning_rate']:g}, {train['dtype']} over float32 weights, "
     f"miniplm_jax {trained.code_version}.",
   ]

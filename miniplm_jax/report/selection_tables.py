@@ -6,12 +6,12 @@ from typing import Any, Self
 
 from miniplm_jax.core import groups
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.report.agreement import Agreement
 from miniplm_jax.report.copies import Duplicates
 from miniplm_jax.report.overlap import SHORTEST, WORDS, Overlap
 from miniplm_jax.report.selection_summary import Group, Summary, largest
 from miniplm_jax.report.table import Bar, Table
-from miniplm_jax.select.definitions import DEFINITIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SelectionReport:
     """From a selection's manifest, its figures, and what else was measured."""
     settings = manifest.settings
     definition = settings["definition"]
-    known = DEFINITIONS.get(definition)
+    known = CRITERIA.get(definition)
     dropped = manifest.counts.get("dropped", {})
     return cls(
       name=manifest.path.parent.name,

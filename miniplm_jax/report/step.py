@@ -14,13 +14,13 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
-from miniplm_jax.distillation import objectives
 from miniplm_jax.evaluate.heldout import ignored_in_words, losses
+from miniplm_jax.methods import trained_by
 from miniplm_jax.report import tasks_step
 from miniplm_jax.report.analyses import step as analyse_stage
 from miniplm_jax.report.inventory import Scored, Student
-from miniplm_jax.train.step import own_corpora
 from miniplm_jax.training import comparable
+from miniplm_jax.training.trained import own_corpora
 
 with epy.lazy_imports():  # NumPy, PyArrow and JAX
   from miniplm_jax.corpus import store
@@ -125,7 +125,7 @@ def check(config, inputs: Mapping[str, Manifest]):
     names = config.names_of(method)
     ways = {
       "rows by": (selection.settings["definition"], names.definition),
-      "objective": (objectives.trained_by(trained.settings), names.objective),
+      "objective": (trained_by(trained.settings), names.objective),
       "generated": (GENERATED in trained.inputs, names.generated),
     }
     for what, (then, now) in ways.items():

@@ -28,7 +28,7 @@ from miniplm_jax.score import table
 from miniplm_jax.score import units as units_lib
 from miniplm_jax.score.scorer import Effort, Scorer
 from miniplm_jax.score.units import Unit
-from miniplm_jax.training import metrics
+from miniplm_jax.training import flops as flops_lib
 
 STAGE = "score"
 _SUMMARIES = "workers"  # folder of what each worker did
@@ -216,7 +216,7 @@ class Worker:
         **dataclasses.asdict(self._effort),
         "devices": jax.device_count(),
         "device_kind": jax.devices()[0].device_kind,
-        "peak_flops": metrics.peak_flops(),
+        "peak_flops": flops_lib.peak_flops(),
         "shapes": sorted(self._scorer.shapes),
       }
     )

@@ -2,7 +2,7 @@
 
 The files:
 
-  selecting  step, scored (tables and index, joined), index, definitions,
+  selecting  step, scored (tables and index, joined), index,
              moments, candidates (who may be kept), duplicates, noise, cutoff,
              writing (rows.npy)
   files      materialize_step, materialize_writers

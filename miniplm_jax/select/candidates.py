@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from miniplm_jax.core import fields
+from miniplm_jax.core import fields, noise
 from miniplm_jax.core import groups as domains
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import share_of
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.select import cutoff, duplicates, noise
+from miniplm_jax.select import cutoff, duplicates
 from miniplm_jax.select.cutoff import Cutoff
 from miniplm_jax.select.scored import ScoredRows
 

@@ -9,8 +9,9 @@ import numpy as np
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.score import table
-from miniplm_jax.select import definitions, index
+from miniplm_jax.select import index
 from miniplm_jax.select.moments import Moments
 
 Columns = dict[str, np.ndarray]
@@ -36,7 +37,7 @@ class ScoredRows:
 
     Args:
       tables: score manifests by role; without any, every row of D is there.
-      definition: a key of `DEFINITIONS`.
+      definition: a key of `CRITERIA`.
       seed: for the definition random.
       corpus: that was scored.
       min_length: shorter rows need no score, for they are left out.
@@ -45,7 +46,7 @@ class ScoredRows:
       UserError: a table is of another corpus or of a part of D, or they are
         in different parts.
     """
-    self.definition = definitions.DEFINITIONS[definition]
+    self.definition = CRITERIA[definition]
     self._name, self._seed = definition, seed
     self._tables, self._corpus = tables, corpus
     self._min_length = min_length

@@ -13,7 +13,7 @@ from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.methods import DEFINITIONS
+from miniplm_jax.criteria import CRITERIA
 
 with epy.lazy_imports():  # NumPy and PyArrow
   from miniplm_jax.corpus import store
@@ -41,7 +41,7 @@ def steps(
 
 def _step(config, workdir: Workdir, names, check) -> Step:
   directory = workdir.selection(names.selection)
-  c, roles = config.select, DEFINITIONS[names.definition]
+  c, roles = config.select, CRITERIA[names.definition].reads
   settings = {
     "definition": names.definition,
     "ratio": c.ratio,

@@ -20,6 +20,7 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
+from miniplm_jax import criteria
 from miniplm_jax.core import gs
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
@@ -29,7 +30,6 @@ from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.models.ref import ROLES
 from miniplm_jax.score import table
 from miniplm_jax.score.units import range_of
-from miniplm_jax.select import definitions
 from miniplm_jax.select.source import FEATURES, PackedSource
 
 # What `join_scores` adds.
@@ -103,7 +103,7 @@ def join_scores(
   opened = {
     role: _Table(manifest_lib.require(path)) for role, path in tables.items()
   }
-  score = definitions.DEFINITIONS["mean_diff"].score
+  score = criteria.CRITERIA["mean_diff"].score
 
   def look_up(row_id):
     columns = {}

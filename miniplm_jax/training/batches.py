@@ -92,21 +92,21 @@ def by_domain(
   where = f"train.domain_weights, corpus {corpus.directory}"
   codes, every = corpus.domain_codes
   rows_of = zip(every, groups.places(codes[row_ids], len(every)))
-  rows_of = {name: row_ids[here] for name, here in rows_of if len(here)}
-  wanted, names = dict(map(weight_of, weights)), sorted(rows_of)
-  groups.refuse_unknown(wanted, names, "row to train on", where)
-  found = shares({name: len(rows_of[name]) for name in names}, weights)
-  if not found:
+  rows_of = {name: row_ids[places] for name, places in rows_of if len(places)}
+  factors, names = dict(map(weight_of, weights)), sorted(rows_of)
+  groups.refuse_unknown(factors, names, "row to train on", where)
+  share_of = shares({name: len(rows_of[name]) for name in names}, weights)
+  if not share_of:
     raise UserError("every domain has weight 0", where, "leave one")
-  return [(name, rows_of[name], share) for name, share in found.items()]
+  return [(name, rows_of[name], share) for name, share in share_of.items()]
 
 
 def shares(
   rows: Mapping[str, int], weights: Sequence[str]
 ) -> dict[str, Fraction]:
   """Rows × weight as a share of all, by domain, without those of weight 0."""
-  wanted = dict(map(weight_of, weights))
-  parts = {name: n * wanted.get(name, Fraction(1)) for name, n in rows.items()}
+  factors, one = dict(map(weight_of, weights)), Fraction(1)
+  parts = {name: n * factors.get(name, one) for name, n in rows.items()}
   total = sum(parts.values())
   return {name: part / total for name, part in parts.items() if part}
 

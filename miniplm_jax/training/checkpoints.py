@@ -150,11 +150,11 @@ class Checkpoints:
       UserError: it is damaged, or that of another model.
     """
     self._refuse_another_shape(step, _pure(state))
-    found, why = self._read(step, _pure(state), is_part)
+    arrays, why = self._read(step, _pure(state), is_part)
     if why:
       raise self._unreadable(step, why)
     return jax.tree_util.tree_map_with_path(
-      lambda path, _: functools.reduce(lambda d, k: d[k], _keys(path), found),
+      lambda path, _: functools.reduce(lambda d, k: d[k], _keys(path), arrays),
       state,
     )
 
@@ -180,7 +180,7 @@ class Checkpoints:
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         self._refuse_another(step)
-        found = self.restore(step, state)
+        restored = self.restore(step, state)
       except _AnotherRunError:
         raise
       except UserError as e:
@@ -191,7 +191,7 @@ class Checkpoints:
         warn(name, f"skipped checkpoint {other}: {why.what}")
       if broken:
         self._manager.reload()
-      return step, found
+      return step, restored
     for _, why in broken:
       hint = "restore one; to start over, remove all that are there"
       raise UserError(why.what, why.where, hint)
@@ -202,8 +202,8 @@ class Checkpoints:
 
     One of an earlier version, which does not say, is taken to be.
     """
-    there = (self._facts(step).get(_MADE_BY) or {}).get(CURVE_OF)
-    return there in (None, self._made_by.get(CURVE_OF))
+    stored = (self._facts(step).get(_MADE_BY) or {}).get(CURVE_OF)
+    return stored in (None, self._made_by.get(CURVE_OF))
 
   def wait(self):
     """Waits for what is being saved; raises UserError if it failed."""
@@ -255,8 +255,8 @@ class Checkpoints:
 
   def _for_good(self) -> set[int]:
     """Steps that stay, and those of earlier versions, which do not say."""
-    there = self._directory.iterdir() if self._directory.exists() else ()
-    steps = [int(path.name) for path in there if path.name.isdecimal()]
+    paths = self._directory.iterdir() if self._directory.exists() else ()
+    steps = [int(path.name) for path in paths if path.name.isdecimal()]
     kept = set(self._multiples(steps))
     for step in steps:
       with contextlib.suppress(UserError):  # it is looked at when restored
@@ -270,7 +270,7 @@ class Checkpoints:
     sums = jax.tree.map(
       lambda _: jax.ShapeDtypeStruct((), jnp.uint32, sharding=where), state
     )
-    wanted = {"state": state, "checksums": sums}
+    content_shapes = {"state": state, "checksums": sums}
     content, why = None, ""
     try:
       # Not through the manager: there every process waits for the others, and
@@ -278,8 +278,10 @@ class Checkpoints:
       content = ocp.PyTreeCheckpointHandler().restore(
         self._directory / str(step) / "default",
         args=ocp.args.PyTreeRestore(
-          wanted,
-          restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+          content_shapes,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(
+            content_shapes
+          ),
           partial_restore=is_part,
         ),
       )
@@ -311,13 +313,13 @@ class Checkpoints:
     """Raises UserError if a checkpoint has arrays of other shapes."""
     path = self._directory / str(step)
     try:
-      stored = ocp.PyTreeCheckpointHandler().metadata(path / "default")
-      there = _shapes(stored.tree["state"])
+      metadata = ocp.PyTreeCheckpointHandler().metadata(path / "default")
+      stored = _shapes(metadata.tree["state"])
     except Exception:  # of orbax: it is damaged
       return
-    here = _shapes(state)
-    there = {name: there.get(name) for name in here}
-    if difference := manifest.first_difference(there, here):
+    ours = _shapes(state)
+    stored = {name: stored.get(name) for name in ours}
+    if difference := manifest.first_difference(stored, ours):
       raise UserError(
         f"checkpoint {step} is of another model: {difference}",
         str(path),

@@ -20,23 +20,27 @@ def digest(corpus, row_ids) -> str:
   return files.digest(corpus.index["hash"].to_numpy()[row_ids].tolist())
 
 
-def rows_of(made: Manifest) -> str:
+def rows_of(measured: Manifest) -> str:
   """A digest of the rows that an evaluation or a learning curve is of.
 
   Earlier versions have none: the settings of an evaluation stand in.
   """
-  settings = [made.settings.get(n) for n in ("max_rows", "ignore_domains")]
-  recorded = made.details.get(CURVE) or made.details.get(LOSS)
+  settings = [measured.settings.get(n) for n in ("max_rows", "ignore_domains")]
+  recorded = measured.details.get(CURVE) or measured.details.get(LOSS)
   return recorded or files.digest(settings)
 
 
-def left_out(made: Mapping[str, Manifest]) -> list[str]:
+def left_out(measured: Mapping[str, Manifest]) -> list[str]:
   """Names of what was measured on other rows than most of its tokenizer."""
   groups = collections.defaultdict(collections.Counter)
-  for one in made.values():
+  for one in measured.values():
     groups[one.tokenizer][rows_of(one)] += 1
   most = {t: rows.most_common(1)[0][0] for t, rows in groups.items()}
-  return [n for n, one in made.items() if rows_of(one) != most[one.tokenizer]]
+  return [
+    name
+    for name, one in measured.items()
+    if rows_of(one) != most[one.tokenizer]
+  ]
 
 
 def in_words(names: Iterable[str]) -> list[str]:

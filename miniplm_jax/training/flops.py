@@ -9,14 +9,40 @@ what it asks for, and is not counted. F_s and F_t: the forward pass of student
 and teacher over one token of a row.
 """
 
+import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 
+from miniplm_jax.core import fields
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.models.architecture import Architecture
 
 # The key of a manifest's details: FLOPs by what they were spent on, in words.
 OFFLINE = "offline_flops"
 OfToken = Callable[[int], float]
+
+# bf16 peak per device, dense, FLOP/s, from the vendors' data sheets. A key is
+# what JAX calls a device, or the first words of it; the first that fits counts.
+# GPUs without bf16 products (T4, V100) have no such peak, a part of one (MIG)
+# has none that is told.
+_PEAK_FLOPS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v6 lite": 918e12,
+  "NVIDIA B200": 2250e12,
+  "NVIDIA GH200": 989e12,
+  "NVIDIA H200 NVL": 835e12,
+  "NVIDIA H200": 989e12,
+  "NVIDIA H100 PCIe": 756e12,
+  "NVIDIA H100 NVL": 835e12,
+  "NVIDIA H100": 989e12,
+  "NVIDIA A100": 312e12,
+  "NVIDIA L40S": 362e12,
+  "NVIDIA L4": 121e12,
+  "NVIDIA A10G": 70e12,
+  "NVIDIA A10": 125e12,
+}
 
 
 def row(arch: Architecture, length: int, heads: int | None = None) -> float:
@@ -69,18 +95,6 @@ def next_token(student: Architecture, length: int) -> float:
   return 3.0 * student.forward_flops(length)
 
 
-def vanilla_kd(
-  student: Architecture, teacher: Architecture, length: int
-) -> float:
-  """3·F_s + F_t: the teacher reads the batch too (paper, section 3.1)."""
-  return next_token(student, length) + teacher.forward_flops(length)
-
-
-def token_selection(student: Architecture, length: int) -> float:
-  """4·F_s: a forward pass finds the tokens, another one trains on them."""
-  return next_token(student, length) + student.forward_flops(length)
-
-
 def minillm(
   student: Architecture, teacher: Architecture, prompt: int, new: int
 ) -> float:
@@ -105,6 +119,35 @@ def minillm(
   return total / length + next_token(student, length)
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenCost:
+  """FLOPs of what a training step may do with an input token of a row."""
+
+  student: Architecture
+  teacher: Architecture | None  # None: it takes no part
+  length: int  # inputs of the row
+
+  @property
+  def training(self) -> float:
+    """3·F_s: the next-token loss and its gradient."""
+    return next_token(self.student, self.length)
+
+  @property
+  def student_pass(self) -> float:
+    """F_s."""
+    return self.student.forward_flops(self.length)
+
+  @property
+  def teacher_pass(self) -> float:
+    """F_t."""
+    return self.teacher.forward_flops(self.length)
+
+  def on_policy(self, prompt_share: float) -> float:
+    """`minillm` with this share of the row as a prompt."""
+    prompt = fields.of(prompt_share, self.length)
+    return minillm(self.student, self.teacher, prompt, self.length - prompt)
+
+
 def paper_steps(
   method: str, steps: float, student: float, teacher: float
 ) -> float:
@@ -126,27 +169,42 @@ def paper_steps(
   return 3 * student * steps / cost[method]
 
 
-def spent(made: Mapping[str, Manifest | None]) -> dict[str, float | None]:
+def spent(manifests: Mapping[str, Manifest | None]) -> dict[str, float | None]:
   """What was spent offline, by part in words; None is not known.
 
   Args:
-    made: manifests by name; None is one that is not there.
+    manifests: manifests by name; None is one that is not there.
   """
-  found = {}
-  for name, manifest in made.items():
-    parts = manifest.details.get(OFFLINE) if manifest else None
-    found |= {name: None} if parts is None else parts
-  return found
+  parts_spent = {}
+  for name, manifest in manifests.items():
+    own = manifest.details.get(OFFLINE) if manifest else None
+    parts_spent |= {name: None} if own is None else own
+  return parts_spent
 
 
 def in_words(parts: Mapping[str, float | None]) -> str:
   """`spent` for a line of the log."""
   if not parts:
     return "nothing before it"
-  told = [
+  texts = [
     f"{name} {'not known' if n is None else f'{n:.3g}'}"
     for name, n in parts.items()
   ]
   if None in parts.values() or len(parts) == 1:
-    return f"before it {', '.join(told)}"
-  return f"before it {sum(parts.values()):.3g} ({', '.join(told)})"
+    return f"before it {', '.join(texts)}"
+  return f"before it {sum(parts.values()):.3g} ({', '.join(texts)})"
+
+
+def peak_flops(device_kind: str = "") -> float | None:
+  """Peak FLOP/s of one device; None where it is not known (CPU).
+
+  Args:
+    device_kind: as JAX calls it; by default that of this machine's devices.
+  """
+  import jax
+
+  kind = device_kind or jax.devices()[0].device_kind
+  for name, peak in _PEAK_FLOPS.items():
+    if re.fullmatch(rf"{name}([ -].*)?", kind) and "MIG" not in kind:
+      return peak
+  return None

@@ -2,11 +2,11 @@
 
 import functools
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from miniplm_jax.corpus import batching
+from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import likelihood, placement
 from miniplm_jax.models.decoder import Decoder
 
@@ -16,25 +16,27 @@ PREFIX = "eval/"  # of the names of what is measured
 class Heldout:
   """Mean losses on the same rows each time."""
 
-  def __init__(self, spec, mesh: Mesh, batch_size: int):
-    """Takes a `loop.Run`; `batch_size` rows are looked at a time."""
-    self._spec, self._mesh, self._size = spec, mesh, batch_size
-    self._row_nll = likelihood.row_nll_step(
-      mesh, eos_id=spec.corpus.eos_id, dtype=jnp.dtype(spec.train.dtype)
-    )
+  def __init__(
+    self, corpus: Corpus, row_ids: np.ndarray, dtype, mesh: Mesh, size: int
+  ):
+    """Compiles nothing yet.
 
-  def is_due(self, done: int) -> bool:
-    """True after a step with which the curve gets a point."""
-    every = self._spec.run.eval_every
-    if not (every and self._spec.objective.has_curve):
-      return False
-    if not len(self._spec.heldout_ids):
-      return False
-    return done % every == 0 or done == self._spec.train.steps
+    Args:
+      corpus: the rows.
+      row_ids: int64, those that are measured.
+      dtype: of the computation.
+      mesh: a batch's rows are split over it.
+      size: rows of a batch.
+    """
+    self._corpus, self._row_ids = corpus, row_ids
+    self._mesh, self._size = mesh, size
+    self._row_nll = likelihood.row_nll_step(
+      mesh, eos_id=corpus.eos_id, dtype=dtype
+    )
 
   def __call__(self, model: Decoder) -> dict[str, float]:
     """The losses now, in nats."""
-    corpus, ids, size = self._spec.corpus, self._spec.heldout_ids, self._size
+    corpus, ids, size = self._corpus, self._row_ids, self._size
     nll, count = np.zeros(len(ids), np.float32), np.zeros(len(ids), np.int32)
 
     parts = np.split(np.arange(len(ids)), range(size, len(ids), size))

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from etils import epath
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -25,14 +24,12 @@ from miniplm_jax.core.log import Progress, log
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import placement, sharding
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.training import batches, memory, optimizer
+from miniplm_jax.training import batches, optimizer, watch
 from miniplm_jax.training.checkpoints import Checkpoints
-from miniplm_jax.training.clock import STEPS, Clock
 from miniplm_jax.training.heldout import Heldout
-from miniplm_jax.training.log import Log
 from miniplm_jax.training.objective import NextToken
-from miniplm_jax.training.profile import Profile
-from miniplm_jax.training.watchdog import Watchdog
+from miniplm_jax.training.spec import TrainSpec
+from miniplm_jax.training.telemetry import STEPS, Clock, Telemetry
 
 
 @functools.partial(
@@ -42,53 +39,29 @@ from miniplm_jax.training.watchdog import Watchdog
 )
 @dataclasses.dataclass
 class State:
-  """Everything that a checkpoint holds.
+  """Everything that a checkpoint holds."""
 
-  Attributes:
-    step: int32, batches consumed.
-    model: the parameters, float32.
-    opt_state: optax's.
-  """
-
-  step: Any
-  model: nnx.Module
-  opt_state: Any
+  step: Any  # int32, batches consumed
+  model: nnx.Module  # the parameters, float32
+  opt_state: Any  # optax's
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """What to train, on what.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """A training and what was read for it."""
 
-  Attributes:
-    name: for the log.
-    arch: shape of the model.
-    train: a train section of the config.
-    run: the run section of the config.
-    corpus: the packed corpus.
-    row_ids: the rows to train on, in corpus order.
-    heldout_ids: the rows of the learning curve.
-    directory: gets checkpoints/ and metrics/.
-    made_by: what decides the result, and the rows of the curve, JSON;
-      checkpoints carry it.
-    step_flops: what the method asks for in a step, over all devices.
-    objective: what is minimized; None is the plain next-token loss.
-    begin: () → the weights to begin with, float32 on the mesh; None draws
-      them from the seed.
-    export: (step, model) → nothing; called every run.export_every steps.
-  """
-
-  name: str
-  arch: Architecture
-  train: Any
-  run: Any
+  spec: TrainSpec
   corpus: Corpus
-  row_ids: np.ndarray
-  heldout_ids: np.ndarray
-  directory: epath.Path
-  step_flops: float
+  row_ids: np.ndarray  # to train on, in corpus order
+  curve_ids: np.ndarray  # the held-out rows of the learning curve
+  # What decides the result, and the rows of the curve, JSON; checkpoints
+  # carry it.
   made_by: Mapping[str, Any] | None = None
+  # What is minimized; None is the plain next-token loss.
   objective: NextToken | None = None
+  # () → the weights to begin with, float32 on the mesh; None draws them.
   begin: Callable[[], nnx.Module] | None = None
+  # (step, model), called every run.export_every steps; None is never.
   export: Callable[[int, nnx.Module], None] | None = None
 
 
@@ -156,8 +129,8 @@ def step_function(
     key = jax.random.fold_in(jax.random.key(train.seed), state.step)
     if objective.first_pass:
       one = functools.partial(objective.first_pass, state.model)
-      found = jax.lax.map(one, jax.tree.map(turns, batch))
-      batch = batch | jax.tree.map(rows, found)
+      first = jax.lax.map(one, jax.tree.map(turns, batch))
+      batch = batch | jax.tree.map(rows, first)
     arrays, total = objective.arrays(batch, state.model, frozen, key)
 
     def grad_of(*arrays):
@@ -176,7 +149,7 @@ def step_function(
       zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
       ((loss, parts), grads), _ = jax.lax.scan(turn, zero, xs)
     updates, opt_state = tx.update(grads, state.opt_state, state.model)
-    found = {
+    metrics = {
       "train/loss": loss,
       "train/grad_norm": optax.global_norm(grads),
       "train/learning_rate": schedule(state.step),
@@ -184,13 +157,13 @@ def step_function(
       **parts,
     }
     model = optax.apply_updates(state.model, updates)
-    return State(state.step + 1, model, opt_state), found
+    return State(state.step + 1, model, opt_state), metrics
 
   where = jax.tree.map(lambda s: s.sharding, abstract)
   return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
 
 
-def train(spec: Run, mesh: Mesh) -> nnx.Module:
+def train(training: Training, mesh: Mesh) -> nnx.Module:
   """Trains to the last step, from the newest checkpoint if there is one.
 
   Returns:
@@ -200,40 +173,40 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
     UserError: the loss is not finite, or the shapes do not fit together.
     Stopped: on a signal, after saving.
   """
-  t, run, corpus = spec.train, spec.run, spec.corpus
-  objective = spec.objective or NextToken(t, corpus.eos_id, run.remat)
-  spec = dataclasses.replace(spec, objective=objective)
-  micro = _turns(spec, mesh)
+  spec, corpus = training.spec, training.corpus
+  t, run = spec.train, spec.run
+  objective = training.objective or NextToken(t, corpus.eos_id, run.remat)
+  micro = _turns(training, mesh)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
-    clock = Clock(spec.directory / "metrics")
+    clock = Clock(spec.folder / "metrics")
     stack.push(_closing(functools.partial(clock.close, spec.name)))
     # 1. The state: the newest sound checkpoint, else a new one from the seed.
     checkpoints = Checkpoints(
-      spec.directory / "checkpoints",
+      spec.folder / "checkpoints",
       run.keep_checkpoints,
       run.keep_every,
-      spec.made_by,
+      training.made_by,
     )
     stack.push(_closing(checkpoints.close))
-    abstract = abstract_state(spec.arch, t, mesh, objective.new_model)
+    abstract = abstract_state(spec.shape, t, mesh, objective.new_model)
     first, state = checkpoints.restore_newest(spec.name, abstract)
     is_same_curve = not first or checkpoints.is_same_curve(first)
     if first:
       log(spec.name, f"restored checkpoint {first} of {t.steps} steps")
     else:
-      new = functools.partial(_new_state, spec.arch, t, objective.new_model)
+      new = functools.partial(_new_state, spec.shape, t, objective.new_model)
       where = jax.tree.map(lambda s: s.sharding, abstract)
       state = jax.jit(new, out_shardings=where)(jax.random.key(t.seed))
-      model = spec.begin() if spec.begin else state.model
+      model = training.begin() if training.begin else state.model
       model = objective.started(model)
       state = dataclasses.replace(state, model=model)
-    _say_size(spec)
+    _say_size(training)
 
     # 2. Data, compiled functions, logs.
     stream = batches.stream(
       corpus,
-      spec.row_ids,
+      training.row_ids,
       batch_size=t.batch_size,
       first_step=first,
       steps=t.steps,
@@ -244,12 +217,17 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
       with_rows=objective.with_rows,
     )
     step_fn = step_function(abstract, t, objective, mesh, micro)
-    heldout = Heldout(spec, mesh, t.batch_size // micro)
-    metrics = Log(spec, first, clock, is_same_curve)
-    stack.push(_closing(metrics.close))
-    profile = Profile(spec, metrics)
+    dtype, curve_ids = jnp.dtype(t.dtype), training.curve_ids
+    heldout = Heldout(corpus, curve_ids, dtype, mesh, t.batch_size // micro)
+    has_curve = objective.has_curve and len(curve_ids)
+    eval_every = run.eval_every if has_curve else 0
+    telemetry = Telemetry(spec, first, clock, is_same_curve)
+    stack.push(_closing(telemetry.close))
+    profile = watch.Profile(spec, telemetry)
     stack.push(_closing(profile.close))
-    watchdog = Watchdog(spec.name, spec.directory / "metrics", run.hang_seconds)
+    watchdog = watch.Watchdog(
+      spec.name, spec.folder / "metrics", run.hang_seconds
+    )
     progress = stack.enter_context(
       Progress(spec.name, t.steps, "steps", first, every=float("inf"))
     )
@@ -263,32 +241,36 @@ def train(spec: Run, mesh: Mesh) -> nnx.Module:
       row_ids = batch.pop("row_id")
       batch = placement.put(batch, mesh)
       if done == first + 1:
-        with metrics.outside("compilation"):  # jit keeps it for the call below
+        # jit keeps it for the call below.
+        with telemetry.outside("compilation"):
           compiled = step_fn.lower(abstract, batch, objective.frozen).compile()
-          log(spec.name, memory.report(abstract, objective.frozen, compiled))
+          log(
+            spec.name, watch.memory_report(abstract, objective.frozen, compiled)
+          )
           hosts.meet()  # on CPU the first collective waits for 30 s
         # From here on there are steps to lose.
         stack.enter_context(errors.signals_deferred())
       profile.before(done)
       with jax.profiler.StepTraceAnnotation("train", step_num=done):
-        state, found = step_fn(state, batch, objective.frozen)
-      metrics.add(done, found, row_ids)
+        state, values = step_fn(state, batch, objective.frozen)
+      telemetry.add(done, values, row_ids)
       profile.after(done)
       watchdog.beat(done)
-      progress.update(1, metrics.note)
+      progress.update(1, telemetry.note)
       stop = hosts.stops_at(done, errors.stop_requested())
       last = done == t.steps
-      if heldout.is_due(done):
-        with metrics.outside("evaluation"):
+      if eval_every and (last or done % eval_every == 0):
+        with telemetry.outside("evaluation"):
           losses = heldout(state.model)
-        metrics.write(done, losses)
-      if spec.export and done % run.export_every == 0:
-        with metrics.outside("export"):
-          spec.export(done, state.model)
+        telemetry.write(done, losses)
+      if training.export and done % run.export_every == 0:
+        with telemetry.outside("export"):
+          training.export(done, state.model)
       if last or stop or done % run.checkpoint_every == 0:
         # A loss that is not finite raises here, before it is saved.
-        with metrics.outside("saving"):
-          metrics.save(done)  # before: a resumed run drops lines, it adds none
+        with telemetry.outside("saving"):
+          # Before: a resumed run drops lines, it adds none.
+          telemetry.save(done)
           checkpoints.save(done, state)
           if last or stop:  # while no signal makes it hurry
             checkpoints.wait()
@@ -308,8 +290,9 @@ def _closing(close: Callable[[], None]):
   return end
 
 
-def _turns(spec: Run, mesh: Mesh) -> int:
+def _turns(training: Training, mesh: Mesh) -> int:
   """How many turns a batch is taken in, from per_device_batch_size."""
+  spec, corpus = training.spec, training.corpus
   t, shards = spec.train, sharding.batch_shards(mesh)
   rows, odd = divmod(t.batch_size, shards)
   if odd:
@@ -318,15 +301,15 @@ def _turns(spec: Run, mesh: Mesh) -> int:
       f"config of {spec.name}",
       "choose a multiple, or another mesh",
     )
-  spec.corpus.check_vocabulary(
-    spec.arch.vocab_size,
+  corpus.check_vocabulary(
+    spec.shape.vocab_size,
     f"config of {spec.name}",
     "set the model's vocab_size to that or more",
   )
-  if not len(spec.row_ids):
+  if not len(training.row_ids):
     raise UserError(
       "there are no rows to train on",
-      f"{spec.name}, corpus {spec.corpus.directory}",
+      f"{spec.name}, corpus {corpus.directory}",
       "give the split a larger share, or a larger corpus",
     )
   most = min(spec.run.per_device_batch_size or rows, rows)
@@ -335,19 +318,21 @@ def _turns(spec: Run, mesh: Mesh) -> int:
   )
 
 
-def _say_size(spec: Run):
-  t, arch = spec.train, spec.arch
-  seen = len(batches.trained_on(spec.corpus, spec.row_ids, t.domain_weights))
-  epochs = t.steps * t.batch_size / seen
+def _say_size(training: Training):
+  spec, row_ids = training.spec, training.row_ids
+  t, weights = spec.train, spec.train.domain_weights
+  count = len(batches.trained_on(training.corpus, row_ids, weights))
+  epochs = t.steps * t.batch_size / count
   log(
     spec.name,
-    f"{arch.parameters():,} parameters, {t.steps:,} steps of "
-    f"{t.batch_size} rows, {epochs:.2f} epochs of {seen:,} rows",
+    f"{spec.shape.parameters():,} parameters, {t.steps:,} steps of "
+    f"{t.batch_size} rows, {epochs:.2f} epochs of {count:,} rows",
   )
-  if t.domain_weights:
-    parts = batches.by_domain(spec.corpus, spec.row_ids, t.domain_weights)
-    for name, rows, share in parts:
-      here = float(share * t.steps * t.batch_size / len(rows))
+  if weights:
+    domains = batches.by_domain(training.corpus, row_ids, weights)
+    for name, rows, share in domains:
+      epochs = float(share * t.steps * t.batch_size / len(rows))
       log(
-        spec.name, f"{name}: {float(share):.1%} of the rows, {here:.2f} epochs"
+        spec.name,
+        f"{name}: {float(share):.1%} of the rows, {epochs:.2f} epochs",
       )

@@ -1,11 +1,9 @@
 """Metrics of a run: JSON lines, and the boards that show them."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from etils import epath
 
 from miniplm_jax.core import errors, files, manifest
@@ -15,42 +13,6 @@ from miniplm_jax.training.boards import Board
 
 # Metrics of the wall clock: two runs of the same steps differ in them.
 OF_THE_CLOCK = ("train/tokens_per_second", "train/mfu", "train/goodput")
-
-# bf16 peak per device, dense, FLOP/s, from the vendors' data sheets. A key is
-# what JAX calls a device, or the first words of it; the first that fits counts.
-# GPUs without bf16 products (T4, V100) have no such peak, a part of one (MIG)
-# has none that is told.
-_PEAK_FLOPS = {
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5": 459e12,
-  "TPU v6 lite": 918e12,
-  "NVIDIA B200": 2250e12,
-  "NVIDIA GH200": 989e12,
-  "NVIDIA H200 NVL": 835e12,
-  "NVIDIA H200": 989e12,
-  "NVIDIA H100 PCIe": 756e12,
-  "NVIDIA H100 NVL": 835e12,
-  "NVIDIA H100": 989e12,
-  "NVIDIA A100": 312e12,
-  "NVIDIA L40S": 362e12,
-  "NVIDIA L4": 121e12,
-  "NVIDIA A10G": 70e12,
-  "NVIDIA A10": 125e12,
-}
-
-
-def peak_flops(device_kind: str = "") -> float | None:
-  """Peak FLOP/s of one device; None where it is not known (CPU).
-
-  Args:
-    device_kind: as JAX calls it; by default that of this machine's devices.
-  """
-  kind = device_kind or jax.devices()[0].device_kind
-  for name, peak in _PEAK_FLOPS.items():
-    if re.fullmatch(rf"{name}([ -].*)?", kind) and "MIG" not in kind:
-      return peak
-  return None
 
 
 class Metrics:
@@ -103,8 +65,8 @@ def curve(
   lines: Sequence[Mapping[str, float]], key: str
 ) -> tuple[list[float], list[float]]:
   """Steps and values of the lines of `read` that have it."""
-  there = [line for line in lines if key in line]
-  return [line["step"] for line in there], [line[key] for line in there]
+  having = [line for line in lines if key in line]
+  return [line["step"] for line in having], [line[key] for line in having]
 
 
 def read(directory: epath.Path) -> list[dict[str, float]]:
@@ -124,16 +86,16 @@ def read(directory: epath.Path) -> list[dict[str, float]]:
       str(path),
       "restore the file, or remove it: curves are then left out",
     )
-  found = []
-  for number, line in enumerate(path.read_bytes().splitlines(), 1):
+  lines = []
+  for number, text in enumerate(path.read_bytes().splitlines(), 1):
     hint = "restore the file, or mend that line"
     with errors.parsing(f"{path} line {number}", hint):
-      values = json.loads(line)
-      found.append({"step": values["step"], **values})
+      values = json.loads(text)
+      lines.append({"step": values["step"], **values})
       # Not bool, null or words: they would be plotted, and compared.
       if not {type(x) for x in values.values()} <= {int, float}:
         raise ValueError("not all values are numbers")
-  return found
+  return lines
 
 
 def describe(directory: epath.Path) -> dict[str, Any]:

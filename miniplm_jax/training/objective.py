@@ -16,20 +16,16 @@ from miniplm_jax.models.decoder import Decoder
 
 
 class NextToken:
-  """The plain next-token loss; the base of every other objective.
+  """The plain next-token loss; the base of every other objective."""
 
-  Attributes:
-    has_curve: what it trains is a `Decoder`, so the loop can follow its
-      held-out loss.
-    frozen: arrays on the mesh that a step reads and nobody changes, such as
-      another model; an argument of the step, so that it is not compiled in.
-    first_pass: (model, batch) → arrays [B, …] by name that `arrays` finds in
-      the batch as well. Each is of its own row alone, so the rows are taken
-      in the turns that the loss takes them in. None is no pass.
-  """
-
+  # What it trains is a `Decoder`, so the loop can follow its held-out loss.
   has_curve = True
+  # Arrays on the mesh that a step reads and nobody changes, such as another
+  # model; an argument of the step, so that it is not compiled in.
   frozen: Any = ()
+  # (model, batch) → arrays [B, …] by name that `arrays` finds in the batch as
+  # well. Each is of its own row alone, so the rows are taken in the turns that
+  # the loss takes them in. None is no pass.
   first_pass: Callable[[Any, dict[str, Any]], dict[str, Any]] | None = None
 
   def __init__(self, train, eos_id: int, remat: str):

@@ -8,6 +8,7 @@ was trained here as it reads one from the hub.
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.training import step as training_step
+from miniplm_jax.training.spec import TrainSpec
 
 
 def teacher_steps(config, workdir: Workdir) -> list[Step]:
@@ -25,16 +26,19 @@ def _steps(role: str, config, workdir: Workdir) -> list[Step]:
   if c.path or c.scores:
     return []
   return [
-    training_step.make(
-      stage=role,
-      config=config,
-      workdir=workdir,
-      directory=workdir.scorer(role),
-      arch=c.model,
-      train=c.train,
-      rows=f"split {role}",
-      row_ids=lambda corpus, unused_inputs: corpus.rows_of(role),
-      inputs={"corpus": workdir.corpus / MANIFEST},
-      export=True,
+    training_step.step(
+      TrainSpec(
+        stage=role,
+        folder=workdir.scorer(role),
+        shape=c.model,
+        train=c.train,
+        run=config.run,
+        max_length=config.corpus.max_length,
+        rows=f"split {role}",
+        row_ids=lambda corpus, unused_inputs: corpus.rows_of(role),
+        ignore_domains=config.evaluate.ignore_domains,
+        writes_hf=True,
+      ),
+      {"corpus": workdir.corpus / MANIFEST},
     )
   ]

@@ -17,7 +17,7 @@ from miniplm_jax.report.inventory import Inventory
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.table import Table
 from miniplm_jax.select import index
-from miniplm_jax.train.step import own_corpora
+from miniplm_jax.training.trained import own_corpora
 
 _NS = (1, 2)  # as the authors' n-gram kernel by default
 _ROWS, _DRAWS, _SEED = 500, 4, 10

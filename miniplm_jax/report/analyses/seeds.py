@@ -11,16 +11,14 @@ import numpy as np
 from miniplm_jax.core import files
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
-from miniplm_jax.distillation import logits_step as logits_stage
-from miniplm_jax.distillation import seqkd_step as seqkd_stage
 from miniplm_jax.evaluate import heldout
+from miniplm_jax.methods import INIT, LABELS, LABELS_OF, SEQKD
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.analyses.savings import reached
 from miniplm_jax.report.inventory import BUDGET, Inventory, Student, same_rows
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.table import Table
-from miniplm_jax.train.step import INIT
 from miniplm_jax.training import comparable
 
 _CURVES = "Learning curves: every seed, thin, and the mean."
@@ -28,8 +26,8 @@ _BY_SEED = "selection", CONVERTED  # inputs
 # Made of the selection as the second says: a digest without select.seed, which
 # students of earlier versions do not have.
 _FOLLOWS = {
-  GENERATED: seqkd_stage.STAGE,
-  logits_stage.STAGE: logits_stage.ASKED,
+  GENERATED: SEQKD,
+  LABELS: LABELS_OF,
 }
 _PLAIN = {"model", "train", "rows"}  # settings; an objective adds its own
 

@@ -10,7 +10,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.methods import DEFINITIONS
+from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.training import flops
 
@@ -58,7 +58,7 @@ def offline(
     names: of the method, from `Config.names_of`.
     inputs: what its objective reads beside corpus and selection.
   """
-  reads = DEFINITIONS[names.definition]
+  reads = CRITERIA[names.definition].reads
   made = _read(workdir.selection(names.selection) / MANIFEST)
   tables = made.settings.get("scores", {}) if made else {}
   found = flops.spent(
@@ -86,11 +86,11 @@ def offline(
   return found | flops.spent(others)
 
 
-def _read(path: epath.Path, wanted: str | None = None):
+def _read(path: epath.Path, fingerprint: str | None = None):
   """A manifest, unless it is missing or of another fingerprint."""
   try:
-    found = manifest_lib.read(path)
+    manifest = manifest_lib.read(path)
   except UserError:  # whoever depends on it says so
     return None
-  is_other = found and wanted and found.fingerprint != wanted
-  return None if is_other else found
+  is_other = manifest and fingerprint and manifest.fingerprint != fingerprint
+  return None if is_other else manifest

@@ -1,0 +1,77 @@
+"""What a training is, before anything of it is read."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from miniplm_jax.core.step import Input
+from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.training import flops
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveSpec:
+  """What a training minimizes, and what that takes; of itself next tokens."""
+
+  # (this training, corpus, mesh, input manifests) → an `objective.NextToken` or
+  # what extends it; None is `NextToken` itself.
+  make: Callable[..., Any] | None = None
+  # Its part of the manifest's settings.
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  # What it reads beside corpus and selection, by name.
+  inputs: Mapping[str, Input] = dataclasses.field(default_factory=dict)
+  # FLOPs of training on an input token; 0 is the next-token loss.
+  token_flops: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+  """One training, as its step plans it and the loop runs it."""
+
+  stage: str  # as on the command line
+  folder: epath.Path  # gets checkpoints/ and metrics/
+  shape: Architecture
+  train: Any  # a train section of the config: what decides the result
+  run: Any  # the run section: how it is run
+  max_length: int  # inputs of a row
+  objective: ObjectiveSpec = ObjectiveSpec()
+  # (shape, corpus, what that was generated from, mesh) → the weights to begin
+  # with, float32; None draws them.
+  begin: Callable[..., Any] | None = None
+  rows: str = ""  # which rows, in words, for the manifest
+  # (corpus, input manifests) → int64 ids of the rows to train on.
+  row_ids: Callable[..., Any] | None = None
+  ignore_domains: Sequence[str] = ()  # not in the learning curve
+  writes_hf: bool = False  # hf/ at the end
+  export: Any = None  # its section: hf-<step> every run.export_every steps
+  steps_note: str = ""  # about their number, for the summary
+  # FLOPs that were spent for it before, by part; None of a part is not known.
+  offline: Mapping[str, float | None] | None = None
+
+  @property
+  def name(self) -> str:
+    """What the log calls it: a student by its name."""
+    return self.folder.name if self.stage == "train" else self.stage
+
+  @property
+  def settings(self) -> dict[str, Any]:
+    """All that decides the result, for the manifest."""
+    return {
+      "model": dataclasses.asdict(self.shape),
+      "train": dataclasses.asdict(self.train),
+      "rows": self.rows,
+      **self.objective.settings,
+    }
+
+  @property
+  def step_tokens(self) -> int:
+    """Inputs of a batch, over all devices."""
+    return self.train.batch_size * self.max_length
+
+  @property
+  def token_flops(self) -> float:
+    """What the method asks for on an input token."""
+    plain = flops.next_token(self.shape, self.max_length)
+    return self.objective.token_flops or plain

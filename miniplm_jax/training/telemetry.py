@@ -1,0 +1,236 @@
+"""What a run says of its steps, and where its wall time goes."""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from miniplm_jax.core import errors, files, hosts
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.log import duration, log
+from miniplm_jax.training import boards, comparable, flops, heldout, metrics
+
+STEPS = "steps"
+_REPLAYED = "steps done again"
+_BEAT = 60.0  # seconds after which the file says again how far it is
+
+
+class Clock:
+  """Seconds by what they were spent on, over all starts of a run.
+
+  The time between two starts is not known and does not count. Steps after
+  the checkpoint that a start goes on from were no progress: they are done
+  again.
+  """
+
+  def __init__(self, directory: epath.Path):
+    """Goes on with `directory`/wall_time.json, if it is there."""
+    self._path = directory / "wall_time.json"
+    kept = {"seconds": {}, "checkpoints": []}
+    hint = "remove it: then only the time from now on is known"
+    with errors.parsing(self._path, hint):
+      if self._path.exists():
+        kept = json.loads(self._path.read_bytes())
+      self._seconds = collections.Counter(
+        {what: float(spent) for what, spent in kept["seconds"].items()}
+      )
+      # Seconds of steps up to each.
+      self._checkpoints = [[int(s), float(t)] for s, t in kept["checkpoints"]]
+    self._what, self._since = "start", time.monotonic()
+    self._written = self._since
+
+  def starts_after(self, first: int):
+    """The restored checkpoint is `first`; what was done after it is lost."""
+    self._checkpoints = [c for c in self._checkpoints if c[0] <= first]
+    good = self._checkpoints[-1][1] if self._checkpoints else 0.0
+    if lost := self._seconds[STEPS] - good:
+      self._seconds[_REPLAYED] += lost
+      self._seconds[STEPS] = good
+
+  def switch(self, what: str) -> str:
+    """From now on it is `what`; returns what it was."""
+    before, now = self._what, time.monotonic()
+    self._seconds[before] += now - self._since
+    self._what, self._since = what, now
+    if now - self._written > _BEAT:
+      self._write()
+    return before
+
+  @contextlib.contextmanager
+  def spent_on(self, what: str) -> Iterator[None]:
+    """Counts the body's time as `what`."""
+    before = self.switch(what)
+    try:
+      yield
+    finally:
+      self.switch(before)
+
+  def checkpoint(self, step: int):
+    """A checkpoint of `step` is about to be saved."""
+    self.switch(self._what)
+    self._checkpoints.append([step, self._seconds[STEPS]])
+    self._write()
+
+  def goodput(self) -> float:
+    """Share of the wall time that went into steps that were kept."""
+    self.switch(self._what)
+    return self._seconds.get(STEPS, 0) / max(self._seconds.total(), 1e-9)
+
+  def close(self, name: str):
+    """Says and keeps where the time went, if there was any step."""
+    share = self.goodput()
+    if STEPS not in self._seconds:
+      return
+    spent = [f"{k} {duration(s)}" for k, s in self._seconds.most_common() if s]
+    total = duration(self._seconds.total())
+    log(name, f"goodput {share:.1%} of {total}: {', '.join(spent)}")
+    self._write()
+
+  def _write(self):
+    self._written = time.monotonic()
+    if not hosts.is_first():
+      return
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(
+      self._path,
+      {"seconds": dict(self._seconds), "checkpoints": self._checkpoints},
+    )
+
+
+class Telemetry:
+  """Metrics one step late, the check that they are finite, the log line."""
+
+  def __init__(self, spec, first: int, timer: Clock, is_same_curve: bool):
+    """Takes a `TrainSpec` that goes on after step `first`.
+
+    Its learning curve begins anew unless what is there is of the same rows.
+    """
+    self._spec, self._clock = spec, timer
+    timer.starts_after(first)
+    self._metrics = None
+    if hosts.is_first():
+      self._metrics = metrics.Metrics(
+        spec.folder / "metrics", first, _boards(spec, first)
+      )
+      if not is_same_curve and self._metrics.drop(heldout.PREFIX):
+        log(
+          spec.name,
+          "the learning curve begins anew: "
+          f"{comparable.CURVE_OF} are not those of its earlier points",
+        )
+    self._pending = None
+    self._first = first
+    self._start = self._said = self._fetched = time.monotonic()
+    self._tokens = spec.step_tokens / jax.device_count()
+    self._flops = spec.token_flops * spec.step_tokens / jax.device_count()
+    self.note = ""
+    if not flops.peak_flops() and jax.default_backend() != "cpu":
+      kind = jax.devices()[0].device_kind
+      log(spec.name, f"no bf16 peak of {kind} is known: no train/mfu")
+
+  def add(self, step: int, values: dict[str, Any], row_ids: np.ndarray):
+    """Takes the metrics of a dispatched step, fetches those before it."""
+    self.fetch()
+    self._pending = step, values, row_ids
+
+  def fetch(self):
+    """Waits for the pending metrics, checks and writes them."""
+    if self._pending is None:
+      return
+    step, values, row_ids = self._pending
+    self._pending = None
+    values = {k: float(v) for k, v in jax.device_get(values).items()}
+    for name in ("train/loss", "train/grad_norm"):
+      if not np.isfinite(values[name]):
+        self._not_finite(name, values[name], step, row_ids)
+    now = time.monotonic()
+    seconds = max(now - self._fetched, 1e-9)
+    self._fetched = now
+    if step == self._first + 1:  # what came before says nothing of the rest
+      self._start = now
+    values["train/tokens_per_second"] = (
+      self._tokens * jax.device_count() / seconds
+    )
+    values["train/goodput"] = self._clock.goodput()
+    if peak := flops.peak_flops():
+      values["train/mfu"] = self._flops / seconds / peak
+    self.write(step, values)
+    self.note = f"loss {values['train/loss']:.3f}"
+    every = self._spec.run.log_every_seconds
+    if now - self._said >= every or step == self._spec.train.steps:
+      self._said = now
+      log(
+        self._spec.name,
+        f"completed step: {step}, seconds: {seconds:.3f}, "
+        f"TFLOP/s/device: {self._flops / seconds / 1e12:.3f}, "
+        f"Tokens/s/device: {self._tokens / seconds:.1f}, "
+        f"total_weights: {values['train/total_weights']:.0f}, "
+        f"loss: {values['train/loss']:.4f}, "
+        f"left: {duration(self._seconds_left(step, now))}",
+      )
+
+  def _seconds_left(self, step: int, now: float) -> float:
+    done = max(step - self._first - 1, 1)
+    return (now - self._start) / done * (self._spec.train.steps - step)
+
+  def _not_finite(self, name, value, step, row_ids):
+    # Every process has rows of its own.
+    name = f"not_finite{hosts.own_suffix()}.json"
+    path = self._spec.folder / "metrics" / name
+    files.write_json(
+      path, {"step": step, "name": name, "row_ids": row_ids.tolist()}
+    )
+    raise UserError(
+      f"{name} is {value} at step {step}",
+      f"{self._spec.name}; the batch's row ids are in {path}",
+      "the last checkpoint is sound: look at the rows; or lower the learning "
+      "rate, and give another name or remove what is there to start over",
+    )
+
+  def write(self, step: int, values: dict[str, float]):
+    """Writes values to the metrics files."""
+    if self._metrics:
+      self._metrics.write(step, values)
+
+  @contextlib.contextmanager
+  def outside(self, what: str) -> Iterator[None]:
+    """For what is no part of a step: that ends before the body begins."""
+    self.fetch()
+    with self._clock.spent_on(what):
+      yield
+    self._fetched = time.monotonic()
+
+  def save(self, step: int):
+    """Puts the metrics on disk, before checkpoint `step`."""
+    if self._metrics:
+      self._metrics.save()
+    self._clock.checkpoint(step)
+
+  def close(self):
+    """Saves and closes."""
+    self._clock.switch("saving")  # and what is still being saved
+    if self._metrics:
+      self._metrics.close()
+
+
+def _boards(spec, first: int) -> list[boards.Board]:
+  """Those that the config asks for; in the first process alone."""
+  directory = spec.folder / "metrics"
+  directory.mkdir(parents=True, exist_ok=True)
+  all_boards = [boards.TensorBoard(directory, first)]
+  if spec.run.wandb_project:
+    settings = {
+      "model": dataclasses.asdict(spec.shape),
+      "train": dataclasses.asdict(spec.train),
+    }
+    all_boards.append(
+      boards.Wandb(spec.run.wandb_project, spec.name, directory, settings)
+    )
+  return all_boards
