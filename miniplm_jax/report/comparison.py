@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from miniplm_jax.core.groups import ALL
-from miniplm_jax.distillation import objectives
 from miniplm_jax.evaluate.heldout import losses
+from miniplm_jax.methods import trained_by
 from miniplm_jax.report import plots
 from miniplm_jax.report.inventory import Student
 from miniplm_jax.report.page import Section
@@ -40,7 +40,7 @@ class MethodRow:
     last = values[-_LAST:].tolist()
     return cls(
       rows_from=student.selection.path.parent.name,
-      objective=objectives.trained_by(training.settings),
+      objective=trained_by(training.settings),
       steps=training.counts["steps"],
       train_flops=training.details["train_flops"],
       offline_flops=student.offline_by_part,
