@@ -39,6 +39,7 @@ from etils import epath
 
 from benchmarks import registry_card
 from miniplm_jax import config as config_lib
+from miniplm_jax import pipeline
 from miniplm_jax.core import errors, execute, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import duration, log, show
@@ -122,7 +123,9 @@ def _score_step(config, workdir: Workdir, deadline: float) -> Step:
   """The package's own step, but with parts in another order, and a deadline."""
   source = ModelRef.of_role(TEACHER, config.teacher, workdir)
   (made,) = (
-    j for j in stage.steps(config, workdir) if j.name == config.teacher.name
+    step
+    for step in pipeline.Stages(config, workdir).score()
+    if step.name == config.teacher.name
   )
   run = functools.partial(_score, config, workdir, source, deadline)
   return dataclasses.replace(made, together=None, run=run)

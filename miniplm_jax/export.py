@@ -1,17 +1,17 @@
 """Stage export: a directory that transformers loads, with a model card."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath, epy
 
+from miniplm_jax.config import ExportConfig, RunConfig
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.step import Step
-from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.corpus import convert_step
+from miniplm_jax.core.step import Input, Step
+from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.evaluate import heldout
 from miniplm_jax.training import trained
 
@@ -23,45 +23,52 @@ with epy.lazy_imports():
 STAGE = "export"
 
 
-def steps(config, workdir: Workdir, card: Callable[..., str]) -> list[Step]:
-  """One step a student.
+def step(
+  name: str,
+  directory: epath.Path,
+  corpus: Mapping[str, Input],
+  selection: epath.Path,
+  export: ExportConfig,
+  run: RunConfig,
+  card: Callable[..., str],
+) -> Step:
+  """One student for transformers.
 
   Args:
-    config: its methods, and how they are exported.
-    workdir: of the students.
+    name: the student's.
+    directory: its folder.
+    corpus: the inputs that are its corpus.
+    selection: the manifest of its rows.
+    export: how it is written.
+    run: the mesh.
     card: what README.md says of (name, manifest of its training, of its
       selection, and of its held-out losses or None).
   """
-  names = config.names
-  return [_step(config, workdir, n, card) for n in names]
-
-
-def _step(config, workdir: Workdir, names, card) -> Step:
-  directory = workdir.student(names.student)
   return Step(
     stage=STAGE,
     manifest=directory / "hf" / MANIFEST,
-    settings={"name": names.student, **dataclasses.asdict(config.export)},
+    settings={"name": name, **dataclasses.asdict(export)},
     inputs={
-      **convert_step.corpus_inputs(
-        config.student, config.corpus, workdir, names.student
-      ),
-      "selection": workdir.selection(names.selection) / MANIFEST,
+      **corpus,
+      "selection": selection,
       "model": directory / MANIFEST,
       "evaluation": lambda: _losses_fingerprint(directory),
     },
     # Of the checkpoint, for others: made again when the student is evaluated.
     is_view=True,
     outputs=(directory / "hf",),
-    summary=f"{directory / 'hf'} for transformers, {config.export.dtype}",
-    run=lambda inputs: _run(
-      names.student, directory, config.export, config.run, card, inputs
-    ),
+    summary=f"{directory / 'hf'} for transformers, {export.dtype}",
+    run=lambda inputs: _run(name, directory, export, run, card, inputs),
   )
 
 
 def _run(
-  name: str, directory: epath.Path, export, run, card, inputs
+  name: str,
+  directory: epath.Path,
+  export: ExportConfig,
+  run: RunConfig,
+  card: Callable[..., str],
+  inputs: Mapping[str, Manifest],
 ) -> dict[str, Any]:
   corpus = store.open_corpus(inputs)
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath, epy
 
+from miniplm_jax.config import GenerateConfig, RunConfig
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log, plain
-from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.core.workdir import MANIFEST
 
 with epy.lazy_imports():
   from miniplm_jax.corpus import tokenizer
@@ -30,15 +31,14 @@ class Continuation(NamedTuple):
 
 
 def continue_prompts(
-  model: "texts.TextModel", prompts: Sequence[str], generate
+  model: "texts.TextModel", prompts: Sequence[str], generate: GenerateConfig
 ) -> list[list[Continuation]]:
   """Draws `generate.samples` continuations of each prompt, in one batch.
 
   Args:
     model: what writes.
     prompts: beginnings of texts.
-    generate: the config's section `generate`; its dtype and model are those of
-      `model`.
+    generate: how they are drawn; dtype and model are those of `model`.
 
   Raises:
     UserError: a prompt does not fit, or the logits are not finite.
@@ -95,13 +95,13 @@ def _continued(model, prompts, generate):
   return [continuations[i : i + generate.samples] for i in starts], seconds
 
 
-def encode(engine, arch, generate, text: str) -> list[int]:
+def encode(engine, arch, generate: GenerateConfig, text: str) -> list[int]:
   """A prompt's ids, with what the tokenizer puts in front (Llama's BOS).
 
   Args:
     engine: the model's `tokenizers.Tokenizer`.
     arch: its shape.
-    generate: the config's section `generate`.
+    generate: how many tokens will be drawn, by which model.
     text: the prompt.
 
   Raises:
@@ -132,23 +132,18 @@ def encode(engine, arch, generate, text: str) -> list[int]:
   return ids
 
 
-def run(config, workdir: Workdir, dry_run: bool = False):
-  """Says the continuations of `config.generate.prompts`.
-
-  Raises:
-    UserError: there is no prompt or no model, or a prompt does not fit.
-  """
-  student = workdir.student(config.names_of(config.method).student)
-  look(config.generate, student, config.run, dry_run)
-
-
-def look(generate, student: epath.Path, run, dry_run: bool = False):
+def look(
+  generate: GenerateConfig,
+  student: epath.Path,
+  run: RunConfig,
+  dry_run: bool = False,
+):
   """Says the continuations of some prompts.
 
   Args:
-    generate: the config's section `generate`.
+    generate: prompts, model, and how is drawn.
     student: folder of the student that writes, if no model is given.
-    run: the config's section.
+    run: the mesh.
     dry_run: say only what would be done.
 
   Raises:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 
 from etils import epath, epy
@@ -12,12 +11,12 @@ from ml_collections import ConfigDict
 from miniplm_jax import config as config_lib
 from miniplm_jax import export, generate
 from miniplm_jax.config import Config
-from miniplm_jax.core import backend, gs, hosts, manifest
+from miniplm_jax.core import backend, gs, hosts
 from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core.claims import Board
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log, warn
-from miniplm_jax.core.step import Step
+from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import convert_step as convert
 from miniplm_jax.corpus import step as tokenize
@@ -25,7 +24,11 @@ from miniplm_jax.distillation import logits_step as logits
 from miniplm_jax.distillation import proxy_step as proxy
 from miniplm_jax.distillation import seqkd_step as seqkd
 from miniplm_jax.evaluate import step as evaluate
+from miniplm_jax.evaluate import tasks_step
+from miniplm_jax.evaluate.subjects import Subject
 from miniplm_jax.forecast import step as plan
+from miniplm_jax.methods import MethodNames
+from miniplm_jax.models.ref import ModelRef
 from miniplm_jax.report import model_card
 from miniplm_jax.report import selection_step as selection_report
 from miniplm_jax.report import step as report
@@ -40,10 +43,8 @@ from miniplm_jax.training import reference_step as reference
 with epy.lazy_imports():  # it imports JAX
   from miniplm_jax.forecast import outlook
 
+
 # Stage modules import nothing heavy; what they run does.
-LOOKS = {"plan": plan.run, "verify": score.verify, "generate": generate.run}
-
-
 class Stages:
   """The steps of each stage, composed from the config."""
 
@@ -73,7 +74,33 @@ class Stages:
 
   def score(self) -> list[Step]:
     """A score table for each model."""
-    return score.steps(self.config, self.workdir)
+    c = self.config
+    return score.steps(
+      c.score,
+      c.verify,
+      self.workdir.corpus / MANIFEST,
+      self._scored_models(),
+      self.workdir,
+      c.run,
+      # A selection by rows or tokens has no share of its own.
+      alpha=c.select.ratio or 0.5,
+    )
+
+  def verify(self, dry_run: bool):
+    """Looks at finished score tables."""
+    c, models = self.config, self._scored_models()
+    corpus = self.workdir.corpus / MANIFEST
+    score.verify_tables(c.score, c.verify, corpus, models, c.run, dry_run)
+
+  def _model(self, role: str) -> ModelRef:
+    """The teacher or the reference."""
+    return ModelRef.of_role(role, self.config.roles[role], self.workdir)
+
+  def _scored_models(self) -> list[ModelRef]:
+    """Those that a table is made of: teacher, reference, and more."""
+    refs = [self._model(role) for role in self.config.scorers]
+    more = self.config.score.more
+    return refs + [ModelRef.named(item, self.workdir) for item in more]
 
   def proxy(self) -> list[Step]:
     """The proxy, and its score table."""
@@ -126,12 +153,61 @@ class Stages:
 
   def evaluate(self) -> list[Step]:
     """Held-out losses and tasks of every model."""
-    measures = evaluate.steps(self.config, self.workdir)
-    return [*measures, *tasks.steps(self.config, self.workdir)]
+    c = self.config
+    losses = [
+      evaluate.step(it, c.evaluate, c.score, c.run) for it in self._subjects()
+    ]
+    models = self._subjects(c.evaluation.scorers) if c.evaluation.tasks else []
+    measures = tasks_step.steps(
+      models, c.evaluation, c.corpus.max_length, c.score.batch_tokens, c.run
+    )
+    table = tasks.steps(models, c.evaluation, self.workdir)
+    return [*losses, *measures, *table]
+
+  def _subjects(self, with_scorers: bool = True) -> list[Subject]:
+    """The students, and teacher and reference where they score here."""
+    c, workdir = self.config, self.workdir
+    folder, dtype = workdir.student, c.train.dtype
+    students = [
+      Subject(m, n.student, folder(n.student), self._corpus_of(n), dtype)
+      for m, n in zip(c.methods, c.names)
+    ]
+    return students + [
+      Subject.scorer(self._model(r), workdir.corpus / MANIFEST, c.score.dtype)
+      for r in c.roles_with_model
+      if with_scorers
+    ]
+
+  def _corpus_of(self, names: MethodNames) -> dict[str, Input]:
+    """The inputs that are a student's corpus."""
+    c, student = self.config, names.student
+    return convert.corpus_inputs(c.student, c.corpus, self.workdir, student)
 
   def export(self) -> list[Step]:
     """The students as Hugging Face directories."""
-    return export.steps(self.config, self.workdir, model_card.write)
+    c, workdir = self.config, self.workdir
+    return [
+      export.step(
+        names.student,
+        workdir.student(names.student),
+        self._corpus_of(names),
+        workdir.selection(names.selection) / MANIFEST,
+        c.export,
+        c.run,
+        model_card.write,
+      )
+      for names in c.names
+    ]
+
+  def generate(self, dry_run: bool):
+    """Looks at what a model writes."""
+    c = self.config
+    student = self.workdir.student(c.names_of(c.method).student)
+    generate.look(c.generate, student, c.run, dry_run)
+
+  def plan(self, dry_run: bool):
+    """Looks at what the run would take on TPUs."""
+    plan.run(self.config, self.workdir, dry_run)
 
   def analyse(self) -> list[Step]:
     """What all runs of the workdir say together."""
@@ -191,7 +267,7 @@ def run(
     hosts.initialize(
       run.coordinator, run.processes, run.process_id, run.lost_after
     )
-    _refuse_if_different(config, force)
+    backend.refuse_if_different(dataclasses.asdict(config), force)
   if dry_run:
     print(f"{where} in {workdir.root}:")
   order = config_lib.STAGES + config_lib.LOOKS
@@ -207,7 +283,7 @@ def run(
     for stage in order[: last + 1]:
       is_asked = stage in config.stages
       if stage in config_lib.LOOKS:
-        look = functools.partial(LOOKS[stage], config, workdir, dry_run)
+        look = functools.partial(getattr(all_steps, stage), dry_run)
         # It compiles for devices that are not here: one process can do that.
         if is_asked:
           hosts.agree(look) if stage == plan.STAGE else look()
@@ -302,24 +378,3 @@ def _refuse_outside(steps: Sequence[Step], workdir: Workdir):
   for path in (p for step in steps for p in (step.manifest, *step.outputs)):
     if root not in gs.absolute(path).parents:
       raise UserError("not in the workdir", str(path), "give other names")
-
-
-def _refuse_if_different(config: Config, force: bool):
-  """Refuses processes of one program that were not started alike."""
-  import jax
-
-  mine = {
-    "config": json.loads(json.dumps(dataclasses.asdict(config))),
-    "force": force,
-    "code": manifest.code_version(),
-    "jax": jax.__version__,
-  }
-  del mine["config"]["run"]["process_id"]
-  first = hosts.agree(lambda: mine)
-  if difference := manifest.first_difference(first, mine):
-    raise UserError(
-      f"this process was not started like the first: {difference}",
-      f"process {jax.process_index()} of {jax.process_count()}",
-      "start all with the same command but for --config.run.process_id",
-    )
-  hosts.meet()

@@ -21,7 +21,6 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import step as tokenize
 from miniplm_jax.corpus import store, tokenizer, trained_rows
-from miniplm_jax.evaluate import step as evaluate_stage
 from miniplm_jax.models import architecture, config_json, hub, huggingface
 from miniplm_jax.models.ref import ModelRef
 from miniplm_jax.score import importing, table, units
@@ -549,9 +548,8 @@ def test_held_out_rows_that_a_model_was_trained_on_are_not_measured(copy):
     execute(copy, "select", "train", **settings, **begin)
   config = tiny_config.get_config()
   config.update_from_flattened_dict(settings)
-  *_, reference = evaluate_stage.steps(
-    config, Workdir(epath.Path(config.workdir))
-  )
+  workdir = Workdir(epath.Path(config.workdir))
+  *_, reference = pipeline.Stages(typed(config), workdir).evaluate()
   with pytest.raises(UserError, match=f"reference was {words}"):
     reference.run({"corpus": made[1].manifest})
 

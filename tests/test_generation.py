@@ -11,7 +11,7 @@ from helpers import edited, refused, run, typed
 from test_huggingface import SHAPES, new
 from tiny_config import get_config
 
-from miniplm_jax import generate
+from miniplm_jax import pipeline
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.distillation import sampling
@@ -272,7 +272,7 @@ def test_a_student_that_was_trained_again_is_exported_again(copy):
   with edited(copy / "run/students/miniplm/manifest.json") as trained:
     trained["settings"]["train"]["seed"] += 1
   with pytest.raises(UserError, match=r"inputs\.model .* --stages=export --f"):
-    generate.run(typed(config), workdir)
+    pipeline.Stages(typed(config), workdir).generate(False)
 
 
 def test_a_user_looks_at_the_student(copy, tmp_path):

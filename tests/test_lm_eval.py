@@ -20,7 +20,6 @@ from tiny_config import get_config
 
 from miniplm_jax.config.sections import GROUP, PAPER_TASKS
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import store
 from miniplm_jax.evaluate import results, tasks
 from miniplm_jax.evaluate import tasks_step as tasks_stage
@@ -282,13 +281,11 @@ def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
   monkeypatch.setattr(store, "open_corpus", mock.MagicMock())
   model = types.SimpleNamespace(fingerprint="a", weights="b")
   subject = mock.MagicMock(folder=epath.Path(tmp_path), corpus={}, checks=())
-  monkeypatch.setattr(tasks_stage, "models", lambda *_: [subject])
   config = get_config()
   config.evaluation.tasks = "piqa", "arc_easy"
   for config.evaluation.dtype in ("float32", "bfloat16"):
-    workdir = Workdir(epath.Path(tmp_path))
-    measures = tasks_stage.steps(typed(config), workdir)
-    for step in measures:
+    c = typed(config)
+    for step in tasks_stage.steps([subject], c.evaluation, 8, 64, c.run):
       step.run({"model": model})
   assert made == ["float32", "bfloat16"]
   assert asked == ["float32", "float32", "bfloat16", "bfloat16"]

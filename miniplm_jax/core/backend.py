@@ -1,14 +1,18 @@
-"""What JAX is told before it touches a device."""
+"""What JAX is told before it touches a device, and that all are told alike."""
 
 import hashlib
+import json
 import os
 import pathlib
 import platform
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import compiled, gs
+from miniplm_jax.core import compiled, gs, hosts, manifest
+from miniplm_jax.core.errors import UserError
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -55,3 +59,32 @@ def _processor() -> str:
   features = "\n".join(sorted(set(told))) or platform.processor()
   digest = hashlib.sha256(features.encode()).hexdigest()
   return f"{platform.machine()}-{digest[:8]}"
+
+
+def refuse_if_different(config: Mapping[str, Any], force: bool):
+  """Refuses processes of one program that were not started alike.
+
+  Args:
+    config: all of it, as it would be written to JSON.
+    force: whether they redo what is done.
+
+  Raises:
+    UserError: another process than the first was told something else.
+  """
+  import jax
+
+  mine = {
+    "config": json.loads(json.dumps(config)),
+    "force": force,
+    "code": manifest.code_version(),
+    "jax": jax.__version__,
+  }
+  del mine["config"]["run"]["process_id"]
+  first = hosts.agree(lambda: mine)
+  if difference := manifest.first_difference(first, mine):
+    raise UserError(
+      f"this process was not started like the first: {difference}",
+      f"process {jax.process_index()} of {jax.process_count()}",
+      "start all with the same command but for --config.run.process_id",
+    )
+  hosts.meet()

@@ -19,7 +19,7 @@ from typing import Any
 from miniplm_jax.core.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
-_PLUMBING = "core"
+_PLUMBING = "core", "config"
 _DECIDES = ("core/splitmix.py",)  # draws
 # Calls whose arguments are for people. `jnp.log` is none of them.
 _WORDS = ("UserError", "log", "warn", "plain")
@@ -96,7 +96,7 @@ def _closure(modules: tuple[str, ...]) -> set[str]:
   while pending:
     name = pending.pop()
     folder, is_below, _ = name.partition("/")
-    is_result = is_below and folder != _PLUMBING
+    is_result = is_below and folder not in _PLUMBING
     if name in seen or not (is_result or name in _DECIDES):
       continue
     seen.add(name)

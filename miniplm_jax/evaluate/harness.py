@@ -47,7 +47,7 @@ def with_group(argv: list[str]) -> list[str]:
 
   So it is also where tasks of another folder are (`--include_path`).
   """
-  found, of_tasks = [], False
+  arguments, of_tasks = [], False
   for argument in argv:
     flag, equals, value = argument.partition("=")
     if argument.startswith("-"):
@@ -56,9 +56,11 @@ def with_group(argv: list[str]) -> list[str]:
     else:
       flag = equals = ""
       names = argument if of_tasks else ""
-    given = [str(_FILE) if n == GROUP else n for n in names.split(",")]
-    found.append(f"{flag}{equals}{','.join(given)}" if names else argument)
-  return found
+    resolved = [str(_FILE) if n == GROUP else n for n in names.split(",")]
+    arguments.append(
+      f"{flag}{equals}{','.join(resolved)}" if names else argument
+    )
+  return arguments
 
 
 def missing(e: ModuleNotFoundError) -> UserError:

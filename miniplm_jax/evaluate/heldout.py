@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath, epy
 
+from miniplm_jax.config import ScoreConfig
 from miniplm_jax.core import files, groups
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
@@ -54,7 +55,7 @@ def measure(
   corpus,
   row_ids: np.ndarray,
   mesh,
-  score,
+  score: ScoreConfig,
   *,
   dtype: str,
   ignored: Sequence[str] = (),
@@ -67,7 +68,7 @@ def measure(
     corpus: a `store.Corpus` in the model's tokens.
     row_ids: int64 [n].
     mesh: rows are split over its batch axes.
-    score: the config's section: how rows are put into batches.
+    score: how rows are put into batches.
     dtype: of the computation.
     ignored: domains that do not count in the total.
     progress: called with the number of rows that are done.

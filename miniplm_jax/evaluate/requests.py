@@ -55,8 +55,8 @@ def sampling(
   Raises:
     UserError: there is one that would change the text and is not implemented.
   """
-  found = model_utils.normalize_gen_kwargs(dict(settings), _NEW_TOKENS)
-  for key, value in found.items():
+  kwargs = model_utils.normalize_gen_kwargs(dict(settings), _NEW_TOKENS)
+  for key, value in kwargs.items():
     if key in _HONORED or value is None or value is False:
       continue
     if key not in _NEUTRAL or value != _NEUTRAL[key]:
@@ -66,12 +66,12 @@ def sampling(
         f"leave it out; there are {', '.join(_HONORED)}",
       )
   # Sequence and not string, and None is none.
-  until = [u for u in found["until"] if u]
+  until = [u for u in kwargs["until"] if u]
   how = Sampling(
-    found["max_gen_toks"],
-    temperature=found.get("temperature", 1.0) if found["do_sample"] else 0,
-    top_k=found.get("top_k") or 0,
-    top_p=found.get("top_p") or 1.0,
+    kwargs["max_gen_toks"],
+    temperature=kwargs.get("temperature", 1.0) if kwargs["do_sample"] else 0,
+    top_k=kwargs.get("top_k") or 0,
+    top_p=kwargs.get("top_p") or 1.0,
   )
   good = how.max_new_tokens >= 1 and how.temperature >= 0 and how.top_k >= 0
   if not good or not 0 < how.top_p <= 1:

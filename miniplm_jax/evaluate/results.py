@@ -36,13 +36,13 @@ def average(scores: Mapping[str, float]) -> float | None:
   return sum(scores[task] for task in PAPER_TASKS) / len(PAPER_TASKS)
 
 
-def merged(found: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+def merged(answers: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
   """Results of several tasks as those of one run of lm_eval.
 
   With all nine it has their average as the group `miniplm`.
   """
   body = {key: {} for key in _MERGED}
-  for one in found:
+  for one in answers:
     for key in _MERGED:
       body[key] |= one.get(key, {})
   mean = average(scores(body["results"]))
@@ -52,11 +52,11 @@ def merged(found: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
     body["group_subtasks"][GROUP] = list(PAPER_TASKS)
   body["config"] = {"model": "miniplm_jax", "model_args": {"pretrained": name}}
   body["model_name"] = name
-  body["lm_eval_version"] = found[0]["lm_eval_version"]
+  body["lm_eval_version"] = answers[0]["lm_eval_version"]
   return body
 
 
 def scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
   """The value that counts, by task."""
-  found = {name: score(metrics) for name, metrics in results.items()}
-  return {name: value[1] for name, value in found.items() if value}
+  chosen = {name: score(metrics) for name, metrics in results.items()}
+  return {name: value[1] for name, value in chosen.items() if value}

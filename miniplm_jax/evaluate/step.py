@@ -1,4 +1,7 @@
-"""Stage evaluate: NLL on held-out rows by domain, and zero-shot tasks."""
+"""Stage evaluate: NLL on held-out rows by domain.
+
+Its zero-shot tasks are steps of `tasks_step`.
+"""
 
 import functools
 from collections.abc import Mapping
@@ -7,15 +10,17 @@ from typing import Any
 import numpy as np
 from etils import epy
 
+from miniplm_jax.config import EvaluateConfig, RunConfig, ScoreConfig
 from miniplm_jax.core import fields, hosts
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
-from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
-from miniplm_jax.evaluate import heldout, tasks_step
+from miniplm_jax.core.workdir import CONVERTED, MANIFEST
+from miniplm_jax.evaluate import heldout
 from miniplm_jax.evaluate.heldout import STAGE
-from miniplm_jax.evaluate.subjects import Subject, subjects
+from miniplm_jax.evaluate.subjects import Subject
 from miniplm_jax.training import comparable
 
 with epy.lazy_imports():
@@ -23,23 +28,16 @@ with epy.lazy_imports():
   from miniplm_jax.models import sharding
 
 
-def steps(config, workdir: Workdir) -> list[Step]:
-  """One step a student, and one each for teacher and reference; then tasks."""
-  losses = [
-    step(it, config.evaluate, config.score, config.run)
-    for it in subjects(config, workdir)
-  ]
-  return losses + tasks_step.steps(config, workdir)
-
-
-def step(it: Subject, evaluate, score, run) -> Step:
+def step(
+  it: Subject, evaluate: EvaluateConfig, score: ScoreConfig, run: RunConfig
+) -> Step:
   """The held-out losses of one model.
 
   Args:
     it: the model.
-    evaluate: the config's section: which rows.
-    score: the config's section: how rows are put into batches.
-    run: the config's section.
+    evaluate: which rows.
+    score: how rows are put into batches.
+    run: how it is carried out.
   """
   return Step(
     stage=STAGE,
@@ -71,7 +69,13 @@ def _effect(it: Subject, settings: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _run(it: Subject, evaluate, score, run, inputs):
+def _run(
+  it: Subject,
+  evaluate: EvaluateConfig,
+  score: ScoreConfig,
+  run: RunConfig,
+  inputs: Mapping[str, Manifest],
+) -> dict[str, Any]:
   corpus = store.open_corpus(inputs)
   row_ids = corpus.heldout_rows(evaluate.max_rows)
   if not len(row_ids):

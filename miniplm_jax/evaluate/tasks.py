@@ -79,7 +79,7 @@ def _run(lm, name, data, offline, documents) -> Any:
     if task.get_config("num_fewshot") is None:
       task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=1234)  # as simple_evaluate does
-  found = evaluator.evaluate(
+  answers = evaluator.evaluate(
     lm,
     loaded,
     limit=documents or None,
@@ -87,8 +87,8 @@ def _run(lm, name, data, offline, documents) -> Any:
     # 100,000 of LAMBADA would take hours in one process.
     bootstrap_iters=1000,
   )
-  found["lm_eval_version"] = lm_eval.__version__
-  text = json.dumps(found, default=handle_non_serializable)
+  answers["lm_eval_version"] = lm_eval.__version__
+  text = json.dumps(answers, default=handle_non_serializable)
   return json.loads(text, parse_constant=str)  # NaN becomes a word
 
 
@@ -159,26 +159,26 @@ def _local(folder: pathlib.Path, task: dict[str, Any]) -> dict[str, Any]:
     split = task.get(field)
     if not isinstance(split, str):
       continue
-    found = [
+    paths = [
       path
       for path in files_of(folder)
       for first in [path.relative_to(folder).parts[0]]
       if first in (split, split + path.suffix) or first.startswith(f"{split}-")
     ]
-    if found:
-      chosen[split] = [str(path) for path in found]
+    if paths:
+      chosen[split] = [str(path) for path in paths]
     else:
       changed[field] = None
   suffixes = {
     pathlib.Path(p).suffix for names in chosen.values() for p in names
   }
   formats = {_FORMATS[suffix] for suffix in suffixes}
-  wanted = [task[f] for f in ("test_split", "validation_split") if task.get(f)]
-  if len(formats) != 1 or not any(split in chosen for split in wanted):
+  scored = [task[f] for f in ("test_split", "validation_split") if task.get(f)]
+  if len(formats) != 1 or not any(split in chosen for split in scored):
     raise UserError(
       f"files in {len(formats)} formats" if chosen else "no files of a split",
       str(folder),
-      f"give {' or '.join(wanted)} as .jsonl, .parquet, .arrow or .csv",
+      f"give {' or '.join(scored)} as .jsonl, .parquet, .arrow or .csv",
     )
   return changed | {
     "dataset_path": formats.pop(),

@@ -5,84 +5,152 @@ A task is a step: what is done stays done, and further tasks are added.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from etils import epath, epy
+
+from miniplm_jax.config import EvaluationConfig, RunConfig
 from miniplm_jax.config.sections import GROUP, PAPER_TASKS
 from miniplm_jax.core import contents, files
 from miniplm_jax.core.errors import GoneError
+from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
-from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.evaluate import tasks
-from miniplm_jax.evaluate.subjects import Subject, subjects
+from miniplm_jax.core.workdir import MANIFEST
+from miniplm_jax.evaluate import harness, results, tasks
+from miniplm_jax.evaluate.subjects import Subject
+
+with epy.lazy_imports():
+  from miniplm_jax.corpus import store
+  from miniplm_jax.models import sharding
 
 STAGE = "evaluate"
 
 
-def steps(config, workdir: Workdir) -> list[Step]:
-  """One step a model and task."""
-  # The last model that was loaded, for its next task; only of this config.
-  held: dict[str, object] = {}
-  chosen = names(config)
-  return [
-    _step(config, held, it, task)
-    for it in (models(config, workdir) if chosen else ())
-    for task in chosen
-  ]
+def steps(
+  subjects: Sequence[Subject],
+  evaluation: EvaluationConfig,
+  max_length: int,
+  batch_tokens: int,
+  run: RunConfig,
+) -> list[Step]:
+  """One step a model and task.
+
+  Args:
+    subjects: the models.
+    evaluation: which tasks, on what.
+    max_length: inputs of a row of the corpus; of a longer request the
+      beginning is lost.
+    batch_tokens: inputs of a batch over all devices, padding included.
+    run: how it is carried out.
+  """
+  runner = _Runner(evaluation, max_length, batch_tokens, run)
+  chosen = names(evaluation)
+  return [runner.step(it, task) for it in subjects for task in chosen]
 
 
-def names(config) -> tuple[str, ...]:
+def names(evaluation: EvaluationConfig) -> tuple[str, ...]:
   """The tasks, the paper's group resolved, each once."""
-  found = []
-  for name in config.evaluation.tasks:
-    found += PAPER_TASKS if name == GROUP else (name,)
-  return tuple(dict.fromkeys(found))
+  chosen: list[str] = []
+  for name in evaluation.tasks:
+    chosen += PAPER_TASKS if name == GROUP else (name,)
+  return tuple(dict.fromkeys(chosen))
 
 
-def models(config, workdir: Workdir) -> list[Subject]:
-  """Those that tasks are run on."""
-  return subjects(config, workdir, scorers=config.evaluation.scorers)
-
-
-def file(it: Subject, task: str):
+def file(it: Subject, task: str) -> epath.Path:
   """The manifest of a task's results."""
   return it.folder / "tasks" / f"{task}.json"
 
 
-def _step(config, held: dict[str, object], it: Subject, task: str) -> Step:
-  c = config.evaluation
-  return Step(
-    stage=STAGE,
-    manifest=file(it, task),
-    settings={
-      "task": task,
-      "documents": c.documents,
-      "dtype": c.dtype,
-      "max_length": config.corpus.max_length,
-    },
-    inputs={
-      **it.corpus,
-      "model": it.folder / MANIFEST,
-      "documents": _documents(c.task_data, task),
-    },
-    outputs=(),
-    # An earlier version's say of what name: the folder does.
-    effect=lambda s: {k: v for k, v in s.items() if k != "name"},
-    is_measure=True,
-    summary=f"{task} by {it.name}",
-    run=lambda inputs: _run(config, held, it, task, inputs),
-  )
+@dataclasses.dataclass(frozen=True)
+class _Runner:
+  """Runs tasks, see `steps`."""
+
+  evaluation: EvaluationConfig
+  max_length: int
+  batch_tokens: int
+  run: RunConfig
+  # The last model that was loaded, for its next task.
+  loaded: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def step(self, it: Subject, task: str) -> Step:
+    """One task of one model."""
+    evaluation = self.evaluation
+    return Step(
+      stage=STAGE,
+      manifest=file(it, task),
+      settings={
+        "task": task,
+        "documents": evaluation.documents,
+        "dtype": evaluation.dtype,
+        "max_length": self.max_length,
+      },
+      inputs={
+        **it.corpus,
+        "model": it.folder / MANIFEST,
+        "documents": _documents(evaluation.task_data, task),
+      },
+      outputs=(),
+      # An earlier version's say of what name: the folder does.
+      effect=lambda s: {k: v for k, v in s.items() if k != "name"},
+      is_measure=True,
+      summary=f"{task} by {it.name}",
+      run=lambda inputs: self._run(it, task, inputs),
+    )
+
+  def _run(
+    self, it: Subject, task: str, inputs: Mapping[str, Manifest]
+  ) -> dict[str, Any]:
+    evaluation = self.evaluation
+    answers = tasks.run(
+      self._model(it, inputs),
+      task,
+      evaluation.task_data,
+      evaluation.offline,
+      evaluation.documents,
+    )
+    for name, metrics in answers["results"].items():
+      if chosen := results.score(metrics):
+        log(STAGE, f"{name} of {it.name}: {chosen[0]} {chosen[1]:.4f}")
+    documents = sum(n["effective"] for n in answers["n-samples"].values())
+    return {
+      "weights": inputs["model"].weights,
+      "counts": {"documents": documents},
+      "details": {"lm_eval": answers},
+    }
+
+  def _model(self, it: Subject, inputs: Mapping[str, Manifest]):
+    """The model as lm_eval takes it; the last one is kept for its next task."""
+    key = f"{it.folder} {inputs['model'].fingerprint}"
+    if key not in self.loaded:
+      try:
+        from miniplm_jax.evaluate import jax_lm
+      except ModuleNotFoundError as e:
+        raise harness.missing(e) from e
+      self.loaded.clear()
+      run, dtype = self.run, self.evaluation.dtype
+      corpus = store.open_corpus(inputs)
+      mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+      self.loaded[key] = jax_lm.JaxLM(
+        it.load(inputs, mesh, dtype),
+        corpus.text_engine(),
+        mesh,
+        eot_id=corpus.eos_id,
+        prefix_id=corpus.bos_id,
+        dtype=dtype,
+        batch_tokens=self.batch_tokens,
+        max_length=corpus.max_length,
+        log_every_seconds=run.log_every_seconds,
+      )
+    return self.loaded[key]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Hub:
-  """Documents of the hub, of which nothing is known before they are fetched.
+  """Documents of the hub, of which nothing is known before they are fetched."""
 
-  Attributes:
-    path: the folder that has none of this task, or "".
-  """
-
-  path: str
+  path: str  # the folder that has none of this task, or ""
 
   def __call__(self) -> str:
     """The fingerprint."""
@@ -105,55 +173,3 @@ def _documents(data: str, task: str) -> Callable[[], str]:
   if not folder:
     return _Hub(data)
   return contents.Whole(lambda: tasks.files_of(folder), data)
-
-
-def _run(config, held, it: Subject, task: str, inputs):
-  try:
-    from miniplm_jax.evaluate import jax_lm
-  except ModuleNotFoundError as e:
-    from miniplm_jax.evaluate import harness
-
-    raise harness.missing(e) from e
-  from miniplm_jax.core.log import log
-  from miniplm_jax.evaluate import results
-
-  c = config.evaluation
-  model = _loaded(jax_lm.JaxLM, config, held, it, inputs)
-  found = tasks.run(model, task, c.task_data, c.offline, c.documents)
-  for name, metrics in found["results"].items():
-    if chosen := results.score(metrics):
-      log(STAGE, f"{name} of {it.name}: {chosen[0]} {chosen[1]:.4f}")
-  return {
-    "weights": inputs["model"].weights,
-    "counts": {"documents": _count(found)},
-    "details": {"lm_eval": found},
-  }
-
-
-def _count(found) -> int:
-  return sum(n["effective"] for n in found["n-samples"].values())
-
-
-def _loaded(make, config, held, it: Subject, inputs: Mapping[str, Manifest]):
-  """The model as lm_eval takes it; the last one is kept for its next task."""
-  key = f"{it.folder} {inputs['model'].fingerprint}"
-  if key not in held:
-    from miniplm_jax.corpus.store import open_corpus
-    from miniplm_jax.models import sharding
-
-    held.clear()
-    c, run = config.evaluation, config.run
-    corpus = open_corpus(inputs)
-    mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-    held[key] = make(
-      it.load(inputs, mesh, c.dtype),
-      corpus.text_engine(),
-      mesh,
-      eot_id=corpus.eos_id,
-      prefix_id=corpus.bos_id,
-      dtype=c.dtype,
-      batch_tokens=config.score.batch_tokens,
-      max_length=corpus.max_length,
-      log_every_seconds=run.log_every_seconds,
-    )
-  return held[key]

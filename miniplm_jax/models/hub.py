@@ -36,7 +36,7 @@ def resolve(
   Args:
     path: the directory or hub id.
     revision: branch, tag or commit of a hub id.
-    weights: whether they are wanted, beside config and tokenizer.
+    weights: whether they are fetched, beside config and tokenizer.
 
   Raises:
     UserError: no such directory, and the hub does not have it either.
@@ -51,7 +51,7 @@ def resolve(
   import huggingface_hub
 
   try:
-    found = huggingface_hub.snapshot_download(
+    folder = huggingface_hub.snapshot_download(
       path,
       revision=revision,
       allow_patterns=["*.json", "*.txt"] + ["*.safetensors"] * weights,
@@ -63,7 +63,7 @@ def resolve(
       "check the name, the revision and the network, or download it and give "
       "the directory",
     ) from e
-  return epath.Path(found)
+  return epath.Path(folder)
 
 
 def _may_be_hub_id(path: str) -> bool:
@@ -73,15 +73,10 @@ def _may_be_hub_id(path: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-  """A model that is given by path or hub id, as an input of a step.
+  """A model that is given by path or hub id, as an input of a step."""
 
-  Attributes:
-    path: the directory or hub id.
-    revision: branch, tag or commit of a hub id.
-  """
-
-  path: str
-  revision: str
+  path: str  # the directory or hub id
+  revision: str  # branch, tag or commit of a hub id
 
   @property
   def directory(self) -> epath.Path:
@@ -112,9 +107,9 @@ class Given:
     """As earlier versions had it: of whole files, of the ends of each."""
     if not self.is_here:
       return ()
-    found = _content(self.directory)
-    whole = [[path.name, files.sha256(gs.copied(path))] for path in found]
-    return files.digest(whole), contents.probe(found)
+    paths = _content(self.directory)
+    whole = [[path.name, files.sha256(gs.copied(path))] for path in paths]
+    return files.digest(whole), contents.probe(paths)
 
 
 class GivenTokenizer(Given):
@@ -139,8 +134,8 @@ class GivenTokenizer(Given):
 def _content(directory: epath.Path) -> list[epath.Path]:
   """The files that decide what a model computes: those that are read."""
   others = (directory / name for name in ("config.json", INDEX))
-  found = [path for path in others if path.exists()]
-  return sorted(found + weight_files(directory))
+  existing = [path for path in others if path.exists()]
+  return sorted(existing + weight_files(directory))
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
@@ -150,14 +145,14 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     UserError: it is not JSON.
   """
   try:
-    found = json.loads(path.read_text())
-    if not isinstance(found, dict):
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
       raise ValueError("a list or a bare value")
   except (ValueError, RecursionError) as e:
     raise UserError(
       f"this is not a JSON object ({e})", str(path), "fetch it again"
     ) from e
-  return found
+  return content
 
 
 def load_architecture(directory: epath.Path) -> Architecture:
@@ -237,12 +232,12 @@ def eos_ids(directory: epath.Path) -> tuple[int, ...]:
   """The ids that end a text, by generation_config.json or config.json."""
   for name in ("generation_config.json", "config.json"):
     path = directory / name
-    found = read_json(path).get("eos_token_id") if path.exists() else None
-    if found is not None:
-      ids = tuple(found) if isinstance(found, list) else (found,)
+    value = read_json(path).get("eos_token_id") if path.exists() else None
+    if value is not None:
+      ids = tuple(value) if isinstance(value, list) else (value,)
       if not all(type(i) is int and i >= 0 for i in ids):
         raise UserError(
-          f"eos_token_id is {found!r}", str(path), "give an id, or a list"
+          f"eos_token_id is {value!r}", str(path), "give an id, or a list"
         )
       return ids
   return ()

@@ -92,15 +92,16 @@ class ModelRef:
       return self.trained / MANIFEST
     return hub.Given(self.path, self.revision)
 
-  def fingerprint(self, made: Manifest | None = None) -> str:
-    """Its fingerprint as it is now, in the form that `made` has its own in.
+  def fingerprint(self, manifest: Manifest | None = None) -> str:
+    """Its fingerprint as it is now, in the form that a manifest has it in.
 
     Args:
-      made: of what was made with it, as its input "weights".
+      manifest: of what was made with it, as its input "weights".
     """
     source = self.as_input()
     if callable(source):
-      return made.fingerprint_by("weights", source) if made else source()
+      by_manifest = manifest and manifest.fingerprint_by("weights", source)
+      return by_manifest or source()
     trained = manifest_lib.read(source)
     return trained.fingerprint if trained else str(source)
 
@@ -159,10 +160,10 @@ class ModelRef:
 
     Another may lie under its name by now: a hub id's branch moves.
     """
-    made = manifest_lib.read(self.table / MANIFEST)
-    if made is None or "weights" not in made.inputs:  # scores of elsewhere
+    table = manifest_lib.read(self.table / MANIFEST)
+    if table is None or "weights" not in table.inputs:  # scores of elsewhere
       return self.load(corpus, mesh, dtype)
-    return self.load(corpus, mesh, dtype, Identity.of(made))
+    return self.load(corpus, mesh, dtype, Identity.of(table))
 
   def refuse_other(self, model, expected: Identity):
     """Raises UserError unless a `Decoder` is the one that is expected.
@@ -204,16 +205,16 @@ class ModelRef:
     Raises:
       UserError: it was made otherwise; names the first difference.
     """
-    made = manifest_lib.read(path)
+    manifest = manifest_lib.read(path)
     settings = dict(settings)
     now = {
       "settings": settings,
-      "inputs": {"weights": self.fingerprint(made)},
+      "inputs": {"weights": self.fingerprint(manifest)},
     }
-    if made:
-      settings |= {k: v for k, v in made.settings.items() if k in idle}
-      inputs = {"weights": made.inputs["weights"]}
-      then = {"settings": made.settings, "inputs": inputs}
+    if manifest:
+      settings |= {k: v for k, v in manifest.settings.items() if k in idle}
+      inputs = {"weights": manifest.inputs["weights"]}
+      then = {"settings": manifest.settings, "inputs": inputs}
       if difference := manifest_lib.first_difference(then, now):
         raise UserError(
           f"stage {stage} was run otherwise: {difference}",

@@ -5,6 +5,7 @@ It shows what was measured; a model or a task more, and it is made again.
 
 from collections.abc import Mapping, Sequence
 
+from miniplm_jax.config import EvaluationConfig
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
@@ -19,12 +20,14 @@ from miniplm_jax.report import tasks
 STAGE = tasks_step.STAGE
 
 
-def steps(config, workdir: Workdir) -> list[Step]:
+def steps(
+  models: Sequence[Subject], evaluation: EvaluationConfig, workdir: Workdir
+) -> list[Step]:
   """One step, if any task is named."""
-  names = tasks_step.names(config)
+  names = tasks_step.names(evaluation)
   if not names:
     return []
-  models, few = tasks_step.models(config, workdir), config.evaluation.documents
+  few = evaluation.documents
   return [
     Step(
       stage=STAGE,

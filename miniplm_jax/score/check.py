@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from miniplm_jax.config import RunConfig, ScoreConfig, VerifyConfig
 from miniplm_jax.core import claims, hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import duration, log
@@ -78,13 +79,13 @@ def compare(
   return float(off.max())
 
 
-def tolerance_of(verify, dtype: str) -> float:
-  """That of the config's section `verify`, or what rounding to `dtype` asks."""
+def tolerance_of(verify: VerifyConfig, dtype: str) -> float:
+  """What is asked for, or what rounding to `dtype` asks."""
   return verify.tolerance or _TOLERANCE[dtype]
 
 
 def rescorer(
-  score,
+  score: ScoreConfig,
   ref: ModelRef,
   corpus: Corpus,
   mesh: Mesh,
@@ -94,7 +95,7 @@ def rescorer(
   """What scores a table's rows again, all at full length: one program.
 
   Args:
-    score: the config's section.
+    score: how rows are put into batches.
     ref: the table's model.
     corpus: of the rows.
     mesh: where to load the model.
@@ -116,8 +117,8 @@ def merge(
   spec: TableSpec,
   corpus: Corpus,
   units: Sequence[Unit],
-  run,
-  verify,
+  run: RunConfig,
+  verify: VerifyConfig,
   scorer_on: Callable[[Mesh], Scorer] | None = None,
 ) -> dict[str, Any]:
   """The fields of a table's manifest, when every part is there.
@@ -126,8 +127,8 @@ def merge(
     spec: the table.
     corpus: that was scored.
     units: of the table.
-    run: the config's section.
-    verify: the config's section.
+    run: how many rows are scored again, and on which mesh.
+    verify: by which tolerance.
     scorer_on: loads the table's model onto a mesh, to score some rows again;
       None if there is no model.
 
@@ -167,7 +168,11 @@ def merge(
 
 
 def _check_merged(
-  spec: TableSpec, units: Sequence[Unit], run, verify, scorer_on
+  spec: TableSpec,
+  units: Sequence[Unit],
+  run: RunConfig,
+  verify: VerifyConfig,
+  scorer_on: Callable[[Mesh], Scorer],
 ) -> dict[str, Any]:
   """Scores run.self_check_rows rows of a merged table again.
 
@@ -221,30 +226,35 @@ def _sampled(
 
 
 def verify_table(
-  score, verify, ref: ModelRef, made: Manifest, corpus: Corpus, mesh: Mesh
+  score: ScoreConfig,
+  verify: VerifyConfig,
+  ref: ModelRef,
+  manifest: Manifest,
+  corpus: Corpus,
+  mesh: Mesh,
 ):
   """Reads every part of a table, and scores a random sample of rows again.
 
   Args:
-    score: the config's section.
-    verify: the config's section, which says how many rows.
+    score: how rows are put into batches.
+    verify: how many rows are scored again.
     ref: the table's model.
-    made: the table's manifest.
+    manifest: the table's.
     corpus: that was scored.
     mesh: where to load the model.
 
   Raises:
     UserError: a part is damaged, or a row is not what its model says.
   """
-  parts = list(table.parts(made))
+  parts = list(table.parts(manifest))
   columns = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
   total = len(columns["row_id"])
-  if total != made.counts["rows"]:
+  if total != manifest.counts["rows"]:
     raise UserError(
       f"the table has {total} rows where its manifest says "
-      f"{made.counts['rows']}",
-      str(made.path),
-      table.again(made.directory),
+      f"{manifest.counts['rows']}",
+      str(manifest.path),
+      table.again(manifest.directory),
     )
   whole = f"{ref.name}: {len(parts)} parts are whole"
   if ref.scores:
@@ -252,10 +262,10 @@ def verify_table(
     return
   places = sample(total, verify.rows, verify.seed)
   stored = {name: values[places] for name, values in columns.items()}
-  expected, is_int8 = Identity.of(made), made.settings["int8"]
+  expected, is_int8 = Identity.of(manifest), manifest.settings["int8"]
   scorer = rescorer(score, ref, corpus, mesh, expected, is_int8)
   tolerance = tolerance_of(verify, scorer.dtype)
-  off = compare(ref.name, str(made.directory), stored, scorer, tolerance)
+  off = compare(ref.name, str(manifest.directory), stored, scorer, tolerance)
   log(
     _VERIFY,
     f"{whole}; of {total:,} rows {len(places)} scored again, off by at most "

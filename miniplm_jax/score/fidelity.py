@@ -49,19 +49,20 @@ def report(
   }
 
 
-def in_words(found: dict[str, Any]) -> str:
+def in_words(compared: dict[str, Any]) -> str:
   """A `report`, for the log."""
-  share = found["agreement"][str(found["alpha"])]
+  share = compared["agreement"][str(compared["alpha"])]
   return (
-    f"on {found['rows']} rows, rounded weights give a rank correlation of "
-    f"{found['spearman']:.4f} and {share:.1%} of the highest "
-    f"{found['alpha']:.0%}; scores differ by {found['mean_difference']:.2g} "
-    f"nats per token, at most {found['max_difference']:.2g}"
+    f"on {compared['rows']} rows, rounded weights give a rank correlation of "
+    f"{compared['spearman']:.4f} and {share:.1%} of the highest "
+    f"{compared['alpha']:.0%}; scores differ by "
+    f"{compared['mean_difference']:.2g} nats per token, at most "
+    f"{compared['max_difference']:.2g}"
   )
 
 
 def check(
-  found: dict[str, Any],
+  compared: dict[str, Any],
   least_spearman: float,
   least_agreement: float,
   where: str,
@@ -69,7 +70,7 @@ def check(
   """Refuses scores that would select other rows.
 
   Args:
-    found: a `report`.
+    compared: a `report`.
     least_spearman: of the rank correlation.
     least_agreement: of the agreement at the report's alpha.
     where: the stage or field, for the error.
@@ -77,13 +78,13 @@ def check(
   Raises:
     UserError: a figure is below its bound, or not a number.
   """
-  alpha, rank = found["alpha"], found["spearman"]
-  share = found["agreement"][str(alpha)]
+  alpha, rank = compared["alpha"], compared["spearman"]
+  share = compared["agreement"][str(alpha)]
   # Not `<`, which a NaN would pass.
   if rank >= least_spearman and share >= least_agreement:
     return
   raise UserError(
-    f"of {found['rows']} rows, rounded weights give a rank correlation of "
+    f"of {compared['rows']} rows, rounded weights give a rank correlation of "
     f"{rank:.4f} (least {least_spearman}) and {share:.4f} of the "
     f"highest {alpha} (least {least_agreement})",
     where,

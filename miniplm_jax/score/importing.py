@@ -55,7 +55,7 @@ def write_parts(
   start = 0
   with Progress("score", len(row_ids), "rows") as progress:
     for unit in units:
-      here = slice(start, start + len(unit.rows))
+      of_unit = slice(start, start + len(unit.rows))
       counted = np.asarray(
         [
           scored_tokens(row.ids, corpus.eos_id)
@@ -63,20 +63,20 @@ def write_parts(
         ],
         np.int32,
       )
-      if n_tokens is not None and np.any(n_tokens[here] != counted):
-        i = int(np.argmax(n_tokens[here] != counted))
+      if n_tokens is not None and np.any(n_tokens[of_unit] != counted):
+        i = int(np.argmax(n_tokens[of_unit] != counted))
         raise UserError(
-          f"row {unit.rows[i]} was scored over {n_tokens[here][i]} tokens, "
+          f"row {unit.rows[i]} was scored over {n_tokens[of_unit][i]} tokens, "
           f"here it has {counted[i]}",
           source,
           "count every predicted id whose input is not the end of a document",
         )
-      nll_sum = nll[here]
+      nll_sum = nll[of_unit]
       if described["nll"] == "mean":
         nll_sum = nll_sum * counted
       part = table.encode(unit, nll_sum.astype(np.float32), counted, made_by)
       claims.publish(directory / unit.name, part)
-      start = here.stop
+      start = of_unit.stop
       progress.update(len(unit.rows))
   return made_by
 
@@ -89,8 +89,8 @@ def scored_tokens(ids: np.ndarray, eos_id: int) -> int:
 def _manifest(path: epath.Path, corpus: Corpus) -> dict[str, str]:
   beside = path.parent / f"{path.name}.json"
   try:
-    found = json.loads(beside.read_text())
-    is_known = found["nll"] in ("sum", "mean")
+    about = json.loads(beside.read_text())
+    is_known = about["nll"] in ("sum", "mean")
   except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
     raise UserError(
       f"the manifest of these scores cannot be read ({type(e).__name__}: {e})",
@@ -99,17 +99,17 @@ def _manifest(path: epath.Path, corpus: Corpus) -> dict[str, str]:
     ) from e
   if not is_known:
     raise UserError(
-      f'"nll" is {found["nll"]!r}', str(beside), "say sum or mean, in nats"
+      f'"nll" is {about["nll"]!r}', str(beside), "say sum or mean, in nats"
     )
   ours = corpus.manifest.fingerprint
-  if found.get("corpus") != ours:
+  if about.get("corpus") != ours:
     raise UserError(
-      f"these scores are of corpus {str(found.get('corpus'))[:12]}, here it is "
+      f"these scores are of corpus {str(about.get('corpus'))[:12]}, here it is "
       f"{ours[:12]}",
       str(beside),
       f"score the rows of {corpus.directory}",
     )
-  return found
+  return about
 
 
 def _read(path: epath.Path, row_ids: np.ndarray):
@@ -120,18 +120,18 @@ def _read(path: epath.Path, row_ids: np.ndarray):
   try:
     with path.open("rb") as f:
       if path.suffix == ".npy":
-        nll, found = np.load(f, allow_pickle=False), row_ids
+        nll, ids = np.load(f, allow_pickle=False), row_ids
         if not isinstance(nll, np.ndarray):
           raise ValueError("an archive of arrays")
       else:
         names = set(pq.read_schema(f).names) & {"n_tokens"}
-        wanted = ["row_id", "nll_sum", *names]
-        columns = pq.read_table(f, columns=wanted).sort_by("row_id")
-        found = columns["row_id"].to_numpy()
+        names = ["row_id", "nll_sum", *names]
+        columns = pq.read_table(f, columns=names).sort_by("row_id")
+        ids = columns["row_id"].to_numpy()
         nll = columns["nll_sum"].to_numpy()
         if "n_tokens" in columns.column_names:
           n_tokens = columns["n_tokens"].to_numpy()
-        for name, values in (("row_id", found), ("n_tokens", n_tokens)):
+        for name, values in (("row_id", ids), ("n_tokens", n_tokens)):
           if values is not None and values.dtype.kind not in "iu":
             raise ValueError(f"{name} is {values.dtype}")
   except Exception as e:  # of a file from elsewhere: whatever readers raise
@@ -147,9 +147,9 @@ def _read(path: epath.Path, row_ids: np.ndarray):
   if (
     nll.ndim != 1
     or len(nll) != len(row_ids)
-    or not np.array_equal(found, row_ids)
+    or not np.array_equal(ids, row_ids)
   ):
-    only = np.setxor1d(found, row_ids)
+    only = np.setxor1d(ids, row_ids)
     which = f", row {only[0]} is in one alone" if len(only) else ""
     raise UserError(
       f"there are {nll.shape} scores where D has {len(row_ids)} rows{which}",

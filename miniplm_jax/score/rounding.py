@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 from jax.sharding import Mesh
 
+from miniplm_jax.config import ScoreConfig
 from miniplm_jax.core import files, hosts
 from miniplm_jax.core.log import log
 from miniplm_jax.corpus.store import Corpus
@@ -36,7 +37,7 @@ def _report_of(path: epath.Path, key: str) -> dict[str, Any] | None:
 
 
 def rounded(
-  score,
+  score: ScoreConfig,
   teacher: ModelRef,
   model: Decoder,
   reference: ModelRef,
@@ -48,7 +49,7 @@ def rounded(
   """The teacher in int8, its report written beside its scores.
 
   Args:
-    score: the config's section.
+    score: how rows are scored, and the bounds.
     teacher: the teacher.
     model: what was loaded of it; it is given up.
     reference: the reference.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from miniplm_jax.config import ScoreConfig
 from miniplm_jax.corpus import batching
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import likelihood, placement, sharding
@@ -79,7 +80,7 @@ class Scorer:
   @classmethod
   def configured(
     cls,
-    score,
+    score: ScoreConfig,
     models: Mapping[str, Decoder],
     corpus: Corpus,
     mesh: Mesh,
@@ -88,7 +89,7 @@ class Scorer:
     lengths: Sequence[int] | None = None,
     **how: Any,
   ) -> "Scorer":
-    """One by the config's section `score`, but for what is given."""
+    """One by a config, but for what is given."""
     return cls(
       models,
       corpus,

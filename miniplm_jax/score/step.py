@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath, epy
 
+from miniplm_jax.config import RunConfig, ScoreConfig, VerifyConfig
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import GoneError
@@ -36,39 +37,40 @@ VERIFY = "verify"  # the look
 Inputs = Mapping[str, Mapping[str, Manifest]]
 
 
-def models(config, workdir: Workdir) -> list[ModelRef]:
-  """Those that a run makes a table of: teacher, reference, and more."""
-  refs = [
-    ModelRef.of_role(role, config.roles[role], workdir)
-    for role in config.scorers
-  ]
-  return refs + [ModelRef.named(item, workdir) for item in config.score.more]
+def steps(
+  score: ScoreConfig,
+  verify: VerifyConfig,
+  corpus: epath.Path,
+  models: Sequence[ModelRef],
+  workdir: Workdir,
+  run: RunConfig,
+  alpha: float,
+) -> list[Step]:
+  """One step a table; they share a pass over the data.
 
-
-def steps(config, workdir: Workdir) -> list[Step]:
-  """One step a table; they share a pass over the data."""
-  scoring = Scoring(
-    config.score,
-    config.verify,
-    config.run,
-    models(config, workdir),
-    workdir,
-    # A selection by rows or tokens has no share of its own.
-    alpha=config.select.ratio or 0.5,
-  )
-  return scoring.steps()
+  Args:
+    score: how rows are scored.
+    verify: how a finished table is checked.
+    corpus: its manifest.
+    models: what to make tables of, each in its `table`.
+    workdir: in which tables are claimed.
+    run: how it is carried out.
+    alpha: the share of D that a selection keeps, for the bounds of int8.
+  """
+  return _Scoring(score, verify, corpus, models, workdir, run, alpha).steps()
 
 
 @dataclasses.dataclass(frozen=True)
-class Scoring:
-  """Tables of one corpus, and how they are made."""
+class _Scoring:
+  """Tables of one corpus, and how they are made; see `steps`."""
 
-  score: Any  # sections of the config
-  verify: Any
-  run: Any
+  score: ScoreConfig
+  verify: VerifyConfig
+  corpus: epath.Path
   models: Sequence[ModelRef]
   workdir: Workdir
-  alpha: float  # the share of D that a selection keeps, for int8's bounds
+  run: RunConfig
+  alpha: float
 
   def steps(self) -> list[Step]:
     """One step a table; scores of elsewhere come first."""
@@ -95,7 +97,7 @@ class Scoring:
         **(sample if score.share < 1 else {}),
       },
       inputs={
-        "corpus": self.workdir.corpus / MANIFEST,
+        "corpus": self.corpus,
         "weights": ref.as_input(),
       },
       layout=settings_lib.LAYOUT,
@@ -178,7 +180,7 @@ class Scoring:
       settings={"rows_per_part": self.score.rows_per_part},
       layout=settings_lib.LAYOUT,
       inputs={
-        "corpus": self.workdir.corpus / MANIFEST,
+        "corpus": self.corpus,
         "scores": Imported(ref.scores),
       },
       outputs=table_files(ref.table),
@@ -217,24 +219,37 @@ class Imported:
     return files.digest([files.sha256(self.path), about])
 
 
-def verify(config, workdir: Workdir, dry_run: bool):
+def verify_tables(
+  score: ScoreConfig,
+  verify: VerifyConfig,
+  corpus: epath.Path,
+  models: Sequence[ModelRef],
+  run: RunConfig,
+  dry_run: bool = False,
+):
   """Look verify: finished tables against the models that they name.
 
   Reads every part, compares it with its manifest, scores a random sample of
   rows again and compares each row. Writes nothing.
 
+  Args:
+    score: how rows are put into batches.
+    verify: which rows are scored again.
+    corpus: its manifest.
+    models: whose tables.
+    run: the mesh.
+    dry_run: say only what would be done.
+
   Raises:
     UserError: a part is damaged, or a row is not what its model says.
   """
-  refs, run = models(config, workdir), config.run
   if dry_run:
-    names = ", ".join(ref.name for ref in refs)
-    rows = config.verify.rows
-    plain(f"  {VERIFY:9} would score {rows} rows of {names} again")
+    names = ", ".join(ref.name for ref in models)
+    plain(f"  {VERIFY:9} would score {verify.rows} rows of {names} again")
     return
-  corpus = store.Corpus(manifest_lib.require(workdir.corpus / MANIFEST))
+  rows = store.Corpus(manifest_lib.require(corpus))
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  for ref in refs:
-    made = manifest_lib.require(ref.table / MANIFEST)
-    made.check_inputs({"corpus": corpus.manifest})
-    check.verify_table(config.score, config.verify, ref, made, corpus, mesh)
+  for ref in models:
+    manifest = manifest_lib.require(ref.table / MANIFEST)
+    manifest.check_inputs({"corpus": rows.manifest})
+    check.verify_table(score, verify, ref, manifest, rows, mesh)

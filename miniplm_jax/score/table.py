@@ -29,30 +29,23 @@ VALUES = ("nll_sum", "diff_sum")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """One part as read.
+  """One part as read."""
 
-  Attributes:
-    path: its file.
-    unit: the facts of its unit.
-    made_by: what scored it, by name.
-    sums: of the value and of n_tokens, as written.
-    columns: row_id int64, one of `VALUES` float32, n_tokens int32; None if
-      only the header was read.
-  """
-
-  path: epath.Path
-  unit: Mapping[str, Any]
-  made_by: Mapping[str, str]
-  sums: Mapping[str, float]
+  path: epath.Path  # its file
+  unit: Mapping[str, Any]  # the facts of its unit
+  made_by: Mapping[str, str]  # what scored it, by name
+  sums: Mapping[str, float]  # of the value and of n_tokens, as written
+  # row_id int64, one of `VALUES` float32, n_tokens int32; None if only the
+  # header was read.
   columns: Columns | None
 
 
 def value_of(columns: Columns) -> str:
   """Which of `VALUES` a table has; KeyError if none."""
-  found = [name for name in VALUES if name in columns]
-  if len(found) != 1:
+  values = [name for name in VALUES if name in columns]
+  if len(values) != 1:
     raise KeyError(f"columns {', '.join(columns)}")
-  return found[0]
+  return values[0]
 
 
 def encode(
@@ -171,20 +164,20 @@ def check_part(
   Raises:
     UserError: naming the file and what is not as it should be.
   """
-  for name, wanted in unit.facts.items():
-    if part.unit.get(name) != wanted:
+  for name, expected in unit.facts.items():
+    if part.unit.get(name) != expected:
       damaged(
         part.path,
         f"has {name} {_short(part.unit.get(name))} where this "
-        f"corpus has {_short(wanted)}: it belongs elsewhere or the corpus "
+        f"corpus has {_short(expected)}: it belongs elsewhere or the corpus "
         "has changed",
       )
-  for name, wanted in made_by.items():
-    found = part.made_by.get(name, "")
-    if found != wanted and not (any_code and name == "code"):
+  for name, expected in made_by.items():
+    stored = part.made_by.get(name, "")
+    if stored != expected and not (any_code and name == "code"):
       raise UserError(
-        f"this part was scored with {name} {_short(found)}, now it is "
-        f"{_short(wanted)}",
+        f"this part was scored with {name} {_short(stored)}, now it is "
+        f"{_short(expected)}",
         str(part.path),
         f"score with what began, or {again(part.path.parent)}"
         + (", or say --config.run.any_code=True" if name == "code" else ""),
@@ -209,8 +202,8 @@ def check_names(directory: epath.Path, units: Sequence[Unit]) -> set[str]:
     UserError: there is a part of rows that no unit has.
   """
   names = {unit.name for unit in units}
-  found = {path.name for path in directory.glob("*.parquet")}
-  for name in sorted(found - names):
+  existing = {path.name for path in directory.glob("*.parquet")}
+  for name in sorted(existing - names):
     rows, also = range_of(name), ""
     if rows:
       over = [u.name for u in units if u.first < rows[1] and rows[0] < u.end]
@@ -220,7 +213,7 @@ def check_names(directory: epath.Path, units: Sequence[Unit]) -> set[str]:
       f"is none of this table{also}: it is a copy or the corpus has changed",
       f"move it away, or {again(directory)}",
     )
-  return found
+  return existing
 
 
 def merge(

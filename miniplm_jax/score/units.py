@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 
+from miniplm_jax.config import ScoreConfig
 from miniplm_jax.core import code as code_lib
 from miniplm_jax.core import files
 from miniplm_jax.core.splitmix import GOLDEN, mix
@@ -66,8 +67,8 @@ def units_of(
   return units
 
 
-def units_to_score(score, corpus: Corpus) -> list[Unit]:
-  """The units of the tables that the config's section `score` asks for."""
+def units_to_score(score: ScoreConfig, corpus: Corpus) -> list[Unit]:
+  """The units of the tables that are asked for."""
   rows = sampled_rows(corpus, score.share, score.seed)
   return units_of(corpus, score.rows_per_part, rows)
 

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from miniplm_jax.config import RunConfig, ScoreConfig
 from miniplm_jax.core import claims, errors, files, hosts
 from miniplm_jax.core.log import Progress, log
 from miniplm_jax.corpus.store import Corpus
@@ -46,14 +47,16 @@ class TableSpec:
   value: str = "nll_sum"  # what is kept of a row, one of `table.VALUES`
 
 
-def made_by(score, corpus: Corpus, model, is_int8: bool) -> dict[str, str]:
+def made_by(
+  score: ScoreConfig, corpus: Corpus, model, is_int8: bool
+) -> dict[str, str]:
   """What each part says it was scored with.
 
   Of the model both: other weights and the same weights otherwise put to use
   (a `rope_theta`, an epsilon) are another model.
 
   Args:
-    score: the config's section.
+    score: how it scores.
     corpus: whose rows are scored.
     model: what scores them, as it was loaded.
     is_int8: its layers will be rounded.
@@ -76,7 +79,7 @@ class Worker:
     scorer: Scorer,
     units: Sequence[Unit],
     tables: Sequence[TableSpec],
-    run,
+    run: RunConfig,
     deadline: float = math.inf,
   ):
     """Does nothing yet.
@@ -85,7 +88,7 @@ class Worker:
       scorer: of all these tables' models.
       units: of the corpus, in the order in which they are taken.
       tables: of these units.
-      run: the config's section.
+      run: how workers share, and what they say.
       deadline: of time.monotonic(). No part is begun that would end after it
         if it takes as long as the slowest of the last three.
     """
