@@ -10,7 +10,7 @@ from miniplm_jax.config import ExportConfig, RunConfig
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.step import Input, Step
+from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.evaluate import heldout
 from miniplm_jax.training import trained
@@ -55,7 +55,7 @@ def step(
       "evaluation": lambda: _losses_fingerprint(directory),
     },
     # Of the checkpoint, for others: made again when the student is evaluated.
-    is_view=True,
+    policy=Policy(is_view=True),
     outputs=(directory / "hf",),
     summary=f"{directory / 'hf'} for transformers, {export.dtype}",
     run=lambda inputs: _run(name, directory, export, run, card, inputs),

@@ -12,9 +12,10 @@ from miniplm_jax import config as config_lib
 from miniplm_jax import export, generate
 from miniplm_jax.config import Config
 from miniplm_jax.core import backend, gs, hosts
-from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core.claims import Board
+from miniplm_jax.core.decide import decide
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.execute import execute
 from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -301,11 +302,11 @@ def run(
       if not steps and stage in stages:
         log(stage, "skipped, this config leaves it nothing to do")
       if not dry_run:
-        execute_lib.execute(steps, force, board)
+        execute(steps, force, board)
         continue
       for step in steps:
-        state = "would be redone" if force else execute_lib.status(step)
-        print(f"  {stage:11} {state}\n              {step.summary}")
+        print(f"  {stage:11} {decide(step, force)}")
+        print(f"              {step.summary}")
   if not dry_run:
     backend.note()
 

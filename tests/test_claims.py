@@ -12,11 +12,11 @@ import time
 
 import pytest
 from etils import epath
-from test_core import step
+from test_core import status, step
 
-from miniplm_jax.core import claims, code, files, former, manifest, owner
+from miniplm_jax.core import backup, claims, code, files, manifest, owner
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.execute import execute, status
+from miniplm_jax.core.execute import execute
 
 ELSEWHERE = {"name": "far", "host": "far-boot-1", "pid": 7, "since": 0}
 
@@ -248,7 +248,7 @@ def test_who_was_taken_over_does_not_finish(
     lambda file: claims.publish(file.parent / "new", b"ours"),
     lambda file: files.move(file, file.parent / "new"),
     lambda file: files.remove(file),
-    lambda file: former.clear([file.parent]),
+    lambda file: backup.clear([file.parent]),
   ],
 )
 def test_who_was_taken_over_changes_nothing(

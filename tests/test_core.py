@@ -27,14 +27,23 @@ from miniplm_jax.core import (
   log,
   manifest,
 )
+from miniplm_jax.core.decide import decide
 from miniplm_jax.core.errors import GoneError, Stopped, UserError
-from miniplm_jax.core.execute import execute, status
-from miniplm_jax.core.step import Step
+from miniplm_jax.core.execute import execute
+from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.models import hub
 
 
+def status(step, force=False):
+  """What a dry run says."""
+  return str(decide(step, force))
+
+
 def step(folder, settings=None, run=None, inputs=None, **more):
+  """A step of one file; flags of its policy may be given by name."""
   out = epath.Path(folder) / "out"
+  flags = {f.name for f in dataclasses.fields(Policy)} & more.keys()
+  more["policy"] = Policy(**{name: more.pop(name) for name in flags})
 
   def write(unused_inputs):
     files.write_bytes(out / "file", b"made")
@@ -214,6 +223,60 @@ def test_a_measurement_follows_what_it_measures_alone(tmp_path):
   with pytest.raises(UserError, match=r"settings\.a is"):
     execute([changed])
   assert done(again).inputs == {"text": "of another model"}
+
+
+@pytest.mark.parametrize(
+  "names, words",
+  [
+    ((), "would run: nothing is there yet"),
+    (("other",), "would run: nothing is there yet"),
+    (("file",), "would be refused: there are files, but no manifest"),
+    (("manifest.partial.json",), "would run: nothing is there yet"),
+    (("manifest.partial.json", "file"), "would resume"),
+    (("manifest.json", "manifest.partial.json"), "done"),
+    ((".manifest.json.old",), "done"),
+    ((".manifest.json.old", "manifest.partial.json"), "would run: nothing"),
+  ],
+)
+def test_a_dry_run_says_what_is_done(tmp_path, capsys, names, words):
+  """Whatever a kill left; and what is refused changes nothing."""
+  made, other = step(tmp_path / "made"), step(tmp_path)
+  execute([made])
+  (tmp_path / "out").mkdir()
+  for name in names:
+    path = tmp_path / "out" / name
+    content = b"manifest" in name.encode() and made.manifest.read_bytes()
+    path.write_bytes(content or b"made")
+  if names == (".manifest.json.old",):
+    (tmp_path / "out" / ".file.old").write_bytes(b"made")
+  elif "manifest.json" in names:
+    (tmp_path / "out" / "file").write_bytes(b"made")
+  before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+  assert status(other).startswith(words)
+  assert status(other, force=True) == "would be redone"
+  capsys.readouterr()
+  if "refused" in words:
+    with pytest.raises(UserError, match="no manifest that says"):
+      execute([other])
+    assert before == {p: p.read_bytes() for p in before}
+    return
+  execute([other])
+  said = capsys.readouterr().out
+  assert ("skipped" in said) == (words == "done")
+  assert ("resuming" in said) == (words == "would resume")
+  assert status(other) == "done"
+  assert (tmp_path / "out" / "file").read_bytes() == b"made"
+
+
+def test_what_cannot_be_read_replaces_nothing(tmp_path):
+  """Of a remake that was finished, its manifest was damaged."""
+  one = step(tmp_path, is_view=True)
+  execute([one])
+  one.backup.set_aside()
+  one.manifest.write_text("{")
+  with pytest.raises(UserError, match="not a manifest that this version"):
+    execute([one])
+  assert one.backup.exists()
 
 
 def test_what_failed_before_it_made_anything_leaves_nothing(tmp_path):
@@ -534,10 +597,10 @@ def test_files_that_are_read_whole_are_known_by_all_they_hold(tmp_path):
   step = Step(
     "one", epath.Path(tmp_path / "made.json"), {}, {"x": given}, (), "", dict
   )
-  old, new = manifest.Manifest(step.manifest, "one", {}, {}), step.wanted()
+  old, new = manifest.Manifest(step.manifest, "one", {}, {}), step.expected()
   before = dataclasses.replace(old, inputs={"x": given.former()[0]})
   assert step.difference(before, new) is None
   assert step.difference(new, new) is None
   path.write_bytes(bytes(100_000) + b"1" + bytes(99_999))
-  assert "inputs.x" in step.difference(new, step.wanted())
-  assert step.difference(before, step.wanted()) is None
+  assert "inputs.x" in step.difference(new, step.expected())
+  assert step.difference(before, step.expected()) is None

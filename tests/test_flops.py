@@ -14,7 +14,7 @@ from helpers import CONFIG, LONG, run, typed
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.config import MiniLLMConfig
-from miniplm_jax.core import execute, files, manifest
+from miniplm_jax.core import decide, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
@@ -151,7 +151,7 @@ def test_a_finished_student_needs_its_teacher_no_more(tmp_path, method):
   steps = one.settings["train"]["steps"]
   assert steps < config.train.steps
   made = dataclasses.replace(
-    one.wanted(),
+    one.expected(),
     counts={"tokens": 77 * steps},
     details={"train_flops": token * 77 * steps},
   )
@@ -161,7 +161,7 @@ def test_a_finished_student_needs_its_teacher_no_more(tmp_path, method):
   made.path.parent.mkdir(parents=True)
   made.write()
   (one,) = train_stage.steps(typed(config), place)
-  assert execute.status(one) == "done"
+  assert str(decide.decide(one)) == "done"
 
 
 def test_a_budget_is_spent_and_the_warmup_stays_its_share_of_it():

@@ -23,7 +23,7 @@ from etils import epath
 from helpers import LIMIT, command, environment, write_corpus
 
 from miniplm_jax import pipeline
-from miniplm_jax.core import array_records, claims, files, former, gs, manifest
+from miniplm_jax.core import array_records, backup, claims, files, gs, manifest
 from miniplm_jax.core.errors import UserError
 
 _BUCKET = epath.Path(f"gs://{gs_emulator.BUCKET}")
@@ -314,7 +314,7 @@ def test_what_is_made_again_can_be_put_back(gate):
   for name in names:
     files.write_bytes(out / name, name.encode())
   before = there()
-  old = former.Former(out / names[0], out / "manifest.partial.json", (out,))
+  old = backup.Backup(out / names[0], out / "manifest.partial.json", (out,))
   old.set_aside()
   aside = {".manifest.json.old", ".file.old", ".8.old/state/file"}
   assert there().keys() == aside | {".8.old/file", ".8.old/.hidden"}

@@ -16,7 +16,7 @@ import tiny_config
 from etils import epath
 from helpers import LONG, edited, refused, run, typed
 
-from miniplm_jax.core import execute, files, manifest
+from miniplm_jax.core import decide, execute, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import store
@@ -340,11 +340,11 @@ def test_an_evaluation_is_refused_for_what_decides_alone(
     {"corpus": corpus.fingerprint, "model": model.fingerprint},
   ).write()
   one = evaluate.step(it, config.evaluate, config.score, config.run)
-  assert state in execute.status(one)
+  assert state in str(decide.decide(one))
   # Of another model it is made again, unless it is refused.
   dataclasses.replace(model, weights="anew").write()
   again = "would run again" if state == "done" else "would be refused"
-  assert again in execute.status(one)
+  assert again in str(decide.decide(one))
 
 
 def test_the_tables_tell_a_domain_called_all_from_the_total():

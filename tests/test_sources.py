@@ -22,6 +22,7 @@ from helpers import steps_of
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import contents, files, manifest
 from miniplm_jax.core import execute as execute_lib
+from miniplm_jax.core.decide import decide
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import (
   chunks,
@@ -75,7 +76,7 @@ class Run:
 
   def status(self):
     (step,) = steps_of(stage.STAGE, self.config)
-    return execute_lib.status(step)
+    return str(decide(step))
 
   def files(self):
     found = pathlib.Path(self.folder).rglob("*")

@@ -63,7 +63,7 @@ def said(step) -> dict[str, object]:
     "settings": dict(step.settings),
     "inputs": inputs,
     "outputs": list(map(str, step.outputs)),
-    "kind": [name for name in KINDS if getattr(step, name)],
+    "kind": [name for name in KINDS if getattr(step.policy, name)],
     "idle": step.idle,
     "layout": step.layout,
     "rechecks": step.rechecks,

@@ -30,6 +30,21 @@ NAMED = "named"  # in details: the paths of inputs that were given by path
 HERE = "here"  # and which of them were on this machine, whatever hub has some
 
 
+class MissingError(UserError):
+  """Manifests that must be there are not: stages before are to be run."""
+
+  def __init__(self, paths: Mapping[str, epath.PathLike]):
+    """Takes the paths by the names that a step has for them, at least one."""
+    names = list(paths)
+    many = f"{len(names)} inputs"
+    self.in_words = " and ".join(names) if len(names) < 4 else many
+    super().__init__(
+      f"{next(iter(paths.values()))} is not there",
+      "a finished stage was expected",
+      "run the stage that makes it first, or drop --stages",
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Manifest:
   """A manifest as read from, or to be written to, `path`.
@@ -267,14 +282,10 @@ def require(path: epath.PathLike) -> Manifest:
   Raises:
     UserError: it is not there or not readable.
   """
-  found = read(path)
-  if found is None:
-    raise UserError(
-      f"{path} is not there",
-      "a finished stage was expected",
-      "run the stage that makes it first, or drop --stages",
-    )
-  return found
+  manifest = read(path)
+  if manifest is None:
+    raise MissingError({"": path})
+  return manifest
 
 
 @functools.cache

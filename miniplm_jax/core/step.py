@@ -1,4 +1,4 @@
-"""One unit of work: what it is made from, and what is there of it."""
+"""What a stage makes in one folder, and how it differs from what lies there."""
 
 import contextlib
 import dataclasses
@@ -11,11 +11,11 @@ from etils import epath
 
 from miniplm_jax.core import files, gs
 from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.backup import Backup, is_old
 from miniplm_jax.core.code import WHOLE, Version
 from miniplm_jax.core.errors import GoneError, UserError
-from miniplm_jax.core.former import Former, is_old
 from miniplm_jax.core.log import log
-from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.manifest import Manifest, MissingError
 
 # An input is another step's manifest file, or how to fingerprint it. The latter
 # may have a `path`, by which a config names it; a method `former`, which gives
@@ -33,62 +33,61 @@ def _absolute(path: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-  """What a stage wants done.
+class Policy:
+  """What may be done about what lies there, and by whom."""
 
-  Attributes:
-    stage: the stage's name, as on the command line.
-    manifest: the file that says it is done.
-    settings: everything of the config that changes the result.
-    inputs: what it reads, by name.
-    outputs: files, folders and patterns of files that a forced run replaces.
-    summary: one line for `--dry_run`.
-    run: does it. Takes the inputs' manifests and returns the fields of the
-      new manifest other than stage, settings and inputs. May be called
-      again after a kill: it finds its own partial work in `outputs`.
-    is_view: shows what other steps made; with other inputs it is made again
-      instead of being refused.
-    rechecks: inputs that may change: `run` compares each piece of its earlier
-      work with them, and goes on with what still holds.
-    idle: settings without effect beside the others: kept, and not compared.
-    layout: settings of how it is computed and cut: by rounding apart, whoever
-      reads it finds the same.
-    effect: settings → what they come to: those of finished work are compared
-      by it. What is begun is gone on with as it was begun.
-    grows: goes on in that way from a finished state, too; otherwise finished
-      work is refused when an input that it rechecks has changed.
-    explain: what has changed in the inputs since a manifest was written, in
-      words, for a refusal; "" if it cannot tell.
-    together: several steps of a stage may share a pass over the data: they
-      carry the same function, which is called with the inputs of those that
-      are not done, by name of the step's folder, before each one's `run`.
-    is_host_only: needs no device; of several processes the first runs it.
-    is_measure: of what other steps made; with other inputs it is made again,
-      with other settings it is refused.
-    code: what makes its pieces; another version that began is refused.
-    is_shared: several programs may make it, by claims of their own.
-    checks: each raises UserError if the config disagrees with what is read.
-  """
-
-  stage: str
-  manifest: epath.Path
-  settings: Mapping[str, Any]
-  inputs: Mapping[str, Input]
-  outputs: tuple[epath.Path, ...]
-  summary: str
-  run: Callable[[Mapping[str, Manifest]], Mapping[str, Any]]
+  # Shows what other steps made: with other inputs or settings it is made
+  # again instead of being refused.
   is_view: bool = False
-  rechecks: tuple[str, ...] = ()
-  idle: tuple[str, ...] = ()
-  layout: tuple[str, ...] = ()
-  effect: Callable[[dict[str, Any]], Any] = dict
-  grows: bool = False
-  explain: Callable[[Manifest], str] | None = None
-  together: Callable[[Mapping[str, Mapping[str, Manifest]]], None] | None = None
-  is_host_only: bool = False
+  # Measures what other steps made: with other inputs it is made again, with
+  # other settings it is refused.
   is_measure: bool = False
-  code: Version = WHOLE
+  # A finished state is gone on with when an input that it rechecks has
+  # changed; otherwise it is refused then.
+  grows: bool = False
+  # Several programs may make it at a time, by claims of their own.
   is_shared: bool = False
+  # It needs no device: of several processes the first runs it.
+  is_host_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """What a stage makes in one folder, of what, and how."""
+
+  stage: str  # as on the command line
+  manifest: epath.Path  # the file that says that it is done
+  settings: Mapping[str, Any]  # all of the config that changes the result
+  inputs: Mapping[str, Input]  # what it reads, by name
+  # Files, folders and patterns of files that a forced run replaces.
+  outputs: tuple[epath.Path, ...]
+  summary: str  # one line for `--dry_run`
+  # Makes it: takes the inputs' manifests and returns the fields of the new
+  # manifest other than stage, settings and inputs. It may be called again
+  # after a kill: it finds its own partial work in `outputs`.
+  run: Callable[[Mapping[str, Manifest]], Mapping[str, Any]]
+  policy: Policy = Policy()
+  # Inputs that may change: `run` compares each piece of its earlier work with
+  # them, and goes on with what still holds.
+  rechecks: tuple[str, ...] = ()
+  # Settings without effect beside the others: kept, and not compared.
+  idle: tuple[str, ...] = ()
+  # Settings of how it is computed and cut: by rounding apart, whoever reads it
+  # finds the same.
+  layout: tuple[str, ...] = ()
+  # Settings → what they come to: those of finished work are compared by it.
+  # What is begun is gone on with as it was begun.
+  effect: Callable[[dict[str, Any]], Any] = dict
+  # What has changed in the inputs since a manifest was written, in words, for
+  # a refusal; "" if it cannot tell.
+  explain: Callable[[Manifest], str] | None = None
+  # Several steps of a stage may share a pass over the data: they carry the same
+  # function, which is called with the inputs of those that are not done, by
+  # name of the step's folder, before each one's `run`.
+  together: Callable[[Mapping[str, Mapping[str, Manifest]]], None] | None = None
+  # What makes its pieces: what another version of it began is refused.
+  code: Version = WHOLE
+  # Each raises UserError if the config disagrees with what is read.
   checks: tuple[Callable[[], None], ...] = ()
 
   @property
@@ -117,14 +116,14 @@ class Step:
     return self.manifest.parent / f"{stem}.partial.json"
 
   @property
-  def former(self) -> Former:
+  def backup(self) -> Backup:
     """What it made before, while it is made again."""
-    return Former(self.manifest, self.partial, self.outputs)
+    return Backup(self.manifest, self.partial, self.outputs)
 
   @property
   def is_brief(self) -> bool:
     """Whether it is made in one go: nothing half-made is gone on with."""
-    return self.is_view or self.is_measure
+    return self.policy.is_view or self.policy.is_measure
 
   def read_inputs(self) -> dict[str, Manifest]:
     """The inputs' manifests, checked against each other.
@@ -137,12 +136,12 @@ class Step:
       for name, source in self.inputs.items()
       if isinstance(source, epath.Path)
     }
-    for made in inputs.values():
-      made.check_inputs(inputs)
+    for manifest in inputs.values():
+      manifest.check_inputs(inputs)
     return inputs
 
   def files_made(self) -> Iterator[epath.Path]:
-    """What was made of the step's outputs, without its own partial manifest."""
+    """Files of its outputs, without its partial manifest and what is aside."""
     for path in files.walk(self.outputs):
       is_other = files.is_lock(path) or files.is_scratch(path)
       below = [path, *path.parents][: -len(self.manifest.parents)]
@@ -150,16 +149,29 @@ class Step:
       if path != self.partial and not is_other:
         yield path
 
-  def wanted(self) -> Manifest:
-    """What the manifest would say of settings and inputs, as they are now."""
+  def expected(self) -> Manifest:
+    """What the manifest would say of settings and inputs, as they are now.
+
+    Raises:
+      MissingError: inputs are not there yet.
+      UserError: the config disagrees with what is read.
+    """
+    manifests = {
+      name: manifest_lib.read(source)
+      for name, source in self.inputs.items()
+      if isinstance(source, epath.Path)
+    }
+    missing = [name for name, manifest in manifests.items() if not manifest]
+    if missing:
+      raise MissingError({name: self.inputs[name] for name in missing})
     for check in self.checks:
       check()
-    inputs = {}
-    for name, source in self.inputs.items():
-      if isinstance(source, epath.Path):
-        inputs[name] = manifest_lib.read(source).fingerprint
-      else:
-        inputs[name] = self._fingerprint(name, source)
+    inputs = {
+      name: manifests[name].fingerprint
+      if name in manifests
+      else self._fingerprint(name, source)
+      for name, source in self.inputs.items()
+    }
     return Manifest(self.manifest, self.stage, self._settings(), inputs)
 
   def _settings(self) -> dict[str, Any]:
@@ -176,7 +188,7 @@ class Step:
 
     Args:
       old: has what it was.
-      settings: as wanted; None are the step's.
+      settings: as they should be; None are the step's.
       but: not to be compared.
     """
     then, now = (
@@ -201,14 +213,26 @@ class Step:
   def refuse(self, old: Manifest, difference: str | None):
     """Raises UserError if there is a difference to what was made."""
     if difference:
-      raise UserError(
-        f"stage {self.stage} was run otherwise: {difference}"
-        + self.explained(old),
-        f"{old.path}",
-        "put the setting back, choose another --config.workdir or name, or "
-        f"remake it with --stages={self.stage} --force, and with it all that "
-        "this stage makes",
-      )
+      raise self.refusal(old, difference + self.explained(old))
+
+  def refusal(self, old: Manifest, difference: str) -> UserError:
+    """That what was made is of another config."""
+    return UserError(
+      f"stage {self.stage} was run otherwise: {difference}",
+      f"{old.path}",
+      "put the setting back, choose another --config.workdir or name, or "
+      f"remake it with --stages={self.stage} --force, and with it all that "
+      "this stage makes",
+    )
+
+  def unknown(self, file: epath.Path) -> UserError:
+    """That there is a file of its outputs, and no manifest."""
+    return UserError(
+      "there are files, but no manifest that says what they are",
+      str(file),
+      f"restore {self.manifest.name}, choose another --config.workdir, or move "
+      "them away: then they are made again",
+    )
 
   def refuse_made_otherwise(self, makers: Mapping[epath.Path, "Step"]):
     """Raises UserError if what it reads is not what the config says of it.
@@ -219,16 +243,17 @@ class Step:
     Args:
       makers: by manifest, the steps of the stages before as they would be now.
     """
-    pending, seen = [self], set()
+    pending, visited = [self], set()
     while pending:
       # In their order: of several differences always the same is said.
-      for path in [p for p in pending.pop().input_manifests if p not in seen]:
-        seen.add(path)
-        maker, made = makers.get(path), manifest_lib.read(path)
-        if maker and made and not maker.is_brief:
-          other = maker.other_settings(made, but=maker.layout)
-          maker.refuse(made, other)
-          maker.refuse(made, maker._other_inputs(made))
+      paths = pending.pop().input_manifests
+      for path in [p for p in paths if p not in visited]:
+        visited.add(path)
+        maker, manifest = makers.get(path), manifest_lib.read(path)
+        if maker and manifest and not maker.is_brief:
+          other = maker.other_settings(manifest, but=maker.layout)
+          maker.refuse(manifest, other)
+          maker.refuse(manifest, maker._other_inputs(manifest))
           pending.append(maker)
 
   def _other_inputs(self, old: Manifest) -> str | None:
@@ -237,8 +262,8 @@ class Step:
     for name, source in self.inputs.items():
       now[name] = old.inputs.get(name, "")
       if isinstance(source, epath.Path):
-        found = manifest_lib.read(source)
-        now[name] = found.fingerprint if found else now[name]
+        manifest = manifest_lib.read(source)
+        now[name] = manifest.fingerprint if manifest else now[name]
       # Whole models are not copied for this: whoever loads one looks.
       elif gs.is_local(getattr(source, "path", "")):
         now[name] = old.fingerprint_by(name, source)
@@ -262,35 +287,34 @@ class Step:
       old = earlier()
       if old is None:
         raise
-      found = old.fingerprint_by(name, source)
+      fingerprint = old.fingerprint_by(name, source)
       log(self.stage, f"{e.what}: {e.where}; what was made of it stands")
-      return found
+      return fingerprint
 
   def difference(
-    self, old: Manifest, wanted: Manifest, rechecked: bool = False
+    self, old: Manifest, expected: Manifest, rechecked: bool = False
   ) -> str | None:
     """The first difference; in inputs that the step rechecks only if asked."""
     # What an earlier version saw of them is the same, and all that is known.
     former = {
       name: old.fingerprint_by(name, source)
       for name, source in self.inputs.items()
-      if old.inputs.get(name) != wanted.inputs.get(name)
+      if old.inputs.get(name) != expected.inputs.get(name)
       and hasattr(source, "former")
     }
-    wanted = dataclasses.replace(wanted, inputs=wanted.inputs | former)
-
     inputs = (
-      {k: v for k, v in m.inputs.items() if rechecked or k not in self.rechecks}
-      for m in (old, wanted)
+      {k: v for k, v in each.items() if rechecked or k not in self.rechecks}
+      for each in (old.inputs, expected.inputs | former)
     )
-    found = manifest_lib.first_difference(*inputs, "inputs")
-    found = found or self.other_settings(old, wanted.settings)
+    if difference := manifest_lib.first_difference(*inputs, "inputs"):
+      return difference
+    if difference := self.other_settings(old, expected.settings):
+      return difference
     for name, source in self.inputs.items():
       is_asked = rechecked or name not in self.rechecks
-      if not found and is_asked and hasattr(source, "changed"):
-        is_other = source.changed(old)
-        found = f"inputs.{name} has other content here" if is_other else None
-    return found
+      if is_asked and hasattr(source, "changed") and source.changed(old):
+        return f"inputs.{name} has other content here"
+    return None
 
   def explained(self, old: Manifest) -> str:
     """What has changed in the inputs, in brackets; "" if it cannot tell."""

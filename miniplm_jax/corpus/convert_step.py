@@ -11,7 +11,7 @@ from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress, log
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.step import Input, Step
+from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
 
 with epy.lazy_imports():
@@ -62,7 +62,7 @@ def step(
     f"{corpus.max_length + 1} tokens of {student.tokenizer}, "
     f"{student.conversion}",
     run=lambda inputs: _run(student, corpus, folder, run, inputs),
-    is_host_only=True,
+    policy=Policy(is_host_only=True),
   )
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from etils import epath, epy
 
 from miniplm_jax.config import CorpusConfig, RunConfig
-from miniplm_jax.core import files, former, manifest
+from miniplm_jax.core import backup, files, manifest
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress, log, warn
-from miniplm_jax.core.step import Input, Step
+from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus import datasets
 from miniplm_jax.corpus.chunks import (
@@ -72,7 +72,7 @@ def step(corpus: CorpusConfig, folder: epath.Path, run: RunConfig) -> Step:
     f"tokenizer {corpus.tokenizer}, held back from D: {', '.join(shares)}",
     code=Version(_CODE, ("tokenizers",), run.any_code),
     run=lambda unused_inputs: _run(corpus, run, source),
-    is_host_only=True,
+    policy=Policy(is_host_only=True),
   )
 
 
@@ -97,7 +97,7 @@ def check(corpus: CorpusConfig, folder: epath.Path, run: RunConfig):
   maker.refuse(made, maker.other_settings(made))
   now = {name: getattr(corpus, name) for name in _BY_CONTENT}
   if now != {k: made.details.get(k, v) for k, v in now.items()}:
-    maker.refuse(made, maker.difference(made, maker.wanted(), rechecked=True))
+    maker.refuse(made, maker.difference(made, maker.expected(), rechecked=True))
 
 
 def _idle(
@@ -171,7 +171,7 @@ def _run(
     if not (folder / MANIFEST).exists() and not any(
       store.read_counts(index)["split train"] for index in indices
     ):
-      former.clear([folder])
+      backup.clear([folder])
     raise
 
 

@@ -9,7 +9,7 @@ has more spread than its prediction, and the two would be no one scale.
 
 import dataclasses
 
-from miniplm_jax.core.step import Step
+from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.models.ref import REFERENCE, ModelRef
 from miniplm_jax.score import settings as score_settings
@@ -85,7 +85,7 @@ def _score(config, workdir: Workdir) -> Step:
       **_tables(config, workdir),
     },
     outputs=table_files(directory),
-    is_shared=True,
+    policy=Policy(is_shared=True),
     summary=f"log p − log p_ref of every row of D as the proxy predicts it, "
     f"{c.dtype}",
     run=run,

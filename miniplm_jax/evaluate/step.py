@@ -16,7 +16,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.step import Step
+from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import CONVERTED, MANIFEST
 from miniplm_jax.evaluate import heldout
 from miniplm_jax.evaluate.heldout import STAGE
@@ -50,7 +50,7 @@ def step(
     inputs={**it.corpus, "model": it.folder / MANIFEST},
     outputs=(it.folder / heldout.ROWS,),
     effect=functools.partial(_effect, it),
-    is_measure=True,
+    policy=Policy(is_measure=True),
     summary=f"held-out loss of {it.name}",
     run=lambda inputs: _run(it, evaluate, score, run, inputs),
   )

@@ -16,7 +16,7 @@ from miniplm_jax.core import contents, files
 from miniplm_jax.core.errors import GoneError
 from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.step import Step
+from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.evaluate import harness, results, tasks
 from miniplm_jax.evaluate.subjects import Subject
@@ -94,7 +94,7 @@ class _Runner:
       outputs=(),
       # An earlier version's say of what name: the folder does.
       effect=lambda s: {k: v for k, v in s.items() if k != "name"},
-      is_measure=True,
+      policy=Policy(is_measure=True),
       summary=f"{task} by {it.name}",
       run=lambda inputs: self._run(it, task, inputs),
     )

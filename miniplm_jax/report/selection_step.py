@@ -13,7 +13,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.step import Step
+from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 
@@ -72,7 +72,7 @@ def _step(config, workdir: Workdir, rows: Step) -> Step:
     run=lambda manifests: _run(
       config, directory, other if compares else None, manifests
     ),
-    is_view=True,
+    policy=Policy(is_view=True),
   )
 
 

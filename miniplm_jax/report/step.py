@@ -11,7 +11,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.log import plain
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.step import Input, Step
+from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.evaluate.heldout import ignored_in_words, losses
@@ -85,8 +85,7 @@ def steps(config, workdir: Workdir, plan: Callable) -> list[Step]:
       outputs=(workdir.root / "report.html",),
       summary=f"{workdir.root / 'report.html'}",
       run=lambda found: _run(config, workdir, plan, found),
-      is_host_only=True,
-      is_view=True,
+      policy=Policy(is_view=True, is_host_only=True),
       # Before the last report is removed.
       checks=(lambda: check(config, _manifests(inputs)),),
     )

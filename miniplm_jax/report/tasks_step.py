@@ -11,7 +11,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log, plain
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.step import Step
+from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.evaluate import results, tasks_step
 from miniplm_jax.evaluate.subjects import Subject
@@ -45,8 +45,7 @@ def steps(
       outputs=tuple(it.folder / "lm_eval.json" for it in models),
       summary=f"table of {len(models)} models and {len(names)} tasks",
       run=lambda inputs: _run(workdir, models, names, inputs),
-      is_view=True,
-      is_host_only=True,
+      policy=Policy(is_view=True, is_host_only=True),
     )
   ]
 

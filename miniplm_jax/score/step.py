@@ -18,7 +18,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import GoneError
 from miniplm_jax.core.log import plain
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.step import Step
+from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.models.ref import REFERENCE, TEACHER, Identity, ModelRef
 from miniplm_jax.score import settings as settings_lib
@@ -103,12 +103,11 @@ class _Scoring:
       layout=settings_lib.LAYOUT,
       # Each part says what rows and weights it was made from.
       rechecks=("corpus", "weights"),
-      grows=True,
+      policy=Policy(grows=True, is_shared=True),
       outputs=table_files(ref.table),
       summary=f"Σ nll of {settings_lib.rows_in_words(score)} under {ref.name} "
       f"{ref.origin}, {score.dtype}" + (", int8 weights" if is_int8 else ""),
       together=together,
-      is_shared=True,
       run=lambda inputs: self._merge(ref, inputs, *filled[ref.name]),
     )
 
@@ -186,7 +185,7 @@ class _Scoring:
       outputs=table_files(ref.table),
       summary=f"scores of {ref.name} from {ref.scores}",
       run=lambda inputs: self._import(ref, inputs),
-      is_host_only=True,
+      policy=Policy(is_host_only=True),
     )
 
   def _import(self, ref: ModelRef, inputs) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from miniplm_jax.core import files
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
-from miniplm_jax.core.step import Step
+from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 
 STAGE = "materialize"
@@ -46,7 +46,7 @@ def _step(config, workdir: Workdir, name: str, form: str) -> Step:
     code=Version(_CODE, (), config.run.any_code),
     summary=f"the rows of selection {name} as {form}",
     run=lambda inputs: _run(config, form, directory, inputs),
-    is_host_only=True,
+    policy=Policy(is_host_only=True),
   )
 
 

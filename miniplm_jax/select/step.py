@@ -11,7 +11,7 @@ from etils import epy
 from miniplm_jax.core import files
 from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.step import Step
+from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.criteria import CRITERIA
 
@@ -70,7 +70,7 @@ def _step(config, workdir: Workdir, names, check) -> Step:
     outputs=(directory / "rows.npy",),
     summary=_summary(settings),
     run=lambda inputs: _run(settings, directory, inputs, check),
-    is_host_only=True,
+    policy=Policy(is_host_only=True),
   )
 
 

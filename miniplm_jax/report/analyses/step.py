@@ -9,7 +9,7 @@ from etils import epath, epy
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.log import log, plain
-from miniplm_jax.core.step import Step
+from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 
 with epy.lazy_imports():  # NumPy, SciPy and PyArrow
@@ -49,8 +49,7 @@ def steps(config, workdir: Workdir) -> list[Step]:
       outputs=(folder,),
       summary=f"{', '.join(ANALYSES)} of all that is in {workdir.root}",
       run=lambda inputs: _run(config, workdir),
-      is_host_only=True,
-      is_view=True,
+      policy=Policy(is_view=True, is_host_only=True),
     )
   ]
 

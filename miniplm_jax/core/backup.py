@@ -66,7 +66,7 @@ def _contents(outputs: Sequence[epath.Path]) -> Iterator[epath.Path]:
       yield from (p for p in (path, _old(path)) if p.exists())
 
 
-class Former:
+class Backup:
   """What a step made before, while it is made again."""
 
   def __init__(

@@ -5,11 +5,11 @@ import os
 
 import pytest
 from etils import epath
-from test_core import step
+from test_core import status, step
 
-from miniplm_jax.core import claims, files, former, manifest, workdir
+from miniplm_jax.core import backup, claims, files, manifest, workdir
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.execute import execute, status
+from miniplm_jax.core.execute import execute
 
 
 class KilledError(BaseException):
@@ -143,7 +143,7 @@ def test_a_forced_remake_that_was_stopped_is_gone_on_with(tmp_path):
     execute([third])
   assert (out / "new").read_bytes() == b"half"
   execute([new])
-  assert not any(former.is_old(p) for p in out.rglob("*"))
+  assert not any(backup.is_old(p) for p in out.rglob("*"))
   assert (out / "new").read_bytes() == b"new"
 
 
@@ -163,11 +163,11 @@ def test_who_was_refused_touches_nothing_of_another(tmp_path):
   folder = epath.Path(tmp_path / ".claims")
   with claims.Board(folder, 9) as one, claims.Board(folder, 9) as two:
     assert one.claim("out/manifest.json")
-    it.former.set_aside()
+    it.backup.set_aside()
     it.partial.write_text("{}")
     with pytest.raises(UserError, match="being made by"):
       execute([it], force=True, board=two)
-  assert it.former.exists() and it.partial.exists()
+  assert it.backup.exists() and it.partial.exists()
 
 
 def test_what_is_made_of_a_table_goes_without_what_lies_beside_it(tmp_path):
@@ -175,5 +175,5 @@ def test_what_is_made_of_a_table_goes_without_what_lies_beside_it(tmp_path):
   kept = {"evaluation.json", "evaluation.arrow", "tasks/a.json"}
   for name in kept | {"part-0-1.parquet", "workers/1.json"}:
     files.write_bytes(folder / name, b"")
-  former.clear(workdir.table_files(folder))
+  backup.clear(workdir.table_files(folder))
   assert set(content(tmp_path)) == kept
