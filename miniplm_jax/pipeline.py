@@ -111,7 +111,15 @@ class Stages:
     """A selection for each way to rank, and its report."""
     # What only the reports need is looked at before there is anything to show.
     check = functools.partial(selection_report.check, self.config, self.workdir)
-    rows = select.steps(self.config, self.workdir, check)
+    c, workdir = self.config, self.workdir
+    sections = {**c.roles, "proxy": c.proxy}
+    tables = {role: workdir.scores(s.name) for role, s in sections.items()}
+    corpus = workdir.corpus / MANIFEST
+    criteria = {n.selection: n.definition for n in c.names}  # two may share one
+    rows = [
+      select.step(c.select, how, tables, corpus, workdir.selection(name), check)
+      for name, how in criteria.items()
+    ]
     reports = selection_report.steps(self.config, self.workdir, rows)
     return [*rows, *reports]
 

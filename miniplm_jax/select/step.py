@@ -6,13 +6,14 @@ import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
 
-from etils import epy
+from etils import epath, epy
 
+from miniplm_jax.config import SelectConfig
 from miniplm_jax.core import files
 from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
-from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.criteria import CRITERIA
 
 with epy.lazy_imports():  # NumPy and PyArrow
@@ -23,53 +24,52 @@ with epy.lazy_imports():  # NumPy and PyArrow
 STAGE = "select"
 
 
-def steps(
-  config, workdir: Workdir, check: Callable[[Manifest], None]
-) -> list[Step]:
-  """One step a selection; two methods may share one.
+def step(
+  select: SelectConfig,
+  criterion: str,
+  tables: Mapping[str, epath.Path],
+  corpus: epath.Path,
+  folder: epath.Path,
+  check: Callable[[Manifest], None] = lambda corpus: None,
+) -> Step:
+  """The kept rows of one selection.
 
   Args:
-    config: its methods and how they select.
-    workdir: of the scores and the selections.
+    select: how much is kept, and of what.
+    criterion: by what rows are ranked, a key of `CRITERIA`.
+    tables: folders of score tables by the role of their model; those that the
+      criterion reads must be among them.
+    corpus: the manifest of what was scored.
+    folder: of the selection.
     check: looks, before anything is read, at what else will be asked for;
       takes the manifest of the corpus.
   """
-  names = config.names
-  by_selection = {n.selection: n for n in names}
-  return [_step(config, workdir, n, check) for n in by_selection.values()]
-
-
-def _step(config, workdir: Workdir, names, check) -> Step:
-  directory = workdir.selection(names.selection)
-  c, roles = config.select, CRITERIA[names.definition].reads
+  roles = CRITERIA[criterion].reads
   settings = {
-    "definition": names.definition,
-    "ratio": c.ratio,
-    "rows": c.rows,
-    "tokens": c.tokens,
-    "temperature": c.temperature,
-    "seed": c.seed,
-    "min_length": c.min_length,
-    "max_copies": c.max_copies,
-    "near_duplicates": c.near_duplicates,
-    "quotas": sorted(c.quotas),
-    "scores": {role: getattr(config, role).name for role in roles},
+    "definition": criterion,
+    "ratio": select.ratio,
+    "rows": select.rows,
+    "tokens": select.tokens,
+    "temperature": select.temperature,
+    "seed": select.seed,
+    "min_length": select.min_length,
+    "max_copies": select.max_copies,
+    "near_duplicates": select.near_duplicates,
+    "quotas": sorted(select.quotas),
+    "scores": {role: tables[role].name for role in roles},
   }
   return Step(
     stage=STAGE,
-    manifest=directory / MANIFEST,
+    manifest=folder / MANIFEST,
     settings=settings,
-    idle=() if c.temperature or names.definition == "random" else ("seed",),
+    idle=() if select.temperature or criterion == "random" else ("seed",),
     inputs={
-      "corpus": workdir.corpus / MANIFEST,
-      **{
-        role: workdir.scores(getattr(config, role).name) / MANIFEST
-        for role in roles
-      },
+      "corpus": corpus,
+      **{role: tables[role] / MANIFEST for role in roles},
     },
-    outputs=(directory / "rows.npy",),
+    outputs=(folder / "rows.npy",),
     summary=_summary(settings),
-    run=lambda inputs: _run(settings, directory, inputs, check),
+    run=lambda inputs: _run(settings, folder, inputs, check),
     policy=Policy(is_host_only=True),
   )
 
