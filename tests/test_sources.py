@@ -68,15 +68,18 @@ class Run:
     c.max_length, c.reference_share, c.heldout_share = 32, 0.0, 0.0
     self.config.run.tokenize_workers = 1
     self.folder = epath.Path(folder) / "run"
-    self.config.workdir = str(self.folder)
 
   def __call__(self, force=False):
-    execute_lib.execute(steps_of(stage.STAGE, self.config), force)
+    execute_lib.execute(self.steps(), force)
     return json.loads((self.folder / "corpus/manifest.json").read_text())
 
   def status(self):
-    (step,) = steps_of(stage.STAGE, self.config)
+    (step,) = self.steps()
     return str(decide(step))
+
+  def steps(self):
+    self.config.workdir = str(self.folder)
+    return steps_of(stage.STAGE, self.config)
 
   def files(self):
     found = pathlib.Path(self.folder).rglob("*")

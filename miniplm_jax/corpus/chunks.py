@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,44 +137,46 @@ class Chunk(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JsonChunk(Chunk):
-  """The lines that begin in a range of a file's bytes, or its whole array."""
+class RecordChunk(Chunk):
+  """A range of a file of records, in what its format counts."""
 
   path: epath.Path
-  start: int  # byte
-  end: int  # byte after the last one
+  start: int
+  end: int  # the first that is not in it
   fields: Fields
   domain: str  # of a record that has none
+
+  def _documents(
+    self, placed: Iterable[formats.Placed]
+  ) -> Iterator[Document | BrokenRecord]:
+    for where, record in placed:
+      yield document(record, self.fields, self.domain, where)
+
+
+class JsonChunk(RecordChunk):
+  """The lines that begin in a range of a file's bytes, or its whole array."""
 
   cuts = staticmethod(formats.json_cuts)
 
   def read(self) -> Iterator[Document | BrokenRecord]:
     """See `Chunk` and `formats.read_json`."""
-    for where, record in formats.read_json(self.path, self.start, self.end):
-      yield document(record, self.fields, self.domain, where)
+    placed = formats.read_json(self.path, self.start, self.end)
+    return self._documents(placed)
 
   def content(self) -> str:
     """See `Chunk`."""
     return formats.json_content(self.path, self.start, self.end)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ParquetChunk(Chunk):
+class ParquetChunk(RecordChunk):
   """A run of a Parquet file's row groups."""
-
-  path: epath.Path
-  start: int  # row group
-  end: int  # row group after the last one
-  fields: Fields
-  domain: str  # of a record that has none
 
   cuts = staticmethod(formats.parquet_cuts)
 
   def read(self) -> Iterator[Document | BrokenRecord]:
     """See `Chunk` and `formats.read_parquet`."""
     groups = self.path, self.start, self.end, self.fields
-    for where, record in formats.read_parquet(*groups):
-      yield document(record, self.fields, self.domain, where)
+    return self._documents(formats.read_parquet(*groups))
 
   def content(self) -> str:
     """See `Chunk`."""

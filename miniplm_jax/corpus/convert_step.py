@@ -172,11 +172,8 @@ def _run(
     "tokenizer": encoder.fingerprint,
     "files": described,
     "counts": counts,
-    "details": {
-      "eos_id": encoder.eos_id,
-      "bos_id": encoder.bos_id,
-      "bos_token": encoder.bos_token,
-      "vocab_size": encoder.vocab_size,
+    "details": encoder.details
+    | {
       "tokenizer": student.tokenizer,
       "share_of_bytes_lost": losses.check(counts, STAGE, where),
     },

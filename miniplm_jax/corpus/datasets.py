@@ -29,24 +29,24 @@ _OPEN = 4  # data sets that stay open
 
 
 def is_tfds(path: epath.Path) -> bool:
-  """Whether a folder is a prepared dataset of tensorflow_datasets."""
+  """Returns whether a folder is a prepared dataset of tensorflow_datasets."""
   return (path / "features.json").exists()
 
 
 def is_saved(path: epath.Path) -> bool:
-  """Whether a folder was written by `datasets.save_to_disk`."""
+  """Returns whether a folder was written by `datasets.save_to_disk`."""
   # Others write a state.json, too.
   names = ("dataset_dict.json",), ("state.json", "dataset_info.json")
   return any(all((path / n).exists() for n in both) for both in names)
 
 
 def is_named(source: str) -> bool:
-  """Whether it is a name, and the data somewhere else."""
+  """Returns whether it is a name, and the data somewhere else."""
   return source.startswith((TFDS, HF))
 
 
 def identity(source: str, split: str, at: str) -> str:
-  """sha256 of what a name stands for; of the data nothing is fetched.
+  """Returns the sha256 of what a name stands for; no data are fetched.
 
   Args:
     source: tfds:NAME, whose versions hold always the same, or hf:ORG/NAME.

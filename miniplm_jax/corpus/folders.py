@@ -30,7 +30,7 @@ _ENDINGS = (*_LINES, *_JSON, ".parquet", *TEXT, *MEGATRON)
 
 
 def is_of(file: epath.Path, endings: Sequence[str]) -> bool:
-  """Whether a file is of a kind, by its ending in any case."""
+  """Returns whether a file is of a kind, by its ending in any case."""
   return file.name.lower().endswith(endings)
 
 

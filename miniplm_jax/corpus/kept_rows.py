@@ -6,7 +6,7 @@ from miniplm_jax.core.manifest import Manifest
 
 
 def kept_rows(selection: Manifest):
-  """int64 kept row ids of a finished selection, ascending; not to be changed.
+  """Returns int64 kept row ids of a selection, ascending; not to be changed.
 
   The file is mapped: pages of it that are not needed may leave memory.
 

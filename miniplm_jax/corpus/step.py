@@ -251,11 +251,8 @@ def _merge(
     "tokenizer": encoder.fingerprint,
     "files": described,
     "counts": counts,
-    "details": {
-      "eos_id": encoder.eos_id,
-      "bos_id": encoder.bos_id,
-      "bos_token": encoder.bos_token,
-      "vocab_size": encoder.vocab_size,
+    "details": encoder.details
+    | {
       "highest_id": max(one.get("highest_id", highest) for one in details),
       "source": corpus.source,
       "tokenizer": corpus.tokenizer,

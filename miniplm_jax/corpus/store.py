@@ -262,18 +262,18 @@ class Corpus:
 
   @property
   def max_length(self) -> int:
-    """Longest input; rows hold up to one id more."""
+    """The longest input; rows hold up to one id more."""
     return self.manifest.settings["max_length"]
 
   @functools.cached_property
   def index(self) -> columns.Columns:
-    """Columns [rows]: domain, split, n_tokens, n_bytes and hash."""
+    """The columns [rows]: domain, split, n_tokens, n_bytes and hash."""
     names = [shard_names(part, self.parts)[1] for part in range(self.parts)]
     return columns.Columns(self.manifest, names)
 
   @functools.cached_property
   def lengths(self) -> np.ndarray:
-    """int32 [rows]: ids in each row."""
+    """The number of ids in each row, int32 [rows]."""
     return self.index["n_tokens"].to_numpy()
 
   def domains(self, row_ids: np.ndarray | None = None) -> np.ndarray:
@@ -389,7 +389,7 @@ class Corpus:
 
   @functools.cached_property
   def _hashes(self) -> np.ndarray:
-    """uint64 [rows]: that of each row's ids, as the index has it."""
+    """The hash of each row's ids as the index has it, uint64 [rows]."""
     return self.index["hash"].to_numpy()
 
 

@@ -66,9 +66,15 @@ class Tokenizer:
     self.bos_id = engine.token_to_id(bos_token) if bos_token else None
     self.vocab_size = vocab_size(engine)
 
+  @property
+  def details(self) -> dict[str, Any]:
+    """What the manifest of a corpus says of its tokenizer."""
+    names = "eos_id", "bos_id", "bos_token", "vocab_size"
+    return {name: getattr(self, name) for name in names}
+
   @functools.cached_property
   def fingerprint(self) -> str:
-    """sha256 of the tokenizer's canonical form."""
+    """The sha256 of the tokenizer's canonical form."""
     return files.digest(self._body)
 
   @functools.cached_property
@@ -170,7 +176,7 @@ class Tokenizer:
 
   @functools.cached_property
   def byte_lengths(self) -> np.ndarray:
-    """int32 [vocab_size]: UTF-8 bytes that each id stands for."""
+    """The UTF-8 bytes that each id stands for, int32 [vocab_size]."""
     return np.array([len(b) for b in self.token_bytes()], np.int32)
 
   @functools.cached_property
