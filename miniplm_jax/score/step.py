@@ -15,7 +15,7 @@ from etils import epath, epy
 from miniplm_jax.config import RunConfig, ScoreConfig, VerifyConfig
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.errors import GoneError
+from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.core.log import plain
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
@@ -56,7 +56,16 @@ def steps(
     workdir: in which tables are claimed.
     run: how it is carried out.
     alpha: the share of D that a selection keeps, for the bounds of int8.
+
+  Raises:
+    UserError: an int8 teacher has no reference, by which it is judged.
   """
+  if score.int8_teacher and REFERENCE not in {ref.role for ref in models}:
+    raise UserError(
+      "there is no reference: int8 is judged by the ranking of both",
+      "score.int8_teacher",
+      "give a model with that role",
+    )
   return _Scoring(score, verify, corpus, models, workdir, run, alpha).steps()
 
 
