@@ -64,7 +64,7 @@ def with_group(argv: list[str]) -> list[str]:
 
 
 def missing(e: ModuleNotFoundError) -> UserError:
-  """What to say if lm_eval is not installed."""
+  """Makes the error that says that lm_eval is not installed."""
   return UserError(
     f"{e.name} is not installed",
     "the eval extra",

@@ -94,7 +94,7 @@ class JaxLM(TemplateLM):
     return self._prefix_id
 
   def get_model_info(self) -> dict[str, Any]:
-    """What lm_eval's results say of the model."""
+    """Returns what lm_eval's results say of the model."""
     return {
       "model_num_parameters": self._model.arch.parameters(),
       "model_dtype": str(self._dtype),
@@ -115,7 +115,7 @@ class JaxLM(TemplateLM):
     return ids[1:] if ids[:1] == [self.prefix_token_id] else ids
 
   def _rolling_ids(self, text: str) -> list[int]:
-    """Those that are scored: an end of text that it begins with is its own."""
+    """Returns the ids to score; an end of text in front is the text's own."""
     if self.prefix_token_id == self.eot_token_id:
       return self.tok_encode(text, add_special_tokens=False)
     return self._unprefixed(text)
@@ -164,7 +164,7 @@ class JaxLM(TemplateLM):
     where: Sequence[str] = (),
     **unused: Any,
   ) -> list[tuple[float, bool]]:
-    """As `loglikelihood`, of ((context, text), context ids, ids)."""
+    """Answers `loglikelihood` for ((context, text), context ids, ids)."""
     answers = self._scored(
       [context + ids for _, context, ids in requests],
       [len(ids) for _, _, ids in requests],

@@ -1,4 +1,4 @@
-"""What came out of the tasks, beside what the paper reports."""
+"""Results of tasks: the metric that counts, their average, several as one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

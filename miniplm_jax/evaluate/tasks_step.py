@@ -163,12 +163,12 @@ class _Hub:
     return files.digest("the hub")
 
   def former(self) -> tuple[str]:
-    """As earlier versions had it, of a task without a folder in task_data."""
+    """Returns what earlier versions had for a task without a folder."""
     return (files.digest([]),)
 
 
 def _documents(data: str, task: str) -> Callable[[], str]:
-  """What is known of a task's documents before they are read."""
+  """Returns what is known of a task's documents before they are read."""
   folder = tasks.folder_of(data, task)
   if not folder:
     return _Hub(data)

@@ -244,7 +244,7 @@ class RowScorer:
 
 
 def lengths(longest: int) -> list[int]:
-  """Those that rows are padded to; the last one holds the longest."""
+  """Returns the lengths that rows are padded to; the last holds the longest."""
   (last,) = [n for n in _LENGTHS if n >= longest][:1]
   return [n for n in _LENGTHS if n <= last]
 

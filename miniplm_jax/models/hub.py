@@ -104,7 +104,7 @@ class Given:
     return files.digest([shape, weights])
 
   def former(self) -> tuple[str, ...]:
-    """As earlier versions had it: of whole files, of the ends of each."""
+    """Returns earlier versions': of whole files, and of the ends of each."""
     if not self.is_here:
       return ()
     paths = _content(self.directory)
@@ -113,7 +113,7 @@ class Given:
 
 
 class GivenTokenizer(Given):
-  """Likewise of its tokenizer.json alone."""
+  """The tokenizer.json of such a model, as an input of a step."""
 
   @property
   def is_here(self) -> bool:

@@ -71,37 +71,37 @@ def _load(directory, paths: Sequence[pathlib.Path], mesh: Mesh, dtype: Any):
   """As `load`, from the files on this machine."""
   arch = hub.load_architecture(directory)
   parameters = FAMILIES[arch.family].PARAMETERS
-  found = {}
+  stored = {}
   for path in paths:
     with _opened(path) as f:
       for name in f.keys():  # noqa: SIM118
         piece = f.get_slice(name)
         shape = tuple(piece.get_shape())
-        if name in found:
+        if name in stored:
           raise UserError(
-            f"{name} is in {found[name].path.name} and in {path.name}",
+            f"{name} is in {stored[name].path.name} and in {path.name}",
             str(directory),
             "fetch the weights again",
           )
-        found[name] = _Tensor(path, name, shape, piece.get_dtype())
-  found = parameters_lib.prefixed(parameters, found)
-  for name in parameters_lib.zeros(arch).keys() & found.keys():
-    if np.any(found[name].read(slice(None))):
+        stored[name] = _Tensor(path, name, shape, piece.get_dtype())
+  stored = parameters_lib.prefixed(parameters, stored)
+  for name in parameters_lib.zeros(arch).keys() & stored.keys():
+    if np.any(stored[name].read(slice(None))):
       raise UserError(
         f"{name} is not 0", str(directory), "use a model without that bias"
       )
-    del found[name]
+    del stored[name]
   if arch.tie_word_embeddings:
-    _tie(found, parameters, directory)
+    _tie(stored, parameters, directory)
   abstract = decoder_lib.abstract(arch, dtype)
-  _check(found, arch, abstract, directory)
+  _check(stored, arch, abstract, directory)
 
   def place(path, leaf, where):
     parameter = parameters[name_of(path)]
     whole = parameters_lib.shape_in_file(arch, parameter, leaf.shape)
 
     def shard(index):  # what one device holds, read when it is asked for
-      return _read(found, parameter, index, leaf, whole)
+      return _read(stored, parameter, index, leaf, whole)
 
     return jax.make_array_from_callback(leaf.shape, where, shard)
 
@@ -123,17 +123,17 @@ def _opened(path: pathlib.Path) -> Iterator[Any]:
     ) from e
 
 
-def _tie(found, parameters, directory):
+def _tie(stored, parameters, directory):
   """Leaves one of a tied embedding and the head that a file may carry too.
 
   Raises:
     UserError: they differ. transformers would use both.
   """
   embed, head = parameters["embed"].name, parameters["head"].name
-  if head not in found:
+  if head not in stored:
     return
-  copy = found.pop(head)
-  own = found.setdefault(embed, copy)
+  copy = stored.pop(head)
+  own = stored.setdefault(embed, copy)
   if own is copy:
     return
   rows = own.shape[0]
@@ -151,22 +151,22 @@ def _tie(found, parameters, directory):
     )
 
 
-def _check(found, arch, abstract, directory):
+def _check(stored, arch, abstract, directory):
   """Lists everything that is wrong with the tensors at once."""
-  wanted = parameters_lib.expected(
+  expected = parameters_lib.expected(
     arch, FAMILIES[arch.family].PARAMETERS, abstract
   )
   unexpected = [
     n
-    for n in found.keys() - wanted.keys()
+    for n in stored.keys() - expected.keys()
     if not n.endswith(parameters_lib.IGNORED)
   ]
-  problems = [f"missing {n}" for n in sorted(wanted.keys() - found.keys())]
+  problems = [f"missing {n}" for n in sorted(expected.keys() - stored.keys())]
   problems += [f"unexpected {n}" for n in sorted(unexpected)]
-  for name in sorted(wanted.keys() & found.keys()):
-    shape, dtype = found[name].shape, found[name].dtype
-    if shape != wanted[name]:
-      problems.append(f"{name} is {shape} and not {wanted[name]}")
+  for name in sorted(expected.keys() & stored.keys()):
+    shape, dtype = stored[name].shape, stored[name].dtype
+    if shape != expected[name]:
+      problems.append(f"{name} is {shape} and not {expected[name]}")
     if dtype not in _DTYPES:
       problems.append(f"{name} is {dtype}, a quantized model's")
   if problems:
@@ -175,7 +175,7 @@ def _check(found, arch, abstract, directory):
     )
 
 
-def _read(found, parameter: Parameter, index, leaf, whole) -> np.ndarray:
+def _read(stored, parameter: Parameter, index, leaf, whole) -> np.ndarray:
   """A slice of one parameter; of each tensor only what lies in it is read.
 
   Filled layer by layer, so that beside it only one tensor's slice exists.
@@ -196,7 +196,7 @@ def _read(found, parameter: Parameter, index, leaf, whole) -> np.ndarray:
     *(slice(r.start, r.stop) for r in ranges[1:]),
   )
   for j, layer in enumerate(layers):
-    piece = found[parameter.name.format(layer)].read(place)
+    piece = stored[parameter.name.format(layer)].read(place)
     piece = piece.T if parameter.transposed else piece
     target = out[j] if parameter.layered else out
     target[: len(piece)] = piece
@@ -290,11 +290,11 @@ def save(
     max_shard_size=max_shard_size,
   )
   for name, tensors in split.filename_to_tensors.items():
-    made = to_tensors(model, set(tensors), dtype)
-    made |= {n: np.zeros(zeros[n], dtype) for n in tensors if n in zeros}
+    shard = to_tensors(model, set(tensors), dtype)
+    shard |= {n: np.zeros(zeros[n], dtype) for n in tensors if n in zeros}
     if hosts.is_first():
       with files.replacing(directory / name) as scratch:
-        save_file(made, scratch, {"format": "pt"})
+        save_file(shard, scratch, {"format": "pt"})
     names.append(name)
   if split.is_sharded:
     names.append(INDEX)
@@ -321,10 +321,10 @@ def weights_fingerprint(model: Decoder, dtype: Any = None) -> str:
   total = hashlib.sha256()
   like = decoder_lib.abstract(model.arch, dtype) if dtype else model
   leaves = jax.tree_util.tree_leaves_with_path(model)
-  for (path, leaf), wanted in zip(leaves, jax.tree.leaves(like)):
-    total.update(f"{name_of(path)} {wanted.dtype} {leaf.shape}".encode())
+  for (path, leaf), target in zip(leaves, jax.tree.leaves(like)):
+    total.update(f"{name_of(path)} {target.dtype} {leaf.shape}".encode())
     # Not on a device, which may take the smallest numbers for 0.
-    leaf = _on_host(leaf).astype(wanted.dtype, copy=False)
+    leaf = _on_host(leaf).astype(target.dtype, copy=False)
     leaf = np.ascontiguousarray(leaf)
     total.update(leaf.view(np.uint8).data)
   return total.hexdigest()

@@ -156,9 +156,10 @@ class ModelRef:
     return jax.tree.unflatten(tree, [x.astype(y.dtype) for x, y in leaves])
 
   def load_as_scored(self, corpus, mesh, dtype):
-    """Likewise, and if its score table is finished, the model that made it.
+    """The `Decoder` that made its score table, if that is finished.
 
-    Another may lie under its name by now: a hub id's branch moves.
+    Another may lie under its name by now: a hub id's branch moves. See `load`
+    for arguments and errors.
     """
     table = manifest_lib.read(self.table / MANIFEST)
     if table is None or "weights" not in table.inputs:  # scores of elsewhere

@@ -80,7 +80,7 @@ def compare(
 
 
 def tolerance_of(verify: VerifyConfig, dtype: str) -> float:
-  """What is asked for, or what rounding to `dtype` asks."""
+  """Returns the tolerance that is asked for, or else that of the dtype."""
   return verify.tolerance or _TOLERANCE[dtype]
 
 
@@ -92,7 +92,7 @@ def rescorer(
   expected: Identity,
   is_int8: bool,
 ) -> Scorer:
-  """What scores a table's rows again, all at full length: one program.
+  """Makes what scores a table's rows again, all at full length: one program.
 
   Args:
     score: how rows are put into batches.
@@ -121,7 +121,7 @@ def merge(
   verify: VerifyConfig,
   scorer_on: Callable[[Mesh], Scorer] | None = None,
 ) -> dict[str, Any]:
-  """The fields of a table's manifest, when every part is there.
+  """Merges the parts and returns the fields of the table's manifest.
 
   Args:
     spec: the table.

@@ -93,7 +93,7 @@ def check(
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
-  """From 0; equal values share the mean of their ranks."""
+  """Returns ranks from 0; equal values share the mean of theirs."""
   _, place, count = np.unique(x, return_inverse=True, return_counts=True)
   return (np.cumsum(count) - (count + 1) / 2)[place]
 

@@ -20,7 +20,7 @@ from miniplm_jax.models.decoder import Decoder
 
 @dataclasses.dataclass
 class Effort:
-  """What scoring took, of one model or of all."""
+  """The time and work that scoring took, for one model or for all."""
 
   seconds: float = 0.0  # from the first batch to the last result
   host_wait: float = 0.0  # of these, waiting for rows to be read
@@ -89,7 +89,7 @@ class Scorer:
     lengths: Sequence[int] | None = None,
     **how: Any,
   ) -> "Scorer":
-    """One by a config, but for what is given."""
+    """Makes one by its config, but for what is given."""
     return cls(
       models,
       corpus,

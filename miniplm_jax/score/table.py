@@ -196,7 +196,7 @@ def _short(value: Any) -> str:
 
 
 def check_names(directory: epath.Path, units: Sequence[Unit]) -> set[str]:
-  """Names of the parts that are there.
+  """Returns the names of the parts that exist.
 
   Raises:
     UserError: there is a part of rows that no unit has.

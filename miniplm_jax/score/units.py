@@ -37,7 +37,7 @@ class Unit:
 
   @property
   def facts(self) -> dict[str, int | str]:
-    """What a part says of its unit."""
+    """Returns what a part says of its unit."""
     return {"first": self.first, "end": self.end, "shard": self.shard}
 
 

@@ -50,7 +50,7 @@ class TableSpec:
 def made_by(
   score: ScoreConfig, corpus: Corpus, model, is_int8: bool
 ) -> dict[str, str]:
-  """What each part says it was scored with.
+  """Returns what each part says it was scored with.
 
   Of the model both: other weights and the same weights otherwise put to use
   (a `rope_theta`, an epsilon) are another model.
@@ -103,7 +103,7 @@ class Worker:
     self._summaries = [t.directory / _SUMMARIES / name for t in tables]
 
   def fill(self):
-    """Scores what nobody else does; returns when all parts are there.
+    """Scores what nobody else does; returns when all parts exist.
 
     Or at the deadline: then some are missing.
 
@@ -141,7 +141,7 @@ class Worker:
     )
 
   def _look(self):
-    """Notes the parts that are there, and refuses those of something else."""
+    """Notes the parts that exist, and refuses those of something else."""
     by_name = {unit.name: unit for unit in self._units}
     for k, t in enumerate(self._tables):
       before = self._rows_finished(k)
@@ -213,7 +213,7 @@ class Worker:
     files.write_json(self._summaries[k], self._facts())
 
   def _facts(self) -> dict[str, Any]:
-    """What this worker has done so far."""
+    """Returns what this worker has done so far, and its rates."""
     return _with_rates(
       {
         **dataclasses.asdict(self._effort),
@@ -239,7 +239,7 @@ class _Silent:
 
 
 def summary(directory: epath.Path) -> dict[str, Any]:
-  """What all workers of a table did, with rates as means over workers.
+  """Adds up what all workers of a table did; rates are means over workers.
 
   Workers that ran at one time add up. If a worker scored several models in
   one pass, its seconds and FLOPs are those of all of them.
