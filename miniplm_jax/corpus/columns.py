@@ -8,11 +8,16 @@ from concurrent import futures
 from typing import Any
 
 import numpy as np
-from etils import epath
+from etils import epath, epy
 
 from miniplm_jax.core import errors, files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest, other_maker
+
+with epy.lazy_imports():
+  import pyarrow as pa
+  import pyarrow.compute as pc
+  import pyarrow.parquet as pq
 
 _NAMES = ("domain", "split")
 _ID = "row_id"
@@ -33,8 +38,6 @@ def facts(index: epath.Path, is_checked=False, made_by=None) -> dict[str, Any]:
   Raises:
     UserError: it is damaged, or another run's.
   """
-  import pyarrow.parquet as pq
-
   hint = "restore it; or remove it: the shard is made again if none is listed"
   with errors.parsing(index, hint), index.open("rb") as f:
     file = pq.ParquetFile(f)
@@ -72,9 +75,6 @@ def digest(table, facts: Mapping[str, Any]) -> str:
 
 def _listed(column) -> tuple[Any, ...]:
   """The `repr` of a list of a column's values, without 10⁸ Python objects."""
-  import pyarrow as pa
-  import pyarrow.compute as pc
-
   if pa.types.is_integer(column.type):
     words = column.cast(pa.string()).combine_chunks()
   else:  # few names, over and over
@@ -89,8 +89,6 @@ def _listed(column) -> tuple[Any, ...]:
 
 def numbered(table, row_ids: Sequence[int]):
   """Returns an Arrow table with the column `row_id`."""
-  import pyarrow as pa
-
   ids = pa.array(row_ids, pa.int64())
   if _ID in table.column_names:
     return table.set_column(table.column_names.index(_ID), _ID, ids)
@@ -99,8 +97,6 @@ def numbered(table, row_ids: Sequence[int]):
 
 def write(index: epath.Path, table):
   """Writes the index of a shard."""
-  import pyarrow.parquet as pq
-
   with files.replacing(index) as scratch:
     pq.write_table(
       table,
@@ -113,8 +109,6 @@ def write(index: epath.Path, table):
 
 def number(index: epath.Path, first: int):
   """Numbers the rows of a shard's index from `first` on, if they are not."""
-  import pyarrow.parquet as pq
-
   with index.open("rb") as f:
     file = pq.ParquetFile(f)
     if _ID in file.schema_arrow.names:
@@ -151,8 +145,6 @@ class Columns(dict):
       UserError: a file is not the one that was written, or there are not as
         many rows as the manifest says.
     """
-    import pyarrow as pa
-
     shards = list(self.by_shard(name))
     column = pa.chunked_array([c for shard in shards for c in shard.chunks])
     rows = self._manifest.counts["rows"]
@@ -167,7 +159,6 @@ class Columns(dict):
 
   def by_shard(self, name: str) -> Iterator[Any]:
     """Yields a column of each shard, in order; nothing is kept."""
-    import pyarrow.parquet as pq
 
     def read(file: str):
       with self._manifest.reading(file) as path:

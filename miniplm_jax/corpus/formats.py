@@ -14,10 +14,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from etils import epath
+from etils import epath, epy
 
 from miniplm_jax.core import contents, errors, gs
 from miniplm_jax.core.errors import UserError
+
+with epy.lazy_imports():
+  import pyarrow as pa
+  import pyarrow.parquet as pq
 
 _READ_BYTES = 1 << 20  # of an array that are read at a time
 _ROWS = 64  # of Parquet that are Python objects at a time
@@ -106,8 +110,6 @@ def parsing(where: Callable[[], str], hint: str) -> Iterator[None]:
 
 
 def _zstd(raw):
-  import pyarrow as pa  # here for a quick --help
-
   stream = pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
   return io.BufferedReader(stream)
 
@@ -278,8 +280,6 @@ def parquet_cuts(
   path: epath.Path, part_bytes: int
 ) -> list[tuple[int, int, int]]:
   """Returns (first row group, end, size) of runs of a Parquet file."""
-  import pyarrow.parquet as pq
-
   with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:
     facts = pq.ParquetFile(f).metadata
     groups = map(facts.row_group, range(facts.num_row_groups))
@@ -301,8 +301,6 @@ def read_parquet(
   Raises:
     UserError: the file cannot be read.
   """
-  import pyarrow.parquet as pq
-
   row = 0
   with (
     parsing(lambda: f"{path} at row {row} or after it", _REWRITE),
@@ -330,8 +328,6 @@ def parquet_content(
   path: epath.Path, start: int, end: int, fields: Fields
 ) -> str:
   """Returns a digest of the bytes that `read_parquet` reads."""
-  import pyarrow.parquet as pq
-
   if not gs.is_local(path):
     return contents.of([path])
   with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:

@@ -1,11 +1,13 @@
 """The rows that a selection keeps."""
 
+import numpy as np
+
 from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 
 
-def kept_rows(selection: Manifest):
+def kept_rows(selection: Manifest) -> np.ndarray:
   """Returns int64 kept row ids of a selection, ascending; not to be changed.
 
   The file is mapped: pages of it that are not needed may leave memory.
@@ -13,8 +15,6 @@ def kept_rows(selection: Manifest):
   Raises:
     UserError: they are not those that were selected.
   """
-  import numpy as np
-
   path = selection.directory / "rows.npy"
   if not path.exists() or files.describe(path) != selection.files["rows.npy"]:
     raise UserError(
