@@ -1,5 +1,6 @@
 # demo: the whole method on text that every installation carries.
-# test: the whole test suite, with the parity tests against transformers.
+# test: the tests, with the parity tests against transformers.
+# test-all: those that take minutes, and sweeps: after `make test`.
 # test-jax: what measures accelerators and runs on GPUs, under newer JAX.
 # notebook: runs the notebook and stores its outputs; TEACHER=folder or hub id.
 # Everything is installed into .venv from the lock files; nothing else is used.
@@ -12,15 +13,21 @@ PYTHON ?= $(shell command -v $(BIN)/python || command -v python3.11 \
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \
   --compile-bytecode
 
-.PHONY: demo test test-jax python312 lint format bench notebook tpu-scoring tpu-training lock \
+.PHONY: demo test test-all test-jax python312 lint format bench notebook tpu-scoring tpu-training lock \
   clean interpreter
 
 demo: .venv/installed
 	$(BIN)/python -m miniplm_jax.main --config=configs/demo.py
 
+PYTEST = TPU_LIBRARY_PATH=$(LIBTPU) CUDA_COMPILER=$(CUDA) \
+  $(BIN)/python -m pytest -n auto --maxprocesses 4 \
+  --dist loadgroup --no-loadscope-reorder
 test: .venv/installed-dev
-	TPU_LIBRARY_PATH=$(LIBTPU) CUDA_COMPILER=$(CUDA) $(BIN)/python -m pytest -n auto --maxprocesses 4 \
-	  --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not long"
+
+# With all of XLA's optimizations, which the tests otherwise leave out.
+test-all: .venv/installed-dev
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "long or bits"
 
 # jax 0.11 and 0.12 want Python 3.12. As on a CUDA image: no TensorFlow.
 JAXES := 0.11.2 0.12.0.1

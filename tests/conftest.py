@@ -1,9 +1,12 @@
 """Tests run on CPU, with rank promotion an error."""
 
+import json
 import pathlib
 import shutil
+import subprocess
+import sys
 
-from helpers import LONG, run_as_process, write_corpus  # isort: skip  (before JAX)
+import helpers  # isort: skip  (before JAX)
 
 import filelock
 import jax
@@ -35,25 +38,33 @@ def pytest_addoption(parser):
   )
 
 
-# The slowest files, minutes each: they begin first, so that no worker is left
-# with one at the end.
+# The slowest groups: they begin first, so that no worker is left with one at
+# the end.
 SLOW = (
-  "slices",
-  "hosts",
-  "minillm",
-  "score",
-  "pipeline",
-  "training",
-  "multidevice",
+  *("accelerator", "hosts", "slices", "eight_devices", "notebook"),
+  *("minillm", "score", "training", "pipeline", "kd", "gs", "sparse_kd"),
+  *("proxy", "gpu", "tpu", "plan"),
 )
-SLOW += ("accelerator", "kd", "gs", "notebook")
 
 
+def group(item) -> str:
+  """What is run by one worker of pytest-xdist: a file shares its fixtures."""
+  if "eight_devices" in item.fixturenames:
+    return "eight_devices"
+  if item.path.stem == "test_sweeps":  # nothing is shared
+    return item.name
+  return item.path.stem.removeprefix("test_")
+
+
+# First: pytest-xdist reads the marks in its own hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-  """The slow files first; pytest-xdist keeps it by --no-loadscope-reorder."""
+  """The slow ones first; pytest-xdist keeps it by --no-loadscope-reorder."""
+  for item in items:
+    item.add_marker(pytest.mark.xdist_group(group(item)))
 
   def place(item):
-    name = pathlib.Path(item.fspath).stem.removeprefix("test_")
+    name = group(item)
     return SLOW.index(name) if name in SLOW else len(SLOW)
 
   items.sort(key=place)
@@ -76,10 +87,47 @@ def finished(tmp_path_factory, worker_id):
     if not (folder / "stdout").exists():
       shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
       folder.mkdir()
-      write_corpus(folder / "text.jsonl")
-      done = run_as_process(folder, "--config.baselines=pretrain", LONG)
+      helpers.write_corpus(folder / "text.jsonl")
+      done = helpers.run_as_process(
+        folder, "--config.baselines=pretrain", helpers.LONG
+      )
       (folder / "stdout").write_text(done.stdout)
   return folder
+
+
+@pytest.fixture(scope="session")
+def eight_devices(tmp_path_factory):
+  """Asks tests/eight_devices.py for what one of its names computes."""
+  log = tmp_path_factory.mktemp("eight_devices") / "stderr"
+  answers = {}
+  with (
+    log.open("w") as stderr,
+    subprocess.Popen(
+      [sys.executable, str(helpers.ROOT / "tests" / "eight_devices.py")],
+      env=helpers.environment(devices=8),
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=stderr,
+      text=True,
+    ) as process,
+  ):
+
+    def ask(name: str, *arguments: str | pathlib.Path):
+      asked = [name, *map(str, arguments)]
+      if str(asked) not in answers:
+        process.stdin.write(json.dumps(asked) + "\n")
+        process.stdin.flush()
+      while str(asked) not in answers:
+        line = process.stdout.readline()
+        assert line, log.read_text()[-4000:]
+        answered, *answer = json.loads(line)
+        answers[str(answered)] = answer
+      value, error = answers[str(asked)]
+      assert error is None, error
+      return value
+
+    yield ask
+    process.stdin.close()
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
-"""Run in a process of its own, with 8 CPU devices; prints JSON.
+"""On 8 CPU devices, in the process of eight_devices.py.
 
 One training step, one scoring step and a few generated tokens on several
 meshes: their figures, every gradient against one device's, the shardings that
-were compiled, and the collectives in the HLO. The argument is the family.
+were compiled, and the collectives in the HLO.
 """
 
 import dataclasses
 import functools
-import json
 import math
 import re
-import sys
 import tempfile
 
 import jax
@@ -48,11 +46,11 @@ ARCHS = {
     vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=2
   ),
 }
-ARCH = ARCHS[sys.argv[1]]
 BATCH, LENGTH = 64, 256  # more tokens on a device than a tile of the head
-MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 2), (2, 2, 2))
-if ARCH.family == "mamba":
-  MESHES = MESHES[-1:]
+MESHES = {
+  "transformer": ((8, 1, 1), (1, 8, 1), (1, 1, 2), (2, 2, 2)),
+  "mamba": ((2, 2, 2),),
+}
 
 
 def gradients(opt_state):
@@ -81,10 +79,10 @@ def collectives(text):
   return {name: found.count(name) for name in sorted(set(found))}
 
 
-def logits_shapes(text, shards, tensor):
+def logits_shapes(arch, text, shards, tensor):
   """Buffers that hold the logits of all of a device's tokens."""
   rows = BATCH // shards
-  sizes = ARCH.table_rows, ARCH.table_rows // tensor
+  sizes = arch.table_rows, arch.table_rows // tensor
   return sorted(
     shape
     for v in sizes
@@ -93,9 +91,9 @@ def logits_shapes(text, shards, tensor):
   )
 
 
-def loaded_equals(mesh, vocab_size):
+def loaded_equals(arch, mesh, vocab_size):
   """Whether a model that was saved is read back, shard by shard."""
-  arch = dataclasses.replace(ARCH, vocab_size=vocab_size)
+  arch = dataclasses.replace(arch, vocab_size=vocab_size)
   with tempfile.TemporaryDirectory() as folder:
     directory = epath.Path(folder)
     made = jax.tree.map(np.asarray, decoder.Decoder(arch, nnx.Rngs(1)))
@@ -156,7 +154,31 @@ def generated(model, mesh):
   return found
 
 
-def main():
+def all_meshes(family):
+  """One device, which the others must equal, and the meshes of a family."""
+  one = jax.make_mesh(
+    (1, 1, 1),
+    sharding.AXES,
+    (jax.sharding.AxisType.Auto,) * 3,
+    devices=jax.devices()[:1],
+  )
+  return one, *(
+    sharding.make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
+    for sizes in MESHES[family]
+  )
+
+
+def heads() -> list[float]:
+  """`read_once_off` of every mesh; no model is in it."""
+  found = []
+  for mesh in all_meshes("transformer"):
+    with jax.set_mesh(mesh):
+      found.append(read_once_off())
+  return found
+
+
+def main(family):
+  arch = ARCHS[family]
   train = config_lib.default().train
   with train.unlocked():
     train.update({"steps": 10, "warmup_steps": 0, "dtype": "float32"})
@@ -168,23 +190,12 @@ def main():
   }
   batch["row"] = np.arange(BATCH, dtype=np.int32)
   results, wanted = [], None
-  # The first mesh is one device: what the others must equal.
-  one = jax.make_mesh(
-    (1, 1, 1),
-    sharding.AXES,
-    (jax.sharding.AxisType.Auto,) * 3,
-    devices=jax.devices()[:1],
-  )
-  meshes = [
-    sharding.make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
-    for sizes in MESHES
-  ]
-  for mesh in (one, *meshes):
+  for mesh in all_meshes(family):
     with jax.set_mesh(mesh):
-      abstract = loop.abstract_state(ARCH, train, mesh)
+      abstract = loop.abstract_state(arch, train, mesh)
       where = jax.tree.map(lambda s: s.sharding, abstract)
       new_model = NextToken.new_model
-      new = functools.partial(loop._new_state, ARCH, train, new_model)
+      new = functools.partial(loop._new_state, arch, train, new_model)
       state = jax.jit(new, out_shardings=where)(jax.random.key(0))
       placed = placement.put(batch, mesh)
       objective = NextToken(train, 0, "full")
@@ -205,7 +216,7 @@ def main():
       text = compiled.as_text(), scored.as_text()
       results.append(
         {
-          "family": ARCH.family,
+          "family": family,
           "mesh": [mesh.shape[a] for a in sharding.AXES],
           "loss": float(found["train/loss"]),
           "grad_norm": float(found["train/grad_norm"]),
@@ -213,20 +224,16 @@ def main():
           "nll": [float(x) for x in nll[:8]],
           "tokens": int(count.sum()),
           "generated": tokens,
-          "read_once_off": read_once_off(),
           "embed_shard": list(local),
           "argument_bytes": memory.argument_size_in_bytes,
           "train_collectives": collectives(text[0]),
           "score_collectives": collectives(text[1]),
-          "logits": logits_shapes(text[0], shards, tensor)
-          + logits_shapes(text[1], shards, tensor),
+          "logits": logits_shapes(arch, text[0], shards, tensor)
+          + logits_shapes(arch, text[1], shards, tensor),
         }
       )
     # Of 61 rows, padded to 128, the last device holds padding alone.
-    loaded = [loaded_equals(mesh, vocabulary) for vocabulary in (1000, 61)]
-    results[-1]["loaded"] = all(loaded)
-  print(json.dumps(results))
-
-
-if __name__ == "__main__":
-  main()
+    results[-1]["loaded"] = all(
+      loaded_equals(arch, mesh, vocabulary) for vocabulary in (1000, 61)
+    )
+  return results

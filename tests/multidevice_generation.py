@@ -1,4 +1,4 @@
-"""Run in a process of its own, with 8 CPU devices; prints JSON.
+"""On 8 CPU devices, in the process of eight_devices.py.
 
 Tokens drawn with weights that are gathered once, and with weights that each
 token gathers: what they are, and what is gathered in the loops of the HLO.
@@ -6,9 +6,9 @@ token gathers: what they are, and what is gathered in the loops of the HLO.
 
 import dataclasses
 import functools
-import json
 import math
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -80,8 +80,8 @@ def both_ways(make, *arguments):
   """Results and the largest gather of a program, of each token and once."""
   found = []
   for fits in (False, True):
-    ready._fits = lambda *_, fits=fits: fits
-    compiled = make().lower(*arguments).compile()
+    with mock.patch.object(ready, "_fits", lambda *_, fits=fits: fits):
+      compiled = make().lower(*arguments).compile()
     made = jax.tree.map(lambda x: x.tolist(), compiled(*arguments))
     found.append([made, largest_gather(compiled.as_text())])
   return found
@@ -140,8 +140,4 @@ def main():
       for name, *case in CASES if sizes[2] == 1 else CASES[:1]:
         results[f"{name} {sizes}"] = generated(mesh, *case)
       results[f"minillm {sizes}"] = drawn(mesh)
-  print(json.dumps(results))
-
-
-if __name__ == "__main__":
-  main()
+  return results

@@ -1,9 +1,8 @@
-"""Run in a process of its own, with 8 CPU devices; prints JSON.
+"""On 8 CPU devices, in the process of eight_devices.py.
 
 What is drawn, and a step of MiniLLM, on one device and on a mesh of 8.
 """
 
-import json
 import re
 
 import jax
@@ -102,8 +101,4 @@ def main():
           "logits": [s for s in set(shapes) if re.match(r"\d+,4,\d{3}$", s)],
         }
       )
-  print(json.dumps(results))
-
-
-if __name__ == "__main__":
-  main()
+  return results

@@ -1,13 +1,11 @@
-"""Run in a process of its own, with 8 CPU devices; prints JSON.
+"""On 8 CPU devices, in the process of eight_devices.py.
 
 12 steps on a mesh of 8 devices; and 12 steps of which the first 5 are on that
-mesh, 4 on one of 4 devices, and the rest on 8 again. The argument is a corpus.
+mesh, 4 on one of 4 devices, and the rest on 8 again, on a corpus.
 """
 
 import contextlib
-import json
 import pathlib
-import sys
 import tempfile
 
 import jax
@@ -30,8 +28,8 @@ def restored(folder, step, made, mesh):
       return checkpoints.restore(step, abstract)
 
 
-def main():
-  corpus = Corpus(manifest.require(pathlib.Path(sys.argv[1], "manifest.json")))
+def main(folder):
+  corpus = Corpus(manifest.require(pathlib.Path(folder, "manifest.json")))
   eight = sharding.make_mesh(2, 2, 2)
   four = sharding.make_mesh(1, 4, 1, devices=jax.devices()[:4])
   results = []
@@ -55,8 +53,4 @@ def main():
         first = stop
       result["loss"] = [m["train/loss"] for m in trainers.lines(folder)]
     results.append(result)
-  print(json.dumps(results))
-
-
-if __name__ == "__main__":
-  main()
+  return results

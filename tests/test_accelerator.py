@@ -83,6 +83,7 @@ def numbers(value):
     yield value
 
 
+@pytest.mark.long
 def test_every_part_is_measured(measured):
   out, printed = measured
   made = found(out)
@@ -110,6 +111,7 @@ def test_every_part_is_measured(measured):
       assert ours["mfu"] is None  # of a CPU it is not known
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_equals_one_that_was_not(measured):
   (one,) = found(measured[0])["parts"]["resume"]["results"].values()
   assert 0 < one["killed_after"] < one["steps"] == 60
@@ -118,6 +120,7 @@ def test_a_run_that_was_killed_equals_one_that_was_not(measured):
   assert 0 < one["last_loss"] < 8
 
 
+@pytest.mark.long
 def test_the_demo_runs_to_its_report(measured):
   one = found(measured[0])["parts"]["demo"]["results"]["demo"]
   assert one["finished"]
@@ -127,6 +130,7 @@ def test_the_demo_runs_to_its_report(measured):
 
 @parity
 @needs_torch
+@pytest.mark.long
 def test_both_sides_are_as_near_to_float64(measured):
   made = found(measured[0])["parts"]["correctness"]["results"]
   ours, theirs = made["ours"], made["transformers"]
@@ -150,6 +154,7 @@ def test_both_sides_are_as_near_to_float64(measured):
 
 @parity
 @needs_torch
+@pytest.mark.long
 def test_both_sides_do_the_same_work(measured):
   parts = found(measured[0])["parts"]
   for part, most in (
@@ -170,6 +175,7 @@ def test_both_sides_do_the_same_work(measured):
   assert first != second
 
 
+@pytest.mark.long
 def test_the_page_says_what_was_found(measured):
   out, _ = measured
   text = (out / "page.md").read_text()
@@ -262,6 +268,7 @@ def test_the_fastest_way_is_compiled_again_in_time():
   assert made[0] == 1.0 and made[1]["note"] == "whole: no time to compile"
 
 
+@pytest.mark.long
 def test_a_second_start_makes_only_what_is_missing(measured, tmp_path):
   out, _ = measured
   before = found(out)
@@ -277,6 +284,7 @@ def test_a_second_start_makes_only_what_is_missing(measured, tmp_path):
   assert "copy" in after["parts"]["device"]["results"]
 
 
+@pytest.mark.long
 def test_what_time_cuts_off_is_kept_and_finished_later(tmp_path):
   """On whatever machine: seconds are too few for a training to compile."""
   measure(tmp_path, "--only=device", "--alone")
@@ -298,6 +306,7 @@ def test_what_time_cuts_off_is_kept_and_finished_later(tmp_path):
 
 @parity
 @needs_torch
+@pytest.mark.long
 def test_a_contender_that_crashes_is_reported_and_a_sweep_has_its_best(
   tmp_path,
 ):

@@ -65,7 +65,10 @@ def same(folder, alone):
 # two hosts in turn; four hosts of a larger slice.
 SLICES = (
   ("v4:2x2x2", 2, ()),
-  ("v5e:4x4", 4, ("--config.run.data=4", "--config.run.tensor=2")),
+  pytest.param(
+    *("v5e:4x4", 4, ("--config.run.data=4", "--config.run.tensor=2")),
+    marks=pytest.mark.long,
+  ),
 )
 
 
@@ -88,7 +91,8 @@ def test_several_processes_make_what_one_makes(
   assert (tmp_path / "run/report.html").exists()
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+# 0 is the process that the others are connected to.
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_the_others_end_when_one_is_killed_and_go_on_later(
   alone, tmp_path, lost
 ):
@@ -263,6 +267,7 @@ def more(alone, data, tmp_path_factory):  # noqa: F811
   return folder, where, done.stdout
 
 
+@pytest.mark.long
 def test_every_stage_runs_in_several_processes(alone, more, tmp_path):
   wanted, where, told = more
   shutil.copytree(alone, tmp_path, dirs_exist_ok=True)

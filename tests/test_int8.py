@@ -2,17 +2,13 @@
 
 import dataclasses
 import functools
-import json
 import math
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import ROOT, environment
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import decoder, int8, likelihood, sharding
@@ -148,18 +144,9 @@ def test_layers_of_zeros_stay_zero(mesh):
 
 
 @pytest.fixture(scope="module")
-def meshes():
-  """What 8 simulated devices say, in a process of their own."""
-  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-  done = subprocess.run(
-    [sys.executable, str(ROOT / "tests" / "multidevice_int8.py")],
-    capture_output=True,
-    text=True,
-    env=environment() | flags,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
+def meshes(eight_devices):
+  """What one and 8 simulated devices compute, by family."""
+  return eight_devices("int8")
 
 
 def test_every_mesh_rounds_and_scores_alike(meshes, kind):

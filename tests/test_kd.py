@@ -2,17 +2,14 @@
 
 import dataclasses
 import json
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import LIMIT, LONG, environment, refused, run
+from helpers import LONG, refused, run
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.distillation.vanilla_kd import SoftLabels
@@ -179,21 +176,8 @@ def test_steps_leave_the_teacher_alone(mesh, micro):
   jax.tree.map(np.testing.assert_array_equal, teacher, before)
 
 
-def test_eight_devices_equal_one():
-  done = subprocess.run(
-    [
-      sys.executable,
-      str(pathlib.Path(__file__).with_name("multidevice_kd.py")),
-    ],
-    capture_output=True,
-    text=True,
-    env=environment()
-    | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-    check=False,
-    timeout=LIMIT,
-  )
-  assert done.returncode == 0, done.stderr
-  one, *others = json.loads(done.stdout.splitlines()[-1])
+def test_eight_devices_equal_one(eight_devices):
+  one, *others = eight_devices("kd")
   assert one["collectives"] == 0
   for found in others:
     assert found["collectives"] > 0

@@ -5,15 +5,13 @@ import itertools
 import json
 import re
 import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import ROOT, environment, refused, run, weights, write_corpus
+from helpers import refused, run, weights, write_corpus
 from test_pipeline import kill
 
 from miniplm_jax import config as config_lib
@@ -443,17 +441,8 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
     assert words in refused(tmp_path, METHOD, "--dry_run", *arguments)
 
 
-def test_every_mesh_draws_and_learns_the_same():
-  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-  done = subprocess.run(
-    [sys.executable, str(ROOT / "tests" / "multidevice_minillm.py")],
-    capture_output=True,
-    text=True,
-    env=environment() | flags,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  one, *meshes = json.loads(done.stdout.splitlines()[-1])
+def test_every_mesh_draws_and_learns_the_same(eight_devices):
+  one, *meshes = eight_devices("minillm")
   assert len(meshes) == 1 and one["logits"] == []
   for found in meshes:
     assert found["tokens"] == one["tokens"] and found["logits"] == []

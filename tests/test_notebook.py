@@ -85,6 +85,7 @@ def executed(tmp_path_factory):
   return folder
 
 
+@pytest.mark.long
 def test_every_cell_ran(executed):
   found = outputs(executed / "out.ipynb")
   assert not [o for o in found if o.output_type == "error"]
@@ -100,6 +101,7 @@ def test_every_cell_ran(executed):
   assert len(pictures) == 2
 
 
+@pytest.mark.long
 def test_what_it_shows_is_what_was_made(executed):
   work = executed / "work"
   said = text_of(outputs(executed / "out.ipynb"))
@@ -124,6 +126,7 @@ def test_what_it_shows_is_what_was_made(executed):
     assert ours - theirs == pytest.approx(difference, abs=2e-3)
 
 
+@pytest.mark.long
 def test_cells_are_stored_as_they_were(executed):
   """Whatever was changed for a run, and wherever it ran."""
   before, after = (

@@ -260,7 +260,14 @@ def scores(folder: pathlib.Path, model: str) -> dict[str, np.ndarray]:
   return {name: found[name].to_numpy() for name in found.column_names}
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(
+  "workers",
+  [
+    2,
+    pytest.param(1, marks=pytest.mark.long),
+    pytest.param(3, marks=pytest.mark.long),
+  ],
+)
 def test_killed_workers_leave_the_same_table(copy, workers):
   wanted = kill_workers.undisturbed(copy)
   last = sorted(wanted)[-3:]

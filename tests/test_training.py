@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import trainers
 from etils import epath
-from helpers import ROOT, command, environment, refused, run, write_corpus
+from helpers import command, environment, refused, run, write_corpus
 from test_pipeline import kill
 from trainers import assert_same_run, lines, saved, spec, stopped
 
@@ -43,7 +43,11 @@ from miniplm_jax.training.checkpoints import Checkpoints
 from miniplm_jax.training.objective import NextToken
 
 # Every way of training is killed and must come out the same.
-METHODS_TO_KILL = ("pretrain", "vanilla_kd", "miniplm_kd")
+METHODS_TO_KILL = (
+  "vanilla_kd",
+  pytest.param("pretrain", marks=pytest.mark.long),
+  pytest.param("miniplm_kd", marks=pytest.mark.long),
+)
 
 
 @pytest.fixture(scope="module")
@@ -704,21 +708,8 @@ def test_a_part_of_a_run_binds_config_and_selection(copy):
   assert "inputs.selection" in error and "--stages=train --force" in error
 
 
-def test_8_devices_then_4_then_8_are_one_run(corpus):
-  done = subprocess.run(
-    [
-      sys.executable,
-      str(ROOT / "tests" / "multidevice_resume.py"),
-      str(corpus.directory),
-    ],
-    capture_output=True,
-    text=True,
-    env=environment()
-    | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  whole, resumed = json.loads(done.stdout.splitlines()[-1])
+def test_8_devices_then_4_then_8_are_one_run(eight_devices, finished):
+  whole, resumed = eight_devices("resume", finished / "run" / "corpus")
   assert len(whole["row_ids"]) == 12
   assert resumed["row_ids"] == whole["row_ids"]
   assert len(resumed["loss"]) == 12
