@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import graphlib
 import pathlib
 import re
 import subprocess
@@ -40,8 +41,16 @@ ORDER = (
 )
 
 
-def imports(path: pathlib.Path):
-  for node in ast.walk(ast.parse(path.read_text())):
+def of_the_module(node: ast.AST):
+  """The nodes that are run when a module is imported, as `ast.walk`."""
+  yield node
+  for child in ast.iter_child_nodes(node):
+    if not isinstance(child, (ast.FunctionDef, ast.Lambda)):
+      yield from of_the_module(child)
+
+
+def imports(path: pathlib.Path, walk=ast.walk):
+  for node in walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom):
       names = [f"{node.module}.{alias.name}" for alias in node.names]
     elif isinstance(node, ast.Import):
@@ -61,6 +70,32 @@ def test_no_module_imports_a_later_stage():
       seen += 1
       assert ORDER.index(names[0]) <= ORDER.index(own), (path, names)
   assert seen > 50
+
+
+def files():
+  """The files of the package by their dotted names, as tuples."""
+  found = {}
+  for path in PACKAGE.rglob("*.py"):
+    names = path.relative_to(PACKAGE).with_suffix("").parts
+    found[names[:-1] if names[-1] == "__init__" else names] = path
+  return found
+
+
+def graph(walk):
+  """For each file, by its dotted name, those that it imports."""
+  known = files()
+  found = {name: set() for name in known}
+  for own, path in known.items():
+    for names in imports(path, walk):
+      while tuple(names) not in known:
+        names = names[:-1]  # what the module has, as `Decoder`
+      found[own].add(tuple(names))
+    found[own] -= {own, ()}
+  return found
+
+
+def test_no_file_needs_one_that_needs_it():
+  graphlib.TopologicalSorter(graph(of_the_module)).prepare()
 
 
 def test_files_can_be_read_in_one_sitting():
