@@ -6,14 +6,14 @@ The folders are the pipeline, in this order:
   models        decoders, their losses, sharding, Hugging Face in and out
   corpus        text to packed rows; kept rows in other tokens
                                                  (stages tokenize, convert)
-  training      the one training loop            (stages teacher, reference)
+  training      the one training loop            (stages teacher, reference,
+                                                 train)
   score         log-probs of every row           (stage score; look verify)
   select        Difference Sampling; kept rows as files, and for seqio
                                                  (stages select, materialize)
   distillation  what a student minimizes, and what that needs: a small model
                 of the score, rows that the teacher continues, its
                 distributions                    (stages proxy, seqkd, logits)
-  train         pre-train the student            (stage train)
   evaluate      held-out loss, zero-shot tasks   (stage evaluate)
   export        a Hugging Face directory         (stage export)
   generate      what a model writes              (look generate)
@@ -22,8 +22,9 @@ The folders are the pipeline, in this order:
   forecast      what a program takes on a TPU    (look plan)
 
 A folder imports only from itself and from those above it; main.py and
-pipeline.py stand on top. methods.py is the list of methods and objectives,
-criteria.py that of the ways to rank rows.
+pipeline.py stand on top, and trainings.py, which composes what a run trains.
+methods.py is the list of methods and objectives, criteria.py that of the ways
+to rank rows.
 
 Words, each for one thing:
 

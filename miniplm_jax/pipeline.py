@@ -21,15 +21,13 @@ from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import convert_step as convert
 from miniplm_jax.corpus import step as tokenize
-from miniplm_jax.distillation import logits_step as logits
 from miniplm_jax.distillation import proxy_step as proxy
-from miniplm_jax.distillation import seqkd_step as seqkd
 from miniplm_jax.evaluate import step as evaluate
 from miniplm_jax.evaluate import tasks_step
 from miniplm_jax.evaluate.subjects import Subject
 from miniplm_jax.forecast import step as plan
 from miniplm_jax.methods import MethodNames
-from miniplm_jax.models.ref import ModelRef
+from miniplm_jax.models.ref import REFERENCE, ROLES, TEACHER, ModelRef
 from miniplm_jax.report import model_card
 from miniplm_jax.report import selection_step as selection_report
 from miniplm_jax.report import step as report
@@ -38,8 +36,7 @@ from miniplm_jax.report.analyses import step as analyse
 from miniplm_jax.score import step as score
 from miniplm_jax.select import materialize_step as materialize
 from miniplm_jax.select import step as select
-from miniplm_jax.train import step as train
-from miniplm_jax.training import reference_step as reference
+from miniplm_jax.trainings import Trainings
 
 with epy.lazy_imports():  # it imports JAX
   from miniplm_jax.forecast import outlook
@@ -51,6 +48,7 @@ class Stages:
 
   def __init__(self, config: Config, workdir: Workdir):
     self.config, self.workdir = config, workdir
+    self.trainings = Trainings(config, workdir)
 
   def steps(self, stage: str) -> list[Step]:
     """The steps of one stage, in the order in which they run.
@@ -67,11 +65,11 @@ class Stages:
 
   def teacher(self) -> list[Step]:
     """A teacher that is trained here."""
-    return reference.teacher_steps(self.config, self.workdir)
+    return self.trainings.scorer_steps(TEACHER)
 
   def reference(self) -> list[Step]:
     """The reference, if it is trained here."""
-    return reference.reference_steps(self.config, self.workdir)
+    return self.trainings.scorer_steps(REFERENCE)
 
   def score(self) -> list[Step]:
     """A score table for each model."""
@@ -93,19 +91,23 @@ class Stages:
     corpus = self.workdir.corpus / MANIFEST
     score.verify_tables(c.score, c.verify, corpus, models, c.run, dry_run)
 
-  def _model(self, role: str) -> ModelRef:
-    """The teacher or the reference."""
-    return ModelRef.of_role(role, self.config.roles[role], self.workdir)
-
   def _scored_models(self) -> list[ModelRef]:
     """Those that a table is made of: teacher, reference, and more."""
-    refs = [self._model(role) for role in self.config.scorers]
+    refs = [self.trainings.ref(role) for role in self.config.scorers]
     more = self.config.score.more
     return refs + [ModelRef.named(item, self.workdir) for item in more]
 
   def proxy(self) -> list[Step]:
     """The proxy, and its score table."""
-    return proxy.steps(self.config, self.workdir)
+    c = self.config
+    if not c.uses_proxy:
+      return []
+    models = {role: self.trainings.ref(role) for role in ROLES}
+    # A selection by rows or tokens has no share of its own.
+    alpha = c.select.ratio or 0.5
+    return proxy.steps(
+      c.proxy, c.score, models, alpha, self.workdir, c.run, c.verify
+    )
 
   def select(self) -> list[Step]:
     """A selection for each way to rank, and its report."""
@@ -129,7 +131,8 @@ class Stages:
 
   def seqkd(self) -> list[Step]:
     """Rows that the teacher goes on with."""
-    return seqkd.steps(self.config, self.workdir)
+    generated = map(self.trainings.generated, self.config.names)
+    return [rows.step(self.config.run) for rows in generated if rows]
 
   def convert(self) -> list[Step]:
     """Kept rows in a student's own tokens."""
@@ -144,7 +147,7 @@ class Stages:
         {
           "corpus": workdir.corpus / MANIFEST,
           "selection": workdir.selection(names.selection) / MANIFEST,
-          **seqkd.corpus_inputs(config, workdir, names),
+          **self.trainings.generated_inputs(names),
         },
         names.selection,
         config.run,
@@ -154,11 +157,13 @@ class Stages:
 
   def logits(self) -> list[Step]:
     """What a teacher says of the tokens of kept rows."""
-    return logits.steps(self.config, self.workdir)
+    labels = filter(None, map(self.trainings.labels, self.config.names))
+    by_folder = {str(stored.folder): stored for stored in labels}
+    return [stored.step(self.config.run) for stored in by_folder.values()]
 
   def train(self) -> list[Step]:
     """The students."""
-    return train.steps(self.config, self.workdir)
+    return [self.trainings.student_step(names) for names in self.config.names]
 
   def evaluate(self) -> list[Step]:
     """Held-out losses and tasks of every model."""
@@ -182,7 +187,9 @@ class Stages:
       for m, n in zip(c.methods, c.names)
     ]
     return students + [
-      Subject.scorer(self._model(r), workdir.corpus / MANIFEST, c.score.dtype)
+      Subject.scorer(
+        self.trainings.ref(r), workdir.corpus / MANIFEST, c.score.dtype
+      )
       for r in c.roles_with_model
       if with_scorers
     ]
@@ -216,7 +223,7 @@ class Stages:
 
   def plan(self, dry_run: bool):
     """Looks at what the run would take on TPUs."""
-    plan.run(self.config, self.workdir, dry_run)
+    plan.run(self.config, self.workdir, dry_run, self.trainings.students)
 
   def analyse(self) -> list[Step]:
     """What all runs of the workdir say together."""

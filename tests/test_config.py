@@ -22,7 +22,8 @@ from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.models import architecture
 from miniplm_jax.models.architecture import PRESETS
-from miniplm_jax.training import budget, flops, optimizer
+from miniplm_jax.training import flops, optimizer
+from miniplm_jax.trainings import Trainings
 
 INF, NAN = math.inf, math.nan
 
@@ -242,7 +243,7 @@ def test_d_is_scored_by_the_models_that_a_method_reads(methods, wanted):
   models = {step.name for step in steps("evaluate")} - {*methods.split()}
   assert models == wanted and "selection" in train.inputs
   names = found.names_of(method)
-  spent = budget.offline(found, workdir, names, {})
+  spent = Trainings(found, workdir).spent_before(names, {})
   assert {role for role in roles if f"scoring by {role}" in spent} == (
     roles & set(CRITERIA[names.definition].reads)
   )
@@ -266,9 +267,9 @@ def test_what_came_before_is_that_of_the_scores_that_chose(tmp_path):
   scores, prints = {"reference": "before"}, {"reference": chose.fingerprint}
   Manifest(path, "select", {"scores": scores}, prints).write()
   names = found.names_of("difficulty")
-  assert budget.offline(found, workdir, names, {}) == {"scoring": 5.0}
+  assert Trainings(found, workdir).spent_before(names, {}) == {"scoring": 5.0}
   dataclasses.replace(chose, weights="made again").write()
-  spent = budget.offline(found, workdir, names, {})
+  spent = Trainings(found, workdir).spent_before(names, {})
   assert spent == {"scoring by reference": None}
 
 

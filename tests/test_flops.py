@@ -18,13 +18,12 @@ from miniplm_jax.core import decide, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.distillation import objectives
 from miniplm_jax.methods import OBJECTIVES
 from miniplm_jax.models import architecture, config_json, head, hub
 from miniplm_jax.models.architecture import Mamba, Transformer
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.train import step as train_stage
 from miniplm_jax.training import budget, flops
+from miniplm_jax.trainings import Trainings
 
 SMALL = Transformer(
   vocab_size=10,
@@ -145,9 +144,10 @@ def test_a_finished_student_needs_its_teacher_no_more(tmp_path, method):
   for folder in (place.corpus, place.selection("pretrain")):
     folder.mkdir(parents=True)
     manifest.Manifest(folder / "manifest.json", "", {}, {}).write()
-  (one,) = train_stage.steps(typed(config), place)
+  trainings = Trainings(typed(config), place)
   names = typed(config).names_of(method)
-  token = objectives.of_config(typed(config), place, names).token_flops
+  one = trainings.student_step(names)
+  token = trainings.student(names).objective.token_flops
   steps = one.settings["train"]["steps"]
   assert steps < config.train.steps
   made = dataclasses.replace(
@@ -157,28 +157,26 @@ def test_a_finished_student_needs_its_teacher_no_more(tmp_path, method):
   )
   shutil.rmtree(given)
   with pytest.raises(UserError, match="no model directory here"):
-    train_stage.steps(typed(config), place)
+    trainings.student_step(names)
   made.path.parent.mkdir(parents=True)
   made.write()
-  (one,) = train_stage.steps(typed(config), place)
+  one = trainings.student_step(names)
   assert str(decide.decide(one)) == "done"
 
 
 def test_a_budget_is_spent_and_the_warmup_stays_its_share_of_it():
-  config = config_lib.default()
-  arch = architecture.make(config.student.model)
-  plain = flops.next_token(arch, config.corpus.max_length)
+  config = typed(config_lib.default())
+  shape, length = config.student.model, config.corpus.max_length
+  plain = flops.next_token(shape, length)
 
   def steps(times: float) -> tuple[int, int]:
-    found = budget.schedule(typed(config), arch, times * plain)
-    return found.warmup_steps, found.steps
+    train = budget.schedule(config.train, shape, length, times * plain)
+    return train.warmup_steps, train.steps
 
   whole = 2000, 100_000
   assert [steps(t) for t in (0, 1)] == [whole, whole]
   assert [steps(t) for t in (3, 4)] == [(666, 33_333), (500, 25_000)]
   assert [steps(t) for t in (1e3, 1e9)] == [(2, 100), (0, 1)]
-  config.equal_flops = False
-  assert steps(4) == whole
 
 
 def test_unknown_parts_stay_unknown():

@@ -6,10 +6,11 @@ import json
 import pytest
 import tiny_config
 from etils import epath
-from helpers import LONG, run, run_as_process, write_corpus
+from helpers import LONG, run, run_as_process, typed, write_corpus
 
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.forecast import outlook, topology, work
+from miniplm_jax.trainings import Trainings
 
 needs_libtpu = pytest.mark.skipif(
   not topology.is_installed(), reason="no libtpu: see LIBTPU in the Makefile"
@@ -62,6 +63,11 @@ def test_a_config_is_planned_without_a_corpus(tmp_path):
   assert "score by teacher" in again.stdout
 
 
+def all_pieces(config, folder):
+  config, workdir = typed(config), Workdir(epath.Path(folder))
+  return work.pieces(config, workdir, Trainings(config, workdir).students())
+
+
 @needs_libtpu
 def test_what_does_not_fit_is_named_with_what_does(tmp_path):
   config = tiny_config.get_config()
@@ -70,7 +76,7 @@ def test_what_does_not_fit_is_named_with_what_does(tmp_path):
   config.teacher.model.hidden_size = 8192
   config.teacher.model.num_hidden_layers = 1
   config.score.batch_tokens = 4 * 8192 * length
-  pieces = work.pieces(config, Workdir(epath.Path(tmp_path)))
+  pieces = all_pieces(config, tmp_path)
   (piece,) = (p for p in pieces if p.name == "score by teacher")
   assert piece.rows(4)[:2] == [8192, 4096]
   # Compiling what fills the memory takes minutes: go on with few rows.

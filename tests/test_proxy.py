@@ -17,8 +17,8 @@ from scipy import stats
 from test_pipeline import kill
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.distillation import proxy_fidelity as fidelity
-from miniplm_jax.distillation.proxy_regression import Regression
+from miniplm_jax.distillation import proxy
+from miniplm_jax.distillation.regression import Regression
 from miniplm_jax.models import architecture, regressor
 from miniplm_jax.models.likelihood import loss_mask
 from miniplm_jax.score import units
@@ -153,8 +153,8 @@ def test_fidelity_is_that_of_scipy():
   rng = np.random.default_rng(0)
   true = np.round(rng.normal(size=501), 1).astype(np.float32)  # with ties
   predicted = np.round(true + rng.normal(size=501), 1).astype(np.float32)
-  found = fidelity.report(
-    fidelity.Heldout(np.arange(501), true, predicted, 9, 510), 0.5
+  found = proxy.report(
+    proxy.Comparison(np.arange(501), true, predicted, 9, 510), 0.5
   )
   for name, function in (
     ("spearman", stats.spearmanr),

@@ -16,6 +16,7 @@ from helpers import LIMIT, environment, refused, run, typed, write_corpus
 from tiny_config import get_config
 
 from miniplm_jax import config as config_lib
+from miniplm_jax import pipeline
 from miniplm_jax.config import TokenSelectionConfig
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
@@ -24,13 +25,13 @@ from miniplm_jax.core.workdir import MANIFEST, PARTIAL, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.distillation import logits, logits_table
-from miniplm_jax.distillation import logits_step as logits_stage
 from miniplm_jax.distillation.sparse_kd import SparseKD
 from miniplm_jax.distillation.token_selection import TokenSelection, top_share
 from miniplm_jax.models import sharding, sparse_labels, vocab_tiles
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.score import table as score_table
 from miniplm_jax.training import loop
+from miniplm_jax.trainings import Trainings
 
 B, T, D, ROWS, V, K = 8, 6, 8, 128, 61, 5  # the head's last rows are padding
 SIZES = (1, 1, 1), (2, 2, 2)  # devices by axis
@@ -460,19 +461,20 @@ def test_labels_of_two_kinds_lie_in_two_folders(tmp_path):
   config.select.definition, config.select.name = "random", "both"
   workdir = Workdir(epath.Path(tmp_path))
 
+  def steps():
+    return pipeline.Stages(typed(config), workdir).logits()
+
   def folders():
-    return [step.name for step in logits_stage.steps(typed(config), workdir)]
+    return [step.name for step in steps()]
 
   assert folders() == [TEACHERS, "teacher-nll"]
   # Each student reads its own.
-  for names, folder in zip(
-    typed(config).names,
-    folders(),
-  ):
-    (path, _) = logits_stage.inputs(typed(config), workdir, names).values()
+  trainings = Trainings(typed(config), workdir)
+  for names, folder in zip(typed(config).names, folders()):
+    (path, _) = trainings.student(names).objective.inputs.values()
     assert path.parent.name == folder
   # What an earlier version made goes on where it is; another kind does not.
-  made = logits_stage.steps(typed(config), workdir)[0]
+  made = steps()[0]
   old = workdir.selection("both") / "logits" / "teacher" / PARTIAL
   manifest_lib.Manifest(old, "logits", made.settings, {}).write()
   assert folders() == ["teacher", "teacher-nll"]

@@ -30,12 +30,12 @@ ORDER = (
   "score",
   "select",
   "distillation",
-  "train",
   "evaluate",
   "export",
   "generate",
   "report",
   "forecast",
+  "trainings",
   "pipeline",
   "main",
 )

@@ -1,6 +1,8 @@
 """What a student minimizes beside the plain loss, and what that needs.
 
-Objectives (vanilla_kd, minillm, sparse_kd, token_selection); the rows that a
-teacher continued (seqkd_*); its stored distributions (logits_*); the proxy, a
-small model of the score (proxy_*).
+objectives  those of methods.py, as a training takes them: vanilla_kd,
+minillm (sampling), sparse_kd, token_selection
+seqkd       the rows that a teacher continued
+logits      what a frozen model says of each token, stored
+proxy       a small model of the score (regression, what it minimizes)
 """

@@ -5,25 +5,34 @@ the −log p of the labels under its frozen model. For other methods there is
 nothing to do.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from etils import epath
+from etils import epath, epy
 
+from miniplm_jax.config import RunConfig, ScoreConfig
 from miniplm_jax.core import files, hosts, pieces
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input, Step
-from miniplm_jax.core.workdir import MANIFEST, PARTIAL, Workdir
+from miniplm_jax.core.workdir import MANIFEST, PARTIAL
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import logits_table
-from miniplm_jax.methods import LABELS, LABELS_OF, OBJECTIVES
+from miniplm_jax.methods import LABELS, LABELS_OF, Labels
 from miniplm_jax.models.ref import REFERENCE, ModelRef
 from miniplm_jax.score import settings as score_settings
+
+with epy.lazy_imports():
+  from miniplm_jax.corpus import store
+  from miniplm_jax.distillation import logits
+  from miniplm_jax.models import huggingface, sharding
+  from miniplm_jax.training import flops
 
 STAGE = LABELS
 _CODE = (  # makes a part
@@ -33,65 +42,87 @@ _CODE = (  # makes a part
 )
 
 
-class _Table(NamedTuple):
-  """One folder of labels.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredLabels:
+  """One folder of labels; students may share it."""
 
-  Attributes:
-    directory: selection/<name>/logits/<model>-<what is asked of it>.
-    selection: its rows.
-    source: the model whose words they are.
-    settings: what decides them.
-  """
+  folder: epath.Path  # selection/<name>/logits/<model>-<what is asked of it>
+  corpus: epath.Path  # its manifest
+  selection: epath.Path  # manifest of the rows
+  model: ModelRef  # whose words they are
+  settings: Mapping[str, Any]  # all that decides them
 
-  directory: epath.Path
-  selection: str
-  source: ModelRef
-  settings: Mapping[str, Any]
+  @classmethod
+  def of(
+    cls,
+    labels: Labels,
+    model: ModelRef,
+    selection: epath.Path,
+    corpus: epath.Path,
+    score: ScoreConfig,
+    rows_per_part: int,
+  ) -> "StoredLabels":
+    """Those that an objective is trained on.
+
+    Args:
+      labels: what it asks for.
+      model: of that role.
+      selection: manifest of the rows.
+      corpus: its manifest.
+      score: how a model reads rows.
+      rows_per_part: of a file.
+    """
+    asked = labels._asdict()
+    del asked["role"]
+    settings = score_settings.of_table(score) | asked
+    return cls(
+      folder=_folder(selection.parent / "logits", model.name, asked),
+      corpus=corpus,
+      selection=selection,
+      model=model,
+      settings=settings | {"rows_per_part": rows_per_part},
+    )
+
+  @property
+  def idle(self) -> tuple[str, ...]:
+    """Settings without effect."""
+    return logits_table.idle(self.settings)
+
+  def as_inputs(self) -> dict[str, Input]:
+    """What a student that trains on them reads of them.
+
+    The labels, and what the config says of them, which is refused if they were
+    made otherwise.
+    """
+    made = self.folder / MANIFEST
+    how = dict(self.settings), made, STAGE, self.idle
+    return {LABELS: made, LABELS_OF: lambda: self.model.as_configured(*how)}
+
+  def step(self, run: RunConfig) -> Step:
+    """The step that makes them."""
+    s, model = self.settings, self.model
+    what = "−log p of the labels"
+    if s["ids"]:
+      what += f" and {s['ids']} ids a token by {s['kind']}"
+    return Step(
+      stage=STAGE,
+      manifest=self.folder / MANIFEST,
+      settings=s,
+      idle=self.idle,
+      inputs={
+        "corpus": self.corpus,
+        "selection": self.selection,
+        "weights": model.as_input(),
+      },
+      outputs=(self.folder,),
+      code=Version(_CODE, ("jax",), run.any_code),
+      summary=f"{what}, of selection {self.selection.parent.name} under "
+      f"{model.name} {model.origin}, {s['dtype']}",
+      run=functools.partial(_run, self, run),
+    )
 
 
-def steps(config, workdir: Workdir) -> list[Step]:
-  """One step a folder; methods may share it."""
-  found = config.names
-  tables = [_table(config, workdir, names) for names in found]
-  by_folder = {str(t.directory): t for t in tables if t}
-  return [_step(config, workdir, table) for table in by_folder.values()]
-
-
-def inputs(config, workdir: Workdir, names) -> dict[str, Input]:
-  """What a student that trains on labels reads of them.
-
-  Args:
-    config: the whole config.
-    workdir: of the run.
-    names: of `methods.for_method`.
-
-  Returns:
-    The labels, and what the config says of them, which is refused if they
-    were made otherwise.
-  """
-  table = _table(config, workdir, names)
-  path = table.directory / MANIFEST
-  source, how = table.source, (dict(table.settings), path, STAGE)
-  idle = logits_table.idle(table.settings)
-  return {STAGE: path, LABELS_OF: lambda: source.as_configured(*how, idle)}
-
-
-def _table(config, workdir: Workdir, names) -> _Table | None:
-  """The labels that a method trains on, if it does."""
-  objective = OBJECTIVES[names.objective]
-  if not objective.labels:
-    return None
-  asked = objective.labels(config.section_of(objective))._asdict()
-  role = asked.pop("role")
-  source = ModelRef.of_role(role, config.roles[role], workdir)
-  selection = workdir.selection(names.selection)
-  how = score_settings.of_table(config.score)
-  settings = how | asked | {"rows_per_part": config.logits.rows_per_part}
-  directory = _directory(selection / "logits", source.name, asked)
-  return _Table(directory, names.selection, source, settings)
-
-
-def _directory(
+def _folder(
   folder: epath.Path, model: str, asked: Mapping[str, Any]
 ) -> epath.Path:
   """Where labels lie: what is asked for tells one table from another.
@@ -108,36 +139,11 @@ def _directory(
   return folder / "-".join([model, *words])
 
 
-def _step(config, workdir: Workdir, table: _Table) -> Step:
-  s, source = table.settings, table.source
-  what = "−log p of the labels"
-  if s["ids"]:
-    what += f" and {s['ids']} ids a token by {s['kind']}"
-  return Step(
-    stage=STAGE,
-    manifest=table.directory / MANIFEST,
-    settings=s,
-    idle=logits_table.idle(s),
-    inputs={
-      "corpus": workdir.corpus / MANIFEST,
-      "selection": workdir.selection(table.selection) / MANIFEST,
-      "weights": source.as_input(),
-    },
-    outputs=(table.directory,),
-    code=Version(_CODE, ("jax",), config.run.any_code),
-    summary=f"{what}, of selection {table.selection} under {source.name} "
-    f"{source.origin}, {s['dtype']}",
-    run=lambda found: _run(config, table, found),
-  )
-
-
-def _run(config, table: _Table, inputs) -> dict[str, Any]:
-  from miniplm_jax.corpus.store import Corpus
-  from miniplm_jax.distillation.logits import Labeler
-  from miniplm_jax.models import huggingface, sharding
-
-  run, directory, settings = config.run, table.directory, table.settings
-  corpus = Corpus(inputs["corpus"])
+def _run(
+  spec: StoredLabels, run: RunConfig, inputs: Mapping[str, Manifest]
+) -> dict[str, Any]:
+  directory, settings = spec.folder, spec.settings
+  corpus = store.Corpus(inputs["corpus"])
   corpus.check_tokenizer()
   ids = corpus.manifest.details["vocab_size"]
   if settings["ids"] > ids:
@@ -148,10 +154,10 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
     )
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   dtype = settings["dtype"]
-  model = table.source.load_as_scored(corpus, mesh, dtype)
+  model = spec.model.load_as_scored(corpus, mesh, dtype)
   weights = huggingface.weights_fingerprint(model)
   mark = logits_table.mark(settings, weights, model.arch.fingerprint)
-  labeler = Labeler(model, corpus, mesh, settings)
+  labeler = logits.Labeler(model, corpus, mesh, settings)
   rows, size = kept_rows(inputs["selection"]), settings["rows_per_part"]
   units = [rows[i : i + size] for i in range(0, len(rows), size)]
   names = [logits_table.part_name(i, len(units)) for i in range(len(units))]
@@ -182,19 +188,17 @@ def _run(config, table: _Table, inputs) -> dict[str, Any]:
     "details": {
       "bytes_per_token": stored / tokens,
       "architecture": model.arch.fingerprint,
-      **_cost(table, model.arch, corpus.lengths[rows] - 1, inputs),
+      **_cost(spec.model, model.arch, corpus.lengths[rows] - 1, inputs),
     },
   }
 
 
-def _cost(table: _Table, arch, lengths, inputs) -> dict[str, Any]:
+def _cost(
+  ref: ModelRef, shape, lengths, inputs: Mapping[str, Manifest]
+) -> dict[str, Any]:
   """FLOPs of this, and of the reference's training; a teacher was there."""
-  from miniplm_jax.training import flops
-
-  parts = {
-    f"logits of {table.source.name}": flops.rows(arch.forward_flops, lengths)
-  }
-  if table.source.role == REFERENCE and "weights" in inputs:
+  parts = {f"logits of {ref.name}": flops.rows(shape.forward_flops, lengths)}
+  if ref.role == REFERENCE and "weights" in inputs:
     trained = inputs["weights"].details.get("train_flops")
     parts["training of reference"] = trained
   return {flops.OFFLINE: parts}

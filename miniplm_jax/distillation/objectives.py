@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
 from typing import Any
 
 from etils import epath, epy
@@ -11,10 +10,8 @@ from miniplm_jax.config import TrainConfig
 from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import Section
-from miniplm_jax.core.step import Input
-from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
-from miniplm_jax.distillation import logits_step as logits_stage
+from miniplm_jax.distillation.logits_step import StoredLabels
 from miniplm_jax.methods import (
   LABELS,
   OBJECTIVES,
@@ -23,30 +20,12 @@ from miniplm_jax.methods import (
   settings_key,
 )
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.models.ref import TEACHER, ModelRef
+from miniplm_jax.models.ref import ModelRef
 from miniplm_jax.training import flops
 from miniplm_jax.training.spec import ObjectiveSpec
 
 with epy.lazy_imports():
   from miniplm_jax.distillation import logits_table
-
-
-def of_config(config, workdir: Workdir, names) -> ObjectiveSpec:
-  """That of a student."""
-  objective = OBJECTIVES[names.objective]
-  labels = {}
-  if objective.labels:
-    labels = logits_stage.inputs(config, workdir, names)
-  return spec(
-    names.objective,
-    config.section_of(objective),
-    train=config.train,
-    shape=config.student.model,
-    max_length=config.corpus.max_length,
-    teacher=ModelRef.of_role(TEACHER, config.teacher, workdir),
-    labels=labels,
-    finished=workdir.student(names.student) / MANIFEST,
-  )
 
 
 def spec(
@@ -57,7 +36,7 @@ def spec(
   shape: Architecture,
   max_length: int,
   teacher: ModelRef,
-  labels: Mapping[str, Input],
+  labels: StoredLabels | None,
   finished: epath.Path,
 ) -> ObjectiveSpec:
   """What training a student by an objective takes.
@@ -69,8 +48,8 @@ def spec(
     shape: the student's.
     max_length: inputs of a row.
     teacher: the model, if it takes part in each step.
-    labels: the inputs that stage logits makes, if it is trained on them.
-    finished: the student's manifest: what its training took when the teacher
+    labels: what stage logits stores, if it is trained on that.
+    finished: the student's manifest: what its training took, when the teacher
       is gone.
 
   Raises:
@@ -88,18 +67,17 @@ def spec(
     elif objective.labels:
       rows = kept_rows(inputs["selection"])
       other = logits_table.LogitsTable(inputs[LABELS], rows)
-    return loss(objective)(
-      training.train, corpus.eos_id, training.run.remat, other, section
-    )
+    t, run = training.train, training.run
+    return loss(objective)(t, corpus.eos_id, run.remat, other, section)
 
-  settings = {}
+  settings, inputs, token_flops = {}, {}, 0.0
   if name != "next_token":
     options = dataclasses.asdict(section) if section else {}
     settings = {settings_key(name): options}
-  inputs = dict(labels)
+  if labels:
+    inputs = labels.as_inputs()
   if objective.runs_teacher:
     inputs[TEACHER_WEIGHTS] = teacher.as_input()
-  token_flops = 0.0
   if objective.token_flops:
     try:
       theirs = teacher.shape() if objective.runs_teacher else None
@@ -111,6 +89,8 @@ def spec(
         raise
       token_flops = trained.details["train_flops"] / trained.counts["tokens"]
   return ObjectiveSpec(
+    name=name,
+    section=section,
     make=make if objective.loss else None,
     settings=settings,
     inputs=inputs,

@@ -8,85 +8,106 @@ has more spread than its prediction, and the two would be no one scale.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
+from etils import epy
+
+from miniplm_jax.config import ProxyConfig, RunConfig, ScoreConfig, VerifyConfig
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.models.ref import REFERENCE, ModelRef
 from miniplm_jax.score import settings as score_settings
 
+with epy.lazy_imports():
+  from miniplm_jax.distillation import proxy
+
 STAGE = "proxy"
 
 
-def steps(config, workdir: Workdir) -> list[Step]:
-  """Train it, and score D with it; nothing if no method asks for it."""
-  if not config.uses_proxy:
-    return []
-  return [_train(config, workdir), _score(config, workdir)]
+def steps(
+  options: ProxyConfig,
+  score: ScoreConfig,
+  models: Mapping[str, ModelRef],
+  alpha: float,
+  workdir: Workdir,
+  run: RunConfig,
+  verify: VerifyConfig,
+) -> list[Step]:
+  """Fit it, and score D with it.
+
+  Args:
+    options: its section of the config.
+    score: how rows are scored, and which teacher and reference have.
+    models: teacher and reference by role.
+    alpha: the share that selection keeps.
+    workdir: of the run.
+    run: how it is run.
+    verify: how what is stored is checked.
+  """
+  inputs = {"corpus": workdir.corpus / MANIFEST}
+  inputs |= {role: ref.table / MANIFEST for role, ref in models.items()}
+  return [
+    _fit(options, score.seed, models[REFERENCE], inputs, workdir, run),
+    _table(options, score, models, alpha, inputs, workdir, run, verify),
+  ]
 
 
-def _tables(config, workdir: Workdir):
-  return {
-    role: workdir.scores(section.name) / MANIFEST
-    for role, section in config.roles.items()
-  }
-
-
-def _train(config, workdir: Workdir) -> Step:
-  c, directory = config.proxy, workdir.scorer(STAGE)
-  arch = c.model
+def _fit(
+  options: ProxyConfig, seed: int, reference: ModelRef, inputs, workdir, run
+) -> Step:
+  folder, train, shape = workdir.scorer(STAGE), options.train, options.model
   settings = {
-    "model": dataclasses.asdict(arch),
-    "train": dataclasses.asdict(c.train),
-    "sample": c.sample,
-    "seed": config.score.seed,
-    "from_reference": c.from_reference,
+    "model": dataclasses.asdict(shape),
+    "train": dataclasses.asdict(train),
+    "sample": options.sample,
+    "seed": seed,
+    "from_reference": options.from_reference,
   }
-  inputs = {"corpus": workdir.corpus / MANIFEST, **_tables(config, workdir)}
-  source = None
-  if c.from_reference:
-    source = ModelRef.of_role(REFERENCE, config.reference, workdir)
-    inputs["began as"] = source.as_input()
-
-  def run(found):
-    from miniplm_jax.distillation import proxy_training as training
-
-    return training.run(config, directory, arch, source, settings, found)
-
+  source = reference if options.from_reference else None
+  if source:
+    inputs = {**inputs, "began as": source.as_input()}
   return Step(
     stage=STAGE,
-    manifest=directory / MANIFEST,
+    manifest=folder / MANIFEST,
     settings=settings,
     inputs=inputs,
-    outputs=tuple(directory / name for name in ("checkpoints", "metrics")),
-    summary=f"{arch.parameters():,} parameters "
-    f"({arch.non_embedding_parameters():,} without embeddings) learn the "
-    f"score of {c.sample:.4g} of the rows of D, {c.train.steps:,} steps × "
-    f"{c.train.batch_size} rows, {c.train.dtype}",
-    run=run,
+    outputs=tuple(folder / name for name in ("checkpoints", "metrics")),
+    summary=f"{shape.parameters():,} parameters "
+    f"({shape.non_embedding_parameters():,} without embeddings) learn the "
+    f"score of {options.sample:.4g} of the rows of D, {train.steps:,} steps × "
+    f"{train.batch_size} rows, {train.dtype}",
+    run=lambda manifests: proxy.fit(
+      options, seed, source, folder, settings, run, manifests
+    ),
   )
 
 
-def _score(config, workdir: Workdir) -> Step:
-  c, directory = config.score, workdir.scores(config.proxy.name)
-
-  def run(found):
-    from miniplm_jax.distillation import proxy_scoring as scoring
-
-    return scoring.run(config, workdir, directory, found)
-
+def _table(
+  options: ProxyConfig,
+  score: ScoreConfig,
+  models,
+  alpha: float,
+  inputs,
+  workdir,
+  run,
+  verify,
+) -> Step:
+  folder = workdir.scores(options.name)
   return Step(
     stage=STAGE,
-    manifest=directory / MANIFEST,
-    settings=score_settings.of_table(config.score),
+    manifest=folder / MANIFEST,
+    settings=score_settings.of_table(score),
     layout=score_settings.LAYOUT,
     inputs={
-      "corpus": workdir.corpus / MANIFEST,
+      "corpus": inputs["corpus"],
       "model": workdir.scorer(STAGE) / MANIFEST,
-      **_tables(config, workdir),
+      **inputs,
     },
-    outputs=table_files(directory),
+    outputs=table_files(folder),
     policy=Policy(is_shared=True),
     summary=f"log p − log p_ref of every row of D as the proxy predicts it, "
-    f"{c.dtype}",
-    run=run,
+    f"{score.dtype}",
+    run=lambda manifests: proxy.predict(
+      options, score, models, alpha, workdir, run, verify, manifests
+    ),
   )

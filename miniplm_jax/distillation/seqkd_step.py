@@ -8,129 +8,131 @@ held-out rows, as they are, so a student is never measured on generated text.
 """
 
 import collections
+import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
+from etils import epath, epy
+
+from miniplm_jax.config import RunConfig, SeqKDConfig, TrainConfig
 from miniplm_jax.core import files, hosts, manifest, pieces
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.log import log
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input, Step
-from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
+from miniplm_jax.core.workdir import GENERATED, MANIFEST
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.methods import SEQKD
-from miniplm_jax.models.ref import TEACHER, ModelRef
+from miniplm_jax.models.ref import ModelRef
+
+with epy.lazy_imports():
+  import numpy as np
+
+  from miniplm_jax.corpus import columns, store
+  from miniplm_jax.distillation import seqkd_rows
+  from miniplm_jax.models import huggingface, sharding
+  from miniplm_jax.training import flops
 
 STAGE = SEQKD
 _CODE = ("distillation/seqkd_rows.py", "models/huggingface.py")  # makes a shard
 
 
-def steps(config, workdir: Workdir) -> list[Step]:
-  """One step a student that trains on generated rows."""
-  found = config.names
-  return [_step(config, workdir, names) for names in found if names.generated]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneratedRows:
+  """The rows of a student whose ends the teacher writes."""
 
+  folder: epath.Path  # students/<name>/generated
+  corpus: epath.Path  # manifest of the teacher's
+  selection: epath.Path  # manifest of the rows to continue
+  teacher: ModelRef
+  options: SeqKDConfig
+  train: TrainConfig  # how many rows are needed, and in which order
+  max_length: int
+  eos_token: str
 
-def corpus_inputs(config, workdir: Workdir, names) -> dict[str, Input]:
-  """What a stage that reads the generated rows of a student has as inputs.
+  @property
+  def prompt_tokens(self) -> int:
+    """Ids of a prompt, of a row's `max_length`."""
+    return round(self.options.prompt_share * self.max_length)
 
-  Args:
-    config: the whole config.
-    workdir: of the run.
-    names: of `methods.for_method`.
+  @property
+  def settings(self) -> dict[str, Any]:
+    """All that decides them."""
+    c, train = self.options, self.train
+    return {
+      "prompt_tokens": self.prompt_tokens,
+      "temperature": c.temperature,
+      "top_p": c.top_p,
+      "seed": c.seed,
+      "dtype": c.dtype,
+      "rows": c.rows or train.steps * train.batch_size,
+      "shuffle": train.shuffle,
+      "batch_size": c.batch_size,
+      "rows_per_part": c.rows_per_part,
+      "max_length": self.max_length,
+      "eos_token": self.eos_token,
+    }
 
-  Returns:
+  @property
+  def idle(self) -> tuple[str, ...]:
+    """Settings without effect: without a temperature nothing is drawn."""
+    return () if self.options.temperature else ("seed", "top_p")
+
+  def as_inputs(self) -> dict[str, Input]:
+    """What a stage that reads the rows has as inputs.
+
     The generated corpus, which `store.open_corpus` prefers to the teacher's,
-    and what the config says of it, which is refused if the corpus is another;
-    nothing for a method that generates none.
-  """
-  if not names.generated:
-    return {}
-  made = workdir.generated(names.student) / MANIFEST
-  source, settings = _teacher(config, workdir), _settings(config)
-  return {
-    GENERATED: made,
-    STAGE: lambda: source.as_configured(settings, made, STAGE, _idle(settings)),
-  }
+    and what the config says of it, which is refused if the corpus is another.
+    """
+    made = self.folder / MANIFEST
+    how = self.settings, made, STAGE, self.idle
+    return {GENERATED: made, STAGE: lambda: self.teacher.as_configured(*how)}
+
+  def step(self, run: RunConfig) -> Step:
+    """The step that makes them."""
+    settings = self.settings
+    return Step(
+      stage=STAGE,
+      manifest=self.folder / MANIFEST,
+      settings=settings,
+      idle=self.idle,
+      inputs={
+        "corpus": self.corpus,
+        "selection": self.selection,
+        "weights": self.teacher.as_input(),
+      },
+      outputs=(self.folder,),
+      code=Version(_CODE, ("jax",), run.any_code),
+      summary=f"{self.teacher.name} {self.teacher.origin} goes on after the "
+      f"first {self.prompt_tokens:,} tokens of up to {settings['rows']:,} rows "
+      f"of selection {self.selection.parent.name} until there are "
+      f"{self.max_length + 1:,}, {self.options.dtype}",
+      run=functools.partial(_run, self, run),
+    )
 
 
-def _teacher(config, workdir: Workdir) -> ModelRef:
-  return ModelRef.of_role(TEACHER, config.teacher, workdir)
-
-
-def _settings(config) -> dict[str, object]:
-  c, train = config.seqkd, config.train
-  return {
-    "prompt_tokens": prompt_tokens(config),
-    "temperature": c.temperature,
-    "top_p": c.top_p,
-    "seed": c.seed,
-    "dtype": c.dtype,
-    "rows": c.rows or train.steps * train.batch_size,
-    "shuffle": train.shuffle,
-    "batch_size": c.batch_size,
-    "rows_per_part": c.rows_per_part,
-    "max_length": config.corpus.max_length,
-    "eos_token": config.corpus.eos_token,
-  }
-
-
-def _idle(settings) -> tuple[str, ...]:
-  """Without a temperature nothing is drawn."""
-  return () if settings["temperature"] else ("seed", "top_p")
-
-
-def prompt_tokens(config) -> int:
-  """Ids of a prompt, of a row's `max_length`."""
-  return round(config.seqkd.prompt_share * config.corpus.max_length)
-
-
-def _step(config, workdir: Workdir, names) -> Step:
-  directory = workdir.generated(names.student)
-  settings, source = _settings(config), _teacher(config, workdir)
-  prompt = settings["prompt_tokens"]
-  return Step(
-    stage=STAGE,
-    manifest=directory / MANIFEST,
-    settings=settings,
-    idle=_idle(settings),
-    inputs={
-      "corpus": workdir.corpus / MANIFEST,
-      "selection": workdir.selection(names.selection) / MANIFEST,
-      "weights": source.as_input(),
-    },
-    outputs=(directory,),
-    code=Version(_CODE, ("jax",), config.run.any_code),
-    summary=f"{source.name} {source.origin} goes on after the "
-    f"first {prompt:,} tokens of up to {settings['rows']:,} rows of selection "
-    f"{names.selection} until there are {config.corpus.max_length + 1:,}, "
-    f"{settings['dtype']}",
-    run=lambda inputs: _run(config, source, directory, inputs),
-  )
-
-
-def _chosen(settings, kept):
+def _chosen(settings: Mapping[str, Any], kept):
   """The rows that training will take: it reads them in order, or shuffled."""
-  import numpy as np
-
   most = min(settings["rows"], len(kept))
   if not settings["shuffle"]:
     return kept[:most]
   return kept[np.arange(most) * len(kept) // most]  # from all of the corpus
 
 
-def _run(config, source, directory, inputs):
-  from miniplm_jax.corpus import columns, store
-  from miniplm_jax.distillation.seqkd_rows import Continuation
-  from miniplm_jax.models import huggingface, sharding
-  from miniplm_jax.training import flops
-
-  c, run = config.seqkd, config.run
+def _run(
+  spec: GeneratedRows, run: RunConfig, inputs: Mapping[str, Manifest]
+) -> dict[str, Any]:
+  c, directory, settings = spec.options, spec.folder, spec.settings
   corpus = store.Corpus(inputs["corpus"])
   corpus.check_tokenizer()
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  model = source.load_as_scored(corpus, mesh, c.dtype)
-  continuation = Continuation(model, corpus, mesh, c, prompt_tokens(config))
-  settings, weights = _settings(config), huggingface.weights_fingerprint(model)
-  idle = *_idle(settings), "batch_size"  # a row's id seeds its draws
+  model = spec.teacher.load_as_scored(corpus, mesh, c.dtype)
+  continuation = seqkd_rows.Continuation(
+    model, corpus, mesh, c, spec.prompt_tokens
+  )
+  weights = huggingface.weights_fingerprint(model)
+  idle = *spec.idle, "batch_size"  # a row's id seeds its draws
   kept = {k: v for k, v in settings.items() if k not in idle}
   by = manifest.made_by(kept, inputs, weights=weights)
   rows = _chosen(settings, kept_rows(inputs["selection"]))
@@ -164,7 +166,7 @@ def _run(config, source, directory, inputs):
 
   counts, described = hosts.agree(merged)
   cost = counts.pop("flops", 0)
-  _say(counts, cost)
+  _log(counts, cost)
   same = ("eos_id", "vocab_size", "bos_id", "bos_token")
   return {
     "tokenizer": corpus.manifest.tokenizer,
@@ -178,7 +180,7 @@ def _run(config, source, directory, inputs):
   }
 
 
-def _say(counts, cost):
+def _log(counts: Mapping[str, int], cost: float):
   n, total = counts.get("rows_continued", 0), counts.get("split train", 0)
   log(
     STAGE,

@@ -4,17 +4,31 @@ Compiles the programs of the config for slices that are not here. Memory and
 FLOPs are the compiled program's, every time is a prediction.
 """
 
+from collections.abc import Callable, Mapping
+
 from miniplm_jax.core.log import log, plain
 from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.training.spec import TrainSpec
 
 STAGE = "plan"
 
 
-def run(config, workdir: Workdir, dry_run: bool):
+def run(
+  config,
+  workdir: Workdir,
+  dry_run: bool,
+  students: Callable[[], Mapping[str, TrainSpec]],
+):
   """Prints a table for each slice, and writes plan.json for the report.
 
   What has been compiled is kept in plan/, so a plan that was stopped, or that
   has one more slice, compiles only what is new.
+
+  Args:
+    config: the configuration.
+    workdir: of the run.
+    dry_run: only say what would be compiled.
+    students: gives how each is trained, by method.
 
   Raises:
     UserError: there is no such slice, libtpu is not installed, or a batch
@@ -29,7 +43,7 @@ def run(config, workdir: Workdir, dry_run: bool):
 
   topology.prepare()
   run = config.run
-  pieces = work.pieces(config, workdir)
+  pieces = work.pieces(config, workdir, students())
   found = []
   for name in slices:
     mesh = topology.mesh(name, run.data, run.fsdp, run.tensor)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,12 +14,13 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.distillation import objectives
 from miniplm_jax.forecast import programs
-from miniplm_jax.methods import OBJECTIVES, Objective
+from miniplm_jax.methods import OBJECTIVES
 from miniplm_jax.models import sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import ModelRef
-from miniplm_jax.training import budget, flops
+from miniplm_jax.training import flops
 from miniplm_jax.training.objective import NextToken
+from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
 
 # Which changes nothing but a constant of the program.
 _EOS_ID = 0
@@ -61,7 +62,9 @@ class Piece:
   is_student: bool = False
 
 
-def pieces(config, workdir: Workdir) -> list[Piece]:
+def pieces(
+  config, workdir: Workdir, students: Mapping[str, TrainSpec]
+) -> list[Piece]:
   """All programs of a config that take time, in the order of the stages."""
   found = []
   for role in ("teacher", "reference"):
@@ -72,7 +75,7 @@ def pieces(config, workdir: Workdir) -> list[Piece]:
   rows = _rows_of_d(config, workdir)
   for role in config.roles_with_model:
     found.append(_scoring(config, role, rows))
-  found += _students(config, workdir)
+  found += _students(config, students)
   return found
 
 
@@ -113,37 +116,36 @@ def _scoring(config, role: str, count: int) -> Piece:
   )
 
 
-def _students(config, workdir: Workdir) -> Iterator[Piece]:
-  arch = config.student.model
-  length = config.corpus.max_length
-  plain = flops.next_token(arch, length)
-  for method in config.methods:
-    names = config.names_of(method)
-    objective = OBJECTIVES[names.objective]
-    cost = objectives.of_config(config, workdir, names).token_flops
-    train = budget.schedule(config, arch, cost)
+def _students(config, students: Mapping[str, TrainSpec]) -> Iterator[Piece]:
+  for method, spec in students.items():
+    cost, is_compiled = spec.token_flops, _is_compiled(spec.objective)
     make = _next_token
-    if objective.is_compiled:
-      make = functools.partial(_with_teacher, objective)
-    piece = _training(config, f"train {method}", arch, train, make)
+    if is_compiled:
+      make = functools.partial(_with_teacher, spec.objective)
+    piece = _training(config, f"train {method}", spec.shape, spec.train, make)
     piece = dataclasses.replace(piece, is_student=True)
-    if objective.is_compiled:
+    if is_compiled:
       piece = dataclasses.replace(piece, token_flops=cost)
-    elif cost:
-      piece = dataclasses.replace(piece, slowdown=cost / plain)
+    else:
+      piece = dataclasses.replace(piece, slowdown=cost / piece.token_flops)
     yield piece
+
+
+def _is_compiled(objective: ObjectiveSpec) -> bool:
+  return OBJECTIVES[objective.name].is_compiled
 
 
 def _next_token(unused_config, unused_mesh, train, remat):
   return NextToken(train, _EOS_ID, remat)
 
 
-def _with_teacher(objective: Objective, config, mesh, train, remat):
+def _with_teacher(objective: ObjectiveSpec, config, mesh, train, remat):
   """An objective whose teacher has a shape and no weights."""
-  section = config.section_of(objective)
-  dtype = jnp.dtype(getattr(section, "dtype", "") or train.dtype)
+  section = objective.section
+  dtype = jnp.dtype(getattr(section, "dtype", train.dtype))
   teacher = programs.weights(_shape(config, "teacher"), mesh, dtype)
-  return objectives.loss(objective)(train, _EOS_ID, remat, teacher, section)
+  loss = objectives.loss(OBJECTIVES[objective.name])
+  return loss(train, _EOS_ID, remat, teacher, section)
 
 
 def _training(config, name: str, arch, train, make=_next_token) -> Piece:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.distillation import proxy_cost as cost
-from miniplm_jax.distillation import proxy_fidelity as fidelity
+from miniplm_jax.distillation import proxy as proxy_lib
 from miniplm_jax.report import plots
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.table import Table
@@ -29,9 +28,10 @@ def section(config, corpus: Corpus, inputs: Mapping[str, Manifest]) -> Section:
     inputs: manifests of "teacher scores", "reference scores", "proxy scores".
   """
   tables = {r: inputs[f"{r} scores"] for r in ("teacher", "reference", "proxy")}
-  found = fidelity.heldout(config, corpus, tables, table.parts(tables["proxy"]))
+  parts, sample = table.parts(tables["proxy"]), config.proxy.sample
+  found = proxy_lib.compare(corpus, tables, parts, sample, config.score.seed)
   # As in its log line: a selection by rows or tokens has no share.
-  report = fidelity.report(found, config.select.ratio or 0.5)
+  report = proxy_lib.report(found, config.select.ratio or 0.5)
   flops = tables["proxy"].details["flops_compared"]
   rows = [
     ("rows of D", f"{report['rows_of_d']:,}"),
@@ -56,8 +56,8 @@ def section(config, corpus: Corpus, inputs: Mapping[str, Manifest]) -> Section:
     "MiniPLM-proxy (Appendix E): a small model learns log p − log p_ref from "
     "a sample and ranks all of D. The paper does not give its recipe; this "
     "one is inferred. By chance, two rankings agree on α of the highest α.",
-    f"Measured {fidelity.in_words(report)}.",
-    f"Its cost: {cost.in_words(flops)}.",
+    f"Measured {proxy_lib.in_words(report)}.",
+    f"Its cost: {proxy_lib.cost_in_words(flops)}.",
   ]
   caption = (
     "Each row's score by teacher and reference, and as predicted; color is "
@@ -72,7 +72,7 @@ def section(config, corpus: Corpus, inputs: Mapping[str, Manifest]) -> Section:
   )
 
 
-def _figure(found: fidelity.Heldout):
+def _figure(found: proxy_lib.Comparison):
   figure, ax = plots.axes(
     "Predicted and true scores",
     "log p − log p_ref (nats per token)",

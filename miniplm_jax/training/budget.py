@@ -8,43 +8,49 @@ from etils import epath
 from miniplm_jax.config import TrainConfig
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.training import flops
 
 
-def schedule(config, arch: Architecture, token_flops: float) -> TrainConfig:
-  """The train section of a student, with the steps that it can afford.
+def schedule(
+  train: TrainConfig, shape: Architecture, max_length: int, token_flops: float
+) -> TrainConfig:
+  """The training of a student, with the steps that it can afford.
 
-  With `equal_flops` those whose step costs more take fewer: together as many
-  FLOPs as `train.steps` steps of the next-token loss (paper, section 3.1). The
-  warm-up stays the same share of the steps.
+  One whose step costs more takes fewer: together as many FLOPs as
+  `train.steps` steps of the next-token loss (paper, section 3.1). The warm-up
+  stays the same share of the steps.
 
   Args:
-    config: the configuration.
-    arch: the student's shape.
+    train: the config's section.
+    shape: the student's.
+    max_length: inputs of a row.
     token_flops: of training on an input token; 0 is the next-token loss.
   """
-  train = config.train
-  if not (config.equal_flops and token_flops):
+  if not token_flops:
     return train
-  plain = flops.next_token(arch, config.corpus.max_length)
+  plain = flops.next_token(shape, max_length)
   steps = max(round(train.steps * plain / token_flops), 1)
   warmup = train.warmup_steps * steps // train.steps
   return dataclasses.replace(train, steps=steps, warmup_steps=warmup)
 
 
-def in_words(config, train: TrainConfig) -> str:
+def in_words(plain: TrainConfig, train: TrainConfig) -> str:
   """Why a student takes other steps, for its summary; or nothing."""
-  if train.steps == config.train.steps:
+  if train.steps == plain.steps:
     return ""
-  return f" ({config.train.steps:,} of the next-token loss)"
+  return f" ({plain.steps:,} of the next-token loss)"
 
 
 def offline(
-  config, workdir: Workdir, names, inputs: Mapping[str, Input]
+  workdir: Workdir,
+  selection: str,
+  tables: Mapping[str, str],
+  is_reference_trained: bool,
+  inputs: Mapping[str, Input],
 ) -> dict[str, float | None]:
   """FLOPs that a method took before its training, by part; None: not known.
 
@@ -53,28 +59,27 @@ def offline(
   training: it was there before.
 
   Args:
-    config: the configuration.
     workdir: of the run.
-    names: of the method, from `Config.names_of`.
+    selection: its name.
+    tables: names of the score tables that rank its rows, by role.
+    is_reference_trained: here, for those that rank by it.
     inputs: what its objective reads beside corpus and selection.
   """
-  reads = CRITERIA[names.definition].reads
-  made = _read(workdir.selection(names.selection) / MANIFEST)
-  tables = made.settings.get("scores", {}) if made else {}
-  found = flops.spent(
+  selected = _read(workdir.selection(selection) / MANIFEST)
+  used = selected.settings.get("scores", {}) if selected else {}
+  spent = flops.spent(
     {
       f"scoring by {role}": _read(
-        workdir.scores(tables.get(role, getattr(config, role).name)) / MANIFEST,
-        made and made.inputs.get(role),
+        workdir.scores(used.get(role, name)) / MANIFEST,
+        selected and selected.inputs.get(role),
       )
-      for role in reads
+      for role, name in tables.items()
     }
   )
-  c = config.reference
-  if not c.path and not c.scores and {"reference", "proxy"} & set(reads):
-    made = _read(workdir.scorer("reference") / MANIFEST)
-    trained = made.details.get("train_flops") if made else None
-    found["training of reference"] = trained
+  if is_reference_trained and {"reference", "proxy"} & set(tables):
+    reference = _read(workdir.scorer("reference") / MANIFEST)
+    trained = reference.details.get("train_flops") if reference else None
+    spent["training of reference"] = trained
   # Of these not all took FLOPs: a teacher's manifest has no such part.
   others = {
     name: made
@@ -83,10 +88,10 @@ def offline(
     and (made := _read(source))
     and flops.OFFLINE in made.details
   }
-  return found | flops.spent(others)
+  return spent | flops.spent(others)
 
 
-def _read(path: epath.Path, fingerprint: str | None = None):
+def _read(path: epath.Path, fingerprint: str | None = None) -> Manifest | None:
   """A manifest, unless it is missing or of another fingerprint."""
   try:
     manifest = manifest_lib.read(path)

@@ -15,6 +15,8 @@ from miniplm_jax.training import flops
 class ObjectiveSpec:
   """What a training minimizes, and what that takes; of itself next tokens."""
 
+  name: str = "next_token"  # of `methods.OBJECTIVES`
+  section: Any = None  # of the config, what it may be told
   # (this training, corpus, mesh, input manifests) → an `objective.NextToken` or
   # what extends it; None is `NextToken` itself.
   make: Callable[..., Any] | None = None

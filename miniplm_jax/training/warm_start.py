@@ -2,46 +2,41 @@
 
 import dataclasses
 
+from etils import epy
+
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import ModelRef
 
-# Of a model's shape, what its weights and what it computes do not depend on.
-_FREE = ("initializer_range", "max_position_embeddings")
-
-
-def source(config) -> ModelRef | None:
-  """Where the student's first weights come from; None draws them."""
-  s = config.student
-  if not s.init:
-    return None
-  return ModelRef("student.init", s.init, s.init_revision)
-
-
-def load(begin: ModelRef, arch: Architecture, corpus, base, mesh):
-  """The model, its weights in float32, each device with its shard.
-
-  Args:
-    begin: from `source`.
-    arch: the student's shape.
-    corpus: that it is trained on.
-    base: that one, or what it was generated from, with the rows' seed.
-    mesh: where to put it.
-
-  Returns:
-    A `Decoder` of `arch`.
-
-  Raises:
-    UserError: it has another shape or tokenizer, was trained on held-out
-      rows, or cannot be read.
-  """
+with epy.lazy_imports():
   import jax
 
   from miniplm_jax.corpus import trained_rows
   from miniplm_jax.models import decoder, huggingface
 
-  theirs, ours = _shape(begin.shape()), _shape(arch)
+# Of a model's shape, what its weights and what it computes do not depend on.
+_FREE = ("initializer_range", "max_position_embeddings")
+
+
+def load(begin: ModelRef, shape: Architecture, corpus, base, mesh):
+  """The model, its weights in float32, each device with its shard.
+
+  Args:
+    begin: where the weights are from.
+    shape: the student's.
+    corpus: that it is trained on.
+    base: that one, or what it was generated from, with the rows' seed.
+    mesh: where to put it.
+
+  Returns:
+    A `Decoder` of `shape`.
+
+  Raises:
+    UserError: it has another shape or tokenizer, was trained on held-out
+      rows, or cannot be read.
+  """
+  theirs, ours = _shape(begin.shape()), _shape(shape)
   differing = [
     f"{name} {theirs.get(name)} and not {ours.get(name)}"
     for name in theirs | ours
@@ -58,14 +53,15 @@ def load(begin: ModelRef, arch: Architecture, corpus, base, mesh):
   model = begin.load(corpus, mesh, "float32")
   weights = huggingface.weights_fingerprint(model)
   log("train", f"begins with {begin.path}, weights {weights[:12]}")
-  tree = jax.tree.structure(decoder.abstract(arch, "float32"))
+  tree = jax.tree.structure(decoder.abstract(shape, "float32"))
   return jax.tree.unflatten(tree, jax.tree.leaves(model))
 
 
-def _shape(arch: Architecture) -> dict[str, object]:
-  fields = {"family": arch.family} | dataclasses.asdict(arch)
+def _shape(shape: Architecture) -> dict[str, object]:
+  """What must be equal of two shapes, by name."""
+  fields = {"family": shape.family} | dataclasses.asdict(shape)
   for name in _FREE:
     fields.pop(name, None)
   if "head_dim" in fields:
-    fields["head_dim"] = arch.head_size
+    fields["head_dim"] = shape.head_size
   return fields

@@ -1,1 +1,0 @@
-"""Stage train: pre-train the students on what was selected."""

@@ -1,0 +1,175 @@
+"""The models that a run trains, composed from the config.
+
+Teacher and reference where none is given, and a student for each method.
+"""
+
+import functools
+from collections.abc import Mapping
+
+from miniplm_jax.config import Config
+from miniplm_jax.core.step import Input, Step
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.corpus import convert_step
+from miniplm_jax.criteria import CRITERIA
+from miniplm_jax.distillation import objectives
+from miniplm_jax.distillation.logits_step import StoredLabels
+from miniplm_jax.distillation.seqkd_step import GeneratedRows
+from miniplm_jax.methods import INIT, OBJECTIVES, MethodNames
+from miniplm_jax.models.ref import TEACHER, ModelRef
+from miniplm_jax.training import budget, trained, warm_start
+from miniplm_jax.training import step as training_step
+from miniplm_jax.training.spec import TrainSpec
+
+
+class Trainings:
+  """What is trained, and what it is made of."""
+
+  def __init__(self, config: Config, workdir: Workdir):
+    self.config, self.workdir = config, workdir
+
+  def ref(self, role: str) -> ModelRef:
+    """The teacher or the reference."""
+    return ModelRef.of_role(role, self.config.roles[role], self.workdir)
+
+  def scorer_steps(self, role: str) -> list[Step]:
+    """A teacher or a reference, if it is trained here."""
+    c, section, ref = self.config, self.config.roles[role], self.ref(role)
+    if ref.path or ref.scores:
+      return []
+    spec = TrainSpec(
+      stage=role,
+      folder=ref.trained,
+      shape=section.model,
+      train=section.train,
+      run=c.run,
+      max_length=c.corpus.max_length,
+      rows=f"split {role}",
+      row_ids=lambda corpus, unused_inputs: corpus.rows_of(role),
+      ignore_domains=c.evaluate.ignore_domains,
+      writes_hf=True,
+    )
+    corpus = self.workdir.corpus / MANIFEST
+    return [training_step.step(spec, {"corpus": corpus})]
+
+  def generated(self, names: MethodNames) -> GeneratedRows | None:
+    """The rows of a student that the teacher goes on with, if it does."""
+    c, workdir = self.config, self.workdir
+    if not names.generated:
+      return None
+    return GeneratedRows(
+      folder=workdir.generated(names.student),
+      corpus=workdir.corpus / MANIFEST,
+      selection=workdir.selection(names.selection) / MANIFEST,
+      teacher=self.ref(TEACHER),
+      options=c.seqkd,
+      train=c.train,
+      max_length=c.corpus.max_length,
+      eos_token=c.corpus.eos_token,
+    )
+
+  def generated_inputs(self, names: MethodNames) -> dict[str, Input]:
+    """What those who read these rows have as inputs; nothing without any."""
+    generated = self.generated(names)
+    return generated.as_inputs() if generated else {}
+
+  def labels(self, names: MethodNames) -> StoredLabels | None:
+    """What a frozen model says for a student's objective, if it reads that."""
+    c, workdir = self.config, self.workdir
+    objective = OBJECTIVES[names.objective]
+    if not objective.labels:
+      return None
+    asked = objective.labels(c.section_of(objective))
+    return StoredLabels.of(
+      asked,
+      self.ref(asked.role),
+      workdir.selection(names.selection) / MANIFEST,
+      workdir.corpus / MANIFEST,
+      c.score,
+      c.logits.rows_per_part,
+    )
+
+  def student(self, names: MethodNames) -> TrainSpec:
+    """How a student is trained.
+
+    Raises:
+      UserError: the teacher's shape is needed, and not known.
+    """
+    c, workdir, student = self.config, self.workdir, self.config.student
+    objective = objectives.spec(
+      names.objective,
+      c.section_of(OBJECTIVES[names.objective]),
+      train=c.train,
+      shape=student.model,
+      max_length=c.corpus.max_length,
+      teacher=self.ref(TEACHER),
+      labels=self.labels(names),
+      finished=workdir.student(names.student) / MANIFEST,
+    )
+    token_flops = objective.token_flops if c.equal_flops else 0.0
+    train = budget.schedule(
+      c.train, student.model, c.corpus.max_length, token_flops
+    )
+    begin, inputs = None, {**self.generated_inputs(names), **objective.inputs}
+    if student.init:
+      init = ModelRef("student.init", student.init, student.init_revision)
+      begin = functools.partial(warm_start.load, init)
+    return TrainSpec(
+      stage="train",
+      folder=workdir.student(names.student),
+      shape=student.model,
+      train=train,
+      run=c.run,
+      max_length=c.corpus.max_length,
+      objective=objective,
+      begin=begin,
+      rows=f"{trained.OF_SELECTION}{names.selection}",
+      row_ids=trained.row_ids,
+      ignore_domains=c.evaluate.ignore_domains,
+      export=c.export,
+      steps_note=budget.in_words(c.train, train),
+      offline=self.spent_before(names, inputs)
+      | ({"the weights that it begins with": None} if begin else {}),
+    )
+
+  def spent_before(
+    self, names: MethodNames, inputs: Mapping[str, Input]
+  ) -> dict[str, float | None]:
+    """FLOPs of a method before its training, by part; None is not known."""
+    c = self.config
+    tables = {role: section.name for role, section in c.roles.items()}
+    tables["proxy"] = c.proxy.name
+    reads = CRITERIA[names.definition].reads
+    is_reference_trained = not (c.reference.path or c.reference.scores)
+    return budget.offline(
+      self.workdir,
+      names.selection,
+      {role: tables[role] for role in reads},
+      is_reference_trained,
+      inputs,
+    )
+
+  def students(self) -> dict[str, TrainSpec]:
+    """How each is trained, by method.
+
+    Raises:
+      UserError: as `student`.
+    """
+    config = self.config
+    return {m: self.student(config.names_of(m)) for m in config.methods}
+
+  def student_step(self, names: MethodNames) -> Step:
+    """The step that trains a student.
+
+    Raises:
+      UserError: as `student`.
+    """
+    c, workdir, student = self.config, self.workdir, self.config.student
+    inputs = {
+      **convert_step.corpus_inputs(student, c.corpus, workdir, names.student),
+      "selection": workdir.selection(names.selection) / MANIFEST,
+      **self.generated_inputs(names),
+    }
+    if student.init:
+      init = ModelRef("student.init", student.init, student.init_revision)
+      inputs[INIT] = init.as_input()
+    return training_step.step(self.student(names), inputs)
