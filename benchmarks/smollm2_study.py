@@ -279,7 +279,7 @@ def main(argv):
   _run(
     workdir,
     variant,
-    "--stages=analyse,report",
+    "--stages=analyze,report",
     "--force",
     *_of_seed(variant, _SEEDS.value[0]),
   )

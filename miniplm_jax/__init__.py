@@ -18,7 +18,7 @@ The folders are the pipeline, in this order:
   export        a Hugging Face directory         (stage export)
   generate      what a model writes              (look generate)
   report        pages, cards, tables, pictures: everything that renders, and
-                what all runs say together       (stages report, analyse)
+                what all runs say together       (stages report, analyze)
   forecast      what a program takes on a TPU    (look plan)
 
 A folder imports only from itself and from those above it; main.py and

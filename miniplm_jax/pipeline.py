@@ -32,7 +32,7 @@ from miniplm_jax.report import model_card
 from miniplm_jax.report import selection_step as selection_report
 from miniplm_jax.report import step as report
 from miniplm_jax.report import tasks_step as tasks
-from miniplm_jax.report.analyses import step as analyse
+from miniplm_jax.report.analyses import step as analyze
 from miniplm_jax.score import step as score
 from miniplm_jax.select import materialize_step as materialize
 from miniplm_jax.select import step as select
@@ -225,9 +225,9 @@ class Stages:
     """Looks at what the run would take on TPUs."""
     plan.run(self.config, self.workdir, dry_run, self.trainings.students)
 
-  def analyse(self) -> list[Step]:
+  def analyze(self) -> list[Step]:
     """What all runs of the workdir say together."""
-    return analyse.steps(self.config, self.workdir)
+    return analyze.steps(self.config, self.workdir)
 
   def report(self) -> list[Step]:
     """The report of the run."""
@@ -362,7 +362,7 @@ def _checked(
   """With the checks of what any stage finds by its name."""
   corpus, folder, run = config.corpus, workdir.corpus, config.run
   checks = [functools.partial(tokenize.check, corpus, folder, run)]
-  if step.stage != analyse.STAGE:  # it shows what there is, of any config
+  if step.stage != analyze.STAGE:  # it shows what there is, of any config
     checks.append(functools.partial(_refuse_made_otherwise, step, makers))
   return dataclasses.replace(step, checks=(*checks, *step.checks))
 

@@ -191,9 +191,9 @@ def checks(folder: pathlib.Path) -> list[Check]:
       "dry run",
       "whole",
       (*one, "--dry_run"),
-      said=r"^\s+(analyse|report) |done",
+      said=r"^\s+(analyze|report) |done",
     ),
-    Check("again", "whole", one, _VIEWS, said="skipped|(analyse|report)"),
+    Check("again", "whole", one, _VIEWS, said="skipped|(analyze|report)"),
     Check("all methods", "whole", EVERY, _VIEWS, refusal=_WARMUP),
     Check(
       "own tokenizer",
@@ -215,7 +215,7 @@ def checks(folder: pathlib.Path) -> list[Check]:
       must_refuse=True,
     ),
   ]
-  for stage in ("report", "analyse"):
+  for stage in ("report", "analyze"):
     found.append(Check(stage, "whole", (*one, f"--stages={stage}"), _VIEWS))
   for stage in ("evaluate", "export"):
     found.append(

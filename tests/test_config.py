@@ -433,3 +433,8 @@ def test_a_shape_is_given_by_its_name(monkeypatch):
   assert dict(found.student.model) == PRESETS["qwen-500m"] | {"vocab_size": 512}
   with pytest.raises(flags.IllegalFlagValueError, match="none of qwen-45m, "):
     overridden(f"{shape}qwen-5m")
+
+
+def test_a_stage_by_its_earlier_name_is_refused_with_the_new_one():
+  error = refusal(stages=("tokenize", "analyse"))
+  assert error == "config.stages is 'analyse', here, it is called analyze now"

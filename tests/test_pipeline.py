@@ -248,6 +248,7 @@ def test_bad_corpora_are_refused_in_one_line(tmp_path):
     ("--config.select.ratio=1.5", "select.ratio"),
     ("--config.nothing=1", "nothing"),
     ("--stages=tokenise", "tokenise"),
+    ("--stages=analyse", "it is called analyze now"),
     ("--config.method=magic", "magic"),
     ("--config.workdir=", "workdir"),
     ("--config.train.warmup_steps=99", "warmup_steps"),

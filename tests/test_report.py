@@ -905,7 +905,7 @@ def test_another_view_remakes_the_report_alone(copy):
 
 def test_what_is_shown_follows_losses_and_curves(copy):
   """Also where only details say them, as after a training on other rows."""
-  stages = "--stages=analyse,report"
+  stages = "--stages=analyze,report"
   arguments = stages, LONG, "--config.baselines=('pretrain',)"
   said = run(copy, *arguments).stdout
   assert said.count("skipped, nothing") == 2 and "as it was made" not in said

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import rensa
 
-from miniplm_jax import config as config_lib
 from miniplm_jax import criteria
+from miniplm_jax.config.run import REMAT
 from miniplm_jax.core import noise
 from miniplm_jax.models import decoder
 from miniplm_jax.select import cutoff, duplicates
@@ -162,7 +162,7 @@ COLUMNS = {
 
 
 def test_the_config_knows_what_is_kept_for_the_backward_pass():
-  assert set(config_lib.REMAT) == set(decoder.REMAT)
+  assert set(REMAT) == set(decoder.REMAT)
 
 
 @pytest.mark.parametrize(

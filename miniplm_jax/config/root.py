@@ -51,7 +51,7 @@ STAGES = (
   "train",
   "evaluate",
   "export",
-  "analyse",
+  "analyze",
   "report",
 )
 # Look at what is there, or at what would be; nothing depends on them.
@@ -67,7 +67,8 @@ class Config(Section):
   workdir: str = f.path("", is_needed=True)
   # What runs when --stages is not given.
   stages: tuple[str, ...] = f.several(
-    f.word("", STAGES + LOOKS), *(s for s in STAGES if s != "teacher")
+    f.word("", STAGES + LOOKS, analyse="analyze"),
+    *(s for s in STAGES if s != "teacher"),
   )
   # How the student's rows are chosen: miniplm, pretrain (at random),
   # difficulty (high reference loss), teacher_preference (low teacher

@@ -9,7 +9,7 @@ import ctypes
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -38,9 +38,13 @@ class Rule:
   # Matches a value; its last group is a file, a folder or a hub id.
   path: re.Pattern | None = None
   words: Collection[str] = ()  # the only ones; `advice` ends with them
+  # Words that were, and what they are called now.
+  renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def first_bad(self, value: Any) -> tuple[Any, str] | None:
     """Returns what cannot be meant, the value or an item, and what to do."""
+    if type(value) is str and value in self.renamed:
+      return value, f"it is called {self.renamed[value]} now"
     if not self.is_good(value):
       return value, self.advice + ", ".join(w or repr(w) for w in self.words)
     bad = (self.item.first_bad(v) for v in value) if self.item else ()
@@ -233,10 +237,13 @@ def switch(default: bool) -> Any:
   return _field(default, rule)
 
 
-def word(default: str, words: Collection[str]) -> Any:
-  """One of a few words, which may become more."""
+def word(default: str, words: Collection[str], **renamed: str) -> Any:
+  """One of a few words, which may become more; `renamed` were such words."""
   rule = Rule(
-    lambda v: type(v) is str and v in words, "choose from ", words=words
+    lambda v: type(v) is str and v in words,
+    "choose from ",
+    words=words,
+    renamed=renamed,
   )
   return _field(default, rule)
 

@@ -17,7 +17,7 @@ from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.evaluate.heldout import ignored_in_words, losses
 from miniplm_jax.methods import trained_by
 from miniplm_jax.report import tasks_step
-from miniplm_jax.report.analyses import step as analyse_stage
+from miniplm_jax.report.analyses import step as analyze_step
 from miniplm_jax.report.inventory import Scored, Student
 from miniplm_jax.training import comparable
 from miniplm_jax.training.trained import own_corpora
@@ -58,9 +58,9 @@ def steps(config, workdir: Workdir, plan: Callable) -> list[Step]:
     inputs["proxy scores"] = folder / MANIFEST
   if workdir.plan_file.exists():
     inputs["plan"] = lambda: files.sha256(workdir.plan_file)
-  analysed = workdir.analysis / MANIFEST
-  if analysed.exists():
-    inputs["analysis"] = lambda: files.sha256(analysed)
+  analyzed = workdir.analysis / MANIFEST
+  if analyzed.exists():
+    inputs["analysis"] = lambda: files.sha256(analyzed)
   if config.evaluation.tasks:
     inputs["tasks"] = tasks_step.manifest(workdir)
   for method in config.methods:
@@ -216,7 +216,7 @@ def _run(config, workdir: Workdir, plan: Callable, inputs):
     body.append(proxy.section(config, corpus, inputs))
   if workdir.plan_file.exists():
     body.append(plan(workdir.plan_file))
-  body += analyse_stage.sections(config, workdir)
+  body += analyze_step.sections(config, workdir)
   body.append(findings.provenance(inputs, shown.name))
   path = workdir.root / "report.html"
   page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)

@@ -3,7 +3,7 @@
 The files:
 
   selecting  step, scored (tables and index, joined), index,
-             moments, candidates (who may be kept), duplicates, noise, cutoff,
+             moments, candidates (who may be kept), duplicates, cutoff,
              writing (rows.npy)
   files      materialize_step, materialize_writers
   seqio      tasks, source, converter: TensorFlow, only for those who ask

@@ -21,14 +21,14 @@ class ScoredRows:
   """Rows and scores, part by part, as often as one likes.
 
   Attributes:
-    definition: how they are ranked.
+    criterion: how they are ranked.
     rows: of D.
   """
 
   def __init__(
     self,
     tables: Mapping[str, Manifest],
-    definition: str,
+    criterion: str,
     seed: int,
     corpus: Corpus,
     min_length: int = 0,
@@ -37,8 +37,8 @@ class ScoredRows:
 
     Args:
       tables: score manifests by role; without any, every row of D is there.
-      definition: a key of `CRITERIA`.
-      seed: for the definition random.
+      criterion: a key of `CRITERIA`.
+      seed: for the criterion random.
       corpus: that was scored.
       min_length: shorter rows need no score, for they are left out.
 
@@ -46,8 +46,8 @@ class ScoredRows:
       UserError: a table is of another corpus or of a part of D, or they are
         in different parts.
     """
-    self.definition = CRITERIA[definition]
-    self._name, self._seed = definition, seed
+    self.criterion = CRITERIA[criterion]
+    self._name, self._seed = criterion, seed
     self._tables, self._corpus = tables, corpus
     self._min_length = min_length
     self._hashed = False
@@ -90,11 +90,11 @@ class ScoredRows:
     Raises:
       UserError: another row has no finite score, or a table cannot be used.
     """
-    if self.definition.standardized and self._moments is None:
+    if self.criterion.standardized and self._moments is None:
       # Over all of D, whatever else is left out: a row's score is its own.
       moments = Moments()
       for columns in self._joined():
-        value = self.definition.standardized(columns, self._seed)
+        value = self.criterion.standardized(columns, self._seed)
         moments.add(columns["domain"], value)
       self._moments = moments.mean_and_std()
     for columns in self._joined():
@@ -102,7 +102,7 @@ class ScoredRows:
         for name, values in zip(("domain_mean", "domain_std"), self._moments):
           columns[name] = values[columns["domain"]]
       with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        score = self.definition.score(columns, self._seed).astype(np.float32)
+        score = self.criterion.score(columns, self._seed).astype(np.float32)
       score[~np.isfinite(score)] = np.nan
       self._check(columns, score)
       yield columns | {"score": score}
@@ -133,8 +133,8 @@ class ScoredRows:
 
   def _check(self, columns: Columns, score: np.ndarray):
     wanted = columns["corpus_tokens"] >= self._min_length
-    if self.definition.per:
-      wanted &= columns[self.definition.per] > 0
+    if self.criterion.per:
+      wanted &= columns[self.criterion.per] > 0
     bad = np.flatnonzero(wanted & np.isnan(score))
     if len(bad):
       domain = self.domains[columns["domain"][bad[0]]]

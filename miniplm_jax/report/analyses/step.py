@@ -1,6 +1,7 @@
-"""Stage analyse: every analysis for which the workdir has inputs."""
+"""Stage analyze: every analysis for which the workdir has inputs."""
 
 import base64
+import dataclasses
 import importlib
 import json
 
@@ -16,7 +17,7 @@ with epy.lazy_imports():  # NumPy, SciPy and PyArrow
   from miniplm_jax.report import inventory, page
   from miniplm_jax.report.analyses import base
 
-STAGE = "analyse"
+STAGE = "analyze"
 # Modules of this folder, in the order in which they are shown.
 ANALYSES = (
   "seeds",
@@ -123,10 +124,12 @@ def sections(config, workdir: Workdir) -> list["page.Section"]:
   manifest = manifest_lib.read(workdir.analysis / MANIFEST)
   if manifest is None:
     return []
+  # An earlier version called it analyse, which no message is to say.
+  manifest = dataclasses.replace(manifest, stage=STAGE)
   manifest.check_sizes()
   shown = []
   if manifest.inputs["workdir"] != _fingerplain(config, workdir):
-    words = "The workdir has changed since they were made: --stages=analyse."
+    words = "The workdir has changed since they were made: --stages=analyze."
     shown.append(page.Section("Analyses", [words]))
   for name in ANALYSES:
     if (file := f"{name}.json") in manifest.files:

@@ -29,7 +29,7 @@ from miniplm_jax.report.analyses import (
   scaling,
   seeds,
 )
-from miniplm_jax.report.analyses import step as analyse
+from miniplm_jax.report.analyses import step as analyze
 from miniplm_jax.report.analyses.base import NoInputs
 from miniplm_jax.training import comparable
 
@@ -628,7 +628,7 @@ def test_what_stands_on_other_scores_is_left_out(copy):
   """Scores that were made again, a proxy that learned them, what they chose."""
   config = tiny_config.get_config()
   workdir = Workdir(epath.Path(copy / "run"))
-  there = analyse._inventory(typed(config), workdir)
+  there = analyze._inventory(typed(config), workdir)
   assert [*there.students] == ["miniplm", "pretrain"] and not there.left_out
   prints = {n: s.table.fingerprint for n, s in there.scores.items()}
   made = dataclasses.replace(
@@ -646,18 +646,18 @@ def test_what_stands_on_other_scores_is_left_out(copy):
     settings=chosen.settings | {"scores": {"proxy": "proxy"}},
     inputs={"proxy": made.fingerprint},
   ).write()
-  there = analyse._inventory(typed(config), workdir)
+  there = analyze._inventory(typed(config), workdir)
   assert "ranked" in there.selections and not there.left_out
   with edited(copy / "run/scores/teacher/manifest.json") as body:
     body["weights"] = "another"
-  there = analyse._inventory(typed(config), workdir)
+  there = analyze._inventory(typed(config), workdir)
   assert [*there.students] == [*there.selections] == ["pretrain"]
   left = " ".join(there.left_out)
   assert "inputs.teacher is" in left and "students/miniplm: its sel" in left
   assert "scores/proxy: its scores are not there" in left
   assert f"scores proxy, by which it ranks, are left out, {ranks}" in left
   (copy / "run/scores/teacher/manifest.json").unlink()  # used, and removed
-  there = analyse._inventory(typed(config), workdir)
+  there = analyze._inventory(typed(config), workdir)
   assert {"miniplm", "ranked"} <= there.selections.keys()
 
 
@@ -684,7 +684,7 @@ def test_a_finished_run_has_them(finished):
   folder = finished / "run/analysis"
   made = json.loads((folder / "manifest.json").read_text())
   assert set(made["details"]["skipped"]) == {"stability", "seeds"}
-  for name in set(analyse.ANALYSES) - {"stability", "ablations", "seeds"}:
+  for name in set(analyze.ANALYSES) - {"stability", "ablations", "seeds"}:
     assert (folder / f"{name}.json").exists(), name
     assert (folder / f"{name}.png").read_bytes()[1:4] == b"PNG", name
   text = (finished / "run/report.html").read_text()
@@ -707,7 +707,7 @@ def test_a_sweep_becomes_lines(copy):
   more = f"--config.score.more=('other={other}',)"
   done = run(
     copy,
-    "--stages=score,select,train,evaluate,analyse,report",
+    "--stages=score,select,train,evaluate,analyze,report",
     more,
     LONG,
     "--config.select.ratio=0.3",
@@ -751,17 +751,17 @@ def test_what_no_longer_belongs_together_is_left_out(copy, capsys, of):
   config.workdir = str(copy / "run")
   workdir = Workdir(epath.Path(config.workdir))
 
-  def analysed():
-    execute.execute(analyse.steps(typed(config), workdir))
+  def analyzed():
+    execute.execute(analyze.steps(typed(config), workdir))
     return capsys.readouterr().out
 
-  assert "skipped, nothing has changed" in analysed()
+  assert "skipped, nothing has changed" in analyzed()
   made = copy / "run/selection/miniplm/manifest.json"
   with edited(made) as body:
     body["inputs"][of] = "another"
-  first, *others = analyse.sections(typed(config), workdir)
+  first, *others = analyze.sections(typed(config), workdir)
   assert "has changed since" in first.text[0] and len(others) == 6
-  left = [x for x in analysed().splitlines() if "left out: " in x]
+  left = [x for x in analyzed().splitlines() if "left out: " in x]
   assert len(left) == 2 and f"inputs.{of} is another" in left[0]
   assert "students/miniplm: its selection is not there" in left[1]
   pairs = json.loads((copy / "run/analysis/ranking.json").read_text())["pairs"]
@@ -769,4 +769,4 @@ def test_what_no_longer_belongs_together_is_left_out(copy, capsys, of):
   shutil.rmtree(copy / "run/analysis")
   (copy / "run/scores/reference/evaluation.arrow").write_bytes(b"damaged")
   with pytest.raises(UserError, match=r"evaluation\.arrow.*--stages=evaluate"):
-    analysed()
+    analyzed()
