@@ -1,6 +1,6 @@
-"""Stage tokenize: text, or rows packed elsewhere, to a corpus of packed rows.
+"""Text, or rows packed elsewhere, to a corpus of packed rows.
 
-The way of a document, from file to file:
+The way of a document in stage tokenize, from file to file:
 
   step        what is to be done, and the manifest of it
   sources     which chunks a source has, and whether they are what they were;
@@ -10,7 +10,12 @@ The way of a document, from file to file:
               installation (embedded)
   shard       chunk to shard, in one of many processes (workers)
   tokenizer   text to ids, by fast_bpe where it gives the same; losses is what
-              a tokenizer leaves out
+              a tokenizer leaves out, own_tokenizer the corpus's copy of it
   pack        ids to rows
   store       the corpus on disk; columns is its index
+
+Stage convert goes from rows (convert_step) back to text (convert_text) and to
+rows of another tokenizer (convert). What readers of a corpus share: batching,
+rows for the device; kept_rows, of a selection; trained_rows, which nothing may
+be measured on; model_fit, whether a model has the corpus's tokens.
 """
