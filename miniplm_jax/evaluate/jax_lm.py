@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from lm_eval.api.model import TemplateLM
@@ -223,10 +222,8 @@ class JaxLM(TemplateLM):
     for i, request in enumerate(requests):
       groups[json.dumps(request.args[1], sort_keys=True)].append(i)
     answers = [""] * len(requests)
-    with (
-      jax.set_mesh(self._mesh),
-      Progress("evaluate", len(requests), "requests", every=self._every) as bar,
-    ):
+    every = self._every
+    with Progress("evaluate", len(requests), "requests", every=every) as bar:
       for key, places in groups.items():
         of_key = [requests[i] for i in places]
         for i, text in self._generated(json.loads(key), of_key):
@@ -259,18 +256,24 @@ class JaxLM(TemplateLM):
     # The longest first, so that rows of a batch are of like length.
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     shards = sharding.batch_shards(self._mesh)
-    while order:
-      (length,) = texts.lengths(len(rows[order[0]]))[-1:]
-      most = max(self._batch_tokens // (length + new) // shards, 1) * shards
-      chosen, order = order[:most], order[most:]
-      # Powers of two: few shapes.
-      size = min(most, shards << (-(-len(chosen) // shards) - 1).bit_length())
-      of_batch = [numbers[i] for i in chosen]
-      batch = generation.pad_left(
-        [rows[i] for i in chosen], size, length, of_batch
-      )
-      batch = placement.put_whole(batch, self._mesh)
-      drawn = placement.fetch(program(self._model, batch), np.array(of_batch))
+
+    def batches():
+      start = 0
+      while start < len(order):
+        (length,) = texts.lengths(len(rows[order[start]]))[-1:]
+        most = max(self._batch_tokens // (length + new) // shards, 1) * shards
+        chosen = order[start : start + most]
+        start += most
+        # Powers of two: few shapes.
+        size = min(most, shards << (-(-len(chosen) // shards) - 1).bit_length())
+        of_batch = [numbers[i] for i in chosen]
+        batch = generation.pad_left(
+          [rows[i] for i in chosen], size, length, of_batch
+        )
+        yield np.array(of_batch), placement.own_rows(batch, self._mesh)
+
+    run = functools.partial(program, self._model)
+    for drawn in placement.run_rows(run, batches(), self._mesh):
       for number, ids, n, good in zip(drawn.row_B, *drawn.values):
         i = place_of[int(number)]
         if not good:
