@@ -108,6 +108,7 @@ def sample(mesh, model, prompts, numbers, *, eos_ids=(), **settings):
   return made.values
 
 
+@pytest.mark.bits
 def test_a_row_does_not_depend_on_its_batch(mesh):
   model = new(SHAPES["transformer"])
   prompts = [TOKENS[0, :7], TOKENS[1, :3], TOKENS[1, :3]]

@@ -73,6 +73,7 @@ SLICES = (
 
 
 @pytest.mark.parametrize(("name", "processes", "mesh"), SLICES)
+@pytest.mark.bits
 def test_several_processes_make_what_one_makes(
   alone, tmp_path, name, processes, mesh
 ):

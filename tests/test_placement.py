@@ -79,6 +79,7 @@ def test_other_rows_than_were_sent_are_an_error(rows):
     placement.fetch(numbered(rows, rows), np.array([3, 5, 7]))
 
 
+@pytest.mark.bits
 def test_numbers_go_through_the_program_with_their_rows(mesh):
   program = placement.program(lambda scale, batch: scale * batch["x"], mesh)
   rows = np.array([4, -1, 2], np.int32)
@@ -106,6 +107,7 @@ def checked(folder, model="teacher"):
   return json.loads(path.read_text())["details"]["self_check"]
 
 
+@pytest.mark.bits
 def test_a_table_says_what_was_scored_again(finished, copy):
   found = checked(finished)
   assert found["rows"] == 64 and not found["devices_reordered"]

@@ -277,12 +277,14 @@ def test_killed_workers_leave_the_same_table(copy, workers):
   assert not list((copy / "run").rglob("*claims/scores/*/*"))
 
 
+@pytest.mark.bits
 def test_one_model_after_the_other_gives_the_same_bytes(copy, finished):
   shutil.rmtree(copy / "run/scores")
   run(copy, LONG, "--stages=score", "--config.run.score_together=False")
   assert kill_workers.parts(copy) == kill_workers.parts(finished)
 
 
+@pytest.mark.bits
 def test_two_processes_as_one_program(copy):
   """2 × 4 devices against 1 × 8: the same rows, bit for bit."""
   shutil.rmtree(copy / "run/scores")
@@ -295,6 +297,7 @@ def test_two_processes_as_one_program(copy):
   assert "[score]" in said[0] and "[score]" not in said[1]
 
 
+@pytest.mark.bits
 def test_a_corpus_that_grows_is_scored_only_where_it_is_new(copy, finished):
   texts = copy / "texts"
   texts.mkdir()

@@ -111,6 +111,7 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize(("name", "sizes", "hosts"), cases)
 
 
+@pytest.mark.bits
 def test_hosts_make_what_one_makes(modeled, name, sizes, hosts, tmp_path):
   one, several = tmp_path / "one", tmp_path / "several"
   for folder, processes in ((one, 1), (several, hosts)):

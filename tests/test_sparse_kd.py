@@ -403,6 +403,7 @@ def open_table(folder, selection, labels):
   return logits_table.LogitsTable(made, kept), kept, made, corpus
 
 
+@pytest.mark.bits
 def test_stored_labels_are_those_of_the_score_table(labeled):
   table, kept, made, corpus = open_table(labeled, "pretrain", "reference-nll")
   scores = labeled / "run" / "scores" / "reference" / MANIFEST
