@@ -102,16 +102,16 @@ def take(
     the b rows that `placement.local_rows` names.
   """
   own = placement.local_rows(mesh, batch_size)
-  here = places[own[own < len(places)]]
-  batch = pad(corpus.read(row_ids[here]), length, corpus.eos_id)
-  missing = len(own) - len(here)
+  own_places = places[own[own < len(places)]]
+  batch = pad(corpus.read(row_ids[own_places]), length, corpus.eos_id)
+  missing = len(own) - len(own_places)
   return {
     "tokens": np.pad(
       batch["tokens"], ((0, missing), (0, 0)), constant_values=corpus.eos_id
     ),
     "length": np.pad(batch["length"], (0, missing)),
     placement.ROW: np.pad(
-      here.astype(np.int32), (0, missing), constant_values=-1
+      own_places.astype(np.int32), (0, missing), constant_values=-1
     ),
   }
 

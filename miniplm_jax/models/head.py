@@ -3,9 +3,9 @@
 One kernel for scoring, training and evaluation, under `shard_map`: over
 `tensor` it takes a max and two sums per tile.
 
-Where there are no gradients (`token_nll`), the vocabulary is streamed
-in blocks with a running maximum and sum, and tiles hold those tokens alone.
-Gradients (`weighted_nll`) are formed by `vocab_loss.tiled_loss`.
+`token_nll` streams the vocabulary in blocks, with a running maximum and sum,
+and its tiles hold the tokens of a mask alone. `weighted_nll` is differentiable
+and goes through `vocab_loss.tiled_loss`.
 
 B batch, T time, D hidden, V vocabulary, S tokens of a tile.
 """
