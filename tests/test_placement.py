@@ -90,6 +90,28 @@ def test_numbers_go_through_the_program_with_their_rows(mesh):
   assert found.values.tolist() == [80, 40]
 
 
+def test_results_come_a_few_batches_later_and_in_order(mesh):
+  """So the devices have work; programs share a batch."""
+  double = placement.program(lambda scale, batch: scale * batch["x"], mesh)
+  sent = []
+
+  def batches():
+    for i in range(6):
+      row = np.array([2 * i + 1, 2 * i, -1], np.int32)
+      sent.append(i)
+      yield row[:2], {"x": row.astype(np.float32), "row": row}
+
+  def run(batch):
+    return {scale: double(np.float32(scale), batch) for scale in (2, 3)}
+
+  for i, by_scale in enumerate(placement.run_rows(run, batches(), mesh)):
+    assert len(sent) == min(i + 3, 6)
+    for scale, (rows, values) in by_scale.items():
+      assert rows.tolist() == [2 * i + 1, 2 * i]
+      assert values.tolist() == [scale * row for row in rows]
+  assert i == 5
+
+
 # The self-check of a score table.
 
 
