@@ -259,7 +259,7 @@ def is_made(
   directory: epath.Path,
   number: int,
   chunks: Sequence[Chunk],
-  seen: Mapping[str, str],
+  identities: Mapping[str, str],
   made_by: Mapping[str, Any] | None,
 ) -> bool:
   """Returns whether a shard is there and was made from its chunk.
@@ -268,8 +268,8 @@ def is_made(
     directory: of the corpus.
     number: of the chunk and its shard.
     chunks: all of them.
-    seen: by the chunks' names, their identities when the shards were known to
-      be of their content: what has another one is read, to compare it.
+    identities: by the chunks' names, those of when the shards were known to be
+      of their content: what has another one is read, to compare it.
     made_by: what makes it now, see `store.has`.
   """
   # Here, also if nothing is there: chunks of one file share it, and it goes
@@ -290,6 +290,6 @@ def is_made(
   content, identity, *rows = note.read_text().split("\n")
   if is_noted in details and rows != [facts[store.FILE]["sha256"]]:
     return False
-  if chunk.probe.identity in (identity, seen.get(chunk.name)):
+  if chunk.probe.identity in (identity, identities.get(chunk.name)):
     return True
   return contents.may_be(content, chunk.content())

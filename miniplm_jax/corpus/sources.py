@@ -294,11 +294,11 @@ class CorpusSource:
     self, chunks: Sequence[Chunk], made_by: Mapping[str, Any] | None = None
   ) -> list[int]:
     """Returns numbers of chunks whose shards are to be made, see `is_made`."""
-    seen = self._read(_SEEN)
+    identities = self._read(_SEEN)
     stale = []
     with futures.ThreadPoolExecutor(columns.AT_ONCE) as pool:
       are_made = pool.map(
-        lambda i: shard.is_made(self.directory, i, chunks, seen, made_by),
+        lambda i: shard.is_made(self.directory, i, chunks, identities, made_by),
         range(len(chunks)),
       )
       for i, is_made in enumerate(are_made):
@@ -309,8 +309,8 @@ class CorpusSource:
 
   def note(self, chunks: Sequence[Chunk]):
     """Notes the identities of files whose content is that of their shards."""
-    seen = {chunk.name: chunk.probe.identity for chunk in chunks}
-    files.write_json(self.directory / _SEEN, seen)
+    identities = {chunk.name: chunk.probe.identity for chunk in chunks}
+    files.write_json(self.directory / _SEEN, identities)
 
   def read_for_training(self, chunks: Sequence[Chunk]) -> Iterator[Record]:
     """Yields all records; at the end notes what a tokenizer was trained on."""
@@ -329,8 +329,8 @@ class CorpusSource:
 
   def _moved(self, chunks: Sequence[Chunk]) -> Iterator[Chunk]:
     """Those that have another identity than was noted."""
-    seen = self._read(_SEEN)
-    return (c for c in chunks if seen.get(c.name) != c.probe.identity)
+    identities = self._read(_SEEN)
+    return (c for c in chunks if identities.get(c.name) != c.probe.identity)
 
   def _untrained(self, chunks: Sequence[Chunk]) -> str:
     """The first that is not what a tokenizer was trained on here."""

@@ -90,14 +90,16 @@ def check(corpus: CorpusConfig, folder: epath.Path, run: RunConfig):
   Raises:
     UserError: a setting or an input is another.
   """
-  made = manifest.read(folder / MANIFEST)
-  if made is None:
+  finished = manifest.read(folder / MANIFEST)
+  if finished is None:
     return
   maker = step(corpus, folder, run)
-  maker.refuse(made, maker.other_settings(made))
+  maker.refuse(finished, maker.other_settings(finished))
   now = {name: getattr(corpus, name) for name in _BY_CONTENT}
-  if now != {k: made.details.get(k, v) for k, v in now.items()}:
-    maker.refuse(made, maker.difference(made, maker.expected(), rechecked=True))
+  if now != {k: finished.details.get(k, v) for k, v in now.items()}:
+    maker.refuse(
+      finished, maker.difference(finished, maker.expected(), rechecked=True)
+    )
 
 
 def _idle(
