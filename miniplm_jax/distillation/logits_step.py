@@ -62,7 +62,7 @@ class StoredLabels:
     score: ScoreConfig,
     rows_per_part: int,
   ) -> "StoredLabels":
-    """Those that an objective is trained on.
+    """Returns the labels that an objective is trained on.
 
     Args:
       labels: what it asks for.
@@ -94,9 +94,9 @@ class StoredLabels:
     The labels, and what the config says of them, which is refused if they were
     made otherwise.
     """
-    made = self.folder / MANIFEST
-    how = dict(self.settings), made, STAGE, self.idle
-    return {LABELS: made, LABELS_OF: lambda: self.model.as_configured(*how)}
+    labels = self.folder / MANIFEST
+    how = dict(self.settings), labels, STAGE, self.idle
+    return {LABELS: labels, LABELS_OF: lambda: self.model.as_configured(*how)}
 
   def step(self, run: RunConfig) -> Step:
     """The step that makes them."""
@@ -132,8 +132,8 @@ def _folder(
   """
   asked = {k: v for k, v in asked.items() if k not in logits_table.idle(asked)}
   for name in (MANIFEST, PARTIAL):
-    made = manifest_lib.read(folder / model / name)
-    if made and {k: made.settings.get(k) for k in asked} == asked:
+    manifest = manifest_lib.read(folder / model / name)
+    if manifest and {k: manifest.settings.get(k) for k in asked} == asked:
       return folder / model
   words = map(str, asked.values() if asked["ids"] else ["nll"])
   return folder / "-".join([model, *words])

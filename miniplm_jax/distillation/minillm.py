@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from miniplm_jax.config import MiniLLMConfig, TrainConfig
 from miniplm_jax.core import fields
 from miniplm_jax.distillation import sampling
 from miniplm_jax.models import head, likelihood, vocab_tiles
@@ -46,15 +47,22 @@ from miniplm_jax.training.objective import NextToken
 class MiniLLM(NextToken):
   """lm_weight · next-token loss + reverse KL per token; see the module."""
 
-  def __init__(self, train, eos_id: int, remat: str, teacher: Decoder, section):
+  def __init__(
+    self,
+    train: TrainConfig,
+    eos_id: int,
+    remat: str,
+    teacher: Decoder,
+    section: MiniLLMConfig,
+  ):
     """Takes what is the same for every batch.
 
     Args:
-      train: a train section of the config.
+      train: how the student is trained.
       eos_id: the end-of-document id; it ends a sample.
       remat: what the backward pass keeps.
       teacher: on the mesh, in compute dtype.
-      section: `minillm` of the config.
+      section: the lengths and weights of its parts.
     """
     super().__init__(train, eos_id, remat)
     self.frozen, self._section = teacher, section
@@ -68,7 +76,7 @@ class MiniLLM(NextToken):
   def arrays(
     self, batch: dict[str, Any], model, frozen, key
   ) -> tuple[tuple[Any, ...], Any]:
-    """Those of the next-token loss; slots' and rows' weights; rows' keys.
+    """Arrays of the next-token loss; slots' and rows' weights; rows' keys.
 
     A row has N slots for new tokens. They are weighted as tokens are, those
     behind an end as well, so weights do not depend on what is drawn.

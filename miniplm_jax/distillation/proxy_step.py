@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from etils import epy
 
 from miniplm_jax.config import ProxyConfig, RunConfig, ScoreConfig, VerifyConfig
-from miniplm_jax.core.step import Policy, Step
+from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.models.ref import REFERENCE, ModelRef
 from miniplm_jax.score import settings as score_settings
@@ -53,8 +53,14 @@ def steps(
 
 
 def _fit(
-  options: ProxyConfig, seed: int, reference: ModelRef, inputs, workdir, run
+  options: ProxyConfig,
+  seed: int,
+  reference: ModelRef,
+  inputs: Mapping[str, Input],
+  workdir: Workdir,
+  run: RunConfig,
 ) -> Step:
+  """The step that trains it."""
   folder, train, shape = workdir.scorer(STAGE), options.train, options.model
   settings = {
     "model": dataclasses.asdict(shape),
@@ -85,13 +91,14 @@ def _fit(
 def _table(
   options: ProxyConfig,
   score: ScoreConfig,
-  models,
+  models: Mapping[str, ModelRef],
   alpha: float,
-  inputs,
-  workdir,
-  run,
-  verify,
+  inputs: Mapping[str, Input],
+  workdir: Workdir,
+  run: RunConfig,
+  verify: VerifyConfig,
 ) -> Step:
+  """The step that makes its score table."""
   folder = workdir.scores(options.name)
   return Step(
     stage=STAGE,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from miniplm_jax.config import TrainConfig
 from miniplm_jax.models import likelihood
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.decoder import Decoder
@@ -23,7 +24,7 @@ class Regression(NextToken):
 
   def __init__(
     self,
-    train,
+    train: TrainConfig,
     eos_id: int,
     remat: str,
     row_ids: np.ndarray,
@@ -33,7 +34,7 @@ class Regression(NextToken):
     """Takes what is known of the rows.
 
     Args:
-      train: a train section of the config.
+      train: how the proxy is trained.
       eos_id: the end-of-document id.
       remat: what the backward pass keeps.
       row_ids: int64 [n], ascending.

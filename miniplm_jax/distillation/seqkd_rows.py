@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import jax.numpy as jnp
 import numpy as np
 
+from miniplm_jax.config import SeqKDConfig
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus, Instance
@@ -23,35 +24,42 @@ from miniplm_jax.training import flops
 class Continuation:
   """Makes new rows of given ones, a batch at a time."""
 
-  def __init__(self, model: Decoder, corpus: Corpus, mesh, settings, prompt):
+  def __init__(
+    self,
+    model: Decoder,
+    corpus: Corpus,
+    mesh,
+    options: SeqKDConfig,
+    prompt: int,
+  ):
     """Compiles nothing yet.
 
     Args:
       model: the teacher, on `mesh`.
       corpus: the rows.
       mesh: a batch's rows are split over it.
-      settings: section seqkd of the config.
+      options: how it draws, and how many rows at a time.
       prompt: P; shorter rows, and those of P tokens, stay as they are.
     """
     self._model, self._corpus, self._mesh = model, corpus, mesh
     self._prompt = prompt
     self._byte_lengths = corpus.tokenizer().byte_lengths
     shards = sharding.batch_shards(mesh)
-    self._batch = -(-settings.batch_size // shards) * shards
+    self._batch = -(-options.batch_size // shards) * shards
     self._program = generation.compiled(
       mesh,
       sampling=generation.Sampling(
         corpus.max_length + 1 - prompt,
-        settings.temperature,
-        top_p=settings.top_p,
+        options.temperature,
+        top_p=options.top_p,
       ),
-      seed=settings.seed,
+      seed=options.seed,
       eos_ids=(corpus.eos_id,),
       # The head may have rows that belong to no token.
       vocabulary=min(
         corpus.manifest.details["vocab_size"], model.arch.vocab_size
       ),
-      dtype=jnp.dtype(settings.dtype),
+      dtype=jnp.dtype(options.dtype),
     )
     self._seconds, self._drawn = 0.0, 0
 

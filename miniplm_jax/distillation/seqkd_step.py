@@ -85,9 +85,9 @@ class GeneratedRows:
     The generated corpus, which `store.open_corpus` prefers to the teacher's,
     and what the config says of it, which is refused if the corpus is another.
     """
-    made = self.folder / MANIFEST
-    how = self.settings, made, STAGE, self.idle
-    return {GENERATED: made, STAGE: lambda: self.teacher.as_configured(*how)}
+    rows = self.folder / MANIFEST
+    how = self.settings, rows, STAGE, self.idle
+    return {GENERATED: rows, STAGE: lambda: self.teacher.as_configured(*how)}
 
   def step(self, run: RunConfig) -> Step:
     """The step that makes them."""

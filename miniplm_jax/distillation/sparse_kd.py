@@ -16,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from miniplm_jax.config import SparseKDConfig, TrainConfig
 from miniplm_jax.distillation.logits_table import LogitsTable
 from miniplm_jax.models import likelihood, vocab_tiles
 from miniplm_jax.training.objective import NextToken
@@ -25,16 +26,21 @@ class SparseKD(NextToken):
   """Next-token loss and stored labels, in one pass through the head."""
 
   def __init__(
-    self, train, eos_id: int, remat: str, table: LogitsTable, section
+    self,
+    train: TrainConfig,
+    eos_id: int,
+    remat: str,
+    table: LogitsTable,
+    section: SparseKDConfig,
   ):
     """Takes what is the same for every batch.
 
     Args:
-      train: a train section of the config.
+      train: how the student is trained.
       eos_id: the end-of-document id.
       remat: what the backward pass keeps.
       table: the teacher's words.
-      section: `sparse_kd` of the config.
+      section: the label's share, and what is done with its probabilities.
     """
     super().__init__(train, eos_id, remat)
     self._table, self._section = table, section
@@ -50,7 +56,7 @@ class SparseKD(NextToken):
   def arrays(
     self, batch: dict[str, Any], model, frozen, key
   ) -> tuple[tuple[Any, ...], Any]:
-    """Those of the next-token loss, with ids and p̂."""
+    """Arrays of the next-token loss, with ids and p̂."""
     arrays, total = super().arrays(batch, model, frozen, key)
     id_BxTxK = batch["ids"]
     if "log_probs" not in batch:

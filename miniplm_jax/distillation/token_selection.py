@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from miniplm_jax.config import TokenSelectionConfig, TrainConfig
 from miniplm_jax.distillation.logits_table import LogitsTable
 from miniplm_jax.models import head, likelihood
 from miniplm_jax.training.objective import NextToken
@@ -24,16 +25,21 @@ class TokenSelection(NextToken):
   """The next-token loss of the chosen tokens; weights are over these."""
 
   def __init__(
-    self, train, eos_id: int, remat: str, table: LogitsTable, section
+    self,
+    train: TrainConfig,
+    eos_id: int,
+    remat: str,
+    table: LogitsTable,
+    section: TokenSelectionConfig,
   ):
     """Takes what is the same for every batch.
 
     Args:
-      train: a train section of the config.
+      train: how the student is trained.
       eos_id: the end-of-document id.
       remat: what the backward pass keeps.
       table: the frozen model's words.
-      section: `token_selection` of the config.
+      section: the share of the tokens.
     """
     super().__init__(train, eos_id, remat)
     self._table, self._ratio = table, section.ratio
@@ -61,7 +67,7 @@ class TokenSelection(NextToken):
   def arrays(
     self, batch: dict[str, Any], unused_model, unused_frozen, unused_key
   ) -> tuple[tuple[Any, ...], Any]:
-    """Those of the next-token loss, weighted anew; the loss of all tokens."""
+    """Arrays of the next-token loss, weighted anew; the loss of all tokens."""
     inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
     mask = likelihood.loss_mask(inputs, batch["length"], self._eos_id)
     nll = batch["nll"]

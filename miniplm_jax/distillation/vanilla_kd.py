@@ -6,6 +6,7 @@ B batch, T time.
 import jax
 import jax.numpy as jnp
 
+from miniplm_jax.config import KDConfig, TrainConfig
 from miniplm_jax.models import likelihood, vocab_tiles
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.training.objective import NextToken
@@ -17,15 +18,22 @@ class SoftLabels(NextToken):
   The teacher reads the rows of a turn in the step that trains on them.
   """
 
-  def __init__(self, train, eos_id: int, remat: str, teacher: Decoder, kd):
+  def __init__(
+    self,
+    train: TrainConfig,
+    eos_id: int,
+    remat: str,
+    teacher: Decoder,
+    kd: KDConfig,
+  ):
     """Takes the teacher.
 
     Args:
-      train: a train section of the config.
+      train: how the student is trained.
       eos_id: the end-of-document id.
       remat: what the student's backward pass keeps.
       teacher: on the mesh, in the dtype that it computes in.
-      kd: section kd of the config.
+      kd: weight, temperature and the teacher's dtype.
     """
     super().__init__(train, eos_id, remat)
     self.frozen = teacher

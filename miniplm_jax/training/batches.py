@@ -59,7 +59,7 @@ class _Interleaved(grain.transforms.DatasetSelectionMap):
 
 
 class _Own(grain.transforms.DatasetSelectionMap):
-  """Of each batch the rows that this process holds."""
+  """Takes of each batch the rows that this process holds."""
 
   def __init__(self, own: np.ndarray, batch_size: int, steps: int):
     self._own, self._batch_size, self._steps = own, batch_size, steps
@@ -114,7 +114,7 @@ def shares(
 def trained_on(
   corpus: Corpus, row_ids: np.ndarray, weights: Sequence[str]
 ) -> np.ndarray:
-  """Those of `row_ids` that batches can have: of domains with a share."""
+  """Returns the rows that batches can have: of domains with a share."""
   if not weights:
     return row_ids
   return np.concatenate(
@@ -183,5 +183,5 @@ def stream(
 
 
 def _seed_of(seed: int, i: int) -> int:
-  """Of domain i: two of one size must not be shuffled alike."""
+  """Returns the seed of domain i: two of one size are not shuffled alike."""
   return int(np.random.SeedSequence([seed, i]).generate_state(1)[0])

@@ -82,11 +82,11 @@ def offline(
     spent["training of reference"] = trained
   # Of these not all took FLOPs: a teacher's manifest has no such part.
   others = {
-    name: made
+    name: manifest
     for name, source in inputs.items()
     if isinstance(source, epath.Path)
-    and (made := _read(source))
-    and flops.OFFLINE in made.details
+    and (manifest := _read(source))
+    and flops.OFFLINE in manifest.details
   }
   return spent | flops.spent(others)
 

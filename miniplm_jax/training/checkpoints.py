@@ -43,14 +43,14 @@ _FOR_GOOD = "for_good"  # steps that run.keep_every has kept so far
 
 
 def _is_said_otherwise(shown) -> bool:
-  """Whether orbax left it behind when it raised: a coroutine, or its loop."""
+  """Whether orbax left it behind as it raised: a coroutine, or its loop."""
   if inspect.iscoroutine(shown.object):
     return "orbax" in shown.object.cr_code.co_filename
   return not shown.object and f"{shown.exc_value}" == "Event loop is closed"
 
 
 def _quieten():
-  """Of what orbax raises, nothing else is said.
+  """Lets nothing else be said of what orbax raises.
 
   Each of its threads logs it, with pages of tracebacks.
   """
@@ -70,7 +70,7 @@ class _Steps(set[int]):
   """Steps that are kept, as orbax asks for them."""
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
-    """Whether each is."""
+    """Returns whether each is kept."""
     del context
     return [one.step in self for one in checkpoints]
 
@@ -211,7 +211,7 @@ class Checkpoints:
       self._manager.wait_until_finished()
 
   def close(self):
-    """As `wait`, and no more is saved."""
+    """Waits for what is being saved; no more can be."""
     with self._saving():
       self._manager.close()
 
@@ -340,7 +340,7 @@ class Checkpoints:
 
 
 def _temporary_path_class(directory: epath.Path) -> type:
-  """What becomes a checkpoint, if nobody took its folder over meanwhile.
+  """Makes a class of what becomes a checkpoint, unless its folder was lost.
 
   A checkpoint is saved for minutes beside the steps that follow.
   """
@@ -384,7 +384,7 @@ def _pure(state: Any) -> Any:
 
 
 def _shapes(tree: Any) -> dict[str, list[int]]:
-  """Those of the arrays, by path."""
+  """Returns the shapes of the arrays, by path."""
   return {
     "/".join(_keys(path)): list(leaf.shape)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -13,7 +13,7 @@ CURVE_OF = "rows by run.eval_rows and evaluate.ignore_domains"
 
 
 def digest(corpus, row_ids) -> str:
-  """Of what rows [n] hold, not of their ids.
+  """Returns a digest of what rows [n] hold, not of their ids.
 
   A corpus that the teacher wrote in part has the same held-out rows elsewhere.
   """

@@ -98,7 +98,7 @@ def next_token(student: Architecture, length: int) -> float:
 def minillm(
   student: Architecture, teacher: Architecture, prompt: int, new: int
 ) -> float:
-  """Of an input token when rows are sampled, judged and learned from.
+  """FLOPs of an input token when rows are sampled, judged and learned from.
 
   Of a row: student and teacher generate it together (arXiv 2306.08543,
   section 2.2) and what the teacher saw is kept, so that only its head is

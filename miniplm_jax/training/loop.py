@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from miniplm_jax.config import TrainConfig
 from miniplm_jax.core import errors, hosts
 from miniplm_jax.core.errors import Stopped, UserError
 from miniplm_jax.core.log import Progress, log
@@ -65,14 +66,17 @@ class Training:
   export: Callable[[int, nnx.Module], None] | None = None
 
 
-def _new_state(arch, train, new_model, key) -> State:
+def _new_state(arch: Architecture, train: TrainConfig, new_model, key) -> State:
   model = new_model(arch, nnx.Rngs(key))
   opt_state = optimizer.make(train).init(model)
   return State(jnp.zeros((), jnp.int32), model, opt_state)
 
 
 def abstract_state(
-  arch: Architecture, train, mesh: Mesh, new_model=NextToken.new_model
+  arch: Architecture,
+  train: TrainConfig,
+  mesh: Mesh,
+  new_model=NextToken.new_model,
 ) -> State:
   """The state as ShapeDtypeStructs with their shardings."""
   return _abstract(functools.partial(_new_state, arch, train, new_model), mesh)
@@ -81,7 +85,7 @@ def abstract_state(
 def abstract_part(
   arch: Architecture, mesh: Mesh, new_model=NextToken.new_model
 ) -> State:
-  """As `abstract_state`, of what is trained alone."""
+  """The same of what is trained, without the optimizer's state."""
   return _abstract(
     lambda key: State(None, new_model(arch, nnx.Rngs(key)), None), mesh
   )
@@ -98,7 +102,7 @@ def _abstract(new, mesh: Mesh) -> State:
 
 def step_function(
   abstract: State,
-  train,
+  train: TrainConfig,
   objective: NextToken,
   mesh: Mesh,
   micro: int,
@@ -291,7 +295,7 @@ def _closing(close: Callable[[], None]):
 
 
 def _turns(training: Training, mesh: Mesh) -> int:
-  """How many turns a batch is taken in, from per_device_batch_size."""
+  """Returns in how many turns a batch is taken, by per_device_batch_size."""
   spec, corpus = training.spec, training.corpus
   t, shards = spec.train, sharding.batch_shards(mesh)
   rows, odd = divmod(t.batch_size, shards)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from miniplm_jax.config import TrainConfig
 from miniplm_jax.models import head, likelihood
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.decoder import Decoder
@@ -28,11 +29,11 @@ class NextToken:
   # the loss takes them in. None is no pass.
   first_pass: Callable[[Any, dict[str, Any]], dict[str, Any]] | None = None
 
-  def __init__(self, train, eos_id: int, remat: str):
+  def __init__(self, train: TrainConfig, eos_id: int, remat: str):
     """Takes what is the same for every batch.
 
     Args:
-      train: a train section of the config.
+      train: how it is trained.
       eos_id: the end-of-document id.
       remat: what the backward pass keeps, a key of `decoder.REMAT`.
     """

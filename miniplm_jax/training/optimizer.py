@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from miniplm_jax.config import TrainConfig
 
-def learning_rate(train) -> optax.Schedule:
+
+def learning_rate(train: TrainConfig) -> optax.Schedule:
   """Linear warm-up from 0, then cosine to a share of the peak.
 
   Args:
-    train: a train section of the config.
+    train: its numbers.
 
   Returns:
     A function of t, the steps already taken: t < W: lr·t/W; after that
@@ -28,7 +30,7 @@ def learning_rate(train) -> optax.Schedule:
   return schedule
 
 
-def make(train) -> optax.GradientTransformation:
+def make(train: TrainConfig) -> optax.GradientTransformation:
   """Clip by global norm, then AdamW with decay on every parameter.
 
   A clip_norm of 0 clips nothing.

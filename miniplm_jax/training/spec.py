@@ -6,6 +6,8 @@ from typing import Any
 
 from etils import epath
 
+from miniplm_jax.config import ExportConfig, RunConfig, TrainConfig
+from miniplm_jax.core.fields import Section
 from miniplm_jax.core.step import Input
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.training import flops
@@ -13,10 +15,13 @@ from miniplm_jax.training import flops
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
-  """What a training minimizes, and what that takes; of itself next tokens."""
+  """What a training minimizes, and what that takes.
+
+  Without any of its fields it is the next-token loss.
+  """
 
   name: str = "next_token"  # of `methods.OBJECTIVES`
-  section: Any = None  # of the config, what it may be told
+  section: Section | None = None  # what it may be told
   # (this training, corpus, mesh, input manifests) → an `objective.NextToken` or
   # what extends it; None is `NextToken` itself.
   make: Callable[..., Any] | None = None
@@ -35,8 +40,8 @@ class TrainSpec:
   stage: str  # as on the command line
   folder: epath.Path  # gets checkpoints/ and metrics/
   shape: Architecture
-  train: Any  # a train section of the config: what decides the result
-  run: Any  # the run section: how it is run
+  train: TrainConfig  # what decides the result
+  run: RunConfig  # how it is run
   max_length: int  # inputs of a row
   objective: ObjectiveSpec = ObjectiveSpec()
   # (shape, corpus, what that was generated from, mesh) → the weights to begin
@@ -47,14 +52,15 @@ class TrainSpec:
   row_ids: Callable[..., Any] | None = None
   ignore_domains: Sequence[str] = ()  # not in the learning curve
   writes_hf: bool = False  # hf/ at the end
-  export: Any = None  # its section: hf-<step> every run.export_every steps
+  # How hf-<step> is written every run.export_every steps; None is never.
+  export: ExportConfig | None = None
   steps_note: str = ""  # about their number, for the summary
   # FLOPs that were spent for it before, by part; None of a part is not known.
   offline: Mapping[str, float | None] | None = None
 
   @property
   def name(self) -> str:
-    """What the log calls it: a student by its name."""
+    """The name in the log: a student's own, or the stage."""
     return self.folder.name if self.stage == "train" else self.stage
 
   @property
@@ -74,6 +80,6 @@ class TrainSpec:
 
   @property
   def token_flops(self) -> float:
-    """What the method asks for on an input token."""
+    """FLOPs that the method asks for on an input token."""
     plain = flops.next_token(self.shape, self.max_length)
     return self.objective.token_flops or plain

@@ -16,6 +16,7 @@ from miniplm_jax.core import errors, files, hosts
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import duration, log
 from miniplm_jax.training import boards, comparable, flops, heldout, metrics
+from miniplm_jax.training.spec import TrainSpec
 
 STEPS = "steps"
 _REPLAYED = "steps done again"
@@ -107,8 +108,10 @@ class Clock:
 class Telemetry:
   """Metrics one step late, the check that they are finite, the log line."""
 
-  def __init__(self, spec, first: int, timer: Clock, is_same_curve: bool):
-    """Takes a `TrainSpec` that goes on after step `first`.
+  def __init__(
+    self, spec: TrainSpec, first: int, timer: Clock, is_same_curve: bool
+  ):
+    """Takes a training that goes on after step `first`.
 
     Its learning curve begins anew unless what is there is of the same rows.
     """
@@ -220,8 +223,8 @@ class Telemetry:
       self._metrics.close()
 
 
-def _boards(spec, first: int) -> list[boards.Board]:
-  """Those that the config asks for; in the first process alone."""
+def _boards(spec: TrainSpec, first: int) -> list[boards.Board]:
+  """Opens what the config asks for; in the first process alone."""
   directory = spec.folder / "metrics"
   directory.mkdir(parents=True, exist_ok=True)
   all_boards = [boards.TensorBoard(directory, first)]
