@@ -45,7 +45,8 @@ def run(lm, name: str, data: str, offline: bool, documents: int):
   Raises:
     UserError: there is no such task, or its documents cannot be had.
   """
-  with _without_hub() if offline else contextlib.nullcontext():
+  hub = _without_hub() if offline else contextlib.nullcontext()
+  with hub, _without_forks():
     return _run(lm, name, data, offline, documents)
 
 
@@ -67,9 +68,23 @@ def _without_hub() -> Iterator[None]:
       place.HF_HUB_OFFLINE = was
 
 
+@contextlib.contextmanager
+def _without_forks() -> Iterator[None]:
+  """Standard errors are bootstrapped in this process during the body.
+
+  Forks and JAX do not mix.
+  """
+  name = "DISABLE_MULTIPROC"  # looked at whenever lm_eval would fork
+  before = os.environ.get(name)
+  try:
+    os.environ[name] = before or "1"
+    yield
+  finally:
+    if before is None:
+      del os.environ[name]
+
+
 def _run(lm, name, data, offline, documents) -> Any:
-  # Standard errors by bootstrap, in this process: forks and JAX do not mix.
-  os.environ.setdefault("DISABLE_MULTIPROC", "1")
   import lm_eval
   from lm_eval import evaluator
   from lm_eval.utils import handle_non_serializable
