@@ -37,6 +37,7 @@ ORDER = (
   "forecast",
   "trainings",
   "pipeline",
+  "api",
   "main",
 )
 

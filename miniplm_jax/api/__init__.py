@@ -1,0 +1,57 @@
+"""The library: what the command line does, as functions of values.
+
+`import miniplm_jax as mp` has all of it; see docs/api.md. Each function makes
+the same artifacts as its stage, with the same fingerprints: what is there and
+was made alike is opened, what was stopped is gone on with, what was made
+otherwise is refused. Lines go to the logger "miniplm_jax", progress to tqdm,
+errors are `UserError`s.
+"""
+
+from miniplm_jax.api.artifacts import (
+  Corpus,
+  Rows,
+  Scores,
+  ScoreTable,
+  Selection,
+)
+from miniplm_jax.api.compare import Comparison, compare
+from miniplm_jax.api.models import Model, generate, load_model, nll
+from miniplm_jax.api.steps import (
+  evaluate,
+  export,
+  presets,
+  run,
+  score,
+  select,
+  tokenize,
+  train,
+)
+from miniplm_jax.api.students import Evaluation, Run, Student, open_artifact
+from miniplm_jax.core.log import show as show_log
+
+__all__ = [
+  "Comparison",
+  "Corpus",
+  "Evaluation",
+  "Model",
+  "Rows",
+  "Run",
+  "ScoreTable",
+  "Scores",
+  "Selection",
+  "Student",
+  "compare",
+  "evaluate",
+  "export",
+  "generate",
+  "load_model",
+  "nll",
+  "open_artifact",
+  "presets",
+  "run",
+  "score",
+  "select",
+  "show_log",
+  "tokenize",
+  "train",
+]

@@ -1,0 +1,266 @@
+"""What steps have made, as objects: opened by path, read as Arrow tables.
+
+An artifact is a folder with a manifest that says of what it was made, how, and
+which files it has. The functions of this package and the command line
+make the same folders; whatever made one, it opens here.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath, epy
+
+from miniplm_jax.core import files
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import MANIFEST
+
+with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
+  import numpy as np
+  import pyarrow as pa
+
+  from miniplm_jax.corpus import kept_rows, store
+  from miniplm_jax.score import table
+
+
+class Artifact:
+  """A folder with a manifest."""
+
+  file = MANIFEST  # the manifest's name
+  stages: tuple[str, ...] = ()  # that make such an artifact
+
+  def __init__(self, path: epath.PathLike):
+    """Opens it.
+
+    Raises:
+      UserError: there is none, it is damaged, or it is of another kind.
+    """
+    self.path = epath.Path(path).expanduser()
+    self.manifest = self._manifest()
+    if self.stages and self.manifest.stage not in self.stages:
+      raise UserError(
+        f"not made by stage {' or '.join(self.stages)} but by "
+        f"{self.manifest.stage}",
+        str(self.path),
+        "open it with open_artifact, or give another folder",
+      )
+
+  def _manifest(self) -> Manifest:
+    return manifest_lib.require(self.path / self.file)
+
+  @property
+  def settings(self) -> Mapping[str, Any]:
+    """Everything that was set and changes the content."""
+    return self.manifest.settings
+
+  @property
+  def fingerprint(self) -> str:
+    """sha256 of what it was made from, how, and of its files."""
+    return self.manifest.fingerprint
+
+  def check(self):
+    """Compares every file with its sha256.
+
+    Raises:
+      UserError: one is missing or another than was written.
+    """
+    self.manifest.check_content()
+
+  def __repr__(self) -> str:
+    return f"{type(self).__name__}({str(self.path)!r})"
+
+
+class Corpus(Artifact):
+  """Packed rows with their domains and splits, and the tokenizer."""
+
+  stages = ("tokenize", "convert", "seqkd")
+
+  @functools.cached_property
+  def reader(self) -> "store.Corpus":
+    """Random access to the rows."""
+    return store.Corpus(self.manifest)
+
+  def __len__(self) -> int:
+    return self.manifest.counts["rows"]
+
+  @property
+  def max_length(self) -> int:
+    """Inputs of a row; it holds one id more."""
+    return self.settings["max_length"]
+
+  @property
+  def tokenizer(self):
+    """The tokenizer that the rows were made with."""
+    return self.reader.tokenizer()
+
+  def split(self, name: str) -> "Rows":
+    """The rows of a split: train (what is selected from), reference, heldout.
+
+    Raises:
+      UserError: there is no such split.
+    """
+    if name not in store.SPLITS:
+      hint = f"choose from {', '.join(store.SPLITS)}"
+      raise UserError(f"no split {name!r}", str(self.path), hint)
+    return Rows(self, self.reader.rows_of(name), f"split {name}")
+
+  def to_arrow(self) -> "pa.Table":
+    """A table of row_id, domain, split, n_tokens, n_bytes and hash."""
+    return self.rows(np.arange(len(self))).to_arrow()
+
+  def to_pandas(self):
+    """`to_arrow` as a DataFrame; needs pandas."""
+    return self.to_arrow().to_pandas()
+
+  def rows(self, ids) -> "Rows":
+    """Some rows, by their ids."""
+    ids = np.unique(np.asarray(ids, np.int64))
+    return Rows(self, ids, f"rows {files.digest(ids.tolist())[:12]}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+  """Rows of a corpus: of a split, of a selection, or of one's own choice."""
+
+  corpus: Corpus
+  ids: Any  # int64 [rows], ascending
+  name: str  # in words, as manifests of training have it
+  path: epath.Path | None = None  # of the selection that they are
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def to_arrow(self) -> "pa.Table":
+    """A table of row_id, domain, split, n_tokens, n_bytes and hash."""
+    index = self.corpus.reader.index
+    names = ("domain", "split", "n_tokens", "n_bytes", "hash")
+    columns = {name: index[name].take(pa.array(self.ids)) for name in names}
+    return pa.table({"row_id": pa.array(self.ids), **columns})
+
+  def to_pandas(self):
+    """`to_arrow` as a DataFrame; needs pandas."""
+    return self.to_arrow().to_pandas()
+
+  def texts(self, most: int | None = None) -> list[str]:
+    """The texts of the first rows, as the tokenizer decodes them."""
+    decode = self.corpus.tokenizer.decode
+    return [decode(row.ids) for row in self.corpus.reader.read(self.ids[:most])]
+
+
+class ScoreTable(Artifact):
+  """Σ −log p and tokens of every row under one model."""
+
+  stages = ("score", "proxy")
+
+  @property
+  def name(self) -> str:
+    """The folder of the table, which is what the model is called."""
+    return self.path.name
+
+  def __len__(self) -> int:
+    return self.manifest.counts["rows"]
+
+  def to_arrow(self) -> "pa.Table":
+    """A table of row_id, nll_sum (diff_sum of a proxy), in nats, n_tokens."""
+    parts = [pa.table(dict(part)) for part in table.parts(self.manifest)]
+    return pa.concat_tables(parts)
+
+  def to_pandas(self):
+    """`to_arrow` as a DataFrame; needs pandas."""
+    return self.to_arrow().to_pandas()
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores(Mapping[str, ScoreTable]):
+  """The score tables of a corpus, by the role of their model."""
+
+  corpus: Corpus
+  tables: Mapping[str, ScoreTable]
+
+  def __getitem__(self, role: str) -> ScoreTable:
+    return self.tables[role]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.tables)
+
+  def __len__(self) -> int:
+    return len(self.tables)
+
+  def to_arrow(self) -> "pa.Table":
+    """A table of row_id, domain, n_tokens, n_bytes, and <role>_nll, in nats.
+
+    The rows are those of D, in the corpus's order.
+
+    Raises:
+      UserError: the tables are of different rows.
+    """
+    columns, row_ids = {}, None
+    for role, scored in self.tables.items():
+      one = scored.to_arrow()
+      if row_ids is None:
+        row_ids = one["row_id"].to_numpy()
+      elif not np.array_equal(row_ids, one["row_id"].to_numpy()):
+        hint = "score both on the same corpus"
+        raise UserError("tables of other rows", str(scored.path), hint)
+      value = one.column_names[1]
+      columns[f"{role}_{value.removesuffix('_sum')}"] = one[value]
+    rows = self.corpus.rows(row_ids).to_arrow()
+    return pa.table(
+      {name: rows[name] for name in ("row_id", "domain", "n_tokens", "n_bytes")}
+      | columns
+    )
+
+  def to_pandas(self):
+    """`to_arrow` as a DataFrame; needs pandas."""
+    return self.to_arrow().to_pandas()
+
+  def select(self, criterion: str = "mean_diff", **how: Any) -> "Selection":
+    """Keeps the rows that rank highest, see `select`."""
+    from miniplm_jax.api import steps
+
+    return steps.select(self, criterion, **how)
+
+
+class OfCorpus(Artifact):
+  """What is made from a corpus, which lies in the same workdir."""
+
+  def __init__(self, path: epath.PathLike, corpus: Corpus | None = None):
+    """Opens it; without `corpus` that of the workdir, DIR/KIND/NAME."""
+    super().__init__(path)
+    self._corpus = corpus
+
+  @property
+  def corpus(self) -> Corpus:
+    """The corpus that it was made from."""
+    return self._corpus or Corpus(self.path.parent.parent / "corpus")
+
+  @property
+  def name(self) -> str:
+    """Its folder's name."""
+    return self.path.name
+
+
+class Selection(OfCorpus):
+  """The rows of D that are kept."""
+
+  stages = ("select",)
+
+  @functools.cached_property
+  def rows(self) -> Rows:
+    """The kept rows, in the corpus's order."""
+    ids = kept_rows.kept_rows(self.manifest)
+    return Rows(self.corpus, ids, f"selection {self.name}", self.path)
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def to_arrow(self) -> "pa.Table":
+    """As `Rows.to_arrow`, of the kept rows."""
+    return self.rows.to_arrow()
+
+  def to_pandas(self):
+    """`to_arrow` as a DataFrame; needs pandas."""
+    return self.to_arrow().to_pandas()

@@ -1,0 +1,387 @@
+"""The library: what the command line does, as functions of values.
+
+Each function makes the same artifacts as its stage, with the same fingerprints:
+what is there and was made alike is opened, what was stopped is gone on with,
+what was made otherwise is refused. Lines go to the logger "miniplm_jax",
+progress to tqdm, errors are `UserError`s. See docs/api.md.
+"""
+
+import dataclasses
+import runpy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath, epy
+from ml_collections import ConfigDict
+
+from miniplm_jax import config as config_lib
+from miniplm_jax import pipeline
+from miniplm_jax.api.artifacts import (
+  Corpus,
+  Rows,
+  Scores,
+  ScoreTable,
+  Selection,
+)
+from miniplm_jax.api.models import Model, ref_of
+from miniplm_jax.api.students import Evaluation, Run, Student
+from miniplm_jax.config import (
+  CorpusConfig,
+  EvaluateConfig,
+  ExportConfig,
+  RunConfig,
+  ScoreConfig,
+  SelectConfig,
+  TrainConfig,
+  VerifyConfig,
+)
+from miniplm_jax.core import execute as execute_lib
+from miniplm_jax.core.claims import Board
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.fields import Section
+from miniplm_jax.core.step import Step
+from miniplm_jax.core.workdir import FOLDERS, MANIFEST, Workdir
+from miniplm_jax.corpus import step as corpus_step
+from miniplm_jax.distillation import objectives
+from miniplm_jax.evaluate import step as evaluate_step
+from miniplm_jax.evaluate.subjects import Subject
+from miniplm_jax.methods import OBJECTIVES
+from miniplm_jax.models.architecture import SHAPES, Architecture
+from miniplm_jax.models.ref import ROLES, TEACHER
+from miniplm_jax.report import model_card
+from miniplm_jax.score import step as score_step
+from miniplm_jax.select import step as select_step
+from miniplm_jax.training import step as training_step
+from miniplm_jax.training import trained
+from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
+
+with epy.lazy_imports():  # JAX, NumPy: planning needs neither
+  import numpy as np
+
+  from miniplm_jax.evaluate import heldout
+  from miniplm_jax.models import sharding
+  from miniplm_jax.training import batches
+
+presets = SHAPES  # shapes by name
+
+_HELDOUT = "split heldout"
+
+# The sections of the config that an objective's options are.
+_OPTIONS = {
+  field.name: field.metadata["section"]
+  for field in dataclasses.fields(config_lib.Config)
+  if "section" in field.metadata
+}
+
+
+def tokenize(
+  source: epath.PathLike,
+  tokenizer: epath.PathLike,
+  *,
+  to: epath.PathLike,
+  run: RunConfig = RunConfig(),
+  **options: Any,
+) -> Corpus:
+  """Makes packed rows of documents, which are split by the hash of each row.
+
+  Args:
+    source: files, a folder, a glob; tfds:NAME, hf:ORG/NAME; see docs/data.md.
+    tokenizer: a directory or hub id with tokenizer.json, or "train".
+    to: the folder of the corpus.
+    run: how it is carried out.
+    **options: further fields of `CorpusConfig`.
+  """
+  section = CorpusConfig(
+    source=str(source), tokenizer=str(tokenizer), **options
+  )
+  _execute([corpus_step.step(section, epath.Path(to), run)], run)
+  return Corpus(to)
+
+
+def train(
+  shape: Architecture | str,
+  rows: Rows | Selection,
+  *,
+  to: epath.PathLike,
+  objective: str | Section = "next_token",
+  teacher: Model | str | None = None,
+  ignore_domains: Sequence[str] = (),
+  run: RunConfig = RunConfig(),
+  **options: Any,
+) -> Student:
+  """Pre-trains a model on rows of a corpus.
+
+  Args:
+    shape: a shape, or the name of one of `presets`.
+    rows: a split, a selection, or rows of one's own choice. A model that is
+      trained on the split "reference" or "teacher" is that one of its workdir.
+    to: the folder of the model.
+    objective: a key of `methods.OBJECTIVES` that needs no stored labels, or its
+      section, such as `KDConfig(weight=0.3)`.
+    teacher: the model that takes part in each step, if the objective has one.
+    ignore_domains: not counted in the learning curve.
+    run: how it is carried out.
+    **options: fields of `TrainConfig`: steps, batch_size, learning_rate, ….
+  """
+  shape = presets[shape] if isinstance(shape, str) else shape
+  rows = rows.rows if isinstance(rows, Selection) else rows
+  section, folder = TrainConfig(**options), epath.Path(to)
+  kind, _, name = rows.name.partition(" ")
+  inputs = {"corpus": rows.corpus.path / MANIFEST}
+  row_ids = lambda corpus, unused_inputs: rows.ids  # noqa: E731
+  if kind == "selection":
+    inputs["selection"] = rows.path / MANIFEST
+    row_ids = trained.row_ids
+  is_scorer = kind == "split" and name in ROLES
+  spec = TrainSpec(
+    stage=name if is_scorer else "train",
+    folder=folder,
+    shape=shape,
+    train=section,
+    run=run,
+    max_length=rows.corpus.max_length,
+    objective=_objective(
+      objective, teacher, section, shape, rows.corpus, folder / MANIFEST
+    ),
+    rows=rows.name,
+    row_ids=row_ids,
+    ignore_domains=tuple(ignore_domains),
+    writes_hf=is_scorer,
+    export=ExportConfig(),
+  )
+  _execute([training_step.step(spec, inputs)], run)
+  return Student(folder, rows.corpus)
+
+
+def _objective(
+  objective, teacher, train, shape, corpus: Corpus, finished
+) -> ObjectiveSpec:
+  """What training minimizes, by a name or by a section of the config."""
+  if isinstance(objective, str):
+    if objective not in OBJECTIVES:
+      hint = f"choose from {', '.join(OBJECTIVES)}"
+      raise UserError(f"no objective {objective!r}", "train", hint)
+    name, kind = objective, OBJECTIVES[objective].section
+    section = _OPTIONS[kind]() if kind else None
+  else:
+    section = objective
+    name = next(
+      (
+        name
+        for name, spec in OBJECTIVES.items()
+        if spec.section and isinstance(section, _OPTIONS[spec.section])
+      ),
+      "",
+    )
+    if not name:
+      hint = "give a section such as KDConfig()"
+      raise UserError(f"no objective has {section}", "train", hint)
+  spec = OBJECTIVES[name]
+  if spec.labels:
+    hint = f"use run() with a config whose method minimizes {name}"
+    raise UserError(f"{name} reads labels that stage logits stores", name, hint)
+  if spec.runs_teacher and teacher is None:
+    raise UserError(f"{name} needs a teacher", "train", "give teacher=")
+  if name == "next_token":
+    return ObjectiveSpec()
+  root = corpus.path.parent
+  return objectives.spec(
+    name,
+    section,
+    train=train,
+    shape=shape,
+    max_length=corpus.max_length,
+    teacher=ref_of(TEACHER, teacher, root) if teacher else None,
+    labels={},
+    finished=finished,
+  )
+
+
+def score(
+  corpus: Corpus,
+  models: Mapping[str, Model | Student | str],
+  *,
+  to: epath.PathLike | None = None,
+  run: RunConfig = RunConfig(),
+  verify: VerifyConfig = VerifyConfig(),
+  **options: Any,
+) -> Scores:
+  """Scores every row of D under each model, in one pass over the corpus.
+
+  Args:
+    corpus: packed rows, of which the split "train" is scored.
+    models: by what they are called; criteria read "teacher" and "reference".
+    to: the folder of the tables, beside the corpus if it is not given.
+    run: how it is carried out.
+    verify: how each table is checked when it is finished.
+    **options: fields of `ScoreConfig`: dtype, batch_tokens, share, ….
+  """
+  folder = epath.Path(to) if to else corpus.path.parent / "scores"
+  root = _root(folder / "x")
+  refs = [ref_of(name, model, root, folder) for name, model in models.items()]
+  steps = score_step.steps(
+    ScoreConfig(**options),
+    verify,
+    corpus.path / MANIFEST,
+    refs,
+    Workdir(root),
+    run,
+    alpha=0.5,
+  )
+  _execute(steps, run)
+  return Scores(corpus, {ref.name: ScoreTable(ref.table) for ref in refs})
+
+
+def select(
+  scores: Scores,
+  criterion: str = "mean_diff",
+  *,
+  name: str = "miniplm",
+  to: epath.PathLike | None = None,
+  run: RunConfig = RunConfig(),
+  **options: Any,
+) -> Selection:
+  """Keeps the rows of D that rank highest by a criterion.
+
+  Args:
+    scores: of the models that the criterion reads.
+    criterion: a key of `criteria.CRITERIA`; "mean_diff" is the paper's.
+    name: of the selection, its folder.
+    to: that folder, if it is not to lie in the corpus's workdir.
+    run: how it is carried out.
+    **options: fields of `SelectConfig`: ratio, rows, quotas, max_copies, ….
+  """
+  section = SelectConfig(definition=criterion, **options)
+  corpus = scores.corpus
+  folder = epath.Path(to or corpus.path.parent / "selection" / name)
+  tables = {role: table.path for role, table in scores.items()}
+  if missing := set(select_step.CRITERIA[criterion].reads) - set(tables):
+    raise UserError(
+      f"{criterion} reads the scores of {' and '.join(sorted(missing))}",
+      "scores",
+      "score with models of these names",
+    )
+  step = select_step.step(
+    section, criterion, tables, corpus.path / MANIFEST, folder
+  )
+  _execute([step], run)
+  return Selection(folder, corpus)
+
+
+def evaluate(
+  model: Student | Model | str,
+  rows: Rows | None = None,
+  *,
+  run: RunConfig = RunConfig(),
+  score: ScoreConfig = ScoreConfig(),
+  **options: Any,
+) -> Evaluation:
+  """Measures a model's loss on rows that nothing was trained on, by domain.
+
+  That of a student on the held-out rows is kept beside it; any other is
+  measured anew.
+
+  Args:
+    model: a student, or a given model of the corpus's tokens.
+    rows: of a corpus; None are the held-out ones of the student's.
+    run: how it is carried out.
+    score: how rows are put into batches, and of a given model the dtype.
+    **options: fields of `EvaluateConfig`: max_rows, ignore_domains.
+  """
+  section = EvaluateConfig(**options)
+  if isinstance(model, Student) and (rows is None or rows.name == _HELDOUT):
+    corpus = {"corpus": model.corpus.path / MANIFEST}
+    dtype = model.settings["train"]["dtype"]
+    subject = Subject(model.name, model.name, model.path, corpus, dtype)
+    _execute([evaluate_step.step(subject, section, score, run)], run)
+    return model.evaluation
+  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  if isinstance(model, Student):
+    name, decoder = model.name, trained.restore(model.manifest, mesh)
+    dtype = model.settings["train"]["dtype"]
+  else:
+    ref, dtype = ref_of("model", model, rows.corpus.path.parent), score.dtype
+    name, decoder = ref.path, ref.load(rows.corpus.reader, mesh, dtype)
+  measured = heldout.measure(
+    decoder,
+    rows.corpus.reader,
+    rows.ids,
+    mesh,
+    score,
+    dtype=dtype,
+    ignored=section.ignore_domains,
+  )
+  return Evaluation(name, measured.losses)
+
+
+def export(
+  student: Student,
+  to: epath.PathLike,
+  *,
+  run: RunConfig = RunConfig(),
+  **options: Any,
+) -> epath.Path:
+  """Writes the directory that `transformers` loads, with a model card.
+
+  Args:
+    student: a model that was trained here.
+    to: the directory; what is there is replaced, file by file.
+    run: the mesh.
+    **options: fields of `ExportConfig`: dtype, max_shard_size.
+  """
+  section, corpus = ExportConfig(**options), student.corpus.reader
+  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  rows, extra = student.rows, {}
+  weights = student.settings["train"].get("domain_weights", ())
+  if isinstance(rows, Selection):
+    card = model_card.write(
+      student.name, student.manifest, rows.manifest, student.evaluated
+    )
+    extra["README.md"] = card.encode()
+    rows = rows.rows
+  trained.save(
+    epath.Path(to),
+    trained.restore(student.manifest, mesh),
+    corpus,
+    batches.trained_on(corpus, np.asarray(rows.ids), weights),
+    extra,
+    **dataclasses.asdict(section),
+  )
+  return epath.Path(to)
+
+
+def _execute(steps: Sequence[Step], run: RunConfig):
+  """Runs steps as the command line does: claimed, resumed, skipped, refused."""
+  workdir = Workdir(_root(steps[0].manifest.parent))
+  with Board(workdir.claims, run.lease_seconds) as board:
+    execute_lib.execute(steps, board=board)
+
+
+def run(
+  config: ConfigDict | epath.PathLike,
+  *,
+  stages: Sequence[str] = (),
+  force: bool = False,
+) -> Run:
+  """Runs the stages of a config, as the command line does.
+
+  Args:
+    config: from `config.default()`, or a file with `get_config`.
+    stages: which; by default those that the config lists.
+    force: make them again even if nothing has changed.
+
+  Returns:
+    What lies in its workdir.
+  """
+  where = "config"
+  if not isinstance(config, ConfigDict):
+    where, path = str(config), str(config)
+    config = runpy.run_path(path)["get_config"]()
+  pipeline.run(config, where, stages, force=force, dry_run=False)
+  return Run(config.workdir)
+
+
+def _root(folder: epath.Path) -> epath.Path:
+  """The workdir of an artifact's folder: DIR of DIR/corpus, DIR/scores/x."""
+  above = folder.parent
+  return above.parent if above.name in FOLDERS else above

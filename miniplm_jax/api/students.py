@@ -1,0 +1,170 @@
+"""Models that were trained here, what was measured of them, and whole runs."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath, epy
+
+from miniplm_jax.api.artifacts import (
+  Artifact,
+  Corpus,
+  OfCorpus,
+  Rows,
+  Scores,
+  ScoreTable,
+  Selection,
+)
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import MANIFEST
+from miniplm_jax.models import architecture
+from miniplm_jax.models.architecture import Architecture
+
+with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
+  import pyarrow as pa
+
+  from miniplm_jax.evaluate import heldout
+  from miniplm_jax.training import metrics
+
+
+class Student(OfCorpus):
+  """A model that was trained here: a student, a reference or a teacher."""
+
+  stages = ("train", "reference", "teacher")
+
+  @property
+  def hf(self) -> epath.Path:
+    """Its Hugging Face directory, once there is one."""
+    return self.path / "hf"
+
+  @property
+  def corpus(self) -> Corpus:
+    """The corpus that it was trained on."""
+    beside = self.path.parent / "corpus"  # of a reference: DIR/reference
+    if self._corpus or not (beside / MANIFEST).exists():
+      return super().corpus
+    return Corpus(beside)
+
+  @property
+  def shape(self) -> Architecture:
+    """Its sizes."""
+    return architecture.of(self.settings["model"])
+
+  @property
+  def rows(self) -> "Rows | Selection":
+    """What it was trained on: a split, or a selection of its workdir.
+
+    Raises:
+      UserError: they are rows of one's own choice, which are not kept.
+    """
+    kind, _, name = self.settings["rows"].partition(" ")
+    if kind == "split":
+      return self.corpus.split(name)
+    if kind == "selection":
+      path = self.corpus.path.parent / "selection" / name
+      return Selection(path, self.corpus)
+    hint = "give a selection or a split to train"
+    raise UserError("its rows are not kept", str(self.path), hint)
+
+  @property
+  def evaluated(self) -> Manifest | None:
+    """The manifest of its held-out losses, if these weights were evaluated."""
+    manifest = manifest_lib.read(self.path / heldout.MANIFEST)
+    is_of_it = manifest and manifest.inputs["model"] == self.fingerprint
+    return manifest if is_of_it else None
+
+  @property
+  def evaluation(self) -> "Evaluation":
+    """Its held-out losses.
+
+    Raises:
+      UserError: it was not evaluated since it was trained.
+    """
+    if not self.evaluated:
+      hint = "call evaluate(student), or run --stages=evaluate"
+      raise UserError("not evaluated yet", str(self.path), hint)
+    return Evaluation(self.name, heldout.losses(self.evaluated))
+
+  def curve(self, key: str = "train/loss") -> tuple[list[int], list[float]]:
+    """Steps and values of a metric that was written during training."""
+    return metrics.curve(metrics.read(self.path / "metrics"), key)
+
+  def save_pretrained(self, to: epath.PathLike, dtype: str = "float32"):
+    """Writes the directory that `transformers` loads, and returns its path."""
+    from miniplm_jax.api import steps
+
+    return steps.export(self, to, dtype=dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """The losses of one model on rows that nothing was trained on."""
+
+  name: str  # of the model
+  # By domain; "all" is their total. Each has instance_mean and token_mean in
+  # nats, bits_per_byte, rows, tokens.
+  by_domain: Mapping[str, Mapping[str, Any]]
+
+  @property
+  def loss(self) -> float:
+    """The mean of the rows' means per token, in nats, as the paper has it."""
+    return self.by_domain["all"]["instance_mean"]
+
+  def to_arrow(self) -> "pa.Table":
+    """A table with a row for each domain."""
+    return pa.Table.from_pylist(
+      [{"domain": name, **loss} for name, loss in self.by_domain.items()]
+    )
+
+  def to_pandas(self):
+    """`to_arrow` as a DataFrame; needs pandas."""
+    return self.to_arrow().to_pandas()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What lies in a workdir, whatever made it."""
+
+  path: epath.PathLike
+
+  def _all(self, folder: str, kind: type[Artifact], **more) -> dict[str, Any]:
+    paths = sorted(epath.Path(self.path).glob(f"{folder}/*/{MANIFEST}"))
+    return {path.parent.name: kind(path.parent, **more) for path in paths}
+
+  @property
+  def corpus(self) -> Corpus:
+    """Its packed rows."""
+    return Corpus(epath.Path(self.path) / "corpus")
+
+  @property
+  def scores(self) -> Scores:
+    """Its finished score tables, by their names."""
+    return Scores(self.corpus, self._all("scores", ScoreTable))
+
+  @property
+  def selections(self) -> dict[str, Selection]:
+    """Its selections, by their names."""
+    return self._all("selection", Selection)
+
+  @property
+  def students(self) -> dict[str, Student]:
+    """Its trained students, by their names."""
+    return self._all("students", Student)
+
+
+KINDS = (Corpus, ScoreTable, Selection, Student)
+
+
+def _kind(stage: str) -> type[Artifact]:
+  return next((kind for kind in KINDS if stage in kind.stages), Artifact)
+
+
+def open_artifact(path: epath.PathLike) -> Artifact:
+  """Opens what lies in a folder, as what it is.
+
+  Raises:
+    UserError: there is no manifest, or it is damaged.
+  """
+  return _kind(Artifact(path).manifest.stage)(path)
