@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from test_core import status, step
 from miniplm_jax.core import backup, claims, code, files, manifest, owner
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.execute import execute
+from miniplm_jax.core.log import Progress
 
 ELSEWHERE = {"name": "far", "host": "far-boot-1", "pid": 7, "since": 0}
 
@@ -138,6 +140,24 @@ def test_nothing_is_removed_that_somebody_reads(tmp_path, boards):
   execute([reader], board=one)
   assert (tmp_path / "out/file").exists()
   execute([step(tmp_path)], True, two)
+
+
+def test_an_interrupted_notebook_gives_back_and_goes_on(tmp_path, boards):
+  """Without the command line's handlers, Ctrl-C is Python's own exception."""
+  out, before = epath.Path(tmp_path) / "out", signal.getsignal(signal.SIGINT)
+
+  def run(unused_inputs):
+    files.write_bytes(out / "file", b"half")
+    with Progress("stage", 2, "rows") as progress:
+      os.kill(os.getpid(), signal.SIGINT)
+      progress.update()
+
+  with pytest.raises(KeyboardInterrupt):
+    execute([step(tmp_path, run=run)], board=boards[0])
+  assert signal.getsignal(signal.SIGINT) is before
+  assert status(step(tmp_path)) == "would resume"
+  execute([step(tmp_path)], board=boards[1])
+  assert (out / "file").read_bytes() == b"made"
 
 
 def test_programs_share_a_folder_that_is_for_several(tmp_path, boards):

@@ -73,13 +73,13 @@ class _Pool:
       if key not in self._open:
         self._open[key] = self._opened(path_of())
       self._open.move_to_end(key)
-      found = self._open[key]
-      found.users += 1
+      file = self._open[key]
+      file.users += 1
     try:
-      yield found.reader
+      yield file.reader
     finally:
       with self._lock:
-        found.users -= 1
+        file.users -= 1
 
   def _opened(self, path: epath.Path) -> _Open:
     from array_record.python.array_record_module import ArrayRecordReader
@@ -104,8 +104,8 @@ class _Pool:
 
   def _close_oldest(self) -> bool:
     """Closes the file that was not read for longest, if one is not in use."""
-    for key, found in self._open.items():
-      if not found.users:
+    for key, file in self._open.items():
+      if not file.users:
         self._open.pop(key).close()
         return True
     return False
@@ -123,12 +123,12 @@ def most_open() -> int:
   A third of the descriptors: a copy of a gs:// file takes two.
   """
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
-  if soft < wanted:
+  limit = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+  if soft < limit:
     # macOS has a limit of its own, below the one that it tells.
     with contextlib.suppress(ValueError, OSError):
-      resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-      soft = wanted
+      resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+      soft = limit
   return max(min(soft, _FILES) // 3, 1)
 
 

@@ -55,8 +55,10 @@ def _processor() -> str:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:  # not Linux
     lines = []
-  told = [x for x in lines if x.startswith(("flags", "Features", "model name"))]
-  features = "\n".join(sorted(set(told))) or platform.processor()
+  named = [
+    x for x in lines if x.startswith(("flags", "Features", "model name"))
+  ]
+  features = "\n".join(sorted(set(named))) or platform.processor()
   digest = hashlib.sha256(features.encode()).hexdigest()
   return f"{platform.machine()}-{digest[:8]}"
 

@@ -49,10 +49,10 @@ def publish(path: epath.Path, content: bytes) -> bool:
 def _owner(content: bytes) -> dict[str, Any]:
   """What a claim says of its owner; nothing if it is damaged."""
   try:
-    found = json.loads(content)
+    body = json.loads(content)
   except ValueError:
     return {}
-  return found if isinstance(found, dict) else {}
+  return body if isinstance(body, dict) else {}
 
 
 class Board:
@@ -77,7 +77,8 @@ class Board:
     self._reads: dict[str, list[str]] = {}  # by each claim
     self._has_written = False
     self._held: dict[str, bytes] = {}  # generation of each claim
-    self._seen: dict[str, tuple[bytes, float]] = {}  # and since when
+    # Of claims of others: the generation, and since when it is that.
+    self._watched: dict[str, tuple[bytes, float]] = {}
     self._lock = threading.Lock()
     self._closing = threading.Event()
     self._thread = threading.Thread(target=self._renew, daemon=True)
@@ -94,17 +95,17 @@ class Board:
       reads: names that nobody may remove meanwhile, see `refuse_if_taken`.
     """
     self._reads[name] = list(reads)
-    found = self._store.read(name).result()
+    stored = self._store.read(name).result()
     expected = None
-    if found.state == "value":
-      if not self._is_abandoned(name, found):
+    if stored.state == "value":
+      if not self._is_abandoned(name, stored):
         return False
-      expected = found.stamp.generation
+      expected = stored.stamp.generation
     with self._lock:
-      made = self.write(name, self._content(name), expected)
-      if made is not None:
-        self._held[name] = made
-    return made is not None
+      generation = self.write(name, self._content(name), expected)
+      if generation is not None:
+        self._held[name] = generation
+    return generation is not None
 
   def take(self, name: str, stage: str, reads: Sequence[str] = ()):
     """Claims what one process alone may make, or refuses.
@@ -119,16 +120,16 @@ class Board:
     """
     watched = None  # the generation of another machine's claim
     while not (self.holds(name) or self.claim(name, reads)):
-      found = self._store.read(name).result()
-      if found.state != "value":
+      stored = self._store.read(name).result()
+      if stored.state != "value":
         continue  # given back meanwhile
-      who, generation = _owner(found.value), found.stamp.generation
+      who, generation = _owner(stored.value), stored.stamp.generation
       if owner.is_here(who) or watched not in (None, generation):
         raise self._refusal(name, who)
       if watched is None:
-        said = self._refusal(name, who).what
+        busy = self._refusal(name, who).what
         log(
-          stage, f"{said}; waiting up to {self._patience(who):g} s for its sign"
+          stage, f"{busy}; waiting up to {self._patience(who):g} s for its sign"
         )
       watched = generation
       hosts.raise_if_stopped()
@@ -162,12 +163,12 @@ class Board:
   def release(self, name: str):
     """Gives `name` back, if it has not been taken over."""
     with self._lock:
-      made = self._held.pop(name, None)
-      if made is not None:
+      generation = self._held.pop(name, None)
+      if generation is not None:
         # On a full disk, where something worse is being said; then it goes
         # like that of a process that was killed.
         with contextlib.suppress(OSError):
-          self.write(name, None, made)
+          self.write(name, None, generation)
 
   def clear(self, names: Container[str]):
     """Removes the claims `names`, whoever has them, and those of the dead.
@@ -176,10 +177,10 @@ class Board:
     a folder that goes meanwhile is an error.
     """
     for name in self._names():
-      found = self._store.read(name).result()
-      is_void = name in names or owner.is_dead(_owner(found.value))
-      if found.state == "value" and is_void:
-        self.write(name, None, found.stamp.generation)
+      stored = self._store.read(name).result()
+      is_void = name in names or owner.is_dead(_owner(stored.value))
+      if stored.state == "value" and is_void:
+        self.write(name, None, stored.stamp.generation)
 
   def write(self, name: str, content: bytes | None, expected=None):
     """Writes, or with None deletes, if the generation is as expected.
@@ -210,18 +211,18 @@ class Board:
     now = {"renewed": time.time(), "reads": self._reads[name]}
     return json.dumps(self._me | now).encode()
 
-  def _is_abandoned(self, name: str, found: Any) -> bool:
+  def _is_abandoned(self, name: str, stored: Any) -> bool:
     """Whether its owner is dead, or has not renewed it while we watched.
 
     No clocks of different machines are compared.
     """
-    who = _owner(found.value)
+    who = _owner(stored.value)
     if owner.is_dead(who):
       return True
-    generation, now = found.stamp.generation, time.monotonic()
-    seen, since = self._seen.get(name, (None, now))
-    if seen != generation:
-      self._seen[name] = generation, now
+    generation, now = stored.stamp.generation, time.monotonic()
+    last, since = self._watched.get(name, (None, now))
+    if last != generation:
+      self._watched[name] = generation, now
       return False
     return now - since > self._patience(who)
 
@@ -246,13 +247,13 @@ class Board:
       with self._lock:
         for name, generation in list(self._held.items()):
           try:
-            made = self.write(name, self._content(name), generation)
+            renewed = self.write(name, self._content(name), generation)
           except OSError:  # the store is out of reach; it may come back
             continue
-          if made is None:
+          if renewed is None:
             del self._held[name]  # taken over
           else:
-            self._held[name] = made
+            self._held[name] = renewed
 
   def __enter__(self):
     self._thread.start()
@@ -271,18 +272,13 @@ class Guard:
 
   Whoever was suspended, and goes on, asks before it writes. It is no part of
   the `Board`, so that child processes can ask too.
-
-  Attributes:
-    claim: the file.
-    worker: who has to have it.
-    what: is made under the claim.
-    holds: seconds for which an answer is good. Nobody takes over what was
-      renewed so lately, and on gs:// each question is a request.
   """
 
-  claim: epath.Path
-  worker: str
-  what: epath.Path
+  claim: epath.Path  # the file
+  worker: str  # who has to have it
+  what: epath.Path  # is made under the claim
+  # Seconds for which an answer is good. Nobody takes over what was renewed so
+  # lately, and on gs:// each question is a request.
   holds: float
   _asked: tuple[float, ...] = ()
 
@@ -360,8 +356,8 @@ class Claim:
     """Raises UserError if another program makes what is to be removed."""
     if self._board:
       # Of what is shared, others have claimed parts.
-      made = self._manifest.parent if self._is_shared else self._manifest
-      paths = {made, self._manifest, *self._outputs}
+      claimed = self._manifest.parent if self._is_shared else self._manifest
+      paths = {claimed, self._manifest, *self._outputs}
       names = [self._board.name_of(path) for path in paths]
       self._board.refuse_if_taken(names, self._stage)
 

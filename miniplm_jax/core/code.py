@@ -27,26 +27,20 @@ _WORDS = ("UserError", "log", "warn", "plain")
 
 @dataclasses.dataclass(frozen=True)
 class Version:
-  """What of the code makes the pieces of something.
+  """What of the code makes the pieces of something."""
 
-  Attributes:
-    modules: see `fingerprint`.
-    libraries: see `fingerprint`.
-    any_code: pieces by other versions will do.
-  """
-
-  modules: tuple[str, ...] = ()
-  libraries: tuple[str, ...] = ()
-  any_code: bool = False
+  modules: tuple[str, ...] = ()  # see `fingerprint`
+  libraries: tuple[str, ...] = ()  # likewise
+  any_code: bool = False  # pieces by other versions will do
 
   def difference(self, details: Mapping[str, Any]) -> str | None:
     """Which version began it, by its manifest's details, if not this alone."""
     if not self.modules or self.any_code:
       return None
-    began, here = _versions(details), fingerprint(self.modules, *self.libraries)
-    if began == [here]:
+    began, now = _versions(details), fingerprint(self.modules, *self.libraries)
+    if began == [now]:
       return None
-    return f"code {' and '.join(began)} began this, here it is {here}"
+    return f"code {' and '.join(began)} began this, here it is {now}"
 
   def check(self, details: Mapping[str, Any], where: str, stage: str):
     """Raises UserError if another version began it."""
@@ -63,8 +57,8 @@ class Version:
     if not self.modules:
       return {}
     began = [] if details is None else _versions(details)
-    here = fingerprint(self.modules, *self.libraries)
-    return {"code": sorted({*began, here})}
+    now = fingerprint(self.modules, *self.libraries)
+    return {"code": sorted({*began, now})}
 
 
 # Of what is not made piece by piece, or says of each piece what made it.
@@ -92,27 +86,27 @@ def fingerprint(modules: tuple[str, ...], *libraries: str) -> str:
 
 def _closure(modules: tuple[str, ...]) -> set[str]:
   """The modules with all of the package that they import, at any place."""
-  seen, pending = set(), list(modules)
+  closure, pending = set(), list(modules)
   while pending:
     name = pending.pop()
     folder, is_below, _ = name.partition("/")
     is_result = is_below and folder not in _PLUMBING
-    if name in seen or not (is_result or name in _DECIDES):
+    if name in closure or not (is_result or name in _DECIDES):
       continue
-    seen.add(name)
+    closure.add(name)
     for node in ast.walk(ast.parse((_PACKAGE / name).read_text())):
       if isinstance(node, ast.ImportFrom):
-        found = [f"{node.module}.{alias.name}" for alias in node.names]
-        found.append(f"{node.module}")
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+        names.append(f"{node.module}")
       elif isinstance(node, ast.Import):
-        found = [alias.name for alias in node.names]
+        names = [alias.name for alias in node.names]
       else:
         continue
-      for full in found:
+      for full in names:
         package, _, path = full.replace(".", "/").partition("/")
         if package == _PACKAGE.name and (_PACKAGE / f"{path}.py").exists():
           pending.append(f"{path}.py")
-  return seen
+  return closure
 
 
 class _Normal(ast.NodeTransformer):

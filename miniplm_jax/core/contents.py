@@ -43,11 +43,11 @@ def of(
     ranges: (start, end) of the bytes of each that are meant, else all of them.
   """
   if all(map(is_local, paths := list(paths))):
-    kind, found = "sha256", [files.sha256(path, ranges) for path in paths]
+    kind, digests = "sha256", [files.sha256(path, ranges) for path in paths]
   else:
     facts = [file_system().info(os.fspath(path)) for path in paths]
-    kind, found = "crc32c", [[one["size"], one["crc32c"]] for one in facts]
-  return f"{kind} {files.digest(found)}"
+    kind, digests = "crc32c", [[one["size"], one["crc32c"]] for one in facts]
+  return f"{kind} {files.digest(digests)}"
 
 
 def may_be(old: str, new: str) -> bool:
@@ -57,15 +57,10 @@ def may_be(old: str, new: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-  """Files that are read whole, as an input of a step.
+  """Files that are read whole, as an input of a step."""
 
-  Attributes:
-    paths: gives them as they are now.
-    path: by which a config names them.
-  """
-
-  paths: Callable[[], Iterable[epath.PathLike]]
-  path: str = ""
+  paths: Callable[[], Iterable[epath.PathLike]]  # gives them as they are now
+  path: str = ""  # by which a config names them
 
   def __call__(self) -> str:
     """The fingerprint: their names and all that they hold."""
@@ -95,9 +90,9 @@ def probe(paths: Iterable[epath.PathLike]) -> str:
   return _named(paths, ends)
 
 
-def _named(paths, seen: Callable[[epath.Path, int], str]) -> str:
+def _named(paths, content: Callable[[epath.Path, int], str]) -> str:
   described = []
   for path in sorted(map(epath.Path, paths)):
     size = path.stat().length
-    described.append([path.name, size, seen(path, size)])
+    described.append([path.name, size, content(path, size)])
   return files.digest(described)

@@ -15,15 +15,10 @@ from typing import Any
 
 
 class UserError(Exception):
-  """Something that the user can put right, told in one line.
-
-  Attributes:
-    what: what is wrong.
-    where: the file, row, field or stage in which it was found.
-    hint: what to do about it.
-  """
+  """Something that the user can put right, told in one line."""
 
   def __init__(self, what: str, where: str, hint: str):
+    """Takes what is wrong, in which file, row or field, and what to do."""
     self.what, self.where, self.hint = what, where, hint
     super().__init__(" ".join(f"{what}, {where}, {hint}".split()))
 
@@ -89,8 +84,8 @@ def naming(path: os.PathLike | str) -> Iterator[None]:
     yield
   except OSError as e:
     if e.errno is None:  # of a library, in words alone
-      found = _errno(e) or errno.EIO
-      raise OSError(found, shortened(e), os.fspath(path)) from e
+      number = _errno(e) or errno.EIO
+      raise OSError(number, shortened(e), os.fspath(path)) from e
     e.filename = e.filename or os.fspath(path)
     raise
 
@@ -120,10 +115,10 @@ def parsing(path: os.PathLike | str, hint: str) -> Iterator[None]:
 
 def _errno(e: BaseException) -> int | None:
   """What the system said; libraries in C++ say it in words alone."""
-  if found := getattr(e, "errno", None):
-    return found
-  said = str(e)
-  return next((n for n in _OF_THE_SYSTEM if os.strerror(n) in said), None)
+  if number := getattr(e, "errno", None):
+    return number
+  words = str(e)
+  return next((n for n in _OF_THE_SYSTEM if os.strerror(n) in words), None)
 
 
 def _is_of_the_network(e: BaseException) -> bool:
@@ -197,9 +192,9 @@ def of_command_line(e: BaseException, argv: Sequence[str]) -> UserError | None:
 
 def _without_fields(e: BaseException) -> str:
   """What it says, less the whole config or traceback of ml_collections."""
-  said = e.args[0] if isinstance(e, KeyError) and e.args else e
+  words = e.args[0] if isinstance(e, KeyError) and e.args else e
   odd = r"Other fields present: .*?(?=Did you mean|\Z)|Traceback .*\n(?=\S)"
-  return re.sub(odd, "", str(said), flags=re.DOTALL).strip()
+  return re.sub(odd, "", str(words), flags=re.DOTALL).strip()
 
 
 class Stopped(BaseException):
@@ -275,9 +270,9 @@ def release_signals() -> int | None:
     signal.signal(signum, signal.SIG_DFL)
   signal.set_wakeup_fd(-1)
   os.close(_write_end)
-  found, _requested = _requested, None
+  requested, _requested = _requested, None
   _is_stopping, _write_end = False, None
-  return found
+  return requested
 
 
 def _on_signal(signum, unused_frame):

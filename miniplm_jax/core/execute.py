@@ -242,10 +242,10 @@ def _run(steps: Sequence[Step]):
 def _named(step: Step) -> dict[str, Any]:
   """By which paths its inputs were given, and which of them were here."""
   named = step.named_inputs
-  here = [n for n, source in named.items() if getattr(source, "is_here", False)]
+  local = [name for name, s in named.items() if getattr(s, "is_here", False)]
   return {
     manifest_lib.NAMED: {n: source.path for n, source in named.items()},
-    manifest_lib.HERE: here,
+    manifest_lib.HERE: local,
   }
 
 

@@ -225,8 +225,8 @@ def below(folder: epath.Path) -> list[epath.Path]:
   """
   if is_local(folder):
     return [epath.Path(p) for p in _below(os.fspath(folder), ())]
-  found = objects(folder)
-  return [p for p in found if "/." not in f"/{p.relative_to(folder)}"]
+  paths = objects(folder)
+  return [p for p in paths if "/." not in f"/{p.relative_to(folder)}"]
 
 
 def objects(folder: epath.Path) -> list[epath.Path]:

@@ -29,21 +29,21 @@ def with_total(total: Any, by_domain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_unknown(
-  named: Collection[str], there: Collection[str], what: str, where: str
+  named: Collection[str], known: Collection[str], what: str, where: str
 ):
   """Raises UserError if a domain is named that nothing is of.
 
   Args:
     named: by the config.
-    there: the domains that there are.
+    known: the domains that there are.
     what: is of them, for the message.
     where: it is named.
   """
-  if unknown := sorted(set(named) - set(there)):
+  if unknown := sorted(set(named) - set(known)):
     raise UserError(
       f"no {what} is of domain {unknown[0]}",
       where,
-      f"choose from {shortened(', '.join(sorted(there)))}",
+      f"choose from {shortened(', '.join(sorted(known)))}",
     )
 
 

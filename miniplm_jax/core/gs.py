@@ -71,19 +71,21 @@ def sizes(folder: epath.Path, names: Iterable[str]) -> dict[str, int]:
   On gs:// it takes a request for each folder that they lie in, and one more
   for every 1,000 objects, where two for each file are minutes.
   """
-  found: dict[str, int] = {}
+  result: dict[str, int] = {}
   if is_local(folder):
     for name in names:
       with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        found[name] = os.stat(folder / name).st_size
-    return found
-  there = {}
+        result[name] = os.stat(folder / name).st_size
+    return result
+  objects = {}
   for parent in {os.path.dirname(name) for name in names}:
     with contextlib.suppress(FileNotFoundError):
       for facts in file_system().ls(os.fspath(folder / parent), detail=True):
-        there[SCHEME + facts["name"]] = facts["size"]
+        objects[SCHEME + facts["name"]] = facts["size"]
   paths = {name: os.fspath(folder / name) for name in names}
-  return {name: there[path] for name, path in paths.items() if path in there}
+  return {
+    name: objects[path] for name, path in paths.items() if path in objects
+  }
 
 
 def check(path: str):
@@ -228,8 +230,8 @@ def _contents(folder: pathlib.Path) -> list[pathlib.Path]:
   """A generation's copy, and what a kill left of one: never others' files."""
   if not folder.name.isdigit():
     return []
-  found = [folder / folder.parent.name, *folder.glob(f"{_SCRATCH}*")]
-  return [path for path in found if path.is_file()]
+  paths = [folder / folder.parent.name, *folder.glob(f"{_SCRATCH}*")]
+  return [path for path in paths if path.is_file()]
 
 
 def _oldest_first(root: pathlib.Path) -> list[pathlib.Path]:

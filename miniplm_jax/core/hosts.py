@@ -125,22 +125,22 @@ def agree(decide: Callable[[], Any]) -> Any:
     return _heard(json.loads(_wait_for(key)))
   _is_deciding = True
   try:
-    errors.raise_if_stopped(_said(_STOP))
-    found = {"value": decide()}
+    errors.raise_if_stopped(_get(_STOP))
+    decision = {"value": decide()}
   except UserError as e:
-    _say(key, {"error": [e.what, e.where, e.hint]})
+    _put(key, {"error": [e.what, e.where, e.hint]})
     raise
   except Stopped as e:
-    _say(key, {"stopped": e.signum})
+    _put(key, {"stopped": e.signum})
     raise
   except BaseException as e:
     what = str(e) if isinstance(e, OSError) else f"{type(e).__name__}: {e}"
-    _say(key, {"error": [what, "in the first process", "look at its log"]})
+    _put(key, {"error": [what, "in the first process", "look at its log"]})
     raise
   finally:
     _is_deciding = False
-  _say(key, found)
-  return found["value"]
+  _put(key, decision)
+  return decision["value"]
 
 
 def meet():
@@ -153,7 +153,7 @@ def meet():
     return
   key = f"meeting {next(_meetings)}"
   _client.key_value_increment(key, 1)
-  while int(_said(key)) < _count:
+  while int(_get(key)) < _count:
     _raise_if_failed()
     time.sleep(_PATIENCE / 1e4)
 
@@ -171,11 +171,11 @@ def stops_at(step: int, signum: int | None) -> int | None:
   if _count == 1:
     return signum
   _pass_on(signum)
-  if is_first() and not _said(_STOP_AT) and (stop := _said(_STOP)):
-    _say(_STOP_AT, [step + _STOP_AHEAD, int(stop)])
-  if not (found := _said(_STOP_AT)):
+  if is_first() and not _get(_STOP_AT) and (stop := _get(_STOP)):
+    _put(_STOP_AT, [step + _STOP_AHEAD, int(stop)])
+  if not (stop_at := _get(_STOP_AT)):
     return None
-  at, signum = json.loads(found)
+  at, signum = json.loads(stop_at)
   return signum if step >= at else None
 
 
@@ -187,7 +187,7 @@ def raise_if_stopped():
 
 def _pass_on(signum: int | None):
   """Lets the first process know of a signal that came to this one."""
-  if signum and not _said(_STOP):
+  if signum and not _get(_STOP):
     _client.key_value_set(_STOP, str(signum), allow_overwrite=True)
 
 
@@ -222,11 +222,11 @@ def _explained(e: BaseException) -> BaseException | None:
         "device, or name another platform",
       )
     return errors.from_outside(e)
-  said = " ".join(str(e).split())
+  words = " ".join(str(e).split())
   where = f"process {_index} of {_count}"
   if is_out_of_memory(e):
     return UserError(
-      f"out of memory on a device ({said[:200]})",
+      f"out of memory on a device ({words[:200]})",
       where if _count > 1 else "this process",
       "take fewer rows at a time (config.run.per_device_batch_size in "
       "training, config.score.batch_tokens, config.seqkd.batch_size), one "
@@ -238,10 +238,10 @@ def _explained(e: BaseException) -> BaseException | None:
   with contextlib.suppress(Exception):  # the first may be the one that is gone
     if failed := _failure():
       return _as_error(*failed)
-  if not _LOST.search(said):
+  if not _LOST.search(words):
     return None
   return UserError(
-    f"lost another process, or the way to it ({said[:200]})",
+    f"lost another process, or the way to it ({words[:200]})",
     where,
     "look at the logs of the others; when all have ended, start them again: "
     "they go on",
@@ -319,7 +319,7 @@ def _part(status: int, line: str):
     _client.key_value_set(_FAILED, json.dumps([_index, status, line]))
   _client.key_value_increment(_LEFT, 1)
   deadline = time.monotonic() + _FAREWELL
-  while is_first() and int(_said(_LEFT)) < _count:
+  while is_first() and int(_get(_LEFT)) < _count:
     if time.monotonic() > deadline:
       return
     time.sleep(_PATIENCE / 1e4)
@@ -329,12 +329,12 @@ def _part(status: int, line: str):
     time.sleep(1)
 
 
-def _heard(found: dict[str, Any]) -> Any:
-  if "error" in found:
-    raise UserError(*found["error"])
-  if "stopped" in found:
-    raise Stopped(found["stopped"])
-  return found["value"]
+def _heard(decision: dict[str, Any]) -> Any:
+  if "error" in decision:
+    raise UserError(*decision["error"])
+  if "stopped" in decision:
+    raise Stopped(decision["stopped"])
+  return decision["value"]
 
 
 def _wait_for(key: str) -> str:
@@ -349,7 +349,7 @@ def _wait_for(key: str) -> str:
 
 def _failure() -> tuple[int, UserError] | None:
   """The status and words of the process that failed first, if one did."""
-  if not (failed := _said(_FAILED)):
+  if not (failed := _get(_FAILED)):
     return None
   index, status, line = json.loads(failed)
   return status, UserError(
@@ -387,11 +387,11 @@ def _watch():
       leave(failed[0], f"error: {failed[1]}")
 
 
-def _say(key: str, value: Any):
+def _put(key: str, value: Any):
   _client.key_value_set(key, json.dumps(value), allow_overwrite=True)
 
 
-def _said(key: str) -> str | None:
+def _get(key: str) -> str | None:
   try:
     return _client.key_value_try_get(key)
   except Exception as e:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -47,29 +48,19 @@ class MissingError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """A manifest as read from, or to be written to, `path`.
+  """A manifest as read from, or to be written to, `path`."""
 
-  Attributes:
-    path: the manifest's own file.
-    stage: the stage that made it.
-    settings: everything of the config that changes the result.
-    inputs: sha256 fingerprints of what the stage read, by name.
-    tokenizer: fingerprint of the tokenizer, or None.
-    weights: fingerprint of the weights made or used, or None.
-    counts: row, token and step counts.
-    files: {relative name: {"bytes", "sha256"}} of what was written.
-    details: anything else worth keeping, losses among it; like the counts
-      not part of the fingerprint, but of the file's checksum.
-  """
-
-  path: epath.Path
-  stage: str
-  settings: dict[str, Any]
-  inputs: dict[str, str]
-  tokenizer: str | None = None
-  weights: str | None = None
+  path: epath.Path  # its own file
+  stage: str  # that made it
+  settings: dict[str, Any]  # all of the config that changes the result
+  inputs: dict[str, str]  # sha256 fingerprints of what the stage read, by name
+  tokenizer: str | None = None  # fingerprint
+  weights: str | None = None  # fingerprint of the weights made or used
   counts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  # {relative name: {"bytes", "sha256"}} of what was written.
   files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+  # Anything else worth keeping, losses among it; like the counts not part of
+  # the fingerprint, but of the file's checksum.
   details: dict[str, Any] = dataclasses.field(default_factory=dict)
   code_version: str = ""
   schema_version: int = SCHEMA_VERSION
@@ -119,9 +110,9 @@ class Manifest:
     for name, facts in self.files.items():
       path, size = self.directory / name, sizes.get(name)
       if size != facts["bytes"]:
-        found = "is missing" if size is None else f"has {size} bytes"
+        state = "is missing" if size is None else f"has {size} bytes"
         raise UserError(
-          f"{path} {found} where the manifest says {facts['bytes']}",
+          f"{path} {state} where the manifest says {facts['bytes']}",
           f"in {self.path}",
           hint
           or f"restore the file, or make it again with "
@@ -153,11 +144,11 @@ class Manifest:
     if name not in self.files or not path.exists():
       raise UserError(f"{path} is missing", f"in {self.path}", hint)
     with gs.local(path) as local:
-      seen = files.sha256(local)
-      if seen != self.files[name]["sha256"]:
+      sha256 = files.sha256(local)
+      if sha256 != self.files[name]["sha256"]:
         raise UserError(
-          f"{path} is not the file that was written: its sha256 is {seen[:12]} "
-          f"and not {self.files[name]['sha256'][:12]}",
+          f"{path} is not the file that was written: its sha256 is "
+          f"{sha256[:12]} and not {self.files[name]['sha256'][:12]}",
           f"in {self.path}",
           hint,
         )
@@ -308,20 +299,32 @@ def first_difference(old: Any, new: Any, name: str = "") -> str | None:
   if isinstance(old, dict) and isinstance(new, dict):
     for key in sorted(old.keys() | new.keys()):
       below = f"{name}.{key}" if name else key
-      found = first_difference(old.get(key), new.get(key), below)
-      if found:
-        return found
+      difference = first_difference(old.get(key), new.get(key), below)
+      if difference:
+        return difference
     return None
   if old == new:
     return None
   return f"{name} is {_short(old)} there and {_short(new)} here"
 
 
+def made_otherwise(
+  stage: str, path: epath.PathLike, difference: str
+) -> UserError:
+  """That what a stage made is of another config: in what, and what to do."""
+  return UserError(
+    f"stage {stage} was run otherwise: {difference}",
+    os.fspath(path),
+    "put the setting back, choose another --config.workdir or name, or remake "
+    f"it with --stages={stage} --force, and with it all that this stage makes",
+  )
+
+
 def made_by(
   settings: Mapping[str, Any], inputs: Mapping[str, Manifest], **more: str
 ) -> dict[str, Any]:
   """What a piece of work says of all that decides it, as JSON is read."""
-  prints = {name: made.fingerprint for name, made in inputs.items()}
+  prints = {name: manifest.fingerprint for name, manifest in inputs.items()}
   body = {"settings": settings, "inputs": prints, **more}
   return json.loads(json.dumps(body))
 

@@ -217,13 +217,7 @@ class Step:
 
   def refusal(self, old: Manifest, difference: str) -> UserError:
     """That what was made is of another config."""
-    return UserError(
-      f"stage {self.stage} was run otherwise: {difference}",
-      f"{old.path}",
-      "put the setting back, choose another --config.workdir or name, or "
-      f"remake it with --stages={self.stage} --force, and with it all that "
-      "this stage makes",
-    )
+    return manifest_lib.made_otherwise(self.stage, old.path, difference)
 
   def unknown(self, file: epath.Path) -> UserError:
     """That there is a file of its outputs, and no manifest."""

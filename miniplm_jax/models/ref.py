@@ -217,9 +217,5 @@ class ModelRef:
       inputs = {"weights": manifest.inputs["weights"]}
       then = {"settings": manifest.settings, "inputs": inputs}
       if difference := manifest_lib.first_difference(then, now):
-        raise UserError(
-          f"stage {stage} was run otherwise: {difference}",
-          str(path),
-          f"put it back, or make it again with --stages={stage} --force",
-        )
+        raise manifest_lib.made_otherwise(stage, path, difference)
     return files.digest(now)
