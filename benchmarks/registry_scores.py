@@ -40,7 +40,7 @@ from etils import epath
 from benchmarks import registry_card
 from miniplm_jax import config as config_lib
 from miniplm_jax import pipeline
-from miniplm_jax.core import errors, execute, files, manifest
+from miniplm_jax.core import errors, execute, files, manifest, signals
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import duration, log, show
 from miniplm_jax.core.step import Step
@@ -298,13 +298,13 @@ def _run():
 def main(argv):
   """All of it, in order."""
   del argv
-  errors.handle_signals()
+  signals.handle()
   show()
   try:
     _run()
   except UserError as e:
     sys.exit(f"error: {errors.one_line(e)}")
-  except errors.Stopped as e:
+  except signals.Stopped as e:
     print(f"stopped by {e}; goes on from here", file=sys.stderr)
     sys.exit(e.exit_code)
 

@@ -2,10 +2,10 @@
 
 import sys
 
-from miniplm_jax.core import errors, hosts
+from miniplm_jax.core import distributed, errors, signals
 
 if __name__ == "__main__":  # the imports below take a second
-  errors.handle_signals(hosts.leave)
+  signals.handle(distributed.leave)
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from miniplm_jax import pipeline
 from miniplm_jax.config import flag_parsers
 from miniplm_jax.core import log
-from miniplm_jax.core.errors import Stopped, UserError
+from miniplm_jax.core.errors import UserError
 
 
 def run(argv: list[str], given: flags.FlagValues):
@@ -48,13 +48,13 @@ def main(argv: list[str]) -> int:
   sys.stdout.reconfigure(errors="backslashreplace")  # it may be ASCII only
   try:
     run(argv, flags.FLAGS)
-    if signum := errors.release_signals():
-      raise Stopped(signum)
-  except (Exception, Stopped) as e:
-    hosts.fail(e, any(a.startswith("--debug") for a in argv))
+    if signum := signals.release():
+      raise signals.Stopped(signum)
+  except (Exception, signals.Stopped) as e:
+    distributed.fail(e, any(a.startswith("--debug") for a in argv))
   return 0
 
 
 if __name__ == "__main__":
   app.define_help_flags()
-  hosts.finish(main(sys.argv))
+  distributed.finish(main(sys.argv))

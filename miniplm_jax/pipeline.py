@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from miniplm_jax import config as config_lib
 from miniplm_jax import export, generate
 from miniplm_jax.config import Config
-from miniplm_jax.core import backend, gs, hosts
+from miniplm_jax.core import backend, distributed, gs
 from miniplm_jax.core.claims import Board
 from miniplm_jax.core.decide import decide
 from miniplm_jax.core.errors import UserError
@@ -280,7 +280,7 @@ def run(
   if not dry_run:
     backend.prepare(run.compilation_cache, workdir.root, run.deterministic)
   if run.coordinator and not dry_run:
-    hosts.initialize(
+    distributed.initialize(
       run.coordinator, run.processes, run.process_id, run.lost_after
     )
     backend.refuse_if_different(dataclasses.asdict(config), force)
@@ -294,7 +294,7 @@ def run(
       stack.enter_context(board)
     last = max(map(order.index, config.stages))
     if not dry_run:
-      hosts.agree(lambda: _refuse_left_out(all_steps, order[: last + 1]))
+      distributed.agree(lambda: _refuse_left_out(all_steps, order[: last + 1]))
     makers: dict[epath.Path, Step] = {}  # all steps up to here, asked or not
     for stage in order[: last + 1]:
       is_asked = stage in config.stages
@@ -302,7 +302,7 @@ def run(
         look = functools.partial(getattr(all_steps, stage), dry_run)
         # It compiles for devices that are not here: one process can do that.
         if is_asked:
-          hosts.agree(look) if stage == plan.STAGE else look()
+          distributed.agree(look) if stage == plan.STAGE else look()
         continue
       steps = _steps(all_steps, stage, is_asked)
       if stage != tokenize.STAGE:  # looked at by a check of its own

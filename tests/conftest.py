@@ -41,7 +41,7 @@ def pytest_addoption(parser):
 # The slowest groups: they begin first, so that no worker is left with one at
 # the end.
 SLOW = (
-  *("accelerator", "hosts", "slices", "eight_devices", "notebook"),
+  *("accelerator", "distributed", "slices", "eight_devices", "notebook"),
   *("minillm", "score", "training", "pipeline", "kd", "gs", "sparse_kd"),
   *("proxy", "gpu", "tpu", "plan"),
 )

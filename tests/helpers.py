@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pydoc_data import topics
 
-from miniplm_jax.core import manifest
+from miniplm_jax.core import manifest, signals
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "tiny_config.py"
@@ -69,14 +69,12 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 @contextlib.contextmanager
 def signals_handled(*leave):
   """Signals ask for a stop, as in main, during the body alone."""
-  from miniplm_jax.core import errors
-
   before = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
-  errors.handle_signals(*leave)
+  signals.handle(*leave)
   try:
     yield
   finally:
-    errors.release_signals()
+    signals.release()
     for number, handler in before:
       signal.signal(number, handler)
 
@@ -184,12 +182,12 @@ def refused(
   folder: pathlib.Path, *arguments: str, **places: pathlib.Path
 ) -> str:
   """Runs the command line in this process; returns its one line of error."""
-  from miniplm_jax.core import errors, hosts
+  from miniplm_jax.core import distributed, errors
 
   try:
     done = run(folder, *arguments, **places)
   except Exception as e:
-    if shown := hosts.explained(e):
+    if shown := distributed.explained(e):
       return f"error: {errors.one_line(shown)}"
     raise
   raise AssertionError(f"it was not refused: {done.stdout}")

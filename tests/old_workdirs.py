@@ -31,7 +31,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import helpers
 import pyarrow.parquet as pq
 
-from miniplm_jax.core import errors, hosts
+from miniplm_jax.core import distributed, errors
 
 # Of the finished run: one student of each kind of objective and of extra steps.
 METHODS = ("pretrain", "proxy", "seqkd", "sparse_kd", "token_selection")
@@ -264,7 +264,7 @@ def flaws(check: Check, folder: pathlib.Path) -> Iterator[str]:
     try:
       lines = helpers.run(copy, *check.arguments).stdout.splitlines()
     except Exception as e:
-      if error := hosts.explained(e):
+      if error := distributed.explained(e):
         refusal = errors.one_line(error)
       else:
         yield f"traceback: {traceback.format_exc()}"

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from miniplm_jax import main
-from miniplm_jax.core import errors, hosts
+from miniplm_jax.core import distributed, signals
 from miniplm_jax.models import placement, sharding
 
 _ORDERS = pathlib.Path(__file__).parent / "goldens" / "device_orders.json"
@@ -42,10 +42,10 @@ def full(*unused):
 
 
 if __name__ == "__main__":
-  errors.handle_signals(hosts.leave)
+  signals.handle(distributed.leave)
   if name := os.environ.get("SLICE"):
     made = sharding.make_mesh
     sharding.make_mesh = lambda *sizes: ordered(made(*sizes), name)
   if f"--config.run.process_id={os.environ.get('FAILS')}" in sys.argv:
     placement.fetch = full
-  hosts.finish(main.main(sys.argv))
+  distributed.finish(main.main(sys.argv))

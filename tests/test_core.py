@@ -21,15 +21,17 @@ from miniplm_jax.core import (
   backend,
   compiled,
   contents,
+  distributed,
   errors,
   files,
-  hosts,
   log,
   manifest,
+  signals,
 )
 from miniplm_jax.core.decide import decide
-from miniplm_jax.core.errors import GoneError, Stopped, UserError
+from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.core.execute import execute
+from miniplm_jax.core.signals import Stopped
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.models import hub
 
@@ -381,10 +383,10 @@ def test_a_signal_waits_until_a_loop_asks(number, code):
     assert e.value.exit_code == code
   with helpers.signals_handled():
     reached = False
-    with pytest.raises(Stopped), errors.signals_deferred():
+    with pytest.raises(Stopped), signals.deferred():
       os.kill(os.getpid(), number)
-      hosts.agree(lambda: None)  # not where something would be lost
-      reached = errors.stop_requested() == number
+      distributed.agree(lambda: None)  # not where something would be lost
+      reached = signals.stop_requested() == number
     assert reached
 
 
@@ -410,7 +412,7 @@ def test_an_error_of_the_disk_names_the_file(error, line):
 def test_a_limit_is_not_taken_for_damage(words):
   with pytest.raises(Exception) as e, errors.parsing("f", "restore it"):
     raise RuntimeError(f"open f: {words}")
-  line = errors.one_line(hosts.explained(e.value))
+  line = errors.one_line(distributed.explained(e.value))
   assert ("ulimit" in line) != ("damaged" in line and "restore it" in line)
   assert ("ulimit" in line) == (words[0] == "T")
 
@@ -424,8 +426,8 @@ def test_a_job_does_not_begin_after_a_signal(tmp_path):
 
 
 def test_a_call_without_end_is_left_at_the_deadline(monkeypatch, capfd):
-  monkeypatch.setattr(errors, "_SAME", 0.1)
-  monkeypatch.setattr(errors, "_PATIENCE", 0.2)
+  monkeypatch.setattr(signals, "_SAME", 0.1)
+  monkeypatch.setattr(signals, "_PATIENCE", 0.2)
   left = queue.Queue()
   with helpers.signals_handled(lambda *how: left.put(how)):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -436,7 +438,7 @@ def test_a_call_without_end_is_left_at_the_deadline(monkeypatch, capfd):
   with (
     helpers.signals_handled(lambda *how: left.put(how)),
     pytest.raises(Stopped),
-    errors.signals_deferred(),
+    signals.deferred(),
   ):
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(queue.Empty):
@@ -449,7 +451,7 @@ def test_a_call_without_end_is_left_at_the_deadline(monkeypatch, capfd):
 def test_a_signal_at_the_very_end_is_not_lost():
   with helpers.signals_handled():
     os.kill(os.getpid(), signal.SIGTERM)
-    assert errors.release_signals() == signal.SIGTERM
+    assert signals.release() == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -470,11 +472,11 @@ def test_a_signal_at_the_very_end_is_not_lost():
   ],
 )
 def test_what_comes_from_outside_is_one_line(error, words):
-  shown = hosts.explained(error)
+  shown = distributed.explained(error)
   assert (shown and words in errors.one_line(shown)) if words else not shown
   around = RuntimeError("a library's words")
   around.__cause__ = error
-  assert bool(hosts.explained(around)) == bool(words)
+  assert bool(distributed.explained(around)) == bool(words)
 
 
 def test_a_library_writes_nothing_and_a_program_everything(capfd, tmp_path):

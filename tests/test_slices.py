@@ -5,7 +5,7 @@ for the slice. From the same corpus, teacher and reference they must give what
 the same mesh gives in one process that adds up by the same library (gloo): the
 same bits of every score, the same kept rows, the same held-out losses of
 teacher and reference; and of the student, which sums over all devices, to 1e-6.
-tests/test_hosts.py runs the whole pipeline.
+tests/test_distributed.py runs the whole pipeline.
 """
 
 import json

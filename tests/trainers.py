@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from helpers import CONFIG
 
-from miniplm_jax.core import errors, manifest
+from miniplm_jax.core import manifest, signals
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.training import batches, loop
@@ -103,7 +103,7 @@ def stopped(made: loop.Training, mesh):
   with helpers.signals_handled():
     try:
       loop.train(made, mesh)
-    except errors.Stopped:
+    except signals.Stopped:
       return
   raise AssertionError("it was not stopped")
 

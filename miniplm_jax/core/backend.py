@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import compiled, gs, hosts, manifest
+from miniplm_jax.core import compiled, distributed, gs, manifest
 from miniplm_jax.core.errors import UserError
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -82,11 +82,11 @@ def refuse_if_different(config: Mapping[str, Any], force: bool):
     "jax": jax.__version__,
   }
   del mine["config"]["run"]["process_id"]
-  first = hosts.agree(lambda: mine)
+  first = distributed.agree(lambda: mine)
   if difference := manifest.first_difference(first, mine):
     raise UserError(
       f"this process was not started like the first: {difference}",
       f"process {jax.process_index()} of {jax.process_count()}",
       "start all with the same command but for --config.run.process_id",
     )
-  hosts.meet()
+  distributed.meet()

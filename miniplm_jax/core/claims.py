@@ -23,7 +23,7 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core import errors, files, gs, hosts, owner
+from miniplm_jax.core import distributed, errors, files, gs, owner
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log
 
@@ -132,7 +132,7 @@ class Board:
           stage, f"{busy}; waiting up to {self._patience(who):g} s for its sign"
         )
       watched = generation
-      hosts.raise_if_stopped()
+      distributed.raise_if_stopped()
       time.sleep(min(self._seconds / 10, 1))
 
   def refuse_if_taken(self, names: Sequence[str], stage: str):

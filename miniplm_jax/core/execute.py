@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from miniplm_jax.core import files, gs, hosts
+from miniplm_jax.core import distributed, files, gs
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.backup import clear
 from miniplm_jax.core.claims import Board, Claim
@@ -42,7 +42,7 @@ def execute(
       on disk was made from other inputs or with other settings and `force` is
       False.
   """
-  hosts.agree(lambda: _refuse_early(steps, force))
+  distributed.agree(lambda: _refuse_early(steps, force))
   for _, group in itertools.groupby(steps, lambda step: step.together or step):
     group = list(group)
     claims = {
@@ -65,10 +65,10 @@ def execute(
       ]
 
     try:
-      _run([group[i] for i in hosts.agree(begin)])
+      _run([group[i] for i in distributed.agree(begin)])
     except BaseException as e:
       for step in group:
-        if hosts.is_first() and claims[step.manifest].is_taken:
+        if distributed.is_first() and claims[step.manifest].is_taken:
           _undo(step, claims[step.manifest], e)
       raise
     finally:
@@ -226,7 +226,7 @@ def _run(steps: Sequence[Step]):
   for step, given, manifest, old in zip(steps, inputs, expected, begun):
     outputs: dict[str, Any] = {}
     if step.policy.is_host_only:
-      hosts.agree(functools.partial(_into, outputs, step, given))
+      distributed.agree(functools.partial(_into, outputs, step, given))
     else:
       outputs.update(step.run(given))
     seconds = round(time.monotonic() - start, 2)
@@ -235,7 +235,7 @@ def _run(steps: Sequence[Step]):
       details |= {"idle": idle}
     outputs["details"] = details | _named(step) | (old.details if old else {})
     # Nobody reads it before it is there.
-    hosts.agree(functools.partial(_finish, step, manifest, outputs))
+    distributed.agree(functools.partial(_finish, step, manifest, outputs))
     log(step.stage, f"done in {duration(seconds)}: {step.manifest}")
 
 

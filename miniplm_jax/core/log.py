@@ -11,26 +11,26 @@ import time
 
 from tqdm import tqdm
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import distributed
 
 LOGGER = logging.getLogger("miniplm_jax")
 
 
 def log(stage: str, text: str):
   """Logs one line of a stage; of several processes the first one does."""
-  if hosts.is_first():
+  if distributed.is_first():
     LOGGER.info("[%s] %s", stage, text)
 
 
 def warn(stage: str, text: str):
   """Logs what somebody should look at, although it goes on."""
-  if hosts.is_first():
+  if distributed.is_first():
     LOGGER.warning("[%s] warning: %s", stage, text)
 
 
 def plain(text: str):
   """Logs what a stage was asked for, a table or a text, as it stands."""
-  if hosts.is_first():
+  if distributed.is_first():
     LOGGER.info("%s", text)
 
 
@@ -97,7 +97,7 @@ class Progress:
     Raises:
       Stopped: there was one.
     """
-    hosts.raise_if_stopped()
+    distributed.raise_if_stopped()
     self._done += units
     if self._bar is not None:
       self._bar.update(units)

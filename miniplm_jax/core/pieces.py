@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import distributed
 from miniplm_jax.core.log import Progress
 
 
@@ -24,9 +24,11 @@ def fill(
       it calls `progress` with rows that are done, and perhaps a note.
     every: seconds between lines of the log.
   """
-  missing = hosts.agree(lambda: [i for i in range(len(sizes)) if not has(i)])
+  missing = distributed.agree(
+    lambda: [i for i in range(len(sizes)) if not has(i)]
+  )
   total = sum(sizes)
   done = total - sum(sizes[i] for i in missing)
   with Progress(stage, total, "rows", done, every=every) as progress:
     for i in missing:
-      hosts.agree(make(i, progress.update))
+      distributed.agree(make(i, progress.update))

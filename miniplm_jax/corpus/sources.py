@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath, epy
 
 from miniplm_jax.config import CorpusConfig
-from miniplm_jax.core import contents, files, gs, hosts, manifest
+from miniplm_jax.core import contents, distributed, files, gs, manifest
 from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.corpus import columns, datasets, embedded, folders, megatron
 from miniplm_jax.corpus.chunks import (
@@ -302,7 +302,7 @@ class CorpusSource:
         range(len(chunks)),
       )
       for i, is_made in enumerate(are_made):
-        hosts.raise_if_stopped()
+        distributed.raise_if_stopped()
         if not is_made:
           stale.append(i)
     return stale

@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import errors, fields, files, hosts
+from miniplm_jax.core import distributed, errors, fields, files
 from miniplm_jax.core.array_records import Readers
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import warn
@@ -154,7 +154,7 @@ def write_shard(
   with files.replacing(directory / records) as scratch:
     writer = ArrayRecordWriter(str(scratch), _WRITER_OPTIONS)
     for row in rows:
-      hosts.raise_if_stopped()
+      distributed.raise_if_stopped()
       writer.write(row.to_bytes())
       for name, values in values_of.items():
         values.append(getattr(row, name))
@@ -218,7 +218,7 @@ def merge(
     rows = [one["counts"].get("rows", 0) for one in facts]
     firsts = itertools.accumulate(rows, initial=0)
     for one, its_files in zip(facts, pool.map(describe, names, facts, firsts)):
-      hosts.raise_if_stopped()
+      distributed.raise_if_stopped()
       counts.update(one["counts"])
       described |= its_files
   return dict(counts) | {"parts": shards, "rows_by_part": rows}, described

@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 from etils import epath
 
-from miniplm_jax.core import files, hosts
+from miniplm_jax.core import distributed, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import warn
 from miniplm_jax.corpus import fast_bpe, losses
@@ -387,5 +387,5 @@ def train(texts: Iterable[str], vocab_size: int, eos_token: str) -> Tokenizer:
 
 def _until_stopped(texts: Iterable[str]) -> Iterator[str]:
   for text in texts:
-    hosts.raise_if_stopped()
+    distributed.raise_if_stopped()
     yield text

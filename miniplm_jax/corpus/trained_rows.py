@@ -11,7 +11,7 @@ import json
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import errors, hosts
+from miniplm_jax.core import distributed, errors
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
@@ -58,7 +58,7 @@ def refuse(
   Raises:
     UserError: it was trained on some of them, or the file is damaged.
   """
-  hosts.agree(lambda: _refuse(directory, corpus, row_ids, name, which))
+  distributed.agree(lambda: _refuse(directory, corpus, row_ids, name, which))
 
 
 def _refuse(directory, corpus, row_ids, name, which):
@@ -94,7 +94,7 @@ def _hashes(corpus: Corpus, row_ids: np.ndarray, seed: int) -> np.ndarray:
   """uint64 [n]: of the rows' ids, by a seed."""
   hashes = np.zeros(len(row_ids), np.uint64)
   for start in range(0, len(row_ids), _BATCH):
-    hosts.raise_if_stopped()
+    distributed.raise_if_stopped()
     rows = corpus.read(row_ids[start : start + _BATCH])
     hashes[start : start + len(rows)] = [
       store.hash_of(row.ids, seed) for row in rows

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from miniplm_jax.core import errors, files
+from miniplm_jax.core import files, signals
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.chunks import Chunk
 from miniplm_jax.corpus.shard import Maker, Recipe
@@ -162,7 +162,7 @@ def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
     message = re.search(
       r"UserError: ([^\n]*?)(?= \[while running|\\n|\n|$)", f"{e}"
     )
-    errors.raise_if_stopped()
+    signals.raise_if_stopped()
     if not message:
       raise
     raise UserError(message[1], "in a Beam worker", "see above") from e

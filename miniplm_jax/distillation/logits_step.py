@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath, epy
 
 from miniplm_jax.config import RunConfig, ScoreConfig
-from miniplm_jax.core import files, hosts, pieces
+from miniplm_jax.core import distributed, files, pieces
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
@@ -174,7 +174,7 @@ def _run(
 
   sizes = [len(unit) for unit in units]
   pieces.fill(STAGE, sizes, has, make, run.log_every_seconds)
-  described = hosts.agree(
+  described = distributed.agree(
     lambda: {name: files.describe(directory / name) for name in names}
   )
   tokens = int((corpus.lengths[rows] - 1).sum())

@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath, epy
 
 from miniplm_jax.config import RunConfig, SeqKDConfig, TrainConfig
-from miniplm_jax.core import files, hosts, manifest, pieces
+from miniplm_jax.core import distributed, files, manifest, pieces
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest
@@ -164,7 +164,7 @@ def _run(
       files.write_bytes(directory / "tokenizer" / path.name, path.read_bytes())
     return store.merge(directory, parts, by)
 
-  counts, described = hosts.agree(merged)
+  counts, described = distributed.agree(merged)
   cost = counts.pop("flops", 0)
   _log(counts, cost)
   same = ("eos_id", "vocab_size", "bos_id", "bos_token")

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epy
 
 from miniplm_jax.config import EvaluateConfig, RunConfig, ScoreConfig
-from miniplm_jax.core import fields, hosts
+from miniplm_jax.core import distributed, fields
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
@@ -116,7 +116,7 @@ def _run(
     "tokenizer": corpus.manifest.tokenizer,
     "weights": inputs["model"].weights,
     "counts": {"rows": len(row_ids)},
-    "files": hosts.agree(
+    "files": distributed.agree(
       lambda: heldout.write_rows(
         inputs["model"].directory,
         measured.row_ids,

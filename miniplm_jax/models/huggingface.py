@@ -17,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from miniplm_jax.core import files, gs, hosts
+from miniplm_jax.core import distributed, files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import config_json, hub, sharding
 from miniplm_jax.models import decoder as decoder_lib
@@ -273,7 +273,7 @@ def save(
   generation = {k: config[k] for k in ("bos_token_id", "pad_token_id")}
   generation["eos_token_id"] = [eos_id]
   names = ["config.json", "generation_config.json", *extra]
-  if hosts.is_first():
+  if distributed.is_first():
     directory.mkdir(parents=True, exist_ok=True)
     files.write_json(directory / "config.json", config)
     files.write_json(directory / "generation_config.json", generation)
@@ -292,13 +292,13 @@ def save(
   for name, tensors in split.filename_to_tensors.items():
     shard = to_tensors(model, set(tensors), dtype)
     shard |= {n: np.zeros(zeros[n], dtype) for n in tensors if n in zeros}
-    if hosts.is_first():
+    if distributed.is_first():
       with files.replacing(directory / name) as scratch:
         save_file(shard, scratch, {"format": "pt"})
     names.append(name)
   if split.is_sharded:
     names.append(INDEX)
-  if not hosts.is_first():
+  if not distributed.is_first():
     return {}
   if split.is_sharded:
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

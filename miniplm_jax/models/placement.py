@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import distributed
 from miniplm_jax.models.sharding import batch_sharding, batch_shards
 
 # In a batch: the number of each row, int32 [B]; below 0 the row is empty.
@@ -154,7 +154,7 @@ def run_rows(
 
   Raises:
     RuntimeError: see `fetch`.
-    errors.Stopped: a signal asked to stop.
+    signals.Stopped: a signal asked to stop.
   """
 
   def fetched(numbers, results):
@@ -166,7 +166,7 @@ def run_rows(
 
   pending = collections.deque()
   for numbers, arrays in batches:
-    hosts.raise_if_stopped()
+    distributed.raise_if_stopped()
     # Not around the `yield`: what comes between is the caller's.
     with jax.set_mesh(mesh):
       pending.append((numbers, run(put(arrays, mesh))))

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import distributed
 from miniplm_jax.core.log import warn
 from miniplm_jax.models import sharding
 from miniplm_jax.models.decoder import Cache, Decoder
@@ -49,7 +49,7 @@ def ready(
   are_ready = jax.tree.map(lambda a, b: a.dtype == b.dtype, given, whole)
   if sharding.axis_size("fsdp") == 1 and all(jax.tree.leaves(are_ready)):
     return models, heads
-  if not hosts.agree(lambda: _fits(*whole, caches)):
+  if not distributed.agree(lambda: _fits(*whole, caches)):
     return models, heads
   layers, heads = _whole(*given, dtype=dtype)
   return [_with_layers(m, new) for m, new in zip(models, layers)], heads

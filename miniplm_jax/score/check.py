@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from miniplm_jax.config import RunConfig, ScoreConfig, VerifyConfig
-from miniplm_jax.core import claims, hosts
+from miniplm_jax.core import claims, distributed
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import duration, log
 from miniplm_jax.core.manifest import Manifest
@@ -158,7 +158,7 @@ def merge(
     )
     log(spec.stage, worker.in_words(fields["details"]))
 
-  hosts.agree(merge_parts)
+  distributed.agree(merge_parts)
   checked: Mapping[str, Any] = {"rows": 0}
   if scorer_on and run.self_check_rows:
     checked = _check_merged(spec, units, run, verify, scorer_on)
@@ -184,7 +184,7 @@ def _check_merged(
   """
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   start = time.monotonic()
-  columns = hosts.agree(
+  columns = distributed.agree(
     lambda: _sampled(spec, units, run.self_check_rows, verify.seed)
   )
   stored = {name: np.array(values) for name, values in columns.items()}

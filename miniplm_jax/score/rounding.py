@@ -12,7 +12,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from miniplm_jax.config import ScoreConfig
-from miniplm_jax.core import files, hosts
+from miniplm_jax.core import distributed, files
 from miniplm_jax.core.log import log
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import int8
@@ -72,7 +72,7 @@ def rounded(
       [score.int8_rows, alpha, seed],
     ]
   )
-  known = hosts.agree(lambda: _report_of(path, key))
+  known = distributed.agree(lambda: _report_of(path, key))
   if known:
     fidelity.check(known, *least)
     return int8.quantize(model)
@@ -93,7 +93,7 @@ def rounded(
     (nll["reference"] - nll[name]) / n_tokens for name in ("exact", "int8")
   )
   report = fidelity.report(exact, in_int8, alpha=alpha)
-  if hosts.is_first():
+  if distributed.is_first():
     files.write_json(path, report | {"made_from": key})
   log(_STAGE, f"int8: {fidelity.in_words(report)}")
   fidelity.check(report, *least)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import errors, files, hosts
+from miniplm_jax.core import distributed, errors, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.score.units import Unit, range_of
@@ -233,7 +233,7 @@ def merge(
   check_names(directory, units)
   described, sums = {}, []
   for unit in units:
-    hosts.raise_if_stopped()
+    distributed.raise_if_stopped()
     part = read_part(directory / unit.name)
     check_part(part, unit, made_by, any_code)
     described[unit.name] = files.describe(part.path)
@@ -267,7 +267,7 @@ def parts(manifest: Manifest, hashed: bool = True) -> Iterator[Columns]:
   previous = -1
   for name, facts in manifest.files.items():
     path = manifest.directory / name
-    hosts.raise_if_stopped()
+    distributed.raise_if_stopped()
     if hashed and path.exists() and files.describe(path) != facts:
       damaged(path, "is not the file that was written")
     columns = read_part(path).columns

@@ -21,7 +21,7 @@ import jax
 from etils import epath
 
 from miniplm_jax.config import RunConfig, ScoreConfig
-from miniplm_jax.core import claims, errors, files, hosts
+from miniplm_jax.core import claims, distributed, errors, files
 from miniplm_jax.core.log import Progress, log
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import huggingface
@@ -112,9 +112,9 @@ class Worker:
     """
     with contextlib.ExitStack() as stack:
       self._progress = _Silent()
-      hosts.agree(lambda: self._open(stack))
+      distributed.agree(lambda: self._open(stack))
       # The first process decides, all score.
-      while (task := hosts.agree(self._choose)) is not None:
+      while (task := distributed.agree(self._choose)) is not None:
         if task["tables"]:
           self._score(self._units[task["unit"]], task["tables"])
 
@@ -203,7 +203,7 @@ class Worker:
       t = self._tables[k]
       # In all processes: all of them must fail if one does.
       part = table.encode(unit, sums[t.model], n_tokens, t.made_by, t.value)
-      hosts.agree(functools.partial(self._publish, k, unit.name, part))
+      distributed.agree(functools.partial(self._publish, k, unit.name, part))
     self._took.append(time.monotonic() - start)
 
   def _publish(self, k: int, name: str, part: bytes):

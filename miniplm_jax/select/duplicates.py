@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import distributed
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.select.cutoff import sort_key
 
@@ -104,7 +104,7 @@ def near(
   lsh = rensa.RMinHashLSH(threshold, _PERMUTATIONS, bands(threshold))
   known = _Shingles(corpus)
   for first in range(0, len(row_id), _BATCH):
-    hosts.raise_if_stopped()
+    distributed.raise_if_stopped()
     batch = row_id[first : first + _BATCH]
     sets = known.read(batch)
     hashed = rensa.RMinHash.from_token_sets(map(list, sets), _PERMUTATIONS, 0)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import distributed
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.store import Corpus, shard_names
 
@@ -125,7 +125,7 @@ def _tables(corpus: Corpus, columns: list[str]) -> Iterator:
     with corpus.manifest.reading(name) as path, path.open("rb") as f:
       file = pq.ParquetFile(f, read_dictionary=["domain", "split"])
       for i in range(file.num_row_groups):
-        hosts.raise_if_stopped()
+        distributed.raise_if_stopped()
         yield file.read_row_group(i, columns).combine_chunks()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from miniplm_jax.core import errors, files, gs, hosts, manifest
+from miniplm_jax.core import distributed, errors, files, gs, manifest
 from miniplm_jax.core.errors import UserError, shortened
 from miniplm_jax.core.log import warn
 from miniplm_jax.core.workdir import UNREADABLE
@@ -127,7 +127,7 @@ class Checkpoints:
 
   def save(self, step: int, state: Any):
     """Starts saving; `state` may be donated once this returns."""
-    hosts.agree(files.guard)
+    distributed.agree(files.guard)
     arrays = _pure(state)
     content = {"state": arrays, "checksums": checksums.of(arrays)}
     self._kept.discard(step)  # it may stand in for one that was broken
@@ -187,7 +187,7 @@ class Checkpoints:
         broken.append((step, e))
         continue
       for other, why in broken:
-        hosts.agree(functools.partial(self._set_aside, other))
+        distributed.agree(functools.partial(self._set_aside, other))
         warn(name, f"skipped checkpoint {other}: {why.what}")
       if broken:
         self._manager.reload()
@@ -220,7 +220,7 @@ class Checkpoints:
     try:
       yield
     except Exception as e:  # of orbax, tensorstore or the disk
-      if isinstance(e, UserError) or hosts.is_out_of_memory(e):
+      if isinstance(e, UserError) or distributed.is_out_of_memory(e):
         raise
       raise UserError(
         f"a checkpoint cannot be saved ({_short(e)})",
@@ -291,7 +291,7 @@ class Checkpoints:
           raise KeyError("/".join(_keys(path)))
       jax.block_until_ready(content)
     except Exception as e:  # orbax raises that very class for lost chunks
-      if hosts.is_out_of_memory(e) or errors.is_of_the_machine(e):
+      if distributed.is_out_of_memory(e) or errors.is_of_the_machine(e):
         raise  # nothing is wrong with the checkpoint
       why = f"it cannot be read ({_short(e)})"
     if _any_process(bool(why)):

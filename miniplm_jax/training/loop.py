@@ -19,9 +19,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.config import TrainConfig
-from miniplm_jax.core import errors, hosts
-from miniplm_jax.core.errors import Stopped, UserError
+from miniplm_jax.core import distributed, signals
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress, log
+from miniplm_jax.core.signals import Stopped
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import placement, sharding
 from miniplm_jax.models.architecture import Architecture
@@ -251,9 +252,9 @@ def train(training: Training, mesh: Mesh) -> nnx.Module:
           log(
             spec.name, watch.memory_report(abstract, objective.frozen, compiled)
           )
-          hosts.meet()  # on CPU the first collective waits for 30 s
+          distributed.meet()  # on CPU the first collective waits for 30 s
         # From here on there are steps to lose.
-        stack.enter_context(errors.signals_deferred())
+        stack.enter_context(signals.deferred())
       profile.before(done)
       with jax.profiler.StepTraceAnnotation("train", step_num=done):
         state, values = step_fn(state, batch, objective.frozen)
@@ -261,7 +262,7 @@ def train(training: Training, mesh: Mesh) -> nnx.Module:
       profile.after(done)
       watchdog.beat(done)
       progress.update(1, telemetry.note)
-      stop = hosts.stops_at(done, errors.stop_requested())
+      stop = distributed.stops_at(done, signals.stop_requested())
       last = done == t.steps
       if eval_every and (last or done % eval_every == 0):
         with telemetry.outside("evaluation"):

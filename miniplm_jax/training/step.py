@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epy
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import distributed
 from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest, made_by
 from miniplm_jax.core.step import Input, Step
@@ -112,7 +112,7 @@ def _run(spec: TrainSpec, inputs: Mapping[str, Manifest]) -> Mapping[str, Any]:
     "files": files,
     "details": {
       # Written by the process that writes the manifest.
-      "metrics": metrics.describe(folder) if hosts.is_first() else None,
+      "metrics": metrics.describe(folder) if distributed.is_first() else None,
       comparable.CURVE: curve_rows,
       "train_flops": spec.token_flops * train.steps * spec.step_tokens,
       **offline,
@@ -123,7 +123,7 @@ def _run(spec: TrainSpec, inputs: Mapping[str, Manifest]) -> Mapping[str, Any]:
 def _export(spec: TrainSpec, corpus, row_ids, step: int, model):
   """Writes hf-<step>, unless an earlier start did."""
   folder = spec.folder / f"hf-{step}"
-  if hosts.agree(lambda: huggingface.is_whole(folder)):
+  if distributed.agree(lambda: huggingface.is_whole(folder)):
     return
   trained.save(
     folder,

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import errors, files, hosts
+from miniplm_jax.core import distributed, errors, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import duration, log
 from miniplm_jax.training import boards, comparable, flops, heldout, metrics
@@ -96,7 +96,7 @@ class Clock:
 
   def _write(self):
     self._written = time.monotonic()
-    if not hosts.is_first():
+    if not distributed.is_first():
       return
     self._path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(
@@ -118,7 +118,7 @@ class Telemetry:
     self._spec, self._clock = spec, timer
     timer.starts_after(first)
     self._metrics = None
-    if hosts.is_first():
+    if distributed.is_first():
       self._metrics = metrics.Metrics(
         spec.folder / "metrics", first, _boards(spec, first)
       )
@@ -185,7 +185,7 @@ class Telemetry:
 
   def _not_finite(self, name, value, step, row_ids):
     # Every process has rows of its own.
-    name = f"not_finite{hosts.own_suffix()}.json"
+    name = f"not_finite{distributed.own_suffix()}.json"
     path = self._spec.folder / "metrics" / name
     files.write_json(
       path, {"step": step, "name": name, "row_ids": row_ids.tolist()}

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from miniplm_jax.core import files, hosts
+from miniplm_jax.core import distributed, files
 from miniplm_jax.core.log import duration, log
 from miniplm_jax.training.spec import TrainSpec
 from miniplm_jax.training.telemetry import Telemetry
@@ -118,7 +118,7 @@ class Watchdog:
       scratch.seek(0)
       text = scratch.read()
     # Each process its own: the one that hangs is the one to look for.
-    name = f"stacks-{self._last}{hosts.own_suffix()}.txt"
+    name = f"stacks-{self._last}{distributed.own_suffix()}.txt"
     path = self._directory / name
     print(text, file=sys.stderr, flush=True)
     log(

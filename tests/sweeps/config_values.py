@@ -27,7 +27,7 @@ from helpers import command, environment, write_corpus
 from ml_collections import ConfigDict
 
 from miniplm_jax import config_rules, pipeline
-from miniplm_jax.core import hosts
+from miniplm_jax.core import distributed
 from miniplm_jax.core.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
@@ -202,7 +202,7 @@ def outcome(config: ConfigDict) -> tuple[str, str]:
   except UserError as e:
     return ("refused" if "\n" not in str(e) else "traceback"), str(e)
   except Exception as e:
-    if shown := hosts.explained(e):
+    if shown := distributed.explained(e):
       return "refused", str(shown)
     return "traceback", traceback.format_exc()
   said.getvalue().encode()

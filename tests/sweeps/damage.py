@@ -43,7 +43,7 @@ import pyarrow.parquet as pq  # noqa: E402
 import tiny_config  # noqa: E402
 
 from miniplm_jax import pipeline  # noqa: E402
-from miniplm_jax.core import errors, hosts  # noqa: E402
+from miniplm_jax.core import distributed, errors, signals  # noqa: E402
 
 # Files, the stage that reads them, and what of it is removed before.
 READERS = (
@@ -256,8 +256,8 @@ class Sweep:
     try:
       said = self._run(run, copy, stage)
     except BaseException as e:
-      shown = hosts.explained(e)
-      if shown is None or isinstance(shown, errors.Stopped):
+      shown = distributed.explained(e)
+      if shown is None or isinstance(shown, signals.Stopped):
         return "traceback", "".join(traceback.format_exception(e)[-3:])
       line = errors.one_line(shown)
       # A checkpoint is a folder of many files.

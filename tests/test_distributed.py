@@ -18,7 +18,7 @@ from etils import epath
 from helpers import rows, run_as_process, write_corpus
 from test_lm_eval import data  # noqa: F401  (a fixture)
 
-from miniplm_jax.core import hosts
+from miniplm_jax.core import distributed
 from miniplm_jax.training import metrics, watch
 
 LOST_AFTER = 10  # seconds
@@ -191,15 +191,15 @@ def test_processes_that_were_started_otherwise_are_refused(tmp_path):
   ],
 )
 def test_what_an_error_of_jax_means(monkeypatch, count, said, told):
-  monkeypatch.setattr(hosts, "_count", count)
-  monkeypatch.setattr(hosts, "_index", 2)
-  found = hosts.explained(jax.errors.JaxRuntimeError(said))
+  monkeypatch.setattr(distributed, "_count", count)
+  monkeypatch.setattr(distributed, "_index", 2)
+  found = distributed.explained(jax.errors.JaxRuntimeError(said))
   assert (found and told in f"error: {found}") if told else found is None
 
 
 def test_each_process_writes_its_own_stacks(monkeypatch, tmp_path):
   for index in (0, 3):
-    monkeypatch.setattr(hosts, "_index", index)
+    monkeypatch.setattr(distributed, "_index", index)
     dog = watch.Watchdog("x", epath.Path(tmp_path), 1)
     dog.beat(7)
     dog._dump()

@@ -18,8 +18,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from miniplm_jax.core import errors
-from miniplm_jax.core.errors import Stopped, UserError
+from miniplm_jax.core import errors, signals
+from miniplm_jax.core.errors import UserError
 
 # How long one look at what another process says may take, in milliseconds:
 # between two of them a signal can stop this process.
@@ -70,7 +70,7 @@ def initialize(
 
   # The CPU backend has no collectives across processes unless told so.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  # It would take SIGTERM away from `core/errors.py`.
+  # It would take SIGTERM away from `core/signals.py`.
   jax.config.update("jax_enable_preemption_service", False)
   place = {}
   if coordinator != "auto":
@@ -113,24 +113,24 @@ def agree(decide: Callable[[], Any]) -> Any:
     UserError: in all processes, if `decide` raised one, or an OSError, in
       the first; or another process failed. Whatever else it raised stays in
       the first, and ends the others with one.
-    Stopped: in all processes, if a signal has come to one before.
+    signals.Stopped: in all processes, if a signal has come to one before.
   """
   global _is_deciding
   if _count == 1 or _is_deciding:
-    errors.raise_if_stopped()
+    signals.raise_if_stopped()
     return decide()
   key = f"decision {next(_decisions)}"
-  _pass_on(errors.stop_requested())
+  _pass_on(signals.stop_requested())
   if not is_first():
     return _heard(json.loads(_wait_for(key)))
   _is_deciding = True
   try:
-    errors.raise_if_stopped(_get(_STOP))
+    signals.raise_if_stopped(_get(_STOP))
     decision = {"value": decide()}
   except UserError as e:
     _put(key, {"error": [e.what, e.where, e.hint]})
     raise
-  except Stopped as e:
+  except signals.Stopped as e:
     _put(key, {"stopped": e.signum})
     raise
   except BaseException as e:
@@ -182,7 +182,7 @@ def stops_at(step: int, signum: int | None) -> int | None:
 def raise_if_stopped():
   """Raises Stopped if a signal has come; those of a pod stop in `agree`."""
   if _count == 1:
-    errors.raise_if_stopped()
+    signals.raise_if_stopped()
 
 
 def _pass_on(signum: int | None):
@@ -207,11 +207,11 @@ def explained(e: BaseException) -> BaseException | None:
     cause = cause.__cause__
   if cause:
     return shown
-  return (stop := errors.stop_requested()) and Stopped(stop)
+  return (stop := signals.stop_requested()) and signals.Stopped(stop)
 
 
 def _explained(e: BaseException) -> BaseException | None:
-  if isinstance(e, Stopped):
+  if isinstance(e, signals.Stopped):
     return e
   if type(e).__name__ != "JaxRuntimeError":
     if isinstance(e, RuntimeError) and "initialize backend" in str(e):
@@ -264,7 +264,7 @@ def fail(e: BaseException, debug: bool) -> NoReturn:
   shown = explained(e)
   if debug or not shown:
     traceback.print_exception(e)
-  if isinstance(shown, Stopped):
+  if isinstance(shown, signals.Stopped):
     leave(shown.exit_code, f"stopped by {shown}; goes on without --force")
   if not shown:
     leave(1, f"{type(e).__name__}: {e}")
@@ -333,7 +333,7 @@ def _heard(decision: dict[str, Any]) -> Any:
   if "error" in decision:
     raise UserError(*decision["error"])
   if "stopped" in decision:
-    raise Stopped(decision["stopped"])
+    raise signals.Stopped(decision["stopped"])
   return decision["value"]
 
 
@@ -364,9 +364,9 @@ def _raise_if_failed():
     raise _as_error(*failed)
 
 
-def _as_error(status: int, error: UserError) -> UserError | Stopped:
+def _as_error(status: int, error: UserError) -> UserError | signals.Stopped:
   """Of a process that failed, or was stopped by a signal."""
-  return Stopped(status - _SIGNALS) if status > _SIGNALS else error
+  return signals.Stopped(status - _SIGNALS) if status > _SIGNALS else error
 
 
 def _watch():
