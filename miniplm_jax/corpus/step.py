@@ -71,7 +71,7 @@ def step(corpus: CorpusConfig, folder: epath.Path, run: RunConfig) -> Step:
     summary=f"{corpus.source} → rows of up to {corpus.max_length + 1} tokens, "
     f"tokenizer {corpus.tokenizer}, held back from D: {', '.join(shares)}",
     code=Version(_CODE, ("tokenizers",), run.any_code),
-    run=lambda unused_inputs: _run(corpus, run, source),
+    run=lambda unused_inputs: tokenize(corpus, folder, run),
     policy=Policy(is_host_only=True),
   )
 
@@ -138,11 +138,24 @@ def _tokenizer_input(corpus: CorpusConfig) -> Input:
   return _given(corpus)
 
 
-def _run(
-  corpus: CorpusConfig, run: RunConfig, source: CorpusSource
+def tokenize(
+  corpus: CorpusConfig, folder: epath.Path, run: RunConfig
 ) -> dict[str, Any]:
-  """Makes the shards that are missing; returns the manifest's fields."""
-  chunks, folder = source.begin(), source.directory
+  """Makes the shards that are missing.
+
+  Args:
+    corpus: its source, tokenizer, rows and shares.
+    folder: where it is made.
+    run: how shards are made.
+
+  Returns:
+    The fields of the manifest that say what was made.
+
+  Raises:
+    UserError: the source or the tokenizer cannot be used, or no row is of D.
+  """
+  source = CorpusSource(corpus, folder)
+  chunks = source.begin()
   # A tokenizer that was trained here took a pass over all of the text.
   is_costly = corpus.tokenizer == TRAIN
   try:
