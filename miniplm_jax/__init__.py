@@ -22,7 +22,8 @@ The folders are the pipeline, in this order:
   forecast      what a program takes on a TPU    (look plan)
 
 A folder imports only from itself and from those above it; main.py and
-pipeline.py stand on top, and trainings.py, which composes what a run trains.
+pipeline.py stand on top, and stages.py, which composes the steps of each stage
+from the config, with trainings.py for what a run trains.
 methods.py is the list of methods and objectives, criteria.py that of the ways
 to rank rows.
 

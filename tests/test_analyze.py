@@ -19,6 +19,7 @@ from scipy import optimize, stats
 from miniplm_jax.core import execute
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.pipeline import Stages
 from miniplm_jax.report import inventory
 from miniplm_jax.report.analyses import (
   ablations,
@@ -628,7 +629,7 @@ def test_what_stands_on_other_scores_is_left_out(copy):
   """Scores that were made again, a proxy that learned them, what they chose."""
   config = tiny_config.get_config()
   workdir = Workdir(epath.Path(copy / "run"))
-  there = analyze._inventory(typed(config), workdir)
+  there = Stages(typed(config), workdir).analyses.inventory()
   assert [*there.students] == ["miniplm", "pretrain"] and not there.left_out
   prints = {n: s.table.fingerprint for n, s in there.scores.items()}
   made = dataclasses.replace(
@@ -646,18 +647,18 @@ def test_what_stands_on_other_scores_is_left_out(copy):
     settings=chosen.settings | {"scores": {"proxy": "proxy"}},
     inputs={"proxy": made.fingerprint},
   ).write()
-  there = analyze._inventory(typed(config), workdir)
+  there = Stages(typed(config), workdir).analyses.inventory()
   assert "ranked" in there.selections and not there.left_out
   with edited(copy / "run/scores/teacher/manifest.json") as body:
     body["weights"] = "another"
-  there = analyze._inventory(typed(config), workdir)
+  there = Stages(typed(config), workdir).analyses.inventory()
   assert [*there.students] == [*there.selections] == ["pretrain"]
   left = " ".join(there.left_out)
   assert "inputs.teacher is" in left and "students/miniplm: its sel" in left
   assert "scores/proxy: its scores are not there" in left
   assert f"scores proxy, by which it ranks, are left out, {ranks}" in left
   (copy / "run/scores/teacher/manifest.json").unlink()  # used, and removed
-  there = analyze._inventory(typed(config), workdir)
+  there = Stages(typed(config), workdir).analyses.inventory()
   assert {"miniplm", "ranked"} <= there.selections.keys()
 
 
@@ -752,14 +753,14 @@ def test_what_no_longer_belongs_together_is_left_out(copy, capsys, of):
   workdir = Workdir(epath.Path(config.workdir))
 
   def analyzed():
-    execute.execute(analyze.steps(typed(config), workdir))
+    execute.execute(Stages(typed(config), workdir).analyze())
     return capsys.readouterr().out
 
   assert "skipped, nothing has changed" in analyzed()
   made = copy / "run/selection/miniplm/manifest.json"
   with edited(made) as body:
     body["inputs"][of] = "another"
-  first, *others = analyze.sections(typed(config), workdir)
+  first, *others = Stages(typed(config), workdir).analyses.sections()
   assert "has changed since" in first.text[0] and len(others) == 6
   left = [x for x in analyzed().splitlines() if "left out: " in x]
   assert len(left) == 2 and f"inputs.{of} is another" in left[0]

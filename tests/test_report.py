@@ -23,6 +23,7 @@ from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.evaluate import heldout, subjects
 from miniplm_jax.evaluate import step as evaluate
+from miniplm_jax.pipeline import Stages
 from miniplm_jax.report import (
   agreement,
   copies,
@@ -355,6 +356,12 @@ def test_the_tables_tell_a_domain_called_all_from_the_total():
   assert sorted(names[:-1]) == ["b", "domain all"] and names[-1] == "all"
 
 
+def methods_of(config):
+  """What is made for each method of a config."""
+  config = typed(config)
+  return dict(zip(config.methods, config.names))
+
+
 def chain(definition="mean_diff", **settings):
   """What a report shows of a run with method miniplm."""
 
@@ -386,10 +393,10 @@ def chain(definition="mean_diff", **settings):
 )
 def test_a_report_is_of_what_was_made_from_each_other(changed, what):
   config, inputs = tiny_config.get_config(), chain()
-  report.check(typed(config), inputs)
+  report.check(methods_of(config), inputs)
   other = dataclasses.replace(inputs[changed], weights="another")
   with pytest.raises(UserError, match=rf"inputs\.{what} .* name the {what}"):
-    report.check(typed(config), inputs | {changed: other})
+    report.check(methods_of(config), inputs | {changed: other})
 
 
 @pytest.mark.parametrize(
@@ -416,7 +423,9 @@ def test_a_student_of_a_corpus_that_was_made_again_is_refused(
   config.method = "seqkd" if name == "generated" else "miniplm"
   inputs = {k.replace("miniplm", config.method): m for k, m in inputs.items()}
   with pytest.raises(UserError, match=f"inputs.{name} is"):
-    report.check(typed(config), inputs | {f"{config.method} training": trained})
+    report.check(
+      methods_of(config), inputs | {f"{config.method} training": trained}
+    )
 
 
 def test_losses_of_other_rows_are_not_shown_beside_each_other():
@@ -425,9 +434,9 @@ def test_losses_of_other_rows_are_not_shown_beside_each_other():
     inputs["miniplm evaluation"], details={"loss_rows": "few"}
   )
   with pytest.raises(UserError, match="of miniplm is of other rows than that"):
-    report.check(typed(config), inputs | {"miniplm evaluation": few})
+    report.check(methods_of(config), inputs | {"miniplm evaluation": few})
   own = dataclasses.replace(few, tokenizer="its own")
-  report.check(typed(config), inputs | {"miniplm evaluation": own})
+  report.check(methods_of(config), inputs | {"miniplm evaluation": own})
 
 
 def test_the_verdict_says_what_sets_students_apart():
@@ -472,7 +481,7 @@ def test_the_verdict_says_what_sets_students_apart():
 
 def test_a_report_that_is_refused_leaves_the_last_one(tmp_path):
   config = tiny_config.get_config()
-  (one,) = report.steps(typed(config), Workdir(epath.Path(tmp_path)), plan=None)
+  (one,) = Stages(typed(config), Workdir(epath.Path(tmp_path))).report()
   made = chain()
   files = {n: p for n, p in one.inputs.items() if isinstance(p, epath.Path)}
   for name, path in files.items():
@@ -495,7 +504,7 @@ def test_a_report_that_is_refused_leaves_the_last_one(tmp_path):
 )
 def test_a_student_of_another_method_is_not_shown(made_by, what):
   with pytest.raises(UserError, match=what):
-    report.check(typed(tiny_config.get_config()), chain(**made_by))
+    report.check(methods_of(tiny_config.get_config()), chain(**made_by))
 
 
 def test_a_table_of_tasks_is_of_the_models_as_they_are(tmp_path):

@@ -37,6 +37,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import megatron
 from miniplm_jax.corpus.store import Corpus, Instance
+from miniplm_jax.pipeline import Stages
 from miniplm_jax.select import converter, source, tasks
 from miniplm_jax.select import (
   materialize_step as stage,
@@ -391,7 +392,8 @@ def test_materialize(copy, corpus, kept, form, monkeypatch):
 def steps(folder, form):
   config = execute(CONFIG.read_text())["get_config"]()
   config.materialize.format = form
-  return stage.steps(typed(config), Workdir(epath.Path(folder / "run")))
+  workdir = Workdir(epath.Path(folder / "run"))
+  return Stages(typed(config), workdir).materialize()
 
 
 @pytest.mark.parametrize("form", writers.FORMATS)

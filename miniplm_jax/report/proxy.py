@@ -19,27 +19,31 @@ _STEPS = {
 }
 
 
-def section(config, corpus: Corpus, inputs: Mapping[str, Manifest]) -> Section:
+def section(
+  sample: float,
+  seed: int,
+  alpha: float,
+  corpus: Corpus,
+  tables: Mapping[str, Manifest],
+) -> Section:
   """How well the proxy ranks, and what it saves.
 
   Args:
-    config: the configuration.
+    sample: the share of D that the proxy learned from.
+    seed: of that sample.
+    alpha: the share by which rankings are compared.
     corpus: of the rows.
-    inputs: manifests of "teacher scores", "reference scores", "proxy scores".
+    tables: manifests of the scores by "teacher", "reference" and "proxy".
   """
-  tables = {r: inputs[f"{r} scores"] for r in ("teacher", "reference", "proxy")}
-  parts, sample = table.parts(tables["proxy"]), config.proxy.sample
-  found = proxy_lib.compare(corpus, tables, parts, sample, config.score.seed)
-  # As in its log line: a selection by rows or tokens has no share.
-  report = proxy_lib.report(found, config.select.ratio or 0.5)
+  parts = table.parts(tables["proxy"])
+  comparison = proxy_lib.compare(corpus, tables, parts, sample, seed)
+  report = proxy_lib.report(comparison, alpha)
   flops = tables["proxy"].details["flops_compared"]
+  others = "other rows that were scored: what follows is of these"
   rows = [
     ("rows of D", f"{report['rows_of_d']:,}"),
     ("rows that it learned from", f"{report['learned_rows']:,}"),
-    (
-      "other rows that were scored: what follows is of these",
-      f"{report['rows']:,}",
-    ),
+    (others, f"{report['rows']:,}"),
     ("Spearman", f"{report['spearman']:.4f}"),
     ("Pearson", f"{report['pearson']:.4f}"),
   ]
@@ -63,7 +67,7 @@ def section(config, corpus: Corpus, inputs: Mapping[str, Manifest]) -> Section:
     "Each row's score by teacher and reference, and as predicted; color is "
     "the number of rows, on a logarithmic scale."
   )
-  picture = plots.picture(_figure(found)), caption
+  picture = plots.picture(_figure(comparison)), caption
   return Section(
     "The proxy",
     text,
@@ -72,21 +76,21 @@ def section(config, corpus: Corpus, inputs: Mapping[str, Manifest]) -> Section:
   )
 
 
-def _figure(found: proxy_lib.Comparison):
+def _figure(comparison: proxy_lib.Comparison):
   figure, ax = plots.axes(
     "Predicted and true scores",
     "log p − log p_ref (nats per token)",
     "predicted (nats per token)",
   )
   ax.hexbin(
-    found.true,
-    found.predicted,
+    comparison.true,
+    comparison.predicted,
     gridsize=50,
     bins="log",
     cmap="viridis",
     mincnt=1,
     linewidths=0,
   )
-  ends = min(found.true), max(found.true)
+  ends = min(comparison.true), max(comparison.true)
   ax.plot(ends, ends, color=plots.GRAY, lw=1, ls="--")
   return figure

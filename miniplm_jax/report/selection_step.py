@@ -4,10 +4,11 @@ It shows what was selected: with another evaluation set or another selection
 to compare with, it alone is made again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from etils import epath, epy
 
+from miniplm_jax.config import SelectConfig
 from miniplm_jax.core import contents, files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
@@ -35,52 +36,57 @@ _OUTPUTS = ("report.html", "card.md")
 _SELECTION = "selection"
 
 
-def steps(config, workdir: Workdir, selecting: Sequence[Step]) -> list[Step]:
-  """A step for each of those that select; report.json is its manifest.
+def step(
+  select: SelectConfig, selecting: Step, workdir: Workdir, every: float
+) -> Step:
+  """The step that shows a selection; report.json is its manifest.
 
   Args:
-    config: its `select.evaluation_sets` and `select.compare_with`.
+    select: what its rows are looked for in, and compared with.
+    selecting: the step that selects.
     workdir: of the other selection.
-    selecting: the steps that select.
+    every: seconds between lines of progress.
   """
-  return [_step(config, workdir, rows) for rows in selecting]
-
-
-def _step(config, workdir: Workdir, rows: Step) -> Step:
-  options, directory = config.select, rows.manifest.parent
-  other = rows.manifest
-  if options.compare_with:
-    other = workdir.selection(options.compare_with) / MANIFEST
-  compares = other != rows.manifest
-  inputs = {_SELECTION: rows.manifest, **rows.inputs}
-  if compares:
+  folder, rows = selecting.manifest.parent, selecting.manifest
+  other = None
+  if select.compare_with:
+    path = workdir.selection(select.compare_with) / MANIFEST
+    other = path if path != rows else None  # nothing differs from itself
+  inputs = {_SELECTION: rows, **selecting.inputs}
+  if other:
     inputs["compare_with"] = lambda: _require(other).fingerprint
-  if options.evaluation_sets:
+  if select.evaluation_sets:
     inputs["evaluation_sets"] = contents.Whole(
-      lambda: overlap.paths(options.evaluation_sets)
+      lambda: overlap.paths(select.evaluation_sets)
     )
   return Step(
-    stage=rows.stage,
-    manifest=directory / "report.json",
+    stage=selecting.stage,
+    manifest=folder / "report.json",
     settings={
-      "evaluation_sets": list(options.evaluation_sets),
-      "compare_with": options.compare_with if compares else "",
+      "evaluation_sets": list(select.evaluation_sets),
+      "compare_with": select.compare_with if other else "",
     },
     inputs=inputs,
-    outputs=tuple(directory / name for name in _OUTPUTS),
-    summary=f"{directory / 'report.html'} and card.md",
+    outputs=tuple(folder / name for name in _OUTPUTS),
+    summary=f"{folder / 'report.html'} and card.md",
     run=lambda manifests: _run(
-      config, directory, other if compares else None, manifests
+      folder, select.evaluation_sets, other, every, manifests
     ),
     policy=Policy(is_view=True),
   )
 
 
-def check(config, workdir: Workdir, corpus: Manifest):
+def check(
+  select: SelectConfig,
+  selections: Collection[str],
+  workdir: Workdir,
+  corpus: Manifest,
+):
   """Looks at what the reports of a run will be asked for, before it selects.
 
   Args:
-    config: its `select.evaluation_sets` and `select.compare_with`.
+    select: what its rows are looked for in, and compared with.
+    selections: those of this run, which may not be there yet.
     workdir: of the run.
     corpus: the manifest of the corpus that is selected from.
 
@@ -88,14 +94,11 @@ def check(config, workdir: Workdir, corpus: Manifest):
     UserError: an evaluation set cannot be read, or the selection to compare
       with is not there or of another corpus.
   """
-  options = config.select
-  for path in overlap.paths(options.evaluation_sets):
+  for path in overlap.paths(select.evaluation_sets):
     for _ in overlap.read_texts(path):
       pass
-  # Those that this run makes may not be there yet.
-  own = {config.names_of(method).selection for method in config.methods}
-  if options.compare_with and options.compare_with not in own:
-    other = _require(workdir.selection(options.compare_with) / MANIFEST)
+  if select.compare_with and select.compare_with not in selections:
+    other = _require(workdir.selection(select.compare_with) / MANIFEST)
     agreement.check(other, corpus)
 
 
@@ -112,9 +115,10 @@ def _require(path: epath.Path) -> Manifest:
 
 
 def _run(
-  config,
-  directory: epath.Path,
+  folder: epath.Path,
+  evaluation_sets: Sequence[str],
   other: epath.Path | None,
+  every: float,
   inputs: Mapping[str, Manifest],
 ):
   made_from = dict(inputs)
@@ -125,9 +129,8 @@ def _run(
     theirs = _require(other)
     agreement.check(theirs, inputs["corpus"])
     agreed = agreement.compare(corpus, rows, theirs, kept_rows(theirs))
-  if config.select.evaluation_sets:
-    sets = overlap.paths(config.select.evaluation_sets)
-    every = config.run.log_every_seconds
+  if evaluation_sets:
+    sets = overlap.paths(evaluation_sets)
     ids = overlap.rows_to_read(corpus)
     with Progress("select", len(ids), "rows", every=every) as progress:
       overlaps = overlap.measure(corpus, rows, sets, ids, progress.update)
@@ -141,13 +144,13 @@ def _run(
     overlaps=overlaps,
     agreement=agreed,
   )
-  selection.write(directory, shown, made_from, corpus)
+  selection.write(folder, shown, made_from, corpus)
   files.write_bytes(
-    directory / "card.md", dataset_card.write(shown, made_from).encode()
+    folder / "card.md", dataset_card.write(shown, made_from).encode()
   )
   return {
     "tokenizer": corpus.manifest.tokenizer,
-    "files": {name: files.describe(directory / name) for name in _OUTPUTS},
+    "files": {name: files.describe(folder / name) for name in _OUTPUTS},
     "counts": {
       "domains": {
         g.name: {"rows": g.rows, "kept": g.kept_rows, "share": g.share}

@@ -1,7 +1,7 @@
 """Stage report: what came out, as a table and as pictures."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from etils import epath, epy
 
@@ -15,9 +15,9 @@ from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.evaluate.heldout import ignored_in_words, losses
-from miniplm_jax.methods import trained_by
+from miniplm_jax.methods import MethodNames, trained_by
 from miniplm_jax.report import tasks_step
-from miniplm_jax.report.analyses import step as analyze_step
+from miniplm_jax.report.analyses.step import Analyses
 from miniplm_jax.report.inventory import Scored, Student
 from miniplm_jax.training import comparable
 from miniplm_jax.training.trained import own_corpora
@@ -39,57 +39,76 @@ with epy.lazy_imports():  # NumPy, PyArrow and JAX
 STAGE = "report"
 
 
-def steps(config, workdir: Workdir, plan: Callable) -> list[Step]:
-  """One step: report.html; report.json is its manifest.
+def step(
+  methods: Mapping[str, MethodNames],
+  tables: Mapping[str, epath.Path],
+  evaluated: Collection[str],
+  has_tasks: bool,
+  workdir: Workdir,
+  analyses: Analyses,
+  plan: Callable[[epath.Path], "page.Section"],
+  proxy_sample: tuple[float, int, float] | None = None,
+) -> Step:
+  """The step that makes report.html; report.json is its manifest.
 
   Args:
-    config: its methods, and what they are called.
+    methods: what was made for each, the main one first.
+    tables: folders of score tables, by the role of their model.
+    evaluated: the roles whose models have held-out losses.
+    has_tasks: whether there is a table of zero-shot tasks.
     workdir: whose report it is.
-    plan: (file of a plan) → its `page.Section`.
+    analyses: of that workdir.
+    plan: (file of a plan) → its section.
+    proxy_sample: the share of D that the proxy learned from, its seed, and the
+      share by which rankings are compared; None without a proxy.
   """
   inputs = {"corpus": workdir.corpus / MANIFEST}
-  for role in config.scorers:
-    folder = workdir.scores(getattr(config, role).name)
+  for role, folder in tables.items():
     inputs[f"{role} scores"] = folder / MANIFEST
-    if role in config.roles_with_model:
+    if role in evaluated:
       inputs[f"{role} evaluation"] = folder / "evaluation.json"
-  if config.uses_proxy:
-    folder = workdir.scores(config.proxy.name)
-    inputs["proxy scores"] = folder / MANIFEST
   if workdir.plan_file.exists():
     inputs["plan"] = lambda: files.sha256(workdir.plan_file)
   analyzed = workdir.analysis / MANIFEST
   if analyzed.exists():
     inputs["analysis"] = lambda: files.sha256(analyzed)
-  if config.evaluation.tasks:
+  if has_tasks:
     inputs["tasks"] = tasks_step.manifest(workdir)
-  for method in config.methods:
-    names = config.names_of(method)
-    inputs[f"{method} selection"] = (
-      workdir.selection(names.selection) / MANIFEST
-    )
+  for method, names in methods.items():
+    selection = workdir.selection(names.selection)
+    inputs[f"{method} selection"] = selection / MANIFEST
     folder = workdir.student(names.student)
     inputs[f"{method} training"] = folder / MANIFEST
     inputs[f"{method} evaluation"] = folder / "evaluation.json"
   shown = [path for path in inputs.values() if isinstance(path, epath.Path)]
   # Losses and curves are shown too, which are in no fingerprint.
   inputs["content"] = lambda: files.digest(
-    [made.content for path in shown if (made := manifest_lib.read(path))]
+    [
+      manifest.content
+      for path in shown
+      if (manifest := manifest_lib.read(path))
+    ]
   )
-  return [
-    Step(
-      stage=STAGE,
-      manifest=workdir.root / "report.json",
-      settings={"methods": list(config.methods)},
-      inputs=inputs,
-      outputs=(workdir.root / "report.html",),
-      summary=f"{workdir.root / 'report.html'}",
-      run=lambda found: _run(config, workdir, plan, found),
-      policy=Policy(is_view=True, is_host_only=True),
-      # Before the last report is removed.
-      checks=(lambda: check(config, _manifests(inputs)),),
-    )
-  ]
+  page_file = workdir.root / "report.html"
+  return Step(
+    stage=STAGE,
+    manifest=workdir.root / "report.json",
+    settings={"methods": list(methods)},
+    inputs=inputs,
+    outputs=(page_file,),
+    summary=f"{page_file}",
+    run=lambda manifests: _run(
+      *_shown(list(methods), tables, evaluated, manifests),
+      manifests,
+      workdir,
+      analyses,
+      plan,
+      proxy_sample,
+    ),
+    policy=Policy(is_view=True, is_host_only=True),
+    # Before the last report is removed.
+    checks=(lambda: check(methods, _manifests(inputs)),),
+  )
 
 
 def _manifests(inputs: Mapping[str, Input]) -> dict[str, Manifest]:
@@ -100,28 +119,27 @@ def _manifests(inputs: Mapping[str, Input]) -> dict[str, Manifest]:
   }
 
 
-def check(config, inputs: Mapping[str, Manifest]):
+def check(methods: Mapping[str, MethodNames], inputs: Mapping[str, Manifest]):
   """Raises UserError unless all that is shown was made from each other.
 
   Args:
-    config: its methods, and what they are called.
-    inputs: of the step.
+    methods: what was made for each.
+    inputs: manifests of the step's inputs.
   """
   tables = {
-    name.removesuffix(" scores"): made
-    for name, made in inputs.items()
+    name.removesuffix(" scores"): table
+    for name, table in inputs.items()
     if name.endswith(" scores")
   }
   models = dict(tables)
-  for made in tables.values():
-    made.check_inputs(tables)  # the proxy learned from the others
-  for method in config.methods:
+  for table in tables.values():
+    table.check_inputs(tables)  # the proxy learned from the others
+  for method, names in methods.items():
     selection = inputs[f"{method} selection"]
     models[method] = trained = inputs[f"{method} training"]
     selection.check_inputs(tables)
     own = own_corpora(trained)
     trained.check_inputs({"selection": selection, **own})
-    names = config.names_of(method)
     ways = {
       "rows by": (selection.settings["definition"], names.definition),
       "objective": (trained_by(trained.settings), names.objective),
@@ -153,34 +171,42 @@ def check(config, inputs: Mapping[str, Manifest]):
 
 
 def _shown(
-  config, inputs: Mapping[str, Manifest]
+  methods: Sequence[str],
+  tables: Collection[str],
+  evaluated: Collection[str],
+  inputs: Mapping[str, Manifest],
 ) -> tuple[dict[str, Student], dict[str, Scored]]:
   """The students by method, the main one first; what scores, by role."""
+  parts = ("training", "selection", "evaluation")
   students = {
-    method: Student(
-      *(
-        inputs[f"{method} {what}"]
-        for what in ("training", "selection", "evaluation")
-      )
-    )
-    for method in config.methods
+    method: Student(*(inputs[f"{method} {part}"] for part in parts))
+    for method in methods
   }
   scored = {
-    role: Scored(inputs[f"{role} scores"], inputs.get(f"{role} evaluation"))
-    for role in config.scorers
+    role: Scored(
+      inputs[f"{role} scores"],
+      # "proxy evaluation" is that of the student of method proxy.
+      inputs[f"{role} evaluation"] if role in evaluated else None,
+    )
+    for role in tables
   }
-  if config.uses_proxy:  # "proxy evaluation" is that of the method's student
-    scored["proxy"] = Scored(inputs["proxy scores"])
   return students, scored
 
 
-def _run(config, workdir: Workdir, plan: Callable, inputs):
-  students, scored = _shown(config, inputs)
-  main = students[config.method]
+def _run(
+  students: Mapping[str, Student],
+  scored: Mapping[str, Scored],
+  inputs: Mapping[str, Manifest],
+  workdir: Workdir,
+  analyses: Analyses,
+  plan: Callable[[epath.Path], "page.Section"],
+  proxy_sample: tuple[float, int, float] | None,
+):
+  main = next(iter(students.values()))
   losses_by_model = findings.loss_table(students, scored)
   verdict = findings.verdict(students)
-  tables = [losses_by_model.text(), comparison.table(students).text()]
-  plain("\n" + "\n\n".join([*tables, verdict]) + "\n")
+  texts = [losses_by_model.text(), comparison.table(students).text(), verdict]
+  plain("\n" + "\n\n".join(texts) + "\n")
 
   corpus = store.Corpus(inputs["corpus"])
   selection, evaluation = main.selection, main.evaluation
@@ -212,11 +238,12 @@ def _run(config, workdir: Workdir, plan: Callable, inputs):
   if "tasks" in inputs:
     body.append(tasks.section(inputs["tasks"]))
   body += selection_report.sections(shown, corpus)
-  if config.uses_proxy:
-    body.append(proxy.section(config, corpus, inputs))
+  if proxy_sample:
+    tables = {role: each.table for role, each in scored.items()}
+    body.append(proxy.section(*proxy_sample, corpus, tables))
   if workdir.plan_file.exists():
     body.append(plan(workdir.plan_file))
-  body += analyze_step.sections(config, workdir)
+  body += analyses.sections()
   body.append(findings.provenance(inputs, shown.name))
   path = workdir.root / "report.html"
   page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import importlib
 import json
+from collections.abc import Mapping, Sequence
 
 from etils import epath, epy
 
@@ -31,72 +32,98 @@ ANALYSES = (
 )
 
 
-def steps(config, workdir: Workdir) -> list[Step]:
-  """One step: analysis/, of all that the workdir holds, whatever made it."""
-  folder = workdir.analysis
-  return [
-    Step(
+@dataclasses.dataclass(frozen=True)
+class Analyses:
+  """All analyses of a workdir, whatever made what it holds."""
+
+  workdir: Workdir
+  models: Mapping[str, str]  # names of the config's teacher and reference
+  more: Sequence[str]  # NAME=PATH of further models that score
+  ratio: float  # that a selection keeps; 0 if it counts rows or tokens
+
+  def step(self) -> Step:
+    """The step that makes analysis/."""
+    folder = self.workdir.analysis
+    return Step(
       stage=STAGE,
       manifest=folder / MANIFEST,
       settings={
-        "alpha": config.select.ratio,
-        "models": [getattr(config, r).name for r in ("teacher", "reference")],
-        "more": list(config.score.more),
+        "alpha": self.ratio,
+        "models": list(self.models.values()),
+        "more": list(self.more),
       },
       inputs={
-        "corpus": workdir.corpus / MANIFEST,
-        "workdir": lambda: _fingerplain(config, workdir),
+        "corpus": self.workdir.corpus / MANIFEST,
+        "workdir": self._fingerprint,
       },
       outputs=(folder,),
-      summary=f"{', '.join(ANALYSES)} of all that is in {workdir.root}",
-      run=lambda inputs: _run(config, workdir),
+      summary=f"{', '.join(ANALYSES)} of all that is in {self.workdir.root}",
+      run=lambda _: self._run(),
       policy=Policy(is_view=True, is_host_only=True),
     )
-  ]
 
+  def inventory(self) -> "inventory.Inventory":
+    """What the workdir holds."""
+    return inventory.take(
+      self.workdir,
+      self.models,
+      more=[text.partition("=")[0] for text in self.more],
+      alpha=self.ratio or 0.5,
+    )
 
-def _inventory(config, workdir: Workdir):
-  return inventory.take(
-    workdir,
-    {role: getattr(config, role).name for role in ("teacher", "reference")},
-    more=[text.partition("=")[0] for text in config.score.more],
-    alpha=config.select.ratio or 0.5,
-  )
+  def sections(self) -> list["page.Section"]:
+    """What the analyses say, for the report; and whether they are of old.
 
+    Raises:
+      UserError: a file is missing or is not the one that was written.
+    """
+    manifest = manifest_lib.read(self.workdir.analysis / MANIFEST)
+    if manifest is None:
+      return []
+    # An earlier version called it analyse, which no message is to say.
+    manifest = dataclasses.replace(manifest, stage=STAGE)
+    manifest.check_sizes()
+    shown = []
+    if manifest.inputs["workdir"] != self._fingerprint():
+      words = "The workdir has changed since they were made: --stages=analyze."
+      shown.append(page.Section("Analyses", [words]))
+    for name in ANALYSES:
+      if (file := f"{name}.json") in manifest.files:
+        figures = json.loads(manifest.whole(file).read_text())
+        shown.append(_analysis(name).section(figures))
+    return shown
 
-def _fingerplain(config, workdir: Workdir) -> str:
-  """A digest of everything in the workdir that an analysis may read."""
-  if not (workdir.corpus / MANIFEST).exists():
-    return ""  # whoever runs it says so
-  manifests = _inventory(config, workdir).manifests()
-  return files.digest([manifest.content for manifest in manifests])
+  def _fingerprint(self) -> str:
+    """A digest of everything in the workdir that an analysis may read."""
+    if not (self.workdir.corpus / MANIFEST).exists():
+      return ""  # whoever runs it says so
+    manifests = self.inventory().manifests()
+    return files.digest([manifest.content for manifest in manifests])
 
-
-def _run(config, workdir: Workdir) -> dict:
-  found = _inventory(config, workdir)
-  for line in found.left_out:
-    log(STAGE, f"left out: {line}")
-  written, skipped = {}, {}
-
-  for name in ANALYSES:
-    analysis = _analysis(name)
-    try:
-      figures = analysis.measure(found)
-    except base.NoInputs as e:
-      skipped[name] = str(e)
-      log(STAGE, f"{name} skipped: {e}")
-      continue
-    for path in _write(workdir.analysis, name, analysis, figures):
-      written[path.name] = files.describe(path)
-  return {
-    "tokenizer": found.corpus.tokenizer,
-    "files": written,
-    "counts": {
-      "students": len(found.students),
-      "selections": len(found.selections),
-    },
-    "details": {"skipped": skipped, "left_out": found.left_out},
-  }
+  def _run(self) -> dict:
+    held = self.inventory()
+    for line in held.left_out:
+      log(STAGE, f"left out: {line}")
+    written, skipped = {}, {}
+    for name in ANALYSES:
+      analysis = _analysis(name)
+      try:
+        figures = analysis.measure(held)
+      except base.NoInputs as e:
+        skipped[name] = str(e)
+        log(STAGE, f"{name} skipped: {e}")
+        continue
+      for path in _write(self.workdir.analysis, name, analysis, figures):
+        written[path.name] = files.describe(path)
+    return {
+      "tokenizer": held.corpus.tokenizer,
+      "files": written,
+      "counts": {
+        "students": len(held.students),
+        "selections": len(held.selections),
+      },
+      "details": {"skipped": skipped, "left_out": held.left_out},
+    }
 
 
 def _write(
@@ -113,29 +140,6 @@ def _write(
     paths.append(folder / f"{name}{end}.png")
     files.write_bytes(paths[-1], base64.b64decode(picture))
   return paths
-
-
-def sections(config, workdir: Workdir) -> list["page.Section"]:
-  """What the analyses say, for the report; and whether they are of old.
-
-  Raises:
-    UserError: a file is missing or is not the one that was written.
-  """
-  manifest = manifest_lib.read(workdir.analysis / MANIFEST)
-  if manifest is None:
-    return []
-  # An earlier version called it analyse, which no message is to say.
-  manifest = dataclasses.replace(manifest, stage=STAGE)
-  manifest.check_sizes()
-  shown = []
-  if manifest.inputs["workdir"] != _fingerplain(config, workdir):
-    words = "The workdir has changed since they were made: --stages=analyze."
-    shown.append(page.Section("Analyses", [words]))
-  for name in ANALYSES:
-    if (file := f"{name}.json") in manifest.files:
-      figures = json.loads(manifest.whole(file).read_text())
-      shown.append(_analysis(name).section(figures))
-  return shown
 
 
 def _analysis(name: str) -> "base.Analysis":

@@ -1,0 +1,261 @@
+"""The steps of each stage, composed from the config."""
+
+import functools
+
+from etils import epy
+
+from miniplm_jax import export, generate
+from miniplm_jax.config import Config
+from miniplm_jax.core.step import Input, Step
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.corpus import convert_step as convert
+from miniplm_jax.corpus import step as tokenize
+from miniplm_jax.distillation import proxy_step as proxy
+from miniplm_jax.evaluate import step as evaluate
+from miniplm_jax.evaluate import tasks_step
+from miniplm_jax.evaluate.subjects import Subject
+from miniplm_jax.forecast import step as plan
+from miniplm_jax.methods import MethodNames
+from miniplm_jax.models.ref import REFERENCE, ROLES, TEACHER, ModelRef
+from miniplm_jax.report import model_card
+from miniplm_jax.report import selection_step as selection_report
+from miniplm_jax.report import step as report
+from miniplm_jax.report import tasks_step as tasks
+from miniplm_jax.report.analyses.step import Analyses
+from miniplm_jax.score import step as score
+from miniplm_jax.select import materialize_step as materialize
+from miniplm_jax.select import step as select
+from miniplm_jax.trainings import Trainings
+
+with epy.lazy_imports():  # it imports JAX
+  from miniplm_jax.forecast import outlook
+
+
+# Stage modules import nothing heavy; what they run does.
+class Stages:
+  """The steps of each stage, composed from the config."""
+
+  def __init__(self, config: Config, workdir: Workdir):
+    self.config, self.workdir = config, workdir
+    self.trainings = Trainings(config, workdir)
+
+  def steps(self, stage: str) -> list[Step]:
+    """The steps of one stage, in the order in which they run.
+
+    Raises:
+      UserError: something that the config names is not there.
+    """
+    return getattr(self, stage)()
+
+  def tokenize(self) -> list[Step]:
+    """Text → rows."""
+    config, folder = self.config, self.workdir.corpus
+    return [tokenize.step(config.corpus, folder, config.run)]
+
+  def teacher(self) -> list[Step]:
+    """A teacher that is trained here."""
+    return self.trainings.scorer_steps(TEACHER)
+
+  def reference(self) -> list[Step]:
+    """The reference, if it is trained here."""
+    return self.trainings.scorer_steps(REFERENCE)
+
+  def score(self) -> list[Step]:
+    """A score table for each model."""
+    c = self.config
+    return score.steps(
+      c.score,
+      c.verify,
+      self.workdir.corpus / MANIFEST,
+      self._scored_models(),
+      self.workdir,
+      c.run,
+      # A selection by rows or tokens has no share of its own.
+      alpha=c.select.ratio or 0.5,
+    )
+
+  def verify(self, dry_run: bool):
+    """Looks at finished score tables."""
+    c, models = self.config, self._scored_models()
+    corpus = self.workdir.corpus / MANIFEST
+    score.verify_tables(c.score, c.verify, corpus, models, c.run, dry_run)
+
+  def _scored_models(self) -> list[ModelRef]:
+    """Those that a table is made of: teacher, reference, and more."""
+    refs = [self.trainings.ref(role) for role in self.config.scorers]
+    more = self.config.score.more
+    return refs + [ModelRef.named(item, self.workdir) for item in more]
+
+  def proxy(self) -> list[Step]:
+    """The proxy, and its score table."""
+    c = self.config
+    if not c.uses_proxy:
+      return []
+    models = {role: self.trainings.ref(role) for role in ROLES}
+    # A selection by rows or tokens has no share of its own.
+    alpha = c.select.ratio or 0.5
+    return proxy.steps(
+      c.proxy, c.score, models, alpha, self.workdir, c.run, c.verify
+    )
+
+  def select(self) -> list[Step]:
+    """A selection for each way to rank, and its report."""
+    c, workdir = self.config, self.workdir
+    sections = {**c.roles, "proxy": c.proxy}
+    tables = {role: workdir.scores(s.name) for role, s in sections.items()}
+    corpus = workdir.corpus / MANIFEST
+    criteria = {n.selection: n.definition for n in c.names}  # two may share one
+    # What only the reports need is looked at before there is anything to show.
+    check = functools.partial(
+      selection_report.check, c.select, criteria.keys(), workdir
+    )
+    rows = [
+      select.step(c.select, how, tables, corpus, workdir.selection(name), check)
+      for name, how in criteria.items()
+    ]
+    every = c.run.log_every_seconds
+    reports = [
+      selection_report.step(c.select, each, workdir, every) for each in rows
+    ]
+    return [*rows, *reports]
+
+  def materialize(self) -> list[Step]:
+    """Kept rows as files."""
+    c, workdir = self.config, self.workdir
+    if c.materialize.format == "none":
+      return []
+    folders = {n.selection: workdir.selection(n.selection) for n in c.names}
+    corpus = workdir.corpus / MANIFEST
+    return [
+      materialize.step(c.materialize.format, folder, corpus, c.run)
+      for folder in folders.values()
+    ]
+
+  def seqkd(self) -> list[Step]:
+    """Rows that the teacher goes on with."""
+    generated = map(self.trainings.generated, self.config.names)
+    return [rows.step(self.config.run) for rows in generated if rows]
+
+  def convert(self) -> list[Step]:
+    """Kept rows in a student's own tokens."""
+    config, workdir = self.config, self.workdir
+    if not config.student.tokenizer:
+      return []
+    return [
+      convert.step(
+        config.student,
+        config.corpus,
+        workdir.student(names.student) / "corpus",
+        {
+          "corpus": workdir.corpus / MANIFEST,
+          "selection": workdir.selection(names.selection) / MANIFEST,
+          **self.trainings.generated_inputs(names),
+        },
+        names.selection,
+        config.run,
+      )
+      for names in config.names
+    ]
+
+  def logits(self) -> list[Step]:
+    """What a teacher says of the tokens of kept rows."""
+    labels = filter(None, map(self.trainings.labels, self.config.names))
+    by_folder = {str(stored.folder): stored for stored in labels}
+    return [stored.step(self.config.run) for stored in by_folder.values()]
+
+  def train(self) -> list[Step]:
+    """The students."""
+    return [self.trainings.student_step(names) for names in self.config.names]
+
+  def evaluate(self) -> list[Step]:
+    """Held-out losses and tasks of every model."""
+    c = self.config
+    losses = [
+      evaluate.step(it, c.evaluate, c.score, c.run) for it in self._subjects()
+    ]
+    models = self._subjects(c.evaluation.scorers) if c.evaluation.tasks else []
+    measures = tasks_step.steps(
+      models, c.evaluation, c.corpus.max_length, c.score.batch_tokens, c.run
+    )
+    table = tasks.steps(models, c.evaluation, self.workdir)
+    return [*losses, *measures, *table]
+
+  def _subjects(self, with_scorers: bool = True) -> list[Subject]:
+    """The students, and teacher and reference where they score here."""
+    c, workdir = self.config, self.workdir
+    folder, dtype = workdir.student, c.train.dtype
+    students = [
+      Subject(m, n.student, folder(n.student), self._corpus_of(n), dtype)
+      for m, n in zip(c.methods, c.names)
+    ]
+    return students + [
+      Subject.scorer(
+        self.trainings.ref(r), workdir.corpus / MANIFEST, c.score.dtype
+      )
+      for r in c.roles_with_model
+      if with_scorers
+    ]
+
+  def _corpus_of(self, names: MethodNames) -> dict[str, Input]:
+    """The inputs that are a student's corpus."""
+    c, student = self.config, names.student
+    return convert.corpus_inputs(c.student, c.corpus, self.workdir, student)
+
+  def export(self) -> list[Step]:
+    """The students as Hugging Face directories."""
+    c, workdir = self.config, self.workdir
+    return [
+      export.step(
+        names.student,
+        workdir.student(names.student),
+        self._corpus_of(names),
+        workdir.selection(names.selection) / MANIFEST,
+        c.export,
+        c.run,
+        model_card.write,
+      )
+      for names in c.names
+    ]
+
+  def generate(self, dry_run: bool):
+    """Looks at what a model writes."""
+    c = self.config
+    student = self.workdir.student(c.names_of(c.method).student)
+    generate.look(c.generate, student, c.run, dry_run)
+
+  def plan(self, dry_run: bool):
+    """Looks at what the run would take on TPUs."""
+    plan.run(self.config, self.workdir, dry_run, self.trainings.students)
+
+  def analyze(self) -> list[Step]:
+    """What all runs of the workdir say together."""
+    return [self.analyses.step()]
+
+  @property
+  def analyses(self) -> Analyses:
+    """The analyses of the workdir."""
+    c = self.config
+    models = {role: section.name for role, section in c.roles.items()}
+    return Analyses(self.workdir, models, c.score.more, c.select.ratio)
+
+  def report(self) -> list[Step]:
+    """The report of the run."""
+    c, workdir = self.config, self.workdir
+    sections = {role: c.roles[role] for role in c.scorers}
+    proxy = None
+    if c.uses_proxy:
+      sections["proxy"] = c.proxy
+      # A selection by rows or tokens has no share of its own.
+      proxy = c.proxy.sample, c.score.seed, c.select.ratio or 0.5
+    return [
+      report.step(
+        dict(zip(c.methods, c.names)),
+        {role: workdir.scores(s.name) for role, s in sections.items()},
+        c.roles_with_model,
+        bool(c.evaluation.tasks),
+        workdir,
+        self.analyses,
+        lambda path: outlook.section(path),
+        proxy,
+      )
+    ]
