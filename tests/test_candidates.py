@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 from helpers import refused, rows, run
 
+from miniplm_jax.config import SelectConfig
 from miniplm_jax.core import noise
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
@@ -23,23 +24,10 @@ from miniplm_jax.report import selection_summary as summary
 from miniplm_jax.score import table
 from miniplm_jax.score.units import units_of
 from miniplm_jax.select import cutoff as cutoff_lib
-from miniplm_jax.select import writing
-from miniplm_jax.select.candidates import Candidates
+from miniplm_jax.select import selection, writing
 from miniplm_jax.select.scored import ScoredRows
 
 SHARDS = (1, 7, 64)
-PLAIN = {
-  "definition": "mean_diff",
-  "ratio": 0.5,
-  "rows": 0,
-  "tokens": 0,
-  "temperature": 0.0,
-  "seed": 10,
-  "min_length": 0,
-  "max_copies": 0,
-  "near_duplicates": 0.0,
-  "quotas": [],
-}
 
 
 @functools.cache
@@ -149,28 +137,26 @@ class Selected:
   rows: np.ndarray
   dropped: dict
   cutoff: cutoff_lib.Cutoff
-  candidates: Candidates
   kept: writing.Kept
+  shortfalls: tuple
 
 
 def select(made, folder, **settings):
   corpus, tables = made
-  s = PLAIN | settings
-  scored = ScoredRows(
-    tables, s["definition"], s["seed"], corpus, s["min_length"]
-  )
-  candidates = Candidates(scored, s)
+  criterion = settings.pop("definition", "mean_diff")
+  options = SelectConfig(**settings)
   folder.mkdir(parents=True)
-  candidates.leave_out_copies(corpus, folder)
-  found = candidates.cutoff()
-  kept = writing.write(folder / "rows.npy", candidates, found)
+  path = folder / "rows.npy"
+  done = selection.select(corpus, tables, criterion, options, path)
+  ids = selection.kept_ids(corpus, tables, criterion, options)
+  np.testing.assert_array_equal(np.load(path), ids)
   return Selected(
-    (folder / "rows.npy").read_bytes(),
-    np.load(folder / "rows.npy"),
-    candidates.dropped,
-    found,
-    candidates,
-    kept,
+    path.read_bytes(),
+    ids,
+    done.dropped,
+    done.cutoff,
+    done.counts,
+    done.shortfalls,
   )
 
 
@@ -322,7 +308,7 @@ def test_quotas_hold_for_the_kept_rows(tables, tmp_path):
   # code has too few rows: all are kept, and it is said
   assert counts["code"] == there["code"] < int(0.5 * total)
   assert counts["web=1"] == int(0.3 * total)
-  said = list(writing.shortfalls(found.candidates, found.cutoff, found.kept))
+  said = list(found.shortfalls)
   assert "domain code has only" in said[-1]
   with pytest.raises(UserError) as error:
     select(tables[1], tmp_path / "b", quotas=["x=0.1:"])
@@ -358,7 +344,7 @@ def test_of_equal_rows_the_best_are_kept(tables, tmp_path):
       "near_duplicate": 0,
     }
     assert found.dropped["duplicate"] > 20
-    said = list(writing.shortfalls(found.candidates, found.cutoff, found.kept))
+    said = list(found.shortfalls)
     assert "fewer than the budget" in said[0]
 
 

@@ -2,8 +2,8 @@
 
 The files:
 
-  selecting  step, scored (tables and index, joined), index,
-             moments, candidates (who may be kept), duplicates, cutoff,
+  selecting  step, selection (the function), scored (tables and index, joined),
+             index, moments, candidates (who may be kept), duplicates, cutoff,
              writing (rows.npy)
   files      materialize_step, materialize_writers
   seqio      tasks, source, converter: TensorFlow, only for those who ask

@@ -1,11 +1,11 @@
 """The rows that may be kept, and how deep each group of them is cut."""
 
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from miniplm_jax.config import SelectConfig
 from miniplm_jax.core import fields, noise
 from miniplm_jax.core import groups as domains
 from miniplm_jax.core.errors import UserError
@@ -23,27 +23,24 @@ _WITHOUT_TEXT = REASONS.index("without_text")
 
 
 class Candidates:
-  """The rows of D that are not left out, by value, as often as one likes.
+  """The rows of D that are not left out, by value, as often as one likes."""
 
-  Attributes:
-    left_out: uint8 by row id, a place in `REASONS`; None leaves only out
-      what is too short.
-    dropped: rows of D by reason, of the pass that ended last.
-    heaviest: weight of the heaviest row of that pass.
-  """
+  # uint8 by row id, a place in `REASONS`; None leaves only out what is too
+  # short.
+  left_out: np.ndarray | None = None
+  heaviest = 0  # weight of the heaviest row of the pass that ended last
 
-  def __init__(self, scored: ScoredRows, settings: Mapping[str, Any]):
+  def __init__(self, scored: ScoredRows, options: SelectConfig):
     """Nothing is read yet.
 
     Args:
       scored: all rows.
-      settings: of the selection's step.
+      options: how much is kept, and of what.
     """
-    self._scored, self._settings = scored, settings
-    self.left_out: np.ndarray | None = None
+    self._scored, self._options = scored, options
+    # Rows of D by reason, of the pass that ended last.
     self.dropped: dict[str, int] = {}
-    self.heaviest = 0
-    shares = map(share_of, settings["quotas"])
+    shares = map(share_of, sorted(options.quotas))
     self._shares = {domain: both for domain, *both in shares}
 
   @property
@@ -59,28 +56,28 @@ class Candidates:
       ranked;
       weight if the budget is in tokens; group if there are quotas.
     """
-    s = self._settings
-    seen, heaviest = np.zeros(len(REASONS), np.int64), 0
+    options = self._options
+    counts, heaviest = np.zeros(len(REASONS), np.int64), 0
     for columns in self._scored.columns():
-      reason = (columns["corpus_tokens"] < s["min_length"]).astype(np.uint8)
+      reason = (columns["corpus_tokens"] < options.min_length).astype(np.uint8)
       # Any other row without a score was refused.
       reason[(reason == 0) & np.isnan(columns["score"])] = _WITHOUT_TEXT
       if self.left_out is not None:
         reason = np.maximum(reason, self.left_out[columns["row_id"]])
-      seen += np.bincount(reason, minlength=len(REASONS))
-      found = {k: columns[k] for k in ("row_id", "score", "hash", "domain")}
-      found["tokens"] = columns["corpus_tokens"]
-      found["value"] = self._value(columns)
-      if s["tokens"]:
-        found["weight"] = found["tokens"]
+      counts += np.bincount(reason, minlength=len(REASONS))
+      kept = {k: columns[k] for k in ("row_id", "score", "hash", "domain")}
+      kept["tokens"] = columns["corpus_tokens"]
+      kept["value"] = self._value(columns)
+      if options.tokens:
+        kept["weight"] = kept["tokens"]
       if self._shares:
-        found["group"] = self._groups()[columns["domain"]]
+        kept["group"] = self._groups()[columns["domain"]]
       if np.any(reason):
         left = np.flatnonzero(reason == 0)
-        found = {k: v[left] for k, v in found.items()}
-      heaviest = max(heaviest, found.get("weight", _ONE).max(initial=0))
-      yield found
-    self.dropped = dict(zip(REASONS[1:], seen[1:].tolist()))
+        kept = {k: v[left] for k, v in kept.items()}
+      heaviest = max(heaviest, kept.get("weight", _ONE).max(initial=0))
+      yield kept
+    self.dropped = dict(zip(REASONS[1:], counts[1:].tolist()))
     self.heaviest = int(heaviest)
 
   @property
@@ -96,8 +93,8 @@ class Candidates:
       folder: an empty one on a disk, that stays while rows are read. It will
         hold a byte for each row of the corpus, and 20 more at first.
     """
-    copies = self._settings["max_copies"]
-    threshold = self._settings["near_duplicates"]
+    copies = self._options.max_copies
+    threshold = self._options.near_duplicates
     path = folder / "left_out"
     if copies or threshold:
       left_out = np.memmap(path, np.uint8, "w+", shape=len(corpus))
@@ -119,10 +116,10 @@ class Candidates:
 
     Adding T · Gumbel ranks like score / T + Gumbel, at any T.
     """
-    temperature = self._settings["temperature"]
+    temperature = self._options.temperature
     if not temperature:
       return columns["score"]
-    drawn = noise.gumbel(columns["row_id"], self._settings["seed"])
+    drawn = noise.gumbel(columns["row_id"], self._options.seed)
     return (columns["score"] + temperature * drawn).astype(np.float32)
 
   def _groups(self) -> np.ndarray:
@@ -132,10 +129,10 @@ class Candidates:
 
   def budget(self) -> int:
     """Rows or tokens that are to be kept."""
-    s = self._settings
+    options = self._options
     # of all of D, as in the method, whatever is left out
     rows = self._scored.rows
-    return s["tokens"] or s["rows"] or fields.of(s["ratio"], rows)
+    return options.tokens or options.rows or fields.of(options.ratio, rows)
 
   def shares(self) -> dict[str, tuple[int, int]]:
     """Least and largest budget of each domain that has a quota, rounded down.
@@ -162,7 +159,7 @@ class Candidates:
     else:
       shares = [(0, total), *self.shares().values()]
       cuts, kept = cutoff.divide(self.columns, total, shares)
-    where = f"config.select.quotas={','.join(self._settings['quotas'])}"
+    where = f"config.select.quotas={','.join(sorted(self._options.quotas))}"
     domains.refuse_unknown(self._shares, self._scored.domains, "row", where)
     if not kept:
       rows, out = self._scored.rows, self.dropped.items()

@@ -23,39 +23,26 @@ _MOST = float(np.finfo(np.float32).max)
 
 
 class Cut(NamedTuple):
-  """Where a group of rows ends: value > threshold, or equal and id ≤ last_tie.
+  """Where rows end: value > threshold, or equal and id ≤ last_tie."""
 
-  Attributes:
-    threshold: the value of the last row that fits; of the first that does
-      not, if that one is heavier than what is left of the budget.
-    last_tie: largest row id within, among those of exactly that value; −1
-      is none of them.
-    kept: rows within.
-    weight: of these rows.
-  """
-
+  # The value of the last row that fits; of the first that does not, if that
+  # one is heavier than what is left of the budget.
   threshold: float
+  # Largest row id within, among those of exactly that value; −1 is none.
   last_tie: int
-  kept: int
-  weight: int
+  kept: int  # rows within
+  weight: int  # of these rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Cutoff:
-  """Which rows are kept; see `keeps`.
+  """Which rows are kept; see `keeps`."""
 
-  Attributes:
-    threshold: see `Cut`; of the rows without a quota that ends elsewhere.
-    last_tie: likewise.
-    kept: rows that are kept, of all groups.
-    rows: of D, kept or not.
-    groups: threshold and last_tie by domain that has a quota.
-  """
-
-  threshold: float
-  last_tie: int
-  kept: int
-  rows: int
+  threshold: float  # see `Cut`; of the rows without a quota that ends elsewhere
+  last_tie: int  # likewise
+  kept: int  # rows that are kept, of all groups
+  rows: int  # of D, kept or not
+  # Threshold and last_tie by domain that has a quota.
   groups: Mapping[str, Sequence[float]] = dataclasses.field(
     default_factory=dict
   )
@@ -121,26 +108,28 @@ def find(chunks: Chunks, budgets: Sequence[int]) -> list[Cut]:
 
 def _histogram(chunks, groups: int, top: np.ndarray | None = None):
   """Weight [groups, bins] by upper bits, or by lower bits in each top bin."""
-  found = np.zeros(groups * _BINS, np.int64)
+  histogram = np.zeros(groups * _BINS, np.int64)
   top = None if top is None else top.astype(np.uint32)
   for columns in chunks():
     key = sort_key(columns["value"])
     group, weight = columns.get("group", 0), columns.get("weight")
     place = key >> 16
     if top is not None:
-      here = np.flatnonzero(place == top[group])
-      place = key[here] & 0xFFFF
-      group = group if groups == 1 else group[here]
-      weight = None if weight is None else weight[here]
+      inside = np.flatnonzero(place == top[group])
+      place = key[inside] & 0xFFFF
+      group = group if groups == 1 else group[inside]
+      weight = None if weight is None else weight[inside]
     if groups > 1:
       # Not all bins of all groups a chunk: there may be many groups.
       place = group * np.int64(_BINS) + place
-      np.add.at(found, place, 1 if weight is None else weight.astype(np.int64))
+      np.add.at(
+        histogram, place, 1 if weight is None else weight.astype(np.int64)
+      )
       continue
     # float64 if weighted, but whole numbers below 2⁵³
-    counts = np.bincount(place, weight, minlength=found.size)
-    found += counts.astype(np.int64, copy=False)
-  return found.reshape(groups, _BINS)
+    counts = np.bincount(place, weight, minlength=histogram.size)
+    histogram += counts.astype(np.int64, copy=False)
+  return histogram.reshape(groups, _BINS)
 
 
 def _reach(histogram: np.ndarray, wanted: np.ndarray):
@@ -167,12 +156,12 @@ def _ties(chunks, keys, above, wanted) -> list[Cut]:
       fitting += np.bincount(higher, minlength=groups)
     tied = np.flatnonzero(key == keys[group])
     for g in np.unique(group[tied]) if groups > 1 else (0,):
-      here = tied if groups == 1 else tied[group[tied] == g]
-      weight = columns["weight"][here] if is_weighted else np.ones_like(here)
+      ties = tied if groups == 1 else tied[group[tied] == g]
+      weight = columns["weight"][ties] if is_weighted else np.ones_like(ties)
       weight = used[g] + np.cumsum(weight, dtype=np.int64)
       fits = int(np.searchsorted(weight, room[g], "right"))
       if fits:
-        last_tie[g] = columns["row_id"][here[fits - 1]]
+        last_tie[g] = columns["row_id"][ties[fits - 1]]
         fitting[g] += fits
         kept[g] = above[g] + weight[fits - 1]
       used[g] = weight[-1] if len(weight) else used[g]
@@ -210,8 +199,8 @@ def divide(
   def twice():
     for c in chunks():
       group = c["group"]
-      found = {k: np.concatenate([c[k], c[k]]) for k in _READ if k in c}
-      yield found | {"group": np.concatenate([group, group + len(shares)])}
+      doubled = {k: np.concatenate([c[k], c[k]]) for k in _READ if k in c}
+      yield doubled | {"group": np.concatenate([group, group + len(shares)])}
 
   least, most = zip(*shares)
   cuts = find(twice, [*least, *most])

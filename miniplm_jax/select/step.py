@@ -1,9 +1,6 @@
 """Stage select: the best rows of D, once a method, from stored scores."""
 
-import contextlib
 import dataclasses
-import pathlib
-import tempfile
 from collections.abc import Callable, Mapping
 
 from etils import epath, epy
@@ -18,8 +15,7 @@ from miniplm_jax.criteria import CRITERIA
 
 with epy.lazy_imports():  # NumPy and PyArrow
   from miniplm_jax.corpus import store
-  from miniplm_jax.select import candidates as candidates_lib
-  from miniplm_jax.select import scored, writing
+  from miniplm_jax.select import selection
 
 STAGE = "select"
 
@@ -69,7 +65,7 @@ def step(
     },
     outputs=(folder / "rows.npy",),
     summary=_summary(settings),
-    run=lambda inputs: _run(settings, folder, inputs, check),
+    run=lambda inputs: _run(select, criterion, folder, inputs, check),
     policy=Policy(is_host_only=True),
   )
 
@@ -89,43 +85,43 @@ def _summary(s: Mapping) -> str:
   return ", ".join(words)
 
 
-def _run(settings, directory, inputs, check):
+def _run(
+  select: SelectConfig,
+  criterion: str,
+  folder: epath.Path,
+  inputs: Mapping[str, Manifest],
+  check: Callable[[Manifest], None],
+):
   check(inputs["corpus"])
-  for role in settings["scores"]:
-    details = inputs[role].details
+  corpus = store.Corpus(inputs["corpus"])
+  tables = {role: inputs[role] for role in CRITERIA[criterion].reads}
+  for table in tables.values():
+    details = table.details
     if details.get("devices", 1) > 1 and "self_check" not in details:
       warn(
         STAGE,
-        f"{inputs[role].directory} is of a version that mixed up rows "
+        f"{table.directory} is of a version that mixed up rows "
         "on most slices of several hosts; if it was made on one, look whether "
         "it is right with --stages=verify",
       )
-  corpus = store.Corpus(inputs["corpus"])
-  candidates = candidates_lib.Candidates(
-    scored.of_selection(settings, inputs), settings
-  )
-  with contextlib.ExitStack() as stack:
-    folder = stack.enter_context(
-      tempfile.TemporaryDirectory(prefix="miniplm_jax_")
-    )
-    candidates.leave_out_copies(corpus, pathlib.Path(folder))
-    found = candidates.cutoff()
-    scratch = stack.enter_context(files.replacing(directory / "rows.npy"))
-    counts = writing.write(scratch, candidates, found)
-  for line in writing.shortfalls(candidates, found, counts):
+  path = folder / "rows.npy"
+  with files.replacing(path) as scratch:
+    selected = selection.select(corpus, tables, criterion, select, scratch)
+  for line in selected.shortfalls:
     log(STAGE, line)
+  cutoff, counts = selected.cutoff, selected.counts
   return {
     "tokenizer": corpus.manifest.tokenizer,
-    "files": {"rows.npy": files.describe(directory / "rows.npy")},
+    "files": {path.name: files.describe(path)},
     "counts": {
-      "rows": found.rows,
-      "kept": found.kept,
+      "rows": cutoff.rows,
+      "kept": cutoff.kept,
       "tokens": counts.tokens,
-      "dropped": candidates.dropped,
+      "dropped": selected.dropped,
       "domains": counts.domains,
     },
     "details": {
-      "cutoff": dataclasses.asdict(found),
-      "select/kept_ratio": found.kept / found.rows,
+      "cutoff": dataclasses.asdict(cutoff),
+      "select/kept_ratio": cutoff.kept / cutoff.rows,
     },
   }

@@ -15,17 +15,11 @@ from miniplm_jax.select.cutoff import Cutoff
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-  """What was written.
+  """What was written."""
 
-  Attributes:
-    tokens: ids of the kept rows.
-    weights: rows, or tokens if the budget is in tokens, by group.
-    domains: {name: {"rows" of D, "kept" rows}}.
-  """
-
-  tokens: int
-  weights: tuple[int, ...]
-  domains: dict[str, dict[str, int]]
+  tokens: int  # ids of the kept rows
+  weights: tuple[int, ...]  # rows, or tokens of a budget in tokens, by group
+  domains: dict[str, dict[str, int]]  # {name: {"rows" of D, "kept" rows}}
 
 
 def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
@@ -47,8 +41,8 @@ def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
       tokens += int(columns["tokens"][kept].sum())
       if candidates.quotas:
         weight = columns["weight"][kept] if "weight" in columns else None
-        found = np.bincount(columns["group"][kept], weight, len(weights))
-        weights += found.astype(np.int64)
+        by_group = np.bincount(columns["group"][kept], weight, len(weights))
+        weights += by_group.astype(np.int64)
       elif "weight" in columns:
         weights += int(columns["weight"][kept].sum())
       else:
