@@ -65,7 +65,7 @@ def _causal(q_BxKxGxTxH, k_BxKxTxH, v_BxKxTxH):
   Rows are cut into a few blocks of queries, each with only the keys up to
   its end: nearly half of the [T, S] weights are never formed. On CPU, at
   4 × 512 tokens and 8 heads of 64, 29 ms where it was 57. The backward pass
-  forms them again from the normaliser of each query (FlashAttention, arXiv
+  forms them again from the normalizer of each query (FlashAttention, arXiv
   2205.14135, algorithm 4), as keeping them takes more memory than all else
   that a layer keeps.
   """
@@ -73,19 +73,19 @@ def _causal(q_BxKxGxTxH, k_BxKxTxH, v_BxKxTxH):
 
 
 def _causal_forward(q_BxKxGxTxH, k_BxKxTxH, v_BxKxTxH):
-  outs, normalisers = [], []
+  outs, normalizers = [], []
   for start, end, seen_TxS in _blocks(q_BxKxGxTxH.shape[3]):
-    out, normaliser = _attend(
+    out, normalizer = _attend(
       q_BxKxGxTxH[:, :, :, start:end],
       k_BxKxTxH[:, :, :end],
       v_BxKxTxH[:, :, :end],
       seen_TxS,
     )
     outs.append(out)
-    normalisers.append(normaliser)
+    normalizers.append(normalizer)
   out_BxKxGxTxH = jnp.concatenate(outs, 3).astype(q_BxKxGxTxH.dtype)
   out_BxKxGxTxH = checkpoint_name(out_BxKxGxTxH, KEPT)
-  lse_BxKxGxT1 = checkpoint_name(jnp.concatenate(normalisers, 3), KEPT)
+  lse_BxKxGxT1 = checkpoint_name(jnp.concatenate(normalizers, 3), KEPT)
   kept = q_BxKxGxTxH, k_BxKxTxH, v_BxKxTxH, out_BxKxGxTxH, lse_BxKxGxT1
   return out_BxKxGxTxH, kept
 
@@ -145,7 +145,7 @@ def _blocks(length: int):
 def _attend(q_BxKxGxTxH, k_BxKxSxH, v_BxKxSxH, visible):
   """Attention of some queries to some keys, and log Σ exp of the scores.
 
-  Both float32, [B, K, G, T, H] and [B, K, G, T, 1]. Normalising after the
+  Both float32, [B, K, G, T, H] and [B, K, G, T, 1]. Normalizing after the
   product with the values saves a pass over the [T, S] weights: 1.6× less
   time than jax.nn.dot_product_attention on CPU, forward and backward, at
   32 × 256 tokens and 6 heads of 32.

@@ -64,7 +64,7 @@ def attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, implementation: str = "cudnn"):
 
 
 def _compute_capability() -> float:
-  """Of this process's devices; Hopper's, where there is no GPU to ask."""
+  """This process's devices have it; Hopper's, where there is no GPU."""
   device = jax.local_devices()[0]
   capability = str(getattr(device, "compute_capability", _LARGE_HEADS))
   # AMD's are names, such as gfx90a.

@@ -27,7 +27,7 @@ _is_named = jax.checkpoint_policies.save_only_these_names(KEPT)
 
 
 def _is_kept(primitive, *operands, **parameters) -> bool:
-  """Results of matrix products with weights, and of attention."""
+  """True of matrix products with weights, and of attention."""
   is_cudnn = primitive.name == cudnn.FORWARD
   return is_cudnn or _is_named(primitive, *operands, **parameters)
 

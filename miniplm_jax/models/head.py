@@ -267,11 +267,11 @@ class NextTokenTile:
 
   @property
   def tokens(self) -> int:
-    """See `vocab_loss.Tile`."""
+    """Tokens of a tile, at most."""
     return self.tiling.tokens
 
   def __call__(self, h_SxD, w_VxD, dw_VxD, frozen, per_token):
-    """See `vocab_loss.Tile`; there are no further values."""
+    """There are no further values."""
     del frozen
     y_S, weight_S = per_token
     count, width = w_VxD.shape

@@ -68,7 +68,7 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
 
 
 def _load(directory, paths: Sequence[pathlib.Path], mesh: Mesh, dtype: Any):
-  """As `load`, from the files on this machine."""
+  """Reads a model from files on this machine; see `load`."""
   arch = hub.load_architecture(directory)
   parameters = FAMILIES[arch.family].PARAMETERS
   stored = {}

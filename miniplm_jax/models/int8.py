@@ -66,7 +66,7 @@ def _rounded(w_LxDxE) -> qwix.QArray:
 
 
 def is_quantized(leaf: Any) -> bool:
-  """For the `is_leaf` of a tree map that may meet int8 matrices."""
+  """Whether this is an int8 matrix: a leaf, though JAX sees a pytree."""
   return isinstance(leaf, qwix.QArray)
 
 

@@ -71,7 +71,7 @@ class Cache(NamedTuple):
 
 
 def context(arch: Mamba, length: int) -> Context:
-  """For whole rows of `length` tokens."""
+  """The context of whole rows of `length` tokens."""
   del arch
   return Context(jnp.ones((1, length), bool))
 
@@ -79,7 +79,10 @@ def context(arch: Mamba, length: int) -> Context:
 def cached_context(
   arch: Mamba, cache: Cache, start, length: int, first_B
 ) -> Context:
-  """For `length` tokens from column `start`; padding leaves states at 0."""
+  """The context of `length` tokens from column `start`.
+
+  Padding leaves states at 0.
+  """
   del arch, cache
   column_T = start + jnp.arange(length)
   return Context(column_T[None] >= first_B[:, None])
@@ -181,7 +184,7 @@ class Layers(nnx.Module):
     self.out_proj = even((e, d), e**-0.5)
 
   def astype(self, dtype: Any):
-    """Like a Transformer's, but what the scan reads in float32."""
+    """This layer in compute dtype, but what the scan reads in float32."""
     wide = ("dt_bias", "a_log", "skip")
 
     def one(path, w):

@@ -80,7 +80,7 @@ def put(batch: Any, mesh: Mesh) -> Any:
 
 
 def own_rows(batch: Any, mesh: Mesh) -> Any:
-  """Of arrays [B, …] that every process has whole, this process's rows."""
+  """This process's rows of arrays [B, …] that every process has whole."""
   return jax.tree.map(lambda x: x[local_rows(mesh, len(x))], batch)
 
 

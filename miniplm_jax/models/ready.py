@@ -97,7 +97,7 @@ def _fits(layers, heads, caches) -> bool:
 
 @functools.cache
 def _warn(text: str):
-  """Once, though a program may be traced several times."""
+  """Warns once, though a program may be traced several times."""
   warn("generation", text)
 
 

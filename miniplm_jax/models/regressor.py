@@ -35,7 +35,7 @@ class Regressor(nnx.Module):
 
   @property
   def arch(self) -> Architecture:
-    """Of the body."""
+    """The shape of the body."""
     return self.body.arch
 
   def __call__(

@@ -110,7 +110,7 @@ def slices(devices: Iterable[jax.Device]) -> int:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows over `data` and `fsdp`."""
+  """Splits rows over `data` and `fsdp`."""
   return NamedSharding(mesh, P(BATCH))
 
 
@@ -130,7 +130,7 @@ def total(x, axes):
 
 
 def platform() -> str:
-  """Of the mesh in context, which may be one that is only compiled for."""
+  """The platform of the mesh in context, which may be only compiled for."""
   return jax.sharding.get_abstract_mesh().abstract_device.platform
 
 

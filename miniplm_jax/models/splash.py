@@ -65,7 +65,7 @@ def attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, interpret: bool = False):
 
 
 def _kernel(length: int, heads: int, interpret: bool):
-  """For one row, [N, T, H] and [K, T, H]."""
+  """The kernel of one row, queries [N, T, H] and keys [K, T, H]."""
   divides = functools.partial(_block, length)
   sizes = kernel.BlockSizes(
     block_q=divides(_QUERIES),

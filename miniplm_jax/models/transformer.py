@@ -71,7 +71,7 @@ class Cache(NamedTuple):
 
 
 def context(arch: Transformer, length: int) -> Context:
-  """For whole rows of `length` tokens that start at position 0.
+  """The context of whole rows of `length` tokens that start at position 0.
 
   Documents of a row see each other and positions run on: as released.
   """
@@ -81,7 +81,7 @@ def context(arch: Transformer, length: int) -> Context:
 def cached_context(
   arch: Transformer, cache: Cache, start, length: int, first_B
 ) -> Context:
-  """For `length` tokens that are written at column `start` of a cache.
+  """The context of `length` tokens, written at column `start` of a cache.
 
   Args:
     arch: the shape.
@@ -107,7 +107,7 @@ def new_cache(arch: Transformer, batch: int, size: int, dtype: Any) -> Cache:
 
 
 def residual_dtype(dtype: Any) -> Any:
-  """Of the stream that layers add to, from the compute dtype."""
+  """The dtype of the stream that layers add to, from the compute dtype."""
   return dtype
 
 

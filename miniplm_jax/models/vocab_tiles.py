@@ -39,7 +39,7 @@ class SoftLabelTile:
   tokens: int = 512  # the logits of two models exist at a time
 
   def __call__(self, h_SxD, w_VxD, dw_VxD, frozen, per_token):
-    """Also each token's cross-entropy and that against the soft labels."""
+    """Values: each token's cross-entropy, and that against soft labels."""
     ((ht_SxE, wt_VxE),), (y_S, weight_S) = frozen, per_token
     share, temperature = self.weight, self.temperature
     common = min(self.vocab_size, self.teacher_vocab_size)
@@ -105,7 +105,7 @@ class SparseTile:
   tokens: int = TILE
 
   def __call__(self, h_SxD, w_VxD, dw_VxD, frozen, per_token):
-    """Also −log q of each id, [S, K]."""
+    """The value is −log q of each id, [S, K]."""
     del frozen
     id_SxK, weight_SxK = per_token
     logits_SxV = logits(h_SxD, w_VxD, self.vocab_size)
@@ -168,7 +168,7 @@ class ReverseKLTile:
   tokens: int = TILE
 
   def __call__(self, h_SxD, w_VxD, dw_VxD, frozen, per_token):
-    """Also the divergence of each token."""
+    """The value is the divergence of each token."""
     ((ht_SxE, wt_VxE),), (weight_S,) = frozen, per_token
     log_q_SxV = log_softmax(logits(h_SxD, w_VxD, self.vocab_size))
     log_p_SxV = log_softmax(logits(ht_SxE, wt_VxE, self.vocab_size))
