@@ -29,7 +29,7 @@ class Readers:
   """Random access to the records of numbered files."""
 
   def __init__(self, path_of: Callable[[int], epath.Path]):
-    """Opens nothing yet.
+    """Takes how to find the files; opens none yet.
 
     Args:
       path_of: the file with a number.
@@ -38,7 +38,7 @@ class Readers:
     weakref.finalize(self, _POOL.gone.append, self._owner)
 
   def read(self, number: int, places: Sequence[int]) -> list[bytes]:
-    """Records of a file, by their places in it, in this order."""
+    """Returns records of a file, by their places in it, in this order."""
     key = self._owner, number
     with _POOL.reader(key, lambda: self._path_of(number)) as reader:
       return reader.read(places)
@@ -68,7 +68,7 @@ class _Pool:
 
   @contextlib.contextmanager
   def reader(self, key, path_of: Callable[[], epath.Path]) -> Iterator[Any]:
-    """The reader of a file, which stays open at least until the end."""
+    """Yields the reader of a file, which stays open at least until the end."""
     with self._lock:
       if key not in self._open:
         self._open[key] = self._opened(path_of())
@@ -118,7 +118,7 @@ def _close(reader: Any):
 
 
 def most_open() -> int:
-  """How many files stay open, after this process was allowed what it may have.
+  """Returns how many files stay open; raises the process's limit first.
 
   A third of the descriptors: a copy of a gs:// file takes two.
   """

@@ -50,7 +50,7 @@ def note():
 
 
 def _processor() -> str:
-  """A name of this machine's kind of CPU."""
+  """Returns a name of this machine's kind of CPU."""
   try:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:  # not Linux

@@ -22,7 +22,7 @@ from miniplm_jax.core import files
 
 
 def is_old(path: epath.Path) -> bool:
-  """Whether a file or folder was renamed here."""
+  """Returns whether a file or folder was renamed by `Backup`."""
   return path.name.startswith(".") and path.name.endswith(".old")
 
 
@@ -55,7 +55,7 @@ def _remove_empty(folders: Sequence[epath.Path]):
 
 
 def _contents(outputs: Sequence[epath.Path]) -> Iterator[epath.Path]:
-  """What lies in these outputs, whatever was renamed included."""
+  """Yields what lies in these outputs, whatever was renamed included."""
   for path in outputs:
     if path.is_dir():
       yield from list(path.iterdir())
@@ -67,7 +67,7 @@ def _contents(outputs: Sequence[epath.Path]) -> Iterator[epath.Path]:
 
 
 class Backup:
-  """What a step made before, while it is made again."""
+  """Keeps what a step made before, while it is made again."""
 
   def __init__(
     self,
@@ -75,7 +75,7 @@ class Backup:
     partial: epath.Path,
     outputs: Sequence[epath.Path],
   ):
-    """Touches nothing yet.
+    """Takes the paths; touches none yet.
 
     Args:
       manifest: of the step.
@@ -87,7 +87,7 @@ class Backup:
     self._void = _old(partial)  # the new is to be removed
 
   def exists(self) -> bool:
-    """Whether the old is aside, or on its way."""
+    """Returns whether the old is aside, or on its way."""
     return self.manifest.exists()
 
   def set_aside(self):

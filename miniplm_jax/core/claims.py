@@ -47,7 +47,7 @@ def publish(path: epath.Path, content: bytes) -> bool:
 
 
 def _owner(content: bytes) -> dict[str, Any]:
-  """What a claim says of its owner; nothing if it is damaged."""
+  """Returns what a claim says of its owner; nothing if it is damaged."""
   try:
     body = json.loads(content)
   except ValueError:
@@ -84,11 +84,11 @@ class Board:
     self._thread = threading.Thread(target=self._renew, daemon=True)
 
   def name_of(self, path: epath.Path) -> str:
-    """The claim for a file or folder that lies beside the folder of claims."""
+    """Returns the claim of what lies beside the folder of claims."""
     return os.fspath(path.relative_to(self._folder.parent))
 
   def claim(self, name: str, reads: Sequence[str] = ()) -> bool:
-    """Whether this process now has `name`, and nobody else should.
+    """Returns whether this process now has `name`; nobody else should.
 
     Args:
       name: of the claim.
@@ -146,12 +146,12 @@ class Board:
         self.release(other)
 
   def holds(self, name: str) -> bool:
-    """Whether `name` is claimed here and was not taken over."""
+    """Returns whether `name` is claimed here and was not taken over."""
     with self._lock:
       return name in self._held
 
   def guard(self, name: str, what: epath.Path) -> "Guard":
-    """That `name`, which is claimed here, is not another program's.
+    """Returns what refuses to write when `name` is another program's.
 
     Args:
       name: of the claim.
@@ -212,7 +212,7 @@ class Board:
     return json.dumps(self._me | now).encode()
 
   def _is_abandoned(self, name: str, stored: Any) -> bool:
-    """Whether its owner is dead, or has not renewed it while we watched.
+    """Returns whether its owner is dead, or silent while we watched.
 
     No clocks of different machines are compared.
     """
@@ -227,7 +227,7 @@ class Board:
     return now - since > self._patience(who)
 
   def _patience(self, who: Mapping[str, Any]) -> float:
-    """Seconds for which the owner of a claim may be silent."""
+    """Returns the seconds for which the owner of a claim may be silent."""
     asked = who.get("seconds")
     is_number = isinstance(asked, int | float)
     return max(self._seconds, asked) if is_number else self._seconds
@@ -303,7 +303,7 @@ class Guard:
 
 
 class Claim:
-  """That this program alone makes a folder, or takes part in making it."""
+  """Lets this program alone make a folder, or take part in making it."""
 
   def __init__(
     self,
@@ -314,7 +314,7 @@ class Claim:
     reads: Sequence[epath.Path],
     is_shared: bool,
   ):
-    """Claims nothing yet.
+    """Takes what is to be made; claims nothing yet.
 
     Args:
       board: None if no other program can be there.
@@ -330,7 +330,7 @@ class Claim:
 
   @property
   def is_taken(self) -> bool:
-    """Whether what is there is this program's, for all that it knows."""
+    """Returns whether this program has it, for all that it knows."""
     return not self._board or bool(self._name)
 
   def take(self):

@@ -27,14 +27,14 @@ _WORDS = ("UserError", "log", "warn", "plain")
 
 @dataclasses.dataclass(frozen=True)
 class Version:
-  """What of the code makes the pieces of something."""
+  """The code that makes the pieces of something, as its digest."""
 
   modules: tuple[str, ...] = ()  # see `fingerprint`
   libraries: tuple[str, ...] = ()  # likewise
   any_code: bool = False  # pieces by other versions will do
 
   def difference(self, details: Mapping[str, Any]) -> str | None:
-    """Which version began it, by its manifest's details, if not this alone."""
+    """Says which versions began it, unless it was this one alone."""
     if not self.modules or self.any_code:
       return None
     began, now = _versions(details), fingerprint(self.modules, *self.libraries)
@@ -53,7 +53,7 @@ class Version:
       )
 
   def joined(self, details: Mapping[str, Any] | None) -> dict[str, list[str]]:
-    """For the manifest: all versions that made pieces; None is a beginning."""
+    """Returns, for a manifest, all versions that made pieces; None began."""
     if not self.modules:
       return {}
     began = [] if details is None else _versions(details)
@@ -71,7 +71,7 @@ def _versions(details: Mapping[str, Any]) -> list[str]:
 
 @functools.cache
 def fingerprint(modules: tuple[str, ...], *libraries: str) -> str:
-  """A short digest, and the versions of libraries.
+  """Returns a short digest, and the versions of libraries.
 
   Args:
     modules: those that results come from, such as "corpus/shard.py".
@@ -85,7 +85,7 @@ def fingerprint(modules: tuple[str, ...], *libraries: str) -> str:
 
 
 def _closure(modules: tuple[str, ...]) -> set[str]:
-  """The modules with all of the package that they import, at any place."""
+  """Returns the modules, and all of the package that they import anywhere."""
   closure, pending = set(), list(modules)
   while pending:
     name = pending.pop()
@@ -110,10 +110,10 @@ def _closure(modules: tuple[str, ...]) -> set[str]:
 
 
 class _Normal(ast.NodeTransformer):
-  """Without docstrings and what is said to people."""
+  """Removes docstrings, and what is said to people."""
 
   def visit(self, node):
-    """Of all nodes."""
+    """Changes a node, after those below it."""
     self.generic_visit(node)
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
       return None  # a docstring

@@ -20,7 +20,7 @@ _PROBE_BYTES = 1 << 16
 
 
 def identity(path: epath.PathLike) -> list[Any]:
-  """What tells in no time whether a file may have other content than before.
+  """Returns what tells at once whether a file may have other content.
 
   On a disk its size and the times of its content and of its entry, which no
   edit leaves as they are; on gs:// the object's generation. Another one says
@@ -35,7 +35,7 @@ def identity(path: epath.PathLike) -> list[Any]:
 def of(
   paths: Iterable[epath.PathLike], ranges: tuple[tuple[int, int], ...] = ()
 ) -> str:
-  """A digest of what files hold, whatever their identity, and its kind.
+  """Returns the kind and the digest of what files hold.
 
   Args:
     paths: of the files. Of an object on gs:// the bucket has a checksum, so
@@ -51,7 +51,7 @@ def of(
 
 
 def may_be(old: str, new: str) -> bool:
-  """Whether what `of` gave may be another one: kinds cannot be compared."""
+  """Returns whether two results of `of` may be of one content."""
   return old == new or old.split()[:1] != new.split()[:1]
 
 
@@ -63,16 +63,16 @@ class Whole:
   path: str = ""  # by which a config names them
 
   def __call__(self) -> str:
-    """The fingerprint: their names and all that they hold."""
+    """Returns the fingerprint: their names and all that they hold."""
     return _named(self.paths(), lambda path, unused_size: files.sha256(path))
 
   def former(self) -> tuple[str]:
-    """As earlier versions had it: of files of up to 128 KiB it is the same."""
+    """Returns it as earlier versions had it: the same up to 128 KiB a file."""
     return (probe(self.paths()),)
 
 
 def probe(paths: Iterable[epath.PathLike]) -> str:
-  """A fingerprint of large files before they are read.
+  """Returns a fingerprint of large files before they are read.
 
   Names, sizes, and the first and last 64 KiB: a terabyte of input is
   recognized in seconds. Whoever goes on from it compares `identity` and

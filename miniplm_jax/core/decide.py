@@ -57,7 +57,7 @@ class Decision:
 def decide(
   step: Step, force: bool = False, expected: Manifest | None = None
 ) -> Decision:
-  """What is to be done of a step; changes nothing.
+  """Decides what is to be done of a step; changes nothing.
 
   In this order: an input is not there: WAIT. A check, or an input that is
   gone: REFUSE. `force`: REMAKE. Finished, see `_of_finished`. Begun, see
@@ -121,7 +121,7 @@ def _decided(step: Step, expected: Manifest) -> Decision:
 def _of_finished(
   step: Step, manifest: Manifest, expected: Manifest, goes_back: bool = False
 ) -> Decision:
-  """SKIP if nothing differs, but for what is left of going on from it.
+  """Decides SKIP if nothing differs, unless going on from it was stopped.
 
   A view of, or a measurement by, what is new now: REMAKE. Other settings or
   inputs: REFUSE. Inputs alone that each piece vouches for: CONTINUE, if the
@@ -151,7 +151,7 @@ def _of_finished(
 
 
 def _of_begun(step: Step, begun: Manifest, expected: Manifest) -> Decision:
-  """RESUME if it is alike; else a view is made again, what is not is refused.
+  """Decides RESUME if it is alike; REMAKE of a view, else REFUSE.
 
   Inputs that each piece vouches for may be others.
   """
@@ -170,7 +170,7 @@ def _refused(step: Step, manifest: Manifest, difference: str) -> Decision:
 
 
 def _going_on(step: Step, decision: Decision) -> Decision:
-  """Unless another version of the code began, and that will not do: REFUSE."""
+  """Refuses what another version of the code began, if that will not do."""
   manifest = decision.manifest
   try:
     step.code.check(manifest.details, f"{manifest.path}", step.stage)

@@ -94,17 +94,17 @@ def initialize(
 
 
 def is_first() -> bool:
-  """Whether this process decides, writes and speaks."""
+  """Returns whether this process decides, writes and speaks."""
   return _index == 0
 
 
 def own_suffix() -> str:
-  """For files that every process writes: "" in the first, else ".N"."""
+  """Returns "" in the first, else ".N", for files that every process writes."""
   return "" if is_first() else f".{_index}"
 
 
 def agree(decide: Callable[[], Any]) -> Any:
-  """What the first process decides, in all of them.
+  """Returns what the first process decides, in all of them.
 
   Args:
     decide: called in the first process only; returns a JSON value.
@@ -159,7 +159,7 @@ def meet():
 
 
 def stops_at(step: int, signum: int | None) -> int | None:
-  """The signal that all processes stop for after this step.
+  """Returns the signal that all processes stop for after this step.
 
   Args:
     step: the one that was dispatched last; it grows by one a call.
@@ -192,7 +192,7 @@ def _pass_on(signum: int | None):
 
 
 def explained(e: BaseException) -> BaseException | None:
-  """What to tell the user of an error; None if that is not known.
+  """Returns what to tell the user of an error; None if nobody knows.
 
   Of what comes from outside that it does, see `errors.from_outside`; of an
   error of JAX that memory ran out, that there is no such device, that another
@@ -249,7 +249,7 @@ def _explained(e: BaseException) -> BaseException | None:
 
 
 def is_out_of_memory(e: Exception) -> bool:
-  """Whether JAX says that a device has no room; it is no other fault."""
+  """Returns whether JAX says that a device has no room."""
   is_jax = type(e).__name__ == "JaxRuntimeError"
   return is_jax and bool(_OUT_OF_MEMORY.search(str(e)))
 
@@ -348,7 +348,7 @@ def _wait_for(key: str) -> str:
 
 
 def _failure() -> tuple[int, UserError] | None:
-  """The status and words of the process that failed first, if one did."""
+  """Returns status and words of the process that failed first, if one did."""
   if not (failed := _get(_FAILED)):
     return None
   index, status, line = json.loads(failed)
@@ -365,7 +365,7 @@ def _raise_if_failed():
 
 
 def _as_error(status: int, error: UserError) -> UserError | signals.Stopped:
-  """Of a process that failed, or was stopped by a signal."""
+  """Returns the error, or Stopped if a signal ended that process."""
   return signals.Stopped(status - _SIGNALS) if status > _SIGNALS else error
 
 

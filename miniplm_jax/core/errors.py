@@ -58,13 +58,13 @@ _STATUS = re.compile(
 
 
 def shortened(text: Any) -> str:
-  """What may be pages as one line: its first words, and the last."""
+  """Returns what may be pages as one line: its first and last words."""
   text = " ".join(f"{text}".split())
   return text if len(text) <= 200 else f"{text[:100]} … {text[-100:]}"
 
 
 def one_line(e: UserError | OSError) -> str:
-  """WHAT, WHERE, WHAT TO DO."""
+  """Returns one line: WHAT, WHERE, WHAT TO DO."""
   if isinstance(e, UserError):
     return str(e)
   what = e.strerror or shortened(e) or type(e).__name__
@@ -74,7 +74,7 @@ def one_line(e: UserError | OSError) -> str:
 
 @contextlib.contextmanager
 def naming(path: os.PathLike | str) -> Iterator[None]:
-  """An OSError of the body says of which file it is, if it did not."""
+  """Lets an OSError of the body say of which file it is."""
   try:
     yield
   except OSError as e:
@@ -87,7 +87,7 @@ def naming(path: os.PathLike | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def parsing(path: os.PathLike | str, hint: str) -> Iterator[None]:
-  """The body reads a file that we wrote: what it trips over is damage.
+  """Lets the body read a file that we wrote: what it trips over is damage.
 
   Raises:
     UserError: the file is not as it was written, with what to do.
@@ -109,7 +109,7 @@ def parsing(path: os.PathLike | str, hint: str) -> Iterator[None]:
 
 
 def _errno(e: BaseException) -> int | None:
-  """What the system said; libraries in C++ say it in words alone."""
+  """Returns what the system said; libraries in C++ say it in words alone."""
   if number := getattr(e, "errno", None):
     return number
   words = str(e)
@@ -122,13 +122,13 @@ def _is_of_the_network(e: BaseException) -> bool:
 
 
 def is_of_the_machine(e: BaseException) -> bool:
-  """Whether memory, disk, limits, network or login failed: no file did."""
+  """Returns whether memory, disk, limits, network or login failed."""
   is_system = _errno(e) in _OF_THE_SYSTEM
   return is_system or isinstance(e, MemoryError) or _is_of_the_network(e)
 
 
 def from_outside(e: BaseException) -> UserError | OSError | None:
-  """What to tell of an error of memory, network, login or disk; else None."""
+  """Returns what to tell of memory, network, login or disk; else None."""
   kind = f"{type(e).__module__}.{type(e).__name__}"
   if isinstance(e, UserError):
     return e
@@ -154,7 +154,7 @@ def from_outside(e: BaseException) -> UserError | OSError | None:
 
 
 def of_command_line(e: BaseException, argv: Sequence[str]) -> UserError | None:
-  """What flags, or the config file that they name, raised.
+  """Returns what to tell of an error of flags, or of the config file.
 
   Args:
     e: the error.
@@ -186,7 +186,7 @@ def of_command_line(e: BaseException, argv: Sequence[str]) -> UserError | None:
 
 
 def _without_fields(e: BaseException) -> str:
-  """What it says, less the whole config or traceback of ml_collections."""
+  """Returns what it says, less ml_collections' whole config or traceback."""
   words = e.args[0] if isinstance(e, KeyError) and e.args else e
   odd = r"Other fields present: .*?(?=Did you mean|\Z)|Traceback .*\n(?=\S)"
   return re.sub(odd, "", str(words), flags=re.DOTALL).strip()

@@ -77,7 +77,7 @@ def execute(
 
 
 def _refuse_early(steps: Sequence[Step], force: bool):
-  """What any would be refused for, before the first is begun or replaced."""
+  """Refuses what any would be refused for, before the first is begun."""
   made_here = {step.manifest for step in steps}
   for step in steps:
     if made_here.isdisjoint(step.input_manifests):  # else they may be new then
@@ -185,7 +185,7 @@ def _go_on(step: Step, begun: Manifest, expected: Manifest):
 
 
 def _undo(step: Step, claim: Claim, e: BaseException):
-  """After a failure, unless it can be gone on with: as it was before."""
+  """Puts back what was before, unless what failed can be gone on with."""
   if not (
     step.is_brief or (isinstance(e, UserError) and not any(step.files_made()))
   ):
@@ -240,7 +240,7 @@ def _run(steps: Sequence[Step]):
 
 
 def _named(step: Step) -> dict[str, Any]:
-  """By which paths its inputs were given, and which of them were here."""
+  """Returns by which paths inputs were given, and which were local."""
   named = step.named_inputs
   local = [name for name, s in named.items() if getattr(s, "is_here", False)]
   return {

@@ -36,7 +36,7 @@ _guards: list[Callable[[], None]] = []
 
 @contextlib.contextmanager
 def guarded(guards: Sequence[Callable[[], None]]) -> Iterator[None]:
-  """While the body runs, these are asked before a file appears or goes.
+  """Has these asked before a file appears or goes, while the body runs.
 
   A process may sleep between two files until its folder is another's.
 
@@ -53,7 +53,7 @@ def guarded(guards: Sequence[Callable[[], None]]) -> Iterator[None]:
 
 
 def guards() -> tuple[Callable[[], None], ...]:
-  """Those that are asked here, for a process that this one starts."""
+  """Returns those that are asked here, for a process that this one starts."""
   return tuple(_guards)
 
 
@@ -128,7 +128,7 @@ def _fsync(path: epath.PathLike):
 
 
 def is_scratch(path: epath.PathLike) -> bool:
-  """Whether a file is one of `replacing`, while or since somebody wrote."""
+  """Returns whether a file is one of `replacing`, in use or left by a kill."""
   return bool(_SCRATCH.fullmatch(os.path.basename(os.fspath(path))))
 
 
@@ -148,7 +148,7 @@ def sweep(paths: Iterable[epath.PathLike]):
 
 
 def store(folder: epath.PathLike, locking: str = "os") -> Any:
-  """A folder as tensorstore's key-value store: atomic, conditional writes.
+  """Opens a folder as tensorstore's store: atomic, conditional writes.
 
   Locks and renames on a disk, generation preconditions on gs://; several
   processes may write one file. For what fits in memory and, on a disk, need
@@ -182,7 +182,7 @@ def store(folder: epath.PathLike, locking: str = "os") -> Any:
 
 
 def can_lock(folder: epath.Path) -> bool:
-  """Whether the mount of a folder, which is made, has locks; gs:// has."""
+  """Makes a folder; returns whether its mount has locks, as gs:// has."""
   if not is_local(folder):
     return True
   folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ def can_lock(folder: epath.Path) -> bool:
 
 
 def is_lock(path: epath.PathLike) -> bool:
-  """Whether a file is tensorstore's, while or since somebody wrote."""
+  """Returns whether a file is tensorstore's lock, in use or left."""
   return os.fspath(path).endswith(".__lock")
 
 
@@ -215,7 +215,7 @@ def write_bytes(path: epath.PathLike, content: bytes):
 
 
 def below(folder: epath.Path) -> list[epath.Path]:
-  """All files in a folder and in those below it, none of them hidden.
+  """Returns all files in a folder and below it, none of them hidden.
 
   Links are followed, but not to a folder that they lie in. epath has no rglob.
 
@@ -230,7 +230,7 @@ def below(folder: epath.Path) -> list[epath.Path]:
 
 
 def objects(folder: epath.Path) -> list[epath.Path]:
-  """All files below a folder of gs://, hidden ones too."""
+  """Returns all files below a folder of gs://, hidden ones too."""
   # Names without their scheme; a / ends what only marks a folder.
   names = file_system().find(os.fspath(folder))
   return [epath.Path(SCHEME + n) for n in names if not n.endswith("/")]
@@ -276,7 +276,7 @@ def remove(path: epath.Path):
 
 
 def walk(paths: Iterable[epath.Path]) -> Iterator[epath.Path]:
-  """Those of these files that are there, and all in these folders.
+  """Yields those of these files that are there, and all in these folders.
 
   Args:
     paths: files, folders, and patterns of files.
@@ -300,7 +300,7 @@ def write_json(path: epath.PathLike, content: Any):
 
 
 def digest(content: Any) -> str:
-  """sha256 of a JSON value, independent of key order."""
+  """Returns the sha256 of a JSON value, independent of key order."""
   text = json.dumps(content, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -308,7 +308,7 @@ def digest(content: Any) -> str:
 def sha256(
   path: epath.PathLike, ranges: tuple[tuple[int, int], ...] = ()
 ) -> str:
-  """sha256 of a file's content; once a process while the file stays as it is.
+  """Returns a file's sha256; it is read once while it stays as it is.
 
   It is the same file if its inode and `identity` are the same, and the last
   change lies so far back that the clock would show another.
@@ -345,6 +345,6 @@ def _known_sha256(path: str, ranges, *unused_facts) -> str:
 
 
 def describe(path: epath.PathLike) -> dict[str, Any]:
-  """What a manifest says of a file: its size in bytes and its sha256."""
+  """Returns what a manifest says of a file: bytes and sha256."""
   path = epath.Path(path)
   return {"bytes": path.stat().length, "sha256": sha256(path)}

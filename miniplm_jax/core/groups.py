@@ -16,7 +16,7 @@ _ESCAPED = re.compile(f"(domain )*{ALL}")
 
 
 def key(domain: str) -> str:
-  """The key of a domain in a mapping that has `ALL`, and its label beside it.
+  """Returns the key, and label, of a domain beside `ALL`.
 
   The name itself, but "domain all" for "all"; no two domains have one key.
   """
@@ -24,7 +24,7 @@ def key(domain: str) -> str:
 
 
 def with_total(total: Any, by_domain: Mapping[str, Any]) -> dict[str, Any]:
-  """The mapping: the total first, then the domains in their order."""
+  """Returns the mapping: the total, then the domains in their order."""
   return {ALL: total} | {key(name): each for name, each in by_domain.items()}
 
 
@@ -48,7 +48,7 @@ def refuse_unknown(
 
 
 def places(code, codes: int) -> list[Any]:
-  """Where each code is, int64 ascending, by code.
+  """Returns where each code is, int64 ascending, by code.
 
   Args:
     code: int [n], from 0 up to `codes`.

@@ -39,19 +39,19 @@ _SCRATCH = ".partial-"
 
 
 def is_local(path: epath.PathLike) -> bool:
-  """True for a path of this machine's file system."""
+  """Returns whether a path is of this machine's file system."""
   return "://" not in os.fspath(path)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-  """The path from the root. epath's `resolve` takes gs:// for a folder."""
+  """Returns the path from the root; epath's takes gs:// for a folder."""
   if is_local(path):
     path = os.path.abspath(path)
   return epath.Path(path)
 
 
 def file_system() -> Any:
-  """gcsfs, for what epath does not do."""
+  """Returns gcsfs, for what epath does not do."""
   import fsspec
 
   return fsspec.filesystem("gcs")
@@ -66,7 +66,7 @@ def upload(path: pathlib.Path, target: epath.Path):
 
 
 def sizes(folder: epath.Path, names: Iterable[str]) -> dict[str, int]:
-  """Bytes of those of the files that are there.
+  """Returns the bytes of those of the files that are there.
 
   On gs:// it takes a request for each folder that they lie in, and one more
   for every 1,000 objects, where two for each file are minutes.
@@ -120,7 +120,7 @@ def check(path: str):
 
 
 def _short(e: Exception) -> str:
-  """The first words of what may be a page."""
+  """Returns the first words of what may be a page."""
   text = " ".join(f"{type(e).__name__}: {e}".split())
   return text if len(text) <= 160 else f"{text[:160]}…"
 
@@ -131,7 +131,7 @@ class NoRoomError(UserError):
 
 @contextlib.contextmanager
 def local(path: epath.PathLike) -> Iterator[pathlib.Path]:
-  """The path itself if it is local, else that of a copy on this machine.
+  """Yields the path itself if it is local, else that of a copy here.
 
   A copy lies in $MINIPLM_CACHE/gs, else ~/.cache/miniplm_jax/gs, under the
   object's name and generation, so that one that was written anew is copied
@@ -170,7 +170,7 @@ def local(path: epath.PathLike) -> Iterator[pathlib.Path]:
 
 
 def copied(path: epath.PathLike) -> pathlib.Path:
-  """As `local`, for what is read until this process ends."""
+  """Returns what `local` yields; a copy stays until this process ends."""
   return keep(local(path))
 
 
@@ -227,7 +227,7 @@ def _make_room(size: int, name: str):
 
 
 def _contents(folder: pathlib.Path) -> list[pathlib.Path]:
-  """A generation's copy, and what a kill left of one: never others' files."""
+  """Returns a generation's copy, and what a kill left of one."""
   if not folder.name.isdigit():
     return []
   paths = [folder / folder.parent.name, *folder.glob(f"{_SCRATCH}*")]
@@ -235,7 +235,7 @@ def _contents(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _oldest_first(root: pathlib.Path) -> list[pathlib.Path]:
-  """The folders that hold something, by when it was used last."""
+  """Returns the folders that hold something, by when it was used last."""
   used = {}
   for folder in root.rglob("*"):
     for path in _contents(folder):

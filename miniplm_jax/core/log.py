@@ -52,7 +52,7 @@ class _Printer(logging.Handler):
 
 
 def duration(seconds: float) -> str:
-  """Seconds as a person would say them: 12.3 s, 4 min 5 s, 2 h 3 min."""
+  """Returns seconds in words: 12.3 s, 4 min 5 s, 2 h 3 min."""
   if seconds < 60:
     return f"{seconds:.1f} s"
   minutes, rest = divmod(round(seconds), 60)
@@ -62,7 +62,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-  """Progress of a long loop.
+  """Shows the progress of a long loop.
 
   On a terminal a tqdm bar; otherwise one line every `every` seconds, so
   that a log of a day-long run can be read.

@@ -67,12 +67,12 @@ class Manifest:
 
   @property
   def directory(self) -> epath.Path:
-    """The folder that the names in `files` are relative to."""
+    """Returns the folder that the names in `files` are relative to."""
     return self.path.parent
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """sha256 of the content: the same bytes made twice are the same.
+    """Returns sha256 of the content: the same bytes made twice are the same.
 
     Without what `details.idle` names: settings that had no effect, and inputs
     that each file vouches for. A model's weights are the same by whatever path
@@ -88,7 +88,7 @@ class Manifest:
 
   @functools.cached_property
   def content(self) -> str:
-    """sha256 of all that it says, of losses and seconds too: for views."""
+    """Returns sha256 of all that it says, losses and seconds too: for views."""
     return _checksum(self._body())
 
   def write(self):
@@ -99,7 +99,7 @@ class Manifest:
     files.write_json(self.path, body | {"checksum": _checksum(body)})
 
   def _body(self) -> dict[str, Any]:
-    """What its file says, without the digests of it."""
+    """Returns what its file says, without the digests of it."""
     body = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     del body["path"]
     return body
@@ -120,12 +120,12 @@ class Manifest:
         )
 
   def whole(self, name: str, hint: str = "") -> pathlib.Path:
-    """As `reading`, for what is read until this process ends."""
+    """Returns what `reading` yields; a copy stays until this process ends."""
     return gs.keep(self.reading(name, hint))
 
   @contextlib.contextmanager
   def reading(self, name: str, hint: str = "") -> Iterator[pathlib.Path]:
-    """A file of this manifest, to be read whole: its sha256 is compared.
+    """Yields a file of this manifest, to be read whole, if its sha256 is right.
 
     Args:
       name: relative, one of `files`.
@@ -161,7 +161,7 @@ class Manifest:
         pass
 
   def fingerprint_by(self, name: str, source: Callable[[], str]) -> str:
-    """What an input's fingerprint is now, in the form that it has here.
+    """Returns an input's fingerprint now, in the form that it has here.
 
     Args:
       name: of the input.
@@ -239,7 +239,7 @@ def read(path: epath.PathLike) -> Manifest | None:
 
 
 def _parsed(path: epath.Path, body: dict[str, Any]) -> Manifest:
-  """The manifest, once its content is what its digests say.
+  """Returns the manifest, once its content is what its digests say.
 
   Raises:
     KeyError, TypeError, ValueError: it is not.
@@ -262,7 +262,7 @@ _KINDS = {"stage": str} | dict.fromkeys(
 
 
 def _checksum(body: Mapping[str, Any]) -> str:
-  """sha256 of all that a manifest's file says."""
+  """Returns the sha256 of all that a manifest's file says."""
   # Through JSON, as a reader sees it: numbers as keys become strings.
   return files.digest(json.loads(json.dumps(body)))
 
@@ -281,7 +281,7 @@ def require(path: epath.PathLike) -> Manifest:
 
 @functools.cache
 def code_version() -> str:
-  """The package version and, in a checkout, its commit."""
+  """Returns the package version and, in a checkout, its commit."""
   folder = epath.resource_path("miniplm_jax").parent
   if not ((folder / ".git").exists() and shutil.which("git")):
     return miniplm_jax.__version__
@@ -311,7 +311,7 @@ def first_difference(old: Any, new: Any, name: str = "") -> str | None:
 def made_otherwise(
   stage: str, path: epath.PathLike, difference: str
 ) -> UserError:
-  """That what a stage made is of another config: in what, and what to do."""
+  """Returns the error that what a stage made is of another config."""
   return UserError(
     f"stage {stage} was run otherwise: {difference}",
     os.fspath(path),
@@ -323,14 +323,14 @@ def made_otherwise(
 def made_by(
   settings: Mapping[str, Any], inputs: Mapping[str, Manifest], **more: str
 ) -> dict[str, Any]:
-  """What a piece of work says of all that decides it, as JSON is read."""
+  """Returns what a piece says of all that decides it, as JSON is read."""
   prints = {name: manifest.fingerprint for name, manifest in inputs.items()}
   body = {"settings": settings, "inputs": prints, **more}
   return json.loads(json.dumps(body))
 
 
 def other_maker(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-  """The first difference between what made a piece and what makes it here."""
+  """Returns the first difference to what makes a piece now."""
   # Of what an earlier version did not say, nothing is known.
   return first_difference(old, {name: new.get(name) for name in old})
 

@@ -13,7 +13,7 @@ _PROC = pathlib.Path("/proc")
 
 @functools.cache
 def machine() -> str:
-  """This machine as it was booted, and the space that its pids are of.
+  """Names this machine as it was booted, and the space of its pids.
 
   Host names may be the same on several machines, and so may pids in several
   containers of one.
@@ -29,7 +29,7 @@ def machine() -> str:
 
 
 def this_process() -> dict[str, Any]:
-  """What `is_dead` needs to know of this process, JSON."""
+  """Returns what `is_dead` needs to know of this process, JSON."""
   pid = os.getpid()
   return {
     "name": socket.gethostname(),
@@ -40,12 +40,12 @@ def this_process() -> dict[str, Any]:
 
 
 def is_here(owner: Mapping[str, Any]) -> bool:
-  """Whether a process is one of this machine: `is_dead` is then certain."""
+  """Returns whether a process is of this machine: `is_dead` is then certain."""
   return owner.get("host") == machine()
 
 
 def is_dead(owner: Mapping[str, Any]) -> bool:
-  """Whether a process of this machine has ended; of another, False."""
+  """Returns whether a process of this machine has ended; else False."""
   pid = owner.get("pid")
   if not is_here(owner) or not isinstance(pid, int) or pid < 1:
     return False
@@ -61,7 +61,7 @@ def is_dead(owner: Mapping[str, Any]) -> bool:
 
 
 def _began(pid: int) -> str:
-  """When a process was started, in the kernel's ticks; "" if not known.
+  """Returns when a process was started, in the kernel's ticks, or "".
 
   Nor of one that has ended and that its parent, as in a container, never reaps.
   """

@@ -72,7 +72,7 @@ def handle(leave: Callable[[int, str], Any] = _exit):
 
 
 def release() -> int | None:
-  """From now on a signal ends the process at once, without a word.
+  """Lets a signal end the process at once, without a word, from now on.
 
   Returns:
     One that had come before.
@@ -122,7 +122,7 @@ def _watch(read_end: int, leave: Callable[[int, str], Any]):
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-  """The body saves what would be lost, so it is not made to hurry.
+  """Does not hurry the body, which saves what would be lost.
 
   It asks `stop_requested` where it can stop. A signal that it did not act on
   is raised at its end.
@@ -137,7 +137,7 @@ def deferred() -> Iterator[None]:
 
 
 def stop_requested() -> int | None:
-  """The signal that asks this process to end, if any."""
+  """Returns the signal that asks this process to end, if any."""
   return _requested
 
 

@@ -26,7 +26,7 @@ Input = epath.Path | Callable[[], str]
 
 
 def _absolute(path: str) -> str:
-  """Without links on this machine."""
+  """Returns the path without links, if it is of this machine."""
   if not gs.is_local(path):
     return path.rstrip("/")
   return os.path.realpath(os.path.expanduser(path))
@@ -34,7 +34,7 @@ def _absolute(path: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """What may be done about what lies there, and by whom."""
+  """Says what may be done about what lies there, and by whom."""
 
   # Shows what other steps made: with other inputs or settings it is made
   # again instead of being refused.
@@ -92,17 +92,17 @@ class Step:
 
   @property
   def name(self) -> str:
-    """The folder that it makes."""
+    """Returns the name of the folder that it makes."""
     return self.manifest.parent.name
 
   @property
   def input_manifests(self) -> list[epath.Path]:
-    """Those of its inputs that are other steps'."""
+    """Returns those of its inputs that are other steps'."""
     return [p for p in self.inputs.values() if isinstance(p, epath.Path)]
 
   @property
   def named_inputs(self) -> dict[str, Any]:
-    """Those that were given by a path."""
+    """Returns those of its inputs that were given by a path."""
     return {
       name: source
       for name, source in self.inputs.items()
@@ -111,22 +111,22 @@ class Step:
 
   @property
   def partial(self) -> epath.Path:
-    """The file that stands in for the manifest while the step runs."""
+    """Returns the file that stands in for the manifest while the step runs."""
     stem = self.manifest.name.removesuffix(".json")
     return self.manifest.parent / f"{stem}.partial.json"
 
   @property
   def backup(self) -> Backup:
-    """What it made before, while it is made again."""
+    """Returns what it made before, while it is made again."""
     return Backup(self.manifest, self.partial, self.outputs)
 
   @property
   def is_brief(self) -> bool:
-    """Whether it is made in one go: nothing half-made is gone on with."""
+    """Returns whether it is made in one go, so that it is never resumed."""
     return self.policy.is_view or self.policy.is_measure
 
   def read_inputs(self) -> dict[str, Manifest]:
-    """The inputs' manifests, checked against each other.
+    """Reads the inputs' manifests, and checks them against each other.
 
     Whether the files are those that were written is checked where they are
     read: there it can be said what is wrong with them.
@@ -141,7 +141,7 @@ class Step:
     return inputs
 
   def files_made(self) -> Iterator[epath.Path]:
-    """Files of its outputs, without its partial manifest and what is aside."""
+    """Yields files of its outputs, but no partial manifest and what is aside."""
     for path in files.walk(self.outputs):
       is_other = files.is_lock(path) or files.is_scratch(path)
       below = [path, *path.parents][: -len(self.manifest.parents)]
@@ -150,7 +150,7 @@ class Step:
         yield path
 
   def expected(self) -> Manifest:
-    """What the manifest would say of settings and inputs, as they are now.
+    """Returns what the manifest would say of settings and inputs now.
 
     Raises:
       MissingError: inputs are not there yet.
@@ -184,7 +184,7 @@ class Step:
     settings: dict[str, Any] | None = None,
     but: Sequence[str] = (),
   ) -> str | None:
-    """The first setting that was another than it is, or than in `settings`.
+    """Returns the first setting that is another than in `settings`.
 
     Args:
       old: has what it was.
@@ -216,11 +216,11 @@ class Step:
       raise self.refusal(old, difference + self.explained(old))
 
   def refusal(self, old: Manifest, difference: str) -> UserError:
-    """That what was made is of another config."""
+    """Returns the error that what was made is of another config."""
     return manifest_lib.made_otherwise(self.stage, old.path, difference)
 
   def unknown(self, file: epath.Path) -> UserError:
-    """That there is a file of its outputs, and no manifest."""
+    """Returns the error that there is a file, and no manifest."""
     return UserError(
       "there are files, but no manifest that says what they are",
       str(file),
@@ -251,7 +251,7 @@ class Step:
           pending.append(maker)
 
   def _other_inputs(self, old: Manifest) -> str | None:
-    """The first input that is another now, but for those that are gone."""
+    """Returns the first input that is another now, but for those gone."""
     now = {}
     for name, source in self.inputs.items():
       now[name] = old.inputs.get(name, "")
@@ -264,7 +264,7 @@ class Step:
     return manifest_lib.first_difference(old.inputs, now, "inputs")
 
   def _fingerprint(self, name: str, source: Callable[[], str]) -> str:
-    """Of an input as it is now; of what is gone, that of what was made of it.
+    """Returns an input's fingerprint; of what is gone, that of what it made.
 
     Raises:
       GoneError: nothing was.
@@ -288,7 +288,7 @@ class Step:
   def difference(
     self, old: Manifest, expected: Manifest, rechecked: bool = False
   ) -> str | None:
-    """The first difference; in inputs that the step rechecks only if asked."""
+    """Returns the first difference; in rechecked inputs only if asked."""
     # What an earlier version saw of them is the same, and all that is known.
     former = {
       name: old.fingerprint_by(name, source)
@@ -311,7 +311,7 @@ class Step:
     return None
 
   def explained(self, old: Manifest) -> str:
-    """What has changed in the inputs, in brackets; "" if it cannot tell."""
+    """Returns what has changed in the inputs, in brackets, or ""."""
     text = ""
     with contextlib.suppress(UserError):  # what it was made from may be gone
       text = self.explain(old) if self.explain else ""
