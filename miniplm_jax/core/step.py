@@ -141,7 +141,7 @@ class Step:
     return inputs
 
   def files_made(self) -> Iterator[epath.Path]:
-    """Yields files of its outputs, but no partial manifest and what is aside."""
+    """Yields what lies in its outputs, but for its partial manifest."""
     for path in files.walk(self.outputs):
       is_other = files.is_lock(path) or files.is_scratch(path)
       below = [path, *path.parents][: -len(self.manifest.parents)]
