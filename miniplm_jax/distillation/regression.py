@@ -69,8 +69,7 @@ class Regression(NextToken):
 
     `instance_mean` weighs all rows alike, `token_mean` by their tokens.
     """
-    inputs_BxT = batch["tokens"][:, :-1]
-    mask_BxT = likelihood.loss_mask(inputs_BxT, batch["length"], self._eos_id)
+    inputs_BxT, _, mask_BxT = self.tokens(batch)
     weight_BxT = likelihood.token_weights(mask_BxT, self._train.reduction)
     weight_B = jnp.sum(weight_BxT, -1)
     target_B = batch["target"]

@@ -53,28 +53,29 @@ class TokenSelection(NextToken):
 
   def first_pass(self, model, batch: dict[str, Any]) -> dict[str, Any]:
     """The model's own −log p of each token, `nll` float32 [B, T]."""
-    inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    inputs_BxT, targets_BxT, mask_BxT = self.tokens(batch)
     with likelihood.matmul_precision(self._dtype):
-      nll = head.token_nll(
-        model(inputs, dtype=self._dtype),
+      nll_BxT = head.token_nll(
+        model(inputs_BxT, dtype=self._dtype),
         model.head_VxD,
-        targets,
+        targets_BxT,
         model.arch.vocab_size,
-        likelihood.loss_mask(inputs, batch["length"], self._eos_id),
+        mask_BxT,
       )
-    return {"nll": nll}
+    return {"nll": nll_BxT}
 
   def arrays(
     self, batch: dict[str, Any], unused_model, unused_frozen, unused_key
   ) -> tuple[tuple[Any, ...], Any]:
     """Arrays of the next-token loss, weighted anew; the loss of all tokens."""
-    inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-    mask = likelihood.loss_mask(inputs, batch["length"], self._eos_id)
-    nll = batch["nll"]
-    chosen = top_share(nll - batch["frozen_nll"], mask, self._ratio)
-    weights = likelihood.token_weights(chosen, self._train.reduction)
-    of_all = nll * likelihood.token_weights(mask, self._train.reduction)
-    return (inputs, targets, weights, of_all), jnp.sum(chosen)
+    inputs_BxT, targets_BxT, mask_BxT = self.tokens(batch)
+    nll_BxT, reduction = batch["nll"], self._train.reduction
+    excess_BxT = nll_BxT - batch["frozen_nll"]
+    chosen_BxT = top_share(excess_BxT, mask_BxT, self._ratio)
+    weight_BxT = likelihood.token_weights(chosen_BxT, reduction)
+    of_all_BxT = nll_BxT * likelihood.token_weights(mask_BxT, reduction)
+    arrays = inputs_BxT, targets_BxT, weight_BxT, of_all_BxT
+    return arrays, jnp.sum(chosen_BxT)
 
   def loss(self, model, inputs, targets, weights, of_all, *, frozen):
     """See base class."""

@@ -92,12 +92,6 @@ def check(
   )
 
 
-def _ranks(x: np.ndarray) -> np.ndarray:
-  """Returns ranks from 0; equal values share the mean of theirs."""
-  _, place, count = np.unique(x, return_inverse=True, return_counts=True)
-  return (np.cumsum(count) - (count + 1) / 2)[place]
-
-
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
   """The correlation of float64 [n] and [n]; 0 where all values are equal."""
   a, b = a - a.mean(), b - b.mean()
@@ -107,7 +101,10 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
   """Pearson's correlation of the ranks; 0 where all values are equal."""
-  return pearson(_ranks(a), _ranks(b))
+  from scipy import stats
+
+  # Not its `spearmanr`, which has no value where all are equal.
+  return pearson(stats.rankdata(a), stats.rankdata(b))
 
 
 def agreement(a: np.ndarray, b: np.ndarray, ratio: float) -> float:

@@ -71,10 +71,15 @@ class NextToken:
       losses of its turns add up; and the number that is logged as
       train/total_weights.
     """
-    inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-    mask = likelihood.loss_mask(inputs, batch["length"], self._eos_id)
-    weights = likelihood.token_weights(mask, self._train.reduction)
-    return (inputs, targets, weights), jnp.sum(mask)
+    inputs_BxT, targets_BxT, mask_BxT = self.tokens(batch)
+    weight_BxT = likelihood.token_weights(mask_BxT, self._train.reduction)
+    return (inputs_BxT, targets_BxT, weight_BxT), jnp.sum(mask_BxT)
+
+  def tokens(self, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Inputs and targets, int32 [B, T], and which targets count, [B, T]."""
+    inputs_BxT, targets_BxT = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    mask_BxT = likelihood.loss_mask(inputs_BxT, batch["length"], self._eos_id)
+    return inputs_BxT, targets_BxT, mask_BxT
 
   def loss(self, model, inputs, targets, weights, *, frozen):
     """The part of the batch's loss that these rows make, a float32 scalar.
