@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import trainers
-from helpers import refused, run, write_corpus
+from helpers import refused, run, typed, write_corpus
 from safetensors.numpy import load_file
 from tiny_config import get_config
 
@@ -23,7 +23,7 @@ from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import trained_rows
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.models import architecture, hub, huggingface, sharding
+from miniplm_jax.models import hub, huggingface, sharding
 from miniplm_jax.training import (
   loop,
   metrics,
@@ -49,11 +49,12 @@ def spec(corpus, directory, **changes) -> loop.Training:
   """8 steps of the tiny student; changes are of section run."""
   config = get_config()
   config.run.update(changes)
+  config = typed(config)
   return loop.Training(
     spec=TrainSpec(
       stage="student",
       folder=manifest.epath.Path(directory),
-      shape=architecture.make(config.student.model),
+      shape=config.student.model,
       train=config.train,
       run=config.run,
       max_length=corpus.max_length,
@@ -454,10 +455,11 @@ def test_a_model_of_another_tokenizer_is_no_beginning(copy):
 
 def step_of(config, folder, row_ids, **more):
   """A step that trains the student's shape on these rows."""
+  config = typed(config)
   planned = TrainSpec(
     stage="teacher",
     folder=manifest.epath.Path(folder),
-    shape=architecture.make(config.student.model),
+    shape=config.student.model,
     train=config.train,
     run=config.run,
     max_length=config.corpus.max_length,

@@ -82,6 +82,7 @@ def spec(corpus, directory, objective=None, run=None, **train) -> loop.Training:
   config = runpy.run_path(str(CONFIG))["get_config"]()
   config.train.update(train)
   config.run.update(run or {})
+  config = helpers.typed(config)
   return loop.Training(
     spec=TrainSpec(
       stage="run",
