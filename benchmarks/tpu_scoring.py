@@ -13,11 +13,14 @@ import importlib.metadata
 import shlex
 import sys
 
+import jax.numpy as jnp
 from absl import app, flags
 from etils import epath
 
+from benchmarks import tpu_table
 from miniplm_jax.core import files
-from miniplm_jax.forecast import figures, forecast, table, topology
+from miniplm_jax.forecast import prediction, topology
+from miniplm_jax.forecast.workload import ScoringProgram
 from miniplm_jax.models import architecture
 from miniplm_jax.report.table import Table
 
@@ -38,14 +41,22 @@ def main(argv):
   del argv
   topology.prepare()
   arch = architecture.make(architecture.PRESETS[_PRESET.value])
+  length = _LENGTH.value
+  program = ScoringProgram(
+    _PRESET.value, arch, jnp.bfloat16, length, batch_tokens=length, count=1
+  )
   first, *more = (int(n) for n in _ROWS.value)
   lines = []
   for name in _SLICES.value:
     mesh = topology.mesh(name, 1, -1, _TENSOR.value)
-    found = [forecast.scoring(arch, mesh, first, _LENGTH.value)]
-    most = forecast.most_rows(arch, mesh, more, _LENGTH.value)
-    for one in found + [most] * (most is not None):
-      lines.append(table.cells(figures.of(name, mesh, one)))
+    predictions = [prediction.predict(program, name, mesh, first)]
+    for rows in sorted(more, reverse=True):
+      most = prediction.predict(program, name, mesh, rows)
+      if most.fits:
+        predictions.append(most)
+        break
+    for one in predictions:
+      lines.append(tpu_table.cells(one))
       print(" | ".join(lines[-1]), flush=True)
   versions = ", ".join(
     f"{p} {importlib.metadata.version(p)}" for p in ("jax", "libtpu")
@@ -54,7 +65,7 @@ def main(argv):
   text = f"""# Scoring on TPU, predicted
 
 {_PRESET.value}, {arch.parameters():,} parameters in bfloat16, rows of \
-{_LENGTH.value:,} tokens, weights split over all chips. Compiled for these \
+{length:,} tokens, weights split over all chips. Compiled for these \
 slices with no TPU at hand; **nothing here was measured**. Memory, FLOPs and \
 collectives are those of the compiled program, on one chip. Every time, and \
 what follows from it, is predicted from the program's text \
@@ -63,7 +74,7 @@ what follows from it, is predicted from the program's text \
 {versions}, {datetime.date.today()}, \
 `python -m benchmarks.tpu_scoring{arguments}`.
 
-{Table(table.HEADER, lines).markdown()}
+{Table(tpu_table.HEADER, lines).markdown()}
 
 For each slice, first {first} rows a chip, then the most of \
 {", ".join(_ROWS.value)} that fit. All tokens are wanted, so no tile of the \

@@ -18,13 +18,14 @@ import jax.numpy as jnp
 from absl import app, flags
 from etils import epath
 
-from miniplm_jax import config as config_lib
+from benchmarks import tpu_table
+from miniplm_jax.config import KdConfig, TrainConfig
 from miniplm_jax.core import files
 from miniplm_jax.distillation.vanilla_kd import SoftLabels
-from miniplm_jax.forecast import figures, programs, table, topology
+from miniplm_jax.forecast import prediction, programs, topology, workload
 from miniplm_jax.models import architecture
 from miniplm_jax.report.table import Table
-from miniplm_jax.training.objective import NextToken
+from miniplm_jax.training import flops as flops_lib
 
 _STUDENTS = flags.DEFINE_list(
   "students", ["qwen-200m", "qwen-500m", "qwen-1.2b"], "Presets to train."
@@ -45,36 +46,39 @@ _CACHE = flags.DEFINE_string("cache", "", "A folder of earlier results.")
 _OUT = flags.DEFINE_string("out", "docs/tpu_training.md", "The table.")
 
 
-def _objective(method: str, train, mesh):
-  """What a method minimizes, and its FLOPs beside the student's."""
-  if method == "pretrain":
-    return NextToken(train, 0, _REMAT.value), 0
-  arch = architecture.make(architecture.PRESETS[_TEACHER.value])
-  teacher = programs.weights(arch, mesh, jnp.dtype(train.dtype))
-  kd = config_lib.default().kd
-  objective = SoftLabels(train, 0, _REMAT.value, teacher, kd)
-  return objective, arch.forward_flops(_LENGTH.value)
-
-
-def _line(student: str, method: str, name: str) -> list[str]:
-  """The table's line of one program."""
-  train, length = config_lib.default().train, _LENGTH.value
-  mesh = topology.mesh(name, 1, -1, 1)
+def _program(student: str, method: str) -> workload.TrainingProgram:
+  """The training step of a preset by one of the methods."""
+  train, kd, length = TrainConfig(), KdConfig(), _LENGTH.value
   arch = architecture.make(architecture.PRESETS[student])
-  objective, more_flops = _objective(method, train, mesh)
-  tokens = train.batch_size * length
-  found = figures.of_program(
-    epath.Path(_CACHE.value) if _CACHE.value else None,
-    name,
-    mesh,
-    _ROWS.value,
-    programs.training(arch, mesh, train, objective, _ROWS.value, length),
-    arch=arch,
-    tokens=tokens,
-    flops=(3 * arch.forward_flops(length) + more_flops) * tokens,
-    dtype=jnp.bfloat16,
+  token_flops = flops_lib.next_token(arch, length)
+  objective = workload.next_token(train)
+  if method == "vanilla_kd":
+    teacher = architecture.make(architecture.PRESETS[_TEACHER.value])
+    token_flops += teacher.forward_flops(length)
+
+    def objective(mesh, remat):
+      dtype = jnp.dtype(train.dtype)
+      weights = programs.weights(teacher, mesh, dtype)
+      return SoftLabels(train, workload.EOS_ID, remat, weights, kd)
+
+  return workload.TrainingProgram(
+    f"{method} of {student}",
+    arch,
+    train,
+    length,
+    token_flops,
+    objective,
   )
-  return [student, method, *table.cells(found)]
+
+
+def _row(student: str, method: str, name: str) -> list[str]:
+  """The table's row of one program on one slice."""
+  cache = epath.Path(_CACHE.value) if _CACHE.value else None
+  mesh = topology.mesh(name, 1, -1, 1)
+  run = prediction.predict(
+    _program(student, method), name, mesh, _ROWS.value, _REMAT.value, cache
+  )
+  return [student, method, *tpu_table.cells(run)]
 
 
 def main(argv):
@@ -85,13 +89,13 @@ def main(argv):
   for name in _SLICES.value:
     for method in _METHODS.value:
       for student in _STUDENTS.value:
-        lines.append(_line(student, method, name))
+        lines.append(_row(student, method, name))
         print(" | ".join(lines[-1]), flush=True)
   versions = ", ".join(
     f"{p} {importlib.metadata.version(p)}" for p in ("jax", "libtpu")
   )
   arguments = "".join(f" {shlex.quote(a)}" for a in sys.argv[1:])
-  train = config_lib.default().train
+  train = TrainConfig()
   text = f"""# Training on TPU, predicted
 
 One step of {train.batch_size} rows of {_LENGTH.value:,} tokens (the paper's \
@@ -105,7 +109,7 @@ the program's text (`miniplm_jax/forecast/estimate.py`).
 {versions}, {datetime.date.today()}, \
 `python -m benchmarks.tpu_training{arguments}`.
 
-{Table(("student", "method", *table.HEADER), lines).markdown()}
+{Table(("student", "method", *tpu_table.HEADER), lines).markdown()}
 
 Compiled FLOPs lie above the model's where the backward pass computes \
 something again. A step takes what the slower of computation and collectives \

@@ -28,7 +28,7 @@ from miniplm_jax.select import step as select
 from miniplm_jax.trainings import Trainings
 
 with epy.lazy_imports():  # it imports JAX
-  from miniplm_jax.forecast import outlook
+  from miniplm_jax.forecast import outlook_page
 
 
 # Stage modules import nothing heavy; what they run does.
@@ -225,7 +225,8 @@ class Stages:
 
   def plan(self, dry_run: bool):
     """Looks at what the run would take on TPUs."""
-    plan.run(self.config, self.workdir, dry_run, self.trainings.students)
+    c = self.config
+    plan.look(c.plan, c.run, self.trainings.on_tpus, self.workdir, dry_run)
 
   def analyze(self) -> list[Step]:
     """What all runs of the workdir say together."""
@@ -255,7 +256,7 @@ class Stages:
         bool(c.evaluation.tasks),
         workdir,
         self.analyses,
-        lambda path: outlook.section(path),
+        lambda path: outlook_page.section(path),
         proxy,
       )
     ]

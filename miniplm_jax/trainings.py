@@ -6,6 +6,8 @@ Teacher and reference where none is given, and a student for each method.
 import functools
 from collections.abc import Mapping
 
+from etils import epy
+
 from miniplm_jax.config import Config
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -15,10 +17,13 @@ from miniplm_jax.distillation import objectives
 from miniplm_jax.distillation.logits_step import StoredLabels
 from miniplm_jax.distillation.seqkd_step import GeneratedRows
 from miniplm_jax.methods import INIT, OBJECTIVES, MethodNames
-from miniplm_jax.models.ref import TEACHER, ModelRef
+from miniplm_jax.models.ref import ROLES, TEACHER, ModelRef
 from miniplm_jax.training import budget, trained, warm_start
 from miniplm_jax.training import step as training_step
 from miniplm_jax.training.spec import TrainSpec
+
+with epy.lazy_imports():  # it imports JAX
+  from miniplm_jax.forecast import workload
 
 
 class Trainings:
@@ -31,12 +36,12 @@ class Trainings:
     """The teacher or the reference."""
     return ModelRef.of_role(role, self.config.roles[role], self.workdir)
 
-  def scorer_steps(self, role: str) -> list[Step]:
-    """A teacher or a reference, if it is trained here."""
+  def scorer(self, role: str) -> TrainSpec | None:
+    """How a teacher or a reference is trained, if it is trained here."""
     c, section, ref = self.config, self.config.roles[role], self.ref(role)
     if ref.path or ref.scores:
-      return []
-    spec = TrainSpec(
+      return None
+    return TrainSpec(
       stage=role,
       folder=ref.trained,
       shape=section.model,
@@ -48,6 +53,12 @@ class Trainings:
       ignore_domains=c.evaluate.ignore_domains,
       writes_hf=True,
     )
+
+  def scorer_steps(self, role: str) -> list[Step]:
+    """A teacher or a reference, if it is trained here."""
+    spec = self.scorer(role)
+    if not spec:
+      return []
     corpus = self.workdir.corpus / MANIFEST
     return [training_step.step(spec, {"corpus": corpus})]
 
@@ -173,3 +184,24 @@ class Trainings:
       init = ModelRef("student.init", student.init, student.init_revision)
       inputs[INIT] = init.as_input()
     return training_step.step(self.student(names), inputs)
+
+  def on_tpus(self) -> "list[workload.Program]":
+    """What TPUs would have to run, scoring too, in the order of the stages.
+
+    Raises:
+      UserError: the shape of a given model is needed, and not known.
+    """
+    c, corpus = self.config, self.workdir.corpus / MANIFEST
+    rows = workload.rows_to_score(corpus, c.plan, c.score)
+    scorers = {role: self.scorer(role) for role in ROLES}
+    return [
+      *(workload.training(f"train {r}", s) for r, s in scorers.items() if s),
+      *(
+        workload.scoring(self.ref(r), c.score, c.corpus.max_length, rows)
+        for r in c.roles_with_model
+      ),
+      *(
+        workload.student_training(method, spec, self.ref(TEACHER))
+        for method, spec in self.students().items()
+      ),
+    ]

@@ -260,9 +260,10 @@ def flaws(check: Check, folder: pathlib.Path) -> Iterator[str]:
     copy = pathlib.Path(name) / "copy"
     shutil.copytree(folder / check.made, copy)
     before = contents(copy / "run")
-    refusal, lines = "", []
+    refusal, lines, is_open = "", [], False
     try:
       lines = helpers.run(copy, *check.arguments).stdout.splitlines()
+      is_open = True
     except Exception as e:
       if error := distributed.explained(e):
         refusal = errors.one_line(error)
@@ -275,7 +276,7 @@ def flaws(check: Check, folder: pathlib.Path) -> Iterator[str]:
       check.refusal and re.search(check.refusal, refusal, re.DOTALL)
     ):
       yield f"refused: {refusal}"
-    if check.must_refuse and not refusal:
+    if check.must_refuse and is_open:
       yield "not refused"
     for line in lines:
       is_of_step = re.fullmatch(_OF_STEP, line)
@@ -288,7 +289,7 @@ def flaws(check: Check, folder: pathlib.Path) -> Iterator[str]:
           yield f"new: {path}"
       elif after.get(path) != before[path] and not re.fullmatch(changed, path):
         yield f"{'changed' if path in after else 'gone'}: {path}"
-    if not refusal and "dry" not in check.name:
+    if is_open and "dry" not in check.name:
       yield from _differences(copy / "run", folder / "whole" / "run")
 
 

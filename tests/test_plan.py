@@ -9,7 +9,7 @@ from etils import epath
 from helpers import LONG, run, run_as_process, typed, write_corpus
 
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.forecast import outlook, topology, work
+from miniplm_jax.forecast import outlook, outlook_page, topology
 from miniplm_jax.trainings import Trainings
 
 needs_libtpu = pytest.mark.skipif(
@@ -20,7 +20,7 @@ PLAN = "--stages=plan", "--config.plan.topology=v5e:2x2"
 
 def lines_of(folder):
   found, price = outlook.read(epath.Path(folder / "run/plan/plan.json"))
-  return {line.name: line for line in found if not line.is_found}, price
+  return {line.name: line for line in found if not line.is_tried}, price
 
 
 @needs_libtpu
@@ -43,12 +43,12 @@ def test_a_config_is_planned_without_a_corpus(tmp_path):
     "train minillm",
   ]
   # 256 tokens in rows of 32: 8 rows over 4 chips.
-  assert found["score by teacher"].figures.rows == 2
+  assert found["score by teacher"].prediction.rows == 2
   assert found["score by teacher"].runs == 126
   assert found["train vanilla_kd"].runs < found["train miniplm"].runs == 8
   assert found["train minillm"].slowdown > 1 == found["train miniplm"].slowdown
   for line in found.values():
-    f = line.figures
+    f = line.prediction
     assert f.fits and 0 < f.held_bytes < f.peak_bytes < f.hbm_bytes
     assert f.chips == 4 and f.seconds > 0
     assert line.chip_hours * 3600 == pytest.approx(
@@ -63,56 +63,52 @@ def test_a_config_is_planned_without_a_corpus(tmp_path):
   assert "score by teacher" in again.stdout
 
 
-def all_pieces(config, folder):
-  config, workdir = typed(config), Workdir(epath.Path(folder))
-  return work.pieces(config, workdir, Trainings(config, workdir).students())
-
-
 @needs_libtpu
-def test_what_does_not_fit_is_named_with_what_does(tmp_path):
+def test_what_does_not_fit_is_named_with_what_does(tmp_path, monkeypatch):
   config = tiny_config.get_config()
   config.workdir, config.score.dtype = str(tmp_path), "bfloat16"
   config.corpus.max_length = length = 64
   config.teacher.model.hidden_size = 8192
   config.teacher.model.num_hidden_layers = 1
   config.score.batch_tokens = 4 * 8192 * length
-  pieces = all_pieces(config, tmp_path)
-  (piece,) = (p for p in pieces if p.name == "score by teacher")
-  assert piece.rows(4)[:2] == [8192, 4096]
+  trainings = Trainings(typed(config), Workdir(epath.Path(tmp_path)))
+  programs = trainings.on_tpus()
+  (program,) = (p for p in programs if p.name == "score by teacher")
+  assert program.rows(4)[:2] == [8192, 4096]
   # Compiling what fills the memory takes minutes: go on with few rows.
-  piece = dataclasses.replace(piece, rows=lambda shards: [8192, 64])
+  monkeypatch.setattr(type(program), "rows", lambda self, shards: [8192, 64])
   mesh = topology.mesh("v5e:2x2", 1, 4, 1)
-  line = outlook.first_that_fits(piece, "v5e:2x2", mesh, "full", None)
-  assert line.figures.fits and line.figures.rows == 64
+  line = outlook.first_that_fits(program, "v5e:2x2", mesh, "full", None)
+  assert line.prediction.fits and line.prediction.rows == 64
   assert "Ran out of memory" in line.refusal
   assert line.setting == f"--config.score.batch_tokens={4 * 64 * length}"
-  said = " ".join(outlook.advice([line]))
-  assert line.setting in said and line.figures.largest[0] in said
+  said = " ".join(outlook_page.advice([line]))
+  assert line.setting in said and line.prediction.largest[0] in said
   # And where nothing fits.
-  refused = dataclasses.replace(line.figures, refusal=line.refusal)
-  line = dataclasses.replace(line, figures=refused)
-  assert "not even" in " ".join(outlook.advice([line]))
-  assert "no total" in " ".join(outlook.totals([line], 0))
+  refused = dataclasses.replace(line.prediction, refusal=line.refusal)
+  line = dataclasses.replace(line, prediction=refused)
+  assert "not even" in " ".join(outlook_page.advice([line]))
+  assert "no total" in " ".join(outlook_page.totals([line], 0))
 
 
 @needs_libtpu
 def test_a_search_names_what_is_fastest(tmp_path):
   done = run(tmp_path, *PLAN, "--config.plan.search=True")
   found, _ = outlook.read(epath.Path(tmp_path / "run/plan/plan.json"))
-  tried = [line for line in found if line.is_found]
+  tried = [line for line in found if line.is_tried]
   assert {line.remat for line in tried} == {"full", "dots"}
   # One head of keys: nothing to split by tensor.
-  meshes = {line.figures.mesh for line in tried}
+  meshes = {line.prediction.mesh for line in tried}
   assert meshes == {(1, 4, 1), (2, 2, 1)}
-  seconds = [line.figures.seconds for line in tried]
+  seconds = [line.prediction.seconds for line in tried]
   assert seconds == sorted(seconds)
   best = tried[0]
-  own = next(x for x in found if x.name == best.name and not x.is_found)
-  data, fsdp, tensor = best.figures.mesh
+  own = next(x for x in found if x.name == best.name and not x.is_tried)
+  data, fsdp, tensor = best.prediction.mesh
   flags = (
     f"--config.run.data={data} --config.run.fsdp={fsdp} "
     f"--config.run.tensor={tensor} "
-    f"--config.run.per_device_batch_size={best.figures.rows} "
+    f"--config.run.per_device_batch_size={best.prediction.rows} "
     f"--config.run.remat={best.remat}"
   )
   is_better = best.seconds < own.seconds

@@ -9,21 +9,25 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax import config as config_lib
+from miniplm_jax.config import TrainConfig
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.forecast import (
   estimate,
-  forecast,
   hlo,
+  hlo_text,
   kernel,
+  prediction,
   programs,
   topology,
 )
-from miniplm_jax.forecast.programs import DoesNotFitError
+from miniplm_jax.forecast.workload import (
+  ScoringProgram,
+  TrainingProgram,
+  next_token,
+)
 from miniplm_jax.models import generation, ready, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.training import flops as flops_lib
-from miniplm_jax.training.objective import NextToken
 
 ARCH = Transformer(
   vocab_size=32_000,
@@ -45,37 +49,57 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
+def scoring(arch, length: int) -> ScoringProgram:
+  return ScoringProgram("score", arch, jnp.bfloat16, length, length, 1)
+
+
+def training(train) -> TrainingProgram:
+  flops = 3 * ARCH.forward_flops(LENGTH)
+  return TrainingProgram("train", ARCH, train, LENGTH, flops, next_token(train))
+
+
+def logits_shape(found) -> tuple[int, ...]:
+  return hlo_text.arrays(found.logits)[0].shape
+
+
+def predicted(program, mesh, rows: int, remat: str = "full"):
+  """The prediction for v5e:2x2, and the text that it was made from."""
+  compiled = programs.compiled(program.lower(mesh, rows, remat))
+  found = prediction.of_compiled(compiled, program, "v5e:2x2", mesh, rows)
+  return found, compiled.as_text()
+
+
 @pytest.fixture(
   scope="module",
   params=[pytest.param(name, marks=needs_libtpu) for name in MESHES],
 )
 def compiled(request):
   mesh = topology.mesh("v5e:2x2", *MESHES[request.param])
-  return mesh, forecast.scoring(ARCH, mesh, ROWS, LENGTH)
+  return mesh, *predicted(scoring(ARCH, LENGTH), mesh, ROWS)
 
 
 def test_flops_are_those_of_the_closed_form(compiled):
-  _, found = compiled
-  assert None not in found.program.loops.values()
-  assert sorted(found.program.loops.values())[-2:] == [2, 4]  # layers, tiles
+  _, found, text = compiled
+  loops = hlo.Schedule(text).loops.values()
+  assert None not in loops and sorted(loops)[-2:] == [2, 4]  # layers, tiles
   assert found.flops == pytest.approx(found.model_flops, rel=0.02)
 
 
 def test_no_buffer_holds_the_logits_of_all_tokens(compiled):
-  mesh, found = compiled
+  mesh, found, text = compiled
   shards, tensor = sharding.batch_shards(mesh), mesh.shape["tensor"]
-  text = set(re.findall(r"\[[\d,]+\]", found.text))
+  shapes_in_text = set(re.findall(r"\[[\d,]+\]", text))
   for rows in (ROWS, ROWS * shards):
     for v in {ARCH.vocab_size, ARCH.vocab_size // tensor}:
       n = rows * LENGTH
       shapes = (rows, LENGTH, v), (n, v), (v, n), (v, rows, LENGTH)
-      assert not text & {f"[{','.join(map(str, s))}]" for s in shapes}
+      assert not shapes_in_text & {f"[{','.join(map(str, s))}]" for s in shapes}
   local = ARCH.table_rows // tensor
-  assert sorted(found.logits.shape) == [1024, local]  # one tile
+  assert sorted(logits_shape(found)) == [1024, local]  # one tile
 
 
 def test_memory_is_a_tile_and_the_weights(compiled):
-  mesh, found = compiled
+  mesh, found, _ = compiled
   local = ARCH.table_rows // mesh.shape["tensor"]
   # The tile in float32, all weights gathered, and as much again.
   weights = 2 * ARCH.parameters()
@@ -83,7 +107,7 @@ def test_memory_is_a_tile_and_the_weights(compiled):
 
 
 def test_collectives_are_gathers_of_the_weights(compiled):
-  mesh, found = compiled
+  mesh, found, _ = compiled
   assert "collective-permute" not in found.collectives
   tensor = mesh.shape["tensor"]
   weights = 2 * (ARCH.parameters() - _EMBEDDING) / tensor
@@ -101,24 +125,17 @@ def test_collectives_are_gathers_of_the_weights(compiled):
 
 @needs_libtpu
 def test_a_training_step_gathers_weights_and_forms_no_logits():
-  train = config_lib.default().train
   rows = 2
-  train.batch_size = 4 * 2 * rows  # in two turns
+  train = TrainConfig(batch_size=4 * 2 * rows)  # in two turns
   mesh = topology.mesh("v5e:2x2", 1, 4, 1)
-  objective = NextToken(train, 0, "none")
-  lowered = programs.training(ARCH, mesh, train, objective, rows, LENGTH)
-  tokens = train.batch_size * LENGTH
-  flops = 3 * ARCH.forward_flops(LENGTH) * tokens
-  found = forecast.compiled(
-    lowered, ARCH, mesh, rows, tokens, flops, jnp.bfloat16
-  )
+  found, text = predicted(training(train), mesh, rows, "none")
   # All that is formed again are scores of attention.
   assert found.flops == pytest.approx(found.model_flops, rel=0.03)
   assert "collective-permute" not in found.collectives
-  assert sorted(found.logits.shape) == [rows * LENGTH, ARCH.table_rows]
-  kernels = [s for s in found.program.steps if s.slowness != 1]
+  assert sorted(logits_shape(found)) == [rows * LENGTH, ARCH.table_rows]
+  kernels = [o for o in hlo.Schedule(text).operations if o.slowness != 1]
   layers = ARCH.num_hidden_layers
-  assert [(s.times, s.flops) for s in kernels] == [
+  assert [(o.times, o.flops) for o in kernels] == [
     (2 * layers, products * rows * ARCH.hidden_size * LENGTH**2)
     for products in (2, 5)  # forward, and back with the scores anew
   ]
@@ -164,7 +181,7 @@ def test_a_plain_product_takes_what_its_flops_do_at_the_peak(slice_name, size):
     (size, size), jnp.bfloat16, sharding=NamedSharding(mesh, P())
   )
   lowered = jax.jit(jnp.matmul).lower(x, x)
-  program = hlo.Program(programs.compiled(lowered).as_text())
+  program = hlo.Schedule(programs.compiled(lowered).as_text())
   assert program.flops == 2 * size**3
   kind = mesh.devices.flat[0].device_kind
   at_peak = 2 * size**3 / flops_lib.peak_flops(kind)
@@ -174,7 +191,7 @@ def test_a_plain_product_takes_what_its_flops_do_at_the_peak(slice_name, size):
 
 def test_a_kernel_of_unknown_cost_is_refused():
   with pytest.raises(kernel.UnknownKernelError, match="some_kernel"):
-    hlo.Program(
+    hlo.Schedule(
       _HLO.replace('"x"', '"tpu_custom_call"').replace("pad.1", "some_kernel")
     )
 
@@ -183,8 +200,8 @@ def test_a_kernel_of_unknown_cost_is_refused():
 def test_what_does_not_fit_is_said():
   arch = dataclasses.replace(ARCH, vocab_size=32_000_000)
   mesh = topology.mesh("v5e:1x1", 1, 1, 1)
-  with pytest.raises(DoesNotFitError, match="does not fit"):
-    forecast.scoring(arch, mesh, 1, 128)
+  found = prediction.predict(scoring(arch, 128), "v5e:1x1", mesh, 1)
+  assert "does not fit" in found.refusal and not found.fits
 
 
 @needs_libtpu
@@ -221,7 +238,7 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
 
 
 def test_bodies_count_as_often_as_they_run_and_the_costlier_branch_once():
-  program = hlo.Program(_HLO)
+  program = hlo.Schedule(_HLO)
   assert program.loops == {"while.1": 5}
   assert program.flops == 5 * 2 * 8 * 16 * 32
   (found,) = program.collectives

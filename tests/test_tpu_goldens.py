@@ -7,15 +7,24 @@ look at what changed before committing it.
 import json
 
 import jax
-import jax.numpy as jnp
 import pytest
 from helpers import ROOT
-from test_tpu import ARCH, LENGTH, needs_libtpu
+from test_tpu import (
+  ARCH,
+  logits_shape,
+  needs_libtpu,
+  scoring,
+  training,
+)
 
-from miniplm_jax import config as config_lib
-from miniplm_jax.forecast import forecast, programs, topology
+from miniplm_jax.config import TrainConfig
+from miniplm_jax.forecast import (
+  hlo,
+  prediction,
+  programs,
+  topology,
+)
 from miniplm_jax.models import architecture, sharding
-from miniplm_jax.training.objective import NextToken
 
 # Each version of JAX comes with its own libtpu, which compiles otherwise.
 PATH = ROOT / "tests" / "goldens" / f"tpu-jax-{jax.__version__}.json"
@@ -32,26 +41,16 @@ SLICES = (
 def summary(name: str) -> dict:
   """Of a training step, weights and batch over four chips."""
   mesh = topology.mesh(name, 1, 4, 1)
-  train = config_lib.default().train
-  train.batch_size = ROWS * sharding.batch_shards(mesh)
-  tokens = train.batch_size * LENGTH
-  found = forecast.compiled(
-    programs.training(
-      ARCH, mesh, train, NextToken(train, 0, "dots"), ROWS, LENGTH
-    ),
-    ARCH,
-    mesh,
-    ROWS,
-    tokens,
-    3 * ARCH.forward_flops(LENGTH) * tokens,
-    jnp.bfloat16,
-  )
+  train = TrainConfig(batch_size=ROWS * sharding.batch_shards(mesh))
+  program = training(train)
+  compiled = programs.compiled(program.lower(mesh, ROWS, "dots"))
+  found = prediction.of_compiled(compiled, program, name, mesh, ROWS)
   return {
     "peak_bytes": found.peak_bytes,
     "flops": found.flops,
     "collectives": {k: list(v) for k, v in sorted(found.collectives.items())},
-    "loops": sorted(found.program.loops.values()),
-    "milliseconds": round(1e3 * found.time.seconds, 4),
+    "loops": sorted(hlo.Schedule(compiled.as_text()).loops.values()),
+    "milliseconds": round(1e3 * found.seconds, 4),
   }
 
 
@@ -87,9 +86,9 @@ def test_the_teacher_of_the_paper_on_one_chip():
   """1.8B at 16 × 1,024: fits, no logits of all tokens, at the target."""
   arch = architecture.make(architecture.PRESETS["qwen1.5-1.8b"])
   mesh = topology.mesh("v5e:1x1", 1, 1, 1)
-  found = forecast.scoring(arch, mesh, 16, 1024)
+  found = prediction.predict(scoring(arch, 1024), "v5e:1x1", mesh, 16)
   assert found.peak_bytes < 4.2 * 2**30
   assert found.flops == pytest.approx(found.model_flops, rel=0.02)
-  assert sorted(found.logits.shape) == [1024, arch.table_rows]
+  assert sorted(logits_shape(found)) == [1024, arch.table_rows]
   assert not found.collectives
   assert found.mfu > 0.65  # predicted

@@ -20,21 +20,13 @@ from miniplm_jax.training import flops as flops_lib
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What a chip can do.
+  """What a chip can do."""
 
-  Attributes:
-    hbm_gib: main memory that the compiler lets a program use.
-    hbm_bandwidth: bytes/s, from the vendor's product pages.
-    clock: Hz, at which the matrix units reach the peak.
-    link_bandwidth: bytes/s of one link to another chip, one way.
-    network_bandwidth: bytes/s to another slice: a host's, by its chips.
-  """
-
-  hbm_gib: float
-  hbm_bandwidth: float
-  clock: float
-  link_bandwidth: float
-  network_bandwidth: float
+  hbm_gib: float  # main memory that the compiler lets a program use
+  hbm_bandwidth: float  # bytes/s, from the vendor's product pages
+  clock: float  # Hz, at which the matrix units reach the peak
+  link_bandwidth: float  # bytes/s of one link to another chip, one way
+  network_bandwidth: float  # bytes/s to another slice: a host's, by its chips
 
 
 # By device kind; the peak FLOP/s are in `training/flops.py`. Between slices:
@@ -49,20 +41,13 @@ CHIPS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
-  """Predicted seconds of one run of a program.
+class TimeEstimate:
+  """Predicted seconds of one run of a program."""
 
-  Attributes:
-    computing: on the chip.
-    collective: of all collectives inside a slice.
-    exposed: of the collectives beside which nothing is scheduled.
-    network: of what slices exchange.
-  """
-
-  computing: float
-  collective: float
-  exposed: float
-  network: float = 0.0
+  computing: float  # on the chip
+  collective: float  # of all collectives inside a slice
+  exposed: float  # of the collectives beside which nothing is scheduled
+  network: float = 0.0  # of what slices exchange
 
   @property
   def seconds(self) -> float:
@@ -70,36 +55,39 @@ class Estimate:
     return max(self.computing, self.collective, self.network)
 
 
-def step_seconds(step: hlo.Step, device_kind: str) -> float:
-  """Of one run of a step."""
+def operation_seconds(operation: hlo.Operation, device_kind: str) -> float:
+  """Predicts the time of one run of an operation."""
   chip = CHIPS[device_kind]
-  seconds = step.moved / chip.hbm_bandwidth
-  if step.flops:
-    by_peak = step.slowness * step.flops / flops_lib.peak_flops(device_kind)
-    seconds = max(seconds, by_peak, step.cycles / chip.clock)
+  seconds = operation.moved / chip.hbm_bandwidth
+  if operation.flops:
+    flops = operation.slowness * operation.flops
+    at_peak = flops / flops_lib.peak_flops(device_kind)
+    seconds = max(seconds, at_peak, operation.cycles / chip.clock)
   return seconds
 
 
 def estimate(
-  program: hlo.Program, device_kind: str, slices: int = 1
-) -> Estimate:
+  schedule: hlo.Schedule, device_kind: str, slices: int = 1
+) -> TimeEstimate:
   """Predicts the time of a program on one device and its neighbors.
 
   Args:
-    program: of one device.
+    schedule: of one device.
     device_kind: a key of `CHIPS`.
     slices: among which a sum takes 2 (n − 1) / n times its bytes.
   """
   chip = CHIPS[device_kind]
-  inside = [c for c in program.collectives if c.kind != hlo.BETWEEN_SLICES]
-  between = [c for c in program.collectives if c.kind == hlo.BETWEEN_SLICES]
+  inside = [c for c in schedule.collectives if c.kind != hlo.BETWEEN_SLICES]
+  between = [c for c in schedule.collectives if c.kind == hlo.BETWEEN_SLICES]
 
   def nbytes(collectives):
     return sum(c.times * c.nbytes for c in collectives)
 
   both_ways = 2 * chip.link_bandwidth
-  return Estimate(
-    sum(s.times * step_seconds(s, device_kind) for s in program.steps),
+  return TimeEstimate(
+    sum(
+      o.times * operation_seconds(o, device_kind) for o in schedule.operations
+    ),
     nbytes(inside) / both_ways,
     nbytes(c for c in inside if not c.is_overlapped) / both_ways,
     2 * (slices - 1) / slices * nbytes(between) / chip.network_bandwidth,

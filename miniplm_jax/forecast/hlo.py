@@ -46,52 +46,35 @@ _COPIES = frozenset(("bitcast", "copy", "convert", "copy-start", "copy-done"))
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-  """An instruction of the schedule.
+class Operation:
+  """An instruction of the schedule, and what one run of it takes."""
 
-  Attributes:
-    computation: that it stands in.
-    instruction: the line.
-    times: how often it runs.
-    flops: of its matrix products, once.
-    slowness: time of a Pallas kernel over that of its FLOPs at the peak; 1
-      for all else.
-    cycles: the compiler's estimate, once; 0 where it makes none.
-    moved: bytes read from and written to main memory, once.
-  """
-
-  computation: str
+  computation: str  # that it stands in
   instruction: Instruction
-  times: int
-  flops: int
-  cycles: int
-  moved: int
+  times: int  # how often it runs
+  flops: int  # of its matrix products
+  cycles: int  # the compiler's estimate; 0 where it makes none
+  moved: int  # bytes read from and written to main memory
+  # Time of a Pallas kernel over that of its FLOPs at the peak; else 1.
   slowness: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """A collective of the schedule.
+  """A collective of the schedule."""
+
+  kind: str  # one of `KINDS`, or `BETWEEN_SLICES`
+  times: int  # how often it runs
+  nbytes: int  # of its result on one device, each time
+  is_overlapped: bool  # other work is scheduled beside it
+
+
+class Schedule:
+  """What a compiled program does, in its order.
 
   Attributes:
-    kind: one of `KINDS`, or `BETWEEN_SLICES`.
-    times: how often it runs.
-    nbytes: of its result on one device, once.
-    is_overlapped: other work is scheduled beside it.
-  """
-
-  kind: str
-  times: int
-  nbytes: int
-  is_overlapped: bool
-
-
-class Program:
-  """A compiled program.
-
-  Attributes:
-    steps: what runs.
-    collectives: those of the steps.
+    operations: what runs.
+    collectives: those of the operations.
     loops: how often each loop runs; None where that could not be read.
   """
 
@@ -100,13 +83,13 @@ class Program:
     self._computations, entry = parse(text)
     self._users: dict[str, dict[str, list[Instruction]]] = {}
     self.loops: dict[str, int | None] = {}
-    self.steps = list(self._walk(entry, 1))
+    self.operations = list(self._walk(entry, 1))
     self.collectives = list(self._find_collectives())
 
   @property
   def flops(self) -> int:
     """Of all matrix products."""
-    return sum(s.flops * s.times for s in self.steps)
+    return sum(s.flops * s.times for s in self.operations)
 
   def buffers(self) -> dict[Array, str]:
     """Every array that exists in the schedule, largest first.
@@ -116,14 +99,14 @@ class Program:
       inside a fusion, tile by tile, is not a buffer.
     """
     found = {}
-    for computation in dict.fromkeys(s.computation for s in self.steps):
+    for computation in dict.fromkeys(s.computation for s in self.operations):
       for instruction in self._computations[computation].values():
         for array in instruction.arrays:
           if not found.get(array):
             found[array] = instruction.source
     return dict(sorted(found.items(), key=lambda x: -x[0].nbytes))
 
-  def _walk(self, computation: str, times: int) -> Iterator[Step]:
+  def _walk(self, computation: str, times: int) -> Iterator[Operation]:
     for instruction in self._computations[computation].values():
       op = instruction.op
       if op == "while":
@@ -136,17 +119,19 @@ class Program:
       elif op == "call":
         yield from self._walk(instruction.called, times)
       elif op not in _FREE:
-        yield self._step_of(computation, instruction, times)
+        yield self._operation_of(computation, instruction, times)
 
-  def _step_of(self, computation, instruction, times) -> Step:
+  def _operation_of(self, computation, instruction, times) -> Operation:
     cycles = _CYCLES.search(instruction.attributes)
     moved = self._moved(computation, instruction)
     if kernel.is_kernel(instruction.op, instruction.attributes):
       names = self._computations[computation]
       operands = [names[o].arrays[0] for o in instruction.operands]
       flops, slowness = kernel.cost(instruction.name, operands)
-      return Step(computation, instruction, times, flops, 0, moved, slowness)
-    return Step(
+      return Operation(
+        computation, instruction, times, flops, 0, moved, slowness
+      )
+    return Operation(
       computation,
       instruction,
       times,
@@ -183,7 +168,7 @@ class Program:
     start = self._value(computation, start, {})
     body = self._computations[loop.named("body")]
     root = next(name for name, i in body.items() if i.is_root)
-    step = self._step(
+    step = self._increment(
       loop.named("body"), self._element(loop.named("body"), root, index), {}
     )
     if not isinstance(start, int) or not step:
@@ -242,13 +227,13 @@ class Program:
       return arguments.get(int(instruction.argument))
     return None
 
-  def _step(self, computation, name, arguments) -> int | None:
+  def _increment(self, computation, name, arguments) -> int | None:
     """What a loop's counter grows by."""
     instruction = self._computations[computation].get(name)
     if instruction is None:
       return None
     if instruction.op in _COPIES:
-      return self._step(computation, instruction.operands[0], arguments)
+      return self._increment(computation, instruction.operands[0], arguments)
     if instruction.op == "add":
       values = [
         self._value(computation, o, arguments) for o in instruction.operands
@@ -258,12 +243,12 @@ class Program:
       inner = self._computations[instruction.called]
       root = next(name for name, i in inner.items() if i.is_root)
       arguments = self._arguments(computation, instruction, arguments)
-      return self._step(instruction.called, root, arguments)
+      return self._increment(instruction.called, root, arguments)
     return None
 
   def _find_collectives(self) -> Iterator[Collective]:
     seen = set()
-    for step in self.steps:
+    for step in self.operations:
       if step.instruction.op == "recv":
         # What arrives, beside which the compiler schedules other work.
         nbytes = step.instruction.arrays[0].nbytes
@@ -360,6 +345,6 @@ class _Element(NamedTuple):
   index: int
 
 
-def _cost(steps: list[Step]) -> tuple[int, int]:
-  flops = sum(s.flops * s.times for s in steps)
-  return flops, sum(s.moved * s.times for s in steps)
+def _cost(operations: list[Operation]) -> tuple[int, int]:
+  flops = sum(s.flops * s.times for s in operations)
+  return flops, sum(s.moved * s.times for s in operations)

@@ -4,20 +4,28 @@ Compiles the programs of the config for slices that are not here. Memory and
 FLOPs are the compiled program's, every time is a prediction.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
+from etils import epy
+
+from miniplm_jax.config import PlanConfig, RunConfig
 from miniplm_jax.core.log import log, plain
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.training.spec import TrainSpec
+
+with epy.lazy_imports():  # they import JAX
+  from miniplm_jax.forecast import outlook as outlook_lib
+  from miniplm_jax.forecast import outlook_page, topology
+  from miniplm_jax.forecast.workload import Program
 
 STAGE = "plan"
 
 
-def run(
-  config,
+def look(
+  plan: PlanConfig,
+  run: RunConfig,
+  workload: "Callable[[], Sequence[Program]]",
   workdir: Workdir,
   dry_run: bool,
-  students: Callable[[], Mapping[str, TrainSpec]],
 ):
   """Prints a table for each slice, and writes plan.json for the report.
 
@@ -25,44 +33,44 @@ def run(
   has one more slice, compiles only what is new.
 
   Args:
-    config: the configuration.
+    plan: for which slices.
+    run: mesh and remat.
+    workload: gives the programs; a dry run does not ask for them.
     workdir: of the run.
     dry_run: only say what would be compiled.
-    students: gives how each is trained, by method.
 
   Raises:
     UserError: there is no such slice, libtpu is not installed, or a batch
       does not split over the slice.
   """
-  slices = config.plan.topology.split(",")
+  slices = plan.topology.split(",")
   if dry_run:
     where = ", ".join(slices)
     plain(f"  {STAGE:9} would compile this config's programs for {where}")
     return
-  from miniplm_jax.forecast import outlook, topology, work
-
   topology.prepare()
-  run = config.run
-  pieces = work.pieces(config, workdir, students())
-  found = []
+  programs, cache = workload(), workdir.plan
+  # The student of the run's own method is the first that is trained.
+  main_student = next(p for p in programs if p.is_student)
+  outlooks = []
   for name in slices:
     mesh = topology.mesh(name, run.data, run.fsdp, run.tensor)
-    for piece in pieces:
-      log(STAGE, f"{name}: compiling {piece.name}, about a minute")
-      line = outlook.first_that_fits(piece, name, mesh, run.remat, workdir.plan)
-      found.append(line)
-      if config.plan.search and piece is _main_student(pieces):
-        found += outlook.search(
-          piece, name, mesh, run.remat, workdir.plan, line
+    for program in programs:
+      log(STAGE, f"{name}: compiling {program.name}, about a minute")
+      outlook = outlook_lib.first_that_fits(
+        program, name, mesh, run.remat, cache
+      )
+      outlooks.append(outlook)
+      if plan.search and program is main_student:
+        outlooks += outlook_lib.search(
+          program, name, mesh, run.remat, cache, outlook
         )
-  price = config.plan.price
-  outlook.write(workdir.plan_file, found, price)
-  plain("\n" + outlook.table(found, price).markdown())
-  for text in (*outlook.advice(found), *outlook.totals(found, price)):
+  outlook_lib.write(workdir.plan_file, outlooks, plan.price)
+  plain("\n" + outlook_page.table(outlooks, plan.price).markdown())
+  for text in (
+    *outlook_page.advice(outlooks),
+    *outlook_page.totals(outlooks, plan.price),
+    outlook_page.CAVEAT,
+    str(workdir.plan_file),
+  ):
     plain(f"\n{text}")
-  plain(f"\n{outlook.CAVEAT}\n\n{workdir.plan_file}")
-
-
-def _main_student(pieces):
-  """The student of `config.method`: the first that is trained after scoring."""
-  return next(p for p in pieces if p.is_student)

@@ -1,0 +1,252 @@
+"""What TPUs have to do: the programs of a run, and how often each one runs."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from miniplm_jax.config import PlanConfig, ScoreConfig, TrainConfig
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.distillation import objectives
+from miniplm_jax.forecast import programs
+from miniplm_jax.methods import OBJECTIVES
+from miniplm_jax.models import sharding
+from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.models.ref import ModelRef
+from miniplm_jax.training import flops
+from miniplm_jax.training.objective import NextToken
+from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
+
+# Which id ends a document changes a constant of the program, and no more.
+EOS_ID = 0
+
+
+class Program(Protocol):
+  """A program that runs many times.
+
+  `shards` are those of the batch, `rows` what each takes at a time.
+  """
+
+  name: str  # of the stage and the model
+  arch: Architecture  # the model whose head its logits come from
+  dtype: Any  # of the computation
+  token_flops: float  # that the method asks for on an input
+  # FLOPs of the method in those of the program; not 1 where the program of
+  # another method stands in for its own.
+  slowdown: float
+  is_training: bool  # it has a backward pass
+  is_student: bool  # it trains a student
+
+  def rows(self, shards: int) -> list[int]:
+    """The rows that can be chosen: what the config says first, then fewer."""
+
+  def tokens(self, shards: int, rows: int) -> int:
+    """How many inputs one run takes, over all chips."""
+
+  def runs(self, shards: int, rows: int) -> int:
+    """How often it runs."""
+
+  def setting(self, shards: int, rows: int) -> str:
+    """The flag that chooses so many rows."""
+
+  def lower(self, mesh: Mesh, rows: int, remat: str) -> jax.stages.Lowered:
+    """Lowers it for a mesh."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringProgram:
+  """One batch of scoring by a model; see `Program`."""
+
+  name: str
+  arch: Architecture
+  dtype: Any
+  length: int  # inputs of a row
+  batch_tokens: int  # of a batch over all devices, as the config says
+  count: int  # rows to score
+
+  slowdown: ClassVar[float] = 1.0
+  is_training: ClassVar[bool] = False
+  is_student: ClassVar[bool] = False
+
+  @property
+  def token_flops(self) -> float:
+    """The forward pass."""
+    return self.arch.forward_flops(self.length)
+
+  def rows(self, shards: int) -> list[int]:
+    """Those of the config, and each time half of them down to 1."""
+    sizes = [max(self.batch_tokens // self.length // shards, 1)]
+    while sizes[-1] > 1:
+      sizes.append(sizes[-1] // 2)
+    return sizes
+
+  def tokens(self, shards: int, rows: int) -> int:
+    """Those of a batch."""
+    return shards * rows * self.length
+
+  def runs(self, shards: int, rows: int) -> int:
+    """Batches of all rows."""
+    return -(-self.count // (shards * rows))
+
+  def setting(self, shards: int, rows: int) -> str:
+    """Its batch_tokens."""
+    return f"--config.score.batch_tokens={self.tokens(shards, rows)}"
+
+  def lower(self, mesh: Mesh, rows: int, remat: str) -> jax.stages.Lowered:
+    """Lowers it; there is no backward pass to which `remat` would apply."""
+    del remat
+    rows *= sharding.batch_shards(mesh)
+    return programs.scoring(self.arch, mesh, rows, self.length, self.dtype)
+
+
+def next_token(train: TrainConfig) -> Callable[[Mesh, str], NextToken]:
+  """Makes the objective of a train section, for a mesh and remat."""
+  return lambda mesh, remat: NextToken(train, EOS_ID, remat)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingProgram:
+  """One step of training; see `Program`."""
+
+  name: str
+  arch: Architecture
+  train: TrainConfig
+  length: int  # inputs of a row
+  token_flops: float
+  objective: Callable[[Mesh, str], NextToken]  # for a mesh and remat
+  most_rows: int = 0  # run.per_device_batch_size; 0 is all
+  slowdown: float = 1.0
+  is_student: bool = False
+
+  is_training: ClassVar[bool] = True
+
+  @property
+  def dtype(self) -> Any:
+    """The train section's."""
+    return jnp.dtype(self.train.dtype)
+
+  def rows(self, shards: int) -> list[int]:
+    """The divisors of a shard's rows, down from the most.
+
+    Raises:
+      UserError: the batch does not split over the shards.
+    """
+    of_shard, odd = divmod(self.train.batch_size, shards)
+    if odd:
+      raise UserError(
+        f"batch_size {self.train.batch_size} does not split over {shards} "
+        "shards",
+        f"config of {self.name}",
+        "choose a multiple or another mesh",
+      )
+    most = min(self.most_rows or of_shard, of_shard)
+    return [n for n in range(most, 0, -1) if of_shard % n == 0]
+
+  def tokens(self, shards: int, rows: int) -> int:
+    """Those of a step, in however many turns."""
+    del shards, rows
+    return self.train.batch_size * self.length
+
+  def runs(self, shards: int, rows: int) -> int:
+    """The steps."""
+    del shards, rows
+    return self.train.steps
+
+  def setting(self, shards: int, rows: int) -> str:
+    """Its per_device_batch_size."""
+    del shards
+    return f"--config.run.per_device_batch_size={rows}"
+
+  def lower(self, mesh: Mesh, rows: int, remat: str) -> jax.stages.Lowered:
+    """Lowers it."""
+    objective = self.objective(mesh, remat)
+    return programs.training(
+      self.arch, mesh, self.train, objective, rows, self.length
+    )
+
+
+def rows_to_score(
+  corpus: epath.Path, plan: PlanConfig, score: ScoreConfig
+) -> int:
+  """Counts the rows of D that a model scores.
+
+  Args:
+    corpus: its manifest; `plan.rows` are D's while it has not been made.
+    plan: the section.
+    score: the section.
+  """
+  rows = plan.rows
+  if tokenized := manifest_lib.read(corpus):
+    rows = tokenized.counts["split train"]
+  return max(round(rows * score.share), 1)
+
+
+def scoring(
+  model: ModelRef, score: ScoreConfig, max_length: int, rows: int
+) -> ScoringProgram:
+  """The program that scores so many rows by the teacher or the reference."""
+  return ScoringProgram(
+    f"score by {model.role}",
+    model.shape(),
+    jnp.dtype(score.dtype),
+    max_length,
+    score.batch_tokens,
+    rows,
+  )
+
+
+def training(name: str, spec: TrainSpec) -> TrainingProgram:
+  """The program of a training on the next-token loss."""
+  return TrainingProgram(
+    name,
+    spec.shape,
+    spec.train,
+    spec.max_length,
+    flops.next_token(spec.shape, spec.max_length),
+    next_token(spec.train),
+    spec.run.per_device_batch_size,
+  )
+
+
+def student_training(
+  method: str, spec: TrainSpec, teacher: ModelRef
+) -> TrainingProgram:
+  """The program that trains a student.
+
+  Of an objective that is not compiled for TPUs here, it is that of the
+  next-token loss, slower by their FLOPs.
+
+  Args:
+    method: a key of `METHODS`.
+    spec: how it is trained.
+    teacher: the model that takes part in each step, if one does.
+  """
+  program = training(f"train {method}", spec)
+  program = dataclasses.replace(program, is_student=True)
+  if OBJECTIVES[spec.objective.name].is_compiled:
+    objective = _with_teacher(spec.train, spec.objective, teacher)
+    return dataclasses.replace(
+      program, objective=objective, token_flops=spec.token_flops
+    )
+  slowdown = spec.token_flops / program.token_flops
+  return dataclasses.replace(program, slowdown=slowdown)
+
+
+def _with_teacher(
+  train: TrainConfig, objective: ObjectiveSpec, teacher: ModelRef
+) -> Callable[[Mesh, str], NextToken]:
+  """Makes an objective whose teacher has a shape and no weights."""
+  section = objective.section
+  loss = objectives.loss(OBJECTIVES[objective.name])
+
+  def make(mesh: Mesh, remat: str) -> NextToken:
+    dtype = jnp.dtype(getattr(section, "dtype", train.dtype))
+    weights = programs.weights(teacher.shape(), mesh, dtype)
+    return loss(train, EOS_ID, remat, weights, section)
+
+  return make
