@@ -242,7 +242,7 @@ def _run(steps: Sequence[Step]):
 def _named(step: Step) -> dict[str, Any]:
   """Returns by which paths inputs were given, and which were local."""
   named = step.named_inputs
-  local = [name for name, s in named.items() if getattr(s, "is_here", False)]
+  local = [name for name, s in named.items() if getattr(s, "is_folder", False)]
   return {
     manifest_lib.NAMED: {n: source.path for n, source in named.items()},
     manifest_lib.HERE: local,

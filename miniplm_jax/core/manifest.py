@@ -192,7 +192,7 @@ class Manifest:
     """Raises GoneError if what was a folder now reads like a hub id."""
     path, named = getattr(source, "path", None), self.details.get(NAMED, {})
     was_here = path == named.get(name) and name in self.details.get(HERE, ())
-    if was_here and not getattr(source, "is_here", True):
+    if was_here and not getattr(source, "is_folder", True):
       hint = "put it back where it was, or give its path"
       raise GoneError("no such folder here", path, hint)
 

@@ -274,7 +274,7 @@ class Step:
       return manifest_lib.read(self.manifest) or manifest_lib.read(self.partial)
 
     try:
-      if not getattr(source, "is_here", True) and (old := earlier()):
+      if not getattr(source, "is_folder", True) and (old := earlier()):
         old.refuse_gone(name, source)
       return source()
     except GoneError as e:

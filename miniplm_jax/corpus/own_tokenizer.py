@@ -35,7 +35,7 @@ def copied(
     (named.eos_token, named.bos_token),
   )
   given = hub.GivenTokenizer(named.tokenizer, named.tokenizer_revision)
-  is_made, is_local = path.exists(), given.is_here
+  is_made, is_local = path.exists(), given.is_folder
   if not is_made or (is_local and named.tokenizer != TRAIN):
     folder = hub.resolve(
       named.tokenizer, named.tokenizer_revision, weights=False

@@ -117,7 +117,7 @@ def _idle(
   if corpus.tokenizer == TRAIN:
     return (*idle, "tokenizer_revision")
   idle = (*idle, "vocab_size")
-  return (*idle, "tokenizer_revision") if _given(corpus).is_here else idle
+  return (*idle, "tokenizer_revision") if _given(corpus).is_folder else idle
 
 
 def _given(corpus: CorpusConfig):

@@ -67,8 +67,8 @@ def resolve(
 
 
 def _may_be_hub_id(path: str) -> bool:
-  is_local = path.startswith((".", "/", "~")) or "://" in path
-  return not is_local and path.count("/") < 2
+  is_path = path.startswith((".", "/", "~")) or "://" in path
+  return not is_path and path.count("/") < 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Given:
     return epath.Path(self.path).expanduser()
 
   @property
-  def is_here(self) -> bool:
+  def is_folder(self) -> bool:
     """Whether it is a directory, and no hub id."""
     return self.directory.is_dir()
 
@@ -93,7 +93,7 @@ class Given:
 
     Of a hub id nothing is known before it is fetched but its revision.
     """
-    if not self.is_here and _may_be_hub_id(self.path):
+    if not self.is_folder and _may_be_hub_id(self.path):
       return files.digest([self.path, self.revision])
     return self._read(resolve(self.path))
 
@@ -105,7 +105,7 @@ class Given:
 
   def former(self) -> tuple[str, ...]:
     """Returns earlier versions': of whole files, and of the ends of each."""
-    if not self.is_here:
+    if not self.is_folder:
       return ()
     paths = _content(self.directory)
     whole = [[path.name, files.sha256(gs.copied(path))] for path in paths]
@@ -116,12 +116,12 @@ class GivenTokenizer(Given):
   """The tokenizer.json of such a model, as an input of a step."""
 
   @property
-  def is_here(self) -> bool:
+  def is_folder(self) -> bool:
     """Whether it is a directory with a tokenizer, and no hub id."""
     return (self.directory / "tokenizer.json").exists()
 
   def _read(self, directory: epath.Path) -> str:
-    if not self.is_here:
+    if not self.is_folder:
       hint = "give one with a fast tokenizer"
       raise GoneError("no tokenizer.json", str(directory), hint)
     return files.sha256(directory / "tokenizer.json")
