@@ -12,11 +12,14 @@ from typing import Any
 
 from etils import epath, epy
 
+from miniplm_jax.api.execution import execute
+from miniplm_jax.config import RunConfig, SelectConfig
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST
+from miniplm_jax.select import step as select_step
 
 with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
   import numpy as np
@@ -217,11 +220,42 @@ class Scores(Mapping[str, ScoreTable]):
     """`to_arrow` as a DataFrame; needs pandas."""
     return self.to_arrow().to_pandas()
 
-  def select(self, criterion: str = "mean_diff", **how: Any) -> "Selection":
-    """Keeps the rows that rank highest, see `select`."""
-    from miniplm_jax.api import steps
+  def select(
+    self,
+    criterion: str = "mean_diff",
+    *,
+    name: str = "miniplm",
+    to: epath.PathLike | None = None,
+    run: RunConfig = RunConfig(),
+    **options: Any,
+  ) -> "Selection":
+    """Keeps the rows of D that rank highest by a criterion.
 
-    return steps.select(self, criterion, **how)
+    Args:
+      criterion: a key of `criteria.CRITERIA`; "mean_diff" is the paper's.
+      name: of the selection, its folder.
+      to: that folder, if it is not to lie in the corpus's workdir.
+      run: how it is carried out.
+      **options: fields of `SelectConfig`: ratio, rows, quotas, max_copies, ….
+
+    Raises:
+      UserError: a model that the criterion reads has no scores here.
+    """
+    section = SelectConfig(definition=criterion, **options)
+    corpus = self.corpus
+    folder = epath.Path(to or corpus.path.parent / "selection" / name)
+    tables = {role: table.path for role, table in self.items()}
+    if missing := set(select_step.CRITERIA[criterion].reads) - set(tables):
+      raise UserError(
+        f"{criterion} reads the scores of {' and '.join(sorted(missing))}",
+        "scores",
+        "score with models of these names",
+      )
+    step = select_step.step(
+      section, criterion, tables, corpus.path / MANIFEST, folder
+    )
+    execute([step], run)
+    return Selection(folder, corpus)
 
 
 class OfCorpus(Artifact):

@@ -23,6 +23,7 @@ from miniplm_jax.api.artifacts import (
   ScoreTable,
   Selection,
 )
+from miniplm_jax.api.execution import execute, root_of
 from miniplm_jax.api.models import Model, ref_of
 from miniplm_jax.api.students import Evaluation, Run, Student
 from miniplm_jax.config import (
@@ -31,16 +32,12 @@ from miniplm_jax.config import (
   ExportConfig,
   RunConfig,
   ScoreConfig,
-  SelectConfig,
   TrainConfig,
   VerifyConfig,
 )
-from miniplm_jax.core import execute as execute_lib
-from miniplm_jax.core.claims import Board
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import Section
-from miniplm_jax.core.step import Step
-from miniplm_jax.core.workdir import FOLDERS, MANIFEST, Workdir
+from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import step as corpus_step
 from miniplm_jax.distillation import objectives
 from miniplm_jax.evaluate import step as evaluate_step
@@ -48,19 +45,14 @@ from miniplm_jax.evaluate.subjects import Subject
 from miniplm_jax.methods import OBJECTIVES
 from miniplm_jax.models.architecture import SHAPES, Architecture
 from miniplm_jax.models.ref import ROLES, TEACHER
-from miniplm_jax.report import model_card
 from miniplm_jax.score import step as score_step
-from miniplm_jax.select import step as select_step
 from miniplm_jax.training import step as training_step
 from miniplm_jax.training import trained
 from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
 
 with epy.lazy_imports():  # JAX, NumPy: planning needs neither
-  import numpy as np
-
   from miniplm_jax.evaluate import heldout
   from miniplm_jax.models import sharding
-  from miniplm_jax.training import batches
 
 presets = SHAPES  # shapes by name
 
@@ -94,7 +86,7 @@ def tokenize(
   section = CorpusConfig(
     source=str(source), tokenizer=str(tokenizer), **options
   )
-  _execute([corpus_step.step(section, epath.Path(to), run)], run)
+  execute([corpus_step.step(section, epath.Path(to), run)], run)
   return Corpus(to)
 
 
@@ -149,7 +141,7 @@ def train(
     writes_hf=is_scorer,
     export=ExportConfig(),
   )
-  _execute([training_step.step(spec, inputs)], run)
+  execute([training_step.step(spec, inputs)], run)
   return Student(folder, rows.corpus)
 
 
@@ -217,7 +209,7 @@ def score(
     **options: fields of `ScoreConfig`: dtype, batch_tokens, share, ….
   """
   folder = epath.Path(to) if to else corpus.path.parent / "scores"
-  root = _root(folder / "x")
+  root = root_of(folder / "x")
   refs = [ref_of(name, model, root, folder) for name, model in models.items()]
   steps = score_step.steps(
     ScoreConfig(**options),
@@ -228,44 +220,15 @@ def score(
     run,
     alpha=0.5,
   )
-  _execute(steps, run)
+  execute(steps, run)
   return Scores(corpus, {ref.name: ScoreTable(ref.table) for ref in refs})
 
 
 def select(
-  scores: Scores,
-  criterion: str = "mean_diff",
-  *,
-  name: str = "miniplm",
-  to: epath.PathLike | None = None,
-  run: RunConfig = RunConfig(),
-  **options: Any,
+  scores: Scores, criterion: str = "mean_diff", **how: Any
 ) -> Selection:
-  """Keeps the rows of D that rank highest by a criterion.
-
-  Args:
-    scores: of the models that the criterion reads.
-    criterion: a key of `criteria.CRITERIA`; "mean_diff" is the paper's.
-    name: of the selection, its folder.
-    to: that folder, if it is not to lie in the corpus's workdir.
-    run: how it is carried out.
-    **options: fields of `SelectConfig`: ratio, rows, quotas, max_copies, ….
-  """
-  section = SelectConfig(definition=criterion, **options)
-  corpus = scores.corpus
-  folder = epath.Path(to or corpus.path.parent / "selection" / name)
-  tables = {role: table.path for role, table in scores.items()}
-  if missing := set(select_step.CRITERIA[criterion].reads) - set(tables):
-    raise UserError(
-      f"{criterion} reads the scores of {' and '.join(sorted(missing))}",
-      "scores",
-      "score with models of these names",
-    )
-  step = select_step.step(
-    section, criterion, tables, corpus.path / MANIFEST, folder
-  )
-  _execute([step], run)
-  return Selection(folder, corpus)
+  """Keeps the rows of D that rank highest, see `Scores.select`."""
+  return scores.select(criterion, **how)
 
 
 def evaluate(
@@ -293,7 +256,7 @@ def evaluate(
     corpus = {"corpus": model.corpus.path / MANIFEST}
     dtype = model.settings["train"]["dtype"]
     subject = Subject(model.name, model.name, model.path, corpus, dtype)
-    _execute([evaluate_step.step(subject, section, score, run)], run)
+    execute([evaluate_step.step(subject, section, score, run)], run)
     return model.evaluation
   mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
   if isinstance(model, Student):
@@ -314,47 +277,9 @@ def evaluate(
   return Evaluation(name, measured.losses)
 
 
-def export(
-  student: Student,
-  to: epath.PathLike,
-  *,
-  run: RunConfig = RunConfig(),
-  **options: Any,
-) -> epath.Path:
-  """Writes the directory that `transformers` loads, with a model card.
-
-  Args:
-    student: a model that was trained here.
-    to: the directory; what is there is replaced, file by file.
-    run: the mesh.
-    **options: fields of `ExportConfig`: dtype, max_shard_size.
-  """
-  section, corpus = ExportConfig(**options), student.corpus.reader
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
-  rows, extra = student.rows, {}
-  weights = student.settings["train"].get("domain_weights", ())
-  if isinstance(rows, Selection):
-    card = model_card.write(
-      student.name, student.manifest, rows.manifest, student.evaluated
-    )
-    extra["README.md"] = card.encode()
-    rows = rows.rows
-  trained.save(
-    epath.Path(to),
-    trained.restore(student.manifest, mesh),
-    corpus,
-    batches.trained_on(corpus, np.asarray(rows.ids), weights),
-    extra,
-    **dataclasses.asdict(section),
-  )
-  return epath.Path(to)
-
-
-def _execute(steps: Sequence[Step], run: RunConfig):
-  """Runs steps as the command line does: claimed, resumed, skipped, refused."""
-  workdir = Workdir(_root(steps[0].manifest.parent))
-  with Board(workdir.claims, run.lease_seconds) as board:
-    execute_lib.execute(steps, board=board)
+def export(student: Student, to: epath.PathLike, **how: Any) -> epath.Path:
+  """Writes a Hugging Face directory, see `Student.save_pretrained`."""
+  return student.save_pretrained(to, **how)
 
 
 def run(
@@ -379,9 +304,3 @@ def run(
     config = runpy.run_path(path)["get_config"]()
   pipeline.run(config, where, stages, force=force, dry_run=False)
   return Run(config.workdir)
-
-
-def _root(folder: epath.Path) -> epath.Path:
-  """The workdir of an artifact's folder: DIR of DIR/corpus, DIR/scores/x."""
-  above = folder.parent
-  return above.parent if above.name in FOLDERS else above

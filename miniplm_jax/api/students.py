@@ -15,18 +15,22 @@ from miniplm_jax.api.artifacts import (
   ScoreTable,
   Selection,
 )
+from miniplm_jax.config import ExportConfig, RunConfig
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.models import architecture
 from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.report import model_card
 
 with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
+  import numpy as np
   import pyarrow as pa
 
   from miniplm_jax.evaluate import heldout
-  from miniplm_jax.training import metrics
+  from miniplm_jax.models import sharding
+  from miniplm_jax.training import batches, metrics, trained
 
 
 class Student(OfCorpus):
@@ -91,11 +95,35 @@ class Student(OfCorpus):
     """Steps and values of a metric that was written during training."""
     return metrics.curve(metrics.read(self.path / "metrics"), key)
 
-  def save_pretrained(self, to: epath.PathLike, dtype: str = "float32"):
-    """Writes the directory that `transformers` loads, and returns its path."""
-    from miniplm_jax.api import steps
+  def save_pretrained(
+    self, to: epath.PathLike, *, run: RunConfig = RunConfig(), **options: Any
+  ) -> epath.Path:
+    """Writes the directory that `transformers` loads, with a model card.
 
-    return steps.export(self, to, dtype=dtype)
+    Args:
+      to: the directory; what is there is replaced, file by file.
+      run: the mesh.
+      **options: fields of `ExportConfig`: dtype, max_shard_size.
+    """
+    section, corpus = ExportConfig(**options), self.corpus.reader
+    mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+    rows, extra = self.rows, {}
+    weights = self.settings["train"].get("domain_weights", ())
+    if isinstance(rows, Selection):
+      card = model_card.write(
+        self.name, self.manifest, rows.manifest, self.evaluated
+      )
+      extra["README.md"] = card.encode()
+      rows = rows.rows
+    trained.save(
+      epath.Path(to),
+      trained.restore(self.manifest, mesh),
+      corpus,
+      batches.trained_on(corpus, np.asarray(rows.ids), weights),
+      extra,
+      **dataclasses.asdict(section),
+    )
+    return epath.Path(to)
 
 
 @dataclasses.dataclass(frozen=True)

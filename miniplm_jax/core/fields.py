@@ -103,6 +103,10 @@ class Section:
     """Yields what several fields must be together."""
     return iter(())
 
+  def replace(self, **changes: Any) -> Any:
+    """The same with other values of some fields."""
+    return dataclasses.replace(self, **changes)
+
 
 def rules_of(section: type[Section]) -> dict[str, Rule]:
   """The rules of the fields of a section that are no sections themselves."""
