@@ -73,7 +73,6 @@ SLICES = (
 
 
 @pytest.mark.parametrize(("name", "processes", "mesh"), SLICES)
-@pytest.mark.bits
 def test_several_processes_make_what_one_makes(
   alone, tmp_path, name, processes, mesh
 ):
