@@ -39,13 +39,13 @@ TIED = dataclasses.replace(TRANSFORMER, tie_word_embeddings=True)
 MAMBA = Mamba(
   vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=2
 )
-# Name, shape, what is done to the model, and the dtype of the computation.
-CASES = (
-  ("untied", TRANSFORMER, lambda m: m, jnp.float32),
-  ("tied", TIED, lambda m: m, jnp.bfloat16),
-  ("mamba", MAMBA, lambda m: m, jnp.float32),
-  ("int8", TRANSFORMER, int8.quantize, jnp.float32),
-)
+# Shape, what is done to the model, and the dtype of the computation.
+CASES = {
+  "untied": (TRANSFORMER, lambda m: m, jnp.float32),
+  "tied": (TIED, lambda m: m, jnp.bfloat16),
+  "mamba": (MAMBA, lambda m: m, jnp.float32),
+  "int8": (TRANSFORMER, int8.quantize, jnp.float32),
+}
 
 
 def largest_gather(text: str) -> int:
@@ -132,12 +132,8 @@ def drawn(mesh):
   return [[[made.tokens, made.log_q, made.log_p], n] for made, n in found]
 
 
-def main():
-  results = {}
-  for sizes in ((1, 8, 1), (2, 2, 2)):
-    mesh = sharding.make_mesh(*sizes)
-    with jax.set_mesh(mesh):
-      for name, *case in CASES if sizes[2] == 1 else CASES[:1]:
-        results[f"{name} {sizes}"] = generated(mesh, *case)
-      results[f"minillm {sizes}"] = drawn(mesh)
-  return results
+def main(name: str, *sizes: str):
+  """One of CASES, or MiniLLM's samples, on a mesh of these sizes."""
+  mesh = sharding.make_mesh(*map(int, sizes))
+  with jax.set_mesh(mesh):
+    return drawn(mesh) if name == "minillm" else generated(mesh, *CASES[name])

@@ -119,11 +119,15 @@ COMPILER = os.environ.get("CUDA_COMPILER", "")
   params=[
     pytest.param(
       n,
-      marks=pytest.mark.skipif(
-        not os.path.isdir(COMPILER), reason="see CUDA_COMPILER in the Makefile"
-      ),
+      marks=[
+        pytest.mark.skipif(
+          not os.path.isdir(COMPILER),
+          reason="see CUDA_COMPILER in the Makefile",
+        ),
+        *more,
+      ],
     )
-    for n in ((1, 1), (8, 1), (8, 2))
+    for n, *more in (((1, 1),), ((8, 2),), ((8, 1), pytest.mark.long))
   ],
 )
 def compiled(request):

@@ -92,14 +92,33 @@ def check_training(found, fsdp):
     assert found <= {"all-gather", "all-reduce", "all-to-all", "reduce-scatter"}
 
 
-def test_weights_are_gathered_once_and_not_for_every_token(eight_devices):
+GATHERED = (
+  ("untied", 1, 8, 1),
+  ("minillm", 2, 2, 2),
+  *(
+    pytest.param(name, *sizes, marks=pytest.mark.long)
+    for name, *sizes in (
+      ("tied", 1, 8, 1),
+      ("mamba", 1, 8, 1),
+      ("int8", 1, 8, 1),
+      ("minillm", 1, 8, 1),
+      ("untied", 2, 2, 2),
+    )
+  ),
+)
+
+
+@pytest.mark.parametrize(("name", "data", "fsdp", "tensor"), GATHERED)
+def test_weights_are_gathered_once_and_not_for_every_token(
+  eight_devices, name, data, fsdp, tensor
+):
   """And what is drawn is the same; a token's own gathers are its ids."""
-  found = eight_devices("generation")
-  assert len(found) == 7
-  for name, ((wanted, each), (made, once)) in found.items():
-    assert once <= 8 and each >= 1024, name
-    if name.startswith("minillm"):
-      assert made[0] == wanted[0], name
-      np.testing.assert_allclose(made[1:], wanted[1:], rtol=1e-5)
-    else:
-      assert made == wanted, name
+  (wanted, each), (made, once) = eight_devices(
+    "generation", name, data, fsdp, tensor
+  )
+  assert once <= 8 and each >= 1024
+  if name == "minillm":
+    assert made[0] == wanted[0]
+    np.testing.assert_allclose(made[1:], wanted[1:], rtol=1e-5)
+  else:
+    assert made == wanted
