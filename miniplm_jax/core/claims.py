@@ -26,6 +26,7 @@ from etils import epath
 from miniplm_jax.core import distributed, errors, files, gs, owner
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log
+from miniplm_jax.core.step import Step
 
 
 def publish(path: epath.Path, content: bytes) -> bool:
@@ -305,27 +306,14 @@ class Guard:
 class Claim:
   """Lets this program alone make a folder, or take part in making it."""
 
-  def __init__(
-    self,
-    board: Board | None,
-    stage: str,
-    manifest: epath.Path,
-    outputs: Sequence[epath.Path],
-    reads: Sequence[epath.Path],
-    is_shared: bool,
-  ):
-    """Takes what is to be made; claims nothing yet.
+  def __init__(self, board: Board | None, step: Step):
+    """Claims nothing yet.
 
     Args:
       board: None if no other program can be there.
-      stage: for the log.
-      manifest: of what is made.
-      outputs: what a forced run removes.
-      reads: manifests of its inputs, which no forced run may remove meanwhile.
-      is_shared: several programs may make it at a time.
+      step: makes the folder. No forced run may remove its inputs meanwhile.
     """
-    self._board, self._stage, self._is_shared = board, stage, is_shared
-    self._manifest, self._outputs, self._reads = manifest, outputs, reads
+    self._board, self._step = board, step
     self._name, self._guarding = "", contextlib.ExitStack()
 
   @property
@@ -340,26 +328,27 @@ class Claim:
     """
     if not self._board:
       return
-    reads = [self._board.name_of(path) for path in self._reads]
-    if not self._is_shared:
-      name = self._board.name_of(self._manifest)
-      self._board.take(name, self._stage, reads)
+    step, name_of = self._step, self._board.name_of
+    reads = [name_of(path) for path in step.input_manifests]
+    if not step.policy.is_shared:
+      name = name_of(step.manifest)
+      self._board.take(name, step.stage, reads)
     else:
-      folder = self._board.name_of(self._manifest.parent)
-      name = f"{folder}/{uuid.uuid4().hex}"
+      name = f"{name_of(step.manifest.parent)}/{uuid.uuid4().hex}"
       self._board.claim(name, reads)
     self._name = name
-    guard = self._board.guard(name, self._manifest)
+    guard = self._board.guard(name, step.manifest)
     self._guarding.enter_context(files.guarded([guard]))
 
   def refuse_others(self):
     """Raises UserError if another program makes what is to be removed."""
     if self._board:
-      # Of what is shared, others have claimed parts.
-      claimed = self._manifest.parent if self._is_shared else self._manifest
-      paths = {claimed, self._manifest, *self._outputs}
+      step = self._step
+      paths = {step.manifest, *step.outputs}
+      if step.policy.is_shared:  # others have claimed parts of the folder
+        paths.add(step.manifest.parent)
       names = [self._board.name_of(path) for path in paths]
-      self._board.refuse_if_taken(names, self._stage)
+      self._board.refuse_if_taken(names, step.stage)
 
   def release(self):
     """Gives it back, if it was claimed."""

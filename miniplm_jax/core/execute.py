@@ -45,34 +45,21 @@ def execute(
   distributed.agree(lambda: _refuse_early(steps, force))
   for _, group in itertools.groupby(steps, lambda step: step.together or step):
     group = list(group)
-    claims = {
-      step.manifest: Claim(
-        board,
-        step.stage,
-        step.manifest,
-        step.outputs,
-        step.input_manifests,
-        step.policy.is_shared,
-      )
-      for step in group
-    }
+    claims = [Claim(board, step) for step in group]
 
     def begin(group=group, claims=claims):
-      return [
-        i
-        for i, step in enumerate(group)
-        if _begin(step, force, claims[step.manifest])
-      ]
+      pairs = enumerate(zip(group, claims))
+      return [i for i, (step, claim) in pairs if _begin(step, force, claim)]
 
     try:
       _run([group[i] for i in distributed.agree(begin)])
     except BaseException as e:
-      for step in group:
-        if distributed.is_first() and claims[step.manifest].is_taken:
-          _undo(step, claims[step.manifest], e)
+      for step, claim in zip(group, claims):
+        if distributed.is_first() and claim.is_taken:
+          _undo(step, claim, e)
       raise
     finally:
-      for claim in claims.values():
+      for claim in claims:
         claim.release()
 
 
