@@ -7,6 +7,7 @@ from typing import Any
 from miniplm_jax.core import files
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.evaluate.heldout import losses
+from miniplm_jax.methods import LABELS_OF, SEQKD, TEACHER_WEIGHTS
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import BUDGET, Inventory, Student, same_rows
@@ -20,7 +21,7 @@ AXES = {
   "reference": "parameters of the reference",
   "teacher": "parameters of the teacher",
 }
-_MODELS = ("teacher_weights", "seqkd", "logits_of")  # inputs of a student
+_MODELS = TEACHER_WEIGHTS, SEQKD, LABELS_OF  # inputs of a student
 
 
 def measure(workdir: Inventory) -> dict[str, Any]:
