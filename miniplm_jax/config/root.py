@@ -5,15 +5,7 @@ import os
 import re
 from collections.abc import Iterable
 
-from miniplm_jax.config.methods import (
-  KDConfig,
-  LogitsConfig,
-  MiniLLMConfig,
-  ProxyConfig,
-  SeqKDConfig,
-  SparseKDConfig,
-  TokenSelectionConfig,
-)
+from miniplm_jax.config.methods import MethodSections
 from miniplm_jax.config.run import RunConfig
 from miniplm_jax.config.sections import (
   CorpusConfig,
@@ -60,7 +52,7 @@ ROLES = ("teacher", "reference")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Section):
+class Config(MethodSections):
   """Everything that a run may be told."""
 
   # Where everything is written, local or gs://.
@@ -89,13 +81,6 @@ class Config(Section):
   verify: VerifyConfig = f.section(VerifyConfig)
   select: SelectConfig = f.section(SelectConfig)
   materialize: MaterializeConfig = f.section(MaterializeConfig)
-  proxy: ProxyConfig = f.section(ProxyConfig)
-  seqkd: SeqKDConfig = f.section(SeqKDConfig)
-  kd: KDConfig = f.section(KDConfig)
-  minillm: MiniLLMConfig = f.section(MiniLLMConfig)
-  logits: LogitsConfig = f.section(LogitsConfig)
-  sparse_kd: SparseKDConfig = f.section(SparseKDConfig)
-  token_selection: TokenSelectionConfig = f.section(TokenSelectionConfig)
   student: StudentConfig = f.section(StudentConfig)
   train: TrainConfig = f.section(TrainConfig)
   evaluate: EvaluateConfig = f.section(EvaluateConfig)
