@@ -98,12 +98,12 @@ def find(chunks: Chunks, budgets: Sequence[int]) -> list[Cut]:
     budgets: by group; one that exceeds its group keeps all of it.
   """
   high = _histogram(chunks, len(budgets))
-  wanted = np.minimum(np.array(budgets, np.int64), high.sum(1))
-  top, above = _reach(high, wanted)
+  budget = np.minimum(np.array(budgets, np.int64), high.sum(1))
+  top, above = _reach(high, budget)
   low = _histogram(chunks, len(budgets), top)
-  bottom, above_low = _reach(low, wanted - above)
+  bottom, above_low = _reach(low, budget - above)
   keys = (top << 16 | bottom).astype(np.uint32)
-  return _ties(chunks, keys, above + above_low, wanted)
+  return _ties(chunks, keys, above + above_low, budget)
 
 
 def _histogram(chunks, groups: int, top: np.ndarray | None = None):
@@ -132,18 +132,18 @@ def _histogram(chunks, groups: int, top: np.ndarray | None = None):
   return histogram.reshape(groups, _BINS)
 
 
-def _reach(histogram: np.ndarray, wanted: np.ndarray):
+def _reach(histogram: np.ndarray, budget: np.ndarray):
   """By group: the bin from the top that reaches a weight, and that above it."""
   from_top = np.cumsum(histogram[:, ::-1], axis=1)
-  place = np.argmax(from_top >= wanted[:, None], axis=1)
+  place = np.argmax(from_top >= budget[:, None], axis=1)
   from_top -= histogram[:, ::-1]
   above = np.take_along_axis(from_top, place[:, None], axis=1)[:, 0]
   return _BINS - 1 - place, above
 
 
-def _ties(chunks, keys, above, wanted) -> list[Cut]:
+def _ties(chunks, keys, above, budget) -> list[Cut]:
   """Cuts, from the key at which each group's budget is spent."""
-  groups, room = len(keys), wanted - above
+  groups, room = len(keys), budget - above
   last_tie = np.full(groups, -1, np.int64)
   used = np.zeros(groups, np.int64)  # by ties, also by those beyond the room
   fitting, kept = used.copy(), above.copy()
@@ -212,11 +212,11 @@ def divide(
       yield {k: c[k][free] for k in _READ if k in c}
 
   (best,) = find(rest, [total - sum(cut.weight for cut in least)])
-  found = [
+  cuts = [
     min(max(best, low, key=_depth), high, key=_depth)
     for low, high in zip(least, most)
   ]
-  return found, best.kept + sum(cut.kept for cut in least)
+  return cuts, best.kept + sum(cut.kept for cut in least)
 
 
 def _depth(cut: Cut) -> tuple[float, int]:

@@ -110,10 +110,10 @@ def near(
     hashed = rensa.RMinHash.from_token_sets(map(list, sets), _PERMUTATIONS, 0)
     out = []
     for i, own, minhash in zip(batch.tolist(), sets, hashed):
-      found = 0
+      similar = 0
       for other in sorted(lsh.query(minhash)):
-        found += _jaccard(own, known[other]) >= threshold
-        if found == copies:
+        similar += _jaccard(own, known[other]) >= threshold
+        if similar == copies:
           out.append(i)
           break
       else:
@@ -145,12 +145,12 @@ class _Shingles:
     self._sets: dict[int, set[bytes]] = {}
 
   def read(self, row_ids: np.ndarray) -> list[set[bytes]]:
-    """Of several rows at once."""
-    found = [_shingles(row.ids) for row in self._corpus.read(row_ids)]
-    self._sets.update(zip(row_ids.tolist(), found))
+    """The sets of several rows at once."""
+    sets = [_shingles(row.ids) for row in self._corpus.read(row_ids)]
+    self._sets.update(zip(row_ids.tolist(), sets))
     while len(self._sets) > self._HELD:
       del self._sets[next(iter(self._sets))]
-    return found
+    return sets
 
   def __getitem__(self, row_id: int) -> set[bytes]:
     if row_id not in self._sets:

@@ -39,11 +39,11 @@ class IndexReader:
     Raises:
       UserError: the index ends before.
     """
-    found = []
+    taken = []
     while True:
-      here = row_id[: np.searchsorted(row_id, self._end)] - self._first
-      found.append({k: v[here] for k, v in self._piece.items()})
-      row_id = row_id[len(here) :]
+      places = row_id[: np.searchsorted(row_id, self._end)] - self._first
+      taken.append({k: v[places] for k, v in self._piece.items()})
+      row_id = row_id[len(places) :]
       if not len(row_id):
         break
       self._piece = next(self._pieces, None)
@@ -55,8 +55,8 @@ class IndexReader:
         )
       self._first = self._end
       self._end += len(self._piece["hash"])
-    found = [f for f in found if f]
-    return {k: np.concatenate([f[k] for f in found]) for k in found[0]}
+    taken = [columns for columns in taken if columns]
+    return {k: np.concatenate([c[k] for c in taken]) for k in taken[0]}
 
   def _read(self) -> Iterator[Columns]:
     for table in _tables(self._corpus, ["domain", *_NUMBERS]):
@@ -91,12 +91,12 @@ def rows_of(
   for table in _tables(corpus, ["split", column]):
     names: dict[str, int] = {}
     splits = _codes(table["split"], names)
-    here = np.flatnonzero(splits == names.get(split, -1))
+    places = np.flatnonzero(splits == names.get(split, -1))
     if column == "domain":
       values = _codes(table[column], domains)
     else:
       values = table[column].to_numpy()
-    yield first + here, values[here]
+    yield first + places, values[places]
     first += table.num_rows
 
 
@@ -110,9 +110,9 @@ def among(row_id: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def counts(code: np.ndarray) -> dict[int, int]:
   """How many rows have each code that is there: of many, a part has few."""
-  found = np.bincount(code)
-  there = np.flatnonzero(found)
-  return dict(zip(there.tolist(), found[there].tolist()))
+  rows = np.bincount(code)
+  codes = np.flatnonzero(rows)
+  return dict(zip(codes.tolist(), rows[codes].tolist()))
 
 
 def _tables(corpus: Corpus, columns: list[str]) -> Iterator:
@@ -131,9 +131,9 @@ def _tables(corpus: Corpus, columns: list[str]) -> Iterator:
 
 def _codes(column, domains: dict[str, int]) -> np.ndarray:
   """A dictionary-encoded column in codes that hold for the whole corpus."""
-  found = [np.zeros(0, np.int32)]
+  pieces = [np.zeros(0, np.int32)]
   for chunk in column.chunks:
     names = chunk.dictionary.to_pylist()
     codes = [domains.setdefault(n, len(domains)) for n in names]
-    found.append(np.array(codes, np.int32)[chunk.indices.to_numpy()])
-  return np.concatenate(found)
+    pieces.append(np.array(codes, np.int32)[chunk.indices.to_numpy()])
+  return np.concatenate(pieces)

@@ -5,6 +5,7 @@ Each appears whole or not at all, and the same rows make the same bytes.
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 from etils import epath
@@ -17,22 +18,39 @@ from miniplm_jax.corpus.store import Instance
 Rows = Iterable[tuple[int, Instance]]
 
 
-class ArrayRecord:
-  """As the corpus: msgpack records, and an index of Parquet beside them."""
+class Writer(Protocol):
+  """Writes a selection's rows in one format, shard by shard."""
 
   def __init__(
     self, directory: epath.Path, lengths: Sequence[int], corpus: Manifest
   ):
     """Takes the folder, the rows of each shard to be, and the corpus."""
+
+  def has(self, shard: int) -> bool:
+    """Whether this shard is whole."""
+
+  def write(self, shard: int, rows: Rows):
+    """Writes a shard of (row id, row)."""
+
+  def finish(self):
+    """Writes what belongs to all shards."""
+
+
+class ArrayRecord(Writer):
+  """The corpus's own: msgpack records, and an index of Parquet beside them."""
+
+  def __init__(
+    self, directory: epath.Path, lengths: Sequence[int], corpus: Manifest
+  ):
     del corpus
     self._directory, self._shards = directory, len(lengths)
 
   def has(self, shard: int) -> bool:
-    """Whether this shard is whole."""
+    """Whether records and index are there."""
     return store.has(self._directory, self._names(shard))
 
   def write(self, shard: int, rows: Rows):
-    """Writes a shard of (row id, row)."""
+    """Writes the records and the index."""
     row_ids: list[int] = []
 
     def taken():
@@ -44,45 +62,37 @@ class ArrayRecord:
       self._directory, self._names(shard), taken(), {}, row_ids=row_ids
     )
 
-  def finish(self):
-    """Writes what belongs to all shards."""
-
   def _names(self, shard):
     return store.shard_names(shard, self._shards)
 
 
-class Megatron:
+class Megatron(Writer):
   """The released .bin and .idx: ids alone."""
 
   def __init__(
     self, directory: epath.Path, lengths: Sequence[int], corpus: Manifest
   ):
-    """As `ArrayRecord`."""
     del lengths
     self._directory = directory
     self._vocab_size = corpus.details["vocab_size"]
 
   def has(self, shard: int) -> bool:
-    """As `ArrayRecord`."""
+    """Whether both files are there."""
     stem = self._directory / f"data_{shard}"
     return all(stem.with_suffix(end).exists() for end in (".bin", ".idx"))
 
   def write(self, shard: int, rows: Rows):
-    """As `ArrayRecord`."""
+    """Writes .bin and .idx."""
     ids = (row.ids for _, row in rows)
     megatron.write(self._directory, shard, ids, self._vocab_size)
 
-  def finish(self):
-    """As `ArrayRecord`."""
 
-
-class Tfds:
+class Tfds(Writer):
   """What `tfds.builder_from_directory` opens: one record a row, and row_id."""
 
   def __init__(
     self, directory: epath.Path, lengths: Sequence[int], corpus: Manifest
   ):
-    """As `ArrayRecord`."""
     import tensorflow_datasets as tfds
 
     del corpus
@@ -111,11 +121,11 @@ class Tfds:
     )
 
   def has(self, shard: int) -> bool:
-    """As `ArrayRecord`."""
+    """Whether the shard's file is there."""
     return self._path(shard).exists()
 
   def write(self, shard: int, rows: Rows):
-    """As `ArrayRecord`."""
+    """Writes one record a row."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     with files.replacing(self._path(shard)) as scratch:

@@ -38,8 +38,8 @@ class Moments:
     place = domain.astype(np.int64) * _BINS + (exponent - _LEAST)
     for sums, values in zip(self._sums, (mantissa, upper, lower)):
       # float64, but whole numbers below 2⁵³
-      found = np.bincount(place, weights=values, minlength=domains * _BINS)
-      sums += found.reshape(domains, _BINS).astype(np.int64)
+      flat = np.bincount(place, weights=values, minlength=domains * _BINS)
+      sums += flat.reshape(domains, _BINS).astype(np.int64)
 
   def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
     """float64 [domains] each; the deviation is the population's."""

@@ -18,12 +18,7 @@ Columns = dict[str, np.ndarray]
 
 
 class ScoredRows:
-  """Rows and scores, part by part, as often as one likes.
-
-  Attributes:
-    criterion: how they are ranked.
-    rows: of D.
-  """
+  """Rows and scores, part by part, as often as one likes."""
 
   def __init__(
     self,
@@ -46,7 +41,7 @@ class ScoredRows:
       UserError: a table is of another corpus or of a part of D, or they are
         in different parts.
     """
-    self.criterion = CRITERIA[criterion]
+    self.criterion = CRITERIA[criterion]  # how the rows are ranked
     self._name, self._seed = criterion, seed
     self._tables, self._corpus = tables, corpus
     self._min_length = min_length
@@ -54,18 +49,19 @@ class ScoredRows:
     self._rows = collections.Counter()  # by domain code, from the first pass
     self._codes: dict[str, int] = {}
     self._moments: tuple[np.ndarray, np.ndarray] | None = None
-    self.rows = index.size_of_d(corpus)
-    parts = {role: made.counts["parts"] for role, made in tables.items()}
-    for role, made in tables.items():
-      made.check_inputs({"corpus": corpus.manifest})
-      if made.counts["rows"] != self.rows:
+    self.rows = index.size_of_d(corpus)  # of D
+    parts = {role: m.counts["parts"] for role, m in tables.items()}
+    for role, manifest in tables.items():
+      manifest.check_inputs({"corpus": corpus.manifest})
+      if manifest.counts["rows"] != self.rows:
         raise UserError(
-          f"{role} scored {made.counts['rows']:,} of D's {self.rows:,} rows",
-          str(made.path),
+          f"{role} scored {manifest.counts['rows']:,} of D's {self.rows:,} "
+          "rows",
+          str(manifest.path),
           "score all of D: --stages=score --force --config.score.share=1",
         )
     if len(set(parts.values())) > 1:
-      _refuse(made, f"counts.parts differ: {parts}")
+      _refuse(manifest, f"counts.parts differ: {parts}")
 
   @property
   def domains(self) -> list[str]:
@@ -117,9 +113,9 @@ class ScoredRows:
       rows = index.rows_of(self._corpus, {})
       streams = [({"row_id": row_id} for row_id, _ in rows if len(row_id))]
     reader = index.IndexReader(self._corpus, self._codes)
-    for found in zip(*streams, strict=True):
-      columns = {"row_id": found[0]["row_id"]}
-      for (role, manifest), part in zip(self._tables.items(), found):
+    for parts in zip(*streams, strict=True):
+      columns = {"row_id": parts[0]["row_id"]}
+      for (role, manifest), part in zip(self._tables.items(), parts):
         if not np.array_equal(part["row_id"], columns["row_id"]):
           _refuse(manifest, f"the parts of {role} hold other rows")
         value = table.value_of(part)  # nll_sum, or diff_sum of the proxy
@@ -132,10 +128,10 @@ class ScoredRows:
     self._hashed = True
 
   def _check(self, columns: Columns, score: np.ndarray):
-    wanted = columns["corpus_tokens"] >= self._min_length
+    needs_score = columns["corpus_tokens"] >= self._min_length
     if self.criterion.per:
-      wanted &= columns[self.criterion.per] > 0
-    bad = np.flatnonzero(wanted & np.isnan(score))
+      needs_score &= columns[self.criterion.per] > 0
+    bad = np.flatnonzero(needs_score & np.isnan(score))
     if len(bad):
       domain = self.domains[columns["domain"][bad[0]]]
       raise UserError(

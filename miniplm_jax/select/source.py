@@ -44,14 +44,14 @@ _OPEN = 4  # corpora that stay open
 
 @functools.lru_cache(_OPEN)
 def _open(directory: str, fingerprint: str) -> Corpus:
-  found = manifest_lib.require(epath.Path(directory) / MANIFEST)
-  if found.fingerprint != fingerprint:
+  manifest = manifest_lib.require(epath.Path(directory) / MANIFEST)
+  if manifest.fingerprint != fingerprint:
     raise UserError(
       "the corpus has changed since its tasks were registered",
       directory,
       "register them again",
     )
-  return Corpus(found)
+  return Corpus(manifest)
 
 
 @functools.lru_cache(_OPEN * len(SPLITS))
@@ -94,8 +94,8 @@ class PackedSource(seqio.DataSource):
     self._fingerprint = manifest.fingerprint
     counts = num_input_examples
     if counts is None:
-      there = {split: manifest.counts.get(f"split {split}") for split in SPLITS}
-      counts = {split: n for split, n in there.items() if n}
+      rows = {split: manifest.counts.get(f"split {split}") for split in SPLITS}
+      counts = {split: n for split, n in rows.items() if n}
     self._shards = manifest.counts["parts"]
     super().__init__(
       splits=counts,
@@ -150,17 +150,17 @@ class PackedSource(seqio.DataSource):
 
   def _slice(self, split: str) -> tuple[np.ndarray, int, int]:
     """Row ids of the whole split; first and end position in them."""
-    found = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", split)
-    if not found or found[1] not in self.splits:
+    match = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", split)
+    if not match or match[1] not in self.splits:
       raise UserError(
         f"there is no split {split}",
         self.directory,
         f"choose from {', '.join(self.splits)}, or a slice such as "
         f"{self.splits[0]}[:1000]",
       )
-    rows = self._rows_of(found[1])
+    rows = self._rows_of(match[1])
     first, end, _ = slice(
-      int(found[2] or 0), int(found[3]) if found[3] else None
+      int(match[2] or 0), int(match[3]) if match[3] else None
     ).indices(len(rows))
     return rows, first, max(first, end)
 
@@ -220,31 +220,31 @@ class PackedSource(seqio.DataSource):
         for name, dtype in zip(FEATURES, dtypes)
       ] + lengths
 
-    found = tf.numpy_function(
+    columns = tf.numpy_function(
       read, [positions], dtypes + [tf.int64] * len(_RANK_1), stateful=False
     )
-    for value in found:
-      value.set_shape([None])
-    examples = dict(zip(FEATURES, found))
-    for name, lengths in zip(_RANK_1, found[len(FEATURES) :]):
+    for column in columns:
+      column.set_shape([None])
+    examples = dict(zip(FEATURES, columns))
+    for name, lengths in zip(_RANK_1, columns[len(FEATURES) :]):
       examples[name] = tf.RaggedTensor.from_row_lengths(
         examples[name], lengths, validate=False
       )
     return examples
 
 
-def _columns(row_ids: np.ndarray, found: Sequence[Instance]) -> dict[str, Any]:
+def _columns(row_ids: np.ndarray, rows: Sequence[Instance]) -> dict[str, Any]:
   columns = {
-    name: [getattr(row, name) for row in found]
+    name: [getattr(row, name) for row in rows]
     for name in FEATURES
     if name not in ("row_id", "targets", "hash")
   }
-  hashes = np.array([row.hash for row in found], np.uint64)
+  hashes = np.array([row.hash for row in rows], np.uint64)
   return columns | {
     "row_id": row_ids,
-    "targets": [row.ids for row in found],
-    "domain": [row.domain.encode() for row in found],
-    "split": [row.split.encode() for row in found],
+    "targets": [row.ids for row in rows],
+    "domain": [row.domain.encode() for row in rows],
+    "split": [row.split.encode() for row in rows],
     "hash": hashes.view(np.int64),
   }
 

@@ -63,14 +63,14 @@ def keep_selected(
     selection: the manifest file of a finished selection.
     rows: of the whole corpus.
   """
-  made = manifest_lib.require(selection)
-  bitmap = _bitmap(selection, made.fingerprint, rows)
+  fingerprint = manifest_lib.require(selection).fingerprint
+  bitmap = _bitmap(selection, fingerprint, rows)
 
   def is_kept(example):
     row_id = example["row_id"]
     bit = tf.cast(row_id % 8, tf.uint8)
-    found = tf.bitwise.right_shift(bitmap[row_id // 8], bit)
-    return tf.bitwise.bitwise_and(found, 1) == 1
+    shifted = tf.bitwise.right_shift(bitmap[row_id // 8], bit)
+    return tf.bitwise.bitwise_and(shifted, 1) == 1
 
   return dataset.filter(is_kept)
 
@@ -101,30 +101,31 @@ def join_scores(
     tables: the manifest file of each role's score table.
   """
   opened = {
-    role: _Table(manifest_lib.require(path)) for role, path in tables.items()
+    role: _ScoreLookup(manifest_lib.require(path))
+    for role, path in tables.items()
   }
   score = criteria.CRITERIA["mean_diff"].score
 
   def look_up(row_id):
     columns = {}
-    for role, found in opened.items():
-      nll, tokens = found.look_up(row_id)
+    for role, lookup in opened.items():
+      nll, tokens = lookup.look_up(row_id)
       columns[f"{role}_nll"], columns[f"{role}_tokens"] = nll, tokens
     columns["score"] = score(columns, 0)
     return [columns[n].astype(t.as_numpy_dtype) for n, t in SCORES.items()]
 
   def one(example):
-    found = tf.numpy_function(
+    values = tf.numpy_function(
       look_up, [example["row_id"]], list(SCORES.values()), stateful=False
     )
-    for value in found:
+    for value in values:
       value.set_shape([])
-    return example | dict(zip(SCORES, found))
+    return example | dict(zip(SCORES, values))
 
   return dataset.map(one, num_parallel_calls=1, deterministic=True)
 
 
-class _Table:
+class _ScoreLookup:
   """A score table, by row id, some parts of it at a time."""
 
   def __init__(self, manifest: Manifest):
@@ -172,7 +173,7 @@ def scored_task(
     corpus: the packed corpus.
     tables: score manifests by role.
   """
-  paths = {role: os.fspath(made.path) for role, made in tables.items()}
+  paths = {role: os.fspath(scores.path) for role, scores in tables.items()}
   steps = [functools.partial(join_scores, tables=paths)]
   return _task(name, _source_of_d(corpus), corpus, steps, SCORES)
 
@@ -279,22 +280,22 @@ def register(
   """
   name = _word(name) or task_name(selection)
   root = _absolute(workdir)
-  found = manifest_lib.require(root.selection(selection) / MANIFEST)
+  manifest = manifest_lib.require(root.selection(selection) / MANIFEST)
   corpus = manifest_lib.require(root.corpus / MANIFEST)
   tables = {
     role: manifest_lib.require(root.scores(model) / MANIFEST)
-    for role, model in found.settings["scores"].items()
+    for role, model in manifest.settings["scores"].items()
   }
-  found.check_inputs({"corpus": corpus, **tables})
-  domains = _domain_names(name, found, rates)
+  manifest.check_inputs({"corpus": corpus, **tables})
+  domains = _domain_names(name, manifest, rates)
   tasks = [
-    refined_task(name, corpus, found),
+    refined_task(name, corpus, manifest),
     packed_task(f"{name}_packed", corpus),
   ]
   if set(ROLES) <= set(tables):
     tasks.append(scored_task(f"{name}_scored", corpus, tables))
   by_domain = [
-    refined_task(n, corpus, found, d) for d, (n, _) in domains.items()
+    refined_task(n, corpus, manifest, d) for d, (n, _) in domains.items()
   ]
   mixture = seqio.Mixture(
     f"{name}_by_domain",
@@ -317,7 +318,7 @@ def _domain_names(name, selection: Manifest, rates):
   """Domain → its task's name and its rate."""
   kept = {d: c["kept"] for d, c in selection.counts["domains"].items()}
   rates = {d: n for d, n in kept.items() if n} if rates is None else rates
-  found = {}
+  tasks = {}
   for domain, rate in rates.items():
     if not kept.get(domain) or not rate > 0:
       raise UserError(
@@ -327,10 +328,10 @@ def _domain_names(name, selection: Manifest, rates):
         f"give numbers above 0 for some of {', '.join(kept)}",
       )
     task = f"{name}_domain_{_word(domain)}"
-    while task in (n for n, _ in found.values()):
+    while task in (n for n, _ in tasks.values()):
       task += "_"  # two domains that differ in signs alone
-    found[domain] = task, float(rate)
-  return found
+    tasks[domain] = task, float(rate)
+  return tasks
 
 
 def _add(
