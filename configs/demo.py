@@ -4,7 +4,7 @@
   python -m miniplm_jax.main --config=configs/demo.py:all  every method
 
 Corpus: the standard library's source, its documentation, the READMEs and
-licences of the installed packages, and a planted `noise` domain of shuffled
+licenses of the installed packages, and a planted `noise` domain of shuffled
 words. Teacher, reference and two students are trained from scratch.
 """
 

@@ -10,7 +10,7 @@ Corpus:  105B tokens of the Pile: 5B D_ref, 100B scored, 50B kept; their text
 Tokens:  100,000 steps × 512 × 1024 = 52.4B.
 Slice:   not chosen yet. Time: not yet run.
 
-The tokenizer's repository is gated: accept its licence and set HF_TOKEN, or
+The tokenizer's repository is gated: accept its license and set HF_TOKEN, or
 give a folder that has it.
 """
 

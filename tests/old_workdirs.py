@@ -307,12 +307,22 @@ def _differences(workdir: pathlib.Path, whole: pathlib.Path) -> Iterator[str]:
       yield f"other scores: {path.relative_to(whole)}"
 
 
-def check_all(checkout: pathlib.Path, folder: pathlib.Path) -> list[str]:
-  """Makes what is missing in `folder` and opens all; returns the flaws."""
+def check_all(
+  checkout: pathlib.Path, folder: pathlib.Path, only: str = ""
+) -> list[str]:
+  """Makes what is missing in `folder` and opens it; returns the flaws.
+
+  Args:
+    checkout: of the older release.
+    folder: where its workdirs lie.
+    only: pattern of the checks, as they are printed.
+  """
   folder = folder.absolute()
   make(Release(checkout.absolute()), folder)
   found = []
   for check in checks(folder):
+    if not re.search(only, f"{check.made}: {check.name}"):
+      continue
     for flaw in flaws(check, folder):
       found.append(f"{check.made}: {check.name}: {flaw}")
       print(f"FLAW {found[-1]}", flush=True)
@@ -324,12 +334,13 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("checkout", type=pathlib.Path)
   parser.add_argument("--folder", type=pathlib.Path)
+  parser.add_argument("--only", default="", help="pattern of checks")
   args = parser.parse_args()
   with contextlib.ExitStack() as stack:
     folder = args.folder or pathlib.Path(
       stack.enter_context(tempfile.TemporaryDirectory(prefix="old_workdirs_"))
     )
-    found = check_all(args.checkout, folder)
+    found = check_all(args.checkout, folder, args.only)
   print(f"{len(found)} flaws")
   return int(bool(found))
 
