@@ -33,7 +33,7 @@ class MethodRow:
 
   @classmethod
   def of(cls, student: Student) -> "MethodRow":
-    """From the manifests of training and evaluation, and its metrics."""
+    """Reads the manifests of training and evaluation, and the metrics."""
     training = student.training
     loss = losses(student.evaluation)[ALL]
     _, values = student.curve("train/loss")

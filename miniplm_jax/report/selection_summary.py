@@ -44,7 +44,7 @@ class Group:
 
   @property
   def share(self) -> float:
-    """Of its rows, those that were kept."""
+    """The share of its rows that was kept."""
     return self.kept_rows / self.rows
 
 

@@ -33,7 +33,7 @@ class SelectionReport:
 
   @classmethod
   def of(cls, manifest: Manifest, summary: Summary, **measured: Any) -> Self:
-    """From a selection's manifest, its figures, and what else was measured."""
+    """Takes a selection's manifest, its figures, and what else was measured."""
     settings = manifest.settings
     definition = settings["definition"]
     known = CRITERIA.get(definition)
@@ -276,12 +276,12 @@ def made_table(
   """Settings and fingerprints."""
   rows = list(selection.options.items())
   rows += [
-    (f"{name}, manifest", made.fingerprint) for name, made in inputs.items()
+    (f"{name}, manifest", each.fingerprint) for name, each in inputs.items()
   ]
   rows += [
-    (f"{name}, weights", made.weights)
-    for name, made in inputs.items()
-    if made.weights
+    (f"{name}, weights", each.weights)
+    for name, each in inputs.items()
+    if each.weights
   ]
   rows.append(("tokenizer", inputs["corpus"].tokenizer))
   return Table(("what", "value"), rows)

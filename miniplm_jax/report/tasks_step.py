@@ -66,12 +66,12 @@ def check(table: Manifest, models: Mapping[str, Manifest]):
       )
     for name in table.settings["tasks"]:
       path = models[label].directory / "tasks" / f"{name}.json"
-      found = manifest_lib.require(path)
-      table.check_inputs({f"{label} {name}": found})
-      found.check_inputs({"model": models[label]})
-      if found.settings["documents"] != table.settings.get("documents", 0):
+      task = manifest_lib.require(path)
+      table.check_inputs({f"{label} {name}": task})
+      task.check_inputs({"model": models[label]})
+      if task.settings["documents"] != table.settings.get("documents", 0):
         raise UserError(
-          f"{name} was measured on the first {found.settings['documents']} "
+          f"{name} was measured on the first {task.settings['documents']} "
           "documents, which an earlier version's table does not say",
           str(table.path),
           f"make the table again with --stages={STAGE}",

@@ -88,7 +88,7 @@ def _value_of(key: int) -> float:
 
 
 def find(chunks: Chunks, budgets: Sequence[int]) -> list[Cut]:
-  """Of each group, the longest prefix whose weight its budget allows.
+  """Finds the longest prefix of each group whose weight its budget allows.
 
   Rows stand in the order of value, from the highest, then of row id, from
   the lowest.
@@ -133,7 +133,7 @@ def _histogram(chunks, groups: int, top: np.ndarray | None = None):
 
 
 def _reach(histogram: np.ndarray, budget: np.ndarray):
-  """By group: the bin from the top that reaches a weight, and that above it."""
+  """The bin from the top that reaches each budget, and the weight above it."""
   from_top = np.cumsum(histogram[:, ::-1], axis=1)
   place = np.argmax(from_top >= budget[:, None], axis=1)
   from_top -= histogram[:, ::-1]

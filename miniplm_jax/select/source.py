@@ -133,7 +133,7 @@ class PackedSource(seqio.DataSource):
     return True
 
   def list_shards(self, split: str) -> Sequence[str]:
-    """As many as the corpus has parts: pieces of work for Beam."""
+    """The pieces of work for Beam, as many as the corpus has parts."""
     return [f"{split}-{i}" for i in range(self._shards)]
 
   def slice_of(self, split: str, first: int, last: int) -> str:

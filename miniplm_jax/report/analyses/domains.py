@@ -24,13 +24,13 @@ def measure(workdir: Inventory) -> dict[str, Any]:
   return {
     "selections": {
       name: with_total(
-        shares(made.counts["kept"], made.counts["rows"]),
+        shares(selection.counts["kept"], selection.counts["rows"]),
         {
           domain: shares(n["kept"], n["rows"])
-          for domain, n in made.counts["domains"].items()
+          for domain, n in selection.counts["domains"].items()
         },
       )
-      for name, made in workdir.selections.items()
+      for name, selection in workdir.selections.items()
     }
   }
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epy
 
 from miniplm_jax.core.workdir import GENERATED
 from miniplm_jax.report import plots
@@ -13,6 +14,9 @@ from miniplm_jax.report.inventory import Inventory, Student, same_rows
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.table import UNKNOWN, Table
 from miniplm_jax.training import comparable
+
+with epy.lazy_imports():  # it imports JAX
+  from miniplm_jax.training import batches
 
 
 def reached(spent: np.ndarray, loss: np.ndarray, target: float) -> float | None:
@@ -105,8 +109,6 @@ def _pair(students, curves, method: str, baseline: str) -> dict[str, Any]:
 
 def different(student: Student, step: float) -> float | None:
   """How many rows a student has met after so many steps; None: not known."""
-  from miniplm_jax.training import batches
-
   read = step * student.per_step("rows")
   weights = student.training.settings["train"].get("domain_weights")
   if not weights:
