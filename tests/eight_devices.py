@@ -20,6 +20,7 @@ import multidevice_int8
 import multidevice_kd
 import multidevice_minillm
 import multidevice_resume
+import test_sparse_kd
 
 PARTS = {
   "meshes": multidevice.main,
@@ -29,6 +30,7 @@ PARTS = {
   "kd": multidevice_kd.main,
   "minillm": multidevice_minillm.main,
   "resume": multidevice_resume.main,
+  "sparse_kd": test_sparse_kd.main,
 }
 
 
