@@ -97,7 +97,46 @@ def graph(walk):
 
 
 def test_no_file_needs_one_that_needs_it():
-  graphlib.TopologicalSorter(graph(of_the_module)).prepare()
+  """Be it in a function."""
+  graphlib.TopologicalSorter(graph(ast.walk)).prepare()
+
+
+def test_modules_are_imported_at_the_top():
+  """In functions are heavy libraries; own modules in step files are lazy."""
+  both, top = graph(ast.walk), graph(of_the_module)
+  assert sum(len(both[name] - top[name]) for name in both) <= 10
+
+
+# They compose steps; what one of those makes is an input of the next.
+COMPOSERS = "pipeline", "stages", "trainings", "api"
+
+
+def test_a_step_is_no_library_of_another_folder():
+  """What two of them need is in a module that is no step."""
+  found = {
+    (own, other)
+    for own, others in graph(ast.walk).items()
+    for other in others
+    if other[-1].endswith("step") and other != ("core", "step")
+    if own[0] not in COMPOSERS and own[0] != other[0]
+  }
+  # The table of the tasks' figures knows their files.
+  found -= {(("report", "tasks_step"), ("evaluate", "tasks_step"))}
+  assert not found
+
+
+def test_nobody_else_gets_the_whole_config():
+  found = {
+    names
+    for names, path in files().items()
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.arg) and node.annotation
+    if {"Config", "ConfigDict"} & set(re.findall(r"\w+", ast.unparse(node)))
+  }
+  assert {names[0] for names in found} <= {
+    *COMPOSERS,
+    *("config", "small_config"),  # what a config is made with
+  }
 
 
 def test_files_can_be_read_in_one_sitting():
