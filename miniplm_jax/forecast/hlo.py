@@ -98,13 +98,13 @@ class Schedule:
       For each, the JAX operation that it comes from. What is only formed
       inside a fusion, tile by tile, is not a buffer.
     """
-    found = {}
+    buffers = {}
     for computation in dict.fromkeys(s.computation for s in self.operations):
       for instruction in self._computations[computation].values():
         for array in instruction.arrays:
-          if not found.get(array):
-            found[array] = instruction.source
-    return dict(sorted(found.items(), key=lambda x: -x[0].nbytes))
+          if not buffers.get(array):
+            buffers[array] = instruction.source
+    return dict(sorted(buffers.items(), key=lambda x: -x[0].nbytes))
 
   def _walk(self, computation: str, times: int) -> Iterator[Operation]:
     for instruction in self._computations[computation].values():
@@ -179,21 +179,21 @@ class Schedule:
   def _compared(self, computation, arguments):
     """(direction, index of the counter, limit) of a loop's condition."""
     for instruction in self._computations[computation].values():
-      found = None
+      comparison = None
       if instruction.op == "compare":
         sides = [
           self._value(computation, o, arguments) for o in instruction.operands
         ]
         direction = re.search(r"direction=(\w+)", instruction.attributes)[1]
         if isinstance(sides[0], _Element) and isinstance(sides[1], int):
-          found = direction, sides[0].index, sides[1]
+          comparison = direction, sides[0].index, sides[1]
       elif instruction.op in ("fusion", "call"):
-        found = self._compared(
+        comparison = self._compared(
           instruction.called,
           self._arguments(computation, instruction, arguments),
         )
-      if found:
-        return found
+      if comparison:
+        return comparison
     return None
 
   def _arguments(self, computation, instruction, arguments):
@@ -219,8 +219,8 @@ class Schedule:
     if instruction is None:
       return None
     if instruction.op == "constant":
-      found = re.fullmatch(r"-?\d+", instruction.argument)
-      return int(found[0]) if found else None
+      match = re.fullmatch(r"-?\d+", instruction.argument)
+      return int(match[0]) if match else None
     if instruction.op == "get-tuple-element":
       return _Element(int(re.search(r"index=(\d+)", instruction.attributes)[1]))
     if instruction.op == "parameter":
@@ -247,32 +247,39 @@ class Schedule:
     return None
 
   def _find_collectives(self) -> Iterator[Collective]:
-    seen = set()
-    for step in self.operations:
-      if step.instruction.op == "recv":
+    begun = set()
+    for operation in self.operations:
+      if operation.instruction.op == "recv":
         # What arrives, beside which the compiler schedules other work.
-        nbytes = step.instruction.arrays[0].nbytes
-        yield Collective(BETWEEN_SLICES, step.times, nbytes, True)
+        nbytes = operation.instruction.arrays[0].nbytes
+        yield Collective(BETWEEN_SLICES, operation.times, nbytes, True)
         continue
-      for where, inner in self._inside(step.computation, step.instruction):
+      for where, inner in self._inside(
+        operation.computation, operation.instruction
+      ):
         kind = inner.op.removesuffix("-start")
         if kind not in KINDS:
           continue
-        overlapped = step.instruction.op != kind
+        overlapped = operation.instruction.op != kind
         if overlapped:
           # It stands in several fusions, its start, steps and end. Channels
           # alone do not tell: all of shard_map's collectives have number 1.
           channel = re.search(r"channel_id=(\d+)", inner.attributes)
-          key = step.computation, kind, channel and channel[1], inner.source
-          if key in seen:
+          key = (
+            operation.computation,
+            kind,
+            channel and channel[1],
+            inner.source,
+          )
+          if key in begun:
             continue
-          seen.add(key)
+          begun.add(key)
         nbytes = inner.nbytes
         if inner.op != kind and kind != "all-reduce":
           # The type of a start holds what goes in beside what comes out.
           names = self._computations[where]
           nbytes -= sum(names[o].nbytes for o in inner.operands)
-        yield Collective(kind, step.times, nbytes, overlapped)
+        yield Collective(kind, operation.times, nbytes, overlapped)
 
   def _moved(self, computation: str, instruction: Instruction) -> int:
     """Bytes to and from main memory; what runs in the background is free."""

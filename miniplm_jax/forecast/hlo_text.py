@@ -25,8 +25,8 @@ class Array(NamedTuple):
     if self.dtype == "pred":
       bits = 8
     else:
-      found = _BITS.search(self.dtype)
-      bits = int(found[0]) if found else 0  # a token has no size
+      match = _BITS.search(self.dtype)
+      bits = int(match[0]) if match else 0  # a token has no size
     return math.prod(self.shape) * bits // 8
 
   def __str__(self):
@@ -67,14 +67,14 @@ class Instruction:
   @property
   def source(self) -> str:
     """The operation in JAX that it comes from."""
-    found = re.search(r'op_name="([^"]*)"', self.attributes)
-    return found[1] if found else ""
+    match = re.search(r'op_name="([^"]*)"', self.attributes)
+    return match[1] if match else ""
 
   def named(self, *keys: str) -> str | None:
     """The computation that one of the attributes names."""
     names = "|".join(keys)
-    found = re.search(rf"\b(?:{names})=%?([\w.\-<>]+)", self.attributes)
-    return found[1] if found else None
+    match = re.search(rf"\b(?:{names})=%?([\w.\-<>]+)", self.attributes)
+    return match[1] if match else None
 
   @property
   def called(self) -> str | None:
@@ -84,9 +84,9 @@ class Instruction:
   @property
   def branches(self) -> list[str]:
     """The computations of a conditional."""
-    found = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
-    if found:
-      return _NAME.findall(found[1])
+    match = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
+    if match:
+      return _NAME.findall(match[1])
     both = self.named("true_computation"), self.named("false_computation")
     return [name for name in both if name]
 
@@ -112,8 +112,8 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
       current = computations[name] = {}
       if line.startswith("ENTRY"):
         entry = name
-    elif found := _LINE.match(line):
-      root, name, rest = found.groups()
+    elif match := _LINE.match(line):
+      root, name, rest = match.groups()
       current[name] = _instruction(name, rest, bool(root))
   return computations, entry
 

@@ -34,13 +34,13 @@ def cost(name: str, operands: list[Array]) -> tuple[int, float]:
   Raises:
     UnknownKernelError: it is another one; it would count as nothing.
   """
-  found = _SPLASH.match(name)
-  if not found:
+  match = _SPLASH.match(name)
+  if not match:
     raise UnknownKernelError(
       f"Pallas kernel {name}: state its cost in forecast/kernel.py"
     )
   queries = next(o for o in operands if len(o.shape) == 4)
   batch, heads, length, size = queries.shape
-  causal = _PRODUCTS[found[1]] * batch * heads * length * length * size
+  causal = _PRODUCTS[match[1]] * batch * heads * length * length * size
   slowness = 2 * _SLOWNESS * _AT_HEAD / min(size, _FULL_HEAD)
   return causal, slowness

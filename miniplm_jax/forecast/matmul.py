@@ -18,8 +18,8 @@ def flops(instruction: Instruction, left: Shape, right: Shape) -> int:
 
 
 def _contracted(dot: Instruction, left: Shape) -> int:
-  found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
-  return math.prod(left[int(n)] for n in found[1].split(",") if n)
+  match = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
+  return math.prod(left[int(n)] for n in match[1].split(",") if n)
 
 
 def _convolution_products(instruction, left, right, out) -> int:
