@@ -51,7 +51,7 @@ class _Recorder:
 
 def _run(lm, name):
   """Metrics, answers and seconds of one run of a task."""
-  from miniplm_jax.evaluate import tasks
+  from miniplm_jax.evaluation import tasks
 
   lm = _Recorder(lm)
   found = tasks.run(lm, name, _DATA.value, True, _DOCUMENTS.value)
@@ -82,7 +82,7 @@ def main(argv):
   del argv
   from lm_eval.models.huggingface import HFLM
 
-  from miniplm_jax.evaluate.lm import DirectoryLM
+  from miniplm_jax.evaluation.lm import DirectoryLM
 
   ours = DirectoryLM(_MODEL.value, log_every_seconds=1e9)
   theirs = HFLM(

@@ -49,9 +49,9 @@ from miniplm_jax.corpus import step as tokenize
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import sharding
 from miniplm_jax.models.ref import TEACHER, Identity, ModelRef
-from miniplm_jax.score import check, table, units, worker
-from miniplm_jax.score import step as stage
-from miniplm_jax.score.scorer import Scorer
+from miniplm_jax.scoring import check, table, units, worker
+from miniplm_jax.scoring import step as stage
+from miniplm_jax.scoring.scorer import Scorer
 
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of *.jsonl.")
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face directory.")

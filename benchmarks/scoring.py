@@ -88,7 +88,7 @@ def _ours(model: str, corpus: str, lengths: list[int]):
   from miniplm_jax.core import manifest
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.models import huggingface, sharding
-  from miniplm_jax.score.scorer import Scorer
+  from miniplm_jax.scoring.scorer import Scorer
 
   rows = Corpus(manifest.require(epath.Path(corpus) / "manifest.json"))
   mesh = sharding.make_mesh(1, 1, jax.device_count())

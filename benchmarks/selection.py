@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 from absl import app, flags
 
-from miniplm_jax.select import cutoff, writing
+from miniplm_jax.selection import cutoff, writing
 
 _ROWS = flags.DEFINE_integer("rows", 10**9, "Scores to select from.")
 _PART = 1 << 16  # rows at a time, as score.rows_per_part

@@ -8,18 +8,19 @@ The folders are the pipeline, in this order:
                                                  (stages tokenize, convert)
   training      the one training loop            (stages teacher, reference,
                                                  train)
-  score         log-probs of every row           (stage score; look verify)
-  select        Difference Sampling; kept rows as files, and for seqio
+  scoring       log-probs of every row           (stage score; look verify)
+  selection     Difference Sampling; kept rows as files, and for seqio
                                                  (stages select, materialize)
   distillation  what a student minimizes, and what that needs: a small model
                 of the score, rows that the teacher continues, its
                 distributions                    (stages proxy, seqkd, logits)
-  evaluate      held-out loss, zero-shot tasks   (stage evaluate)
-  export        a Hugging Face directory         (stage export)
-  generate      what a model writes              (look generate)
+  evaluation    held-out loss, zero-shot tasks, log-probs and continuations of
+                texts                            (stage evaluate; look generate)
+  hf_export     a Hugging Face directory         (stage export)
   report        pages, cards, tables, pictures: everything that renders, and
                 what all runs say together       (stages report, analyze)
   forecast      what a program takes on a TPU    (look plan)
+  api           all of it as functions of values, see below
 
 A folder imports only from itself and from those above it; main.py and
 pipeline.py stand on top, and stages.py, which composes the steps of each stage
@@ -59,3 +60,30 @@ Words, each for one thing:
 """
 
 __version__ = "0.1.0"
+
+# What `import miniplm_jax as mp` has, see docs/api.md. The rest of the package
+# is imported when one of them is first asked for: `import` itself is quick.
+__all__ = [
+  "compare",
+  "evaluate",
+  "export",
+  "generate",
+  "load_model",
+  "nll",
+  "open_artifact",
+  "presets",
+  "run",
+  "score",
+  "select",
+  "show_log",
+  "tokenize",
+  "train",
+]
+
+
+def __getattr__(name: str):
+  if name not in __all__:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  from miniplm_jax import api
+
+  return getattr(api, name)

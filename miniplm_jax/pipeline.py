@@ -22,7 +22,7 @@ from miniplm_jax.corpus import step as tokenize
 from miniplm_jax.distillation import proxy_step as proxy
 from miniplm_jax.forecast import step as plan
 from miniplm_jax.report import step as report
-from miniplm_jax.score import step as score
+from miniplm_jax.scoring import step as score
 from miniplm_jax.stages import Stages
 
 

@@ -4,16 +4,16 @@ import functools
 
 from etils import epy
 
-from miniplm_jax import export, generate
+from miniplm_jax import hf_export as export
 from miniplm_jax.config import Config
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import convert_step as convert
 from miniplm_jax.corpus import step as tokenize
 from miniplm_jax.distillation import proxy_step as proxy
-from miniplm_jax.evaluate import step as evaluate
-from miniplm_jax.evaluate import tasks_step
-from miniplm_jax.evaluate.subjects import Subject
+from miniplm_jax.evaluation import generate, tasks_step
+from miniplm_jax.evaluation import step as evaluate
+from miniplm_jax.evaluation.subjects import Subject
 from miniplm_jax.forecast import step as plan
 from miniplm_jax.methods import MethodNames
 from miniplm_jax.models.ref import REFERENCE, ROLES, TEACHER, ModelRef
@@ -22,9 +22,9 @@ from miniplm_jax.report import selection_step as selection_report
 from miniplm_jax.report import step as report
 from miniplm_jax.report import tasks_step as tasks
 from miniplm_jax.report.analyses.step import Analyses
-from miniplm_jax.score import step as score
-from miniplm_jax.select import materialize_step as materialize
-from miniplm_jax.select import step as select
+from miniplm_jax.scoring import step as score
+from miniplm_jax.selection import materialize_step as materialize
+from miniplm_jax.selection import step as select
 from miniplm_jax.trainings import Trainings
 
 with epy.lazy_imports():  # it imports JAX

@@ -8,7 +8,8 @@ import pytest
 import tiny_config
 from helpers import ROOT, typed, write_corpus
 
-from miniplm_jax import api as mp
+import miniplm_jax as mp
+from miniplm_jax import api
 from miniplm_jax.config import KDConfig
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
@@ -42,7 +43,7 @@ def test_what_the_command_line_made_is_opened(copy):
     **options(c.corpus, "source", "tokenizer"),
   )
   # As `finished` is run: more steps than the tiny config has.
-  ran = mp.Run(folder)
+  ran = api.Run(folder)
   trains = {
     name: mp.open_artifact(folder / name).settings["train"]
     for name in ("teacher", "reference", "students/miniplm")
@@ -84,7 +85,7 @@ def test_what_the_command_line_made_is_opened(copy):
 
 
 def test_artifacts_are_tables(finished):
-  ran = mp.Run(finished / "run")
+  ran = api.Run(finished / "run")
   corpus, scores = ran.corpus, ran.scores
   index, table = corpus.to_arrow(), scores.to_arrow()
   assert index["row_id"].to_pylist() == list(range(len(corpus)))
@@ -105,15 +106,15 @@ def test_artifacts_are_tables(finished):
 
 
 def test_what_is_wrong_is_said_in_one_line(finished):
-  ran = mp.Run(finished / "run")
+  ran = api.Run(finished / "run")
   with pytest.raises(UserError, match="no split 'x'"):
     ran.corpus.split("x")
   with pytest.raises(UserError, match="but by tokenize"):
-    mp.Student(finished / "run/corpus")
+    api.Student(finished / "run/corpus")
   with pytest.raises(UserError, match="steps is -1, TrainConfig, give"):
     mp.train("qwen-45m", ran.corpus.split("reference"), to="x", steps=-1)
   with pytest.raises(UserError, match="reads the scores of reference"):
-    only = mp.Scores(ran.corpus, {"teacher": ran.scores["teacher"]})
+    only = api.Scores(ran.corpus, {"teacher": ran.scores["teacher"]})
     only.select("difficulty")
   with pytest.raises(UserError, match="soft_labels needs a teacher"):
     rows = ran.selections["miniplm"]
@@ -131,7 +132,6 @@ def test_the_program_of_the_docs(tmp_path, monkeypatch, capsys):
     "STEPS = 200": "STEPS = 10",
     "4096": "512",
     "max_length=128": "max_length=32",
-    "import miniplm_jax as mp": "from miniplm_jax import api as mp",
   }.items():
     assert old in program
     program = program.replace(old, new)

@@ -12,7 +12,7 @@ from etils import epath
 from helpers import steps_of, typed
 from tiny_config import get_config
 
-from miniplm_jax import generate, pipeline
+from miniplm_jax import pipeline
 from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
@@ -21,6 +21,7 @@ from miniplm_jax.corpus import convert_text, model_fit, shard, store, tokenizer
 from miniplm_jax.corpus import step as stage
 from miniplm_jax.corpus.chunks import PackedIds
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
+from miniplm_jax.evaluation import generate
 from miniplm_jax.report import overlap
 
 EOS, BOS = "</s>", "<s>"
@@ -207,7 +208,7 @@ def test_a_student_reads_everywhere_what_it_was_trained_on(tmp_path):
   transformers = pytest.importorskip("transformers")
   pytest.importorskip("torch", reason="needs the parity extra")
   hf = pytest.importorskip("lm_eval.models.huggingface")
-  lm = pytest.importorskip("miniplm_jax.evaluate.lm")
+  lm = pytest.importorskip("miniplm_jax.evaluation.lm")
   from lm_eval.api.instance import Instance
 
   config = configured(tmp_path, eos="<|endoftext|>")

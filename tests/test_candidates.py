@@ -21,11 +21,11 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus import store
 from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.report import selection_summary as summary
-from miniplm_jax.score import table
-from miniplm_jax.score.units import units_of
-from miniplm_jax.select import cutoff as cutoff_lib
-from miniplm_jax.select import selection, writing
-from miniplm_jax.select.scored import ScoredRows
+from miniplm_jax.scoring import table
+from miniplm_jax.scoring.units import units_of
+from miniplm_jax.selection import cutoff as cutoff_lib
+from miniplm_jax.selection import selection, writing
+from miniplm_jax.selection.scored import ScoredRows
 
 SHARDS = (1, 7, 64)
 

@@ -23,7 +23,7 @@ from miniplm_jax.corpus import step as tokenize
 from miniplm_jax.corpus import store, tokenizer, trained_rows
 from miniplm_jax.models import architecture, config_json, hub, huggingface
 from miniplm_jax.models.ref import ModelRef
-from miniplm_jax.score import importing, table, units
+from miniplm_jax.scoring import importing, table, units
 from miniplm_jax.training import metrics
 
 WORKDIR = Workdir(epath.Path("unused"))

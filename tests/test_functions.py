@@ -5,7 +5,6 @@ import json
 import pytest
 from etils import epath
 
-from miniplm_jax import generate
 from miniplm_jax.config import (
   GenerateConfig,
   RunConfig,
@@ -16,9 +15,9 @@ from miniplm_jax.core import execute, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.evaluate import heldout, texts
+from miniplm_jax.evaluation import generate, heldout, texts
 from miniplm_jax.models.ref import ModelRef
-from miniplm_jax.score import step as score_stage
+from miniplm_jax.scoring import step as score_stage
 
 # As tests/tiny_config.py has it.
 SCORE = ScoreConfig(

@@ -13,7 +13,7 @@ from flax import nnx
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import decoder, int8, likelihood, sharding
 from miniplm_jax.models.architecture import Mamba, Transformer
-from miniplm_jax.score import fidelity
+from miniplm_jax.scoring import fidelity
 
 ARCHS = {
   "transformer": Transformer(

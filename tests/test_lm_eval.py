@@ -21,8 +21,8 @@ from tiny_config import get_config
 from miniplm_jax.config.sections import GROUP, PAPER_TASKS
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store
-from miniplm_jax.evaluate import results, tasks
-from miniplm_jax.evaluate import tasks_step as tasks_stage
+from miniplm_jax.evaluation import results, tasks
+from miniplm_jax.evaluation import tasks_step as tasks_stage
 from miniplm_jax.report import tasks as tasks_table
 
 needs_lm_eval = pytest.mark.skipif(
@@ -124,7 +124,7 @@ def directory(finished):
 
 @pytest.fixture(scope="module")
 def ours(directory):
-  lm = pytest.importorskip("miniplm_jax.evaluate.lm")
+  lm = pytest.importorskip("miniplm_jax.evaluation.lm")
   return lm.DirectoryLM(str(directory), batch_tokens=256, max_length=32)
 
 
@@ -264,7 +264,7 @@ def test_stage_evaluate_writes_tables_and_results_of_lm_eval(copy, data):
 @needs_lm_eval
 @needs_lm_eval
 def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
-  from miniplm_jax.evaluate import jax_lm
+  from miniplm_jax.evaluation import jax_lm
 
   made, asked = [], []
 
@@ -323,7 +323,7 @@ def test_the_command_knows_the_model_and_the_group(directory, data, tmp_path):
     "doc_to_choice: '{{[sentence_quiz1, sentence_quiz2]}}'\n"
   )
   code = (
-    "import sys; from miniplm_jax.evaluate import harness;"
+    "import sys; from miniplm_jax.evaluation import harness;"
     "code = harness.main(sys.argv[1:]); assert not code, code"
   )
   arguments = [f"--model_args=pretrained={directory}", "--model=miniplm_jax"]
@@ -355,7 +355,7 @@ def test_eight_devices_give_the_answers_of_one_without_torch(
   code = f"""
 import json, sys
 from lm_eval.api.instance import Instance
-from miniplm_jax.evaluate import lm, tasks
+from miniplm_jax.evaluation import lm, tasks
 mesh = {{"data": 2, "fsdp": 2, "tensor": 2}}
 model = lm.DirectoryLM({str(directory)!r}, max_length=32, **mesh)
 def ask(kind, a):

@@ -13,11 +13,11 @@ from test_huggingface import TRANSFORMER, new, saved
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import tokenizer
-from miniplm_jax.evaluate import harness, tasks, texts
+from miniplm_jax.evaluation import harness, tasks, texts
 from miniplm_jax.models import sharding
 
 jax_lm = pytest.importorskip(
-  "miniplm_jax.evaluate.jax_lm", reason="needs the eval extra"
+  "miniplm_jax.evaluation.jax_lm", reason="needs the eval extra"
 )
 EOS = "<|endoftext|>"
 DRAWN = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 4}
@@ -121,7 +121,7 @@ def test_windows_are_lm_eval_s(size):
 
 
 def test_nll_of_texts_is_what_a_rolling_request_says(tmp_path):
-  from miniplm_jax.evaluate.lm import DirectoryLM
+  from miniplm_jax.evaluation.lm import DirectoryLM
 
   saved(tmp_path, extra=encoder().to_files())
   mesh = sharding.make_mesh(1, 1, 1)
@@ -194,7 +194,7 @@ def test_chat_templates_are_refused(lm):
 
 
 def test_arguments_of_the_command_are_known_or_refused(tmp_path):
-  from miniplm_jax.evaluate.lm import DirectoryLM
+  from miniplm_jax.evaluation.lm import DirectoryLM
 
   files = encoder().to_files()
   saved(tmp_path, extra=files)

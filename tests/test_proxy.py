@@ -21,7 +21,7 @@ from miniplm_jax.distillation import proxy
 from miniplm_jax.distillation.regression import Regression
 from miniplm_jax.models import architecture, regressor
 from miniplm_jax.models.likelihood import loss_mask
-from miniplm_jax.score import units
+from miniplm_jax.scoring import units
 from miniplm_jax.training import loop
 
 ARCH = architecture.Transformer(

@@ -28,8 +28,8 @@ from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import huggingface, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.score import worker
-from miniplm_jax.score.scorer import Scorer
+from miniplm_jax.scoring import worker
+from miniplm_jax.scoring.scorer import Scorer
 
 EOS = "<|endoftext|>"
 DOMAINS = {"large": 30, "middle": 9, "small": 3}  # documents

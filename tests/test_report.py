@@ -21,8 +21,8 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.evaluate import heldout, subjects
-from miniplm_jax.evaluate import step as evaluate
+from miniplm_jax.evaluation import heldout, subjects
+from miniplm_jax.evaluation import step as evaluate
 from miniplm_jax.pipeline import Stages
 from miniplm_jax.report import (
   agreement,

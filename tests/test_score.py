@@ -26,7 +26,7 @@ from miniplm_jax.corpus import batching
 from miniplm_jax.models import decoder, huggingface
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.ref import Identity, ModelRef
-from miniplm_jax.score import check, table, units, worker
+from miniplm_jax.scoring import check, table, units, worker
 
 ARCH = Transformer(
   vocab_size=61,

@@ -10,8 +10,8 @@ from miniplm_jax import criteria
 from miniplm_jax.config.run import REMAT
 from miniplm_jax.core import noise
 from miniplm_jax.models import decoder
-from miniplm_jax.select import cutoff, duplicates
-from miniplm_jax.select.moments import Moments
+from miniplm_jax.selection import cutoff, duplicates
+from miniplm_jax.selection.moments import Moments
 
 
 def chunked(columns, size=999):

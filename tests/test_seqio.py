@@ -38,13 +38,9 @@ from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import megatron
 from miniplm_jax.corpus.store import Corpus, Instance
 from miniplm_jax.pipeline import Stages
-from miniplm_jax.select import converter, source, tasks
-from miniplm_jax.select import (
-  materialize_step as stage,
-)
-from miniplm_jax.select import (
-  materialize_writers as writers,
-)
+from miniplm_jax.selection import converter, source, tasks
+from miniplm_jax.selection import materialize_step as stage
+from miniplm_jax.selection import materialize_writers as writers
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from miniplm_jax.distillation.sparse_kd import SparseKD
 from miniplm_jax.distillation.token_selection import TokenSelection, top_share
 from miniplm_jax.models import sharding, sparse_labels, vocab_tiles
 from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.score import table as score_table
+from miniplm_jax.scoring import table as score_table
 from miniplm_jax.training import loop
 from miniplm_jax.trainings import Trainings
 

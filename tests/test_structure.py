@@ -3,6 +3,7 @@
 import ast
 import collections
 import graphlib
+import importlib
 import pathlib
 import re
 import subprocess
@@ -27,12 +28,11 @@ ORDER = (
   "config",
   "corpus",
   "training",
-  "score",
-  "select",
+  "scoring",
+  "selection",
   "distillation",
-  "evaluate",
-  "export",
-  "generate",
+  "evaluation",
+  "hf_export",
   "report",
   "forecast",
   "trainings",
@@ -40,6 +40,9 @@ ORDER = (
   "pipeline",
   "api",
   "main",
+  # Names of folders that scripts know.
+  "evaluate",
+  "select",
 )
 
 
@@ -121,7 +124,7 @@ def test_a_step_is_no_library_of_another_folder():
     if own[0] not in COMPOSERS and own[0] != other[0]
   }
   # The table of the tasks' figures knows their files.
-  found -= {(("report", "tasks_step"), ("evaluate", "tasks_step"))}
+  found -= {(("report", "tasks_step"), ("evaluation", "tasks_step"))}
   assert not found
 
 
@@ -173,7 +176,7 @@ def python(code: str) -> str:
 
 def test_training_and_scoring_do_not_import_tensorflow_or_torch():
   modules = (
-    "training.loop, miniplm_jax.score.scorer, miniplm_jax.report.selection"
+    "training.loop, miniplm_jax.scoring.scorer, miniplm_jax.report.selection"
   )
   heavy = "{'tensorflow', 'torch', 'transformers', 'seqio'}"
   assert "set()" in python(
@@ -348,3 +351,17 @@ def test_every_field_is_live(tmp_path):
       assert plan(config, tmp_path) != before, path
     elif folders[-1] not in ("teacher", "reference"):  # config[role]
       assert folders[-1] in sections_of[name], path
+
+
+def test_former_names_of_modules_are_known():
+  """Scripts of users import them, one by one."""
+  for former, module, name in (
+    ("evaluate.harness", "evaluation.harness", "main"),
+    ("evaluate.lm", "evaluation.lm", "DirectoryLM"),
+    ("select.tasks", "selection.tasks", "register"),
+  ):
+    old, new = (
+      importlib.import_module(f"miniplm_jax.{path}")
+      for path in (former, module)
+    )
+    assert getattr(old, name) is getattr(new, name)

@@ -69,7 +69,7 @@ def scorer(model: str, corpus: str, length: int, rows: int, variant: Variant):
   from miniplm_jax.core import manifest
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.models import huggingface, sharding
-  from miniplm_jax.score.scorer import Scorer
+  from miniplm_jax.scoring.scorer import Scorer
 
   variant.apply()
   found = Corpus(manifest.require(epath.Path(corpus) / "manifest.json"))

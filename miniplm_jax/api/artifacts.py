@@ -19,14 +19,14 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST
-from miniplm_jax.select import step as select_step
+from miniplm_jax.selection import step as select_step
 
 with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
   import numpy as np
   import pyarrow as pa
 
   from miniplm_jax.corpus import kept_rows, store
-  from miniplm_jax.score import table
+  from miniplm_jax.scoring import table
 
 
 class Artifact:

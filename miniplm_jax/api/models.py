@@ -7,17 +7,17 @@ from typing import Any
 
 from etils import epath, epy
 
-from miniplm_jax import generate as generate_lib
 from miniplm_jax.api.students import Student
 from miniplm_jax.config import (
   GenerateConfig,
   RunConfig,
 )
+from miniplm_jax.evaluation import generate as generate_lib
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import ROLES, ModelRef
 
 with epy.lazy_imports():  # JAX, NumPy: planning needs neither
-  from miniplm_jax.evaluate import texts as texts_lib
+  from miniplm_jax.evaluation import texts as texts_lib
   from miniplm_jax.models import sharding
 
 

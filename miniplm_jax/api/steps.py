@@ -40,18 +40,18 @@ from miniplm_jax.core.fields import Section
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import step as corpus_step
 from miniplm_jax.distillation import objectives
-from miniplm_jax.evaluate import step as evaluate_step
-from miniplm_jax.evaluate.subjects import Subject
+from miniplm_jax.evaluation import step as evaluate_step
+from miniplm_jax.evaluation.subjects import Subject
 from miniplm_jax.methods import OBJECTIVES
 from miniplm_jax.models.architecture import SHAPES, Architecture
 from miniplm_jax.models.ref import ROLES, TEACHER
-from miniplm_jax.score import step as score_step
+from miniplm_jax.scoring import step as score_step
 from miniplm_jax.training import step as training_step
 from miniplm_jax.training import trained
 from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
 
 with epy.lazy_imports():  # JAX, NumPy: planning needs neither
-  from miniplm_jax.evaluate import heldout
+  from miniplm_jax.evaluation import heldout
   from miniplm_jax.models import sharding
 
 presets = SHAPES  # shapes by name

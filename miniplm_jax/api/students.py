@@ -28,7 +28,7 @@ with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
   import numpy as np
   import pyarrow as pa
 
-  from miniplm_jax.evaluate import heldout
+  from miniplm_jax.evaluation import heldout
   from miniplm_jax.models import sharding
   from miniplm_jax.training import batches, metrics, trained
 

@@ -26,7 +26,7 @@ from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import logits_table
 from miniplm_jax.methods import LABELS, LABELS_OF, Labels
 from miniplm_jax.models.ref import REFERENCE, ModelRef
-from miniplm_jax.score import settings as score_settings
+from miniplm_jax.scoring import settings as score_settings
 
 with epy.lazy_imports():
   from miniplm_jax.corpus import store

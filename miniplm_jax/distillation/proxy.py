@@ -20,9 +20,9 @@ from miniplm_jax.distillation.regression import Regression
 from miniplm_jax.models import huggingface, regressor, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import ModelRef
-from miniplm_jax.score import check, fidelity, table, units
-from miniplm_jax.score import worker as worker_lib
-from miniplm_jax.score.scorer import Scorer
+from miniplm_jax.scoring import check, fidelity, table, units
+from miniplm_jax.scoring import worker as worker_lib
+from miniplm_jax.scoring.scorer import Scorer
 from miniplm_jax.training import flops as flops_lib
 from miniplm_jax.training import loop, trained
 from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec

@@ -16,7 +16,7 @@ from miniplm_jax.config import ProxyConfig, RunConfig, ScoreConfig, VerifyConfig
 from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.models.ref import REFERENCE, ModelRef
-from miniplm_jax.score import settings as score_settings
+from miniplm_jax.scoring import settings as score_settings
 
 with epy.lazy_imports():
   from miniplm_jax.distillation import proxy

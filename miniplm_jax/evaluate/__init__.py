@@ -1,1 +1,1 @@
-"""Stage evaluate: held-out loss of students, teacher and reference."""
+"""The former name of `evaluation`, for scripts that import it."""

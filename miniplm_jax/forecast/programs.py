@@ -24,7 +24,7 @@ def scoring(
   length: int,
   dtype: Any = jnp.bfloat16,
 ) -> jax.stages.Lowered:
-  """One batch of scoring, the program that `score/scorer.py` runs.
+  """One batch of scoring, the program that `scoring/scorer.py` runs.
 
   Args:
     arch: of the model.

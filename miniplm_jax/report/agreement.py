@@ -8,7 +8,7 @@ import numpy as np
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.select import index
+from miniplm_jax.selection import index
 
 
 @dataclasses.dataclass(frozen=True)

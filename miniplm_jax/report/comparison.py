@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from miniplm_jax.core.groups import ALL
-from miniplm_jax.evaluate.heldout import losses
+from miniplm_jax.evaluation.heldout import losses
 from miniplm_jax.methods import trained_by
 from miniplm_jax.report import plots
 from miniplm_jax.report.inventory import Student

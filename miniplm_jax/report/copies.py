@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.select import index
+from miniplm_jax.selection import index
 
 _MOST = 5_000_000  # rows whose hashes are held at a time
 _SHOWN = 5  # largest groups that are shown

@@ -33,7 +33,7 @@ corpus = Corpus(manifest.require("WORKDIR/corpus/manifest.json"))
 instances = corpus.read(rows[:8])
 
 import seqio
-from miniplm_jax.select import tasks
+from miniplm_jax.selection import tasks
 
 task = seqio.get_mixture_or_task(tasks.register("WORKDIR", "{name}"))
 dataset = task.get_dataset(sequence_length=None, split="train", shuffle=False)

@@ -5,7 +5,7 @@ from typing import Any
 
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.evaluate import heldout
+from miniplm_jax.evaluation import heldout
 from miniplm_jax.report import plots
 from miniplm_jax.report.inventory import Scored, Student
 from miniplm_jax.report.page import Section

@@ -3,7 +3,7 @@
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import GENERATED
 from miniplm_jax.criteria import CRITERIA
-from miniplm_jax.evaluate import heldout
+from miniplm_jax.evaluation import heldout
 from miniplm_jax.methods import INPUTS, trained_in_words
 from miniplm_jax.report.table import Table
 from miniplm_jax.training import flops

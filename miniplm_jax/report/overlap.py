@@ -21,7 +21,7 @@ from miniplm_jax.core import gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.splitmix import GOLDEN, mix
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.select import index
+from miniplm_jax.selection import index
 
 WORDS = 13  # of an n-gram
 SHORTEST = 8  # a text of fewer words is not looked for

@@ -8,7 +8,7 @@ from miniplm_jax.distillation import proxy as proxy_lib
 from miniplm_jax.report import plots
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.table import Table
-from miniplm_jax.score import table
+from miniplm_jax.scoring import table
 
 _STEPS = {
   "full": "teacher and reference score D",

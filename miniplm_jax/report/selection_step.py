@@ -29,7 +29,7 @@ with epy.lazy_imports():  # NumPy and PyArrow
     selection_summary,
     selection_tables,
   )
-  from miniplm_jax.select import scored
+  from miniplm_jax.selection import scored
 
 _OUTPUTS = ("report.html", "card.md")
 # Beside the inputs of the selection itself.

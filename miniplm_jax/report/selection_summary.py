@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.select import index
-from miniplm_jax.select.scored import ScoredRows
+from miniplm_jax.selection import index
+from miniplm_jax.selection.scored import ScoredRows
 
 _SAMPLE = 50_000  # rows that the pictures are drawn from
 TEXTS = 2  # rows of each domain at each place of the ranking

@@ -14,7 +14,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
-from miniplm_jax.evaluate.heldout import ignored_in_words, losses
+from miniplm_jax.evaluation.heldout import ignored_in_words, losses
 from miniplm_jax.methods import MethodNames, trained_by
 from miniplm_jax.report import tasks_step
 from miniplm_jax.report.analyses.step import Analyses
@@ -34,7 +34,7 @@ with epy.lazy_imports():  # NumPy, PyArrow and JAX
     tasks,
   )
   from miniplm_jax.report import selection as selection_report
-  from miniplm_jax.select import scored as scored_rows
+  from miniplm_jax.selection import scored as scored_rows
 
 STAGE = "report"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from miniplm_jax.config.sections import GROUP
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.evaluate.results import average, score, scores
+from miniplm_jax.evaluation.results import average, score, scores
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.table import Table
 

@@ -13,8 +13,8 @@ from miniplm_jax.core.log import log, plain
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.evaluate import results, tasks_step
-from miniplm_jax.evaluate.subjects import Subject
+from miniplm_jax.evaluation import results, tasks_step
+from miniplm_jax.evaluation.subjects import Subject
 from miniplm_jax.report import tasks
 
 STAGE = tasks_step.STAGE

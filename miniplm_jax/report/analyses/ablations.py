@@ -6,7 +6,7 @@ from typing import Any
 
 from miniplm_jax.core import files
 from miniplm_jax.core.groups import ALL
-from miniplm_jax.evaluate.heldout import losses
+from miniplm_jax.evaluation.heldout import losses
 from miniplm_jax.methods import LABELS_OF, SEQKD, TEACHER_WEIGHTS
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs

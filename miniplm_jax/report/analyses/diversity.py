@@ -16,7 +16,7 @@ from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import Inventory
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.table import Table
-from miniplm_jax.select import index
+from miniplm_jax.selection import index
 from miniplm_jax.training.trained import own_corpora
 
 _NS = (1, 2)  # as the authors' n-gram kernel by default

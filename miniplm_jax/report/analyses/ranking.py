@@ -10,13 +10,13 @@ import numpy as np
 
 from miniplm_jax.core import fields
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.evaluate import heldout
+from miniplm_jax.evaluation import heldout
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import Inventory
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.table import Column, Table, or_unknown
-from miniplm_jax.score import fidelity
+from miniplm_jax.scoring import fidelity
 
 _POINTS = 2000  # rows that the picture shows
 

@@ -11,7 +11,7 @@ import numpy as np
 from miniplm_jax.core import files
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
-from miniplm_jax.evaluate import heldout
+from miniplm_jax.evaluation import heldout
 from miniplm_jax.methods import INIT, LABELS, LABELS_OF, SEQKD
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs

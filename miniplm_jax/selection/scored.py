@@ -10,9 +10,9 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.criteria import CRITERIA
-from miniplm_jax.score import table
-from miniplm_jax.select import index
-from miniplm_jax.select.moments import Moments
+from miniplm_jax.scoring import table
+from miniplm_jax.selection import index
+from miniplm_jax.selection.moments import Moments
 
 Columns = dict[str, np.ndarray]
 

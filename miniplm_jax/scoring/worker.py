@@ -25,10 +25,10 @@ from miniplm_jax.core import claims, distributed, errors, files
 from miniplm_jax.core.log import Progress, log
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import huggingface
-from miniplm_jax.score import table
-from miniplm_jax.score import units as units_lib
-from miniplm_jax.score.scorer import Effort, Scorer
-from miniplm_jax.score.units import Unit
+from miniplm_jax.scoring import table
+from miniplm_jax.scoring import units as units_lib
+from miniplm_jax.scoring.scorer import Effort, Scorer
+from miniplm_jax.scoring.units import Unit
 from miniplm_jax.training import flops as flops_lib
 
 STAGE = "score"

@@ -21,14 +21,14 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.models.ref import REFERENCE, TEACHER, Identity, ModelRef
-from miniplm_jax.score import settings as settings_lib
+from miniplm_jax.scoring import settings as settings_lib
 from miniplm_jax.training import flops
 
 with epy.lazy_imports():
   from miniplm_jax.corpus import store, trained_rows
   from miniplm_jax.models import sharding
-  from miniplm_jax.score import check, importing, rounding, units, worker
-  from miniplm_jax.score import scorer as scorer_lib
+  from miniplm_jax.scoring import check, importing, rounding, units, worker
+  from miniplm_jax.scoring import scorer as scorer_lib
 
 STAGE = "score"
 VERIFY = "verify"  # the look

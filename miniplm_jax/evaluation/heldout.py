@@ -18,7 +18,7 @@ from miniplm_jax.core.manifest import Manifest
 
 with epy.lazy_imports():
   from miniplm_jax.models import likelihood
-  from miniplm_jax.score import scorer as scorer_lib
+  from miniplm_jax.scoring import scorer as scorer_lib
 
 STAGE = "evaluate"
 MANIFEST = "evaluation.json"

@@ -11,7 +11,7 @@ import numpy as np
 
 from miniplm_jax.core import distributed
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.select.cutoff import sort_key
+from miniplm_jax.selection.cutoff import sort_key
 
 Chunks = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 

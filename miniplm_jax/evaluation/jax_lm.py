@@ -2,7 +2,7 @@
 
 Needs the extra `eval`. Nothing here imports torch, nor does what it imports
 of lm_eval. Log-probs equal those of lm_eval's own `hf` model; what differs is
-the order of the work, see `evaluate/texts.py`.
+the order of the work, see `evaluation/texts.py`.
 """
 
 import collections
@@ -19,8 +19,8 @@ from lm_eval.models import utils as model_utils
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
 from miniplm_jax.corpus import tokenizer as tokenizer_lib
-from miniplm_jax.evaluate import requests as requests_lib
-from miniplm_jax.evaluate import texts
+from miniplm_jax.evaluation import requests as requests_lib
+from miniplm_jax.evaluation import texts
 from miniplm_jax.models import generation, placement, sharding
 
 

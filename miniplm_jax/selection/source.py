@@ -18,7 +18,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus.store import SPLITS, Corpus, Instance
-from miniplm_jax.select import index
+from miniplm_jax.selection import index
 
 # Features of an example: its dtype and rank. `targets` are the row's ids, the
 # rest is named as in `Instance`; `hash` is its 64 bits as a signed number,

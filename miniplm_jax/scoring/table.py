@@ -19,7 +19,7 @@ from etils import epath
 from miniplm_jax.core import distributed, errors, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.score.units import Unit, range_of
+from miniplm_jax.scoring.units import Unit, range_of
 
 Columns = dict[str, np.ndarray]
 # What is kept of a row, summed over its scored tokens, in nats: −log p, or a

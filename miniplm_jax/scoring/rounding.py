@@ -18,8 +18,8 @@ from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import int8
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.models.ref import ModelRef
-from miniplm_jax.score import check, fidelity, table
-from miniplm_jax.score.scorer import Scorer
+from miniplm_jax.scoring import check, fidelity, table
+from miniplm_jax.scoring.scorer import Scorer
 
 _STAGE = "score"
 REPORT = "int8_fidelity.json"

@@ -17,8 +17,8 @@ from miniplm_jax.core import claims, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.score import table
-from miniplm_jax.score.units import units_of
+from miniplm_jax.scoring import table
+from miniplm_jax.scoring.units import units_of
 
 _HINT = "give Σ −log p of every row in nats, a number that is 0 or more"
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from miniplm_jax.select import cutoff as cutoff_lib
-from miniplm_jax.select import index
-from miniplm_jax.select.candidates import Candidates
-from miniplm_jax.select.cutoff import Cutoff
+from miniplm_jax.selection import cutoff as cutoff_lib
+from miniplm_jax.selection import index
+from miniplm_jax.selection.candidates import Candidates
+from miniplm_jax.selection.cutoff import Cutoff
 
 
 @dataclasses.dataclass(frozen=True)

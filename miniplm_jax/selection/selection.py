@@ -12,11 +12,11 @@ from miniplm_jax.config import SelectConfig
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.criteria import CRITERIA
-from miniplm_jax.select import writing
-from miniplm_jax.select.candidates import Candidates
-from miniplm_jax.select.cutoff import Cutoff
-from miniplm_jax.select.scored import ScoredRows
-from miniplm_jax.select.writing import Kept
+from miniplm_jax.selection import writing
+from miniplm_jax.selection.candidates import Candidates
+from miniplm_jax.selection.cutoff import Cutoff
+from miniplm_jax.selection.scored import ScoredRows
+from miniplm_jax.selection.writing import Kept
 
 
 @dataclasses.dataclass(frozen=True)

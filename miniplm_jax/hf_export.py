@@ -12,7 +12,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
-from miniplm_jax.evaluate import heldout
+from miniplm_jax.evaluation import heldout
 from miniplm_jax.training import trained
 
 with epy.lazy_imports():

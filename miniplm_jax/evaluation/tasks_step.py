@@ -18,8 +18,8 @@ from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
-from miniplm_jax.evaluate import harness, results, tasks
-from miniplm_jax.evaluate.subjects import Subject
+from miniplm_jax.evaluation import harness, results, tasks
+from miniplm_jax.evaluation.subjects import Subject
 
 with epy.lazy_imports():
   from miniplm_jax.corpus import store
@@ -125,7 +125,7 @@ class _Runner:
     key = f"{it.folder} {inputs['model'].fingerprint}"
     if key not in self.loaded:
       try:
-        from miniplm_jax.evaluate import jax_lm
+        from miniplm_jax.evaluation import jax_lm
       except ModuleNotFoundError as e:
         raise harness.missing(e) from e
       self.loaded.clear()

@@ -15,7 +15,7 @@ from miniplm_jax.criteria import CRITERIA
 
 with epy.lazy_imports():  # NumPy and PyArrow
   from miniplm_jax.corpus import store
-  from miniplm_jax.select import selection
+  from miniplm_jax.selection import selection
 
 STAGE = "select"
 

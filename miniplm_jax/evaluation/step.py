@@ -18,9 +18,9 @@ from miniplm_jax.core.log import Progress
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import CONVERTED, MANIFEST
-from miniplm_jax.evaluate import heldout
-from miniplm_jax.evaluate.heldout import STAGE
-from miniplm_jax.evaluate.subjects import Subject
+from miniplm_jax.evaluation import heldout
+from miniplm_jax.evaluation.heldout import STAGE
+from miniplm_jax.evaluation.subjects import Subject
 from miniplm_jax.training import comparable
 
 with epy.lazy_imports():

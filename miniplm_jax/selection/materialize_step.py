@@ -18,11 +18,14 @@ from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus.kept_rows import kept_rows
 
 with epy.lazy_imports():  # TensorFlow, 7 s
-  from miniplm_jax.select import materialize_writers as writers
-  from miniplm_jax.select import source, tasks
+  from miniplm_jax.selection import materialize_writers as writers
+  from miniplm_jax.selection import source, tasks
 
 STAGE = "materialize"
-_CODE = ("select/materialize_writers.py", "select/source.py")  # makes a shard
+_CODE = (  # makes a shard
+  "selection/materialize_writers.py",
+  "selection/source.py",
+)
 _ROWS = 1_000_000  # of a shard, as in the released data
 _STEP = 1000  # rows between words of progress
 

@@ -16,7 +16,7 @@ from miniplm_jax.corpus.store import Corpus, shard_names
 
 _NAME = re.compile(r"part-(\d+)-(\d+)\.parquet")
 # What decides a score, given weights and rows.
-_CODE = ("score/scorer.py", "models/regressor.py", "models/huggingface.py")
+_CODE = ("scoring/scorer.py", "models/regressor.py", "models/huggingface.py")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,10 +21,10 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import int8, sharding
 from miniplm_jax.models.ref import Identity, ModelRef
-from miniplm_jax.score import table, worker
-from miniplm_jax.score.scorer import Scorer
-from miniplm_jax.score.units import Unit
-from miniplm_jax.score.worker import TableSpec
+from miniplm_jax.scoring import table, worker
+from miniplm_jax.scoring.scorer import Scorer
+from miniplm_jax.scoring.units import Unit
+from miniplm_jax.scoring.worker import TableSpec
 
 _VERIFY = "verify"  # the look, for the log
 # A row's rounding errors add up like √tokens, so its mean has less of them the

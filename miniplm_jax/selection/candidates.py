@@ -11,9 +11,9 @@ from miniplm_jax.core import groups as domains
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import share_of
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.select import cutoff, duplicates
-from miniplm_jax.select.cutoff import Cutoff
-from miniplm_jax.select.scored import ScoredRows
+from miniplm_jax.selection import cutoff, duplicates
+from miniplm_jax.selection.cutoff import Cutoff
+from miniplm_jax.selection.scored import ScoredRows
 
 Columns = dict[str, np.ndarray]
 _ONE = np.ones(1, np.int64)

@@ -15,7 +15,7 @@ from miniplm_jax.core.workdir import MANIFEST
 
 with epy.lazy_imports():
   from miniplm_jax.corpus import tokenizer
-  from miniplm_jax.evaluate import texts
+  from miniplm_jax.evaluation import texts
   from miniplm_jax.models import generation, hub, placement, sharding
 
 STAGE = "generate"

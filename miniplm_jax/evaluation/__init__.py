@@ -1,0 +1,1 @@
+"""Stage evaluate: held-out loss of students, teacher and reference."""
