@@ -87,7 +87,8 @@ def generate(
     run: the mesh.
     **options: fields of `GenerateConfig`: samples, max_new_tokens, ….
   """
-  section = GenerateConfig(**options)
+  own = {"dtype": model.dtype} if isinstance(model, Model) else {}
+  section = GenerateConfig(**own | options)
   loaded = text_model(model, section.dtype, run)
   return generate_lib.continue_prompts(loaded, prompts, section)
 
@@ -96,7 +97,7 @@ def nll(
   model: Student | Model | str,
   texts: Sequence[str],
   *,
-  dtype: str = "float32",
+  dtype: str = "",
   run: RunConfig = RunConfig(),
   **how: int,
 ) -> list["texts_lib.TextScore"]:
@@ -105,15 +106,16 @@ def nll(
   Args:
     model: a given model, or a student with a Hugging Face directory.
     texts: none empty.
-    dtype: of weights and computation.
+    dtype: of weights and computation; "" is a given model's own, or float32.
     run: the mesh.
-    **how: batch_tokens and max_length of `evaluate.texts.nll`.
+    **how: batch_tokens and max_length of `evaluation.texts.nll`.
   """
   return texts_lib.nll(text_model(model, dtype, run), texts, **how)
 
 
 def text_model(model, dtype: str, run: RunConfig) -> "texts_lib.TextModel":
   """A model of any kind, read, with its tokenizer."""
-  path = str(model.hf) if isinstance(model, Student) else model
-  model = model if isinstance(model, Model) else load_model(path)
-  return dataclasses.replace(model, dtype=dtype).loaded(run)
+  if not isinstance(model, Model):
+    path = model.hf if isinstance(model, Student) else model
+    model = load_model(path, dtype="float32")
+  return dataclasses.replace(model, dtype=dtype or model.dtype).loaded(run)
