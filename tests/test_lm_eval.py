@@ -343,7 +343,7 @@ def test_the_command_knows_the_model_and_the_group(directory, data, tmp_path):
 
 
 def test_the_group_of_the_command_is_that_of_the_config():
-  text = (ROOT / "miniplm_jax" / "evaluate" / "miniplm.yaml").read_text()
+  text = (ROOT / "miniplm_jax" / "evaluation" / "miniplm.yaml").read_text()
   listed = [line[4:] for line in text.splitlines() if line.startswith("  - ")]
   assert tuple(listed) == PAPER_TASKS
 

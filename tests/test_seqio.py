@@ -447,10 +447,10 @@ def test_a_row_without_a_score_is_said(monkeypatch):
     "nll_sum": np.array([1.5, 2.5], np.float32),
     "n_tokens": np.array([7, 8], np.int32),
   }
-  monkeypatch.setattr(tasks._Table, "_read", lambda self, i: columns)
+  monkeypatch.setattr(tasks._ScoreLookup, "_read", lambda self, i: columns)
   path = epath.Path("scores/manifest.json")
   names = {"part-00000003-00000006.parquet": {}}
-  scored = tasks._Table(types.SimpleNamespace(files=names, path=path))
+  scored = tasks._ScoreLookup(types.SimpleNamespace(files=names, path=path))
   assert scored.look_up(5) == (2.5, 8)
   for missing in (0, 4, 6):
     with pytest.raises(UserError, match=f"row {missing} has no score"):
