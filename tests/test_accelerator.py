@@ -465,6 +465,7 @@ def slow():
   time.sleep(60)
 
 
+@pytest.mark.long
 def test_those_that_fail_leave_the_others_in_the_contest(tmp_path):
   (tmp_path / "here").touch()
   rounds = []

@@ -64,7 +64,7 @@ def same(folder, alone):
 # (slice, processes, its mesh if it is another): one host in two shards each,
 # two hosts in turn; four hosts of a larger slice.
 SLICES = (
-  ("v4:2x2x2", 2, ()),
+  pytest.param("v4:2x2x2", 2, (), marks=pytest.mark.long),
   pytest.param(
     *("v5e:4x4", 4, ("--config.run.data=4", "--config.run.tensor=2")),
     marks=pytest.mark.long,
@@ -92,7 +92,8 @@ def test_several_processes_make_what_one_makes(
 
 
 # 0 is the process that the others are connected to.
-@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("lost", [0, 1])
 def test_the_others_end_when_one_is_killed_and_go_on_later(
   alone, tmp_path, lost
 ):
@@ -144,7 +145,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(alone, tmp_path):
   assert "stopped by a signal, saved checkpoint" in said[0]
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_out_of_memory_is_told_as_that_by_all(
   alone, tmp_path, monkeypatch, which
 ):

@@ -127,7 +127,11 @@ COMPILER = os.environ.get("CUDA_COMPILER", "")
         *more,
       ],
     )
-    for n, *more in (((1, 1),), ((8, 2),), ((8, 1), pytest.mark.long))
+    for n, *more in (
+      ((1, 1),),
+      ((8, 2), pytest.mark.long),
+      ((8, 1), pytest.mark.long),
+    )
   ],
 )
 def compiled(request):

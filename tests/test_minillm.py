@@ -441,6 +441,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
     assert words in refused(tmp_path, METHOD, "--dry_run", *arguments)
 
 
+@pytest.mark.long
 def test_every_mesh_draws_and_learns_the_same(eight_devices):
   one, *meshes = eight_devices("minillm")
   assert len(meshes) == 1 and one["logits"] == []

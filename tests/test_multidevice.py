@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture(scope="module", params=["transformer", "mamba"])
+@pytest.fixture(
+  scope="module",
+  params=["transformer", pytest.param("mamba", marks=pytest.mark.long)],
+)
 def results(request, eight_devices):
   one, *meshes = eight_devices("meshes", request.param)
   assert one["mesh"] == [1, 1, 1] and meshes

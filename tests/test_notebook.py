@@ -93,7 +93,7 @@ def test_every_cell_ran(executed):
   said = text_of(found)
   assert "platform cpu" in said
   assert "Computing in float32" in said
-  for stage in "tokenize", "reference", "score", "select", "train", "export":
+  for stage in "tokenize", "reference", "score", "select", "train", "evaluate":
     assert f"\n[{stage}] done in " in said
   assert "completed step: 12," in said
   assert said.count("--- prompt ") == 2

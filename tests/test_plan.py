@@ -91,6 +91,7 @@ def test_what_does_not_fit_is_named_with_what_does(tmp_path, monkeypatch):
   assert "no total" in " ".join(outlook_page.totals([line], 0))
 
 
+@pytest.mark.long
 @needs_libtpu
 def test_a_search_names_what_is_fastest(tmp_path):
   done = run(tmp_path, *PLAN, "--config.plan.search=True")

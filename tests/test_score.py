@@ -284,6 +284,7 @@ def test_one_model_after_the_other_gives_the_same_bytes(copy, finished):
   assert kill_workers.parts(copy) == kill_workers.parts(finished)
 
 
+@pytest.mark.long
 @pytest.mark.bits
 def test_two_processes_as_one_program(copy):
   """2 × 4 devices against 1 × 8: the same rows, bit for bit."""

@@ -81,6 +81,7 @@ def test_a_training_step_is_what_it_was(name, request):
   assert found == wanted
 
 
+@pytest.mark.long
 @needs_libtpu
 def test_the_teacher_of_the_paper_on_one_chip():
   """1.8B at 16 × 1,024: fits, no logits of all tokens, at the target."""
