@@ -13,6 +13,7 @@ import argparse
 import collections
 import contextlib
 import io
+import operator
 import os
 import pathlib
 import shutil
@@ -26,7 +27,8 @@ import tiny_config
 from helpers import command, environment, write_corpus
 from ml_collections import ConfigDict
 
-from miniplm_jax import config_rules, pipeline
+from miniplm_jax import config as config_lib
+from miniplm_jax import pipeline
 from miniplm_jax.core import distributed
 from miniplm_jax.core.errors import UserError
 
@@ -61,9 +63,9 @@ STAGES = "tokenize,teacher,reference,score,select,train,evaluate,export"
 
 def cases():
   """(dotted name, value, whether it is senseless)."""
-  for name, section, key, field in config_rules.leaves(base()):
-    name, value = name.removeprefix("config."), section[key]
-    senseless, odd = of_kind(name, value, field)
+  for name, rule in config_lib.rules():
+    name = name.removeprefix("config.")
+    senseless, odd = of_kind(name, operator.attrgetter(name)(base()), rule)
     yield from ((name, v, True) for v in senseless)
     yield from ((name, v, False) for v in odd)
   yield from ((*pair, True) for pair in TOGETHER)
