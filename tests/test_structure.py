@@ -365,3 +365,6 @@ def test_former_names_of_modules_are_known():
       for path in (former, module)
     )
     assert getattr(old, name) is getattr(new, name)
+  import miniplm_jax
+
+  assert callable(miniplm_jax.evaluate) and callable(miniplm_jax.select)
