@@ -71,7 +71,7 @@ def _run(
   inputs: Mapping[str, Manifest],
 ) -> dict[str, Any]:
   corpus = store.open_corpus(inputs)
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  mesh = sharding.mesh_of(run)
   model = trained.restore(inputs["model"], mesh)
   ids = trained.row_ids(corpus, inputs)
   weights = inputs["model"].settings["train"].get("domain_weights", ())

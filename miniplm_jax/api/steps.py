@@ -258,7 +258,7 @@ def evaluate(
     subject = Subject(model.name, model.name, model.path, corpus, dtype)
     execute([evaluate_step.step(subject, section, score, run)], run)
     return model.evaluation
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  mesh = sharding.mesh_of(run)
   if isinstance(model, Student):
     name, decoder = model.name, trained.restore(model.manifest, mesh)
     dtype = model.settings["train"]["dtype"]

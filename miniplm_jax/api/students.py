@@ -106,7 +106,7 @@ class Student(OfCorpus):
       **options: fields of `ExportConfig`: dtype, max_shard_size.
     """
     section, corpus = ExportConfig(**options), self.corpus.reader
-    mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+    mesh = sharding.mesh_of(run)
     rows, extra = self.rows, {}
     weights = self.settings["train"].get("domain_weights", ())
     if isinstance(rows, Selection):

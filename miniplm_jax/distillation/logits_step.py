@@ -152,7 +152,7 @@ def _run(
       f"config.sparse_kd.ids={settings['ids']}",
       "give fewer",
     )
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  mesh = sharding.mesh_of(run)
   dtype = settings["dtype"]
   model = spec.model.load_as_scored(corpus, mesh, dtype)
   weights = huggingface.weights_fingerprint(model)

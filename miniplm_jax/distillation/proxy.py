@@ -96,7 +96,7 @@ def fit(
     UserError: too few rows, or nothing to tell them apart by.
   """
   corpus, train, shape = Corpus(inputs["corpus"]), options.train, options.model
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  mesh = sharding.mesh_of(run)
   row_ids, scores = true_scores(inputs["teacher"], inputs["reference"])
   is_learned = in_sample(corpus, row_ids, options.sample, seed)
   learned = scores[is_learned]
@@ -222,7 +222,7 @@ def predict(
       **how,
     )
 
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  mesh = sharding.mesh_of(run)
   model = load(mesh)
   spec = worker_lib.TableSpec(
     model=options.name,

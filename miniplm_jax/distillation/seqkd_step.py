@@ -126,7 +126,7 @@ def _run(
   c, directory, settings = spec.options, spec.folder, spec.settings
   corpus = store.Corpus(inputs["corpus"])
   corpus.check_tokenizer()
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  mesh = sharding.mesh_of(run)
   model = spec.teacher.load_as_scored(corpus, mesh, c.dtype)
   continuation = seqkd_rows.Continuation(
     model, corpus, mesh, c, spec.prompt_tokens

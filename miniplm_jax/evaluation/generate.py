@@ -165,7 +165,7 @@ def look(
     if generate.model
     else exported(student)
   )
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  mesh = sharding.mesh_of(run)
   model = texts.TextModel.load(folder, mesh, generate.dtype)
   by_prompt, seconds = _continued(model, generate.prompts, generate)
   total = 0

@@ -96,7 +96,7 @@ def _run(
   if it.ref:  # a student trains on no held-out rows
     folder = it.ref.folder()
     trained_rows.refuse(folder, corpus, row_ids, it.name, "held-out rows")
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  mesh = sharding.mesh_of(run)
   model = it.load(inputs, mesh, it.dtype)
   every = run.log_every_seconds
   with Progress(

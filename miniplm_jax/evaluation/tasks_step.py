@@ -131,7 +131,7 @@ class _Runner:
       self.loaded.clear()
       run, dtype = self.run, self.evaluation.dtype
       corpus = store.open_corpus(inputs)
-      mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+      mesh = sharding.mesh_of(run)
       self.loaded[key] = jax_lm.JaxLM(
         it.load(inputs, mesh, dtype),
         corpus.text_engine(),

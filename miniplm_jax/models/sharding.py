@@ -94,6 +94,11 @@ def make_mesh(
   return Mesh(ordered, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def mesh_of(run) -> Mesh:
+  """The mesh of a config's section `run`, see `make_mesh`."""
+  return make_mesh(run.data, run.fsdp, run.tensor)
+
+
 def reordered(mesh: Mesh) -> Mesh:
   """The mesh with its devices in reverse order.
 

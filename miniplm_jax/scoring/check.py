@@ -182,7 +182,7 @@ def _check_merged(
   Returns:
     What was done, for the manifest.
   """
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  mesh = sharding.mesh_of(run)
   start = time.monotonic()
   columns = distributed.agree(
     lambda: _sampled(spec, units, run.self_check_rows, verify.seed)

@@ -128,7 +128,7 @@ class _Scoring:
     score, run = self.score, self.run
     refs = [ref for ref in self.models if ref.name in inputs]
     corpus = store.Corpus(inputs[refs[0].name]["corpus"])
-    mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+    mesh = sharding.mesh_of(run)
     units_to_score = units.units_to_score(score, corpus)
     rows = np.concatenate([unit.rows for unit in units_to_score])
     loaded = {}
@@ -256,7 +256,7 @@ def verify_tables(
     plain(f"  {VERIFY:9} would score {verify.rows} rows of {names} again")
     return
   rows = store.Corpus(manifest_lib.require(corpus))
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  mesh = sharding.mesh_of(run)
   for ref in models:
     manifest = manifest_lib.require(ref.table / MANIFEST)
     manifest.check_inputs({"corpus": rows.manifest})

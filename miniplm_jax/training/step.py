@@ -59,7 +59,7 @@ def _run(spec: TrainSpec, inputs: Mapping[str, Manifest]) -> Mapping[str, Any]:
   corpus = store.open_corpus(inputs)
   if not corpus.tokenizer().is_qwens and getattr(spec.shape, "qkv_bias", False):
     spec.shape.check_llama()  # as which it will be exported: said before
-  mesh = sharding.make_mesh(run.data, run.fsdp, run.tensor)
+  mesh = sharding.mesh_of(run)
   row_ids = spec.row_ids(corpus, inputs)
   whole = store.Corpus(inputs["corpus"])
   whole.warn_of_missing(spec.ignore_domains, spec.stage)
