@@ -23,88 +23,66 @@ with epy.lazy_imports():
 STAGE = "export"
 
 
-def step(
-  name: str,
-  directory: epath.Path,
-  corpus: Mapping[str, Input],
-  selection: epath.Path,
-  export: ExportConfig,
-  run: RunConfig,
-  card: Callable[..., str],
-) -> Step:
-  """One student for transformers.
+@dataclasses.dataclass(frozen=True)
+class Export:
+  """One student for transformers."""
 
-  Args:
-    name: the student's.
-    directory: its folder.
-    corpus: the inputs that are its corpus.
-    selection: the manifest of its rows.
-    export: how it is written.
-    run: the mesh.
-    card: what README.md says of (name, manifest of its training, of its
-      selection, and of its held-out losses or None).
-  """
-  return Step(
-    stage=STAGE,
-    manifest=directory / "hf" / MANIFEST,
-    settings={"name": name, **dataclasses.asdict(export)},
-    inputs={
-      **corpus,
-      "selection": selection,
-      "model": directory / MANIFEST,
-      "evaluation": lambda: _losses_fingerprint(directory),
-    },
-    # Of the checkpoint, for others: made again when the student is evaluated.
-    policy=Policy(is_view=True),
-    outputs=(directory / "hf",),
-    summary=f"{directory / 'hf'} for transformers, {export.dtype}",
-    run=lambda inputs: _run(name, directory, export, run, card, inputs),
-  )
+  name: str  # the student's
+  directory: epath.Path  # its folder
+  corpus: Mapping[str, Input]  # the inputs that are its corpus
+  selection: epath.Path  # the manifest of its rows
+  options: ExportConfig
+  run: RunConfig
+  # What README.md says of (name, manifest of its training, of its selection,
+  # and of its held-out losses or None).
+  card: Callable[..., str]
 
+  def step(self) -> Step:
+    """The step that writes it."""
+    folder = self.directory / "hf"
+    return Step(
+      stage=STAGE,
+      manifest=folder / MANIFEST,
+      settings={"name": self.name, **dataclasses.asdict(self.options)},
+      inputs={
+        **self.corpus,
+        "selection": self.selection,
+        "model": self.directory / MANIFEST,
+        "evaluation": self._losses_fingerprint,
+      },
+      # Of the checkpoint, for others: made again when the student is evaluated.
+      policy=Policy(is_view=True),
+      outputs=(folder,),
+      summary=f"{folder} for transformers, {self.options.dtype}",
+      run=self._run,
+    )
 
-def _run(
-  name: str,
-  directory: epath.Path,
-  export: ExportConfig,
-  run: RunConfig,
-  card: Callable[..., str],
-  inputs: Mapping[str, Manifest],
-) -> dict[str, Any]:
-  corpus = store.open_corpus(inputs)
-  mesh = sharding.mesh_of(run)
-  model = trained.restore(inputs["model"], mesh)
-  ids = trained.row_ids(corpus, inputs)
-  weights = inputs["model"].settings["train"].get("domain_weights", ())
-  readme = card(
-    name, inputs["model"], inputs["selection"], _evaluation(directory)
-  )
-  written = trained.save(
-    directory / "hf",
-    model,
-    corpus,
-    batches.trained_on(corpus, ids, weights),
-    {"README.md": readme.encode()},
-    dtype=export.dtype,
-    max_shard_size=export.max_shard_size,
-  )
-  return {
-    "tokenizer": corpus.manifest.tokenizer,
-    "weights": huggingface.weights_fingerprint(model),
-    "counts": {"parameters": model.arch.parameters()},
-    "files": written,
-  }
+  def _losses_fingerprint(self) -> str:
+    student = manifest_lib.read(self.directory / MANIFEST)
+    evaluation = student and heldout.of(student)
+    return files.digest(heldout.losses(evaluation) if evaluation else {})
 
-
-def _losses_fingerprint(directory: epath.Path) -> str:
-  evaluation = _evaluation(directory)
-  return files.digest(heldout.losses(evaluation) if evaluation else {})
-
-
-def _evaluation(directory: epath.Path) -> Manifest | None:
-  """Its held-out losses, if these weights of the student were evaluated."""
-  trained = manifest_lib.read(directory / MANIFEST)
-  evaluation = manifest_lib.read(directory / heldout.MANIFEST)
-  if not trained or not evaluation:
-    return None
-  same = evaluation.inputs["model"] == trained.fingerprint
-  return evaluation if same else None
+  def _run(self, inputs: Mapping[str, Manifest]) -> dict[str, Any]:
+    corpus, student = store.open_corpus(inputs), inputs["model"]
+    model = trained.restore(student, sharding.mesh_of(self.run))
+    readme = self.card(
+      self.name, student, inputs["selection"], heldout.of(student)
+    )
+    written = trained.save(
+      self.directory / "hf",
+      model,
+      corpus,
+      batches.trained_on(
+        corpus,
+        trained.row_ids(corpus, inputs),
+        student.settings["train"].get("domain_weights", ()),
+      ),
+      {"README.md": readme.encode()},
+      **dataclasses.asdict(self.options),
+    )
+    return {
+      "tokenizer": corpus.manifest.tokenizer,
+      "weights": huggingface.weights_fingerprint(model),
+      "counts": {"parameters": model.arch.parameters()},
+      "files": written,
+    }

@@ -1,6 +1,5 @@
 """The stages in order, and running those that were asked for."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -38,7 +37,7 @@ def run(
   """Runs stages in the order of the data.
 
   Args:
-    config: the configuration.
+    config: as loaded, overrides applied.
     where: its file, for messages.
     stages: which; empty runs those that the config lists.
     force: redo them even if nothing has changed.
@@ -50,11 +49,10 @@ def run(
   """
   config = config_lib.from_dict(config, where)
   with config_lib.naming("config", "command line"):
-    config = dataclasses.replace(config, stages=tuple(stages) or config.stages)
+    config = config.replace(stages=tuple(stages) or config.stages)
   prompts = (*config.generate.prompts, *prompt)
   with config_lib.naming("config.generate", "command line"):
-    looks = dataclasses.replace(config.generate, prompts=prompts)
-  config = dataclasses.replace(config, generate=looks)
+    config = config.replace(generate=config.generate.replace(prompts=prompts))
   if prompt and "generate" not in config.stages:
     raise UserError(
       "there is a prompt, and nothing that reads it",
@@ -65,53 +63,60 @@ def run(
     gs.check(bucket)
   workdir = Workdir(epath.Path(config.workdir))
   all_steps, run = Stages(config, workdir), config.run
-  if not dry_run:
-    backend.prepare(run.compilation_cache, workdir.root, run.deterministic)
-  if run.coordinator and not dry_run:
+  order = config_lib.STAGES + config_lib.LOOKS
+  order = order[: max(map(order.index, config.stages)) + 1]
+  if dry_run:
+    print(f"{where} in {workdir.root}:")
+    _each(all_steps, order, stages, force, None)
+    return
+  backend.prepare(run.compilation_cache, workdir.root, run.deterministic)
+  if run.coordinator:
     distributed.initialize(
       run.coordinator, run.processes, run.process_id, run.lost_after
     )
     backend.refuse_if_different(dataclasses.asdict(config), force)
-  if dry_run:
-    print(f"{where} in {workdir.root}:")
-  order = config_lib.STAGES + config_lib.LOOKS
-  with contextlib.ExitStack() as stack:
-    board = None
-    if not dry_run:
-      board = Board(workdir.claims, run.lease_seconds)
-      stack.enter_context(board)
-    last = max(map(order.index, config.stages))
-    if not dry_run:
-      distributed.agree(lambda: _refuse_left_out(all_steps, order[: last + 1]))
-    makers: dict[epath.Path, Step] = {}  # all steps up to here, asked or not
-    for stage in order[: last + 1]:
-      is_asked = stage in config.stages
-      if stage in config_lib.LOOKS:
-        look = functools.partial(getattr(all_steps, stage), dry_run)
-        # It compiles for devices that are not here: one process can do that.
-        if is_asked:
-          distributed.agree(look) if stage == plan.STAGE else look()
-        continue
-      steps = _steps(all_steps, stage, is_asked)
-      if stage != tokenize.STAGE:  # looked at by a check of its own
-        makers |= {step.manifest: step for step in steps}
-      if not is_asked:
-        continue
-      if stage != tokenize.STAGE:
-        steps = [_checked(j, config, workdir, makers) for j in steps]
-      if stage == report.STAGE:
-        _say_made_otherwise(*steps, makers)
-      _refuse_outside(steps, workdir)
-      if not steps and stage in stages:
-        log(stage, "skipped, this config leaves it nothing to do")
-      if not dry_run:
-        execute(steps, force, board)
-        continue
-      for step in steps:
-        print(f"  {stage:11} {decide(step, force)}")
-        print(f"              {step.summary}")
-  if not dry_run:
-    backend.note()
+  with Board(workdir.claims, run.lease_seconds) as board:
+    distributed.agree(lambda: _refuse_left_out(all_steps, order))
+    _each(all_steps, order, stages, force, board)
+  backend.note()
+
+
+def _each(
+  all_steps: Stages,
+  order: Sequence[str],
+  named: Sequence[str],
+  force: bool,
+  board: Board | None,
+):
+  """Runs the stages that were asked for; without a board prints what would."""
+  config, workdir = all_steps.config, all_steps.workdir
+  makers: dict[epath.Path, Step] = {}  # all steps up to here, asked or not
+  for stage in order:
+    is_asked = stage in config.stages
+    if stage in config_lib.LOOKS:
+      look = functools.partial(getattr(all_steps, stage), board is None)
+      # It compiles for devices that are not here: one process can do that.
+      if is_asked:
+        distributed.agree(look) if stage == plan.STAGE else look()
+      continue
+    steps = _steps(all_steps, stage, is_asked)
+    if stage != tokenize.STAGE:  # looked at by a check of its own
+      makers |= {step.manifest: step for step in steps}
+    if not is_asked:
+      continue
+    if stage != tokenize.STAGE:
+      steps = [_checked(j, config, workdir, makers) for j in steps]
+    if stage == report.STAGE:
+      _say_made_otherwise(*steps, makers)
+    _refuse_outside(steps, workdir)
+    if not steps and stage in named:
+      log(stage, "skipped, this config leaves it nothing to do")
+    if board:
+      execute(steps, force, board)
+      continue
+    for step in steps:
+      print(f"  {stage:11} {decide(step, force)}")
+      print(f"              {step.summary}")
 
 
 def _refuse_left_out(all_steps: Stages, stages: Sequence[str]):

@@ -4,7 +4,7 @@ import functools
 
 from etils import epy
 
-from miniplm_jax import hf_export as export
+from miniplm_jax import hf_export
 from miniplm_jax.config import Config
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -38,6 +38,7 @@ class Stages:
   def __init__(self, config: Config, workdir: Workdir):
     self.config, self.workdir = config, workdir
     self.trainings = Trainings(config, workdir)
+    self.corpus = workdir.corpus / MANIFEST
 
   def steps(self, stage: str) -> list[Step]:
     """The steps of one stage, in the order in which they run.
@@ -49,8 +50,8 @@ class Stages:
 
   def tokenize(self) -> list[Step]:
     """Text → rows."""
-    config, folder = self.config, self.workdir.corpus
-    return [tokenize.step(config.corpus, folder, config.run)]
+    c = self.config
+    return [tokenize.step(c.corpus, self.workdir.corpus, c.run)]
 
   def teacher(self) -> list[Step]:
     """A teacher that is trained here."""
@@ -62,23 +63,15 @@ class Stages:
 
   def score(self) -> list[Step]:
     """A score table for each model."""
-    c = self.config
+    c, models = self.config, self._scored_models()
     return score.steps(
-      c.score,
-      c.verify,
-      self.workdir.corpus / MANIFEST,
-      self._scored_models(),
-      self.workdir,
-      c.run,
-      # A selection by rows or tokens has no share of its own.
-      alpha=c.select.ratio or 0.5,
+      c.score, c.verify, self.corpus, models, self.workdir, c.run, c.alpha
     )
 
   def verify(self, dry_run: bool):
     """Looks at finished score tables."""
     c, models = self.config, self._scored_models()
-    corpus = self.workdir.corpus / MANIFEST
-    score.verify_tables(c.score, c.verify, corpus, models, c.run, dry_run)
+    score.verify_tables(c.score, c.verify, self.corpus, models, c.run, dry_run)
 
   def _scored_models(self) -> list[ModelRef]:
     """Those that a table is made of: teacher, reference, and more."""
@@ -92,18 +85,14 @@ class Stages:
     if not c.uses_proxy:
       return []
     models = {role: self.trainings.ref(role) for role in ROLES}
-    # A selection by rows or tokens has no share of its own.
-    alpha = c.select.ratio or 0.5
     return proxy.steps(
-      c.proxy, c.score, models, alpha, self.workdir, c.run, c.verify
+      c.proxy, c.score, models, c.alpha, self.workdir, c.run, c.verify
     )
 
   def select(self) -> list[Step]:
     """A selection for each way to rank, and its report."""
-    c, workdir = self.config, self.workdir
-    sections = {**c.roles, "proxy": c.proxy}
-    tables = {role: workdir.scores(s.name) for role, s in sections.items()}
-    corpus = workdir.corpus / MANIFEST
+    c, workdir, corpus = self.config, self.workdir, self.corpus
+    tables = {role: workdir.scores(name) for role, name in c.tables.items()}
     criteria = {n.selection: n.definition for n in c.names}  # two may share one
     # What only the reports need is looked at before there is anything to show.
     check = functools.partial(
@@ -121,14 +110,13 @@ class Stages:
 
   def materialize(self) -> list[Step]:
     """Kept rows as files."""
-    c, workdir = self.config, self.workdir
-    if c.materialize.format == "none":
+    c, form = self.config, self.config.materialize.format
+    if form == "none":
       return []
-    folders = {n.selection: workdir.selection(n.selection) for n in c.names}
-    corpus = workdir.corpus / MANIFEST
+    selections = dict.fromkeys(names.selection for names in c.names)
+    folders = map(self.workdir.selection, selections)
     return [
-      materialize.step(c.materialize.format, folder, corpus, c.run)
-      for folder in folders.values()
+      materialize.step(form, each, self.corpus, c.run) for each in folders
     ]
 
   def seqkd(self) -> list[Step]:
@@ -138,23 +126,23 @@ class Stages:
 
   def convert(self) -> list[Step]:
     """Kept rows in a student's own tokens."""
-    config, workdir = self.config, self.workdir
-    if not config.student.tokenizer:
+    c, workdir = self.config, self.workdir
+    if not c.student.tokenizer:
       return []
     return [
       convert.step(
-        config.student,
-        config.corpus,
+        c.student,
+        c.corpus,
         workdir.student(names.student) / "corpus",
         {
-          "corpus": workdir.corpus / MANIFEST,
+          "corpus": self.corpus,
           "selection": workdir.selection(names.selection) / MANIFEST,
           **self.trainings.generated_inputs(names),
         },
         names.selection,
-        config.run,
+        c.run,
       )
-      for names in config.names
+      for names in c.names
     ]
 
   def logits(self) -> list[Step]:
@@ -182,16 +170,15 @@ class Stages:
 
   def _subjects(self, with_scorers: bool = True) -> list[Subject]:
     """The students, and teacher and reference where they score here."""
-    c, workdir = self.config, self.workdir
-    folder, dtype = workdir.student, c.train.dtype
+    c, folder = self.config, self.workdir.student
     students = [
-      Subject(m, n.student, folder(n.student), self._corpus_of(n), dtype)
+      Subject(
+        m, n.student, folder(n.student), self._corpus_of(n), c.train.dtype
+      )
       for m, n in zip(c.methods, c.names)
     ]
     return students + [
-      Subject.scorer(
-        self.trainings.ref(r), workdir.corpus / MANIFEST, c.score.dtype
-      )
+      Subject.scorer(self.trainings.ref(r), self.corpus, c.score.dtype)
       for r in c.roles_with_model
       if with_scorers
     ]
@@ -205,7 +192,7 @@ class Stages:
     """The students as Hugging Face directories."""
     c, workdir = self.config, self.workdir
     return [
-      export.step(
+      hf_export.Export(
         names.student,
         workdir.student(names.student),
         self._corpus_of(names),
@@ -213,7 +200,7 @@ class Stages:
         c.export,
         c.run,
         model_card.write,
-      )
+      ).step()
       for names in c.names
     ]
 
@@ -236,22 +223,19 @@ class Stages:
   def analyses(self) -> Analyses:
     """The analyses of the workdir."""
     c = self.config
-    models = {role: section.name for role, section in c.roles.items()}
+    models = {role: c.tables[role] for role in ROLES}
     return Analyses(self.workdir, models, c.score.more, c.select.ratio)
 
   def report(self) -> list[Step]:
     """The report of the run."""
     c, workdir = self.config, self.workdir
-    sections = {role: c.roles[role] for role in c.scorers}
-    proxy = None
+    roles, proxy = c.scorers, None
     if c.uses_proxy:
-      sections["proxy"] = c.proxy
-      # A selection by rows or tokens has no share of its own.
-      proxy = c.proxy.sample, c.score.seed, c.select.ratio or 0.5
+      roles, proxy = (*roles, "proxy"), (c.proxy.sample, c.score.seed, c.alpha)
     return [
       report.step(
         dict(zip(c.methods, c.names)),
-        {role: workdir.scores(s.name) for role, s in sections.items()},
+        {role: workdir.scores(c.tables[role]) for role in roles},
         c.roles_with_model,
         bool(c.evaluation.tasks),
         workdir,

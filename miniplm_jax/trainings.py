@@ -31,6 +31,7 @@ class Trainings:
 
   def __init__(self, config: Config, workdir: Workdir):
     self.config, self.workdir = config, workdir
+    self.corpus = workdir.corpus / MANIFEST
 
   def ref(self, role: str) -> ModelRef:
     """The teacher or the reference."""
@@ -57,10 +58,7 @@ class Trainings:
   def scorer_steps(self, role: str) -> list[Step]:
     """A teacher or a reference, if it is trained here."""
     spec = self.scorer(role)
-    if not spec:
-      return []
-    corpus = self.workdir.corpus / MANIFEST
-    return [training_step.step(spec, {"corpus": corpus})]
+    return [training_step.step(spec, {"corpus": self.corpus})] if spec else []
 
   def generated(self, names: MethodNames) -> GeneratedRows | None:
     """The rows of a student that the teacher goes on with, if it does."""
@@ -69,7 +67,7 @@ class Trainings:
       return None
     return GeneratedRows(
       folder=workdir.generated(names.student),
-      corpus=workdir.corpus / MANIFEST,
+      corpus=self.corpus,
       selection=workdir.selection(names.selection) / MANIFEST,
       teacher=self.ref(TEACHER),
       options=c.seqkd,
@@ -85,16 +83,15 @@ class Trainings:
 
   def labels(self, names: MethodNames) -> StoredLabels | None:
     """What a frozen model says for a student's objective, if it reads that."""
-    c, workdir = self.config, self.workdir
-    objective = OBJECTIVES[names.objective]
+    c, objective = self.config, OBJECTIVES[names.objective]
     if not objective.labels:
       return None
     asked = objective.labels(c.section_of(objective))
     return StoredLabels.of(
       asked,
       self.ref(asked.role),
-      workdir.selection(names.selection) / MANIFEST,
-      workdir.corpus / MANIFEST,
+      self.workdir.selection(names.selection) / MANIFEST,
+      self.corpus,
       c.score,
       c.logits.rows_per_part,
     )
@@ -147,14 +144,11 @@ class Trainings:
   ) -> dict[str, float | None]:
     """FLOPs of a method before its training, by part; None is not known."""
     c = self.config
-    tables = {role: section.name for role, section in c.roles.items()}
-    tables["proxy"] = c.proxy.name
-    reads = CRITERIA[names.definition].reads
     is_reference_trained = not (c.reference.path or c.reference.scores)
     return budget.offline(
       self.workdir,
       names.selection,
-      {role: tables[role] for role in reads},
+      {role: c.tables[role] for role in CRITERIA[names.definition].reads},
       is_reference_trained,
       inputs,
     )
@@ -191,8 +185,8 @@ class Trainings:
     Raises:
       UserError: the shape of a given model is needed, and not known.
     """
-    c, corpus = self.config, self.workdir.corpus / MANIFEST
-    rows = workload.rows_to_score(corpus, c.plan, c.score)
+    c = self.config
+    rows = workload.rows_to_score(self.corpus, c.plan, c.score)
     scorers = {role: self.scorer(role) for role in ROLES}
     return [
       *(workload.training(f"train {r}", s) for r, s in scorers.items() if s),

@@ -253,6 +253,18 @@ def typed(config, where: str = "here"):
   return config_lib.from_dict(config, where)
 
 
+def rules(kind=None, name: str = "config"):
+  """The dotted name and the rule of each field of the config or a section."""
+  from miniplm_jax import config as config_lib
+  from miniplm_jax.core import fields
+
+  kind = kind or config_lib.Config
+  for key, rule in fields.rules_of(kind).items():
+    yield f"{name}.{key}", rule
+  for key, part in fields.sections_of(kind).items():
+    yield from rules(part, f"{name}.{key}")
+
+
 def steps_of(stage, config):
   """The steps of a stage in the config's workdir."""
   from miniplm_jax import pipeline

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 from etils import epath
-from helpers import CONFIG, ROOT
+from helpers import CONFIG, ROOT, rules
 from ml_collections import ConfigDict, config_dict
 
 from miniplm_jax import config as config_lib
@@ -47,7 +47,7 @@ def typed(**changes) -> config_lib.Config:
   return config_lib.from_dict(config(**changes), "here")
 
 
-RULES = dict(config_lib.rules())
+RULES = dict(rules())
 
 
 def valued(tree: ConfigDict, name="config"):
@@ -67,7 +67,7 @@ def test_every_field_has_a_rule_that_its_default_keeps():
   for name, value in defaults.items():
     if name not in families and name != "config.workdir":
       assert RULES[name].first_bad(value) is None, name
-  for name, rule in config_lib.rules(architecture.Mamba, ""):
+  for name, rule in rules(architecture.Mamba, ""):
     value = getattr(architecture.Mamba(), name[1:])
     assert rule.first_bad(value) is None, name
   typed()

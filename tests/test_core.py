@@ -19,7 +19,6 @@ from etils import epath
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import (
   backend,
-  compiled,
   contents,
   distributed,
   errors,
@@ -357,13 +356,14 @@ def test_a_file_that_is_read_whole_is_the_one_that_was_written(tmp_path):
     {},
     files={"data": files.describe(path)},
   )
-  assert made.whole("data").read_bytes() == b"content"
+  with made.reading("data") as read:
+    assert read.read_bytes() == b"content"
   path.write_bytes(b"c0ntent")
   with pytest.raises(UserError, match=r"data is not the file.*--stages=s"):
-    made.whole("data")
+    made.check_content()
   path.unlink()
   with pytest.raises(UserError, match="data is missing"):
-    made.whole("data")
+    made.check_content()
 
 
 @pytest.mark.parametrize(
@@ -546,23 +546,23 @@ def test_jax_is_told_where_programs_are_kept(tmp_path, monkeypatch):
   assert os.environ[backend.CACHE] == f"gs://bucket/kept/{folder.name}"
 
 
-def test_a_damaged_compiled_program_is_not_run(tmp_path, capsys):
+def test_a_damaged_compiled_program_is_not_run(tmp_path, capsys, monkeypatch):
   entries = [tmp_path / f"jit_{name}-cache" for name in "ab"]
   for path in entries:
     path.write_bytes(b"instructions of " + path.name.encode())
-  folder = epath.Path(tmp_path)
-  compiled.check(folder)
+  monkeypatch.setenv(backend.CACHE, str(tmp_path))
+  backend.note()
   entries[0].write_bytes(entries[0].read_bytes().replace(b"i", b"j", 1))
   (tmp_path / "jit_c-cache").write_bytes(b"new")
-  compiled.check(folder)
+  backend.note()
   assert str(entries[0]) in capsys.readouterr().out
   assert sorted(p.name for p in tmp_path.iterdir()) == [
-    *("jit_b-cache", "jit_c-cache", compiled.HASHES)
+    *("jit_b-cache", "jit_c-cache", backend.HASHES)
   ]
-  (tmp_path / compiled.HASHES).write_bytes(b"{")
-  compiled.check(folder)
-  compiled.check(folder)
-  assert set(json.loads((tmp_path / compiled.HASHES).read_text())) == {
+  (tmp_path / backend.HASHES).write_bytes(b"{")
+  backend.note()
+  backend.note()
+  assert set(json.loads((tmp_path / backend.HASHES).read_text())) == {
     *("jit_b-cache", "jit_c-cache")
   }
   assert not capsys.readouterr().out

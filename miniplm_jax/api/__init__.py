@@ -28,30 +28,3 @@ from miniplm_jax.api.steps import (
 )
 from miniplm_jax.api.students import Evaluation, Run, Student, open_artifact
 from miniplm_jax.core.log import show as show_log
-
-__all__ = [
-  "Comparison",
-  "Corpus",
-  "Evaluation",
-  "Model",
-  "Rows",
-  "Run",
-  "ScoreTable",
-  "Scores",
-  "Selection",
-  "Student",
-  "compare",
-  "evaluate",
-  "export",
-  "generate",
-  "load_model",
-  "nll",
-  "open_artifact",
-  "presets",
-  "run",
-  "score",
-  "select",
-  "show_log",
-  "tokenize",
-  "train",
-]

@@ -17,7 +17,6 @@ from miniplm_jax.config import RunConfig, SelectConfig
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.selection import step as select_step
 
@@ -29,10 +28,17 @@ with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
   from miniplm_jax.scoring import table
 
 
+class ToPandas:
+  """What can be read as an Arrow table."""
+
+  def to_pandas(self):
+    """`to_arrow` as a DataFrame; needs pandas."""
+    return self.to_arrow().to_pandas()
+
+
 class Artifact:
   """A folder with a manifest."""
 
-  file = MANIFEST  # the manifest's name
   stages: tuple[str, ...] = ()  # that make such an artifact
 
   def __init__(self, path: epath.PathLike):
@@ -42,7 +48,7 @@ class Artifact:
       UserError: there is none, it is damaged, or it is of another kind.
     """
     self.path = epath.Path(path).expanduser()
-    self.manifest = self._manifest()
+    self.manifest = manifest_lib.require(self.path / MANIFEST)
     if self.stages and self.manifest.stage not in self.stages:
       raise UserError(
         f"not made by stage {' or '.join(self.stages)} but by "
@@ -51,8 +57,10 @@ class Artifact:
         "open it with open_artifact, or give another folder",
       )
 
-  def _manifest(self) -> Manifest:
-    return manifest_lib.require(self.path / self.file)
+  @property
+  def name(self) -> str:
+    """Its folder's name."""
+    return self.path.name
 
   @property
   def settings(self) -> Mapping[str, Any]:
@@ -76,7 +84,7 @@ class Artifact:
     return f"{type(self).__name__}({str(self.path)!r})"
 
 
-class Corpus(Artifact):
+class Corpus(Artifact, ToPandas):
   """Packed rows with their domains and splits, and the tokenizer."""
 
   stages = ("tokenize", "convert", "seqkd")
@@ -114,10 +122,6 @@ class Corpus(Artifact):
     """A table of row_id, domain, split, n_tokens, n_bytes and hash."""
     return self.rows(np.arange(len(self))).to_arrow()
 
-  def to_pandas(self):
-    """`to_arrow` as a DataFrame; needs pandas."""
-    return self.to_arrow().to_pandas()
-
   def rows(self, ids) -> "Rows":
     """Some rows, by their ids."""
     ids = np.unique(np.asarray(ids, np.int64))
@@ -125,7 +129,7 @@ class Corpus(Artifact):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
+class Rows(ToPandas):
   """Rows of a corpus: of a split, of a selection, or of one's own choice."""
 
   corpus: Corpus
@@ -143,25 +147,16 @@ class Rows:
     columns = {name: index[name].take(pa.array(self.ids)) for name in names}
     return pa.table({"row_id": pa.array(self.ids), **columns})
 
-  def to_pandas(self):
-    """`to_arrow` as a DataFrame; needs pandas."""
-    return self.to_arrow().to_pandas()
-
   def texts(self, most: int | None = None) -> list[str]:
     """The texts of the first rows, as the tokenizer decodes them."""
     decode = self.corpus.tokenizer.decode
     return [decode(row.ids) for row in self.corpus.reader.read(self.ids[:most])]
 
 
-class ScoreTable(Artifact):
-  """Σ −log p and tokens of every row under one model."""
+class ScoreTable(Artifact, ToPandas):
+  """Σ −log p and tokens of every row under the model of its name."""
 
   stages = ("score", "proxy")
-
-  @property
-  def name(self) -> str:
-    """The folder of the table, which is what the model is called."""
-    return self.path.name
 
   def __len__(self) -> int:
     return self.manifest.counts["rows"]
@@ -171,13 +166,9 @@ class ScoreTable(Artifact):
     parts = [pa.table(dict(part)) for part in table.parts(self.manifest)]
     return pa.concat_tables(parts)
 
-  def to_pandas(self):
-    """`to_arrow` as a DataFrame; needs pandas."""
-    return self.to_arrow().to_pandas()
-
 
 @dataclasses.dataclass(frozen=True)
-class Scores(Mapping[str, ScoreTable]):
+class Scores(ToPandas, Mapping[str, ScoreTable]):
   """The score tables of a corpus, by the role of their model."""
 
   corpus: Corpus
@@ -216,10 +207,6 @@ class Scores(Mapping[str, ScoreTable]):
       | columns
     )
 
-  def to_pandas(self):
-    """`to_arrow` as a DataFrame; needs pandas."""
-    return self.to_arrow().to_pandas()
-
   def select(
     self,
     criterion: str = "mean_diff",
@@ -233,8 +220,8 @@ class Scores(Mapping[str, ScoreTable]):
 
     Args:
       criterion: a key of `criteria.CRITERIA`; "mean_diff" is the paper's.
-      name: of the selection, its folder.
-      to: that folder, if it is not to lie in the corpus's workdir.
+      name: of the selection's folder in the corpus's workdir.
+      to: the folder, if it is not to lie there.
       run: how it is carried out.
       **options: fields of `SelectConfig`: ratio, rows, quotas, max_copies, ….
 
@@ -271,13 +258,8 @@ class OfCorpus(Artifact):
     """The corpus that it was made from."""
     return self._corpus or Corpus(self.path.parent.parent / "corpus")
 
-  @property
-  def name(self) -> str:
-    """Its folder's name."""
-    return self.path.name
 
-
-class Selection(OfCorpus):
+class Selection(OfCorpus, ToPandas):
   """The rows of D that are kept."""
 
   stages = ("select",)
@@ -294,7 +276,3 @@ class Selection(OfCorpus):
   def to_arrow(self) -> "pa.Table":
     """As `Rows.to_arrow`, of the kept rows."""
     return self.rows.to_arrow()
-
-  def to_pandas(self):
-    """`to_arrow` as a DataFrame; needs pandas."""
-    return self.to_arrow().to_pandas()

@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epy
 
+from miniplm_jax.api.artifacts import ToPandas
 from miniplm_jax.api.students import Run, Student
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.training import comparable
@@ -17,7 +18,7 @@ with epy.lazy_imports():
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(ToPandas):
   """A line for each student, or for each group that differs in its seed."""
 
   lines: list[dict[str, Any]]
@@ -29,10 +30,6 @@ class Comparison:
     deviation is that over seeds, null for one.
     """
     return pa.Table.from_pylist(self.lines)
-
-  def to_pandas(self):
-    """`to_arrow` as a DataFrame; needs pandas."""
-    return self.to_arrow().to_pandas()
 
   def __str__(self) -> str:
     width = max(len(line["name"]) for line in self.lines)

@@ -8,10 +8,7 @@ from typing import Any
 from etils import epath, epy
 
 from miniplm_jax.api.students import Student
-from miniplm_jax.config import (
-  GenerateConfig,
-  RunConfig,
-)
+from miniplm_jax.config import GenerateConfig, RunConfig
 from miniplm_jax.evaluation import generate as generate_lib
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import ROLES, ModelRef

@@ -1,12 +1,5 @@
-"""The library: what the command line does, as functions of values.
+"""The functions of the library that make artifacts, as stages do."""
 
-Each function makes the same artifacts as its stage, with the same fingerprints:
-what is there and was made alike is opened, what was stopped is gone on with,
-what was made otherwise is refused. Lines go to the logger "miniplm_jax",
-progress to tqdm, errors are `UserError`s. See docs/api.md.
-"""
-
-import dataclasses
 import runpy
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +7,6 @@ from typing import Any
 from etils import epath, epy
 from ml_collections import ConfigDict
 
-from miniplm_jax import config as config_lib
 from miniplm_jax import pipeline
 from miniplm_jax.api.artifacts import (
   Corpus,
@@ -27,6 +19,7 @@ from miniplm_jax.api.execution import execute, root_of
 from miniplm_jax.api.models import Model, ref_of
 from miniplm_jax.api.students import Evaluation, Run, Student
 from miniplm_jax.config import (
+  Config,
   CorpusConfig,
   EvaluateConfig,
   ExportConfig,
@@ -35,6 +28,7 @@ from miniplm_jax.config import (
   TrainConfig,
   VerifyConfig,
 )
+from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import Section
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -58,11 +52,11 @@ presets = SHAPES  # shapes by name
 
 _HELDOUT = "split heldout"
 
-# The sections of the config that an objective's options are.
+# The section that an objective's options are.
 _OPTIONS = {
-  field.name: field.metadata["section"]
-  for field in dataclasses.fields(config_lib.Config)
-  if "section" in field.metadata
+  name: fields.sections_of(Config)[spec.section]
+  for name, spec in OBJECTIVES.items()
+  if spec.section
 }
 
 
@@ -153,21 +147,15 @@ def _objective(
     if objective not in OBJECTIVES:
       hint = f"choose from {', '.join(OBJECTIVES)}"
       raise UserError(f"no objective {objective!r}", "train", hint)
-    name, kind = objective, OBJECTIVES[objective].section
-    section = _OPTIONS[kind]() if kind else None
+    name = objective
+    section = _OPTIONS[name]() if name in _OPTIONS else None
   else:
     section = objective
-    name = next(
-      (
-        name
-        for name, spec in OBJECTIVES.items()
-        if spec.section and isinstance(section, _OPTIONS[spec.section])
-      ),
-      "",
-    )
-    if not name:
+    names = [n for n, kind in _OPTIONS.items() if isinstance(section, kind)]
+    if not names:
       hint = "give a section such as KDConfig()"
       raise UserError(f"no objective has {section}", "train", hint)
+    name = names[0]
   spec = OBJECTIVES[name]
   if spec.labels:
     hint = f"use run() with a config whose method minimizes {name}"

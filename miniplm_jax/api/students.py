@@ -14,9 +14,9 @@ from miniplm_jax.api.artifacts import (
   Scores,
   ScoreTable,
   Selection,
+  ToPandas,
 )
 from miniplm_jax.config import ExportConfig, RunConfig
-from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST
@@ -75,9 +75,7 @@ class Student(OfCorpus):
   @property
   def evaluated(self) -> Manifest | None:
     """The manifest of its held-out losses, if these weights were evaluated."""
-    manifest = manifest_lib.read(self.path / heldout.MANIFEST)
-    is_of_it = manifest and manifest.inputs["model"] == self.fingerprint
-    return manifest if is_of_it else None
+    return heldout.of(self.manifest)
 
   @property
   def evaluation(self) -> "Evaluation":
@@ -106,7 +104,6 @@ class Student(OfCorpus):
       **options: fields of `ExportConfig`: dtype, max_shard_size.
     """
     section, corpus = ExportConfig(**options), self.corpus.reader
-    mesh = sharding.mesh_of(run)
     rows, extra = self.rows, {}
     weights = self.settings["train"].get("domain_weights", ())
     if isinstance(rows, Selection):
@@ -117,7 +114,7 @@ class Student(OfCorpus):
       rows = rows.rows
     trained.save(
       epath.Path(to),
-      trained.restore(self.manifest, mesh),
+      trained.restore(self.manifest, sharding.mesh_of(run)),
       corpus,
       batches.trained_on(corpus, np.asarray(rows.ids), weights),
       extra,
@@ -127,7 +124,7 @@ class Student(OfCorpus):
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Evaluation(ToPandas):
   """The losses of one model on rows that nothing was trained on."""
 
   name: str  # of the model
@@ -145,10 +142,6 @@ class Evaluation:
     return pa.Table.from_pylist(
       [{"domain": name, **loss} for name, loss in self.by_domain.items()]
     )
-
-  def to_pandas(self):
-    """`to_arrow` as a DataFrame; needs pandas."""
-    return self.to_arrow().to_pandas()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from miniplm_jax.config.methods import (  # noqa: F401
+from miniplm_jax.config.methods import (
   KDConfig,
   LogitsConfig,
   MiniLLMConfig,
@@ -23,8 +23,8 @@ from miniplm_jax.config.methods import (  # noqa: F401
   TokenSelectionConfig,
 )
 from miniplm_jax.config.root import LOOKS, STAGES, Config
-from miniplm_jax.config.run import RunConfig  # noqa: F401
-from miniplm_jax.config.sections import (  # noqa: F401
+from miniplm_jax.config.run import RunConfig
+from miniplm_jax.config.sections import (
   CorpusConfig,
   EvaluateConfig,
   EvaluationConfig,
@@ -45,6 +45,7 @@ from miniplm_jax.core.fields import (
   Rule,
   Section,
   rules_of,
+  sections_of,
   shown,
 )
 from miniplm_jax.models.architecture import (
@@ -54,18 +55,6 @@ from miniplm_jax.models.architecture import (
   Transformer,
   section_of,
 )
-
-__all__ = [
-  "LOOKS",
-  "STAGES",
-  "Config",
-  "default",
-  "from_dict",
-  "mamba",
-  "paths",
-  "rules",
-  "transformer",
-]
 
 
 def default() -> ConfigDict:
@@ -85,13 +74,10 @@ def _as_dict(section: Section) -> dict[str, Any]:
     field.name: getattr(section, field.name)
     for field in dataclasses.fields(section)
   }
-  values |= {k: _as_dict(v) for k, v in values.items() if _is_section(v)}
+  sections = {k: v for k, v in values.items() if isinstance(v, Section)}
+  values |= {name: _as_dict(part) for name, part in sections.items()}
   is_shape = isinstance(section, Architecture)
   return ({"family": section.family} if is_shape else {}) | values
-
-
-def _is_section(value: Any) -> bool:
-  return isinstance(value, Section)
 
 
 def transformer() -> ConfigDict:
@@ -105,11 +91,7 @@ def mamba() -> ConfigDict:
 
 
 def from_dict(config: ConfigDict, where: str) -> Config:
-  """Checks what a config file and flags say.
-
-  Args:
-    config: as loaded, overrides applied.
-    where: the config file, for messages.
+  """Checks what the config file `where` and flags say.
 
   Returns:
     The same with ~ expanded in everything that names a file or a folder.
@@ -129,15 +111,12 @@ def from_dict(config: ConfigDict, where: str) -> Config:
 def _read(kind: type[Section], config: Any, name: str, where: str) -> Section:
   """One section, and those that are in it."""
   kind = _kind(kind, config, name, where)
-  values = {}
-  for field in dataclasses.fields(kind):
-    key = field.name
-    if "section" in field.metadata:
-      part = field.metadata["section"], config[key], f"{name}.{key}", where
-      values[key] = _read(*part)
-    else:
-      rule = field.metadata["rule"]
-      values[key] = _checked(rule, config, key, f"{name}.{key}", where)
+  values = {
+    key: _checked(rule, config, key, f"{name}.{key}", where)
+    for key, rule in rules_of(kind).items()
+  }
+  for key, part in sections_of(kind).items():
+    values[key] = _read(part, config[key], f"{name}.{key}", where)
   with naming(name, where):
     return kind(**values)
 
@@ -162,35 +141,24 @@ def _kind(kind: type[Section], config: Any, name: str, where: str):
   """
   names = [field.name for field in dataclasses.fields(kind)]
   if not isinstance(config, ConfigDict):
-    raise UserError(
-      f"{name} is {shown(config)} and not a section",
-      where,
-      f"give it the fields {', '.join(sorted(names))}",
-    )
+    hint = f"give it the fields {', '.join(sorted(names))}"
+    what = f"{name} is {shown(config)} and not a section"
+    raise UserError(what, where, hint)
   if issubclass(kind, Architecture):
     family = str(config.get("family", "missing"))
     if family not in FAMILIES:
-      raise UserError(
-        f"{name}.family is {family!r}",
-        where,
-        f"choose from {', '.join(FAMILIES)}",
-      )
+      hint = f"choose from {', '.join(FAMILIES)}"
+      raise UserError(f"{name}.family is {family!r}", where, hint)
     kind = FAMILIES[family]
     names = ["family", *(field.name for field in dataclasses.fields(kind))]
   for key in names:
     if key not in config:
-      raise UserError(
-        f"field {name}.{key} is missing",
-        where,
-        "start from miniplm_jax.config.default(), which has them all",
-      )
+      hint = "start from miniplm_jax.config.default(), which has them all"
+      raise UserError(f"field {name}.{key} is missing", where, hint)
   for key in config:
     if key not in names:
-      raise UserError(
-        f"unknown field {name}.{key}",
-        where,
-        f"the fields there are {', '.join(sorted(names))}",
-      )
+      hint = f"the fields there are {', '.join(sorted(names))}"
+      raise UserError(f"unknown field {name}.{key}", where, hint)
   return kind
 
 
@@ -205,21 +173,9 @@ def _checked(rule: Rule, config, key: str, name: str, where: str) -> Any:
   return rule.expanded(value)
 
 
-def rules(
-  kind: type[Section] = Config, name: str = "config"
-) -> Iterator[tuple[str, Rule]]:
-  """Yields the dotted name of every field, and its rule."""
-  for key, rule in rules_of(kind).items():
-    yield f"{name}.{key}", rule
-  for field in dataclasses.fields(kind):
-    if "section" in field.metadata:
-      yield from rules(field.metadata["section"], f"{name}.{field.name}")
-
-
 def paths(section: Section) -> Iterator[str]:
   """Yields everything that names a file, a folder or a hub id."""
   for key, rule in rules_of(type(section)).items():
     yield from rule.paths(getattr(section, key))
-  for field in dataclasses.fields(section):
-    if "section" in field.metadata:
-      yield from paths(getattr(section, field.name))
+  for key in sections_of(type(section)):
+    yield from paths(getattr(section, key))

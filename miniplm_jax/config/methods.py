@@ -37,9 +37,8 @@ class ProxyConfig(Section):
   def rules(self):
     """Yields what the fields must be together."""
     tied, hint = self.model.tie_word_embeddings, "say True: it has no such head"
-    yield "model.tie_word_embeddings", tied, tied, hint
-    value = self.train.z_loss
-    yield "train.z_loss", value, not value, "give 0: it has no logits"
+    yield "model.tie_word_embeddings", tied, hint
+    yield "train.z_loss", not self.train.z_loss, "give 0: it has no logits"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,8 +118,7 @@ class SparseKDConfig(Section):
   def rules(self):
     """Yields what the fields must be together."""
     good = not self.normalise or self.kind == "top_k"
-    hint = "say False: counts of samples sum up to 1"
-    yield "normalise", self.normalise, good, hint
+    yield "normalise", good, "say False: counts of samples sum up to 1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,16 +132,3 @@ class TokenSelectionConfig(Section):
   # the frozen model, or teacher
   model: str = f.word("reference", ("reference", "teacher"))
   ratio: float = f.number(0.6, "[0.01, 1]")  # of the tokens
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MethodSections(Section):
-  """The sections of methods, as the config has them."""
-
-  proxy: ProxyConfig = f.section(ProxyConfig)
-  seqkd: SeqKDConfig = f.section(SeqKDConfig)
-  kd: KDConfig = f.section(KDConfig)
-  minillm: MiniLLMConfig = f.section(MiniLLMConfig)
-  logits: LogitsConfig = f.section(LogitsConfig)
-  sparse_kd: SparseKDConfig = f.section(SparseKDConfig)
-  token_selection: TokenSelectionConfig = f.section(TokenSelectionConfig)

@@ -5,23 +5,9 @@ import os
 import re
 from collections.abc import Iterable
 
-from miniplm_jax.config.methods import MethodSections
+from miniplm_jax.config import methods as m
+from miniplm_jax.config import sections as s
 from miniplm_jax.config.run import RunConfig
-from miniplm_jax.config.sections import (
-  CorpusConfig,
-  EvaluateConfig,
-  EvaluationConfig,
-  ExportConfig,
-  GenerateConfig,
-  MaterializeConfig,
-  PlanConfig,
-  ScoreConfig,
-  ScorerConfig,
-  SelectConfig,
-  StudentConfig,
-  TrainConfig,
-  VerifyConfig,
-)
 from miniplm_jax.core import fields as f
 from miniplm_jax.core.fields import Section
 from miniplm_jax.core.workdir import FOLDERS, UNREADABLE
@@ -52,7 +38,7 @@ ROLES = ("teacher", "reference")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(MethodSections):
+class Config(Section):
   """Everything that a run may be told."""
 
   # Where everything is written, local or gs://.
@@ -60,7 +46,7 @@ class Config(MethodSections):
   # What runs when --stages is not given.
   stages: tuple[str, ...] = f.several(
     f.word("", STAGES + LOOKS, analyse="analyze"),
-    *(s for s in STAGES if s != "teacher"),
+    *(stage for stage in STAGES if stage != "teacher"),
   )
   # How the student's rows are chosen: miniplm, pretrain (at random),
   # difficulty (high reference loss), teacher_preference (low teacher
@@ -73,21 +59,30 @@ class Config(MethodSections):
   # A student whose step costs more than the next-token loss takes fewer:
   # all train with the FLOPs of train.steps of its steps.
   equal_flops: bool = f.switch(True)
-  corpus: CorpusConfig = f.section(CorpusConfig)
-  teacher: ScorerConfig = f.section(ScorerConfig)
-  reference: ScorerConfig = f.section(ScorerConfig, name="reference", path="")
-  score: ScoreConfig = f.section(ScoreConfig)
-  plan: PlanConfig = f.section(PlanConfig)
-  verify: VerifyConfig = f.section(VerifyConfig)
-  select: SelectConfig = f.section(SelectConfig)
-  materialize: MaterializeConfig = f.section(MaterializeConfig)
-  student: StudentConfig = f.section(StudentConfig)
-  train: TrainConfig = f.section(TrainConfig)
-  evaluate: EvaluateConfig = f.section(EvaluateConfig)
-  evaluation: EvaluationConfig = f.section(EvaluationConfig)
-  export: ExportConfig = f.section(ExportConfig)
-  generate: GenerateConfig = f.section(GenerateConfig)
+  corpus: s.CorpusConfig = f.section(s.CorpusConfig)
+  teacher: s.ScorerConfig = f.section(s.ScorerConfig)
+  reference: s.ScorerConfig = f.section(
+    s.ScorerConfig, name="reference", path=""
+  )
+  score: s.ScoreConfig = f.section(s.ScoreConfig)
+  plan: s.PlanConfig = f.section(s.PlanConfig)
+  verify: s.VerifyConfig = f.section(s.VerifyConfig)
+  select: s.SelectConfig = f.section(s.SelectConfig)
+  materialize: s.MaterializeConfig = f.section(s.MaterializeConfig)
+  student: s.StudentConfig = f.section(s.StudentConfig)
+  train: s.TrainConfig = f.section(s.TrainConfig)
+  evaluate: s.EvaluateConfig = f.section(s.EvaluateConfig)
+  evaluation: s.EvaluationConfig = f.section(s.EvaluationConfig)
+  export: s.ExportConfig = f.section(s.ExportConfig)
+  generate: s.GenerateConfig = f.section(s.GenerateConfig)
   run: RunConfig = f.section(RunConfig)
+  proxy: m.ProxyConfig = f.section(m.ProxyConfig)
+  seqkd: m.SeqKDConfig = f.section(m.SeqKDConfig)
+  kd: m.KDConfig = f.section(m.KDConfig)
+  minillm: m.MiniLLMConfig = f.section(m.MiniLLMConfig)
+  logits: m.LogitsConfig = f.section(m.LogitsConfig)
+  sparse_kd: m.SparseKDConfig = f.section(m.SparseKDConfig)
+  token_selection: m.TokenSelectionConfig = f.section(m.TokenSelectionConfig)
 
   @property
   def methods(self) -> tuple[str, ...]:
@@ -115,9 +110,22 @@ class Config(MethodSections):
     return getattr(self, objective.section) if objective.section else None
 
   @property
-  def roles(self) -> dict[str, ScorerConfig]:
+  def roles(self) -> dict[str, s.ScorerConfig]:
     """The sections of the teacher and of the reference."""
     return {"teacher": self.teacher, "reference": self.reference}
+
+  @property
+  def tables(self) -> dict[str, str]:
+    """The names of the score tables, by role: teacher, reference, proxy."""
+    return {role: getattr(self, role).name for role in (*ROLES, "proxy")}
+
+  @property
+  def alpha(self) -> float:
+    """The share of D by which rankings are compared.
+
+    A selection by rows or tokens has none of its own.
+    """
+    return self.select.ratio or 0.5
 
   @property
   def scorers(self) -> tuple[str, ...]:
@@ -137,125 +145,108 @@ class Config(MethodSections):
     return tuple(role for role in self.scorers if not self.roles[role].scores)
 
   @property
-  def uses_generated(self) -> bool:
-    """Whether a method trains on rows that the teacher wrote."""
-    return any(METHODS[method].generated for method in self.methods)
-
-  @property
   def uses_proxy(self) -> bool:
     """Whether a method ranks by the proxy's predictions."""
     return "proxy" in self.methods
 
   def rules(self):
     """Yields what fields of several sections must be together."""
-    path, run = self.workdir, self.run
+    path = self.workdir
     good = path.startswith("gs://") or not re.match(r"\w+:/", path)
-    yield (
-      "workdir",
-      path,
-      good,
-      "give a folder of this machine or gs://BUCKET/…",
-    )
+    yield "workdir", good, "give a folder of this machine or gs://BUCKET/…"
     good = not UNREADABLE.intersection(os.path.abspath(path))
     hint = "give one without any of " + " ".join(sorted(UNREADABLE))
-    yield "workdir", path, good, hint
-    yield "stages", self.stages, bool(self.stages), "name what is to run"
+    yield "workdir", good, hint
+    yield "stages", bool(self.stages), "name what is to run"
     yield from self._proxy_rules()
     yield from self._generated_rules()
     yield from self._model_rules()
     good = not (self.score.int8_teacher and self.reference.scores)
     hint = "let the reference be scored here: the ranking is compared"
-    yield "score.int8_teacher", self.score.int8_teacher, good, hint
-    cache = run.compilation_cache
+    yield "score.int8_teacher", good, hint
+    cache = self.run.compilation_cache
     if "://" not in cache:
       cache = os.path.join(path, cache)
     root, cache = map(os.path.realpath, (path, cache))
     good = os.path.relpath(cache, root).partition("/")[0] not in FOLDERS
     hint = "name a folder that nothing else is in"
-    yield "run.compilation_cache", run.compilation_cache, good, hint
+    yield "run.compilation_cache", good, hint
     yield from self._name_rules()
 
   def _model_rules(self):
     """Methods that run another model need its weights, and its tokens."""
-    tokenizer, z_loss = self.student.tokenizer, self.train.z_loss
     for method in self.methods:
       generated = METHODS[method].generated
       objective = OBJECTIVES[METHODS[method].objective]
       role = objective.role(self.section_of(objective))
       role = "teacher" if generated else role
-      scores = self.roles[role].scores if role else ""
+      good = not (role and self.roles[role].scores)
       hint = f"give its weights, or another method: {method} runs it"
-      yield f"{role}.scores", scores, not scores, hint
-      good = not (role and tokenizer) or generated
+      yield f"{role}.scores", good, hint
+      good = not (role and self.student.tokenizer) or generated
       hint = f"give none, or another method: {method} needs the corpus's tokens"
-      yield "student.tokenizer", tokenizer, good, hint
-      good = not z_loss or objective.has_z_loss
-      hint = f"give 0: {method} does not have it"
-      yield "train.z_loss", z_loss, good, hint
+      yield "student.tokenizer", good, hint
+      good = not self.train.z_loss or objective.has_z_loss
+      yield "train.z_loss", good, f"give 0: {method} does not have it"
 
   def _proxy_rules(self):
     """Which rows are scored, and what the proxy may be."""
     share, proxy = self.score.share, self.proxy
     good = share == 1 or set(self.methods) == {"proxy"}
     hint = "use method proxy alone, or 1: other methods need every row's score"
-    yield "score.share", share, good, hint
+    yield "score.share", good, hint
     given = [role for role in ROLES if self.roles[role].scores]
     hint = f"give 1: {' and '.join(given)}.scores must be of every row"
-    yield "score.share", share, share == 1 or not given, hint
-    good = proxy.sample < share or not self.uses_proxy
+    yield "score.share", share == 1 or not given, hint
+    good = proxy.sample < share or "proxy" not in self.methods
     hint = "give less than score.share: the rest tests the proxy"
-    yield "proxy.sample", proxy.sample, good, hint
+    yield "proxy.sample", good, hint
     good = not (proxy.from_reference and self.reference.scores)
     hint = "say False: there are scores of the reference, not its weights"
-    yield "proxy.from_reference", proxy.from_reference, good, hint
+    yield "proxy.from_reference", good, hint
 
   def _generated_rules(self):
     """Where the teacher or the student goes on after a prompt."""
     length, student = self.corpus.max_length, self.student
-    uses = self.uses_generated
-    value = self.seqkd.prompt_share
-    good = round(value * length) >= 1 or not uses
+    uses = any(METHODS[method].generated for method in self.methods)
+    good = round(self.seqkd.prompt_share * length) >= 1 or not uses
     hint = "let it be at least one token of max_length"
-    yield "seqkd.prompt_share", value, good, hint
+    yield "seqkd.prompt_share", good, hint
     joins = student.tokenizer and student.conversion != "one_to_one"
     hint = "say one_to_one: seqkd's rows do not join"
-    yield "student.conversion", student.conversion, not (uses and joins), hint
-    value, uses = self.minillm.prompt_share, "minillm" in self.methods
-    good = 2 <= f.of(value, length) < length or not uses
+    yield "student.conversion", not (uses and joins), hint
+    prompt = f.of(self.minillm.prompt_share, length)
+    good = 2 <= prompt < length or "minillm" not in self.methods
     hint = "let there be 2 or more of max_length before it, and some after it"
-    yield "minillm.prompt_share", value, good, hint
+    yield "minillm.prompt_share", good, hint
 
   def _name_rules(self):
     """Nothing may be written over something else."""
     tables = [
-      ("teacher.name", self.teacher.name),
-      ("reference.name", self.reference.name),
-      ("proxy.name", self.proxy.name),
+      *((f"{role}.name", name) for role, name in self.tables.items()),
       *(("score.more", text.partition("=")[0]) for text in self.score.more),
     ]
     for i, (name, value) in enumerate(tables):
       others = [other for _, other in tables[:i]]
       good = _folders_differ([value, *others]) or not _folders_differ(others)
-      yield name, value, good, "give a name that no other table of scores has"
+      hint = "give a name that no other table of scores has"
+      yield name, good, hint, value
     # Scores that are there would be read for the other model's.
-    roles = {*ROLES, "proxy"}
-    for role, section in (*self.roles.items(), ("proxy", self.proxy)):
-      good = section.name.casefold() not in roles - {role}
-      hint = "give a name that is not another's role"
-      yield f"{role}.name", section.name, good, hint
-    for key in "student", "selection":
-      names = [getattr(n, key) for n in self.names]
-      section = "select" if key == "selection" else key
-      hint = f"it is a folder's: {f.NAME_TODO}"
-      yield f"{section}.name", names, all(map(f.is_name, names)), hint
-    good = _folders_differ(n.student for n in self.names)
-    hint = "put {method} into it: two methods have one"
-    yield "student.name", self.student.name, good, hint
+    for role, name in self.tables.items():
+      good = name.casefold() not in self.tables.keys() - {role}
+      yield f"{role}.name", good, "give a name that is not another's role"
+    students = [n.student for n in self.names]
+    selections = [n.selection for n in self.names]
+    for name, folders in ("student", students), ("select", selections):
+      good = all(map(f.is_name, folders))
+      yield f"{name}.name", good, f"it is a folder's: {f.NAME_TODO}", folders
+    good = _folders_differ(students)
+    yield "student.name", good, "put {method} into it: two methods have one"
     # One selection may serve two methods that rank alike.
     ranked = {(n.selection, n.definition): n.selection for n in self.names}
     good = _folders_differ(ranked.values())
     hint = "put {method} into it: two methods that rank differently have one"
-    yield "select.name", self.select.name, good, hint
+    yield "select.name", good, hint
 
 
 def _folders_differ(names: Iterable[str]) -> bool:

@@ -85,11 +85,10 @@ class RunConfig(Section):
 
   def rules(self):
     """Yields what the fields must be together."""
-    mesh = self.data, self.fsdp, self.tensor
-    hint = "let one be -1, what is left"
-    yield "data, fsdp, tensor", mesh, mesh.count(-1) <= 1, hint
-    every, odd = self.checkpoint_every, self.keep_every % self.checkpoint_every
+    good = (self.data, self.fsdp, self.tensor).count(-1) <= 1
+    yield "data, fsdp, tensor", good, "let one be -1, what is left"
+    every = self.checkpoint_every
     hint = f"give 0 or a multiple of checkpoint_every, {every}"
-    yield "keep_every", self.keep_every, not odd, hint
+    yield "keep_every", self.keep_every % every == 0, hint
     good = self.process_id < self.processes or self.coordinator == "auto"
-    yield "process_id", self.process_id, good, "give less than run.processes"
+    yield "process_id", good, "give less than run.processes"

@@ -74,18 +74,15 @@ class TrainConfig(Section):
   def rules(self):
     """Yields what the fields must be together."""
     good = self.warmup_steps < self.steps
-    yield "warmup_steps", self.warmup_steps, good, "give fewer than steps"
+    yield "warmup_steps", good, "give fewer than steps"
     weights = map(f.weight_of, self.domain_weights)
     good = f.differ(domain for domain, _ in weights)
-    hint = "name each domain once"
-    yield "domain_weights", self.domain_weights, good, hint
+    yield "domain_weights", good, "name each domain once"
 
 
 def _bos_rule(section):
-  token = section.bos_token
-  good = not token or token != section.eos_token
-  hint = "give none: a text follows the end of another"
-  return "bos_token", token, good, hint
+  good = not section.bos_token or section.bos_token != section.eos_token
+  return "bos_token", good, "give none: a text follows the end of another"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,9 +125,10 @@ class CorpusConfig(Section):
     """Yields what the fields must be together."""
     good = self.tokenizer != "train" or self.vocab_size >= 257
     hint = "give 257 or more: 256 bytes and the end of a document"
-    yield "vocab_size", self.vocab_size, good, hint
-    shares = self.reference_share, self.heldout_share, self.teacher_share
-    yield "*_share", shares, sum(shares) < 1, "leave some for D"
+    yield "vocab_size", good, hint
+    total = self.reference_share + self.heldout_share + self.teacher_share
+    names = "reference_share, heldout_share, teacher_share"
+    yield names, total < 1, "leave some for D"
     yield _bos_rule(self)
 
 
@@ -240,17 +238,17 @@ class SelectConfig(Section):
 
   def rules(self):
     """Yields what the fields must be together."""
-    budget = self.ratio, self.rows, self.tokens
+    good = sum(map(bool, (self.ratio, self.rows, self.tokens))) == 1
     hint = "give one, and 0 for the others; a ratio is in (0, 1]"
-    yield "ratio, rows, tokens", budget, sum(map(bool, budget)) == 1, hint
+    yield "ratio, rows, tokens", good, hint
     shares = list(map(f.share_of, self.quotas))
     good = f.differ(domain for domain, *_ in shares)
-    yield "quotas", self.quotas, good, "name each domain once"
-    hint = "lower the least shares: together they are more than 1"
+    yield "quotas", good, "name each domain once"
     good = sum(least for _, least, _ in shares) <= 1
-    yield "quotas", self.quotas, good, hint
-    good, hint = self.definition != "proxy", "say --config.method=proxy"
-    yield "definition", self.definition, good, hint
+    hint = "lower the least shares: together they are more than 1"
+    yield "quotas", good, hint
+    good = self.definition != "proxy"
+    yield "definition", good, "say --config.method=proxy"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -289,10 +287,9 @@ class StudentConfig(Section):
     """Yields what the fields must be together."""
     good = bool(self.eos_token) == bool(self.tokenizer)
     hint = "give student.tokenizer and its student.eos_token, or neither"
-    yield "eos_token", self.eos_token, good, hint
+    yield "eos_token", good, hint
     good = bool(self.tokenizer) or not self.bos_token
-    hint = "give student.tokenizer too, or no BOS"
-    yield "bos_token", self.bos_token, good, hint
+    yield "bos_token", good, "give student.tokenizer too, or no BOS"
     yield _bos_rule(self)
 
 

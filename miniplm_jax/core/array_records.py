@@ -29,11 +29,7 @@ class Readers:
   """Random access to the records of numbered files."""
 
   def __init__(self, path_of: Callable[[int], epath.Path]):
-    """Takes how to find the files; opens none yet.
-
-    Args:
-      path_of: the file with a number.
-    """
+    """Opens none yet; `path_of` gives the file with a number."""
     self._path_of, self._owner = path_of, next(_OWNERS)
     weakref.finalize(self, _POOL.gone.append, self._owner)
 

@@ -35,12 +35,9 @@ def _own(path: epath.Path) -> epath.Path:
 
 
 def clear(outputs: Sequence[epath.Path]):
-  """Removes what lies in these outputs, but for what was renamed.
+  """Removes what lies in files, folders and patterns, but for what was renamed.
 
   A folder that is a link to another disk stays, empty.
-
-  Args:
-    outputs: files, folders, and patterns of files.
   """
   for path in _contents(outputs):
     if not is_old(path):
@@ -75,13 +72,7 @@ class Backup:
     partial: epath.Path,
     outputs: Sequence[epath.Path],
   ):
-    """Takes the paths; touches none yet.
-
-    Args:
-      manifest: of the step.
-      partial: its partial manifest.
-      outputs: its files, folders, and patterns of files.
-    """
+    """Takes the paths and patterns of files of a step; touches none yet."""
     self._new, self._partial, self._outputs = manifest, partial, outputs
     self.manifest = _old(manifest)
     self._void = _old(partial)  # the new is to be removed

@@ -30,11 +30,7 @@ from miniplm_jax.core.step import Step
 
 
 def publish(path: epath.Path, content: bytes) -> bool:
-  """Writes a file, whole or not at all, unless there is one.
-
-  Returns:
-    Whether it was written; False if there was one.
-  """
+  """Writes a file, whole or not at all; returns False if there is one."""
   if gs.is_local(path):
     try:
       with files.replacing(path, only_new=True) as scratch:
@@ -60,7 +56,7 @@ class Board:
   """The claims in one folder, and those that this process holds."""
 
   def __init__(self, folder: epath.Path, seconds: float):
-    """Starts to renew what is claimed; use as a context.
+    """Renews what is claimed while it is a context.
 
     Args:
       folder: of the claims; all workers name the same.
@@ -91,9 +87,7 @@ class Board:
   def claim(self, name: str, reads: Sequence[str] = ()) -> bool:
     """Returns whether this process now has `name`; nobody else should.
 
-    Args:
-      name: of the claim.
-      reads: names that nobody may remove meanwhile, see `refuse_if_taken`.
+    Meanwhile nobody may remove what it `reads`, see `refuse_if_taken`.
     """
     self._reads[name] = list(reads)
     stored = self._store.read(name).result()
@@ -109,12 +103,7 @@ class Board:
     return generation is not None
 
   def take(self, name: str, stage: str, reads: Sequence[str] = ()):
-    """Claims what one process alone may make, or refuses.
-
-    Args:
-      name: of the claim.
-      stage: for the log.
-      reads: as of `claim`.
+    """Claims, as `claim`, what one process alone may make.
 
     Raises:
       UserError: another process is making it.
@@ -152,12 +141,7 @@ class Board:
       return name in self._held
 
   def guard(self, name: str, what: epath.Path) -> "Guard":
-    """Returns what refuses to write when `name` is another program's.
-
-    Args:
-      name: of the claim.
-      what: is made under it, for the message.
-    """
+    """Returns what refuses to write `what` when `name` is another program's."""
     holds = 0.0 if gs.is_local(self._folder) else self._seconds / 10
     return Guard(self._folder / name, self._me["worker"], what, holds)
 
@@ -184,12 +168,9 @@ class Board:
         self.write(name, None, stored.stamp.generation)
 
   def write(self, name: str, content: bytes | None, expected=None):
-    """Writes, or with None deletes, if the generation is as expected.
+    """Writes, or with None deletes, a file if its generation is as expected.
 
-    Args:
-      name: of the claim.
-      content: of the file.
-      expected: the generation; None is that of a file that is not there.
+    None expects that there is no file.
 
     Returns:
       The new generation, or None if it was another.
@@ -307,12 +288,7 @@ class Claim:
   """Lets this program alone make a folder, or take part in making it."""
 
   def __init__(self, board: Board | None, step: Step):
-    """Claims nothing yet.
-
-    Args:
-      board: None if no other program can be there.
-      step: makes the folder. No forced run may remove its inputs meanwhile.
-    """
+    """Claims nothing yet; without a board no other program can be there."""
     self._board, self._step = board, step
     self._name, self._guarding = "", contextlib.ExitStack()
 
@@ -324,7 +300,8 @@ class Claim:
   def take(self):
     """Claims it; raises UserError if another program makes it.
 
-    Until it is given back, nothing is written once another has taken it over.
+    Until it is given back, nothing is written once another has taken it over,
+    and no forced run of another program may remove the step's inputs.
     """
     if not self._board:
       return

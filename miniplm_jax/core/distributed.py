@@ -161,12 +161,11 @@ def meet():
 def stops_at(step: int, signum: int | None) -> int | None:
   """Returns the signal that all processes stop for after this step.
 
+  It is the same in all of them: on a pod signals arrive at different steps.
+
   Args:
     step: the one that was dispatched last; it grows by one a call.
     signum: the signal that arrived here.
-
-  Returns:
-    The same in all processes: on a pod signals arrive at different steps.
   """
   if _count == 1:
     return signum
@@ -257,9 +256,7 @@ def is_out_of_memory(e: Exception) -> bool:
 def fail(e: BaseException, debug: bool) -> NoReturn:
   """Ends the process, and says why: in one line, if `explained` knows it.
 
-  Args:
-    e: what ends it.
-    debug: show the traceback in any case.
+  If not, or with `debug`, after the traceback.
   """
   shown = explained(e)
   if debug or not shown:

@@ -156,12 +156,7 @@ def from_outside(e: BaseException) -> UserError | OSError | None:
 def of_command_line(e: BaseException, argv: Sequence[str]) -> UserError | None:
   """Returns what to tell of an error of flags, or of the config file.
 
-  Args:
-    e: the error.
-    argv: the command line.
-
-  Returns:
-    None after --help, which raises SystemExit as well.
+  None after --help, which raises SystemExit as well.
   """
   named = {a.rpartition("=")[2].partition(":")[0] for a in argv[1:]}
   paths = {os.path.abspath(path): path for path in named if path}

@@ -7,6 +7,7 @@ A section is a frozen dataclass whose fields are made by `number`, `word`,
 
 import ctypes
 import dataclasses
+import operator
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -24,8 +25,9 @@ NAME_TODO = (
   "most 100, and 200 bytes"
 )
 
-# (field, its value, whether it may be, what to do if not)
-Refusal = tuple[str, Any, bool, str]
+# (field or fields, whether they may be, what to do if not), and the value that
+# is refused where it is not the fields' own.
+Refusal = tuple[str, bool, str] | tuple[str, bool, str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +97,11 @@ class Section:
     for name, rule in rules_of(type(self)).items():
       if bad := rule.first_bad(getattr(self, name)):
         raise FieldError(type(self).__name__, name, *bad)
-    for name, value, is_good, hint in self.rules():
+    for names, is_good, hint, *value in self.rules():
       if not is_good:
-        raise FieldError(type(self).__name__, name, value, hint)
+        own = operator.attrgetter(*names.split(", "))(self)
+        value = value[0] if value else own
+        raise FieldError(type(self).__name__, names, value, hint)
 
   def rules(self) -> Iterator[Refusal]:
     """Yields what several fields must be together."""
@@ -112,6 +116,13 @@ def rules_of(section: type[Section]) -> dict[str, Rule]:
   """The rules of the fields of a section that are no sections themselves."""
   fields = dataclasses.fields(section)
   return {f.name: f.metadata["rule"] for f in fields if "rule" in f.metadata}
+
+
+def sections_of(section: type[Section]) -> dict[str, type[Section]]:
+  """The kinds of the sections that are fields of a section."""
+  fields = dataclasses.fields(section)
+  kinds = {f.name: f.metadata.get("section") for f in fields}
+  return {name: kind for name, kind in kinds.items() if kind}
 
 
 def section(kind: type[Section], **changes: Any) -> Any:
@@ -160,11 +171,7 @@ def of(share: float, total: int) -> int:
 
 
 def weight_of(text: str) -> tuple[str, Fraction]:
-  """Reads a domain and its weight, exact, of "code=2" or "mail=0.5".
-
-  Raises:
-    ValueError: that is not what it says.
-  """
+  """Reads a domain and its weight, exact, of "code=2" or "mail=0.5"."""
   domain, _, written = text.rpartition("=")
   weight = _fraction(written)
   if not (domain and 0 <= weight <= 10**6):
@@ -173,11 +180,7 @@ def weight_of(text: str) -> tuple[str, Fraction]:
 
 
 def share_of(quota: str) -> tuple[str, Fraction, Fraction]:
-  """Reads a domain, its least and largest share, exact, of "code=0.1:0.3".
-
-  Raises:
-    ValueError: that is not what it says.
-  """
+  """Reads a domain, its least and largest share, exact, of "code=0.1:0.3"."""
   domain, _, shares = quota.rpartition("=")
   low, colon, high = shares.partition(":")
   least, most = _fraction(low or "0"), _fraction(high or "1")

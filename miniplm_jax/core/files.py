@@ -38,11 +38,9 @@ _guards: list[Callable[[], None]] = []
 def guarded(guards: Sequence[Callable[[], None]]) -> Iterator[None]:
   """Has these asked before a file appears or goes, while the body runs.
 
-  A process may sleep between two files until its folder is another's.
-
-  Args:
-    guards: each raises an error if that is so. Pickled, they can be asked in
-      another process, see `guards`.
+  A process may sleep between two files until its folder is another's: then
+  each raises an error. Pickled, they can be asked in another process, see
+  `guards`.
   """
   _guards.extend(guards)
   try:
@@ -73,12 +71,8 @@ def replacing(
   uploaded as one object. Every process has a scratch file of its own: of
   several that write one path, one's file stands, whole.
 
-  Args:
-    path: the file.
-    only_new: local; a file that is there stays.
-
   Raises:
-    FileExistsError: with `only_new`, there is a file.
+    FileExistsError: with `only_new`, which is for local ones, there is a file.
   """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -276,11 +270,7 @@ def remove(path: epath.Path):
 
 
 def walk(paths: Iterable[epath.Path]) -> Iterator[epath.Path]:
-  """Yields those of these files that are there, and all in these folders.
-
-  Args:
-    paths: files, folders, and patterns of files.
-  """
+  """Yields the files that are there of files, folders and patterns."""
   pending = list(paths)
   while pending:
     path = pending.pop()

@@ -31,14 +31,7 @@ def with_total(total: Any, by_domain: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_unknown(
   named: Collection[str], known: Collection[str], what: str, where: str
 ):
-  """Raises UserError if a domain is named that nothing is of.
-
-  Args:
-    named: by the config.
-    known: the domains that there are.
-    what: is of them, for the message.
-    where: it is named.
-  """
+  """Raises UserError if a domain is named, and no `what` is of it."""
   if unknown := sorted(set(named) - set(known)):
     raise UserError(
       f"no {what} is of domain {unknown[0]}",
@@ -48,12 +41,7 @@ def refuse_unknown(
 
 
 def places(code, codes: int) -> list[Any]:
-  """Returns where each code is, int64 ascending, by code.
-
-  Args:
-    code: int [n], from 0 up to `codes`.
-    codes: how many there are; one that is nowhere has no places.
-  """
+  """Returns where in `code`, int [n], each of 0 to codes − 1 is: int64 [m]."""
   import numpy as np
 
   # One sort: a mask for each of many codes would read all of them as often.

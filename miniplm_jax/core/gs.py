@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import UserError, shortened
 
 # Read when the libraries are imported, by this process and its children.
 for _name, _value in {
@@ -111,18 +111,13 @@ def check(path: str):
       f"make it: gcloud storage buckets create {SCHEME}{bucket}",
     ) from e
   except Exception as e:  # of aiohttp, google.auth or gcsfs
+    words = f"{type(e).__name__}: {shortened(e)}"
     raise UserError(
-      f"the bucket {bucket} cannot be read ({_short(e)})",
+      f"the bucket {bucket} cannot be read ({words})",
       path,
       "log in with `gcloud auth application-default login`, or give this "
       "machine's account roles/storage.objectAdmin",
     ) from e
-
-
-def _short(e: Exception) -> str:
-  """Returns the first words of what may be a page."""
-  text = " ".join(f"{type(e).__name__}: {e}".split())
-  return text if len(text) <= 160 else f"{text[:160]}…"
 
 
 class NoRoomError(UserError):
@@ -171,12 +166,7 @@ def local(path: epath.PathLike) -> Iterator[pathlib.Path]:
 
 def copied(path: epath.PathLike) -> pathlib.Path:
   """Returns what `local` yields; a copy stays until this process ends."""
-  return keep(local(path))
-
-
-def keep(context: contextlib.AbstractContextManager[Any]) -> Any:
-  """Enters a context that stays open until this process ends."""
-  return _kept.enter_context(context)
+  return _kept.enter_context(local(path))
 
 
 _kept = contextlib.ExitStack()

@@ -111,47 +111,33 @@ class Manifest:
       path, size = self.directory / name, sizes.get(name)
       if size != facts["bytes"]:
         state = "is missing" if size is None else f"has {size} bytes"
-        raise UserError(
-          f"{path} {state} where the manifest says {facts['bytes']}",
-          f"in {self.path}",
-          hint
-          or f"restore the file, or make it again with "
-          f"--stages={self.stage} --force",
-        )
+        what = f"{path} {state} where the manifest says {facts['bytes']}"
+        raise UserError(what, f"in {self.path}", hint or self._remedy)
 
-  def whole(self, name: str, hint: str = "") -> pathlib.Path:
-    """Returns what `reading` yields; a copy stays until this process ends."""
-    return gs.keep(self.reading(name, hint))
+  @property
+  def _remedy(self) -> str:
+    """What to do about a file that is not as it was written."""
+    again = f"--stages={self.stage} --force"
+    return f"restore the file, or make it again with {again}"
 
   @contextlib.contextmanager
-  def reading(self, name: str, hint: str = "") -> Iterator[pathlib.Path]:
+  def reading(self, name: str) -> Iterator[pathlib.Path]:
     """Yields a file of this manifest, to be read whole, if its sha256 is right.
 
-    Args:
-      name: relative, one of `files`.
-      hint: what to do if it is another; by default, to make it again.
-
-    Yields:
-      The file on this machine, a copy if the folder is remote.
+    It is on this machine, a copy if the folder is remote.
 
     Raises:
       UserError: the file is missing, or is not the one that was written.
     """
-    path = self.directory / name
-    hint = hint or (
-      f"restore the file, or make it again with --stages={self.stage} --force"
-    )
+    path, where = self.directory / name, f"in {self.path}"
     if name not in self.files or not path.exists():
-      raise UserError(f"{path} is missing", f"in {self.path}", hint)
+      raise UserError(f"{path} is missing", where, self._remedy)
     with gs.local(path) as local:
-      sha256 = files.sha256(local)
-      if sha256 != self.files[name]["sha256"]:
-        raise UserError(
-          f"{path} is not the file that was written: its sha256 is "
-          f"{sha256[:12]} and not {self.files[name]['sha256'][:12]}",
-          f"in {self.path}",
-          hint,
-        )
+      sha256, written = files.sha256(local), self.files[name]["sha256"]
+      if sha256 != written:
+        what = f"its sha256 is {sha256[:12]} and not {written[:12]}"
+        what = f"{path} is not the file that was written: {what}"
+        raise UserError(what, where, self._remedy)
       yield local
 
   def check_content(self):
@@ -162,10 +148,6 @@ class Manifest:
 
   def fingerprint_by(self, name: str, source: Callable[[], str]) -> str:
     """Returns an input's fingerprint now, in the form that it has here.
-
-    Args:
-      name: of the input.
-      source: gives it; those that earlier versions had, its method `former`.
 
     Raises:
       GoneError: it is not there any more, and was no input of this; or has

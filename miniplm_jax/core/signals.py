@@ -54,10 +54,8 @@ def handle(leave: Callable[[int, str], Any] = _exit):
   `raise_if_stopped` after each batch, unit and step. A call that lasts longer
   than `_PATIENCE`, such as a compilation or a download, is not waited for:
   files appear whole or not at all, so ending there loses nothing but time. A
-  second signal is not made to wait either.
-
-  Args:
-    leave: ends the process with this status and line; called from a thread.
+  second signal is not made to wait either. Then a thread calls `leave`, which
+  ends the process, with the status and a line.
   """
   global _write_end
   release()
@@ -72,11 +70,7 @@ def handle(leave: Callable[[int, str], Any] = _exit):
 
 
 def release() -> int | None:
-  """Lets a signal end the process at once, without a word, from now on.
-
-  Returns:
-    One that had come before.
-  """
+  """Lets a signal end the process at once; returns one that came before."""
   global _requested, _is_stopping, _write_end
   if _write_end is None:
     return None
@@ -142,10 +136,6 @@ def stop_requested() -> int | None:
 
 
 def raise_if_stopped(elsewhere: int | str | None = None):
-  """Raises Stopped if a signal has come, but not in `deferred`.
-
-  Args:
-    elsewhere: one that came to another process.
-  """
+  """Raises Stopped if a signal has come, here or elsewhere, not deferred."""
   if (signum := _requested or elsewhere) and not _is_deferring:
     raise Stopped(int(signum))

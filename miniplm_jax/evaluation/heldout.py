@@ -13,6 +13,7 @@ from etils import epath, epy
 
 from miniplm_jax.config import ScoreConfig
 from miniplm_jax.core import files, groups
+from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 
@@ -122,6 +123,13 @@ def grouped_losses(
   rows = groups.places(code, len(names))
   total = loss(~np.isin(domain, np.array([*ignored], object)))
   return groups.with_total(total, dict(zip(names.tolist(), map(loss, rows))))
+
+
+def of(student: Manifest) -> Manifest | None:
+  """The manifest of its held-out losses, if these weights were evaluated."""
+  evaluation = manifest_lib.read(student.directory / MANIFEST)
+  is_of_it = evaluation and evaluation.inputs["model"] == student.fingerprint
+  return evaluation if is_of_it else None
 
 
 def losses(evaluation: Manifest) -> dict[str, dict[str, Any]]:

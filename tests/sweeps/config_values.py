@@ -24,10 +24,9 @@ import traceback
 import warnings
 
 import tiny_config
-from helpers import command, environment, write_corpus
+from helpers import command, environment, rules, write_corpus
 from ml_collections import ConfigDict
 
-from miniplm_jax import config as config_lib
 from miniplm_jax import pipeline
 from miniplm_jax.core import distributed
 from miniplm_jax.core.errors import UserError
@@ -63,7 +62,7 @@ STAGES = "tokenize,teacher,reference,score,select,train,evaluate,export"
 
 def cases():
   """(dotted name, value, whether it is senseless)."""
-  for name, rule in config_lib.rules():
+  for name, rule in rules():
     name = name.removeprefix("config.")
     senseless, odd = of_kind(name, operator.attrgetter(name)(base()), rule)
     yield from ((name, v, True) for v in senseless)

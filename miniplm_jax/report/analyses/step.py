@@ -89,7 +89,8 @@ class Analyses:
       shown.append(page.Section("Analyses", [words]))
     for name in ANALYSES:
       if (file := f"{name}.json") in manifest.files:
-        figures = json.loads(manifest.whole(file).read_text())
+        with manifest.reading(file) as path:
+          figures = json.loads(path.read_text())
         shown.append(_analysis(name).section(figures))
     return shown
 
