@@ -8,12 +8,11 @@ copies of gs:// files go with them: what is closed may leave the disk.
 
 import collections
 import contextlib
-import dataclasses
 import itertools
 import resource
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
@@ -31,80 +30,46 @@ class Readers:
   def __init__(self, path_of: Callable[[int], epath.Path]):
     """Opens none yet; `path_of` gives the file with a number."""
     self._path_of, self._owner = path_of, next(_OWNERS)
-    weakref.finalize(self, _POOL.gone.append, self._owner)
+    weakref.finalize(self, _GONE.append, self._owner)
 
   def read(self, number: int, places: Sequence[int]) -> list[bytes]:
     """Returns records of a file, by their places in it, in this order."""
     key = self._owner, number
-    with _POOL.reader(key, lambda: self._path_of(number)) as reader:
-      return reader.read(places)
+    with _LOCK:
+      file = _OPEN.get(key) or _opened(self._path_of(number))
+      _OPEN[key] = file
+      _OPEN.move_to_end(key)
+    return file.reader.read(places)
 
 
-@dataclasses.dataclass
-class _Open:
-  """An open file, how to close it, and how many threads read it now."""
+class _File:
+  """An open file, which is closed when nobody has it any more."""
 
-  reader: Any
-  close: Callable[[], None]
-  users: int = 0
-
-
-class _Pool:
-  """The open files of this process, those that were read last at the end."""
-
-  def __init__(self):
-    self.gone: collections.deque[int] = collections.deque()  # owners
-    self._open: collections.OrderedDict[tuple[int, int], _Open] = (
-      collections.OrderedDict()
-    )
-    self._lock = threading.Lock()
-
-  def __len__(self) -> int:
-    return len(self._open)
-
-  @contextlib.contextmanager
-  def reader(self, key, path_of: Callable[[], epath.Path]) -> Iterator[Any]:
-    """Yields the reader of a file, which stays open at least until the end."""
-    with self._lock:
-      if key not in self._open:
-        self._open[key] = self._opened(path_of())
-      self._open.move_to_end(key)
-      file = self._open[key]
-      file.users += 1
-    try:
-      yield file.reader
-    finally:
-      with self._lock:
-        file.users -= 1
-
-  def _opened(self, path: epath.Path) -> _Open:
+  def __init__(self, path: epath.Path):
     from array_record.python.array_record_module import ArrayRecordReader
 
-    while self.gone:
-      owner = self.gone.popleft()
-      for key in [key for key in self._open if key[0] == owner]:
-        self._open.pop(key).close()
-    while len(self._open) >= most_open() and self._close_oldest():
-      pass
     with contextlib.ExitStack() as stack:
-      while True:
-        try:
-          copy = stack.enter_context(gs.local(path))
-          break
-        except gs.NoRoomError:
-          if not self._close_oldest():
-            raise
-      reader = ArrayRecordReader(str(copy), _OPTIONS)
-      stack.callback(_close, reader)
-      return _Open(reader, stack.pop_all().close)
+      copy = stack.enter_context(gs.local(path))
+      self.reader = ArrayRecordReader(str(copy), _OPTIONS)
+      stack.callback(_close, self.reader)
+      weakref.finalize(self, stack.pop_all().close).atexit = False
 
-  def _close_oldest(self) -> bool:
-    """Closes the file that was not read for longest, if one is not in use."""
-    for key, file in self._open.items():
-      if not file.users:
-        self._open.pop(key).close()
-        return True
-    return False
+
+def _opened(path: epath.Path) -> _File:
+  """Opens a file, in the place of those that were not read for longest."""
+  while _GONE:
+    owner = _GONE.popleft()
+    for key in [key for key in _OPEN if key[0] == owner]:
+      del _OPEN[key]
+  while len(_OPEN) >= most_open():
+    _OPEN.popitem(last=False)
+  while True:
+    try:
+      return _File(path)
+    except gs.NoRoomError:
+      if not _OPEN:
+        raise
+      _OPEN.popitem(last=False)
 
 
 def _close(reader: Any):
@@ -128,5 +93,11 @@ def most_open() -> int:
   return max(min(soft, _FILES) // 3, 1)
 
 
-_POOL = _Pool()
+# The open files of this process, those that were read last at the end, by
+# their owner and number. A thread that reads one has it until it has read.
+_OPEN: collections.OrderedDict[tuple[int, int], _File] = (
+  collections.OrderedDict()
+)
+_LOCK = threading.Lock()
 _OWNERS = itertools.count()
+_GONE: collections.deque[int] = collections.deque()  # owners

@@ -53,7 +53,7 @@ def initialize(
 
   Args:
     coordinator: HOST:PORT of the first process; "auto" lets JAX find out on
-      a TPU pod; "" is a process alone.
+      a TPU pod.
     processes: how many.
     process_id: which this is.
     lost_after: seconds after which a process that is not heard of is lost,
@@ -63,8 +63,6 @@ def initialize(
     UserError: they did not come together.
   """
   global _index, _count, _client
-  if not coordinator:
-    return
   import jax
   from jax._src import distributed  # its client has no public name
 
@@ -72,15 +70,10 @@ def initialize(
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   # It would take SIGTERM away from `core/signals.py`.
   jax.config.update("jax_enable_preemption_service", False)
-  place = {}
-  if coordinator != "auto":
-    place = {
-      "coordinator_address": coordinator,
-      "num_processes": processes,
-      "process_id": process_id,
-    }
+  is_auto = coordinator == "auto"
+  place = () if is_auto else (coordinator, processes, process_id)
   try:
-    jax.distributed.initialize(**place, heartbeat_timeout_seconds=lost_after)
+    jax.distributed.initialize(*place, heartbeat_timeout_seconds=lost_after)
   except (RuntimeError, ValueError) as e:
     raise UserError(
       f"the processes did not come together ({e})",
@@ -302,12 +295,10 @@ def leave(status: int, line: str) -> NoReturn:
 
 
 def _print(line: str):
-  for write in (
-    sys.stdout.flush,
-    lambda: print(line, file=sys.stderr, flush=True),
-  ):
-    with contextlib.suppress(OSError):  # nobody reads it any more
-      write()
+  with contextlib.suppress(OSError):  # nobody reads it any more
+    sys.stdout.flush()
+  with contextlib.suppress(OSError):
+    print(line, file=sys.stderr, flush=True)
 
 
 def _part(status: int, line: str):
