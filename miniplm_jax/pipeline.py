@@ -37,15 +37,11 @@ def run(
   """Runs stages in the order of the data.
 
   Args:
-    config: as loaded, overrides applied.
     where: its file, for messages.
     stages: which; empty runs those that the config lists.
     force: redo them even if nothing has changed.
     dry_run: print what would run, on what, and why; run nothing.
     prompt: what stage generate continues, beside the config's own.
-
-  Raises:
-    UserError: something that the user can put right.
   """
   config = config_lib.from_dict(config, where)
   with config_lib.naming("config", "command line"):
@@ -127,7 +123,7 @@ def _refuse_left_out(all_steps: Stages, stages: Sequence[str]):
       continue
     steps = _steps(all_steps, stage, False)
     makers |= {step.manifest: stage for step in steps}
-    for path in (p for step in steps for p in step.input_manifests):
+    for path in (p for s in steps for p in s.input_manifests.values()):
       maker = makers.get(path, stage)
       asked = all_steps.config.stages
       is_made = maker in asked or stage not in asked

@@ -154,20 +154,12 @@ class Trainings:
     )
 
   def students(self) -> dict[str, TrainSpec]:
-    """How each is trained, by method.
-
-    Raises:
-      UserError: as `student`.
-    """
+    """How each is trained, by method; raises UserError as `student`."""
     config = self.config
     return {m: self.student(config.names_of(m)) for m in config.methods}
 
   def student_step(self, names: MethodNames) -> Step:
-    """The step that trains a student.
-
-    Raises:
-      UserError: as `student`.
-    """
+    """The step that trains a student; raises UserError as `student`."""
     c, workdir, student = self.config, self.workdir, self.config.student
     inputs = {
       **convert_step.corpus_inputs(student, c.corpus, workdir, names.student),

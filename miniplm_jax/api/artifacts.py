@@ -42,11 +42,7 @@ class Artifact:
   stages: tuple[str, ...] = ()  # that make such an artifact
 
   def __init__(self, path: epath.PathLike):
-    """Opens it.
-
-    Raises:
-      UserError: there is none, it is damaged, or it is of another kind.
-    """
+    """Opens it; raises UserError if it is none, damaged or of another kind."""
     self.path = epath.Path(path).expanduser()
     self.manifest = manifest_lib.require(self.path / MANIFEST)
     if self.stages and self.manifest.stage not in self.stages:
@@ -73,11 +69,7 @@ class Artifact:
     return self.manifest.fingerprint
 
   def check(self):
-    """Compares every file with its sha256.
-
-    Raises:
-      UserError: one is missing or another than was written.
-    """
+    """Raises UserError unless all files have the sha256 that was written."""
     self.manifest.check_content()
 
   def __repr__(self) -> str:
@@ -222,7 +214,6 @@ class Scores(ToPandas, Mapping[str, ScoreTable]):
       criterion: a key of `criteria.CRITERIA`; "mean_diff" is the paper's.
       name: of the selection's folder in the corpus's workdir.
       to: the folder, if it is not to lie there.
-      run: how it is carried out.
       **options: fields of `SelectConfig`: ratio, rows, quotas, max_copies, ….
 
     Raises:

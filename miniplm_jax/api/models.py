@@ -80,8 +80,6 @@ def generate(
 
   Args:
     model: a given model, or a student with a Hugging Face directory.
-    prompts: beginnings of texts.
-    run: the mesh.
     **options: fields of `GenerateConfig`: samples, max_new_tokens, ….
   """
   own = {"dtype": model.dtype} if isinstance(model, Model) else {}
@@ -104,7 +102,6 @@ def nll(
     model: a given model, or a student with a Hugging Face directory.
     texts: none empty.
     dtype: of weights and computation; "" is a given model's own, or float32.
-    run: the mesh.
     **how: batch_tokens and max_length of `evaluation.texts.nll`.
   """
   return texts_lib.nll(text_model(model, dtype, run), texts, **how)

@@ -73,8 +73,6 @@ def tokenize(
   Args:
     source: files, a folder, a glob; tfds:NAME, hf:ORG/NAME; see docs/data.md.
     tokenizer: a directory or hub id with tokenizer.json, or "train".
-    to: the folder of the corpus.
-    run: how it is carried out.
     **options: further fields of `CorpusConfig`.
   """
   section = CorpusConfig(
@@ -101,12 +99,10 @@ def train(
     shape: a shape, or the name of one of `presets`.
     rows: a split, a selection, or rows of one's own choice. A model that is
       trained on the split "reference" or "teacher" is that one of its workdir.
-    to: the folder of the model.
     objective: a key of `methods.OBJECTIVES` that needs no stored labels, or its
       section, such as `KDConfig(weight=0.3)`.
     teacher: the model that takes part in each step, if the objective has one.
     ignore_domains: not counted in the learning curve.
-    run: how it is carried out.
     **options: fields of `TrainConfig`: steps, batch_size, learning_rate, ….
   """
   shape = presets[shape] if isinstance(shape, str) else shape
@@ -192,7 +188,6 @@ def score(
     corpus: packed rows, of which the split "train" is scored.
     models: by what they are called; criteria read "teacher" and "reference".
     to: the folder of the tables, beside the corpus if it is not given.
-    run: how it is carried out.
     verify: how each table is checked when it is finished.
     **options: fields of `ScoreConfig`: dtype, batch_tokens, share, ….
   """
@@ -235,7 +230,6 @@ def evaluate(
   Args:
     model: a student, or a given model of the corpus's tokens.
     rows: of a corpus; None are the held-out ones of the student's.
-    run: how it is carried out.
     score: how rows are put into batches, and of a given model the dtype.
     **options: fields of `EvaluateConfig`: max_rows, ignore_domains.
   """
@@ -282,9 +276,6 @@ def run(
     config: from `config.default()`, or a file with `get_config`.
     stages: which; by default those that the config lists.
     force: make them again even if nothing has changed.
-
-  Returns:
-    What lies in its workdir.
   """
   where = "config"
   if not isinstance(config, ConfigDict):

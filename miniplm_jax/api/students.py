@@ -79,11 +79,7 @@ class Student(OfCorpus):
 
   @property
   def evaluation(self) -> "Evaluation":
-    """Its held-out losses.
-
-    Raises:
-      UserError: it was not evaluated since it was trained.
-    """
+    """Its held-out losses; raises UserError if these are of other weights."""
     if not self.evaluated:
       hint = "call evaluate(student), or run --stages=evaluate"
       raise UserError("not evaluated yet", str(self.path), hint)
@@ -100,7 +96,6 @@ class Student(OfCorpus):
 
     Args:
       to: the directory; what is there is replaced, file by file.
-      run: the mesh.
       **options: fields of `ExportConfig`: dtype, max_shard_size.
     """
     section, corpus = ExportConfig(**options), self.corpus.reader
@@ -183,9 +178,5 @@ def _kind(stage: str) -> type[Artifact]:
 
 
 def open_artifact(path: epath.PathLike) -> Artifact:
-  """Opens what lies in a folder, as what it is.
-
-  Raises:
-    UserError: there is no manifest, or it is damaged.
-  """
+  """Opens a folder as what it is; raises UserError without a whole manifest."""
   return _kind(Artifact(path).manifest.stage)(path)

@@ -27,7 +27,6 @@ def prepare(cache: str, workdir: epath.Path, is_deterministic: bool):
   Args:
     cache: the folder of compiled programs; a relative one is below `workdir`.
       "" is none. What the environment says already counts instead.
-    workdir: of the run.
     is_deterministic: GPUs give the same bits each time. XLA then adds up in a
       fixed order where it would as results come in, and does not choose
       kernels by timing them.

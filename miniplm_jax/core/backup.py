@@ -66,12 +66,7 @@ def _contents(outputs: Sequence[epath.Path]) -> Iterator[epath.Path]:
 class Backup:
   """Keeps what a step made before, while it is made again."""
 
-  def __init__(
-    self,
-    manifest: epath.Path,
-    partial: epath.Path,
-    outputs: Sequence[epath.Path],
-  ):
+  def __init__(self, manifest, partial, outputs: Sequence[epath.Path]):
     """Takes the paths and patterns of files of a step; touches none yet."""
     self._new, self._partial, self._outputs = manifest, partial, outputs
     self.manifest = _old(manifest)

@@ -103,11 +103,7 @@ class Board:
     return generation is not None
 
   def take(self, name: str, stage: str, reads: Sequence[str] = ()):
-    """Claims, as `claim`, what one process alone may make.
-
-    Raises:
-      UserError: another process is making it.
-    """
+    """Claims, as `claim`; raises UserError if another process is making it."""
     watched = None  # the generation of another machine's claim
     while not (self.holds(name) or self.claim(name, reads)):
       stored = self._store.read(name).result()
@@ -170,10 +166,8 @@ class Board:
   def write(self, name: str, content: bytes | None, expected=None):
     """Writes, or with None deletes, a file if its generation is as expected.
 
-    None expects that there is no file.
-
-    Returns:
-      The new generation, or None if it was another.
+    None expects that there is no file. Returns the new generation, or None if
+    it was another.
     """
     expected = expected or self._absent
     if not self._has_written and not files.can_lock(self._folder):
@@ -306,7 +300,7 @@ class Claim:
     if not self._board:
       return
     step, name_of = self._step, self._board.name_of
-    reads = [name_of(path) for path in step.input_manifests]
+    reads = [name_of(path) for path in step.input_manifests.values()]
     if not step.policy.is_shared:
       name = name_of(step.manifest)
       self._board.take(name, step.stage, reads)

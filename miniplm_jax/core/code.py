@@ -71,11 +71,9 @@ def _versions(details: Mapping[str, Any]) -> list[str]:
 
 @functools.cache
 def fingerprint(modules: tuple[str, ...], *libraries: str) -> str:
-  """Returns a short digest, and the versions of libraries.
+  """Returns a short digest, and the versions of libraries (distributions).
 
-  Args:
-    modules: those that results come from, such as "corpus/shard.py".
-    *libraries: names of distributions that decide the result too.
+  Modules are those that results come from, such as "corpus/shard.py".
   """
   content = hashlib.sha256()
   for name in sorted(_closure(modules)):

@@ -35,12 +35,10 @@ def identity(path: epath.PathLike) -> list[Any]:
 def of(
   paths: Iterable[epath.PathLike], ranges: tuple[tuple[int, int], ...] = ()
 ) -> str:
-  """Returns the kind and the digest of what files hold.
+  """Returns the kind and the digest of what files hold, in ranges (start, end).
 
-  Args:
-    paths: of the files. Of an object on gs:// the bucket has a checksum, so
-      that nothing is read, of whatever ranges.
-    ranges: (start, end) of the bytes of each that are meant, else all of them.
+  Of an object on gs:// the bucket has a checksum, so that nothing is read, of
+  whatever ranges.
   """
   if all(map(is_local, paths := list(paths))):
     kind, digests = "sha256", [files.sha256(path, ranges) for path in paths]

@@ -67,8 +67,6 @@ def decide(
   stage before may make them anew.
 
   Args:
-    step: what is to be made.
-    force: make it again, whatever lies there.
     expected: what its manifest would say, if that was asked before: it takes
       a look at each file that is read.
   """
@@ -114,7 +112,12 @@ def _decided(step: Step, expected: Manifest) -> Decision:
   if file is None:
     return Decision(Action.RUN)
   if begun is None:
-    raise step.unknown(file)
+    raise UserError(
+      "there are files, but no manifest that says what they are",
+      str(file),
+      f"restore {step.manifest.name}, choose another --config.workdir, or move "
+      "them away: then they are made again",
+    )
   return _of_begun(step, begun, expected)
 
 
@@ -165,7 +168,7 @@ def _of_begun(step: Step, begun: Manifest, expected: Manifest) -> Decision:
 
 def _refused(step: Step, manifest: Manifest, difference: str) -> Decision:
   reason = difference + step.explained(manifest)
-  error = step.refusal(manifest, reason)
+  error = manifest_lib.made_otherwise(step.stage, manifest.path, reason)
   return Decision(Action.REFUSE, reason, manifest, error=error)
 
 

@@ -54,8 +54,6 @@ def initialize(
   Args:
     coordinator: HOST:PORT of the first process; "auto" lets JAX find out on
       a TPU pod.
-    processes: how many.
-    process_id: which this is.
     lost_after: seconds after which a process that is not heard of is lost,
       and the others end.
 
@@ -137,11 +135,7 @@ def agree(decide: Callable[[], Any]) -> Any:
 
 
 def meet():
-  """Waits for all processes.
-
-  Raises:
-    UserError: another process failed.
-  """
+  """Waits for all processes; raises UserError if another one failed."""
   if _count == 1:
     return
   key = f"meeting {next(_meetings)}"
@@ -189,10 +183,8 @@ def explained(e: BaseException) -> BaseException | None:
   Of what comes from outside that it does, see `errors.from_outside`; of an
   error of JAX that memory ran out, that there is no such device, that another
   process failed, if it said so, or that one seems to be gone. After a signal
-  whatever else is raised is a part of the end.
-
-  Returns:
-    A UserError, an OSError, or a Stopped.
+  whatever else is raised is a part of the end. It is a UserError, an OSError or
+  a Stopped.
   """
   cause = e
   while cause and not (shown := _explained(cause)):

@@ -87,11 +87,7 @@ def naming(path: os.PathLike | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def parsing(path: os.PathLike | str, hint: str) -> Iterator[None]:
-  """Lets the body read a file that we wrote: what it trips over is damage.
-
-  Raises:
-    UserError: the file is not as it was written, with what to do.
-  """
+  """Lets the body read a file that we wrote: what it trips over is damage."""
   try:
     yield
   except (
@@ -154,10 +150,7 @@ def from_outside(e: BaseException) -> UserError | OSError | None:
 
 
 def of_command_line(e: BaseException, argv: Sequence[str]) -> UserError | None:
-  """Returns what to tell of an error of flags, or of the config file.
-
-  None after --help, which raises SystemExit as well.
-  """
+  """Returns what to tell of an error of flags or the config; None of --help."""
   named = {a.rpartition("=")[2].partition(":")[0] for a in argv[1:]}
   paths = {os.path.abspath(path): path for path in named if path}
   chain = [e]

@@ -1,8 +1,4 @@
-"""Steps are done once, resumed, skipped, or refused, as `decide` says.
-
-A stage turns the config into steps; this runs them. It is plumbing and is
-meant to stay this small.
-"""
+"""Steps are done once, resumed, skipped, or refused, as `decide` says."""
 
 import contextlib
 import dataclasses
@@ -16,7 +12,7 @@ from miniplm_jax.core import distributed, files, gs
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.backup import clear
 from miniplm_jax.core.claims import Board, Claim
-from miniplm_jax.core.decide import Action, Decision, decide
+from miniplm_jax.core.decide import Action, decide
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import duration, log
 from miniplm_jax.core.manifest import Manifest
@@ -32,7 +28,6 @@ def execute(
   all.
 
   Args:
-    steps: what to do.
     force: make what is done or begun again, from nothing.
     board: beside whose folder the steps' folders lie; None if no other program
       can be there.
@@ -67,14 +62,14 @@ def _refuse_early(steps: Sequence[Step], force: bool):
   """Refuses what any would be refused for, before the first is begun."""
   made_here = {step.manifest for step in steps}
   for step in steps:
-    if made_here.isdisjoint(step.input_manifests):  # else they may be new then
+    if made_here.isdisjoint(
+      step.input_manifests.values()
+    ):  # else they may be new then
       step.read_inputs()
       for check in step.checks:
         check()
-    old = (
-      None if force or step.policy.is_view else manifest_lib.read(step.manifest)
-    )
-    if old:
+    is_kept = not (force or step.policy.is_view)
+    if is_kept and (old := manifest_lib.read(step.manifest)):
       step.refuse(old, step.other_settings(old))
 
 
@@ -98,8 +93,12 @@ def _begin(step: Step, force: bool, claim: Claim) -> bool:
   decision = decide(step, force, decision.expected)
   if decision.action is Action.REFUSE and not decision.manifest:
     raise decision.error  # what cannot be read replaces nothing
-  if step.backup.exists():
-    _settle(step, decision, claim)
+  if step.backup.exists():  # a killed program was making it again
+    if step.manifest.exists():
+      step.backup.drop()
+    elif decision.goes_back:
+      claim.refuse_others()
+      step.backup.put_back()
     decision = decide(step, force)
   match decision.action:
     case Action.WAIT | Action.REFUSE:
@@ -129,15 +128,6 @@ def _begin(step: Step, force: bool, claim: Claim) -> bool:
       # The old manifest holds for what it names until the new one replaces it.
       _go_on(step, decision.manifest, decision.expected)
   return True
-
-
-def _settle(step: Step, decision: Decision, claim: Claim):
-  """Ends what a killed program left of making it again."""
-  if step.manifest.exists():
-    step.backup.drop()
-  elif decision.goes_back:
-    claim.refuse_others()
-    step.backup.put_back()
 
 
 def _skip(step: Step) -> bool:
@@ -190,13 +180,9 @@ def _undo(step: Step, claim: Claim, e: BaseException):
 def _sweep(step: Step):
   """Removes the scratch files that killed processes left."""
   if gs.is_local(step.manifest):
-    beside = step.manifest.parent
-    files.sweep(
-      [
-        *(beside.iterdir() if beside.exists() else ()),
-        *files.walk(step.outputs),
-      ]
-    )
+    folder = step.manifest.parent
+    beside = folder.iterdir() if folder.exists() else ()
+    files.sweep([*beside, *files.walk(step.outputs)])
 
 
 def _run(steps: Sequence[Step]):

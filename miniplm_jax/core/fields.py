@@ -201,7 +201,7 @@ def number(default: float, interval: str, *also: float) -> Any:
   """A number; a whole one of 64 bits if the default is whole.
 
   Args:
-    default: the default.
+    default: its type is the field's.
     interval: such as "(0, 1]" or "[0, 2^32)"; a whole number is below 2^31
       where nothing else is said: sizes are 32-bit on devices.
     *also: what it may be beside.

@@ -146,11 +146,7 @@ def store(folder: epath.PathLike, locking: str = "os") -> Any:
 
   Locks and renames on a disk, generation preconditions on gs://; several
   processes may write one file. For what fits in memory and, on a disk, need
-  not outlive a power cut.
-
-  Args:
-    folder: local or gs://.
-    locking: of a disk, "os" or, on mounts that have no locks, "lockfile".
+  not outlive a power cut. `locking` is "lockfile" on mounts without locks.
   """
   import tensorstore
 
@@ -301,11 +297,8 @@ def sha256(
   """Returns a file's sha256; it is read once while it stays as it is.
 
   It is the same file if its inode and `identity` are the same, and the last
-  change lies so far back that the clock would show another.
-
-  Args:
-    path: of the file.
-    ranges: (start, end) of its bytes that are meant, else all of them.
+  change lies so far back that the clock would show another. `ranges` are
+  (start, end) of the bytes that are meant, else all of them.
   """
   if not is_local(path):
     return _sha256(os.fspath(path), ranges)

@@ -92,11 +92,7 @@ class Progress:
       )
 
   def update(self, units: int = 1, note: str = ""):
-    """Counts `units` more as done; a place where a signal can stop the loop.
-
-    Raises:
-      Stopped: there was one.
-    """
+    """Counts `units` more as done; raises Stopped if a signal has come."""
     distributed.raise_if_stopped()
     self._done += units
     if self._bar is not None:

@@ -193,11 +193,7 @@ class Manifest:
 
 
 def read(path: epath.PathLike) -> Manifest | None:
-  """Reads a manifest; None if there is none.
-
-  Raises:
-    UserError: the file is not a manifest of this schema version.
-  """
+  """Reads a manifest, None if there is none; raises UserError if damaged."""
   path = epath.Path(path)
   if not path.exists():
     return None
@@ -221,11 +217,7 @@ def read(path: epath.PathLike) -> Manifest | None:
 
 
 def _parsed(path: epath.Path, body: dict[str, Any]) -> Manifest:
-  """Returns the manifest, once its content is what its digests say.
-
-  Raises:
-    KeyError, TypeError, ValueError: it is not.
-  """
+  """Returns the manifest; raises an error unless its digests are right."""
   if body["schema_version"] > 1 and body.pop("checksum") != _checksum(body):
     raise ValueError("its content has changed since it was written")
   fingerprint = body.pop("fingerprint")
@@ -250,11 +242,7 @@ def _checksum(body: Mapping[str, Any]) -> str:
 
 
 def require(path: epath.PathLike) -> Manifest:
-  """Reads a manifest that must be there.
-
-  Raises:
-    UserError: it is not there or not readable.
-  """
+  """Reads a manifest; raises UserError if it is not there, or damaged."""
   manifest = read(path)
   if manifest is None:
     raise MissingError({"": path})

@@ -9,12 +9,9 @@ from miniplm_jax.core.splitmix import GOLDEN, mix
 
 
 def uniform(row_id: np.ndarray, seed: int, stream: int) -> np.ndarray:
-  """float64 [n] in (0, 1), of 2⁵³ values; streams are independent.
+  """float64 [n] in (0, 1), of 2⁵³ values, for int64 [n]; any int64 is a seed.
 
-  Args:
-    row_id: int64 [n].
-    seed: any int64.
-    stream: what it is for.
+  Streams, one a purpose, are independent.
   """
   start = mix(np.array([seed], np.int64).view(np.uint64) * GOLDEN)
   start = mix(start + np.uint64(stream))

@@ -16,13 +16,11 @@ def fill(
   """Makes the pieces that are not there: a step that was killed goes on.
 
   Args:
-    stage: for the log.
     sizes: rows of each piece.
     has: (i) → whether piece i is whole, and as it would be made now. The first
       process looks.
     make: (i, progress) → what writes piece i, which the first process calls;
       it calls `progress` with rows that are done, and perhaps a note.
-    every: seconds between lines of the log.
   """
   missing = distributed.agree(
     lambda: [i for i in range(len(sizes)) if not has(i)]

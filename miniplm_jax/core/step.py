@@ -96,9 +96,10 @@ class Step:
     return self.manifest.parent.name
 
   @property
-  def input_manifests(self) -> list[epath.Path]:
+  def input_manifests(self) -> dict[str, epath.Path]:
     """Returns those of its inputs that are other steps'."""
-    return [p for p in self.inputs.values() if isinstance(p, epath.Path)]
+    inputs = self.inputs.items()
+    return {k: path for k, path in inputs if isinstance(path, epath.Path)}
 
   @property
   def named_inputs(self) -> dict[str, Any]:
@@ -131,11 +132,8 @@ class Step:
     Whether the files are those that were written is checked where they are
     read: there it can be said what is wrong with them.
     """
-    inputs = {
-      name: manifest_lib.require(source)
-      for name, source in self.inputs.items()
-      if isinstance(source, epath.Path)
-    }
+    paths = self.input_manifests
+    inputs = {k: manifest_lib.require(path) for k, path in paths.items()}
     for manifest in inputs.values():
       manifest.check_inputs(inputs)
     return inputs
@@ -156,14 +154,10 @@ class Step:
       MissingError: inputs are not there yet.
       UserError: the config disagrees with what is read.
     """
-    manifests = {
-      name: manifest_lib.read(source)
-      for name, source in self.inputs.items()
-      if isinstance(source, epath.Path)
-    }
-    missing = [name for name, manifest in manifests.items() if not manifest]
-    if missing:
-      raise MissingError({name: self.inputs[name] for name in missing})
+    paths = self.input_manifests
+    manifests = {k: manifest_lib.read(path) for k, path in paths.items()}
+    if missing := {k: path for k, path in paths.items() if not manifests[k]}:
+      raise MissingError(missing)
     for check in self.checks:
       check()
     inputs = {
@@ -184,12 +178,9 @@ class Step:
     settings: dict[str, Any] | None = None,
     but: Sequence[str] = (),
   ) -> str | None:
-    """Returns the first setting that is another than in `settings`.
+    """Returns the first setting of `old`, `but` for some, that is another now.
 
-    Args:
-      old: has what it was.
-      settings: as they should be; None are the step's.
-      but: not to be compared.
+    Now it is as in `settings`; None are the step's.
     """
     then, now = (
       {k: v for k, v in each.items() if k not in (*self.idle, *but)}
@@ -213,20 +204,8 @@ class Step:
   def refuse(self, old: Manifest, difference: str | None):
     """Raises UserError if there is a difference to what was made."""
     if difference:
-      raise self.refusal(old, difference + self.explained(old))
-
-  def refusal(self, old: Manifest, difference: str) -> UserError:
-    """Returns the error that what was made is of another config."""
-    return manifest_lib.made_otherwise(self.stage, old.path, difference)
-
-  def unknown(self, file: epath.Path) -> UserError:
-    """Returns the error that there is a file, and no manifest."""
-    return UserError(
-      "there are files, but no manifest that says what they are",
-      str(file),
-      f"restore {self.manifest.name}, choose another --config.workdir, or move "
-      "them away: then they are made again",
-    )
+      difference += self.explained(old)
+      raise manifest_lib.made_otherwise(self.stage, old.path, difference)
 
   def refuse_made_otherwise(self, makers: Mapping[epath.Path, "Step"]):
     """Raises UserError if what it reads is not what the config says of it.
@@ -240,7 +219,7 @@ class Step:
     pending, visited = [self], set()
     while pending:
       # In their order: of several differences always the same is said.
-      paths = pending.pop().input_manifests
+      paths = pending.pop().input_manifests.values()
       for path in [p for p in paths if p not in visited]:
         visited.add(path)
         maker, manifest = makers.get(path), manifest_lib.read(path)
@@ -264,11 +243,7 @@ class Step:
     return manifest_lib.first_difference(old.inputs, now, "inputs")
 
   def _fingerprint(self, name: str, source: Callable[[], str]) -> str:
-    """Returns an input's fingerprint; of what is gone, that of what it made.
-
-    Raises:
-      GoneError: nothing was.
-    """
+    """Returns an input's fingerprint; of what is gone, that of what it made."""
 
     def earlier():
       return manifest_lib.read(self.manifest) or manifest_lib.read(self.partial)
