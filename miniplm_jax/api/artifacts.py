@@ -7,17 +7,19 @@ make the same folders; whatever made one, it opens here.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath, epy
 
-from miniplm_jax.api.execution import execute
 from miniplm_jax.config import RunConfig, SelectConfig
+from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.claims import Board
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.workdir import MANIFEST
+from miniplm_jax.core.step import Step
+from miniplm_jax.core.workdir import FOLDERS, MANIFEST, Workdir
 from miniplm_jax.selection import step as select_step
 
 with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
@@ -26,6 +28,19 @@ with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
 
   from miniplm_jax.corpus import kept_rows, store
   from miniplm_jax.scoring import table
+
+
+def execute(steps: Sequence[Step], run: RunConfig):
+  """Claims, resumes, skips or refuses steps of one workdir."""
+  workdir = Workdir(root_of(steps[0].manifest.parent))
+  with Board(workdir.claims, run.lease_seconds) as board:
+    execute_lib.execute(steps, board=board)
+
+
+def root_of(folder: epath.Path) -> epath.Path:
+  """The workdir of an artifact's folder: DIR of DIR/corpus, DIR/scores/x."""
+  above = folder.parent
+  return above.parent if above.name in FOLDERS else above
 
 
 class ToPandas:

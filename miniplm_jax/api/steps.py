@@ -14,8 +14,9 @@ from miniplm_jax.api.artifacts import (
   Scores,
   ScoreTable,
   Selection,
+  execute,
+  root_of,
 )
-from miniplm_jax.api.execution import execute, root_of
 from miniplm_jax.api.models import Model, ref_of
 from miniplm_jax.api.students import Evaluation, Run, Student
 from miniplm_jax.config import (

@@ -33,20 +33,14 @@ class Version:
   libraries: tuple[str, ...] = ()  # likewise
   any_code: bool = False  # pieces by other versions will do
 
-  def difference(self, details: Mapping[str, Any]) -> str | None:
-    """Says which versions began it, unless it was this one alone."""
-    if not self.modules or self.any_code:
-      return None
-    began, now = _versions(details), fingerprint(self.modules, *self.libraries)
-    if began == [now]:
-      return None
-    return f"code {' and '.join(began)} began this, here it is {now}"
-
   def check(self, details: Mapping[str, Any], where: str, stage: str):
-    """Raises UserError if another version began it."""
-    if difference := self.difference(details):
+    """Raises UserError unless this version alone began it."""
+    if not self.modules or self.any_code:
+      return
+    began, now = _versions(details), fingerprint(self.modules, *self.libraries)
+    if began != [now]:
       raise UserError(
-        difference,
+        f"code {' and '.join(began)} began this, here it is {now}",
         where,
         f"finish it with that version, start over with --stages={stage} "
         "--force, or say --config.run.any_code=True if no result differs",

@@ -62,9 +62,8 @@ def _refuse_early(steps: Sequence[Step], force: bool):
   """Refuses what any would be refused for, before the first is begun."""
   made_here = {step.manifest for step in steps}
   for step in steps:
-    if made_here.isdisjoint(
-      step.input_manifests.values()
-    ):  # else they may be new then
+    # What is made before it is looked at then.
+    if made_here.isdisjoint(step.input_manifests.values()):
       step.read_inputs()
       for check in step.checks:
         check()

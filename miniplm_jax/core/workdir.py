@@ -1,7 +1,5 @@
 """Where things lie in a workdir. Users rely on this layout."""
 
-import dataclasses
-
 from etils import epath
 
 from miniplm_jax.core import fields
@@ -34,25 +32,20 @@ FILES = ("broken_records.jsonl", "report.json", "tasks.json")
 UNREADABLE = frozenset("*?[\\")
 
 
-@dataclasses.dataclass(frozen=True)
 class Workdir:
   """The folders of one workdir, local or gs://."""
 
-  root: epath.Path
-
-  @property
-  def claims(self) -> epath.Path:
-    """Who makes what at the moment, see `core/claims.py`."""
-    return self.root / ".claims"
+  def __init__(self, root: epath.Path):
+    self.root = root
+    self.claims = root / ".claims"  # who makes what now, see core/claims.py
+    self.corpus = root / "corpus"  # packed rows
+    self.plan = root / "plan"  # what the config would take on TPU slices
+    self.plan_file = self.plan / "plan.json"
+    self.analysis = root / "analysis"  # what all its runs come to
 
   def claims_of(self, folder: epath.Path) -> epath.Path:
     """Who makes what in a folder."""
     return self.claims / folder.relative_to(self.root)
-
-  @property
-  def corpus(self) -> epath.Path:
-    """Packed rows."""
-    return self.root / "corpus"
 
   def scorer(self, role: str) -> epath.Path:
     """A teacher or reference that was pre-trained here."""
@@ -69,21 +62,6 @@ class Workdir:
   def student(self, name: str) -> epath.Path:
     """Converted corpus, checkpoints, evaluation and export of a student."""
     return self._named("students", name)
-
-  @property
-  def plan(self) -> epath.Path:
-    """What the config would take on TPU slices."""
-    return self.root / "plan"
-
-  @property
-  def plan_file(self) -> epath.Path:
-    """The file that a plan is written to."""
-    return self.plan / "plan.json"
-
-  @property
-  def analysis(self) -> epath.Path:
-    """What all runs of the workdir come to."""
-    return self.root / "analysis"
 
   def generated(self, name: str) -> epath.Path:
     """Rows that the teacher wrote in part for a student."""
