@@ -1,7 +1,7 @@
 """The criteria: what a row is worth, from (Σ nll, tokens) of the models.
 
 The one list of the ways to rank rows, select.definition in the config. A new
-one is a function here and an entry of `CRITERIA`.
+one is an entry of `CRITERIA`.
 """
 
 import dataclasses
@@ -46,21 +46,6 @@ def zscore_by_domain(c: Columns, unused_seed: int) -> Any:
   from_mean = mean_diff(c, 0).astype(np.float64) - c["domain_mean"]
   std = c["domain_std"]
   return np.divide(from_mean, std, out=np.zeros_like(from_mean), where=std > 0)
-
-
-def difficulty(c: Columns, unused_seed: int) -> Any:
-  """−log p_ref, mean per token: what the reference finds hard."""
-  return _mean(c, "reference")
-
-
-def teacher_preference(c: Columns, unused_seed: int) -> Any:
-  """Log p, mean per token: what the teacher finds easy."""
-  return -_mean(c, "teacher")
-
-
-def proxy(c: Columns, unused_seed: int) -> Any:
-  """Log p − log p_ref, mean per token, as the proxy predicts it."""
-  return c["proxy_diff"] / c["proxy_tokens"].astype(np.float32)
 
 
 def random(c: Columns, seed: int) -> Any:
@@ -119,21 +104,23 @@ CRITERIA = {
     "mean and standard deviation of d over the rows of x's domain",
     standardized=mean_diff,
   ),
-  "difficulty": Criterion(
-    difficulty,
+  "difficulty": Criterion(  # what the reference finds hard
+    lambda c, _: _mean(c, "reference"),
     "−log p_ref, nats per token",
     reads=("reference",),
     formula="r(x) = −log p_ref(x) / n, p_ref the reference, n the scored "
     "tokens of row x",
   ),
-  "teacher_preference": Criterion(
-    teacher_preference,
+  "teacher_preference": Criterion(  # what the teacher finds easy
+    lambda c, _: -_mean(c, "teacher"),
     "log p, nats per token",
     reads=("teacher",),
     formula="r(x) = log p(x) / n, p the teacher, n the scored tokens of row x",
   ),
   "proxy": Criterion(
-    proxy, "predicted log p − log p_ref, nats per token", reads=("proxy",)
+    lambda c, _: c["proxy_diff"] / c["proxy_tokens"].astype(np.float32),
+    "predicted log p − log p_ref, nats per token",
+    reads=("proxy",),
   ),
   "random": Criterion(random, "a random number in [0, 1)", reads=()),
 }

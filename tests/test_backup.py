@@ -36,7 +36,7 @@ def content(folder):
   return {
     str(p.relative_to(folder)): p.read_bytes()
     for p in sorted(folder.rglob("*"))
-    if p.is_file() and not files.is_scratch(p)
+    if p.is_file() and not files.is_passing(p)
   }
 
 

@@ -5,9 +5,10 @@ which files it has. The functions of this package and the command line
 make the same folders; whatever made one, it opens here.
 """
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath, epy
@@ -174,21 +175,12 @@ class ScoreTable(Artifact, ToPandas):
     return pa.concat_tables(parts)
 
 
-@dataclasses.dataclass(frozen=True)
-class Scores(ToPandas, Mapping[str, ScoreTable]):
+class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
   """The score tables of a corpus, by the role of their model."""
 
-  corpus: Corpus
-  tables: Mapping[str, ScoreTable]
-
-  def __getitem__(self, role: str) -> ScoreTable:
-    return self.tables[role]
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self.tables)
-
-  def __len__(self) -> int:
-    return len(self.tables)
+  def __init__(self, corpus: Corpus, tables: Mapping[str, ScoreTable]):
+    super().__init__(tables)
+    self.corpus = corpus
 
   def to_arrow(self) -> "pa.Table":
     """A table of row_id, domain, n_tokens, n_bytes, and <role>_nll, in nats.
@@ -199,7 +191,7 @@ class Scores(ToPandas, Mapping[str, ScoreTable]):
       UserError: the tables are of different rows.
     """
     columns, row_ids = {}, None
-    for role, scored in self.tables.items():
+    for role, scored in self.items():
       one = scored.to_arrow()
       if row_ids is None:
         row_ids = one["row_id"].to_numpy()

@@ -173,10 +173,7 @@ class Run:
 KINDS = (Corpus, ScoreTable, Selection, Student)
 
 
-def _kind(stage: str) -> type[Artifact]:
-  return next((kind for kind in KINDS if stage in kind.stages), Artifact)
-
-
 def open_artifact(path: epath.PathLike) -> Artifact:
   """Opens a folder as what it is; raises UserError without a whole manifest."""
-  return _kind(Artifact(path).manifest.stage)(path)
+  stage = Artifact(path).manifest.stage
+  return next((k for k in KINDS if stage in k.stages), Artifact)(path)

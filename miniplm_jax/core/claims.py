@@ -105,7 +105,7 @@ class Board:
   def take(self, name: str, stage: str, reads: Sequence[str] = ()):
     """Claims, as `claim`; raises UserError if another process is making it."""
     watched = None  # the generation of another machine's claim
-    while not (self.holds(name) or self.claim(name, reads)):
+    while name not in self._held and not self.claim(name, reads):
       stored = self._store.read(name).result()
       if stored.state != "value":
         continue  # given back meanwhile
@@ -130,11 +130,6 @@ class Board:
       if (is_read or is_below) and other not in self._held:
         self.take(other, stage)
         self.release(other)
-
-  def holds(self, name: str) -> bool:
-    """Returns whether `name` is claimed here and was not taken over."""
-    with self._lock:
-      return name in self._held
 
   def guard(self, name: str, what: epath.Path) -> "Guard":
     """Returns what refuses to write `what` when `name` is another program's."""
@@ -205,8 +200,7 @@ class Board:
   def _patience(self, who: Mapping[str, Any]) -> float:
     """Returns the seconds for which the owner of a claim may be silent."""
     asked = who.get("seconds")
-    is_number = isinstance(asked, int | float)
-    return max(self._seconds, asked) if is_number else self._seconds
+    return max(self._seconds, asked if isinstance(asked, int | float) else 0)
 
   def _refusal(self, name: str, who: Mapping[str, Any]) -> UserError:
     since = time.strftime("%F %T", time.localtime(who.get("since", 0)))

@@ -71,7 +71,8 @@ def fingerprint(modules: tuple[str, ...], *libraries: str) -> str:
   """
   content = hashlib.sha256()
   for name in sorted(_closure(modules)):
-    content.update(f"{name}\n{_normal(_PACKAGE / name)}\n".encode())
+    tree = ast.parse((_PACKAGE / name).read_text())
+    content.update(f"{name}\n{ast.unparse(_Normal().visit(tree))}\n".encode())
   versions = [f"{n} {importlib.metadata.version(n)}" for n in libraries]
   return ", ".join([content.hexdigest()[:16], *versions])
 
@@ -114,7 +115,3 @@ class _Normal(ast.NodeTransformer):
       if name in _WORDS or getattr(node.func, "attr", "") == "UserError":
         node.args, node.keywords = [], []
     return node
-
-
-def _normal(path: pathlib.Path) -> str:
-  return ast.unparse(_Normal().visit(ast.parse(path.read_text())))

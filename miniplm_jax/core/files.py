@@ -121,9 +121,13 @@ def _fsync(path: epath.PathLike):
     os.close(handle)
 
 
-def is_scratch(path: epath.PathLike) -> bool:
-  """Returns whether a file is one of `replacing`, in use or left by a kill."""
-  return bool(_SCRATCH.fullmatch(os.path.basename(os.fspath(path))))
+def is_passing(path: epath.PathLike) -> bool:
+  """Returns whether it is a scratch file or a lock, in use or left by a kill.
+
+  Scratch files are those of `replacing`, locks are tensorstore's.
+  """
+  name = os.path.basename(os.fspath(path))
+  return bool(_SCRATCH.fullmatch(name)) or name.endswith(".__lock")
 
 
 def sweep(paths: Iterable[epath.PathLike]):
@@ -182,11 +186,6 @@ def can_lock(folder: epath.Path) -> bool:
     except OSError:
       return False
   return True
-
-
-def is_lock(path: epath.PathLike) -> bool:
-  """Returns whether a file is tensorstore's lock, in use or left."""
-  return os.fspath(path).endswith(".__lock")
 
 
 def write_bytes(path: epath.PathLike, content: bytes):

@@ -141,9 +141,8 @@ class Step:
   def files_made(self) -> Iterator[epath.Path]:
     """Yields what lies in its outputs, but for its partial manifest."""
     for path in files.walk(self.outputs):
-      is_other = files.is_lock(path) or files.is_scratch(path)
       below = [path, *path.parents][: -len(self.manifest.parents)]
-      is_other = is_other or any(map(is_old, below))
+      is_other = files.is_passing(path) or any(map(is_old, below))
       if path != self.partial and not is_other:
         yield path
 
