@@ -70,14 +70,12 @@ def default() -> ConfigDict:
 
 def _as_dict(section: Section) -> dict[str, Any]:
   """The fields of a section; a shape says its family, too."""
-  values = {
-    field.name: getattr(section, field.name)
-    for field in dataclasses.fields(section)
+  if isinstance(section, Architecture):
+    return section_of(section)
+  return {
+    name: _as_dict(value) if isinstance(value, Section) else value
+    for name, value in vars(section).items()
   }
-  sections = {k: v for k, v in values.items() if isinstance(v, Section)}
-  values |= {name: _as_dict(part) for name, part in sections.items()}
-  is_shape = isinstance(section, Architecture)
-  return ({"family": section.family} if is_shape else {}) | values
 
 
 def transformer() -> ConfigDict:

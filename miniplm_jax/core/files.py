@@ -190,17 +190,8 @@ def can_lock(folder: epath.Path) -> bool:
 
 def write_bytes(path: epath.PathLike, content: bytes):
   """Writes `content` to `path`, whole or not at all."""
-  path = epath.Path(path)
-  if is_local(path):
-    with replacing(path) as scratch:
-      scratch.write_bytes(content)
-    return
-  guard()
-  try:
-    store(path.parent).write(path.name, content).result()
-  except ValueError as e:  # tensorstore's; callers know OSError
-    with errors.naming(path):
-      raise OSError(f"{path} cannot be written: {e}") from e
+  with replacing(path) as scratch:
+    scratch.write_bytes(content)
 
 
 def below(folder: epath.Path) -> list[epath.Path]:
