@@ -132,3 +132,16 @@ class TokenSelectionConfig(Section):
   # the frozen model, or teacher
   model: str = f.word("reference", ("reference", "teacher"))
   ratio: float = f.number(0.6, "[0.01, 1]")  # of the tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodSections(Section):
+  """The sections of methods, as the config has them."""
+
+  proxy: ProxyConfig = f.section(ProxyConfig)
+  seqkd: SeqKDConfig = f.section(SeqKDConfig)
+  kd: KDConfig = f.section(KDConfig)
+  minillm: MiniLLMConfig = f.section(MiniLLMConfig)
+  logits: LogitsConfig = f.section(LogitsConfig)
+  sparse_kd: SparseKDConfig = f.section(SparseKDConfig)
+  token_selection: TokenSelectionConfig = f.section(TokenSelectionConfig)

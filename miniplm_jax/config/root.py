@@ -5,8 +5,8 @@ import os
 import re
 from collections.abc import Iterable
 
-from miniplm_jax.config import methods as m
 from miniplm_jax.config import sections as s
+from miniplm_jax.config.methods import MethodSections
 from miniplm_jax.config.run import RunConfig
 from miniplm_jax.core import fields as f
 from miniplm_jax.core.fields import Section
@@ -38,7 +38,7 @@ ROLES = ("teacher", "reference")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Section):
+class Config(MethodSections):
   """Everything that a run may be told."""
 
   # Where everything is written, local or gs://.
@@ -76,13 +76,6 @@ class Config(Section):
   export: s.ExportConfig = f.section(s.ExportConfig)
   generate: s.GenerateConfig = f.section(s.GenerateConfig)
   run: RunConfig = f.section(RunConfig)
-  proxy: m.ProxyConfig = f.section(m.ProxyConfig)
-  seqkd: m.SeqKDConfig = f.section(m.SeqKDConfig)
-  kd: m.KDConfig = f.section(m.KDConfig)
-  minillm: m.MiniLLMConfig = f.section(m.MiniLLMConfig)
-  logits: m.LogitsConfig = f.section(m.LogitsConfig)
-  sparse_kd: m.SparseKDConfig = f.section(m.SparseKDConfig)
-  token_selection: m.TokenSelectionConfig = f.section(m.TokenSelectionConfig)
 
   @property
   def methods(self) -> tuple[str, ...]:
