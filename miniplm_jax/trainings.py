@@ -153,11 +153,6 @@ class Trainings:
       inputs,
     )
 
-  def students(self) -> dict[str, TrainSpec]:
-    """How each is trained, by method; raises UserError as `student`."""
-    config = self.config
-    return {m: self.student(config.names_of(m)) for m in config.methods}
-
   def student_step(self, names: MethodNames) -> Step:
     """The step that trains a student; raises UserError as `student`."""
     c, workdir, student = self.config, self.workdir, self.config.student
@@ -187,7 +182,7 @@ class Trainings:
         for r in c.roles_with_model
       ),
       *(
-        workload.student_training(method, spec, self.ref(TEACHER))
-        for method, spec in self.students().items()
+        workload.student_training(m, self.student(names), self.ref(TEACHER))
+        for m, names in zip(c.methods, c.names)
       ),
     ]
