@@ -35,10 +35,10 @@ def identity(path: epath.PathLike) -> list[Any]:
 def of(
   paths: Iterable[epath.PathLike], ranges: tuple[tuple[int, int], ...] = ()
 ) -> str:
-  """Returns the kind and the digest of what files hold, in ranges (start, end).
+  """Returns the kind and the digest of what files hold, in `ranges` or whole.
 
-  Of an object on gs:// the bucket has a checksum, so that nothing is read, of
-  whatever ranges.
+  A range is (start, end). Of an object on gs:// the bucket has a checksum, so
+  that nothing is read, of whatever ranges.
   """
   if all(map(is_local, paths := list(paths))):
     kind, digests = "sha256", [files.sha256(path, ranges) for path in paths]

@@ -87,7 +87,7 @@ def naming(path: os.PathLike | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def parsing(path: os.PathLike | str, hint: str) -> Iterator[None]:
-  """Lets the body read a file that we wrote: what it trips over is damage."""
+  """Lets the body read a file that we wrote: else UserError, it is damaged."""
   try:
     yield
   except (

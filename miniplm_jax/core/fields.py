@@ -171,7 +171,7 @@ def of(share: float, total: int) -> int:
 
 
 def weight_of(text: str) -> tuple[str, Fraction]:
-  """Reads a domain and its weight, exact, of "code=2" or "mail=0.5"."""
+  """Reads a domain and its exact weight, as "code=2"; else ValueError."""
   domain, _, written = text.rpartition("=")
   weight = _fraction(written)
   if not (domain and 0 <= weight <= 10**6):
@@ -180,7 +180,7 @@ def weight_of(text: str) -> tuple[str, Fraction]:
 
 
 def share_of(quota: str) -> tuple[str, Fraction, Fraction]:
-  """Reads a domain, its least and largest share, exact, of "code=0.1:0.3"."""
+  """Reads a domain and its exact shares, as "code=0.1:0.3"; else ValueError."""
   domain, _, shares = quota.rpartition("=")
   low, colon, high = shares.partition(":")
   least, most = _fraction(low or "0"), _fraction(high or "1")

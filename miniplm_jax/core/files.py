@@ -256,7 +256,7 @@ def remove(path: epath.Path):
 
 
 def walk(paths: Iterable[epath.Path]) -> Iterator[epath.Path]:
-  """Yields the files that are there of files, folders and patterns."""
+  """Yields the files that are there: of files, in folders, by patterns."""
   pending = list(paths)
   while pending:
     path = pending.pop()

@@ -193,7 +193,7 @@ class Manifest:
 
 
 def read(path: epath.PathLike) -> Manifest | None:
-  """Reads a manifest, None if there is none; raises UserError if damaged."""
+  """Reads a manifest, None without one; UserError if it cannot be read."""
   path = epath.Path(path)
   if not path.exists():
     return None
@@ -242,7 +242,7 @@ def _checksum(body: Mapping[str, Any]) -> str:
 
 
 def require(path: epath.PathLike) -> Manifest:
-  """Reads a manifest; raises UserError if it is not there, or damaged."""
+  """Reads a manifest; UserError if it is not there or cannot be read."""
   manifest = read(path)
   if manifest is None:
     raise MissingError({"": path})
