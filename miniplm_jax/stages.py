@@ -233,7 +233,7 @@ class Stages:
     if c.uses_proxy:
       roles, proxy = (*roles, "proxy"), (c.proxy.sample, c.score.seed, c.alpha)
     return [
-      report.step(
+      report.Report(
         dict(zip(c.methods, c.names)),
         {role: workdir.scores(c.tables[role]) for role in roles},
         c.roles_with_model,
@@ -242,5 +242,5 @@ class Stages:
         self.analyses,
         lambda path: outlook_page.section(path),
         proxy,
-      )
+      ).step()
     ]

@@ -59,36 +59,26 @@ def rows(students: Mapping[str, Student]) -> dict[str, MethodRow]:
 
 def table(students: Mapping[str, Student]) -> Table:
   """A row for each method."""
-  columns = (
-    "method",
-    "rows from",
-    "objective",
-    ("steps", ","),
-    ("training FLOPs", ".3g"),
-    ("offline FLOPs", ".3g"),
-    ("held-out loss", ".4f"),
-    ("bits per byte", ".4f"),
-    ("seconds", ",.1f"),
-    ("training loss", ">"),
+
+  def fall(row: MethodRow) -> str | None:
+    if row.first_loss is None:
+      return None
+    return f"{row.first_loss:.3f} → {row.last_loss:.3f}"
+
+  row_of = rows(students)
+  return Table.of(
+    students,
+    ("method", "", str),
+    ("rows from", "", lambda m: row_of[m].rows_from),
+    ("objective", "", lambda m: row_of[m].objective),
+    ("steps", ",", lambda m: row_of[m].steps),
+    ("training FLOPs", ".3g", lambda m: row_of[m].train_flops),
+    ("offline FLOPs", ".3g", lambda m: or_unknown(students[m].offline_flops)),
+    ("held-out loss", ".4f", lambda m: row_of[m].loss),
+    ("bits per byte", ".4f", lambda m: row_of[m].bits_per_byte),
+    ("seconds", ",.1f", lambda m: row_of[m].seconds),
+    ("training loss", ">", lambda m: fall(row_of[m])),
   )
-  cells = [
-    (
-      method,
-      row.rows_from,
-      row.objective,
-      row.steps,
-      row.train_flops,
-      or_unknown(students[method].offline_flops),
-      row.loss,
-      row.bits_per_byte,
-      row.seconds,
-      None
-      if row.first_loss is None
-      else f"{row.first_loss:.3f} → {row.last_loss:.3f}",
-    )
-    for method, row in rows(students).items()
-  ]
-  return Table(columns, cells)
 
 
 def section(

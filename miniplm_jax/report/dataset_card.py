@@ -7,6 +7,7 @@ from miniplm_jax.core.manifest import Manifest, code_version
 from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.report import selection_tables as tables
 from miniplm_jax.report.selection_tables import SelectionReport
+from miniplm_jax.report.table import Table
 
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 
@@ -61,12 +62,7 @@ _CITATION = """\
 
 
 def write(selection: SelectionReport, inputs: Mapping[str, Manifest]) -> str:
-  """The card, in Markdown with YAML before it.
-
-  Args:
-    selection: what is known of it.
-    inputs: manifests of what it was made from.
-  """
+  """The card, in Markdown with YAML before it; of a selection's inputs."""
   return "\n\n".join(_sections(selection, inputs)) + "\n"
 
 
@@ -101,22 +97,18 @@ def _sections(selection: SelectionReport, inputs: Mapping[str, Manifest]):
   if summary.has_noise:
     yield tables.noise_words(summary)
   if selection.dropped:
+    columns, rows = ("reason", ("rows of D", ",")), selection.dropped.items()
     yield "## Left out before the ranking"
-    yield tables.dropped_table(selection.dropped).markdown()
+    yield Table(columns, list(rows)).markdown()
   if selection.duplicates:
-    yield "## Duplicates"
-    yield tables.duplicate_words(selection.duplicates)
-    yield tables.duplicate_table(selection.duplicates).markdown()
-  yield "## Overlap with evaluation sets"
+    yield tables.duplicates(selection.duplicates).markdown()
   if selection.overlaps:
-    yield tables.overlap_words(selection.overlaps)
-    yield tables.overlap_table(selection.overlaps).markdown()
+    yield tables.overlap(selection.overlaps).markdown()
   else:
+    yield "## Overlap with evaluation sets"
     yield "Not measured: no evaluation set was named."
   if selection.agreement:
-    yield "## Agreement with another selection"
-    yield tables.agreement_words(selection.name, selection.agreement)
-    yield tables.agreement_table(selection.agreement).markdown()
+    yield tables.agreement(selection.name, selection.agreement).markdown()
   yield "## Use"
   yield _LOAD.format(name=selection.name)
   yield "## Limits"

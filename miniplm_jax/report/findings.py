@@ -33,9 +33,9 @@ def loss_table(
   first = next(iter(shown))
   tokenizer = shown[first][0].tokenizer
   domains = [domain for domain in losses[first] if domain != ALL]
-  columns = ("model", ("parameters", ","), ("steps", ","), ("all", ".4f"))
-  columns += (("all, per token", ".4f"), ("all, bits per byte", ".4f"))
-  columns += tuple((domain, ".4f") for domain in domains)
+  sizes = "parameters", "steps"
+  means = "all", "all, per token", "all, bits per byte", *domains
+  columns = ["model", *((t, ",") for t in sizes), *((t, ".4f") for t in means)]
   rows = []
   for name, (evaluation, student) in shown.items():
     loss = losses[name]
@@ -45,17 +45,12 @@ def loss_table(
       means = [None] * len(means)
     means.insert(2, loss[ALL]["bits_per_byte"])
     counts = student.training.counts if student else {}
-    sizes = (counts.get(what, "") for what in ("parameters", "steps"))
-    rows.append((name, *sizes, *means))
+    rows.append((name, *(counts.get(what, "") for what in sizes), *means))
   return Table(columns, rows)
 
 
 def verdict(students: Mapping[str, Student]) -> str:
-  """Which student won, and by how much.
-
-  Args:
-    students: by method, the main one first.
-  """
+  """Which student won, and by how much; the main one is the first."""
   main, first = next(iter(students.items()))
   loss = {
     method: heldout.losses(student.evaluation)[ALL]["instance_mean"]
@@ -192,19 +187,13 @@ def pictures(students: Mapping[str, Student]) -> list[tuple[str, str]]:
 
 def provenance(inputs: Mapping[str, Manifest], selection: str) -> Section:
   """Where every figure comes from, and where there are more."""
-  rows = [
-    (
-      name,
-      manifest.stage,
-      manifest.fingerprint[:12],
-      manifest.code_version,
-      manifest.details.get("seconds", 0),
-    )
-    for name, manifest in inputs.items()
-  ]
-  columns = ("what", "stage", "fingerprint", "code", ("seconds", ",.1f"))
-  return Section(
-    "Made from",
-    [f"More on the selection: selection/{selection}/report.html."],
-    table=Table(columns, rows),
+  table = Table.of(
+    inputs,
+    ("what", "", str),
+    ("stage", "", lambda name: inputs[name].stage),
+    ("fingerprint", "", lambda name: inputs[name].fingerprint[:12]),
+    ("code", "", lambda name: inputs[name].code_version),
+    ("seconds", ",.1f", lambda name: inputs[name].details.get("seconds", 0)),
   )
+  words = f"More on the selection: selection/{selection}/report.html."
+  return Section("Made from", [words], table=table)

@@ -22,14 +22,7 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))
 def write(
   name: str, trained: Manifest, selection: Manifest, evaluation: Manifest | None
 ) -> str:
-  """The card, in Markdown.
-
-  Args:
-    name: the student's.
-    trained: manifest of its training.
-    selection: manifest of the rows that it was trained on.
-    evaluation: manifest of its held-out losses; None without one.
-  """
+  """The card of a student, in Markdown, by manifests."""
   import huggingface_hub
 
   data = huggingface_hub.ModelCardData(
@@ -93,12 +86,11 @@ def write(
 
 
 def _loss_table(evaluation: Manifest) -> Table:
-  columns = ("held-out rows", ("rows", ","))
-  columns += (("mean of means", ".4f"), ("per token", ".4f"))
-  return Table(
-    columns,
-    [
-      (domain, loss["rows"], loss["instance_mean"], loss["token_mean"])
-      for domain, loss in heldout.losses(evaluation).items()
-    ],
+  losses = heldout.losses(evaluation)
+  return Table.of(
+    losses,
+    ("held-out rows", "", str),
+    ("rows", ",", lambda domain: losses[domain]["rows"]),
+    ("mean of means", ".4f", lambda domain: losses[domain]["instance_mean"]),
+    ("per token", ".4f", lambda domain: losses[domain]["token_mean"]),
   )

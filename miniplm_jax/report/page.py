@@ -42,6 +42,11 @@ class Section:
   pictures: Sequence[tuple[str, str]] = ()  # inline PNG data, caption
   folds: Sequence[Fold] = ()
 
+  def markdown(self) -> str:
+    """Its heading, paragraphs and table, for a Markdown file."""
+    tables = [self.table.markdown()] if self.table else []
+    return "\n\n".join([f"## {self.title}", *self.text, *tables])
+
 
 def write(path: epath.Path, title: str, lead: str, sections: Sequence[Section]):
   """Writes the page, whole or not at all; it needs no other file."""

@@ -87,7 +87,7 @@ def sections(selection: SelectionReport, corpus: Corpus) -> list[page.Section]:
   if selection.overlaps:
     body.append(_overlaps(selection.overlaps, texts))
   if selection.agreement:
-    body.append(_agreement(selection))
+    body.append(tables.agreement(selection.name, selection.agreement))
   body.append(_places(summary, texts))
   return body
 
@@ -160,12 +160,8 @@ def _duplicates(duplicates: Duplicates, texts: _Texts) -> page.Section:
     (f"{c.rows:,} copies, {c.kept:,} of them kept; {caption}", text)
     for (caption, text), c in zip(texts.read(list(rows)), rows.values())
   ]
-  return page.Section(
-    "Duplicates",
-    [tables.duplicate_words(duplicates)],
-    table=tables.duplicate_table(duplicates),
-    folds=[page.Fold("Most frequent contents", shown)] if shown else (),
-  )
+  folds = [page.Fold("Most frequent contents", shown)] if shown else ()
+  return dataclasses.replace(tables.duplicates(duplicates), folds=folds)
 
 
 def _overlaps(overlaps: Sequence[Overlap], texts: _Texts) -> page.Section:
@@ -180,20 +176,7 @@ def _overlaps(overlaps: Sequence[Overlap], texts: _Texts) -> page.Section:
       shown += [(label, _cut(item)), (f"in {caption}", _cut(text, start))]
     if shown:
       folds.append(page.Fold(o.name, shown, "items of which most was found"))
-  return page.Section(
-    "Overlap with evaluation sets",
-    [tables.overlap_words(overlaps)],
-    table=tables.overlap_table(overlaps),
-    folds=folds,
-  )
-
-
-def _agreement(selection: SelectionReport) -> page.Section:
-  return page.Section(
-    "Agreement with another selection",
-    [tables.agreement_words(selection.name, selection.agreement)],
-    table=tables.agreement_table(selection.agreement),
-  )
+  return dataclasses.replace(tables.overlap(overlaps), folds=folds)
 
 
 def _places(summary: Summary, texts: _Texts) -> page.Section:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from miniplm_jax.report import plots
-from miniplm_jax.report.selection_summary import Group, Summary, largest
+from miniplm_jax.report.selection_summary import Summary, largest
 from miniplm_jax.report.selection_tables import SelectionReport
 
 _KEPT, _CUT = plots.COLORS[:2]
@@ -43,13 +43,14 @@ def pictures(selection: SelectionReport) -> list[Picture]:
     ),
   ]
   if summary.has_noise:
+    line = "Rows below the solid line reach the threshold. "
     figures.append(
       (
         _density(selection),
         "Mean NLL of a row under reference and "
         "teacher; color counts rows, on a logarithmic scale. Below the dashed "
         "diagonal the teacher finds a row likelier. "
-        f"{_line_words(selection)}{drawn}",
+        f"{line * _has_line(selection)}{drawn}",
       )
     )
   figures.append(
@@ -68,18 +69,9 @@ def _has_line(selection: SelectionReport) -> bool:
   return selection.threshold is not None and selection.definition == "mean_diff"
 
 
-def _line_words(selection: SelectionReport) -> str:
-  words = "Rows below the solid line reach the threshold. "
-  return words if _has_line(selection) else ""
-
-
 def _mark_threshold(ax, selection: SelectionReport):
   if selection.threshold is not None:
     ax.axvline(selection.threshold, color=_CUT, lw=1.3)
-
-
-def _shown(summary: Summary) -> list[Group]:
-  return largest(summary.domains)
 
 
 def _height(count: int) -> float:
@@ -87,7 +79,7 @@ def _height(count: int) -> float:
 
 
 def _kept_share(summary: Summary):
-  groups = sorted(_shown(summary), key=lambda g: g.share)
+  groups = sorted(largest(summary.domains), key=lambda g: g.share)
   figure, ax = plots.axes(
     "Kept share by domain", "share kept", "", height=_height(len(groups))
   )
@@ -105,7 +97,7 @@ def _kept_share(summary: Summary):
 
 
 def _token_share(summary: Summary):
-  groups = _shown(summary)[::-1]
+  groups = largest(summary.domains)[::-1]
   figure, ax = plots.axes(
     "Token share before and after",
     "share of tokens",

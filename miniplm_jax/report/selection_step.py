@@ -88,7 +88,7 @@ def check(
     select: what its rows are looked for in, and compared with.
     selections: those of this run, which may not be there yet.
     workdir: of the run.
-    corpus: the manifest of the corpus that is selected from.
+    corpus: that is selected from.
 
   Raises:
     UserError: an evaluation set cannot be read, or the selection to compare

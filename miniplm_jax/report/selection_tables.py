@@ -7,9 +7,10 @@ from typing import Any, Self
 from miniplm_jax.core import groups
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.criteria import CRITERIA
-from miniplm_jax.report.agreement import Agreement
+from miniplm_jax.report.agreement import Agreement, Shared
 from miniplm_jax.report.copies import Duplicates
 from miniplm_jax.report.overlap import SHORTEST, WORDS, Overlap
+from miniplm_jax.report.page import Section
 from miniplm_jax.report.selection_summary import Group, Summary, largest
 from miniplm_jax.report.table import Bar, Table
 
@@ -120,47 +121,46 @@ def length_table(summary: Summary) -> Table:
 
 
 def _group_table(what: str, shown: Iterable[Group], summary: Summary) -> Table:
-  total, rows = summary.total, []
-  for g in (*shown, total):
-    is_total = g is total
-    before = g.tokens / total.tokens
-    after = g.kept_tokens / max(total.kept_tokens, 1)
-    rows.append(
-      (
-        g.name if is_total else groups.key(g.name),
-        g.rows,
-        g.kept_rows,
-        g.share if is_total else Bar(g.share, f"{g.share:.1%}", total.share),
-        g.tokens,
-        before,
-        after,
-        "" if is_total else signed(100 * (after - before), 1),
-        mean(g.score, g.scored),
-        mean(g.kept_score, g.kept_rows),
-      )
+  total = summary.total
+
+  def before(g: Group) -> float:
+    return g.tokens / total.tokens
+
+  def after(g: Group) -> float:
+    return g.kept_tokens / max(total.kept_tokens, 1)
+
+  def kept(g: Group) -> float | Bar:
+    return (
+      g.share if g is total else Bar(g.share, f"{g.share:.1%}", total.share)
     )
-  columns = (
-    what,
-    ("rows of D", ","),
-    ("kept", ","),
-    ("share kept", ".1%"),
-    ("tokens of D", ","),
-    ("share of tokens, before", ".1%"),
-    ("share of tokens, after", ".1%"),
-    ("change", ">"),
-    ("mean score", ">"),
-    ("of the kept", ">"),
+
+  def change(g: Group) -> str:
+    return "" if g is total else signed(100 * (after(g) - before(g)), 1)
+
+  return Table.of(
+    (*shown, total),
+    (what, "", lambda g: g.name if g is total else groups.key(g.name)),
+    ("rows of D", ",", lambda g: g.rows),
+    ("kept", ",", lambda g: g.kept_rows),
+    ("share kept", ".1%", kept),
+    ("tokens of D", ",", lambda g: g.tokens),
+    ("share of tokens, before", ".1%", before),
+    ("share of tokens, after", ".1%", after),
+    ("change", ">", change),
+    ("mean score", ">", lambda g: mean(g.score, g.scored)),
+    ("of the kept", ">", lambda g: mean(g.kept_score, g.kept_rows)),
+    has_total=True,
   )
-  return Table(columns, rows, has_total=True)
 
 
-def dropped_table(dropped: Mapping[str, int]) -> Table:
-  """Rows by the reason for which they were left out before the ranking."""
-  return Table(("reason", ("rows of D", ",")), list(dropped.items()))
-
-
-def duplicate_table(copies: Duplicates) -> Table:
-  """What is there more than once."""
+def duplicates(copies: Duplicates) -> Section:
+  """What was looked at, and what is there more than once."""
+  words = "Rows with equal ids, among all rows of D."
+  if copies.every > 1:
+    words = (
+      f"Rows with equal ids, among the rows with one of every {copies.every:,} "
+      "hashes: all copies of a row are looked at, or none; counts are of these."
+    )
   surplus = "rows beyond the first of their content"
   rows = [
     ("rows looked at", copies.rows, copies.kept),
@@ -173,57 +173,30 @@ def duplicate_table(copies: Duplicates) -> Table:
     ),
     ("rows left out that are copies of a kept row", copies.left_out, ""),
   ]
-  return Table(("exact duplicates", ("D", ","), ("kept", ",")), rows)
+  table = Table(("exact duplicates", ("D", ","), ("kept", ",")), rows)
+  return Section("Duplicates", [words], table=table)
 
 
-def duplicate_words(copies: Duplicates) -> str:
-  """What was looked at."""
-  if copies.every == 1:
-    return "Rows with equal ids, among all rows of D."
-  return (
-    f"Rows with equal ids, among the rows with one of every {copies.every:,} "
-    "hashes: all copies of a row are looked at, or none; counts are of these."
-  )
-
-
-def overlap_table(overlaps: Sequence[Overlap]) -> Table:
-  """A row for each evaluation set."""
+def overlap(overlaps: Sequence[Overlap]) -> Section:
+  """How it was looked for, and in what; a row for each evaluation set."""
 
   def bar(part: int, whole: int) -> Bar:
     return Bar(part / max(whole, 1), share(part, whole))
 
-  rows = [
-    (
-      o.name,
-      o.items,
-      o.too_short,
-      o.found,
-      bar(o.found, o.items),
-      o.found_kept,
-      bar(o.found_kept, o.items),
-      o.rows,
-      o.kept_rows,
-    )
-    for o in overlaps
-  ]
-  columns = (
-    "evaluation set",
-    ("items", ","),
-    ("too short", ","),
-    ("items found in D", ","),
-    ("share", ">"),
-    ("items found in kept rows", ","),
-    ("share", ">"),
-    ("rows of D with an item", ","),
-    ("kept rows with an item", ","),
+  table = Table.of(
+    overlaps,
+    ("evaluation set", "", lambda o: o.name),
+    ("items", ",", lambda o: o.items),
+    ("too short", ",", lambda o: o.too_short),
+    ("items found in D", ",", lambda o: o.found),
+    ("share", ">", lambda o: bar(o.found, o.items)),
+    ("items found in kept rows", ",", lambda o: o.found_kept),
+    ("share", ">", lambda o: bar(o.found_kept, o.items)),
+    ("rows of D with an item", ",", lambda o: o.rows),
+    ("kept rows with an item", ",", lambda o: o.kept_rows),
   )
-  return Table(columns, rows)
-
-
-def overlap_words(overlaps: Sequence[Overlap]) -> str:
-  """How it was looked for, and in what."""
   first = overlaps[0]
-  return (
+  words = (
     f"An item is found if {WORDS} of its words stand in a row in this order "
     "(lower case, punctuation stripped), or all words of one of its texts that "
     f"has {SHORTEST} to {WORDS - 1}; items with shorter texts only are not "
@@ -231,43 +204,34 @@ def overlap_words(overlaps: Sequence[Overlap]) -> str:
     f"is not all, {first.kept_read:,} of them kept. What is cut by the end of "
     "a row may be missed."
   )
+  return Section("Overlap with evaluation sets", [words], table=table)
 
 
-def agreement_table(agreement: Agreement) -> Table:
+def agreement(name: str, with_other: Agreement) -> Section:
   """A row for each domain; the last one is of all rows."""
-  total = agreement.total
-  rows = [
-    (
-      s.name if s is total else groups.key(s.name),
-      s.ours,
-      s.theirs,
-      s.both,
-      Bar(s.jaccard, f"{s.jaccard:.3f}", total.jaccard),
-      share(s.both, s.ours),
-      share(s.both, s.theirs),
-    )
-    for s in (*agreement.domains, total)
-  ]
-  columns = (
-    "domain",
-    ("kept here", ","),
-    ("kept there", ","),
-    ("in both", ","),
-    ("Jaccard", ">"),
-    ("share of here, also there", ">"),
-    ("share of there, also here", ">"),
-  )
-  return Table(columns, rows, has_total=True)
+  total = with_other.total
 
+  def jaccard(s: Shared) -> Bar:
+    return Bar(s.jaccard, f"{s.jaccard:.3f}", total.jaccard)
 
-def agreement_words(name: str, agreement: Agreement) -> str:
-  """The comparison in a sentence."""
-  return (
-    f"{name} (here) beside {agreement.name} (there, by "
-    f"{agreement.definition}): Jaccard {agreement.total.jaccard:.3f}, rows in "
-    "both over rows in either. Two random selections of these sizes would have "
-    f"{agreement.chance:.3f}."
+  table = Table.of(
+    (*with_other.domains, total),
+    ("domain", "", lambda s: s.name if s is total else groups.key(s.name)),
+    ("kept here", ",", lambda s: s.ours),
+    ("kept there", ",", lambda s: s.theirs),
+    ("in both", ",", lambda s: s.both),
+    ("Jaccard", ">", jaccard),
+    ("share of here, also there", ">", lambda s: share(s.both, s.ours)),
+    ("share of there, also here", ">", lambda s: share(s.both, s.theirs)),
+    has_total=True,
   )
+  words = (
+    f"{name} (here) beside {with_other.name} (there, by "
+    f"{with_other.definition}): Jaccard {total.jaccard:.3f}, rows in both over "
+    "rows in either. Two random selections of these sizes would have "
+    f"{with_other.chance:.3f}."
+  )
+  return Section("Agreement with another selection", [words], table=table)
 
 
 def made_table(

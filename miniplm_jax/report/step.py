@@ -1,7 +1,7 @@
 """Stage report: what came out, as a table and as pictures."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 from etils import epath, epy
 
@@ -39,76 +39,144 @@ with epy.lazy_imports():  # NumPy, PyArrow and JAX
 STAGE = "report"
 
 
-def step(
-  methods: Mapping[str, MethodNames],
-  tables: Mapping[str, epath.Path],
-  evaluated: Collection[str],
-  has_tasks: bool,
-  workdir: Workdir,
-  analyses: Analyses,
-  plan: Callable[[epath.Path], "page.Section"],
-  proxy_sample: tuple[float, int, float] | None = None,
-) -> Step:
-  """The step that makes report.html; report.json is its manifest.
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """The report of a run, and what it shows."""
 
-  Args:
-    methods: what was made for each, the main one first.
-    tables: folders of score tables, by the role of their model.
-    evaluated: the roles whose models have held-out losses.
-    has_tasks: whether there is a table of zero-shot tasks.
-    workdir: whose report it is.
-    analyses: of that workdir.
-    plan: (file of a plan) → its section.
-    proxy_sample: the share of D that the proxy learned from, its seed, and the
-      share by which rankings are compared; None without a proxy.
-  """
-  inputs = {"corpus": workdir.corpus / MANIFEST}
-  for role, folder in tables.items():
-    inputs[f"{role} scores"] = folder / MANIFEST
-    if role in evaluated:
-      inputs[f"{role} evaluation"] = folder / "evaluation.json"
-  if workdir.plan_file.exists():
-    inputs["plan"] = lambda: files.sha256(workdir.plan_file)
-  analyzed = workdir.analysis / MANIFEST
-  if analyzed.exists():
-    inputs["analysis"] = lambda: files.sha256(analyzed)
-  if has_tasks:
-    inputs["tasks"] = tasks_step.manifest(workdir)
-  for method, names in methods.items():
-    selection = workdir.selection(names.selection)
-    inputs[f"{method} selection"] = selection / MANIFEST
-    folder = workdir.student(names.student)
-    inputs[f"{method} training"] = folder / MANIFEST
-    inputs[f"{method} evaluation"] = folder / "evaluation.json"
-  shown = [path for path in inputs.values() if isinstance(path, epath.Path)]
-  # Losses and curves are shown too, which are in no fingerprint.
-  inputs["content"] = lambda: files.digest(
-    [
-      manifest.content
-      for path in shown
-      if (manifest := manifest_lib.read(path))
+  methods: Mapping[str, MethodNames]  # what was made for each, main one first
+  tables: Mapping[str, epath.Path]  # folders of scores, by their model's role
+  evaluated: Collection[str]  # roles whose models have held-out losses
+  has_tasks: bool  # there is a table of zero-shot tasks
+  workdir: Workdir
+  analyses: Analyses  # of that workdir
+  plan: Callable[[epath.Path], "page.Section"]  # its file → its section
+  # The share of D that the proxy learned from, its seed, and the share by which
+  # rankings are compared; None without a proxy.
+  proxy_sample: tuple[float, int, float] | None = None
+
+  def step(self) -> Step:
+    """The step that makes report.html; report.json is its manifest."""
+    inputs = self._inputs()
+    path = self.workdir.root / "report.html"
+    return Step(
+      stage=STAGE,
+      manifest=self.workdir.root / "report.json",
+      settings={"methods": list(self.methods)},
+      inputs=inputs,
+      outputs=(path,),
+      summary=f"{path}",
+      run=lambda manifests: self._run(path, manifests),
+      policy=Policy(is_view=True, is_host_only=True),
+      # Before the last report is removed.
+      checks=(lambda: check(self.methods, _manifests(inputs)),),
+    )
+
+  def _inputs(self) -> dict[str, Input]:
+    workdir = self.workdir
+    inputs = {"corpus": workdir.corpus / MANIFEST}
+    for role, folder in self.tables.items():
+      inputs[f"{role} scores"] = folder / MANIFEST
+      if role in self.evaluated:
+        inputs[f"{role} evaluation"] = folder / "evaluation.json"
+    if workdir.plan_file.exists():
+      inputs["plan"] = lambda: files.sha256(workdir.plan_file)
+    analyzed = workdir.analysis / MANIFEST
+    if analyzed.exists():
+      inputs["analysis"] = lambda: files.sha256(analyzed)
+    if self.has_tasks:
+      inputs["tasks"] = tasks_step.manifest(workdir)
+    for method, names in self.methods.items():
+      selection = workdir.selection(names.selection)
+      inputs[f"{method} selection"] = selection / MANIFEST
+      folder = workdir.student(names.student)
+      inputs[f"{method} training"] = folder / MANIFEST
+      inputs[f"{method} evaluation"] = folder / "evaluation.json"
+    shown = [path for path in inputs.values() if isinstance(path, epath.Path)]
+    # Losses and curves are shown too, which are in no fingerprint.
+    inputs["content"] = lambda: files.digest(
+      [
+        manifest.content
+        for path in shown
+        if (manifest := manifest_lib.read(path))
+      ]
+    )
+    return inputs
+
+  def _run(self, path: epath.Path, inputs: Mapping[str, Manifest]):
+    parts = ("training", "selection", "evaluation")
+    students = {
+      method: Student(*(inputs[f"{method} {part}"] for part in parts))
+      for method in self.methods
+    }
+    scored = {
+      role: Scored(
+        inputs[f"{role} scores"],
+        # "proxy evaluation" is that of the student of method proxy.
+        inputs[f"{role} evaluation"] if role in self.evaluated else None,
+      )
+      for role in self.tables
+    }
+    losses_by_model = findings.loss_table(students, scored)
+    verdict = findings.verdict(students)
+    texts = [losses_by_model.text(), comparison.table(students).text(), verdict]
+    plain("\n" + "\n\n".join(texts) + "\n")
+
+    main = next(iter(students.values()))
+    corpus = store.Corpus(inputs["corpus"])
+    selection, evaluation = main.selection, main.evaluation
+    made_from = {
+      role: scored[role].table for role in selection.settings["scores"]
+    }
+    made_from["corpus"] = corpus.manifest
+    figures = selection_summary.summarize(
+      corpus,
+      scored_rows.of_selection(selection.settings, made_from),
+      kept_rows(selection),
+    )
+    shown = selection_tables.SelectionReport.of(selection, figures)
+    body = [
+      comparison.section(
+        students, findings.unlike(students), findings.otherwise(students)
+      ),
+      page.Section(
+        "Held-out loss",
+        [
+          "Nats; mean over rows of the mean per token (MiniPLM's), and per "
+          f"token; of {evaluation.counts['rows']:,} rows. "
+          f"{ignored_in_words(evaluation)}"
+        ],
+        table=losses_by_model,
+        pictures=findings.pictures(students),
+      ),
     ]
-  )
-  page_file = workdir.root / "report.html"
-  return Step(
-    stage=STAGE,
-    manifest=workdir.root / "report.json",
-    settings={"methods": list(methods)},
-    inputs=inputs,
-    outputs=(page_file,),
-    summary=f"{page_file}",
-    run=lambda manifests: _run(
-      *_shown(list(methods), tables, evaluated, manifests),
-      manifests,
-      workdir,
-      analyses,
-      plan,
-      proxy_sample,
-    ),
-    policy=Policy(is_view=True, is_host_only=True),
-    # Before the last report is removed.
-    checks=(lambda: check(methods, _manifests(inputs)),),
-  )
+    if "tasks" in inputs:
+      body.append(tasks.section(inputs["tasks"]))
+    body += selection_report.sections(shown, corpus)
+    if self.proxy_sample:
+      tables = {role: each.table for role, each in scored.items()}
+      body.append(proxy.section(*self.proxy_sample, corpus, tables))
+    if self.workdir.plan_file.exists():
+      body.append(self.plan(self.workdir.plan_file))
+    body += self.analyses.sections()
+    body.append(findings.provenance(inputs, shown.name))
+    page.write(path, f"MiniPLM: {self.workdir.root.name}", verdict, body)
+    return {
+      "tokenizer": corpus.manifest.tokenizer,
+      "files": {path.name: files.describe(path)},
+      "counts": {"rows": len(corpus)},
+      "details": {
+        "verdict": verdict,
+        "loss": {
+          name.removesuffix(" evaluation"): losses(manifest)[ALL]
+          for name, manifest in inputs.items()
+          if name.endswith(" evaluation")
+        },
+        "methods": {
+          method: dataclasses.asdict(row)
+          for method, row in comparison.rows(students).items()
+        },
+      },
+    }
 
 
 def _manifests(inputs: Mapping[str, Input]) -> dict[str, Manifest]:
@@ -120,12 +188,7 @@ def _manifests(inputs: Mapping[str, Input]) -> dict[str, Manifest]:
 
 
 def check(methods: Mapping[str, MethodNames], inputs: Mapping[str, Manifest]):
-  """Raises UserError unless all that is shown was made from each other.
-
-  Args:
-    methods: what was made for each.
-    inputs: manifests of the step's inputs.
-  """
+  """Raises UserError unless all that is shown was made from each other."""
   tables = {
     name.removesuffix(" scores"): table
     for name, table in inputs.items()
@@ -168,99 +231,3 @@ def check(methods: Mapping[str, MethodNames], inputs: Mapping[str, Manifest]):
     )
   if "tasks" in inputs:
     tasks_step.check(inputs["tasks"], models)
-
-
-def _shown(
-  methods: Sequence[str],
-  tables: Collection[str],
-  evaluated: Collection[str],
-  inputs: Mapping[str, Manifest],
-) -> tuple[dict[str, Student], dict[str, Scored]]:
-  """The students by method, the main one first; what scores, by role."""
-  parts = ("training", "selection", "evaluation")
-  students = {
-    method: Student(*(inputs[f"{method} {part}"] for part in parts))
-    for method in methods
-  }
-  scored = {
-    role: Scored(
-      inputs[f"{role} scores"],
-      # "proxy evaluation" is that of the student of method proxy.
-      inputs[f"{role} evaluation"] if role in evaluated else None,
-    )
-    for role in tables
-  }
-  return students, scored
-
-
-def _run(
-  students: Mapping[str, Student],
-  scored: Mapping[str, Scored],
-  inputs: Mapping[str, Manifest],
-  workdir: Workdir,
-  analyses: Analyses,
-  plan: Callable[[epath.Path], "page.Section"],
-  proxy_sample: tuple[float, int, float] | None,
-):
-  main = next(iter(students.values()))
-  losses_by_model = findings.loss_table(students, scored)
-  verdict = findings.verdict(students)
-  texts = [losses_by_model.text(), comparison.table(students).text(), verdict]
-  plain("\n" + "\n\n".join(texts) + "\n")
-
-  corpus = store.Corpus(inputs["corpus"])
-  selection, evaluation = main.selection, main.evaluation
-  made_from = {
-    role: scored[role].table for role in selection.settings["scores"]
-  }
-  made_from["corpus"] = corpus.manifest
-  figures = selection_summary.summarize(
-    corpus,
-    scored_rows.of_selection(selection.settings, made_from),
-    kept_rows(selection),
-  )
-  shown = selection_tables.SelectionReport.of(selection, figures)
-  body = [
-    comparison.section(
-      students, findings.unlike(students), findings.otherwise(students)
-    ),
-    page.Section(
-      "Held-out loss",
-      [
-        "Nats; mean over rows of the mean per token (MiniPLM's), and per "
-        f"token; of {evaluation.counts['rows']:,} rows. "
-        f"{ignored_in_words(evaluation)}"
-      ],
-      table=losses_by_model,
-      pictures=findings.pictures(students),
-    ),
-  ]
-  if "tasks" in inputs:
-    body.append(tasks.section(inputs["tasks"]))
-  body += selection_report.sections(shown, corpus)
-  if proxy_sample:
-    tables = {role: each.table for role, each in scored.items()}
-    body.append(proxy.section(*proxy_sample, corpus, tables))
-  if workdir.plan_file.exists():
-    body.append(plan(workdir.plan_file))
-  body += analyses.sections()
-  body.append(findings.provenance(inputs, shown.name))
-  path = workdir.root / "report.html"
-  page.write(path, f"MiniPLM: {workdir.root.name}", verdict, body)
-  return {
-    "tokenizer": corpus.manifest.tokenizer,
-    "files": {path.name: files.describe(path)},
-    "counts": {"rows": len(corpus)},
-    "details": {
-      "verdict": verdict,
-      "loss": {
-        name.removesuffix(" evaluation"): losses(manifest)[ALL]
-        for name, manifest in inputs.items()
-        if name.endswith(" evaluation")
-      },
-      "methods": {
-        method: dataclasses.asdict(row)
-        for method, row in comparison.rows(students).items()
-      },
-    },
-  }

@@ -1,7 +1,7 @@
 """One kind of table: for a page, for a Markdown file, for the terminal."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 # A title, and how the column's numbers are written (a format specification,
@@ -33,6 +33,17 @@ class Table:
   columns: Sequence[Column]
   rows: Sequence[Sequence[Any]]
   has_total: bool = False  # the last row adds the others up
+
+  @classmethod
+  def of(
+    cls,
+    items: Iterable[Any],
+    *columns: tuple[str, str, Callable[[Any], Any]],
+    has_total: bool = False,
+  ) -> Self:
+    """A row for each item; a column is a title, a form, and item → cell."""
+    rows = [[cell(item) for *_, cell in columns] for item in items]
+    return cls([column[:2] for column in columns], rows, has_total)
 
   @classmethod
   def of_texts(

@@ -134,30 +134,29 @@ def _label(run: Mapping[str, Any], axis: str) -> str:
 
 def render(figures: Mapping[str, Any]) -> Section:
   """All students, and a picture of each axis that was varied."""
-  parameters = ("its parameters", ",")
-  columns = ("student", "rows by", "teacher", parameters)
-  columns += (("reference", ">"), parameters, ("α", ".3g"), ("steps", ","))
-  columns += (("training FLOPs", ".3g"), ("held-out loss", ".4f"))
-  columns += (("bits per byte", ".4f"),)
   runs, lines_by_axis = figures["runs"], figures["lines"]
-  rows = [
-    (
-      name,
-      run["definition"],
-      *_scorer(run, "teacher"),
-      *_scorer(run, "reference"),
-      run["kept"],
-      run["steps"],
-      run["train_flops"],
-      run["loss"],
-      run["bits_per_byte"],
-    )
-    for name, run in sorted(runs.items(), key=lambda item: item[1]["loss"])
-  ]
+
+  def size(run: Mapping[str, Any], role: str) -> Any:
+    return or_unknown(run[role]) if run[f"{role}_scores"] else None
+
+  table = Table.of(
+    sorted(runs, key=lambda name: runs[name]["loss"]),
+    ("student", "", str),
+    ("rows by", "", lambda name: runs[name]["definition"]),
+    ("teacher", "", lambda name: runs[name]["teacher_scores"]),
+    ("its parameters", ",", lambda name: size(runs[name], "teacher")),
+    ("reference", ">", lambda name: runs[name]["reference_scores"]),
+    ("its parameters", ",", lambda name: size(runs[name], "reference")),
+    ("α", ".3g", lambda name: runs[name]["kept"]),
+    ("steps", ",", lambda name: runs[name]["steps"]),
+    ("training FLOPs", ".3g", lambda name: runs[name]["train_flops"]),
+    ("held-out loss", ".4f", lambda name: runs[name]["loss"]),
+    ("bits per byte", ".4f", lambda name: runs[name]["bits_per_byte"]),
+  )
   others = ", ".join(AXES[axis] for axis in AXES if not lines_by_axis[axis])
   warm = ", ".join(n for n, run in runs.items() if run.get("begins_with"))
   return Section(
-    table=Table(columns, rows),
+    table=table,
     notes=[f"Not varied alone: {others}."] * bool(others)
     + [f"Began with given weights (student.init): {warm}."] * bool(warm)
     + comparable.in_words(figures.get("left_out", ())),
@@ -167,11 +166,6 @@ def render(figures: Mapping[str, Any]) -> Section:
       if families
     ],
   )
-
-
-def _scorer(run: Mapping[str, Any], role: str) -> tuple[Any, Any]:
-  name = run[f"{role}_scores"]
-  return (name, or_unknown(run[role])) if name else (None, None)
 
 
 def _picture(axis: str, families: Sequence[Mapping[str, Any]]) -> str:

@@ -133,20 +133,14 @@ def render(figures: Mapping[str, Any]) -> Section:
   names = [plots.plain(name) for name in scores]
   ax.barh(names, mean, xerr=std, color=plots.COLORS[0], ecolor=plots.INK)
   ax.invert_yaxis()
-  columns = (
-    "text",
-    ("rows", "d"),
-    ("Vendi score", ".2f"),
-    ("standard deviation", ".2f"),
-    ("against D", ">"),
-  )
   return Section(
-    table=Table(
-      columns,
-      [
-        (name, figures["rows"], m, s, f"{m / mean[0]:.3f} ×")
-        for name, m, s in zip(scores, mean, std)
-      ],
+    table=Table.of(
+      zip(scores, mean, std),
+      ("text", "", lambda line: line[0]),
+      ("rows", "d", lambda _: figures["rows"]),
+      ("Vendi score", ".2f", lambda line: line[1]),
+      ("standard deviation", ".2f", lambda line: line[2]),
+      ("against D", ">", lambda line: f"{line[1] / mean[0]:.3f} ×"),
     ),
     pictures=[
       (plots.picture(figure), "Higher is more diverse; bars of one deviation.")

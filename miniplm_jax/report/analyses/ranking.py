@@ -15,7 +15,7 @@ from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import Inventory
 from miniplm_jax.report.page import Section
-from miniplm_jax.report.table import Column, Table, or_unknown
+from miniplm_jax.report.table import Table, or_unknown
 from miniplm_jax.scoring import fidelity
 
 _POINTS = 2000  # rows that the picture shows
@@ -110,36 +110,27 @@ def _means(evaluation: Manifest | None) -> dict[str, np.ndarray] | None:
   return {"row_id": columns["row_id"], "mean": mean}
 
 
-def agreement_columns(alpha: float) -> list[Column]:
-  """Columns of what `compare` returns."""
+def agreement_columns(alpha: float) -> list[tuple]:
+  """Columns of what `compare` returns, for `Table.of`."""
   return [
-    ("rows", ","),
-    ("Pearson", ".3f"),
-    ("Spearman", ".3f"),
-    (f"agreement at α = {alpha:g}", ".1%"),
-    ("by chance", ".0%"),
+    ("rows", ",", lambda of: of["rows"]),
+    ("Pearson", ".3f", lambda of: of["pearson"]),
+    ("Spearman", ".3f", lambda of: of["spearman"]),
+    (f"agreement at α = {alpha:g}", ".1%", lambda of: of["agreement"]),
+    ("by chance", ".0%", lambda of: of["chance"]),
   ]
-
-
-def agreement_cells(compared: Mapping[str, Any]) -> list[Any]:
-  """The cells under `agreement_columns`."""
-  names = ("rows", "pearson", "spearman", "agreement", "chance")
-  return [compared[name] for name in names]
 
 
 def render(figures: Mapping[str, Any]) -> Section:
   """The table, and the rows of the first pair."""
   pairs, alpha = figures["pairs"], figures["alpha"]
-  columns = ("reference", ("parameters", ","), "student")
-  rows = [
-    (
-      pair["reference"],
-      or_unknown(pair["parameters"]),
-      pair["student"],
-      *agreement_cells(pair),
-    )
-    for pair in pairs
-  ]
+  table = Table.of(
+    pairs,
+    ("reference", "", lambda pair: pair["reference"]),
+    ("parameters", ",", lambda pair: or_unknown(pair["parameters"])),
+    ("student", "", lambda pair: pair["student"]),
+    *agreement_columns(alpha),
+  )
   first = pairs[0]
   figure, ax = plots.axes(
     "Score by reference and by student",
@@ -154,7 +145,7 @@ def render(figures: Mapping[str, Any]) -> Section:
     f"keeps its highest α. Both hold log p of {figures['teacher']}."
   )
   return Section(
-    table=Table([*columns, *agreement_columns(alpha)], rows),
+    table=table,
     pictures=[(plots.picture(figure), caption)],
   )
 

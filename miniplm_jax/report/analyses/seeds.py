@@ -194,25 +194,20 @@ def spread(values: list[float]) -> str:
 def render(figures: Mapping[str, Any]) -> Section:
   """The table, the curves, and the losses by domain."""
   groups = figures["groups"]
-  columns = ("students", ("seeds", "d"), ("steps", ","))
-  columns += (("training FLOPs", ".3g"), ("held-out loss", ">"))
-  columns += (("bits per byte", ">"), ("beside the baseline", ">"))
-  columns += (("at its end by step", ">"),)
-  rows = [
-    (
-      name,
-      len(group["names"]),
-      group["steps"],
-      group["train_flops"],
-      spread(group["loss"]),
-      spread(group["bits_per_byte"]),
-      *_beside(group),
-    )
-    for name, group in groups.items()
-  ]
+  table = Table.of(
+    groups,
+    ("students", "", str),
+    ("seeds", "d", lambda name: len(groups[name]["names"])),
+    ("steps", ",", lambda name: groups[name]["steps"]),
+    ("training FLOPs", ".3g", lambda name: groups[name]["train_flops"]),
+    ("held-out loss", ">", lambda name: spread(groups[name]["loss"])),
+    ("bits per byte", ">", lambda name: spread(groups[name]["bits_per_byte"])),
+    ("beside the baseline", ">", lambda name: _beside(groups[name])[0]),
+    ("at its end by step", ">", lambda name: _beside(groups[name])[1]),
+  )
   alone = ", ".join(figures.get("alone", ()))
   return Section(
-    table=Table(columns, rows),
+    table=table,
     notes=[f"No other differs in its seeds alone: {alone}."] * bool(alone)
     + comparable.in_words(figures.get("left_out", ())),
     pictures=[

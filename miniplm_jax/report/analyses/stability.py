@@ -65,11 +65,12 @@ def _means(table: Manifest) -> np.ndarray:
 def render(figures: Mapping[str, Any]) -> Section:
   """The table, and rank correlations as a map."""
   compared, names = figures["compared"], figures["pairs"]
-  columns = ("score", "compared with")
-  rows = [
-    (line["first"], line["second"], *ranking.agreement_cells(line))
-    for line in compared
-  ]
+  table = Table.of(
+    compared,
+    ("score", "", lambda line: line["first"]),
+    ("compared with", "", lambda line: line["second"]),
+    *ranking.agreement_columns(figures["alpha"]),
+  )
   values = np.eye(len(names))
   for line in compared:
     i, j = names.index(line["first"]), names.index(line["second"])
@@ -80,7 +81,7 @@ def render(figures: Mapping[str, Any]) -> Section:
   )
   plots.heat(ax, values, names, names, "{:.2f}")
   return Section(
-    table=Table([*columns, *ranking.agreement_columns(figures["alpha"])], rows),
+    table=table,
     pictures=[
       (plots.picture(figure), "Spearman between scores, teacher − reference.")
     ],
