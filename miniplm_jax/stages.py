@@ -85,9 +85,9 @@ class Stages:
     if not c.uses_proxy:
       return []
     models = {role: self.trainings.ref(role) for role in ROLES}
-    return proxy.steps(
+    return proxy.Proxy(
       c.proxy, c.score, models, c.alpha, self.workdir, c.run, c.verify
-    )
+    ).steps()
 
   def select(self) -> list[Step]:
     """A selection for each way to rank, and its report."""

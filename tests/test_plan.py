@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_named_with_what_does(tmp_path, monkeypatch):
   # Compiling what fills the memory takes minutes: go on with few rows.
   monkeypatch.setattr(type(program), "rows", lambda self, shards: [8192, 64])
   mesh = topology.mesh("v5e:2x2", 1, 4, 1)
-  line = outlook.first_that_fits(program, "v5e:2x2", mesh, "full", None)
+  line = outlook.Slice("v5e:2x2", mesh, "full", None).first_that_fits(program)
   assert line.prediction.fits and line.prediction.rows == 64
   assert "Ran out of memory" in line.refusal
   assert line.setting == f"--config.score.batch_tokens={4 * 64 * length}"

@@ -35,11 +35,9 @@ def labels(model: Decoder, batch, *, settings, vocabulary, dtype):
   """What `sparse_labels.draw` returns, of packed rows.
 
   Args:
-    model: the decoder.
     batch: `tokens` int32 [B, T + 1] and `row_id` int32 [B].
     settings: of stage logits.
     vocabulary: ids of the corpus's tokenizer; no other is taken.
-    dtype: of the computation.
   """
   inputs_BxT, targets_BxT = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
   with likelihood.matmul_precision(dtype):
@@ -56,17 +54,10 @@ def labels(model: Decoder, batch, *, settings, vocabulary, dtype):
 
 
 class Labeler:
-  """Labels rows of a corpus."""
+  """Labels rows of a corpus, by the settings of stage logits."""
 
   def __init__(self, model: Decoder, corpus: Corpus, mesh, settings):
-    """Compiles nothing yet, then one program a length in use.
-
-    Args:
-      model: the decoder, on `mesh`.
-      corpus: the rows.
-      mesh: a batch's rows are split over it.
-      settings: of stage logits.
-    """
+    """Compiles nothing yet, then one program a length in use."""
     self._model, self._corpus, self._mesh = model, corpus, mesh
     self._settings = settings
     lengths = {min(n, corpus.max_length) for n in settings["lengths"]}

@@ -50,7 +50,7 @@ def mark(
   Args:
     settings: of the table.
     weights: their fingerprint.
-    architecture: its fingerprint; None in tables that were made without.
+    architecture: likewise; None in tables that were made without.
   """
   kept = {k: v for k, v in settings.items() if k not in idle(settings)}
   by = [weights, architecture] if architecture else [weights]
@@ -63,7 +63,7 @@ def encode(row_id: int, row: Row, mark: str) -> bytes:
   Args:
     row_id: of the corpus.
     row: nll float32 [T], ids int32 [T, K], log-probs float32 [T, K] or None.
-    mark: from `mark`.
+    mark: from the function.
 
   Raises:
     UserError: a number is not finite.
@@ -119,11 +119,7 @@ class LogitsTable:
   """Random access by row id."""
 
   def __init__(self, manifest: Manifest, kept_rows: np.ndarray):
-    """Opens what stage logits wrote.
-
-    Args:
-      manifest: of the table.
-      kept_rows: of its selection.
+    """Opens what stage logits wrote of the kept rows of a selection.
 
     Raises:
       UserError: a file is missing or of another size.

@@ -36,7 +36,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from miniplm_jax.config import MiniLLMConfig, TrainConfig
 from miniplm_jax.core import fields
 from miniplm_jax.distillation import sampling
 from miniplm_jax.models import head, likelihood, vocab_tiles
@@ -46,26 +45,6 @@ from miniplm_jax.training.objective import NextToken
 
 class MiniLLM(NextToken):
   """lm_weight · next-token loss + reverse KL per token; see the module."""
-
-  def __init__(
-    self,
-    train: TrainConfig,
-    eos_id: int,
-    remat: str,
-    teacher: Decoder,
-    section: MiniLLMConfig,
-  ):
-    """Takes what is the same for every batch.
-
-    Args:
-      train: how the student is trained.
-      eos_id: the end-of-document id; it ends a sample.
-      remat: what the backward pass keeps.
-      teacher: on the mesh, in compute dtype.
-      section: the lengths and weights of its parts.
-    """
-    super().__init__(train, eos_id, remat)
-    self.frozen, self._section = teacher, section
 
   def with_rows(
     self, batch: dict[str, Any], row_ids: np.ndarray
@@ -157,8 +136,7 @@ def advantages(
   """w_t · R_{t+1} of each token, float32 [B, N].
 
   Args:
-    sample: what was drawn.
-    real_BxN: which of it counts.
+    real_BxN: which of the sample counts.
     teacher_mix: α, the teacher's share in p̃.
     normalized: R is the mean, and not the sum, of what follows.
   """
@@ -190,7 +168,6 @@ def policy_loss(
     student: q.
     teacher: p.
     hidden_BxNxD: the student's hidden states that predict the sample.
-    sample: what was drawn.
     weight_BxN: of each single step, float32.
     advantage_BxN: what multiplies ∇ −log q(y_t), float32.
 

@@ -42,12 +42,8 @@ def spec(
   """What training a student by an objective takes.
 
   Args:
-    name: a key of `OBJECTIVES`.
     section: of the config; None is of an objective that has none.
-    train: of the student.
     shape: the student's.
-    max_length: inputs of a row.
-    teacher: the model, if it takes part in each step.
     labels: what stage logits stores, if it is trained on that.
     finished: the student's manifest: what its training took, when the teacher
       is gone.

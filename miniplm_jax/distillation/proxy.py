@@ -1,33 +1,21 @@
-"""MiniPLM-proxy at work: fitted to a sample's scores, it predicts those of D.
+"""What the proxy learns from, how well it ranks, and what that costs.
 
 A score is log p − log p_ref as a mean per token, as `select` computes it.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from miniplm_jax.config import ProxyConfig, RunConfig, ScoreConfig, VerifyConfig
+from miniplm_jax.config import ProxyConfig, ScoreConfig
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.log import log
-from miniplm_jax.core.manifest import Manifest, made_by
-from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.distillation.regression import Regression
-from miniplm_jax.models import huggingface, regressor, sharding
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.models.ref import ModelRef
-from miniplm_jax.scoring import check, fidelity, table, units
-from miniplm_jax.scoring import worker as worker_lib
-from miniplm_jax.scoring.scorer import Scorer
-from miniplm_jax.training import flops as flops_lib
-from miniplm_jax.training import loop, trained
-from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
-
-STAGE = "proxy"
+from miniplm_jax.scoring import fidelity, table, units
+from miniplm_jax.training import flops
 
 
 def true_scores(
@@ -63,7 +51,6 @@ def in_sample(
   """Which of these rows the proxy learns from, bool [n]; by their content.
 
   Args:
-    corpus: of the rows.
     row_ids: int64 [n].
     share: of D, proxy.sample.
     seed: score.seed, which chose the rows that are scored, too.
@@ -72,83 +59,12 @@ def in_sample(
   return units.point(hashes, seed) < share
 
 
-def fit(
-  options: ProxyConfig,
-  seed: int,
-  source: ModelRef | None,
-  folder: epath.Path,
-  settings: Mapping[str, Any],
-  run: RunConfig,
-  inputs: Mapping[str, Manifest],
-) -> dict[str, Any]:
-  """Trains the proxy; returns the fields of its manifest.
-
-  Args:
-    options: its section of the config.
-    seed: of the sample.
-    source: the reference, if its weights are what it begins with.
-    folder: gets checkpoints/ and metrics/.
-    settings: of its step.
-    run: how it is run.
-    inputs: manifests of the corpus and of both tables.
+def moments(scores: np.ndarray, others: int) -> tuple[float, float]:
+  """Mean and standard deviation of the scores to learn.
 
   Raises:
     UserError: too few rows, or nothing to tell them apart by.
   """
-  corpus, train, shape = Corpus(inputs["corpus"]), options.train, options.model
-  mesh = sharding.mesh_of(run)
-  row_ids, scores = true_scores(inputs["teacher"], inputs["reference"])
-  is_learned = in_sample(corpus, row_ids, options.sample, seed)
-  learned = scores[is_learned]
-  mean, scale = _moments(learned, np.count_nonzero(~is_learned))
-  row_ids, targets = row_ids[is_learned], (learned - mean) / scale
-  spec = TrainSpec(
-    stage=STAGE,
-    folder=folder,
-    shape=shape,
-    train=train,
-    run=run,
-    max_length=corpus.max_length,
-    objective=ObjectiveSpec(
-      # The head of one number is not counted.
-      token_flops=3 * shape.body_flops(corpus.max_length)
-    ),
-  )
-  objective = Regression(
-    train,
-    corpus.eos_id,
-    run.remat,
-    row_ids,
-    targets.astype(np.float32),
-    _body(source, shape, corpus, mesh) if source else None,
-  )
-  model = loop.train(
-    loop.Training(
-      spec=spec,
-      corpus=corpus,
-      row_ids=row_ids,
-      curve_ids=np.zeros(0, np.int64),
-      made_by=made_by(settings, inputs),
-      objective=objective,
-    ),
-    mesh,
-  )
-  return {
-    "tokenizer": corpus.manifest.tokenizer,
-    "weights": huggingface.weights_fingerprint(model),
-    "counts": {
-      "rows": len(row_ids),
-      "steps": train.steps,
-      "tokens": train.steps * spec.step_tokens,
-      "parameters": shape.parameters(),
-    },
-    # What the model says, times `scale`, plus `mean`, is a score.
-    "details": {"mean": mean, "scale": scale},
-  }
-
-
-def _moments(scores: np.ndarray, others: int) -> tuple[float, float]:
-  """Mean and standard deviation of the scores to learn."""
   if len(scores) < 2 or not others:
     raise UserError(
       f"{len(scores)} scored rows to learn from and {others} to test on",
@@ -164,102 +80,6 @@ def _moments(scores: np.ndarray, others: int) -> tuple[float, float]:
       "give two models that differ",
     )
   return mean, scale
-
-
-def _body(source: ModelRef, shape: Architecture, corpus: Corpus, mesh):
-  """The reference's weights, if they fit."""
-  model = source.load_as_scored(corpus, mesh, "float32")
-  if model.arch != shape:
-    raise UserError(
-      f"the proxy is {shape} and the reference {model.arch}",
-      "config.proxy.from_reference",
-      "give config.proxy.model the reference's shape, or say False",
-    )
-  return model
-
-
-def predict(
-  options: ProxyConfig,
-  score: ScoreConfig,
-  models: Mapping[str, ModelRef],
-  alpha: float,
-  workdir: Workdir,
-  run: RunConfig,
-  verify: VerifyConfig,
-  inputs: Mapping[str, Manifest],
-) -> dict[str, Any]:
-  """Fills the table and compares; returns the fields of its manifest.
-
-  Its parts are those of any score table, with `diff_sum`, the predicted
-  Σ log p − log p_ref of the row, where others have `nll_sum`.
-
-  Args:
-    options: the proxy's section of the config.
-    score: how rows are scored, and which teacher and reference have.
-    models: teacher and reference by role, for what they cost.
-    alpha: the share that selection keeps.
-    workdir: of the run.
-    run: how it is run.
-    verify: how what is stored is checked.
-    inputs: manifests of the corpus, of the fitted proxy as "model", and of
-      both tables.
-  """
-  corpus, fitted = Corpus(inputs["corpus"]), inputs["model"]
-  folder = workdir.scores(options.name)
-
-  def load(mesh):
-    model = trained.restore(fitted, mesh, Regression.new_model)
-    return model.rescaled(fitted.details["mean"], fitted.details["scale"])
-
-  def scorer_of(model, mesh, **how) -> Scorer:
-    return Scorer.configured(
-      score,
-      {options.name: model},
-      corpus,
-      mesh,
-      row_step=regressor.row_value_step,
-      flops=Architecture.body_flops,
-      **how,
-    )
-
-  mesh = sharding.mesh_of(run)
-  model = load(mesh)
-  spec = worker_lib.TableSpec(
-    model=options.name,
-    directory=folder,
-    claims=workdir.claims_of(folder),
-    made_by=worker_lib.made_by(score, corpus, model, False),
-    stage=STAGE,
-    value="diff_sum",
-  )
-  all_units = units.units_of(corpus, score.rows_per_part)
-  worker_lib.Worker(scorer_of(model, mesh), all_units, [spec], run).fill()
-  del model
-
-  def scorer_on(mesh) -> Scorer:
-    return scorer_of(load(mesh), mesh, lengths=())
-
-  fields = check.merge(spec, corpus, all_units, run, verify, scorer_on)
-  if not fields:  # another process writes the manifest
-    return {}
-  parts = [table.read_part(folder / unit.name).columns for unit in all_units]
-  both = compare(corpus, inputs, parts, options.sample, score.seed)
-  quality, cost = report(both, alpha), {}
-  if not any(model.scores for model in models.values()):
-    cost = flops(options, score, models, corpus, fitted)
-  log(STAGE, in_words(quality))
-  log(STAGE, cost_in_words(cost))
-  fields["details"] |= {
-    "fidelity": quality,
-    "flops_compared": cost,
-    # As other stages say what they took.
-    flops_lib.OFFLINE: {
-      "scoring of the proxy's sample": cost.get("sample"),
-      "training of proxy": cost.get("train"),
-      "scoring by proxy": cost.get("score"),
-    },
-  }
-  return fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,7 +106,6 @@ def compare(
   """Both scores of those rows.
 
   Args:
-    corpus: of the rows.
     tables: manifests of "teacher" and "reference".
     parts: of the proxy's table, in row order.
     share: as `in_sample` has it.
@@ -311,12 +130,7 @@ def compare(
 
 
 def report(both: Comparison, alpha: float) -> dict[str, Any]:
-  """The figures of `score.fidelity.report`, and Pearson's correlation.
-
-  Args:
-    both: of at least one row.
-    alpha: the share that selection keeps.
-  """
+  """The figures of `fidelity.report`, and Pearson's; of at least one row."""
   true, predicted = np.float64(both.true), np.float64(both.predicted)
   return fidelity.report(true, predicted, alpha=alpha) | {
     "pearson": fidelity.pearson(true, predicted),
@@ -336,20 +150,18 @@ def in_words(report: Mapping[str, Any]) -> str:
   )
 
 
-def flops(
+def cost(
   options: ProxyConfig,
   score: ScoreConfig,
-  models: Mapping[str, ModelRef],
+  shapes: Sequence[Architecture],
   corpus: Corpus,
   fitted: Manifest,
 ) -> dict[str, float]:
   """FLOPs of ranking D with and without it; padding in training alone.
 
   Args:
-    options: the proxy's section of the config.
     score: which rows teacher and reference scored.
-    models: teacher and reference.
-    corpus: of the rows.
+    shapes: of teacher and reference.
     fitted: manifest of the proxy.
 
   Returns:
@@ -357,30 +169,29 @@ def flops(
     `test`, further rows that were scored and only test it; `train`; `score`,
     D by the proxy; and `share_of_full` of sample, train and score together.
   """
-  shapes = [model.shape() for model in models.values()]
 
   def both(length: int) -> float:
     return sum(shape.forward_flops(length) for shape in shapes)
 
-  def total(of_token: flops_lib.OfToken, row_ids) -> float:
-    return flops_lib.rows(of_token, corpus.lengths[row_ids] - 1)
+  def total(of_token: flops.OfToken, row_ids) -> float:
+    return flops.rows(of_token, corpus.lengths[row_ids] - 1)
 
   of_d, body = corpus.rows_of("train"), options.model.body_flops
   scored = units.sampled_rows(corpus, score.share, score.seed)
   is_learned = in_sample(corpus, scored, options.sample, score.seed)
-  cost = {
+  parts = {
     "full": total(both, of_d),
     "sample": total(both, scored[is_learned]),
     "test": total(both, scored[~is_learned]),
     "train": 3 * body(corpus.max_length) * fitted.counts["tokens"],
     "score": total(body, of_d),
   }
-  way = cost["sample"] + cost["train"] + cost["score"]
-  return cost | {"share_of_full": way / cost["full"]}
+  way = parts["sample"] + parts["train"] + parts["score"]
+  return parts | {"share_of_full": way / parts["full"]}
 
 
 def cost_in_words(cost: Mapping[str, float]) -> str:
-  """`flops`, for the log; none are those of scores that were given."""
+  """`cost`, for the log; none are those of scores that were given."""
   if not cost:
     return "FLOPs are not known: scores were made elsewhere"
   # Whether more than the sample was scored, to test the proxy or for other

@@ -34,9 +34,6 @@ class Regression(NextToken):
     """Takes what is known of the rows.
 
     Args:
-      train: how the proxy is trained.
-      eos_id: the end-of-document id.
-      remat: what the backward pass keeps.
       row_ids: int64 [n], ascending.
       targets: float32 [n], what to predict of each.
       body: float32 weights to begin with, given up; None draws new ones.

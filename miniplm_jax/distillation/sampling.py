@@ -66,8 +66,6 @@ def draw(
     prompt_BxT: int32, whole prompts of one length.
     key_Bx2: from `keys_of_rows`.
     size: N.
-    teacher_mix: α, the share of p.
-    eos_id: ends a row.
     dtype: of the computation and of the caches.
   """
   key_B = jax.random.wrap_key_data(key_Bx2)

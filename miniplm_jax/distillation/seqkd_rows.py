@@ -36,9 +36,6 @@ class Continuation:
 
     Args:
       model: the teacher, on `mesh`.
-      corpus: the rows.
-      mesh: a batch's rows are split over it.
-      options: how it draws, and how many rows at a time.
       prompt: P; shorter rows, and those of P tokens, stay as they are.
     """
     self._model, self._corpus, self._mesh = model, corpus, mesh
@@ -75,7 +72,6 @@ class Continuation:
     Args:
       row_ids: int64, ascending.
       part: of the new corpus.
-      counts: counts what is met.
       progress: called with the number of rows that are done, and the rate.
 
     Raises:

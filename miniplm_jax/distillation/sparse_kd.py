@@ -16,8 +16,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from miniplm_jax.config import SparseKDConfig, TrainConfig
-from miniplm_jax.distillation.logits_table import LogitsTable
 from miniplm_jax.models import likelihood, vocab_tiles
 from miniplm_jax.training.objective import NextToken
 
@@ -25,31 +23,11 @@ from miniplm_jax.training.objective import NextToken
 class SparseKD(NextToken):
   """Next-token loss and stored labels, in one pass through the head."""
 
-  def __init__(
-    self,
-    train: TrainConfig,
-    eos_id: int,
-    remat: str,
-    table: LogitsTable,
-    section: SparseKDConfig,
-  ):
-    """Takes what is the same for every batch.
-
-    Args:
-      train: how the student is trained.
-      eos_id: the end-of-document id.
-      remat: what the backward pass keeps.
-      table: the teacher's words.
-      section: the label's share, and what is done with its probabilities.
-    """
-    super().__init__(train, eos_id, remat)
-    self._table, self._section = table, section
-
   def with_rows(
     self, batch: dict[str, Any], row_ids: np.ndarray
   ) -> dict[str, Any]:
     """The batch, `ids` int32 [B, T, K], `log_probs` float16 if there are."""
-    stored = dict(self._table.read(row_ids, batch["tokens"].shape[1] - 1))
+    stored = dict(self._source.read(row_ids, batch["tokens"].shape[1] - 1))
     del stored["nll"]
     return batch | stored
 

@@ -15,8 +15,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from miniplm_jax.config import TokenSelectionConfig, TrainConfig
-from miniplm_jax.distillation.logits_table import LogitsTable
 from miniplm_jax.models import head, likelihood
 from miniplm_jax.training.objective import NextToken
 
@@ -24,31 +22,11 @@ from miniplm_jax.training.objective import NextToken
 class TokenSelection(NextToken):
   """The next-token loss of the chosen tokens; weights are over these."""
 
-  def __init__(
-    self,
-    train: TrainConfig,
-    eos_id: int,
-    remat: str,
-    table: LogitsTable,
-    section: TokenSelectionConfig,
-  ):
-    """Takes what is the same for every batch.
-
-    Args:
-      train: how the student is trained.
-      eos_id: the end-of-document id.
-      remat: what the backward pass keeps.
-      table: the frozen model's words.
-      section: the share of the tokens.
-    """
-    super().__init__(train, eos_id, remat)
-    self._table, self._ratio = table, section.ratio
-
   def with_rows(
     self, batch: dict[str, Any], row_ids: np.ndarray
   ) -> dict[str, Any]:
     """The batch and `frozen_nll` float32 [B, T]."""
-    stored = self._table.read(row_ids, batch["tokens"].shape[1] - 1)
+    stored = self._source.read(row_ids, batch["tokens"].shape[1] - 1)
     return batch | {"frozen_nll": stored["nll"]}
 
   def first_pass(self, model, batch: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +49,7 @@ class TokenSelection(NextToken):
     inputs_BxT, targets_BxT, mask_BxT = self.tokens(batch)
     nll_BxT, reduction = batch["nll"], self._train.reduction
     excess_BxT = nll_BxT - batch["frozen_nll"]
-    chosen_BxT = top_share(excess_BxT, mask_BxT, self._ratio)
+    chosen_BxT = top_share(excess_BxT, mask_BxT, self._section.ratio)
     weight_BxT = likelihood.token_weights(chosen_BxT, reduction)
     of_all_BxT = nll_BxT * likelihood.token_weights(mask_BxT, reduction)
     arrays = inputs_BxT, targets_BxT, weight_BxT, of_all_BxT

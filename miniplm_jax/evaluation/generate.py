@@ -35,10 +35,7 @@ def continue_prompts(
 ) -> list[list[Continuation]]:
   """Draws `generate.samples` continuations of each prompt, in one batch.
 
-  Args:
-    model: what writes.
-    prompts: beginnings of texts.
-    generate: how they are drawn; dtype and model are those of `model`.
+  Dtype and model are those of `model`, not of `generate`.
 
   Raises:
     UserError: a prompt does not fit, or the logits are not finite.
@@ -98,12 +95,6 @@ def _continued(model, prompts, generate):
 def encode(engine, arch, generate: GenerateConfig, text: str) -> list[int]:
   """A prompt's ids, with what the tokenizer puts in front (Llama's BOS).
 
-  Args:
-    engine: the model's `tokenizers.Tokenizer`.
-    arch: its shape.
-    generate: how many tokens will be drawn, by which model.
-    text: the prompt.
-
   Raises:
     UserError: it does not fit the model, or is empty.
   """
@@ -141,9 +132,7 @@ def look(
   """Says the continuations of some prompts.
 
   Args:
-    generate: prompts, model, and how is drawn.
     student: folder of the student that writes, if no model is given.
-    run: the mesh.
     dry_run: say only what would be done.
 
   Raises:

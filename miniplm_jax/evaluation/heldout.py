@@ -68,9 +68,7 @@ def measure(
     model: a `Decoder` on `mesh`.
     corpus: a `store.Corpus` in the model's tokens.
     row_ids: int64 [n].
-    mesh: rows are split over its batch axes.
     score: how rows are put into batches.
-    dtype: of the computation.
     ignored: domains that do not count in the total.
     progress: called with the number of rows that are done.
   """

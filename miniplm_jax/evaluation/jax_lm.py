@@ -58,7 +58,6 @@ class JaxLM(TemplateLM):
       batch_tokens: inputs of a batch over all devices, padding included.
       max_length: inputs of a row; 0 is what the model says. Longer requests
         lose their beginning, rolling ones are cut into windows.
-      log_every_seconds: between lines of progress.
     """
     super().__init__()
     self._model, self._engine, self._mesh = model, engine, mesh

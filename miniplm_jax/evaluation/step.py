@@ -31,14 +31,7 @@ with epy.lazy_imports():
 def step(
   it: Subject, evaluate: EvaluateConfig, score: ScoreConfig, run: RunConfig
 ) -> Step:
-  """The held-out losses of one model.
-
-  Args:
-    it: the model.
-    evaluate: which rows.
-    score: how rows are put into batches.
-    run: how it is carried out.
-  """
+  """The held-out losses of one model; `score` puts rows into batches."""
   return Step(
     stage=STAGE,
     manifest=it.folder / heldout.MANIFEST,
@@ -99,9 +92,7 @@ def _run(
   mesh = sharding.mesh_of(run)
   model = it.load(inputs, mesh, it.dtype)
   every = run.log_every_seconds
-  with Progress(
-    f"{STAGE} {it.name}", len(row_ids), "rows", every=every
-  ) as progress:
+  with Progress(f"{STAGE} {it.name}", len(row_ids), "rows", every=every) as bar:
     measured = heldout.measure(
       model,
       corpus,
@@ -110,7 +101,7 @@ def _run(
       score,
       dtype=it.dtype,
       ignored=ignored,
-      progress=progress.update,
+      progress=bar.update,
     )
   return {
     "tokenizer": corpus.manifest.tokenizer,

@@ -27,13 +27,7 @@ class Subject:
 
   @classmethod
   def scorer(cls, ref: ModelRef, corpus: epath.Path, dtype: str) -> "Subject":
-    """A teacher or reference; its results lie beside its score table.
-
-    Args:
-      ref: the model.
-      corpus: the manifest of what it scored.
-      dtype: of the computation.
-    """
+    """A teacher or reference; its results lie beside its score table."""
     return cls(ref.role, ref.name, ref.table, {"corpus": corpus}, dtype, ref)
 
   def load(self, inputs: Mapping[str, Manifest], mesh, dtype: str):

@@ -34,7 +34,6 @@ def run(lm, name: str, data: str, offline: bool, documents: int):
 
   Args:
     lm: an lm_eval model.
-    name: of the task.
     data: a folder with files of tasks, or "".
     offline: whether the hub may not be asked.
     documents: the first so many of each task; 0 is all.

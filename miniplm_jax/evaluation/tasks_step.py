@@ -35,16 +35,7 @@ def steps(
   batch_tokens: int,
   run: RunConfig,
 ) -> list[Step]:
-  """One step a model and task.
-
-  Args:
-    subjects: the models.
-    evaluation: which tasks, on what.
-    max_length: inputs of a row of the corpus; of a longer request the
-      beginning is lost.
-    batch_tokens: inputs of a batch over all devices, padding included.
-    run: how it is carried out.
-  """
+  """One step a model and task."""
   runner = _Runner(evaluation, max_length, batch_tokens, run)
   chosen = names(evaluation)
   return [runner.step(it, task) for it in subjects for task in chosen]
@@ -67,9 +58,10 @@ def file(it: Subject, task: str) -> epath.Path:
 class _Runner:
   """Runs tasks, see `steps`."""
 
-  evaluation: EvaluationConfig
+  evaluation: EvaluationConfig  # which tasks, on what
+  # Inputs of a row of the corpus; of a longer request the beginning is lost.
   max_length: int
-  batch_tokens: int
+  batch_tokens: int  # inputs of a batch over all devices, padding included
   run: RunConfig
   # The last model that was loaded, for its next task.
   loaded: dict[str, Any] = dataclasses.field(default_factory=dict)

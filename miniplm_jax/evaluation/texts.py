@@ -110,8 +110,7 @@ def nll(
   A text that is longer than `max_length` is cut into windows.
 
   Args:
-    model: a model.
-    texts: texts, none empty.
+    texts: none empty.
     batch_tokens: inputs of a batch over all devices, padding included.
     max_length: inputs of a window; 0 is what the model says.
 
@@ -183,11 +182,9 @@ class RowScorer:
     """Compiles nothing yet.
 
     Args:
-      model: a `Decoder` on `mesh`.
-      mesh: rows are split over its batch axes.
+      model: a `Decoder` on `mesh`; rows are split over its batch axes.
       dtype: of the computation.
       batch_tokens: inputs of a batch over all devices, padding included.
-      log_every_seconds: between lines of progress.
     """
     self._model, self._mesh, self._every = model, mesh, log_every_seconds
     self.batch_tokens = batch_tokens
@@ -205,7 +202,7 @@ class RowScorer:
     """Σ −log p of the last ids of each row, and whether all are greedy's.
 
     Args:
-      rows: ids of each.
+      rows: their ids.
       scored: how many at the end of each are scored; 1 or more, fewer than
         the row has.
       where: names of the rows, for messages.

@@ -4,14 +4,13 @@ XLA's own cost analysis counts the body of a loop once; here bodies count as
 often as they run. Of a conditional, the costlier branch is taken to run.
 """
 
-import collections
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from miniplm_jax.forecast import kernel, matmul
-from miniplm_jax.forecast.hlo_text import Array, Instruction, parse
+from miniplm_jax.forecast.hlo_text import Array, Computation, Instruction, parse
 
 KINDS = (
   "all-gather",
@@ -49,7 +48,6 @@ _COPIES = frozenset(("bitcast", "copy", "convert", "copy-start", "copy-done"))
 class Operation:
   """An instruction of the schedule, and what one run of it takes."""
 
-  computation: str  # that it stands in
   instruction: Instruction
   times: int  # how often it runs
   flops: int  # of its matrix products
@@ -80,11 +78,9 @@ class Schedule:
 
   def __init__(self, text: str):
     """Reads `compiled.as_text()`."""
-    self._computations, entry = parse(text)
-    self._users: dict[str, dict[str, list[Instruction]]] = {}
     self.loops: dict[str, int | None] = {}
-    self.operations = list(self._walk(entry, 1))
-    self.collectives = list(self._find_collectives())
+    self.operations = list(self._walk(parse(text), 1))
+    self.collectives = list(_collectives(self.operations))
 
   @property
   def flops(self) -> int:
@@ -99,19 +95,19 @@ class Schedule:
       inside a fusion, tile by tile, is not a buffer.
     """
     buffers = {}
-    for computation in dict.fromkeys(s.computation for s in self.operations):
-      for instruction in self._computations[computation].values():
+    run = dict.fromkeys(s.instruction.computation for s in self.operations)
+    for computation in run:
+      for instruction in computation.instructions.values():
         for array in instruction.arrays:
           if not buffers.get(array):
             buffers[array] = instruction.source
     return dict(sorted(buffers.items(), key=lambda x: -x[0].nbytes))
 
-  def _walk(self, computation: str, times: int) -> Iterator[Operation]:
-    for instruction in self._computations[computation].values():
+  def _walk(self, computation: Computation, times: int) -> Iterator[Operation]:
+    for instruction in computation.instructions.values():
       op = instruction.op
       if op == "while":
-        trips = self._trips(computation, instruction)
-        self.loops[instruction.name] = trips
+        trips = self.loops[instruction.name] = _trips(instruction)
         yield from self._walk(instruction.named("body"), times * (trips or 1))
       elif op == "conditional":
         walks = [list(self._walk(b, times)) for b in instruction.branches]
@@ -119,239 +115,176 @@ class Schedule:
       elif op == "call":
         yield from self._walk(instruction.called, times)
       elif op not in _FREE:
-        yield self._operation_of(computation, instruction, times)
-
-  def _operation_of(self, computation, instruction, times) -> Operation:
-    cycles = _CYCLES.search(instruction.attributes)
-    moved = self._moved(computation, instruction)
-    if kernel.is_kernel(instruction.op, instruction.attributes):
-      names = self._computations[computation]
-      operands = [names[o].arrays[0] for o in instruction.operands]
-      flops, slowness = kernel.cost(instruction.name, operands)
-      return Operation(
-        computation, instruction, times, flops, 0, moved, slowness
-      )
-    return Operation(
-      computation,
-      instruction,
-      times,
-      sum(self._flops(*x) for x in self._inside(computation, instruction)),
-      int(cycles[1]) if cycles else 0,
-      moved,
-    )
-
-  def _inside(self, computation, instruction):
-    """(computation, instruction) of it and of all that is fused into it."""
-    yield computation, instruction
-    is_end = instruction.op.endswith(("-done", "-update"))
-    if instruction.op in ("fusion", "async-start", "call") and not is_end:
-      for inner in self._computations.get(instruction.called, {}).values():
-        yield from self._inside(instruction.called, inner)
-
-  def _flops(self, computation: str, instruction: Instruction) -> int:
-    if instruction.op not in ("dot", "convolution"):
-      return 0
-    names = self._computations[computation]
-    left, right = (names[o].arrays[0].shape for o in instruction.operands[:2])
-    return matmul.flops(instruction, left, right)
-
-  def _trips(self, computation: str, loop: Instruction) -> int | None:
-    """How often a loop that counts up to a constant runs."""
-    known = re.search(r'known_trip_count"?:\{"n":"(\d+)', loop.attributes)
-    if known:
-      return int(known[1])
-    compared = self._compared(loop.named("condition"), {})
-    if compared is None:
-      return None
-    direction, index, limit = compared
-    start = self._element(computation, loop.operands[0], index)
-    start = self._value(computation, start, {})
-    body = self._computations[loop.named("body")]
-    root = next(name for name, i in body.items() if i.is_root)
-    step = self._increment(
-      loop.named("body"), self._element(loop.named("body"), root, index), {}
-    )
-    if not isinstance(start, int) or not step:
-      return None
-    trips = -(-(limit - start + (direction == "LE")) // step)
-    return max(trips, 0)
-
-  def _compared(self, computation, arguments):
-    """(direction, index of the counter, limit) of a loop's condition."""
-    for instruction in self._computations[computation].values():
-      comparison = None
-      if instruction.op == "compare":
-        sides = [
-          self._value(computation, o, arguments) for o in instruction.operands
-        ]
-        direction = re.search(r"direction=(\w+)", instruction.attributes)[1]
-        if isinstance(sides[0], _Element) and isinstance(sides[1], int):
-          comparison = direction, sides[0].index, sides[1]
-      elif instruction.op in ("fusion", "call"):
-        comparison = self._compared(
-          instruction.called,
-          self._arguments(computation, instruction, arguments),
-        )
-      if comparison:
-        return comparison
-    return None
-
-  def _arguments(self, computation, instruction, arguments):
-    """Values of a called computation's parameters, by number."""
-    return {
-      i: self._value(computation, o, arguments)
-      for i, o in enumerate(instruction.operands)
-    }
-
-  def _element(self, computation, name, index) -> str | None:
-    """The name of an element of a tuple."""
-    instruction = self._computations[computation].get(name)
-    if instruction is None or instruction.op != "tuple":
-      return None
-    return instruction.operands[index]
-
-  def _value(self, computation, name, arguments):
-    """A constant, an element of the loop's state, or None."""
-    instruction = self._computations[computation].get(name)
-    while instruction and instruction.op in _COPIES:
-      name = instruction.operands[0]
-      instruction = self._computations[computation].get(name)
-    if instruction is None:
-      return None
-    if instruction.op == "constant":
-      match = re.fullmatch(r"-?\d+", instruction.argument)
-      return int(match[0]) if match else None
-    if instruction.op == "get-tuple-element":
-      return _Element(int(re.search(r"index=(\d+)", instruction.attributes)[1]))
-    if instruction.op == "parameter":
-      return arguments.get(int(instruction.argument))
-    return None
-
-  def _increment(self, computation, name, arguments) -> int | None:
-    """What a loop's counter grows by."""
-    instruction = self._computations[computation].get(name)
-    if instruction is None:
-      return None
-    if instruction.op in _COPIES:
-      return self._increment(computation, instruction.operands[0], arguments)
-    if instruction.op == "add":
-      values = [
-        self._value(computation, o, arguments) for o in instruction.operands
-      ]
-      return next((v for v in values if isinstance(v, int)), None)
-    if instruction.op == "fusion":
-      inner = self._computations[instruction.called]
-      root = next(name for name, i in inner.items() if i.is_root)
-      arguments = self._arguments(computation, instruction, arguments)
-      return self._increment(instruction.called, root, arguments)
-    return None
-
-  def _find_collectives(self) -> Iterator[Collective]:
-    begun = set()
-    for operation in self.operations:
-      if operation.instruction.op == "recv":
-        # What arrives, beside which the compiler schedules other work.
-        nbytes = operation.instruction.arrays[0].nbytes
-        yield Collective(BETWEEN_SLICES, operation.times, nbytes, True)
-        continue
-      for where, inner in self._inside(
-        operation.computation, operation.instruction
-      ):
-        kind = inner.op.removesuffix("-start")
-        if kind not in KINDS:
-          continue
-        overlapped = operation.instruction.op != kind
-        if overlapped:
-          # It stands in several fusions, its start, steps and end. Channels
-          # alone do not tell: all of shard_map's collectives have number 1.
-          channel = re.search(r"channel_id=(\d+)", inner.attributes)
-          key = (
-            operation.computation,
-            kind,
-            channel and channel[1],
-            inner.source,
-          )
-          if key in begun:
-            continue
-          begun.add(key)
-        nbytes = inner.nbytes
-        if inner.op != kind and kind != "all-reduce":
-          # The type of a start holds what goes in beside what comes out.
-          names = self._computations[where]
-          nbytes -= sum(names[o].nbytes for o in inner.operands)
-        yield Collective(kind, operation.times, nbytes, overlapped)
-
-  def _moved(self, computation: str, instruction: Instruction) -> int:
-    """Bytes to and from main memory; what runs in the background is free."""
-    op, names = instruction.op, self._computations[computation]
-    kind = op.removesuffix("-start")
-    if kind in KINDS or op.endswith(("-start", "-done", "-update")):
-      return 0
-    read = [names[o].hbm_bytes for o in instruction.operands]
-    written = instruction.hbm_bytes
-    if op == "fusion":
-      inner = self._computations[instruction.called]
-      parameters = {
-        int(i.argument): i.name for i in inner.values() if i.op == "parameter"
-      }
-      root = next(name for name, i in inner.items() if i.is_root)
-      return sum(
-        self._read(instruction.called, parameters[n], full)
-        for n, full in enumerate(read)
-        if full
-      ) + min(written, self._written(instruction.called, root))
-    if op in _SLICES:
-      return 2 * written
-    if op == "dynamic-update-slice":
-      return 2 * read[1]
-    return sum(read) + written
-
-  def _read(self, computation: str, name: str, full: int) -> int:
-    """Bytes that a fused computation reads of an operand of `full` bytes."""
-    if computation not in self._users:
-      users = self._users[computation] = collections.defaultdict(list)
-      for instruction in self._computations[computation].values():
-        for operand in set(instruction.operands):
-          users[operand].append(instruction)
-    total = 0
-    for user in self._users[computation][name]:
-      place = user.operands.index(name)
-      if user.op in _SLICES and place == 0:
-        total += user.nbytes
-      elif user.op == "dynamic-update-slice" and place == 0:
-        pass
-      elif user.op in _VIEWS:
-        total += self._read(computation, user.name, full)
-      elif user.op == "fusion":
-        parameter = next(
-          i.name
-          for i in self._computations[user.called].values()
-          if i.op == "parameter" and int(i.argument) == place
-        )
-        total += self._read(user.called, parameter, full)
-      else:
-        return full
-    return min(total, full)
-
-  def _written(self, computation: str, name: str) -> int:
-    """Bytes that a fused computation writes: of an update, what is new."""
-    names = self._computations[computation]
-    instruction = names[name]
-    if instruction.op == "dynamic-update-slice":
-      return names[instruction.operands[1]].nbytes
-    if instruction.op == "bitcast":
-      return self._written(computation, instruction.operands[0])
-    if instruction.op == "tuple":
-      return sum(self._written(computation, o) for o in instruction.operands)
-    return instruction.nbytes
-
-
-class _Element(NamedTuple):
-  """An element of a loop's state."""
-
-  index: int
+        yield _operation(instruction, times)
 
 
 def _cost(operations: list[Operation]) -> tuple[int, int]:
   flops = sum(s.flops * s.times for s in operations)
   return flops, sum(s.moved * s.times for s in operations)
+
+
+def _operation(instruction: Instruction, times: int) -> Operation:
+  moved = _moved(instruction)
+  if kernel.is_kernel(instruction.op, instruction.attributes):
+    operands = [o.arrays[0] for o in instruction.operands]
+    flops, slowness = kernel.cost(instruction.name, operands)
+    return Operation(instruction, times, flops, 0, moved, slowness)
+  flops = sum(map(_flops, _inside(instruction)))
+  cycles = _CYCLES.search(instruction.attributes)
+  return Operation(
+    instruction, times, flops, int(cycles[1]) if cycles else 0, moved
+  )
+
+
+def _inside(instruction: Instruction) -> Iterator[Instruction]:
+  """It, and all that is fused into it."""
+  yield instruction
+  is_end = instruction.op.endswith(("-done", "-update"))
+  if instruction.op in ("fusion", "async-start", "call") and not is_end:
+    called = instruction.called
+    for inner in called.instructions.values() if called else ():
+      yield from _inside(inner)
+
+
+def _flops(instruction: Instruction) -> int:
+  if instruction.op not in ("dot", "convolution"):
+    return 0
+  left, right = (o.arrays[0].shape for o in instruction.operands[:2])
+  return matmul.flops(instruction, left, right)
+
+
+class _Value(NamedTuple):
+  """An instruction, where its computation is given these parameters."""
+
+  instruction: Instruction
+  given: "Sequence[_Value]" = ()
+
+  def operands(self) -> "list[_Value]":
+    """What it takes."""
+    return [_Value(o, self.given) for o in self.instruction.operands]
+
+  def origin(self) -> "_Value":
+    """What it is a copy of, through fusions and calls."""
+    op = self.instruction.op
+    if op in _COPIES:
+      return self.operands()[0].origin()
+    if op in ("fusion", "call"):
+      return _Value(self.instruction.called.root, self.operands()).origin()
+    if op == "parameter" and self.given:
+      return self.given[int(self.instruction.argument)].origin()
+    return self
+
+  def integer(self) -> int | None:
+    """The constant that it is, if it is one."""
+    instruction = self.origin().instruction
+    if instruction.op != "constant":
+      return None
+    match = re.fullmatch(r"-?\d+", instruction.argument)
+    return int(match[0]) if match else None
+
+
+def _trips(loop: Instruction) -> int | None:
+  """How often a loop that counts up to a constant runs."""
+  known = re.search(r'known_trip_count"?:\{"n":"(\d+)', loop.attributes)
+  if known:
+    return int(known[1])
+  comparison = _Value(loop.named("condition").root).origin()
+  before = _Value(loop.operands[0]).origin()
+  after = _Value(loop.named("body").root).origin()
+  values = comparison, before, after
+  if [v.instruction.op for v in values] != ["compare", "tuple", "tuple"]:
+    return None
+  counter, limit = comparison.operands()
+  counter, limit = counter.origin().instruction, limit.integer()
+  if counter.op != "get-tuple-element" or limit is None:
+    return None
+  index = int(re.search(r"index=(\d+)", counter.attributes)[1])
+  start = before.operands()[index].integer()
+  sum_ = after.operands()[index].origin()
+  steps = [o.integer() for o in sum_.operands()]
+  step = next((n for n in steps if n is not None), None)
+  if sum_.instruction.op != "add" or start is None or not step:
+    return None
+  is_closed = "direction=LE" in comparison.instruction.attributes
+  return max(-(-(limit - start + is_closed) // step), 0)
+
+
+def _collectives(operations: Sequence[Operation]) -> Iterator[Collective]:
+  begun = set()
+  for operation in operations:
+    outer = operation.instruction
+    if outer.op == "recv":
+      # What arrives, beside which the compiler schedules other work.
+      nbytes = outer.arrays[0].nbytes
+      yield Collective(BETWEEN_SLICES, operation.times, nbytes, True)
+      continue
+    for inner in _inside(outer):
+      kind = inner.op.removesuffix("-start")
+      if kind not in KINDS:
+        continue
+      overlapped = outer.op != kind
+      if overlapped:
+        # It stands in several fusions, its start, steps and end. Channels
+        # alone do not tell: all of shard_map's collectives have number 1.
+        channel = re.search(r"channel_id=(\d+)", inner.attributes)
+        number = channel and channel[1]
+        key = outer.computation.name, kind, number, inner.source
+        if key in begun:
+          continue
+        begun.add(key)
+      nbytes = inner.nbytes
+      if inner.op != kind and kind != "all-reduce":
+        # The type of a start holds what goes in beside what comes out.
+        nbytes -= sum(o.nbytes for o in inner.operands)
+      yield Collective(kind, operation.times, nbytes, overlapped)
+
+
+def _moved(instruction: Instruction) -> int:
+  """Bytes to and from main memory; what runs in the background is free."""
+  op = instruction.op
+  kind = op.removesuffix("-start")
+  if kind in KINDS or op.endswith(("-start", "-done", "-update")):
+    return 0
+  read = [o.hbm_bytes for o in instruction.operands]
+  written = instruction.hbm_bytes
+  if op == "fusion":
+    inner = instruction.called
+    return sum(
+      _read(parameter, full)
+      for parameter, full in zip(inner.parameters, read)
+      if full
+    ) + min(written, _written(inner.root))
+  if op in _SLICES:
+    return 2 * written
+  if op == "dynamic-update-slice":
+    return 2 * read[1]
+  return sum(read) + written
+
+
+def _read(value: Instruction, full: int) -> int:
+  """Bytes that a fused computation reads of a value of `full` bytes."""
+  total = 0
+  for user in value.computation.users[value.name]:
+    place = user.operands.index(value)
+    if user.op in _SLICES and place == 0:
+      total += user.nbytes
+    elif user.op == "dynamic-update-slice" and place == 0:
+      pass
+    elif user.op in _VIEWS:
+      total += _read(user, full)
+    elif user.op == "fusion":
+      total += _read(user.called.parameters[place], full)
+    else:
+      return full
+  return min(total, full)
+
+
+def _written(value: Instruction) -> int:
+  """Bytes that a fused computation writes: of an update, what is new."""
+  if value.op == "dynamic-update-slice":
+    return value.operands[1].nbytes
+  if value.op == "bitcast":
+    return _written(value.operands[0])
+  if value.op == "tuple":
+    return sum(map(_written, value.operands))
+  return value.nbytes

@@ -1,5 +1,6 @@
-"""The text of a compiled program, as computations of instructions."""
+"""The text of a compiled program, as computations of linked instructions."""
 
+import collections
 import dataclasses
 import functools
 import math
@@ -33,10 +34,42 @@ class Array(NamedTuple):
     return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Computation:
+  """Instructions in their order; `program` has all computations by name."""
+
+  name: str
+  program: "dict[str, Computation]" = dataclasses.field(repr=False)
+  instructions: "dict[str, Instruction]" = dataclasses.field(
+    default_factory=dict, repr=False
+  )
+
+  @functools.cached_property
+  def root(self) -> "Instruction":
+    """What it returns."""
+    return next(i for i in self.instructions.values() if i.is_root)
+
+  @functools.cached_property
+  def parameters(self) -> "list[Instruction]":
+    """What it is given, by number."""
+    parameters = [i for i in self.instructions.values() if i.op == "parameter"]
+    return sorted(parameters, key=lambda i: int(i.argument))
+
+  @functools.cached_property
+  def users(self) -> "dict[str, list[Instruction]]":
+    """Its instructions by the names of their operands."""
+    users = collections.defaultdict(list)
+    for instruction in self.instructions.values():
+      for operand in set(instruction.operands):
+        users[operand.name].append(instruction)
+    return users
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Instruction:
   """A line of HLO: %name = type op(argument), attributes."""
 
+  computation: Computation  # that it stands in
   name: str
   type: str
   op: str
@@ -45,9 +78,10 @@ class Instruction:
   is_root: bool
 
   @functools.cached_property
-  def operands(self) -> list[str]:
-    """Names of the operands."""
-    return _NAME.findall(self.argument)
+  def operands(self) -> "list[Instruction]":
+    """What it takes, of the same computation."""
+    names = _NAME.findall(self.argument)
+    return [self.computation.instructions[name] for name in names]
 
   @functools.cached_property
   def arrays(self) -> list[Array]:
@@ -70,25 +104,26 @@ class Instruction:
     match = re.search(r'op_name="([^"]*)"', self.attributes)
     return match[1] if match else ""
 
-  def named(self, *keys: str) -> str | None:
+  def named(self, *keys: str) -> Computation | None:
     """The computation that one of the attributes names."""
     names = "|".join(keys)
     match = re.search(rf"\b(?:{names})=%?([\w.\-<>]+)", self.attributes)
-    return match[1] if match else None
+    return self.computation.program.get(match[1]) if match else None
 
-  @property
-  def called(self) -> str | None:
+  @functools.cached_property
+  def called(self) -> Computation | None:
     """The computation of a fusion, a call or an asynchronous start."""
     return self.named("calls", "to_apply", "called_computation")
 
   @property
-  def branches(self) -> list[str]:
+  def branches(self) -> list[Computation]:
     """The computations of a conditional."""
     match = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
     if match:
-      return _NAME.findall(match[1])
+      names = _NAME.findall(match[1])
+      return [self.computation.program[name] for name in names]
     both = self.named("true_computation"), self.named("false_computation")
-    return [name for name in both if name]
+    return [branch for branch in both if branch]
 
 
 def arrays(type_text: str) -> list[Array]:
@@ -103,33 +138,31 @@ def arrays(type_text: str) -> list[Array]:
   ]
 
 
-def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-  """The computations, and the name of the first to run."""
-  computations, entry, current = {}, "", {}
+def parse(text: str) -> Computation:
+  """The computation that is the first to run, with those that it runs."""
+  program = {}
   for line in text.splitlines():
     if line.endswith("{") and not line.startswith(" ") and "->" in line:
       name = re.match(r"(?:ENTRY )?%?([\w.\-<>]+)", line)[1]
-      current = computations[name] = {}
+      current = program[name] = Computation(name, program)
       if line.startswith("ENTRY"):
-        entry = name
+        entry = current
     elif match := _LINE.match(line):
       root, name, rest = match.groups()
-      current[name] = _instruction(name, rest, bool(root))
-  return computations, entry
+      current.instructions[name] = _instruction(current, name, rest, bool(root))
+  return entry
 
 
-def _instruction(name: str, rest: str, is_root: bool) -> Instruction:
+def _instruction(
+  computation: Computation, name: str, rest: str, is_root: bool
+) -> Instruction:
   end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
   type_text, rest = rest[:end], rest[end:].lstrip()
   start = rest.index("(")
   end = _closing(rest, start)
+  op, argument, attributes = rest[:start], rest[start + 1 : end - 1], rest[end:]
   return Instruction(
-    name,
-    type_text,
-    rest[:start],
-    rest[start + 1 : end - 1],
-    rest[end:],
-    is_root,
+    computation, name, type_text, op, argument, attributes, is_root
   )
 
 

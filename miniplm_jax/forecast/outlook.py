@@ -72,93 +72,75 @@ def read(path: epath.Path) -> tuple[list[Outlook], float]:
   return outlooks, content["price"]
 
 
-def first_that_fits(
-  program: Program,
-  slice_name: str,
-  mesh: Mesh,
-  remat: str,
-  cache: epath.Path | None,
-) -> Outlook:
-  """Takes the config's own rows a chip, or the most that fit.
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """Where programs are to run, and how they are compiled for it."""
 
-  Args:
-    program: what is to run.
-    slice_name: such as "v5e:4x4".
-    mesh: of the slice.
-    remat: what the backward pass forms again.
-    cache: folder of what was compiled before.
-  """
-  shards, refusal = sharding.batch_shards(mesh), ""
-  for rows in program.rows(shards):
-    outlook = _outlook(program, slice_name, mesh, rows, remat, cache)
-    if outlook.prediction.fits:
-      break
-    log("plan", f"{rows} rows a chip do not fit, trying fewer")
-    refusal = refusal or outlook.prediction.refusal
-  setting = program.setting(shards, rows) if refusal else ""
-  return dataclasses.replace(outlook, setting=setting, refusal=refusal)
+  name: str  # such as "v5e:4x4"
+  mesh: Mesh  # of all its chips
+  remat: str  # what a backward pass forms again
+  cache: epath.Path | None  # folder of what was compiled before
 
+  def first_that_fits(self, program: Program) -> Outlook:
+    """Takes the config's own rows a chip, or the most that fit."""
+    shards, refusal = sharding.batch_shards(self.mesh), ""
+    for rows in program.rows(shards):
+      outlook = self._outlook(program, rows)
+      if outlook.prediction.fits:
+        break
+      log("plan", f"{rows} rows a chip do not fit, trying fewer")
+      refusal = refusal or outlook.prediction.refusal
+    setting = program.setting(shards, rows) if refusal else ""
+    return dataclasses.replace(outlook, setting=setting, refusal=refusal)
 
-def search(
-  program: Program,
-  slice_name: str,
-  mesh: Mesh,
-  remat: str,
-  cache: epath.Path,
-  known: Outlook,
-) -> list[Outlook]:
-  """Tries other rows, remat and meshes; those that fit, the fastest first.
+  def search(self, program: Program, known: Outlook) -> list[Outlook]:
+    """Tries other rows, remat and meshes; those that fit, the fastest first.
 
-  First rows and remat on the config's mesh, then the best of these on meshes
-  with twice the copies and twice the tensor shards.
+    First rows and remat on the config's mesh, then the best of these on meshes
+    with twice the copies and twice the tensor shards.
 
-  Args:
-    program: a training step.
-    slice_name: such as "v5e:4x4".
-    mesh: the config's.
-    remat: the config's.
-    cache: folder of what was compiled before.
-    known: the config's own outlook.
-  """
-  outlooks = [known]
-  shards = sharding.batch_shards(mesh)
-  rows = [n for n in program.rows(shards) if n <= _MOST_ROWS]
-  for other, n in itertools.product(("dots", "full"), rows[:3]):
-    if (other, n) != (remat, known.prediction.rows):
-      log("plan", f"{slice_name}: trying {n} rows a chip, remat {other}")
-      outlooks.append(_outlook(program, slice_name, mesh, n, other, cache))
-  best = min(filter(_fits, outlooks), key=_run_seconds, default=known)
-  n = best.prediction.rows
-  data, fsdp, tensor = mesh.devices.shape
-  slices = sharding.slices(mesh.devices.flat)
-  data //= slices  # of a slice, as topology.mesh takes it
-  for sizes in ((2 * data, fsdp // 2, tensor), (data, fsdp // 2, 2 * tensor)):
-    shards = sizes[0] * sizes[1] * slices
-    if fsdp % 2 or n not in program.rows(shards):
-      continue
-    if getattr(program.arch, "num_key_value_heads", 0) % sizes[2] == 0:
-      log("plan", f"{slice_name}: trying mesh {sizes}")
-      other = topology.mesh(slice_name, *sizes)
-      outlooks.append(
-        _outlook(program, slice_name, other, n, best.remat, cache)
-      )
-  return [
-    dataclasses.replace(outlook, is_tried=True)
-    for outlook in sorted(filter(_fits, outlooks[1:]), key=_run_seconds)
-  ]
+    Args:
+      program: a training step.
+      known: the config's own outlook.
+    """
+    outlooks = [known]
+    shards = sharding.batch_shards(self.mesh)
+    rows = [n for n in program.rows(shards) if n <= _MOST_ROWS]
+    for remat, n in itertools.product(("dots", "full"), rows[:3]):
+      if (remat, n) != (self.remat, known.prediction.rows):
+        log("plan", f"{self.name}: trying {n} rows a chip, remat {remat}")
+        place = dataclasses.replace(self, remat=remat)
+        outlooks.append(place._outlook(program, n))
+    best = min(filter(_fits, outlooks), key=_run_seconds, default=known)
+    n = best.prediction.rows
+    data, fsdp, tensor = self.mesh.devices.shape
+    slices = sharding.slices(self.mesh.devices.flat)
+    data //= slices  # of a slice, as topology.mesh takes it
+    for sizes in ((2 * data, fsdp // 2, tensor), (data, fsdp // 2, 2 * tensor)):
+      shards = sizes[0] * sizes[1] * slices
+      if fsdp % 2 or n not in program.rows(shards):
+        continue
+      if getattr(program.arch, "num_key_value_heads", 0) % sizes[2] == 0:
+        log("plan", f"{self.name}: trying mesh {sizes}")
+        mesh = topology.mesh(self.name, *sizes)
+        place = dataclasses.replace(self, mesh=mesh, remat=best.remat)
+        outlooks.append(place._outlook(program, n))
+    return [
+      dataclasses.replace(outlook, is_tried=True)
+      for outlook in sorted(filter(_fits, outlooks[1:]), key=_run_seconds)
+    ]
 
-
-def _outlook(program, slice_name, mesh, rows, remat, cache) -> Outlook:
-  prediction = prediction_lib.predict(
-    program, slice_name, mesh, rows, remat, cache
-  )
-  return Outlook(
-    program.name,
-    prediction,
-    remat if program.is_training else "",
-    program.runs(sharding.batch_shards(mesh), rows),
-    program.slowdown,
-  )
+  def _outlook(self, program: Program, rows: int) -> Outlook:
+    prediction = prediction_lib.predict(
+      program, self.name, self.mesh, rows, self.remat, self.cache
+    )
+    return Outlook(
+      program.name,
+      prediction,
+      self.remat if program.is_training else "",
+      program.runs(sharding.batch_shards(self.mesh), rows),
+      program.slowdown,
+    )
 
 
 def _fits(outlook: Outlook) -> bool:

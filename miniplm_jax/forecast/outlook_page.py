@@ -1,6 +1,7 @@
 """Outlooks as a table, with what does not fit and what all of it comes to."""
 
 import collections
+import itertools
 from collections.abc import Iterator, Sequence
 
 from etils import epath
@@ -19,23 +20,6 @@ CAVEAT = (
   "not modeled: loading, compiling, checkpoints, evaluation, the input "
   "pipeline."
 )
-HEADER = (
-  "program",
-  "slice",
-  "mesh (data, fsdp, tensor)",
-  "rows a chip at a time",
-  "remat",
-  "peak GiB (of)",
-  "held GiB",
-  "TFLOPs compiled / asked for",
-  "collectives GiB",
-  "predicted ms a run",
-  "predicted MFU",
-  "predicted tokens/s",
-  "runs",
-  "predicted time",
-  "predicted chip-hours",
-)
 
 
 def section(path: epath.Path) -> page.Section:
@@ -51,44 +35,44 @@ def section(path: epath.Path) -> page.Section:
 
 def table(outlooks: Sequence[Outlook], price: float) -> Table:
   """Makes a row of each; with what it costs if there is a price."""
-  header = (*HEADER, *(["predicted cost"] if price else []))
-  rows = []
-  for outlook in outlooks:
-    cells = _cells(outlook)
-    if price:
-      cost = f"{outlook.chip_hours * price:,.0f}"
-      cells.append(cost if outlook.prediction.fits else "")
-    rows.append(cells)
-  return Table.of_texts(header, rows, words=3)
+  lines = [_cells(outlook, price) for outlook in outlooks]
+  titles = list(dict.fromkeys(itertools.chain(*lines)))
+  rows = [[cells.get(title, "") for title in titles] for cells in lines]
+  return Table.of_texts(titles, rows, words=3)
 
 
-def _cells(outlook: Outlook) -> list[str]:
+def _cells(outlook: Outlook, price: float) -> dict[str, str]:
+  """A row's cells by their titles, as far as there are some."""
   run = outlook.prediction
-  place = [
-    outlook.name + " (tried)" * outlook.is_tried,
-    run.slice,
-    ", ".join(map(str, run.mesh)),
-    str(run.rows),
-    outlook.remat,
-  ]
+  cells = {
+    "program": outlook.name + " (tried)" * outlook.is_tried,
+    "slice": run.slice,
+    "mesh (data, fsdp, tensor)": ", ".join(map(str, run.mesh)),
+    "rows a chip at a time": str(run.rows),
+    "remat": outlook.remat,
+  }
   if not run.fits:
-    return [*place, "does not fit", *[""] * (len(HEADER) - 6)]
+    return cells | {"peak GiB (of)": "does not fit"}
+  peak, hbm, held = run.peak_bytes, run.hbm_bytes, run.held_bytes
   moved = sum(nbytes for _, nbytes in run.collectives.values())
+  tera = run.flops / 1e12, run.model_flops / 1e12
   about = "~ " if outlook.slowdown != 1 else ""
   tokens_per_second = run.tokens_per_second * run.chips / outlook.slowdown
-  return [
-    *place,
-    f"{run.peak_bytes / 2**30:.1f} ({run.hbm_bytes / 2**30:.1f})",
-    f"{run.held_bytes / 2**30:.1f}",
-    f"{run.flops / 1e12:.1f} / {run.model_flops / 1e12:.1f}",
-    f"{moved / 2**30:.1f}",
-    f"{about}{run.seconds * outlook.slowdown * 1e3:,.1f}",
-    f"{run.mfu:.2f}",
-    f"{about}{tokens_per_second:,.0f}",
-    f"{outlook.runs:,}",
-    f"{about}{duration(outlook.seconds)}",
-    f"{about}{outlook.chip_hours:,.1f}",
-  ]
+  cells |= {
+    "peak GiB (of)": f"{peak / 2**30:.1f} ({hbm / 2**30:.1f})",
+    "held GiB": f"{held / 2**30:.1f}",
+    "TFLOPs compiled / asked for": f"{tera[0]:.1f} / {tera[1]:.1f}",
+    "collectives GiB": f"{moved / 2**30:.1f}",
+    "predicted ms a run": f"{about}{run.seconds * outlook.slowdown * 1e3:,.1f}",
+    "predicted MFU": f"{run.mfu:.2f}",
+    "predicted tokens/s": f"{about}{tokens_per_second:,.0f}",
+    "runs": f"{outlook.runs:,}",
+    "predicted time": f"{about}{duration(outlook.seconds)}",
+    "predicted chip-hours": f"{about}{outlook.chip_hours:,.1f}",
+  }
+  if price:
+    cells["predicted cost"] = f"{outlook.chip_hours * price:,.0f}"
+  return cells
 
 
 def advice(outlooks: Sequence[Outlook]) -> Iterator[str]:

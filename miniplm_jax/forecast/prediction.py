@@ -77,7 +77,7 @@ def predict(
   Args:
     program: what is to run.
     slice_name: such as "v5e:4x4".
-    mesh: of the slice, by topology.mesh.
+    mesh: of the slice.
     rows: that a shard of the batch takes at a time.
     remat: what a backward pass forms again.
     cache: folder of the predictions that were made before.

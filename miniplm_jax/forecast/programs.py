@@ -53,9 +53,6 @@ def training(
   """One step of training, the program that `training/loop.py` runs.
 
   Args:
-    arch: of the model.
-    mesh: of the run.
-    train: a train section of the config.
     objective: what is minimized; its `frozen` as `weights` makes it.
     per_device_batch_size: rows that a shard of the batch takes at a time.
     length: inputs of a row.
@@ -77,10 +74,7 @@ def weights(arch: Architecture, mesh: Mesh, dtype: Any):
 
 def _batch(mesh: Mesh, rows: int, length: int):
   by_row = sharding.batch_sharding(mesh)
-  batch = {
-    "tokens": _ints(rows, length + 1),
-    "length": _ints(rows),
-  }
+  batch = {"tokens": _ints(rows, length + 1), "length": _ints(rows)}
   return {name: _placed(x, by_row) for name, x in batch.items()}
 
 

@@ -36,7 +36,6 @@ def look(
     plan: for which slices.
     run: mesh and remat.
     workload: gives the programs; a dry run does not ask for them.
-    workdir: of the run.
     dry_run: only say what would be compiled.
 
   Raises:
@@ -49,22 +48,19 @@ def look(
     plain(f"  {STAGE:9} would compile this config's programs for {where}")
     return
   topology.prepare()
-  programs, cache = workload(), workdir.plan
+  programs = workload()
   # The student of the run's own method is the first that is trained.
   main_student = next(p for p in programs if p.is_student)
   outlooks = []
   for name in slices:
     mesh = topology.mesh(name, run.data, run.fsdp, run.tensor)
+    place = outlook_lib.Slice(name, mesh, run.remat, workdir.plan)
     for program in programs:
       log(STAGE, f"{name}: compiling {program.name}, about a minute")
-      outlook = outlook_lib.first_that_fits(
-        program, name, mesh, run.remat, cache
-      )
+      outlook = place.first_that_fits(program)
       outlooks.append(outlook)
       if plan.search and program is main_student:
-        outlooks += outlook_lib.search(
-          program, name, mesh, run.remat, cache, outlook
-        )
+        outlooks += place.search(program, outlook)
   outlook_lib.write(workdir.plan_file, outlooks, plan.price)
   plain("\n" + outlook_page.table(outlooks, plan.price).markdown())
   for text in (

@@ -16,14 +16,7 @@ from jax.sharding import Mesh
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import sharding
 
-# What libtpu needs for one device per chip.
-_GENERATIONS = {
-  "v4": {"chip_config_name": "megacore"},
-  "v5e": {},
-  "v5p": {},
-  "v6e": {},
-}
-_DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
+_DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # by generation
 # How many of it, its generation, its sides; the last two may be anything.
 _NAME = re.compile(r"(?:(\d+)\*)?([^:]*):?(.*)", re.DOTALL)
 # Chips of a host where nothing is said; a smaller slice has to say so.
@@ -77,7 +70,7 @@ def devices(name: str) -> list[jax.Device]:
   count, generation, shape = _NAME.fullmatch(name).groups()
   sides = [int(n) for n in re.findall(r"\d+", shape)]
   if (
-    generation not in _GENERATIONS
+    generation not in _DIMENSIONS
     or shape != "x".join(map(str, sides))
     or len(sides) != _DIMENSIONS[generation]
     or count == "0"
@@ -85,10 +78,12 @@ def devices(name: str) -> list[jax.Device]:
     raise UserError(
       f"{name!r} is no TPU slice",
       "in a topology's name",
-      f"give one of {', '.join(_GENERATIONS)} and its sides, as in v5e:4x4, "
+      f"give one of {', '.join(_DIMENSIONS)} and its sides, as in v5e:4x4, "
       "v5p:2x2x2 or, of two slices, 2*v5e:4x4",
     )
-  options = dict(_GENERATIONS[generation])
+  options = {}
+  if generation == "v4":  # it has two cores a chip: one device of both
+    options["chip_config_name"] = "megacore"
   if math.prod(sides) < _HOST_CHIPS:
     options["chips_per_host_bounds"] = (*sides, 1, 1)[:3]
   if count:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,45 +26,13 @@ from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
 EOS_ID = 0
 
 
-class Program(Protocol):
-  """A program that runs many times.
-
-  `shards` are those of the batch, `rows` what each takes at a time.
-  """
-
-  name: str  # of the stage and the model
-  arch: Architecture  # the model whose head its logits come from
-  dtype: Any  # of the computation
-  token_flops: float  # that the method asks for on an input
-  # FLOPs of the method in those of the program; not 1 where the program of
-  # another method stands in for its own.
-  slowdown: float
-  is_training: bool  # it has a backward pass
-  is_student: bool  # it trains a student
-
-  def rows(self, shards: int) -> list[int]:
-    """The rows that can be chosen: what the config says first, then fewer."""
-
-  def tokens(self, shards: int, rows: int) -> int:
-    """How many inputs one run takes, over all chips."""
-
-  def runs(self, shards: int, rows: int) -> int:
-    """How often it runs."""
-
-  def setting(self, shards: int, rows: int) -> str:
-    """The flag that chooses so many rows."""
-
-  def lower(self, mesh: Mesh, rows: int, remat: str) -> jax.stages.Lowered:
-    """Lowers it for a mesh."""
-
-
 @dataclasses.dataclass(frozen=True)
 class ScoringProgram:
   """One batch of scoring by a model; see `Program`."""
 
-  name: str
-  arch: Architecture
-  dtype: Any
+  name: str  # of the stage and the model
+  arch: Architecture  # the model whose head its logits come from
+  dtype: Any  # of the computation
   length: int  # inputs of a row
   batch_tokens: int  # of a batch over all devices, as the config says
   count: int  # rows to score
@@ -75,26 +43,26 @@ class ScoringProgram:
 
   @property
   def token_flops(self) -> float:
-    """The forward pass."""
+    """FLOPs that the method asks for on an input: the forward pass."""
     return self.arch.forward_flops(self.length)
 
   def rows(self, shards: int) -> list[int]:
-    """Those of the config, and each time half of them down to 1."""
+    """Those that can be chosen: the config's, and halves of them down to 1."""
     sizes = [max(self.batch_tokens // self.length // shards, 1)]
     while sizes[-1] > 1:
       sizes.append(sizes[-1] // 2)
     return sizes
 
   def tokens(self, shards: int, rows: int) -> int:
-    """Those of a batch."""
+    """How many inputs one run takes, over all chips."""
     return shards * rows * self.length
 
   def runs(self, shards: int, rows: int) -> int:
-    """Batches of all rows."""
+    """How often it runs: batches of all rows."""
     return -(-self.count // (shards * rows))
 
   def setting(self, shards: int, rows: int) -> str:
-    """Its batch_tokens."""
+    """The flag that chooses so many rows."""
     return f"--config.score.batch_tokens={self.tokens(shards, rows)}"
 
   def lower(self, mesh: Mesh, rows: int, remat: str) -> jax.stages.Lowered:
@@ -117,9 +85,11 @@ class TrainingProgram:
   arch: Architecture
   train: TrainConfig
   length: int  # inputs of a row
-  token_flops: float
+  token_flops: float  # that the method asks for on an input
   objective: Callable[[Mesh, str], NextToken]  # for a mesh and remat
   most_rows: int = 0  # run.per_device_batch_size; 0 is all
+  # FLOPs of the method in those of the program; not 1 where the program of
+  # another method stands in for its own.
   slowdown: float = 1.0
   is_student: bool = False
 
@@ -131,7 +101,7 @@ class TrainingProgram:
     return jnp.dtype(self.train.dtype)
 
   def rows(self, shards: int) -> list[int]:
-    """The divisors of a shard's rows, down from the most.
+    """Those that can be chosen: divisors of a shard's, down from the most.
 
     Raises:
       UserError: the batch does not split over the shards.
@@ -158,7 +128,7 @@ class TrainingProgram:
     return self.train.steps
 
   def setting(self, shards: int, rows: int) -> str:
-    """Its per_device_batch_size."""
+    """The flag that chooses so many rows."""
     del shards
     return f"--config.run.per_device_batch_size={rows}"
 
@@ -170,16 +140,15 @@ class TrainingProgram:
     )
 
 
+# It runs many times. `shards` are those of the batch, `rows` what each takes at
+# a time.
+Program = ScoringProgram | TrainingProgram
+
+
 def rows_to_score(
   corpus: epath.Path, plan: PlanConfig, score: ScoreConfig
 ) -> int:
-  """Counts the rows of D that a model scores.
-
-  Args:
-    corpus: its manifest; `plan.rows` are D's while it has not been made.
-    plan: the section.
-    score: the section.
-  """
+  """Counts the rows of D to score; those of `plan` while there is no corpus."""
   rows = plan.rows
   if tokenized := manifest_lib.read(corpus):
     rows = tokenized.counts["split train"]
@@ -223,7 +192,6 @@ def student_training(
 
   Args:
     method: a key of `METHODS`.
-    spec: how it is trained.
     teacher: the model that takes part in each step, if one does.
   """
   program = training(f"train {method}", spec)

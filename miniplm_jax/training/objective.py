@@ -29,16 +29,29 @@ class NextToken:
   # the loss takes them in. None is no pass.
   first_pass: Callable[[Any, dict[str, Any]], dict[str, Any]] | None = None
 
-  def __init__(self, train: TrainConfig, eos_id: int, remat: str):
+  def __init__(
+    self,
+    train: TrainConfig,
+    eos_id: int,
+    remat: str,
+    source: Any = None,
+    section: Any = None,
+  ):
     """Takes what is the same for every batch.
 
     Args:
       train: how it is trained.
       eos_id: the end-of-document id.
       remat: what the backward pass keeps, a key of `decoder.REMAT`.
+      source: what else the objective learns from: a teacher on the mesh, in the
+        dtype that it computes in, or a `LogitsTable` of what one has said.
+      section: of the config, the objective's own.
     """
     self._train, self._eos_id, self._remat = train, eos_id, remat
     self._dtype = jnp.dtype(train.dtype)
+    self._source, self._section = source, section
+    if isinstance(source, nnx.Module):
+      self.frozen = source
 
   @staticmethod
   def new_model(arch: Architecture, rngs: nnx.Rngs) -> nnx.Module:
