@@ -36,7 +36,6 @@ def labels(model: Decoder, batch, *, settings, vocabulary, dtype):
 
   Args:
     batch: `tokens` int32 [B, T + 1] and `row_id` int32 [B].
-    settings: of stage logits.
     vocabulary: ids of the corpus's tokenizer; no other is taken.
   """
   inputs_BxT, targets_BxT = batch["tokens"][:, :-1], batch["tokens"][:, 1:]

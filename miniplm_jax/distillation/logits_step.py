@@ -66,11 +66,8 @@ class StoredLabels:
 
     Args:
       labels: what it asks for.
-      model: of that role.
       selection: manifest of the rows.
-      corpus: its manifest.
       score: how a model reads rows.
-      rows_per_part: of a file.
     """
     asked = labels._asdict()
     del asked["role"]

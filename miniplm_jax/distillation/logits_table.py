@@ -61,9 +61,7 @@ def encode(row_id: int, row: Row, mark: str) -> bytes:
   """A record.
 
   Args:
-    row_id: of the corpus.
     row: nll float32 [T], ids int32 [T, K], log-probs float32 [T, K] or None.
-    mark: from the function.
 
   Raises:
     UserError: a number is not finite.

@@ -1,7 +1,7 @@
 """The objectives of methods.py as a training takes them; without JAX."""
 
 import dataclasses
-import importlib
+import pkgutil
 from typing import Any
 
 from etils import epath, epy
@@ -96,6 +96,4 @@ def spec(
 
 def loss(objective: Objective) -> Any:
   """The class of an objective that has its own."""
-  module, _, name = objective.loss.partition(".")
-  module = importlib.import_module(f"miniplm_jax.distillation.{module}")
-  return getattr(module, name)
+  return pkgutil.resolve_name(f"miniplm_jax.distillation.{objective.loss}")

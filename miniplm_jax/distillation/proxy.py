@@ -51,7 +51,6 @@ def in_sample(
   """Which of these rows the proxy learns from, bool [n]; by their content.
 
   Args:
-    row_ids: int64 [n].
     share: of D, proxy.sample.
     seed: score.seed, which chose the rows that are scored, too.
   """
@@ -161,8 +160,6 @@ def cost(
 
   Args:
     score: which rows teacher and reference scored.
-    shapes: of teacher and reference.
-    fitted: manifest of the proxy.
 
   Returns:
     `full`, D by both models; `sample`, what the proxy learns from by both;

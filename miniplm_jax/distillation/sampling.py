@@ -64,7 +64,6 @@ def draw(
     student: q.
     teacher: p, with the same tokenizer.
     prompt_BxT: int32, whole prompts of one length.
-    key_Bx2: from `keys_of_rows`.
     size: N.
     dtype: of the computation and of the caches.
   """

@@ -70,7 +70,6 @@ def top_share(value_BxT, mask_BxT, ratio: float):
   Args:
     value_BxT: float32.
     mask_BxT: which tokens count.
-    ratio: in [0, 1].
   """
   low_N = jnp.where(mask_BxT, -value_BxT, jnp.inf).reshape(-1)
   # What does not count comes behind a NaN too.

@@ -3,7 +3,6 @@
 evaluation.json is the manifest; beside it lies Σ nll of each row.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -26,20 +25,6 @@ MANIFEST = "evaluation.json"
 # Not Parquet: beside a score table, whose parts are all the Parquet there is.
 ROWS = "evaluation.arrow"
 _TYPES = {"row_id": "int64", "nll_sum": "float32", "n_tokens": "int32"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-  """A held-out loss in nats."""
-
-  # Mean over rows of the row's mean per token, as MiniPLM reports it.
-  instance_mean: float
-  token_mean: float  # mean over all tokens
-  # Σ nll in bits over the text's UTF-8 bytes, which compares models of
-  # different tokenizers.
-  bits_per_byte: float
-  rows: int
-  tokens: int
 
 
 class Measured(NamedTuple):
@@ -68,7 +53,6 @@ def measure(
     model: a `Decoder` on `mesh`.
     corpus: a `store.Corpus` in the model's tokens.
     row_ids: int64 [n].
-    score: how rows are put into batches.
     ignored: domains that do not count in the total.
     progress: called with the number of rows that are done.
   """
@@ -85,21 +69,10 @@ def measure(
   return Measured(row_ids, nll, count, by_domain)
 
 
-def held_out_loss(nll, count, n_bytes) -> Loss:
-  """The means of per-row Σ nll [n] over count [n] tokens, n_bytes [n]."""
-  return Loss(
-    *likelihood.mean_losses(nll, count),
-    # A row may hold documents' ends alone.
-    bits_per_byte=float(nll.sum()) / math.log(2) / max(int(n_bytes.sum()), 1),
-    rows=len(nll),
-    tokens=int(count.sum()),
-  )
-
-
 def grouped_losses(
   domain, nll, count, n_bytes, ignored: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
-  """`Loss` of all rows and of each domain, as evaluation.json has them.
+  """Losses of all rows and of each domain, as evaluation.json has them.
 
   Args:
     domain: name of each row's, object [n].
@@ -109,13 +82,23 @@ def grouped_losses(
     ignored: domains that are listed and do not count in the total.
 
   Returns:
-    A mapping of `groups.with_total`.
+    A mapping of `groups.with_total`. `instance_mean` is in nats, the mean over
+    rows of the row's mean per token, as MiniPLM reports it; `token_mean` that
+    over all tokens; `bits_per_byte` Σ nll in bits over the text's UTF-8 bytes,
+    which compares models of different tokenizers.
   """
 
   def loss(rows):
-    return dataclasses.asdict(
-      held_out_loss(nll[rows], count[rows], n_bytes[rows])
-    )
+    instance_mean, token_mean = likelihood.mean_losses(nll[rows], count[rows])
+    bits, of_text = float(nll[rows].sum()) / math.log(2), n_bytes[rows].sum()
+    return {
+      "instance_mean": instance_mean,
+      "token_mean": token_mean,
+      # A row may hold documents' ends alone.
+      "bits_per_byte": bits / max(int(of_text), 1),
+      "rows": len(nll[rows]),
+      "tokens": int(count[rows].sum()),
+    }
 
   names, code = np.unique(domain, return_inverse=True)
   rows = groups.places(code, len(names))
@@ -161,16 +144,12 @@ def ignored_in_words(evaluation: Manifest) -> str:
   return f"Not counted in “all”: {names}." if names else ""
 
 
-def write_rows(folder: epath.Path, row_ids, nll_sum, n_tokens) -> dict:
-  """Writes what was measured of each row; all arrays [n], nll_sum in nats.
-
-  Returns:
-    What a manifest says of the file.
-  """
+def write_rows(folder: epath.Path, measured: Measured) -> dict[str, Any]:
+  """Writes what was measured of each row; returns what a manifest says."""
   import pyarrow as pa
   from pyarrow import feather
 
-  values = zip(_TYPES.items(), (row_ids, nll_sum, n_tokens))
+  values = zip(_TYPES.items(), measured)  # its first three
   columns = {name: pa.array(v.astype(kind)) for (name, kind), v in values}
   with files.replacing(folder / ROWS) as scratch:
     feather.write_feather(pa.table(columns), str(scratch), compression="zstd")

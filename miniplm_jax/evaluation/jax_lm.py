@@ -50,11 +50,9 @@ class JaxLM(TemplateLM):
     Args:
       model: a `Decoder` on `mesh`.
       engine: its `tokenizers.Tokenizer`.
-      mesh: rows are split over its batch axes.
       eot_id: ends a text.
       prefix_id: what a text without context follows; None is `eot_id`.
       eos_ids: further ids that end what is generated.
-      dtype: of the computation.
       batch_tokens: inputs of a batch over all devices, padding included.
       max_length: inputs of a row; 0 is what the model says. Longer requests
         lose their beginning, rolling ones are cut into windows.

@@ -108,12 +108,7 @@ def _run(
     "weights": inputs["model"].weights,
     "counts": {"rows": len(row_ids)},
     "files": distributed.agree(
-      lambda: heldout.write_rows(
-        inputs["model"].directory,
-        measured.row_ids,
-        measured.nll_sum,
-        measured.n_tokens,
-      )
+      lambda: heldout.write_rows(inputs["model"].directory, measured)
     ),
     "details": {
       "loss": measured.losses,

@@ -35,7 +35,6 @@ class Subject:
 
     Args:
       inputs: manifests of its corpus and, as "model", its own.
-      mesh: where to put it.
       dtype: of a scorer's parameters.
     """
     if self.ref:

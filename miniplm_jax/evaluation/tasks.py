@@ -44,9 +44,28 @@ def run(lm, name: str, data: str, offline: bool, documents: int):
   Raises:
     UserError: there is no such task, or its documents cannot be had.
   """
+  import lm_eval
+  from lm_eval import evaluator
+  from lm_eval.utils import handle_non_serializable
+
   hub = _without_hub() if offline else contextlib.nullcontext()
   with hub, _without_forks():
-    return _run(lm, name, data, offline, documents)
+    loaded = _loaded(name, data, offline)
+    for task in loaded["tasks"].values():
+      if task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+      task.set_fewshot_seed(seed=1234)  # as simple_evaluate does
+    answers = evaluator.evaluate(
+      lm,
+      loaded,
+      limit=documents or None,
+      log_samples=False,
+      # 100,000 of LAMBADA would take hours in one process.
+      bootstrap_iters=1000,
+    )
+  answers["lm_eval_version"] = lm_eval.__version__
+  text = json.dumps(answers, default=handle_non_serializable)
+  return json.loads(text, parse_constant=str)  # NaN becomes a word
 
 
 @contextlib.contextmanager
@@ -81,29 +100,6 @@ def _without_forks() -> Iterator[None]:
   finally:
     if before is None:
       del os.environ[name]
-
-
-def _run(lm, name, data, offline, documents) -> Any:
-  import lm_eval
-  from lm_eval import evaluator
-  from lm_eval.utils import handle_non_serializable
-
-  loaded = _loaded(name, data, offline)
-  for task in loaded["tasks"].values():
-    if task.get_config("num_fewshot") is None:
-      task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=1234)  # as simple_evaluate does
-  answers = evaluator.evaluate(
-    lm,
-    loaded,
-    limit=documents or None,
-    log_samples=False,
-    # 100,000 of LAMBADA would take hours in one process.
-    bootstrap_iters=1000,
-  )
-  answers["lm_eval_version"] = lm_eval.__version__
-  text = json.dumps(answers, default=handle_non_serializable)
-  return json.loads(text, parse_constant=str)  # NaN becomes a word
 
 
 def _loaded(name: str, data: str, offline: bool) -> dict[str, Any]:

@@ -183,7 +183,6 @@ class RowScorer:
 
     Args:
       model: a `Decoder` on `mesh`; rows are split over its batch axes.
-      dtype: of the computation.
       batch_tokens: inputs of a batch over all devices, padding included.
     """
     self._model, self._mesh, self._every = model, mesh, log_every_seconds

@@ -75,9 +75,7 @@ def predict(
   """Compiles a program, unless `cache` knows it, and reads what it takes.
 
   Args:
-    program: what is to run.
     slice_name: such as "v5e:4x4".
-    mesh: of the slice.
     rows: that a shard of the batch takes at a time.
     remat: what a backward pass forms again.
     cache: folder of the predictions that were made before.

@@ -33,10 +33,8 @@ def look(
   has one more slice, compiles only what is new.
 
   Args:
-    plan: for which slices.
     run: mesh and remat.
     workload: gives the programs; a dry run does not ask for them.
-    dry_run: only say what would be compiled.
 
   Raises:
     UserError: there is no such slice, libtpu is not installed, or a batch

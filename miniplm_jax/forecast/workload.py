@@ -191,7 +191,6 @@ def student_training(
   next-token loss, slower by their FLOPs.
 
   Args:
-    method: a key of `METHODS`.
     teacher: the model that takes part in each step, if one does.
   """
   program = training(f"train {method}", spec)

@@ -89,7 +89,6 @@ def section(
   """The table, what it means, and the curves by FLOPs.
 
   Args:
-    students: by method.
     left_out: methods whose curves are of other rows than most.
     notes: what stands below the table, too.
   """

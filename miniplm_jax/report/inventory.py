@@ -100,7 +100,6 @@ def same_rows(
   Losses compare if they are means over the same held-out rows.
 
   Args:
-    students: by name.
     measured: the manifest that says which rows those are; None if a student
       has no losses: it is in neither result.
   """
@@ -150,7 +149,6 @@ def take(
   """Reads the manifests of a workdir.
 
   Args:
-    workdir: to look at.
     models: names of the config's own "teacher" and "reference".
     more: names of further models that score.
     alpha: the share by which rankings are compared.

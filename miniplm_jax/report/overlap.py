@@ -103,9 +103,7 @@ def measure(
   """Looks for the items of evaluation sets in decoded rows of D.
 
   Args:
-    corpus: the rows.
     rows: the kept ids, ascending.
-    sets: files of items.
     ids: of the rows that are read, see `rows_to_read`.
     done: is told how many more rows have been read.
   """

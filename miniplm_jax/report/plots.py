@@ -44,8 +44,6 @@ def heat(ax, values, rows: Sequence[str], columns: Sequence[str], form: str):
   Args:
     ax: from `axes`.
     values: float [rows, columns], 0 to 1 from pale to dark; NaN stays empty.
-    rows: names of the lines.
-    columns: names of the columns.
     form: of a number, such as "{:.2f}".
   """
   from matplotlib.colors import LinearSegmentedColormap
@@ -86,7 +84,6 @@ def curves(
   Args:
     ax: from `axes`.
     lines: x and y by name; their order decides the colors.
-    **options: of matplotlib's `plot`.
   """
   for style, (name, (x, y)) in zip(LINES, lines.items()):
     if len(x):

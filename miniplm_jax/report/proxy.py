@@ -30,9 +30,6 @@ def section(
 
   Args:
     sample: the share of D that the proxy learned from.
-    seed: of that sample.
-    alpha: the share by which rankings are compared.
-    corpus: of the rows.
     tables: manifests of the scores by "teacher", "reference" and "proxy".
   """
   parts = table.parts(tables["proxy"])

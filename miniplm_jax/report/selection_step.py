@@ -43,9 +43,6 @@ def step(
 
   Args:
     select: what its rows are looked for in, and compared with.
-    selecting: the step that selects.
-    workdir: of the other selection.
-    every: seconds between lines of progress.
   """
   folder, rows = selecting.manifest.parent, selecting.manifest
   other = None
@@ -87,8 +84,6 @@ def check(
   Args:
     select: what its rows are looked for in, and compared with.
     selections: those of this run, which may not be there yet.
-    workdir: of the run.
-    corpus: that is selected from.
 
   Raises:
     UserError: an evaluation set cannot be read, or the selection to compare

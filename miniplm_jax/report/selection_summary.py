@@ -78,13 +78,11 @@ def summarize(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
   """Reads the score tables once, a part at a time.
 
   Args:
-    corpus: for the longest row.
-    scored: all rows of D.
     rows: the kept ids, ascending.
   """
   by_domain = np.zeros((len(_FIELDS), 0))
   by_length = np.zeros((len(_FIELDS), corpus.max_length + 2))
-  places, has_noise = _Places(TEXTS), True
+  places, has_noise = _Places(), True
   sample, every, start = [], max(scored.rows // _SAMPLE, 1), 0
   for columns in scored.columns():
     ids, score = columns["row_id"], columns["score"]
@@ -180,8 +178,7 @@ def _add(sums: np.ndarray, code: np.ndarray, kept: np.ndarray, values):
 class _Places:
   """The rows at each place of each domain's ranking, so far."""
 
-  def __init__(self, texts: int):
-    self._texts = texts
+  def __init__(self):
     # {(domain, kept, highest): [(score, row id)]}, best first
     self._rows: dict[tuple[int, bool, bool], list[tuple[float, int]]] = {}
 
@@ -196,15 +193,11 @@ class _Places:
     order = np.lexsort((row_id, -score if highest else score, domain))
     codes, starts = np.unique(domain[order], return_index=True)
     for code, start in zip(codes.tolist(), starts):
-      first = order[start : start + self._texts]
+      first = order[start : start + TEXTS]
       first = first[domain[first] == code]
       new = list(zip(score[first].tolist(), row_id[first].tolist()))
       key = code, is_kept, highest
-      self._rows[key] = self._first(self._rows.get(key, []) + new, highest)
-
-  def _first(self, pairs, highest: bool):
-    pairs = sorted(pairs, key=lambda p: (-p[0] if highest else p[0], p[1]))
-    return pairs[: self._texts]
+      self._rows[key] = _first(self._rows.get(key, []) + new, highest)
 
   def best(self) -> dict[int, dict[str, list[tuple[float, int]]]]:
     """The rows as (score, row id), by domain code and place of `PLACES`."""
@@ -215,5 +208,11 @@ class _Places:
         pairs = []
         for k in (True, False) if is_kept is None else (is_kept,):
           pairs += self._rows.get((code, k, highest), [])
-        by_domain[code][place] = self._first(pairs, highest)
+        by_domain[code][place] = _first(pairs, highest)
     return by_domain
+
+
+def _first(pairs, highest: bool) -> list[tuple[float, int]]:
+  """The best of (score, row id), of equal scores the first rows."""
+  pairs = sorted(pairs, key=lambda p: (-p[0] if highest else p[0], p[1]))
+  return pairs[:TEXTS]

@@ -90,7 +90,6 @@ def lines(
 
   Args:
     runs: by name, with "rest", "loss" and what `AXES` names.
-    axis: a key of `AXES`.
 
   Returns:
     Of each family with at least two values: `label`, and `names`, `values`

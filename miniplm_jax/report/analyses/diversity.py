@@ -44,7 +44,6 @@ def ngram_kernel(rows: Sequence[np.ndarray], ns: Sequence[int] = _NS):
   Args:
     rows: int ids [length] of each; one without an n-gram of some length is
       like no other, in that length.
-    ns: lengths of the n-grams.
   """
   return np.mean([_cosines(rows, n) for n in ns], axis=0)
 

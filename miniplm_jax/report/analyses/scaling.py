@@ -37,8 +37,8 @@ class Law:
     """L at so many FLOPs, nats."""
     return np.exp(self.log_A - self.a * np.log(compute)) + self.floor
 
-  def margin(self, compute: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """Half the width of the confidence band at so many FLOPs, nats."""
+  def margin(self, compute: np.ndarray) -> np.ndarray:
+    """Half the width of the band of 95 % at so many FLOPs, nats."""
     from scipy import stats
 
     compute = np.asarray(compute, np.float64)
@@ -49,7 +49,7 @@ class Law:
     variance = np.einsum(
       "...i,ij,...j->...", gradient, np.array(self.covariance), gradient
     )
-    t = stats.t.ppf((1 + level) / 2, self.points - 3)
+    t = stats.t.ppf(0.975, self.points - 3)
     return t * np.sqrt(np.maximum(variance, 0))
 
 

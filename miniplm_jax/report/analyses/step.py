@@ -2,8 +2,8 @@
 
 import base64
 import dataclasses
-import importlib
 import json
+import pkgutil
 from collections.abc import Mapping, Sequence
 
 from etils import epath, epy
@@ -145,5 +145,4 @@ def _write(
 
 def _analysis(name: str) -> "base.Analysis":
   """An analysis; it is imported where it runs."""
-  module = importlib.import_module(f"miniplm_jax.report.analyses.{name}")
-  return module.ANALYSIS
+  return pkgutil.resolve_name(f"miniplm_jax.report.analyses.{name}.ANALYSIS")
