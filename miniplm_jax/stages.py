@@ -162,9 +162,10 @@ class Stages:
       evaluate.step(it, c.evaluate, c.score, c.run) for it in self._subjects()
     ]
     models = self._subjects(c.evaluation.scorers) if c.evaluation.tasks else []
-    measures = tasks_step.steps(
-      models, c.evaluation, c.corpus.max_length, c.score.batch_tokens, c.run
+    runner = tasks_step.Runner(
+      c.evaluation, c.corpus.max_length, c.score.batch_tokens, c.run
     )
+    measures = runner.steps(models)
     table = tasks.steps(models, c.evaluation, self.workdir)
     return [*losses, *measures, *table]
 

@@ -28,19 +28,6 @@ with epy.lazy_imports():
 STAGE = "evaluate"
 
 
-def steps(
-  subjects: Sequence[Subject],
-  evaluation: EvaluationConfig,
-  max_length: int,
-  batch_tokens: int,
-  run: RunConfig,
-) -> list[Step]:
-  """One step a model and task."""
-  runner = _Runner(evaluation, max_length, batch_tokens, run)
-  chosen = names(evaluation)
-  return [runner.step(it, task) for it in subjects for task in chosen]
-
-
 def names(evaluation: EvaluationConfig) -> tuple[str, ...]:
   """The tasks, the paper's group resolved, each once."""
   chosen: list[str] = []
@@ -55,8 +42,8 @@ def file(it: Subject, task: str) -> epath.Path:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Runner:
-  """Runs tasks, see `steps`."""
+class Runner:
+  """Runs tasks of models."""
 
   evaluation: EvaluationConfig  # which tasks, on what
   # Inputs of a row of the corpus; of a longer request the beginning is lost.
@@ -66,8 +53,12 @@ class _Runner:
   # The last model that was loaded, for its next task.
   loaded: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-  def step(self, it: Subject, task: str) -> Step:
-    """One task of one model."""
+  def steps(self, subjects: Sequence[Subject]) -> list[Step]:
+    """One step a model and task."""
+    chosen = names(self.evaluation)
+    return [self._step(it, task) for it in subjects for task in chosen]
+
+  def _step(self, it: Subject, task: str) -> Step:
     evaluation = self.evaluation
     return Step(
       stage=STAGE,

@@ -1,12 +1,12 @@
 """The methods side by side: what each cost, and what it reached."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.evaluation.heldout import losses
 from miniplm_jax.methods import trained_by
-from miniplm_jax.report import plots
+from miniplm_jax.report import findings, plots
 from miniplm_jax.report.inventory import Student
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.table import Table, or_unknown
@@ -81,17 +81,8 @@ def table(students: Mapping[str, Student]) -> Table:
   )
 
 
-def section(
-  students: Mapping[str, Student],
-  left_out: Sequence[str] = (),
-  notes: Sequence[str] = (),
-) -> Section:
-  """The table, what it means, and the curves by FLOPs.
-
-  Args:
-    left_out: methods whose curves are of other rows than most.
-    notes: what stands below the table, too.
-  """
+def section(students: Mapping[str, Student]) -> Section:
+  """The table, what it means, and the curves by FLOPs."""
   offline = {m: each.offline_by_part for m, each in students.items()}
   caption = (
     "The same curves as below by what training has cost so far; offline FLOPs "
@@ -111,23 +102,23 @@ def section(
     ],
     table=table(students),
     notes=[
-      *notes,
+      *findings.otherwise(students),
       *(
         f"{method}, offline: {flops.in_words(by_part)}."
         for method, by_part in offline.items()
         if by_part
       ),
     ],
-    pictures=[(_picture(students, left_out), caption)],
+    pictures=[(_picture(students), caption)],
   )
 
 
-def _picture(students: Mapping[str, Student], left_out: Sequence[str]) -> str:
+def _picture(students: Mapping[str, Student]) -> str:
   """Held-out loss by training FLOPs, of curves on the same rows."""
   figure, ax = plots.axes(
     "Held-out loss by cost", "FLOPs of training", "nats per token"
   )
-  lines = {}
+  lines, left_out = {}, findings.unlike(students)
   for method, student in students.items():
     steps, values = student.curve()
     is_shown = method not in left_out

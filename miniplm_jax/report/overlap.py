@@ -7,10 +7,7 @@ stripped, 13 words in a row. N-grams are compared as 64-bit hashes.
 import collections
 import dataclasses
 import glob
-import gzip
-import json
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +17,7 @@ from etils import epath
 from miniplm_jax.core import gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.splitmix import GOLDEN, mix
+from miniplm_jax.corpus import formats
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.selection import index
 
@@ -149,20 +147,13 @@ def read_texts(path: epath.Path) -> Iterator[list[str]]:
   Raises:
     UserError: the file cannot be read, or has no record.
   """
-  import pyarrow as pa
-
-  kinds = ValueError, RecursionError, pa.ArrowException, OSError
-  try:
-    records = _records(path)
-    for record in records:
+  items = 0
+  hint = "give .jsonl, .json (with .gz or .zst) or .parquet"
+  with formats.parsing(lambda: f"{path} after item {items}", hint):
+    for record in _records(path):
+      items += 1
       yield list(dict.fromkeys(_strings(record)))
-  except (*kinds, EOFError, zlib.error) as e:  # the last two of a torn .gz
-    raise UserError(
-      f"this file of evaluation items cannot be read ({e})",
-      str(path),
-      "give .jsonl, .json (with .gz or .zst) or .parquet",
-    ) from e
-  if not records:
+  if not items:
     raise UserError(
       "this file of evaluation items is empty",
       f"{path}, config.select.evaluation_sets",
@@ -170,21 +161,18 @@ def read_texts(path: epath.Path) -> Iterator[list[str]]:
     )
 
 
-def _records(path: epath.Path) -> list[Any]:
-  import pyarrow as pa
-  import pyarrow.parquet as pq
-
-  content = path.read_bytes()
+def _records(path: epath.Path) -> Iterator[Any]:
   if path.suffix == ".parquet":
-    return pq.read_table(pa.BufferReader(content)).to_pylist()
-  if path.suffix == ".gz":
-    content = gzip.decompress(content)
-  elif path.suffix == ".zst":
-    source = pa.BufferReader(content)
-    content = pa.CompressedInputStream(source, "zstd").read()
-  if content.lstrip().startswith(b"["):
-    return json.loads(content)
-  return [json.loads(line) for line in content.splitlines() if line.strip()]
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as f:
+      for batch in pq.ParquetFile(f).iter_batches():
+        yield from batch.to_pylist()
+    return
+  for _, record in formats.read_json(path, 0, path.stat().length):
+    if isinstance(record, formats.BrokenRecord):
+      raise UserError(record.what, record.where, record.hint)
+    yield record
 
 
 def _strings(record: Any) -> Iterator[str]:

@@ -135,9 +135,7 @@ class Report:
     )
     shown = selection_tables.SelectionReport.of(selection, figures)
     body = [
-      comparison.section(
-        students, findings.unlike(students), findings.otherwise(students)
-      ),
+      comparison.section(students),
       page.Section(
         "Held-out loss",
         [

@@ -1,6 +1,7 @@
 """Students that differ in their seeds alone: means, spread, steps saved."""
 
 import collections
+import os
 import re
 import statistics
 from collections.abc import Mapping
@@ -101,11 +102,8 @@ def _rest(student: Student) -> str:
 
 def name_of(names: list[str]) -> str:
   """How names begin alike, without the digits of a seed at its end."""
-  first = names[0]
-  length = len(first)
-  while not all(name.startswith(first[:length]) for name in names):
-    length -= 1
-  return re.sub(r"[-_.]?\d*$", "", first[:length]) or first
+  begin = os.path.commonprefix(names)  # noqa: RUF071  (characters are meant)
+  return re.sub(r"[-_.]?\d*$", "", begin) or names[0]
 
 
 def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
