@@ -166,13 +166,6 @@ def read_rows(evaluation: Manifest) -> dict[str, np.ndarray] | None:
 
   if ROWS not in evaluation.files:  # an earlier version's
     return None
-  path = evaluation.directory / ROWS
-  if not path.exists() or files.describe(path) != evaluation.files[ROWS]:
-    raise UserError(
-      "the held-out rows are not those that were written",
-      str(path),
-      "evaluate again with --stages=evaluate --force",
-    )
-  with path.open("rb") as f:
-    table = feather.read_table(f)
+  with evaluation.reading(ROWS) as path:
+    table = feather.read_table(str(path))
   return {name: table[name].to_numpy() for name in _TYPES}

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from miniplm_jax.core import fields
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.selection import index
 
@@ -45,7 +46,7 @@ def find(corpus: Corpus, rows: np.ndarray, most: int = _MOST) -> Duplicates:
     rows: the kept ids, ascending.
     most: above so many rows of D, only every n-th hash is looked at.
   """
-  every = max(-(-index.size_of_d(corpus) // most), 1)
+  every = fields.stride(index.size_of_d(corpus), most)
   pieces = []
   for ids, hashes in index.rows_of(corpus, {}, "hash"):
     # By hash and not by row: copies stay together.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import gs
+from miniplm_jax.core import fields, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.splitmix import GOLDEN, mix
 from miniplm_jax.corpus import formats
@@ -83,12 +83,8 @@ def paths(patterns: Sequence[str]) -> list[epath.Path]:
 
 def rows_to_read(corpus: Corpus, most: int = _MOST) -> np.ndarray:
   """int64 ids of all rows of D, or of evenly spaced ones if there are more."""
-  every = max(-(-index.size_of_d(corpus) // most), 1)
-  chosen, start = [], 0
-  for ids, _ in index.rows_of(corpus, {}):
-    chosen.append(ids[-start % every :: every])
-    start += len(ids)
-  return np.concatenate(chosen)
+  size = index.size_of_d(corpus)
+  return index.at(corpus, np.arange(0, size, fields.stride(size, most)))
 
 
 def measure(

@@ -100,6 +100,16 @@ def rows_of(
     first += table.num_rows
 
 
+def at(corpus: Corpus, places: np.ndarray) -> np.ndarray:
+  """Ids of the rows at these places of D, int64 [n], both ascending."""
+  chosen, start = [], 0
+  for ids, _ in rows_of(corpus, {}, "n_tokens"):
+    first, end = np.searchsorted(places, [start, start + len(ids)])
+    chosen.append(ids[places[first:end] - start])
+    start += len(ids)
+  return np.concatenate(chosen)
+
+
 def among(row_id: np.ndarray, rows: np.ndarray) -> np.ndarray:
   """Bool [n]: which ids are there, in ascending `rows` that may be a file."""
   if not len(rows):

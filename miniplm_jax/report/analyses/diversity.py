@@ -3,6 +3,7 @@
 Friedman and Dieng, arXiv 2210.02410.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,7 +80,8 @@ def measure(workdir: Inventory) -> dict[str, Any]:
     raise NoInputs("there is no selection: run --stages=select")
   corpus = Corpus(workdir.corpus)
   # (corpus, rows, places of rows → their ids) by name.
-  texts = {"D": (corpus, index.size_of_d(corpus), lambda at: _of_d(corpus, at))}
+  ids_of_d = functools.partial(index.at, corpus)
+  texts = {"D": (corpus, index.size_of_d(corpus), ids_of_d)}
   for name, selection in workdir.selections.items():
     ids = kept_rows(selection)
     if len(ids):
@@ -106,16 +108,6 @@ def measure(workdir: Inventory) -> dict[str, Any]:
     "rows": n,
     "scores": scores,
   }
-
-
-def _of_d(corpus, places: np.ndarray) -> np.ndarray:
-  """Ids of the rows at these places of D, ascending; the index is streamed."""
-  chosen, start = [], 0
-  for ids, _ in index.rows_of(corpus, {}, "n_tokens"):
-    first, end = np.searchsorted(places, [start, start + len(ids)])
-    chosen.append(ids[places[first:end] - start])
-    start += len(ids)
-  return np.concatenate(chosen)
 
 
 def render(figures: Mapping[str, Any]) -> Section:
