@@ -125,11 +125,10 @@ def _cost(operations: list[Operation]) -> tuple[int, int]:
 
 def _operation(instruction: Instruction, times: int) -> Operation:
   moved = _moved(instruction)
-  if kernel.is_kernel(instruction.op, instruction.attributes):
-    operands = [o.arrays[0] for o in instruction.operands]
-    flops, slowness = kernel.cost(instruction.name, operands)
+  if kernel.is_kernel(instruction):
+    flops, slowness = kernel.cost(instruction)
     return Operation(instruction, times, flops, 0, moved, slowness)
-  flops = sum(map(_flops, _inside(instruction)))
+  flops = sum(map(matmul.flops, _inside(instruction)))
   cycles = _CYCLES.search(instruction.attributes)
   return Operation(
     instruction, times, flops, int(cycles[1]) if cycles else 0, moved
@@ -144,13 +143,6 @@ def _inside(instruction: Instruction) -> Iterator[Instruction]:
     called = instruction.called
     for inner in called.instructions.values() if called else ():
       yield from _inside(inner)
-
-
-def _flops(instruction: Instruction) -> int:
-  if instruction.op not in ("dot", "convolution"):
-    return 0
-  left, right = (o.arrays[0].shape for o in instruction.operands[:2])
-  return matmul.flops(instruction, left, right)
 
 
 class _Value(NamedTuple):

@@ -2,7 +2,7 @@
 
 import re
 
-from miniplm_jax.forecast.hlo_text import Array
+from miniplm_jax.forecast.hlo_text import Instruction
 
 # Products of queries, keys and values, each with T² · H multiplications a
 # head, of which causal attention needs one half.
@@ -19,28 +19,28 @@ class UnknownKernelError(Exception):
   """A kernel whose time nobody has looked into."""
 
 
-def is_kernel(op: str, attributes: str) -> bool:
-  """Whether an instruction is a Pallas kernel."""
-  return op == "custom-call" and '"tpu_custom_call"' in attributes
+def is_kernel(instruction: Instruction) -> bool:
+  """Whether it is a Pallas kernel."""
+  is_custom = instruction.op == "custom-call"
+  return is_custom and '"tpu_custom_call"' in instruction.attributes
 
 
-def cost(name: str, operands: list[Array]) -> tuple[int, float]:
+def cost(instruction: Instruction) -> tuple[int, float]:
   """FLOPs of a kernel, and by how much it is slower than the peak.
 
-  Args:
-    name: of the instruction; the kernel's own is its beginning.
-    operands: their types; queries, [B, N, T, H], are the first of four axes.
+  Its name begins with the kernel's own. Queries, [B, N, T, H], are the first
+  operand of four axes.
 
   Raises:
     UnknownKernelError: it is another one; it would count as nothing.
   """
-  match = _SPLASH.match(name)
+  match = _SPLASH.match(instruction.name)
   if not match:
     raise UnknownKernelError(
-      f"Pallas kernel {name}: state its cost in forecast/kernel.py"
+      f"Pallas kernel {instruction.name}: state its cost in forecast/kernel.py"
     )
-  queries = next(o for o in operands if len(o.shape) == 4)
-  batch, heads, length, size = queries.shape
+  shapes = (o.arrays[0].shape for o in instruction.operands)
+  batch, heads, length, size = next(s for s in shapes if len(s) == 4)
   causal = _PRODUCTS[match[1]] * batch * heads * length * length * size
   slowness = 2 * _SLOWNESS * _AT_HEAD / min(size, _FULL_HEAD)
   return causal, slowness

@@ -6,18 +6,19 @@ import re
 
 from miniplm_jax.forecast.hlo_text import Instruction
 
-Shape = tuple[int, ...]
 
-
-def flops(instruction: Instruction, left: Shape, right: Shape) -> int:
-  """2 per product of a dot or a convolution of these operands."""
+def flops(instruction: Instruction) -> int:
+  """2 per product of a dot or a convolution; 0 of any other instruction."""
+  if instruction.op not in ("dot", "convolution"):
+    return 0
+  left, right = (o.arrays[0].shape for o in instruction.operands[:2])
   out = instruction.arrays[0].shape
   if instruction.op == "dot":
     return 2 * math.prod(out) * _contracted(instruction, left)
   return 2 * _convolution_products(instruction, left, right, out)
 
 
-def _contracted(dot: Instruction, left: Shape) -> int:
+def _contracted(dot: Instruction, left: tuple[int, ...]) -> int:
   match = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
   return math.prod(left[int(n)] for n in match[1].split(",") if n)
 
