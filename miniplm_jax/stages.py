@@ -82,7 +82,7 @@ class Stages:
   def proxy(self) -> list[Step]:
     """The proxy, and its score table."""
     c = self.config
-    if not c.uses_proxy:
+    if "proxy" not in c.methods:
       return []
     models = {role: self.trainings.ref(role) for role in ROLES}
     return proxy.Proxy(
@@ -231,7 +231,7 @@ class Stages:
     """The report of the run."""
     c, workdir = self.config, self.workdir
     roles, proxy = c.scorers, None
-    if c.uses_proxy:
+    if "proxy" in c.methods:
       roles, proxy = (*roles, "proxy"), (c.proxy.sample, c.score.seed, c.alpha)
     return [
       report.Report(

@@ -137,11 +137,6 @@ class Config(MethodSections):
     """Those of `scorers` that score here; of others only scores are known."""
     return tuple(role for role in self.scorers if not self.roles[role].scores)
 
-  @property
-  def uses_proxy(self) -> bool:
-    """Whether a method ranks by the proxy's predictions."""
-    return "proxy" in self.methods
-
   def rules(self):
     """Yields what fields of several sections must be together."""
     path = self.workdir
