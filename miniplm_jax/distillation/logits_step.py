@@ -62,13 +62,7 @@ class StoredLabels:
     score: ScoreConfig,
     rows_per_part: int,
   ) -> "StoredLabels":
-    """Returns the labels that an objective is trained on.
-
-    Args:
-      labels: what it asks for.
-      selection: manifest of the rows.
-      score: how a model reads rows.
-    """
+    """The labels that an objective asks for; a model reads as it scores."""
     asked = labels._asdict()
     del asked["role"]
     settings = score_settings.of_table(score) | asked

@@ -45,12 +45,9 @@ def idle(settings: Mapping[str, Any]) -> tuple[str, ...]:
 def mark(
   settings: Mapping[str, Any], weights: str, architecture: str | None
 ) -> str:
-  """What each record says of how and by which model it was made.
+  """What each record says of a table's settings and its model's fingerprints.
 
-  Args:
-    settings: of the table.
-    weights: their fingerprint.
-    architecture: likewise; None in tables that were made without.
+  `architecture` is None in tables that were made without.
   """
   kept = {k: v for k, v in settings.items() if k not in idle(settings)}
   by = [weights, architecture] if architecture else [weights]

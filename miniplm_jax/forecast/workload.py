@@ -189,9 +189,6 @@ def student_training(
 
   Of an objective that is not compiled for TPUs here, it is that of the
   next-token loss, slower by their FLOPs.
-
-  Args:
-    teacher: the model that takes part in each step, if one does.
   """
   program = training(f"train {method}", spec)
   program = dataclasses.replace(program, is_student=True)

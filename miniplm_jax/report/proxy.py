@@ -26,10 +26,9 @@ def section(
   corpus: Corpus,
   tables: Mapping[str, Manifest],
 ) -> Section:
-  """How well the proxy ranks, and what it saves.
+  """How well the proxy that learned from a share of D ranks, and what it saves.
 
   Args:
-    sample: the share of D that the proxy learned from.
     tables: manifests of the scores by "teacher", "reference" and "proxy".
   """
   parts = table.parts(tables["proxy"])

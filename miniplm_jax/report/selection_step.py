@@ -39,11 +39,7 @@ _SELECTION = "selection"
 def step(
   select: SelectConfig, selecting: Step, workdir: Workdir, every: float
 ) -> Step:
-  """The step that shows a selection; report.json is its manifest.
-
-  Args:
-    select: what its rows are looked for in, and compared with.
-  """
+  """The step that shows a selection; report.json is its manifest."""
   folder, rows = selecting.manifest.parent, selecting.manifest
   other = None
   if select.compare_with:

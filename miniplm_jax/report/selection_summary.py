@@ -75,11 +75,7 @@ class Summary:
 
 
 def summarize(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
-  """Reads the score tables once, a part at a time.
-
-  Args:
-    rows: the kept ids, ascending.
-  """
+  """Reads the score tables once, a part at a time; `rows` are the kept ids."""
   by_domain = np.zeros((len(_FIELDS), 0))
   by_length = np.zeros((len(_FIELDS), corpus.max_length + 2))
   places, has_noise = _Places(), True

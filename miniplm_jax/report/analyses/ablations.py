@@ -86,10 +86,7 @@ def _run(workdir: Inventory, student: Student) -> dict[str, Any]:
 def lines(
   runs: Mapping[str, Mapping[str, Any]], axis: str
 ) -> list[dict[str, Any]]:
-  """Families of runs that differ along an axis alone, in its order.
-
-  Args:
-    runs: by name, with "rest", "loss" and what `AXES` names.
+  """Families of runs, as `_run` has them, that differ along an axis alone.
 
   Returns:
     Of each family with at least two values: `label`, and `names`, `values`

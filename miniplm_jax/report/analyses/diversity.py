@@ -25,14 +25,10 @@ _ROWS, _DRAWS, _SEED = 500, 4, 10
 
 
 def vendi(kernel: np.ndarray) -> float:
-  """The Vendi score of a similarity matrix.
+  """The Vendi score of a matrix of similarities, float [n, n].
 
-  Args:
-    kernel: float [n, n], symmetric, positive semi-definite, ones on its
-      diagonal.
-
-  Returns:
-    1 (all equal) to n (nothing in common).
+  That is symmetric, positive semi-definite, with ones on its diagonal. The
+  score is 1 (all equal) to n (nothing in common).
   """
   values = np.linalg.eigvalsh(kernel / len(kernel))
   values = values[values > 0]  # 0 · log 0 is 0; below it is rounding
@@ -42,9 +38,8 @@ def vendi(kernel: np.ndarray) -> float:
 def ngram_kernel(rows: Sequence[np.ndarray], ns: Sequence[int] = _NS):
   """Cosines of counts of n-grams, a mean over `ns`; float64 [rows, rows].
 
-  Args:
-    rows: int ids [length] of each; one without an n-gram of some length is
-      like no other, in that length.
+  A row, int ids [length], that has no n-gram of a length is like no other in
+  that length.
   """
   return np.mean([_cosines(rows, n) for n in ns], axis=0)
 
