@@ -285,7 +285,8 @@ def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
   config.evaluation.tasks = "piqa", "arc_easy"
   for config.evaluation.dtype in ("float32", "bfloat16"):
     c = typed(config)
-    for step in tasks_stage.steps([subject], c.evaluation, 8, 64, c.run):
+    runner = tasks_stage.Runner(c.evaluation, 8, 64, c.run)
+    for step in runner.steps([subject]):
       step.run({"model": model})
   assert made == ["float32", "bfloat16"]
   assert asked == ["float32", "float32", "bfloat16", "bfloat16"]
