@@ -70,6 +70,13 @@ def pytest_collection_modifyitems(items):
   items.sort(key=place)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node, ids):
+  """Without its group a test has the fixtures of its module made anew."""
+  if node.config.getvalue("dist") == "loadgroup":
+    assert all("@" in name for name in ids), "pytest-xdist has lost the groups"
+
+
 @pytest.fixture
 def mesh():
   """The 1×1×1 mesh, in context."""
