@@ -13,11 +13,12 @@ from helpers import steps_of, typed
 from tiny_config import get_config
 
 from miniplm_jax import pipeline
+from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import convert_text, model_fit, shard, store, tokenizer
+from miniplm_jax.corpus import convert_text, shard, store, tokenizer
 from miniplm_jax.corpus import step as stage
 from miniplm_jax.corpus.chunks import PackedIds
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
@@ -75,7 +76,7 @@ def test_every_text_of_a_row_follows_bos(tmp_path, size):
     epath.Path(write_tokenizer(tmp_path)), EOS, tokenizer.AUTO
   )
   eos_id, bos_id = encoder.eos_id, encoder.bos_id
-  packer = Packer(SentenceEnds(encoder), eos_id, size, bos_id)
+  packer = Packer(SentenceEnds(encoder), size)
   encoded = encoder.encode(TEXTS * 9)
   rows = [row for i, ids in enumerate(encoded) for row in packer.add(ids, i)]
   rows += packer.flush()
@@ -110,11 +111,11 @@ def test_what_rows_begin_with_is_put_before_texts(
   )
   assert {ids[0] == bos_id for ids in ids_of(corpus)} == {is_there}
   assert corpus.bos_id == (bos_id if is_there else None)
-  exported = corpus.tokenizer_files()
+  exported = corpus.tokenizer().to_files()
   found = json.loads(exported["tokenizer_config.json"]).get("bos_token")
   assert found == (BOS if is_there else None)
   saved = tokenizers.Tokenizer.from_str(exported["tokenizer.json"].decode())
-  for engine in (saved, corpus.text_engine()):
+  for engine in (saved, corpus.tokenizer().text_engine()):
     assert engine.encode("x").tokens == [BOS] * is_there + ["x"]
   # Of a document that quotes them the tokens are text.
   text = corpus.tokenizer().decode(np.concatenate(ids_of(corpus)))
@@ -132,7 +133,7 @@ def test_a_corpus_of_an_earlier_version_stays_without(tmp_path):
     corpus = tokenize(config)
     stage.check(typed(config).corpus, made.directory, typed(config).run)
     assert made.path.read_bytes() == before and corpus.bos_id is None
-    assert corpus.text_engine().encode("x").tokens == ["x"]
+    assert corpus.tokenizer().text_engine().encode("x").tokens == ["x"]
   config.corpus.bos_token = BOS
   with pytest.raises(UserError, match=r"bos_token is null there and .<s>."):
     tokenize(config)
@@ -145,14 +146,16 @@ def test_no_byte_is_lost_on_the_way_to_another_tokenizer(tmp_path):
   corpus = tokenize(config)
   rows = np.arange(len(corpus))
   decoder = convert_text.RowDecoder(corpus)
-  runs = convert_text.TextRuns(decoder, range(len(corpus)), rows)
+  part = convert_text.PartRows(decoder, range(len(corpus)), rows)
+  runs = convert_text.TextRuns(part)
   assert sorted({run.text for run in runs}) == sorted(TEXTS)
 
 
 def test_what_is_from_elsewhere_begins_with_it(tmp_path):
   write_tokenizer(tmp_path / "tokenizer")
+  corpus = CorpusConfig(eos_token=EOS, bos_token=BOS, max_length=8)
   maker = shard.Maker(
-    shard.Recipe(str(tmp_path), EOS, 8, 0, (), 0, BOS), lambda unused: None
+    shard.Recipe(corpus, (), str(tmp_path), 0), lambda unused: None
   )
   encoder = tokenizer.load(epath.Path(tmp_path / "tokenizer"), EOS, BOS)
   bos_id, eos_id, (x,) = encoder.bos_id, encoder.eos_id, encoder.encode(["xx"])
@@ -176,10 +179,10 @@ def test_a_teacher_that_expects_another_beginning_is_warned_of(
 ):
   corpus = tokenize(configured(tmp_path, ""))
   folder = epath.Path(tmp_path / "tokenizer")
-  model_fit.check_tokenizer(folder, corpus)
+  corpus.check_model(folder, corpus.ids)
   said = capsys.readouterr().out
   assert "puts <s> before a text, in rows it follows nothing" in said
-  model_fit.check_tokenizer(corpus.directory / "tokenizer", corpus)
+  corpus.check_model(corpus.directory / "tokenizer", corpus.ids)
   assert "warning" not in capsys.readouterr().out
 
 
@@ -225,7 +228,9 @@ def test_a_student_reads_everywhere_what_it_was_trained_on(tmp_path):
   wanted = [corpus.bos_id, *ids.tolist()]
   assert theirs("A question? Yes")["input_ids"] == wanted
   assert ours.tok_encode("A question? Yes") == wanted
-  assert corpus.text_engine().encode("A question? Yes").ids == wanted
+  assert (
+    corpus.tokenizer().text_engine().encode("A question? Yes").ids == wanted
+  )
   assert (theirs.bos_token_id, ours.prefix_token_id) == (corpus.bos_id,) * 2
   assert {row.ids[0] for row in corpus.read([0, 1, 2])} == {corpus.bos_id}
   hf = hf.HFLM(

@@ -20,8 +20,8 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import convert_step, model_fit, tokenizer
-from miniplm_jax.corpus.convert_text import TextRuns
+from miniplm_jax.corpus import convert_step, tokenizer
+from miniplm_jax.corpus.convert_text import PartRows, TextRuns
 from miniplm_jax.corpus.store import Corpus, Instance
 
 # Two to four bytes a character, so that rows' ends cut some.
@@ -277,7 +277,8 @@ def read_runs(rows, chosen):
     encoder=types.SimpleNamespace(eos_id=0, bos_id=None),
     token_bytes=[b"", *(bytes([b]) for b in range(256))],
   )
-  runs = TextRuns(decoder, range(len(rows)), np.array(chosen))
+  part = PartRows(decoder, range(len(rows)), np.array(chosen))
+  runs = TextRuns(part)
   return [(run.text, run.rows, run.ends.tolist()) for run in runs], runs.counts
 
 
@@ -423,9 +424,10 @@ def test_a_student_of_another_tokenizer(copy, student):
   assert trained.tokenizer == converted.tokenizer
   assert trained.counts["rows"] == converted.counts["split train"]
   encoder = tokenizer.load(epath.Path(folder / "hf"), EOS)
-  assert encoder.model() == Corpus(converted).tokenizer().model()
+  theirs = Corpus(converted).tokenizer()
+  assert encoder.model(640) == theirs.model(640)
   config = json.loads((folder / "hf" / "config.json").read_text())
-  bos_id = encoder.model()[0][BOS]
+  bos_id = encoder.model(640)[0][BOS]
   assert config["vocab_size"] == 640
   assert (config["bos_token_id"], config["eos_token_id"]) == (
     bos_id,
@@ -469,15 +471,18 @@ def test_texts_begin_as_rows_do(setup, bos):
   corpus.manifest = dataclasses.replace(
     corpus.manifest, tokenizer=tokenizer.load(folder, EOS).fingerprint
   )
-  exported = corpus.tokenizer_files()["tokenizer.json"].decode()
+  exported = corpus.tokenizer().to_files()["tokenizer.json"].decode()
   first = {row.ids[0] for row in corpus.read(range(len(corpus)))}
-  for found in (corpus.text_engine(), tokenizers.Tokenizer.from_str(exported)):
+  for found in (
+    corpus.tokenizer().text_engine(),
+    tokenizers.Tokenizer.from_str(exported),
+  ):
     begins = {found.encode(text).ids[0] for text in TEXTS}
     assert (begins == first) if bos else engine.token_to_id(BOS) not in begins
   # Another one beside the weights would give them other texts.
   tokenizer.save(tokenizer.train(TEXTS, 300, EOS), folder)
   with pytest.raises(UserError, match="the corpus was made with"):
-    corpus.tokenizer_files()
+    corpus.tokenizer().to_files()
 
 
 def test_tokens_that_no_row_has_need_not_be_known(setup, tmp_path):
@@ -491,12 +496,12 @@ def test_tokens_that_no_row_has_need_not_be_known(setup, tmp_path):
   engine = tokenizer.load_engine(corpus.directory / "tokenizer")
   engine.add_special_tokens(["<tool>", "<fill>"])
   engine.save(str(tmp_path / "tokenizer.json"))
-  model_fit.check_tokenizer(epath.Path(tmp_path), corpus)
+  corpus.check_model(epath.Path(tmp_path), corpus.ids)
   body = json.loads(engine.to_str())
   body["model"]["merges"] = body["model"]["merges"][:-1]
   (tmp_path / "tokenizer.json").write_text(json.dumps(body))
   with pytest.raises(UserError, match="another tokenizer"):
-    model_fit.check_tokenizer(epath.Path(tmp_path), corpus)
+    corpus.check_model(epath.Path(tmp_path), corpus.ids)
 
 
 def test_data_of_the_wrong_vocabulary_cannot_be_trained_on(copy, student):

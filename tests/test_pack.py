@@ -18,7 +18,7 @@ def encoder():
 
 
 def pack(encoder, texts, max_length):
-  packer = Packer(SentenceEnds(encoder), encoder.eos_id, max_length)
+  packer = Packer(SentenceEnds(encoder), max_length)
   rows = []
   for i, ids in enumerate(encoder.encode(texts)):
     rows += packer.add(ids, i)
@@ -109,7 +109,7 @@ def test_a_cut_always_leaves_something_to_score(encoder):
 
 def test_documents_without_tokens_make_no_rows_of_their_own(encoder):
   eos = encoder.eos_id
-  packer = Packer(SentenceEnds(encoder), eos, 3)
+  packer = Packer(SentenceEnds(encoder), 3)
   documents = [[], [], [], [], [], [], [7, 8, 9], [], [], [], [], [], [], []]
   rows = []
   for i, ids in enumerate(documents):

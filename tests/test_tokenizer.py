@@ -71,7 +71,7 @@ def test_the_bytes_of_sentencepiece_are_those_of_the_text(prepend, metaspace):
 
 def test_rows_of_sentencepiece_end_at_sentence_ends():
   found = tokenizer.Tokenizer(sentencepiece_like(), "</s>", "here")
-  packer = Packer(SentenceEnds(found), found.eos_id, 64)
+  packer = Packer(SentenceEnds(found), 64)
   text = "We look for the object. It is the value of a name. " * 40
   (ids,) = found.encode([text])
   rows = list(packer.add(ids, 0))

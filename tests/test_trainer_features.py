@@ -315,7 +315,7 @@ def test_a_model_is_exported_while_it_trains(corpus, tmp_path, capsys):
     "generation_config.json",
     "model.safetensors",
     trained_rows.NAME,
-    *corpus.tokenizer_files(),
+    *corpus.tokenizer().to_files(),
   }
   with pytest.raises(UserError, match=f"trained on {len(ids)} of {len(ids)}"):
     trained_rows.refuse(folder / "hf-8", corpus, ids, "it")

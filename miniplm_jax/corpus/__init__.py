@@ -5,8 +5,9 @@ The way of a document in stage tokenize, from file to file:
   step        what is to be done, and the manifest of it
   sources     which chunks a source has, and whether they are what they were;
               folders says which files it is
-  chunks      a chunk's records: of files (read by formats), of Megatron's
-              pairs (megatron), of TFDS and Hugging Face (datasets), of this
+  formats     a file's records as documents. Other chunks are of plain texts
+              (chunks, what all have in common), of Megatron's pairs
+              (megatron), of TFDS and Hugging Face (datasets), of this
               installation (embedded)
   shard       chunk to shard, in one of many processes (workers)
   tokenizer   text to ids, by fast_bpe where it gives the same; losses is what
@@ -17,5 +18,5 @@ The way of a document in stage tokenize, from file to file:
 Stage convert goes from rows (convert_step) back to text (convert_text) and to
 rows of another tokenizer (convert). What readers of a corpus share: batching,
 rows for the device; kept_rows, of a selection; trained_rows, which nothing may
-be measured on; model_fit, whether a model has the corpus's tokens.
+be measured on.
 """

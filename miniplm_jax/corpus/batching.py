@@ -80,30 +80,18 @@ def pad(rows: Sequence[Instance], length: int, eos_id: int) -> Batch:
 
 
 def take(
-  corpus: Corpus,
-  row_ids: np.ndarray,
-  places: np.ndarray,
-  batch_size: int,
-  length: int,
-  mesh: Mesh,
+  corpus: Corpus, row_ids: np.ndarray, planned: Planned, mesh: Mesh
 ) -> Batch:
-  """This process's rows of a batch of given rows.
-
-  Args:
-    corpus: the rows.
-    row_ids: int64, of which the batch takes some.
-    places: which, int64 [n], n ≤ batch_size; they are the rows' numbers.
-    batch_size: rows over all processes; missing ones have length 0.
-    length: inputs of a row.
-    mesh: where the batch will lie.
+  """This process's rows of a batch of some of `row_ids`, int64.
 
   Returns:
-    `tokens` int32 [b, length + 1], `length` int32 [b] and `row` int32 [b], of
-    the b rows that `placement.local_rows` names.
+    `tokens` int32 [b, length + 1], `length` int32 [b] and `row` int32 [b], a
+    place in `row_ids`, of the b rows that `placement.local_rows` names. Empty
+    ones have length 0.
   """
-  own = placement.local_rows(mesh, batch_size)
-  own_places = places[own[own < len(places)]]
-  batch = pad(corpus.read(row_ids[own_places]), length, corpus.eos_id)
+  own = placement.local_rows(mesh, planned.size)
+  own_places = planned.places[own[own < len(planned.places)]]
+  batch = pad(corpus.read(row_ids[own_places]), planned.length, corpus.eos_id)
   missing = len(own) - len(own_places)
   return {
     "tokens": np.pad(
@@ -114,31 +102,6 @@ def take(
       own_places.astype(np.int32), (0, missing), constant_values=-1
     ),
   }
-
-
-class _Batches(grain.sources.RandomAccessDataSource):
-  """Planned batches, read when they are asked for."""
-
-  def __init__(self, corpus, row_ids, planned, mesh):
-    self._corpus, self._row_ids = corpus, row_ids
-    self._planned, self._mesh = planned, mesh
-
-  def __len__(self):
-    return len(self._planned)
-
-  def __getitem__(self, i):
-    batch = self._planned[i]
-    return take(
-      self._corpus,
-      self._row_ids,
-      batch.places,
-      batch.size,
-      batch.length,
-      self._mesh,
-    )
-
-  def __repr__(self):
-    return f"_Batches({len(self)})"
 
 
 class ReadAhead:
@@ -152,8 +115,10 @@ class ReadAhead:
     mesh: Mesh,
   ):
     """Begins to read batches of `row_ids` that will lie on `mesh`."""
-    source = grain.MapDataset.source(_Batches(corpus, row_ids, planned, mesh))
-    self._batches = iter(source.to_iter_dataset(_READ_AHEAD))
+    batches = grain.MapDataset.source(planned).map(
+      lambda batch: take(corpus, row_ids, batch, mesh)
+    )
+    self._batches = iter(batches.to_iter_dataset(_READ_AHEAD))
     self._planned = planned
     # Seconds that the caller has waited for a batch.
     self.host_wait = 0.0

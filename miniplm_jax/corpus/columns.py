@@ -30,13 +30,9 @@ AT_ONCE = 16  # files that are read; from gs:// each is some requests
 def facts(index: epath.Path, is_checked=False, made_by=None) -> dict[str, Any]:
   """Returns what an index says of its shard, beside its columns.
 
-  Args:
-    index: its file.
-    is_checked: also compare the columns with their digest.
-    made_by: what makes it now; refused if the index says another.
-
   Raises:
-    UserError: it is damaged, or another run's.
+    UserError: it is damaged, by the digest of its columns if `is_checked`, or
+      made by something else than `made_by`.
   """
   hint = "restore it; or remove it: the shard is made again if none is listed"
   with errors.parsing(index, hint), index.open("rb") as f:
@@ -130,21 +126,11 @@ class Columns(dict):
   """
 
   def __init__(self, manifest: Manifest, names: Sequence[str]):
-    """Reads nothing yet.
-
-    Args:
-      manifest: of the corpus.
-      names: of its files that are the index, in order.
-    """
+    """Reads nothing yet; `names` are the corpus's index files, in order."""
     self._manifest, self._files = manifest, names
 
   def __missing__(self, name: str):
-    """Reads a column.
-
-    Raises:
-      UserError: a file is not the one that was written, or there are not as
-        many rows as the manifest says.
-    """
+    """Reads a column, of files and of a length as the manifest says."""
     shards = list(self.by_shard(name))
     column = pa.chunked_array([c for shard in shards for c in shard.chunks])
     rows = self._manifest.counts["rows"]

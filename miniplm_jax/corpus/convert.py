@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.convert_text import (
-  RowDecoder,
+  PartRows,
   TextRun,
   TextRuns,
   read_rows,
@@ -27,9 +28,13 @@ class Target:
   """What rows are converted to."""
 
   encoder: Tokenizer  # the student's
-  ends: SentenceEnds  # of that tokenizer
   max_length: int  # inputs of a row; it holds one id more
   seed: int  # of the rows' hashes
+
+  @functools.cached_property
+  def ends(self) -> SentenceEnds:
+    """Where rows may end."""
+    return SentenceEnds(self.encoder)
 
   def instance(
     self, ids: np.ndarray, counts: collections.Counter, **facts
@@ -48,31 +53,16 @@ class Target:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class PartRows:
-  """The rows of one part of a corpus that are converted."""
-
-  decoder: RowDecoder
-  part: int
-  of_part: range  # all row ids of the part
-  row_ids: np.ndarray  # int64, those to convert, ascending
-
-
 def repacked(
   rows: PartRows, to: Target, counts: collections.Counter
 ) -> Iterator[Instance]:
   """Yields the text of some rows, packed anew by split and domain.
 
-  Args:
-    rows: what to convert.
-    to: the new tokenizer and length.
-    counts: of what is met.
-
   Raises:
     UserError: the bytes of a row are no text.
   """
   buffers: dict[tuple[str, str], _Buffer] = {}
-  runs = TextRuns(rows.decoder, rows.of_part, rows.row_ids)
+  runs = TextRuns(rows)
   numbered = enumerate(runs)
   while batch := list(itertools.islice(numbered, _BATCH)):
     texts = [run.text for _, run in batch]
@@ -81,7 +71,8 @@ def repacked(
     for (ordinal, run), ids in zip(batch, encoded):
       key = run.split, run.domain
       if key not in buffers:
-        buffers[key] = _Buffer(*key, rows.part, to, counts)
+        facts = {"split": run.split, "domain": run.domain, "part": rows.part}
+        buffers[key] = _Buffer(to, counts, facts)
       yield from buffers[key].add(ids, ordinal, run)
   for key in sorted(buffers):
     yield from buffers[key].flush()
@@ -92,13 +83,9 @@ def repacked(
 class _Buffer:
   """Packs the runs of one split and domain, and keeps the lineage."""
 
-  def __init__(self, split, domain, part, to: Target, counts):
-    self._facts = {"split": split, "domain": domain, "part": part}
-    self._to, self._counts = to, counts
-    encoder = to.encoder
-    self._packer = Packer(
-      to.ends, encoder.eos_id, to.max_length, encoder.bos_id
-    )
+  def __init__(self, to: Target, counts, facts):
+    self._to, self._counts, self._facts = to, counts, facts
+    self._packer = Packer(to.ends, to.max_length)
     # Runs that have tokens in the packer, and the bytes of those that left.
     self._runs: dict[int, TextRun] = {}
     self._done: dict[int, int] = {}
@@ -150,13 +137,8 @@ def one_to_one(
 
   A row is split at eos, each text decoded and encoded again, joined by the
   new eos, and truncated. BOS stands at its beginning alone. A character that
-  was cut becomes U+FFFD.
-
-  Args:
-    rows: what to convert.
-    to: the new tokenizer and length.
-    counts: of what is met; `tokens_lost` and `rows_truncated` of the tails,
-      `rows_lost` that had nothing to score, `bytes_lost` with both.
+  was cut becomes U+FFFD. Of the tails `tokens_lost` and `rows_truncated` are
+  counted, `rows_lost` that had nothing to score, `bytes_lost` with both.
   """
   eos_id, size = to.encoder.eos_id, to.max_length + 1
   old_bytes = rows.decoder.encoder.byte_lengths

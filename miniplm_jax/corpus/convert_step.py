@@ -13,6 +13,7 @@ from miniplm_jax.core.log import Progress, log
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
+from miniplm_jax.corpus import own_tokenizer
 
 with epy.lazy_imports():
   import numpy as np
@@ -23,8 +24,6 @@ with epy.lazy_imports():
     convert_text,
     kept_rows,
     losses,
-    own_tokenizer,
-    pack,
     store,
   )
   from miniplm_jax.models import hub
@@ -49,7 +48,7 @@ def step(
     folder: where the converted corpus is made.
     inputs: "corpus", "selection", and the generated corpus if there is one.
     selection: its name.
-    run: how shards are made.
+    run: how it is carried out.
   """
   return Step(
     stage=STAGE,
@@ -71,17 +70,10 @@ def corpus_inputs(
 ) -> dict[str, Input]:
   """Returns what a stage that reads a student's corpus has as inputs.
 
-  Args:
-    student: its tokenizer, if it has one of its own.
-    corpus: what the converted one has of it.
-    workdir: of the run.
-    name: of the student.
-
-  Returns:
-    "corpus", the teacher's; with a tokenizer of the student's, or if there is
-    one, also the converted one, which `store.open_corpus` prefers, and that
-    tokenizer's fingerprint, which is refused if the converted one is of
-    another.
+  They are "corpus", the teacher's; with a tokenizer of the student's, or if
+  there is one, also the converted one, which `store.open_corpus` prefers, and
+  that tokenizer's fingerprint, which is refused if the converted one is of
+  another.
   """
   inputs: dict[str, Input] = {"corpus": workdir.corpus / MANIFEST}
   converted = workdir.student(name) / "corpus" / MANIFEST
@@ -110,7 +102,7 @@ def _checked(
   return now
 
 
-def _given(student: StudentConfig):
+def _given(student: StudentConfig) -> "hub.GivenTokenizer":
   return hub.GivenTokenizer(student.tokenizer, student.tokenizer_revision)
 
 
@@ -135,13 +127,13 @@ def _run(
 ):
   old = store.open_corpus(inputs)
   decoder = convert_text.RowDecoder(old)
-  copy = folder / "tokenizer"
-  encoder = own_tokenizer.copied(student, copy, STAGE, "student")
-  prints = {"tokenizer": encoder.fingerprint}
-  settings = _settings(student, corpus)
-  made_by = manifest_lib.made_by(settings, inputs, **prints)
-  ends = pack.SentenceEnds(encoder)
-  to = convert.Target(encoder, ends, corpus.max_length, corpus.seed)
+  encoder = own_tokenizer.copied(
+    student, folder / "tokenizer", STAGE, "student"
+  )
+  made_by = manifest_lib.made_by(
+    _settings(student, corpus), inputs, tokenizer=encoder.fingerprint
+  )
+  to = convert.Target(encoder, corpus.max_length, corpus.seed)
   make = convert.repacked
   if student.conversion == "one_to_one":
     make = convert.one_to_one
@@ -160,7 +152,7 @@ def _run(
       names = store.shard_names(part, len(parts))
       if not store.has(folder, names, made_by):
         counts = collections.Counter()
-        rows = convert.PartRows(decoder, part, of_part, row_ids)
+        rows = convert_text.PartRows(decoder, of_part, row_ids, part)
         details = {columns.MADE_BY: made_by}
         converted = make(rows, to, counts)
         store.write_shard(folder, names, converted, counts, details)
@@ -182,9 +174,8 @@ def _run(
 
 def _say_bytes(counts: collections.Counter):
   """Says what became of the text, in a line."""
-  text = counts["bytes_in"] + counts["bytes_taken_after"]
   cut = counts["bytes_left_before"] + counts["bytes_dropped"]
-  text -= cut
+  text = counts["bytes_in"] + counts["bytes_taken_after"] - cut
   line = f"{text:,} bytes of text in"
   if cut:
     line += f" ({cut:,} more, of characters that rows cut, are left out)"

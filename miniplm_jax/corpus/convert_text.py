@@ -30,11 +30,7 @@ class RowDecoder:
 
   @functools.cached_property
   def token_bytes(self) -> list[bytes]:
-    """The bytes of every id.
-
-    Raises:
-      UserError: those of a text do not join to it.
-    """
+    """The bytes of every id, if those of a text join to it."""
     each = self.encoder.token_bytes()
     (ids,) = self.encoder.encode([PROBE])
     if b"".join(each[i] for i in ids) != PROBE.encode():
@@ -45,6 +41,16 @@ class RowDecoder:
         "set --config.student.conversion=one_to_one",
       )
     return each
+
+
+@dataclasses.dataclass(frozen=True)
+class PartRows:
+  """The rows of one part of a corpus that are converted."""
+
+  decoder: RowDecoder
+  of_part: range  # all row ids of the part
+  row_ids: np.ndarray  # int64, those to convert, ascending
+  part: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,36 +104,20 @@ class TextRuns:
   `bytes_dropped`, of characters whose rest the corpus does not have.
   """
 
-  def __init__(
-    self, decoder: RowDecoder, part_rows: range, row_ids: np.ndarray
-  ):
-    """Reads nothing yet.
-
-    Args:
-      decoder: of the corpus.
-      part_rows: all row ids of the part.
-      row_ids: int64, those that are chosen, ascending.
-
-    Raises:
-      UserError: the tokenizer is not byte-level.
-    """
-    self._corpus, self._row_ids = decoder.corpus, row_ids
-    self._bytes, self._eos_id = decoder.token_bytes, decoder.encoder.eos_id
-    self._bos_id = decoder.encoder.bos_id
-    self._part_rows = part_rows
+  def __init__(self, rows: PartRows):
+    """Reads nothing yet; refuses a tokenizer that is not byte-level."""
+    self._rows, self._corpus = rows, rows.decoder.corpus
+    self._bytes, encoder = rows.decoder.token_bytes, rows.decoder.encoder
+    self._eos_id, self._bos_id = encoder.eos_id, encoder.bos_id
     self.counts = collections.Counter(
       bytes_in=0, bytes_left_before=0, bytes_taken_after=0, bytes_dropped=0
     )
 
   def __iter__(self) -> Iterator[TextRun]:
-    """Yields runs, those of a domain and split in the order of the text.
-
-    Raises:
-      UserError: the bytes of a row are no text.
-    """
+    """Yields runs, those of a domain and split in the order of the text."""
     # By split and domain: the run that is open, and the row it ends in.
     opened: dict[tuple[str, str], tuple[_OpenRun, Instance]] = {}
-    for row_id, row in read_rows(self._corpus, self._row_ids):
+    for row_id, row in read_rows(self._corpus, self._rows.row_ids):
       key = row.split, row.domain
       run, before = opened.pop(key, (None, None))
       if run and not (
@@ -150,11 +140,18 @@ class TextRuns:
 
   @functools.cached_property
   def _next(self) -> np.ndarray:
-    return _next_of_domain(self._corpus, self._part_rows)
+    """int64 [rows of the part]: the next row of the same domain, or −1."""
+    rows = np.arange(self._rows.of_part.start, self._rows.of_part.stop)
+    _, domain = np.unique(self._corpus.domains(rows), return_inverse=True)
+    order = np.argsort(domain, kind="stable")
+    same = domain[order[1:]] == domain[order[:-1]]
+    following = np.full(len(rows), -1)
+    following[order[:-1][same]] = rows[order[1:][same]]
+    return following
 
   def _after(self, row_id: int) -> int:
     """The next row of its domain, or −1."""
-    return int(self._next[row_id - self._part_rows.start])
+    return int(self._next[row_id - self._rows.of_part.start])
 
   def _add(self, run: _OpenRun, row_id: int, ids: np.ndarray):
     content = self._text(ids)
@@ -224,17 +221,6 @@ class TextRuns:
       if len(rest) < len(content):
         break
     return taken
-
-
-def _next_of_domain(corpus: Corpus, part_rows: range) -> np.ndarray:
-  """int64 [rows of the part]: the next row of the same domain, or −1."""
-  rows = np.arange(part_rows.start, part_rows.stop)
-  _, domain = np.unique(corpus.domains(rows), return_inverse=True)
-  order = np.argsort(domain, kind="stable")
-  same = domain[order[1:]] == domain[order[:-1]]
-  following = np.full(len(rows), -1)
-  following[order[:-1][same]] = rows[order[1:][same]]
-  return following
 
 
 def _leading(content: bytes) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -14,15 +15,15 @@ from etils import epath
 
 from miniplm_jax.core import contents, files, gs
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import formats
 from miniplm_jax.corpus.chunks import (
+  BrokenRecord,
   Chunk,
   Document,
-  NamedProbe,
   Probe,
-  document,
+  cuts,
+  parsing,
 )
-from miniplm_jax.corpus.formats import BrokenRecord, Fields
+from miniplm_jax.corpus.formats import Fields, document
 
 TFDS, HF = "tfds:", "hf:"  # before a name
 _OPEN = 4  # data sets that stay open
@@ -48,12 +49,9 @@ def is_named(source: str) -> bool:
 def identity(source: str, split: str, at: str) -> str:
   """Returns the sha256 of what a name stands for; no data are fetched.
 
-  Args:
-    source: tfds:NAME, whose versions hold always the same, or hf:ORG/NAME.
-    split: that is read.
-    at: the commit of the hub.
+  `at` is the commit of the hub.
   """
-  if source.startswith(TFDS):
+  if source.startswith(TFDS):  # each version holds always the same
     return files.digest([_builder(source).info.full_name, split])
   return files.digest([source, split, at])
 
@@ -86,9 +84,7 @@ class TfdsChunk(Chunk):
         )
       )
     row = self.first
-    with formats.parsing(
-      lambda: f"{source} after row {row}", "prepare it again"
-    ):
+    with parsing(lambda: f"{source} after row {row}", "prepare it again"):
       for row, record in enumerate(records, self.first):
         where = f"{source} row {row}"
         yield document(record, self.fields, builder.name, where)
@@ -100,33 +96,29 @@ class TfdsChunk(Chunk):
 
 def tfds_chunks(
   source: str, fields: Fields, split: str, part_bytes: int
-) -> list[TfdsChunk]:
-  """Returns the chunks of a split of tfds:NAME or of a prepared folder."""
+) -> Iterator[TfdsChunk]:
+  """Yields the chunks of a split of tfds:NAME or of a prepared folder."""
   builder = _prepared(source)
   info = builder.info.splits.get(split)
   if info is None:
     raise _no_split(source, split, list(builder.info.splits))
-  lengths = info.shard_lengths
   each = info.num_bytes / max(info.num_examples, 1)
-  paths, first, chunks = sorted(map(str, info.filepaths)), 0, []
-  sizes = [n * each for n in lengths]
-  for start, end, n_bytes in formats.cuts(sizes, part_bytes):
-    n_rows = sum(lengths[start:end])
-    rows = f"{split}[{first}:{first + n_rows}]"
-    chunks.append(
-      TfdsChunk(
-        name=f"{_short(source)} {rows}",
-        n_bytes=int(n_bytes),
-        probe=Probe(paths[start:end]),
-        source=source,
-        rows=rows,
-        first=first,
-        paths=tuple(paths[start:end]),
-        fields=fields,
-      )
+  sizes = [n * each for n in info.shard_lengths]
+  ends = [0, *itertools.accumulate(info.shard_lengths)]
+  each_path = sorted(map(str, info.filepaths))
+  for start, end, n_bytes in cuts(sizes, part_bytes):
+    paths = tuple(each_path[start:end])
+    rows = f"{split}[{ends[start]}:{ends[end]}]"
+    yield TfdsChunk(
+      name=f"{_short(source)} {rows}",
+      n_bytes=int(n_bytes),
+      probe=Probe(paths),
+      source=source,
+      rows=rows,
+      first=ends[start],
+      paths=paths,
+      fields=fields,
     )
-    first += n_rows
-  return chunks
 
 
 def _state(source: str) -> list[tuple]:
@@ -188,7 +180,7 @@ class HubChunk(Chunk):
     # Of others not even what they hold need be decoded.
     columns = self.fields.columns
     columns = [name for name in rows.column_names or () if name in columns]
-    with formats.parsing(lambda: f"{self.source} after row {row}{of}", hint):
+    with parsing(lambda: f"{self.source} after row {row}{of}", hint):
       if columns:
         rows = rows.select_columns(columns)
       if hasattr(rows, "data"):
@@ -236,17 +228,11 @@ class _Hashing(io.RawIOBase):
 def hf_chunks(
   source: str, fields: Fields, split: str, part_bytes: int, at: str = ""
 ) -> list[HubChunk]:
-  """Returns the chunks of a data set of the hub, or of a saved folder.
+  """Returns the chunks of hf:ORG/NAME[/CONFIG][@REVISION] or a saved folder.
 
   Of the hub the files of the split are streamed, a chunk each; offline, what
-  the library has kept is taken by runs of rows, as of a folder.
-
-  Args:
-    source: hf:ORG/NAME[/CONFIG][@REVISION], or a folder.
-    fields: of a record.
-    split: that is read.
-    part_bytes: about the size of a run of rows.
-    at: the commit of the hub; "" is today's.
+  the library has kept is taken by runs of rows, as of a folder. Of the hub's
+  commits the one `at`, or today's.
   """
   named, at = source, at or commit(source)
   is_of_hub = source.startswith(HF)
@@ -257,7 +243,7 @@ def hf_chunks(
     source += f"@{at or revision}" if at or revision else ""
   rows = _dataset(source, split)
   if is_of_hub:
-    kind, probe = HubChunk, NamedProbe(identity(named, split, at))
+    kind, probe = HubChunk, Probe(name=identity(named, split, at))
   else:
     paths = [file["filename"] for file in rows.cache_files]
     kind, probe = SavedChunk, Probe(paths, (_domain(source),))
@@ -265,14 +251,14 @@ def hf_chunks(
     n = rows.num_shards
     info = (rows.info.splits or {}).get(split)
     n_bytes = ((info and info.num_bytes) or 0) // max(n, 1)
-    cuts = [(i, i + 1, n_bytes) for i in range(n)]
-    ranges = [f" file {i} of {n}" for i in range(n)]
+    runs = [(f" file {i} of {n}", i, i + 1, n_bytes) for i in range(n)]
   else:
     each = max(rows.data.nbytes // max(len(rows), 1), 1)
     most = max(part_bytes // each, 1)
-    starts = range(0, max(len(rows), 1), most)
-    cuts = [(s, s + most, min(most, len(rows) - s) * each) for s in starts]
-    ranges = [f"[{start}:{end}]" for start, end, _ in cuts]
+    runs = [
+      (f"[{s}:{s + most}]", s, s + most, min(most, len(rows) - s) * each)
+      for s in range(0, max(len(rows), 1), most)
+    ]
   return [
     kind(
       name=f"{_short(named)} {split}{its_range}",
@@ -284,7 +270,7 @@ def hf_chunks(
       end=end,
       fields=fields,
     )
-    for its_range, (start, end, n_bytes) in zip(ranges, cuts)
+    for its_range, start, end, n_bytes in runs
   ]
 
 
@@ -295,7 +281,7 @@ def _domain(source: str) -> str:
 
 @functools.cache
 def commit(source: str) -> str:
-  """The commit of the hub that a source stands for; "" offline, or of others.
+  """Returns the commit of the hub of a source; "" offline, or of others.
 
   Raises:
     UserError: the hub has no such data set or revision, or does not answer.
@@ -376,7 +362,7 @@ def _known_dataset(source: str, split: str, *unused_state) -> Any:
 
 
 def _reading(source: str, hint: str):
-  return formats.parsing(lambda: f"config.corpus.source={source}", hint)
+  return parsing(lambda: f"config.corpus.source={source}", hint)
 
 
 def _short(source: str) -> str:

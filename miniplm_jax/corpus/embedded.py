@@ -17,7 +17,7 @@ import sysconfig
 from collections.abc import Iterator
 
 from miniplm_jax.core import files
-from miniplm_jax.corpus.chunks import Chunk, Document, NamedProbe
+from miniplm_jax.corpus.chunks import Chunk, Document, Probe
 
 CHUNKS = 4
 _NOISE_SHARE = 0.1  # of all words, planted in addition
@@ -44,7 +44,7 @@ def list_chunks() -> list[EmbeddedChunk]:
   Documents are spread over them, and ordered within them, by a hash of their
   text: as in the Pile, neighbors have nothing to do with each other.
   """
-  probe = NamedProbe(_fingerprint())
+  probe = Probe(name=_fingerprint())
   return [
     EmbeddedChunk(name=f"embedded-{i}", n_bytes=0, probe=probe, number=i)
     for i in range(CHUNKS)
@@ -61,11 +61,13 @@ def _fingerprint() -> str:
 @functools.cache
 def _documents() -> list[tuple[int, Document]]:
   """(key, document), by the key."""
+  from pydoc_data import topics
+
   documents: dict[int, Document] = {}
   for domain, texts in (
     ("source", _sources()),
-    ("docstring", _docstrings()),
-    ("topic", _topics()),
+    ("docstring", (strings for _, strings in _library())),
+    ("topic", (text for _, text in sorted(topics.topics.items()))),
     ("readme", _readmes()),
     ("licence", _licenses()),
   ):
@@ -135,17 +137,6 @@ def _sources() -> Iterator[str]:
     if total > _SOURCE_BYTES:
       return
     yield source
-
-
-def _docstrings() -> Iterator[str]:
-  return (strings for _, strings in _library())
-
-
-def _topics() -> Iterator[str]:
-  from pydoc_data import topics
-
-  for name in sorted(topics.topics):
-    yield topics.topics[name]
 
 
 def _distributions() -> list[importlib.metadata.Distribution]:

@@ -18,7 +18,7 @@ into first must be those of a known pattern. Any other kind is left to
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -66,14 +66,9 @@ def build(
 ) -> Callable[[str], np.ndarray | None] | None:
   """Returns a function text → int32 ids, `engine`'s without special tokens.
 
-  That function returns None for the rare text that `engine` must encode.
-
-  Args:
-    engine: the tokenizer.
-    body: the content of its tokenizer.json.
-
-  Returns:
-    None if this kind of tokenizer is not one of those above.
+  That function returns None for the rare text that `engine` must encode. There
+  is none if this kind of tokenizer, by its tokenizer.json, is not one of those
+  above.
   """
   split_at, ranks = pattern(body["pre_tokenizer"] or {}), _ranks(body)
   normalizer = (body["normalizer"] or {}).get("type")
@@ -117,10 +112,14 @@ def pattern(body: dict[str, Any]) -> str | None:
   alone = len(steps) == 2 and not last["use_regex"]
   if not alone or first["type"] != "Split" or first["invert"]:
     return None
-  if first["behavior"] != "Isolated":
-    return None
   regex = first["pattern"].get("Regex")
-  return regex if regex in (QWEN, _LLAMA) else None
+  is_known = first["behavior"] == "Isolated" and regex in (QWEN, _LLAMA)
+  return regex if is_known else None
+
+
+def pairs(merges: Iterable[str | list[str]]) -> list[tuple[str, ...]]:
+  """Returns merges, of which some releases write "a b", others [a, b]."""
+  return [tuple(m.split(" ") if isinstance(m, str) else m) for m in merges]
 
 
 def _ranks(body: dict[str, Any]) -> dict[bytes, int] | None:
@@ -135,7 +134,7 @@ def _ranks(body: dict[str, Any]) -> dict[bytes, int] | None:
   vocab = {t: i for t, i in model["vocab"].items() if t not in added}
   if any(c not in byte_of for token in vocab for c in token):
     return None
-  merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+  merges = pairs(model["merges"])
   merged = [vocab.get(a + b) for a, b in merges]
   single = [vocab.get(c) for c in byte_of]
   if None in merged or None in single or merged != sorted(merged):
@@ -146,7 +145,7 @@ def _ranks(body: dict[str, Any]) -> dict[bytes, int] | None:
   if merged and max(single) > merged[0]:
     return None
   alone = tokenizers.Tokenizer(
-    tokenizers.models.BPE(vocab=vocab, merges=[tuple(m) for m in merges])
+    tokenizers.models.BPE(vocab=vocab, merges=merges)
   )
   for token, encoding in zip(vocab, alone.encode_batch_fast(list(vocab))):
     if encoding.ids != [vocab[token]]:

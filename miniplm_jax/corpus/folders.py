@@ -59,12 +59,8 @@ def domain_of(
 ) -> str:
   """Returns the domain of documents that do not say theirs.
 
-  Args:
-    root: the source.
-    file: in which they are.
-    field: dotted path of the domain; folders FIELD=VALUE give it, as Hive and
-      Spark lay out tables.
-    default: without such a folder, and without another below the root.
+  Folders FIELD=VALUE give it, as Hive and Spark lay out tables, else the first
+  folder below the root, else it is the default.
   """
   pairs = [name.partition("=") for name in file.parts[:-1] if "=" in name]
   columns = {name: urllib.parse.unquote(value) for name, _, value in pairs}
@@ -235,13 +231,9 @@ def _warn(text: str):
 def match(
   path: epath.Path, source: str, split: str, workdir: epath.Path | None
 ) -> list[epath.Path]:
-  """The files of a source, sorted.
+  """The files of a source, which may be a pattern, sorted.
 
-  Args:
-    path: of it; may be a pattern.
-    source: as it is given.
-    split: of a folder that has splits.
-    workdir: what the stages wrote into it is left out.
+  What the stages wrote into the workdir is left out.
 
   Raises:
     UserError: there are none, or some that cannot be read.

@@ -1,4 +1,4 @@
-"""The records of one file as Python objects: JSON by lines, arrays, Parquet."""
+"""Files of records: JSON by lines, JSON arrays, Parquet."""
 
 import bz2
 import codecs
@@ -11,13 +11,19 @@ import itertools
 import json
 import lzma
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from etils import epath, epy
 
-from miniplm_jax.core import contents, errors, gs
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core import contents, gs
+from miniplm_jax.corpus.chunks import (
+  BrokenRecord,
+  Chunk,
+  Document,
+  cuts,
+  parsing,
+)
 
 with epy.lazy_imports():
   import pyarrow as pa
@@ -52,61 +58,80 @@ def prefixes(dotted: str) -> list[str]:
   return list(itertools.accumulate(dotted.split(".")[:-1], "{}.{}".format))
 
 
-@dataclasses.dataclass(frozen=True)
-class BrokenRecord:
-  """A record that cannot be used; the fields are those of a `UserError`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordChunk(Chunk):
+  """A range of a file of records, in what its format counts."""
 
-  what: str
-  where: str
-  hint: str
-
-  def to_json(self) -> dict[str, str]:
-    """Returns it as shards and samples on disk have it."""
-    return {"what": self.what, "where": self.where, "todo": self.hint}
-
-  @classmethod
-  def from_json(cls, body: Mapping[str, str]) -> "BrokenRecord":
-    """Reads what `to_json` returned."""
-    return cls(body["what"], body["where"], body["todo"])
+  path: epath.Path
+  start: int
+  end: int  # the first that is not in it
+  fields: Fields
+  domain: str  # of a record that has none
 
 
-# A record, and where it stands.
-Placed = tuple[str, Any | BrokenRecord]
+def document(
+  record: Any, fields: Fields, default: str, where: str
+) -> Document | BrokenRecord:
+  """Returns the document of a record.
 
-
-def cuts(sizes: Sequence[int], least: int) -> list[tuple[int, int, int]]:
-  """Returns (first, end, size) of runs of at least that size, but the last."""
-  runs, start, total = [], 0, 0
-  for i, size in enumerate(sizes):
-    total += size
-    if total >= least or i == len(sizes) - 1:
-      runs.append((start, i + 1, total))
-      start, total = i + 1, 0
-  return runs
-
-
-@contextlib.contextmanager
-def parsing(where: Callable[[], str], hint: str) -> Iterator[None]:
-  """Makes whatever a parser raises on somebody's bytes a UserError.
-
-  Args:
-    where: says how far it came.
-    hint: what to do about it.
+  Texts may be bytes, and its domain missing: then it has the default.
   """
+  domain = None
   try:
-    yield
-  except Exception as e:  # parsers do not say what they raise
-    # Arrow's and zlib's of bad bytes are OSErrors that have no number.
-    if not isinstance(e, OSError) or e.errno:
-      known = errors.from_outside(e)
-      if known is e:
-        raise
-      if known:
-        raise known from e
-    said = errors.shortened(e) or type(e).__name__
-    if "too much memory for decoding" in said:  # zstd of more than 128 MiB
-      hint = "its window is long: repack it by zstd -d --long=31 and zstd"
-    raise UserError(f"this cannot be read ({said})", where(), hint) from e
+    text = _field(record, fields.text)
+    if fields.domain:
+      domain = _field(record, fields.domain)
+  except (ValueError, RecursionError) as e:
+    what = f"a record in a string cannot be read as JSON ({e})"
+    return BrokenRecord(what, where, "mend the record")
+  try:
+    text, domain = (
+      v.decode() if isinstance(v, bytes) else v for v in (text, domain)
+    )
+    for value in (text, domain):
+      if isinstance(value, str):
+        value.encode()
+  except UnicodeError as e:
+    what = f"text or domain is not valid Unicode ({e})"
+    return BrokenRecord(what, where, "mend the record")
+  if not isinstance(text, str):
+    return BrokenRecord(
+      f"no text in field {fields.text!r}",
+      where,
+      "name the field with --config.corpus.text_field, or mend the record",
+    )
+  if domain is not None and not isinstance(domain, str):
+    return BrokenRecord(
+      f"the domain in field {fields.domain!r} is no text but {domain!r}",
+      where,
+      "name the field with --config.corpus.domain_field, or give '' to name "
+      "domains after files",
+    )
+  lacks_domain = bool(fields.domain) and not domain
+  return Document(text, domain or default, lacks_domain)
+
+
+def _field(record: Any, dotted: str) -> Any:
+  """What stands there, in maps of any kind; names may have dots, too."""
+  record = _mapping(record)
+  if dotted in record:
+    return record[dotted]
+  for name in prefixes(dotted):
+    value = _field(record.get(name), dotted[len(name) + 1 :])
+    if value is not None:
+      return value
+  return None
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+  """A record within a record; Arrow's maps are pairs, others write JSON."""
+  if isinstance(value, (str, bytes)) and value.lstrip()[:1] in ("{", b"{"):
+    value = json.loads(value)
+  if isinstance(value, list) and all(
+    isinstance(pair, tuple) and len(pair) == 2 for pair in value
+  ):
+    value = dict(value)
+  return value if isinstance(value, dict) else {}
 
 
 def _zstd(raw):
@@ -177,72 +202,67 @@ def _is_array(path: epath.Path) -> bool:
   return start.lstrip().startswith(b"[")
 
 
-def json_cuts(path: epath.Path, part_bytes: int) -> list[tuple[int, int, int]]:
-  """Returns (start, end, size) of runs of bytes.
+class JsonChunk(RecordChunk):
+  """The lines that begin in a range of a file's bytes, or its whole array.
 
-  What is no file of lines is one run.
+  A packed file is one range, and read to its end.
   """
-  size = path.stat().length
-  is_cut = path.suffix.lower() not in PACKED and size > part_bytes
-  if is_cut and not _is_array(path):
-    bounds = itertools.pairwise([*range(0, size, part_bytes), size])
-    return [(start, end, end - start) for start, end in bounds]
-  return [(0, size, size)]
 
+  @staticmethod
+  def cuts(path: epath.Path, part_bytes: int) -> list[tuple[int, int, int]]:
+    """Returns (start, end, size) of runs of bytes; one if it has no lines."""
+    size = path.stat().length
+    is_cut = path.suffix.lower() not in PACKED and size > part_bytes
+    if is_cut and not _is_array(path):
+      bounds = itertools.pairwise([*range(0, size, part_bytes), size])
+      return [(start, end, end - start) for start, end in bounds]
+    return [(0, size, size)]
 
-def read_json(path: epath.Path, start: int, end: int) -> Iterator[Placed]:
-  """Yields the lines that begin in [start, end), or an array's elements.
+  def read(self) -> Iterator[Document | BrokenRecord]:
+    """Yields the documents of its lines, or of an array's elements."""
+    path, start, end = self.path, self.start, self.end
+    number, after = 0, f" after byte {start}" if start else ""
+    unit = "line"
+    with (
+      parsing(lambda: f"{path} after {unit} {number}{after}", "fetch it again"),
+      _opened(path) as stream,
+    ):
+      if not start and _is_array(path):
+        unit = "element"
+        for number, record in enumerate(_elements(stream), 1):
+          where = f"{path} element {number}"
+          yield document(record, self.fields, self.domain, where)
+        return
+      if path.suffix.lower() in PACKED:
+        end = float("inf")
+      elif start:
+        stream.seek(start - 1)
+        start += len(stream.readline()) - 1  # the rest of a line before
+      # Bytes: text mode would end lines at more than \n, and decode ahead.
+      while start < end and (line := stream.readline()):
+        record = line if start else line.removeprefix(codecs.BOM_UTF8)
+        start += len(line)
+        number += 1
+        if record.strip():
+          yield self._of_line(record, f"{path} line {number}{after}")
 
-  Args:
-    path: the file.
-    start: byte; 0 for a packed file.
-    end: byte after the last one; a packed file is read to its end.
+  def _of_line(self, line: bytes, where: str) -> Document | BrokenRecord:
+    try:
+      record = json.loads(line)
+    except (ValueError, RecursionError) as e:
+      what = f"this line cannot be read as JSON ({e})"
+      return BrokenRecord(what, where, "mend or remove the line")
+    return document(record, self.fields, self.domain, where)
 
-  Raises:
-    UserError: the file cannot be read, or an array is no JSON.
-  """
-  number, after = 0, f" after byte {start}" if start else ""
-  unit = "line"
-  with (
-    parsing(lambda: f"{path} after {unit} {number}{after}", "fetch it again"),
-    _opened(path) as stream,
-  ):
-    if not start and _is_array(path):
-      unit = "element"
-      for number, record in enumerate(_elements(stream), 1):
-        yield f"{path} element {number}", record
-      return
-    if path.suffix.lower() in PACKED:
-      end = float("inf")
-    elif start:
-      stream.seek(start - 1)
-      start += len(stream.readline()) - 1  # the rest of a line before
-    # Bytes: text mode would end lines at more than \n, and decode ahead.
-    while start < end and (line := stream.readline()):
-      record = line if start else line.removeprefix(codecs.BOM_UTF8)
-      start += len(line)
-      number += 1
-      if record.strip():
-        where = f"{path} line {number}{after}"
-        yield where, _parse(record, where)
-
-
-def json_content(path: epath.Path, start: int, end: int) -> str:
-  """Returns a digest of the bytes that `read_json` reads."""
-  if path.suffix.lower() in PACKED or not gs.is_local(path):
-    return contents.of([path])
-  with path.open("rb") as f:
-    f.seek(max(end - 1, 0))
-    f.readline()  # the rest of the last line
-    return contents.of([path], ((max(start - 1, 0), f.tell()),))
-
-
-def _parse(line: bytes, where: str) -> Any | BrokenRecord:
-  try:
-    return json.loads(line)
-  except (ValueError, RecursionError) as e:
-    what = f"this line cannot be read as JSON ({e})"
-    return BrokenRecord(what, where, "mend or remove the line")
+  def content(self) -> str:
+    """See `Chunk`."""
+    if self.path.suffix.lower() in PACKED or not gs.is_local(self.path):
+      return contents.of([self.path])
+    with self.path.open("rb") as f:
+      f.seek(max(self.end - 1, 0))
+      f.readline()  # the rest of the last line
+      bounds = max(self.start - 1, 0), f.tell()
+      return contents.of([self.path], (bounds,))
 
 
 def _elements(stream: io.BufferedReader) -> Iterator[Any]:
@@ -276,71 +296,61 @@ def _elements(stream: io.BufferedReader) -> Iterator[Any]:
     raise ValueError("there is something after the end of the JSON array")
 
 
-def parquet_cuts(
-  path: epath.Path, part_bytes: int
-) -> list[tuple[int, int, int]]:
-  """Returns (first row group, end, size) of runs of a Parquet file."""
-  with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:
-    facts = pq.ParquetFile(f).metadata
-    groups = map(facts.row_group, range(facts.num_row_groups))
-    sizes = [group.total_byte_size for group in groups]
-  return cuts(sizes, part_bytes) or [(0, 0, 0)]
+class ParquetChunk(RecordChunk):
+  """A run of a Parquet file's row groups."""
 
+  @staticmethod
+  def cuts(path: epath.Path, part_bytes: int) -> list[tuple[int, int, int]]:
+    """Returns (first row group, end, size) of runs of row groups."""
+    with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:
+      facts = pq.ParquetFile(f).metadata
+      groups = map(facts.row_group, range(facts.num_row_groups))
+      sizes = [group.total_byte_size for group in groups]
+    return cuts(sizes, part_bytes) or [(0, 0, 0)]
 
-def read_parquet(
-  path: epath.Path, start: int, end: int, fields: Fields
-) -> Iterator[Placed]:
-  """Yields the rows of the row groups start … end − 1.
+  def read(self) -> Iterator[Document | BrokenRecord]:
+    """Yields the documents of its rows."""
+    row, path = 0, self.path
+    with (
+      parsing(lambda: f"{path} at row {row} or after it", _REWRITE),
+      path.open("rb") as f,
+    ):
+      # With a buffer, a group of rows is not read whole.
+      file = pq.ParquetFile(
+        f, buffer_size=_READ_BYTES, page_checksum_verification=True
+      )
+      groups = range(self.start, self.end)
+      before = map(file.metadata.row_group, range(self.start))
+      row = sum(group.num_rows for group in before)
+      leaves = map(file.schema.column, range(len(file.schema)))
+      columns = _leaves([leaf.path for leaf in leaves], self.fields)
+      for batch in file.iter_batches(_ROWS, row_groups=groups, columns=columns):
+        for record in _rows(batch):
+          where = f"{path} row {row}"
+          if isinstance(record, Exception):
+            what = f"a cell of this row cannot be decoded ({record})"
+            yield BrokenRecord(what, where, "mend the record")
+          else:
+            yield document(record, self.fields, self.domain, where)
+          row += 1
 
-  Args:
-    path: the file.
-    start: row group.
-    end: row group after the last one.
-    fields: which columns are read.
-
-  Raises:
-    UserError: the file cannot be read.
-  """
-  row = 0
-  with (
-    parsing(lambda: f"{path} at row {row} or after it", _REWRITE),
-    path.open("rb") as f,
-  ):
-    # With a buffer, a group of rows is not read whole.
-    file = pq.ParquetFile(
-      f, buffer_size=_READ_BYTES, page_checksum_verification=True
-    )
-    row = sum(file.metadata.row_group(i).num_rows for i in range(start))
-    leaves = map(file.schema.column, range(len(file.schema)))
-    columns = _leaves([leaf.path for leaf in leaves], fields)
-    groups = range(start, end)
-    for batch in file.iter_batches(_ROWS, row_groups=groups, columns=columns):
-      for record in _rows(batch):
-        where = f"{path} row {row}"
-        if isinstance(record, Exception):
-          what = f"a cell of this row cannot be decoded ({record})"
-          record = BrokenRecord(what, where, "mend the record")
-        yield where, record
-        row += 1
-
-
-def parquet_content(
-  path: epath.Path, start: int, end: int, fields: Fields
-) -> str:
-  """Returns a digest of the bytes that `read_parquet` reads."""
-  if not gs.is_local(path):
-    return contents.of([path])
-  with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:
-    facts = pq.ParquetFile(f).metadata
-  size, heads = path.stat().length, tuple(f"{n}." for n in fields.columns)
-  ranges = [(max(size - facts.serialized_size - 8, 0), size)]  # what says where
-  for group in map(facts.row_group, range(start, end)):
-    for column in map(group.column, range(group.num_columns)):
-      if f"{column.path_in_schema}.".startswith(heads):
-        offsets = column.dictionary_page_offset, column.data_page_offset
-        first = min(filter(None, offsets))
-        ranges.append((first, first + column.total_compressed_size))
-  return contents.of([path], tuple(ranges))
+  def content(self) -> str:
+    """See `Chunk`."""
+    path, columns = self.path, self.fields.columns
+    if not gs.is_local(path):
+      return contents.of([path])
+    with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:
+      facts = pq.ParquetFile(f).metadata
+    size, heads = path.stat().length, tuple(f"{name}." for name in columns)
+    # What says where they are.
+    ranges = [(max(size - facts.serialized_size - 8, 0), size)]
+    for group in map(facts.row_group, range(self.start, self.end)):
+      for column in map(group.column, range(group.num_columns)):
+        if f"{column.path_in_schema}.".startswith(heads):
+          offsets = column.dictionary_page_offset, column.data_page_offset
+          first = min(filter(None, offsets))
+          ranges.append((first, first + column.total_compressed_size))
+    return contents.of([path], tuple(ranges))
 
 
 def _leaves(paths: Sequence[str], fields: Fields) -> list[str]:

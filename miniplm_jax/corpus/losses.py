@@ -20,10 +20,8 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a token that is one byte
 def is_lossless(body: Mapping[str, Any]) -> bool:
   """Returns whether each byte of any text, once normalized, has its token.
 
-  It is if the vocabulary has all 256 bytes and nothing is left out before.
-
-  Args:
-    body: the content of tokenizer.json.
+  By tokenizer.json: the vocabulary has all 256 bytes, and nothing is left out
+  before.
   """
   model, split = body["model"], steps(body["pre_tokenizer"])
   if any(
@@ -34,8 +32,8 @@ def is_lossless(body: Mapping[str, Any]) -> bool:
     for token in body["added_tokens"]
   ):
     return False
-  before = [*split, *steps(body["normalizer"])]
-  if any(step.get("type") == "ByteLevel" for step in before):
+  before = "pre_tokenizer", "normalizer"
+  if any(has_step(body[part], "ByteLevel") for part in before):
     each = set(fast_bpe.byte_alphabet())
   elif model.get("byte_fallback"):
     each = {f"<0x{byte:02X}>" for byte in range(256)}
@@ -56,14 +54,7 @@ def check_unknown(
 ):
   """Refuses a tokenizer that cannot cope with text that it does not know.
 
-  Args:
-    body: the content of tokenizer.json.
-    unk_id: the unknown token, if it has one.
-    eos_id: the end of a document.
-    where: the tokenizer is from.
-
-  Raises:
-    UserError: unknown text would end a document, or cannot be encoded.
+  By tokenizer.json, unknown text would end a document, or cannot be encoded.
   """
   model = body["model"]
   if unk_id is not None and unk_id == eos_id:
@@ -86,10 +77,7 @@ def check_unknown(
 def check(counts: Mapping[str, int], stage: str, where: str) -> float:
   """Returns the share of a corpus's text that its tokenizer lost; says it.
 
-  Args:
-    counts: the sum of what `Tokenizer.lost` gave.
-    stage: that says it.
-    where: the tokenizer is from.
+  The counts are the sum of what `Tokenizer.lost` gave.
 
   Raises:
     UserError: it is so much that the tokenizer is none of this text.
@@ -107,12 +95,8 @@ def check(counts: Mapping[str, int], stage: str, where: str) -> float:
 def refuse_early(counts: Mapping[str, int], read: int, left: int, where: str):
   """Raises what `check` will at the end, if no text that is left can help.
 
-  Args:
-    counts: as of `check`, of what was read.
-    read: bytes of input that this was, packed or not.
-    left: bytes of input that are left. Of text they are taken to be twice as
-      much as what was read was, or as many.
-    where: the tokenizer is from.
+  The counts are of `read` bytes of input, packed or not. Those that are left
+  are taken to be of twice as much text as these were, or of as much.
   """
   lost, total = counts.get("bytes_unencoded", 0), counts.get("bytes_of_text", 0)
   if read and lost > _MOST_LOST * (total + left * max(2 * total / read, 1)):
@@ -142,6 +126,11 @@ def steps(body: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     if key in body:
       return [step for inner in body[key] for step in steps(inner)]
   return [body]
+
+
+def has_step(body: Mapping[str, Any] | None, kind: str) -> bool:
+  """Returns whether one of its steps is of a type."""
+  return any(step.get("type") == kind for step in steps(body))
 
 
 def content(token: str, steps: Sequence[Mapping[str, Any]]) -> bytes:

@@ -10,18 +10,21 @@ begins. Source: method.md 2.1, released code and the published data sets.
 
 import array
 import contextlib
+import dataclasses
+import itertools
 import os
 import pathlib
 import re
 import struct
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import files, gs
+from miniplm_jax.core import contents, files, gs
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus.chunks import Chunk, PackedIds, parsing
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -41,12 +44,8 @@ _DOC_IDX = np.zeros(1, "<i8")
 def shards(path: epath.PathLike) -> list[epath.Path]:
   """Returns the prefixes of a data set's shards, in order of their numbers.
 
-  Args:
-    path: a folder with data_0.bin, data_0.idx, data_1.bin and so on; or a
-      prefix: FOLDER/NAME of NAME_0.bin …, or FOLDER/NAME_3 of one shard.
-
-  Returns:
-    Paths without .bin and .idx.
+  Of a folder with data_0.bin, data_0.idx, data_1.bin and so on; or by a prefix,
+  FOLDER/NAME of NAME_0.bin …, or FOLDER/NAME_3 of one shard.
 
   Raises:
     UserError: there are none, or one of the files is missing.
@@ -115,11 +114,7 @@ class IndexedFile:
     return len(self.sizes)
 
   def __getitem__(self, i: int) -> np.ndarray:
-    """Returns the int32 ids of instance i, a copy.
-
-    Raises:
-      UserError: an id is negative or no int32.
-    """
+    """Returns the int32 ids of instance i, a copy; refuses what is no int32."""
     if not 0 <= i < len(self):
       raise IndexError(i)
     stored = np.frombuffer(
@@ -197,13 +192,8 @@ def write(
   """Writes data_{number}.bin and .idx, both whole or not at all.
 
   Rows are streamed; what is kept of each one is its size. The .idx appears
-  last and says that the shard is whole.
-
-  Args:
-    directory: where to.
-    number: of the shard. Released shards have 1,000,000 instances.
-    rows: ids of each instance.
-    vocab_size: ids are below; it decides the type they are stored in.
+  last and says that the shard is whole. Released shards have 1,000,000 rows.
+  The size of the vocabulary decides the type that ids are stored in.
 
   Returns:
     The shard's prefix, as `shards` gives it.
@@ -220,23 +210,19 @@ def write(
   with files.replacing(idx) as index, files.replacing(data) as scratch:
     with scratch.open("wb") as f:
       for row in rows:
-        _check_ids(row, vocab_size, len(sizes), prefix)
+        if len(row) and not 0 <= row.min() <= row.max() < vocab_size:
+          raise UserError(
+            f"row {len(sizes)} has ids from {row.min()} to {row.max()}, the "
+            f"vocabulary {vocab_size}",
+            str(prefix),
+            "write it with the vocabulary that the rows were made with",
+          )
         f.write(np.ascontiguousarray(row, dtype))
         sizes.append(len(row))
     _write_index(index, code, np.asarray(sizes, "<i4"), dtype.itemsize)
     # An older shard's index says nothing of the new rows.
     idx.unlink(missing_ok=True)
   return prefix
-
-
-def _check_ids(row: np.ndarray, vocab_size: int, i: int, prefix: epath.Path):
-  if len(row) and not 0 <= row.min() <= row.max() < vocab_size:
-    raise UserError(
-      f"row {i} has ids from {row.min()} to {row.max()}, the vocabulary "
-      f"{vocab_size}",
-      str(prefix),
-      "write it with the vocabulary that the rows were made with",
-    )
 
 
 def _write_index(
@@ -248,3 +234,32 @@ def _write_index(
   with path.open("wb") as f:
     for field in (header, sizes, offsets, _DOC_IDX):
       f.write(field)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MegatronChunk(Chunk):
+  """A pair of .bin and .idx: rows, or documents if its index has them."""
+
+  prefix: str  # of both files, without .bin and .idx
+  domain: str
+
+  @property
+  def short_name(self) -> str:
+    """See `Chunk`."""
+    return f"{epath.Path(self.prefix).name}.bin"
+
+  def read(self) -> Iterator[PackedIds]:
+    """See `Chunk`."""
+    with parsing(lambda: self.prefix, "fetch it again"):
+      rows = IndexedFile(self.prefix)
+      if rows.documents is None:
+        for i in range(len(rows)):
+          yield PackedIds(rows[i], self.domain)
+        return
+      for first, end in itertools.pairwise(rows.documents.tolist()):
+        ids = [np.zeros(0, np.int32), *(rows[i] for i in range(first, end))]
+        yield PackedIds(np.concatenate(ids), self.domain, is_row=False)
+
+  def content(self) -> str:
+    """See `Chunk`."""
+    return contents.of([f"{self.prefix}.bin", f"{self.prefix}.idx"])

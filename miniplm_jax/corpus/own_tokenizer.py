@@ -21,25 +21,15 @@ def copied(
 ) -> "tokenizer.Tokenizer":
   """Returns a corpus's own copy of a tokenizer, which it makes if it has none.
 
-  Args:
-    named: what names it.
-    directory: of the copy.
-    stage: says what BOS is.
-    section: of the config, for messages.
-
   Raises:
     UserError: there is one, and it is no copy of the folder that is named.
   """
-  path, tokens = (
-    directory / "tokenizer.json",
-    (named.eos_token, named.bos_token),
-  )
-  given = hub.GivenTokenizer(named.tokenizer, named.tokenizer_revision)
-  is_made, is_local = path.exists(), given.is_folder
+  path = directory / "tokenizer.json"
+  tokens = named.eos_token, named.bos_token
+  revision, is_made = named.tokenizer_revision, path.exists()
+  is_local = hub.GivenTokenizer(named.tokenizer, revision).is_folder
   if not is_made or (is_local and named.tokenizer != TRAIN):
-    folder = hub.resolve(
-      named.tokenizer, named.tokenizer_revision, weights=False
-    )
+    folder = hub.resolve(named.tokenizer, revision, weights=False)
     original = tokenizer.load(folder, *tokens, section)
     if not is_made:
       keep(original, directory, stage, section)
@@ -58,12 +48,8 @@ def keep(
   stage: str,
   section: str,
 ):
-  """Saves the one that a corpus is made with, and says what BOS is.
-
-  Raises:
-    UserError: the bytes of its tokens cannot be told.
-  """
-  original.token_bytes()
+  """Saves the one that a corpus is made with, and says what BOS is."""
+  original.token_bytes()  # raises UserError if they cannot be told
   if original.adds != (original.bos_token, ""):
     around = " and ".join(filter(None, original.adds)) or "nothing"
     log(

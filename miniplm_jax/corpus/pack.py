@@ -23,7 +23,7 @@ class Row:
 
 
 class SentenceEnds:
-  """Where a row may end, as tables over the vocabulary.
+  """Where a row may end, as tables over the vocabulary of a tokenizer.
 
   A row may end at an eos; at an end-of-sentence token that contains a
   newline; or at an end-of-sentence token whose decoding together with the
@@ -38,9 +38,9 @@ class SentenceEnds:
     newline = np.array(["\n" in t for t in texts])
     # Pieces have texts of their own, so two hold a space if one does.
     self._space = np.array([" " in t for t in texts])
-    self._eos_id = tokenizer.eos_id
+    self.eos_id, self.bos_id = tokenizer.eos_id, tokenizer.bos_id
     self._always = ends & newline
-    self._always[self._eos_id] = True
+    self._always[self.eos_id] = True
     self._maybe = ends
 
   def flags(self, ids: np.ndarray) -> np.ndarray:
@@ -53,11 +53,7 @@ class SentenceEnds:
     """Returns the length of the row that a full window is cut to.
 
     It is all of it if there is no place to cut, or only one that would leave no
-    position to score.
-
-    Args:
-      ids: the window.
-      flags: `flags` of a text that the window is a part of.
+    position to score. Flags are those of a text that the window is a part of.
     """
     for last in np.flatnonzero(flags)[::-1]:
       # The last token of a window has no next one to look at.
@@ -65,7 +61,7 @@ class SentenceEnds:
         continue
       # The second says the same of all before; rarely needed, and slow.
       if last >= 1 and (
-        ids[last - 1] != self._eos_id or np.any(ids[:last] != self._eos_id)
+        ids[last - 1] != self.eos_id or np.any(ids[:last] != self.eos_id)
       ):
         return int(last) + 1
     return len(ids)
@@ -90,18 +86,13 @@ class Packer:
   too: no text is without it, also where a row begins inside a document.
   """
 
-  def __init__(
-    self,
-    ends: SentenceEnds,
-    eos_id: int,
-    max_length: int,
-    bos_id: int | None = None,
-  ):
+  def __init__(self, ends: SentenceEnds, max_length: int):
     """Rows will hold up to `max_length` + 1 ids: inputs and targets."""
-    self._ends, self._eos_id, self._size = ends, eos_id, max_length + 1
-    self._bos_id = bos_id
+    self._ends, self._size = ends, max_length + 1
+    self._eos_id, self._bos_id = ends.eos_id, ends.bos_id
     # The text and eos; BOS is put into rows.
-    self._ids, self._eos = np.zeros(0, np.int32), np.array([eos_id], np.int32)
+    self._ids = np.zeros(0, np.int32)
+    self._eos = np.array([self._eos_id], np.int32)
     # [ordinal, tokens in the buffer, tokens before them] of each document.
     self._documents: collections.deque[list[int]] = collections.deque()
 

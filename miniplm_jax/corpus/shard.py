@@ -12,42 +12,37 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core import contents, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import columns, store, tokenizer
-from miniplm_jax.corpus.chunks import (
-  BrokenRecord,
-  Chunk,
-  Document,
-  PackedIds,
-)
+from miniplm_jax.corpus.chunks import BrokenRecord, Chunk, Document, PackedIds
 from miniplm_jax.corpus.pack import Packer, Row, SentenceEnds
 
 _BATCH = 256  # documents that are encoded at a time
 _BATCH_BYTES = 1 << 24  # fewer, if they are long
 _SAMPLE = 20  # broken records of a shard that are kept to be looked at
+# Fields of the corpus that its shards are made by. The last two are of no
+# effect here, but a shard says of which fields its text is.
+_DECIDE = (
+  *("eos_token", "bos_token", "max_length", "seed"),
+  *("text_field", "domain_field"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """What a shard depends on beside its chunk; can be pickled."""
 
-  directory: str  # of the corpus, which has the tokenizer
-  eos_token: str
-  max_length: int  # inputs of a row
-  seed: int  # of the splits
+  corpus: CorpusConfig  # its bos_token is that of rows, no more "auto"
   shares: tuple[tuple[str, float], ...]  # (split, share) of all but "train"
+  directory: str  # of the corpus, which has the tokenizer
   max_broken: int  # broken records that are put up with
-  bos_token: str = ""  # what texts follow in rows; "" is nothing
-  # Where records have their text and their domain: of no effect here, but a
-  # shard says of which fields it is.
-  text_field: str = ""
-  domain_field: str = ""
 
   def made_by(self, encoder: tokenizer.Tokenizer) -> dict[str, Any]:
     """Returns what a shard says of what its rows depend on beside its chunk."""
-    settings = dataclasses.asdict(self) | {"shares": dict(self.shares)}
-    del settings["directory"], settings["max_broken"]
+    settings = {name: getattr(self.corpus, name) for name in _DECIDE}
+    settings["shares"] = dict(self.shares)
     return manifest.made_by(settings, {}, tokenizer=encoder.fingerprint)
 
 
@@ -57,22 +52,17 @@ class Maker:
   def __init__(self, recipe: Recipe, on_text: Callable[[int], Any]):
     """Loads the tokenizer.
 
-    Args:
-      recipe: for all shards.
-      on_text: called with UTF-8 bytes of text as they are packed; may raise.
+    `on_text` is called with bytes of text as they are packed; it may raise.
     """
-    self._recipe, self._on_text = recipe, on_text
+    self._recipe, self._on_text, corpus = recipe, on_text, recipe.corpus
     self._directory = epath.Path(recipe.directory)
-    folder = self._directory / "tokenizer"
-    self._encoder = tokenizer.load(folder, recipe.eos_token, recipe.bos_token)
+    self._encoder = tokenizer.load(
+      self._directory / "tokenizer", corpus.eos_token, corpus.bos_token
+    )
     self._ends = SentenceEnds(self._encoder)
 
   def make(self, number: int, shards: int, chunk: Chunk) -> Mapping[str, int]:
-    """Writes shard `number` of `shards`; returns its counts.
-
-    Raises:
-      UserError: there are more broken records than are put up with.
-    """
+    """Writes shard `number` of `shards`; returns its counts."""
     counts, noted = collections.Counter(), {}
     details = {
       "name": chunk.name,
@@ -119,7 +109,7 @@ class Maker:
 
   def _checked(self, row: PackedIds, number: int) -> PackedIds | BrokenRecord:
     """Ids from elsewhere, if they can be a row of this corpus, or of one."""
-    n, most = len(row.ids), self._recipe.max_length + 1
+    n, most = len(row.ids), self._recipe.corpus.max_length + 1
     where = f"{row.domain} row {number}"
     if not n and not row.is_row:
       return row
@@ -143,10 +133,10 @@ class Maker:
 
   def _instances(self, number: int, records, counts, details):
     """The shard's rows; counts them, and notes their highest id."""
-    recipe, n_bytes = self._recipe, self._encoder.byte_lengths
+    corpus, n_bytes = self._recipe.corpus, self._encoder.byte_lengths
     for domain, row in self._rows(records, counts):
-      hashed = store.hash_of(row.ids, recipe.seed)
-      split = store.split_of(hashed, recipe.shares)
+      hashed = store.hash_of(row.ids, corpus.seed)
+      split = store.split_of(hashed, self._recipe.shares)
       counts["rows"] += 1
       counts["tokens"] += len(row.ids)
       details["highest_id"] = max(details["highest_id"], int(row.ids.max()))
@@ -172,12 +162,8 @@ class Maker:
           yield domain, Row(ids, (i,), 0)
           continue
         if domain not in packers:
-          packers[domain] = Packer(
-            self._ends,
-            self._encoder.eos_id,
-            self._recipe.max_length,
-            self._encoder.bos_id,
-          )
+          length = self._recipe.corpus.max_length
+          packers[domain] = Packer(self._ends, length)
         for row in packers[domain].add(ids, i):
           yield domain, row
     # The tails, in an order that does not depend on the text's.
@@ -264,13 +250,8 @@ def is_made(
 ) -> bool:
   """Returns whether a shard is there and was made from its chunk.
 
-  Args:
-    directory: of the corpus.
-    number: of the chunk and its shard.
-    chunks: all of them.
-    identities: by the chunks' names, those of when the shards were known to be
-      of their content: what has another one is read, to compare it.
-    made_by: what makes it now, see `store.has`.
+  The identities, by the chunks' names, are those of when the shards were known
+  to be of their content: what has another one is read, to compare it.
   """
   # Here, also if nothing is there: chunks of one file share it, and it goes
   # with them to the processes that make their shards.

@@ -22,14 +22,12 @@ from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.corpus import columns, datasets, embedded, folders, megatron
 from miniplm_jax.corpus.chunks import (
   Chunk,
-  JsonChunk,
-  MegatronChunk,
-  ParquetChunk,
   Probe,
   Record,
   TextChunk,
+  cuts,
 )
-from miniplm_jax.corpus.formats import Fields, cuts
+from miniplm_jax.corpus.formats import Fields, JsonChunk, ParquetChunk
 
 with epy.lazy_imports():
   from miniplm_jax.corpus import shard
@@ -53,8 +51,8 @@ def list_chunks(
   Args:
     source: a file, a folder or a glob; "tfds:NAME", "hf:ORG/NAME", a folder
       that either library saved; or "embedded".
-    fields: where records have their text and domain.
-    split: which is read of a source that has splits.
+    fields: of a record.
+    split: of a source that has splits.
     part_bytes: larger files are cut, small texts put together.
     workdir: what the stages wrote into it is no part of a folder or glob.
     commit: of the hub; "" is today's.
@@ -73,7 +71,7 @@ def list_chunks(
     source = os.fspath(gs.absolute(source))
   path = epath.Path(source)
   if source.startswith(datasets.TFDS) or datasets.is_tfds(path):
-    return datasets.tfds_chunks(source, fields, split, part_bytes)
+    return list(datasets.tfds_chunks(source, fields, split, part_bytes))
   if source.startswith(datasets.HF) or datasets.is_saved(path):
     return datasets.hf_chunks(source, fields, split, part_bytes, commit)
   ours = gs.absolute(workdir) if workdir else None
@@ -134,7 +132,7 @@ def _text_chunks(
 
 def _megatron_chunks(
   root: epath.Path, paths: list[epath.Path], fields: Fields
-) -> Iterator[MegatronChunk]:
+) -> Iterator[megatron.MegatronChunk]:
   """What was tokenized elsewhere: data_0.bin and .idx, or others' names."""
   stems = {os.fspath(file.with_suffix("")) for file in paths}
   in_order = sorted(stems, key=lambda s: (len(s), s))  # 2 before 10
@@ -142,7 +140,7 @@ def _megatron_chunks(
   for prefix in prefixes:
     data, index = (epath.Path(f"{prefix}{end}") for end in folders.MEGATRON)
     domain = folders.domain_of(root, data, fields.domain, data.parent.name)
-    yield MegatronChunk(
+    yield megatron.MegatronChunk(
       name=folders.name_below(root, data),
       n_bytes=data.stat().length,
       probe=Probe((data, index), (domain,)),
@@ -152,12 +150,7 @@ def _megatron_chunks(
 
 
 def fingerprint(chunks: Sequence[Chunk], domains: bool = True) -> str:
-  """Returns that of a whole source.
-
-  Args:
-    chunks: all of it.
-    domains: those that folders give count, too, unlike in schema version 1.
-  """
+  """Returns that of a whole source; in schema version 1 without `domains`."""
   probes = [
     [
       chunk.short_name,
@@ -180,11 +173,6 @@ class CorpusSource:
     """The name that the config has for it."""
     return self.corpus.source
 
-  @property
-  def tokenizer_field(self) -> str:
-    """The tokenizer of its text, for messages."""
-    return f"config.corpus.tokenizer={self.corpus.tokenizer}"
-
   def chunks(self) -> list[Chunk]:
     """Returns its chunks, see `list_chunks`."""
     corpus = self.corpus
@@ -200,8 +188,7 @@ class CorpusSource:
   def begin(self) -> list[Chunk]:
     """Returns the chunks; those of a name are of one commit until all are read.
 
-    Raises:
-      UserError: there is work of another name or revision.
+    Work of another name or revision is refused.
     """
     if renamed := self._renamed():
       raise UserError(
@@ -256,15 +243,20 @@ class CorpusSource:
       chunks = self.chunks()
     except GoneError:  # with its text; what was made of it stands
       return False
-    if old.path == self.directory / "manifest.json":
-      return any(self._moved(chunks)) and self._differs(chunks)
-    return bool(self._untrained(chunks))
+    if old.path != self.directory / "manifest.json":
+      return bool(self._untrained(chunks))
+    if not any(self._moved(chunks)):
+      return False
+    if self.stale(chunks):
+      return True
+    with contextlib.suppress(OSError):  # a disk that can only be read
+      self.note(chunks)
+    return False
 
   def changes(self, before: Sequence[str] | None) -> str:
     """Returns in words which chunks are not those that shards were made from.
 
-    Args:
-      before: names of those; None if they are not known.
+    `before` are the names of those, if they are known.
     """
     if before is None or datasets.is_named(self.corpus.source):
       return self._renamed()
@@ -294,8 +286,7 @@ class CorpusSource:
     self, chunks: Sequence[Chunk], made_by: Mapping[str, Any] | None = None
   ) -> list[int]:
     """Returns numbers of chunks whose shards are to be made, see `is_made`."""
-    identities = self._read(_SEEN)
-    stale = []
+    identities, stale = self._read(_SEEN), []
     with futures.ThreadPoolExecutor(columns.AT_ONCE) as pool:
       are_made = pool.map(
         lambda i: shard.is_made(self.directory, i, chunks, identities, made_by),
@@ -340,13 +331,6 @@ class CorpusSource:
         if not contents.may_be(before, chunk.content()):
           return chunk.name
     return ""
-
-  def _differs(self, chunks: Sequence[Chunk]) -> bool:
-    if self.stale(chunks):
-      return True
-    with contextlib.suppress(OSError):  # a disk that can only be read
-      self.note(chunks)
-    return False
 
   def _read(self, name: str) -> Mapping[str, str]:
     """One of the notes; without it everything counts as moved."""

@@ -14,7 +14,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress, log, warn
 from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
-from miniplm_jax.corpus import datasets
+from miniplm_jax.corpus import datasets, own_tokenizer
 from miniplm_jax.corpus.chunks import (
   BrokenRecord,
   Chunk,
@@ -31,7 +31,6 @@ with epy.lazy_imports():
   from miniplm_jax.corpus import (
     columns,
     losses,
-    own_tokenizer,
     shard,
     store,
     tokenizer,
@@ -48,15 +47,11 @@ _CODE = ("corpus/shard.py", "corpus/sources.py")  # makes a shard
 
 
 def step(corpus: CorpusConfig, folder: epath.Path, run: RunConfig) -> Step:
-  """Returns the step that makes a corpus.
-
-  Args:
-    corpus: its source, tokenizer, rows and shares.
-    folder: where it is made.
-    run: how shards are made.
-  """
+  """Returns the step that makes a corpus in a folder."""
   source, settings = CorpusSource(corpus, folder), dataclasses.asdict(corpus)
-  shares = [f"{s} {share:.3g}" for s, share in _shares(corpus) if share]
+  held_back = ", ".join(
+    f"{split} {share:.3g}" for split, share in _shares(corpus) if share
+  )
   return Step(
     stage=STAGE,
     manifest=folder / MANIFEST,
@@ -69,7 +64,7 @@ def step(corpus: CorpusConfig, folder: epath.Path, run: RunConfig) -> Step:
     explain=lambda old: source.changes(old.details.get("parts")),
     outputs=(folder,),
     summary=f"{corpus.source} → rows of up to {corpus.max_length + 1} tokens, "
-    f"tokenizer {corpus.tokenizer}, held back from D: {', '.join(shares)}",
+    f"tokenizer {corpus.tokenizer}, held back from D: {held_back}",
     code=Version(_CODE, ("tokenizers",), run.any_code),
     run=lambda unused_inputs: tokenize(corpus, folder, run),
     policy=Policy(is_host_only=True),
@@ -80,12 +75,8 @@ def check(corpus: CorpusConfig, folder: epath.Path, run: RunConfig):
   """Refuses a corpus that is not what the config says of it.
 
   Source and tokenizer are not looked at if the config names them as it did
-  then: they may be gone, and stage tokenize looks at them.
-
-  Args:
-    corpus: what the config says of it.
-    folder: where it is; if there is none yet there is nothing to refuse.
-    run: how shards are made.
+  then: they may be gone, and stage tokenize looks at them. If there is none
+  yet there is nothing to refuse.
 
   Raises:
     UserError: a setting or an input is another.
@@ -120,7 +111,7 @@ def _idle(
   return (*idle, "tokenizer_revision") if _given(corpus).is_folder else idle
 
 
-def _given(corpus: CorpusConfig):
+def _given(corpus: CorpusConfig) -> "hub.GivenTokenizer":
   return hub.GivenTokenizer(corpus.tokenizer, corpus.tokenizer_revision)
 
 
@@ -141,15 +132,7 @@ def _tokenizer_input(corpus: CorpusConfig) -> Input:
 def tokenize(
   corpus: CorpusConfig, folder: epath.Path, run: RunConfig
 ) -> dict[str, Any]:
-  """Makes the shards that are missing.
-
-  Args:
-    corpus: its source, tokenizer, rows and shares.
-    folder: where it is made.
-    run: how shards are made.
-
-  Returns:
-    The fields of the manifest that say what was made.
+  """Makes the shards that are missing; returns the fields of the manifest.
 
   Raises:
     UserError: the source or the tokenizer cannot be used, or no row is of D.
@@ -160,23 +143,14 @@ def tokenize(
   is_costly = corpus.tokenizer == TRAIN
   try:
     encoder = _tokenizer(corpus, source, chunks)
-    recipe = shard.Recipe(
-      directory=str(folder),
-      eos_token=corpus.eos_token,
-      max_length=corpus.max_length,
-      seed=corpus.seed,
-      shares=_shares(corpus),
-      max_broken=run.max_broken,
-      bos_token=encoder.bos_token,
-      text_field=corpus.text_field,
-      domain_field=corpus.domain_field,
-    )
+    of_rows = dataclasses.replace(corpus, bos_token=encoder.bos_token)
+    recipe = shard.Recipe(of_rows, _shares(corpus), str(folder), run.max_broken)
     made_by = recipe.made_by(encoder)
     _fill(run, source, chunks, recipe, made_by)
     source.refuse_changes(chunks)
     source.note(chunks)
     is_costly = False  # what is refused of all shards will be so again
-    return _merge(source, chunks, run.max_broken, encoder, made_by)
+    return _merge(source, chunks, recipe, encoder)
   except UserError:
     if is_costly and (folder / "tokenizer/tokenizer.json").exists():
       raise
@@ -184,7 +158,7 @@ def tokenize(
     # may be a setting. A finished corpus only --force removes.
     indices = folder.glob("index-*.parquet")
     if not (folder / MANIFEST).exists() and not any(
-      store.read_counts(index)["split train"] for index in indices
+      columns.facts(index)["counts"].get("split train") for index in indices
     ):
       backup.clear([folder])
     raise
@@ -218,7 +192,8 @@ def _fill(
   def on_shard(chunk: Chunk, of_shard: Mapping[str, int]):
     counts.update(of_shard, read=chunk.n_bytes)
     left = whole - counts["read"]
-    losses.refuse_early(counts, counts["read"], left, source.tokenizer_field)
+    where = _tokenizer_field(source.corpus)
+    losses.refuse_early(counts, counts["read"], left, where)
 
   total = sum(chunk.n_bytes for _, _, chunk in tasks) or None
   every = run.log_every_seconds
@@ -227,27 +202,29 @@ def _fill(
     workers.make_here(recipe, tasks, n_workers, progress.update, on_shard)
 
 
+def _tokenizer_field(corpus: CorpusConfig) -> str:
+  return f"config.corpus.tokenizer={corpus.tokenizer}"
+
+
 def _merge(
   source: CorpusSource,
   chunks: Sequence[Chunk],
-  max_broken: int,
+  recipe: "shard.Recipe",
   encoder: "tokenizer.Tokenizer",
-  made_by: Mapping[str, Any],
 ) -> dict[str, Any]:
   """The fields of the manifest, when every shard is there."""
   corpus, folder, n = source.corpus, source.directory, len(chunks)
   commit = source.commit
-  counts, described = store.merge(folder, n, made_by)
+  counts, described = store.merge(folder, n, recipe.made_by(encoder))
   indices = [folder / store.shard_names(i, n)[1] for i in range(n)]
   details = [columns.facts(index)["details"] for index in indices]
-  _refuse_broken(
-    folder,
-    [r for of_shard in details for r in of_shard["broken"]],
-    counts,
-    max_broken,
-  )
+  if broken := [r for of_shard in details for r in of_shard["broken"]]:
+    path = shard.write_sample(folder, broken)
+    first = BrokenRecord.from_json(broken[0])
+    shard.refuse_broken(counts["broken"], recipe.max_broken, first)
+    log(STAGE, f"{counts['broken']} broken records left out, see {path}")
   _refuse_empty(corpus.source, n, counts)
-  lost = losses.check(counts, STAGE, source.tokenizer_field)
+  lost = losses.check(counts, STAGE, _tokenizer_field(corpus))
   if lacking := counts.get("lacking a domain"):
     log(
       STAGE,
@@ -276,21 +253,6 @@ def _merge(
     }
     | ({"source_commit": commit} if commit else {}),
   }
-
-
-def _refuse_broken(
-  folder: epath.Path,
-  sample: Sequence[Mapping[str, str]],
-  counts: Mapping[str, int],
-  max_broken: int,
-):
-  """Writes some broken records; raises UserError if they are too many."""
-  if not sample:
-    return
-  path = shard.write_sample(folder, sample)
-  first = BrokenRecord.from_json(sample[0])
-  shard.refuse_broken(counts["broken"], max_broken, first)
-  log(STAGE, f"{counts['broken']} broken records left out, see {path}")
 
 
 def _refuse_empty(source: str, n_chunks: int, counts: Mapping[str, int]):

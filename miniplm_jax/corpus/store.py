@@ -21,10 +21,10 @@ from etils import epath
 from miniplm_jax.core import distributed, errors, fields, files
 from miniplm_jax.core.array_records import Readers
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.log import warn
+from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import CONVERTED, GENERATED
-from miniplm_jax.corpus import columns, model_fit, tokenizer
+from miniplm_jax.corpus import columns, tokenizer
 from miniplm_jax.corpus.tokenizer import Tokenizer
 
 # What a row is for. Disjoint by construction: see `split_of`.
@@ -102,11 +102,8 @@ def split_of(hashed: int, shares: Sequence[tuple[str, float]]) -> str:
   """Returns the split that a row belongs to, by the hash of its content.
 
   Equal rows go to the same split, so the reference never trains on a copy
-  of a row that is scored.
-
-  Args:
-    hashed: `hash_of` the row.
-    shares: (split, share) of all but "train", which takes the rest.
+  of a row that is scored. Of all splits but "train", which takes the rest,
+  there is a (split, share).
   """
   point = hashed / 2**64
   for split, share in shares:
@@ -133,12 +130,12 @@ def write_shard(
   """Writes one shard; its index is renamed last and so marks it whole.
 
   Args:
-    directory: the corpus.
+    directory: of the corpus.
     names: of the rows' file and of the index's, from `shard_names`.
-    rows: the shard's rows, in order.
+    rows: in order.
     counts: what was counted; read when `rows` is exhausted, like `details`.
     details: what else to know of the shard, JSON.
-    row_ids: for the index, read like `counts`; None leaves them to `merge`.
+    row_ids: for the index; None leaves them to `merge`.
   """
   import pyarrow as pa
   from array_record.python.array_record_module import ArrayRecordWriter
@@ -166,7 +163,9 @@ def write_shard(
     written = files.describe(scratch)
   flush()
   table = pa.concat_tables(tables)
-  table = columns.numbered(table, row_ids or np.arange(len(table)))
+  if row_ids is None:
+    row_ids = np.arange(len(table))
+  table = columns.numbered(table, row_ids)
   facts = {"counts": counts, "details": details or {}, FILE: written}
   facts[columns.DIGEST] = columns.digest(table, facts)
   table = table.replace_schema_metadata(
@@ -178,8 +177,7 @@ def write_shard(
 def has(directory: epath.Path, names: tuple[str, str], made_by=None) -> bool:
   """Returns whether both files of a shard are there, as long as written.
 
-  Raises:
-    UserError: the index is damaged, or was not `made_by` this.
+  An index that is damaged, or was not `made_by` this, is refused.
   """
   records, index = (directory / name for name in names)
   if not (records.exists() and index.exists()):
@@ -188,18 +186,12 @@ def has(directory: epath.Path, names: tuple[str, str], made_by=None) -> bool:
   return not written or records.stat().length == written["bytes"]
 
 
-def read_counts(index: epath.Path) -> collections.Counter[str]:
-  """Returns the counts that `write_shard` was given; what it lacks is 0."""
-  return collections.Counter(columns.facts(index)["counts"])
-
-
 def merge(
   directory: epath.Path, shards: int, made_by: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
   """Numbers the rows; returns counts and files of the corpus's manifest.
 
-  Raises:
-    UserError: an index is damaged, or was not `made_by` this.
+  An index that is damaged, or was not `made_by` this, is refused.
   """
   names = [shard_names(number, shards) for number in range(shards)]
 
@@ -228,15 +220,12 @@ class Corpus:
   """Random access to the rows of a packed corpus, by row id."""
 
   def __init__(self, manifest: Manifest):
-    """Opens the corpus that a tokenize manifest describes.
-
-    Raises:
-      UserError: a file is missing or of another size.
-    """
+    """Opens what a manifest describes, if its files are of their sizes."""
     manifest.check_sizes()
     self.manifest = manifest
     self.directory = directory = manifest.directory
     self.parts = parts = manifest.counts["parts"]
+    self._ends = np.cumsum(manifest.counts["rows_by_part"])
     self._readers = Readers(
       lambda part: directory / shard_names(part, parts)[0]
     )
@@ -275,6 +264,11 @@ class Corpus:
   def lengths(self) -> np.ndarray:
     """The number of ids in each row, int32 [rows]."""
     return self.index["n_tokens"].to_numpy()
+
+  @functools.cached_property
+  def hashes(self) -> np.ndarray:
+    """The hash of each row's ids, uint64 [rows]."""
+    return self.index["hash"].to_numpy()
 
   def domains(self, row_ids: np.ndarray | None = None) -> np.ndarray:
     """Returns the domain names, an object array, of some rows or of all."""
@@ -321,17 +315,33 @@ class Corpus:
       raise UserError(what, where, hint)
 
   def check_model(self, folder: epath.Path, vocab_size: int):
-    """Raises UserError unless a model reads the ids as they are meant."""
-    model_fit.check_tokenizer(folder, self)
+    """Refuses a model that reads these ids as other text, or lacks some.
+
+    Without a tokenizer in its Hugging Face directory it is taken to have the
+    corpus's, and a line says so.
+
+    Raises:
+      UserError: the tokenizers differ in tokens that rows may have.
+    """
     hint = "tokenize the corpus with the model's tokenizer"
+    if (folder / "tokenizer.json").exists():
+      ours = self.tokenizer()
+      theirs = tokenizer.load(folder, ours.eos_token)
+      theirs.warn_of_bos("score", ours.bos_token)
+      # They may differ in tokens that no row has.
+      if ours.model(self.ids) != theirs.model(self.ids):
+        raise UserError(
+          "the model has another tokenizer than the corpus",
+          f"{folder / 'tokenizer.json'} and {self.directory / 'tokenizer'}",
+          hint,
+        )
+    else:
+      what = f"no tokenizer.json in {folder}: taken to be the corpus's"
+      log("score", what)
     self.check_vocabulary(vocab_size, str(folder), hint)
 
   def tokenizer(self) -> Tokenizer:
-    """Returns the corpus's own tokenizer.
-
-    Raises:
-      UserError: it is not the one that the corpus was made with.
-    """
+    """Returns its own tokenizer, if that is the one it was made with."""
     settings, folder = self.manifest.settings, self.directory / "tokenizer"
     without_bos = tokenizer.load(folder, settings["eos_token"])
     now, then = without_bos.fingerprint, self.manifest.tokenizer
@@ -348,22 +358,9 @@ class Corpus:
       return without_bos
     return tokenizer.load(folder, settings["eos_token"], bos_token)
 
-  def tokenizer_files(self) -> dict[str, bytes]:
-    """Returns what a Hugging Face directory needs of it, by name, checked."""
-    return self.tokenizer().to_files()
-
-  def text_engine(self):
-    """Returns a `tokenizers.Tokenizer` of texts, which begin as rows do."""
-    return self.tokenizer().text_engine()
-
   def check_tokenizer(self):
     """Raises UserError unless its tokenizer is the one it was made with."""
     self.tokenizer()
-
-  @functools.cached_property
-  def _offsets(self) -> np.ndarray:
-    counts = self.manifest.counts["rows_by_part"]
-    return np.concatenate([[0], np.cumsum(counts)])
 
   def read(self, row_ids: Sequence[int]) -> list[Instance]:
     """Returns the rows with these ids, in this order.
@@ -372,25 +369,21 @@ class Corpus:
       UserError: a shard is damaged or holds other rows than its index says.
     """
     row_ids = np.asarray(row_ids, np.int64)
-    parts = np.searchsorted(self._offsets, row_ids, "right") - 1
+    parts = np.searchsorted(self._ends, row_ids, "right")
     rows: list[Any] = [None] * len(row_ids)
-    for part in np.unique(parts):
+    for part in np.unique(parts).tolist():
       places = np.flatnonzero(parts == part)
-      local = (row_ids[places] - self._offsets[part]).tolist()
-      path = self.directory / shard_names(int(part), self.parts)[0]
+      first = self._ends[part - 1] if part else 0
+      local = (row_ids[places] - first).tolist()
+      path = self.directory / shard_names(part, self.parts)[0]
       hint = "restore the file, or make it again with --stages="
       hint += f"{self.manifest.stage} --force"
       with errors.parsing(path, hint):
-        for i, record in zip(places, self._readers.read(int(part), local)):
+        for i, record in zip(places, self._readers.read(part, local)):
           rows[i] = row = Instance.from_bytes(record)
-          if row.hash != self._hashes[row_ids[i]]:
+          if row.hash != self.hashes[row_ids[i]]:
             raise ValueError(f"row {row_ids[i]} is another than in the index")
     return rows
-
-  @functools.cached_property
-  def _hashes(self) -> np.ndarray:
-    """The hash of each row's ids as the index has it, uint64 [rows]."""
-    return self.index["hash"].to_numpy()
 
 
 def open_corpus(inputs: Mapping[str, Manifest]) -> Corpus:

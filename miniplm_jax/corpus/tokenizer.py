@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,6 @@ from miniplm_jax.corpus import fast_bpe, losses
 AUTO = "auto"  # the BOS that a tokenizer's own file puts before a text
 # Spaces, a line, and characters of one to four bytes.
 PROBE = " A b.\n  c é 你 🙂"
-
-
-def _pair(merge: str | list[str]) -> tuple[str, ...]:
-  """A merge, which files of different releases write as "a b" or [a, b]."""
-  return tuple(merge.split(" ") if isinstance(merge, str) else merge)
 
 
 class Tokenizer:
@@ -86,11 +81,6 @@ class Tokenizer:
   def _encode(self):
     return fast_bpe.build(self._engine, self._body)
 
-  @property
-  def is_fast(self) -> bool:
-    """Whether `fast_bpe` gives the ids."""
-    return self._encode is not None
-
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Returns int32 ids of each text, without special tokens."""
     if self._encode is None:
@@ -111,16 +101,12 @@ class Tokenizer:
     """Returns the text of some ids, special tokens included."""
     return self._engine.decode([int(i) for i in ids], skip_special_tokens=False)
 
-  def model(self, below: int | None = None) -> tuple[Any, ...]:
-    """Returns what decides a text's ids: the vocabulary and the merges.
-
-    Args:
-      below: leaves out the tokens with this id or a higher one.
-    """
+  def model(self, below: int) -> tuple[Any, ...]:
+    """Returns what decides a text's ids: vocabulary below an id, and merges."""
     vocab = self._engine.get_vocab(with_added_tokens=True)
     return (
-      {t: i for t, i in vocab.items() if below is None or i < below},
-      [_pair(m) for m in self._body["model"].get("merges", ())],
+      {t: i for t, i in vocab.items() if i < below},
+      fast_bpe.pairs(self._body["model"].get("merges", ())),
     )
 
   def token_bytes(self) -> list[bytes]:
@@ -139,7 +125,7 @@ class Tokenizer:
     if not self.is_lossless:
       losses.check_unknown(self._body, unk_id, self.eos_id, self._where)
     steps = losses.steps(self._body["decoder"])
-    if any(step.get("type") == "ByteLevel" for step in steps):
+    if losses.has_step(self._body["decoder"], "ByteLevel"):
       added = self._engine.get_added_tokens_decoder()
       byte_of = {c: b for b, c in enumerate(fast_bpe.byte_alphabet())}
 
@@ -192,24 +178,14 @@ class Tokenizer:
     """Whether each byte of any text, once normalized, is in its tokens."""
     return losses.is_lossless(self._body)
 
-  @functools.cached_property
-  def _normalizers(self) -> list[Mapping[str, Any]]:
-    return losses.steps(self._body["normalizer"])
-
   def lost(
     self, texts: Sequence[str], encoded: Sequence[np.ndarray]
   ) -> dict[str, int]:
-    """Returns what texts lose: counts for `losses.check`.
+    """Returns what encoded texts lose: counts for `losses.check`.
 
     Normalizing text is no loss; leaving some out, or making it unknown, is.
-
-    Args:
-      texts: some.
-      encoded: their ids.
-
-    Returns:
-      `bytes_of_text`, UTF-8 bytes of the texts once normalized, and
-      `bytes_unencoded`, those of them that no id stands for.
+    `bytes_of_text` are UTF-8 bytes of the texts once normalized, and
+    `bytes_unencoded` those of them that no id stands for.
     """
     counts = {"bytes_of_text": 0, "bytes_unencoded": 0}
     for text, ids in zip(texts, encoded, strict=True):
@@ -224,7 +200,7 @@ class Tokenizer:
     """The bytes that all tokens of a text should have together."""
     if self._engine.normalizer:
       text = self._engine.normalizer.normalize_str(text)
-    if any(step.get("type") == "ByteLevel" for step in self._normalizers):
+    if losses.has_step(self._body["normalizer"], "ByteLevel"):
       return len(text)  # a character is a byte
     content = losses.content(text, losses.steps(self._body["decoder"]))
     return len(content) + (self._puts_space and content[:1] not in (b"", b" "))
@@ -313,11 +289,8 @@ def load(
 ) -> Tokenizer:
   """Returns the tokenizer of a directory, for documents.
 
-  Args:
-    directory: that has its tokenizer.json.
-    eos_token: what ends a document.
-    bos_token: what a text follows in rows; `AUTO` is what the file says.
-    section: of the config, that names the tokens.
+  A BOS of `AUTO` is what the file says; the section of the config is the one
+  that names the tokens.
 
   Raises:
     UserError: it is missing or damaged, or has no such token, or texts have it.
@@ -327,11 +300,7 @@ def load(
 
 
 def load_engine(directory: epath.Path) -> tokenizers.Tokenizer:
-  """Reads tokenizer.json from a directory, to encode texts whole.
-
-  Raises:
-    UserError: it is missing or damaged.
-  """
+  """Reads tokenizer.json from a directory, to encode texts whole."""
   path = directory / "tokenizer.json"
   if not path.exists():
     raise UserError(

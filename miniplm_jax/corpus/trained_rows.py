@@ -22,13 +22,8 @@ _MOST = 1 << 20  # rows that are hashed anew: a minute
 
 
 def encode(corpus: Corpus, row_ids: np.ndarray) -> bytes:
-  """Returns the file's content: hashes of the rows, 8 bytes each, in base64.
-
-  Args:
-    corpus: that the model is trained on.
-    row_ids: int64, of the rows.
-  """
-  hashes = np.sort(corpus.index["hash"].to_numpy()[row_ids]).astype("<u8")
+  """Returns the file's content: hashes of the rows, 8 bytes each, in base64."""
+  hashes = np.sort(corpus.hashes[row_ids]).astype("<u8")
   body = {
     "tokenizer": corpus.manifest.tokenizer,
     "seed": corpus.manifest.settings["seed"],
@@ -51,8 +46,8 @@ def refuse(
   Args:
     directory: of the model; without the file nothing is known.
     corpus: of the rows.
-    row_ids: theirs, int64, ascending.
-    name: of the model.
+    row_ids: int64, ascending.
+    name: of the model, in words.
     which: rows these are, in words.
 
   Raises:
@@ -74,7 +69,7 @@ def _refuse(directory, corpus, row_ids, name, which):
   if other:  # its ids are no ids of this corpus
     return
   if seed == corpus.manifest.settings["seed"]:
-    hashes = corpus.index["hash"].to_numpy()[row_ids]
+    hashes = corpus.hashes[row_ids]
   else:
     row_ids = row_ids[:: max(-(-len(row_ids) // _MOST), 1)]
     hashes = _hashes(corpus, row_ids, seed)

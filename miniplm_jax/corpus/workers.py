@@ -29,12 +29,8 @@ def make_here(
 ):
   """Makes shards with so many processes; 0 is one a core.
 
-  Args:
-    recipe: for all of them.
-    tasks: what to make.
-    workers: processes.
-    on_text: called in this process with bytes of text, now and then.
-    on_shard: called here with the chunk and the counts of each; may raise.
+  In this process `on_text` is called with bytes of text, now and then, and
+  `on_shard` with the chunk and the counts of each, which may raise.
 
   Raises:
     UserError: of the first worker that has one; the others stop.
@@ -128,10 +124,8 @@ def _make(guards, *task) -> Mapping[str, int]:
 def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
   """Makes shards as an Apache Beam pipeline, on one machine or many.
 
-  Args:
-    recipe: for all of them; its directory must be seen by all machines.
-    tasks: what to make.
-    options: of the pipeline, such as "--runner=DataflowRunner --region=…".
+  All machines must see the recipe's directory. Options are the pipeline's,
+  such as "--runner=DataflowRunner --region=…".
 
   Raises:
     UserError: Beam is not installed, or a worker has found a user's error.

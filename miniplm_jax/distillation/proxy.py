@@ -54,7 +54,7 @@ def in_sample(
     share: of D, proxy.sample.
     seed: score.seed, which chose the rows that are scored, too.
   """
-  hashes = corpus.index["hash"].to_numpy()[row_ids]
+  hashes = corpus.hashes[row_ids]
   return units.point(hashes, seed) < share
 
 

@@ -117,7 +117,7 @@ class Runner:
       mesh = sharding.mesh_of(run)
       self.loaded[key] = jax_lm.JaxLM(
         it.load(inputs, mesh, dtype),
-        corpus.text_engine(),
+        corpus.tokenizer().text_engine(),
         mesh,
         eot_id=corpus.eos_id,
         prefix_id=corpus.bos_id,

@@ -78,7 +78,7 @@ def sampled_rows(corpus: Corpus, share: float, seed: int) -> np.ndarray:
   rows = corpus.rows_of("train")
   if share >= 1:
     return rows
-  hash_R = corpus.index["hash"].to_numpy()[rows]
+  hash_R = corpus.hashes[rows]
   return rows[point(hash_R, seed) < share]
 
 

@@ -38,14 +38,13 @@ class Heldout:
     """The losses now, in nats."""
     corpus, ids, size = self._corpus, self._row_ids, self._size
     nll, count = np.zeros(len(ids), np.float32), np.zeros(len(ids), np.int32)
-
-    parts = np.split(np.arange(len(ids)), range(size, len(ids), size))
+    planned = [
+      batching.Planned(places, corpus.max_length, size)
+      for places in np.split(np.arange(len(ids)), range(size, len(ids), size))
+    ]
     batches = (
-      (
-        places,
-        batching.take(corpus, ids, places, size, corpus.max_length, self._mesh),
-      )
-      for places in parts
+      (each.places, batching.take(corpus, ids, each, self._mesh))
+      for each in planned
     )
     run = functools.partial(self._row_nll, model)
     for places, values in placement.run_rows(run, batches, self._mesh):
