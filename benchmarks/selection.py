@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 from absl import app, flags
 
-from miniplm_jax.selection import cutoff, writing
+from miniplm_jax.selection import cutoff, selection
 
 _ROWS = flags.DEFINE_integer("rows", 10**9, "Scores to select from.")
 _PART = 1 << 16  # rows at a time, as score.rows_per_part
@@ -27,7 +27,7 @@ _EQUAL, _TIMED = 10**7, 10**8
 
 
 class _Scores:
-  """What `writing.write` wants of `Candidates`, from a file of scores."""
+  """What `selection.write` wants of `Candidates`, from a file of scores."""
 
   quotas = ()
 
@@ -62,7 +62,7 @@ def _select(scores: _Scores, folder: pathlib.Path) -> pathlib.Path:
   (cut,) = cutoff.find(scores.columns, [kept])
   found = cutoff.Cutoff(cut.threshold, cut.last_tie, cut.kept, rows)
   path = folder / "rows.npy"
-  writing.write(path, scores, found)
+  selection.write(path, scores, found)
   return path
 
 

@@ -2,9 +2,8 @@
 
 The files:
 
-  selecting  step, selection (the function), scored (tables and index, joined),
-             index, moments, candidates (who may be kept), duplicates, cutoff,
-             writing (rows.npy)
+  selecting  step, selection (who may be kept, and rows.npy), scored (tables and
+             index, joined), index, moments, duplicates, cutoff
   files      materialize_step, materialize_writers
   seqio      tasks, source, converter: TensorFlow, only for those who ask
 

@@ -29,10 +29,8 @@ class FeatureConverter(seqio.PassThroughFeatureConverter):
   ) -> tf.data.Dataset:
     """See base class.
 
-    Args:
-      ds: examples with `targets` int32 [n].
-      task_feature_lengths: "targets" is max_length + 1, the ids of a full
-        row, for inputs and targets of max_length; longer rows are cut.
+    The length of `targets`, int32 [n], is max_length + 1, the ids of a full
+    row, for inputs and targets of max_length; longer rows are cut.
     """
     length = task_feature_lengths["targets"]
 

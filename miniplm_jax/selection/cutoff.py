@@ -51,10 +51,7 @@ class Cutoff:
 def keeps(cutoff: Cutoff, columns: Columns) -> np.ndarray:
   """Bool [n]: which of these rows are kept.
 
-  Args:
-    cutoff: from a selection.
-    columns: row_id, value, and group: 0, or 1 + the place of a row's domain
-      in `cutoff.groups`.
+  Their group is 0, or 1 + the place of a row's domain in `cutoff.groups`.
   """
   return within(
     [(cutoff.threshold, cutoff.last_tie), *cutoff.groups.values()], columns

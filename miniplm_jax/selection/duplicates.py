@@ -25,7 +25,7 @@ _BATCH = 512  # rows that are read at a time
 def exact(
   chunks: Chunks, rows: int, copies: int, folder: pathlib.Path
 ) -> Iterable[np.ndarray]:
-  """Row ids that are one copy too many of their content.
+  """Yields int64 row ids, in no order: one copy too many of their content.
 
   Rows are spread over files by their hash, then each file is sorted alone:
   20 bytes of disk a row, 200 MB of memory. Equal hashes are taken for equal
@@ -36,9 +36,6 @@ def exact(
     rows: about how many there are.
     copies: that are kept of equal rows, at least 1.
     folder: an empty one, on a disk.
-
-  Yields:
-    int64 row ids, in no order.
   """
   bits = max((rows // _BUCKET_ROWS).bit_length(), 1)
   files = [(folder / f"{i:05d}").open("w+b") for i in range(1 << bits)]
@@ -74,7 +71,7 @@ def _too_many(records: np.ndarray, copies: int) -> np.ndarray:
 def near(
   chunks: Chunks, corpus: Corpus, threshold: float, copies: int
 ) -> Iterable[np.ndarray]:
-  """Row ids that are one nearly equal row too many.
+  """Yields int64 row ids, in no order: one nearly equal row too many.
 
   From the best row to the worst: a row is left out if `copies` rows that
   were kept have a Jaccard similarity of at least the threshold with it, over
@@ -87,14 +84,8 @@ def near(
   Rows are read once in the order of their scores, and again when they are
   compared.
 
-  Args:
-    chunks: gives row_id and score.
-    corpus: with their ids.
-    threshold: in (0, 1].
-    copies: that are kept of rows that are nearly equal, at least 1.
-
-  Yields:
-    int64 row ids, in no order.
+  Of rows the chunks give row_id and score. The threshold is in (0, 1]; at least
+  one copy is kept.
   """
   import rensa
 

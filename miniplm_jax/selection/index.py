@@ -16,28 +16,17 @@ class IndexReader:
   """One pass over the index; a row group of one shard is in memory."""
 
   def __init__(self, corpus: Corpus, domains: dict[str, int]):
-    """Begins before the first row.
-
-    Args:
-      corpus: whose index it is.
-      domains: name → code; grows by the names that are met, in row order.
-    """
+    """Begins before the first row; `domains`, name → code, grows as met."""
     self._corpus = corpus
     self._domains = domains
     self._pieces = self._read()
     self._first, self._end, self._piece = 0, 0, {}
 
   def take(self, row_id: np.ndarray) -> Columns:
-    """Columns of these rows, which follow those that were taken before.
-
-    Args:
-      row_id: int64 [n], ascending.
+    """Columns of int64 [n] ids, ascending, that follow those taken before.
 
     Returns:
       domain int32 (codes), n_tokens int32, n_bytes int32, hash uint64.
-
-    Raises:
-      UserError: the index ends before.
     """
     taken = []
     while True:
@@ -78,11 +67,7 @@ def rows_of(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """The ids of D's rows, or another split's, with a column of the index.
 
-  Args:
-    corpus: whose rows they are.
-    domains: name → code; grows by the names that are met.
-    column: domain (as codes), n_tokens, n_bytes or hash.
-    split: "train" is D.
+  A domain is a code; `domains`, name → code, grows by the names that are met.
 
   Yields:
     Piece by piece: row_id int64 [n], ascending over all, and the column [n].

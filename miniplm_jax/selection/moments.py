@@ -21,12 +21,7 @@ class Moments:
     self._counts = np.zeros(0, np.int64)
 
   def add(self, domain: np.ndarray, x: np.ndarray):
-    """Adds values.
-
-    Args:
-      domain: int [n], from 0.
-      x: float32 [n], finite.
-    """
+    """Adds finite float32 [n] of domains int [n], from 0."""
     domains = max(int(domain.max(initial=-1)) + 1, len(self._counts))
     more = domains - len(self._counts)
     self._sums = np.pad(self._sums, ((0, 0), (0, more), (0, 0)))

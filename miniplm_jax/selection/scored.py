@@ -35,7 +35,7 @@ class ScoredRows:
       criterion: a key of `CRITERIA`.
       seed: for the criterion random.
       corpus: that was scored.
-      min_length: shorter rows need no score, for they are left out.
+      min_length: shorter rows need no score.
 
     Raises:
       UserError: a table is of another corpus or of a part of D, or they are
@@ -145,12 +145,7 @@ class ScoredRows:
 def of_selection(
   settings: Mapping[str, Any], inputs: Mapping[str, Manifest]
 ) -> ScoredRows:
-  """The rows and scores of a selection.
-
-  Args:
-    settings: of the selection.
-    inputs: manifests of "corpus" and, by role, of the tables that it names.
-  """
+  """The rows and scores of a selection, from its corpus and its tables."""
   return ScoredRows(
     {role: inputs[role] for role in settings["scores"]},
     settings["definition"],

@@ -33,12 +33,10 @@ def step(
   Args:
     select: how much is kept, and of what.
     criterion: by what rows are ranked, a key of `CRITERIA`.
-    tables: folders of score tables by the role of their model; those that the
-      criterion reads must be among them.
+    tables: folders of score tables by role; others may be among them.
     corpus: the manifest of what was scored.
     folder: of the selection.
-    check: looks, before anything is read, at what else will be asked for;
-      takes the manifest of the corpus.
+    check: looks, before anything is read, at what else will be asked for.
   """
   roles = CRITERIA[criterion].reads
   settings = {
@@ -59,10 +57,7 @@ def step(
     manifest=folder / MANIFEST,
     settings=settings,
     idle=() if select.temperature or criterion == "random" else ("seed",),
-    inputs={
-      "corpus": corpus,
-      **{role: tables[role] / MANIFEST for role in roles},
-    },
+    inputs={"corpus": corpus} | {r: tables[r] / MANIFEST for r in roles},
     outputs=(folder / "rows.npy",),
     summary=_summary(settings),
     run=lambda inputs: _run(select, criterion, folder, inputs, check),
@@ -94,9 +89,8 @@ def _run(
 ):
   check(inputs["corpus"])
   corpus = store.Corpus(inputs["corpus"])
-  tables = {role: inputs[role] for role in CRITERIA[criterion].reads}
-  for table in tables.values():
-    details = table.details
+  for role in CRITERIA[criterion].reads:
+    table, details = inputs[role], inputs[role].details
     if details.get("devices", 1) > 1 and "self_check" not in details:
       warn(
         STAGE,
@@ -106,7 +100,7 @@ def _run(
       )
   path = folder / "rows.npy"
   with files.replacing(path) as scratch:
-    selected = selection.select(corpus, tables, criterion, select, scratch)
+    selected = selection.select(corpus, inputs, criterion, select, scratch)
   for line in selected.shortfalls:
     log(STAGE, line)
   cutoff, counts = selected.cutoff, selected.counts

@@ -55,13 +55,8 @@ def keep_selected(
 ) -> tf.data.Dataset:
   """Difference Sampling's filter: the examples whose row id was selected.
 
-  One bit a row of the corpus, 125 MB for 10⁹ rows, of which all tasks of a
-  selection share one copy; no Python by row.
-
-  Args:
-    dataset: examples with row_id.
-    selection: the manifest file of a finished selection.
-    rows: of the whole corpus.
+  One bit for each of the corpus's rows, 125 MB for 10⁹, of which all tasks of a
+  selection, by its manifest file, share one copy; no Python by row.
   """
   fingerprint = manifest_lib.require(selection).fingerprint
   bitmap = _bitmap(selection, fingerprint, rows)
@@ -94,11 +89,8 @@ def join_scores(
 ) -> tf.data.Dataset:
   """Adds `SCORES` of the same row id: nats, tokens scored, mean_diff.
 
-  Args:
-    dataset: examples with row_id, of D. In corpus order each part of a table
-      is read once; of shuffled examples the parts that were used last are
-      kept.
-    tables: the manifest file of each role's score table.
+  Tables are manifest files by role. In corpus order each part of a table is
+  read once; of shuffled examples the parts that were used last are kept.
   """
   opened = {
     role: _ScoreLookup(manifest_lib.require(path))
@@ -166,13 +158,7 @@ def packed_task(name: str, corpus: Manifest) -> seqio.Task:
 def scored_task(
   name: str, corpus: Manifest, tables: Mapping[str, Manifest]
 ) -> seqio.Task:
-  """Every row of D with `SCORES`.
-
-  Args:
-    name: of the task.
-    corpus: the packed corpus.
-    tables: score manifests by role.
-  """
+  """Every row of D with `SCORES`, of tables by role."""
   paths = {role: os.fspath(scores.path) for role, scores in tables.items()}
   steps = [functools.partial(join_scores, tables=paths)]
   return _task(name, _source_of_d(corpus), corpus, steps, SCORES)
@@ -225,25 +211,17 @@ def _task(name, source, corpus, steps, more=()):
 # ---- registry
 
 
-def task_name(selection: str) -> str:
-  """The name that a selection is registered under."""
-  return f"miniplm_{_word(selection)}"
-
-
 def _word(text: str) -> str:
   return re.sub(r"\W", "_", text)
 
 
 def register_corpus(workdir: epath.PathLike, name: str = "miniplm") -> str:
-  """Registers the packed corpus of a workdir as NAME_packed.
-
-  Returns:
-    The task's name.
+  """Registers the packed corpus of a workdir as NAME_packed, and returns that.
 
   Raises:
     UserError: there is no corpus, or the name stands for another one.
   """
-  root = _absolute(workdir)
+  root = Workdir(gs.absolute(workdir))  # wherever the program goes
   corpus = manifest_lib.require(root.corpus / MANIFEST)
   task = packed_task(f"{_word(name)}_packed", corpus)
   _add((os.fspath(root.root), ""), [task])
@@ -266,8 +244,8 @@ def register(
 
   Args:
     workdir: of the run.
-    selection: a folder of selection/.
-    name: to register it under; "" is `task_name` of the selection.
+    selection: its name.
+    name: to register it under; "" is miniplm_SELECTION.
     rates: of the domains in the Mixture; by default their selected rows.
       Domains that are not named are left out.
 
@@ -278,8 +256,8 @@ def register(
     UserError: there is no such selection, what it was made from has changed,
       or the name stands for another one.
   """
-  name = _word(name) or task_name(selection)
-  root = _absolute(workdir)
+  name = _word(name or f"miniplm_{selection}")
+  root = Workdir(gs.absolute(workdir))  # wherever the program goes
   manifest = manifest_lib.require(root.selection(selection) / MANIFEST)
   corpus = manifest_lib.require(root.corpus / MANIFEST)
   tables = {
@@ -309,12 +287,7 @@ def register(
   return name
 
 
-def _absolute(workdir: epath.PathLike) -> Workdir:
-  """The folders, wherever the program goes."""
-  return Workdir(gs.absolute(workdir))
-
-
-def _domain_names(name, selection: Manifest, rates):
+def _domain_names(name, selection, rates) -> dict[str, tuple[str, float]]:
   """Domain → its task's name and its rate."""
   kept = {d: c["kept"] for d, c in selection.counts["domains"].items()}
   rates = {d: n for d, n in kept.items() if n} if rates is None else rates
