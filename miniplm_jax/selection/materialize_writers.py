@@ -3,34 +3,33 @@
 Each appears whole or not at all, and the same rows make the same bytes.
 """
 
-import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 from etils import epath
 
 from miniplm_jax.core import files
-from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus import megatron, store
-from miniplm_jax.corpus.store import Instance
-
-Rows = Iterable[tuple[int, Instance]]
+from miniplm_jax.corpus.store import Corpus, Instance
 
 
-class Writer(Protocol):
+class Writer:
   """Writes a selection's rows in one format, shard by shard."""
 
   def __init__(
-    self, directory: epath.Path, lengths: Sequence[int], corpus: Manifest
+    self, directory: epath.Path, lengths: Sequence[int], corpus: Corpus
   ):
     """Takes the folder, the rows of each shard to be, and the corpus."""
+    self._directory, self._lengths = directory, list(lengths)
+    self._corpus = corpus
 
   def has(self, shard: int) -> bool:
     """Whether this shard is whole."""
+    raise NotImplementedError
 
-  def write(self, shard: int, rows: Rows):
-    """Writes a shard of (row id, row)."""
+  def write(self, shard: int, row_ids: np.ndarray, rows: Iterable[Instance]):
+    """Writes a shard of rows, which have these ids."""
+    raise NotImplementedError
 
   def finish(self):
     """Writes what belongs to all shards."""
@@ -39,64 +38,41 @@ class Writer(Protocol):
 class ArrayRecord(Writer):
   """The corpus's own: msgpack records, and an index of Parquet beside them."""
 
-  def __init__(
-    self, directory: epath.Path, lengths: Sequence[int], corpus: Manifest
-  ):
-    del corpus
-    self._directory, self._shards = directory, len(lengths)
-
-  def has(self, shard: int) -> bool:
+  def has(self, shard):
     """Whether records and index are there."""
     return store.has(self._directory, self._names(shard))
 
-  def write(self, shard: int, rows: Rows):
+  def write(self, shard, row_ids, rows):
     """Writes the records and the index."""
-    row_ids: list[int] = []
-
-    def taken():
-      for row_id, row in rows:
-        row_ids.append(row_id)
-        yield row
-
-    store.write_shard(
-      self._directory, self._names(shard), taken(), {}, row_ids=row_ids
-    )
+    names = self._names(shard)
+    store.write_shard(self._directory, names, rows, {}, row_ids=row_ids)
 
   def _names(self, shard):
-    return store.shard_names(shard, self._shards)
+    return store.shard_names(shard, len(self._lengths))
 
 
 class Megatron(Writer):
   """The released .bin and .idx: ids alone."""
 
-  def __init__(
-    self, directory: epath.Path, lengths: Sequence[int], corpus: Manifest
-  ):
-    del lengths
-    self._directory = directory
-    self._vocab_size = corpus.details["vocab_size"]
-
-  def has(self, shard: int) -> bool:
+  def has(self, shard):
     """Whether both files are there."""
     stem = self._directory / f"data_{shard}"
     return all(stem.with_suffix(end).exists() for end in (".bin", ".idx"))
 
-  def write(self, shard: int, rows: Rows):
+  def write(self, shard, row_ids, rows):
     """Writes .bin and .idx."""
-    ids = (row.ids for _, row in rows)
-    megatron.write(self._directory, shard, ids, self._vocab_size)
+    vocab_size = self._corpus.manifest.details["vocab_size"]
+    ids = (row.ids for row in rows)
+    megatron.write(self._directory, shard, ids, vocab_size)
 
 
 class Tfds(Writer):
   """What `tfds.builder_from_directory` opens: one record a row, and row_id."""
 
-  def __init__(
-    self, directory: epath.Path, lengths: Sequence[int], corpus: Manifest
-  ):
+  def __init__(self, directory, lengths, corpus):
     import tensorflow_datasets as tfds
 
-    del corpus
-    self._lengths = list(lengths)
+    super().__init__(directory, lengths, corpus)
     number = tfds.features.Scalar(np.int64)
     self._features = tfds.features.FeaturesDict(
       {
@@ -112,7 +88,6 @@ class Tfds(Writer):
         "hash": number,
       }
     )
-    self._directory = directory
     self._files = tfds.core.ShardedFileTemplate(
       data_dir=directory,
       dataset_name="refined",
@@ -120,23 +95,25 @@ class Tfds(Writer):
       filetype_suffix="array_record",
     )
 
-  def has(self, shard: int) -> bool:
+  def has(self, shard):
     """Whether the shard's file is there."""
     return self._path(shard).exists()
 
-  def write(self, shard: int, rows: Rows):
+  def write(self, shard, row_ids, rows):
     """Writes one record a row."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     with files.replacing(self._path(shard)) as scratch:
       # One record at a time can be read, as in the corpus.
       writer = ArrayRecordWriter(str(scratch), "group_size:1,zstd:1")
-      for row_id, row in rows:
-        example = dataclasses.asdict(row)
-        del example["source_rows"]  # of converted corpora
-        example |= {"row_id": row_id, "targets": example.pop("ids")}
-        example["documents"] = np.array(row.documents, np.int64)
-        example["hash"] = np.uint64(row.hash).astype(np.int64)
+      for row_id, row in zip(row_ids, rows, strict=True):
+        example = vars(row) | {
+          "row_id": row_id,
+          "targets": row.ids,
+          "documents": np.array(row.documents, np.int64),
+          "hash": np.uint64(row.hash).astype(np.int64),
+        }
+        del example["ids"], example["source_rows"]  # of converted corpora
         writer.write(self._features.serialize_example(example))
       writer.close()
 

@@ -6,7 +6,7 @@ order is the corpus's or a seeded permutation of it. Imports TensorFlow.
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,11 +83,7 @@ class PackedSource(seqio.DataSource):
   ):
     """Reads the manifest; the rest is opened when it is needed.
 
-    Args:
-      directory: of the corpus.
-      domain: only its rows; None takes all.
-      num_input_examples: rows of each split, if only some splits are wanted
-        or a domain is given.
+    With a domain only its rows are there, and their number is to be given.
     """
     self.directory, self.domain = str(directory), domain
     manifest = manifest_lib.require(epath.Path(directory) / MANIFEST)
@@ -136,11 +132,6 @@ class PackedSource(seqio.DataSource):
     """The pieces of work for Beam, as many as the corpus has parts."""
     return [f"{split}-{i}" for i in range(self._shards)]
 
-  def slice_of(self, split: str, first: int, last: int) -> str:
-    """The slice of a split that begins and ends with these row ids."""
-    start, end = np.searchsorted(self._rows_of(split), [first, last + 1])
-    return f"{split}[{start}:{end}]"
-
   def num_input_examples(self, split: str) -> int:
     """Rows of a split or of a slice of one."""
     if "[" not in split:
@@ -182,8 +173,7 @@ class PackedSource(seqio.DataSource):
       shuffle: all rows of the split are permuted, before they are sharded.
       seed: of the permutation; None takes another each time.
       shard_info: which shard of how many.
-      sequence_length: not used.
-      use_cached: not used.
+      sequence_length: not used, nor is `use_cached`.
       num_epochs: not used; seqio repeats what it gets.
     """
     del sequence_length, use_cached, num_epochs
@@ -247,22 +237,3 @@ def _columns(row_ids: np.ndarray, rows: Sequence[Instance]) -> dict[str, Any]:
     "split": [row.split.encode() for row in rows],
     "hash": hashes.view(np.int64),
   }
-
-
-def instances(dataset: tf.data.Dataset) -> Iterator[tuple[int, Instance]]:
-  """(row id, row) of each example: the record as the corpus has it."""
-  # One by one TensorFlow takes longer to hand them over than to read them.
-  for batch in dataset.ragged_batch(_BATCH).as_numpy_iterator():
-    for values in zip(*(batch[name] for name in FEATURES)):
-      yield _instance(**dict(zip(FEATURES, values)))
-
-
-def _instance(row_id, targets, domain, split, documents, hash, **numbers):
-  return int(row_id), Instance(
-    ids=targets,
-    domain=domain.decode(),
-    split=split.decode(),
-    documents=tuple(documents.tolist()),
-    hash=int(hash) % 2**64,
-    **{name: int(value) for name, value in numbers.items()},
-  )
