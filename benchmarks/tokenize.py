@@ -22,7 +22,8 @@ import numpy as np
 from absl import app, flags
 from etils import epath
 
-from miniplm_jax.corpus import shard, sources, store, tokenizer
+from miniplm_jax.config import CorpusConfig
+from miniplm_jax.corpus import columns, shard, sources, store, tokenizer
 from miniplm_jax.models import hub
 
 _TEXTS = flags.DEFINE_string("texts", None, "JSON lines.", required=True)
@@ -104,7 +105,8 @@ def main(argv):
     (part,) = sources.list_chunks(
       str(text), sources.Fields(), part_bytes=1 << 40
     )
-    recipe = shard.Recipe(name, _EOS, _SIZE - 1, 10, (), 0)
+    corpus = CorpusConfig(eos_token=_EOS, bos_token="", max_length=_SIZE - 1)
+    recipe = shard.Recipe(corpus, (), name, 0)
     start = time.process_time()
     maker = shard.Maker(recipe, lambda unused: None)
     maker.make(0, 1, part)  # tables and pages are there
@@ -124,7 +126,7 @@ def main(argv):
     names = store.shard_names(0, 1)
     index = folder / names[1]
     _compare(folder, names[0], rows or reference())
-    tokens = store.read_counts(index)["tokens"]
+    tokens = columns.facts(index)["counts"]["tokens"]
   for way in ("ours", "released"):
     seconds = statistics.median(s[way] for s in spent)
     print(

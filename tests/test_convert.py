@@ -246,7 +246,7 @@ def test_one_to_one_loses_the_tail_and_counts_it(setup, bos):
   chosen = np.union1d(setup.kept, setup.corpus.rows_of("heldout"))
   for row_id, row in zip(chosen, setup.corpus.read(chosen)):
     text = old.decode(row.ids).split(old.eos_token)
-    ids = [] if not bos else [new.model()[0][BOS]]
+    ids = [] if not bos else [new.bos_id]
     for i, part in enumerate(new.encode(text)):
       ids += [new.eos_id] * (i > 0) + part.tolist()
     lost += max(len(ids) - size, 0)

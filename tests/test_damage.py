@@ -457,7 +457,7 @@ def test_rows_are_those_of_their_index(tmp_path):
     corpus().read(range(8))
   index.write_bytes(b"no Parquet")
   with pytest.raises(UserError, match=index.name):
-    store.read_counts(index)
+    store.has(index.parent, (records.name, index.name))
 
 
 def test_a_tokenizer_that_panics_is_one_line(tmp_path):

@@ -8,7 +8,7 @@ import abc
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,6 @@ class BrokenRecord:
   def to_json(self) -> dict[str, str]:
     """Returns it as shards and samples on disk have it."""
     return {"what": self.what, "where": self.where, "todo": self.hint}
-
-  @classmethod
-  def from_json(cls, body: Mapping[str, str]) -> "BrokenRecord":
-    """Reads what `to_json` returned."""
-    return cls(body["what"], body["where"], body["todo"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +67,7 @@ class Probe:
     name: str = "",
   ):
     """Reads nothing yet; `domains` are those that no file's own name says."""
-    self._paths, self._domains = tuple(paths), tuple(domains)
-    self._name = name
+    self.paths, self._domains, self._name = tuple(paths), tuple(domains), name
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -85,7 +79,7 @@ class Probe:
   @functools.cached_property
   def of_files(self) -> str:
     """The sha256 without domains, as corpora of schema version 1 have it."""
-    return self._name or contents.probe(self._paths)
+    return self._name or contents.probe(self.paths)
 
   @functools.cached_property
   def identity(self) -> str:
@@ -96,7 +90,7 @@ class Probe:
     """Returns the sha256 of the files' identities, see `contents.identity`."""
     if self._name:
       return ""
-    return files.digest([contents.identity(path) for path in self._paths])
+    return files.digest([contents.identity(path) for path in self.paths])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +117,7 @@ class Chunk(abc.ABC):
 
     It is "" if the fingerprint says as much.
     """
-    return ""
+    return contents.of(self.probe.paths) if self.probe.paths else ""
 
   @property
   def short_name(self) -> str:
@@ -151,21 +145,16 @@ class Chunk(abc.ABC):
 class TextChunk(Chunk):
   """Plain texts, each of them one document."""
 
-  paths: tuple[epath.Path, ...]
-  domains: tuple[str, ...]  # of each text
+  domains: tuple[str, ...]  # of each file of the probe
 
   def read(self) -> Iterator[Document | BrokenRecord]:
     """See `Chunk`."""
-    for path, domain in zip(self.paths, self.domains, strict=True):
+    for path, domain in zip(self.probe.paths, self.domains, strict=True):
       try:
         yield Document(path.read_bytes().decode("utf-8-sig"), domain)
       except UnicodeDecodeError as e:
         what = f"this text is not UTF-8 ({e})"
         yield BrokenRecord(what, str(path), "convert it")
-
-  def content(self) -> str:
-    """See `Chunk`."""
-    return contents.of(self.paths)
 
 
 def cuts(sizes: Sequence[int], least: int) -> list[tuple[int, int, int]]:

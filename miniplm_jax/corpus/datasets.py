@@ -63,7 +63,6 @@ class TfdsChunk(Chunk):
   source: str  # tfds:NAME or a prepared folder
   rows: str  # of the split, as tensorflow_datasets reads them
   first: int  # of these rows
-  paths: tuple[str, ...]  # of the shards
   fields: Fields
 
   def read(self) -> Iterator[Document | BrokenRecord]:
@@ -89,10 +88,6 @@ class TfdsChunk(Chunk):
         where = f"{source} row {row}"
         yield document(record, self.fields, builder.name, where)
 
-  def content(self) -> str:
-    """See `Chunk`."""
-    return contents.of(self.paths)
-
 
 def tfds_chunks(
   source: str, fields: Fields, split: str, part_bytes: int
@@ -107,16 +102,14 @@ def tfds_chunks(
   ends = [0, *itertools.accumulate(info.shard_lengths)]
   each_path = sorted(map(str, info.filepaths))
   for start, end, n_bytes in cuts(sizes, part_bytes):
-    paths = tuple(each_path[start:end])
     rows = f"{split}[{ends[start]}:{ends[end]}]"
     yield TfdsChunk(
       name=f"{_short(source)} {rows}",
       n_bytes=int(n_bytes),
-      probe=Probe(paths),
+      probe=Probe(each_path[start:end]),
       source=source,
       rows=rows,
       first=ends[start],
-      paths=paths,
       fields=fields,
     )
 

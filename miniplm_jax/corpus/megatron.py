@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import contents, files, gs
+from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.chunks import Chunk, PackedIds, parsing
 
@@ -259,7 +259,3 @@ class MegatronChunk(Chunk):
       for first, end in itertools.pairwise(rows.documents.tolist()):
         ids = [np.zeros(0, np.int32), *(rows[i] for i in range(first, end))]
         yield PackedIds(np.concatenate(ids), self.domain, is_row=False)
-
-  def content(self) -> str:
-    """See `Chunk`."""
-    return contents.of([f"{self.prefix}.bin", f"{self.prefix}.idx"])

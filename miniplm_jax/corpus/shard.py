@@ -105,7 +105,7 @@ class Maker:
         sample.append(record.to_json())
       if counts["broken"] > self._recipe.max_broken:
         write_sample(self._directory, sample)
-      refuse_broken(counts["broken"], self._recipe.max_broken, record)
+      refuse_broken(counts["broken"], self._recipe.max_broken, record.to_json())
 
   def _checked(self, row: PackedIds, number: int) -> PackedIds | BrokenRecord:
     """Ids from elsewhere, if they can be a row of this corpus, or of one."""
@@ -223,15 +223,14 @@ def write_sample(
   return path
 
 
-def refuse_broken(count: int, most: int, record: BrokenRecord):
+def refuse_broken(count: int, most: int, record: Mapping[str, str]):
   """Raises UserError if there are more than `most` broken records."""
   if count > most:
-    hint = f"{record.hint}, or let some pass with --config.run.max_broken=N"
+    more = f"; broken record {count}, {most} are let pass" if most else ""
     raise UserError(
-      f"{record.what}"
-      + (f"; broken record {count}, {most} are let pass" if most else ""),
-      record.where,
-      hint,
+      record["what"] + more,
+      record["where"],
+      f"{record['todo']}, or let some pass with --config.run.max_broken=N",
     )
 
 

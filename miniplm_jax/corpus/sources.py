@@ -125,7 +125,6 @@ def _text_chunks(
       name=f"{first} to {last}",
       n_bytes=n_bytes,
       probe=Probe(paths, domains),
-      paths=paths,
       domains=domains,
     )
 

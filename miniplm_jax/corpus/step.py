@@ -16,7 +16,6 @@ from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus import datasets, own_tokenizer
 from miniplm_jax.corpus.chunks import (
-  BrokenRecord,
   Chunk,
   Document,
   PackedIds,
@@ -220,8 +219,7 @@ def _merge(
   details = [columns.facts(index)["details"] for index in indices]
   if broken := [r for of_shard in details for r in of_shard["broken"]]:
     path = shard.write_sample(folder, broken)
-    first = BrokenRecord.from_json(broken[0])
-    shard.refuse_broken(counts["broken"], recipe.max_broken, first)
+    shard.refuse_broken(counts["broken"], recipe.max_broken, broken[0])
     log(STAGE, f"{counts['broken']} broken records left out, see {path}")
   _refuse_empty(corpus.source, n, counts)
   lost = losses.check(counts, STAGE, _tokenizer_field(corpus))
