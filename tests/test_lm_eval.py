@@ -268,9 +268,9 @@ def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
 
   made, asked = [], []
 
-  def make(*_, dtype, **__):
-    made.append(dtype)
-    return dtype
+  def make(model, **_):
+    made.append(model.dtype)
+    return model.dtype
 
   def answer(model, *_):
     asked.append(model)

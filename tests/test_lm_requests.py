@@ -34,15 +34,16 @@ def make(bos="", model=None):
   engine = tokenizers.Tokenizer.from_str(encoder()._engine.to_str())
   engine.add_special_tokens(["<s>"])
   ours = tokenizer.Tokenizer(engine, EOS, "here", bos)
-  return jax_lm.JaxLM(
+  mine = texts.TextModel(
     model or new(TRANSFORMER),
     ours.text_engine(),
     sharding.make_mesh(1, 1, 1),
-    eot_id=ours.eos_id,
-    prefix_id=ours.bos_id,
-    batch_tokens=64,
-    max_length=32,
+    epath.Path("here"),
+    "float32",
+    end_id=ours.eos_id,
+    bos_id=ours.bos_id,
   )
+  return jax_lm.JaxLM(mine, batch_tokens=64, max_length=32)
 
 
 @pytest.fixture(scope="module")

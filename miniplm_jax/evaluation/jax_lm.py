@@ -33,14 +33,8 @@ class JaxLM(TemplateLM):
 
   def __init__(
     self,
-    model,
-    engine,
-    mesh,
+    model: texts.TextModel,
     *,
-    eot_id: int,
-    prefix_id: int | None = None,
-    eos_ids: Sequence[int] = (),
-    dtype: str = "float32",
     batch_tokens: int = 16_384,
     max_length: int = 0,
     log_every_seconds: float = 30.0,
@@ -48,33 +42,22 @@ class JaxLM(TemplateLM):
     """Compiles nothing yet; one compilation per shape of a batch.
 
     Args:
-      model: a `Decoder` on `mesh`.
-      engine: its `tokenizers.Tokenizer`.
-      eot_id: ends a text.
-      prefix_id: what a text without context follows; None is `eot_id`.
-      eos_ids: further ids that end what is generated.
+      model: what is generated ends at its eot_id, or one of its `eos_ids`.
       batch_tokens: inputs of a batch over all devices, padding included.
       max_length: inputs of a row; 0 is what the model says. Longer requests
         lose their beginning, rolling ones are cut into windows.
     """
     super().__init__()
-    self._model, self._engine, self._mesh = model, engine, mesh
-    self._eot_id = eot_id
-    self._prefix_id = eot_id if prefix_id is None else prefix_id
-    self._eos_ids = {eot_id, *eos_ids}
-    self._dtype, self._batch_tokens = jnp.dtype(dtype), int(batch_tokens)
-    self.max_length = int(max_length) or texts.max_length_of(model)
-    self._every = log_every_seconds
-    self._prefix_text = engine.decode(
+    self._model, self._mesh = model.decoder, model.mesh
+    self._engine, self._dtype = model.engine, jnp.dtype(model.dtype)
+    self._eot_id, self._prefix_id = model.eot_id, model.first_id
+    self._eos_ids = {model.eot_id, *model.eos_ids}
+    self._batch_tokens, self._every = int(batch_tokens), log_every_seconds
+    self.max_length = int(max_length) or texts.max_length_of(model.decoder)
+    self._prefix_text = self._engine.decode(
       [self._prefix_id], skip_special_tokens=False
     )
-    self._scorer = texts.RowScorer(
-      model,
-      mesh,
-      dtype=dtype,
-      batch_tokens=self._batch_tokens,
-      log_every_seconds=log_every_seconds,
-    )
+    self._scorer = texts.RowScorer(model, self._batch_tokens, log_every_seconds)
     self._numbers = requests_lib.Numbers()
     # Choices of a question share its text.
     self._encode = functools.lru_cache(1024)(self._encode)

@@ -53,17 +53,8 @@ class DirectoryLM(JaxLM):
       settings.pop("fsdp", -1),
       settings.pop("tensor", 1),
     )
-    dtype = settings.setdefault("dtype", "float32")
-    model = TextModel.load(directory, mesh, dtype)
-    super().__init__(
-      model.decoder,
-      model.engine,
-      mesh,
-      eot_id=model.eot_id,
-      prefix_id=model.bos_id,
-      eos_ids=model.eos_ids,
-      **settings,
-    )
+    dtype = settings.pop("dtype", "float32")
+    super().__init__(TextModel.load(directory, mesh, dtype), **settings)
 
 
 def _checked(pretrained: str, settings: dict[str, Any]) -> dict[str, Any]:

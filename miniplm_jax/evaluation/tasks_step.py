@@ -108,20 +108,24 @@ class Runner:
     key = f"{it.folder} {inputs['model'].fingerprint}"
     if key not in self.loaded:
       try:
-        from miniplm_jax.evaluation import jax_lm
+        from miniplm_jax.evaluation import jax_lm, texts
       except ModuleNotFoundError as e:
         raise harness.missing(e) from e
       self.loaded.clear()
       run, dtype = self.run, self.evaluation.dtype
       corpus = store.open_corpus(inputs)
       mesh = sharding.mesh_of(run)
-      self.loaded[key] = jax_lm.JaxLM(
+      model = texts.TextModel(
         it.load(inputs, mesh, dtype),
         corpus.tokenizer().text_engine(),
         mesh,
-        eot_id=corpus.eos_id,
-        prefix_id=corpus.bos_id,
-        dtype=dtype,
+        it.folder,
+        dtype,
+        end_id=corpus.eos_id,
+        bos_id=corpus.bos_id,
+      )
+      self.loaded[key] = jax_lm.JaxLM(
+        model,
         batch_tokens=self.batch_tokens,
         max_length=corpus.max_length,
         log_every_seconds=run.log_every_seconds,

@@ -40,9 +40,11 @@ class TextModel:
   decoder: Decoder
   engine: tokenizers.Tokenizer
   mesh: Mesh
-  folder: epath.Path  # the Hugging Face directory that both are of
+  folder: epath.Path  # that both are of
   dtype: str  # of weights and computation
-  eos_ids: tuple[int, ...]  # of generation_config.json or config.json
+  end_id: int | None  # ends a text; None if nobody says
+  bos_id: int | None  # begins a text; None if texts follow the eot_id
+  eos_ids: tuple[int, ...] = ()  # of generation_config.json or config.json
 
   @classmethod
   def load(cls, folder: epath.Path, mesh: Mesh, dtype: str) -> "TextModel":
@@ -51,13 +53,18 @@ class TextModel:
     Raises:
       UserError: it is no model with a fast tokenizer.
     """
+    engine = tokenizer_lib.load_engine(folder)
+    decoder = huggingface.load(folder, mesh, jnp.dtype(dtype))
+    eos_ids, end_id = hub.eos_ids(folder), _special(folder, engine, "eos_token")
     return cls(
-      engine=tokenizer_lib.load_engine(folder),
-      decoder=huggingface.load(folder, mesh, jnp.dtype(dtype)),
+      decoder=decoder,
+      engine=engine,
       mesh=mesh,
       folder=folder,
       dtype=dtype,
-      eos_ids=hub.eos_ids(folder),
+      end_id=next(iter(eos_ids), None) if end_id is None else end_id,
+      bos_id=_special(folder, engine, "bos_token"),
+      eos_ids=eos_ids,
     )
 
   @property
@@ -67,27 +74,27 @@ class TextModel:
     Raises:
       UserError: there is none.
     """
-    eot_id = self._special("eos_token")
-    if eot_id is None and not self.eos_ids:
+    if self.end_id is None:
       raise UserError(
         "no end-of-text token",
         str(self.folder),
         "give eos_token in tokenizer_config.json",
       )
-    return self.eos_ids[0] if eot_id is None else eot_id
+    return self.end_id
 
   @property
-  def bos_id(self) -> int | None:
-    """The id that a text begins with; None if texts follow the eot_id."""
-    return self._special("bos_token")
+  def first_id(self) -> int:
+    """The id that a text without context follows; raises as `eot_id`."""
+    return self.eot_id if self.bos_id is None else self.bos_id
 
-  def _special(self, name: str) -> int | None:
-    """The id of a token that tokenizer_config.json names."""
-    path = self.folder / "tokenizer_config.json"
-    token = hub.read_json(path).get(name) if path.exists() else None
-    if isinstance(token, dict):
-      token = token["content"]
-    return token and self.engine.token_to_id(token)
+
+def _special(folder: epath.Path, engine, name: str) -> int | None:
+  """The id of a token that tokenizer_config.json names."""
+  path = folder / "tokenizer_config.json"
+  token = hub.read_json(path).get(name) if path.exists() else None
+  if isinstance(token, dict):
+    token = token["content"]
+  return engine.token_to_id(token) if token else None
 
 
 class TextScore(NamedTuple):
@@ -117,7 +124,7 @@ def nll(
   Raises:
     UserError: a text has no token, or its log-prob is not finite.
   """
-  first = model.eot_id if model.bos_id is None else model.bos_id
+  first = model.first_id
   size = max_length or max_length_of(model.decoder)
   rows, scored, owners = [], [], []
   n_tokens = [0] * len(texts)
@@ -135,9 +142,7 @@ def nll(
       rows.append(context + targets)
       scored.append(len(targets))
       owners.append(i)
-  score = RowScorer(
-    model.decoder, model.mesh, dtype=model.dtype, batch_tokens=batch_tokens
-  )
+  score = RowScorer(model, batch_tokens)
   totals = [0.0] * len(texts)
   where = [f"text {i}: {texts[i][:40]!r}" for i in owners]
   for i, (nll_sum, _) in zip(owners, score(rows, scored, where)):
@@ -172,25 +177,18 @@ class RowScorer:
 
   def __init__(
     self,
-    model: Decoder,
-    mesh: Mesh,
-    *,
-    dtype: Any,
+    model: TextModel,
     batch_tokens: int,
     log_every_seconds: float = 30.0,
   ):
-    """Compiles nothing yet.
-
-    Args:
-      model: a `Decoder` on `mesh`; rows are split over its batch axes.
-      batch_tokens: inputs of a batch over all devices, padding included.
-    """
-    self._model, self._mesh, self._every = model, mesh, log_every_seconds
+    """Compiles nothing yet; a batch has so many inputs over all devices."""
+    self._mesh, self._every = model.mesh, log_every_seconds
     self.batch_tokens = batch_tokens
-    self._score = placement.program(
-      functools.partial(likelihood.continuation_nll, dtype=jnp.dtype(dtype)),
-      mesh,
+    function = functools.partial(
+      likelihood.continuation_nll, dtype=jnp.dtype(model.dtype)
     )
+    program = placement.program(function, model.mesh)
+    self._score = functools.partial(program, model.decoder)
 
   def __call__(
     self,
@@ -222,10 +220,9 @@ class RowScorer:
       (b.places, placement.own_rows(_padded(b, rows, scored), self._mesh))
       for b in planned
     )
-    run = functools.partial(self._score, self._model)
+    done = placement.run_rows(self._score, batches, self._mesh)
     with Progress("evaluate", len(rows), "requests", every=self._every) as bar:
-      for places, values in placement.run_rows(run, batches, self._mesh):
-        nll_BxT, is_greedy_B = values
+      for places, (nll_BxT, is_greedy_B) in done:
         total_B = nll_BxT.sum(-1, dtype=np.float64)
         for place, total, is_greedy in zip(places, total_B, is_greedy_B):
           if not np.isfinite(total):
