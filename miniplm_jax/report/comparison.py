@@ -1,7 +1,7 @@
 """The methods side by side: what each cost, and what it reached."""
 
-import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.evaluation.heldout import losses
@@ -15,69 +15,51 @@ from miniplm_jax.training import flops
 _LAST = 20  # steps over which the last training loss is a mean
 
 
-@dataclasses.dataclass(frozen=True)
-class MethodRow:
-  """What a method cost, and what it reached."""
-
-  rows_from: str  # the selection that it trained on
-  objective: str  # what it minimized
-  steps: int  # of its training
-  train_flops: float
-  # Spent before its training, by part; None is not known.
-  offline_flops: dict[str, float | None]
-  loss: float  # on held-out rows, mean over rows of the mean per token, nats
-  bits_per_byte: float  # on held-out rows
-  seconds: float  # of the last run of its training
-  first_loss: float | None  # training loss of step 1; None without a record
-  last_loss: float | None  # of the last 20 steps, a mean
-
-  @classmethod
-  def of(cls, student: Student) -> "MethodRow":
-    """Reads the manifests of training and evaluation, and the metrics."""
-    training = student.training
-    loss = losses(student.evaluation)[ALL]
-    _, values = student.curve("train/loss")
-    last = values[-_LAST:].tolist()
-    return cls(
-      rows_from=student.selection.path.parent.name,
-      objective=trained_by(training.settings),
-      steps=training.counts["steps"],
-      train_flops=training.details["train_flops"],
-      offline_flops=student.offline_by_part,
-      loss=loss["instance_mean"],
-      bits_per_byte=loss["bits_per_byte"],
-      seconds=training.details["seconds"],
-      first_loss=float(values[0]) if last else None,
-      last_loss=sum(last) / len(last) if last else None,
-    )
+def rows(students: Mapping[str, Student]) -> dict[str, dict[str, Any]]:
+  """What each method cost, and what it reached, as report.json has it."""
+  return {method: _row(each) for method, each in students.items()}
 
 
-def rows(students: Mapping[str, Student]) -> dict[str, MethodRow]:
-  """A row for each student, by method."""
-  return {method: MethodRow.of(each) for method, each in students.items()}
+def _row(student: Student) -> dict[str, Any]:
+  training, loss = student.training, losses(student.evaluation)[ALL]
+  _, values = student.curve("train/loss")  # none without a record
+  last = values[-_LAST:].tolist()
+  return {
+    "rows_from": student.selection.path.parent.name,
+    "objective": trained_by(training.settings),
+    "steps": training.counts["steps"],
+    "train_flops": training.details["train_flops"],
+    # Spent before its training, by part; None is not known.
+    "offline_flops": student.offline_by_part,
+    # On held-out rows, mean over rows of the mean per token, nats.
+    "loss": loss["instance_mean"],
+    "bits_per_byte": loss["bits_per_byte"],
+    "seconds": training.details["seconds"],  # of the last run of its training
+    "first_loss": float(values[0]) if last else None,
+    "last_loss": sum(last) / len(last) if last else None,
+  }
 
 
 def table(students: Mapping[str, Student]) -> Table:
   """A row for each method."""
-
-  def fall(row: MethodRow) -> str | None:
-    if row.first_loss is None:
-      return None
-    return f"{row.first_loss:.3f} → {row.last_loss:.3f}"
-
   row_of = rows(students)
+
+  def fall(method: str) -> str | None:
+    first, last = (row_of[method][f"{end}_loss"] for end in ("first", "last"))
+    return None if first is None else f"{first:.3f} → {last:.3f}"
+
   return Table.of(
     students,
     ("method", "", str),
-    ("rows from", "", lambda m: row_of[m].rows_from),
-    ("objective", "", lambda m: row_of[m].objective),
-    ("steps", ",", lambda m: row_of[m].steps),
-    ("training FLOPs", ".3g", lambda m: row_of[m].train_flops),
+    ("rows from", "", lambda m: row_of[m]["rows_from"]),
+    ("objective", "", lambda m: row_of[m]["objective"]),
+    ("steps", ",", lambda m: row_of[m]["steps"]),
+    ("training FLOPs", ".3g", lambda m: row_of[m]["train_flops"]),
     ("offline FLOPs", ".3g", lambda m: or_unknown(students[m].offline_flops)),
-    ("held-out loss", ".4f", lambda m: row_of[m].loss),
-    ("bits per byte", ".4f", lambda m: row_of[m].bits_per_byte),
-    ("seconds", ",.1f", lambda m: row_of[m].seconds),
-    ("training loss", ">", lambda m: fall(row_of[m])),
+    ("held-out loss", ".4f", lambda m: row_of[m]["loss"]),
+    ("bits per byte", ".4f", lambda m: row_of[m]["bits_per_byte"]),
+    ("seconds", ",.1f", lambda m: row_of[m]["seconds"]),
+    ("training loss", ">", fall),
   )
 
 

@@ -169,10 +169,7 @@ class Report:
           for name, manifest in inputs.items()
           if name.endswith(" evaluation")
         },
-        "methods": {
-          method: dataclasses.asdict(row)
-          for method, row in comparison.rows(students).items()
-        },
+        "methods": comparison.rows(students),
       },
     }
 
