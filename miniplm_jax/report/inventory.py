@@ -92,21 +92,20 @@ class Student:
 
 
 def same_rows(
-  students: Mapping[str, Student],
-  measured: Callable[[Student], Manifest | None],
+  students: Mapping[str, Student], measured_by: str
 ) -> tuple[dict[str, Student], list[str]]:
   """The students whose losses compare, and the names of those left out.
 
   Losses compare if they are means over the same held-out rows.
 
   Args:
-    measured: the manifest that says which rows those are; None if a student
-      has no losses: it is in neither result.
+    measured_by: "training" or "evaluation", whose manifest says which rows
+      those are; a student that has none is in neither result.
   """
   manifests = {
     name: manifest
     for name, student in students.items()
-    if (manifest := measured(student))
+    if (manifest := getattr(student, measured_by))
   }
   left_out = comparable.left_out(manifests)
   alike = {n: students[n] for n in manifests if n not in left_out}

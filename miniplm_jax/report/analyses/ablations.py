@@ -35,7 +35,7 @@ def measure(workdir: Inventory) -> dict[str, Any]:
     for name, student in workdir.students.items()
     if not student.reads_other_tokens
   }
-  students, left_out = same_rows(students, lambda student: student.evaluation)
+  students, left_out = same_rows(students, "evaluation")
   runs = {name: _run(workdir, each) for name, each in students.items()}
   if not runs:
     raise NoInputs("no student has been evaluated: run --stages=evaluate")

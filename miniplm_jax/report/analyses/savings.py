@@ -52,7 +52,7 @@ def measure(workdir: Inventory) -> dict[str, Any]:
     if not student.reads_other_tokens and len((curve := student.curve())[0])
   }
   students = {name: workdir.students[name] for name in curves}
-  students, left_out = same_rows(students, lambda student: student.training)
+  students, left_out = same_rows(students, "training")
   pairs = []
   for method, baseline in itertools.permutations(students, 2):
     a, b = students[method], students[baseline]

@@ -130,7 +130,7 @@ def measure(workdir: Inventory) -> dict[str, Any]:
     NoInputs: no student's curve gives one.
   """
   laws, refused = {}, {}
-  _, left_out = same_rows(workdir.students, lambda student: student.training)
+  _, left_out = same_rows(workdir.students, "training")
   for name in left_out:
     refused[name] = "its held-out losses are of other rows than most"
   for name, student in workdir.students.items():

@@ -39,9 +39,7 @@ def measure(workdir: Inventory) -> dict[str, Any]:
   Raises:
     NoInputs: no two students differ in their seeds alone.
   """
-  students, left_out = same_rows(
-    workdir.students, lambda student: student.evaluation
-  )
+  students, left_out = same_rows(workdir.students, "evaluation")
   groups = collections.defaultdict(dict)
   for name, student in students.items():
     # A student that was made again under another name counts once.
