@@ -59,17 +59,12 @@ class GeneratedRows:
   @property
   def settings(self) -> dict[str, Any]:
     """All that decides them."""
-    c, train = self.options, self.train
-    return {
+    settings, train = dataclasses.asdict(self.options), self.train
+    del settings["prompt_share"]
+    return settings | {
       "prompt_tokens": self.prompt_tokens,
-      "temperature": c.temperature,
-      "top_p": c.top_p,
-      "seed": c.seed,
-      "dtype": c.dtype,
-      "rows": c.rows or train.steps * train.batch_size,
+      "rows": self.options.rows or train.steps * train.batch_size,
       "shuffle": train.shuffle,
-      "batch_size": c.batch_size,
-      "rows_per_part": c.rows_per_part,
       "max_length": self.max_length,
       "eos_token": self.eos_token,
     }

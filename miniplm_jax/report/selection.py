@@ -1,7 +1,7 @@
 """The report of a selection: report.html, and its parts for other pages."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 
@@ -60,7 +60,7 @@ def sections(selection: SelectionReport, corpus: Corpus) -> list[page.Section]:
     page.Section(
       "What was kept",
       [tables.lead(selection)],
-      tiles=_tiles(selection),
+      tiles=[*_tiles(selection)],
       notes=[_terms(selection)],
     ),
     page.Section(
@@ -94,55 +94,38 @@ def sections(selection: SelectionReport, corpus: Corpus) -> list[page.Section]:
 
 def _terms(selection: SelectionReport) -> str:
   """What the words mean."""
+  noise = " Noise: the reference finds the row likelier than the teacher does."
   words = f"D: the rows that were scored. Score: {selection.label}."
-  if selection.summary.has_noise:
-    words += (
-      " Noise: the reference finds the row likelier than the teacher does."
-    )
-  return words
+  return words + noise * selection.summary.has_noise
 
 
-def _tiles(selection: SelectionReport) -> list[page.Tile]:
+def _tiles(selection: SelectionReport) -> Iterator[page.Tile]:
   total, threshold = selection.summary.total, selection.threshold
-  tiles = [
-    page.Tile("Rows kept", f"{total.kept_rows:,}", f"of {total.rows:,} of D"),
-    page.Tile(
-      "Tokens", _short(total.kept_tokens), f"of {_short(total.tokens)} of D"
-    ),
-    page.Tile(
-      "Share kept",
-      f"{total.share:.1%}",
-      f"of the rows; {total.kept_tokens / total.tokens:.1%} of the tokens",
-    ),
-  ]
-  if threshold is not None:
-    tiles.append(page.Tile("Threshold", f"{threshold:.4f}", selection.label))
-  tiles.append(
-    page.Tile(
-      "Mean score",
-      tables.mean(total.kept_score, total.kept_rows),
-      f"of the kept; {tables.mean(total.score, total.scored)} in D",
-    )
+  yield page.Tile(
+    "Rows kept", f"{total.kept_rows:,}", f"of {total.rows:,} of D"
   )
+  kept, of_d = _short(total.kept_tokens), _short(total.tokens)
+  yield page.Tile("Tokens", kept, f"of {of_d} of D")
+  tokens = tables.share(total.kept_tokens, total.tokens)
+  note = f"of the rows; {tokens} of the tokens"
+  yield page.Tile("Share kept", f"{total.share:.1%}", note)
+  if threshold is not None:
+    yield page.Tile("Threshold", f"{threshold:.4f}", selection.label)
+  kept = tables.mean(total.kept_score, total.kept_rows)
+  of_d = tables.mean(total.score, total.scored)
+  yield page.Tile("Mean score", kept, f"of the kept; {of_d} in D")
   if selection.summary.has_noise:
-    share = tables.share(total.kept_noise, total.kept_rows)
-    tiles.append(
-      page.Tile(
-        "Noise",
-        f"{total.noise / total.rows:.1%}",
-        f"of D; {share} of the kept rows",
-      )
-    )
+    kept = tables.share(total.kept_noise, total.kept_rows)
+    of_d = tables.share(total.noise, total.rows)
+    yield page.Tile("Noise", of_d, f"of D; {kept} of the kept rows")
   if copies := selection.duplicates:
     note = f"rows beyond the first; {copies.surplus:,} in D"
     if copies.every > 1:
       note += f"; counted in one of every {copies.every:,} hashes"
-    tiles.append(page.Tile("Duplicates kept", f"{copies.kept_surplus:,}", note))
+    yield page.Tile("Duplicates kept", f"{copies.kept_surplus:,}", note)
   if dropped := selection.dropped:
     note = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-    total = f"{sum(dropped.values()):,}"
-    tiles.append(page.Tile("Left out before", total, note))
-  return tiles
+    yield page.Tile("Left out before", f"{sum(dropped.values()):,}", note)
 
 
 def _short(count: int) -> str:

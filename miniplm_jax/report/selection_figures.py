@@ -1,5 +1,8 @@
 """The pictures of a selection."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 
 from miniplm_jax.report import plots
@@ -12,56 +15,50 @@ _DENSITY = "#C3D9EA", _KEPT, "#06182B"  # few to many rows
 # Of the domains with a curve of their own; the threshold's is not among them.
 _CURVES = plots.COLORS[:1] + plots.COLORS[2:]
 
-Picture = tuple[str, str]
 
-
-def pictures(selection: SelectionReport) -> list[Picture]:
+def pictures(selection: SelectionReport) -> list[tuple[str, str]]:
   """(inline PNG, caption) of what there is to show."""
+  figures = _figures(selection)
+  return [(plots.picture(figure), text.strip()) for figure, text in figures]
+
+
+def _figures(selection: SelectionReport) -> Iterator[tuple[Any, str]]:
   summary = selection.summary
   n, rows = len(summary.sample.score), summary.total.rows
   has_threshold = selection.threshold is not None
   threshold = "The line is the threshold. " if has_threshold else ""
   drawn = f"Drawn from {n:,} evenly spaced rows of D." if n < rows else ""
-  figures = [
-    (
-      _kept_share(summary),
-      "Share of each domain's rows that was kept; the "
-      "dashed line is the share of all rows.",
-    ),
-    (
-      _token_share(summary),
-      "Share of all tokens that is a domain's: in D, and among the kept rows.",
-    ),
-    (
-      _histogram(selection),
-      f"Scores, kept rows and rows left out, stacked. {threshold}{drawn}",
-    ),
-    (
-      _cumulative(selection),
-      "Share of rows with at most this score, for all rows and for the "
-      f"largest domains. {threshold}{drawn}",
-    ),
-  ]
+  yield (
+    _kept_share(summary),
+    "Share of each domain's rows that was kept; the dashed line is the share "
+    "of all rows.",
+  )
+  yield (
+    _token_share(summary),
+    "Share of all tokens that is a domain's: in D, and among the kept rows.",
+  )
+  yield (
+    _histogram(selection),
+    f"Scores, kept rows and rows left out, stacked. {threshold}{drawn}",
+  )
+  yield (
+    _cumulative(selection),
+    "Share of rows with at most this score, for all rows and for the largest "
+    f"domains. {threshold}{drawn}",
+  )
   if summary.has_noise:
     line = "Rows below the solid line reach the threshold. "
-    figures.append(
-      (
-        _density(selection),
-        "Mean NLL of a row under reference and "
-        "teacher; color counts rows, on a logarithmic scale. Below the dashed "
-        "diagonal the teacher finds a row likelier. "
-        f"{line * _has_line(selection)}{drawn}",
-      )
+    yield (
+      _density(selection),
+      "Mean NLL of a row under reference and teacher; color counts rows, on a "
+      "logarithmic scale. Below the dashed diagonal the teacher finds a row "
+      f"likelier. {line * _has_line(selection)}{drawn}",
     )
-  figures.append(
-    (
-      _lengths(summary),
-      "Share of rows by their number of tokens, in D and "
-      "among the kept rows. The shortest "
-      f"{_SHORT:.1%} lie to the left of the picture.",
-    )
+  yield (
+    _lengths(summary),
+    "Share of rows by their number of tokens, in D and among the kept rows. "
+    f"The shortest {_SHORT:.1%} lie to the left of the picture.",
   )
-  return [(plots.picture(figure), text.strip()) for figure, text in figures]
 
 
 def _has_line(selection: SelectionReport) -> bool:
