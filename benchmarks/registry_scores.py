@@ -45,12 +45,11 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import duration, log, show
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.corpus import step as tokenize
+from miniplm_jax.corpus import tokenize_step
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import sharding
 from miniplm_jax.models.ref import TEACHER, Identity, ModelRef
-from miniplm_jax.scoring import check, table, units, worker
-from miniplm_jax.scoring import step as stage
+from miniplm_jax.scoring import check, score_step, table, units, worker
 from miniplm_jax.scoring.scorer import Scorer
 
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of *.jsonl.")
@@ -228,7 +227,7 @@ def _publish(workdirs: dict[int, Workdir]):
   """Writes the table and its card, and says what is left to do."""
   read = {n: found for n, w in workdirs.items() if (found := _read(w, n))}
   if not read:
-    log(stage.STAGE, "nothing is scored yet, so nothing is written")
+    log(score_step.STAGE, "nothing is scored yet, so nothing is written")
     return
   lengths = {str(n): facts for n, (_, facts) in read.items()}
   same = ("weights", "tokenizer", "dtype", "device")
@@ -268,8 +267,8 @@ def _publish(workdirs: dict[int, Workdir]):
     )
   registry_card.write(out / "registry_scores.md", made, about)
   for length, facts in lengths.items():
-    log(stage.STAGE, registry_card.left(made, length, facts))
-  log(stage.STAGE, f"{made.num_rows:,} rows in {path}")
+    log(score_step.STAGE, registry_card.left(made, length, facts))
+  log(score_step.STAGE, f"{made.num_rows:,} rows in {path}")
 
 
 def _run():
@@ -285,14 +284,14 @@ def _run():
   workdirs = {n: Workdir(epath.Path(c.workdir)) for n, c in configs.items()}
   for n in lengths:
     c, folder = configs[n], workdirs[n].corpus
-    execute.execute([tokenize.step(c.corpus, folder, c.run)])
+    execute.execute([tokenize_step.step(c.corpus, folder, c.run)])
   for i, n in enumerate(lengths):
     now = time.monotonic()
     own = now + (deadline - now) / (len(lengths) - i)
     with contextlib.suppress(OutOfTime):
       execute.execute([_score_step(configs[n], workdirs[n], own)])
   _publish(workdirs)
-  log(stage.STAGE, f"ended after {duration(time.monotonic() - start)}")
+  log(score_step.STAGE, f"ended after {duration(time.monotonic() - start)}")
 
 
 def main(argv):

@@ -24,7 +24,8 @@ The folders are the pipeline, in this order:
 
 A folder imports only from itself and from those above it; main.py and
 pipeline.py stand on top, and stages.py, which composes the steps of each stage
-from the config, with trainings.py for what a run trains.
+from the config, with trainings.py for what a run trains. The steps of stage X
+are in the file X_step.py of its folder.
 methods.py is the list of methods and objectives, criteria.py that of the ways
 to rank rows.
 
@@ -53,7 +54,8 @@ Words, each for one thing:
   labels       what a model said of each token of kept rows (stage logits)
   method       a selection and an objective: what makes a student
   objective    what training minimizes
-  step          what a stage makes in one folder, from inputs and settings
+  step         what a stage makes in one folder, from inputs and settings; one
+               of the optimizer is a training step
   manifest     the file that says that a step is done, of what, and with what
   fingerprint  sha256 of what decides a result
   claim        who makes a folder at the moment

@@ -17,11 +17,11 @@ from miniplm_jax.core.execute import execute
 from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import step as tokenize
-from miniplm_jax.distillation import proxy_step as proxy
-from miniplm_jax.forecast import step as plan
-from miniplm_jax.report import step as report
-from miniplm_jax.scoring import step as score
+from miniplm_jax.corpus import tokenize_step
+from miniplm_jax.distillation import proxy_step
+from miniplm_jax.forecast import plan_step
+from miniplm_jax.report import report_step
+from miniplm_jax.scoring import score_step
 from miniplm_jax.stages import Stages
 
 
@@ -93,16 +93,16 @@ def _each(
       look = functools.partial(getattr(all_steps, stage), board is None)
       # It compiles for devices that are not here: one process can do that.
       if is_asked:
-        distributed.agree(look) if stage == plan.STAGE else look()
+        distributed.agree(look) if stage == plan_step.STAGE else look()
       continue
     steps = _steps(all_steps, stage, is_asked)
-    if stage != tokenize.STAGE:  # looked at by a check of its own
+    if stage != tokenize_step.STAGE:  # looked at by a check of its own
       makers |= {step.manifest: step for step in steps}
     if not is_asked:
       continue
-    if stage != tokenize.STAGE:
-      steps = [_checked(j, config, workdir, makers) for j in steps]
-    if stage == report.STAGE:
+    if stage != tokenize_step.STAGE:
+      steps = [_checked(step, config, workdir, makers) for step in steps]
+    if stage == report_step.STAGE:
       _say_made_otherwise(*steps, makers)
     _refuse_outside(steps, workdir)
     if not steps and stage in named:
@@ -136,7 +136,7 @@ def _refuse_left_out(all_steps: Stages, stages: Sequence[str]):
 
 
 def _steps(all_steps: Stages, stage: str, is_asked: bool) -> list[Step]:
-  """Of one that was not asked none, if a model that it read is gone since."""
+  """The stage's steps; none of one not asked for whose model is gone."""
   try:
     return all_steps.steps(stage)
   except UserError:
@@ -148,17 +148,18 @@ def _steps(all_steps: Stages, stage: str, is_asked: bool) -> list[Step]:
 def _checked(
   step: Step, config, workdir: Workdir, makers: Mapping[epath.Path, Step]
 ) -> Step:
-  """With the checks of what any stage finds by its name."""
+  """The step, checking that its corpus and inputs are as the config says."""
   corpus, folder, run = config.corpus, workdir.corpus, config.run
-  checks = [functools.partial(tokenize.check, corpus, folder, run)]
+  checks = [functools.partial(tokenize_step.check, corpus, folder, run)]
   if step.stage != "analyze":  # it shows what there is, of any config
     checks.append(functools.partial(_refuse_made_otherwise, step, makers))
   return dataclasses.replace(step, checks=(*checks, *step.checks))
 
 
 def _refuse_made_otherwise(step: Step, makers: Mapping[epath.Path, Step]):
-  if step.stage == report.STAGE:  # of students it says how they were trained
-    tables = score.STAGE, proxy.STAGE
+  # Of students the report says how they were trained.
+  if step.stage == report_step.STAGE:
+    tables = score_step.STAGE, proxy_step.STAGE
     makers = {k: m for k, m in makers.items() if m.stage in tables}
   step.refuse_made_otherwise(makers)
 

@@ -8,23 +8,22 @@ from miniplm_jax import hf_export
 from miniplm_jax.config import Config
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.corpus import convert_step as convert
-from miniplm_jax.corpus import step as tokenize
-from miniplm_jax.distillation import proxy_step as proxy
-from miniplm_jax.evaluation import generate, tasks_step
-from miniplm_jax.evaluation import step as evaluate
+from miniplm_jax.corpus import convert_step, tokenize_step
+from miniplm_jax.distillation import proxy_step
+from miniplm_jax.evaluation import evaluate_step, generate, tasks_step
 from miniplm_jax.evaluation.subjects import Subject
-from miniplm_jax.forecast import step as plan
+from miniplm_jax.forecast import plan_step
 from miniplm_jax.methods import MethodNames
 from miniplm_jax.models.ref import REFERENCE, ROLES, TEACHER, ModelRef
-from miniplm_jax.report import model_card
-from miniplm_jax.report import selection_step as selection_report
-from miniplm_jax.report import step as report
-from miniplm_jax.report import tasks_step as tasks
-from miniplm_jax.report.analyses.step import Analyses
-from miniplm_jax.scoring import step as score
-from miniplm_jax.selection import materialize_step as materialize
-from miniplm_jax.selection import step as select
+from miniplm_jax.report import (
+  model_card,
+  report_step,
+  selection_report_step,
+  tasks_report_step,
+)
+from miniplm_jax.report.analyses.analyze_step import Analyses
+from miniplm_jax.scoring import score_step
+from miniplm_jax.selection import materialize_step, select_step
 from miniplm_jax.trainings import Trainings
 
 with epy.lazy_imports():  # it imports JAX
@@ -51,7 +50,7 @@ class Stages:
   def tokenize(self) -> list[Step]:
     """Text → rows."""
     c = self.config
-    return [tokenize.step(c.corpus, self.workdir.corpus, c.run)]
+    return [tokenize_step.step(c.corpus, self.workdir.corpus, c.run)]
 
   def teacher(self) -> list[Step]:
     """A teacher that is trained here."""
@@ -64,14 +63,16 @@ class Stages:
   def score(self) -> list[Step]:
     """A score table for each model."""
     c, models = self.config, self._scored_models()
-    return score.steps(
+    return score_step.steps(
       c.score, c.verify, self.corpus, models, self.workdir, c.run, c.alpha
     )
 
   def verify(self, dry_run: bool):
     """Looks at finished score tables."""
     c, models = self.config, self._scored_models()
-    score.verify_tables(c.score, c.verify, self.corpus, models, c.run, dry_run)
+    score_step.verify_tables(
+      c.score, c.verify, self.corpus, models, c.run, dry_run
+    )
 
   def _scored_models(self) -> list[ModelRef]:
     """Those that a table is made of: teacher, reference, and more."""
@@ -85,7 +86,7 @@ class Stages:
     if "proxy" not in c.methods:
       return []
     models = {role: self.trainings.ref(role) for role in ROLES}
-    return proxy.Proxy(
+    return proxy_step.Proxy(
       c.proxy, c.score, models, c.alpha, self.workdir, c.run, c.verify
     ).steps()
 
@@ -96,15 +97,18 @@ class Stages:
     criteria = {n.selection: n.definition for n in c.names}  # two may share one
     # What only the reports need is looked at before there is anything to show.
     check = functools.partial(
-      selection_report.check, c.select, criteria.keys(), workdir
+      selection_report_step.check, c.select, criteria.keys(), workdir
     )
     rows = [
-      select.step(c.select, how, tables, corpus, workdir.selection(name), check)
+      select_step.step(
+        c.select, how, tables, corpus, workdir.selection(name), check
+      )
       for name, how in criteria.items()
     ]
     every = c.run.log_every_seconds
     reports = [
-      selection_report.step(c.select, each, workdir, every) for each in rows
+      selection_report_step.step(c.select, each, workdir, every)
+      for each in rows
     ]
     return [*rows, *reports]
 
@@ -116,7 +120,7 @@ class Stages:
     selections = dict.fromkeys(names.selection for names in c.names)
     folders = map(self.workdir.selection, selections)
     return [
-      materialize.step(form, each, self.corpus, c.run) for each in folders
+      materialize_step.step(form, each, self.corpus, c.run) for each in folders
     ]
 
   def seqkd(self) -> list[Step]:
@@ -130,7 +134,7 @@ class Stages:
     if not c.student.tokenizer:
       return []
     return [
-      convert.step(
+      convert_step.step(
         c.student,
         c.corpus,
         workdir.student(names.student) / "corpus",
@@ -159,14 +163,15 @@ class Stages:
     """Held-out losses and tasks of every model."""
     c = self.config
     losses = [
-      evaluate.step(it, c.evaluate, c.score, c.run) for it in self._subjects()
+      evaluate_step.step(it, c.evaluate, c.score, c.run)
+      for it in self._subjects()
     ]
     models = self._subjects(c.evaluation.scorers) if c.evaluation.tasks else []
     runner = tasks_step.Runner(
       c.evaluation, c.corpus.max_length, c.score.batch_tokens, c.run
     )
     measures = runner.steps(models)
-    table = tasks.steps(models, c.evaluation, self.workdir)
+    table = tasks_report_step.steps(models, c.evaluation, self.workdir)
     return [*losses, *measures, *table]
 
   def _subjects(self, with_scorers: bool = True) -> list[Subject]:
@@ -187,7 +192,9 @@ class Stages:
   def _corpus_of(self, names: MethodNames) -> dict[str, Input]:
     """The inputs that are a student's corpus."""
     c, student = self.config, names.student
-    return convert.corpus_inputs(c.student, c.corpus, self.workdir, student)
+    return convert_step.corpus_inputs(
+      c.student, c.corpus, self.workdir, student
+    )
 
   def export(self) -> list[Step]:
     """The students as Hugging Face directories."""
@@ -214,7 +221,7 @@ class Stages:
   def plan(self, dry_run: bool):
     """Looks at what the run would take on TPUs."""
     c = self.config
-    plan.look(c.plan, c.run, self.trainings.on_tpus, self.workdir, dry_run)
+    plan_step.look(c.plan, c.run, self.trainings.on_tpus, self.workdir, dry_run)
 
   def analyze(self) -> list[Step]:
     """What all runs of the workdir say together."""
@@ -234,7 +241,7 @@ class Stages:
     if "proxy" in c.methods:
       roles, proxy = (*roles, "proxy"), (c.proxy.sample, c.score.seed, c.alpha)
     return [
-      report.Report(
+      report_step.Report(
         dict(zip(c.methods, c.names)),
         {role: workdir.scores(c.tables[role]) for role in roles},
         c.roles_with_model,

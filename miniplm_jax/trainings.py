@@ -18,8 +18,7 @@ from miniplm_jax.distillation.logits_step import StoredLabels
 from miniplm_jax.distillation.seqkd_step import GeneratedRows
 from miniplm_jax.methods import INIT, OBJECTIVES, MethodNames
 from miniplm_jax.models.ref import ROLES, TEACHER, ModelRef
-from miniplm_jax.training import budget, trained, warm_start
-from miniplm_jax.training import step as training_step
+from miniplm_jax.training import budget, train_step, trained, warm_start
 from miniplm_jax.training.spec import TrainSpec
 
 with epy.lazy_imports():  # it imports JAX
@@ -58,10 +57,10 @@ class Trainings:
   def scorer_steps(self, role: str) -> list[Step]:
     """A teacher or a reference, if it is trained here."""
     spec = self.scorer(role)
-    return [training_step.step(spec, {"corpus": self.corpus})] if spec else []
+    return [train_step.step(spec, {"corpus": self.corpus})] if spec else []
 
   def generated(self, names: MethodNames) -> GeneratedRows | None:
-    """The rows of a student that the teacher goes on with, if it does."""
+    """The rows that the teacher continues for a student, or None."""
     c, workdir = self.config, self.workdir
     if not names.generated:
       return None
@@ -77,12 +76,12 @@ class Trainings:
     )
 
   def generated_inputs(self, names: MethodNames) -> dict[str, Input]:
-    """What those who read these rows have as inputs; nothing without any."""
+    """Inputs of the steps that read generated rows; empty without any."""
     generated = self.generated(names)
     return generated.as_inputs() if generated else {}
 
   def labels(self, names: MethodNames) -> StoredLabels | None:
-    """What a frozen model says for a student's objective, if it reads that."""
+    """What a frozen model has stored for a student's objective, or None."""
     c, objective = self.config, OBJECTIVES[names.objective]
     if not objective.labels:
       return None
@@ -164,7 +163,7 @@ class Trainings:
     if student.init:
       init = ModelRef("student.init", student.init, student.init_revision)
       inputs[INIT] = init.as_input()
-    return training_step.step(self.student(names), inputs)
+    return train_step.step(self.student(names), inputs)
 
   def on_tpus(self) -> "list[workload.Program]":
     """What TPUs would have to run, scoring too, in the order of the stages.

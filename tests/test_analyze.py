@@ -23,6 +23,7 @@ from miniplm_jax.pipeline import Stages
 from miniplm_jax.report import inventory
 from miniplm_jax.report.analyses import (
   ablations,
+  analyze_step,
   diversity,
   domains,
   ranking,
@@ -30,7 +31,6 @@ from miniplm_jax.report.analyses import (
   scaling,
   seeds,
 )
-from miniplm_jax.report.analyses import step as analyze
 from miniplm_jax.report.analyses.base import NoInputs
 from miniplm_jax.training import comparable
 
@@ -685,7 +685,7 @@ def test_a_finished_run_has_them(finished):
   folder = finished / "run/analysis"
   made = json.loads((folder / "manifest.json").read_text())
   assert set(made["details"]["skipped"]) == {"stability", "seeds"}
-  for name in set(analyze.ANALYSES) - {"stability", "ablations", "seeds"}:
+  for name in set(analyze_step.ANALYSES) - {"stability", "ablations", "seeds"}:
     assert (folder / f"{name}.json").exists(), name
     assert (folder / f"{name}.png").read_bytes()[1:4] == b"PNG", name
   text = (finished / "run/report.html").read_text()

@@ -18,8 +18,13 @@ from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import convert_text, shard, store, tokenizer
-from miniplm_jax.corpus import step as stage
+from miniplm_jax.corpus import (
+  convert_text,
+  shard,
+  store,
+  tokenize_step,
+  tokenizer,
+)
 from miniplm_jax.corpus.chunks import PackedIds
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
 from miniplm_jax.evaluation import generate
@@ -62,7 +67,7 @@ def configured(folder, bos_token="auto", before=BOS, eos=EOS):
 
 def tokenize(config):
   workdir = Workdir(epath.Path(config.workdir))
-  execute_lib.execute(steps_of(stage.STAGE, config))
+  execute_lib.execute(steps_of(tokenize_step.STAGE, config))
   return store.Corpus(manifest.require(workdir.corpus / "manifest.json"))
 
 
@@ -131,7 +136,7 @@ def test_a_corpus_of_an_earlier_version_stays_without(tmp_path):
   before = made.path.read_bytes()
   for config.corpus.bos_token in ("auto", ""):
     corpus = tokenize(config)
-    stage.check(typed(config).corpus, made.directory, typed(config).run)
+    tokenize_step.check(typed(config).corpus, made.directory, typed(config).run)
     assert made.path.read_bytes() == before and corpus.bos_id is None
     assert corpus.tokenizer().text_engine().encode("x").tokens == ["x"]
   config.corpus.bos_token = BOS

@@ -19,8 +19,7 @@ from miniplm_jax import pipeline
 from miniplm_jax.core import files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.corpus import step as tokenize
-from miniplm_jax.corpus import store, tokenizer, trained_rows
+from miniplm_jax.corpus import store, tokenize_step, tokenizer, trained_rows
 from miniplm_jax.models import architecture, config_json, hub, huggingface
 from miniplm_jax.models.ref import ModelRef
 from miniplm_jax.scoring import importing, table, units
@@ -560,13 +559,13 @@ def test_what_decides_nothing_may_change(finished):
   config.corpus.tokenizer_revision = "other"
   config.select.seed += 1
   idle = {"split", "tokenizer_revision"}  # files have no splits
-  assert set(steps_of(tokenize.STAGE, config)[0].idle) == idle
+  assert set(steps_of(tokenize_step.STAGE, config)[0].idle) == idle
   config.corpus.tokenizer = str(finished / "run/corpus/tokenizer")
   idle |= {"vocab_size"}
-  assert set(steps_of(tokenize.STAGE, config)[0].idle) == idle
+  assert set(steps_of(tokenize_step.STAGE, config)[0].idle) == idle
   config.corpus.tokenizer = "of/the-hub"
   idle -= {"tokenizer_revision"}
-  assert set(steps_of(tokenize.STAGE, config)[0].idle) == idle
+  assert set(steps_of(tokenize_step.STAGE, config)[0].idle) == idle
   execute(finished, "select", **{"select.seed": 12, "baselines": ()})
   with pytest.raises(UserError, match=r"seed is 10 there and 12 here"):
     execute(finished, "select", **{"select.seed": 12})  # of random rows

@@ -17,7 +17,7 @@ from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.evaluation import generate, heldout, texts
 from miniplm_jax.models.ref import ModelRef
-from miniplm_jax.scoring import step as score_stage
+from miniplm_jax.scoring import score_step
 
 # As tests/tiny_config.py has it.
 SCORE = ScoreConfig(
@@ -28,7 +28,7 @@ SCORE = ScoreConfig(
 def test_a_table_is_that_of_the_command_line(finished, tmp_path):
   run, workdir = finished / "run", Workdir(epath.Path(tmp_path))
   path, table = str(run / "teacher/hf"), workdir.scores("p")
-  (step,) = score_stage.steps(
+  (step,) = score_step.steps(
     SCORE,
     VerifyConfig(),
     epath.Path(run / "corpus/manifest.json"),

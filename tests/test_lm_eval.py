@@ -21,8 +21,7 @@ from tiny_config import get_config
 from miniplm_jax.config.sections import GROUP, PAPER_TASKS
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store
-from miniplm_jax.evaluation import results, tasks
-from miniplm_jax.evaluation import tasks_step as tasks_stage
+from miniplm_jax.evaluation import results, tasks, tasks_step
 from miniplm_jax.report import tasks as tasks_table
 
 needs_lm_eval = pytest.mark.skipif(
@@ -285,7 +284,7 @@ def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
   config.evaluation.tasks = "piqa", "arc_easy"
   for config.evaluation.dtype in ("float32", "bfloat16"):
     c = typed(config)
-    runner = tasks_stage.Runner(c.evaluation, 8, 64, c.run)
+    runner = tasks_step.Runner(c.evaluation, 8, 64, c.run)
     for step in runner.steps([subject]):
       step.run({"model": model})
   assert made == ["float32", "bfloat16"]
@@ -396,7 +395,7 @@ def test_tasks_without_a_folder_are_of_the_hub_whatever_else_has_one(tmp_path):
   (tmp_path / "piqa" / "validation.jsonl").write_text("{}")
 
   def seen(data, task):
-    return tasks_stage._documents(str(data), task)()
+    return tasks_step._documents(str(data), task)()
 
   assert seen(tmp_path, "arc_easy") == seen("", "arc_easy")
   assert seen(tmp_path, "piqa") != seen("", "piqa")

@@ -21,8 +21,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.evaluation import heldout, subjects
-from miniplm_jax.evaluation import step as evaluate
+from miniplm_jax.evaluation import evaluate_step, heldout, subjects
 from miniplm_jax.pipeline import Stages
 from miniplm_jax.report import (
   agreement,
@@ -33,6 +32,8 @@ from miniplm_jax.report import (
   overlap,
   page,
   plots,
+  report_step,
+  tasks_report_step,
 )
 from miniplm_jax.report import (
   selection as card,
@@ -46,8 +47,6 @@ from miniplm_jax.report import (
 from miniplm_jax.report import (
   selection_tables as tables,
 )
-from miniplm_jax.report import step as report
-from miniplm_jax.report import tasks_step as tasks_stage
 from miniplm_jax.report.inventory import Student
 from miniplm_jax.report.table import Bar, Table
 from miniplm_jax.training.trained import own_corpora
@@ -340,7 +339,7 @@ def test_an_evaluation_is_refused_for_what_decides_alone(
     settings | {"dtype": "float32"},
     {"corpus": corpus.fingerprint, "model": model.fingerprint},
   ).write()
-  one = evaluate.step(it, config.evaluate, config.score, config.run)
+  one = evaluate_step.step(it, config.evaluate, config.score, config.run)
   assert state in str(decide.decide(one))
   # Of another model it is made again, unless it is refused.
   dataclasses.replace(model, weights="anew").write()
@@ -393,10 +392,10 @@ def chain(definition="mean_diff", **settings):
 )
 def test_a_report_is_of_what_was_made_from_each_other(changed, what):
   config, inputs = tiny_config.get_config(), chain()
-  report.check(methods_of(config), inputs)
+  report_step.check(methods_of(config), inputs)
   other = dataclasses.replace(inputs[changed], weights="another")
   with pytest.raises(UserError, match=rf"inputs\.{what} .* name the {what}"):
-    report.check(methods_of(config), inputs | {changed: other})
+    report_step.check(methods_of(config), inputs | {changed: other})
 
 
 @pytest.mark.parametrize(
@@ -423,7 +422,7 @@ def test_a_student_of_a_corpus_that_was_made_again_is_refused(
   config.method = "seqkd" if name == "generated" else "miniplm"
   inputs = {k.replace("miniplm", config.method): m for k, m in inputs.items()}
   with pytest.raises(UserError, match=f"inputs.{name} is"):
-    report.check(
+    report_step.check(
       methods_of(config), inputs | {f"{config.method} training": trained}
     )
 
@@ -434,9 +433,9 @@ def test_losses_of_other_rows_are_not_shown_beside_each_other():
     inputs["miniplm evaluation"], details={"loss_rows": "few"}
   )
   with pytest.raises(UserError, match="of miniplm is of other rows than that"):
-    report.check(methods_of(config), inputs | {"miniplm evaluation": few})
+    report_step.check(methods_of(config), inputs | {"miniplm evaluation": few})
   own = dataclasses.replace(few, tokenizer="its own")
-  report.check(methods_of(config), inputs | {"miniplm evaluation": own})
+  report_step.check(methods_of(config), inputs | {"miniplm evaluation": own})
 
 
 def test_the_verdict_says_what_sets_students_apart():
@@ -504,7 +503,7 @@ def test_a_report_that_is_refused_leaves_the_last_one(tmp_path):
 )
 def test_a_student_of_another_method_is_not_shown(made_by, what):
   with pytest.raises(UserError, match=what):
-    report.check(methods_of(tiny_config.get_config()), chain(**made_by))
+    report_step.check(methods_of(tiny_config.get_config()), chain(**made_by))
 
 
 def test_a_table_of_tasks_is_of_the_models_as_they_are(tmp_path):
@@ -521,24 +520,24 @@ def test_a_table_of_tasks_is_of_the_models_as_they_are(tmp_path):
     {"models": ["miniplm"], "tasks": ["piqa"]},
     {"miniplm piqa": task.fingerprint},
   )
-  tasks_stage.check(table, {"miniplm": model})
+  tasks_report_step.check(table, {"miniplm": model})
   other = dataclasses.replace(model, weights="another")
   with pytest.raises(UserError, match=r"inputs\.model"):
-    tasks_stage.check(table, {"miniplm": other})
+    tasks_report_step.check(table, {"miniplm": other})
   with pytest.raises(UserError, match="has miniplm, which is not"):
-    tasks_stage.check(table, {})
+    tasks_report_step.check(table, {})
   dataclasses.replace(task, weights="anew").write()
   with pytest.raises(UserError, match=r"inputs\.miniplm piqa"):
-    tasks_stage.check(table, {"miniplm": model})
+    tasks_report_step.check(table, {"miniplm": model})
   # An earlier version's table of a part of the documents does not say so.
   few = dataclasses.replace(task, settings={"documents": 2})
   few.write()
   inputs = {"miniplm piqa": few.fingerprint}
   table = dataclasses.replace(table, inputs=inputs)
   with pytest.raises(UserError, match="first 2 documents, which"):
-    tasks_stage.check(table, {"miniplm": model})
+    tasks_report_step.check(table, {"miniplm": model})
   said = dataclasses.replace(table, settings=table.settings | {"documents": 2})
-  tasks_stage.check(said, {"miniplm": model})
+  tasks_report_step.check(said, {"miniplm": model})
 
 
 @pytest.mark.parametrize(

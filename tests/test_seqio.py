@@ -38,8 +38,7 @@ from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import megatron
 from miniplm_jax.corpus.store import Corpus, Instance
 from miniplm_jax.pipeline import Stages
-from miniplm_jax.selection import converter, source, tasks
-from miniplm_jax.selection import materialize_step as stage
+from miniplm_jax.selection import converter, materialize_step, source, tasks
 from miniplm_jax.selection import materialize_writers as writers
 
 
@@ -403,7 +402,7 @@ def steps(folder, form):
 def test_a_killed_materialize_goes_on_with_the_next_shard(
   copy, corpus, kept, form, monkeypatch
 ):
-  monkeypatch.setattr(stage, "_ROWS", 50)
+  monkeypatch.setattr(materialize_step, "_ROWS", 50)
   folder = copy / "run/selection/miniplm/materialized"
   execute_lib.execute(steps(copy, form))
   uninterrupted = {
@@ -411,7 +410,7 @@ def test_a_killed_materialize_goes_on_with_the_next_shard(
   }
   assert len(contents(form, folder, corpus)) == len(kept)
 
-  rows, calls = stage._rows, []
+  rows, calls = materialize_step._rows, []
 
   def dying(corpus, row_ids, progress):
     calls.append(row_ids)
@@ -420,7 +419,7 @@ def test_a_killed_materialize_goes_on_with_the_next_shard(
         raise KeyboardInterrupt
       yield row
 
-  monkeypatch.setattr(stage, "_rows", dying)
+  monkeypatch.setattr(materialize_step, "_rows", dying)
   with pytest.raises(KeyboardInterrupt):
     execute_lib.execute(steps(copy, form), force=True)
   shown = (p for p in folder.iterdir() if p.name[0] != ".")  # not the former

@@ -32,12 +32,10 @@ from miniplm_jax.corpus import (
   shard,
   sources,
   store,
+  tokenize_step,
   tokenizer,
 )
 from miniplm_jax.corpus import datasets as datasets_lib
-from miniplm_jax.corpus import (
-  step as stage,
-)
 
 LINES = [f"Sentence {i} of a text. " * 8 for i in range(12)]
 
@@ -80,7 +78,7 @@ class Run:
 
   def steps(self):
     self.config.workdir = str(self.folder)
-    return steps_of(stage.STAGE, self.config)
+    return steps_of(tokenize_step.STAGE, self.config)
 
   def files(self):
     found = pathlib.Path(self.folder).rglob("*")
@@ -296,7 +294,7 @@ def test_a_split_matters_where_there_are_splits(tmp_path):
     config.corpus.update(source=str(source), split=split)
     config.corpus.update(tokenizer="train", vocab_size=512)
     config.workdir = str(tmp_path / "run")
-    (step,) = steps_of(stage.STAGE, config)
+    (step,) = steps_of(tokenize_step.STAGE, config)
     kept = {k: v for k, v in step.settings.items() if k not in step.idle}
     return kept, step.inputs["source"]()
 
@@ -953,7 +951,7 @@ def test_how_a_forced_run_was_begun_is_gone_on_with(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as here:
-    here.setattr(stage, "_merge", killed)
+    here.setattr(tokenize_step, "_merge", killed)
     with pytest.raises(KeyboardInterrupt):
       run(force=True)
   hub.commit = "f00d" * 10
@@ -1010,7 +1008,7 @@ def test_a_dry_run_prepares_nothing(tmp_path, vocabulary, monkeypatch):
 
 
 def test_many_domains_are_warned_of(tmp_path, vocabulary, monkeypatch, capsys):
-  monkeypatch.setattr(stage, "_MANY_DOMAINS", 2)
+  monkeypatch.setattr(tokenize_step, "_MANY_DOMAINS", 2)
   for name in "ab":
     write(tmp_path / f"texts/{name}.jsonl", LINES)
   Run(tmp_path / "1", tmp_path / "texts", vocabulary)()

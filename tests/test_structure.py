@@ -124,7 +124,7 @@ def test_a_step_is_no_library_of_another_folder():
     if own[0] not in COMPOSERS and own[0] != other[0]
   }
   # The table of the tasks' figures knows their files.
-  found -= {(("report", "tasks_step"), ("evaluation", "tasks_step"))}
+  found -= {(("report", "tasks_report_step"), ("evaluation", "tasks_step"))}
   assert not found
 
 

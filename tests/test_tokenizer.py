@@ -11,8 +11,7 @@ from helpers import steps_of
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import execute, manifest
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import losses, tokenizer
-from miniplm_jax.corpus import step as stage
+from miniplm_jax.corpus import losses, tokenize_step, tokenizer
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
 from miniplm_jax.models import architecture, config_json
 
@@ -326,7 +325,7 @@ def test_a_corpus_says_what_its_tokenizer_lost(tmp_path, capsys, name):
   source = tmp_path / "text" / "a.txt"
   text = "a cat " * 1000
   source.write_text(f"{text}🙂{text}")
-  (step,) = steps_of(stage.STAGE, config)
+  (step,) = steps_of(tokenize_step.STAGE, config)
   execute.execute([step])
   made = manifest.require(step.manifest)
   total = 12004 + (name != "bytes")
@@ -336,7 +335,7 @@ def test_a_corpus_says_what_its_tokenizer_lost(tmp_path, capsys, name):
   assert f"0.03% of the text, 4 of {total:,} bytes" in capsys.readouterr().out
   config.workdir = str(tmp_path / "other")
   source.write_text(text + "🙂" * 20)
-  (step,) = steps_of(stage.STAGE, config)
+  (step,) = steps_of(tokenize_step.STAGE, config)
   with pytest.raises(UserError, match=r"80 of 6,08\d bytes; 1% is the most"):
     execute.execute([step])
 
@@ -356,7 +355,7 @@ def test_a_tokenizer_that_loses_text_is_refused_early(tmp_path, lossy):
   for i in range(8):
     text = "a cat " * 999 + "🙂" * (100 if i < lossy else 0)
     (tmp_path / f"text/{i}.txt").write_text(text)
-  (step,) = steps_of(stage.STAGE, config)
+  (step,) = steps_of(tokenize_step.STAGE, config)
   if lossy == 1:
     execute.execute([step])
     return

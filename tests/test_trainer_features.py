@@ -28,10 +28,8 @@ from miniplm_jax.training import (
   loop,
   metrics,
   telemetry,
+  train_step,
   watch,
-)
-from miniplm_jax.training import (
-  step as training_step,
 )
 from miniplm_jax.training import trained as trained_lib
 from miniplm_jax.training.spec import TrainSpec
@@ -292,7 +290,7 @@ def test_a_model_is_exported_while_it_trains(corpus, tmp_path, capsys):
   """At its steps, whole; not again after a kill; like the checkpoint."""
   folder, ids = manifest.epath.Path(tmp_path), corpus.rows_of("train")
   what = spec(corpus, tmp_path, export_every=2, keep_checkpoints=9)
-  export = functools.partial(training_step._export, what.spec, corpus, ids)
+  export = functools.partial(train_step._export, what.spec, corpus, ids)
   what = dataclasses.replace(what, export=export)
 
   def die():
@@ -468,7 +466,7 @@ def step_of(config, folder, row_ids, **more):
     ignore_domains=config.evaluate.ignore_domains,
     **more,
   )
-  return training_step.step(planned, {})
+  return train_step.step(planned, {})
 
 
 def test_rows_of_weight_0_are_not_said_to_be_trained_on(

@@ -21,7 +21,7 @@ from miniplm_jax.core.claims import Board
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import FOLDERS, MANIFEST, Workdir
-from miniplm_jax.selection import step as select_step
+from miniplm_jax.selection import select_step
 
 with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
   import numpy as np

@@ -33,16 +33,15 @@ from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import Section
 from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.corpus import step as corpus_step
+from miniplm_jax.corpus import tokenize_step
 from miniplm_jax.distillation import objectives
-from miniplm_jax.evaluation import step as evaluate_step
+from miniplm_jax.evaluation import evaluate_step
 from miniplm_jax.evaluation.subjects import Subject
 from miniplm_jax.methods import OBJECTIVES
 from miniplm_jax.models.architecture import SHAPES, Architecture
 from miniplm_jax.models.ref import ROLES, TEACHER
-from miniplm_jax.scoring import step as score_step
-from miniplm_jax.training import step as training_step
-from miniplm_jax.training import trained
+from miniplm_jax.scoring import score_step
+from miniplm_jax.training import train_step, trained
 from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
 
 with epy.lazy_imports():  # JAX, NumPy: planning needs neither
@@ -79,7 +78,7 @@ def tokenize(
   section = CorpusConfig(
     source=str(source), tokenizer=str(tokenizer), **options
   )
-  execute([corpus_step.step(section, epath.Path(to), run)], run)
+  execute([tokenize_step.step(section, epath.Path(to), run)], run)
   return Corpus(to)
 
 
@@ -132,7 +131,7 @@ def train(
     writes_hf=is_scorer,
     export=ExportConfig(),
   )
-  execute([training_step.step(spec, inputs)], run)
+  execute([train_step.step(spec, inputs)], run)
   return Student(folder, rows.corpus)
 
 

@@ -16,8 +16,8 @@ from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.evaluation.heldout import ignored_in_words, losses
 from miniplm_jax.methods import MethodNames, trained_by
-from miniplm_jax.report import tasks_step
-from miniplm_jax.report.analyses.step import Analyses
+from miniplm_jax.report import tasks_report_step
+from miniplm_jax.report.analyses.analyze_step import Analyses
 from miniplm_jax.report.inventory import Scored, Student
 from miniplm_jax.training import comparable
 from miniplm_jax.training.trained import own_corpora
@@ -84,7 +84,7 @@ class Report:
     if analyzed.exists():
       inputs["analysis"] = lambda: files.sha256(analyzed)
     if self.has_tasks:
-      inputs["tasks"] = tasks_step.manifest(workdir)
+      inputs["tasks"] = tasks_report_step.manifest(workdir)
     for method, names in self.methods.items():
       selection = workdir.selection(names.selection)
       inputs[f"{method} selection"] = selection / MANIFEST
@@ -225,4 +225,4 @@ def check(methods: Mapping[str, MethodNames], inputs: Mapping[str, Manifest]):
       "evaluate all alike with --stages=evaluate --force",
     )
   if "tasks" in inputs:
-    tasks_step.check(inputs["tasks"], models)
+    tasks_report_step.check(inputs["tasks"], models)
