@@ -34,13 +34,11 @@ def _write(folder: str) -> tuple[int, int]:
   from flax import nnx
 
   from miniplm_jax.models import architecture, decoder, huggingface
-  from miniplm_jax.models import parameters as parameters_lib
 
   arch = architecture.make(architecture.PRESETS[_PRESET.value])
   model = decoder.Decoder(arch, nnx.Rngs(0), jnp.bfloat16)
   huggingface.save(epath.Path(folder), model, 0, {}, jnp.bfloat16, "1GB")
-  table = decoder.FAMILIES[arch.family].PARAMETERS
-  shapes = parameters_lib.expected(arch, table, model).values()
+  shapes = huggingface.expected(model).values()
   sizes = [2 * int(np.prod(shape)) for shape in shapes]
   return max(sizes), sum(sizes)
 

@@ -201,7 +201,9 @@ def main(family):
       objective = NextToken(train, 0, "full")
       step = loop.step_function(abstract, train, objective, mesh, 2)
       compiled = step.lower(state, placed).compile()
-      score = likelihood.row_nll_step(mesh, eos_id=0, dtype=jnp.float32)
+      score = placement.program(
+        likelihood.row_nll, mesh, eos_id=0, dtype=jnp.float32
+      )
       scored = score.lower(state.model, placed).compile()
       nll, count = scored(state.model, placed).values
       embed = state.model.embed[...]

@@ -39,7 +39,9 @@ def found_on(mesh, arch, batch):
     )()
     model = int8.quantize(model)
     rows = placement.put(batch, mesh)
-    step = likelihood.row_nll_step(mesh, eos_id=0, dtype=jnp.float32)
+    step = placement.program(
+      likelihood.row_nll, mesh, eos_id=0, dtype=jnp.float32
+    )
     program = step.lower(model, rows).compile()
     nll, _ = program(model, rows).values
   leaves = jax.tree_util.tree_leaves_with_path(model.layers, int8.is_quantized)

@@ -193,7 +193,7 @@ class Proxy:
         {options.name: model},
         corpus,
         mesh,
-        row_step=regressor.row_value_step,
+        row_sum=regressor.row_value,
         flops=architecture.Architecture.body_flops,
         **how,
       )

@@ -34,7 +34,7 @@ def scoring(
     dtype: of the parameters and of the computation.
   """
   # Which id ends a document changes a constant, and nothing else.
-  step = likelihood.row_nll_step(mesh, eos_id=0, dtype=dtype)
+  step = placement.program(likelihood.row_nll, mesh, eos_id=0, dtype=dtype)
   with jax.set_mesh(mesh):
     batch = _batch(mesh, rows, length) | {
       placement.ROW: _placed(_ints(rows), sharding.batch_sharding(mesh))

@@ -3,8 +3,7 @@
   architecture  shapes, as sections of the config, and those with a name
   decoder       embedding, layers and norm: of whole rows, or with a cache
   transformer   a family: layers, cache, and how its parameters lie on a mesh
-                and in a file (parameters); attention, by splash on TPUs and
-                cudnn on GPUs
+                and in a file; attention, by splash on TPUs and cudnn on GPUs
   mamba         another one; ops is what both are made of
   vocab_loss    the engine of losses over the vocabulary, whose tiles are in
                 head (next token) and vocab_tiles (a teacher's labels)

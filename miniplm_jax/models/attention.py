@@ -19,17 +19,11 @@ _MOST_BLOCKS, _LEAST_BLOCK = 8, 128
 
 
 def attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, visible_BxTxS=None):
-  """Attention with the softmax in float32; N / K queries share a key.
+  """Attention, [B, T, N, H], with the softmax in float32.
 
-  Args:
-    q_BxTxNxH: queries.
-    k_BxSxKxH: keys.
-    v_BxSxKxH: values.
-    visible_BxTxS: which keys a query sees; None in whole rows, where it sees
-      those up to its own position. Only these can be differentiated.
-
-  Returns:
-    [B, T, N, H], as the queries.
+  N / K queries share a key. `visible_BxTxS` says which keys a query sees;
+  None in whole rows, where it sees those up to its own position. Only these
+  can be differentiated.
   """
   if visible_BxTxS is None and (kernel := _kernel(q_BxTxNxH, k_BxSxKxH)):
     return kernel.attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH)

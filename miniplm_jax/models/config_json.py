@@ -30,10 +30,6 @@ _ROPE_KEYS = {"default": 1, "linear": 2, "llama3": 5}
 def read(config: Mapping[str, Any], where: str) -> Architecture:
   """The shape that a config.json describes; ignores unknown keys.
 
-  Args:
-    config: the parsed file.
-    where: its path, for messages.
-
   Raises:
     UserError: another family, a missing key, or a known key with a value
       that is not implemented.
@@ -46,20 +42,16 @@ def read(config: Mapping[str, Any], where: str) -> Architecture:
       "give a Qwen1.5, Qwen2, Qwen2.5, Qwen3, Llama or Mamba model "
       f"(model_type {', '.join(MODEL_TYPES)})",
     )
+  family = FAMILIES[_FAMILY_OF[model_type]]
   try:
-    return _read(config, where)
+    for key, allowed in (_ONLY | family.only).items():
+      _refuse_unless(config.get(key) in (None, *allowed), key, config)
+    return family.read(config)
   except UserError as e:
     raise UserError(e.what, where, e.hint) from e
   except Exception as e:  # a value of another kind than any that is known
     what = f"config.json cannot be read ({type(e).__name__}: {e})"
     raise UserError(what, where, "fetch it again") from e
-
-
-def _read(config: Mapping[str, Any], where: str) -> Architecture:
-  family = FAMILIES[_FAMILY_OF[config["model_type"]]]
-  for key, allowed in (_ONLY | family.only).items():
-    _refuse_unless(config.get(key) in (None, *allowed), key, config, where)
-  return family.read(config, where)
 
 
 def _refuse_without(values: Mapping[str, Any], *names: str):
@@ -71,14 +63,10 @@ def _refuse_without(values: Mapping[str, Any], *names: str):
       )
 
 
-def _refuse_unless(good: bool, key: str, config, where: str):
+def _refuse_unless(good: bool, key: str, config):
   if not good:
-    value = str(config[key])
-    raise UserError(
-      f"{key} = {value[:80]!r} is not implemented",
-      where,
-      "use a model without it",
-    )
+    what = f"{key} = {str(config[key])[:80]!r} is not implemented"
+    raise UserError(what, "", "use a model without it")
 
 
 def _known(config, kind) -> dict[str, Any]:
@@ -86,14 +74,14 @@ def _known(config, kind) -> dict[str, Any]:
   return {k: v for k, v in config.items() if k in names and v is not None}
 
 
-def _read_transformer(config, where: str) -> Transformer:
+def _read_transformer(config) -> Transformer:
   model_type = config["model_type"]
   if model_type != "llama":  # whose biases on the output have to be 0
     good = not config.get("attention_bias")
-    _refuse_unless(good, "attention_bias", config, where)
+    _refuse_unless(good, "attention_bias", config)
   layers = config.get("layer_types") or ()
   good = all(layer == "full_attention" for layer in layers)
-  _refuse_unless(good, "layer_types", config, where)
+  _refuse_unless(good, "layer_types", config)
   values = _known(config, Transformer) | _rope_fields(config)
   values.setdefault("tie_word_embeddings", False)
   _refuse_without(values, "intermediate_size", "num_attention_heads")
@@ -123,27 +111,21 @@ def _rope_fields(config) -> dict[str, Any]:
   # Without "type", which old files write for "rope_type".
   rope = {"rope_type": rope.get("type", "default")} | rope
   if rope.get("partial_rotary_factor", 1) != 1:
-    raise UserError(
-      "partial_rotary_factor in RoPE is not implemented",
-      "",
-      "use a model without it",
-    )
+    what = "partial_rotary_factor in RoPE is not implemented"
+    raise UserError(what, "", "use a model without it")
   if rope["rope_type"] == "llama3":
     length = config.get("max_position_embeddings")
     rope = {"original_max_position_embeddings": length} | rope
   needed = list(_ROPE.values())[: _ROPE_KEYS.get(rope["rope_type"], 1)]
   missing = [key for key in needed if rope.get(key) is None]
   if missing:
-    raise UserError(
-      f"RoPE {rope['rope_type']} without {', '.join(missing)}",
-      "",
-      "complete the config.json",
-    )
+    what = f"RoPE {rope['rope_type']} without {', '.join(missing)}"
+    raise UserError(what, "", "complete the config.json")
   fields = {ours: rope[key] for ours, key in _ROPE.items() if key in needed}
   return {"rope_theta": theta} | fields
 
 
-def _read_mamba(config, unused_where: str) -> Mamba:
+def _read_mamba(config) -> Mamba:
   values = _known(config, Mamba)
   values["rms_norm_eps"] = config.get("layer_norm_epsilon", 1e-5)
   hidden, expand = config.get("hidden_size"), config.get("expand", 2)
@@ -169,7 +151,7 @@ def write(
 
   Args:
     arch: the shape.
-    eos_id: the end-of-document id, also pad.
+    eos_id: also what pads.
     dtype: of the stored weights.
     bos_id: what every row starts with; None is eos.
     as_llama: whether a Qwen2 becomes a Llama with `parameters.zeros`.
@@ -236,7 +218,7 @@ class _Family(NamedTuple):
   classes: Mapping[str, str]  # model_type: the class in transformers
   # Keys whose other values are not implemented. Absent or null is fine.
   only: Mapping[str, tuple[Any, ...]]
-  read: Callable[[Mapping[str, Any], str], Architecture]  # and its path
+  read: Callable[[Mapping[str, Any]], Architecture]
   # (shape, as_llama) → model_type and the other keys
   write: Callable[[Any, bool], tuple[str, dict[str, Any]]]
 

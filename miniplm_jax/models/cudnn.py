@@ -36,16 +36,11 @@ def fits(q_BxTxNxH, k_BxTxKxH) -> bool:
 
 
 def attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, implementation: str = "cudnn"):
-  """Causal attention, [B, T, N, H]; N / K queries share a key.
+  """Causal attention, [B, T, N, H], of queries that are not scaled.
 
-  No [T, S] weights are formed in main memory, forward or backward. Needs a
-  shape that `fits`.
-
-  Args:
-    q_BxTxNxH: queries, not scaled.
-    k_BxTxKxH: keys.
-    v_BxTxKxH: values.
-    implementation: "xla" computes the same without a GPU.
+  N / K queries share a key. No [T, S] weights are formed in main memory,
+  forward or backward. Needs a shape that `fits`. The implementation "xla"
+  computes the same without a GPU.
   """
   # Under shard_map each device calls the kernel on its rows and heads: JAX's
   # own partitioning of it is a Python callback, which no cache can keep.

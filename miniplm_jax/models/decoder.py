@@ -13,13 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models import (
-  cudnn,
-  int8,
-  mamba,
-  sharding,
-  transformer,
-)
+from miniplm_jax.models import cudnn, int8, mamba, sharding, transformer
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ops import KEPT, by_batch, normal, rms_norm
 
@@ -91,18 +85,11 @@ class Decoder(nnx.Module):
   def __call__(
     self, tokens_BxT, *, dtype: Any = jnp.float32, remat: str | None = None
   ):
-    """Final hidden states of whole rows, after the last norm.
+    """Final hidden states of whole rows, after the last norm, [B, T, D].
 
-    Needs a mesh in context (`jax.set_mesh`).
-
-    Args:
-      tokens_BxT: int32 ids.
-      dtype: of the activations; parameters are cast where they are used.
-      remat: what the backward pass keeps, a key of `REMAT`; None if there is
-        none.
-
-    Returns:
-      [B, T, D] in `dtype`.
+    Needs a mesh in context (`jax.set_mesh`). Activations are in `dtype`, and
+    parameters are cast where they are used. `remat` is what the backward pass
+    keeps, a key of `REMAT`; None if there is none.
     """
     family = FAMILIES[self.arch.family]
     shared = family.context(self.arch, tokens_BxT.shape[1])
@@ -133,17 +120,13 @@ class Decoder(nnx.Module):
   def extend(self, tokens_BxT, cache: Cache, *, dtype: Any = jnp.float32):
     """Final hidden states of tokens that follow those in the cache.
 
-    Args:
-      tokens_BxT: int32 ids for the next T columns; what stands before a
-        row's first column is padding and seen by nothing.
-      cache: from `new_cache` or a call before.
-      dtype: of the activations.
+    Tokens are those of the next T columns; what stands before a row's first
+    column is padding and seen by nothing.
 
     Returns:
       [B, T, D] in `dtype`, and the cache with these tokens.
     """
-    family = FAMILIES[self.arch.family]
-    length = tokens_BxT.shape[1]
+    family, length = FAMILIES[self.arch.family], tokens_BxT.shape[1]
     shared = family.cached_context(
       self.arch, cache.layers, cache.start, length, cache.first_B
     )

@@ -72,9 +72,9 @@ def decode(
   Args:
     models: those that read the tokens.
     heads: their output tables [V, D].
-    tokens_BxT: prompts, int32, padded on the left.
-    first_B: the column where each prompt begins, int32 [B].
-    done_B: rows that are left empty, bool [B].
+    tokens_BxT: prompts, padded on the left.
+    first_B: the column where each prompt begins.
+    done_B: rows that are left empty.
     choose: (each model's hidden state [B, D], heads, n) → the n-th new token
       of each row, int32 [B], and what is kept of it, a pytree of [B, …]. The
       heads are ready for `head.logits`.
@@ -115,14 +115,8 @@ def decode(
     tokens_BxN, kept_BxN = jax.tree.map(
       lambda x: jnp.zeros((batch, size, *x.shape[1:]), x.dtype), (token_B, kept)
     )
-    state = _State(
-      n=0,
-      token_B=jnp.zeros_like(token_B),
-      done_B=done_B,
-      tokens_BxN=tokens_BxN,
-      kept=kept_BxN,
-      caches=caches,
-    )
+    none_B = jnp.zeros_like(token_B)
+    state = _State(0, none_B, done_B, tokens_BxN, kept_BxN, caches)
     state = jax.lax.while_loop(
       lambda s: (s.n < size) & ~jnp.all(s.done_B),
       step,
@@ -177,9 +171,9 @@ def generate(
 
   Args:
     model: the decoder.
-    tokens_BxT: prompts, int32, padded on the left.
+    tokens_BxT: prompts, padded on the left.
     first_B: the column where each prompt begins.
-    row_B: each row's number, int32 [B]; below 0 the row is left empty.
+    row_B: each row's number; below 0 the row is left empty.
     sampling: how to draw.
     seed: of the draws.
     eos_ids: ids that end a row; none means that nothing does.
@@ -228,10 +222,7 @@ def draw(key_B, n, logits_BxV):
 
 
 def compiled(mesh: Mesh, **settings):
-  """`generate` as a program of `placement`, for batches as of `pad_left`.
-
-  Settings are all keyword arguments of `generate`.
-  """
+  """`generate` with these keyword arguments, for batches as of `pad_left`."""
 
   def function(model, batch):
     arrays = batch["tokens"], batch["first"], batch[placement.ROW]
@@ -248,11 +239,8 @@ def pad_left(
 ) -> dict[str, np.ndarray]:
   """Prompts as one batch, with copies of the last to fill it.
 
-  Args:
-    prompts: ids, at least one.
-    batch: rows, at least as many.
-    length: T; 0 is that of the longest.
-    numbers: of the prompts; None counts them from 0.
+  A `length` of 0 is that of the longest; without `numbers` they are counted
+  from 0.
 
   Returns:
     `tokens` int32 [batch, T]; `first`, the column of each one's first token,

@@ -68,15 +68,10 @@ def token_nll(
 ):
   """−log p(y | h) of each token, float32 [B, T], in nats.
 
-  Args:
-    h_BxTxD: hidden states in compute dtype.
-    w_VxD: the head; cast to the dtype of `h_BxTxD`.
-    y_BxT: int32 targets in [0, vocab_size).
-    vocab_size: rows of the head from here on are padding and take no
-      probability; None if there are none.
-    mask_BxT: the tokens whose nll is computed, None for all. The others are 0
-      and cost nothing: tiles are filled with these alone.
-    tiling: None is the platform's of `SCORING`.
+  The head is cast to the dtype of `h_BxTxD`. Rows of it from `vocab_size` on
+  are padding and take no probability; None if there are none. Tokens outside
+  of the mask, None for all, are 0 and cost nothing: tiles are filled with
+  the others alone. `tiling`: None is the platform's of `SCORING`.
   """
   arrays = h_BxTxD, w_VxD, y_BxT
   return _by_tiles(*arrays, vocab_size, mask_BxT, tiling, False)[0]

@@ -31,12 +31,8 @@ def resolve(
   """A directory with the model: `path` itself, or a hub id's snapshot.
 
   The hub's own settings hold: HF_HOME, HF_TOKEN, and HF_HUB_OFFLINE=1, which
-  takes what was downloaded before.
-
-  Args:
-    path: the directory or hub id.
-    revision: branch, tag or commit of a hub id.
-    weights: whether they are fetched, beside config and tokenizer.
+  takes what was downloaded before. Config and tokenizer are fetched, and
+  `weights` if they are asked for. The revision is a branch, tag or commit.
 
   Raises:
     UserError: no such directory, and the hub does not have it either.
@@ -107,7 +103,10 @@ class Given:
     """Returns earlier versions': of whole files, and of the ends of each."""
     if not self.is_folder:
       return ()
-    paths = _content(self.directory)
+    directory = self.directory
+    others = (directory / name for name in ("config.json", INDEX))
+    existing = [path for path in others if path.exists()]
+    paths = sorted(existing + weight_files(directory))
     whole = [[path.name, files.sha256(gs.copied(path))] for path in paths]
     return files.digest(whole), contents.probe(paths)
 
@@ -131,13 +130,6 @@ class GivenTokenizer(Given):
     return ()
 
 
-def _content(directory: epath.Path) -> list[epath.Path]:
-  """The files that decide what a model computes: those that are read."""
-  others = (directory / name for name in ("config.json", INDEX))
-  existing = [path for path in others if path.exists()]
-  return sorted(existing + weight_files(directory))
-
-
 def read_json(path: epath.Path) -> dict[str, Any]:
   """The object in a JSON file.
 
@@ -159,18 +151,13 @@ def load_architecture(directory: epath.Path) -> Architecture:
   """The shape that a directory's config.json describes."""
   path = directory / "config.json"
   if not path.exists():
-    raise GoneError(
-      "no config.json", str(directory), "give a Hugging Face model directory"
-    )
+    hint = "give a Hugging Face model directory"
+    raise GoneError("no config.json", str(directory), hint)
   return config_json.read(read_json(path), str(path))
 
 
 def shape_of(path: str, revision: str | None = None) -> Architecture:
   """The shape of a given model; of a hub id no weight is fetched.
-
-  Args:
-    path: the directory or hub id.
-    revision: branch, tag or commit of a hub id.
 
   Raises:
     UserError: no such directory or hub id.

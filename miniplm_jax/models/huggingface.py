@@ -4,6 +4,7 @@ Reads what transformers writes and writes what
 `transformers.AutoModelForCausalLM` loads.
 """
 
+import collections
 import contextlib
 import hashlib
 import pathlib
@@ -21,14 +22,15 @@ from miniplm_jax.core import distributed, files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import config_json, hub, sharding
 from miniplm_jax.models import decoder as decoder_lib
-from miniplm_jax.models import parameters as parameters_lib
+from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.decoder import FAMILIES, Decoder
-from miniplm_jax.models.parameters import Parameter
-from miniplm_jax.models.sharding import name_of
+from miniplm_jax.models.sharding import Parameter, name_of
 
 INDEX = hub.INDEX
 _ROWS = 4096  # of two tables that are compared at a time
 _DTYPES = ("F32", "BF16", "F16", "F64")
+# Tensors that some files carry and no reader needs.
+_IGNORED = ("rotary_emb.inv_freq",)
 
 
 class _Tensor(NamedTuple):
@@ -64,14 +66,28 @@ def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
   with contextlib.ExitStack() as copies:
     paths = hub.weight_files(directory)
     paths = [copies.enter_context(gs.local(path)) for path in paths]
-    return _load(directory, paths, mesh, dtype)
+    model = decoder_lib.abstract(hub.load_architecture(directory), dtype)
+    stored = _tensors_of(paths, model, directory)
+
+    def place(path, leaf, where):
+      parameter = _parameters(model)[name_of(path)]
+      rows = _shape_in_file(model.arch, parameter, leaf.shape)[0]
+
+      def shard(index):  # what one device holds, read when it is asked for
+        return _read(stored, parameter, index, leaf, rows)
+
+      return jax.make_array_from_callback(leaf.shape, where, shard)
+
+    return jax.tree_util.tree_map_with_path(
+      place, model, sharding.shardings(model, mesh)
+    )
 
 
-def _load(directory, paths: Sequence[pathlib.Path], mesh: Mesh, dtype: Any):
-  """Reads a model from files on this machine; see `load`."""
-  arch = hub.load_architecture(directory)
-  parameters = FAMILIES[arch.family].PARAMETERS
-  stored = {}
+def _tensors_of(
+  paths: Sequence[pathlib.Path], model: Decoder, directory: epath.Path
+) -> dict[str, _Tensor]:
+  """The tensors of files on this machine: those of the model and no others."""
+  parameters, stored = _parameters(model), {}
   for path in paths:
     with _opened(path) as f:
       for name in f.keys():  # noqa: SIM118
@@ -84,30 +100,65 @@ def _load(directory, paths: Sequence[pathlib.Path], mesh: Mesh, dtype: Any):
             "fetch the weights again",
           )
         stored[name] = _Tensor(path, name, shape, piece.get_dtype())
-  stored = parameters_lib.prefixed(parameters, stored)
-  for name in parameters_lib.zeros(arch).keys() & stored.keys():
+  # The model without a head may have been saved, whose names have no prefix.
+  prefix = parameters["embed"].name.partition(".")[0] + "."
+  if not any(name.startswith(prefix) for name in stored):
+    stored = {
+      name if name.startswith("lm_head.") else prefix + name: tensor
+      for name, tensor in stored.items()
+    }
+  for name in _zeros(model.arch).keys() & stored.keys():
     if np.any(stored[name].read(slice(None))):
       raise UserError(
         f"{name} is not 0", str(directory), "use a model without that bias"
       )
     del stored[name]
-  if arch.tie_word_embeddings:
+  if model.arch.tie_word_embeddings:
     _tie(stored, parameters, directory)
-  abstract = decoder_lib.abstract(arch, dtype)
-  _check(stored, arch, abstract, directory)
+  _check(stored, expected(model), directory)
+  return stored
 
-  def place(path, leaf, where):
-    parameter = parameters[name_of(path)]
-    whole = parameters_lib.shape_in_file(arch, parameter, leaf.shape)
 
-    def shard(index):  # what one device holds, read when it is asked for
-      return _read(stored, parameter, index, leaf, whole)
+def _parameters(model: Decoder) -> Mapping[str, Parameter]:
+  return FAMILIES[model.arch.family].PARAMETERS
 
-    return jax.make_array_from_callback(leaf.shape, where, shard)
 
-  return jax.tree_util.tree_map_with_path(
-    place, abstract, sharding.shardings(abstract, mesh)
-  )
+def _zeros(arch: Architecture) -> dict[str, tuple[int, ...]]:
+  """What a Llama with biases on queries, keys and values has in its file.
+
+  There is no such model without biases on the output: those are 0.
+  """
+  if not getattr(arch, "qkv_bias", False):
+    return {}
+  name = "model.layers.{}.self_attn.o_proj.bias"
+  layers = range(arch.num_hidden_layers)
+  return {name.format(i): (arch.hidden_size,) for i in layers}
+
+
+def _shape_in_file(
+  arch: Architecture, parameter: Parameter, shape: tuple[int, ...]
+) -> tuple[int, ...]:
+  """The shape of one tensor in the file, from our parameter's shape."""
+  if parameter.layered:
+    shape = shape[1:]
+  if parameter.transposed:
+    shape = shape[::-1]
+  rows = shape[0] * parameter.parts
+  return (arch.vocab_size if parameter.vocabulary else rows, *shape[1:])
+
+
+def expected(model: Decoder) -> dict[str, tuple[int, ...]]:
+  """Every tensor that a model's file holds, with its shape there.
+
+  The model is of arrays or ShapeDtypeStructs.
+  """
+  shapes = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+    parameter = _parameters(model)[name_of(path)]
+    shape = _shape_in_file(model.arch, parameter, leaf.shape)
+    for i in range(leaf.shape[0] if parameter.layered else 1):
+      shapes[parameter.name.format(i)] = shape
+  return shapes
 
 
 @contextlib.contextmanager
@@ -151,22 +202,17 @@ def _tie(stored, parameters, directory):
     )
 
 
-def _check(stored, arch, abstract, directory):
+def _check(stored, shapes: Mapping[str, tuple[int, ...]], directory):
   """Lists everything that is wrong with the tensors at once."""
-  expected = parameters_lib.expected(
-    arch, FAMILIES[arch.family].PARAMETERS, abstract
-  )
   unexpected = [
-    n
-    for n in stored.keys() - expected.keys()
-    if not n.endswith(parameters_lib.IGNORED)
+    n for n in stored.keys() - shapes.keys() if not n.endswith(_IGNORED)
   ]
-  problems = [f"missing {n}" for n in sorted(expected.keys() - stored.keys())]
+  problems = [f"missing {n}" for n in sorted(shapes.keys() - stored.keys())]
   problems += [f"unexpected {n}" for n in sorted(unexpected)]
-  for name in sorted(expected.keys() & stored.keys()):
+  for name in sorted(shapes.keys() & stored.keys()):
     shape, dtype = stored[name].shape, stored[name].dtype
-    if shape != expected[name]:
-      problems.append(f"{name} is {shape} and not {expected[name]}")
+    if shape != shapes[name]:
+      problems.append(f"{name} is {shape} and not {shapes[name]}")
     if dtype not in _DTYPES:
       problems.append(f"{name} is {dtype}, a quantized model's")
   if problems:
@@ -175,9 +221,10 @@ def _check(stored, arch, abstract, directory):
     )
 
 
-def _read(stored, parameter: Parameter, index, leaf, whole) -> np.ndarray:
-  """A slice of one parameter; of each tensor only what lies in it is read.
+def _read(stored, parameter: Parameter, index, leaf, rows: int) -> np.ndarray:
+  """A slice of a parameter whose tensors have so many rows in a file.
 
+  Of each tensor only what lies in it is read.
   Filled layer by layer, so that beside it only one tensor's slice exists.
   """
   ranges = [range(n)[s] for n, s in zip(leaf.shape, index)]
@@ -186,7 +233,7 @@ def _read(stored, parameter: Parameter, index, leaf, whole) -> np.ndarray:
   if parameter.transposed:
     ranges.reverse()
   # Rows beyond the file's are padding of the vocabulary, and stay 0.
-  size = whole[0] // parameter.parts
+  size = rows // parameter.parts
   offset = parameter.part * size
   start, stop = (min(at, size) for at in (ranges[0].start, ranges[0].stop))
   if start == stop:
@@ -206,33 +253,26 @@ def _read(stored, parameter: Parameter, index, leaf, whole) -> np.ndarray:
 def to_tensors(
   model: Decoder, names=None, dtype: Any = None
 ) -> dict[str, np.ndarray]:
-  """The model's tensors under their file names, on the host.
+  """The tensors of a decoder, or of its gradients, as files name them.
 
-  Args:
-    model: a decoder, or gradients of one.
-    names: which; by default all.
-    dtype: of the tensors; by default that of each parameter.
+  On the host. Without names, all; without a dtype, each in its own.
   """
-  parameters = FAMILIES[model.arch.family].PARAMETERS
-  tensors, parts = {}, {}
+  parts = collections.defaultdict(list)
   for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-    parameter = parameters[name_of(path)]
-    rows = parameters_lib.shape_in_file(model.arch, parameter, leaf.shape)[0]
+    parameter = _parameters(model)[name_of(path)]
     for i in range(leaf.shape[0] if parameter.layered else 1):
-      name = parameter.name.format(i)
-      if names is not None and name not in names:
-        continue
+      parts[parameter.name.format(i)].append((parameter, leaf, i))
+  tensors = {}
+  for name, places in parts.items():
+    if names is not None and name not in names:
+      continue
+    values = []
+    for parameter, leaf, i in sorted(places, key=lambda x: x[0].part):
       value = _on_host(leaf[i] if parameter.layered else leaf)
-      value = value.T if parameter.transposed else value
-      if parameter.parts > 1:
-        parts[name, parameter.part] = value
-        value = [parts.get((name, p)) for p in range(parameter.parts)]
-        if any(v is None for v in value):
-          continue
-        value = np.concatenate(value)
-        for p in range(parameter.parts):
-          del parts[name, p]
-      tensors[name] = np.ascontiguousarray(value[:rows], dtype)
+      values.append(value.T if parameter.transposed else value)
+    value = np.concatenate(values) if len(values) > 1 else values[0]
+    rows = _shape_in_file(model.arch, parameter, leaf.shape)[0]
+    tensors[name] = np.ascontiguousarray(value[:rows], dtype)
   return tensors
 
 
@@ -252,8 +292,8 @@ def save(
 
   Args:
     directory: made if it is not there.
-    model: a decoder.
-    eos_id: the end-of-document id, also pad.
+    model: what is written.
+    eos_id: also what pads.
     extra: further files by name: tokenizer, model card.
     dtype: of the stored weights.
     max_shard_size: weights beyond this are spread over several files.
@@ -279,12 +319,9 @@ def save(
     files.write_json(directory / "generation_config.json", generation)
     for name, content in extra.items():
       files.write_bytes(directory / name, content)
-  zeros = parameters_lib.zeros(model.arch) if as_llama else {}
+  zeros = _zeros(model.arch) if as_llama else {}
   split = huggingface_hub.split_state_dict_into_shards_factory(
-    parameters_lib.expected(
-      model.arch, FAMILIES[model.arch.family].PARAMETERS, model
-    )
-    | zeros,
+    expected(model) | zeros,
     get_storage_size=lambda shape: int(np.prod(shape)) * dtype.itemsize,
     filename_pattern="model{suffix}.safetensors",
     max_shard_size=max_shard_size,
@@ -314,9 +351,7 @@ def is_whole(directory: epath.Path) -> bool:
 def weights_fingerprint(model: Decoder, dtype: Any = None) -> str:
   """sha256 over all parameters by name, one at a time on the host.
 
-  Args:
-    model: whose.
-    dtype: as if it had been loaded in this one; None is as it is.
+  With a dtype, as if the model had been loaded in this one.
   """
   total = hashlib.sha256()
   like = decoder_lib.abstract(model.arch, dtype) if dtype else model
@@ -324,8 +359,7 @@ def weights_fingerprint(model: Decoder, dtype: Any = None) -> str:
   for (path, leaf), target in zip(leaves, jax.tree.leaves(like)):
     total.update(f"{name_of(path)} {target.dtype} {leaf.shape}".encode())
     # Not on a device, which may take the smallest numbers for 0.
-    leaf = _on_host(leaf).astype(target.dtype, copy=False)
-    leaf = np.ascontiguousarray(leaf)
+    leaf = np.ascontiguousarray(_on_host(leaf), target.dtype)
     total.update(leaf.view(np.uint8).data)
   return total.hexdigest()
 

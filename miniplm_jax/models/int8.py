@@ -26,9 +26,8 @@ def quantize(model: Any) -> Any:
 
   Each layer and output has a scale, its greatest magnitude over 127.5.
 
-  Args:
-    model: a `Decoder` on a mesh, used up: each matrix is deleted once it is
-      rounded, so that no device holds two models.
+  The model, a `Decoder` on a mesh, is used up: each matrix is deleted once it
+  is rounded, so that no device holds two models.
 
   Returns:
     A `Decoder` that scores and generates. In place of a matrix stands a

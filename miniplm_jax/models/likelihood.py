@@ -3,14 +3,12 @@
 B batch, T time, R rows.
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from miniplm_jax.models import head, placement
+from miniplm_jax.models import head
 from miniplm_jax.models.decoder import Decoder
 
 
@@ -31,11 +29,7 @@ def row_nll(
 ) -> tuple[Any, Any]:
   """Σ nll in nats, float32 [B], and the tokens summed over, int32 [B].
 
-  Args:
-    model: the decoder.
-    batch: `tokens` int32 [B, T + 1] and `length` int32 [B].
-    eos_id: the end-of-document id.
-    dtype: of the computation.
+  Of a batch it reads `tokens` int32 [B, T + 1] and `length` int32 [B].
   """
   inputs_BxT, targets_BxT = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
   mask_BxT = loss_mask(inputs_BxT, batch["length"], eos_id)
@@ -44,16 +38,7 @@ def row_nll(
     nll_BxT = head.token_nll(
       hidden_BxTxD, model.head_VxD, targets_BxT, model.arch.vocab_size, mask_BxT
     )
-  return (
-    jnp.sum(nll_BxT, -1),
-    jnp.sum(mask_BxT, -1, dtype=jnp.int32),
-  )
-
-
-def row_nll_step(mesh: Mesh, *, eos_id: int, dtype: Any):
-  """`row_nll` as a program of `placement`: the batch has `row` too."""
-  function = functools.partial(row_nll, eos_id=eos_id, dtype=dtype)
-  return placement.program(function, mesh)
+  return jnp.sum(nll_BxT, -1), jnp.sum(mask_BxT, -1, dtype=jnp.int32)
 
 
 def continuation_nll(
@@ -61,11 +46,8 @@ def continuation_nll(
 ) -> tuple[Any, Any]:
   """What a model says of the ends of rows.
 
-  Args:
-    model: the decoder.
-    batch: `tokens` int32 [B, T + 1], `length` int32 [B], and `scored` int32
-      [B], how many of a row's last ids are the end.
-    dtype: of the computation.
+  Of a batch it reads `tokens` int32 [B, T + 1], `length` int32 [B], and
+  `scored` int32 [B], how many of a row's last ids are the end.
 
   Returns:
     −log p of each id in nats, float32 [B, T], 0 before the end and after it;
@@ -106,8 +88,6 @@ def token_weights(mask_BxT, reduction: str):
 def mean_losses(nll_R, count_R) -> tuple[float, float]:
   """Mean over rows of the mean per token, and mean over all tokens, in nats.
 
-  Args:
-    nll_R: Σ nll of each row.
-    count_R: tokens of each row, none 0.
+  Of each row's Σ nll, and its tokens, none 0.
   """
   return float((nll_R / count_R).mean()), float(nll_R.sum() / count_R.sum())

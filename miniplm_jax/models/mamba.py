@@ -23,7 +23,7 @@ from miniplm_jax.models.ops import (
   project,
   rms_norm,
 )
-from miniplm_jax.models.parameters import Parameter, table
+from miniplm_jax.models.sharding import Parameter, table
 
 # Positions whose states exist at a time; each chunk starts from the last.
 CHUNK = 64
@@ -147,11 +147,8 @@ class Layers(nnx.Module):
   def __init__(self, arch: Mamba, dtype: Any, rngs: nnx.Rngs):
     """Initializes like transformers' MambaPreTrainedModel."""
     self.arch = arch
-    layers, d, e = (
-      arch.num_hidden_layers,
-      arch.hidden_size,
-      arch.intermediate_size,
-    )
+    layers, d = arch.num_hidden_layers, arch.hidden_size
+    e = arch.intermediate_size
     n, r, scale = arch.state_size, arch.rank, arch.initializer_range
 
     # What the scan reads is never below float32.
@@ -198,12 +195,8 @@ class Layers(nnx.Module):
   def __call__(self, x_BxTxD, shared: Context, cache=None, start=0, i=0):
     """One layer; `self` is a slice without the leading L.
 
-    Args:
-      x_BxTxD: float32, the residual stream.
-      shared: of this pass.
-      cache: None, or the cache of all layers.
-      start: unused; states have no columns.
-      i: which layer this is, for the cache.
+    `x_BxTxD` is the residual stream, in float32. A cache is that of all
+    layers, of which this is number `i`; states have no columns to start at.
 
     Returns:
       Hidden states, float32 [B, T, D], and the cache after the last token.
@@ -252,9 +245,6 @@ class Layers(nnx.Module):
     y_BxTxE = by_channel(y_BxTxE * jax.nn.silu(gate_BxTxE))
     x_BxTxD = by_batch(x_BxTxD + project(y_BxTxE.astype(dtype), self.out_proj))
     if cache is not None:
-      inputs_BxWxE = u_BxWTxE[:, length:]
-      cache = Cache(
-        cache.inputs.at[i].set(inputs_BxWxE),
-        cache.states.at[i].set(h_BxNxE),
-      )
+      inputs = cache.inputs.at[i].set(u_BxWTxE[:, length:])
+      cache = Cache(inputs, cache.states.at[i].set(h_BxNxE))
     return x_BxTxD, cache

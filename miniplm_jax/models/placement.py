@@ -32,15 +32,9 @@ _AHEAD = 2  # batches under way on the devices while a host prepares the next
 
 @functools.lru_cache(64)
 def local_rows(mesh: Mesh, size: int, process: int | None = None) -> np.ndarray:
-  """The rows of a batch that a process's devices hold.
+  """Places in a batch of `size` rows that a process's devices hold.
 
-  Args:
-    mesh: where the batch lies.
-    size: rows of the batch over all processes.
-    process: which; None is this one.
-
-  Returns:
-    Their places in the batch, int64, ascending, each once.
+  int64, ascending, each once. Without a process, of this one.
   """
   process = jax.process_index() if process is None else process
   held = {
@@ -56,9 +50,7 @@ def local_rows(mesh: Mesh, size: int, process: int | None = None) -> np.ndarray:
 def put(batch: Any, mesh: Mesh) -> Any:
   """Arrays of this process's rows → arrays of all rows, split over the mesh.
 
-  Args:
-    batch: numpy arrays [b, …], in the order of `local_rows`.
-    mesh: where the batch lies.
+  The former are of numpy, [b, …], in the order of `local_rows`.
   """
   # Every shard has as many rows, so the batch's size follows from ours.
   shards = batch_shards(mesh)
@@ -96,16 +88,16 @@ class Numbered(NamedTuple):
   values: Any  # a pytree of arrays [B, …]
 
 
-def program(function: Callable[[Any, Any], Any], mesh: Mesh):
+def program(function: Callable[..., Any], mesh: Mesh, **settings: Any):
   """Jits (model, batch) → arrays [B, …] into (model, batch) → `Numbered`.
 
   Every device gets the results of all rows. The numbers are those of
   `batch[ROW]`: they go to the devices with the rows, and come back the way
-  that the results do.
+  that the results do. Settings are what else the function takes.
   """
 
   def rows(model, batch):
-    return Numbered(batch[ROW], function(model, batch))
+    return Numbered(batch[ROW], function(model, batch, **settings))
 
   return jax.jit(rows, out_shardings=NamedSharding(mesh, P()))
 
@@ -113,9 +105,7 @@ def program(function: Callable[[Any, Any], Any], mesh: Mesh):
 def fetch(result: Numbered, rows: np.ndarray) -> Numbered:
   """The results of a batch on this host, without its empty rows.
 
-  Args:
-    result: by `program`.
-    rows: the numbers that were sent, in any order, without empty ones.
+  `rows` are the numbers that were sent, in any order, without empty ones.
 
   Raises:
     RuntimeError: other rows came back than were sent.
@@ -147,7 +137,7 @@ def run_rows(
       them.
     batches: pairs of the real rows' numbers, in any order, and the arrays
       [b, …] of this process's rows, in the order of `local_rows`.
-    mesh: where the batches lie.
+    mesh: that of the batches.
 
   Yields:
     What `run` gave for each batch, on this host and without empty rows.

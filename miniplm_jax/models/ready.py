@@ -37,12 +37,6 @@ def ready(
   Embeddings stay where they are: ids go to them. What has no room in a
   device's memory is left as it is, so that each token gathers it, layer by
   layer, and a line says so.
-
-  Args:
-    models: those that read a token in turn.
-    heads: their output tables [V, D].
-    caches: theirs.
-    dtype: of the computation.
   """
   given = [model.layers for model in models], [*heads]
   whole = jax.eval_shape(functools.partial(_whole, dtype=dtype), *given)

@@ -3,15 +3,13 @@
 B batch, T time, D hidden.
 """
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models import placement, sharding
+from miniplm_jax.models import sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.models.likelihood import loss_mask, matmul_precision
@@ -43,11 +41,8 @@ class Regressor(nnx.Module):
   ):
     """The value of each row, float32 [B]; of a row without tokens, the bias.
 
-    Args:
-      inputs_BxT: int32 ids.
-      mask_BxT: bool, the tokens that are averaged.
-      dtype: of the activations.
-      remat: what the backward pass keeps; None if there is none.
+    The mask says which tokens are averaged; `dtype` is that of the activations
+    and `remat` what the backward pass keeps, as of `Decoder`.
     """
     with matmul_precision(dtype):
       hidden_BxTxD = self.body(inputs_BxT, dtype=dtype, remat=remat)
@@ -79,9 +74,3 @@ def row_value(
   count_B = jnp.sum(mask_BxT, -1, dtype=jnp.int32)
   value_B = model(inputs_BxT, mask_BxT, dtype=dtype)
   return value_B * count_B.astype(jnp.float32), count_B
-
-
-def row_value_step(mesh: Mesh, *, eos_id: int, dtype: Any):
-  """`row_value` as a program of `placement`: the batch has `row` too."""
-  function = functools.partial(row_value, eos_id=eos_id, dtype=dtype)
-  return placement.program(function, mesh)

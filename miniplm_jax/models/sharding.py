@@ -7,7 +7,7 @@ the code that runs there is the code that runs on a pod.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import mesh_utils
@@ -21,6 +21,31 @@ BATCH = ("data", "fsdp")  # the mesh axes that the batch is split over
 BY_TOKEN = P(BATCH, None)  # arrays of tokens, [B, T, …]
 TABLE = P("tensor", "fsdp")  # an embedding or a head, VD
 
+
+class Parameter(NamedTuple):
+  """How a parameter lies on a mesh and in a file, where layers are apart.
+
+  Each family has a table of its own, `PARAMETERS`, beside its layers.
+  """
+
+  spec: P  # over the mesh, with the leading L of layers
+  name: str  # of the tensor, with {} for the layer if there is one for each
+  transposed: bool = False  # PyTorch's linear layers are [out, in], ours not
+  part: int = 0  # which of `parts` along the tensor's first axis
+  parts: int = 1  # of equal size
+  vocabulary: bool = False  # rows are ids; our padding of them is not stored
+
+  @property
+  def layered(self) -> bool:
+    """Whether there is a tensor for each layer."""
+    return "{}" in self.name
+
+
+def table(name: str) -> Parameter:
+  """An embedding or a head, VD."""
+  return Parameter(TABLE, name, vocabulary=True)
+
+
 # How each parameter lies on the mesh, by name; see `declare`.
 _SPECS: dict[str, P] = {}
 
@@ -28,11 +53,9 @@ _SPECS: dict[str, P] = {}
 def declare(specs: Mapping[str, P]):
   """Says how parameters lie on a mesh, in the file whose module has them.
 
-  Layer parameters are stacked over L, which is never split: the layer scan
-  slices it.
-
-  Args:
-    specs: by attribute name, over all modules: one name is split one way.
+  By attribute name, over all modules: one name is split one way. Layer
+  parameters are stacked over L, which is never split: the layer scan slices
+  it.
   """
   for name, spec in specs.items():
     if _SPECS.setdefault(name, spec) != spec:
@@ -48,13 +71,8 @@ def make_mesh(
   """A mesh over all devices; one axis may be -1, "what is left".
 
   Sizes are those of a TPU slice. Of several, each has a copy of the weights
-  more: their gradients alone cross the network between them.
-
-  Args:
-    data: size of this axis.
-    fsdp: the same.
-    tensor: the same.
-    devices: None for those that JAX has.
+  more: their gradients alone cross the network between them. Without devices,
+  of those that JAX has.
 
   Raises:
     UserError: the sizes do not multiply to the number of devices, or the
@@ -100,10 +118,7 @@ def mesh_of(run) -> Mesh:
 
 
 def reordered(mesh: Mesh) -> Mesh:
-  """The mesh with its devices in reverse order.
-
-  Results that are the same on both depend on no order.
-  """
+  """In reverse order: results that are the same on both depend on none."""
   reversed_ = mesh.devices[::-1, ::-1, ::-1]
   return Mesh(reversed_, mesh.axis_names, axis_types=mesh.axis_types)
 
@@ -160,12 +175,9 @@ def _where_split(spec, shape) -> P:
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-  """NamedShardings of a decoder, or of anything that mirrors one.
+  """NamedShardings of a decoder, its gradients or an optimizer's state.
 
-  Args:
-    tree: a module, its gradients or an optimizer state; arrays or
-      ShapeDtypeStructs at the leaves.
-    mesh: the mesh.
+  Of arrays or ShapeDtypeStructs.
 
   Raises:
     UserError: a dimension does not divide evenly.

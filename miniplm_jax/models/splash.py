@@ -36,17 +36,12 @@ def fits(q_BxTxNxH, k_BxTxKxH) -> bool:
 
 
 def attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, interpret: bool = False):
-  """Causal attention, [B, T, N, H]; N / K queries share a key.
+  """Causal attention, [B, T, N, H], of queries that are not scaled.
 
-  No [T, S] weights are formed in main memory, forward or backward, and no
-  block of them above the diagonal is computed. What the backward pass needs
-  carries the name `KEPT`. Needs a shape that `fits`.
-
-  Args:
-    q_BxTxNxH: queries, not scaled.
-    k_BxTxKxH: keys.
-    v_BxTxKxH: values.
-    interpret: run the kernel without a TPU, slowly.
+  N / K queries share a key. No [T, S] weights are formed in main memory,
+  forward or backward, and no block of them above the diagonal is computed.
+  What the backward pass needs carries the name `KEPT`. Needs a shape that
+  `fits`. With `interpret` it runs without a TPU, slowly.
   """
 
   def local(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH):

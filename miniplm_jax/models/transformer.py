@@ -15,7 +15,7 @@ from miniplm_jax.models import int8, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.attention import attention
 from miniplm_jax.models.ops import apart, by_batch, normal, project, rms_norm
-from miniplm_jax.models.parameters import Parameter, table
+from miniplm_jax.models.sharding import Parameter, table
 
 
 def _vector(name: str, spec: P) -> Parameter:
@@ -83,12 +83,8 @@ def cached_context(
 ) -> Context:
   """The context of `length` tokens, written at column `start` of a cache.
 
-  Args:
-    arch: the shape.
-    cache: of S columns.
-    start: int32 scalar, may be traced.
-    length: number of new tokens.
-    first_B: the first column of each row that is not padding.
+  `start` may be traced; `first_B` is the first column of each row that is
+  not padding.
   """
   column_T = start + jnp.arange(length)
   position_BxT = jnp.maximum(column_T[None] - first_B[:, None], 0)
@@ -177,12 +173,8 @@ class Layers(nnx.Module):
   def __call__(self, x_BxTxD, shared: Context, cache=None, start=0, i=0):
     """One layer; `self` is a slice without the leading L.
 
-    Args:
-      x_BxTxD: hidden states.
-      shared: of this pass.
-      cache: None, or the cache of all layers.
-      start: the cache's column of the first token.
-      i: which layer this is, for the cache.
+    A cache is that of all layers, of which this is number `i`; `start` is its
+    column of the first token.
 
     Returns:
       Hidden states [B, T, D], and the cache with keys and values added.

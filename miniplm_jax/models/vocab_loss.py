@@ -184,6 +184,7 @@ def log_softmax(x_SxV):
 
 
 def _normalizer(x_SxV):
+  """Log-sum-exp of all devices' columns, as of `over_devices`."""
   top_S = jnp.max(x_SxV, -1)
   return over_devices(top_S, jnp.sum(jnp.exp(x_SxV - top_S[:, None]), -1))
 
@@ -191,12 +192,8 @@ def _normalizer(x_SxV):
 def over_devices(top_S, total_S):
   """Log-sum-exp over all rows, as a sum of two.
 
-  Args:
-    top_S: the largest logit of this device's rows.
-    total_S: the sum of exp(logit − top) over them.
-
-  Returns:
-    The largest of all rows, and log Σ exp(logit − that).
+  Given the largest logit of this device's rows and the sum of exp(logit − top)
+  over them: the largest of all rows, and log Σ exp(logit − that).
   """
   if jax.lax.axis_size("tensor") > 1:
     own_S, top_S = top_S, jax.lax.pmax(top_S, "tensor")
@@ -205,13 +202,9 @@ def over_devices(top_S, total_S):
 
 
 def backward(dlogits_SxV, h_SxD, w_VxD, dw_VxD):
-  """Through the logits of one tile.
+  """Through the logits of one tile, of this device's rows of the head.
 
-  Args:
-    dlogits_SxV: the loss's gradient, of this device's rows of the head.
-    h_SxD: hidden states; the products are formed in their dtype.
-    w_VxD: those rows.
-    dw_VxD: float32, what earlier tiles added up.
+  The products are formed in the dtype of `h_SxD`.
 
   Returns:
     dh float32 [S, D], not yet summed over `tensor`; and the new `dw_VxD`.

@@ -75,16 +75,9 @@ def weighted_kd(
 ):
   """Vanilla KD of the paper (section 3.1), weighted over tokens.
 
-  Differentiable in `h_BxTxD` and `w_VxD`, through the first result alone.
-
-  Args:
-    h_BxTxD: the student's hidden states in compute dtype.
-    w_VxD: its head; cast to the dtype of `h_BxTxD`.
-    ht_BxTxE: the teacher's hidden states.
-    wt_UxE: its head; cast to the dtype of `ht_BxTxE`.
-    y_BxT: int32 targets, ids that both have.
-    weight_BxT: float32, as of `head.weighted_nll`.
-    tile: what is fixed for a run.
+  Of hidden states and heads of student and teacher, and targets that both
+  have. Differentiable in `h_BxTxD` and `w_VxD`, through the first result
+  alone.
 
   Returns:
     float32 scalars: the loss (1 − a)·ce + a·kd, and its parts
@@ -101,7 +94,7 @@ def weighted_kd(
 class SparseTile:
   """Σ_K weight · −log q(id) of a few ids of each token."""
 
-  vocab_size: int | None
+  vocab_size: int | None  # rows of the head from here on are padding
   tokens: int = TILE
 
   def __call__(self, h_SxD, w_VxD, dw_VxD, frozen, per_token):
@@ -142,14 +135,6 @@ def weighted_sparse_nll(
   and the weights of a token have any sum. Differentiable in `h_BxTxD` and
   `w_VxD` of the scalar; in nothing else.
 
-  Args:
-    h_BxTxD: the student's hidden states, in compute dtype.
-    w_VxD: its head, cast to that.
-    id_BxTxK: int32 in [0, vocab_size).
-    weight_BxTxK: float32.
-    vocab_size: rows of the head from here on take no probability.
-    tokens: tokens whose logits exist at a time, per device.
-
   Returns:
     A float32 scalar, and −log q(id) in nats, float32 [B, T, K].
   """
@@ -164,7 +149,7 @@ def weighted_sparse_nll(
 class ReverseKLTile:
   """Weight · KL(student ‖ teacher), over the vocabulary that both have."""
 
-  vocab_size: int
+  vocab_size: int  # rows of the heads from here on take no probability
   tokens: int = TILE
 
   def __call__(self, h_SxD, w_VxD, dw_VxD, frozen, per_token):
@@ -191,16 +176,9 @@ def weighted_reverse_kl(
 ):
   """Σ weight · Σ_v q(v) log(q(v) / p(v)), and what is weighted.
 
-  Differentiable in `q_BxTxD` and `q_VxD` of the scalar; in nothing else.
-
-  Args:
-    q_BxTxD: hidden states of the student, in compute dtype.
-    q_VxD: its head, cast to that.
-    p_BxTxE: hidden states of the teacher, in compute dtype.
-    p_VxE: its head, with as many rows.
-    weight_BxT: float32, of any sign.
-    vocab_size: rows of the heads from here on take no probability.
-    tokens: tokens whose logits exist at a time, per device.
+  Of hidden states and heads of the student, q, and of the teacher, p. Weights
+  have any sign. Differentiable in `q_BxTxD` and `q_VxD` of the scalar; in
+  nothing else.
 
   Returns:
     A float32 scalar, and the divergences in nats, float32 [B, T].

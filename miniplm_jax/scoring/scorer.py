@@ -47,21 +47,20 @@ class Scorer:
     dtype: str,
     lengths: Sequence[int],
     batch_tokens: int,
-    row_step=likelihood.row_nll_step,
+    row_sum=likelihood.row_nll,
     flops=Architecture.forward_flops,
   ):
     """Compiles nothing yet; one compilation per model and length in use.
 
     Args:
-      models: by name, on `mesh`; decoders, if `row_step` is not given.
-      corpus: the rows.
+      models: by name, on `mesh`; decoders, if `row_sum` is not given.
+      corpus: of the rows.
       mesh: rows are split over its batch axes.
       dtype: of the computation.
       lengths: rows are padded to the least of these and of the corpus's
         max_length that fits.
       batch_tokens: inputs of a batch over all devices, padding included.
-      row_step: makes the `placement.program` (model, batch) → (Σ of each
-        row, tokens).
+      row_sum: (model, batch, eos_id, dtype) → (Σ of each row, tokens).
       flops: (arch, length) → FLOPs of it for a token.
     """
     self._models, self._corpus, self._mesh = models, corpus, mesh
@@ -74,7 +73,9 @@ class Scorer:
       shards=sharding.batch_shards(mesh),
     )
     self._flops_of = flops
-    self._row_sum = row_step(mesh, eos_id=corpus.eos_id, dtype=jnp.dtype(dtype))
+    self._row_sum = placement.program(
+      row_sum, mesh, eos_id=corpus.eos_id, dtype=jnp.dtype(dtype)
+    )
     self.shapes: set[tuple[int, int]] = set()
 
   @classmethod

@@ -30,8 +30,8 @@ class Heldout:
     """
     self._corpus, self._row_ids = corpus, row_ids
     self._mesh, self._size = mesh, size
-    self._row_nll = likelihood.row_nll_step(
-      mesh, eos_id=corpus.eos_id, dtype=dtype
+    self._row_nll = placement.program(
+      likelihood.row_nll, mesh, eos_id=corpus.eos_id, dtype=dtype
     )
 
   def __call__(self, model: Decoder) -> dict[str, float]:
