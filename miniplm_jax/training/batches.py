@@ -77,10 +77,7 @@ def by_domain(
 ) -> list[tuple[str, np.ndarray, Fraction]]:
   """Rows by domain, with each domain's share of the batches.
 
-  Args:
-    corpus: the rows.
-    row_ids: int64 [n].
-    weights: as train.domain_weights; domains that are not named have 1.
+  Weights are as train.domain_weights; domains that are not named have 1.
 
   Returns:
     (domain, its rows in the given order, rows × weight as a share of all),

@@ -7,25 +7,12 @@ import secrets
 import tempfile
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from etils import epath
 
 from miniplm_jax.core import errors, files, gs
 from miniplm_jax.core.errors import UserError
-
-
-class Board(Protocol):
-  """Shows values by step."""
-
-  def write(self, step: int, values: Mapping[str, float]):
-    """Adds values after `step` steps."""
-
-  def flush(self):
-    """Puts on disk what was written."""
-
-  def close(self):
-    """Flushes and ends."""
 
 
 class TensorBoard:
@@ -50,7 +37,7 @@ class TensorBoard:
       self._add(first_step + 1, session_log=start)
 
   def write(self, step: int, values: Mapping[str, float]):
-    """See `Board`."""
+    """Adds values after `step` steps."""
     from tensorboardX.summary import scalar
 
     for name, value in values.items():
@@ -64,13 +51,13 @@ class TensorBoard:
       self._writer.write_event(event)
 
   def flush(self):
-    """See `Board`."""
+    """Puts on disk what was written."""
     with errors.naming(self._directory):
       self._writer.flush()
       self._upload()
 
   def close(self):
-    """See `Board`."""
+    """Flushes and ends."""
     with errors.naming(self._directory):
       self._writer.close()
       self._upload()
@@ -82,61 +69,41 @@ class TensorBoard:
         gs.upload(path, self._directory / path.name)
 
 
-class Wandb:
-  """A run of wandb; WANDB_MODE and its other variables hold."""
+def wandb_run(
+  project: str, name: str, directory: epath.Path, config: Mapping[str, Any]
+) -> Any:
+  """A `wandb.Run`, a new one or that of an earlier start.
 
-  def __init__(
-    self,
-    project: str,
-    name: str,
-    directory: epath.Path,
-    config: Mapping[str, Any],
-  ):
-    """Begins a run, or goes on with that of an earlier start.
+  WANDB_MODE and its other variables hold. The run's id is kept in the
+  directory, and the config listed beside the run.
 
-    Args:
-      project: wandb's.
-      name: of the run.
-      directory: the metrics folder; keeps the run's id.
-      config: what wandb lists beside the run.
-
-    Raises:
-      UserError: wandb is not installed or cannot start.
-    """
-    try:
-      import wandb
-    except ImportError as e:
-      raise UserError(
-        f"wandb cannot be imported ({e})",
-        f"config.run.wandb_project={project}",
-        "pip install 'miniplm_jax[wandb]', or leave the project empty",
-      ) from e
-    try:
-      self._run = wandb.init(
-        project=project,
-        name=name,
-        id=_id(directory / "wandb.json"),
-        resume="allow",
-        config=dict(config),
-        dir=str(directory) if gs.is_local(directory) else None,
-      )
-    except Exception as e:
-      raise UserError(
-        f"wandb did not start ({e})",
-        f"config.run.wandb_project={project}",
-        "run `wandb login`, set WANDB_MODE=offline, or leave the project empty",
-      ) from e
-
-  def write(self, step: int, values: Mapping[str, float]):
-    """See `Board`. Steps that it has, of a killed run, wandb drops."""
-    self._run.log(dict(values), step=step)
-
-  def flush(self):
-    """See `Board`; wandb does it itself."""
-
-  def close(self):
-    """See `Board`."""
-    self._run.finish()
+  Raises:
+    UserError: wandb is not installed or cannot start.
+  """
+  where = f"config.run.wandb_project={project}"
+  try:
+    import wandb
+  except ImportError as e:
+    raise UserError(
+      f"wandb cannot be imported ({e})",
+      where,
+      "pip install 'miniplm_jax[wandb]', or leave the project empty",
+    ) from e
+  try:
+    return wandb.init(
+      project=project,
+      name=name,
+      id=_id(directory / "wandb.json"),
+      resume="allow",
+      config=dict(config),
+      dir=str(directory) if gs.is_local(directory) else None,
+    )
+  except Exception as e:
+    raise UserError(
+      f"wandb did not start ({e})",
+      where,
+      "run `wandb login`, set WANDB_MODE=offline, or leave the project empty",
+    ) from e
 
 
 def _id(path: epath.Path) -> str:

@@ -22,13 +22,8 @@ def schedule(
 
   One whose step costs more takes fewer: together as many FLOPs as
   `train.steps` steps of the next-token loss (paper, section 3.1). The warm-up
-  stays the same share of the steps.
-
-  Args:
-    train: the config's section.
-    shape: the student's.
-    max_length: inputs of a row.
-    token_flops: of training on an input token; 0 is the next-token loss.
+  stays the same share of the steps. `token_flops` is what training on an input
+  token takes; 0 is the next-token loss.
   """
   if not token_flops:
     return train
@@ -59,7 +54,7 @@ def offline(
   training: it was there before.
 
   Args:
-    workdir: of the run.
+    workdir: where all of it lies.
     selection: its name.
     tables: names of the score tables that rank its rows, by role.
     is_reference_trained: here, for those that rank by it.

@@ -88,7 +88,7 @@ class Checkpoints:
     """Opens or makes `directory`.
 
     Args:
-      directory: of the checkpoints.
+      directory: where each has a folder.
       keep: how many of the newest are kept; None is all.
       keep_every: steps; those of a multiple of it are kept for good, whatever
         a later start says. 0 is none.
@@ -141,10 +141,8 @@ class Checkpoints:
   def restore(self, step: int, state: Any, is_part: bool = False) -> Any:
     """Reads checkpoint `step` into the shapes and shardings of `state`.
 
-    Args:
-      step: a step that `latest` named.
-      state: a pytree of ShapeDtypeStructs with shardings.
-      is_part: the checkpoint may hold more, which is neither read nor checked.
+    That is a pytree of ShapeDtypeStructs. If it is a part, the checkpoint may
+    hold more, which is neither read nor checked.
 
     Raises:
       UserError: it is damaged, or that of another model.
@@ -159,14 +157,10 @@ class Checkpoints:
     )
 
   def restore_newest(self, name: str, state: Any) -> tuple[int, Any]:
-    """The newest checkpoint that is sound, with its step.
+    """The newest checkpoint that is sound, with its step, as `restore` does.
 
     Newer ones are renamed to broken-STEP, so that their steps can be saved
-    again, and a line says why.
-
-    Args:
-      name: for the log.
-      state: as in `restore`.
+    again, and a line in the log, under this name, says why.
 
     Returns:
       (0, None) if there is no checkpoint.

@@ -46,12 +46,9 @@ _PEAK_FLOPS = {
 
 
 def row(arch: Architecture, length: int, heads: int | None = None) -> float:
-  """A forward pass over a row of `length` inputs.
+  """A forward pass over a row of `length` inputs, with logits of `heads`.
 
-  Args:
-    arch: shape of the model.
-    length: inputs of the row.
-    heads: positions of which logits are made; None is all.
+  That is the number of positions of which logits are made; None is all.
   """
   heads = length if heads is None else heads
   head = 2 * arch.vocab_size * arch.hidden_size
@@ -59,11 +56,9 @@ def row(arch: Architecture, length: int, heads: int | None = None) -> float:
 
 
 def rows(of_token: OfToken, lengths: Iterable[int]) -> float:
-  """Forward passes over rows without their padding.
+  """Forward passes over rows of these lengths, without their padding.
 
-  Args:
-    of_token: length of a row → FLOPs of one of its tokens.
-    lengths: inputs of each row.
+  `of_token` is the FLOPs of one token of a row of a length.
   """
   import numpy as np
 
@@ -77,12 +72,8 @@ def generation(arch: Architecture, prompt: int, new: int) -> float:
 
   Token i attends to the i before it, so together they attend to as much as in
   one pass over the whole row. Logits are made of the prompt's last position
-  and of each new token but the last, which nothing follows.
-
-  Args:
-    arch: shape of the model.
-    prompt: tokens of the prompt, at least 1.
-    new: tokens that are made.
+  and of each new token but the last, which nothing follows; the prompt has at
+  least one token.
   """
   return row(arch, prompt + new - 1, heads=new) if new else 0.0
 
@@ -104,13 +95,7 @@ def minillm(
   section 2.2) and what the teacher saw is kept, so that only its head is
   taken once more; the student trains on the sample, where both parts of the
   gradient have logits of their own, of the new tokens alone; and on a given
-  row of the same length by the next-token loss.
-
-  Args:
-    student: its shape.
-    teacher: its shape.
-    prompt: tokens that are given.
-    new: tokens that are sampled; `prompt + new` make a row.
+  row of the same length, `prompt + new` tokens, by the next-token loss.
   """
   length = prompt + new
   total = generation(student, prompt, new) + generation(teacher, prompt, new)
@@ -148,33 +133,8 @@ class TokenCost:
     return minillm(self.student, self.teacher, prompt, self.length - prompt)
 
 
-def paper_steps(
-  method: str, steps: float, student: float, teacher: float
-) -> float:
-  """Steps of equal FLOPs as the paper counts them, by parameters alone.
-
-  A forward pass takes 2·N, training 6·N. MiniLLM samples from the mixture of
-  student and teacher, so both do one pass more [inferred from 4·N_s + 2·N_t].
-
-  Args:
-    method: "vanilla_kd" or "minillm".
-    steps: T, of plain pre-training.
-    student: N_s, its parameters.
-    teacher: N_t, its parameters.
-  """
-  cost = {
-    "vanilla_kd": 3 * student + teacher,
-    "minillm": 4 * student + 2 * teacher,
-  }
-  return 3 * student * steps / cost[method]
-
-
 def spent(manifests: Mapping[str, Manifest | None]) -> dict[str, float | None]:
-  """What was spent offline, by part in words; None is not known.
-
-  Args:
-    manifests: manifests by name; None is one that is not there.
-  """
+  """What was spent offline, by part in words; None is not known."""
   parts_spent = {}
   for name, manifest in manifests.items():
     own = manifest.details.get(OFFLINE) if manifest else None
@@ -198,8 +158,7 @@ def in_words(parts: Mapping[str, float | None]) -> str:
 def peak_flops(device_kind: str = "") -> float | None:
   """Peak FLOP/s of one device; None where it is not known (CPU).
 
-  Args:
-    device_kind: as JAX calls it; by default that of this machine's devices.
+  By default of this machine's devices.
   """
   import jax
 

@@ -19,15 +19,7 @@ class Heldout:
   def __init__(
     self, corpus: Corpus, row_ids: np.ndarray, dtype, mesh: Mesh, size: int
   ):
-    """Compiles nothing yet.
-
-    Args:
-      corpus: the rows.
-      row_ids: int64, those that are measured.
-      dtype: of the computation.
-      mesh: a batch's rows are split over it.
-      size: rows of a batch.
-    """
+    """Compiles nothing yet; `size` is the rows of a batch."""
     self._corpus, self._row_ids = corpus, row_ids
     self._mesh, self._size = mesh, size
     self._row_nll = placement.program(

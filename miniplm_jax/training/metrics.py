@@ -1,4 +1,7 @@
-"""Metrics of a run: JSON lines, and the boards that show them."""
+"""Metrics of a run: JSON lines, and the boards that show them.
+
+They have seconds in them, so they are no part of a manifest's fingerprint.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,8 +12,9 @@ from etils import epath
 from miniplm_jax.core import errors, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import MANIFEST
-from miniplm_jax.training.boards import Board
+from miniplm_jax.training.boards import TensorBoard
 
+NAME = "metrics.jsonl"
 # Metrics of the wall clock: two runs of the same steps differ in them.
 OF_THE_CLOCK = ("train/tokens_per_second", "train/mfu", "train/goodput")
 
@@ -18,20 +22,22 @@ OF_THE_CLOCK = ("train/tokens_per_second", "train/mfu", "train/goodput")
 class Metrics:
   """Writes `metrics.jsonl` and the boards; one process does."""
 
-  def __init__(
-    self, directory: epath.Path, first_step: int, boards: Sequence[Board]
-  ):
-    """Continues after `first_step`; later lines, of a killed run, go."""
+  def __init__(self, directory: epath.Path, first_step: int, wandb_run: Any):
+    """Continues after `first_step`; later lines, of a killed run, go.
+
+    A run of wandb, if there is one, shows them beside TensorBoard.
+    """
+    self._board, self._wandb = TensorBoard(directory, first_step), wandb_run
     self._lines = [m for m in read(directory) if m["step"] <= first_step]
-    self._path = directory / "metrics.jsonl"
-    self._boards = boards
+    self._path = directory / NAME
     self._flush()
 
   def write(self, step: int, values: Mapping[str, float]):
     """Adds values after `step` steps."""
     self._lines.append({"step": step, **values})
-    for board in self._boards:
-      board.write(step, values)
+    self._board.write(step, values)
+    if self._wandb:  # steps that it has, of a killed run, it drops
+      self._wandb.log(dict(values), step=step)
 
   def drop(self, prefix: str) -> bool:
     """Leaves out what has such names; returns whether there was any."""
@@ -51,14 +57,14 @@ class Metrics:
   def save(self):
     """Puts all lines on disk; called with every checkpoint."""
     self._flush()
-    for board in self._boards:
-      board.flush()
+    self._board.flush()
 
   def close(self):
     """Saves and closes the boards."""
-    self.save()
-    for board in self._boards:
-      board.close()
+    self._flush()
+    self._board.close()
+    if self._wandb:
+      self._wandb.finish()
 
 
 def curve(
@@ -75,7 +81,7 @@ def read(directory: epath.Path) -> list[dict[str, float]]:
   Raises:
     UserError: they are damaged, or not those of the finished run.
   """
-  path = directory / "metrics.jsonl"
+  path = directory / NAME
   if not path.exists():
     return []
   trained = manifest.read(directory.parent / MANIFEST)
@@ -96,11 +102,3 @@ def read(directory: epath.Path) -> list[dict[str, float]]:
       if not {type(x) for x in values.values()} <= {int, float}:
         raise ValueError("not all values are numbers")
   return lines
-
-
-def describe(directory: epath.Path) -> dict[str, Any]:
-  """What the manifest of a run says of its metrics.
-
-  They have seconds in them, so they are no part of its fingerprint.
-  """
-  return files.describe(directory / "metrics" / "metrics.jsonl")

@@ -37,15 +37,11 @@ class NextToken:
     source: Any = None,
     section: Any = None,
   ):
-    """Takes what is the same for every batch.
+    """Takes what is the same for every batch; `remat` as of a `Decoder`.
 
-    Args:
-      train: how it is trained.
-      eos_id: the end-of-document id.
-      remat: what the backward pass keeps, a key of `decoder.REMAT`.
-      source: what else the objective learns from: a teacher on the mesh, in the
-        dtype that it computes in, or a `LogitsTable` of what one has said.
-      section: of the config, the objective's own.
+    The section is the objective's own of the config. A source is what else it
+    learns from: a teacher on the mesh, in the dtype that it computes in, or a
+    `LogitsTable` of what one has said.
     """
     self._train, self._eos_id, self._remat = train, eos_id, remat
     self._dtype = jnp.dtype(train.dtype)

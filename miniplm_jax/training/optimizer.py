@@ -10,12 +10,8 @@ from miniplm_jax.config import TrainConfig
 def learning_rate(train: TrainConfig) -> optax.Schedule:
   """Linear warm-up from 0, then cosine to a share of the peak.
 
-  Args:
-    train: its numbers.
-
-  Returns:
-    A function of t, the steps already taken: t < W: lr·t/W; after that
-    lr_min + ½(lr − lr_min)(1 + cos(π(t − W)/(T − W))).
+  A function of t, the steps already taken: t < W: lr·t/W; after that
+  lr_min + ½(lr − lr_min)(1 + cos(π(t − W)/(T − W))).
   """
   peak, warmup, steps = train.learning_rate, train.warmup_steps, train.steps
   least = peak * train.final_learning_rate_ratio

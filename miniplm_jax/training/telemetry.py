@@ -109,19 +109,27 @@ class Telemetry:
   """Metrics one step late, the check that they are finite, the log line."""
 
   def __init__(
-    self, spec: TrainSpec, first: int, timer: Clock, is_same_curve: bool
+    self, spec: TrainSpec, first: int, clock: Clock, is_same_curve: bool
   ):
     """Takes a training that goes on after step `first`.
 
     Its learning curve begins anew unless what is there is of the same rows.
     """
-    self._spec, self._clock = spec, timer
-    timer.starts_after(first)
+    self._spec, self._clock = spec, clock
+    clock.starts_after(first)
     self._metrics = None
     if distributed.is_first():
-      self._metrics = metrics.Metrics(
-        spec.folder / "metrics", first, _boards(spec, first)
-      )
+      folder, run = spec.folder / "metrics", None
+      folder.mkdir(parents=True, exist_ok=True)
+      if spec.run.wandb_project:
+        settings = {
+          "model": dataclasses.asdict(spec.shape),
+          "train": dataclasses.asdict(spec.train),
+        }
+        run = boards.wandb_run(
+          spec.run.wandb_project, spec.name, folder, settings
+        )
+      self._metrics = metrics.Metrics(folder, first, run)
       if not is_same_curve and self._metrics.drop(heldout.PREFIX):
         log(
           spec.name,
@@ -221,19 +229,3 @@ class Telemetry:
     self._clock.switch("saving")  # and what is still being saved
     if self._metrics:
       self._metrics.close()
-
-
-def _boards(spec: TrainSpec, first: int) -> list[boards.Board]:
-  """Opens what the config asks for; in the first process alone."""
-  directory = spec.folder / "metrics"
-  directory.mkdir(parents=True, exist_ok=True)
-  all_boards = [boards.TensorBoard(directory, first)]
-  if spec.run.wandb_project:
-    settings = {
-      "model": dataclasses.asdict(spec.shape),
-      "train": dataclasses.asdict(spec.train),
-    }
-    all_boards.append(
-      boards.Wandb(spec.run.wandb_project, spec.name, directory, settings)
-    )
-  return all_boards

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epy
 
-from miniplm_jax.core import distributed
+from miniplm_jax.core import distributed, files
 from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest, made_by
 from miniplm_jax.core.step import Input, Step
@@ -23,13 +23,10 @@ with epy.lazy_imports():
 def step(spec: TrainSpec, inputs: Mapping[str, Input]) -> Step:
   """The step; nothing of JAX is touched until it runs.
 
-  Args:
-    spec: what to train.
-    inputs: what it reads beside what its objective does; "corpus" must be
-      among them.
+  Inputs are what it reads beside what its objective does, among them "corpus".
   """
   folder, train, shape = spec.folder, spec.train, spec.shape
-  tokens = train.steps * train.batch_size * spec.max_length
+  tokens = train.steps * spec.step_tokens
   outputs = ["checkpoints", "metrics"] + ["hf"] * spec.writes_hf
   offline = ""
   if spec.offline is not None:
@@ -95,10 +92,12 @@ def _run(spec: TrainSpec, inputs: Mapping[str, Manifest]) -> Mapping[str, Any]:
     ),
     mesh,
   )
-  files = {}
+  hf, described = {}, None
   if spec.writes_hf:
     written = trained.save(folder / "hf", model, source, source_ids)
-    files = {f"hf/{name}": facts for name, facts in written.items()}
+    hf = {f"hf/{name}": facts for name, facts in written.items()}
+  if distributed.is_first():  # the process that writes the manifest
+    described = files.describe(folder / "metrics" / metrics.NAME)
   offline = {} if spec.offline is None else {flops.OFFLINE: dict(spec.offline)}
   return {
     "tokenizer": corpus.manifest.tokenizer,
@@ -109,10 +108,9 @@ def _run(spec: TrainSpec, inputs: Mapping[str, Manifest]) -> Mapping[str, Any]:
       "tokens": train.steps * spec.step_tokens,
       "parameters": spec.shape.parameters(),
     },
-    "files": files,
+    "files": hf,
     "details": {
-      # Written by the process that writes the manifest.
-      "metrics": metrics.describe(folder) if distributed.is_first() else None,
+      "metrics": described,
       comparable.CURVE: curve_rows,
       "train_flops": spec.token_flops * train.steps * spec.step_tokens,
       **offline,

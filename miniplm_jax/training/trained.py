@@ -44,16 +44,8 @@ def row_ids(corpus, inputs):
 def save(folder, model, corpus, row_ids, extra=None, **how):
   """Writes a model that was trained here, and which rows it has seen.
 
-  Args:
-    folder: for transformers, see `huggingface.save`.
-    model: a `Decoder`.
-    corpus: that it was trained on.
-    row_ids: int64, of the rows of it.
-    extra: further files by name.
-    **how: dtype and max_shard_size of `huggingface.save`.
-
-  Returns:
-    The files by name, see `huggingface.save`.
+  `extra` are further files by name. See `huggingface.save` for the folder,
+  for `how` the weights are written, and for what is returned.
   """
   rows = {trained_rows.NAME: trained_rows.encode(corpus, row_ids)}
   return huggingface.save(
@@ -74,13 +66,8 @@ def restore(trained: Manifest, mesh, new_model=None):
   the checkpoint the parameters alone are read, a third of it: AdamW's two means
   are neither held in memory nor need they be sound.
 
-  Args:
-    trained: the run's manifest.
-    mesh: where to put it.
-    new_model: of the objective that was minimized; None is `NextToken`'s.
-
   Returns:
-    What the objective trains: a `Decoder`, or a module of its own.
+    What the objective trains: a `Decoder`, or what its own `new_model` makes.
 
   Raises:
     UserError: the last checkpoint is missing or not the one that was made.

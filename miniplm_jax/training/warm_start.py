@@ -20,7 +20,7 @@ _FREE = ("initializer_range", "max_position_embeddings")
 
 
 def load(begin: ModelRef, shape: Architecture, corpus, base, mesh):
-  """The model, its weights in float32, each device with its shard.
+  """A `Decoder` of a student's shape, in float32, each device with its shard.
 
   Args:
     begin: where the weights are from.
@@ -28,9 +28,6 @@ def load(begin: ModelRef, shape: Architecture, corpus, base, mesh):
     corpus: that it is trained on.
     base: that one, or what it was generated from, with the rows' seed.
     mesh: where to put it.
-
-  Returns:
-    A `Decoder` of `shape`.
 
   Raises:
     UserError: it has another shape or tokenizer, was trained on held-out

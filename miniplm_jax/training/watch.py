@@ -23,10 +23,7 @@ from miniplm_jax.training.telemetry import Telemetry
 def memory_report(state, frozen: Any, compiled: jax.stages.Compiled) -> str:
   """One line: what a device holds, and what the compiled step needs.
 
-  Args:
-    state: a `loop.State`, of arrays or ShapeDtypeStructs with shardings.
-    frozen: the objective's.
-    compiled: the step.
+  The `loop.State` is of arrays or ShapeDtypeStructs with shardings.
   """
   held = {
     "weights": state.model,
