@@ -145,7 +145,7 @@ def _score(config, workdir: Workdir, source: ModelRef, deadline, inputs):
   )
   found = units.units_to_score(config.score, corpus)
   models = {source.name: model}
-  scorer = Scorer.configured(config.score, models, corpus, mesh)
+  scorer = Scorer(config.score, models, corpus, mesh)
   worker.Worker(
     scorer, in_fair_order(found, corpus), [filled], run, deadline
   ).fill()

@@ -85,6 +85,7 @@ def _rows(encode) -> list[np.ndarray]:
 def _ours(model: str, corpus: str, lengths: list[int]):
   import jax
 
+  from miniplm_jax.config import ScoreConfig
   from miniplm_jax.core import manifest
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.models import huggingface, sharding
@@ -92,14 +93,11 @@ def _ours(model: str, corpus: str, lengths: list[int]):
 
   rows = Corpus(manifest.require(epath.Path(corpus) / "manifest.json"))
   mesh = sharding.make_mesh(1, 1, jax.device_count())
-  scorer = Scorer(
-    {"model": huggingface.load(epath.Path(model), mesh)},
-    rows,
-    mesh,
-    dtype="float32",
-    lengths=lengths,
-    batch_tokens=_TOKENS.value,
+  how = ScoreConfig(
+    dtype="float32", lengths=tuple(lengths), batch_tokens=_TOKENS.value
   )
+  loaded = huggingface.load(epath.Path(model), mesh)
+  scorer = Scorer(how, {"model": loaded}, rows, mesh)
 
   def run(is_exact=False):
     del is_exact

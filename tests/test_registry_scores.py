@@ -21,6 +21,7 @@ from etils import epath
 from flax import nnx
 
 from benchmarks import registry_card, registry_scores
+from miniplm_jax.config import ScoreConfig
 from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import tokenizer
@@ -147,9 +148,8 @@ def test_killed_and_gone_on_with_it_is_what_the_scorer_says(
     np.testing.assert_array_equal(
       here["document"], [row.documents[0] for row in read]
     )
-    scorer = Scorer(
-      {"m": model}, corpus, mesh, dtype="float32", lengths=(), batch_tokens=960
-    )
+    how = ScoreConfig(dtype="float32", lengths=(), batch_tokens=960)
+    scorer = Scorer(how, {"m": model}, corpus, mesh)
     sums, n_tokens, _ = scorer(here["row_id"].astype(int))
     np.testing.assert_array_equal(here["n_tokens"], n_tokens)
     np.testing.assert_allclose(here["nll_sum"], sums["m"], rtol=1e-5)

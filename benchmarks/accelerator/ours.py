@@ -66,6 +66,7 @@ def scorer(model: str, corpus: str, length: int, rows: int, variant: Variant):
   import jax
   import jax.numpy as jnp
 
+  from miniplm_jax.config import ScoreConfig
   from miniplm_jax.core import manifest
   from miniplm_jax.corpus.store import Corpus
   from miniplm_jax.models import huggingface, sharding
@@ -80,14 +81,8 @@ def scorer(model: str, corpus: str, length: int, rows: int, variant: Variant):
 
   def prepare():
     def attempt(rows):
-      score = Scorer(
-        {"model": decoder},
-        found,
-        mesh,
-        dtype="bfloat16",
-        lengths=[length],
-        batch_tokens=rows * length,
-      )
+      how = ScoreConfig(lengths=(length,), batch_tokens=rows * length)
+      score = Scorer(how, {"model": decoder}, found, mesh)
       nll, tokens, _ = score(ids)
       score(ids)
       return score, nll["model"] / tokens

@@ -188,7 +188,7 @@ class Proxy:
       return model.rescaled(fitted.details["mean"], fitted.details["scale"])
 
     def scorer_of(model, mesh, **how) -> "scorer.Scorer":
-      return scorer.Scorer.configured(
+      return scorer.Scorer(
         score,
         {options.name: model},
         corpus,

@@ -56,9 +56,7 @@ def measure(
     ignored: domains that do not count in the total.
     progress: called with the number of rows that are done.
   """
-  scorer = scorer_lib.Scorer.configured(
-    score, {"model": model}, corpus, mesh, dtype=dtype
-  )
+  scorer = scorer_lib.Scorer(score, {"model": model}, corpus, mesh, dtype=dtype)
   by_model, count, _ = scorer(row_ids, progress=progress)
   keep = count > 0
   row_ids, count = row_ids[keep], count[keep]

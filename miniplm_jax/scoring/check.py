@@ -43,21 +43,28 @@ def sample(total: int, rows: int, seed: int) -> np.ndarray:
 
 
 def compare(
-  name: str, where: str, stored: table.Columns, scorer: Scorer, tolerance: float
-) -> float:
-  """Scores rows again; returns how far they are off at most.
+  name: str,
+  where: str,
+  stored: table.Columns,
+  scorer: Scorer,
+  verify: VerifyConfig,
+) -> tuple[float, float]:
+  """Scores rows again; returns how far they are off at most, and may be.
+
+  Both in nats per token, of rows of 256 tokens or more. The tolerance of a row
+  of n tokens is √(256 / n) times as large.
 
   Args:
     name: of the table and of the scorer's model.
     where: the table, for the error.
     stored: columns of the rows, at least one, as the table has them.
     scorer: of that model.
-    tolerance: nats per token, of rows of 256 tokens or more; that of a row of
-      n tokens is √(256 / n) times as large.
+    verify: says the tolerance, or else the dtype does.
 
   Raises:
     UserError: a row is off by more, or has another number of tokens.
   """
+  tolerance = verify.tolerance or _TOLERANCE[scorer.dtype]
   value = table.value_of(stored)
   row_ids, n_stored = stored["row_id"], stored["n_tokens"]
   sums, n_tokens, _ = scorer(row_ids)
@@ -76,12 +83,7 @@ def compare(
       "look at more rows with --stages=verify; if it is rounding, raise "
       f"--config.verify.tolerance, else {table.again(where)}",
     )
-  return float(off.max())
-
-
-def tolerance_of(verify: VerifyConfig, dtype: str) -> float:
-  """Returns the tolerance that is asked for, or else that of the dtype."""
-  return verify.tolerance or _TOLERANCE[dtype]
+  return float(off.max()), tolerance
 
 
 def rescorer(
@@ -94,23 +96,15 @@ def rescorer(
 ) -> Scorer:
   """Makes what scores a table's rows again, all at full length: one program.
 
-  Args:
-    score: how rows are put into batches.
-    ref: the table's model.
-    corpus: of the rows.
-    mesh: where to load the model.
-    expected: what the table says of the model.
-    is_int8: its layers were rounded.
-
   Raises:
-    UserError: it is another model.
+    UserError: it is another model than the table says.
   """
   dtype = expected.dtype
   model = ref.load(corpus, mesh, dtype, expected)
   if is_int8:
     model = int8.quantize(model)
   models = {ref.name: model}
-  return Scorer.configured(score, models, corpus, mesh, dtype=dtype, lengths=())
+  return Scorer(score, models, corpus, mesh, dtype=dtype, lengths=())
 
 
 def merge(
@@ -123,14 +117,8 @@ def merge(
 ) -> dict[str, Any]:
   """Merges the parts and returns the fields of the table's manifest.
 
-  Args:
-    spec: the table.
-    corpus: that was scored.
-    units: of the table.
-    run: how many rows are scored again, and on which mesh.
-    verify: by which tolerance.
-    scorer_on: loads the table's model onto a mesh, to score some rows again;
-      None if there is no model.
+  `scorer_on` loads the table's model onto a mesh, to score some rows again;
+  None if there is no model.
 
   Raises:
     UserError: a part is missing or not of this table, or some of its rows,
@@ -177,10 +165,8 @@ def _check_merged(
   """Scores run.self_check_rows rows of a merged table again.
 
   All processes take part. If there are several devices they stand in reverse
-  order: rows and shards of weights lie elsewhere than before.
-
-  Returns:
-    What was done, for the manifest.
+  order: rows and shards of weights lie elsewhere than before. Returns what was
+  done, for the manifest.
   """
   mesh = sharding.mesh_of(run)
   start = time.monotonic()
@@ -189,8 +175,8 @@ def _check_merged(
   )
   stored = {name: np.array(values) for name, values in columns.items()}
   scorer = scorer_on(sharding.reordered(mesh))
-  tolerance = tolerance_of(verify, scorer.dtype)
-  off = compare(spec.model, str(spec.directory), stored, scorer, tolerance)
+  where = str(spec.directory)
+  off, tolerance = compare(spec.model, where, stored, scorer, verify)
   report = {
     "rows": len(stored["row_id"]),
     "seed": verify.seed,
@@ -235,14 +221,6 @@ def verify_table(
 ):
   """Reads every part of a table, and scores a random sample of rows again.
 
-  Args:
-    score: how rows are put into batches.
-    verify: how many rows are scored again.
-    ref: the table's model.
-    manifest: the table's.
-    corpus: that was scored.
-    mesh: where to load the model.
-
   Raises:
     UserError: a part is damaged, or a row is not what its model says.
   """
@@ -264,8 +242,8 @@ def verify_table(
   stored = {name: values[places] for name, values in columns.items()}
   expected, is_int8 = Identity.of(manifest), manifest.settings["int8"]
   scorer = rescorer(score, ref, corpus, mesh, expected, is_int8)
-  tolerance = tolerance_of(verify, scorer.dtype)
-  off = compare(ref.name, str(manifest.directory), stored, scorer, tolerance)
+  where = str(manifest.directory)
+  off, tolerance = compare(ref.name, where, stored, scorer, verify)
   log(
     _VERIFY,
     f"{whole}; of {total:,} rows {len(places)} scored again, off by at most "

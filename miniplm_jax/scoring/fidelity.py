@@ -24,7 +24,7 @@ def report(
 
   Args:
     exact: float [n], nats per token, n at least 1.
-    rounded: the same of the rounded weights.
+    rounded: likewise.
     ratios: further shares of the rows to compare.
     alpha: the share that selection keeps, by which `check` judges.
 
@@ -67,16 +67,9 @@ def check(
   least_agreement: float,
   where: str,
 ):
-  """Refuses scores that would select other rows.
+  """Raises UserError if scores would select other rows.
 
-  Args:
-    compared: a `report`.
-    least_spearman: of the rank correlation.
-    least_agreement: of the agreement at the report's alpha.
-    where: the stage or field, for the error.
-
-  Raises:
-    UserError: a figure is below its bound, or not a number.
+  A figure of a `report` is below its bound, or not a number.
   """
   alpha, rank = compared["alpha"], compared["spearman"]
   share = compared["agreement"][str(alpha)]

@@ -26,13 +26,7 @@ _HINT = "give Σ −log p of every row in nats, a number that is 0 or more"
 def write_parts(
   source: str, directory: epath.Path, corpus: Corpus, rows_per_part: int
 ) -> dict[str, str]:
-  """Checks the scores of a file and writes them as parts.
-
-  Args:
-    source: the file.
-    directory: of the table.
-    corpus: that was scored.
-    rows_per_part: as for scores made here.
+  """Checks the scores of a file and writes them as parts of a table.
 
   Returns:
     What the parts say they were made by.

@@ -50,11 +50,11 @@ def rounded(
 
   Args:
     score: how rows are scored, and the bounds.
-    teacher: the teacher.
+    teacher: whose table it is for.
     model: what was loaded of it; it is given up.
-    reference: the reference.
+    reference: by which the ranking is judged.
     corpus: its rows of D are the sample.
-    mesh: of the models.
+    mesh: that of all models.
     made_by: what the parts will say they are made by.
     alpha: the share of the rows that a selection keeps.
 
@@ -81,11 +81,11 @@ def rounded(
   log(_STAGE, f"int8: {len(sample)} rows with both kinds of weights")
   other = reference.load(corpus, mesh, score.dtype)
   models = {"exact": model, "reference": other}
-  scorer = Scorer.configured(score, models, corpus, mesh)
+  scorer = Scorer(score, models, corpus, mesh)
   nll, n_tokens, _ = scorer(sample)
   del models, other, scorer
   model = int8.quantize(model)
-  nll |= Scorer.configured(score, {"int8": model}, corpus, mesh)(sample)[0]
+  nll |= Scorer(score, {"int8": model}, corpus, mesh)(sample)[0]
   for name, sums in nll.items():
     columns = {"row_id": sample, "nll_sum": sums, "n_tokens": n_tokens}
     table.check_rows(name, columns)

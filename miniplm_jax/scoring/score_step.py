@@ -48,14 +48,7 @@ def steps(
 ) -> list[Step]:
   """One step a table; they share a pass over the data.
 
-  Args:
-    score: how rows are scored.
-    verify: how a finished table is checked.
-    corpus: its manifest.
-    models: what to make tables of, each in its `table`.
-    workdir: in which tables are claimed.
-    run: how it is carried out.
-    alpha: the share of D that a selection keeps, for the bounds of int8.
+  `alpha` is the share of D that a selection keeps, for the bounds of int8.
 
   Raises:
     UserError: an int8 teacher has no reference, by which it is judged.
@@ -144,7 +137,7 @@ class _Scoring:
         )
       loaded[ref.name] = model
       filled[ref.name] = self._spec(ref, made_by), model.arch
-    scorer = scorer_lib.Scorer.configured(score, loaded, corpus, mesh)
+    scorer = scorer_lib.Scorer(score, loaded, corpus, mesh)
     specs = [filled[ref.name][0] for ref in refs]
     worker.Worker(scorer, units_to_score, specs, run).fill()
 
@@ -239,14 +232,6 @@ def verify_tables(
 
   Reads every part, compares it with its manifest, scores a random sample of
   rows again and compares each row. Writes nothing.
-
-  Args:
-    score: how rows are put into batches.
-    verify: which rows are scored again.
-    corpus: its manifest.
-    models: whose tables.
-    run: the mesh.
-    dry_run: say only what would be done.
 
   Raises:
     UserError: a part is damaged, or a row is not what its model says.

@@ -40,47 +40,6 @@ class Scorer:
 
   def __init__(
     self,
-    models: Mapping[str, Decoder],
-    corpus: Corpus,
-    mesh: Mesh,
-    *,
-    dtype: str,
-    lengths: Sequence[int],
-    batch_tokens: int,
-    row_sum=likelihood.row_nll,
-    flops=Architecture.forward_flops,
-  ):
-    """Compiles nothing yet; one compilation per model and length in use.
-
-    Args:
-      models: by name, on `mesh`; decoders, if `row_sum` is not given.
-      corpus: of the rows.
-      mesh: rows are split over its batch axes.
-      dtype: of the computation.
-      lengths: rows are padded to the least of these and of the corpus's
-        max_length that fits.
-      batch_tokens: inputs of a batch over all devices, padding included.
-      row_sum: (model, batch, eos_id, dtype) → (Σ of each row, tokens).
-      flops: (arch, length) → FLOPs of it for a token.
-    """
-    self._models, self._corpus, self._mesh = models, corpus, mesh
-    self.dtype = dtype
-    lengths = {min(n, corpus.max_length) for n in lengths}
-    self._plan = functools.partial(
-      batching.plan,
-      lengths=sorted(lengths | {corpus.max_length}),
-      batch_tokens=batch_tokens,
-      shards=sharding.batch_shards(mesh),
-    )
-    self._flops_of = flops
-    self._row_sum = placement.program(
-      row_sum, mesh, eos_id=corpus.eos_id, dtype=jnp.dtype(dtype)
-    )
-    self.shapes: set[tuple[int, int]] = set()
-
-  @classmethod
-  def configured(
-    cls,
     score: ScoreConfig,
     models: Mapping[str, Decoder],
     corpus: Corpus,
@@ -88,18 +47,36 @@ class Scorer:
     *,
     dtype: str = "",
     lengths: Sequence[int] | None = None,
-    **how: Any,
-  ) -> "Scorer":
-    """Makes one by its config, but for what is given."""
-    return cls(
-      models,
-      corpus,
-      mesh,
-      dtype=dtype or score.dtype,
-      lengths=score.lengths if lengths is None else lengths,
+    row_sum=likelihood.row_nll,
+    flops=Architecture.forward_flops,
+  ):
+    """Compiles nothing yet; one compilation per model and length in use.
+
+    Args:
+      score: how rows are put into batches.
+      models: by name, on `mesh`; decoders, if `row_sum` is not given.
+      corpus: of the rows.
+      mesh: rows are split over its batch axes.
+      dtype: of the computation, if not that of `score`.
+      lengths: if not those of `score`; that of the corpus is added.
+      row_sum: (model, batch, eos_id, dtype) → (Σ of each row, tokens).
+      flops: (arch, length) → FLOPs of it for a token.
+    """
+    self._models, self._corpus, self._mesh = models, corpus, mesh
+    self.dtype = dtype or score.dtype
+    lengths = score.lengths if lengths is None else lengths
+    lengths = {min(n, corpus.max_length) for n in lengths}
+    self._plan = functools.partial(
+      batching.plan,
+      lengths=sorted(lengths | {corpus.max_length}),
       batch_tokens=score.batch_tokens,
-      **how,
+      shards=sharding.batch_shards(mesh),
     )
+    self._flops_of = flops
+    self._row_sum = placement.program(
+      row_sum, mesh, eos_id=corpus.eos_id, dtype=jnp.dtype(self.dtype)
+    )
+    self.shapes: set[tuple[int, int]] = set()
 
   def __call__(
     self,
@@ -107,12 +84,9 @@ class Scorer:
     names: Sequence[str] | None = None,
     progress: Callable[[int], Any] = lambda rows: None,
   ) -> tuple[dict[str, np.ndarray], np.ndarray, Effort]:
-    """Scores some rows.
+    """Scores rows under the models of these names; None is all.
 
-    Args:
-      row_ids: int64 [n].
-      names: of the models; None is all.
-      progress: called with the number of rows that are done.
+    `progress` is called with the number of rows that are done.
 
     Returns:
       Σ nll in nats by model, float32 [n]; the tokens summed over, int32 [n];

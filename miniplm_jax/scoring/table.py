@@ -58,8 +58,8 @@ def encode(
   """One part as a Parquet file; equal scores are equal bytes.
 
   Args:
-    unit: its rows.
-    sums: float32 [rows], of each row, in nats.
+    unit: which rows it has.
+    sums: float32 [rows], in nats.
     n_tokens: int32 [rows], tokens summed over.
     made_by: fingerprints of what scored it, by name.
     value: what is summed, one of `VALUES`.
@@ -140,8 +140,8 @@ def check_rows(path, columns: Columns):
     if n_tokens[i] < 1:  # as corpora of earlier versions may have some
       hint = (
         "make the corpus again with --stages=tokenize --force: then no row "
+        "has only ends of documents"
       )
-      hint += "has only ends of documents"
     raise UserError(
       f"row {row_ids[i]} has {value} {columns[value][i]} over {n_tokens[i]} "
       "tokens",
@@ -155,11 +155,7 @@ def check_part(
 ):
   """Refuses a part that is not this unit's, or was scored by another.
 
-  Args:
-    part: as read, with or without columns.
-    unit: that its name stands for.
-    made_by: what scores now.
-    any_code: other versions of the code will do.
+  With `any_code`, other versions of the code will do.
 
   Raises:
     UserError: naming the file and what is not as it should be.
@@ -253,9 +249,8 @@ def merge(
 def parts(manifest: Manifest, hashed: bool = True) -> Iterator[Columns]:
   """The parts of a finished table, checked, in row order.
 
-  Args:
-    manifest: of the table.
-    hashed: compare each file's sha256 too; once a process is enough.
+  Each file's sha256 is compared if they are to be `hashed`; once a process is
+  enough.
 
   Yields:
     row_id int64, one of `VALUES` float32, n_tokens int32.

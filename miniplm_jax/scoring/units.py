@@ -46,10 +46,8 @@ def units_of(
 ) -> list[Unit]:
   """All units that have rows to score, in row order.
 
-  Args:
-    corpus: in whose shards they lie.
-    rows_per_part: rows of the corpus that a unit spans at most.
-    rows: ids of the rows to score, ascending; None is D.
+  A unit spans so many rows of the corpus at most. `rows` are the ids of those
+  to score, ascending; None is D.
   """
   if rows is None:
     rows = corpus.rows_of("train")
@@ -88,10 +86,6 @@ def point(hash_R: np.ndarray, seed: int) -> np.ndarray:
   The index's hash decides a row's split by its top bits, so it is mixed first
   (SplitMix64): the numbers of one split, or of another seed, are as good as
   independent. Equal rows have equal numbers.
-
-  Args:
-    hash_R: uint64, of the corpus's index.
-    seed: 0 or more.
   """
   return (_next(_next(np.uint64(seed)) ^ hash_R) >> 11) * 2.0**-53
 

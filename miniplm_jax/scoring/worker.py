@@ -52,14 +52,8 @@ def made_by(
 ) -> dict[str, str]:
   """Returns what each part says it was scored with.
 
-  Of the model both: other weights and the same weights otherwise put to use
-  (a `rope_theta`, an epsilon) are another model.
-
-  Args:
-    score: how it scores.
-    corpus: whose rows are scored.
-    model: what scores them, as it was loaded.
-    is_int8: its layers will be rounded.
+  Of the model, as it was loaded, both: other weights and the same weights
+  otherwise put to use (a `rope_theta`, an epsilon) are another model.
   """
   how = [score.dtype, list(score.lengths), score.batch_tokens, is_int8]
   return {
@@ -84,13 +78,9 @@ class Worker:
   ):
     """Does nothing yet.
 
-    Args:
-      scorer: of all these tables' models.
-      units: of the corpus, in the order in which they are taken.
-      tables: of these units.
-      run: how workers share, and what they say.
-      deadline: of time.monotonic(). No part is begun that would end after it
-        if it takes as long as the slowest of the last three.
+    The scorer has all these tables' models, and units are taken in their order.
+    No part is begun that would end after the deadline, of time.monotonic(), if
+    it takes as long as the slowest of the last three.
     """
     self._scorer, self._units, self._tables = scorer, units, tables
     self._run, self._deadline = run, deadline
@@ -111,7 +101,7 @@ class Worker:
       UserError: a score is not finite, or a part is not of its table.
     """
     with contextlib.ExitStack() as stack:
-      self._progress = _Silent()
+      self._progress = None  # in other processes than the first
       distributed.agree(lambda: self._open(stack))
       # The first process decides, all score.
       while (task := distributed.agree(self._choose)) is not None:
@@ -151,7 +141,11 @@ class Worker:
         table.check_part(part, by_name[name], t.made_by, self._run.any_code)
         self._finished[k].add(name)
       if new := self._rows_finished(k) - before:
-        self._progress.update(new)
+        self._advance(new)
+
+  def _advance(self, rows: int, note: str = ""):
+    if self._progress:
+      self._progress.update(rows, note)
 
   def _rows_finished(self, k: int) -> int:
     return sum(len(u.rows) for u in self._units if u.name in self._finished[k])
@@ -196,7 +190,7 @@ class Worker:
     sums, n_tokens, effort = self._scorer(
       unit.rows,
       [self._tables[k].model for k in chosen],
-      lambda rows: self._progress.update(rows * len(chosen), note),
+      lambda rows: self._advance(rows * len(chosen), note),
     )
     self._effort.add(effort)
     for k in chosen:
@@ -229,13 +223,6 @@ class Worker:
       return ""
     facts = self._facts()
     return f"{in_words(facts)}, {len(facts['shapes'])} shapes"
-
-
-class _Silent:
-  """Progress of a process that has nothing to say."""
-
-  def update(self, units: int = 1, note: str = ""):
-    """Says nothing."""
 
 
 def summary(directory: epath.Path) -> dict[str, Any]:
