@@ -62,23 +62,20 @@ class Stages:
 
   def score(self) -> list[Step]:
     """A score table for each model."""
-    c, models = self.config, self._scored_models()
-    return score_step.steps(
-      c.score, c.verify, self.corpus, models, self.workdir, c.run, c.alpha
-    )
+    return self._scoring().steps()
 
   def verify(self, dry_run: bool):
     """Looks at finished score tables."""
-    c, models = self.config, self._scored_models()
-    score_step.verify_tables(
-      c.score, c.verify, self.corpus, models, c.run, dry_run
-    )
+    self._scoring().look(dry_run)
 
-  def _scored_models(self) -> list[ModelRef]:
-    """Those that a table is made of: teacher, reference, and more."""
-    refs = [self.trainings.ref(role) for role in self.config.scorers]
-    more = self.config.score.more
-    return refs + [ModelRef.named(item, self.workdir) for item in more]
+  def _scoring(self) -> score_step.Scoring:
+    """The tables of teacher, reference, and more."""
+    c = self.config
+    models = [self.trainings.ref(role) for role in c.scorers]
+    models += [ModelRef.named(item, self.workdir) for item in c.score.more]
+    return score_step.Scoring(
+      c.score, c.verify, self.corpus, models, self.workdir, c.run, c.alpha
+    )
 
   def proxy(self) -> list[Step]:
     """The proxy, and its score table."""

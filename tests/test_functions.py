@@ -28,7 +28,7 @@ SCORE = ScoreConfig(
 def test_a_table_is_that_of_the_command_line(finished, tmp_path):
   run, workdir = finished / "run", Workdir(epath.Path(tmp_path))
   path, table = str(run / "teacher/hf"), workdir.scores("p")
-  (step,) = score_step.steps(
+  scoring = score_step.Scoring(
     SCORE,
     VerifyConfig(),
     epath.Path(run / "corpus/manifest.json"),
@@ -37,7 +37,7 @@ def test_a_table_is_that_of_the_command_line(finished, tmp_path):
     RunConfig(),
     alpha=0.5,
   )
-  execute.execute([step])
+  execute.execute(scoring.steps())
   theirs = sorted((run / "scores/teacher").glob("*.parquet"))
   ours = sorted(table.glob("*.parquet"))
   assert [p.name for p in ours] == [p.name for p in theirs]

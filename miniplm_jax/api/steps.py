@@ -194,7 +194,7 @@ def score(
   folder = epath.Path(to) if to else corpus.path.parent / "scores"
   root = root_of(folder / "x")
   refs = [ref_of(name, model, root, folder) for name, model in models.items()]
-  steps = score_step.steps(
+  scoring = score_step.Scoring(
     ScoreConfig(**options),
     verify,
     corpus.path / MANIFEST,
@@ -203,7 +203,7 @@ def score(
     run,
     alpha=0.5,
   )
-  execute(steps, run)
+  execute(scoring.steps(), run)
   return Scores(corpus, {ref.name: ScoreTable(ref.table) for ref in refs})
 
 

@@ -57,13 +57,7 @@ class ModelRef:
 
   @classmethod
   def of_role(cls, role: str, section, workdir: Workdir) -> "ModelRef":
-    """The teacher or the reference.
-
-    Args:
-      role: one of `ROLES`.
-      section: the config's of that role.
-      workdir: where it is trained, if no path is given, and its table lies.
-    """
+    """The teacher or the reference, by its section of the config."""
     return cls(
       name=section.name,
       path=section.path,
@@ -95,8 +89,7 @@ class ModelRef:
   def fingerprint(self, manifest: Manifest | None = None) -> str:
     """Its fingerprint as it is now, in the form that a manifest has it in.
 
-    Args:
-      manifest: of what was made with it, as its input "weights".
+    That is of what was made with it, as its input "weights".
     """
     source = self.as_input()
     if callable(source):
@@ -131,12 +124,6 @@ class ModelRef:
   def load(self, corpus, mesh, dtype, expected: Identity | None = None):
     """The `Decoder`, which reads a corpus's ids as the corpus means them.
 
-    Args:
-      corpus: a `store.Corpus`.
-      mesh: a `jax.sharding.Mesh`, where to put it.
-      dtype: of its parameters.
-      expected: what it must be; None is any.
-
     Raises:
       UserError: there is no model, it has another tokenizer or too few ids, or
         it is not the one that is expected.
@@ -169,9 +156,7 @@ class ModelRef:
   def refuse_other(self, model, expected: Identity):
     """Raises UserError unless a `Decoder` is the one that is expected.
 
-    Args:
-      model: loaded in that dtype, or in a wider one.
-      expected: what a table says.
+    It is loaded in that dtype, or in a wider one.
     """
     now = {
       "weights": huggingface.weights_fingerprint(model, expected.dtype),

@@ -37,57 +37,46 @@ VERIFY = "verify"  # the look
 Inputs = Mapping[str, Mapping[str, Manifest]]
 
 
-def steps(
-  score: ScoreConfig,
-  verify: VerifyConfig,
-  corpus: epath.Path,
-  models: Sequence[ModelRef],
-  workdir: Workdir,
-  run: RunConfig,
-  alpha: float,
-) -> list[Step]:
-  """One step a table; they share a pass over the data.
-
-  `alpha` is the share of D that a selection keeps, for the bounds of int8.
-
-  Raises:
-    UserError: an int8 teacher has no reference, by which it is judged.
-  """
-  if score.int8_teacher and REFERENCE not in {ref.role for ref in models}:
-    raise UserError(
-      "there is no reference: int8 is judged by the ranking of both",
-      "score.int8_teacher",
-      "give a model with that role",
-    )
-  return _Scoring(score, verify, corpus, models, workdir, run, alpha).steps()
-
-
 @dataclasses.dataclass(frozen=True)
-class _Scoring:
-  """Tables of one corpus, and how they are made; see `steps`."""
+class Scoring:
+  """The tables of one corpus, and how they are made and checked."""
 
   score: ScoreConfig
   verify: VerifyConfig
-  corpus: epath.Path
-  models: Sequence[ModelRef]
-  workdir: Workdir
+  corpus: epath.Path  # its manifest
+  models: Sequence[ModelRef]  # what to make tables of, each in its `table`
+  workdir: Workdir  # in which tables are claimed
   run: RunConfig
-  alpha: float
+  alpha: float  # the share that a selection keeps, for the bounds of int8
+  # By model (table, architecture): what was scored, for the merge.
+  _filled: dict[str, tuple] = dataclasses.field(default_factory=dict)
 
   def steps(self) -> list[Step]:
-    """One step a table; scores of elsewhere come first."""
-    filled: dict[str, tuple] = {}  # (table, architecture), for the merge
+    """One step a table; scores of elsewhere come first.
+
+    The others share a pass over the data.
+
+    Raises:
+      UserError: an int8 teacher has no reference, by which it is judged.
+    """
+    roles = {ref.role for ref in self.models}
+    if self.score.int8_teacher and REFERENCE not in roles:
+      raise UserError(
+        "there is no reference: int8 is judged by the ranking of both",
+        "score.int8_teacher",
+        "give a model with that role",
+      )
     steps = [self._imported(ref) for ref in self.models if ref.scores]
-    together = functools.partial(self._fill, filled)
+    together = functools.partial(self._fill)
     for ref in self.models:
       if not ref.scores:
         # Without sharing, each gets a function of its own.
         if not self.run.score_together:
-          together = functools.partial(self._fill, filled)
-        steps.append(self._scored(ref, together, filled))
+          together = functools.partial(self._fill)
+        steps.append(self._scored(ref, together))
     return steps
 
-  def _scored(self, ref: ModelRef, together, filled) -> Step:
+  def _scored(self, ref: ModelRef, together) -> Step:
     score, is_int8 = self.score, self._is_int8(ref)
     sample = {"share": score.share, "seed": score.seed}
     return Step(
@@ -98,10 +87,7 @@ class _Scoring:
         "int8": is_int8,
         **(sample if score.share < 1 else {}),
       },
-      inputs={
-        "corpus": self.corpus,
-        "weights": ref.as_input(),
-      },
+      inputs={"corpus": self.corpus, "weights": ref.as_input()},
       layout=settings_lib.LAYOUT,
       # Each part says what rows and weights it was made from.
       rechecks=("corpus", "weights"),
@@ -110,13 +96,13 @@ class _Scoring:
       summary=f"Σ nll of {settings_lib.rows_in_words(score)} under {ref.name} "
       f"{ref.origin}, {score.dtype}" + (", int8 weights" if is_int8 else ""),
       together=together,
-      run=lambda inputs: self._merge(ref, inputs, *filled[ref.name]),
+      run=lambda inputs: self._merge(ref, inputs, *self._filled[ref.name]),
     )
 
   def _is_int8(self, ref: ModelRef) -> bool:
     return self.score.int8_teacher and ref.role == TEACHER
 
-  def _fill(self, filled, inputs: Inputs):
+  def _fill(self, inputs: Inputs):
     """Scores under all of these models until no part is missing."""
     score, run = self.score, self.run
     refs = [ref for ref in self.models if ref.name in inputs]
@@ -136,9 +122,9 @@ class _Scoring:
           score, ref, model, reference, corpus, mesh, made_by, self.alpha
         )
       loaded[ref.name] = model
-      filled[ref.name] = self._spec(ref, made_by), model.arch
+      self._filled[ref.name] = self._spec(ref, made_by), model.arch
     scorer = scorer_lib.Scorer(score, loaded, corpus, mesh)
-    specs = [filled[ref.name][0] for ref in refs]
+    specs = [self._filled[ref.name][0] for ref in refs]
     worker.Worker(scorer, units_to_score, specs, run).fill()
 
   def _spec(self, ref: ModelRef, made_by: Mapping[str, str]):
@@ -156,13 +142,9 @@ class _Scoring:
       is_int8 = self._is_int8(ref)
       return check.rescorer(score, ref, corpus, mesh, expected, is_int8)
 
+    recheck = scorer_on if arch else None
     fields = check.merge(
-      spec,
-      corpus,
-      units_to_score,
-      self.run,
-      self.verify,
-      arch and scorer_on,
+      spec, corpus, units_to_score, self.run, self.verify, recheck
     )
     total, parameters = None, None
     if arch:
@@ -180,10 +162,7 @@ class _Scoring:
       manifest=ref.table / MANIFEST,
       settings={"rows_per_part": self.score.rows_per_part},
       layout=settings_lib.LAYOUT,
-      inputs={
-        "corpus": self.corpus,
-        "scores": Imported(ref.scores),
-      },
+      inputs={"corpus": self.corpus, "scores": Imported(ref.scores)},
       outputs=table_files(ref.table),
       summary=f"scores of {ref.name} from {ref.scores}",
       run=lambda inputs: self._import(ref, inputs),
@@ -198,6 +177,26 @@ class _Scoring:
       self.score.rows_per_part,
     )
     return self._merge(ref, inputs, self._spec(ref, made_by))
+
+  def look(self, dry_run: bool):
+    """Look verify: finished tables against the models that they name.
+
+    Reads every part, compares it with its manifest, scores a random sample of
+    rows again and compares each row. Writes nothing.
+
+    Raises:
+      UserError: a part is damaged, or a row is not what its model says.
+    """
+    if dry_run:
+      rows, names = self.verify.rows, ", ".join(r.name for r in self.models)
+      plain(f"  {VERIFY:9} would score {rows} rows of {names} again")
+      return
+    corpus = store.Corpus(manifest_lib.require(self.corpus))
+    mesh = sharding.mesh_of(self.run)
+    for ref in self.models:
+      table = manifest_lib.require(ref.table / MANIFEST)
+      table.check_inputs({"corpus": corpus.manifest})
+      check.verify_table(self.score, self.verify, ref, table, corpus, mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,31 +217,3 @@ class Imported:
       )
     about = files.sha256(beside) if beside.exists() else ""
     return files.digest([files.sha256(self.path), about])
-
-
-def verify_tables(
-  score: ScoreConfig,
-  verify: VerifyConfig,
-  corpus: epath.Path,
-  models: Sequence[ModelRef],
-  run: RunConfig,
-  dry_run: bool = False,
-):
-  """Look verify: finished tables against the models that they name.
-
-  Reads every part, compares it with its manifest, scores a random sample of
-  rows again and compares each row. Writes nothing.
-
-  Raises:
-    UserError: a part is damaged, or a row is not what its model says.
-  """
-  if dry_run:
-    names = ", ".join(ref.name for ref in models)
-    plain(f"  {VERIFY:9} would score {verify.rows} rows of {names} again")
-    return
-  rows = store.Corpus(manifest_lib.require(corpus))
-  mesh = sharding.mesh_of(run)
-  for ref in models:
-    manifest = manifest_lib.require(ref.table / MANIFEST)
-    manifest.check_inputs({"corpus": rows.manifest})
-    check.verify_table(score, verify, ref, manifest, rows, mesh)

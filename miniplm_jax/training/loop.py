@@ -67,32 +67,27 @@ class Training:
   export: Callable[[int, nnx.Module], None] | None = None
 
 
-def _new_state(arch: Architecture, train: TrainConfig, new_model, key) -> State:
+def _new_state(
+  arch: Architecture, train: TrainConfig | None, new_model, key
+) -> State:
   model = new_model(arch, nnx.Rngs(key))
+  if train is None:
+    return State(None, model, None)
   opt_state = optimizer.make(train).init(model)
   return State(jnp.zeros((), jnp.int32), model, opt_state)
 
 
 def abstract_state(
   arch: Architecture,
-  train: TrainConfig,
+  train: TrainConfig | None,
   mesh: Mesh,
   new_model=NextToken.new_model,
 ) -> State:
-  """The state as ShapeDtypeStructs with their shardings."""
-  return _abstract(functools.partial(_new_state, arch, train, new_model), mesh)
+  """The state as ShapeDtypeStructs with their shardings.
 
-
-def abstract_part(
-  arch: Architecture, mesh: Mesh, new_model=NextToken.new_model
-) -> State:
-  """The same of what is trained, without the optimizer's state."""
-  return _abstract(
-    lambda key: State(None, new_model(arch, nnx.Rngs(key)), None), mesh
-  )
-
-
-def _abstract(new, mesh: Mesh) -> State:
+  Without an optimizer, `train` being None, of what is trained alone.
+  """
+  new = functools.partial(_new_state, arch, train, new_model)
   shapes = jax.eval_shape(new, jax.random.key(0))
   return jax.tree.map(
     lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),

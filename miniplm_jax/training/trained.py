@@ -79,7 +79,7 @@ def restore(trained: Manifest, mesh, new_model=None):
     if latest == trained.counts["steps"]:
       new_model = new_model or objective.NextToken.new_model
       shape = architecture.of(trained.settings["model"])
-      part = loop.abstract_part(shape, mesh, new_model)
+      part = loop.abstract_state(shape, None, mesh, new_model)
       model = stored.restore(latest, part, is_part=True).model
   if model is None or huggingface.weights_fingerprint(model) != trained.weights:
     raise UserError(
