@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import cudnn, sharding, splash
 from miniplm_jax.models.ops import KEPT
@@ -26,7 +27,14 @@ def attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, visible_BxTxS=None):
   can be differentiated.
   """
   if visible_BxTxS is None and (kernel := _kernel(q_BxTxNxH, k_BxSxKxH)):
-    return kernel.attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH)
+    # Each device calls it on its rows and heads. The partitioner cannot look
+    # into splash's; and JAX's own partitioning of cuDNN's is a Python callback,
+    # which no cache can keep.
+    spec = P(sharding.BATCH, None, "tensor", None)
+    mapped = jax.shard_map(
+      kernel.attention, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
+    )
+    return mapped(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH)
   batch, length, heads, size = q_BxTxNxH.shape
   keys = k_BxSxKxH.shape[2]
   q_BxTxKxGxH = q_BxTxNxH.reshape(batch, length, keys, heads // keys, size)
@@ -45,11 +53,17 @@ def attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, visible_BxTxS=None):
 def _kernel(q_BxTxNxH, k_BxTxKxH):
   """The module with the platform's kernel for such rows, if it has one.
 
-  Kernels multiply in bfloat16; float32 is asked for to be exact.
+  Kernels multiply in bfloat16; float32 is asked for to be exact. None has
+  [T, S] weights in main memory, forward or backward.
   """
   kernel = {"tpu": splash, "gpu": cudnn}.get(sharding.platform())
-  is_asked = kernel and q_BxTxNxH.dtype == jnp.bfloat16
-  return kernel if is_asked and kernel.fits(q_BxTxNxH, k_BxTxKxH) else None
+  if not kernel or q_BxTxNxH.dtype != jnp.bfloat16:
+    return None
+  batch, length, heads, size = q_BxTxNxH.shape
+  shards = sharding.axis_size("data") * sharding.axis_size("fsdp")
+  tensor, keys = sharding.axis_size("tensor"), k_BxTxKxH.shape[2]
+  is_even = batch % shards == heads % tensor == keys % tensor == 0
+  return kernel if is_even and kernel.fits(length, size) else None
 
 
 @jax.custom_vjp

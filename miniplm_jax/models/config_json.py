@@ -150,11 +150,9 @@ def write(
   """The config.json of a model with this shape.
 
   Args:
-    arch: the shape.
     eos_id: also what pads.
-    dtype: of the stored weights.
     bos_id: what every row starts with; None is eos.
-    as_llama: whether a Qwen2 becomes a Llama with `parameters.zeros`.
+    as_llama: whether a Qwen2 becomes a Llama, whose other biases are 0.
 
   Raises:
     UserError: no family has this combination of biases and norms.

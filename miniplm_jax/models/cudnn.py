@@ -3,13 +3,9 @@
 B batch, T time, N heads, K key heads, H head size.
 """
 
-import functools
 import re
 
 import jax
-from jax.sharding import PartitionSpec as P
-
-from miniplm_jax.models import sharding
 
 # The primitive whose results the backward pass reads. They carry no name that
 # a policy of rematerialization could ask for.
@@ -20,42 +16,26 @@ FORWARD = "dot_product_attention_fwd_wrapper"
 _LEAST, _LARGE_HEADS = 8.0, 9.0
 
 
-def fits(q_BxTxNxH, k_BxTxKxH) -> bool:
-  """Whether cuDNN takes whole rows of this shape, on this mesh and GPU."""
-  batch, _, heads, size = q_BxTxNxH.shape
-  shards = sharding.axis_size("data") * sharding.axis_size("fsdp")
-  tensor, keys = sharding.axis_size("tensor"), k_BxTxKxH.shape[2]
+def fits(unused_length: int, size: int) -> bool:
+  """Whether cuDNN takes heads of this size, on this GPU."""
   capability = _compute_capability()
-  return (
-    capability >= _LEAST
-    and size % 8 == 0
-    and size <= (256 if capability >= _LARGE_HEADS else 128)
-    and batch % shards == 0
-    and heads % tensor == keys % tensor == 0
-  )
+  most = 256 if capability >= _LARGE_HEADS else 128
+  return capability >= _LEAST and size % 8 == 0 and size <= most
 
 
 def attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, implementation: str = "cudnn"):
   """Causal attention, [B, T, N, H], of queries that are not scaled.
 
-  N / K queries share a key. No [T, S] weights are formed in main memory,
-  forward or backward. Needs a shape that `fits`. The implementation "xla"
-  computes the same without a GPU.
+  N / K queries share a key. The implementation "xla" computes the same without
+  a GPU.
   """
-  # Under shard_map each device calls the kernel on its rows and heads: JAX's
-  # own partitioning of it is a Python callback, which no cache can keep.
-  spec = P(sharding.BATCH, None, "tensor", None)
-  mapped = jax.shard_map(
-    functools.partial(
-      jax.nn.dot_product_attention,
-      is_causal=True,
-      implementation=implementation,
-    ),
-    in_specs=(spec,) * 3,
-    out_specs=spec,
-    check_vma=False,
+  return jax.nn.dot_product_attention(
+    q_BxTxNxH,
+    k_BxTxKxH,
+    v_BxTxKxH,
+    is_causal=True,
+    implementation=implementation,
   )
-  return mapped(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH)
 
 
 def _compute_capability() -> float:

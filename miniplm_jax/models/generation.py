@@ -70,7 +70,6 @@ def decode(
   Each model keeps a cache, so it reads a token once.
 
   Args:
-    models: those that read the tokens.
     heads: their output tables [V, D].
     tokens_BxT: prompts, padded on the left.
     first_B: the column where each prompt begins.
@@ -79,8 +78,6 @@ def decode(
       of each row, int32 [B], and what is kept of it, a pytree of [B, …]. The
       heads are ready for `head.logits`.
     size: N.
-    eos_ids: ids that end a row.
-    dtype: of the computation and of the caches.
   """
   batch, prompt = tokens_BxT.shape
   eos = jnp.asarray(eos_ids, jnp.int32)
@@ -170,16 +167,12 @@ def generate(
   the batch that it is in.
 
   Args:
-    model: the decoder.
     tokens_BxT: prompts, padded on the left.
     first_B: the column where each prompt begins.
     row_B: each row's number; below 0 the row is left empty.
-    sampling: how to draw.
-    seed: of the draws.
     eos_ids: ids that end a row; none means that nothing does.
     vocabulary: ids from here on are never drawn: rows of the head that
       belong to no token.
-    dtype: of the computation and of the cache.
   """
   fold = jax.vmap(jax.random.fold_in, (None, 0))
   key_B = fold(jax.random.key(seed), row_B)

@@ -49,16 +49,12 @@ class _Tensor(NamedTuple):
 
 
 def load(directory: epath.Path, mesh: Mesh, dtype: Any = jnp.float32):
-  """Reads a model onto the mesh, for each device only its shard.
+  """Reads a `Decoder` onto the mesh, for each device only its shard.
 
   Args:
     directory: with config.json and model.safetensors, sharded or not, in
       float32, bfloat16 or float16.
-    mesh: where to put it.
     dtype: of the parameters in memory; what Mamba scans is float32 at least.
-
-  Returns:
-    A `Decoder`.
 
   Raises:
     UserError: naming every missing, unexpected and mis-shaped tensor.
@@ -291,8 +287,6 @@ def save(
   All processes that hold a part of the model call it; the first one writes.
 
   Args:
-    directory: made if it is not there.
-    model: what is written.
     eos_id: also what pads.
     extra: further files by name: tokenizer, model card.
     dtype: of the stored weights.

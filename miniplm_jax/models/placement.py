@@ -137,7 +137,6 @@ def run_rows(
       them.
     batches: pairs of the real rows' numbers, in any order, and the arrays
       [b, …] of this process's rows, in the order of `local_rows`.
-    mesh: that of the batches.
 
   Yields:
     What `run` gave for each batch, on this host and without empty rows.

@@ -183,9 +183,7 @@ class ModelRef:
     """A digest of how a stage uses the model; what it made must be so.
 
     Args:
-      settings: of the stage's step.
       path: the manifest of what it made, with an input "weights".
-      stage: its name.
       idle: settings without effect: those of what was made hold.
 
     Raises:

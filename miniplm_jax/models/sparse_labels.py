@@ -38,10 +38,7 @@ def draw(
 
   Args:
     h_BxTxD: the teacher's hidden states, in compute dtype.
-    w_VxD: its head.
-    y_BxT: labels.
     key_BxTx2: uint32 key data of each token, for "sampling".
-    kind: one of `KINDS`.
     count: K, ids of a token; with 0 only the labels are looked at.
     ids: ids from here on are never taken.
     vocab_size: rows of the head from here on take no probability.

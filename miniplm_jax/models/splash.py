@@ -12,9 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_mask as masks,
 )
-from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.models import sharding
 from miniplm_jax.models.ops import KEPT
 
 # Queries and keys of a block, and keys of one product: what a core's memory
@@ -23,40 +21,23 @@ _QUERIES, _KEYS, _KEYS_AT_A_TIME = 512, 256, 128
 LANES = 128
 
 
-def fits(q_BxTxNxH, k_BxTxKxH) -> bool:
-  """Whether the kernel takes whole rows of this shape, on this mesh."""
-  batch, length, heads, _ = q_BxTxNxH.shape
-  shards = sharding.axis_size("data") * sharding.axis_size("fsdp")
-  tensor, keys = sharding.axis_size("tensor"), k_BxTxKxH.shape[2]
-  return (
-    length % LANES == 0
-    and batch % shards == 0
-    and heads % tensor == keys % tensor == 0
-  )
+def fits(length: int, unused_size: int) -> bool:
+  """Whether the kernel takes whole rows of this length."""
+  return length % LANES == 0
 
 
 def attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, interpret: bool = False):
   """Causal attention, [B, T, N, H], of queries that are not scaled.
 
-  N / K queries share a key. No [T, S] weights are formed in main memory,
-  forward or backward, and no block of them above the diagonal is computed.
-  What the backward pass needs carries the name `KEPT`. Needs a shape that
-  `fits`. With `interpret` it runs without a TPU, slowly.
+  N / K queries share a key. No block of [T, S] weights above the diagonal is
+  computed. What the backward pass needs carries the name `KEPT`. With
+  `interpret` it runs without a TPU, slowly.
   """
-
-  def local(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH):
-    _, length, heads, size = q_BxTxNxH.shape
-    one_row = _kernel(length, heads, interpret)
-    q_BxNxTxH = q_BxTxNxH.swapaxes(1, 2) * size**-0.5
-    k_BxKxTxH, v_BxKxTxH = k_BxTxKxH.swapaxes(1, 2), v_BxTxKxH.swapaxes(1, 2)
-    return jax.vmap(one_row)(q_BxNxTxH, k_BxKxTxH, v_BxKxTxH).swapaxes(1, 2)
-
-  # The partitioner cannot look into a kernel.
-  spec = P(sharding.BATCH, None, "tensor", None)
-  mapped = jax.shard_map(
-    local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
-  )
-  return mapped(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH)
+  _, length, heads, size = q_BxTxNxH.shape
+  one_row = _kernel(length, heads, interpret)
+  q_BxNxTxH = q_BxTxNxH.swapaxes(1, 2) * size**-0.5
+  k_BxKxTxH, v_BxKxTxH = k_BxTxKxH.swapaxes(1, 2), v_BxTxKxH.swapaxes(1, 2)
+  return jax.vmap(one_row)(q_BxNxTxH, k_BxKxTxH, v_BxKxTxH).swapaxes(1, 2)
 
 
 def _kernel(length: int, heads: int, interpret: bool):

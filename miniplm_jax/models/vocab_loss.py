@@ -46,7 +46,6 @@ class Tile(Protocol):
       w_VxD: the head, whole over `fsdp`, in that dtype.
       dw_VxD: float32, the head's gradient that earlier tiles added up.
       frozen: hidden states [S, E] and head [V, E] of each frozen model.
-      per_token: arrays [S, …].
 
     Returns:
       The weighted loss of each token, float32 [S]; further values [S, …];
@@ -61,9 +60,7 @@ def tiled_loss(tile: Tile, h_BxTxD, w_VxD, frozen: tuple, per_token: tuple):
   Differentiable in `h_BxTxD` and `w_VxD` of the scalar; in nothing else.
 
   Args:
-    tile: the objective.
-    h_BxTxD: hidden states in compute dtype.
-    w_VxD: the head; cast to the dtype of `h_BxTxD`.
+    w_VxD: cast to the dtype of `h_BxTxD`.
     frozen: pairs of hidden states [B, T, E] and head [U, E] of other models.
       Their heads are cut, or padded with zeros, to V rows, so that all lie
       alike over `tensor`.

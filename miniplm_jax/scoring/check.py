@@ -52,14 +52,8 @@ def compare(
   """Scores rows again; returns how far they are off at most, and may be.
 
   Both in nats per token, of rows of 256 tokens or more. The tolerance of a row
-  of n tokens is √(256 / n) times as large.
-
-  Args:
-    name: of the table and of the scorer's model.
-    where: the table, for the error.
-    stored: columns of the rows, at least one, as the table has them.
-    scorer: of that model.
-    verify: says the tolerance, or else the dtype does.
+  of n tokens is √(256 / n) times as large; without one of `verify`, it is that
+  of the dtype. At least one row is `stored`.
 
   Raises:
     UserError: a row is off by more, or has another number of tokens.

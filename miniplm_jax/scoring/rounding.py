@@ -49,12 +49,8 @@ def rounded(
   """The teacher in int8, its report written beside its scores.
 
   Args:
-    score: how rows are scored, and the bounds.
-    teacher: whose table it is for.
     model: what was loaded of it; it is given up.
-    reference: by which the ranking is judged.
     corpus: its rows of D are the sample.
-    mesh: that of all models.
     made_by: what the parts will say they are made by.
     alpha: the share of the rows that a selection keeps.
 

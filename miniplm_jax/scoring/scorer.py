@@ -53,10 +53,7 @@ class Scorer:
     """Compiles nothing yet; one compilation per model and length in use.
 
     Args:
-      score: how rows are put into batches.
       models: by name, on `mesh`; decoders, if `row_sum` is not given.
-      corpus: of the rows.
-      mesh: rows are split over its batch axes.
       dtype: of the computation, if not that of `score`.
       lengths: if not those of `score`; that of the corpus is added.
       row_sum: (model, batch, eos_id, dtype) → (Σ of each row, tokens).

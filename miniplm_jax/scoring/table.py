@@ -58,7 +58,6 @@ def encode(
   """One part as a Parquet file; equal scores are equal bytes.
 
   Args:
-    unit: which rows it has.
     sums: float32 [rows], in nats.
     n_tokens: int32 [rows], tokens summed over.
     made_by: fingerprints of what scored it, by name.

@@ -54,8 +54,6 @@ def offline(
   training: it was there before.
 
   Args:
-    workdir: where all of it lies.
-    selection: its name.
     tables: names of the score tables that rank its rows, by role.
     is_reference_trained: here, for those that rank by it.
     inputs: what its objective reads beside corpus and selection.

@@ -88,7 +88,6 @@ class Checkpoints:
     """Opens or makes `directory`.
 
     Args:
-      directory: where each has a folder.
       keep: how many of the newest are kept; None is all.
       keep_every: steps; those of a multiple of it are kept for good, whatever
         a later start says. 0 is none.

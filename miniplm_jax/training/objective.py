@@ -69,11 +69,8 @@ class NextToken:
   ) -> tuple[tuple[Any, ...], Any]:
     """What `loss` takes of a whole batch, and what is counted of it.
 
-    Args:
-      batch: from `with_rows`, on the mesh.
-      unused_model: what is trained, as it is before the step.
-      unused_frozen: the attribute `frozen`.
-      unused_key: a key of random numbers, of the seed and the step.
+    Given a batch from `with_rows`, on the mesh, what is trained as it is before
+    the step, `frozen`, and a key of the seed and the step.
 
     Returns:
       Arrays [B, …] whose weights are normalized over the batch, so that the

@@ -22,12 +22,7 @@ _FREE = ("initializer_range", "max_position_embeddings")
 def load(begin: ModelRef, shape: Architecture, corpus, base, mesh):
   """A `Decoder` of a student's shape, in float32, each device with its shard.
 
-  Args:
-    begin: where the weights are from.
-    shape: the student's.
-    corpus: that it is trained on.
-    base: that one, or what it was generated from, with the rows' seed.
-    mesh: where to put it.
+  `base` is the corpus, or what that was generated from, with the rows' seed.
 
   Raises:
     UserError: it has another shape or tokenizer, was trained on held-out
