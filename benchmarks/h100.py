@@ -103,11 +103,11 @@ def main(argv):
   programs = []
   for rows in map(int, _ROWS.value):
     for name in _TEACHERS.value:
-      arch = architecture.make(architecture.PRESETS[name])
+      arch = architecture.SHAPES[name]
       lowered = programs.scoring(arch, here, rows * here.size, length)
       programs.append((f"scoring {name}, {rows} rows", lowered))
     for name in _STUDENTS.value:
-      arch = architecture.make(architecture.PRESETS[name])
+      arch = architecture.SHAPES[name]
       for remat in _REMAT.value:
         lowered = training(arch, here, remat, rows, length)
         programs.append(

@@ -35,7 +35,7 @@ def _write(folder: str) -> tuple[int, int]:
 
   from miniplm_jax.models import architecture, decoder, huggingface
 
-  arch = architecture.make(architecture.PRESETS[_PRESET.value])
+  arch = architecture.SHAPES[_PRESET.value]
   model = decoder.Decoder(arch, nnx.Rngs(0), jnp.bfloat16)
   huggingface.save(epath.Path(folder), model, 0, {}, jnp.bfloat16, "1GB")
   shapes = huggingface.expected(model).values()

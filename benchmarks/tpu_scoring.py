@@ -40,7 +40,7 @@ def main(argv):
   """Compiles, prints and writes."""
   del argv
   topology.prepare()
-  arch = architecture.make(architecture.PRESETS[_PRESET.value])
+  arch = architecture.SHAPES[_PRESET.value]
   length = _LENGTH.value
   program = ScoringProgram(
     _PRESET.value, arch, jnp.bfloat16, length, batch_tokens=length, count=1

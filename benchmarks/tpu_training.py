@@ -49,11 +49,11 @@ _OUT = flags.DEFINE_string("out", "docs/tpu_training.md", "The table.")
 def _program(student: str, method: str) -> workload.TrainingProgram:
   """The training step of a preset by one of the methods."""
   train, kd, length = TrainConfig(), KdConfig(), _LENGTH.value
-  arch = architecture.make(architecture.PRESETS[student])
+  arch = architecture.SHAPES[student]
   token_flops = flops_lib.next_token(arch, length)
   objective = workload.next_token(train)
   if method == "vanilla_kd":
-    teacher = architecture.make(architecture.PRESETS[_TEACHER.value])
+    teacher = architecture.SHAPES[_TEACHER.value]
     token_flops += teacher.forward_flops(length)
 
     def objective(mesh, remat):

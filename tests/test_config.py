@@ -366,7 +366,8 @@ def test_students_of_the_paper_have_its_schedules(name, parameters, rates):
   space = {}
   exec((ROOT / "configs" / f"{name}.py").read_text(), space)
   found = space["get_config"]()
-  arch = architecture.make(found.student.model)
+  fields = dict(found.student.model)
+  arch = architecture.FAMILIES[fields.pop("family")](**fields)
   assert arch.parameters() == parameters
   schedule = optimizer.learning_rate(found.train)
   for step, rate in rates.items():

@@ -233,7 +233,7 @@ def test_weights_are_cast_once_and_not_for_every_token(mesh, monkeypatch, fits):
 
 def test_weights_that_do_not_fit_are_named(mesh, monkeypatch, capsys):
   """Qwen1.5-4B in bfloat16 takes 7.4 GiB of a v5e's 15.75."""
-  arch = architecture.make(architecture.PRESETS["qwen1.5-4b"])
+  arch = architecture.SHAPES["qwen1.5-4b"]
   given = decoder.abstract(arch, jnp.bfloat16), jnp.zeros(8, jnp.int32)
 
   def fits(found=None):

@@ -16,7 +16,8 @@ from miniplm_jax.distillation.vanilla_kd import SoftLabels
 from miniplm_jax.models import likelihood
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.decoder import Decoder
-from miniplm_jax.models.vocab_tiles import SoftLabelTile, weighted_kd
+from miniplm_jax.models.vocab_loss import tiled_loss
+from miniplm_jax.models.vocab_tiles import SoftLabelTile
 from miniplm_jax.training import loop
 
 STUDENT = Transformer(
@@ -41,6 +42,11 @@ def dense(h, w, ht, wt, y, weight, labels):
   kd = -t * t * jnp.sum(p * jax.nn.log_softmax(z / t)[..., :n], -1)
   ce, kd = jnp.sum(weight * ce), jnp.sum(weight * kd)
   return (1 - labels.weight) * ce + labels.weight * kd, ce, kd
+
+
+def weighted_kd(h, w, ht, wt, y, weight, tile):
+  loss, (ce, kd) = tiled_loss(tile, h, w, ((ht, wt),), (y, weight))
+  return loss, jnp.sum(ce * weight), jnp.sum(kd * weight)
 
 
 def drawn(reduction, rows=128, teacher_rows=128):

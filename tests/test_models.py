@@ -13,7 +13,6 @@ from gradients import assert_same_gradients
 from miniplm_jax import config as config_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import (
-  architecture,
   attention,
   config_json,
   decoder,
@@ -23,7 +22,7 @@ from miniplm_jax.models import (
   sharding,
   splash,
 )
-from miniplm_jax.models.architecture import PRESETS, Mamba, Transformer
+from miniplm_jax.models.architecture import SHAPES, Mamba, Transformer
 from miniplm_jax.training import optimizer
 
 ARCH = Transformer(
@@ -64,7 +63,7 @@ KINDS = {
   ],
 )
 def test_parameter_counts_are_the_papers(name, total, bare):
-  arch = architecture.make(PRESETS[name])
+  arch = SHAPES[name]
   assert arch.parameters() == total
   assert bare is None or arch.non_embedding_parameters() == bare
   leaves = jax.tree.leaves(decoder.abstract(arch))
@@ -566,7 +565,7 @@ def test_the_optimizer_is_adamw_with_decay_on_everything():
 
 
 def test_flops_are_two_per_weight_and_causal_attention():
-  arch = architecture.make(PRESETS["qwen-500m"])
+  arch = SHAPES["qwen-500m"]
   weights = arch.matmul_parameters()
   assert arch.forward_flops(1024) == 2 * weights + 2 * 24 * 1024 * 1024
   small = dataclasses.replace(arch, num_key_value_heads=8)

@@ -25,7 +25,7 @@ from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.distillation import logits, logits_table
 from miniplm_jax.distillation.sparse_kd import SparseKD
 from miniplm_jax.distillation.token_selection import TokenSelection, top_share
-from miniplm_jax.models import sharding, sparse_labels, vocab_tiles
+from miniplm_jax.models import sharding, sparse_labels, vocab_loss, vocab_tiles
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.scoring import table as score_table
 from miniplm_jax.training import loop
@@ -59,9 +59,14 @@ def scattered(id_BxTxK, weight_BxTxK):
 
 
 def sparse(h_BxTxD, w_VxD, id_BxTxK, weight_BxTxK, tile=7):
-  return vocab_tiles.weighted_sparse_nll(
-    h_BxTxD, w_VxD, id_BxTxK, weight_BxTxK, V, tile
+  loss, (nll_BxTxK,) = vocab_loss.tiled_loss(
+    vocab_tiles.SparseTile(V, tile),
+    h_BxTxD,
+    w_VxD,
+    (),
+    (id_BxTxK, weight_BxTxK),
   )
+  return loss, nll_BxTxK
 
 
 def check_kernel():

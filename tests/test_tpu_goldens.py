@@ -85,7 +85,7 @@ def test_a_training_step_is_what_it_was(name, request):
 @needs_libtpu
 def test_the_teacher_of_the_paper_on_one_chip():
   """1.8B at 16 × 1,024: fits, no logits of all tokens, at the target."""
-  arch = architecture.make(architecture.PRESETS["qwen1.5-1.8b"])
+  arch = architecture.SHAPES["qwen1.5-1.8b"]
   mesh = topology.mesh("v5e:1x1", 1, 1, 1)
   found = prediction.predict(scoring(arch, 1024), "v5e:1x1", mesh, 16)
   assert found.peak_bytes < 4.2 * 2**30

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from miniplm_jax.models.architecture import PRESETS, Transformer, make
+from miniplm_jax.models.architecture import SHAPES, Transformer
 
 
 class Scoring(NamedTuple):
@@ -79,7 +79,7 @@ class Size:
 
 
 def _presets(*names: str) -> dict[str, Transformer]:
-  return {name: make(PRESETS[name]) for name in names}
+  return {name: SHAPES[name] for name in names}
 
 
 def _exact(vocabulary: int, hidden: int, layers: int) -> Transformer:

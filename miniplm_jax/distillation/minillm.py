@@ -38,7 +38,7 @@ import numpy as np
 
 from miniplm_jax.core import fields
 from miniplm_jax.distillation import sampling
-from miniplm_jax.models import head, likelihood, vocab_tiles
+from miniplm_jax.models import head, likelihood, vocab_loss, vocab_tiles
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.training.objective import NextToken
 
@@ -177,8 +177,12 @@ def policy_loss(
   """
   heads = sampling.common_heads(student, teacher)
   vocabulary = sampling.common_vocabulary(student, teacher)
-  single, kl_BxN = vocab_tiles.weighted_reverse_kl(
-    hidden_BxNxD, heads[0], sample.hidden, heads[1], weight_BxN, vocabulary
+  single, (kl_BxN,) = vocab_loss.tiled_loss(
+    vocab_tiles.ReverseKLTile(vocabulary),
+    hidden_BxNxD,
+    heads[0],
+    ((sample.hidden, heads[1]),),
+    (weight_BxN,),
   )
   long = head.weighted_nll(
     hidden_BxNxD, heads[0], sample.tokens, advantage_BxN, vocabulary

@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from miniplm_jax.models import likelihood, vocab_tiles
+from miniplm_jax.models import likelihood, vocab_loss, vocab_tiles
 from miniplm_jax.training.objective import NextToken
 
 
@@ -52,15 +52,13 @@ class SparseKD(NextToken):
     with likelihood.matmul_precision(self._dtype):
       hidden = model(inputs, dtype=self._dtype, remat=self._remat)
       # The label is one more id.
-      loss, nll_BxTxK = vocab_tiles.weighted_sparse_nll(
-        hidden,
-        model.head_VxD,
-        jnp.concatenate([targets[..., None], id_BxTxK], -1),
-        weight_BxTx1
-        * jnp.concatenate(
-          [jnp.full_like(weight_BxTx1, 1 - share), share * p_BxTxK], -1
-        ),
-        model.arch.vocab_size,
+      ids = jnp.concatenate([targets[..., None], id_BxTxK], -1)
+      shares = jnp.concatenate(
+        [jnp.full_like(weight_BxTx1, 1 - share), share * p_BxTxK], -1
+      )
+      tile = vocab_tiles.SparseTile(model.arch.vocab_size)
+      loss, (nll_BxTxK,) = vocab_loss.tiled_loss(
+        tile, hidden, model.head_VxD, (), (ids, weight_BxTx1 * shares)
       )
     return loss, {
       "train/lm_loss": jnp.sum(weights * nll_BxTxK[..., 0]),

@@ -6,7 +6,7 @@ B batch, T time.
 import jax
 import jax.numpy as jnp
 
-from miniplm_jax.models import likelihood, vocab_tiles
+from miniplm_jax.models import likelihood, vocab_loss, vocab_tiles
 from miniplm_jax.training.objective import NextToken
 
 
@@ -23,18 +23,20 @@ class SoftLabels(NextToken):
       teacher_BxTxE = jax.lax.stop_gradient(frozen(inputs, dtype=dtype))
     with likelihood.matmul_precision(self._dtype):
       hidden_BxTxD = model(inputs, dtype=self._dtype, remat=self._remat)
-      loss, ce, kd = vocab_tiles.weighted_kd(
+      tile = vocab_tiles.SoftLabelTile(
+        model.arch.vocab_size,
+        frozen.arch.vocab_size,
+        self._section.weight,
+        self._section.temperature,
+      )
+      loss, (ce_BxT, kd_BxT) = vocab_loss.tiled_loss(
+        tile,
         hidden_BxTxD,
         model.head_VxD,
-        teacher_BxTxE,
-        frozen.head_VxD,
-        targets,
-        weights,
-        vocab_tiles.SoftLabelTile(
-          model.arch.vocab_size,
-          frozen.arch.vocab_size,
-          self._section.weight,
-          self._section.temperature,
-        ),
+        ((teacher_BxTxE, frozen.head_VxD),),
+        (targets, weights),
       )
-    return loss, {"train/ce": ce, "train/kd": kd}
+    return loss, {
+      "train/ce": jnp.sum(ce_BxT * weights),
+      "train/kd": jnp.sum(kd_BxT * weights),
+    }

@@ -242,16 +242,6 @@ class Mamba(Architecture):
 FAMILIES = {kind.family: kind for kind in (Transformer, Mamba)}
 
 
-def make(section: Mapping[str, Any]) -> Architecture:
-  """The shape that a `model` section of a ConfigDict describes.
-
-  Raises:
-    UserError: a value that no model can have.
-  """
-  fields = dict(section)
-  return FAMILIES[fields.pop("family")](**fields)
-
-
 def section_of(arch: Architecture) -> dict[str, Any]:
   """The fields of a `model` section of a ConfigDict."""
   return {"family": arch.family} | dataclasses.asdict(arch)

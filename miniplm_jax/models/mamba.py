@@ -57,12 +57,6 @@ PARAMETERS = {
 sharding.declare({name: p.spec for name, p in PARAMETERS.items()})
 
 
-class Context(NamedTuple):
-  """What all layers of a pass share."""
-
-  real: Any  # which positions are not padding, bool [B or 1, T]
-
-
 class Cache(NamedTuple):
   """What the next position needs of the past."""
 
@@ -70,36 +64,30 @@ class Cache(NamedTuple):
   states: Any  # float32 [L, B, N, E]
 
 
-def context(arch: Mamba, length: int) -> Context:
-  """The context of whole rows of `length` tokens."""
-  del arch
-  return Context(jnp.ones((1, length), bool))
+def context(unused_arch: Mamba, length: int):
+  """Which positions of whole rows are not padding, bool [1, T]: all."""
+  return jnp.ones((1, length), bool)
 
 
-def cached_context(
-  arch: Mamba, cache: Cache, start, length: int, first_B
-) -> Context:
-  """The context of `length` tokens from column `start`.
+def cached_context(unused_arch, unused_cache, start, length: int, first_B):
+  """The same of `length` tokens from column `start`, bool [B, T].
 
   Padding leaves states at 0.
   """
-  del arch, cache
   column_T = start + jnp.arange(length)
-  return Context(column_T[None] >= first_B[:, None])
+  return column_T[None] >= first_B[:, None]
 
 
-def new_cache(arch: Mamba, batch: int, size: int, dtype: Any) -> Cache:
-  """States before the first token; they do not grow with `size`."""
-  del size
+def new_cache(arch: Mamba, batch: int, unused_size: int, dtype: Any) -> Cache:
+  """States before the first token; they do not grow with the size."""
   layers, e = arch.num_hidden_layers, arch.intermediate_size
   inputs = jnp.zeros((layers, batch, arch.conv_kernel - 1, e), dtype)
   states = jnp.zeros((layers, batch, arch.state_size, e), jnp.float32)
   return Cache(inputs, states)
 
 
-def residual_dtype(dtype: Any) -> Any:
+def residual_dtype(unused_dtype: Any) -> Any:
   """float32 whatever the compute dtype, like the reference."""
-  del dtype
   return jnp.float32
 
 
@@ -192,7 +180,7 @@ class Layers(nnx.Module):
       one, self, is_leaf=int8.is_quantized
     )
 
-  def __call__(self, x_BxTxD, shared: Context, cache=None, start=0, i=0):
+  def __call__(self, x_BxTxD, real_BxT, cache=None, unused_start=0, i=0):
     """One layer; `self` is a slice without the leading L.
 
     `x_BxTxD` is the residual stream, in float32. A cache is that of all
@@ -201,13 +189,12 @@ class Layers(nnx.Module):
     Returns:
       Hidden states, float32 [B, T, D], and the cache after the last token.
     """
-    del start
     arch = self.arch
     batch, length = x_BxTxD.shape[:2]
     n, r, e = arch.state_size, arch.rank, arch.intermediate_size
     dtype = self.in_proj[...].dtype
     norm_D = self.norm[...]
-    real_BxTx1 = shared.real[..., None]
+    real_BxTx1 = real_BxT[..., None]
     y_BxTxD = rms_norm(x_BxTxD.astype(dtype), norm_D, arch.rms_norm_eps)
     u_BxTxE = by_channel(project(y_BxTxD, self.in_proj)) * real_BxTx1
     gate_BxTxE = by_channel(project(y_BxTxD, self.gate_proj))

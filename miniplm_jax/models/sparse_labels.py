@@ -1,7 +1,7 @@
 """A few ids of a teacher's distribution at each token: likeliest or sampled.
 
 They are taken from one tile's logits at a time, under `shard_map` as in
-`vocab_loss.py`; `vocab_tiles.weighted_sparse_nll` is the loss against them.
+`vocab_loss.py`; `vocab_tiles.SparseTile` is the loss against them.
 
 B batch, T time, D hidden, V vocabulary, K ids of a token, S tokens of a tile.
 """

@@ -1,8 +1,8 @@
 """Losses against more than one label: a teacher's, a few ids', a divergence.
 
-Each is a `Tile` of `vocab_loss.tiled_loss`, which says how tiles, gradients
-and devices go together, with a function that calls it. The next-token loss,
-which also streams the vocabulary, is in `head.py`.
+Each is a `Tile` for `vocab_loss.tiled_loss`, which says how tiles, gradients
+and devices go together. The next-token loss, which also streams the
+vocabulary, is in `head.py`.
 
 B batch, T time, D and E hidden sizes of student and teacher, V and U rows of
 their heads, K ids of a token, S tokens of a tile.
@@ -20,13 +20,17 @@ from miniplm_jax.models.vocab_loss import (
   log_softmax,
   logits,
   logsumexp,
-  tiled_loss,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class SoftLabelTile:
-  """(1 − weight) · cross-entropy + weight · a teacher's soft labels."""
+  """(1 − weight) · cross-entropy + weight · a teacher's soft labels.
+
+  Vanilla KD of the paper (section 3.1). Frozen is the teacher; of each token
+  there are the target, an id that both have, and what multiplies its loss. The
+  values are −log q(y) and Σ_v −p(v) log q(v) of each token.
+  """
 
   vocab_size: int  # rows of the student's head from here on are padding
   # The same of the teacher. It is a distribution over the ids that both have;
@@ -39,7 +43,7 @@ class SoftLabelTile:
   tokens: int = 512  # the logits of two models exist at a time
 
   def __call__(self, h_SxD, w_VxD, dw_VxD, frozen, per_token):
-    """Values: each token's cross-entropy, and that against soft labels."""
+    """See `vocab_loss.Tile`."""
     ((ht_SxE, wt_VxE),), (y_S, weight_S) = frozen, per_token
     share, temperature = self.weight, self.temperature
     common = min(self.vocab_size, self.teacher_vocab_size)
@@ -70,35 +74,20 @@ class SoftLabelTile:
     return loss_S, (ce_S, kd_S), *gradients
 
 
-def weighted_kd(
-  h_BxTxD, w_VxD, ht_BxTxE, wt_UxE, y_BxT, weight_BxT, tile: SoftLabelTile
-):
-  """Vanilla KD of the paper (section 3.1), weighted over tokens.
-
-  Of hidden states and heads of student and teacher, and targets that both
-  have. Differentiable in `h_BxTxD` and `w_VxD`, through the first result
-  alone.
-
-  Returns:
-    float32 scalars: the loss (1 − a)·ce + a·kd, and its parts
-    ce = Σ weight · −log q(y) and kd = Σ weight · Σ_v −p(v) log q(v).
-  """
-  frozen = ((ht_BxTxE, wt_UxE),)
-  loss, (ce_BxT, kd_BxT) = tiled_loss(
-    tile, h_BxTxD, w_VxD, frozen, (y_BxT, weight_BxT)
-  )
-  return loss, jnp.sum(ce_BxT * weight_BxT), jnp.sum(kd_BxT * weight_BxT)
-
-
 @dataclasses.dataclass(frozen=True)
 class SparseTile:
-  """Σ_K weight · −log q(id) of a few ids of each token."""
+  """Σ_K weight · −log q(id) of a few ids of each token.
+
+  Of each token there are the ids, int32 [K], and their weights, float32 [K].
+  One id of weight 1 is the next-token loss; an id may stand several times, and
+  the weights have any sum. The value is −log q(id) in nats, [K].
+  """
 
   vocab_size: int | None  # rows of the head from here on are padding
   tokens: int = TILE
 
   def __call__(self, h_SxD, w_VxD, dw_VxD, frozen, per_token):
-    """The value is −log q of each id, [S, K]."""
+    """See `vocab_loss.Tile`."""
     del frozen
     id_SxK, weight_SxK = per_token
     logits_SxV = logits(h_SxD, w_VxD, self.vocab_size)
@@ -121,39 +110,19 @@ class SparseTile:
     return loss_S, (nll_SxK,), *gradients
 
 
-def weighted_sparse_nll(
-  h_BxTxD,
-  w_VxD,
-  id_BxTxK,
-  weight_BxTxK,
-  vocab_size: int | None = None,
-  tokens: int = TILE,
-):
-  """Σ weight · −log q(id | h), and what is weighted.
-
-  One id of weight 1 is the next-token loss. An id may stand several times,
-  and the weights of a token have any sum. Differentiable in `h_BxTxD` and
-  `w_VxD` of the scalar; in nothing else.
-
-  Returns:
-    A float32 scalar, and −log q(id) in nats, float32 [B, T, K].
-  """
-  tile = SparseTile(vocab_size, tokens)
-  loss, (nll_BxTxK,) = tiled_loss(
-    tile, h_BxTxD, w_VxD, (), (id_BxTxK, weight_BxTxK)
-  )
-  return loss, nll_BxTxK
-
-
 @dataclasses.dataclass(frozen=True)
 class ReverseKLTile:
-  """Weight · KL(student ‖ teacher), over the vocabulary that both have."""
+  """Weight · KL(student ‖ teacher), over the vocabulary that both have.
+
+  Frozen is the teacher; of each token there is the weight, of any sign. The
+  value is the divergence, Σ_v q(v) log(q(v) / p(v)) in nats.
+  """
 
   vocab_size: int  # rows of the heads from here on take no probability
   tokens: int = TILE
 
   def __call__(self, h_SxD, w_VxD, dw_VxD, frozen, per_token):
-    """The value is the divergence of each token."""
+    """See `vocab_loss.Tile`."""
     ((ht_SxE, wt_VxE),), (weight_S,) = frozen, per_token
     log_q_SxV = log_softmax(logits(h_SxD, w_VxD, self.vocab_size))
     log_p_SxV = log_softmax(logits(ht_SxE, wt_VxE, self.vocab_size))
@@ -163,28 +132,3 @@ class ReverseKLTile:
     dlogits_SxV = q_SxV * (ratio_SxV - kl_S[:, None]) * weight_S[:, None]
     gradients = backward(dlogits_SxV, h_SxD, w_VxD, dw_VxD)
     return kl_S * weight_S, (kl_S,), *gradients
-
-
-def weighted_reverse_kl(
-  q_BxTxD,
-  q_VxD,
-  p_BxTxE,
-  p_VxE,
-  weight_BxT,
-  vocab_size: int,
-  tokens: int = TILE,
-):
-  """Σ weight · Σ_v q(v) log(q(v) / p(v)), and what is weighted.
-
-  Of hidden states and heads of the student, q, and of the teacher, p. Weights
-  have any sign. Differentiable in `q_BxTxD` and `q_VxD` of the scalar; in
-  nothing else.
-
-  Returns:
-    A float32 scalar, and the divergences in nats, float32 [B, T].
-  """
-  tile = ReverseKLTile(vocab_size, tokens)
-  loss, (kl_BxT,) = tiled_loss(
-    tile, q_BxTxD, q_VxD, ((p_BxTxE, p_VxE),), (weight_BxT,)
-  )
-  return loss, kl_BxT
