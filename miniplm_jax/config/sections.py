@@ -5,6 +5,7 @@ default the paper's constant, its rule what it may be.
 """
 
 import dataclasses
+from typing import Any, ClassVar
 
 from miniplm_jax.core import fields as f
 from miniplm_jax.core.fields import Section
@@ -173,6 +174,16 @@ class ScoreConfig(Section):
   int8_least_spearman: float = f.number(0.99, "[0, 1]")
   # share of the kept rows that agree
   int8_least_agreement: float = f.number(0.97, "[0, 1]")
+
+  # How a table is computed and cut: by rounding apart, its readers find the
+  # same.
+  LAYOUT: ClassVar[tuple[str, ...]] = "rows_per_part", "lengths", "batch_tokens"
+
+  @property
+  def of_table(self) -> dict[str, Any]:
+    """What decides a table, by whatever model."""
+    layout = {name: getattr(self, name) for name in self.LAYOUT}
+    return {"dtype": self.dtype, **layout, "lengths": list(self.lengths)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,6 @@ from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.distillation import logits_table
 from miniplm_jax.methods import LABELS, LABELS_OF, Labels
 from miniplm_jax.models.ref import REFERENCE, ModelRef
-from miniplm_jax.scoring import settings as score_settings
 
 with epy.lazy_imports():
   from miniplm_jax.corpus import store
@@ -65,7 +64,7 @@ class StoredLabels:
     """The labels that an objective asks for; a model reads as it scores."""
     asked = labels._asdict()
     del asked["role"]
-    settings = score_settings.of_table(score) | asked
+    settings = score.of_table | asked
     return cls(
       folder=_folder(selection.parent / "logits", model.name, asked),
       corpus=corpus,

@@ -20,7 +20,6 @@ from miniplm_jax.core.manifest import Manifest, made_by
 from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.models.ref import REFERENCE, ModelRef
-from miniplm_jax.scoring import settings as score_settings
 from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
 
 with epy.lazy_imports():
@@ -159,8 +158,8 @@ class Proxy:
     return Step(
       stage=STAGE,
       manifest=folder / MANIFEST,
-      settings=score_settings.of_table(self.score),
-      layout=score_settings.LAYOUT,
+      settings=self.score.of_table,
+      layout=ScoreConfig.LAYOUT,
       inputs={
         "corpus": inputs["corpus"],
         "model": self.workdir.scorer(STAGE) / MANIFEST,

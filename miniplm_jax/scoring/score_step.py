@@ -21,7 +21,6 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.models.ref import REFERENCE, TEACHER, Identity, ModelRef
-from miniplm_jax.scoring import settings as settings_lib
 from miniplm_jax.training import flops
 
 with epy.lazy_imports():
@@ -78,23 +77,26 @@ class Scoring:
 
   def _scored(self, ref: ModelRef, together) -> Step:
     score, is_int8 = self.score, self._is_int8(ref)
-    sample = {"share": score.share, "seed": score.seed}
+    rows, sample = "every row of D", {}
+    if score.share < 1:
+      rows = f"{score.share:.4g} of the rows of D"
+      sample = {"share": score.share, "seed": score.seed}
     return Step(
       stage=STAGE,
       manifest=ref.table / MANIFEST,
       settings={
-        **settings_lib.of_table(score),
+        **score.of_table,
         "int8": is_int8,
-        **(sample if score.share < 1 else {}),
+        **sample,
       },
       inputs={"corpus": self.corpus, "weights": ref.as_input()},
-      layout=settings_lib.LAYOUT,
+      layout=ScoreConfig.LAYOUT,
       # Each part says what rows and weights it was made from.
       rechecks=("corpus", "weights"),
       policy=Policy(grows=True, is_shared=True),
       outputs=table_files(ref.table),
-      summary=f"Σ nll of {settings_lib.rows_in_words(score)} under {ref.name} "
-      f"{ref.origin}, {score.dtype}" + (", int8 weights" if is_int8 else ""),
+      summary=f"Σ nll of {rows} under {ref.name} {ref.origin}, {score.dtype}"
+      + (", int8 weights" if is_int8 else ""),
       together=together,
       run=lambda inputs: self._merge(ref, inputs, *self._filled[ref.name]),
     )
@@ -161,7 +163,7 @@ class Scoring:
       stage=STAGE,
       manifest=ref.table / MANIFEST,
       settings={"rows_per_part": self.score.rows_per_part},
-      layout=settings_lib.LAYOUT,
+      layout=ScoreConfig.LAYOUT,
       inputs={"corpus": self.corpus, "scores": Imported(ref.scores)},
       outputs=table_files(ref.table),
       summary=f"scores of {ref.name} from {ref.scores}",
