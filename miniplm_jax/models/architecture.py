@@ -40,13 +40,17 @@ class Architecture(Section):
   )
 
   @property
+  def facts(self) -> dict[str, Any]:
+    """What decides, beside the weights, what a model of a family computes."""
+    fields = dataclasses.asdict(self)
+    return {k: v for k, v in fields.items() if k not in self._IDLE}
+
+  @property
   def fingerprint(self) -> str:
-    """sha256 of what decides, beside the weights, what is computed."""
+    """sha256 of the family and the facts."""
     from miniplm_jax.core import files  # etils: --help need not wait for it
 
-    fields = dataclasses.asdict(self)
-    kept = {k: v for k, v in fields.items() if k not in self._IDLE}
-    return files.digest([self.family, kept])
+    return files.digest([self.family, self.facts])
 
   @property
   def table_rows(self) -> int:

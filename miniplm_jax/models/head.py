@@ -1,11 +1,9 @@
 """From hidden states to log-probs without the [B, T, V] logits.
 
-One kernel for scoring, training and evaluation, under `shard_map`: over
-`tensor` it takes a max and two sums per tile.
-
 `token_nll` streams the vocabulary in blocks, with a running maximum and sum,
-and its tiles hold the tokens of a mask alone. `weighted_nll` is differentiable
-and goes through `vocab_loss.tiled_loss`.
+and its tiles hold the tokens of a mask alone; over `tensor` it takes a max and
+two sums per tile. `weighted_nll` is differentiable and goes through
+`vocab_loss.tiled_loss`.
 
 B batch, T time, D hidden, V vocabulary, S tokens of a tile.
 """

@@ -151,7 +151,7 @@ class Checkpoints:
     if why:
       raise self._unreadable(step, why)
     return jax.tree_util.tree_map_with_path(
-      lambda path, _: functools.reduce(lambda d, k: d[k], _keys(path), arrays),
+      lambda path, _: functools.reduce(dict.get, _keys(path), arrays),
       state,
     )
 
@@ -281,7 +281,7 @@ class Checkpoints:
       # Of a part, orbax leaves what it does not find as it is.
       for path, leaf in jax.tree_util.tree_leaves_with_path(content):
         if not isinstance(leaf, jax.Array):
-          raise KeyError("/".join(_keys(path)))
+          raise KeyError(_name(path))
       jax.block_until_ready(content)
     except Exception as e:  # orbax raises that very class for lost chunks
       if distributed.is_out_of_memory(e) or errors.is_of_the_machine(e):
@@ -289,17 +289,13 @@ class Checkpoints:
       why = f"it cannot be read ({_short(e)})"
     if _any_process(bool(why)):
       return None, why or "another process cannot read it"
-    wrong = jax.tree.map(
-      lambda a, b: bool(a != b),
-      *jax.device_get((checksums.of(content["state"]), content["checksums"])),
+    now, then = jax.device_get(
+      (checksums.of(content["state"]), content["checksums"])
     )
-    wrong = [
-      "/".join(_keys(path))
-      for path, differs in jax.tree_util.tree_leaves_with_path(wrong)
-      if differs
-    ]
-    if wrong:
-      return None, f"{wrong[0]} is not what was saved (checksum)"
+    both = zip(jax.tree_util.tree_leaves_with_path(now), jax.tree.leaves(then))
+    for (path, value), saved in both:
+      if value != saved:
+        return None, f"{_name(path)} is not what was saved (checksum)"
     return content["state"], ""
 
   def _refuse_another_shape(self, step: int, state: Any):
@@ -379,14 +375,15 @@ def _pure(state: Any) -> Any:
 def _shapes(tree: Any) -> dict[str, list[int]]:
   """Returns the shapes of the arrays, by path."""
   return {
-    "/".join(_keys(path)): list(leaf.shape)
+    _name(path): list(leaf.shape)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 
+def _name(path) -> str:
+  """A pytree path as plain names: model/embed/value."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def _keys(path) -> list[str]:
-  """A pytree path as plain names."""
-  return [
-    str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k))))
-    for k in path
-  ]
+  return _name(path).split("/")

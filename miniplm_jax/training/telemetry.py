@@ -166,9 +166,8 @@ class Telemetry:
     self._fetched = now
     if step == self._first + 1:  # what came before says nothing of the rest
       self._start = now
-    values["train/tokens_per_second"] = (
-      self._tokens * jax.device_count() / seconds
-    )
+    tokens = self._tokens * jax.device_count()
+    values["train/tokens_per_second"] = tokens / seconds
     values["train/goodput"] = self._clock.goodput()
     if peak := flops.peak_flops():
       values["train/mfu"] = self._flops / seconds / peak
@@ -177,6 +176,7 @@ class Telemetry:
     every = self._spec.run.log_every_seconds
     if now - self._said >= every or step == self._spec.train.steps:
       self._said = now
+      a_step = (now - self._start) / max(step - self._first - 1, 1)
       log(
         self._spec.name,
         f"completed step: {step}, seconds: {seconds:.3f}, "
@@ -184,12 +184,8 @@ class Telemetry:
         f"Tokens/s/device: {self._tokens / seconds:.1f}, "
         f"total_weights: {values['train/total_weights']:.0f}, "
         f"loss: {values['train/loss']:.4f}, "
-        f"left: {duration(self._seconds_left(step, now))}",
+        f"left: {duration(a_step * (self._spec.train.steps - step))}",
       )
-
-  def _seconds_left(self, step: int, now: float) -> float:
-    done = max(step - self._first - 1, 1)
-    return (now - self._start) / done * (self._spec.train.steps - step)
 
   def _not_finite(self, name, value, step, row_ids):
     # Every process has rows of its own.

@@ -1,7 +1,5 @@
 """A student that goes on from the weights of a given model."""
 
-import dataclasses
-
 from etils import epy
 
 from miniplm_jax.core.errors import UserError
@@ -14,9 +12,6 @@ with epy.lazy_imports():
 
   from miniplm_jax.corpus import trained_rows
   from miniplm_jax.models import decoder, huggingface
-
-# Of a model's shape, what its weights and what it computes do not depend on.
-_FREE = ("initializer_range", "max_position_embeddings")
 
 
 def load(begin: ModelRef, shape: Architecture, corpus, base, mesh):
@@ -51,9 +46,7 @@ def load(begin: ModelRef, shape: Architecture, corpus, base, mesh):
 
 def _shape(shape: Architecture) -> dict[str, object]:
   """What must be equal of two shapes, by name."""
-  fields = {"family": shape.family} | dataclasses.asdict(shape)
-  for name in _FREE:
-    fields.pop(name, None)
+  fields = {"family": shape.family} | shape.facts
   if "head_dim" in fields:
     fields["head_dim"] = shape.head_size
   return fields
