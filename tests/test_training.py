@@ -31,7 +31,6 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import huggingface, sharding
 from miniplm_jax.training import (
   batches,
-  boards,
   checkpoints,
   comparable,
   loop,
@@ -472,7 +471,7 @@ def test_a_disk_that_is_full_is_one_line_and_gone_on_from(
 
 
 def test_a_board_on_a_full_disk_does_not_hang(tmp_path):
-  board = boards.TensorBoard(epath.Path(tmp_path), 0)
+  board = metrics.TensorBoard(epath.Path(tmp_path), 0)
   with files_up_to(10_000), pytest.raises(OSError) as e:
     for step in range(10_000):
       board.write(step, {"train/loss": 1.0})

@@ -15,7 +15,7 @@ from etils import epath
 from miniplm_jax.core import distributed, errors, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import duration, log
-from miniplm_jax.training import boards, comparable, flops, heldout, metrics
+from miniplm_jax.training import comparable, flops, heldout, metrics
 from miniplm_jax.training.spec import TrainSpec
 
 STEPS = "steps"
@@ -126,7 +126,7 @@ class Telemetry:
           "model": dataclasses.asdict(spec.shape),
           "train": dataclasses.asdict(spec.train),
         }
-        run = boards.wandb_run(
+        run = metrics.wandb_run(
           spec.run.wandb_project, spec.name, folder, settings
         )
       self._metrics = metrics.Metrics(folder, first, run)
