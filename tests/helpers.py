@@ -23,6 +23,8 @@ CONFIG = ROOT / "tests" / "tiny_config.py"
 LIMIT = 900
 STEPS = 100  # of the student in the fixture `finished`: enough to be killed in
 LONG = f"--config.train.steps={STEPS}"
+# Metrics of the wall clock: two runs of the same steps differ in them.
+OF_THE_CLOCK = ("train/tokens_per_second", "train/mfu", "train/goodput")
 
 
 def write_corpus(path: pathlib.Path, documents: int = 40):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import (
   LONG,
+  OF_THE_CLOCK,
   STEPS,
   command,
   edited,
@@ -25,7 +26,6 @@ from helpers import (
 )
 
 from miniplm_jax.core import files
-from miniplm_jax.training.metrics import OF_THE_CLOCK
 
 
 def kill(folder, appears: str, number: int, *arguments) -> int:

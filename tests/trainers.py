@@ -137,7 +137,7 @@ def put_content(folder: pathlib.Path, new):
 def lines(directory) -> list[dict[str, float]]:
   """The metrics, without what the clock says."""
   found = metrics_lib.read(epath.Path(directory) / "metrics")
-  clock = metrics_lib.OF_THE_CLOCK
+  clock = helpers.OF_THE_CLOCK
   return [{k: v for k, v in m.items() if k not in clock} for m in found]
 
 

@@ -15,7 +15,6 @@ from miniplm_jax.models.sharding import BY_TOKEN, TABLE, total
 # Tokens per tile and device when ids are drawn: there are several arrays of
 # the size of the logits, 256 × 151,936 of float32 are 148 MiB.
 DRAW_TILE = 256
-KINDS = ("top_k", "sampling")
 
 
 def draw(

@@ -20,8 +20,6 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import MANIFEST
 
 NAME = "metrics.jsonl"
-# Metrics of the wall clock: two runs of the same steps differ in them.
-OF_THE_CLOCK = ("train/tokens_per_second", "train/mfu", "train/goodput")
 
 
 class Metrics:

@@ -38,8 +38,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import helpers
 
-from miniplm_jax.training.metrics import OF_THE_CLOCK
-
 _IN_TIME = 20  # seconds from a signal to the end of the process
 _AT_MOST = 600  # seconds of any process
 _FLAWS = ("lost", "changed", "swallowed", "traceback", "unclear")
@@ -123,7 +121,7 @@ def content(folder: pathlib.Path) -> dict[str, str]:
   for path in sorted(root.rglob("metrics.jsonl")):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
-      for name in OF_THE_CLOCK:
+      for name in helpers.OF_THE_CLOCK:
         line.pop(name, None)
     found[str(path.relative_to(root))] = json.dumps(lines)
   return found
