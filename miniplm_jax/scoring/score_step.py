@@ -84,11 +84,7 @@ class Scoring:
     return Step(
       stage=STAGE,
       manifest=ref.table / MANIFEST,
-      settings={
-        **score.of_table,
-        "int8": is_int8,
-        **sample,
-      },
+      settings={**score.of_table, "int8": is_int8, **sample},
       inputs={"corpus": self.corpus, "weights": ref.as_input()},
       layout=ScoreConfig.LAYOUT,
       # Each part says what rows and weights it was made from.

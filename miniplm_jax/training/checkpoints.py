@@ -147,9 +147,7 @@ class Checkpoints:
       UserError: it is damaged, or that of another model.
     """
     self._refuse_another_shape(step, _pure(state))
-    arrays, why = self._read(step, _pure(state), is_part)
-    if why:
-      raise self._unreadable(step, why)
+    arrays = self._read(step, _pure(state), is_part)
     return jax.tree_util.tree_map_with_path(
       lambda path, _: functools.reduce(dict.get, _keys(path), arrays),
       state,
@@ -256,8 +254,8 @@ class Checkpoints:
         kept.update(self._facts(step).get(_FOR_GOOD, [step]))
     return kept
 
-  def _read(self, step: int, state: Any, is_part: bool) -> tuple[Any, str]:
-    """The nested dicts of a checkpoint, or why there are none."""
+  def _read(self, step: int, state: Any, is_part: bool) -> dict[str, Any]:
+    """The nested dicts of a checkpoint."""
     where = jax.tree.leaves(state)[0].sharding.mesh
     where = jax.NamedSharding(where, jax.P())
     sums = jax.tree.map(
@@ -288,15 +286,16 @@ class Checkpoints:
         raise  # nothing is wrong with the checkpoint
       why = f"it cannot be read ({_short(e)})"
     if _any_process(bool(why)):
-      return None, why or "another process cannot read it"
+      raise self._unreadable(step, why or "another process cannot read it")
     now, then = jax.device_get(
       (checksums.of(content["state"]), content["checksums"])
     )
     both = zip(jax.tree_util.tree_leaves_with_path(now), jax.tree.leaves(then))
     for (path, value), saved in both:
       if value != saved:
-        return None, f"{_name(path)} is not what was saved (checksum)"
-    return content["state"], ""
+        why = f"{_name(path)} is not what was saved (checksum)"
+        raise self._unreadable(step, why)
+    return content["state"]
 
   def _refuse_another_shape(self, step: int, state: Any):
     """Raises UserError if a checkpoint has arrays of other shapes."""
