@@ -94,7 +94,8 @@ def test_artifacts_are_tables(finished):
   assert table["n_bytes"].to_pylist() == d.to_arrow()["n_bytes"].to_pylist()
   kept = ran.selections["miniplm"]
   score = table["reference_nll"].to_numpy() - table["teacher_nll"].to_numpy()
-  tokens = scores["teacher"].to_arrow()["n_tokens"].to_numpy()
+  tokens = table["teacher_tokens"].to_numpy()
+  assert np.all(tokens < table["n_tokens"].to_numpy())
   is_kept = np.isin(d.ids, kept.rows.ids)
   assert (score / tokens)[is_kept].min() >= (score / tokens)[~is_kept].max()
   texts, (row,) = kept.rows.texts(3), corpus.reader.read(kept.rows.ids[:1])

@@ -183,9 +183,10 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     self.corpus = corpus
 
   def to_arrow(self) -> "pa.Table":
-    """A table of row_id, domain, n_tokens, n_bytes, and <role>_nll, in nats.
+    """A table of row_id, domain, n_tokens, n_bytes, <role>_nll, <role>_tokens.
 
-    The rows are those of D, in the corpus's order.
+    The rows are those of D, in the corpus's order. <role>_nll is in nats, the
+    sum over <role>_tokens scored tokens, fewer than n_tokens, the row's ids.
 
     Raises:
       UserError: the tables are of different rows.
@@ -200,6 +201,7 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
         raise UserError("tables of other rows", str(scored.path), hint)
       value = one.column_names[1]
       columns[f"{role}_{value.removesuffix('_sum')}"] = one[value]
+      columns[f"{role}_tokens"] = one["n_tokens"]
     rows = self.corpus.rows(row_ids).to_arrow()
     return pa.table(
       {name: rows[name] for name in ("row_id", "domain", "n_tokens", "n_bytes")}
