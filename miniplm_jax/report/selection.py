@@ -46,50 +46,48 @@ def _cut(text: str, start: int = 0) -> str:
   return f"{before}{text[start:end]}{after}"
 
 
-def sections(selection: SelectionReport, corpus: Corpus) -> list[page.Section]:
+def sections(
+  selection: SelectionReport, corpus: Corpus
+) -> Iterator[page.Section]:
   """The parts of a report, without those that were not looked for."""
   summary, texts = selection.summary, _Texts(corpus)
-  rest = len(summary.domains) - len(largest(summary.domains)) + 1
+  alone = len(largest(summary.domains)) - 1
+  rest = len(summary.domains) - alone
   others = (
-    f"The {len(largest(summary.domains)) - 1} domains with the most tokens; "
-    f"{rest} others are added up in one line."
-    if rest > 1
-    else ""
+    f"The {alone} domains with the most tokens; {rest} others are added up in "
+    "one line."
   )
-  body = [
-    page.Section(
-      "What was kept",
-      [tables.lead(selection)],
-      tiles=[*_tiles(selection)],
-      notes=[_terms(selection)],
-    ),
-    page.Section(
-      "By domain",
-      table=tables.domain_table(summary),
-      notes=[
-        "The mark on a bar is the share of all rows that was kept. Shares of "
-        "tokens are of all tokens of D, and of all kept tokens; the change is "
-        f"in percentage points. {others}".strip()
-      ],
-    ),
-    page.Section(
-      "By length",
-      table=tables.length_table(summary),
-      notes=[
-        "Tokens of a row, its last target included. Rows are cut at sentence "
-        f"ends; those of {corpus.max_length + 1:,} are full."
-      ],
-    ),
-    page.Section("Pictures", pictures=selection_figures.pictures(selection)),
-  ]
+  yield page.Section(
+    "What was kept",
+    [tables.lead(selection)],
+    tiles=[*_tiles(selection)],
+    notes=[_terms(selection)],
+  )
+  yield page.Section(
+    "By domain",
+    table=tables.domain_table(summary),
+    notes=[
+      "The mark on a bar is the share of all rows that was kept. Shares of "
+      "tokens are of all tokens of D, and of all kept tokens; the change is "
+      f"in percentage points. {others * (rest > 1)}".strip()
+    ],
+  )
+  yield page.Section(
+    "By length",
+    table=tables.length_table(summary),
+    notes=[
+      "Tokens of a row, its last target included. Rows are cut at sentence "
+      f"ends; those of {corpus.max_length + 1:,} are full."
+    ],
+  )
+  yield page.Section("Pictures", pictures=selection_figures.pictures(selection))
   if selection.duplicates:
-    body.append(_duplicates(selection.duplicates, texts))
+    yield _duplicates(selection.duplicates, texts)
   if selection.overlaps:
-    body.append(_overlaps(selection.overlaps, texts))
+    yield _overlaps(selection.overlaps, texts)
   if selection.agreement:
-    body.append(tables.agreement(selection.name, selection.agreement))
-  body.append(_places(summary, texts))
-  return body
+    yield tables.agreement(selection.name, selection.agreement)
+  yield _places(summary, texts)
 
 
 def _terms(selection: SelectionReport) -> str:
