@@ -220,39 +220,11 @@ class JsonChunk(RecordChunk):
 
   def read(self) -> Iterator[Document | BrokenRecord]:
     """Yields the documents of its lines, or of an array's elements."""
-    path, start, end = self.path, self.start, self.end
-    number, after = 0, f" after byte {start}" if start else ""
-    unit = "line"
-    with (
-      parsing(lambda: f"{path} after {unit} {number}{after}", "fetch it again"),
-      _opened(path) as stream,
-    ):
-      if not start and _is_array(path):
-        unit = "element"
-        for number, record in enumerate(_elements(stream), 1):
-          where = f"{path} element {number}"
-          yield document(record, self.fields, self.domain, where)
-        return
-      if path.suffix.lower() in PACKED:
-        end = float("inf")
-      elif start:
-        stream.seek(start - 1)
-        start += len(stream.readline()) - 1  # the rest of a line before
-      # Bytes: text mode would end lines at more than \n, and decode ahead.
-      while start < end and (line := stream.readline()):
-        record = line if start else line.removeprefix(codecs.BOM_UTF8)
-        start += len(line)
-        number += 1
-        if record.strip():
-          yield self._of_line(record, f"{path} line {number}{after}")
-
-  def _of_line(self, line: bytes, where: str) -> Document | BrokenRecord:
-    try:
-      record = json.loads(line)
-    except (ValueError, RecursionError) as e:
-      what = f"this line cannot be read as JSON ({e})"
-      return BrokenRecord(what, where, "mend or remove the line")
-    return document(record, self.fields, self.domain, where)
+    for where, record in json_records(self.path, self.start, self.end):
+      if isinstance(record, BrokenRecord):
+        yield record
+      else:
+        yield document(record, self.fields, self.domain, where)
 
   def content(self) -> str:
     """See `Chunk`."""
@@ -263,6 +235,47 @@ class JsonChunk(RecordChunk):
       f.readline()  # the rest of the last line
       bounds = max(self.start - 1, 0), f.tell()
       return contents.of([self.path], (bounds,))
+
+
+def json_records(
+  path: epath.Path, start: int, end: float
+) -> Iterator[tuple[str, Any]]:
+  """Yields where a record stands, and what it is or a `BrokenRecord`.
+
+  They are the lines that begin in these bytes, or the elements of an array.
+  """
+  number, after = 0, f" after byte {start}" if start else ""
+  unit = "line"
+  with (
+    parsing(lambda: f"{path} after {unit} {number}{after}", "fetch it again"),
+    _opened(path) as stream,
+  ):
+    if not start and _is_array(path):
+      unit = "element"
+      for number, record in enumerate(_elements(stream), 1):
+        yield f"{path} element {number}", record
+      return
+    if path.suffix.lower() in PACKED:
+      end = float("inf")
+    elif start:
+      stream.seek(start - 1)
+      start += len(stream.readline()) - 1  # the rest of a line before
+    # Bytes: text mode would end lines at more than \n, and decode ahead.
+    while start < end and (line := stream.readline()):
+      text = line if start else line.removeprefix(codecs.BOM_UTF8)
+      start += len(line)
+      number += 1
+      if text.strip():
+        where = f"{path} line {number}{after}"
+        yield where, _of_line(text, where)
+
+
+def _of_line(line: bytes, where: str) -> Any | BrokenRecord:
+  try:
+    return json.loads(line)
+  except (ValueError, RecursionError) as e:
+    what = f"this line cannot be read as JSON ({e})"
+    return BrokenRecord(what, where, "mend or remove the line")
 
 
 def _elements(stream: io.BufferedReader) -> Iterator[Any]:

@@ -7,6 +7,7 @@ stripped, 13 words in a row. N-grams are compared as 64-bit hashes.
 import collections
 import dataclasses
 import glob
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from miniplm_jax.core import fields, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.splitmix import GOLDEN, mix
 from miniplm_jax.corpus import formats
+from miniplm_jax.corpus.chunks import BrokenRecord, parsing
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.selection import index
 
@@ -145,7 +147,7 @@ def read_texts(path: epath.Path) -> Iterator[list[str]]:
   """
   items = 0
   hint = "give .jsonl, .json (with .gz or .zst) or .parquet"
-  with formats.parsing(lambda: f"{path} after item {items}", hint):
+  with parsing(lambda: f"{path} after item {items}", hint):
     for record in _records(path):
       items += 1
       yield list(dict.fromkeys(_strings(record)))
@@ -165,8 +167,8 @@ def _records(path: epath.Path) -> Iterator[Any]:
       for batch in pq.ParquetFile(f).iter_batches():
         yield from batch.to_pylist()
     return
-  for _, record in formats.read_json(path, 0, path.stat().length):
-    if isinstance(record, formats.BrokenRecord):
+  for _, record in formats.json_records(path, 0, math.inf):
+    if isinstance(record, BrokenRecord):
       raise UserError(record.what, record.where, record.hint)
     yield record
 
