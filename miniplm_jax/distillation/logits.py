@@ -81,9 +81,7 @@ class Labeler:
   ) -> list[Row]:
     """Labels of each row's inputs, without padding; log-probs if not sampled.
 
-    Args:
-      row_ids: int64 [n].
-      progress: called with the number of rows that are done.
+    `progress` is called with the number of rows that are done.
     """
     rows: list = [None] * len(row_ids)
     inputs = self._corpus.lengths[row_ids] - 1

@@ -55,10 +55,7 @@ def mark(
 
 
 def encode(row_id: int, row: Row, mark: str) -> bytes:
-  """A record.
-
-  Args:
-    row: nll float32 [T], ids int32 [T, K], log-probs float32 [T, K] or None.
+  """A record of nll float32 [T], ids int32 and log-probs float32 [T, K].
 
   Raises:
     UserError: a number is not finite.

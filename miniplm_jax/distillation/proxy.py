@@ -107,8 +107,6 @@ def compare(
   Args:
     tables: manifests of "teacher" and "reference".
     parts: of the proxy's table, in row order.
-    share: as `in_sample` has it.
-    seed: likewise.
   """
   row_ids, true = true_scores(tables["teacher"], tables["reference"])
   other = ~in_sample(corpus, row_ids, share, seed)
@@ -157,9 +155,6 @@ def cost(
   fitted: Manifest,
 ) -> dict[str, float]:
   """FLOPs of ranking D with and without it; padding in training alone.
-
-  Args:
-    score: which rows teacher and reference scored.
 
   Returns:
     `full`, D by both models; `sample`, what the proxy learns from by both;

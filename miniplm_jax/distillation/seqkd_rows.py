@@ -35,7 +35,6 @@ class Continuation:
     """Compiles nothing yet.
 
     Args:
-      model: the teacher, on `mesh`.
       prompt: P; shorter rows, and those of P tokens, stay as they are.
     """
     self._model, self._corpus, self._mesh = model, corpus, mesh
@@ -71,7 +70,6 @@ class Continuation:
 
     Args:
       row_ids: int64, ascending.
-      part: of the new corpus.
       progress: called with the number of rows that are done, and the rate.
 
     Raises:

@@ -65,11 +65,8 @@ def top_share(value_BxT, mask_BxT, ratio: float):
   """The tokens with the largest values, bool [B, T].
 
   Of n tokens of the whole batch exactly floor(ratio · n + 1/2) are taken; of
-  equal values the earlier ones. A NaN is taken last.
-
-  Args:
-    value_BxT: float32.
-    mask_BxT: which tokens count.
+  equal values the earlier ones. A NaN is taken last. `mask_BxT` says which
+  tokens count.
   """
   low_N = jnp.where(mask_BxT, -value_BxT, jnp.inf).reshape(-1)
   # What does not count comes behind a NaN too.

@@ -38,7 +38,6 @@ class DirectoryLM(JaxLM):
     """Loads it.
 
     Args:
-      pretrained: the directory or hub id.
       **settings: `revision` of a hub id; `dtype` of weights and computation,
         float32 by default; the sizes `data`, `fsdp` and `tensor` of the mesh;
         batch_tokens, max_length and log_every_seconds of `JaxLM`.

@@ -33,7 +33,6 @@ def run(lm, name: str, data: str, offline: bool, documents: int):
   """Evaluates one task, or one group of tasks, zero-shot.
 
   Args:
-    lm: an lm_eval model.
     data: a folder with files of tasks, or "".
     offline: whether the hub may not be asked.
     documents: the first so many of each task; 0 is all.

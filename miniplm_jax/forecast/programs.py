@@ -27,7 +27,6 @@ def scoring(
   """One batch of scoring, the program that `scoring/scorer.py` runs.
 
   Args:
-    arch: of the model.
     mesh: the rows are split over its batch axes.
     rows: of a batch, over all devices.
     length: inputs of a row.

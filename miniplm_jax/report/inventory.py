@@ -150,7 +150,6 @@ def take(
   Args:
     models: names of the config's own "teacher" and "reference".
     more: names of further models that score.
-    alpha: the share by which rankings are compared.
 
   Raises:
     UserError: there is no corpus.

@@ -42,7 +42,6 @@ def heat(ax, values, rows: Sequence[str], columns: Sequence[str], form: str):
   """A map of numbers, each written into its cell.
 
   Args:
-    ax: from `axes`.
     values: float [rows, columns], 0 to 1 from pale to dark; NaN stays empty.
     form: of a number, such as "{:.2f}".
   """
@@ -81,9 +80,7 @@ def curves(
 ):
   """Draws a line for each name, with a legend; an empty one is left out.
 
-  Args:
-    ax: from `axes`.
-    lines: x and y by name; their order decides the colors.
+  Of `lines`, x and y by name, the order decides the colors.
   """
   for style, (name, (x, y)) in zip(LINES, lines.items()):
     if len(x):
