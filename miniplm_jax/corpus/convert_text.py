@@ -89,11 +89,6 @@ class _OpenRun:
   ends: list[int] = dataclasses.field(default_factory=list)
   content: bytearray = dataclasses.field(default_factory=bytearray)
 
-  def add(self, row_id: int, content: bytes):
-    self.content += content
-    self.rows.append(row_id)
-    self.ends.append(len(self.content))
-
 
 class TextRuns:
   """The chosen rows of one part of a corpus as runs of text.
@@ -156,7 +151,9 @@ class TextRuns:
   def _add(self, run: _OpenRun, row_id: int, ids: np.ndarray):
     content = self._text(ids)
     self.counts["bytes_in"] += len(content)
-    run.add(row_id, content)
+    run.content += content
+    run.rows.append(row_id)
+    run.ends.append(len(run.content))
 
   def _text(self, ids: np.ndarray) -> bytes:
     return b"".join(map(self._bytes.__getitem__, ids.tolist()))

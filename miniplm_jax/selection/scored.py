@@ -12,9 +12,8 @@ from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.scoring import table
 from miniplm_jax.selection import index
+from miniplm_jax.selection.index import Columns
 from miniplm_jax.selection.moments import Moments
-
-Columns = dict[str, np.ndarray]
 
 
 class ScoredRows:

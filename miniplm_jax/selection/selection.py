@@ -18,9 +18,9 @@ from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.selection import cutoff as cutoff_lib
 from miniplm_jax.selection import duplicates, index
 from miniplm_jax.selection.cutoff import Cutoff
+from miniplm_jax.selection.index import Columns
 from miniplm_jax.selection.scored import ScoredRows
 
-Columns = dict[str, np.ndarray]
 _ONE = np.ones(1, np.int64)
 # Why a row is left out, by the code in `Candidates.left_out`; 0 is not.
 REASONS = ("", "too_short", "without_text", "duplicate", "near_duplicate")
