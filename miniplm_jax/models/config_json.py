@@ -197,8 +197,7 @@ def _write_transformer(arch, as_llama: bool) -> tuple[str, dict[str, Any]]:
   }
 
 
-def _write_mamba(arch, as_llama: bool) -> tuple[str, dict[str, Any]]:
-  del as_llama
+def _write_mamba(arch, unused_as_llama) -> tuple[str, dict[str, Any]]:
   fields = dataclasses.asdict(arch)
   fields["layer_norm_epsilon"] = fields.pop("rms_norm_eps")
   return "mamba", fields | {

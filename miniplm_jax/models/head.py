@@ -263,9 +263,8 @@ class NextTokenTile:
     """Tokens of a tile, at most."""
     return self.tiling.tokens
 
-  def __call__(self, h_SxD, w_VxD, dw_VxD, frozen, per_token):
+  def __call__(self, h_SxD, w_VxD, dw_VxD, unused_frozen, per_token):
     """There are no further values."""
-    del frozen
     y_S, weight_S = per_token
     count, width = w_VxD.shape
     most_rows = min(self.tiling.rows or count, count)

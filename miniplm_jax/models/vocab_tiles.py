@@ -86,9 +86,8 @@ class SparseTile:
   vocab_size: int | None  # rows of the head from here on are padding
   tokens: int = TILE
 
-  def __call__(self, h_SxD, w_VxD, dw_VxD, frozen, per_token):
+  def __call__(self, h_SxD, w_VxD, dw_VxD, unused_frozen, per_token):
     """See `vocab_loss.Tile`."""
-    del frozen
     id_SxK, weight_SxK = per_token
     logits_SxV = logits(h_SxD, w_VxD, self.vocab_size)
     lse_S = logsumexp(logits_SxV)

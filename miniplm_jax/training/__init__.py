@@ -1,6 +1,6 @@
 """The one training loop; teacher, reference, proxy and students go through it.
 
-step        one training as a step; spec, what it is; budget, what a student
+train_step  one training as a step; spec, what it is; budget, what a student
 may spend; warm_start, the weights that it begins with
 loop        read from top to bottom; objective, optimizer, batches,
 checkpoints (checksums)

@@ -34,12 +34,9 @@ class Heldout:
       batching.Planned(places, corpus.max_length, size)
       for places in np.split(np.arange(len(ids)), range(size, len(ids), size))
     ]
-    batches = (
-      (each.places, batching.take(corpus, ids, each, self._mesh))
-      for each in planned
-    )
+    stream = batching.ReadAhead(corpus, ids, planned, self._mesh)
     run = functools.partial(self._row_nll, model)
-    for places, values in placement.run_rows(run, batches, self._mesh):
+    for places, values in placement.run_rows(run, stream, self._mesh):
       nll[places], count[places] = values
     real = count > 0
     mean, token_mean = likelihood.mean_losses(nll[real], count[real])
