@@ -8,7 +8,6 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_config
