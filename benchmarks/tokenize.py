@@ -142,7 +142,7 @@ def _compare(folder, name, rows):
   from array_record.python.array_record_module import ArrayRecordReader
 
   records = ArrayRecordReader(str(folder / name)).read_all()
-  ours = [store.Instance.from_bytes(r) for r in records]
+  ours = [store.StoredRow.from_bytes(r) for r in records]
   if len(ours) != len(rows):
     raise AssertionError(f"{len(ours)} rows, released {len(rows)}")
   for row, (domain, ids) in zip(ours, rows):

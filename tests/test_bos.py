@@ -25,7 +25,7 @@ from miniplm_jax.corpus import (
   tokenize_step,
   tokenizer,
 )
-from miniplm_jax.corpus.chunks import PackedIds
+from miniplm_jax.corpus.chunks import TokenizedRecord
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
 from miniplm_jax.evaluation import generate
 from miniplm_jax.report import overlap
@@ -165,17 +165,17 @@ def test_what_is_from_elsewhere_begins_with_it(tmp_path):
   encoder = tokenizer.load(epath.Path(tmp_path / "tokenizer"), EOS, BOS)
   bos_id, eos_id, (x,) = encoder.bos_id, encoder.eos_id, encoder.encode(["xx"])
   for ids in ([bos_id, *x, eos_id], x):  # documents
-    record = PackedIds(np.array(ids, np.int32), "d", is_row=False)
-    ((_, row),) = maker._rows([(0, record)], collections.Counter())
+    record = TokenizedRecord(np.array(ids, np.int32), "d", is_row=False)
+    ((_, row),) = maker._packed([(0, record)], collections.Counter())
     assert row.ids.tolist() == [bos_id, *x, eos_id]
   # Also of several texts, each with its own or without.
   ids = [bos_id, *x, eos_id, bos_id, *x, eos_id, *x, eos_id]
-  record = PackedIds(np.array(ids, np.int32), "d", is_row=False)
-  rows = [r.ids for _, r in maker._rows([(0, record)], collections.Counter())]
+  record = TokenizedRecord(np.array(ids, np.int32), "d", is_row=False)
+  rows = [r.ids for _, r in maker._packed([(0, record)], collections.Counter())]
   assert np.concatenate(rows).tolist() == [bos_id, *x, eos_id] * 3
-  good = PackedIds(np.array([bos_id, *x], np.int32), "d")
+  good = TokenizedRecord(np.array([bos_id, *x], np.int32), "d")
   assert maker._checked(good, 0) is good
-  bad = maker._checked(PackedIds(np.array([*x, *x], np.int32), "d"), 0)
+  bad = maker._checked(TokenizedRecord(np.array([*x, *x], np.int32), "d"), 0)
   assert "does not begin with <s>" in bad.what and "bos_token= " in bad.hint
 
 

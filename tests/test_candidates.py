@@ -62,7 +62,7 @@ def build(folder, shards):
   ends = np.linspace(0, n, shards + 1).astype(int)
   for part, (first, end) in enumerate(itertools.pairwise(ends)):
     instances = [
-      store.Instance(
+      store.StoredRow(
         ids=c["ids"][i],
         domain=str(c["domain"][i]),
         split=str(c["split"][i]),

@@ -22,7 +22,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import convert_step, tokenizer
 from miniplm_jax.corpus.convert_text import PartRows, TextRuns
-from miniplm_jax.corpus.store import Corpus, Instance
+from miniplm_jax.corpus.store import Corpus, StoredRow
 
 # Two to four bytes a character, so that rows' ends cut some.
 TEXTS = (
@@ -267,7 +267,7 @@ def read_runs(rows, chosen):
   instances = []
   for content, offset, *documents in rows:
     ids, of = np.array(list(content), np.int32) + 1, tuple(documents or [0])
-    instances.append(Instance(ids, "d", "train", 0, of, offset, 0, 0))
+    instances.append(StoredRow(ids, "d", "train", 0, of, offset, 0, 0))
   decoder = types.SimpleNamespace(
     corpus=types.SimpleNamespace(
       directory="here",

@@ -8,7 +8,7 @@ import pytest
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import embedded, sources, tokenizer
-from miniplm_jax.corpus.store import Instance, hash_of, split_of
+from miniplm_jax.corpus.store import StoredRow, hash_of, split_of
 
 RECORDS = [
   {"text": "one\rtwo", "meta": {"set": "a"}},
@@ -70,8 +70,8 @@ def test_nothing_there_and_unknown_formats_are_refused(tmp_path):
 
 def test_an_instance_survives_its_record():
   ids = np.array([1, 2, 300_000], np.int32)
-  one = Instance(ids, "d", "train", 3, (4, 5), 6, 7, 2**64 - 1)
-  two = Instance.from_bytes(one.to_bytes())
+  one = StoredRow(ids, "d", "train", 3, (4, 5), 6, 7, 2**64 - 1)
+  two = StoredRow.from_bytes(one.to_bytes())
   np.testing.assert_array_equal(two.ids, ids)
   assert (two.domain, two.split, two.part) == ("d", "train", 3)
   assert (two.documents, two.offset) == ((4, 5), 6)

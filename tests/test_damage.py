@@ -423,7 +423,7 @@ def test_rows_are_those_of_their_index(tmp_path):
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, 500, (8, 9)).astype(np.int32)
     rows = [
-      store.Instance(x, "d", "train", 0, (0,), 0, 9, store.hash_of(x, 1))
+      store.StoredRow(x, "d", "train", 0, (0,), 0, 9, store.hash_of(x, 1))
       for x in ids
     ]
     names = store.shard_names(0, 1)

@@ -36,7 +36,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import megatron
-from miniplm_jax.corpus.store import Corpus, Instance
+from miniplm_jax.corpus.store import Corpus, StoredRow
 from miniplm_jax.pipeline import Stages
 from miniplm_jax.selection import converter, materialize_step, source, tasks
 from miniplm_jax.selection import materialize_writers as writers
@@ -93,13 +93,13 @@ def test_the_filter_keeps_the_selected_rows_in_any_shards(name, kept, shards):
 def test_examples_are_the_rows_with_all_that_is_known_of_them(
   name, corpus, kept
 ):
-  known = {f.name for f in dataclasses.fields(Instance)} - {"ids"}
+  known = {f.name for f in dataclasses.fields(StoredRow)} - {"ids"}
   known -= {"source_rows"}  # of a converted corpus, from which none is selected
   assert set(source.FEATURES) == known | {"row_id", "targets"}
   found = read(name)
   assert ids(found) == kept.tolist()
   for example, wanted in zip(found, corpus.read(kept)):
-    row = Instance(
+    row = StoredRow(
       ids=example["targets"],
       domain=example["domain"].decode(),
       split=example["split"].decode(),
@@ -359,7 +359,7 @@ def contents(form, folder, corpus):
   found = []
   for path in sorted(folder.glob("*.array_record")):
     reader = ArrayRecordReader(str(path))
-    found += [Instance.from_bytes(record) for record in reader.read_all()]
+    found += [StoredRow.from_bytes(record) for record in reader.read_all()]
   index = pq.read_table(sorted(folder.glob("index-*.parquet")))
   assert index["hash"].to_pylist() == [row.hash for row in found]
   kept = corpus.read(index["row_id"].to_numpy())  # of the corpus

@@ -1054,8 +1054,8 @@ def test_whatever_bytes_there_are_the_error_is_ours(tmp_path):
 
 
 def test_long_documents_are_encoded_a_few_at_a_time():
-  document = chunks.PackedIds(np.zeros(1 << 20, np.int32), "a")
-  short = chunks.PackedIds(np.zeros(2, np.int32), "a")
+  document = chunks.TokenizedRecord(np.zeros(1 << 20, np.int32), "a")
+  short = chunks.TokenizedRecord(np.zeros(2, np.int32), "a")
   records = [(i, document) for i in range(10)] + [
     (i, short) for i in range(600)
   ]
@@ -1186,7 +1186,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
 ):
   run = Run(tmp_path, large, vocabulary)
   run.config.corpus.part_bytes = 100_000
-  make, rows = shard.Maker.make, shard.Maker._rows
+  make, rows = shard.Maker.make, shard.Maker._packed
 
   def edit_after(self, number, *args):
     make(self, number, *args)
@@ -1203,7 +1203,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
     if at == "after it":
       m.setattr(shard.Maker, "make", edit_after)
     else:
-      m.setattr(shard.Maker, "_rows", edit_before)
+      m.setattr(shard.Maker, "_packed", edit_before)
     with pytest.raises(UserError, match="has changed while it was read"):
       run()
   run()
@@ -1316,7 +1316,7 @@ def test_a_corpus_that_notes_no_content_is_known_as_before(
 ):
   run = Run(tmp_path, large, vocabulary)
   with monkeypatch.context() as m:
-    m.setattr(chunks.Chunk, "noted", lambda chunk, unused_into: chunk.read())
+    m.setattr(chunks.Reading, "__iter__", lambda self: self._chunk.read())
     run()
   (run.folder / "corpus/source_seen.json").unlink()
   edit(large)

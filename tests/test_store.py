@@ -16,15 +16,15 @@ from miniplm_jax.core import array_records, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus import columns, store
-from miniplm_jax.corpus.store import Corpus, Instance
+from miniplm_jax.corpus.store import Corpus, StoredRow
 
 DOMAINS = ("even", "odd")
 
 
-def instance(row: int) -> Instance:
+def instance(row: int) -> StoredRow:
   ids = np.array([row, row + 1], np.int32)
   split = "heldout" if row % 3 == 0 else "train"
-  return Instance(ids, DOMAINS[row % 2], split, 0, (row,), 0, 2 * row, row)
+  return StoredRow(ids, DOMAINS[row % 2], split, 0, (row,), 0, 2 * row, row)
 
 
 def write(folder, parts: int, rows: int = 3) -> Manifest:

@@ -70,7 +70,7 @@ def write_corpus(directory: Any, rows: Sequence[Any], length: int, eos_id: int):
 
   names = store.shard_names(0, 1)
   instances = [
-    store.Instance(row, "text", "train", 0, (i,), 0, 0, i)
+    store.StoredRow(row, "text", "train", 0, (i,), 0, 0, i)
     for i, row in enumerate(rows)
   ]
   store.write_shard(directory, names, instances, {})

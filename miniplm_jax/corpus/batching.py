@@ -9,7 +9,7 @@ import grain
 import numpy as np
 from jax.sharding import Mesh
 
-from miniplm_jax.corpus.store import Corpus, Instance
+from miniplm_jax.corpus.store import Corpus, StoredRow
 from miniplm_jax.models import placement
 
 Batch = dict[str, Any]
@@ -68,7 +68,7 @@ def plan(
   return planned[::-1]
 
 
-def pad(rows: Sequence[Instance], length: int, eos_id: int) -> Batch:
+def pad(rows: Sequence[StoredRow], length: int, eos_id: int) -> Batch:
   """Rows as a batch: `tokens` int32 [B, length + 1], `length` int32 [B]."""
   tokens = np.full((len(rows), length + 1), eos_id, np.int32)
   for i, row in enumerate(rows):

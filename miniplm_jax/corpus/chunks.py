@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -41,7 +40,7 @@ class Document:
 
 
 @dataclasses.dataclass(frozen=True)
-class PackedIds:
+class TokenizedRecord:
   """Ids that were made elsewhere: a row, or a document that is to be packed."""
 
   ids: np.ndarray  # int32; a row has 2 … max_length + 1
@@ -50,7 +49,7 @@ class PackedIds:
   is_row: bool = True
 
 
-Record = Document | PackedIds | BrokenRecord
+Record = Document | TokenizedRecord | BrokenRecord
 
 
 class Probe:
@@ -124,19 +123,32 @@ class Chunk(abc.ABC):
     """Its name in sources' fingerprints, and in shards of earlier versions."""
     return self.name
 
-  def noted(self, into: dict[str, Any]) -> Iterator[Record]:
-    """Yields its records; at their end notes the content they were read from.
 
-    It is refused if it has changed meanwhile.
+class Reading:
+  """A chunk's records, and what they were read from."""
+
+  content: str = ""  # the chunk's; known when all records were taken
+  identity: str = ""  # the probe's, of before
+
+  def __init__(self, chunk: Chunk):
+    """Reads nothing yet."""
+    self._chunk = chunk
+
+  def __iter__(self) -> Iterator[Record]:
+    """Yields the records.
+
+    Raises:
+      UserError: the chunk cannot be read, or has changed meanwhile.
     """
-    before = self.probe.identity_now()
-    yield from self.read()
+    probe = self._chunk.probe
+    self.identity = probe.identity_now()
+    yield from self._chunk.read()
     # The bytes are in memory still: a hundredth of the time of tokenizing.
-    into |= {"content": self.content(), "identity": before}
-    if self.probe.identity_now() != before:
+    self.content = self._chunk.content()
+    if probe.identity_now() != self.identity:
       raise UserError(
         "this has changed while it was read",
-        self.name,
+        self._chunk.name,
         "run it again when nobody writes to it: it goes on",
       )
 

@@ -17,7 +17,7 @@ from miniplm_jax.corpus.convert_text import (
   split_ids,
 )
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
-from miniplm_jax.corpus.store import Instance
+from miniplm_jax.corpus.store import StoredRow
 from miniplm_jax.corpus.tokenizer import Tokenizer
 
 _BATCH = 256  # runs of text or rows that are encoded at a time
@@ -38,14 +38,14 @@ class Target:
 
   def instance(
     self, ids: np.ndarray, counts: collections.Counter, **facts
-  ) -> Instance:
+  ) -> StoredRow:
     """Returns a finished row; counts it."""
     eos_id, n_bytes = self.encoder.eos_id, self.encoder.byte_lengths
     counts["rows"] += 1
     counts["tokens"] += len(ids)
     counts[f"split {facts['split']}"] += 1
     counts["bytes_out"] += int(n_bytes[ids].sum())
-    return Instance(
+    return StoredRow(
       ids=ids,
       n_bytes=store.scored_bytes(ids, eos_id, n_bytes),
       hash=store.hash_of(ids, self.seed),
@@ -55,7 +55,7 @@ class Target:
 
 def repacked(
   rows: PartRows, to: Target, counts: collections.Counter
-) -> Iterator[Instance]:
+) -> Iterator[StoredRow]:
   """Yields the text of some rows, packed anew by split and domain.
 
   Raises:
@@ -90,14 +90,14 @@ class _Buffer:
     self._runs: dict[int, TextRun] = {}
     self._done: dict[int, int] = {}
 
-  def add(self, ids, ordinal: int, run: TextRun) -> Iterator[Instance]:
+  def add(self, ids, ordinal: int, run: TextRun) -> Iterator[StoredRow]:
     self._runs[ordinal], self._done[ordinal] = run, 0
     yield from map(self._instance, self._packer.add(ids, ordinal))
 
-  def flush(self) -> Iterator[Instance]:
+  def flush(self) -> Iterator[StoredRow]:
     yield from map(self._instance, self._packer.flush())
 
-  def _instance(self, row) -> Instance:
+  def _instance(self, row) -> StoredRow:
     sources = set()
     *whole, last = split_ids(row.ids, self._to.encoder.eos_id)
     # Those before an eos end here.
@@ -132,7 +132,7 @@ class _Buffer:
 
 def one_to_one(
   rows: PartRows, to: Target, counts: collections.Counter
-) -> Iterator[Instance]:
+) -> Iterator[StoredRow]:
   """Yields each row for itself, as the released code does; its tail is lost.
 
   A row is split at eos, each text decoded and encoded again, joined by the
@@ -169,7 +169,7 @@ def one_to_one(
 
 def _encoded(
   rows: PartRows, to: Target, counts: collections.Counter
-) -> Iterator[tuple[int, Instance, np.ndarray]]:
+) -> Iterator[tuple[int, StoredRow, np.ndarray]]:
   """(row id, row, its text in new ids), untruncated."""
   old, eos = rows.decoder.encoder, np.array([to.encoder.eos_id], np.int32)
   bos = np.array([i for i in [to.encoder.bos_id] if i is not None], np.int32)

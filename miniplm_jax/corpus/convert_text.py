@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus.store import Corpus, Instance
+from miniplm_jax.corpus.store import Corpus, StoredRow
 from miniplm_jax.corpus.tokenizer import PROBE
 
 _BATCH = 256  # rows that are read at a time
@@ -74,7 +74,7 @@ def split_ids(ids: np.ndarray, eos_id: int) -> list[np.ndarray]:
 
 def read_rows(
   corpus: Corpus, row_ids: np.ndarray
-) -> Iterator[tuple[int, Instance]]:
+) -> Iterator[tuple[int, StoredRow]]:
   """Yields (row id, row) in this order, a few hundred in memory."""
   for start in range(0, len(row_ids), _BATCH):
     batch = row_ids[start : start + _BATCH]
@@ -111,7 +111,7 @@ class TextRuns:
   def __iter__(self) -> Iterator[TextRun]:
     """Yields runs, those of a domain and split in the order of the text."""
     # By split and domain: the run that is open, and the row it ends in.
-    opened: dict[tuple[str, str], tuple[_OpenRun, Instance]] = {}
+    opened: dict[tuple[str, str], tuple[_OpenRun, StoredRow]] = {}
     for row_id, row in read_rows(self._corpus, self._rows.row_ids):
       key = row.split, row.domain
       run, before = opened.pop(key, (None, None))
@@ -158,7 +158,7 @@ class TextRuns:
   def _text(self, ids: np.ndarray) -> bytes:
     return b"".join(map(self._bytes.__getitem__, ids.tolist()))
 
-  def _goes_on(self, row: Instance, after: Instance) -> bool:
+  def _goes_on(self, row: StoredRow, after: StoredRow) -> bool:
     """Whether the text that a row breaks off in goes on in the next one."""
     ids = row.ids[row.ids != self._bos_id]
     is_same = row.documents[-1:] == after.documents[:1] != ()
@@ -171,7 +171,7 @@ class TextRuns:
     return begin > 0 and ids[begin - 1] == self._eos_id
 
   def _close(
-    self, key: tuple[str, str], run: _OpenRun, last: Instance | None = None
+    self, key: tuple[str, str], run: _OpenRun, last: StoredRow | None = None
   ) -> Iterator[TextRun]:
     """The run, if it has text; `last` is the row that it breaks off in."""
     left = _leading(run.content)
@@ -202,7 +202,7 @@ class TextRuns:
     ends = np.array([*ends, len(content)])
     yield TextRun(domain, split, text, tuple(run.rows), ends)
 
-  def _following(self, row_id: int, row: Instance, missing: int) -> bytes:
+  def _following(self, row_id: int, row: StoredRow, missing: int) -> bytes:
     """The bytes that complete a cut character, from the rows after it."""
     taken = b""
     while len(taken) < missing:

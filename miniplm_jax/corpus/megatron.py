@@ -24,7 +24,7 @@ from etils import epath
 
 from miniplm_jax.core import files, gs
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus.chunks import Chunk, PackedIds, parsing
+from miniplm_jax.corpus.chunks import Chunk, TokenizedRecord, parsing
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -248,14 +248,14 @@ class MegatronChunk(Chunk):
     """See `Chunk`."""
     return f"{epath.Path(self.prefix).name}.bin"
 
-  def read(self) -> Iterator[PackedIds]:
+  def read(self) -> Iterator[TokenizedRecord]:
     """See `Chunk`."""
     with parsing(lambda: self.prefix, "fetch it again"):
       rows = IndexedFile(self.prefix)
       if rows.documents is None:
         for i in range(len(rows)):
-          yield PackedIds(rows[i], self.domain)
+          yield TokenizedRecord(rows[i], self.domain)
         return
       for first, end in itertools.pairwise(rows.documents.tolist()):
         ids = [np.zeros(0, np.int32), *(rows[i] for i in range(first, end))]
-        yield PackedIds(np.concatenate(ids), self.domain, is_row=False)
+        yield TokenizedRecord(np.concatenate(ids), self.domain, is_row=False)

@@ -13,7 +13,7 @@ from miniplm_jax.corpus.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class PackedRow:
   """One packed row."""
 
   ids: np.ndarray  # int32 [2 … max_length + 1]
@@ -96,7 +96,7 @@ class Packer:
     # [ordinal, tokens in the buffer, tokens before them] of each document.
     self._documents: collections.deque[list[int]] = collections.deque()
 
-  def add(self, ids: np.ndarray, document: int) -> Iterator[Row]:
+  def add(self, ids: np.ndarray, document: int) -> Iterator[PackedRow]:
     """Adds a document without its eos; yields the rows that are full."""
     self._documents.append([document, len(ids) + 1, 0])
     self._ids = np.concatenate([self._ids, ids, self._eos])
@@ -126,7 +126,7 @@ class Packer:
       return 0
     return int(np.searchsorted(sizes, self._size, "right"))
 
-  def flush(self) -> Iterator[Row]:
+  def flush(self) -> Iterator[PackedRow]:
     """Yields what is left, if it has a position to score."""
     if self._has_text(self._ids):
       yield self._row(0, len(self._ids))
@@ -137,7 +137,7 @@ class Packer:
     """Whether a row of them has a position to score, also without BOS."""
     return bool(np.any(ids[:-1] != self._eos_id))
 
-  def _row(self, start: int, length: int) -> Row:
+  def _row(self, start: int, length: int) -> PackedRow:
     """Takes the row from the front of the documents."""
     documents, offset, left = [], self._documents[0][2], length
     while left:
@@ -153,4 +153,4 @@ class Packer:
     if self._bos_id is not None:
       begins = [0, *np.flatnonzero(ids[:-1] == self._eos_id) + 1]
       ids = np.insert(ids, begins, self._bos_id)
-    return Row(ids, tuple(documents), offset)
+    return PackedRow(ids, tuple(documents), offset)

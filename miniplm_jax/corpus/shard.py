@@ -16,8 +16,14 @@ from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core import contents, files, manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import columns, store, tokenizer
-from miniplm_jax.corpus.chunks import BrokenRecord, Chunk, Document, PackedIds
-from miniplm_jax.corpus.pack import Packer, Row, SentenceEnds
+from miniplm_jax.corpus.chunks import (
+  BrokenRecord,
+  Chunk,
+  Document,
+  Reading,
+  TokenizedRecord,
+)
+from miniplm_jax.corpus.pack import PackedRow, Packer, SentenceEnds
 
 _BATCH = 256  # documents that are encoded at a time
 _BATCH_BYTES = 1 << 24  # fewer, if they are long
@@ -63,7 +69,9 @@ class Maker:
 
   def make(self, number: int, shards: int, chunk: Chunk) -> Mapping[str, int]:
     """Writes shard `number` of `shards`; returns its counts."""
-    counts, noted = collections.Counter(), {}
+    # Rows are pulled through: write_shard ← _stored ← _packed ← _encoded ←
+    # _batches ← _usable ← the chunk. The counts are whole when it ends.
+    counts, reading = collections.Counter(), Reading(chunk)
     details = {
       "name": chunk.name,
       "fingerprint": chunk.probe.fingerprint,
@@ -71,28 +79,28 @@ class Maker:
       "highest_id": 0,
       columns.MADE_BY: self._recipe.made_by(self._encoder),
     }
-    records = self._good(chunk.noted(noted), counts, details["broken"])
+    records = self._usable(reading, counts, details["broken"])
     names = store.shard_names(number, shards)
 
-    def noting():
-      yield from self._instances(number, records, counts, details)
-      if noted.get("content"):
+    def rows():
+      yield from self._stored(number, records, counts, details)
+      if reading.content:
         details["is_noted"] = True
 
-    store.write_shard(self._directory, names, noting(), counts, details)
+    store.write_shard(self._directory, names, rows(), counts, details)
     # Beside it, as a disk and gs:// say it in different ways: shards are equal.
     # It names its rows: after a kill in between, another shard's may be there.
-    if content := noted.get("content"):
+    if reading.content:
       note = content_note(self._directory, number, shards)
-      rows = columns.facts(self._directory / names[1])[store.FILE]["sha256"]
-      lines = content, noted["identity"], rows
+      written = columns.facts(self._directory / names[1])[store.FILE]["sha256"]
+      lines = reading.content, reading.identity, written
       files.write_bytes(note, "\n".join(lines).encode())
     return counts
 
-  def _good(self, records, counts, sample):
+  def _usable(self, records, counts, sample):
     """(ordinal, record) of those that can be used; counts the others."""
     for i, record in enumerate(records):
-      if isinstance(record, PackedIds):
+      if isinstance(record, TokenizedRecord):
         record = self._checked(record, i)
       counts["documents"] += 1
       if not isinstance(record, BrokenRecord):
@@ -107,7 +115,9 @@ class Maker:
         write_sample(self._directory, sample)
       refuse_broken(counts["broken"], self._recipe.max_broken, record.to_json())
 
-  def _checked(self, row: PackedIds, number: int) -> PackedIds | BrokenRecord:
+  def _checked(
+    self, row: TokenizedRecord, number: int
+  ) -> TokenizedRecord | BrokenRecord:
     """Ids from elsewhere, if they can be a row of this corpus, or of one."""
     n, most = len(row.ids), self._recipe.corpus.max_length + 1
     where = f"{row.domain} row {number}"
@@ -131,17 +141,17 @@ class Maker:
       return BrokenRecord(what, where, hint)
     return row
 
-  def _instances(self, number: int, records, counts, details):
+  def _stored(self, number: int, records, counts, details):
     """The shard's rows; counts them, and notes their highest id."""
     corpus, n_bytes = self._recipe.corpus, self._encoder.byte_lengths
-    for domain, row in self._rows(records, counts):
+    for domain, row in self._packed(records, counts):
       hashed = store.hash_of(row.ids, corpus.seed)
       split = store.split_of(hashed, self._recipe.shares)
       counts["rows"] += 1
       counts["tokens"] += len(row.ids)
       details["highest_id"] = max(details["highest_id"], int(row.ids.max()))
       counts[f"split {split}"] += 1
-      yield store.Instance(
+      yield store.StoredRow(
         ids=row.ids,
         domain=domain,
         split=split,
@@ -152,14 +162,14 @@ class Maker:
         hash=hashed,
       )
 
-  def _rows(self, records, counts) -> Iterator[tuple[str, Row]]:
+  def _packed(self, records, counts) -> Iterator[tuple[str, PackedRow]]:
     """(domain, row); one packing buffer for each domain."""
     packers: dict[str, Packer] = {}
     for batch in _batches(records):
       for i, record, ids in self._encoded(batch, counts):
         domain = record.domain
-        if isinstance(record, PackedIds) and record.is_row:
-          yield domain, Row(ids, (i,), 0)
+        if isinstance(record, TokenizedRecord) and record.is_row:
+          yield domain, PackedRow(ids, (i,), 0)
           continue
         if domain not in packers:
           length = self._recipe.corpus.max_length
@@ -179,7 +189,7 @@ class Maker:
     counts.update(self._encoder.lost(texts, encoded))
     kept = [(i, d, ids) for (i, d), ids in zip(documents, encoded) if len(ids)]
     for i, packed in batch:
-      if isinstance(packed, PackedIds):
+      if isinstance(packed, TokenizedRecord):
         ids = packed.ids
         if not packed.is_row:  # the packer adds them
           before = np.concatenate([[self._encoder.eos_id], ids[:-1]])
@@ -206,9 +216,9 @@ def _batches(records):
     yield batch
 
 
-def _size(record: Document | PackedIds) -> int:
+def _size(record: Document | TokenizedRecord) -> int:
   """Bytes of input, about; exact for ASCII."""
-  if isinstance(record, PackedIds):
+  if isinstance(record, TokenizedRecord):
     return record.ids.nbytes
   return len(record.text)
 

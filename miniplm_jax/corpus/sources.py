@@ -23,6 +23,7 @@ from miniplm_jax.corpus import columns, datasets, embedded, folders, megatron
 from miniplm_jax.corpus.chunks import (
   Chunk,
   Probe,
+  Reading,
   Record,
   TextChunk,
   cuts,
@@ -307,9 +308,9 @@ class CorpusSource:
     content = {}
     self.note(chunks)
     for chunk in chunks:
-      noted: dict[str, Any] = {}
-      yield from chunk.noted(noted)
-      content[chunk.name] = noted["content"]
+      reading = Reading(chunk)
+      yield from reading
+      content[chunk.name] = reading.content
     files.write_json(self.directory / _TRAINED_ON, content)
 
   def _renamed(self) -> str:

@@ -47,7 +47,7 @@ _INDEX = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Instance:
+class StoredRow:
   """One packed row, as written."""
 
   ids: np.ndarray  # int32 [2 … max_length + 1]
@@ -78,7 +78,7 @@ class Instance:
     return msgpack.packb(body)
 
   @classmethod
-  def from_bytes(cls, record: bytes) -> "Instance":
+  def from_bytes(cls, record: bytes) -> "StoredRow":
     """Reads what `to_bytes` wrote."""
     body = msgpack.unpackb(record, use_list=False)
     ids = np.frombuffer(body.pop("ids"), "<i4")
@@ -122,7 +122,7 @@ def shard_names(number: int, shards: int) -> tuple[str, str]:
 def write_shard(
   directory: epath.Path,
   names: tuple[str, str],
-  rows: Iterable[Instance],
+  rows: Iterable[StoredRow],
   counts: Mapping[str, int],
   details: Mapping[str, Any] | None = None,
   row_ids: Sequence[int] | None = None,
@@ -135,7 +135,7 @@ def write_shard(
     rows: in order.
     counts: what was counted; read when `rows` is exhausted, like `details`.
     details: what else to know of the shard, JSON.
-    row_ids: for the index; None leaves them to `merge`.
+    row_ids: for the index; without, from 0, until `merge` numbers all shards.
   """
   import pyarrow as pa
   from array_record.python.array_record_module import ArrayRecordWriter
@@ -362,7 +362,7 @@ class Corpus:
     """Raises UserError unless its tokenizer is the one it was made with."""
     self.tokenizer()
 
-  def read(self, row_ids: Sequence[int]) -> list[Instance]:
+  def read(self, row_ids: Sequence[int]) -> list[StoredRow]:
     """Returns the rows with these ids, in this order.
 
     Raises:
@@ -380,7 +380,7 @@ class Corpus:
       hint += f"{self.manifest.stage} --force"
       with errors.parsing(path, hint):
         for i, record in zip(places, self._readers.read(part, local)):
-          rows[i] = row = Instance.from_bytes(record)
+          rows[i] = row = StoredRow.from_bytes(record)
           if row.hash != self.hashes[row_ids[i]]:
             raise ValueError(f"row {row_ids[i]} is another than in the index")
     return rows

@@ -18,8 +18,8 @@ from miniplm_jax.corpus import datasets, own_tokenizer
 from miniplm_jax.corpus.chunks import (
   Chunk,
   Document,
-  PackedIds,
   Record,
+  TokenizedRecord,
 )
 from miniplm_jax.corpus.own_tokenizer import TRAIN
 from miniplm_jax.corpus.sources import CorpusSource
@@ -302,7 +302,7 @@ def _tokenizer(
 def _texts(records: Iterable[Record], source: str) -> Iterator[str]:
   """Those that a tokenizer is trained on."""
   for record in records:
-    if isinstance(record, PackedIds):
+    if isinstance(record, TokenizedRecord):
       raise UserError(
         "there is no text to train a tokenizer on, but ids",
         f"config.corpus.source={source}",

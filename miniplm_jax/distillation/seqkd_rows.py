@@ -15,7 +15,7 @@ import numpy as np
 from miniplm_jax.config import SeqKDConfig
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store
-from miniplm_jax.corpus.store import Corpus, Instance
+from miniplm_jax.corpus.store import Corpus, StoredRow
 from miniplm_jax.models import generation, placement, sharding
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.training import flops
@@ -65,7 +65,7 @@ class Continuation:
     part: int,
     counts: collections.Counter,
     progress: Callable[[int, str], None],
-  ) -> Iterator[Instance]:
+  ) -> Iterator[StoredRow]:
     """Rows that begin like the given ones and go on as the teacher does.
 
     Args:
@@ -86,7 +86,7 @@ class Continuation:
 
   def copies(
     self, row_ids: np.ndarray, part: int, counts: collections.Counter
-  ) -> Iterator[Instance]:
+  ) -> Iterator[StoredRow]:
     """Rows as they are, held-out ones."""
     for start in range(0, len(row_ids), self._batch):
       ids = row_ids[start : start + self._batch].tolist()
@@ -126,7 +126,7 @@ class Continuation:
       self._drawn += new
     return new_ids
 
-  def _instance(self, row, ids, row_id, part, ordinal, counts) -> Instance:
+  def _instance(self, row, ids, row_id, part, ordinal, counts) -> StoredRow:
     """A finished row; counts it."""
     corpus = self._corpus
     counts["rows"] += 1

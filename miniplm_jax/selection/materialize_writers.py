@@ -10,7 +10,7 @@ from etils import epath
 
 from miniplm_jax.core import files
 from miniplm_jax.corpus import megatron, store
-from miniplm_jax.corpus.store import Corpus, Instance
+from miniplm_jax.corpus.store import Corpus, StoredRow
 
 
 class Writer:
@@ -27,7 +27,7 @@ class Writer:
     """Whether this shard is whole."""
     raise NotImplementedError
 
-  def write(self, shard: int, row_ids: np.ndarray, rows: Iterable[Instance]):
+  def write(self, shard: int, row_ids: np.ndarray, rows: Iterable[StoredRow]):
     """Writes a shard of rows, which have these ids."""
     raise NotImplementedError
 

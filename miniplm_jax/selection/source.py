@@ -17,11 +17,11 @@ from etils import epath
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import MANIFEST
-from miniplm_jax.corpus.store import SPLITS, Corpus, Instance
+from miniplm_jax.corpus.store import SPLITS, Corpus, StoredRow
 from miniplm_jax.selection import index
 
 # Features of an example: its dtype and rank. `targets` are the row's ids, the
-# rest is named as in `Instance`; `hash` is its 64 bits as a signed number,
+# rest is named as in `StoredRow`; `hash` is its 64 bits as a signed number,
 # for TensorFlow's records know no other.
 FEATURES = {
   "row_id": (tf.int64, 0),
@@ -223,7 +223,7 @@ class PackedSource(seqio.DataSource):
     return examples
 
 
-def _columns(row_ids: np.ndarray, rows: Sequence[Instance]) -> dict[str, Any]:
+def _columns(row_ids: np.ndarray, rows: Sequence[StoredRow]) -> dict[str, Any]:
   columns = {
     name: [getattr(row, name) for row in rows]
     for name in FEATURES
