@@ -155,11 +155,9 @@ def _score(config, workdir: Workdir, source: ModelRef, deadline, inputs):
     raise OutOfTime
   expected = Identity(facts["weights"], dtype, facts["architecture"])
 
-  def scorer_on(mesh):
-    return check.rescorer(
-      config.score, source, corpus, mesh, expected, is_int8=False
-    )
-
+  scorer_on = functools.partial(
+    check.rescorer, config.score, source, corpus, expected, False
+  )
   return check.merge(
     filled, corpus, found, config.run, config.verify, scorer_on
   )

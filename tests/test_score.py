@@ -240,7 +240,7 @@ def test_parts_of_the_same_weights_put_to_use_otherwise_are_refused(
   monkeypatch.setattr(huggingface, "load", lambda *_: model)
   corpus.check_model = lambda *_: None
   with pytest.raises(UserError, match="was scored by architecture"):
-    check.rescorer(config.score, ref, corpus, mesh, expected, False)
+    check.rescorer(config.score, ref, corpus, expected, False, mesh)
 
 
 def test_a_part_with_nan_is_not_made():

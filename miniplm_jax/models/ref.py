@@ -89,7 +89,7 @@ class ModelRef:
   def fingerprint(self, manifest: Manifest | None = None) -> str:
     """Its fingerprint as it is now, in the form that a manifest has it in.
 
-    That is of what was made with it, as its input "weights".
+    The manifest is of what was made with it, which has it as "weights".
     """
     source = self.as_input()
     if callable(source):
@@ -135,7 +135,7 @@ class ModelRef:
     model = huggingface.load(folder, mesh, wide)
     corpus.check_model(folder, model.arch.vocab_size)
     if expected:
-      self.refuse_other(model, expected)
+      self._refuse_other(model, expected)
     if wide == dtype:
       return model
     like, tree = jax.tree.flatten(decoder.abstract(model.arch, dtype))
@@ -153,11 +153,8 @@ class ModelRef:
       return self.load(corpus, mesh, dtype)
     return self.load(corpus, mesh, dtype, Identity.of(table))
 
-  def refuse_other(self, model, expected: Identity):
-    """Raises UserError unless a `Decoder` is the one that is expected.
-
-    It is loaded in that dtype, or in a wider one.
-    """
+  def _refuse_other(self, model, expected: Identity):
+    """Raises UserError unless this is it, in that dtype or in a wider one."""
     now = {
       "weights": huggingface.weights_fingerprint(model, expected.dtype),
       "architecture": model.arch.fingerprint,

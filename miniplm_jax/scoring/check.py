@@ -84,9 +84,9 @@ def rescorer(
   score: ScoreConfig,
   ref: ModelRef,
   corpus: Corpus,
-  mesh: Mesh,
   expected: Identity,
   is_int8: bool,
+  mesh: Mesh,
 ) -> Scorer:
   """Makes what scores a table's rows again, all at full length: one program.
 
@@ -235,7 +235,7 @@ def verify_table(
   places = sample(total, verify.rows, verify.seed)
   stored = {name: values[places] for name, values in columns.items()}
   expected, is_int8 = Identity.of(manifest), manifest.settings["int8"]
-  scorer = rescorer(score, ref, corpus, mesh, expected, is_int8)
+  scorer = rescorer(score, ref, corpus, expected, is_int8, mesh)
   where = str(manifest.directory)
   off, tolerance = compare(ref.name, where, stored, scorer, verify)
   log(

@@ -133,22 +133,18 @@ class Scoring:
     """The manifest's fields; `arch` is unknown of scores of elsewhere."""
     score, corpus = self.score, store.Corpus(inputs["corpus"])
     units_to_score = units.units_to_score(score, corpus)
-
-    def scorer_on(mesh):
-      by = spec.made_by
-      expected = Identity(by["weights"], score.dtype, by["architecture"])
-      is_int8 = self._is_int8(ref)
-      return check.rescorer(score, ref, corpus, mesh, expected, is_int8)
-
-    recheck = scorer_on if arch else None
-    fields = check.merge(
-      spec, corpus, units_to_score, self.run, self.verify, recheck
-    )
-    total, parameters = None, None
+    scorer_on, total, parameters = None, None, None
     if arch:
-      parameters = arch.parameters()
+      parameters, by = arch.parameters(), spec.made_by
+      expected = Identity(by["weights"], score.dtype, by["architecture"])
+      scorer_on = functools.partial(
+        check.rescorer, score, ref, corpus, expected, self._is_int8(ref)
+      )
       row_ids = np.concatenate([unit.rows for unit in units_to_score])
       total = flops.rows(arch.forward_flops, corpus.lengths[row_ids] - 1)
+    fields = check.merge(
+      spec, corpus, units_to_score, self.run, self.verify, scorer_on
+    )
     if fields:  # in the process that writes the manifest
       fields["details"][flops.OFFLINE] = {f"scoring by {spec.model}": total}
       fields["counts"]["parameters"] = parameters
