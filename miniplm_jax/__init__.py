@@ -66,6 +66,12 @@ __version__ = "0.1.0"
 # What `import miniplm_jax as mp` has, see docs/api.md. The rest of the package
 # is imported when one of them is first asked for: `import` itself is quick.
 __all__ = [
+  "Corpus",
+  "RunConfig",
+  "Scores",
+  "Selection",
+  "Student",
+  "UserError",
   "compare",
   "evaluate",
   "export",
@@ -89,3 +95,7 @@ def __getattr__(name: str):
   from miniplm_jax import api
 
   return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

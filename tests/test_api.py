@@ -1,7 +1,10 @@
 """The library makes what the command line makes, and each finds the other's."""
 
 import dataclasses
+import functools
+import inspect
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -122,6 +125,110 @@ def test_what_is_wrong_is_said_in_one_line(finished):
     mp.train("qwen-45m", rows, to="x", objective=KDConfig())
 
 
+def wrong_calls(corpus, scores, student, hf):
+  """Calls that cannot be meant, and what is said of each."""
+  rows, table = corpus.split("train"), {"teacher": student}
+  train = functools.partial(mp.train, "qwen-45m", to="x")
+  shape, tokenizer = student.shape, corpus.path / "tokenizer"
+  given = functools.partial(mp.tokenize, "a.txt", hf, to="x")
+  return {
+    "no row 99999, .*, there are ": lambda: corpus.rows([7, 99999]),
+    "no row -3": lambda: corpus.rows([-3]),
+    "row ids are float64": lambda: corpus.rows([1.5]),
+    "row ids are bool": lambda: corpus.rows([True, False]),
+    "no field 'max_len', .* mean max_length": lambda: given(max_len=3),
+    "no field 'lr', .* choose from .*learning": lambda: train(rows, lr=1e-3),
+    "no field 'ration', .* ratio": lambda: scores.select(ration=0.5),
+    "no field 'hiden_size', Transf": lambda: shape.replace(hiden_size=3),
+    "no shape 'qwen-60m', .*qwen-45m": lambda: mp.train("qwen-60m", 0, to="x"),
+    "no rows: Corpus": lambda: train(corpus),
+    "no rows: .1, 2": lambda: train([1, 2]),
+    "next_token has no teacher": lambda: train(rows, teacher=hf),
+    "no rows to evaluate": lambda: mp.evaluate("/nope"),
+    "models are .*name each": lambda: mp.score(corpus, [student]),
+    "a model is called 'a/../b'": lambda: mp.score(corpus, {"a/../b": student}),
+    "no Hugging Face .*save_pretrained": lambda: mp.score(corpus, table),
+    "no Hugging .*save_pretrained.student.hf": lambda: mp.nll(student, "a"),
+    "these are no students": lambda: mp.compare(student),
+    "no students": lambda: mp.compare([student.evaluation]),
+    "no such config file, nope.py": lambda: mp.run("nope.py"),
+    "vocab_size is 512, and the tok": lambda: given(vocab_size=512),
+    "source is .'a'., list, give one": lambda: mp.tokenize(["a"], hf, to="x"),
+    "no metric 'foo', .* eval/loss": lambda: student.curve("foo"),
+    "what stage tokenize has": lambda: student.save_pretrained(corpus.path),
+    "stage tokenize": lambda: student.save_pretrained(tokenizer),
+    "there lies what stage": lambda: train(rows, to=corpus.path, force=True),
+    "the name 'a/b'": lambda: scores.select(name="a/b"),
+    "with select.…, force=True.$": lambda: scores.select(ratio=0.3),
+    "nothing finished lies": lambda: mp.open_artifact(tokenizer),
+  }
+
+
+def test_every_wrong_call_is_a_user_error(copy):
+  ran = mp.open_artifact(copy / "run")
+  student = ran.students["miniplm"]
+  hf = str(copy / "run/teacher/hf")
+  shutil.rmtree(student.hf, ignore_errors=True)
+  before = content(copy)
+  calls = wrong_calls(ran.corpus, ran.scores, student, hf)
+  for words, call in calls.items():
+    with pytest.raises(UserError, match=words) as e:
+      call()
+    assert "--" not in str(e.value) and "\n" not in str(e.value), words
+  assert content(copy) == before
+
+
+def test_options_of_a_selection(copy):
+  ran = mp.open_artifact(copy / "run")
+  scores = ran.scores
+  hard = scores.select("difficulty", ratio=0.3)  # beside the paper's
+  assert hard.name == "difficulty" and scores.select().name == "miniplm"
+  few = scores.select(rows=3, name="few")
+  assert len(few) == 3 and few.settings["ratio"] == 0
+  assert len(scores.select(rows=2, name="few", force=True)) == 2
+
+
+def test_artifacts_may_lie_anywhere(copy, tmp_path, monkeypatch):
+  """Outside of the corpus's workdir, deeper in it, or by a relative path."""
+  ran = mp.open_artifact(copy / "run")
+  monkeypatch.chdir(tmp_path)
+  scorers = {"teacher": mp.open_artifact(copy / "run/teacher")}
+  recipe = {"steps": 1, "warmup_steps": 0, "batch_size": 8, "dtype": "float32"}
+  (shape,) = {student.shape for student in ran.students.values()}
+  own = ran.corpus.rows([1, 2, 3, 4, 5, 6, 7, 8])
+  train = functools.partial(mp.train, shape, **recipe)
+  for to in (copy / "run/students/a/b", "else/t"):
+    assert train(own, to=to).rows is own
+  with pytest.raises(UserError, match=r"give it: Student\(path, corpus"):
+    _ = mp.open_artifact("else/t").corpus
+  opened = mp.open_artifact(copy / "run/students/a/b")
+  assert opened.corpus.path == ran.corpus.path
+  for to in ("else/scores", copy / "run/scores2"):
+    scores = mp.score(ran.corpus, scorers, to=to, dtype="float32")
+    assert len(scores["teacher"]) == len(ran.corpus.split("train"))
+
+
+def test_what_things_look_like(finished):
+  ran = mp.open_artifact(finished / "run")
+  student = ran.students["miniplm"]
+  for thing, words in {
+    ran.corpus: r"Corpus\('.*/run/corpus', [\d,]+ rows\)",
+    ran.corpus.split("train"): r"Rows\('split train', [\d,]+ of Corpus.*",
+    ran.scores["teacher"]: r"ScoreTable\('.*', [\d,]+ rows\)",
+    ran.selections["miniplm"]: r"Selection\('.*', [\d,]+ kept, [\d,]+ rows\)",
+    student: r"Student\('.*', [\d,]+ parameters, [\d,]+ steps\)",
+  }.items():
+    assert re.fullmatch(words, repr(thing))
+  words = r"Evaluation\('miniplm', loss [\d.]+ of [\d,]+ rows\)"
+  assert re.fullmatch(words, repr(student.evaluation))
+  assert repr(KDConfig(weight=0.3)) == "KDConfig(weight=0.3)"
+  assert "run: miniplm_jax.config.run.RunConfig = RunConfig()" in str(
+    inspect.signature(mp.train)
+  )
+  assert {"train", "UserError", "RunConfig", "Corpus"} <= set(dir(mp))
+  assert all(getattr(mp, name) for name in mp.__all__)
+
+
 def test_the_program_of_the_docs(tmp_path, monkeypatch, capsys):
   """docs/api.md as it stands, but for its sizes and its text."""
   monkeypatch.chdir(tmp_path)
@@ -148,5 +255,8 @@ def test_the_program_of_the_docs(tmp_path, monkeypatch, capsys):
   assert "completed step" not in again
   assert files.sha256(tmp_path / "runs/mine/hf/model.safetensors") == before
   hf, text = str(tmp_path / "runs/mine/hf"), "The function returns it."
-  (one,) = mp.nll(hf, [text])
+  (one,) = mp.nll(hf, text)
+  assert mp.nll(hf, [text]) == [one]
+  modes = {path.stat().st_mode for path in (tmp_path / hf).iterdir()}
+  assert len(modes) == 1
   assert one.n_bytes == len(text) and 0 < one.nll_sum < one.n_tokens * 10

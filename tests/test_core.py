@@ -591,6 +591,16 @@ def test_a_folder_that_cannot_be_meant_is_refused(field, value):
     config_lib.from_dict(config, "here")
 
 
+def test_whoever_may_read_other_files_may_read_all(tmp_path):
+  """safetensors writes for the owner alone."""
+  (tmp_path / "other").touch()
+  with files.replacing(tmp_path / "file") as scratch:
+    scratch.unlink()
+    scratch.touch(0o600)
+  modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+  assert len(modes) == 1
+
+
 def test_files_that_are_read_whole_are_known_by_all_they_hold(tmp_path):
   """Work of versions that saw their ends only stays, as it was."""
   path = tmp_path / "file"

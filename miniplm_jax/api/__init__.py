@@ -27,4 +27,6 @@ from miniplm_jax.api.steps import (
   train,
 )
 from miniplm_jax.api.students import Evaluation, Run, Student, open_artifact
+from miniplm_jax.config import RunConfig
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import show as show_log

@@ -8,19 +8,17 @@ make the same folders; whatever made one, it opens here.
 import collections
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath, epy
 
+from miniplm_jax.api import border
 from miniplm_jax.config import RunConfig, SelectConfig
-from miniplm_jax.core import execute as execute_lib
-from miniplm_jax.core import files
+from miniplm_jax.core import files, gs
 from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.claims import Board
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.step import Step
-from miniplm_jax.core.workdir import FOLDERS, MANIFEST, Workdir
+from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.selection import select_step
 
 with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
@@ -29,19 +27,6 @@ with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
 
   from miniplm_jax.corpus import kept_rows, store
   from miniplm_jax.scoring import table
-
-
-def execute(steps: Sequence[Step], run: RunConfig):
-  """Claims, resumes, skips or refuses steps of one workdir."""
-  workdir = Workdir(root_of(steps[0].manifest.parent))
-  with Board(workdir.claims, run.lease_seconds) as board:
-    execute_lib.execute(steps, board=board)
-
-
-def root_of(folder: epath.Path) -> epath.Path:
-  """The workdir of an artifact's folder: DIR of DIR/corpus, DIR/scores/x."""
-  above = folder.parent
-  return above.parent if above.name in FOLDERS else above
 
 
 class ToPandas:
@@ -56,7 +41,9 @@ class Artifact:
   """A folder with a manifest."""
 
   stages: tuple[str, ...] = ()  # that make such an artifact
+  counted: tuple[str, ...] = ("rows",)  # of its manifest's counts, to be shown
 
+  @border.in_python()
   def __init__(self, path: epath.PathLike):
     """Opens it; raises UserError if it is none, damaged or of another kind."""
     self.path = epath.Path(path).expanduser()
@@ -84,12 +71,15 @@ class Artifact:
     """sha256 of what it was made from, how, and of its files."""
     return self.manifest.fingerprint
 
+  @border.in_python()
   def check(self):
     """Raises UserError unless all files have the sha256 that was written."""
     self.manifest.check_content()
 
   def __repr__(self) -> str:
-    return f"{type(self).__name__}({str(self.path)!r})"
+    counts = self.manifest.counts
+    words = [f"{counts[n]:,} {n}" for n in self.counted if n in counts]
+    return f"{type(self).__name__}({', '.join([repr(str(self.path)), *words])})"
 
 
 class Corpus(Artifact, ToPandas):
@@ -131,8 +121,19 @@ class Corpus(Artifact, ToPandas):
     return self.rows(np.arange(len(self))).to_arrow()
 
   def rows(self, ids) -> "Rows":
-    """Some rows, by their ids."""
-    ids = np.unique(np.asarray(ids, np.int64))
+    """Some rows, by their ids.
+
+    Raises:
+      UserError: there is no such row.
+    """
+    ids = np.unique(ids)
+    if len(ids) and ids.dtype.kind not in "iu":
+      what = f"row ids are {ids.dtype}"
+      raise UserError(what, str(self.path), "give whole numbers")
+    for row_id in ids[(ids < 0) | (ids >= len(self))].tolist()[:1]:
+      hint = f"there are {len(self):,}, from 0"
+      raise UserError(f"no row {row_id}", str(self.path), hint)
+    ids = ids.astype(np.int64)
     return Rows(self, ids, f"rows {files.digest(ids.tolist())[:12]}")
 
 
@@ -148,6 +149,9 @@ class Rows(ToPandas):
   def __len__(self) -> int:
     return len(self.ids)
 
+  def __repr__(self) -> str:
+    return f"Rows({self.name!r}, {len(self):,} of {self.corpus!r})"
+
   def to_arrow(self) -> "pa.Table":
     """A table of row_id, domain, split, n_tokens, n_bytes and hash."""
     index = self.corpus.reader.index
@@ -155,6 +159,7 @@ class Rows(ToPandas):
     columns = {name: index[name].take(pa.array(self.ids)) for name in names}
     return pa.table({"row_id": pa.array(self.ids), **columns})
 
+  @border.in_python()
   def texts(self, most: int | None = None) -> list[str]:
     """The texts of the first rows, as the tokenizer decodes them."""
     decode = self.corpus.tokenizer.decode
@@ -208,29 +213,38 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
       | columns
     )
 
+  @border.in_python()
   def select(
     self,
     criterion: str = "mean_diff",
     *,
-    name: str = "miniplm",
+    name: str = "",
     to: epath.PathLike | None = None,
     run: RunConfig = RunConfig(),
+    force: bool = False,
     **options: Any,
   ) -> "Selection":
     """Keeps the rows of D that rank highest by a criterion.
 
     Args:
       criterion: a key of `criteria.CRITERIA`; "mean_diff" is the paper's.
-      name: of the selection's folder in the corpus's workdir.
+      name: of the selection's folder in the corpus's workdir; "" is "miniplm"
+        for the paper's criterion, and another's own name.
       to: the folder, if it is not to lie there.
-      **options: fields of `SelectConfig`: ratio, rows, quotas, max_copies, ….
+      force: make it again, whatever lies there.
+      **options: fields of `SelectConfig`: ratio, rows, quotas, max_copies, …;
+        with rows or tokens there is no ratio.
 
     Raises:
       UserError: a model that the criterion reads has no scores here.
     """
+    if options.get("rows") or options.get("tokens"):
+      options = {"ratio": 0} | options
     section = SelectConfig(definition=criterion, **options)
     corpus = self.corpus
-    folder = epath.Path(to or corpus.path.parent / "selection" / name)
+    name = name or ("miniplm" if criterion == "mean_diff" else criterion)
+    folder = Workdir(corpus.path.parent).selection(name)
+    folder = border.folder_of(to) if to else folder
     tables = {role: table.path for role, table in self.items()}
     if missing := set(select_step.CRITERIA[criterion].reads) - set(tables):
       raise UserError(
@@ -241,7 +255,7 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     step = select_step.step(
       section, criterion, tables, corpus.path / MANIFEST, folder
     )
-    execute([step], run)
+    border.execute([step], run, force)
     return Selection(folder, corpus)
 
 
@@ -249,20 +263,35 @@ class OfCorpus(Artifact):
   """What is made from a corpus, which lies in the same workdir."""
 
   def __init__(self, path: epath.PathLike, corpus: Corpus | None = None):
-    """Opens it; without `corpus` that of the workdir, DIR/KIND/NAME."""
+    """Opens it; without `corpus` that which lies in a folder above it."""
     super().__init__(path)
     self._corpus = corpus
 
-  @property
+  @functools.cached_property
   def corpus(self) -> Corpus:
-    """The corpus that it was made from."""
-    return self._corpus or Corpus(self.path.parent.parent / "corpus")
+    """The corpus that it was made from.
+
+    Raises:
+      UserError: it does not lie beside it, or is another by now.
+    """
+    if self._corpus is not None:
+      return self._corpus
+    for folder in gs.absolute(self.path).parents[:3]:
+      manifest = manifest_lib.read(folder / "corpus" / MANIFEST)
+      if manifest and manifest.fingerprint == self.manifest.inputs["corpus"]:
+        return Corpus(folder / "corpus")
+    raise UserError(
+      "the corpus that it was made from is not in a folder above it",
+      str(self.path),
+      f"give it: {type(self).__name__}(path, corpus)",
+    )
 
 
 class Selection(OfCorpus, ToPandas):
   """The rows of D that are kept."""
 
   stages = ("select",)
+  counted = ("kept", "rows")
 
   @functools.cached_property
   def rows(self) -> Rows:

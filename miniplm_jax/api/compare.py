@@ -31,7 +31,7 @@ class Comparison(ToPandas):
     """
     return pa.Table.from_pylist(self.lines)
 
-  def __str__(self) -> str:
+  def __repr__(self) -> str:
     width = max(len(line["name"]) for line in self.lines)
     return "\n".join(
       f"{line['name']:{width}}  {line['steps']:9,} steps  "
@@ -52,9 +52,11 @@ def compare(students: Run | Iterable[Student]) -> Comparison:
   """
   if isinstance(students, Run):
     students = students.students.values()
-  students = list(students)
-  if not students:
-    raise UserError("nothing to compare", "compare", "give some students")
+  is_several = isinstance(students, Iterable)
+  students = list(students) if is_several else []
+  if not students or not all(isinstance(one, Student) for one in students):
+    hint = "give a list of students, as train returns them, or a Run"
+    raise UserError("these are no students to compare", "compare", hint)
   rows = {student.evaluated and _rows(student) for student in students}
   if len(rows - {None}) > 1:
     names = ", ".join(student.name for student in students)

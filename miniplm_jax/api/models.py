@@ -7,8 +7,11 @@ from typing import Any
 
 from etils import epath, epy
 
+from miniplm_jax.api import border
 from miniplm_jax.api.students import Student
 from miniplm_jax.config import GenerateConfig, RunConfig
+from miniplm_jax.core import fields
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.evaluation import generate as generate_lib
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import ROLES, ModelRef
@@ -44,6 +47,7 @@ def _loaded(model: Model, *mesh: int) -> "texts_lib.TextModel":
   )
 
 
+@border.in_python()
 def load_model(
   path: epath.PathLike, *, revision: str = "main", dtype: str = "bfloat16"
 ) -> Model:
@@ -52,16 +56,19 @@ def load_model(
   Raises:
     UserError: there is none, or it is of no known family.
   """
-  model = Model(str(path), revision, dtype)
+  model = Model(border.path_of(path, "model"), revision, dtype)
   _ = model.shape
   return model
 
 
 def ref_of(name: str, model, root: epath.Path, tables=None) -> ModelRef:
   """What steps read a model by."""
+  if not fields.is_name(name):
+    raise UserError(f"a model is called {name!r}", "score", fields.NAME_TODO)
   role = name if name in ROLES else ""
   table = (tables or root / "scores") / name
   if isinstance(model, Student):
+    exported(model)
     return ModelRef(
       name, role=role, trained=model.path, model=model.shape, table=table
     )
@@ -69,9 +76,22 @@ def ref_of(name: str, model, root: epath.Path, tables=None) -> ModelRef:
   return ModelRef(name, model.path, model.revision, role, table=table)
 
 
+def exported(student: Student) -> epath.Path:
+  """The Hugging Face directory of a student.
+
+  Raises:
+    UserError: there is none.
+  """
+  if not student.hf.exists():
+    hint = "call student.save_pretrained(student.hf) first"
+    raise UserError("no Hugging Face directory yet", str(student.hf), hint)
+  return student.hf
+
+
+@border.in_python()
 def generate(
   model: Student | Model | str,
-  prompts: Sequence[str],
+  prompts: str | Sequence[str],
   *,
   run: RunConfig = RunConfig(),
   **options: Any,
@@ -85,16 +105,19 @@ def generate(
   own = {"dtype": model.dtype} if isinstance(model, Model) else {}
   section = GenerateConfig(**own | options)
   loaded = text_model(model, section.dtype, run)
+  prompts = border.several(prompts)
   return generate_lib.continue_prompts(loaded, prompts, section)
 
 
+@border.in_python()
 def nll(
   model: Student | Model | str,
-  texts: Sequence[str],
+  texts: str | Sequence[str],
   *,
   dtype: str = "",
+  batch_tokens: int = 16_384,
+  max_length: int = 0,
   run: RunConfig = RunConfig(),
-  **how: int,
 ) -> list["texts_lib.TextScore"]:
   """Σ −log p of whole texts, in nats, with their tokens and UTF-8 bytes.
 
@@ -102,14 +125,20 @@ def nll(
     model: a given model, or a student with a Hugging Face directory.
     texts: none empty.
     dtype: of weights and computation; "" is a given model's own, or float32.
-    **how: batch_tokens and max_length of `evaluation.texts.nll`.
+    batch_tokens: inputs of a batch over all devices, padding included.
+    max_length: inputs of a window of a longer text; 0 is what the model says.
   """
-  return texts_lib.nll(text_model(model, dtype, run), texts, **how)
+  return texts_lib.nll(
+    text_model(model, dtype, run),
+    border.several(texts),
+    batch_tokens=batch_tokens,
+    max_length=max_length,
+  )
 
 
 def text_model(model, dtype: str, run: RunConfig) -> "texts_lib.TextModel":
   """A model of any kind, read, with its tokenizer."""
   if not isinstance(model, Model):
-    path = model.hf if isinstance(model, Student) else model
+    path = exported(model) if isinstance(model, Student) else model
     model = load_model(path, dtype="float32")
   return dataclasses.replace(model, dtype=dtype or model.dtype).loaded(run)

@@ -8,14 +8,13 @@ from etils import epath, epy
 from ml_collections import ConfigDict
 
 from miniplm_jax import pipeline
+from miniplm_jax.api import border
 from miniplm_jax.api.artifacts import (
   Corpus,
   Rows,
   Scores,
   ScoreTable,
   Selection,
-  execute,
-  root_of,
 )
 from miniplm_jax.api.models import Model, ref_of
 from miniplm_jax.api.students import Evaluation, Run, Student
@@ -60,12 +59,14 @@ _OPTIONS = {
 }
 
 
+@border.in_python()
 def tokenize(
   source: epath.PathLike,
   tokenizer: epath.PathLike,
   *,
   to: epath.PathLike,
   run: RunConfig = RunConfig(),
+  force: bool = False,
   **options: Any,
 ) -> Corpus:
   """Makes packed rows of documents, which are split by the hash of each row.
@@ -73,15 +74,23 @@ def tokenize(
   Args:
     source: files, a folder, a glob; tfds:NAME, hf:ORG/NAME; see docs/data.md.
     tokenizer: a directory or hub id with tokenizer.json, or "train".
+    force: make it again, whatever lies there.
     **options: further fields of `CorpusConfig`.
   """
+  folder = border.folder_of(to)
   section = CorpusConfig(
-    source=str(source), tokenizer=str(tokenizer), **options
+    source=border.path_of(source, "source"),
+    tokenizer=border.path_of(tokenizer, "tokenizer"),
+    **options,
   )
-  execute([tokenize_step.step(section, epath.Path(to), run)], run)
-  return Corpus(to)
+  if section.vocab_size and section.tokenizer != tokenize_step.TRAIN:
+    what = f"vocab_size is {section.vocab_size}, and the tokenizer is given"
+    raise UserError(what, section.tokenizer, 'leave it out, or give "train"')
+  border.execute([tokenize_step.step(section, folder, run)], run, force)
+  return Corpus(folder)
 
 
+@border.in_python()
 def train(
   shape: Architecture | str,
   rows: Rows | Selection,
@@ -91,6 +100,7 @@ def train(
   teacher: Model | str | None = None,
   ignore_domains: Sequence[str] = (),
   run: RunConfig = RunConfig(),
+  force: bool = False,
   **options: Any,
 ) -> Student:
   """Pre-trains a model on rows of a corpus.
@@ -103,11 +113,19 @@ def train(
       section, such as `KDConfig(weight=0.3)`.
     teacher: the model that takes part in each step, if the objective has one.
     ignore_domains: not counted in the learning curve.
+    force: make it again, whatever lies there.
     **options: fields of `TrainConfig`: steps, batch_size, learning_rate, ….
   """
-  shape = presets[shape] if isinstance(shape, str) else shape
+  shape = presets.get(shape, shape) if isinstance(shape, str) else shape
+  if not isinstance(shape, Architecture):
+    hint = f"give a shape, or choose from {', '.join(presets)}"
+    raise UserError(f"no shape {fields.shown(shape)}", "train", hint)
+  given = rows
   rows = rows.rows if isinstance(rows, Selection) else rows
-  section, folder = TrainConfig(**options), epath.Path(to)
+  if not isinstance(rows, Rows):
+    hint = 'give a selection, corpus.split("train") or corpus.rows(ids)'
+    raise UserError(f"no rows: {fields.shown(rows)}", "train", hint)
+  section, folder = TrainConfig(**options), border.folder_of(to)
   kind, _, name = rows.name.partition(" ")
   inputs = {"corpus": rows.corpus.path / MANIFEST}
   row_ids = lambda corpus, unused_inputs: rows.ids  # noqa: E731
@@ -127,12 +145,12 @@ def train(
     ),
     rows=rows.name,
     row_ids=row_ids,
-    ignore_domains=tuple(ignore_domains),
+    ignore_domains=border.several(ignore_domains),
     writes_hf=is_scorer,
     export=ExportConfig(),
   )
-  execute([train_step.step(spec, inputs)], run)
-  return Student(folder, rows.corpus)
+  border.execute([train_step.step(spec, inputs)], run, force)
+  return Student(folder, rows.corpus, given)
 
 
 def _objective(
@@ -158,6 +176,9 @@ def _objective(
     raise UserError(f"{name} reads labels that stage logits stores", name, hint)
   if spec.runs_teacher and teacher is None:
     raise UserError(f"{name} needs a teacher", "train", "give teacher=")
+  if teacher is not None and not spec.runs_teacher:
+    hint = "leave teacher= out, or give objective=, such as KDConfig()"
+    raise UserError(f"{name} has no teacher", "train", hint)
   if name == "next_token":
     return ObjectiveSpec()
   root = corpus.path.parent
@@ -173,6 +194,7 @@ def _objective(
   )
 
 
+@border.in_python()
 def score(
   corpus: Corpus,
   models: Mapping[str, Model | Student | str],
@@ -180,6 +202,7 @@ def score(
   to: epath.PathLike | None = None,
   run: RunConfig = RunConfig(),
   verify: VerifyConfig = VerifyConfig(),
+  force: bool = False,
   **options: Any,
 ) -> Scores:
   """Scores every row of D under each model, in one pass over the corpus.
@@ -189,10 +212,14 @@ def score(
     models: by what they are called; criteria read "teacher" and "reference".
     to: the folder of the tables, beside the corpus if it is not given.
     verify: how each table is checked when it is finished.
+    force: make it again, whatever lies there.
     **options: fields of `ScoreConfig`: dtype, batch_tokens, share, ….
   """
-  folder = epath.Path(to) if to else corpus.path.parent / "scores"
-  root = root_of(folder / "x")
+  if not isinstance(models, Mapping):
+    hint = 'name each: {"teacher": …, "reference": …}'
+    raise UserError(f"models are {fields.shown(models)}", "score", hint)
+  folder = border.folder_of(to or corpus.path.parent / "scores")
+  root = border.root_of(folder / "x")
   refs = [ref_of(name, model, root, folder) for name, model in models.items()]
   scoring = score_step.Scoring(
     ScoreConfig(**options),
@@ -203,7 +230,7 @@ def score(
     run,
     alpha=0.5,
   )
-  execute(scoring.steps(), run)
+  border.execute(scoring.steps(), run, force)
   return Scores(corpus, {ref.name: ScoreTable(ref.table) for ref in refs})
 
 
@@ -214,12 +241,14 @@ def select(
   return scores.select(criterion, **how)
 
 
+@border.in_python()
 def evaluate(
   model: Student | Model | str,
   rows: Rows | None = None,
   *,
   run: RunConfig = RunConfig(),
   score: ScoreConfig = ScoreConfig(),
+  force: bool = False,
   **options: Any,
 ) -> Evaluation:
   """Measures a model's loss on rows that nothing was trained on, by domain.
@@ -231,6 +260,7 @@ def evaluate(
     model: a student, or a given model of the corpus's tokens.
     rows: of a corpus; None are the held-out ones of the student's.
     score: how rows are put into batches, and of a given model the dtype.
+    force: make it again, whatever lies there.
     **options: fields of `EvaluateConfig`: max_rows, ignore_domains.
   """
   section = EvaluateConfig(**options)
@@ -238,8 +268,12 @@ def evaluate(
     corpus = {"corpus": model.corpus.path / MANIFEST}
     dtype = model.settings["train"]["dtype"]
     subject = Subject(model.name, model.name, model.path, corpus, dtype)
-    execute([evaluate_step.step(subject, section, score, run)], run)
+    step = evaluate_step.step(subject, section, score, run)
+    border.execute([step], run, force)
     return model.evaluation
+  if rows is None:
+    hint = 'give some in its tokens, such as corpus.split("heldout")'
+    raise UserError("no rows to evaluate a given model on", "evaluate", hint)
   mesh = sharding.mesh_of(run)
   if isinstance(model, Student):
     name, decoder = model.name, trained.restore(model.manifest, mesh)
@@ -267,19 +301,22 @@ def export(student: Student, to: epath.PathLike, **how: Any) -> epath.Path:
 def run(
   config: ConfigDict | epath.PathLike,
   *,
-  stages: Sequence[str] = (),
+  stages: str | Sequence[str] = (),
   force: bool = False,
 ) -> Run:
   """Runs the stages of a config, as the command line does.
 
   Args:
     config: from `config.default()`, or a file with `get_config`.
-    stages: which; by default those that the config lists.
+    stages: one or several; by default those that the config lists.
     force: make them again even if nothing has changed.
   """
   where = "config"
   if not isinstance(config, ConfigDict):
     where, path = str(config), str(config)
+    if not epath.Path(path).exists():
+      raise UserError("no such config file", path, "give its path")
     config = runpy.run_path(path)["get_config"]()
+  stages = border.several(stages)
   pipeline.run(config, where, stages, force=force, dry_run=False)
   return Run(config.workdir)

@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath, epy
 
+from miniplm_jax.api import border
 from miniplm_jax.api.artifacts import (
   Artifact,
   Corpus,
@@ -17,6 +18,7 @@ from miniplm_jax.api.artifacts import (
   ToPandas,
 )
 from miniplm_jax.config import ExportConfig, RunConfig
+from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST
@@ -37,19 +39,17 @@ class Student(OfCorpus):
   """A model that was trained here: a student, a reference or a teacher."""
 
   stages = ("train", "reference", "teacher")
+  counted = ("parameters", "steps")
+
+  def __init__(self, path: epath.PathLike, corpus=None, rows=None):
+    """Opens it; without `corpus` and `rows` those are looked for."""
+    super().__init__(path, corpus)
+    self._rows = rows
 
   @property
   def hf(self) -> epath.Path:
     """Its Hugging Face directory, once there is one."""
     return self.path / "hf"
-
-  @property
-  def corpus(self) -> Corpus:
-    """The corpus that it was trained on."""
-    beside = self.path.parent / "corpus"  # of a reference: DIR/reference
-    if self._corpus or not (beside / MANIFEST).exists():
-      return super().corpus
-    return Corpus(beside)
 
   @property
   def shape(self) -> Architecture:
@@ -61,15 +61,18 @@ class Student(OfCorpus):
     """What it was trained on: a split, or a selection of its workdir.
 
     Raises:
-      UserError: they are rows of one's own choice, which are not kept.
+      UserError: they are rows of one's own choice, which only what `train`
+        returns knows.
     """
+    if self._rows is not None:
+      return self._rows
     kind, _, name = self.settings["rows"].partition(" ")
     if kind == "split":
       return self.corpus.split(name)
     if kind == "selection":
       path = self.corpus.path.parent / "selection" / name
       return Selection(path, self.corpus)
-    hint = "give a selection or a split to train"
+    hint = "call train again with them, or train on a selection or a split"
     raise UserError("its rows are not kept", str(self.path), hint)
 
   @property
@@ -81,14 +84,24 @@ class Student(OfCorpus):
   def evaluation(self) -> "Evaluation":
     """Its held-out losses; raises UserError if these are of other weights."""
     if not self.evaluated:
-      hint = "call evaluate(student), or run --stages=evaluate"
+      hint = "call evaluate(student)"
       raise UserError("not evaluated yet", str(self.path), hint)
     return Evaluation(self.name, heldout.losses(self.evaluated))
 
   def curve(self, key: str = "train/loss") -> tuple[list[int], list[float]]:
-    """Steps and values of a metric that was written during training."""
-    return metrics.curve(metrics.read(self.path / "metrics"), key)
+    """Steps and values of a metric that was written during training.
 
+    Raises:
+      UserError: there is no such metric.
+    """
+    lines = metrics.read(self.path / "metrics")
+    names = {name for line in lines for name in line} - {"step"}
+    if key not in names:
+      hint = f"choose from {', '.join(sorted(names)) or 'none'}"
+      raise UserError(f"no metric {key!r}", str(self.path), hint)
+    return metrics.curve(lines, key)
+
+  @border.in_python()
   def save_pretrained(
     self, to: epath.PathLike, *, run: RunConfig = RunConfig(), **options: Any
   ) -> epath.Path:
@@ -97,7 +110,16 @@ class Student(OfCorpus):
     Args:
       to: the directory; what is there is replaced, file by file.
       **options: fields of `ExportConfig`: dtype, max_shard_size.
+
+    Raises:
+      UserError: another artifact lies there, or this is a part of one.
     """
+    to = border.folder_of(to)
+    places = (manifest_lib.read(f / MANIFEST) for f in (to, to.parent))
+    if owner := next(filter(None, places), None):
+      is_own = owner.directory == to.parent and owner.path == self.manifest.path
+      if not is_own or f"{to.name}/config.json" in owner.files:
+        border.refuse_taken(to, owner.stage)
     section, corpus = ExportConfig(**options), self.corpus.reader
     rows, extra = self.rows, {}
     weights = self.settings["train"].get("domain_weights", ())
@@ -108,14 +130,14 @@ class Student(OfCorpus):
       extra["README.md"] = card.encode()
       rows = rows.rows
     trained.save(
-      epath.Path(to),
+      to,
       trained.restore(self.manifest, sharding.mesh_of(run)),
       corpus,
       batches.trained_on(corpus, np.asarray(rows.ids), weights),
       extra,
       **dataclasses.asdict(section),
     )
-    return epath.Path(to)
+    return to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +148,10 @@ class Evaluation(ToPandas):
   # By domain; "all" is their total. Each has instance_mean and token_mean in
   # nats, bits_per_byte, rows, tokens.
   by_domain: Mapping[str, Mapping[str, Any]]
+
+  def __repr__(self) -> str:
+    rows = self.by_domain["all"]["rows"]
+    return f"Evaluation({self.name!r}, loss {self.loss:.4f} of {rows:,} rows)"
 
   @property
   def loss(self) -> float:
@@ -145,9 +171,10 @@ class Run:
 
   path: epath.PathLike
 
-  def _all(self, folder: str, kind: type[Artifact], **more) -> dict[str, Any]:
-    paths = sorted(epath.Path(self.path).glob(f"{folder}/*/{MANIFEST}"))
-    return {path.parent.name: kind(path.parent, **more) for path in paths}
+  def _all(self, folder: str, kind: type[Artifact]) -> dict[str, Any]:
+    root = epath.Path(self.path).expanduser()
+    paths = sorted(root.glob(f"{folder}/*/{MANIFEST}"))
+    return {path.parent.name: kind(path.parent) for path in paths}
 
   @property
   def corpus(self) -> Corpus:
@@ -173,7 +200,17 @@ class Run:
 KINDS = (Corpus, ScoreTable, Selection, Student)
 
 
-def open_artifact(path: epath.PathLike) -> Artifact:
-  """Opens a folder as what it is; raises UserError without a whole manifest."""
-  stage = Artifact(path).manifest.stage
-  return next((k for k in KINDS if stage in k.stages), Artifact)(path)
+def open_artifact(path: epath.PathLike) -> Artifact | Run:
+  """Opens a folder as what it is; a workdir as a `Run`.
+
+  Raises:
+    UserError: it is neither, or its manifest cannot be read.
+  """
+  folder = border.folder_of(path)
+  if not (folder / MANIFEST).exists():
+    if (folder / "corpus" / MANIFEST).exists():
+      return Run(folder)
+    hint = "give a folder with a manifest.json, or with a corpus that has one"
+    raise UserError("nothing finished lies here", str(folder), hint)
+  stage = Artifact(folder).manifest.stage
+  return next((k for k in KINDS if stage in k.stages), Artifact)(folder)

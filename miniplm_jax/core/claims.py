@@ -82,7 +82,7 @@ class Board:
 
   def name_of(self, path: epath.Path) -> str:
     """Returns the claim of what lies beside the folder of claims."""
-    return os.fspath(path.relative_to(self._folder.parent))
+    return os.path.relpath(path, self._folder.parent)
 
   def claim(self, name: str, reads: Sequence[str] = ()) -> bool:
     """Returns whether this process now has `name`; nobody else should.
@@ -289,7 +289,8 @@ class Claim:
     """Claims it; raises UserError if another program makes it.
 
     Until it is given back, nothing is written once another has taken it over,
-    and no forced run of another program may remove the step's inputs.
+    and no forced run of another program may remove the step's inputs; those
+    of another workdir, whose claims are there, it may.
     """
     if not self._board:
       return

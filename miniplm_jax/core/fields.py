@@ -7,6 +7,7 @@ A section is a frozen dataclass whose fields are made by `number`, `word`,
 
 import ctypes
 import dataclasses
+import difflib
 import operator
 import os
 import re
@@ -91,7 +92,31 @@ class Section:
   Raises:
     FieldError: a field has a value that cannot be meant, alone or beside the
       others.
+    UserError: there is no such field.
   """
+
+  def __init_subclass__(cls):
+    cls.__repr__ = Section.__repr__  # dataclass would give it one of its own
+
+  def __new__(cls, **options: Any):
+    """Refuses names that are no fields."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in options.keys() - names:
+      near = difflib.get_close_matches(name, names, cutoff=0.5)
+      hint = "did you mean " + " or ".join(near) if near else ""
+      hint = hint or f"choose from {', '.join(names)}"
+      raise UserError(f"no field {name!r}", cls.__name__, hint)
+    return super().__new__(cls)
+
+  def __repr__(self) -> str:
+    """What differs from the defaults: those are many."""
+    own = []
+    for field in dataclasses.fields(self):
+      is_section = field.default is dataclasses.MISSING
+      default = field.default_factory() if is_section else field.default
+      if (value := getattr(self, field.name)) != default:
+        own.append(f"{field.name}={value!r}")
+    return f"{type(self).__name__}({', '.join(own)})"
 
   def __post_init__(self):
     for name, rule in rules_of(type(self)).items():

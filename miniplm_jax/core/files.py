@@ -84,8 +84,12 @@ def replacing(
     sweep(scratch.parent.glob(f".{name}.*"))
   try:
     with errors.naming(path):
+      scratch.touch()
+      mode = scratch.stat().st_mode  # by the umask
       yield scratch
       if is_local(path):
+        if scratch.stat().st_mode != mode:  # safetensors': the owner's alone
+          scratch.chmod(mode)
         _fsync(scratch)
         guard()
         _rename(scratch, path, only_new)

@@ -1,5 +1,7 @@
 """Where things lie in a workdir. Users rely on this layout."""
 
+import os
+
 from etils import epath
 
 from miniplm_jax.core import fields
@@ -45,7 +47,7 @@ class Workdir:
 
   def claims_of(self, folder: epath.Path) -> epath.Path:
     """Who makes what in a folder."""
-    return self.claims / folder.relative_to(self.root)
+    return self.claims / os.path.relpath(folder, self.root)
 
   def scorer(self, role: str) -> epath.Path:
     """A teacher or reference that was pre-trained here."""

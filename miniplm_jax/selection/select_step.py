@@ -7,7 +7,7 @@ from etils import epath, epy
 
 from miniplm_jax.config import SelectConfig
 from miniplm_jax.core import files
-from miniplm_jax.core.log import log, warn
+from miniplm_jax.core.log import warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
@@ -102,7 +102,7 @@ def _run(
   with files.replacing(path) as scratch:
     selected = selection.select(corpus, inputs, criterion, select, scratch)
   for line in selected.shortfalls:
-    log(STAGE, line)
+    warn(STAGE, line)
   cutoff, counts = selected.cutoff, selected.counts
   return {
     "tokenizer": corpus.manifest.tokenizer,

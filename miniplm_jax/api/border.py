@@ -1,0 +1,95 @@
+"""What all functions of the library do first: arguments, and errors in Python.
+
+Below, errors name flags of the command line; here they name arguments.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from miniplm_jax.config import RunConfig
+from miniplm_jax.core import execute as execute_lib
+from miniplm_jax.core import gs
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.claims import Board
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.fields import shown
+from miniplm_jax.core.step import Step
+from miniplm_jax.core.workdir import FOLDERS, Workdir
+from miniplm_jax.models.ref import ROLES
+
+
+def _call(match: re.Match) -> str:
+  """The function that makes what a stage makes."""
+  stage = "train" if match[1] in ROLES else match[1]
+  return f"{stage}(…, force=True)"
+
+
+# Patterns of flags, and what is said instead.
+_IN_PYTHON = (
+  (r"--stages=(\w+) --force(, and with it all that this stage makes)?", _call),
+  (r",? or (run|drop|leave out) --stages\S*", ""),
+  (r"--config\.workdir or name", "folder (to=) or name"),
+  (r"--config\.workdir", "folder (to=)"),
+  (r"--config\.run\.(\w+)=(\w+)", r"run=RunConfig(\1=\2)"),
+  (r"--config\.(\w+\.)*", ""),
+  (r"--prompt=", "the prompt "),
+)
+
+
+@contextlib.contextmanager
+def in_python() -> Iterator[None]:
+  """Lets a UserError of the body say what to do in Python's words."""
+  try:
+    yield
+  except UserError as e:
+    words = [e.what, e.where, e.hint]
+    for pattern, instead in _IN_PYTHON:
+      words = [re.sub(pattern, instead, text) for text in words]
+    UserError.__init__(e, *words)
+    raise
+
+
+def execute(steps: Sequence[Step], run: RunConfig, force: bool):
+  """Claims, resumes, skips, refuses or remakes steps of one workdir."""
+  root = root_of(steps[0].manifest.parent)
+  for step in steps:
+    old = manifest_lib.read(step.manifest)
+    if old and old.stage != step.stage:
+      refuse_taken(step.manifest.parent, old.stage)
+  with Board(Workdir(root).claims, run.lease_seconds) as board:
+    execute_lib.execute(steps, force, board)
+
+
+def refuse_taken(folder: epath.Path, stage: str):
+  """Raises UserError: what another stage made lies there."""
+  what = f"there lies what stage {stage} has made"
+  raise UserError(what, str(folder), "give another folder")
+
+
+def root_of(folder: epath.Path) -> epath.Path:
+  """The workdir of an artifact's folder: DIR of DIR/corpus, DIR/scores/x."""
+  above = gs.absolute(folder).parent
+  return above.parent if above.name in FOLDERS else above
+
+
+def folder_of(to: epath.PathLike) -> epath.Path:
+  """The folder that is to be made."""
+  return epath.Path(path_of(to, "to")).expanduser()
+
+
+def path_of(path: Any, name: str) -> str:
+  """One path, glob, name or hub id, as a config has it."""
+  if not isinstance(path, (str, os.PathLike)):
+    hint = "give one path; of several files their folder or a glob"
+    raise UserError(f"{name} is {shown(path)}", type(path).__name__, hint)
+  return os.fspath(path)
+
+
+def several(texts: str | Iterable[str]) -> list[str]:
+  """Several texts, if it is one."""
+  return [texts] if isinstance(texts, str) else list(texts)
