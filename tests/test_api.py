@@ -5,11 +5,13 @@ import functools
 import inspect
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tiny_config
-from helpers import ROOT, typed, write_corpus
+from helpers import LIMIT, ROOT, typed, write_corpus
 
 import miniplm_jax as mp
 from miniplm_jax import api
@@ -260,3 +262,31 @@ def test_the_program_of_the_docs(tmp_path, monkeypatch, capsys):
   modes = {path.stat().st_mode for path in (tmp_path / hf).iterdir()}
   assert len(modes) == 1
   assert one.n_bytes == len(text) and 0 < one.nll_sum < one.n_tokens * 10
+
+
+def test_workers_do_not_run_the_callers_script(tmp_path):
+  """Without `if __name__ == "__main__"`, as the docs' first program is."""
+  for name in ("a.jsonl", "b.jsonl"):  # a shard each
+    write_corpus(tmp_path / name, 4)
+  script = tmp_path / "script.py"
+  script.write_text(
+    f"""import miniplm_jax as mp
+print("once")
+mp.tokenize(
+  "{tmp_path}/*.jsonl",
+  "train",
+  to="{tmp_path}/corpus",
+  vocab_size=300,
+  run=mp.config.RunConfig(tokenize_workers=2),
+)
+"""
+  )
+  done = subprocess.run(
+    [sys.executable, str(script)],
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=LIMIT,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == "once\n"

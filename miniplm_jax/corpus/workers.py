@@ -1,14 +1,17 @@
 """Shards by several processes, of this machine or of a Beam runner."""
 
 import concurrent.futures as futures
+import contextlib
 import functools
 import multiprocessing
 import os
 import re
 import shlex
 import signal
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from miniplm_jax.core import files, signals
@@ -53,7 +56,8 @@ def make_here(
     before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
       guards = files.guards()
-      tasks = {pool.submit(_make, guards, *task): task for task in tasks}
+      with _without_main():
+        tasks = {pool.submit(_make, guards, *task): task for task in tasks}
     finally:
       signal.pthread_sigmask(signal.SIG_SETMASK, before)
     reported, waiting = 0, set(tasks)
@@ -79,6 +83,21 @@ def make_here(
     pool.shutdown(cancel_futures=True)
     # A traceback holds them, and Python would warn of semaphores at its end.
     del pool, done, stop
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+  """No process that starts in the body runs the caller's script again.
+
+  `spawn` runs what `__main__` names, for functions that are defined there; a
+  script that calls the library without a guard would tokenize in each worker.
+  """
+  main = sys.modules["__main__"]
+  sys.modules["__main__"] = types.ModuleType("__main__")
+  try:
+    yield
+  finally:
+    sys.modules["__main__"] = main
 
 
 def _cores() -> int:
