@@ -300,7 +300,24 @@ def test_a_corpus_of_another_source_is_not_read(copy):
 @pytest.mark.parametrize("name", ["mamba-130m", "llama3.1-212m"])
 def test_a_shape_is_read_back_from_a_manifest(name):
   arch = architecture.SHAPES[name]
-  assert architecture.of(dataclasses.asdict(arch)) == arch
+  fields = architecture.settings_of(arch)
+  assert fields == dataclasses.asdict(arch)  # as in every manifest so far
+  assert architecture.of(fields) == arch
+
+
+def test_a_family_with_the_fields_of_another_is_no_other(monkeypatch):
+  class Gelu(architecture.Transformer):
+    family = "gelu"
+
+  monkeypatch.setitem(architecture.FAMILIES, "gelu", Gelu)
+  arch = Gelu(**dataclasses.asdict(architecture.SHAPES["qwen-45m"]))
+  fields = architecture.settings_of(arch)
+  assert architecture.of(fields) == arch
+  monkeypatch.delitem(architecture.FAMILIES, "gelu")
+  with pytest.raises(UserError, match="no families have the fields family"):
+    architecture.of(fields)
+  with pytest.raises(UserError, match="2 families have the fields vocab_size"):
+    architecture.of({"vocab_size": 512})
 
 
 @pytest.mark.parametrize(

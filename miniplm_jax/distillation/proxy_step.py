@@ -61,7 +61,7 @@ class Proxy:
     options, train, shape = self.options, self.options.train, self.options.model
     folder = self.workdir.scorer(STAGE)
     settings = {
-      "model": dataclasses.asdict(shape),
+      "model": architecture.settings_of(shape),
       "train": dataclasses.asdict(train),
       "sample": options.sample,
       "seed": self.score.seed,

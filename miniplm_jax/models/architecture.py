@@ -244,6 +244,9 @@ class Mamba(Architecture):
 
 
 FAMILIES = {kind.family: kind for kind in (Transformer, Mamba)}
+# Manifests do not name these, whose fields tell them apart: workdirs that were
+# made with no others are known again. Every other family is named.
+_UNNAMED = (Transformer, Mamba)
 
 
 def section_of(arch: Architecture) -> dict[str, Any]:
@@ -251,16 +254,34 @@ def section_of(arch: Architecture) -> dict[str, Any]:
   return {"family": arch.family} | dataclasses.asdict(arch)
 
 
+def settings_of(arch: Architecture) -> dict[str, Any]:
+  """The fields as manifests have them, see `of`."""
+  fields = section_of(arch)
+  if type(arch) in _UNNAMED:
+    del fields["family"]
+  return fields
+
+
 def of(fields: Mapping[str, Any]) -> Architecture:
-  """The shape whose `dataclasses.asdict` these are, as manifests have it."""
-  for kind in FAMILIES.values():
-    if fields.keys() <= {field.name for field in dataclasses.fields(kind)}:
-      return kind(**fields)
-  raise UserError(
-    f"no model has the fields {', '.join(fields)}",
-    "the manifest of a trained model",
-    "use the release that wrote it",
-  )
+  """The shape whose `settings_of` these are.
+
+  Raises:
+    UserError: no family has them, or several have, and they name none.
+  """
+  values = dict(fields)
+  named = FAMILIES.get(values.pop("family", None))
+  kinds = [
+    kind
+    for kind in ([named] if "family" in fields else _UNNAMED)
+    if kind and values.keys() <= {f.name for f in dataclasses.fields(kind)}
+  ]
+  if len(kinds) != 1:
+    raise UserError(
+      f"{len(kinds) or 'no'} families have the fields {', '.join(fields)}",
+      "the manifest of a trained model",
+      "use the release that wrote it",
+    )
+  return kinds[0](**values)
 
 
 def _qwen(hidden, ffn, layers, heads, **more) -> Transformer:

@@ -9,6 +9,7 @@ from etils import epath
 from miniplm_jax.config import ExportConfig, RunConfig, TrainConfig
 from miniplm_jax.core.fields import Section
 from miniplm_jax.core.step import Input
+from miniplm_jax.models import architecture
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.training import flops
 
@@ -52,6 +53,8 @@ class TrainSpec:
   row_ids: Callable[..., Any] | None = None
   ignore_domains: Sequence[str] = ()  # not in the learning curve
   writes_hf: bool = False  # hf/ at the end
+  # trained_rows.json at the end; without it they are of D, none held out.
+  writes_rows: bool = False
   # How hf-<step> is written every run.export_every steps; None is never.
   export: ExportConfig | None = None
   steps_note: str = ""  # about their number, for the summary
@@ -67,7 +70,7 @@ class TrainSpec:
   def settings(self) -> dict[str, Any]:
     """All that decides the result, for the manifest."""
     return {
-      "model": dataclasses.asdict(self.shape),
+      "model": architecture.settings_of(self.shape),
       "train": dataclasses.asdict(self.train),
       "rows": self.rows,
       **self.objective.settings,
