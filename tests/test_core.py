@@ -7,6 +7,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import types
 
 import gcsfs.retry
@@ -446,6 +447,43 @@ def test_a_call_without_end_is_left_at_the_deadline(monkeypatch, capfd):
     os.kill(os.getpid(), signal.SIGTERM)
     assert left.get(timeout=5)[0] == 130
   assert "SIGINT: ends where nothing is lost" in capfd.readouterr().err
+
+
+def test_in_a_library_call_the_first_interrupt_waits():
+  handler = signal.getsignal(signal.SIGINT)
+  assert handler is signal.default_int_handler
+  asked = None
+  with pytest.raises(KeyboardInterrupt), signals.deferred():
+    os.kill(os.getpid(), signal.SIGINT)
+    asked = signals.stop_requested()
+    raise Stopped(asked)
+  assert asked == signal.SIGINT
+  assert signals.stop_requested() is None  # the next call is not stopped
+  with pytest.raises(KeyboardInterrupt), signals.deferred():
+    os.kill(os.getpid(), signal.SIGINT)  # nothing acts on it
+  with pytest.raises(KeyboardInterrupt), signals.deferred():
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+    pytest.fail("the second does not wait")
+  assert signal.getsignal(signal.SIGINT) is handler
+  # The caller's own, and that of another thread's process, stay.
+  own = lambda *unused: None  # noqa: E731
+  signal.signal(signal.SIGINT, own)
+  try:
+    with signals.deferred():
+      assert signal.getsignal(signal.SIGINT) is own
+  finally:
+    signal.signal(signal.SIGINT, handler)
+  said = []
+
+  def elsewhere():
+    with signals.deferred():
+      said.append(signal.getsignal(signal.SIGINT))
+
+  thread = threading.Thread(target=elsewhere)
+  thread.start()
+  thread.join()
+  assert said == [handler]
 
 
 def test_a_signal_at_the_very_end_is_not_lost():

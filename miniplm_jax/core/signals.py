@@ -119,15 +119,42 @@ def deferred() -> Iterator[None]:
   """Does not hurry the body, which saves what would be lost.
 
   It asks `stop_requested` where it can stop. A signal that it did not act on
-  is raised at its end.
+  is raised at its end. Where `handle` was not called, as in a notebook, the
+  first Ctrl-C is such a signal too during the body, and a KeyboardInterrupt at
+  its end; the second interrupts. A handler of the caller's own stays.
   """
   global _is_deferring
-  _is_deferring = True
+  with contextlib.ExitStack() as stack:
+    if (
+      threading.current_thread() is threading.main_thread()
+      and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
+      stack.enter_context(_interrupts_wait())
+    _is_deferring = True
+    try:
+      yield
+    finally:
+      _is_deferring = False
+    raise_if_stopped()
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+  """Takes Ctrl-C for a wish, once, and leaves no trace."""
+  global _requested, _is_stopping
+
+  def once(signum, frame):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _on_signal(signum, frame)
+
+  signal.signal(signal.SIGINT, once)
   try:
     yield
+  except Stopped as e:
+    raise KeyboardInterrupt from e
   finally:
-    _is_deferring = False
-  raise_if_stopped()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _requested, _is_stopping = None, False
 
 
 def stop_requested() -> int | None:
