@@ -71,8 +71,12 @@ def test_padding_on_the_left_is_not_there(mesh, name):
   assert seen == set(rows[1, 5:])
 
 
+@pytest.mark.parametrize("piece", [1024, 3])
 @pytest.mark.parametrize("name", SHAPES)
-def test_greedy_is_the_argmax_of_the_uncached_model(mesh, name):
+def test_greedy_is_the_argmax_of_the_uncached_model(
+  mesh, name, piece, monkeypatch
+):
+  monkeypatch.setattr(generation, "_PIECE", piece)
   model = new(SHAPES[name])
   program = generation.compiled(
     mesh,
@@ -91,6 +95,24 @@ def test_greedy_is_the_argmax_of_the_uncached_model(mesh, name):
     whole = np.concatenate([prompt, new_ids])[None]
     best = logits(model, jax.jit(model)(whole))[0, :, :20].argmax(-1)
     np.testing.assert_array_equal(best[len(prompt) - 1 : -1], new_ids)
+
+
+def test_a_long_prompt_is_read_in_pieces(mesh):
+  """No weights of all its queries are formed: they took all memory."""
+  shape = next(iter(SHAPES.values()))
+  program = generation.compiled(
+    mesh,
+    sampling=Sampling(2, temperature=0),
+    seed=0,
+    eos_ids=(),
+    vocabulary=20,
+    dtype=jnp.float32,
+  )
+  length = 8192
+  batch = generation.pad_left([np.zeros(length, np.int32)], 1)
+  lowered = program.lower(new(shape), batch)
+  used = lowered.compile().memory_analysis().temp_size_in_bytes
+  assert used < shape.num_attention_heads * length**2 * 4
 
 
 def sample(mesh, model, prompts, numbers, *, eos_ids=(), **settings):

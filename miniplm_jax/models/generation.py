@@ -17,6 +17,10 @@ from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.models.likelihood import matmul_precision
 from miniplm_jax.models.ready import ready
 
+# Columns of a prompt that are read at a time: attention forms the weights of so
+# many queries, where 27,000 at once took all memory of a machine.
+_PIECE = 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -88,6 +92,15 @@ def decode(
     ]
     return [h_BxTxD[:, -1] for h_BxTxD, _ in both], [cache for _, cache in both]
 
+  def read(caches):
+    first = (prompt - 1) % _PIECE + 1
+    carry = extend(tokens_BxT[:, :first], caches)
+    if first == prompt:
+      return carry
+    pieces = tokens_BxT[:, first:].reshape(batch, -1, _PIECE).swapaxes(0, 1)
+    step = lambda carry, piece: (extend(piece, carry[1]), None)  # noqa: E731
+    return jax.lax.scan(step, carry, pieces)[0]
+
   def append(state: _State, token_B, kept) -> _State:
     token_B = jnp.where(state.done_B, state.token_B, token_B)
     tokens_BxN, kept = jax.tree.map(
@@ -107,7 +120,7 @@ def decode(
   with matmul_precision(dtype):
     caches = [m.new_cache(first_B, prompt + size, dtype) for m in models]
     models, heads = ready(models, heads, caches, dtype)
-    hidden, caches = extend(tokens_BxT, caches)
+    hidden, caches = read(caches)
     token_B, kept = choose(hidden, heads, 0)
     tokens_BxN, kept_BxN = jax.tree.map(
       lambda x: jnp.zeros((batch, size, *x.shape[1:]), x.dtype), (token_B, kept)
