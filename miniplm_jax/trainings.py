@@ -146,10 +146,10 @@ class Trainings:
     is_reference_trained = not (c.reference.path or c.reference.scores)
     return budget.offline(
       self.workdir,
-      names.selection,
+      self.workdir.selection(names.selection) / MANIFEST,
+      inputs,
       {role: c.tables[role] for role in CRITERIA[names.definition].reads},
       is_reference_trained,
-      inputs,
     )
 
   def student_step(self, names: MethodNames) -> Step:

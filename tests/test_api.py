@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import inspect
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -18,6 +20,7 @@ from miniplm_jax import api
 from miniplm_jax.config import KDConfig
 from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.training import flops, watch
 
 
 def options(section, *but):
@@ -290,3 +293,81 @@ mp.tokenize(
   )
   assert done.returncode == 0, done.stderr
   assert done.stdout == "once\n"
+
+
+TRAIN = {
+  "steps": 2,
+  "warmup_steps": 1,
+  "batch_size": 2,
+  "learning_rate": 1e-3,
+  "dtype": "float32",
+}
+
+
+def test_a_student_says_what_was_spent_before_it(copy):
+  """As the command line does, of the same selection."""
+  ran, c = api.Run(copy / "run"), typed(tiny_config.get_config())
+  theirs, shape = ran.students["miniplm"], c.student.model
+  kept = ran.selections["miniplm"]
+  spent = theirs.manifest.details[flops.OFFLINE]
+  assert len(spent) == 3 and None not in spent.values()
+  mine = mp.train(shape, kept, to=copy / "run/students/mine", **TRAIN)
+  assert mine.manifest.details[flops.OFFLINE] == spent
+  card = (mine.save_pretrained(copy / "hf") / "README.md").read_text()
+  assert f"before it {sum(spent.values()):.3g} (scoring by" in card
+  # Not known of a reference that is gone.
+  (copy / "run/reference/manifest.json").unlink()
+  other = mp.train(shape, kept, to=copy / "run/students/other", **TRAIN)
+  other = other.manifest.details[flops.OFFLINE]
+  assert other == spent | {"training of reference": None}
+  d = mp.train(
+    shape, ran.corpus.split("train"), to=copy / "run/students/d", **TRAIN
+  )
+  assert d.manifest.details[flops.OFFLINE] == {}
+  card = (d.save_pretrained(copy / "hf") / "README.md").read_text()
+  assert "packed rows of a corpus (split train)." in card
+
+
+def test_nothing_is_measured_on_rows_that_it_was_trained_on(copy):
+  corpus = api.Run(copy / "run").corpus
+  heldout = corpus.split("heldout")
+  shape = typed(tiny_config.get_config()).student.model
+  for name, rows in (
+    ("whole", heldout),
+    ("some", corpus.rows([*heldout.ids[:1], *corpus.split("train").ids])),
+  ):
+    to = copy / "run/students" / name
+    student = mp.train(shape, rows, to=to, **TRAIN)
+    for measured in (None, heldout, corpus.rows(heldout.ids)):
+      with pytest.raises(UserError, match=f"{name} was trained on "):
+        mp.evaluate(student, measured)
+    with pytest.raises(UserError, match="not evaluated yet"):
+      mp.compare([student])
+  teacher = mp.open_artifact(copy / "run/teacher")
+  with pytest.raises(UserError, match="rows of split teacher"):
+    mp.evaluate(str(teacher.hf), corpus.split("teacher"))
+  with pytest.raises(UserError, match="rows of split teacher"):
+    mp.evaluate(teacher, corpus.split("teacher"))
+
+
+def test_ctrl_c_in_training_keeps_what_was_done(copy, monkeypatch, caplog):
+  corpus, to = api.Run(copy / "run").corpus, copy / "run/students/mine"
+  shape = typed(tiny_config.get_config()).student.model
+  rows, handler = corpus.split("train"), signal.getsignal(signal.SIGINT)
+  beat = watch.Watchdog.beat
+
+  def interrupting(self, done):
+    if done == 3:
+      os.kill(os.getpid(), signal.SIGINT)
+    beat(self, done)
+
+  with monkeypatch.context() as m, caplog.at_level("INFO", "miniplm_jax"):
+    m.setattr(watch.Watchdog, "beat", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+      mp.train(shape, rows, to=to, **TRAIN | {"steps": 6})
+  assert "saved checkpoint 3" in caplog.text
+  assert signal.getsignal(signal.SIGINT) is handler
+  with caplog.at_level("INFO", "miniplm_jax"):
+    student = mp.train(shape, rows, to=to, **TRAIN | {"steps": 6})
+  assert "restored checkpoint 3 of 6 steps" in caplog.text
+  assert student.curve()[0][-1] == 6

@@ -585,6 +585,7 @@ def test_a_student_s_card_says_how_and_from_what_it_was_made(settings, wanted):
   train["domain_weights"], trained.counts["rows"] = ["b=0", "c=2"], 1
   text = model_card.write("a", trained, selection, None)
   assert "Weights of domains b=0, c=2: trained on 1 rows." in text
+  assert "before it offline not known" in text
 
 
 @pytest.mark.parametrize("most", [5_000_000, 500])

@@ -40,10 +40,11 @@ from miniplm_jax.methods import OBJECTIVES
 from miniplm_jax.models.architecture import SHAPES, Architecture
 from miniplm_jax.models.ref import ROLES, TEACHER
 from miniplm_jax.scoring import score_step
-from miniplm_jax.training import train_step, trained
+from miniplm_jax.training import budget, train_step, trained
 from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
 
 with epy.lazy_imports():  # JAX, NumPy: planning needs neither
+  from miniplm_jax.corpus import trained_rows
   from miniplm_jax.evaluation import heldout
   from miniplm_jax.models import sharding
 
@@ -133,6 +134,12 @@ def train(
     inputs["selection"] = rows.path / MANIFEST
     row_ids = trained.row_ids
   is_scorer = kind == "split" and name in ROLES
+  minimized = _objective(
+    objective, teacher, section, shape, rows.corpus, folder / MANIFEST
+  )
+  before = budget.offline(
+    Workdir(rows.corpus.path.parent), inputs.get("selection"), minimized.inputs
+  )
   spec = TrainSpec(
     stage=name if is_scorer else "train",
     folder=folder,
@@ -140,14 +147,14 @@ def train(
     train=section,
     run=run,
     max_length=rows.corpus.max_length,
-    objective=_objective(
-      objective, teacher, section, shape, rows.corpus, folder / MANIFEST
-    ),
+    objective=minimized,
     rows=rows.name,
     row_ids=row_ids,
     ignore_domains=border.several(ignore_domains),
     writes_hf=is_scorer,
+    writes_rows=not is_scorer,
     export=ExportConfig(),
+    offline=None if is_scorer else before,
   )
   border.execute([train_step.step(spec, inputs)], run, force)
   return Student(folder, rows.corpus, given)
@@ -258,7 +265,8 @@ def evaluate(
 
   Args:
     model: a student, or a given model of the corpus's tokens.
-    rows: of a corpus; None are the held-out ones of the student's.
+    rows: of a corpus, none that it was trained on; None are the held-out ones
+      of the student's.
     score: how rows are put into batches, and of a given model the dtype.
     force: make it again, whatever lies there.
     **options: fields of `EvaluateConfig`: max_rows, ignore_domains.
@@ -275,15 +283,18 @@ def evaluate(
     hint = 'give some in its tokens, such as corpus.split("heldout")'
     raise UserError("no rows to evaluate a given model on", "evaluate", hint)
   mesh = sharding.mesh_of(run)
+  corpus = rows.corpus.reader
   if isinstance(model, Student):
     name, decoder = model.name, trained.restore(model.manifest, mesh)
-    dtype = model.settings["train"]["dtype"]
+    folder, dtype = model.path, model.settings["train"]["dtype"]
   else:
     ref, dtype = ref_of("model", model, rows.corpus.path.parent), score.dtype
-    name, decoder = ref.path, ref.load(rows.corpus.reader, mesh, dtype)
+    name, decoder = ref.path, ref.load(corpus, mesh, dtype)
+    folder = ref.folder()
+  trained_rows.refuse(folder, corpus, rows.ids, name, f"rows of {rows.name}")
   measured = heldout.measure(
     decoder,
-    rows.corpus.reader,
+    corpus,
     rows.ids,
     mesh,
     score,

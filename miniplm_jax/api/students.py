@@ -121,20 +121,17 @@ class Student(OfCorpus):
       if not is_own or f"{to.name}/config.json" in owner.files:
         border.refuse_taken(to, owner.stage)
     section, corpus = ExportConfig(**options), self.corpus.reader
-    rows, extra = self.rows, {}
+    rows, selection = self.rows, None
     weights = self.settings["train"].get("domain_weights", ())
     if isinstance(rows, Selection):
-      card = model_card.write(
-        self.name, self.manifest, rows.manifest, self.evaluated
-      )
-      extra["README.md"] = card.encode()
-      rows = rows.rows
+      rows, selection = rows.rows, rows.manifest
+    card = model_card.write(self.name, self.manifest, selection, self.evaluated)
     trained.save(
       to,
       trained.restore(self.manifest, sharding.mesh_of(run)),
       corpus,
       batches.trained_on(corpus, np.asarray(rows.ids), weights),
-      extra,
+      {"README.md": card.encode()},
       **dataclasses.asdict(section),
     )
     return to

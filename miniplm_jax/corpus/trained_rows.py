@@ -44,7 +44,8 @@ def refuse(
   Of another seed's hashes at most 2²⁰ rows, evenly spaced, are looked at.
 
   Args:
-    directory: of the model; without the file nothing is known.
+    directory: of the model, or of its training; without the file nothing is
+      known.
     corpus: of the rows.
     row_ids: int64, ascending.
     name: of the model, in words.
@@ -58,6 +59,8 @@ def refuse(
 
 def _refuse(directory, corpus, row_ids, name, which):
   path = directory / NAME
+  if not path.exists():
+    path = directory / "hf" / NAME
   if not path.exists():
     return
   with errors.parsing(path, "fetch the model again"):

@@ -86,9 +86,8 @@ def _run(
       f"config.evaluate.ignore_domains={','.join(ignored)}",
       "ignore fewer domains",
     )
-  if it.ref:  # a student trains on no held-out rows
-    folder = it.ref.folder()
-    trained_rows.refuse(folder, corpus, row_ids, it.name, "held-out rows")
+  folder = it.ref.folder() if it.ref else it.folder
+  trained_rows.refuse(folder, corpus, row_ids, it.name, "held-out rows")
   mesh = sharding.mesh_of(run)
   model = it.load(inputs, mesh, it.dtype)
   every = run.log_every_seconds

@@ -20,9 +20,15 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))
 
 
 def write(
-  name: str, trained: Manifest, selection: Manifest, evaluation: Manifest | None
+  name: str,
+  trained: Manifest,
+  selection: Manifest | None,
+  evaluation: Manifest | None,
 ) -> str:
-  """The card of a student, in Markdown, by manifests."""
+  """The card of a student, in Markdown, by manifests.
+
+  Without a selection it was trained on other rows than those that were scored.
+  """
   import huggingface_hub
 
   data = huggingface_hub.ModelCardData(
@@ -34,21 +40,16 @@ def write(
   sizes = {k: v for k, v in model.items() if type(v) is int and v}
   sizes.pop("rope_original_length", None)
   shape = ", ".join(f"{k} {v:,}" for k, v in sizes.items())
-  counts, kept = trained.counts, selection.counts
-  chosen = selection.settings
-  definition = CRITERIA[chosen["definition"]]
+  counts = trained.counts
+  before = trained.details.get(flops.OFFLINE, {"offline": None})
   weights = train.get("domain_weights", ())
-  scorers = [f"{role} `{name}`" for role, name in chosen["scores"].items()]
   sections = [
     f"---\n{data.to_yaml()}\n---\n# {name}",
     _USE,
     "## Model",
     f"{counts['parameters']:,} parameters: {shape}.",
     "## Data",
-    f"{kept['kept']:,} of {kept['rows']:,} packed rows of a corpus "
-    f"({kept['kept'] / kept['rows']:.1%}), ranked by `{chosen['definition']}`, "
-    f"{definition.label}"
-    + f", of {' and '.join(scorers)}" * bool(scorers)
+    _rows(trained, selection)
     + ". The teacher wrote the end of each (SeqKD)"
     * (GENERATED in trained.inputs)
     + (
@@ -57,7 +58,7 @@ def write(
       if weights
       else ""
     )
-    + ". After MiniPLM (arXiv 2410.17215).",
+    + (". After MiniPLM (arXiv 2410.17215)." if selection else "."),
     Table(
       ("what", "sha256"),
       [
@@ -70,7 +71,7 @@ def write(
     f"{counts['steps']:,} steps of {train['batch_size']:,} rows, "
     f"{counts['tokens']:,} tokens with padding, "
     f"{trained.details['train_flops']:.3g} FLOPs, "
-    f"{flops.in_words(trained.details.get(flops.OFFLINE, {}))}; objective "
+    f"{flops.in_words(before)}; objective "
     f"{trained_in_words(trained.settings)}; AdamW at learning rate "
     f"{train['learning_rate']:g}, {train['dtype']} over float32 weights, "
     f"miniplm_jax {trained.code_version}.",
@@ -83,6 +84,21 @@ def write(
       _loss_table(evaluation).markdown(),
     ]
   return "\n\n".join(sections) + "\n"
+
+
+def _rows(trained: Manifest, selection: Manifest | None) -> str:
+  """What it was trained on, in words."""
+  if selection is None:
+    rows, which = trained.counts["rows"], trained.settings["rows"]
+    return f"{rows:,} packed rows of a corpus ({which})"
+  kept, chosen = selection.counts, selection.settings
+  by, scores = chosen["definition"], chosen["scores"].items()
+  scorers = " and ".join(f"{role} `{name}`" for role, name in scores)
+  return (
+    f"{kept['kept']:,} of {kept['rows']:,} packed rows of a corpus "
+    f"({kept['kept'] / kept['rows']:.1%}), ranked by `{by}`, "
+    f"{CRITERIA[by].label}" + f", of {scorers}" * bool(scorers)
+  )
 
 
 def _loss_table(evaluation: Manifest) -> Table:

@@ -12,6 +12,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.models.ref import REFERENCE
 from miniplm_jax.training import flops
 
 
@@ -42,10 +43,10 @@ def in_words(plain: TrainConfig, train: TrainConfig) -> str:
 
 def offline(
   workdir: Workdir,
-  selection: str,
-  tables: Mapping[str, str],
-  is_reference_trained: bool,
+  selection: epath.Path | None,
   inputs: Mapping[str, Input],
+  tables: Mapping[str, str] | None = None,
+  is_reference_trained: bool | None = None,
 ) -> dict[str, float | None]:
   """FLOPs that a method took before its training, by part; None: not known.
 
@@ -54,23 +55,30 @@ def offline(
   training: it was there before.
 
   Args:
-    tables: names of the score tables that rank its rows, by role.
-    is_reference_trained: here, for those that rank by it.
+    selection: the manifest of its rows, once there is one.
     inputs: what its objective reads beside corpus and selection.
+    tables: names of the score tables that are to rank its rows, by role; those
+      of a selection that is there are its own.
+    is_reference_trained: here, for those that rank by it; None is as its table
+      says.
   """
-  selected = _read(workdir.selection(selection) / MANIFEST)
-  used = selected.settings.get("scores", {}) if selected else {}
-  spent = flops.spent(
-    {
-      f"scoring by {role}": _read(
-        workdir.scores(used.get(role, name)) / MANIFEST,
-        selected and selected.inputs.get(role),
-      )
-      for role, name in tables.items()
-    }
-  )
-  if is_reference_trained and {"reference", "proxy"} & set(tables):
-    reference = _read(workdir.scorer("reference") / MANIFEST)
+  selected = selection and _read(selection)
+  names = dict(tables or {})
+  names |= selected.settings.get("scores", {}) if selected else {}
+  scored = {
+    role: _read(
+      workdir.scores(name) / MANIFEST, selected and selected.inputs.get(role)
+    )
+    for role, name in names.items()
+  }
+  spent = flops.spent({f"scoring by {r}": made for r, made in scored.items()})
+  table = scored.get(REFERENCE)
+  weights = table and table.inputs.get("weights")
+  if is_reference_trained is None:  # what is given is named by its path
+    named = table and table.details.get(manifest_lib.NAMED, {})
+    is_reference_trained = bool(weights) and "weights" not in named
+  if is_reference_trained and {REFERENCE, "proxy"} & set(names):
+    reference = _read(workdir.scorer(REFERENCE) / MANIFEST, weights)
     trained = reference.details.get("train_flops") if reference else None
     spent["training of reference"] = trained
   # Of these not all took FLOPs: a teacher's manifest has no such part.

@@ -15,7 +15,7 @@ from miniplm_jax.training import comparable, flops, trained
 from miniplm_jax.training.spec import TrainSpec
 
 with epy.lazy_imports():
-  from miniplm_jax.corpus import store
+  from miniplm_jax.corpus import store, trained_rows
   from miniplm_jax.models import huggingface, sharding
   from miniplm_jax.training import batches, loop, metrics
 
@@ -28,6 +28,8 @@ def step(spec: TrainSpec, inputs: Mapping[str, Input]) -> Step:
   folder, train, shape = spec.folder, spec.train, spec.shape
   tokens = train.steps * spec.step_tokens
   outputs = ["checkpoints", "metrics"] + ["hf"] * spec.writes_hf
+  if spec.writes_rows:
+    outputs.append(trained_rows.NAME)
   offline = ""
   if spec.offline is not None:
     offline = f", {flops.in_words(spec.offline)}"
@@ -92,12 +94,16 @@ def _run(spec: TrainSpec, inputs: Mapping[str, Manifest]) -> Mapping[str, Any]:
     ),
     mesh,
   )
-  hf, described = {}, None
+  made, described = {}, None
   if spec.writes_hf:
     written = trained.save(folder / "hf", model, source, source_ids)
-    hf = {f"hf/{name}": facts for name, facts in written.items()}
+    made = {f"hf/{name}": facts for name, facts in written.items()}
   if distributed.is_first():  # the process that writes the manifest
     described = files.describe(folder / "metrics" / metrics.NAME)
+    if spec.writes_rows:
+      path = folder / trained_rows.NAME
+      files.write_bytes(path, trained_rows.encode(source, source_ids))
+      made[path.name] = files.describe(path)
   offline = {} if spec.offline is None else {flops.OFFLINE: dict(spec.offline)}
   return {
     "tokenizer": corpus.manifest.tokenizer,
@@ -108,7 +114,7 @@ def _run(spec: TrainSpec, inputs: Mapping[str, Manifest]) -> Mapping[str, Any]:
       "tokens": train.steps * spec.step_tokens,
       "parameters": spec.shape.parameters(),
     },
-    "files": hf,
+    "files": made,
     "details": {
       "metrics": described,
       comparable.CURVE: curve_rows,
