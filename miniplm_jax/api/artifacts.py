@@ -41,7 +41,7 @@ class Artifact:
   """A folder with a manifest."""
 
   stages: tuple[str, ...] = ()  # that make such an artifact
-  counted: tuple[str, ...] = ("rows",)  # of its manifest's counts, to be shown
+  _counted: tuple[str, ...] = ("rows",)  # of its manifest's counts, to be shown
 
   @border.in_python()
   def __init__(self, path: epath.PathLike):
@@ -78,7 +78,7 @@ class Artifact:
 
   def __repr__(self) -> str:
     counts = self.manifest.counts
-    words = [f"{counts[n]:,} {n}" for n in self.counted if n in counts]
+    words = [f"{counts[n]:,} {n}" for n in self._counted if n in counts]
     return f"{type(self).__name__}({', '.join([repr(str(self.path)), *words])})"
 
 
@@ -231,7 +231,7 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
       name: of the selection's folder in the corpus's workdir; "" is "miniplm"
         for the paper's criterion, and another's own name.
       to: the folder, if it is not to lie there.
-      force: make it again, whatever lies there.
+      force: make it again, if it was made otherwise, too.
       **options: fields of `SelectConfig`: ratio, rows, quotas, max_copies, …;
         with rows or tokens there is no ratio.
 
@@ -272,7 +272,7 @@ class OfCorpus(Artifact):
     """The corpus that it was made from.
 
     Raises:
-      UserError: it does not lie beside it, or is another by now.
+      UserError: it is in none of three folders above, or is another by now.
     """
     if self._corpus is not None:
       return self._corpus
@@ -291,7 +291,7 @@ class Selection(OfCorpus, ToPandas):
   """The rows of D that are kept."""
 
   stages = ("select",)
-  counted = ("kept", "rows")
+  _counted = ("kept", "rows")
 
   @functools.cached_property
   def rows(self) -> Rows:

@@ -75,7 +75,7 @@ def tokenize(
   Args:
     source: files, a folder, a glob; tfds:NAME, hf:ORG/NAME; see docs/data.md.
     tokenizer: a directory or hub id with tokenizer.json, or "train".
-    force: make it again, whatever lies there.
+    force: make it again, if it was made otherwise, too.
     **options: further fields of `CorpusConfig`.
   """
   folder = border.folder_of(to)
@@ -114,7 +114,7 @@ def train(
       section, such as `KDConfig(weight=0.3)`.
     teacher: the model that takes part in each step, if the objective has one.
     ignore_domains: not counted in the learning curve.
-    force: make it again, whatever lies there.
+    force: make it again, if it was made otherwise, too.
     **options: fields of `TrainConfig`: steps, batch_size, learning_rate, ….
   """
   shape = presets.get(shape, shape) if isinstance(shape, str) else shape
@@ -219,7 +219,7 @@ def score(
     models: by what they are called; criteria read "teacher" and "reference".
     to: the folder of the tables, beside the corpus if it is not given.
     verify: how each table is checked when it is finished.
-    force: make it again, whatever lies there.
+    force: make it again, if it was made otherwise, too.
     **options: fields of `ScoreConfig`: dtype, batch_tokens, share, ….
   """
   if not isinstance(models, Mapping):
@@ -268,7 +268,7 @@ def evaluate(
     rows: of a corpus, none that it was trained on; None are the held-out ones
       of the student's.
     score: how rows are put into batches, and of a given model the dtype.
-    force: make it again, whatever lies there.
+    force: make it again, if it was made otherwise, too.
     **options: fields of `EvaluateConfig`: max_rows, ignore_domains.
   """
   section = EvaluateConfig(**options)

@@ -39,9 +39,14 @@ class Student(OfCorpus):
   """A model that was trained here: a student, a reference or a teacher."""
 
   stages = ("train", "reference", "teacher")
-  counted = ("parameters", "steps")
+  _counted = ("parameters", "steps")
 
-  def __init__(self, path: epath.PathLike, corpus=None, rows=None):
+  def __init__(
+    self,
+    path: epath.PathLike,
+    corpus: Corpus | None = None,
+    rows: Rows | Selection | None = None,
+  ):
     """Opens it; without `corpus` and `rows` those are looked for."""
     super().__init__(path, corpus)
     self._rows = rows

@@ -102,7 +102,7 @@ class Section:
     """Refuses names that are no fields."""
     names = [field.name for field in dataclasses.fields(cls)]
     for name in options.keys() - names:
-      near = difflib.get_close_matches(name, names, cutoff=0.5)
+      near = difflib.get_close_matches(name, names)
       hint = "did you mean " + " or ".join(near) if near else ""
       hint = hint or f"choose from {', '.join(names)}"
       raise UserError(f"no field {name!r}", cls.__name__, hint)
