@@ -150,8 +150,8 @@ def _interrupts_wait() -> Iterator[None]:
   signal.signal(signal.SIGINT, once)
   try:
     yield
-  except Stopped as e:
-    raise KeyboardInterrupt from e
+  except Stopped:
+    raise KeyboardInterrupt from None
   finally:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _requested, _is_stopping = None, False

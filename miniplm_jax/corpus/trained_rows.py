@@ -83,8 +83,8 @@ def _refuse(directory, corpus, row_ids, name, which):
       f"{which}, row {row_ids[np.argmax(is_trained)]} the first: what is "
       "measured on them would say nothing",
       str(directory),
-      "give the corpus the seed and shares that the model was trained with, "
-      "or a model that has not seen its text",
+      "give other rows, a model that has not seen them, or the corpus the seed "
+      "and shares that the model was trained with",
     )
 
 
