@@ -27,7 +27,7 @@ class Method(NamedTuple):
 class Labels(NamedTuple):
   """What stage logits stores of each token of the kept rows."""
 
-  role: str  # whose words they are: teacher or reference
+  role: str  # which model says it: teacher or reference
   kind: str  # sampling or top_k
   ids: int  # of a token; 0 stores −log p of the label alone
   seed: int  # of what is sampled
@@ -81,7 +81,7 @@ OBJECTIVES = {
     runs_teacher=True,
     token_flops=lambda cost, section: cost.on_policy(section.prompt_share),
   ),
-  # As many FLOPs as the next-token loss: the teacher has spoken before.
+  # As many FLOPs as the next-token loss: the teacher's outputs are stored.
   "sparse_kd": Objective(
     words="what a teacher has said of few ids at each token",
     loss="sparse_kd.SparseKD",

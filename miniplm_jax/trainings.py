@@ -113,7 +113,7 @@ class Trainings:
       finished=workdir.student(names.student) / MANIFEST,
     )
     token_flops = objective.token_flops if c.equal_flops else 0.0
-    train = budget.schedule(
+    train = budget.affordable(
       c.train, student.model, c.corpus.max_length, token_flops
     )
     begin, inputs = None, {**self.generated_inputs(names), **objective.inputs}

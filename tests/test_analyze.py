@@ -92,7 +92,7 @@ def test_ranking_equals_brute_force(alpha):
 
 
 def test_the_paper_s_law_gives_the_paper_s_losses():
-  """Golden of method.md 2.8: L_1T 3.349, L_10T 3.319."""
+  """Golden of the paper: L_1T 3.349, L_10T 3.319."""
   compute = 6 * N_200M * np.array([*scaling.TOKENS.values()])
   assert scaling.TOKENS["1T"] == pytest.approx(1.0486e12, rel=1e-4)
   assert PAPER.loss(compute).round(3).tolist() == [3.349, 3.319]

@@ -369,7 +369,7 @@ def test_students_of_the_paper_have_its_schedules(name, parameters, rates):
   fields = dict(found.student.model)
   arch = architecture.FAMILIES[fields.pop("family")](**fields)
   assert arch.parameters() == parameters
-  schedule = optimizer.learning_rate(found.train)
+  schedule = optimizer.learning_rate_schedule(found.train)
   for step, rate in rates.items():
     assert float(schedule(step)) == pytest.approx(rate, rel=1e-4)
   mamba = arch.family == "mamba"

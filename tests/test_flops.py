@@ -185,7 +185,7 @@ def test_a_budget_is_spent_and_the_warmup_stays_its_share_of_it():
   plain = flops.next_token(shape, length)
 
   def steps(times: float) -> tuple[int, int]:
-    train = budget.schedule(config.train, shape, length, times * plain)
+    train = budget.affordable(config.train, shape, length, times * plain)
     return train.warmup_steps, train.steps
 
   whole = 2000, 100_000

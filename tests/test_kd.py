@@ -136,7 +136,9 @@ def tokens(batch=8, length=16):
 def test_every_parameter_gets_the_gradient_of_the_definition(mesh, reduction):
   model, teacher = Decoder(STUDENT, nnx.Rngs(0)), Decoder(TEACHER, nnx.Rngs(1))
   made, _ = objective(teacher, reduction)
-  (inputs, targets, weight), _ = made.arrays(tokens(), model, teacher, None)
+  (inputs, targets, weight), _ = made.loss_inputs(
+    tokens(), model, teacher, None
+  )
 
   def plain(model, teacher):
     h, ht = model(inputs), teacher(inputs)

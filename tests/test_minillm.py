@@ -337,7 +337,7 @@ def test_turns_of_a_batch_give_the_step_of_the_whole(mesh):
     found.append((state.model, said))
   for a, b in zip(*map(jax.tree.leaves, found), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-  arrays, _ = objective.arrays(batch, None, (), jax.random.key(0))
+  arrays, _ = objective.loss_inputs(batch, None, (), jax.random.key(0))
   _, _, _, slots, of_row, _ = arrays
   assert np.flatnonzero(slots.sum(-1) == 0).tolist() == [2, 3]
   np.testing.assert_allclose(slots[0], 1 / 4 / 8)

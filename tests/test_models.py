@@ -524,7 +524,7 @@ def train_section(**changes):
 
 
 def test_learning_rate_goldens_of_the_200m_run():
-  schedule = optimizer.learning_rate(train_section())
+  schedule = optimizer.learning_rate_schedule(train_section())
   for step, wanted in (
     (0, 0),
     (1, 3e-7),
@@ -541,7 +541,7 @@ def test_the_optimizer_is_adamw_with_decay_on_everything():
   train = train_section(
     learning_rate=0.1, warmup_steps=0, steps=10, weight_decay=0.1
   )
-  tx, schedule = optimizer.make(train), optimizer.learning_rate(train)
+  tx, schedule = optimizer.make(train), optimizer.learning_rate_schedule(train)
   rng = np.random.default_rng(0)
   params = {"norm": jnp.ones(3), "w": jnp.asarray(rng.normal(size=(2, 3)))}
   state = tx.init(params)

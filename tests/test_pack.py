@@ -40,7 +40,7 @@ def test_nothing_is_lost_and_lineage_finds_every_token(encoder):
 
 
 def places(texts, eos_at=()):
-  """Where a row may end by method.md 2.1, over pieces of text."""
+  """Where a row may end by the released code, over pieces of text."""
   found = []
   for i, text in enumerate(texts):
     opens = any(o in text and c not in text for o, c in ("()", "[]", "<>"))

@@ -99,7 +99,7 @@ def test_loss_and_gradient_are_those_of_a_plain_regression(mesh, reduction):
     return jnp.sum(jnp.asarray(weight, jnp.float32) * off**2)
 
   def ours(model):
-    arrays, total = objective.arrays(batch, model, (), None)
+    arrays, total = objective.loss_inputs(batch, model, (), None)
     assert total == 4
     return objective.loss(model, *arrays, frozen=())[0]
 

@@ -261,7 +261,7 @@ def test_the_loss_of_sparse_kd(mesh, normalise):
   table = Stored(nll=None, ids=ids, log_probs=np.log(p + 0.01))
   made = SparseKD(train_section(), 0, "none", table, section)
   given = made.with_rows(batch(), np.arange(B))
-  found, _ = made.arrays(given, None, (), None)
+  found, _ = made.loss_inputs(given, None, (), None)
   loss, parts = made.loss(Fixed(h, w), *found, frozen=())
   p = p + 0.01
   if normalise:
@@ -285,7 +285,7 @@ def test_tokens_with_the_largest_excess_are_trained_on(mesh):
   )
   given = made.with_rows(batch(), np.arange(B))
   given |= made.first_pass(Fixed(h, w), given)
-  (*found, _), total = made.arrays(given, None, (), None)
+  (*found, _), total = made.loss_inputs(given, None, (), None)
   label = given["tokens"][:, 1:, None]
   log_p = np.asarray(jax.nn.log_softmax(h @ w[:V].T))
   excess = -np.take_along_axis(log_p, label, -1)[..., 0] - frozen

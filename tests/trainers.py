@@ -68,8 +68,8 @@ class Watched(Hooked):
     factor = np.float32(np.nan if step == self._spoilt else 1)
     return batch | {"factor": np.full(len(row_ids), factor)}
 
-  def arrays(self, batch, *more):
-    (inputs, targets, weights), total = super().arrays(batch, *more)
+  def loss_inputs(self, batch, *more):
+    (inputs, targets, weights), total = super().loss_inputs(batch, *more)
     return (inputs, targets, weights * batch["factor"][:, None]), total
 
 

@@ -164,7 +164,7 @@ def _of_ours(model: str, rows, mesh, dtype: str):
   objective = NextToken(train, models.EOS, REMAT)
   counts = np.full(len(rows), rows.shape[1], np.int32)
   batch = placement.put({"tokens": rows, "length": counts}, mesh)
-  arrays, _ = objective.arrays(batch, decoder, (), None)
+  arrays, _ = objective.loss_inputs(batch, decoder, (), None)
   loss = jax.jit(jax.grad(lambda *a: objective.loss(*a, frozen=())[0]))
   gradients = huggingface.to_tensors(loss(decoder, *arrays))
   before = huggingface.to_tensors(decoder)

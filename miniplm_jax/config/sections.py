@@ -14,7 +14,7 @@ from miniplm_jax.models.architecture import Architecture, Transformer
 
 # How rows become rows of a student's own tokenizer.
 CONVERSIONS = ("repack", "one_to_one")
-# What `materialize` writes: the functions of select/materialize_writers.py.
+# What `materialize` writes: the functions of selection/materialize_writers.py.
 FORMATS = ("array_record", "megatron", "tfds")
 # The group of lm_eval that is the paper's nine. acc_norm where a task has it,
 # else acc; their plain mean.
@@ -43,15 +43,15 @@ def _revision():
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
-  """AdamW and its schedule, method.md 2.4. Every field changes the result."""
+  """AdamW and its schedule. Every field changes the result."""
 
   steps: int = f.number(100_000, "[1, inf)")
   # rows of one step, over all devices
   batch_size: int = f.number(512, "[1, inf)")
   learning_rate: float = f.number(6e-4, "(0, 1]")  # at its peak
-  # of the peak, at the last step
+  # what the cosine ends at, as a share of the peak
   final_learning_rate_ratio: float = f.number(0.1, "[0, 1]")
-  # linear from 0; the first step has rate 0
+  # linear from 0, the rate of the first step; 0 begins at the peak
   warmup_steps: int = f.number(2000, "[0, inf)")
   weight_decay: float = f.number(0.01, "[0, 10]")  # on all parameters
   beta1: float = f.number(0.9, "[0, 1)")

@@ -1,7 +1,7 @@
 r"""The released data files, Megatron-style: `data_{k}.bin` and `data_{k}.idx`.
 
 The .bin holds the ids of all instances one after another, the .idx where each
-begins. Source: method.md 2.1, released code and the published data sets.
+begins. Source: the released code and the published data sets.
 
   index = 9 bytes "MMIDIDX\0\0", u64 version 1, u8 dtype code, u64 n,
     u64 doc_count, i32 sizes[n], i64 byte offsets[n], i64 doc_idx[doc_count],

@@ -52,7 +52,7 @@ class MiniLLM(NextToken):
     """The batch and `row` int32 [B]."""
     return batch | {"row": row_ids.astype(np.int32)}
 
-  def arrays(
+  def loss_inputs(
     self, batch: dict[str, Any], model, frozen, key
   ) -> tuple[tuple[Any, ...], Any]:
     """Arrays of the next-token loss; slots' and rows' weights; rows' keys.
@@ -60,7 +60,7 @@ class MiniLLM(NextToken):
     A row has N slots for new tokens. They are weighted as tokens are, those
     behind an end as well, so weights do not depend on what is drawn.
     """
-    arrays, total = super().arrays(batch, model, frozen, key)
+    arrays, total = super().loss_inputs(batch, model, frozen, key)
     inputs_BxT = arrays[0]
     prompt = self._prompt(inputs_BxT)
     full_B = batch["length"] >= prompt

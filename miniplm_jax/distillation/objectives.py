@@ -64,7 +64,7 @@ def spec(
       rows = kept_rows(inputs["selection"])
       other = logits_table.LogitsTable(inputs[LABELS], rows)
     t, run = training.train, training.run
-    return loss(objective)(t, corpus.eos_id, run.remat, other, section)
+    return class_of(objective)(t, corpus.eos_id, run.remat, other, section)
 
   settings, inputs, token_flops = {}, {}, 0.0
   if name != "next_token":
@@ -94,6 +94,6 @@ def spec(
   )
 
 
-def loss(objective: Objective) -> Any:
+def class_of(objective: Objective) -> Any:
   """The class of an objective that has its own."""
   return pkgutil.resolve_name(f"miniplm_jax.distillation.{objective.loss}")

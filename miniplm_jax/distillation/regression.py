@@ -59,7 +59,7 @@ class Regression(NextToken):
     places = np.searchsorted(self._row_ids, row_ids)
     return batch | {"target": self._targets[places]}
 
-  def arrays(
+  def loss_inputs(
     self, batch: dict[str, Any], unused_model, unused_frozen, unused_key
   ) -> tuple[tuple[Any, ...], Any]:
     """Inputs, mask, targets and weights of rows; the number of rows.

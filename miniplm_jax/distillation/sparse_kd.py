@@ -31,11 +31,11 @@ class SparseKD(NextToken):
     del stored["nll"]
     return batch | stored
 
-  def arrays(
+  def loss_inputs(
     self, batch: dict[str, Any], model, frozen, key
   ) -> tuple[tuple[Any, ...], Any]:
     """Arrays of the next-token loss, with ids and p̂."""
-    arrays, total = super().arrays(batch, model, frozen, key)
+    arrays, total = super().loss_inputs(batch, model, frozen, key)
     id_BxTxK = batch["ids"]
     if "log_probs" not in batch:
       p_BxTxK = jnp.full(id_BxTxK.shape, 1 / id_BxTxK.shape[-1], jnp.float32)

@@ -42,7 +42,7 @@ class TokenSelection(NextToken):
       )
     return {"nll": nll_BxT}
 
-  def arrays(
+  def loss_inputs(
     self, batch: dict[str, Any], unused_model, unused_frozen, unused_key
   ) -> tuple[tuple[Any, ...], Any]:
     """Arrays of the next-token loss, weighted anew; the loss of all tokens."""

@@ -13,7 +13,7 @@ from miniplm_jax.training.objective import NextToken
 class SoftLabels(NextToken):
   """(1 − a)·cross-entropy + a·soft labels, the paper's with a = 0.5.
 
-  The teacher reads the rows of a turn in the step that trains on them.
+  The teacher reads the rows of a microbatch in the step that trains on them.
   """
 
   def loss(self, model, inputs, targets, weights, *, frozen):

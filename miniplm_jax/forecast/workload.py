@@ -206,7 +206,7 @@ def _with_teacher(
 ) -> Callable[[Mesh, str], NextToken]:
   """Makes an objective whose teacher has a shape and no weights."""
   section = objective.section
-  loss = objectives.loss(OBJECTIVES[objective.name])
+  loss = objectives.class_of(OBJECTIVES[objective.name])
 
   def make(mesh: Mesh, remat: str) -> NextToken:
     dtype = jnp.dtype(getattr(section, "dtype", train.dtype))

@@ -16,7 +16,7 @@ from miniplm_jax.models.ref import REFERENCE
 from miniplm_jax.training import flops
 
 
-def schedule(
+def affordable(
   train: TrainConfig, shape: Architecture, max_length: int, token_flops: float
 ) -> TrainConfig:
   """The training of a student, with the steps that it can afford.

@@ -101,26 +101,26 @@ def step_function(
   train: TrainConfig,
   objective: NextToken,
   mesh: Mesh,
-  micro: int,
+  microbatches: int,
 ):
   """The jitted training step: (state, batch, frozen) → (state, metrics).
 
   The state has the shardings of `abstract` and is donated; `frozen` is the
-  objective's. With `micro` > 1 the batch's rows are taken in that many turns;
-  weights are normalized over the whole batch before, so the gradient is the
-  sum of the turns' and the result the same. The objective's first pass, if it
-  has one, takes as many turns.
+  objective's. Weights are normalized over the whole batch before it is split,
+  so the gradient is the sum of the microbatches', and the result the same. The
+  objective's first pass, if it has one, takes the same microbatches.
   """
   tx = optimizer.make(train)
-  schedule = optimizer.learning_rate(train)
+  # optax counts the updates of `opt_state`, as many as `state.step`.
+  schedule = optimizer.learning_rate_schedule(train)
 
-  # Every turn takes rows of every device: split off the inner axis.
-  def turns(x):
-    x = x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1)
+  # A microbatch has rows of every device: the inner axis is split off.
+  def split(x):
+    x = x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
     where = NamedSharding(mesh, P(None, sharding.BATCH))
     return jax.lax.with_sharding_constraint(x, where)
 
-  def rows(x):
+  def merge(x):
     x = x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
     return jax.lax.with_sharding_constraint(x, sharding.batch_sharding(mesh))
 
@@ -129,25 +129,25 @@ def step_function(
     key = jax.random.fold_in(jax.random.key(train.seed), state.step)
     if objective.first_pass:
       one = functools.partial(objective.first_pass, state.model)
-      first = jax.lax.map(one, jax.tree.map(turns, batch))
-      batch = batch | jax.tree.map(rows, first)
-    arrays, total = objective.arrays(batch, state.model, frozen, key)
+      values = jax.lax.map(one, jax.tree.map(split, batch))
+      batch = batch | jax.tree.map(merge, values)
+    inputs, total = objective.loss_inputs(batch, state.model, frozen, key)
 
-    def grad_of(*arrays):
+    def grad_of(*inputs):
       loss_of = functools.partial(objective.loss, frozen=frozen)
-      return jax.value_and_grad(loss_of, has_aux=True)(state.model, *arrays)
+      return jax.value_and_grad(loss_of, has_aux=True)(state.model, *inputs)
 
-    if micro == 1:
-      (loss, parts), grads = grad_of(*arrays)
+    if microbatches == 1:
+      (loss, parts), grads = grad_of(*inputs)
     else:
 
-      def turn(added, xs):
+      def accumulate(added, xs):
         return jax.tree.map(jnp.add, added, grad_of(*xs)), None
 
-      xs = tuple(map(turns, arrays))
+      xs = tuple(map(split, inputs))
       first = jax.eval_shape(grad_of, *(x[0] for x in xs))
       zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
-      ((loss, parts), grads), _ = jax.lax.scan(turn, zero, xs)
+      ((loss, parts), grads), _ = jax.lax.scan(accumulate, zero, xs)
     updates, opt_state = tx.update(grads, state.opt_state, state.model)
     metrics = {
       "train/loss": loss,
@@ -176,7 +176,7 @@ def train(training: Training, mesh: Mesh) -> nnx.Module:
   spec, corpus = training.spec, training.corpus
   t, run = spec.train, spec.run
   objective = training.objective or NextToken(t, corpus.eos_id, run.remat)
-  micro = _turns(training, mesh)
+  microbatches = _microbatches(training, mesh)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
     clock = Clock(spec.folder / "metrics")
@@ -216,9 +216,11 @@ def train(training: Training, mesh: Mesh) -> nnx.Module:
       domain_weights=t.domain_weights,
       with_rows=objective.with_rows,
     )
-    step_fn = step_function(abstract, t, objective, mesh, micro)
+    step_fn = step_function(abstract, t, objective, mesh, microbatches)
     dtype, curve_ids = jnp.dtype(t.dtype), training.curve_ids
-    heldout = Heldout(corpus, curve_ids, dtype, mesh, t.batch_size // micro)
+    heldout = Heldout(
+      corpus, curve_ids, dtype, mesh, t.batch_size // microbatches
+    )
     has_curve = objective.has_curve and len(curve_ids)
     eval_every = run.eval_every if has_curve else 0
     telemetry = Telemetry(spec, first, clock, is_same_curve)
@@ -290,8 +292,8 @@ def _closing(close: Callable[[], None]):
   return end
 
 
-def _turns(training: Training, mesh: Mesh) -> int:
-  """Returns in how many turns a batch is taken, by per_device_batch_size."""
+def _microbatches(training: Training, mesh: Mesh) -> int:
+  """Returns how many a batch is split into, by per_device_batch_size."""
   spec, corpus = training.spec, training.corpus
   t, shards = spec.train, sharding.batch_shards(mesh)
   rows, odd = divmod(t.batch_size, shards)
@@ -313,9 +315,7 @@ def _turns(training: Training, mesh: Mesh) -> int:
       "give the split a larger share, or a larger corpus",
     )
   most = min(spec.run.per_device_batch_size or rows, rows)
-  return next(
-    turns for turns in range(-(-rows // most), rows + 1) if rows % turns == 0
-  )
+  return next(n for n in range(-(-rows // most), rows + 1) if rows % n == 0)
 
 
 def _say_size(training: Training):

@@ -24,9 +24,9 @@ class NextToken:
   # Arrays on the mesh that a step reads and nobody changes, such as another
   # model; an argument of the step, so that it is not compiled in.
   frozen: Any = ()
-  # (model, batch) → arrays [B, …] by name that `arrays` finds in the batch as
-  # well. Each is of its own row alone, so the rows are taken in the turns that
-  # the loss takes them in. None is no pass.
+  # (model, batch) → arrays [B, …] by name that `loss_inputs` finds in the batch
+  # as well. Each is of its own row alone, so the rows are taken in the
+  # microbatches of the loss. None is no pass.
   first_pass: Callable[[Any, dict[str, Any]], dict[str, Any]] | None = None
 
   def __init__(
@@ -64,7 +64,7 @@ class NextToken:
     """The batch with what else is known of its rows, on the host."""
     return batch
 
-  def arrays(
+  def loss_inputs(
     self, batch: dict[str, Any], unused_model, unused_frozen, unused_key
   ) -> tuple[tuple[Any, ...], Any]:
     """What `loss` takes of a whole batch, and what is counted of it.
@@ -74,7 +74,7 @@ class NextToken:
 
     Returns:
       Arrays [B, …] whose weights are normalized over the batch, so that the
-      losses of its turns add up; and the number that is logged as
+      losses of its microbatches add up; and the number that is logged as
       train/total_weights.
     """
     inputs_BxT, targets_BxT, mask_BxT = self.tokens(batch)
@@ -90,7 +90,7 @@ class NextToken:
   def loss(self, model, inputs, targets, weights, *, frozen):
     """The part of the batch's loss that these rows make, a float32 scalar.
 
-    Also further metrics by name, of which the sum over the turns is logged.
+    Also further metrics by name, of which the sum over microbatches is logged.
     """
     del frozen
     with likelihood.matmul_precision(self._dtype):

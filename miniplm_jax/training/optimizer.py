@@ -1,4 +1,4 @@
-"""AdamW and its schedule, exactly as method.md 2.4 (released code)."""
+"""AdamW and its schedule, exactly as the released code of MiniPLM has them."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,11 @@ import optax
 from miniplm_jax.config import TrainConfig
 
 
-def learning_rate(train: TrainConfig) -> optax.Schedule:
+def learning_rate_schedule(train: TrainConfig) -> optax.Schedule:
   """Linear warm-up from 0, then cosine to a share of the peak.
 
-  A function of t, the steps already taken: t < W: lr·t/W; after that
-  lr_min + ½(lr − lr_min)(1 + cos(π(t − W)/(T − W))).
+  A function of t, the steps already taken, W of warm-up, T in all. While t < W
+  it is peak·t/W; after that least + ½(peak − least)(1 + cos(π(t − W)/(T − W))).
   """
   peak, warmup, steps = train.learning_rate, train.warmup_steps, train.steps
   least = peak * train.final_learning_rate_ratio
@@ -34,7 +34,7 @@ def make(train: TrainConfig) -> optax.GradientTransformation:
   return optax.chain(
     _clip(train.clip_norm) if train.clip_norm else optax.identity(),
     optax.adamw(
-      learning_rate(train),
+      learning_rate_schedule(train),
       b1=train.beta1,
       b2=train.beta2,
       eps=train.epsilon,
