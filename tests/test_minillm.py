@@ -404,6 +404,7 @@ TRAIN = "--stages=train,export"
 METHOD = "--config.method=minillm"
 
 
+@pytest.mark.long
 def test_a_tiny_run_learns_and_resumes(tmp_path):
   """The loss and the reverse KL fall; killed and resumed it is the same."""
   write_corpus(tmp_path / "text.jsonl")

@@ -141,6 +141,7 @@ def test_gradients_equal_theirs(tmp_path, mesh, name):
     assert difference <= 1e-4 * scale, (key, difference, scale)
 
 
+@pytest.mark.long
 def test_a_mamba_student_from_the_same_scores(copy, mesh):
   """Any architecture can be the student; the config file says which."""
   name = "--config.student.name=mamba"

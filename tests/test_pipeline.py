@@ -204,6 +204,7 @@ def test_other_methods_use_the_same_scores(copy, method, model):
   assert (copy / "run/students" / method / "evaluation.json").exists()
 
 
+@pytest.mark.long
 def test_fewer_rows_at_a_time_accumulate_to_the_same_loss(copy, finished):
   shutil.rmtree(copy / "run" / "students")
   run(copy, LONG, "--stages=train", "--config.run.per_device_batch_size=2")

@@ -117,6 +117,7 @@ def test_a_search_names_what_is_fastest(tmp_path):
   assert ("nothing that was tried is faster" in done.stdout) != is_better
 
 
+@pytest.mark.long
 @needs_libtpu
 def test_the_report_has_it(copy):
   run(copy, *PLAN)

@@ -38,7 +38,9 @@ def execute(
       False.
   """
   distributed.agree(lambda: _refuse_early(steps, force))
-  for _, group in itertools.groupby(steps, lambda step: step.together or step):
+  for _, group in itertools.groupby(
+    steps, lambda step: step.shared_pass or step
+  ):
     group = list(group)
     claims = [Claim(board, step) for step in group]
 
@@ -193,8 +195,8 @@ def _run(steps: Sequence[Step]):
   inputs = [step.read_inputs() for step in steps]
   expected = [step.expected() for step in steps]
   begun = [manifest_lib.read(step.partial) for step in steps]
-  if steps and steps[0].together:
-    steps[0].together({s.name: given for s, given in zip(steps, inputs)})
+  if steps and steps[0].shared_pass:
+    steps[0].shared_pass({s.name: given for s, given in zip(steps, inputs)})
   for step, given, manifest, old in zip(steps, inputs, expected, begun):
     outputs: dict[str, Any] = {}
     if step.policy.is_host_only:

@@ -84,7 +84,9 @@ class Step:
   # Several steps of a stage may share a pass over the data: they carry the same
   # function, which is called with the inputs of those that are not done, by
   # name of the step's folder, before each one's `run`.
-  together: Callable[[Mapping[str, Mapping[str, Manifest]]], None] | None = None
+  shared_pass: Callable[[Mapping[str, Mapping[str, Manifest]]], None] | None = (
+    None
+  )
   # What makes its pieces: what another version of it began is refused.
   code: Version = WHOLE
   # Each raises UserError if the config disagrees with what is read.

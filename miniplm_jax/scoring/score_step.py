@@ -47,8 +47,8 @@ class Scoring:
   workdir: Workdir  # in which tables are claimed
   run: RunConfig
   alpha: float  # the share that a selection keeps, for the bounds of int8
-  # By model (table, architecture): what was scored, for the merge.
-  _filled: dict[str, tuple] = dataclasses.field(default_factory=dict)
+  # By model (table, architecture): what `_score` did, for `_finish`.
+  _scored: dict[str, tuple] = dataclasses.field(default_factory=dict)
 
   def steps(self) -> list[Step]:
     """One step a table; scores of elsewhere come first.
@@ -66,16 +66,16 @@ class Scoring:
         "give a model with that role",
       )
     steps = [self._imported(ref) for ref in self.models if ref.scores]
-    together = functools.partial(self._fill)
+    shared_pass = functools.partial(self._score)
     for ref in self.models:
       if not ref.scores:
-        # Without sharing, each gets a function of its own.
+        # Steps with one function share a pass; here each has one of its own.
         if not self.run.score_together:
-          together = functools.partial(self._fill)
-        steps.append(self._scored(ref, together))
+          shared_pass = functools.partial(self._score)
+        steps.append(self._step(ref, shared_pass))
     return steps
 
-  def _scored(self, ref: ModelRef, together) -> Step:
+  def _step(self, ref: ModelRef, shared_pass) -> Step:
     score, is_int8 = self.score, self._is_int8(ref)
     rows, sample = "every row of D", {}
     if score.share < 1:
@@ -93,14 +93,15 @@ class Scoring:
       outputs=table_files(ref.table),
       summary=f"Σ nll of {rows} under {ref.name} {ref.origin}, {score.dtype}"
       + (", int8 weights" if is_int8 else ""),
-      together=together,
-      run=lambda inputs: self._merge(ref, inputs, *self._filled[ref.name]),
+      # First one pass for all models, then each table's manifest.
+      shared_pass=shared_pass,
+      run=lambda inputs: self._finish(ref, inputs, *self._scored[ref.name]),
     )
 
   def _is_int8(self, ref: ModelRef) -> bool:
     return self.score.int8_teacher and ref.role == TEACHER
 
-  def _fill(self, inputs: Inputs):
+  def _score(self, inputs: Inputs):
     """Scores under all of these models until no part is missing."""
     score, run = self.score, self.run
     refs = [ref for ref in self.models if ref.name in inputs]
@@ -120,16 +121,16 @@ class Scoring:
           score, ref, model, reference, corpus, mesh, made_by, self.alpha
         )
       loaded[ref.name] = model
-      self._filled[ref.name] = self._spec(ref, made_by), model.arch
+      self._scored[ref.name] = self._spec(ref, made_by), model.arch
     scorer = scorer_lib.Scorer(score, loaded, corpus, mesh)
-    specs = [self._filled[ref.name][0] for ref in refs]
+    specs = [self._scored[ref.name][0] for ref in refs]
     worker.Worker(scorer, units_to_score, specs, run).fill()
 
   def _spec(self, ref: ModelRef, made_by: Mapping[str, str]):
     claims = self.workdir.claims_of(ref.table)
     return worker.TableSpec(ref.name, ref.table, claims, made_by)
 
-  def _merge(self, ref: ModelRef, inputs, spec, arch=None) -> dict[str, Any]:
+  def _finish(self, ref: ModelRef, inputs, spec, arch=None) -> dict[str, Any]:
     """The manifest's fields; `arch` is unknown of scores of elsewhere."""
     score, corpus = self.score, store.Corpus(inputs["corpus"])
     units_to_score = units.units_to_score(score, corpus)
@@ -170,7 +171,7 @@ class Scoring:
       store.Corpus(inputs["corpus"]),
       self.score.rows_per_part,
     )
-    return self._merge(ref, inputs, self._spec(ref, made_by))
+    return self._finish(ref, inputs, self._spec(ref, made_by))
 
   def look(self, dry_run: bool):
     """Look verify: finished tables against the models that they name.
