@@ -408,6 +408,7 @@ def overridden(*arguments):
 @pytest.mark.parametrize(
   ("argument", "name", "value"),
   [
+    ("", "baselines", ()),
     ("pretrain,proxy", "baselines", ("pretrain", "proxy")),
     ("pretrain", "baselines", ("pretrain",)),
     ("('pretrain',)", "baselines", ("pretrain",)),

@@ -17,6 +17,8 @@ class _ListParser(tuple_parser.TupleParser):
   """A tuple in Python, or words with commas between them and no spaces."""
 
   def parse(self, argument):
+    if argument == "":  # --config.baselines= is none
+      return ()
     try:
       items = super().parse(argument)
     except ValueError:  # code=2,mail=0.5
