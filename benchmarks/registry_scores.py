@@ -127,7 +127,7 @@ def _score_step(config, workdir: Workdir, deadline: float) -> Step:
     if step.name == config.teacher.name
   )
   run = functools.partial(_score, config, workdir, source, deadline)
-  return dataclasses.replace(made, together=None, run=run)
+  return dataclasses.replace(made, shared_pass=None, run=run)
 
 
 def _score(config, workdir: Workdir, source: ModelRef, deadline, inputs):

@@ -367,14 +367,18 @@ def started(out: pathlib.Path, *arguments: str):
   return process
 
 
-def those_of(out: pathlib.Path):
-  """Processes that write there."""
-  found = []
-  for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-    with contextlib.suppress(OSError):
-      if str(out) in path.read_text():
-        found.append(path.parent.name)
-  return found
+def left(out: pathlib.Path):
+  """Processes that write there and stay; one that was killed takes a while."""
+  until = time.time() + 20
+  while True:
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+      with contextlib.suppress(OSError):
+        if str(out) in path.read_text():
+          found.append(path.parent.name)
+    if not found or time.time() > until:
+      return found
+    time.sleep(0.1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
@@ -385,17 +389,14 @@ def test_a_command_that_is_killed_or_interrupted_leaves_no_process(tmp_path):
   assert f"error: another command writes to --out={tmp_path}" in told
   process.kill()
   process.communicate()
-  until = time.time() + 20
-  while those_of(tmp_path) and time.time() < until:
-    time.sleep(0.1)
-  assert not those_of(tmp_path)
+  assert not left(tmp_path)
   process = started(tmp_path, *only)
   process.send_signal(signal.SIGINT)
   said = process.communicate(timeout=60)[0]
   assert process.returncode == 130 and "Traceback" not in said, said
   assert "interrupted; the same command goes on\n" in said
   assert "What is missing" in (tmp_path / "page.md").read_text()
-  assert not those_of(tmp_path)
+  assert not left(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux")

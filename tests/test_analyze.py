@@ -698,6 +698,7 @@ def test_a_finished_run_has_them(finished):
   assert [p["student"] for p in pairs] == ["miniplm", "pretrain"]
 
 
+@pytest.mark.long
 def test_a_sweep_becomes_lines(copy):
   """α and the reference varied in one workdir, as docs/analyses.md says."""
   other = copy / "given"  # stands in for a reference, of other rows

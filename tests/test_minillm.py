@@ -362,6 +362,7 @@ def test_the_student_comes_near_the_teacher(mesh):
   assert np.mean(divergence[-5:]) < 0.85 * np.mean(divergence[:5])
 
 
+@pytest.mark.long
 def test_a_mamba_may_be_the_student(mesh):
   """What it drew from its states is what it says of whole rows."""
   arch = Mamba(

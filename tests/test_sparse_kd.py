@@ -477,6 +477,7 @@ def test_labels_of_two_kinds_lie_in_two_folders(tmp_path):
   assert folders() == ["teacher-top_k-8", "teacher-nll"]
 
 
+@pytest.mark.long
 def test_both_methods_learn(labeled, tmp_path):
   shutil.copytree(labeled, tmp_path, dirs_exist_ok=True)
   run(tmp_path, "--stages=train", *METHODS)
