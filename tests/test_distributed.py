@@ -215,7 +215,7 @@ ROWS = (
   "--config.baselines=('proxy','seqkd','sparse_kd')",
 )
 LOOKS = (
-  "--stages=evaluate,generate",
+  "--stages=evaluate,export,generate",
   "--config.evaluation.tasks=('arc_easy','lambada_openai')",
   "--config.evaluation.offline=True",
   "--prompt=The value",
