@@ -343,6 +343,9 @@ def test_nothing_is_measured_on_rows_that_it_was_trained_on(copy):
         mp.evaluate(student, measured)
     with pytest.raises(UserError, match="not evaluated yet"):
       mp.compare([student])
+    (to / "trained_rows.json").unlink()
+    with pytest.raises(UserError, match="the list of its rows is gone"):
+      mp.evaluate(student)
   teacher = mp.open_artifact(copy / "run/teacher")
   with pytest.raises(UserError, match="rows of split teacher"):
     mp.evaluate(str(teacher.hf), corpus.split("teacher"))

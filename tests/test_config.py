@@ -133,6 +133,16 @@ def test_a_field_takes_what_is_in_its_range(name, good, bad):
   assert f"config.{name} is" in refusal(**{name: bad[0]})
 
 
+def test_a_number_of_numpy_is_pythons():
+  rate, steps = np.logspace(-3, -2, 3)[1], np.int64(9000)
+  train = config_lib.TrainConfig(learning_rate=rate, steps=steps)
+  assert type(train.learning_rate) is float and type(train.steps) is int
+  assert train.learning_rate == rate and train.steps == 9000
+  for bad in (np.float64(2), np.array([1.0, 2.0]), np.bool_(True)):
+    with pytest.raises(UserError, match="learning_rate"):
+      config_lib.TrainConfig(learning_rate=bad)
+
+
 def test_a_seed_beyond_its_range_would_be_another_seed():
   import jax
 

@@ -120,6 +120,8 @@ class Section:
 
   def __post_init__(self):
     for name, rule in rules_of(type(self)).items():
+      if getattr(getattr(self, name), "ndim", None) == 0:  # NumPy's number
+        object.__setattr__(self, name, getattr(self, name).item())
       if bad := rule.first_bad(getattr(self, name)):
         raise FieldError(type(self).__name__, name, *bad)
     for names, is_good, hint, *value in self.rules():

@@ -12,7 +12,9 @@ import numpy as np
 from etils import epath
 
 from miniplm_jax.core import distributed, errors
+from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
 
@@ -62,6 +64,12 @@ def _refuse(directory, corpus, row_ids, name, which):
   if not path.exists():
     path = directory / "hf" / NAME
   if not path.exists():
+    made = manifest_lib.read(directory / MANIFEST)
+    if made and NAME in made.files:
+      hint = "restore it, or train the model again"
+      raise UserError(
+        "the list of its rows is gone", f"{directory / NAME}", hint
+      )
     return
   with errors.parsing(path, "fetch the model again"):
     body = json.loads(path.read_bytes())
