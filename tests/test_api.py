@@ -166,6 +166,12 @@ def wrong_calls(corpus, scores, student, hf):
     "the name 'a/b'": lambda: scores.select(name="a/b"),
     "with select.…, force=True.$": lambda: scores.select(ratio=0.3),
     "nothing finished lies": lambda: mp.open_artifact(tokenizer),
+    "corpus is .*what tokenize returns": lambda: mp.score(rows, table),
+    "scores is .*what score returns": lambda: mp.select(corpus, "mean_diff"),
+    "rows is .*split": lambda: mp.evaluate(hf, corpus),
+    "no texts: .None": lambda: mp.nll(hf, [None]),
+    "no texts: 5": lambda: mp.generate(hf, 5),
+    "to is ''": lambda: train(rows, to=""),
   }
 
 

@@ -93,3 +93,18 @@ def path_of(path: Any, name: str) -> str:
 def several(texts: str | Iterable[str]) -> list[str]:
   """Several texts, if it is one."""
   return [texts] if isinstance(texts, str) else list(texts)
+
+
+def texts_of(texts: str | Iterable[str]) -> list[str]:
+  """One or more texts."""
+  items = several(texts) if isinstance(texts, Iterable) else []
+  if not items or not all(isinstance(item, str) for item in items):
+    hint = "give a text, or a list of texts"
+    raise UserError(f"no texts: {shown(texts)}", type(texts).__name__, hint)
+  return items
+
+
+def of_kind(value: Any, kind: type, name: str, hint: str):
+  """Refuses an argument that is something else."""
+  if not isinstance(value, kind):
+    raise UserError(f"{name} is {shown(value)}", type(value).__name__, hint)

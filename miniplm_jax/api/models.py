@@ -105,7 +105,7 @@ def generate(
   own = {"dtype": model.dtype} if isinstance(model, Model) else {}
   section = GenerateConfig(**own | options)
   loaded = text_model(model, section.dtype, run)
-  prompts = border.several(prompts)
+  prompts = border.texts_of(prompts)
   return generate_lib.continue_prompts(loaded, prompts, section)
 
 
@@ -130,7 +130,7 @@ def nll(
   """
   return texts_lib.nll(
     text_model(model, dtype, run),
-    border.several(texts),
+    border.texts_of(texts),
     batch_tokens=batch_tokens,
     max_length=max_length,
   )

@@ -222,6 +222,7 @@ def score(
     force: make it again, if it was made otherwise, too.
     **options: fields of `ScoreConfig`: dtype, batch_tokens, share, ….
   """
+  border.of_kind(corpus, Corpus, "corpus", "give what tokenize returns")
   if not isinstance(models, Mapping):
     hint = 'name each: {"teacher": …, "reference": …}'
     raise UserError(f"models are {fields.shown(models)}", "score", hint)
@@ -245,6 +246,7 @@ def select(
   scores: Scores, criterion: str = "mean_diff", **how: Any
 ) -> Selection:
   """Keeps the rows of D that rank highest, see `Scores.select`."""
+  border.of_kind(scores, Scores, "scores", "give what score returns")
   return scores.select(criterion, **how)
 
 
@@ -282,6 +284,7 @@ def evaluate(
   if rows is None:
     hint = 'give some in its tokens, such as corpus.split("heldout")'
     raise UserError("no rows to evaluate a given model on", "evaluate", hint)
+  border.of_kind(rows, Rows, "rows", 'give such as corpus.split("heldout")')
   mesh = sharding.mesh_of(run)
   corpus = rows.corpus.reader
   if isinstance(model, Student):
