@@ -2,13 +2,15 @@
 
 import functools
 
-from etils import epy
+from etils import epath, epy
 
 from miniplm_jax import hf_export
 from miniplm_jax.config import Config
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import convert_step, tokenize_step
+from miniplm_jax.criteria import CRITERIA, criterion
 from miniplm_jax.distillation import proxy_step
 from miniplm_jax.evaluation import evaluate_step, generate, tasks_step
 from miniplm_jax.evaluation.subjects import Subject
@@ -68,11 +70,16 @@ class Stages:
     """Looks at finished score tables."""
     self._scoring().look(dry_run)
 
+  def _more(self) -> list[ModelRef]:
+    """Models that are scored beside teacher and reference."""
+    more = self.config.score.more
+    return [ModelRef.named(item, self.workdir) for item in more]
+
   def _scoring(self) -> score_step.Scoring:
     """The tables of teacher, reference, and more."""
     c = self.config
     models = [self.trainings.ref(role) for role in c.scorers]
-    models += [ModelRef.named(item, self.workdir) for item in c.score.more]
+    models += self._more()
     return score_step.Scoring(
       c.score, c.verify, self.corpus, models, self.workdir, c.run, c.alpha
     )
@@ -90,7 +97,6 @@ class Stages:
   def select(self) -> list[Step]:
     """A selection for each way to rank, and its report."""
     c, workdir, corpus = self.config, self.workdir, self.corpus
-    tables = {role: workdir.scores(name) for role, name in c.tables.items()}
     criteria = {n.selection: n.definition for n in c.names}  # two may share one
     # What only the reports need is looked at before there is anything to show.
     check = functools.partial(
@@ -98,9 +104,14 @@ class Stages:
     )
     rows = [
       select_step.step(
-        c.select, how, tables, corpus, workdir.selection(name), check
+        c.select,
+        definition,
+        self._tables(definition),
+        corpus,
+        workdir.selection(name),
+        check,
       )
-      for name, how in criteria.items()
+      for name, definition in criteria.items()
     ]
     every = c.run.log_every_seconds
     reports = [
@@ -108,6 +119,27 @@ class Stages:
       for each in rows
     ]
     return [*rows, *reports]
+
+  def _tables(self, definition: str) -> dict[str, epath.Path]:
+    """The score tables that a criterion reads, by their names in it.
+
+    Raises:
+      UserError: no model has such a name, and no table is there.
+    """
+    c, scores = self.config, self.workdir.root / "scores"
+    names = {*c.tables, *(ref.name for ref in self._more())}
+    tables = {}
+    for name in criterion(definition).reads:
+      tables[name] = self.workdir.scores(c.folder_of(name))
+      if name not in names and not tables[name].exists():
+        names.update(path.name for path in scores.glob("*"))
+        raise UserError(
+          f"there is no criterion and no score table {name}",
+          f"config.select.definition={definition}",
+          f"criteria are {', '.join(CRITERIA)}; tables "
+          f"{', '.join(sorted(names))}",
+        )
+    return tables
 
   def materialize(self) -> list[Step]:
     """Kept rows as files."""

@@ -12,7 +12,7 @@ from miniplm_jax.config import Config
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import convert_step
-from miniplm_jax.criteria import CRITERIA
+from miniplm_jax.criteria import criterion
 from miniplm_jax.distillation import objectives
 from miniplm_jax.distillation.logits_step import StoredLabels
 from miniplm_jax.distillation.seqkd_step import GeneratedRows
@@ -148,7 +148,7 @@ class Trainings:
       self.workdir,
       self.workdir.selection(names.selection) / MANIFEST,
       inputs,
-      {role: c.tables[role] for role in CRITERIA[names.definition].reads},
+      {n: c.folder_of(n) for n in criterion(names.definition).reads},
       is_reference_trained,
     )
 

@@ -19,7 +19,7 @@ from miniplm_jax.core import noise
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus import store
-from miniplm_jax.criteria import CRITERIA
+from miniplm_jax.criteria import CRITERIA, criterion
 from miniplm_jax.report import selection_summary as summary
 from miniplm_jax.scoring import table
 from miniplm_jax.scoring.units import units_of
@@ -202,7 +202,7 @@ def test_scores_of_a_part_of_d_are_not_selected_from(tables, definition):
 def test_scores_equal_plain_formulas_whatever_the_shards(tables, definition):
   found = []
   for corpus, manifests in tables.values():
-    read = {role: manifests[role] for role in CRITERIA[definition].reads}
+    read = {role: manifests[role] for role in criterion(definition).reads}
     scored = ScoredRows(read or manifests, definition, 10, corpus)
     parts = list(scored.columns())
     columns = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
@@ -411,22 +411,13 @@ def test_a_row_without_text_has_no_bits_per_byte_and_is_left_out(tmp_path):
   assert np.all(np.isfinite(figures.sample.score))
 
 
-def test_a_row_without_a_score_is_refused_by_name(tables, monkeypatch):
+def test_a_row_without_a_score_is_refused_by_name(tables):
   """Also by a definition that leaves out rows without text."""
   corpus, manifests = tables[SHARDS[0]]
   row = int(train_rows()[3])
-
-  def score(c, unused_seed):
-    return np.where(c["row_id"] == row, np.inf, 0)
-
-  known = CRITERIA["bits_per_byte_diff"]
-  monkeypatch.setitem(
-    CRITERIA,
-    "bits_per_byte_diff",
-    dataclasses.replace(known, score=score),
-  )
-  scored = ScoredRows(manifests, "bits_per_byte_diff", 10, corpus)
-  with pytest.raises(UserError, match=f"row {row} of domain .* too large"):
+  definition = f"bytes / (reference.sum - {content()['reference'][row]})"
+  scored = ScoredRows(manifests, definition, 10, corpus)
+  with pytest.raises(UserError, match=f"row {row} of domain .* no finite"):
     list(scored.columns())
 
 

@@ -9,9 +9,10 @@ import rensa
 from miniplm_jax import criteria
 from miniplm_jax.config.run import REMAT
 from miniplm_jax.core import noise
+from miniplm_jax.criteria import formula
+from miniplm_jax.criteria.moments import Moments
 from miniplm_jax.models import decoder
 from miniplm_jax.selection import cutoff, duplicates
-from miniplm_jax.selection.moments import Moments
 
 
 def chunked(columns, size=999):
@@ -156,8 +157,7 @@ COLUMNS = {
   "reference_nll": np.array([30, 20, 60], np.float32),
   "reference_tokens": np.array([10, 10, 20], np.int32),
   "n_bytes": np.array([20, 7, 90], np.int32),
-  "domain_mean": np.array([1.0, 0.5, 1.0]),
-  "domain_std": np.array([2.0, 0.25, 2.0]),
+  "domain": np.array([0, 0, 1]),
 }
 
 
@@ -171,14 +171,16 @@ def test_the_config_knows_what_is_kept_for_the_backward_pass():
     ("mean_diff", [2, 0, 0]),
     ("sum_diff", [20, 0, 30]),
     ("bits_per_byte_diff", [1 / math.log(2), 0, 30 / 90 / math.log(2)]),
-    ("zscore_by_domain", [0.5, -2, -0.5]),
+    ("zscore_by_domain", [1, -1, 0]),
     ("difficulty", [3, 2, 3]),
     ("teacher_preference", [-1, -2, -3]),
   ],
 )
-def test_definitions(name, wanted):
-  found = criteria.CRITERIA[name].score(COLUMNS, 0)
-  np.testing.assert_allclose(found, wanted, rtol=1e-6)
+def test_definitions(name, wanted, tmp_path):
+  evaluate = formula.Evaluator(criteria.CRITERIA[name].formula, 0)
+  if not evaluate.is_ready:
+    evaluate.prepare(lambda: [COLUMNS], 3, tmp_path)
+  np.testing.assert_allclose(evaluate(COLUMNS), wanted, rtol=1e-6)
 
 
 def test_moments_are_exact_in_any_order():
@@ -210,14 +212,13 @@ def test_moments_are_exact_in_any_order():
 
 def test_random_rows_depend_on_id_and_seed_alone():
   ids = {"row_id": np.arange(4000)}
-  one, two = (criteria.random(ids, seed) for seed in (1, 2))
-  np.testing.assert_array_equal(
-    one[100:], criteria.random({"row_id": np.arange(100, 4000)}, 1)
-  )
+  random = formula.parse("random()")
+  one, two = (formula.Evaluator(random, seed)(ids) for seed in (1, 2))
+  rest = {"row_id": np.arange(100, 4000)}
+  np.testing.assert_array_equal(one[100:], formula.Evaluator(random, 1)(rest))
   for other in (two, np.roll(one, 1), noise.uniform(ids["row_id"], 1, 1)):
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.05
   assert abs(one.mean() - 0.5) < 0.02 and one.min() >= 0 and one.max() < 1
-  assert np.all(one == one.astype(np.float32))
   negative = noise.uniform(ids["row_id"], -1, 0)
   assert negative.min() > 0 and negative.max() < 1
 

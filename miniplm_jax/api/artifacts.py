@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath, epy
 
+from miniplm_jax import criteria
 from miniplm_jax.api import border
 from miniplm_jax.config import RunConfig, SelectConfig
 from miniplm_jax.core import files, gs
@@ -227,9 +228,10 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     """Keeps the rows of D that rank highest by a criterion.
 
     Args:
-      criterion: a key of `criteria.CRITERIA`; "mean_diff" is the paper's.
+      criterion: a key of `criteria.CRITERIA`, as "mean_diff", the paper's, or a
+        formula over tables, as "reference - teacher"; see docs/selection.md.
       name: of the selection's folder in the corpus's workdir; "" is "miniplm"
-        for the paper's criterion, and another's own name.
+        for the paper's criterion, another's own name, and none for a formula.
       to: the folder, if it is not to lie there.
       force: make it again, if it was made otherwise, too.
       **options: fields of `SelectConfig`: ratio, rows, quotas, max_copies, …;
@@ -242,15 +244,18 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
       options = {"ratio": 0} | options
     section = SelectConfig(definition=criterion, **options)
     corpus = self.corpus
+    if not name and criterion not in criteria.CRITERIA:
+      raise UserError("a formula has no name", criterion, "give name=")
     name = name or ("miniplm" if criterion == "mean_diff" else criterion)
     folder = Workdir(corpus.path.parent).selection(name)
     folder = border.folder_of(to) if to else folder
     tables = {role: table.path for role, table in self.items()}
-    if missing := set(select_step.CRITERIA[criterion].reads) - set(tables):
+    if missing := set(criteria.criterion(criterion).reads) - set(tables):
       raise UserError(
-        f"{criterion} reads the scores of {' and '.join(sorted(missing))}",
-        "scores",
-        "score with models of these names",
+        f"there is no criterion and no score table {' or '.join(missing)}",
+        f"criterion={criterion}",
+        f"criteria are {', '.join(criteria.CRITERIA)}; tables here "
+        f"{', '.join(sorted(tables))}: score with more models",
       )
     step = select_step.step(
       section, criterion, tables, corpus.path / MANIFEST, folder

@@ -11,7 +11,7 @@ from miniplm_jax.config.run import RunConfig
 from miniplm_jax.core import fields as f
 from miniplm_jax.core.fields import Section
 from miniplm_jax.core.workdir import FOLDERS, UNREADABLE
-from miniplm_jax.criteria import CRITERIA
+from miniplm_jax.criteria import canonical, criterion
 from miniplm_jax.methods import METHODS, OBJECTIVES, MethodNames, Objective
 
 # In the order of the data. A config lists those that it wants.
@@ -93,7 +93,7 @@ class Config(MethodSections):
     return MethodNames(
       selection=self.select.name.replace("{method}", spec.selection),
       student=self.student.name.replace("{method}", method),
-      definition=spec.criterion or self.select.definition,
+      definition=spec.criterion or canonical(self.select.definition),
       objective=spec.objective,
       generated=spec.generated,
     )
@@ -112,6 +112,10 @@ class Config(MethodSections):
     """The names of the score tables, by role: teacher, reference, proxy."""
     return {role: getattr(self, role).name for role in (*ROLES, "proxy")}
 
+  def folder_of(self, table: str) -> str:
+    """The name of a score table's folder, by its name in formulas."""
+    return self.tables.get(table, table)
+
   @property
   def alpha(self) -> float:
     """The share of D by which rankings are compared.
@@ -126,7 +130,7 @@ class Config(MethodSections):
 
     Both in a run whose methods read no scores: there they are for later.
     """
-    read = {r for n in self.names for r in CRITERIA[n.definition].reads}
+    read = {r for n in self.names for r in criterion(n.definition).reads}
     # The proxy learns from both, and int8 is judged by the ranking of both.
     if not read or "proxy" in read or self.score.int8_teacher:
       return ROLES

@@ -8,8 +8,9 @@ import dataclasses
 from typing import Any, ClassVar
 
 from miniplm_jax.core import fields as f
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import Section
-from miniplm_jax.criteria import CRITERIA
+from miniplm_jax.criteria import criterion
 from miniplm_jax.models.architecture import Architecture, Transformer
 
 # How rows become rows of a student's own tokenizer.
@@ -215,10 +216,11 @@ class SelectConfig(Section):
   """Which rows are kept."""
 
   name: str = f.name("{method}")  # selection/<name>
-  # mean_diff (released code), sum_diff (as the paper writes it),
-  # bits_per_byte_diff, zscore_by_domain, difficulty,
-  # teacher_preference, random.
-  definition: str = f.word("mean_diff", CRITERIA)
+  # What rows are ranked by: mean_diff (released code), sum_diff (as the
+  # paper writes it), bits_per_byte_diff, zscore_by_domain, difficulty,
+  # teacher_preference, random, or a formula over score tables, such as
+  # "reference - teacher": see docs/selection.md.
+  definition: str = f.text("mean_diff")
   # How much is kept: one of these, the others are 0.
   ratio: float = f.number(0.5, "[0, 1]")  # alpha, the share of the rows of D
   rows: int = f.number(0, "[0, 2^63)")
@@ -258,8 +260,12 @@ class SelectConfig(Section):
     good = sum(least for _, least, _ in shares) <= 1
     hint = "lower the least shares: together they are more than 1"
     yield "quotas", good, hint
-    good = self.definition != "proxy"
-    yield "definition", good, "say --config.method=proxy"
+    try:
+      good, hint = self.definition != "proxy", "say --config.method=proxy"
+      criterion(self.definition)
+    except UserError as e:
+      good, hint = False, f"{e.what}; {e.hint}"
+    yield "definition", good, hint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

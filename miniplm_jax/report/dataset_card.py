@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 
 from miniplm_jax.core.manifest import Manifest, code_version
-from miniplm_jax.criteria import CRITERIA
+from miniplm_jax.criteria import criterion
 from miniplm_jax.report import selection_tables as tables
 from miniplm_jax.report.selection_tables import SelectionReport
 from miniplm_jax.report.table import Table
@@ -70,7 +70,7 @@ def _sections(selection: SelectionReport, inputs: Mapping[str, Manifest]):
   import huggingface_hub
 
   summary, definition = selection.summary, selection.definition
-  known = CRITERIA.get(definition)
+  in_words = criterion(definition).in_words
   data = huggingface_hub.DatasetCardData(
     pretty_name=f"MiniPLM selection {selection.name}",
     size_categories=[size_category(summary.total.kept_rows)],
@@ -84,7 +84,7 @@ def _sections(selection: SelectionReport, inputs: Mapping[str, Manifest]):
     "Rows of D, the corpus without what the models were trained on here and "
     "without the held-out rows, were scored and ranked; the kept ones are in "
     f"corpus order. The score is `{definition}` ({selection.label})"
-    + (f": {known.formula}" if known and known.formula else "")
+    + (f": {in_words}" if in_words else "")
     + ". Difference Sampling of MiniPLM (arXiv 2410.17215) takes the highest "
     "by `mean_diff` or `sum_diff`. The settings, and the sha256 fingerprints "
     "of what was read:"

@@ -2,7 +2,7 @@
 
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import GENERATED
-from miniplm_jax.criteria import CRITERIA
+from miniplm_jax.criteria import criterion
 from miniplm_jax.evaluation import heldout
 from miniplm_jax.methods import INPUTS, trained_in_words
 from miniplm_jax.report.table import Table
@@ -97,7 +97,7 @@ def _rows(trained: Manifest, selection: Manifest | None) -> str:
   return (
     f"{kept['kept']:,} of {kept['rows']:,} packed rows of a corpus "
     f"({kept['kept'] / kept['rows']:.1%}), ranked by `{by}`, "
-    f"{CRITERIA[by].label}" + f", of {scorers}" * bool(scorers)
+    f"{criterion(by).label}" + f", of {scorers}" * bool(scorers)
   )
 
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from miniplm_jax.core import groups
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.criteria import CRITERIA
+from miniplm_jax.criteria import criterion
 from miniplm_jax.report.agreement import Agreement, Shared
 from miniplm_jax.report.copies import Duplicates
 from miniplm_jax.report.overlap import SHORTEST, WORDS, Overlap
@@ -37,12 +37,11 @@ class SelectionReport:
     """Takes a selection's manifest, its figures, and what else was measured."""
     settings = manifest.settings
     definition = settings["definition"]
-    known = CRITERIA.get(definition)
     dropped = manifest.counts.get("dropped", {})
     return cls(
       name=manifest.path.parent.name,
       definition=definition,
-      label=known.label if known else definition,
+      label=criterion(definition).label,
       threshold=_threshold(manifest, summary),
       dropped={k.replace("_", " "): n for k, n in dropped.items() if n},
       options=dict(_flat(settings)),

@@ -3,7 +3,7 @@
 The files:
 
   selecting  step, selection (who may be kept, and rows.npy), scored (tables and
-             index, joined), index, moments, duplicates, cutoff
+             index, joined), index, duplicates, cutoff
   files      materialize_step, materialize_writers
   seqio      tasks, source, converter: TensorFlow, only for those who ask
 

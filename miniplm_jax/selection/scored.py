@@ -1,19 +1,21 @@
 """The rows of D with their scores, from the tables of both models."""
 
 import collections
+import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from miniplm_jax import criteria
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.criteria import CRITERIA
+from miniplm_jax.criteria import formula
 from miniplm_jax.scoring import table
 from miniplm_jax.selection import index
 from miniplm_jax.selection.index import Columns
-from miniplm_jax.selection.moments import Moments
 
 
 class ScoredRows:
@@ -22,7 +24,7 @@ class ScoredRows:
   def __init__(
     self,
     tables: Mapping[str, Manifest],
-    criterion: str,
+    definition: str,
     seed: int,
     corpus: Corpus,
     min_length: int = 0,
@@ -31,8 +33,8 @@ class ScoredRows:
 
     Args:
       tables: score manifests by role; without any, every row of D is there.
-      criterion: a key of `CRITERIA`.
-      seed: for the criterion random.
+      definition: a key of `CRITERIA`, or a formula.
+      seed: for what is random in it.
       corpus: that was scored.
       min_length: shorter rows need no score.
 
@@ -40,14 +42,14 @@ class ScoredRows:
       UserError: a table is of another corpus or of a part of D, or they are
         in different parts.
     """
-    self.criterion = CRITERIA[criterion]  # how the rows are ranked
-    self._name, self._seed = criterion, seed
+    self.criterion = criteria.criterion(definition)  # how rows are ranked
+    self._evaluate = formula.Evaluator(self.criterion.formula, seed)
+    self._name = definition
     self._tables, self._corpus = tables, corpus
     self._min_length = min_length
     self._hashed = False
     self._rows = collections.Counter()  # by domain code, from the first pass
     self._codes: dict[str, int] = {}
-    self._moments: tuple[np.ndarray, np.ndarray] | None = None
     self.rows = index.size_of_d(corpus)  # of D
     parts = {role: m.counts["parts"] for role, m in tables.items()}
     for role, manifest in tables.items():
@@ -85,20 +87,13 @@ class ScoredRows:
     Raises:
       UserError: another row has no finite score, or a table cannot be used.
     """
-    if self.criterion.standardized and self._moments is None:
+    if not self._evaluate.is_ready:
       # Over all of D, whatever else is left out: a row's score is its own.
-      moments = Moments()
-      for columns in self._joined():
-        value = self.criterion.standardized(columns, self._seed)
-        moments.add(columns["domain"], value)
-      self._moments = moments.mean_and_std()
+      # What is mapped stays until the last pass, without a name.
+      with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as folder:
+        self._evaluate.prepare(self._joined, self.rows, pathlib.Path(folder))
     for columns in self._joined():
-      if self._moments is not None:
-        for name, values in zip(("domain_mean", "domain_std"), self._moments):
-          columns[name] = values[columns["domain"]]
-      with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        score = self.criterion.score(columns, self._seed).astype(np.float32)
-      score[~np.isfinite(score)] = np.nan
+      score = self._evaluate(columns)
       self._check(columns, score)
       yield columns | {"score": score}
 
@@ -128,16 +123,17 @@ class ScoredRows:
 
   def _check(self, columns: Columns, score: np.ndarray):
     needs_score = columns["corpus_tokens"] >= self._min_length
-    if self.criterion.per:
-      needs_score &= columns[self.criterion.per] > 0
+    if "n_bytes" in self.criterion.formula.columns:
+      needs_score &= columns["n_bytes"] > 0
     bad = np.flatnonzero(needs_score & np.isnan(score))
     if len(bad):
       domain = self.domains[columns["domain"][bad[0]]]
       raise UserError(
         f"row {columns['row_id'][bad[0]]} of domain {domain} has "
-        f"no finite {self._name}: its log-probs are too large",
+        f"no finite {self._name}",
         f"config.select.definition ({len(bad)} such rows in one part)",
-        "choose another definition; nothing that is not finite is selected",
+        "look at its log-probs, and at what is divided or taken the log of; "
+        "nothing that is not finite is selected",
       )
 
 

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 
 from etils import epath, epy
 
+from miniplm_jax import criteria
 from miniplm_jax.config import SelectConfig
 from miniplm_jax.core import files
 from miniplm_jax.core.log import warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
-from miniplm_jax.criteria import CRITERIA
 
 with epy.lazy_imports():  # NumPy and PyArrow
   from miniplm_jax.corpus import store
@@ -22,7 +22,7 @@ STAGE = "select"
 
 def step(
   select: SelectConfig,
-  criterion: str,
+  definition: str,
   tables: Mapping[str, epath.Path],
   corpus: epath.Path,
   folder: epath.Path,
@@ -32,15 +32,16 @@ def step(
 
   Args:
     select: how much is kept, and of what.
-    criterion: by what rows are ranked, a key of `CRITERIA`.
-    tables: folders of score tables by role; others may be among them.
+    definition: by what rows are ranked, a key of `CRITERIA` or a formula.
+    tables: folders of score tables by their names in formulas; others may be
+      among them.
     corpus: the manifest of what was scored.
     folder: of the selection.
     check: looks, before anything is read, at what else will be asked for.
   """
-  roles = CRITERIA[criterion].reads
+  criterion = criteria.criterion(definition)
   settings = {
-    "definition": criterion,
+    "definition": criteria.canonical(definition),
     "ratio": select.ratio,
     "rows": select.rows,
     "tokens": select.tokens,
@@ -50,17 +51,18 @@ def step(
     "max_copies": select.max_copies,
     "near_duplicates": select.near_duplicates,
     "quotas": sorted(select.quotas),
-    "scores": {role: tables[role].name for role in roles},
+    "scores": {role: tables[role].name for role in criterion.reads},
   }
   return Step(
     stage=STAGE,
     manifest=folder / MANIFEST,
     settings=settings,
-    idle=() if select.temperature or criterion == "random" else ("seed",),
-    inputs={"corpus": corpus} | {r: tables[r] / MANIFEST for r in roles},
+    idle=() if select.temperature or criterion.formula.is_random else ("seed",),
+    inputs={"corpus": corpus}
+    | {name: tables[name] / MANIFEST for name in criterion.reads},
     outputs=(folder / "rows.npy",),
     summary=_summary(settings),
-    run=lambda inputs: _run(select, criterion, folder, inputs, check),
+    run=lambda inputs: _run(select, definition, folder, inputs, check),
     policy=Policy(is_host_only=True),
   )
 
@@ -82,14 +84,14 @@ def _summary(s: Mapping) -> str:
 
 def _run(
   select: SelectConfig,
-  criterion: str,
+  definition: str,
   folder: epath.Path,
   inputs: Mapping[str, Manifest],
   check: Callable[[Manifest], None],
 ):
   check(inputs["corpus"])
   corpus = store.Corpus(inputs["corpus"])
-  for role in CRITERIA[criterion].reads:
+  for role in criteria.criterion(definition).reads:
     table, details = inputs[role], inputs[role].details
     if details.get("devices", 1) > 1 and "self_check" not in details:
       warn(
@@ -100,7 +102,7 @@ def _run(
       )
   path = folder / "rows.npy"
   with files.replacing(path) as scratch:
-    selected = selection.select(corpus, inputs, criterion, select, scratch)
+    selected = selection.select(corpus, inputs, definition, select, scratch)
   for line in selected.shortfalls:
     warn(STAGE, line)
   cutoff, counts = selected.cutoff, selected.counts

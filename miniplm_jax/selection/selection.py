@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from miniplm_jax import criteria
 from miniplm_jax.config import SelectConfig
 from miniplm_jax.core import fields, noise
 from miniplm_jax.core import groups as domains
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.criteria import CRITERIA
 from miniplm_jax.selection import cutoff as cutoff_lib
 from miniplm_jax.selection import duplicates, index
 from miniplm_jax.selection.cutoff import Cutoff
@@ -185,7 +185,7 @@ class Selected:
 def select(
   corpus: Corpus,
   tables: Mapping[str, Manifest],
-  criterion: str,
+  definition: str,
   options: SelectConfig,
   path: pathlib.Path,
 ) -> Selected:
@@ -197,7 +197,7 @@ def select(
   Args:
     corpus: that was scored.
     tables: manifests of score tables by role; others are not read.
-    criterion: by what rows are ranked, a key of `CRITERIA`.
+    definition: by what rows are ranked, a key of `CRITERIA` or a formula.
     options: how much is kept, and of what; not its `definition`.
     path: the file to write.
 
@@ -205,8 +205,10 @@ def select(
     UserError: the tables do not belong together, a row has no finite score, or
       nothing is kept.
   """
-  read = {role: tables[role] for role in CRITERIA[criterion].reads}
-  scored = ScoredRows(read, criterion, options.seed, corpus, options.min_length)
+  reads = criteria.criterion(definition).reads
+  read = {name: tables[name] for name in reads}
+  least = options.min_length
+  scored = ScoredRows(read, definition, options.seed, corpus, least)
   candidates = Candidates(scored, options)
   with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as folder:
     if options.max_copies or options.near_duplicates:

@@ -27,6 +27,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
+from miniplm_jax.criteria import formula
 from miniplm_jax.models.ref import ROLES
 from miniplm_jax.scoring import table
 from miniplm_jax.scoring.units import range_of
@@ -96,14 +97,14 @@ def join_scores(
     role: _ScoreLookup(manifest_lib.require(path))
     for role, path in tables.items()
   }
-  score = criteria.CRITERIA["mean_diff"].score
+  score = formula.Evaluator(criteria.CRITERIA["mean_diff"].formula, seed=0)
 
   def look_up(row_id):
     columns = {}
     for role, lookup in opened.items():
       nll, tokens = lookup.look_up(row_id)
       columns[f"{role}_nll"], columns[f"{role}_tokens"] = nll, tokens
-    columns["score"] = score(columns, 0)
+    columns["score"] = score(columns)
     return [columns[n].astype(t.as_numpy_dtype) for n, t in SCORES.items()]
 
   def one(example):
