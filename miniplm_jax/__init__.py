@@ -26,8 +26,8 @@ A folder imports only from itself and from those above it; main.py and
 pipeline.py stand on top, and stages.py, which composes the steps of each stage
 from the config, with trainings.py for what a run trains. The steps of stage X
 are in the file X_step.py of its folder.
-methods.py is the list of methods and objectives, criteria.py that of the ways
-to rank rows.
+methods.py is the list of methods and objectives, criteria/ has the ways to rank
+rows: formulas, and names for some.
 
 Words, each for one thing:
 

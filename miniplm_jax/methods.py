@@ -2,8 +2,8 @@
 
 The one list of them. A new method is an entry of `METHODS`. If it minimizes
 something of its own, that is an entry of `OBJECTIVES`, a class in distillation/
-and its section in config/methods.py. A new way to rank rows is an entry of
-criteria.py. Nothing here imports JAX or NumPy.
+and its section in config/methods.py. A new way to rank rows is a
+formula, see criteria/. Nothing here imports JAX or NumPy.
 """
 
 import dataclasses
