@@ -122,7 +122,7 @@ def test_what_is_wrong_is_said_in_one_line(finished):
     api.Student(finished / "run/corpus")
   with pytest.raises(UserError, match="steps is -1, TrainConfig, give"):
     mp.train("qwen-45m", ran.corpus.split("reference"), to="x", steps=-1)
-  with pytest.raises(UserError, match="reads the scores of reference"):
+  with pytest.raises(UserError, match="no score table reference"):
     only = api.Scores(ran.corpus, {"teacher": ran.scores["teacher"]})
     only.select("difficulty")
   with pytest.raises(UserError, match="soft_labels needs a teacher"):
@@ -194,6 +194,11 @@ def test_options_of_a_selection(copy):
   scores = ran.scores
   hard = scores.select("difficulty", ratio=0.3)  # beside the paper's
   assert hard.name == "difficulty" and scores.select().name == "miniplm"
+  same = scores.select("reference-teacher", name="formula")
+  assert same.settings["definition"] == "reference - teacher"
+  assert same.rows.ids.tolist() == scores.select().rows.ids.tolist()
+  with pytest.raises(UserError, match="give name="):
+    scores.select("reference - 2 * teacher")
   few = scores.select(rows=3, name="few")
   assert len(few) == 3 and few.settings["ratio"] == 0
   assert len(scores.select(rows=2, name="few", force=True)) == 2
