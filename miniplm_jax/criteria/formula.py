@@ -55,9 +55,14 @@ class Formula:
 
   @functools.cached_property
   def tables(self) -> tuple[str, ...]:
-    """Names of the score tables that it reads, in the order of the text."""
-    nodes = (n for n in self.root.walk() if isinstance(n, OfTable))
-    return tuple(dict.fromkeys(n.table for n in nodes))
+    """Names of the score tables that it reads.
+
+    Teacher and reference come first, as in the messages and manifests of all
+    versions; then the others in the order of the text.
+    """
+    names = [n.table for n in self.root.walk() if isinstance(n, OfTable)]
+    first = [name for name in ("teacher", "reference") if name in names]
+    return tuple(dict.fromkeys(first + names))
 
   @functools.cached_property
   def columns(self) -> tuple[str, ...]:
