@@ -4,7 +4,6 @@ A name is a score table: the mean NLL of a row, in nats per token. Besides:
 
   NAME.sum, NAME.tokens   Σ NLL in nats, and over how many tokens it is
   table("a-name")         a table whose name is no identifier, likewise .sum
-  field("a_name")         a number that the corpus or a file has for each row
   tokens, bytes           ids of the row, UTF-8 bytes of its text
   + - * / ( ) 0.5         and the functions of `FUNCTIONS`
 
@@ -42,7 +41,6 @@ with epy.lazy_imports():  # the config parses formulas and reads no rows
 _MOST = 4096  # characters; Python's parser nests about 200 parentheses
 _WHERE = "config.select.definition"
 _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
-_FIELD = "_field"  # how columns of fields end
 _COLUMNS = {"tokens": "corpus_tokens", "bytes": "n_bytes"}
 
 
@@ -71,17 +69,9 @@ class Formula:
     return tuple(dict.fromkeys(n.column for n in nodes))
 
   @property
-  def fields(self) -> tuple[str, ...]:
-    """Names of the fields among `columns`."""
-    own = _COLUMNS.values()
-    return tuple(c.removesuffix(_FIELD) for c in self.columns if c not in own)
-
-  @property
   def is_random(self) -> bool:
     """Whether the seed counts."""
-    return any(
-      isinstance(n, Call) and n.function == "random" for n in self.root.walk()
-    )
+    return any(map(_is_random, self.root.walk()))
 
 
 class Evaluator:
@@ -162,7 +152,7 @@ def parse(text: str) -> Formula:
   ) as e:
     what = f"it is no formula: {getattr(e, 'msg', e)}"
     raise UserError(what, f"{_WHERE}={text[:99]}", _HINT) from None
-  if not (formula.tables or formula.columns or formula.is_random):
+  if not _is_of_rows(formula.root):
     what = "it is the same for all rows"
     raise UserError(what, f"{_WHERE}={text[:99]}", _HINT)
   return formula
@@ -215,17 +205,15 @@ def _finite(number: float) -> float:
 
 
 def _call(name: str, tree: ast.Call) -> Node:
-  if name in ("table", "field"):
+  if name == "table":
     match tree:
       case ast.Call(args=[ast.Constant(value=str() as text)], keywords=[]):
-        if name == "table":
-          return OfTable(table=text)
-        return Column(column=f"{text}{_FIELD}")
-    raise _RefusedError(f'write {name}("its name")')
+        return OfTable(table=text)
+    raise _RefusedError('write table("its name")')
   function = FUNCTIONS.get(name) if name.isidentifier() else None
   if function is None or name == "negative":
     names = ", ".join(n for n in FUNCTIONS if n[0].isalpha())
-    hint = f"there are {names.replace('negative, ', '')}, table and field"
+    hint = f"there are {names.replace('negative, ', '')} and table"
     raise _RefusedError(f"there is no function {name}", hint)
   arguments = tuple(map(_node, tree.args))
   options = {keyword.arg: keyword.value for keyword in tree.keywords}
@@ -247,7 +235,20 @@ def _call(name: str, tree: ast.Call) -> Node:
     )
   for value in tree.args[len(tree.args) - function.constants :]:
     _constant(value, function)
+  if function.statistic and not _is_of_rows(arguments[0]):
+    raise _RefusedError(f"{ast.unparse(tree)} is the same for all rows")
   return Call(arguments, name, by, errors)
+
+
+def _is_of_rows(node: Node) -> bool:
+  """Whether it may differ from row to row."""
+  parts = list(node.walk())
+  has_columns = any(isinstance(n, OfTable | Column) for n in parts)
+  return has_columns or any(_is_random(n) for n in parts)
+
+
+def _is_random(node: Node) -> bool:
+  return isinstance(node, Call) and node.function == "random"
 
 
 def _constant(tree: ast.expr, function: Function) -> float:

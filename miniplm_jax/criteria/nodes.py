@@ -19,8 +19,8 @@ with epy.lazy_imports():  # the config parses formulas and reads no rows
   from miniplm_jax.criteria import statistics
 
 # Arrays [n] by name: NAME_nll float32, or NAME_diff of predictions, and
-# NAME_tokens int32 of each table; row_id, domain (a code), n_bytes,
-# corpus_tokens, and NAME_field.
+# NAME_tokens int32 of each table; row_id, domain (a code), n_bytes and
+# corpus_tokens.
 Columns = Mapping[str, Any]
 
 
@@ -77,7 +77,7 @@ class OfTable(Node):
 
 @dataclasses.dataclass(frozen=True)
 class Column(Node):
-  """What the corpus, or a file beside it, says of a row."""
+  """What the corpus says of a row."""
 
   column: str = ""
 
