@@ -703,7 +703,8 @@ def test_a_sweep_becomes_lines(copy):
   """α and the reference varied in one workdir, as docs/analyses.md says."""
   other = copy / "given"  # stands in for a reference, of other rows
   shutil.copytree(copy / "run/students/pretrain/hf", other)
-  (other / "trained_rows.json").unlink()
+  for name in ("trained_rows.json", "manifest.json"):  # as from elsewhere
+    (other / name).unlink()
   more = f"--config.score.more=('other={other}',)"
   done = run(
     copy,

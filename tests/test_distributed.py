@@ -107,13 +107,19 @@ def test_the_others_end_when_one_is_killed_and_go_on_later(
     assert time.monotonic() < deadline, [p.poll() for p in processes]
     time.sleep(0.1)
   killed, other = processes[lost], processes[1 - lost]
+  assert other.poll() is None
   killed.kill()
   since = time.monotonic()
   said, _ = other.communicate(timeout=helpers.LIMIT)
   assert time.monotonic() - since < LOST_AFTER + 30
   assert other.returncode not in (0, None)
-  # Whichever is first: the lost connection, or the missing signs of life.
-  assert "lost another process" in said or "another task died" in said, said
+  # Whichever is first: the lost connection, the missing signs of life, or gloo,
+  # which aborts a process when one of its devices is a collective behind
+  # another (1 of some 40 runs): nothing of Python can catch that.
+  assert any(
+    words in said
+    for words in ("lost another process", "another task died", "gloo::Enforce")
+  ), said
   killed.communicate(timeout=10)
   said = helpers.ended(
     helpers.together(tmp_path, "--stages=train", *ARGUMENTS), code=0
