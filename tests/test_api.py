@@ -114,6 +114,24 @@ def test_artifacts_are_tables(finished):
     artifact.check()
 
 
+def test_a_criterion_is_audited_without_a_selection(finished):
+  ran = api.Run(finished / "run")
+  found = ran.scores.audit("-teacher", "mean_diff", "random()", ratio=0.3)
+  assert found.correlations["teacher"] == pytest.approx(-1)
+  assert found.correlations["reference"] < -0.5
+  assert set(found.correlations) >= {"tokens", "teacher", "reference"}
+  assert [g.kept_rows for g in found.domains] != [g.rows for g in found.domains]
+  kept = sum(g.kept_rows for g in found.domains)
+  assert kept == int(0.3 * len(ran.corpus.split("train")))
+  one, drawn = found.overlaps
+  assert one.name == "mean_diff" and drawn.chance == pytest.approx(0.176, 0.01)
+  assert drawn.total.jaccard == pytest.approx(drawn.chance, abs=0.05)
+  text = str(found)
+  assert "rows shared with random(), Jaccard" in text and "η²" in text
+  with pytest.raises(UserError, match="no score table nobody"):
+    ran.scores.audit("nobody - teacher")
+
+
 def test_what_is_wrong_is_said_in_one_line(finished):
   ran = api.Run(finished / "run")
   with pytest.raises(UserError, match="no split 'x'"):

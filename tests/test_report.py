@@ -15,6 +15,7 @@ import pytest
 import tiny_config
 from etils import epath
 from helpers import LONG, edited, refused, run, typed
+from scipy import stats
 
 from miniplm_jax.core import decide, execute, files, manifest
 from miniplm_jax.core.errors import UserError
@@ -25,6 +26,7 @@ from miniplm_jax.evaluation import evaluate_step, heldout, subjects
 from miniplm_jax.pipeline import Stages
 from miniplm_jax.report import (
   agreement,
+  audit,
   copies,
   dataset_card,
   findings,
@@ -242,8 +244,7 @@ def test_without_a_table_the_figures_do_without_it(made_up, models):
   scored = corpus.scored(models)
   found = summary.summarize(corpus, scored, corpus.rows_of("train")[kept])
   assert not found.has_noise and found.total.noise == 0
-  assert found.sample.teacher is None
-  assert (found.sample.reference is None) == (not models)
+  assert set(found.sample.means) == set(models)
   assert len(found.sample.score) == scored.rows
 
 
@@ -252,6 +253,37 @@ def test_numbers_have_a_sign_unless_they_are_shown_as_zero():
   assert tables.signed(-1.234, 2) == "−1.23"
   assert tables.signed(-0.04, 1) == tables.signed(0, 1) == "0.0"
   assert tables.mean(1, 0) == tables.share(1, 0) == "–"
+
+
+@pytest.mark.parametrize("shift", [0, 0.6, 3])
+def test_an_audit_says_what_a_criterion_goes_with(shift):
+  """Against figures over all rows at once."""
+  corpus = MadeUp(3000, 7)
+  rows = corpus.rows_of("train")
+  domain = np.array(corpus.index["domain"].to_pylist())[rows]
+  corpus.score += shift * (domain == "b") - shift * (domain == "c")
+  score = corpus.score.astype(np.float32)
+  kept = np.sort(rows[np.argsort(-score)[: len(rows) // 2]])
+  found = audit.Audit.of("x", summary.summarize(corpus, corpus.scored(), kept))
+
+  def between(values):
+    groups = [values[domain == name] for name in "abc"]
+    part = sum(len(g) * (g.mean() - values.mean()) ** 2 for g in groups)
+    return part / np.sum((values - values.mean()) ** 2)
+
+  expected = between(score.astype(np.float64)), between(stats.rankdata(score))
+  assert found.between_domains == pytest.approx(expected[0], abs=1e-12)
+  assert found.between_domains_by_rank == pytest.approx(expected[1], abs=1e-12)
+  tokens = corpus.index["n_tokens"].to_numpy()[rows]
+  columns = dict(zip(("teacher", "reference"), corpus.nll), tokens=tokens)
+  for name, values in columns.items():
+    rho = stats.spearmanr(score, values).statistic
+    assert found.correlations[name] == pytest.approx(rho, abs=1e-12)
+  assert bool(found.warning) == (expected[1] >= 0.5) == (shift == 3)
+  if shift == 3:
+    assert "x mostly ranks domains" in found.warning
+    c, b = (np.isin(rows, kept)[domain == name].mean() for name in "cb")
+    assert f"of c {c:.1%} is kept, of b {b:.1%}" in found.warning
 
 
 def test_many_domains_are_added_up():
@@ -732,13 +764,13 @@ def test_agreement_is_that_of_sets(finished):
   corpus = corpus_of(finished)
   ours, theirs = kept_of(finished), kept_of(finished, "pretrain")
   other = manifest.read(finished / "run/selection/pretrain/manifest.json")
-  found = agreement.compare(corpus, ours, other, theirs)
+  found = agreement.compare(corpus, ours, "pretrain", "random", theirs)
   a, b = set(ours.tolist()), set(theirs.tolist())
   assert found.total.jaccard == len(a & b) / len(a | b) < 1
   assert (found.name, found.definition) == ("pretrain", "random")
   assert sum(s.both for s in found.domains) == len(a & b)
   assert found.chance == pytest.approx(1 / 3, abs=0.01)  # two halves
-  same = agreement.compare(corpus, ours, other, ours)
+  same = agreement.compare(corpus, ours, "same", "random", ours)
   assert same.total.jaccard == 1
   agreement.check(other, corpus.manifest)
   elsewhere = types.SimpleNamespace(fingerprint="0" * 64)

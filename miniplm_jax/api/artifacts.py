@@ -8,6 +8,8 @@ make the same folders; whatever made one, it opens here.
 import collections
 import dataclasses
 import functools
+import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +29,9 @@ with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
   import pyarrow as pa
 
   from miniplm_jax.corpus import kept_rows, store
+  from miniplm_jax.report import agreement, audit, selection_summary
   from miniplm_jax.scoring import table
+  from miniplm_jax.selection import scored, selection
 
 
 class ToPandas:
@@ -240,9 +244,7 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     Raises:
       UserError: a model that the criterion reads has no scores here.
     """
-    if options.get("rows") or options.get("tokens"):
-      options = {"ratio": 0} | options
-    section = SelectConfig(definition=criterion, **options)
+    section = _section(criterion, options)
     corpus = self.corpus
     if not name and criterion not in criteria.CRITERIA:
       raise UserError("a formula has no name", criterion, "give name=")
@@ -250,18 +252,68 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     folder = Workdir(corpus.path.parent).selection(name)
     folder = border.folder_of(to) if to else folder
     tables = {role: table.path for role, table in self.items()}
-    if missing := set(criteria.criterion(criterion).reads) - set(tables):
-      raise UserError(
-        f"there is no criterion and no score table {' or '.join(missing)}",
-        f"criterion={criterion}",
-        f"criteria are {', '.join(criteria.CRITERIA)}; tables here "
-        f"{', '.join(sorted(tables))}: score with more models",
-      )
+    self._require(criterion)
     step = select_step.step(
       section, criterion, tables, corpus.path / MANIFEST, folder
     )
     border.execute([step], run, force)
     return Selection(folder, corpus)
+
+
+  @border.in_python()
+  def audit(
+    self, criterion: str = "mean_diff", *others: str, **options: Any
+  ) -> "audit.Audit":
+    """What a criterion goes with, before anything is trained on its rows.
+
+    Prints as tables: the share of its variance between domains, its rank
+    correlation with length and with each table, what is kept of each domain,
+    and the overlap with what others keep.
+
+    Args:
+      criterion: as of `select`.
+      *others: criteria to compare the kept rows with.
+      **options: as of `select`, for all of them: ratio, rows, ….
+
+    Raises:
+      UserError: a table that is read is not there, or not of all of D.
+    """
+    corpus, read = self.corpus.reader, {}
+    tables = {name: one.manifest for name, one in self.items()}
+    for definition in (criterion, *others):
+      self._require(definition)
+      section = _section(definition, options)
+      with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as folder:
+        path = pathlib.Path(folder) / "rows.npy"
+        selection.select(corpus, tables, definition, section, path)
+        read[definition] = np.load(path)
+    scored_rows = scored.ScoredRows(
+      tables, criterion, section.seed, corpus, section.min_length
+    )
+    rows = read.pop(criterion)
+    figures = selection_summary.summarize(corpus, scored_rows, rows)
+    overlaps = [
+      agreement.compare(corpus, rows, other, other, its)
+      for other, its in read.items()
+    ]
+    return audit.Audit.of(criterion, figures, overlaps)
+
+  def _require(self, criterion: str):
+    """Raises UserError unless the tables that a criterion reads are here."""
+    if missing := set(criteria.criterion(criterion).reads) - set(self):
+      raise UserError(
+        f"there is no criterion and no score table {' or '.join(missing)}",
+        f"criterion={criterion}",
+        f"criteria are {', '.join(criteria.CRITERIA)}; tables here "
+        f"{', '.join(sorted(self))}: score with more models",
+      )
+
+
+def _section(criterion: str, options: Mapping[str, Any]) -> SelectConfig:
+  """With rows or tokens there is no ratio."""
+  if options.get("rows") or options.get("tokens"):
+    options = {"ratio": 0} | options
+  return SelectConfig(definition=criterion, **options)
 
 
 class OfCorpus(Artifact):

@@ -39,26 +39,30 @@ class Agreement:
 
 
 def compare(
-  corpus: Corpus, rows: np.ndarray, other: Manifest, other_rows: np.ndarray
+  corpus: Corpus,
+  rows: np.ndarray,
+  name: str,
+  definition: str,
+  other_rows: np.ndarray,
 ) -> Agreement:
   """Compares kept row ids, both ascending, in one pass over the index."""
-  names: dict[str, int] = {}
+  codes: dict[str, int] = {}
   counts = collections.Counter()
-  for ids, domain in index.rows_of(corpus, names):
+  for ids, domain in index.rows_of(corpus, codes):
     ours, theirs = (index.among(ids, r) for r in (rows, other_rows))
     for i, is_kept in enumerate((ours, theirs, ours & theirs)):
       by_domain = index.counts(domain[is_kept])
       counts.update({(code, i): n for code, n in by_domain.items()})
   domains = [
-    Shared(name, *(counts[code, i] for i in range(3)))
-    for name, code in names.items()
+    Shared(domain, *(counts[code, i] for i in range(3)))
+    for domain, code in codes.items()
     if counts[code, 0] or counts[code, 1]
   ]
   both = sum(s.both for s in domains)
   a, b = (len(ids) / index.size_of_d(corpus) for ids in (rows, other_rows))
   return Agreement(
-    name=other.path.parent.name,
-    definition=other.settings["definition"],
+    name=name,
+    definition=definition,
     total=Shared("all", len(rows), len(other_rows), both),
     domains=sorted(domains, key=lambda s: (-s.ours, s.name)),
     chance=a * b / (a + b - a * b),

@@ -80,6 +80,7 @@ def sections(
       f"ends; those of {corpus.max_length + 1:,} are full."
     ],
   )
+  yield selection.audit.section()
   yield page.Section("Pictures", pictures=selection_figures.pictures(selection))
   if selection.duplicates:
     yield _duplicates(selection.duplicates, texts)

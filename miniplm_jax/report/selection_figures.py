@@ -188,15 +188,13 @@ def _density(selection: SelectionReport):
     "teacher NLL (nats per token)",
   )
   sample = selection.summary.sample
-  x_ends, y_ends = _range(sample.reference), _range(sample.teacher)
+  x, y = (sample.means[name] for name in ("reference", "teacher"))
+  x_ends, y_ends = _range(x), _range(y)
   low, high = min(x_ends[0], y_ends[0]), max(x_ends[1], y_ends[1])
-  inside = [
-    (v >= low) & (v <= high) for v in (sample.reference, sample.teacher)
-  ]
-  inside = inside[0] & inside[1]
+  inside = (np.minimum(x, y) >= low) & (np.maximum(x, y) <= high)
   cells = ax.hexbin(
-    sample.reference[inside],
-    sample.teacher[inside],
+    x[inside],
+    y[inside],
     gridsize=48,
     bins="log",
     mincnt=1,

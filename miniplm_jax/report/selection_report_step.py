@@ -12,7 +12,7 @@ from miniplm_jax.config import SelectConfig
 from miniplm_jax.core import contents, files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.log import Progress
+from miniplm_jax.core.log import Progress, warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -119,7 +119,8 @@ def _run(
   if other:
     theirs = _require(other)
     agreement.check(theirs, inputs["corpus"])
-    agreed = agreement.compare(corpus, rows, theirs, kept_rows(theirs))
+    names = theirs.path.parent.name, theirs.settings["definition"]
+    agreed = agreement.compare(corpus, rows, *names, kept_rows(theirs))
   if evaluation_sets:
     sets = overlap.paths(evaluation_sets)
     ids = overlap.rows_to_read(corpus)
@@ -135,6 +136,8 @@ def _run(
     overlaps=overlaps,
     agreement=agreed,
   )
+  if shown.audit.warning:
+    warn(manifest.stage, shown.audit.warning)
   selection.write(folder, shown, made_from, corpus)
   files.write_bytes(
     folder / "card.md", dataset_card.write(shown, made_from).encode()
@@ -153,5 +156,8 @@ def _run(
       "duplicates_every": shown.duplicates.every,
       "overlap": {o.name: [o.found, o.found_kept] for o in overlaps},
     },
-    "details": {"jaccard": agreed and agreed.total.jaccard},
+    "details": {
+      "jaccard": agreed and agreed.total.jaccard,
+      "audit": shown.audit.figures(),
+    },
   }

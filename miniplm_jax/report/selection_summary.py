@@ -2,11 +2,12 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.criteria.moments import Moments
 from miniplm_jax.selection import index
 from miniplm_jax.selection.scored import ScoredRows
 
@@ -55,8 +56,8 @@ class PlotSample:
   score: np.ndarray  # float32
   kept: np.ndarray  # bool
   domain: np.ndarray  # names
-  teacher: np.ndarray | None  # float32, mean NLL per token; None is no table
-  reference: np.ndarray | None  # likewise
+  tokens: np.ndarray  # int32, ids of the row
+  means: Mapping[str, np.ndarray]  # float32, mean NLL per token, by table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Summary:
   total: Group  # all rows of D
   # int64 [2, max_length + 2], rows of D and kept rows with so many ids.
   rows_by_length: np.ndarray
+  # Share of the variance of D's scores that lies between domains, η².
+  between_domains: float
   has_noise: bool  # whether teacher and reference tables were both there
   # {domain: {place of `PLACES`: [(score, row id)]}}
   places: dict[str, dict[str, list[tuple[float, int]]]]
@@ -78,7 +81,7 @@ def summarize(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
   """Reads the score tables once, a part at a time; `rows` are the kept ids."""
   by_domain = np.zeros((len(_FIELDS), 0))
   by_length = np.zeros((len(_FIELDS), corpus.max_length + 2))
-  places, has_noise = _Places(), True
+  places, has_noise, moments = _Places(), True, Moments()
   sample, every, start = [], max(scored.rows // _SAMPLE, 1), 0
   for columns in scored.columns():
     ids, score = columns["row_id"], columns["score"]
@@ -88,26 +91,41 @@ def summarize(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
     new = len(scored.domains) - by_domain.shape[1]  # domains not met before
     by_domain = np.pad(by_domain, ((0, 0), (0, new)))
     kept = index.among(ids, rows)
-    teacher, reference = (_mean(columns, m) for m in ("teacher", "reference"))
+    means = _means(columns)
     noise = np.zeros(len(ids))
-    if has_noise := teacher is not None and reference is not None:
-      noise = (reference < teacher).astype(np.float64)
+    if has_noise := {"teacher", "reference"} <= means.keys():
+      noise = (means["reference"] < means["teacher"]).astype(np.float64)
     has_score = ~np.isnan(score)
     known = np.where(has_score, score, 0)
     values = np.ones(len(ids)), length, known, noise, has_score
     _add(by_domain, domain, kept, values)
     _add(by_length, length, kept, values)
     places.add(*(c[has_score] for c in (domain, score, ids, kept)))
+    moments.add(domain[has_score], score[has_score])
     drawn = np.arange(-start % every, len(ids), every)
     drawn = drawn[has_score[drawn]]
     start += len(ids)
-    columns = score, kept, domain, teacher, reference
-    sample.append([c if c is None else c[drawn] for c in columns])
-  names = scored.domains
-  return _summary(names, by_domain, by_length, has_noise, places, sample)
+    columns = score, kept, domain, length, *means.values()
+    sample.append([c[drawn] for c in columns])
+  score, kept, domain, length, *drawn = map(np.concatenate, zip(*sample))
+  names = np.array(scored.domains, object)
+  drawn = dict(zip(means, drawn))
+  sample = PlotSample(score, kept, names[domain], length, drawn)
+  between = _between(*moments.mean_and_std(), by_domain[_SUMS.index("scored")])
+  return _summary(
+    names, by_domain, by_length, between, has_noise, places, sample
+  )
 
 
-def _summary(names, by_domain, by_length, has_noise, places, sample):
+def _between(mean: np.ndarray, std: np.ndarray, n: np.ndarray) -> float:
+  """η², by the mean, deviation and number of each domain's rows."""
+  n = n[: len(mean)]
+  between = np.sum(n * (mean - np.average(mean, weights=n)) ** 2)
+  total = between + np.sum(n * std**2)
+  return float(between / total) if total else 0.0
+
+
+def _summary(names, by_domain, by_length, between, has_noise, places, sample):
   domains = [
     group(name, by_domain[:, i])
     for i, name in enumerate(names)
@@ -118,17 +136,15 @@ def _summary(names, by_domain, by_length, has_noise, places, sample):
     for low, high in _buckets(by_length.shape[1] - 2)
     if (total := by_length[:, low:high].sum(1))[0]
   ]
-  score, kept, domain, *means = (
-    None if part[0] is None else np.concatenate(part) for part in zip(*sample)
-  )
   return Summary(
     domains=sorted(domains, key=lambda g: (-g.tokens, g.name)),
     lengths=lengths,
     total=group("all", by_domain.sum(1)),
     rows_by_length=by_length[[0, _FIELDS.index("kept_rows")]].astype(np.int64),
+    between_domains=between,
     has_noise=has_noise,
     places={names[i]: rows for i, rows in places.best().items()},
-    sample=PlotSample(score, kept, np.array(names, object)[domain], *means),
+    sample=sample,
   )
 
 
@@ -156,11 +172,14 @@ def _buckets(max_length: int) -> list[tuple[int, int]]:
   return list(itertools.pairwise(edges))
 
 
-def _mean(columns, model: str) -> np.ndarray | None:
-  """Mean NLL per token, if there is such a table."""
-  if f"{model}_nll" not in columns:
-    return None
-  return columns[f"{model}_nll"] / columns[f"{model}_tokens"].astype(np.float32)
+def _means(columns) -> dict[str, np.ndarray]:
+  """float32 [n], the mean NLL per token, by table."""
+  return {
+    (name := key.removesuffix("_nll")): columns[key]
+    / columns[f"{name}_tokens"].astype(np.float32)
+    for key in columns
+    if key.endswith("_nll")
+  }
 
 
 def _add(sums: np.ndarray, code: np.ndarray, kept: np.ndarray, values):

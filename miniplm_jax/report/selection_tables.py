@@ -1,6 +1,7 @@
 """A selection's figures as tables and sentences, for page and card."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -8,6 +9,7 @@ from miniplm_jax.core import groups
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.criteria import criterion
 from miniplm_jax.report.agreement import Agreement, Shared
+from miniplm_jax.report.audit import Audit
 from miniplm_jax.report.copies import Duplicates
 from miniplm_jax.report.overlap import SHORTEST, WORDS, Overlap
 from miniplm_jax.report.page import Section
@@ -31,6 +33,11 @@ class SelectionReport:
   duplicates: Duplicates | None = None
   overlaps: Sequence[Overlap] = ()  # of each evaluation set
   agreement: Agreement | None = None  # with another selection
+
+  @functools.cached_property
+  def audit(self) -> Audit:
+    """What the ranking goes with."""
+    return Audit.of(self.definition, self.summary)
 
   @classmethod
   def of(cls, manifest: Manifest, summary: Summary, **measured: Any) -> Self:
