@@ -259,7 +259,6 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     border.execute([step], run, force)
     return Selection(folder, corpus)
 
-
   @border.in_python()
   def audit(
     self, criterion: str = "mean_diff", *others: str, **options: Any
