@@ -1,11 +1,15 @@
 """Exact top half of very many scores: seconds and anonymous memory.
 
-  python -m benchmarks.selection [--rows=1000000000]
+  python -m benchmarks.selection [--rows=1000000000] [--tables]
 
 Writes synthetic float32 scores to a temporary file (4 bytes a row), then
 finds the cutoff and writes rows.npy by the functions that stage select uses.
 Reading score tables is not part of it. The result is compared with a full
 sort at 10⁷ rows, the time with that of a stable argsort at 10⁸.
+
+With --tables there are three synthetic tables (12 bytes a row), and rows are
+ranked by each of `_FORMULAS`, evaluated as stage select does; those of 10⁷ are
+compared with a sort of what NumPy says of all rows at once.
 """
 
 import pathlib
@@ -17,11 +21,14 @@ from collections.abc import Iterator
 import numpy as np
 from absl import app, flags
 
+from miniplm_jax import criteria
+from miniplm_jax.criteria import formula
 from miniplm_jax.selection import cutoff, selection
 
+_TABLES = flags.DEFINE_bool("tables", False, "Rank by formulas over tables.")
 _ROWS = flags.DEFINE_integer("rows", 10**9, "Scores to select from.")
 _PART = 1 << 16  # rows at a time, as score.rows_per_part
-_MOST = 300  # MB of anonymous memory
+_MOST = 300  # MB of anonymous memory; 400 with formulas
 _LEAST_RATIO = 15  # that a stable argsort takes longer
 _EQUAL, _TIMED = 10**7, 10**8
 
@@ -49,8 +56,101 @@ class _Scores:
       }
 
 
-def _write_scores(path: pathlib.Path, rows: int):
-  rng = np.random.default_rng(0)
+def _rank(x: np.ndarray) -> np.ndarray:
+  """The share of values that are lower, ties half."""
+  ordered = np.sort(x)
+  sides = (np.searchsorted(ordered, x, side) for side in ("left", "right"))
+  return sum(sides) / (2 * len(x))
+
+
+def _z(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+  """Standard deviations from the mean of the group."""
+  x, n = x.astype(np.float64), np.bincount(group)
+  mean = np.bincount(group, x) / n
+  std = np.sqrt(np.bincount(group, (x - mean[group]) ** 2) / n)
+  return (x - mean[group]) / std[group]
+
+
+# Means of teacher, reference and a third, float32 [n], and domains → values.
+_FORMULAS = {
+  "reference - teacher + 0.25 * other": lambda t, r, o, d: r - t + 0.25 * o,
+  "z(reference - teacher, by=domain) + rank(other)": lambda t, r, o, d: (
+    _z(r - t, d) + _rank(o)
+  ),
+}
+
+
+class _Ranked(_Scores):
+  """Rows by a formula over three tables, each a file of Σ NLL."""
+
+  def __init__(self, path: pathlib.Path, rows: int, definition: str):
+    super().__init__(path, rows)
+    found = criteria.criterion(definition).formula
+    self._evaluate = formula.Evaluator(found, seed=0)
+
+  def columns(self):
+    for columns in self._evaluate.over(self._tables, self.rows):
+      yield columns | {"value": columns["score"]}
+
+  def _tables(self):
+    files = {
+      name: np.memmap(f"{self.path}-{name}", np.float32, "r", shape=self.rows)
+      for name in _NAMES
+    }
+    for columns in super().columns():
+      row_id = columns["row_id"]
+      columns["tokens"] = (512 + row_id % 512).astype(np.int32)
+      columns["domain"] = (row_id // 7 % 23).astype(np.int32)
+      for name, values in files.items():
+        columns[f"{name}_nll"] = np.asarray(values[row_id[0] : row_id[-1] + 1])
+        columns[f"{name}_tokens"] = columns["tokens"]
+      yield columns
+
+
+_NAMES = "teacher", "reference", "other"
+
+
+def _tables(folder: pathlib.Path):
+  """Ranks by each formula; fails beyond the memory, or at another result."""
+  path, rows = folder / "scores", _ROWS.value
+  _write_scores(path, rows)
+  for i, name in enumerate(_NAMES):
+    _write_scores(folder / f"scores-{name}", rows, seed=i)
+  for definition, of_all in _FORMULAS.items():
+    with _Peak() as peak:
+      start, cpu = time.monotonic(), time.process_time()
+      _select(_Ranked(path, rows, definition), folder)
+      seconds = time.monotonic() - start
+      cpu = time.process_time() - cpu
+    print(
+      f"{rows:,} rows by {definition}: {seconds:.1f} s, {cpu:.1f} s of CPU, "
+      f"{peak.megabytes:.0f} MB anonymous at most",
+      flush=True,
+    )
+    if peak.megabytes > 400:
+      raise app.UsageError("more than 400 MB")
+    _compare(_Ranked(path, min(rows, _EQUAL), definition), of_all, folder)
+
+
+def _compare(ranked: _Ranked, of_all, folder: pathlib.Path):
+  """With a sort of what NumPy says of all rows at once."""
+  row_id = np.arange(ranked.rows)
+  lengths = (512 + row_id % 512).astype(np.float32)
+  means = [
+    np.fromfile(f"{ranked.path}-{name}", np.float32, ranked.rows) / lengths
+    for name in _NAMES
+  ]
+  found = np.load(_select(ranked, folder))
+  value = of_all(*means, row_id // 7 % 23).astype(np.float32)
+  best = np.sort(np.argsort(-value, kind="stable")[: ranked.rows // 2])
+  if not np.array_equal(found, best):
+    wrong = len(np.setdiff1d(found, best))
+    raise AssertionError(f"{wrong} rows are not those of a full sort")
+  print(f"{ranked.rows:,} rows: equal to a full sort", flush=True)
+
+
+def _write_scores(path: pathlib.Path, rows: int, seed: int = 0):
+  rng = np.random.default_rng(seed)
   with path.open("wb") as f:
     for first in range(0, rows, _PART):
       part = min(_PART, rows - first)
@@ -97,6 +197,9 @@ def main(unused_argv):
   """Prints the figures; fails beyond the memory, or at another result."""
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
+    if _TABLES.value:
+      _tables(folder)
+      return
     scores = _Scores(folder / "scores", _ROWS.value)
     _write_scores(scores.path, scores.rows)
     with _Peak() as peak:

@@ -8,7 +8,7 @@ from scipy import stats
 
 from miniplm_jax.core import noise
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.criteria import formula
+from miniplm_jax.criteria import formula, statistics
 
 N, TABLES = 5000, ("teacher", "reference", "small", "early")
 
@@ -31,15 +31,18 @@ def rows():
   return columns
 
 
-def value(text, rows, tmp_path, size=N, seed=3):
+def value(text, rows, size=N, seed=3):
   """The formula's values, `size` rows at a time."""
   evaluate = formula.Evaluator(formula.parse(text), seed)
   parts = [
     {k: v[i : i + size] for k, v in rows.items()} for i in range(0, N, size)
   ]
-  if not evaluate.is_ready:
-    evaluate.prepare(lambda: iter(parts), N, tmp_path)
-  values = np.concatenate([evaluate(part) for part in parts])
+  # The second pass may read what the first one has found.
+  values, again = (
+    np.concatenate([c["score"] for c in evaluate.over(lambda: iter(parts), N)])
+    for _ in range(2)
+  )
+  np.testing.assert_array_equal(values, again)
   assert values.dtype == np.float32 and len(values) == N
   return values
 
@@ -133,27 +136,27 @@ FORMULAS = {
 
 @pytest.mark.filterwarnings("ignore:An input array is constant")
 @pytest.mark.parametrize("text", FORMULAS)
-def test_a_formula_is_what_numpy_says_whatever_the_parts(text, rows, tmp_path):
-  whole = value(text, rows, tmp_path)
+def test_a_formula_is_what_numpy_says_whatever_the_parts(text, rows):
+  whole = value(text, rows)
   expected = FORMULAS[text](rows)
   np.testing.assert_allclose(whole, expected, rtol=2e-6, atol=2e-6)
-  np.testing.assert_array_equal(whole, value(text, rows, tmp_path, 617))
+  np.testing.assert_array_equal(whole, value(text, rows, 617))
 
 
-def test_a_row_without_a_value_has_no_rank_and_moves_nobody(rows, tmp_path):
+def test_a_row_without_a_value_has_no_rank_and_moves_nobody(rows):
   text = "rank(log(reference - 2)) + z(log(reference - 2))"
   with np.errstate(invalid="ignore", divide="ignore"):
     x = np.log(mean(rows, "reference") - 2)
   there = np.isfinite(x)
   assert 0 < there.sum() < N
-  values = value(text, rows, tmp_path)
+  values = value(text, rows)
   np.testing.assert_array_equal(np.isfinite(values), there)
   x = x[there]
   expected = (stats.rankdata(x) - 0.5) / len(x) + stats.zscore(x.astype(float))
   np.testing.assert_allclose(values[there], expected, rtol=2e-6, atol=2e-6)
 
 
-def test_equal_parts_are_looked_at_once(rows, tmp_path):
+def test_equal_parts_are_looked_at_once(rows, monkeypatch):
   text = "z(teacher) + z(teacher) - z(reference) + rank(z(teacher))"
   evaluate = formula.Evaluator(formula.parse(text), 0)
   passes = []
@@ -162,9 +165,17 @@ def test_equal_parts_are_looked_at_once(rows, tmp_path):
     passes.append(1)
     return [rows]
 
-  evaluate.prepare(parts, N, tmp_path)
-  assert len(passes) == 2  # both z, then rank of one
-  assert len(list(tmp_path.iterdir())) == 1
+  made = []
+  monkeypatch.setattr(
+    statistics.Ranks, "finish", lambda self: made.append(self)
+  )
+  next(iter(evaluate.over(parts, N)))
+  # both z, then rank of one, then the values; but that ended at its first part
+  assert len(passes) == 3 and len(made) == 1
+  monkeypatch.undo()
+  for wanted in (6, 7):  # all over again, and now they are known
+    list(evaluate.over(parts, N))
+    assert len(passes) == wanted
 
 
 def test_the_text_of_a_formula_does_not_depend_on_its_layout():

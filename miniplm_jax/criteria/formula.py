@@ -17,7 +17,8 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etils import epy
@@ -78,7 +79,7 @@ class Evaluator:
   """A formula over the rows of D."""
 
   def __init__(self, formula: Formula, seed: int):
-    """Nothing is known yet; see `prepare`."""
+    """Nothing is known yet."""
     self._root, self._seed = formula.root, seed
     nodes = dict.fromkeys(formula.root.walk())
     # By how many passes each needs before its own.
@@ -88,18 +89,49 @@ class Evaluator:
       own = isinstance(node, Call) and node.statistic is not None
       self._depth[node] = max(below, default=0) + own
     self._known = Known(seed)
-    self.is_ready = not self._depth[self._root]
+    self._values = None  # float32 [rows of D], once a pass has found them
 
-  def prepare(
-    self, rows: Callable[[], Iterable[Columns]], n: int, folder: pathlib.Path
-  ):
-    """Finds out what must be known of all rows, a pass a level.
+  def over(
+    self, rows: Callable[[], Iterable[Columns]], n: int
+  ) -> Iterator[Columns]:
+    """One pass over D.
+
+    What knows all rows is found out before the first one, a pass a level; its
+    values are kept in a file for the passes that follow. Files are temporary, 4
+    bytes a row, and as many for each `rank` until the first pass ends.
 
     Args:
       rows: gives all of D, part by part, each time.
       n: how many they are.
-      folder: of temporary files, 4 bytes a row for each `rank`.
+
+    Yields:
+      Each part, and its score, float32; NaN where there is no finite value.
     """
+    if not self._depth[self._root]:
+      yield from ({**columns, "score": self(columns)} for columns in rows())
+      return
+    if self._values is not None:
+      first = 0
+      for columns in rows():
+        end = first + len(columns["row_id"])
+        yield {**columns, "score": np.array(self._values[first:end])}
+        first = end
+      return
+    # What is mapped stays, without a name, as long as somebody has it.
+    with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as folder:
+      folder = pathlib.Path(folder)
+      self._find_out(rows, n, folder)
+      values = np.memmap(folder / "values", np.float32, "w+", shape=max(n, 1))
+    first = 0
+    for columns in rows():
+      end = first + len(columns["row_id"])
+      values[first:end] = self(columns)
+      yield {**columns, "score": np.array(values[first:end])}
+      first = end
+    self._values, self._known = values, Known(self._seed)
+
+  def _find_out(self, rows, n: int, folder: pathlib.Path):
+    """What must be known of all rows, a pass a level."""
     known = {}
     for depth in range(1, self._depth[self._root] + 1):
       level = {
@@ -115,10 +147,9 @@ class Evaluator:
         statistic.finish()
       known |= level
       self._known = Known(self._seed, known)
-    self.is_ready = True
 
   def __call__(self, columns: Columns) -> Any:
-    """float32 [n]; NaN where there is no finite value."""
+    """float32 [n], of a formula that needs to know these rows alone."""
     with np.errstate(all="ignore"):
       value = np.asarray(self._value(self._root, columns)).astype(np.float32)
     return np.where(np.isfinite(value), value, np.float32(np.nan))

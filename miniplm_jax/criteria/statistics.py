@@ -67,10 +67,16 @@ class Ranks:
   def value(self, values: np.ndarray, group: None) -> np.ndarray:
     """float64 [n]; NaN of what is not finite."""
     values = np.asarray(values, np.float32)
+    if not self._n:
+      return np.full(len(values), np.nan)
     order = np.argsort(values)  # neighbors are looked up near each other
     ordered = values[order]
     lower = np.searchsorted(self._sorted, ordered, "left")
-    upper = np.searchsorted(self._sorted, ordered, "right")
+    # Each value is among them, mostly once: of these it is not searched twice.
+    upper = lower + 1
+    following = np.minimum(upper, self._n - 1)
+    tied = np.flatnonzero(self._sorted[following] == ordered)
+    upper[tied] = np.searchsorted(self._sorted, ordered[tied], "right")
     rank = np.empty(len(values))
     rank[order] = (lower + upper) / (2 * self._n)
     return np.where(np.isfinite(values), rank, np.nan)

@@ -1,8 +1,6 @@
 """The rows of D with their scores, from the tables of both models."""
 
 import collections
-import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -87,15 +85,10 @@ class ScoredRows:
     Raises:
       UserError: another row has no finite score, or a table cannot be used.
     """
-    if not self._evaluate.is_ready:
-      # Over all of D, whatever else is left out: a row's score is its own.
-      # What is mapped stays until the last pass, without a name.
-      with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as folder:
-        self._evaluate.prepare(self._joined, self.rows, pathlib.Path(folder))
-    for columns in self._joined():
-      score = self._evaluate(columns)
-      self._check(columns, score)
-      yield columns | {"score": score}
+    # Over all of D, whatever else is left out: a row's score is its own.
+    for columns in self._evaluate.over(self._joined, self.rows):
+      self._check(columns, columns["score"])
+      yield columns
 
   def _joined(self) -> Iterator[Columns]:
     """The tables and the index, by row id, without scores."""
