@@ -15,7 +15,8 @@ The folders are the pipeline, in this order:
                 of the score, rows that the teacher continues, its
                 distributions                    (stages proxy, seqkd, logits)
   evaluation    held-out loss, zero-shot tasks, log-probs and continuations of
-                texts                            (stage evaluate; look generate)
+                texts; whole documents           (stages evaluate,
+                                                 score_documents; look generate)
   hf_export     a Hugging Face directory         (stage export)
   report        pages, cards, tables, pictures: everything that renders, and
                 what all runs say together       (stages report, analyze)
@@ -82,6 +83,7 @@ __all__ = [
   "presets",
   "run",
   "score",
+  "score_documents",
   "select",
   "show_log",
   "tokenize",

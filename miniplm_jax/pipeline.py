@@ -59,7 +59,7 @@ def run(
     gs.check(bucket)
   workdir = Workdir(epath.Path(config.workdir))
   all_steps, run = Stages(config, workdir), config.run
-  order = config_lib.STAGES + config_lib.LOOKS
+  order = config_lib.STAGES + config_lib.ON_REQUEST + config_lib.LOOKS
   order = order[: max(map(order.index, config.stages)) + 1]
   if dry_run:
     print(f"{where} in {workdir.root}:")

@@ -12,7 +12,12 @@ from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import convert_step, tokenize_step
 from miniplm_jax.criteria import CRITERIA, criterion
 from miniplm_jax.distillation import proxy_step
-from miniplm_jax.evaluation import evaluate_step, generate, tasks_step
+from miniplm_jax.evaluation import (
+  evaluate_step,
+  generate,
+  score_documents_step,
+  tasks_step,
+)
 from miniplm_jax.evaluation.subjects import Subject
 from miniplm_jax.forecast import plan_step
 from miniplm_jax.methods import MethodNames
@@ -240,6 +245,19 @@ class Stages:
       ).step()
       for names in c.names
     ]
+
+  def score_documents(self) -> list[Step]:
+    """Whole documents under each model."""
+    c = self.config
+    models = [self.trainings.ref(role) for role in c.scorers] + self._more()
+    return score_documents_step.Scoring(
+      c.documents,
+      c.corpus,
+      c.score,
+      self.workdir.document_scores,
+      self.workdir.root,
+      c.run,
+    ).steps(models)
 
   def generate(self, dry_run: bool):
     """Looks at what a model writes."""

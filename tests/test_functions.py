@@ -60,7 +60,8 @@ def test_losses_are_those_of_the_command_line(finished, mesh):
 def test_texts_are_scored_and_continued(finished, mesh):
   folder = epath.Path(finished / "run/students/miniplm/hf")
   model = texts.TextModel.load(folder, mesh, "float32")
-  short, long = texts.nll(model, ["Some words.", "Some words. And more."])
+  score = texts.TextScorer(model)
+  short, long = score(["Some words.", "Some words. And more."])
   assert 0 < short.nll_sum < long.nll_sum and short.n_bytes == 11
   options = GenerateConfig(max_new_tokens=5, samples=2, temperature=0.0)
   (same,) = generate.continue_prompts(model, ["Some words"], options)

@@ -1,6 +1,7 @@
 """What lm_eval may ask of a model: honored, or refused in one line."""
 
 import functools
+import itertools
 import pathlib
 
 import jax
@@ -121,6 +122,15 @@ def test_windows_are_lm_eval_s(size):
     assert [*texts.windows(range(n), -1, size)] == [*theirs]
 
 
+def test_overlapping_windows_are_lm_eval_s_of_a_longer_context():
+  from lm_eval import utils
+
+  for size, overlap, n in itertools.product((3, 8), (0, 1, 2), (1, 8, 9, 25)):
+    theirs = utils.get_rolling_token_windows([*range(n)], -1, size, overlap + 1)
+    theirs = map(utils.make_disjoint_window, theirs)
+    assert [*texts.windows(range(n), -1, size, overlap)] == [*theirs]
+
+
 def test_nll_of_texts_is_what_a_rolling_request_says(tmp_path):
   from miniplm_jax.evaluation.lm import DirectoryLM
 
@@ -128,15 +138,18 @@ def test_nll_of_texts_is_what_a_rolling_request_says(tmp_path):
   mesh = sharding.make_mesh(1, 1, 1)
   model = texts.TextModel.load(epath.Path(tmp_path), mesh, "float32")
   given = ["the cat sat on the é.", "the cat " * 9]
-  scores = texts.nll(model, given, max_length=8)
+  score = texts.TextScorer(model, max_length=8, overlap=0.0)
+  scores = score(given)
   lm = DirectoryLM(str(tmp_path), max_length="8", data="1", fsdp="1")
   rolling = lm.loglikelihood_rolling([ask(text) for text in given])
   assert [-score.nll_sum for score in scores] == pytest.approx(rolling)
   assert [score.n_bytes for score in scores] == [22, 72]
   ids = [lm.tok_encode(text, add_special_tokens=False) for text in given]
   assert [score.n_tokens for score in scores] == [*map(len, ids)]
-  with pytest.raises(UserError, match="no token"):
-    texts.nll(model, ["the", ""])
+  assert score([EOS, "", given[0]])[:2] == [
+    (None, None, len(EOS), "it has only special tokens"),
+    (None, None, 0, "it is empty"),
+  ]
 
 
 def test_what_is_repeated_is_drawn_anew_and_nothing_else_matters(lm):

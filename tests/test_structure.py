@@ -231,6 +231,7 @@ def load():
   space = {}
   exec(CONFIG.read_text(), space)
   config = space["get_config"]()
+  config.stages += config_lib.ON_REQUEST
   config.evaluation.tasks = ("arc_easy",)
   config.baselines = ("proxy", "minillm", "seqkd", "vanilla_kd", *LOGITS)
   return config
@@ -334,6 +335,7 @@ def test_every_field_is_live(tmp_path):
         "lengths": (3,),
         "ignore_domains": ("x",),
         "more": ("x=y",),
+        "models": ("teacher",),
         "quotas": ("odd=:0.5",),
         "domain_weights": ("odd=2",),
         "evaluation_sets": ("x",),

@@ -22,11 +22,18 @@ from miniplm_jax.api.steps import (
   presets,
   run,
   score,
+  score_documents,
   select,
   tokenize,
   train,
 )
-from miniplm_jax.api.students import Evaluation, Run, Student, open_artifact
+from miniplm_jax.api.students import (
+  DocumentScores,
+  Evaluation,
+  Run,
+  Student,
+  open_artifact,
+)
 from miniplm_jax.config import RunConfig
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import show as show_log

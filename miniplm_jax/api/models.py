@@ -9,7 +9,7 @@ from etils import epath, epy
 
 from miniplm_jax.api import border
 from miniplm_jax.api.students import Student
-from miniplm_jax.config import GenerateConfig, RunConfig
+from miniplm_jax.config import DocumentsConfig, GenerateConfig, RunConfig
 from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.evaluation import generate as generate_lib
@@ -117,23 +117,31 @@ def nll(
   dtype: str = "",
   batch_tokens: int = 16_384,
   max_length: int = 0,
+  overlap: float = 0.5,
   run: RunConfig = RunConfig(),
 ) -> list["texts_lib.TextScore"]:
   """Σ −log p of whole texts, in nats, with their tokens and UTF-8 bytes.
 
   Args:
     model: a given model, or a student with a Hugging Face directory.
-    texts: none empty.
+    texts: one that cannot be scored, as it is empty, has None for its Σ and a
+      reason.
     dtype: of weights and computation; "" is a given model's own, or float32.
     batch_tokens: inputs of a batch over all devices, padding included.
     max_length: inputs of a window of a longer text; 0 is what the model says.
+    overlap: how much of a window, in [0, 1), is context alone, whose tokens the
+      window before scores; 0 are the rolling windows of lm_eval.
   """
-  return texts_lib.nll(
+  texts = border.texts_of(texts)
+  how = DocumentsConfig(max_length=max_length, overlap=overlap)
+  scorer = texts_lib.TextScorer(
     text_model(model, dtype, run),
-    border.texts_of(texts),
     batch_tokens=batch_tokens,
-    max_length=max_length,
+    max_length=how.max_length,
+    overlap=how.overlap,
+    log_every_seconds=run.log_every_seconds,
   )
+  return scorer(texts)
 
 
 def text_model(model, dtype: str, run: RunConfig) -> "texts_lib.TextModel":

@@ -17,10 +17,11 @@ from miniplm_jax.api.artifacts import (
   Selection,
 )
 from miniplm_jax.api.models import Model, ref_of
-from miniplm_jax.api.students import Evaluation, Run, Student
+from miniplm_jax.api.students import DocumentScores, Evaluation, Run, Student
 from miniplm_jax.config import (
   Config,
   CorpusConfig,
+  DocumentsConfig,
   EvaluateConfig,
   ExportConfig,
   RunConfig,
@@ -34,7 +35,7 @@ from miniplm_jax.core.fields import Section
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import tokenize_step
 from miniplm_jax.distillation import objectives
-from miniplm_jax.evaluation import evaluate_step
+from miniplm_jax.evaluation import evaluate_step, score_documents_step
 from miniplm_jax.evaluation.subjects import Subject
 from miniplm_jax.methods import OBJECTIVES
 from miniplm_jax.models.architecture import SHAPES, Architecture
@@ -240,6 +241,50 @@ def score(
   )
   border.execute(scoring.steps(), run, force)
   return Scores(corpus, {ref.name: ScoreTable(ref.table) for ref in refs})
+
+
+@border.in_python()
+def score_documents(
+  source: epath.PathLike,
+  models: Mapping[str, Model | Student | str],
+  *,
+  to: epath.PathLike,
+  split: str = "train",
+  text_field: str = "text",
+  domain_field: str = "domain",
+  score: ScoreConfig = ScoreConfig(),
+  run: RunConfig = RunConfig(),
+  force: bool = False,
+  **options: Any,
+) -> dict[str, DocumentScores]:
+  """Scores whole documents under each model, by its own tokenizer.
+
+  Args:
+    source: of documents, as that of `tokenize`.
+    models: by what they are called.
+    to: the folder, in which each model has one.
+    split: of a source that has splits.
+    text_field: where a record has its text, a dotted path.
+    domain_field: likewise its domain, which becomes corpus_id.
+    score: dtype and batch_tokens.
+    force: make it again, if it was made otherwise, too.
+    **options: fields of `DocumentsConfig`: id_field, overlap, max_length, ….
+  """
+  folder = border.folder_of(to)
+  corpus = CorpusConfig(
+    source=border.path_of(source, "source"),
+    split=split,
+    text_field=text_field,
+    domain_field=domain_field,
+  )
+  refs = [ref_of(name, model, folder) for name, model in models.items()]
+  section = DocumentsConfig(**options)
+  scoring = score_documents_step.Scoring(
+    section, corpus, score, folder, border.root_of(folder), run
+  )
+  steps = scoring.steps(refs)
+  border.execute(steps, run, force)
+  return {step.name: DocumentScores(step.manifest.parent) for step in steps}
 
 
 def select(

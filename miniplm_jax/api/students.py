@@ -29,6 +29,7 @@ from miniplm_jax.report import model_card
 with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
   import numpy as np
   import pyarrow as pa
+  import pyarrow.parquet as pq
 
   from miniplm_jax.evaluation import heldout
   from miniplm_jax.models import sharding
@@ -167,6 +168,24 @@ class Evaluation(ToPandas):
     )
 
 
+class DocumentScores(Artifact, ToPandas):
+  """Σ −log p of whole documents under the model of its name."""
+
+  stages = ("score_documents",)
+  _counted = ("documents", "scored", "tokens")
+
+  def __len__(self) -> int:
+    return self.manifest.counts["documents"]
+
+  def to_arrow(self) -> "pa.Table":
+    """A row a document: `documents.SCHEMA`; one without a score has a reason.
+
+    doc_id, corpus_id, nll_sum in nats, n_tokens, n_bytes, bits_per_byte,
+    reason.
+    """
+    return pq.read_table([self.path / name for name in self.manifest.files])
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
   """What lies in a workdir, whatever made it."""
@@ -199,7 +218,7 @@ class Run:
     return self._all("students", Student)
 
 
-KINDS = (Corpus, ScoreTable, Selection, Student)
+KINDS = (Corpus, ScoreTable, DocumentScores, Selection, Student)
 
 
 def open_artifact(path: epath.PathLike) -> Artifact | Run:

@@ -22,10 +22,11 @@ from miniplm_jax.config.methods import (
   SparseKDConfig,
   TokenSelectionConfig,
 )
-from miniplm_jax.config.root import LOOKS, STAGES, Config
+from miniplm_jax.config.root import LOOKS, ON_REQUEST, STAGES, Config
 from miniplm_jax.config.run import RunConfig
 from miniplm_jax.config.sections import (
   CorpusConfig,
+  DocumentsConfig,
   EvaluateConfig,
   EvaluationConfig,
   ExportConfig,

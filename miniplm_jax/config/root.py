@@ -32,6 +32,8 @@ STAGES = (
   "analyze",
   "report",
 )
+# Run when they are named.
+ON_REQUEST = ("score_documents",)
 # Look at what is there, or at what would be; nothing depends on them.
 LOOKS = ("plan", "verify", "generate")
 ROLES = ("teacher", "reference")
@@ -45,7 +47,7 @@ class Config(MethodSections):
   workdir: str = f.path("", is_needed=True)
   # What runs when --stages is not given.
   stages: tuple[str, ...] = f.several(
-    f.word("", STAGES + LOOKS, analyse="analyze"),
+    f.word("", STAGES + ON_REQUEST + LOOKS, analyse="analyze"),
     *(stage for stage in STAGES if stage != "teacher"),
   )
   # How the student's rows are chosen: miniplm, pretrain (at random),
@@ -67,6 +69,7 @@ class Config(MethodSections):
   score: s.ScoreConfig = f.section(s.ScoreConfig)
   plan: s.PlanConfig = f.section(s.PlanConfig)
   verify: s.VerifyConfig = f.section(s.VerifyConfig)
+  documents: s.DocumentsConfig = f.section(s.DocumentsConfig)
   select: s.SelectConfig = f.section(s.SelectConfig)
   materialize: s.MaterializeConfig = f.section(s.MaterializeConfig)
   student: s.StudentConfig = f.section(s.StudentConfig)

@@ -26,6 +26,8 @@ FOLDERS = frozenset(
     "plan",
     "analysis",
     "tasks",
+    "document_scores",
+    "published",
   ]
 )
 # And files beside them that could be taken for documents.
@@ -43,6 +45,8 @@ class Workdir:
     self.corpus = root / "corpus"  # packed rows
     self.plan = root / "plan"  # what the config would take on TPU slices
     self.plan_file = self.plan / "plan.json"
+    # What models say of whole documents, by the models' names.
+    self.document_scores = root / "document_scores"
     self.analysis = root / "analysis"  # what all its runs come to
 
   def claims_of(self, folder: epath.Path) -> epath.Path:

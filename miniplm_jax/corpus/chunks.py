@@ -24,6 +24,7 @@ class BrokenRecord:
   what: str
   where: str
   hint: str
+  doc_id: str = ""  # as of a `Document`
 
   def to_json(self) -> dict[str, str]:
     """Returns it as shards and samples on disk have it."""
@@ -37,6 +38,7 @@ class Document:
   text: str
   domain: str  # the record's own, or that of its folder or file
   lacks_domain: bool = False  # the record has a field for it, left empty
+  doc_id: str = ""  # what the record calls it, if that was asked for
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ _SKIPPED = re.compile(r"[\s,]*")  # between the elements of an array
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-  """Where a record has its text and its domain: dotted paths.
+  """Where a record has its text, its domain and its id: dotted paths.
 
   A document without a domain, or every one if `domain` is "", has that of its
   folder or file.
@@ -45,12 +45,17 @@ class Fields:
 
   text: str = "text"
   domain: str = "domain"
+  doc_id: str = ""  # "" is not read
 
   @property
   def columns(self) -> set[str]:
-    """Names of columns that a text or a domain may stand in."""
-    dotted = self.text, self.domain
-    return {name for d in dotted if d for name in (d, *prefixes(d))}
+    """Names of columns that they may stand in."""
+    return {name for d in self.dotted for name in (d, *prefixes(d))}
+
+  @property
+  def dotted(self) -> list[str]:
+    """Those that are read."""
+    return list(filter(None, (self.text, self.domain, self.doc_id)))
 
 
 def prefixes(dotted: str) -> list[str]:
@@ -76,19 +81,19 @@ def document(
 
   Texts may be bytes, and its domain missing: then it has the default.
   """
-  domain = None
   try:
     text = _field(record, fields.text)
-    if fields.domain:
-      domain = _field(record, fields.domain)
+    domain = _field(record, fields.domain) if fields.domain else None
+    own_id = _field(record, fields.doc_id) if fields.doc_id else None
   except (ValueError, RecursionError) as e:
     what = f"a record in a string cannot be read as JSON ({e})"
     return BrokenRecord(what, where, "mend the record")
   try:
-    text, domain = (
-      v.decode() if isinstance(v, bytes) else v for v in (text, domain)
+    text, domain, own_id = (
+      v.decode() if isinstance(v, bytes) else v for v in (text, domain, own_id)
     )
-    for value in (text, domain):
+    own_id = "" if own_id is None else str(own_id)
+    for value in (own_id, text, domain):
       if isinstance(value, str):
         value.encode()
   except UnicodeError as e:
@@ -99,6 +104,7 @@ def document(
       f"no text in field {fields.text!r}",
       where,
       "name the field with --config.corpus.text_field, or mend the record",
+      own_id,
     )
   if domain is not None and not isinstance(domain, str):
     return BrokenRecord(
@@ -106,9 +112,10 @@ def document(
       where,
       "name the field with --config.corpus.domain_field, or give '' to name "
       "domains after files",
+      own_id,
     )
   lacks_domain = bool(fields.domain) and not domain
-  return Document(text, domain or default, lacks_domain)
+  return Document(text, domain or default, lacks_domain, own_id)
 
 
 def _field(record: Any, dotted: str) -> Any:
@@ -367,13 +374,13 @@ class ParquetChunk(RecordChunk):
 
 
 def _leaves(paths: Sequence[str], fields: Fields) -> list[str]:
-  """The columns, also in columns, that a text or a domain may stand in.
+  """The columns, also in columns, that what is read may stand in.
 
   Those whose names begin as the field's does for longest: what a map or a
   string of JSON holds has no column of its own.
   """
   leaves = []
-  for dotted in filter(None, (fields.text, fields.domain)):
+  for dotted in fields.dotted:
     for name in (dotted, *reversed(prefixes(dotted))):
       if below := [p for p in paths if f"{p}.".startswith(f"{name}.")]:
         leaves += below

@@ -51,6 +51,7 @@ class JaxLM(TemplateLM):
     self._model, self._mesh = model.decoder, model.mesh
     self._engine, self._dtype = model.engine, jnp.dtype(model.dtype)
     self._eot_id, self._prefix_id = model.eot_id, model.first_id
+    self._own_ids = model.own_ids
     self._eos_ids = {model.eot_id, *model.eos_ids}
     self._batch_tokens, self._every = int(batch_tokens), log_every_seconds
     self.max_length = int(max_length) or texts.max_length_of(model.decoder)
@@ -94,10 +95,8 @@ class JaxLM(TemplateLM):
     return ids[1:] if ids[:1] == [self.prefix_token_id] else ids
 
   def _rolling_ids(self, text: str) -> list[int]:
-    """Returns the ids to score; an end of text in front is the text's own."""
-    if self.prefix_token_id == self.eot_token_id:
-      return self.tok_encode(text, add_special_tokens=False)
-    return self._unprefixed(text)
+    """The ids to score."""
+    return self._own_ids(self.tok_encode(text, add_special_tokens=False))
 
   def _encode(self, text, add_special_tokens):
     ids = self._engine.encode(text, add_special_tokens=add_special_tokens).ids

@@ -1,15 +1,16 @@
 """Log-probs of texts under one model, whatever asks for them.
 
-`RowScorer` is what zero-shot tasks, `lm_eval --model miniplm_jax` and `nll`
-have in common: rows of ids in, Σ −log p of the ends of rows out. Rows are
+`RowScorer` is what zero-shot tasks, `lm_eval --model miniplm_jax` and whole
+texts have in common: rows of ids in, Σ −log p of the ends of rows out. Rows are
 sorted into batches of few shapes and split over the mesh, and the head is
-computed for scored tokens alone.
+computed for scored tokens alone. `TextScorer` cuts texts into such rows.
 
 B batch, T time.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import tokenizers
 from etils import epath
 from jax.sharding import Mesh
 
+from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
 from miniplm_jax.corpus import batching
@@ -87,6 +89,17 @@ class TextModel:
     """The id that a text without context follows; raises as `eot_id`."""
     return self.eot_id if self.bos_id is None else self.bos_id
 
+  def own_ids(self, ids: Sequence[int]) -> Sequence[int]:
+    """A text's ids without a BOS; an end of text in front is the text's own."""
+    is_bos = self.first_id != self.end_id and list(ids[:1]) == [self.first_id]
+    return ids[1:] if is_bos else ids
+
+  @functools.cached_property
+  def special_ids(self) -> frozenset[int]:
+    """The ids that stand for no text."""
+    added = self.engine.get_added_tokens_decoder().items()
+    return frozenset(i for i, token in added if token.special)
+
 
 def _special(folder: epath.Path, engine, name: str) -> int | None:
   """The id of a token that tokenizer_config.json names."""
@@ -100,70 +113,99 @@ def _special(folder: epath.Path, engine, name: str) -> int | None:
 class TextScore(NamedTuple):
   """What a model says of one text."""
 
-  nll_sum: float  # Σ −log p of its tokens, in nats
-  n_tokens: int  # all of them are scored
+  nll_sum: float | None  # Σ −log p of its tokens, in nats; None has a reason
+  n_tokens: int | None  # all of them are scored
   n_bytes: int  # of its UTF-8
+  reason: str | None = None  # why it has no score, in words
+
+  @property
+  def bits_per_byte(self) -> float | None:
+    """What each byte takes, whatever the tokenizer."""
+    if self.nll_sum is None:
+      return None
+    return self.nll_sum / (math.log(2) * self.n_bytes)
 
 
-def nll(
-  model: TextModel,
-  texts: Sequence[str],
-  *,
-  batch_tokens: int = 16_384,
-  max_length: int = 0,
-) -> list[TextScore]:
-  """Σ −log p of whole texts, each after the model's BOS or end of text.
+class TextScorer:
+  """Scores whole texts, each after the model's BOS or end of text."""
 
-  A text that is longer than `max_length` is cut into windows.
+  def __init__(
+    self,
+    model: TextModel,
+    *,
+    batch_tokens: int = 16_384,
+    max_length: int = 0,
+    overlap: float = 0.5,
+    stage: str = "nll",
+    log_every_seconds: float = 30.0,
+  ):
+    """Compiles nothing yet; one compilation per shape of a batch.
 
-  Args:
-    texts: none empty.
-    batch_tokens: inputs of a batch over all devices, padding included.
-    max_length: inputs of a window; 0 is what the model says.
+    Args:
+      batch_tokens: inputs of a batch over all devices, padding included.
+      max_length: inputs of a window of a longer text; 0 is what the model says.
+      overlap: the share of a window that is context alone, see `windows`.
+      stage: for the log.
+    """
+    self._model = model
+    self.max_length = max_length or max_length_of(model.decoder)
+    self._overlap = fields.of(overlap, self.max_length)
+    every = log_every_seconds
+    self._score = RowScorer(model, batch_tokens, every, stage)
 
-  Raises:
-    UserError: a text has no token, or its log-prob is not finite.
-  """
-  first = model.first_id
-  size = max_length or max_length_of(model.decoder)
-  rows, scored, owners = [], [], []
-  n_tokens = [0] * len(texts)
-  for i, text in enumerate(texts):
-    ids = model.engine.encode(text, add_special_tokens=False).ids
-    ids = ids[1:] if model.bos_id is not None and ids[:1] == [first] else ids
-    if not ids or max(ids) >= model.decoder.arch.vocab_size:
-      raise UserError(
-        "a text has no token" if not ids else "a text has ids beyond the model",
-        f"text {i}: {text[:40]!r}",
-        "leave it out",
-      )
-    n_tokens[i] = len(ids)
-    for context, targets in windows(ids, first, size):
-      rows.append(context + targets)
-      scored.append(len(targets))
-      owners.append(i)
-  score = RowScorer(model, batch_tokens)
-  totals = [0.0] * len(texts)
-  where = [f"text {i}: {texts[i][:40]!r}" for i in owners]
-  for i, (nll_sum, _) in zip(owners, score(rows, scored, where)):
-    totals[i] += nll_sum
-  n_bytes = [len(text.encode()) for text in texts]
-  return [TextScore(*facts) for facts in zip(totals, n_tokens, n_bytes)]
+  def __call__(self, texts: Sequence[str]) -> list[TextScore]:
+    """The scores, or the reasons why there is none."""
+    model, rows, scored, owners = self._model, [], [], []
+    encoded = model.engine.encode_batch(texts, add_special_tokens=False)
+    encoded = [model.own_ids(encoding.ids) for encoding in encoded]
+    reasons = list(map(self._reason, texts, encoded))
+    for i, ids in enumerate(encoded):
+      if reasons[i] is None:
+        cut = windows(ids, model.first_id, self.max_length, self._overlap)
+        for context, targets in cut:
+          rows.append(np.array(context + targets, np.int32))
+          scored.append(len(targets))
+          owners.append(i)
+    totals = [0.0] * len(texts)
+    for i, (nll_sum, _) in zip(owners, self._score(rows, scored)):
+      totals[i] += nll_sum
+    scores = []
+    for text, ids, total, reason in zip(texts, encoded, totals, reasons):
+      if not np.isfinite(total):
+        reason = f"its −log p is {total}: the weights hold NaN or overflow"
+      known = (None, None) if reason else (total, len(ids))
+      scores.append(TextScore(*known, len(text.encode()), reason))
+    return scores
+
+  def _reason(self, text: str, ids: Sequence[int]) -> str | None:
+    """Why a text has no score, before it is computed."""
+    if not text:
+      return "it is empty"
+    if not ids:
+      return "it has no token"
+    if self._model.special_ids.issuperset(ids):
+      return "it has only special tokens"
+    if max(ids) >= (most := self._model.decoder.arch.vocab_size):
+      return f"the tokenizer's id {max(ids)} is beyond the model's {most:,}"
+    return None
 
 
 def windows(
-  ids: Sequence[int], first: int, size: int
+  ids: Sequence[int], first: int, size: int, overlap: int = 0
 ) -> Iterator[tuple[list[int], list[int]]]:
   """Cuts a text into (context, targets) that make up rows of `size` inputs.
 
-  Each id is a target once, as in lm_eval's rolling windows. A target sees
-  those before it in its window: of the first one `first`, of the last one,
-  which may have few targets, as many ids before them as there is room for.
+  Each id is a target once. A target sees those before it in its window: of the
+  first one `first`, of later ones `overlap` ids and the one before the targets,
+  and of the last, which may have few targets, as many as there is room for.
+  Without overlap these are lm_eval's rolling windows, with it those of a
+  context_len of one more.
   """
-  for start in range(0, len(ids), size):
-    end = min(start + size, len(ids))
+  start, end = 0, min(size, len(ids))
+  while start < end:
     context = [first] if start == 0 else ids[end - size - 1 : start]
     yield list(context), list(ids[start:end])
+    start, end = end, min(end + size - overlap, len(ids))
 
 
 def max_length_of(model: Decoder) -> int:
@@ -180,9 +222,11 @@ class RowScorer:
     model: TextModel,
     batch_tokens: int,
     log_every_seconds: float = 30.0,
+    stage: str = "evaluate",
   ):
     """Compiles nothing yet; a batch has so many inputs over all devices."""
     self._mesh, self._every = model.mesh, log_every_seconds
+    self._stage = stage
     self.batch_tokens = batch_tokens
     function = functools.partial(
       likelihood.continuation_nll, dtype=jnp.dtype(model.dtype)
@@ -194,7 +238,7 @@ class RowScorer:
     self,
     rows: Sequence[Sequence[int]],
     scored: Sequence[int],
-    where: Sequence[str],
+    where: Sequence[str] = (),
   ) -> list[tuple[float, bool]]:
     """Σ −log p of the last ids of each row, and whether all are greedy's.
 
@@ -202,7 +246,8 @@ class RowScorer:
       rows: their ids.
       scored: how many at the end of each are scored; 1 or more, fewer than
         the row has.
-      where: names of the rows, for messages.
+      where: names of the rows, for messages; without, what is not finite is
+        returned as it is.
 
     Raises:
       UserError: a log-prob is not finite.
@@ -221,11 +266,11 @@ class RowScorer:
       for b in planned
     )
     done = placement.run_rows(self._score, batches, self._mesh)
-    with Progress("evaluate", len(rows), "requests", every=self._every) as bar:
+    with Progress(self._stage, len(rows), "rows", every=self._every) as bar:
       for places, (nll_BxT, is_greedy_B) in done:
         total_B = nll_BxT.sum(-1, dtype=np.float64)
         for place, total, is_greedy in zip(places, total_B, is_greedy_B):
-          if not np.isfinite(total):
+          if where and not np.isfinite(total):
             raise UserError(
               f"the log-probability of a text is {-total}",
               where[place],
