@@ -78,6 +78,7 @@ __all__ = [
   "export",
   "generate",
   "load_model",
+  "ngram",
   "nll",
   "open_artifact",
   "presets",

@@ -30,6 +30,7 @@ from miniplm_jax.report import (
 )
 from miniplm_jax.report.analyses.analyze_step import Analyses
 from miniplm_jax.scoring import score_step
+from miniplm_jax.scoring.ngram import PREFIX, NgramRef
 from miniplm_jax.selection import materialize_step, select_step
 from miniplm_jax.trainings import Trainings
 
@@ -75,10 +76,14 @@ class Stages:
     """Looks at finished score tables."""
     self._scoring().look(dry_run)
 
-  def _more(self) -> list[ModelRef]:
+  def _more(self) -> list[ModelRef | NgramRef]:
     """Models that are scored beside teacher and reference."""
-    more = self.config.score.more
-    return [ModelRef.named(item, self.workdir) for item in more]
+    workdir = self.workdir
+    return [
+      NgramRef.named(item, workdir, self.corpus)
+      or ModelRef.named(item, workdir)
+      for item in self.config.score.more
+    ]
 
   def _scoring(self) -> score_step.Scoring:
     """The tables of teacher, reference, and more."""
@@ -249,7 +254,8 @@ class Stages:
   def score_documents(self) -> list[Step]:
     """Whole documents under each model."""
     c = self.config
-    models = [self.trainings.ref(role) for role in c.scorers] + self._more()
+    models = [self.trainings.ref(role) for role in c.scorers]
+    models += [ref for ref in self._more() if isinstance(ref, ModelRef)]
     return score_documents_step.Scoring(
       c.documents,
       c.corpus,
@@ -279,7 +285,8 @@ class Stages:
     """The analyses of the workdir."""
     c = self.config
     models = {role: c.tables[role] for role in ROLES}
-    return Analyses(self.workdir, models, c.score.more, c.select.ratio)
+    more = [text for text in c.score.more if f"={PREFIX}" not in text]
+    return Analyses(self.workdir, models, more, c.select.ratio)
 
   def report(self) -> list[Step]:
     """The report of the run."""

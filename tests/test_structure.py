@@ -233,6 +233,7 @@ def load():
   config = space["get_config"]()
   config.stages += config_lib.ON_REQUEST
   config.evaluation.tasks = ("arc_easy",)
+  config.score.more = ("generic=ngram:train",)
   config.baselines = ("proxy", "minillm", "seqkd", "vanilla_kd", *LOGITS)
   return config
 

@@ -15,7 +15,7 @@ from miniplm_jax.api.artifacts import (
   Selection,
 )
 from miniplm_jax.api.compare import Comparison, compare
-from miniplm_jax.api.models import Model, generate, load_model, nll
+from miniplm_jax.api.models import Model, generate, load_model, ngram, nll
 from miniplm_jax.api.steps import (
   evaluate,
   export,

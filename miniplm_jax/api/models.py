@@ -15,6 +15,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.evaluation import generate as generate_lib
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import ROLES, ModelRef
+from miniplm_jax.scoring.ngram import NgramRef
 
 with epy.lazy_imports():  # JAX, NumPy: planning needs neither
   from miniplm_jax.evaluation import texts as texts_lib
@@ -61,12 +62,35 @@ def load_model(
   return model
 
 
-def ref_of(name: str, model, root: epath.Path, tables=None) -> ModelRef:
-  """What steps read a model by."""
+@dataclasses.dataclass(frozen=True)
+class Ngram:
+  """A model that counts hashed n-grams of a text; see `ngram`."""
+
+  text: str
+
+
+@border.in_python()
+def ngram(text: epath.PathLike) -> Ngram:
+  """An n-gram model for `score`: DSIR's log p of a row, on the CPU alone.
+
+  Args:
+    text: a split of the corpus that is scored, such as "reference" or "train",
+      or files as `tokenize` reads them, with the corpus's fields. It is counted
+      when it is first scored with, in `ScoreConfig.ngram_buckets` buckets.
+  """
+  return Ngram(border.path_of(text, "text"))
+
+
+def ref_of(
+  name: str, model, root: epath.Path, tables=None, corpus=None
+) -> ModelRef | NgramRef:
+  """What steps read a model by; n-grams only where a corpus is scored."""
   if not fields.is_name(name):
     raise UserError(f"a model is called {name!r}", "score", fields.NAME_TODO)
   role = name if name in ROLES else ""
   table = (tables or root / "scores") / name
+  if isinstance(model, Ngram) and corpus:
+    return NgramRef(name, model.text, table, corpus)
   if isinstance(model, Student):
     exported(model)
     return ModelRef(

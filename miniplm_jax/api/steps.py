@@ -16,7 +16,7 @@ from miniplm_jax.api.artifacts import (
   ScoreTable,
   Selection,
 )
-from miniplm_jax.api.models import Model, ref_of
+from miniplm_jax.api.models import Model, Ngram, ref_of
 from miniplm_jax.api.students import DocumentScores, Evaluation, Run, Student
 from miniplm_jax.config import (
   Config,
@@ -205,7 +205,7 @@ def _objective(
 @border.in_python()
 def score(
   corpus: Corpus,
-  models: Mapping[str, Model | Student | str],
+  models: Mapping[str, Model | Student | Ngram | str],
   *,
   to: epath.PathLike | None = None,
   run: RunConfig = RunConfig(),
@@ -229,11 +229,14 @@ def score(
     raise UserError(f"models are {fields.shown(models)}", "score", hint)
   folder = border.folder_of(to or corpus.path.parent / "scores")
   root = border.root_of(folder / "x")
-  refs = [ref_of(name, model, root, folder) for name, model in models.items()]
+  made = corpus.path / MANIFEST
+  refs = [
+    ref_of(name, model, root, folder, made) for name, model in models.items()
+  ]
   scoring = score_step.Scoring(
     ScoreConfig(**options),
     verify,
-    corpus.path / MANIFEST,
+    made,
     refs,
     Workdir(root),
     run,

@@ -165,8 +165,10 @@ class ScoreConfig(Section):
     f.number(1, "[1, 2^24]"), 128, 256, 384, 512, 640, 768, 896
   )
   # Further models to score with, as NAME=DIRECTORY_OR_HUB_ID: other
-  # references, for selections to choose from.
+  # references, for selections to choose from. NAME=ngram:TEXT counts hashed
+  # n-grams of a split (reference, train) or of files, as corpus.source names.
   more: tuple[str, ...] = f.several(f.named_path())
+  ngram_buckets: int = f.number(10_000, "[2, 2^24]")  # as DSIR's
   # The teacher's layers as int8 weights, if on so many rows its scores
   # rank like those of its own weights.
   int8_teacher: bool = f.switch(False)

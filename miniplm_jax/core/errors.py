@@ -5,7 +5,7 @@ import errno
 import os
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -70,6 +70,19 @@ def one_line(e: UserError | OSError) -> str:
   what = e.strerror or shortened(e) or type(e).__name__
   hint = _OF_THE_SYSTEM.get(_errno(e), _USABLE)
   return f"{what}, {e.filename or 'a file'}, {hint}"
+
+
+@contextlib.contextmanager
+def renaming(words: Mapping[str, str]) -> Iterator[None]:
+  """Lets a UserError of the body say other words, as another field's name."""
+  try:
+    yield
+  except UserError as e:
+    said = [e.what, e.where, e.hint]
+    for word, instead in words.items():
+      said = [text.replace(word, instead) for text in said]
+    UserError.__init__(e, *said)
+    raise
 
 
 @contextlib.contextmanager

@@ -326,12 +326,12 @@ def path(default: str, is_needed: bool = False) -> Any:
 def named_path() -> Any:
   """NAME=PATH."""
   field = parsed("", _named, "give NAME=DIRECTORY_OR_HUB_ID, a new name")
-  return _with_path(field, "[^=]*=(.*)")
+  return _with_path(field, "[^=]*=(?:ngram:)?(.*)")
 
 
 def _named(value: str):
   given, _, where = value.partition("=")
-  if not is_name(given) or where != where.strip() or not where:
+  if not is_name(given) or where != where.strip() or where in ("", "ngram:"):
     raise ValueError(value)
 
 

@@ -97,6 +97,13 @@ class Maker:
       files.write_bytes(note, "\n".join(lines).encode())
     return counts
 
+  def documents(self, chunk: Chunk) -> Iterator[list[np.ndarray]]:
+    """Yields the ids of a chunk's documents, some at a time; packs nothing."""
+    counts, broken = collections.Counter(), []
+    for batch in _batches(self._usable(Reading(chunk), counts, broken)):
+      if ids := [ids for _, _, ids in self._encoded(batch, counts)]:
+        yield ids
+
   def _usable(self, records, counts, sample):
     """(ordinal, record) of those that can be used; counts the others."""
     for i, record in enumerate(records):

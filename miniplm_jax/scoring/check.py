@@ -21,7 +21,8 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import int8, sharding
 from miniplm_jax.models.ref import Identity, ModelRef
-from miniplm_jax.scoring import table, worker
+from miniplm_jax.scoring import ngram, table, worker
+from miniplm_jax.scoring.ngram import NgramRef, NgramScorer
 from miniplm_jax.scoring.scorer import Scorer
 from miniplm_jax.scoring.units import Unit
 from miniplm_jax.scoring.worker import TableSpec
@@ -46,7 +47,7 @@ def compare(
   name: str,
   where: str,
   stored: table.Columns,
-  scorer: Scorer,
+  scorer: Scorer | NgramScorer,
   verify: VerifyConfig,
 ) -> tuple[float, float]:
   """Scores rows again; returns how far they are off at most, and may be.
@@ -208,10 +209,10 @@ def _sampled(
 def verify_table(
   score: ScoreConfig,
   verify: VerifyConfig,
-  ref: ModelRef,
+  run: RunConfig,
+  ref: ModelRef | NgramRef,
   manifest: Manifest,
   corpus: Corpus,
-  mesh: Mesh,
 ):
   """Reads every part of a table, and scores a random sample of rows again.
 
@@ -234,8 +235,12 @@ def verify_table(
     return
   places = sample(total, verify.rows, verify.seed)
   stored = {name: values[places] for name, values in columns.items()}
-  expected, is_int8 = Identity.of(manifest), manifest.settings["int8"]
-  scorer = rescorer(score, ref, corpus, expected, is_int8, mesh)
+  if isinstance(ref, NgramRef):
+    scorer = ngram.rescorer(ref, corpus, manifest, run.max_broken)
+  else:
+    expected, is_int8 = Identity.of(manifest), manifest.settings["int8"]
+    mesh = sharding.mesh_of(run)
+    scorer = rescorer(score, ref, corpus, expected, is_int8, mesh)
   where = str(manifest.directory)
   off, tolerance = compare(ref.name, where, stored, scorer, verify)
   log(

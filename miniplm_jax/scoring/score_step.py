@@ -21,6 +21,8 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
 from miniplm_jax.models.ref import REFERENCE, TEACHER, Identity, ModelRef
+from miniplm_jax.scoring import ngram
+from miniplm_jax.scoring.ngram import NgramRef
 from miniplm_jax.training import flops
 
 with epy.lazy_imports():
@@ -43,7 +45,8 @@ class Scoring:
   score: ScoreConfig
   verify: VerifyConfig
   corpus: epath.Path  # its manifest
-  models: Sequence[ModelRef]  # what to make tables of, each in its `table`
+  # What to make tables of, each in its `table`.
+  models: Sequence[ModelRef | NgramRef]
   workdir: Workdir  # in which tables are claimed
   run: RunConfig
   alpha: float  # the share that a selection keeps, for the bounds of int8
@@ -66,21 +69,28 @@ class Scoring:
         "give a model with that role",
       )
     steps = [self._imported(ref) for ref in self.models if ref.scores]
+    count_pass = functools.partial(self._score_ngrams)
     shared_pass = functools.partial(self._score)
+    ngrams = [ref for ref in self.models if isinstance(ref, NgramRef)]
+    steps += [self._ngram_step(ref, count_pass) for ref in ngrams]
     for ref in self.models:
-      if not ref.scores:
+      if not ref.scores and ref not in ngrams:
         # Steps with one function share a pass; here each has one of its own.
         if not self.run.score_together:
           shared_pass = functools.partial(self._score)
         steps.append(self._step(ref, shared_pass))
     return steps
 
+  @property
+  def _rows(self) -> tuple[str, dict[str, Any]]:
+    """Which rows are scored, in words; and the settings that say it."""
+    share, seed = self.score.share, self.score.seed
+    if share >= 1:
+      return "every row of D", {}
+    return f"{share:.4g} of the rows of D", {"share": share, "seed": seed}
+
   def _step(self, ref: ModelRef, shared_pass) -> Step:
-    score, is_int8 = self.score, self._is_int8(ref)
-    rows, sample = "every row of D", {}
-    if score.share < 1:
-      rows = f"{score.share:.4g} of the rows of D"
-      sample = {"share": score.share, "seed": score.seed}
+    score, is_int8, (rows, sample) = self.score, self._is_int8(ref), self._rows
     return Step(
       stage=STAGE,
       manifest=ref.table / MANIFEST,
@@ -97,6 +107,46 @@ class Scoring:
       shared_pass=shared_pass,
       run=lambda inputs: self._finish(ref, inputs, *self._scored[ref.name]),
     )
+
+  def _ngram_step(self, ref: NgramRef, shared_pass) -> Step:
+    score, (rows, sample) = self.score, self._rows
+    buckets = score.ngram_buckets
+    return Step(
+      stage=STAGE,
+      manifest=ref.table / MANIFEST,
+      settings={
+        "rows_per_part": score.rows_per_part,
+        "ngram_buckets": buckets,
+        **sample,
+      },
+      inputs={"corpus": self.corpus, "text": ref},
+      layout=ScoreConfig.LAYOUT,
+      rechecks=("corpus", "text"),  # as each part says
+      policy=Policy(grows=True, is_shared=True),
+      outputs=(*table_files(ref.table), ref.table / ngram.COUNTS),
+      summary=f"Σ nll of {rows} under {ref.name}, uni- and bigrams of "
+      f"{ref.path} in {buckets:,} buckets",
+      shared_pass=shared_pass,
+      run=lambda inputs: self._finish(ref, inputs, *self._scored[ref.name]),
+    )
+
+  def _score_ngrams(self, inputs: Inputs):
+    """As `_score`, under those that count n-grams."""
+    score, run = self.score, self.run
+    refs = [ref for ref in self.models if ref.name in inputs]
+    corpus = store.Corpus(inputs[refs[0].name]["corpus"])
+    units_to_score = units.units_to_score(score, corpus)
+    buckets = score.ngram_buckets
+    models = {
+      ref.name: ngram.counts_of(ref, ref(), corpus, buckets, run.max_broken)
+      for ref in refs
+    }
+    scorer = ngram.NgramScorer(corpus, models, buckets)
+    for ref in refs:
+      spec = self._spec(ref, ngram.made_by(corpus, models[ref.name]))
+      self._scored[ref.name] = spec, None, scorer
+    specs = [self._scored[ref.name][0] for ref in refs]
+    worker.Worker(scorer, units_to_score, specs, run).fill()
 
   def _is_int8(self, ref: ModelRef) -> bool:
     return self.score.int8_teacher and ref.role == TEACHER
@@ -130,11 +180,19 @@ class Scoring:
     claims = self.workdir.claims_of(ref.table)
     return worker.TableSpec(ref.name, ref.table, claims, made_by)
 
-  def _finish(self, ref: ModelRef, inputs, spec, arch=None) -> dict[str, Any]:
-    """The manifest's fields; `arch` is unknown of scores of elsewhere."""
+  def _finish(
+    self, ref, inputs, spec, arch=None, scorer=None
+  ) -> dict[str, Any]:
+    """The manifest's fields; `arch` is unknown of scores of elsewhere.
+
+    What counts n-grams is a `scorer`, whose few operations are no FLOPs.
+    """
     score, corpus = self.score, store.Corpus(inputs["corpus"])
     units_to_score = units.units_to_score(score, corpus)
     scorer_on, total, parameters = None, None, None
+    if scorer:
+      scorer_on, total = lambda unused_mesh: scorer, 0.0
+      parameters = score.ngram_buckets
     if arch:
       parameters, by = arch.parameters(), spec.made_by
       expected = Identity(by["weights"], score.dtype, by["architecture"])
@@ -187,11 +245,10 @@ class Scoring:
       plain(f"  {VERIFY:9} would score {rows} rows of {names} again")
       return
     corpus = store.Corpus(manifest_lib.require(self.corpus))
-    mesh = sharding.mesh_of(self.run)
     for ref in self.models:
       table = manifest_lib.require(ref.table / MANIFEST)
       table.check_inputs({"corpus": corpus.manifest})
-      check.verify_table(self.score, self.verify, ref, table, corpus, mesh)
+      check.verify_table(self.score, self.verify, self.run, ref, table, corpus)
 
 
 @dataclasses.dataclass(frozen=True)

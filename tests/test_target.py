@@ -1,0 +1,202 @@
+"""Scores by what a target text is like: n-grams, and a conditional model."""
+
+import collections
+import glob
+import json
+import math
+import os
+import pathlib
+import shutil
+from pydoc_data import topics
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers import refused, run
+
+import miniplm_jax as mp
+from miniplm_jax import api
+
+DSIR = "generic.sum - target.sum"
+BUCKETS = 500  # few, so that n-grams share some
+
+
+def sources():
+  """Text of the standard library's modules, which is nothing like its docs."""
+  folder = os.path.dirname(json.__file__)
+  paths = sorted(glob.glob(f"{folder}/../[a-z]*.py"))
+  texts = [pathlib.Path(path).read_text(errors="ignore") for path in paths]
+  return [text[2000:5000] for text in texts if len(text) > 5000]
+
+
+def write(path, texts, name=""):
+  with path.open("a") as f:
+    for text in texts:
+      f.write(json.dumps({"text": text, "meta": {"set": name}}) + "\n")
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+  """A run on prose and code, with code for a target."""
+  folder = tmp_path_factory.mktemp("scored")
+  code = sources()
+  prose = [topics.topics[name][:3000] for name in sorted(topics.topics)]
+  write(folder / "text.jsonl", prose[:24], "prose")
+  write(folder / "text.jsonl", code[:24], "code")
+  write(folder / "target.jsonl", code[24:80])
+  run(folder, "--stages=tokenize,score,select", *given(folder))
+  return folder
+
+
+@pytest.fixture
+def copy(scored, tmp_path):
+  shutil.copytree(scored, tmp_path, dirs_exist_ok=True)
+  return tmp_path
+
+
+def given(folder, target="target.jsonl", more=""):
+  models = f"'generic=ngram:reference', 'target=ngram:{folder / target}'"
+  return (
+    f"--config.score.more=({models}{more})",
+    f"--config.score.ngram_buckets={BUCKETS}",
+    f"--config.select.definition={DSIR}",
+    "--config.select.ratio=0.3",
+    "--config.corpus.teacher_share=0",
+    "--config.corpus.reference_share=0.4",
+    "--config.corpus.max_length=128",
+  )
+
+
+def table(folder, name):
+  files = sorted((folder / "run/scores" / name).glob("part-*"))
+  found = pq.read_table(files)
+  return {name: found[name].to_numpy() for name in found.column_names}
+
+
+def mixed(bits):
+  """SplitMix64 of Python's integers."""
+  for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+    bits = (bits ^ (bits >> shift)) * factor % 2**64
+  return bits ^ (bits >> 31)
+
+
+def buckets(ids, special):
+  """Of each n-gram of a row, one by one."""
+  for i, one in enumerate(ids):
+    if one in special:
+      continue
+    found = [mixed(one)]
+    if i and ids[i - 1] not in special:
+      pair = mixed(2**32 + ids[i - 1]) + mixed(2**33 + one)
+      found.append(pair % 2**64)
+    for value in found:
+      yield (value >> 32) * BUCKETS >> 32
+
+
+def test_ngrams_are_counted_and_summed_as_dsir_does(scored):
+  corpus = api.Run(scored / "run").corpus
+  reader, tokenizer = corpus.reader, corpus.tokenizer
+  special = {reader.eos_id, reader.bos_id}
+  rows = reader.read(np.arange(len(reader)))
+  target = (scored / "target.jsonl").read_text().splitlines()
+  texts = tokenizer.encode([json.loads(line)["text"] for line in target])
+  counted = {
+    "generic": [row.ids.tolist() for row in rows if row.split == "reference"],
+    "target": [ids.tolist() for ids in texts],
+  }
+  seen_eos = False
+  for name, several in counted.items():
+    counts = collections.Counter(
+      bucket for ids in several for bucket in buckets(ids, special)
+    )
+    found = table(scored, name)
+    assert found["row_id"].tolist() == corpus.split("train").ids.tolist()
+    for i, row_id in enumerate(found["row_id"]):
+      ids = rows[row_id].ids.tolist()
+      seen_eos |= reader.eos_id in ids[1:-1]
+      nll = -sum(
+        math.log(counts[bucket] / counts.total() + 1e-8)
+        for bucket in buckets(ids, special)
+      )
+      assert found["nll_sum"][i] == pytest.approx(nll, rel=1e-6)
+      n_tokens = sum(one != reader.eos_id for one in ids[:-1])
+      assert found["n_tokens"][i] == n_tokens
+  assert seen_eos  # some rows hold the end of a document
+
+
+def test_dsir_keeps_what_is_like_the_target(scored):
+  corpus = api.Run(scored / "run").corpus
+  kept = np.load(scored / "run/selection/miniplm/rows.npy")
+  share = np.mean(corpus.reader.domains(kept) == "code")
+  assert share > 0.9
+  assert np.mean(corpus.reader.domains() == "code") < 0.7
+
+
+def parts(folder):
+  paths = sorted((folder / "run/scores").rglob("part-*"))
+  return {p.relative_to(folder): p.read_bytes() for p in paths}
+
+
+def test_ngrams_go_on_and_are_not_counted_again(copy):
+  before = parts(copy)
+  for name in ("generic", "target"):
+    folder = copy / "run/scores" / name
+    (folder / "manifest.json").rename(folder / "manifest.partial.json")
+    for path in sorted(folder.glob("part-*"))[::2]:
+      path.unlink()
+  counts = sorted((copy / "run/scores").rglob("ngram-*"))
+  times = [path.stat().st_mtime_ns for path in counts]
+  done = run(copy, "--stages=score,verify", *given(copy))
+  assert parts(copy) == before
+  assert [path.stat().st_mtime_ns for path in counts] == times
+  # Once by score itself, once by verify.
+  assert done.stdout.count("scored again, off by at most 0 nats") == 4
+  # From Python they are found, and not made again.
+  paths = sorted((copy / "run/scores").rglob("*"))
+  times = [path.stat().st_mtime_ns for path in paths]
+  text = copy / "target.jsonl"
+  scores = mp.score(
+    api.Run(copy / "run").corpus,
+    {"generic": mp.ngram("reference"), "target": mp.ngram(text)},
+    rows_per_part=64,
+    ngram_buckets=BUCKETS,
+  )
+  assert sorted(scores) == ["generic", "target"]
+  assert sorted((copy / "run/scores").rglob("*")) == paths
+  assert times == [path.stat().st_mtime_ns for path in paths]
+
+
+def test_ngrams_of_another_text_are_refused(copy):
+  path = copy / "target.jsonl"
+  text = path.read_text()
+  path.write_text(text.replace("return", "RETURN"))
+  error = refused(copy, "--stages=score", *given(copy))
+  assert "part-0000" in error and "scored with weights" in error
+  assert "counts of another text" in refused(
+    copy, "--stages=verify", *given(copy)
+  )
+  path.write_text(text)
+  part = sorted((copy / "run/scores/target").glob("part-*"))[0]
+  part.write_bytes(part.read_bytes()[:-9])
+  assert part.name in refused(copy, "--stages=verify", *given(copy))
+
+
+def test_text_that_cannot_be_counted_is_named(copy):
+  (copy / "empty.jsonl").write_text("")
+  (copy / "other.jsonl").write_text('{"content": "x y"}\n')
+  for more, words in (
+    ("x=ngram:teacher", "no n-gram to count, x=ngram:teacher"),
+    (
+      "x=ngram:refrence",
+      "refrence, give train, reference, heldout, teacher; or",
+    ),
+    (f"x=ngram:{copy}/empty.jsonl", "there is no n-gram to count"),
+    (f"x=ngram:{copy}/other.jsonl", "no text in field 'text'"),
+    ("x=ngram:", "config.score.more is"),
+    ("target=ngram:train", "no other table of scores"),
+  ):
+    error = refused(copy, "--stages=score", *given(copy, more=f", '{more}'"))
+    assert words in error, error
+    assert not (copy / "run/scores/x").exists() or not list(
+      (copy / "run/scores/x").rglob("*.*")
+    )
