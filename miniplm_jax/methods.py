@@ -22,6 +22,7 @@ class Method(NamedTuple):
   criterion: str | None  # that ranks them; None is select.definition
   objective: str = "next_token"  # what training minimizes
   generated: bool = False  # the teacher writes a part of each row, stage seqkd
+  staged: bool = False  # rows are selected again while it is trained
 
 
 class Labels(NamedTuple):
@@ -104,6 +105,7 @@ METHODS = {
   "difficulty": Method("difficulty", "difficulty"),
   "teacher_preference": Method("teacher_preference", "teacher_preference"),
   "proxy": Method("proxy", "proxy"),
+  "staged": Method("staged", None, staged=True),
   "minillm": Method("pretrain", "random", "minillm"),
   "seqkd": Method("pretrain", "random", generated=True),
   # On the rows of the first two, with the teacher's distributions.
@@ -141,6 +143,7 @@ class MethodNames:
   definition: str  # the criterion by which `select` ranks the rows
   objective: str  # what training minimizes
   generated: bool  # whether the teacher writes a part of each row
+  staged: bool = False  # whether rows are selected again as it is trained
 
 
 def settings_key(objective: str) -> str:

@@ -32,6 +32,7 @@ from miniplm_jax.report.analyses.analyze_step import Analyses
 from miniplm_jax.scoring import score_step
 from miniplm_jax.scoring.ngram import PREFIX, NgramRef
 from miniplm_jax.selection import materialize_step, select_step
+from miniplm_jax.staged import Staged
 from miniplm_jax.trainings import Trainings
 
 with epy.lazy_imports():  # it imports JAX
@@ -107,7 +108,8 @@ class Stages:
   def select(self) -> list[Step]:
     """A selection for each way to rank, and its report."""
     c, workdir, corpus = self.config, self.workdir, self.corpus
-    criteria = {n.selection: n.definition for n in c.names}  # two may share one
+    # Two may share one.
+    criteria = {n.selection: n.definition for n in c.names if not n.staged}
     # What only the reports need is looked at before there is anything to show.
     check = functools.partial(
       selection_report_step.check, c.select, criteria.keys(), workdir
@@ -123,12 +125,18 @@ class Stages:
       )
       for name, definition in criteria.items()
     ]
+    rows += [staged.first(check) for staged in self._staged()]
     every = c.run.log_every_seconds
     reports = [
       selection_report_step.step(c.select, each, workdir, every)
       for each in rows
     ]
     return [*rows, *reports]
+
+  def _staged(self) -> list[Staged]:
+    """The students that are trained in stages."""
+    names = [n for n in self.config.names if n.staged]
+    return [Staged(self.trainings, n, self._tables) for n in names]
 
   def _tables(self, definition: str) -> dict[str, epath.Path]:
     """The score tables that a criterion reads, by their names in it.
@@ -138,6 +146,7 @@ class Stages:
     """
     c, scores = self.config, self.workdir.root / "scores"
     names = {*c.tables, *(ref.name for ref in self._more())}
+    names.update(table for n in c.names for table in c.stage_tables(n))
     tables = {}
     for name in criterion(definition).reads:
       tables[name] = self.workdir.scores(c.folder_of(name))
@@ -156,7 +165,9 @@ class Stages:
     c, form = self.config, self.config.materialize.format
     if form == "none":
       return []
-    selections = dict.fromkeys(names.selection for names in c.names)
+    # What is selected as it is trained is done with then.
+    plain = [names for names in c.names if not names.staged]
+    selections = dict.fromkeys(names.selection for names in plain)
     folders = map(self.workdir.selection, selections)
     return [
       materialize_step.step(form, each, self.corpus, c.run) for each in folders
@@ -196,7 +207,9 @@ class Stages:
 
   def train(self) -> list[Step]:
     """The students."""
-    return [self.trainings.student_step(names) for names in self.config.names]
+    plain = [n for n in self.config.names if not n.staged]
+    steps = [self.trainings.student_step(names) for names in plain]
+    return steps + [s for staged in self._staged() for s in staged.steps()]
 
   def evaluate(self) -> list[Step]:
     """Held-out losses and tasks of every model."""

@@ -134,8 +134,7 @@ class Trainings:
       ignore_domains=c.evaluate.ignore_domains,
       export=c.export,
       steps_note=budget.in_words(c.train, train),
-      offline=self.spent_before(names, inputs)
-      | ({"the weights that it begins with": None} if begin else {}),
+      offline=functools.partial(self.spent_before, names, inputs),
     )
 
   def spent_before(
@@ -144,16 +143,21 @@ class Trainings:
     """FLOPs of a method before its training, by part; None is not known."""
     c = self.config
     is_reference_trained = not (c.reference.path or c.reference.scores)
-    return budget.offline(
+    tables = {n: c.folder_of(n) for n in criterion(names.definition).reads}
+    if names.staged:
+      tables |= {name: name for name in c.stage_tables(names)}
+    spent = budget.offline(
       self.workdir,
       self.workdir.selection(names.selection) / MANIFEST,
       inputs,
-      {n: c.folder_of(n) for n in criterion(names.definition).reads},
+      tables,
       is_reference_trained,
     )
+    began = {"the weights that it begins with": None}
+    return spent | (began if c.student.init else {})
 
-  def student_step(self, names: MethodNames) -> Step:
-    """The step that trains a student; raises UserError as `student`."""
+  def student_inputs(self, names: MethodNames) -> dict[str, Input]:
+    """What it reads, beside what its objective does."""
     c, workdir, student = self.config, self.workdir, self.config.student
     inputs = {
       **convert_step.corpus_inputs(student, c.corpus, workdir, names.student),
@@ -163,7 +167,11 @@ class Trainings:
     if student.init:
       init = ModelRef("student.init", student.init, student.init_revision)
       inputs[INIT] = init.as_input()
-    return train_step.step(self.student(names), inputs)
+    return inputs
+
+  def student_step(self, names: MethodNames) -> Step:
+    """The step that trains a student; raises UserError as `student`."""
+    return train_step.step(self.student(names), self.student_inputs(names))
 
   def on_tpus(self) -> "list[workload.Program]":
     """What TPUs would have to run, scoring too, in the order of the stages.

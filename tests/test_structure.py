@@ -36,6 +36,7 @@ ORDER = (
   "report",
   "forecast",
   "trainings",
+  "staged",
   "stages",
   "pipeline",
   "api",
@@ -111,7 +112,7 @@ def test_modules_are_imported_at_the_top():
 
 
 # They compose steps; what one of those makes is an input of the next.
-COMPOSERS = "pipeline", "stages", "trainings", "api"
+COMPOSERS = "pipeline", "stages", "staged", "trainings", "api"
 
 
 def test_a_step_is_no_library_of_another_folder():
@@ -234,7 +235,8 @@ def load():
   config.stages += config_lib.ON_REQUEST
   config.evaluation.tasks = ("arc_easy",)
   config.score.more = ("generic=ngram:train",)
-  config.baselines = ("proxy", "minillm", "seqkd", "vanilla_kd", *LOGITS)
+  few = "proxy", "minillm", "seqkd", "vanilla_kd", "staged"
+  config.baselines = (*few, *LOGITS)
   return config
 
 
@@ -338,6 +340,7 @@ def test_every_field_is_live(tmp_path):
         "more": ("x=y",),
         "models": ("teacher",),
         "quotas": ("odd=:0.5",),
+        "at": (2,),
         "domain_weights": ("odd=2",),
         "evaluation_sets": ("x",),
         "tasks": ("piqa",),

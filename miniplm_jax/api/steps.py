@@ -1,5 +1,6 @@
 """The functions of the library that make artifacts, as stages do."""
 
+import functools
 import runpy
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -138,8 +139,11 @@ def train(
   minimized = _objective(
     objective, teacher, section, shape, rows.corpus, folder / MANIFEST
   )
-  before = budget.offline(
-    Workdir(rows.corpus.path.parent), inputs.get("selection"), minimized.inputs
+  before = functools.partial(
+    budget.offline,
+    Workdir(rows.corpus.path.parent),
+    inputs.get("selection"),
+    minimized.inputs,
   )
   spec = TrainSpec(
     stage=name if is_scorer else "train",

@@ -20,6 +20,7 @@ from miniplm_jax.config.methods import (
   ProxyConfig,
   SeqKDConfig,
   SparseKDConfig,
+  StagedConfig,
   TokenSelectionConfig,
 )
 from miniplm_jax.config.root import LOOKS, ON_REQUEST, STAGES, Config

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from miniplm_jax.config.sections import DTYPES, TrainConfig
+from miniplm_jax.config.sections import DTYPES, TrainConfig, definition_rule
 from miniplm_jax.core import fields as f
 from miniplm_jax.core.fields import Section
 from miniplm_jax.models.architecture import Architecture, Transformer
@@ -39,6 +39,33 @@ class ProxyConfig(Section):
     tied, hint = self.model.tie_word_embeddings, "say True: it has no such head"
     yield "model.tie_word_embeddings", tied, hint
     yield "train.z_loss", not self.train.z_loss, "give 0: it has no logits"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StagedConfig(Section):
+  """Method staged: rows are selected again while the student is trained.
+
+  The first stage has rows by select.definition.
+  """
+
+  # What the later ones have rows by: a formula, in which `student` is the
+  # student as it is then.
+  definition: str = f.text("student - teacher")
+  # Steps after which the rest of D is selected from; () makes `stages` of one
+  # length.
+  at: tuple[int, ...] = f.several(f.number(1, "[1, inf)"))
+  stages: int = f.number(3, "[1, inf)")
+
+  def rules(self):
+    """Yields what the fields must be together."""
+    good = list(self.at) == sorted(set(self.at))
+    yield "at", good, "give ascending steps"
+    yield definition_rule(self.definition)
+
+  def ends(self, steps: int) -> tuple[int, ...]:
+    """The step that each stage ends with, of so many in all."""
+    equal = (steps * i // self.stages for i in range(1, self.stages))
+    return (*(self.at or equal), steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +166,7 @@ class MethodSections(Section):
   """The sections of methods, as the config has them."""
 
   proxy: ProxyConfig = f.section(ProxyConfig)
+  staged: StagedConfig = f.section(StagedConfig)
   seqkd: SeqKDConfig = f.section(SeqKDConfig)
   kd: KDConfig = f.section(KDConfig)
   minillm: MiniLLMConfig = f.section(MiniLLMConfig)

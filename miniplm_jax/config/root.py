@@ -37,6 +37,7 @@ ON_REQUEST = ("score_documents",)
 # Look at what is there, or at what would be; nothing depends on them.
 LOOKS = ("plan", "verify", "generate")
 ROLES = ("teacher", "reference")
+STUDENT = "student"  # in staged.definition, the student as it is then
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,8 @@ class Config(MethodSections):
   # How the student's rows are chosen: miniplm, pretrain (at random),
   # difficulty (high reference loss), teacher_preference (low teacher
   # loss), proxy (miniplm's score as a small model predicts it) or seqkd
-  # (pretrain's rows, and the teacher writes the end of each). Or what it
+  # (pretrain's rows, and the teacher writes the end of each), or staged
+  # (again, by what the student itself says). Or what it
   # minimizes on such rows: see docs/training.md for all.
   method: str = f.word("miniplm", METHODS)
   # Further methods to run beside it, for comparison.
@@ -99,7 +101,12 @@ class Config(MethodSections):
       definition=spec.criterion or canonical(self.select.definition),
       objective=spec.objective,
       generated=spec.generated,
+      staged=spec.staged,
     )
+
+  @property
+  def _is_staged(self) -> bool:
+    return any(names.staged for names in self.names)
 
   def section_of(self, objective: Objective) -> Section | None:
     """What an objective may be told; None is nothing."""
@@ -133,7 +140,9 @@ class Config(MethodSections):
 
     Both in a run whose methods read no scores: there they are for later.
     """
-    read = {r for n in self.names for r in criterion(n.definition).reads}
+    definitions = [n.definition for n in self.names]
+    definitions += [self.staged.definition] * self._is_staged
+    read = {r for each in definitions for r in criterion(each).reads}
     # The proxy learns from both, and int8 is judged by the ranking of both.
     if not read or "proxy" in read or self.score.int8_teacher:
       return ROLES
@@ -154,6 +163,7 @@ class Config(MethodSections):
     yield "workdir", good, hint
     yield "stages", bool(self.stages), "name what is to run"
     yield from self._proxy_rules()
+    yield from self._staged_rules()
     yield from self._generated_rules()
     yield from self._model_rules()
     good = not (self.score.int8_teacher and self.reference.scores)
@@ -200,6 +210,24 @@ class Config(MethodSections):
     hint = "say False: there are scores of the reference, not its weights"
     yield "proxy.from_reference", good, hint
 
+  def stage_tables(self, names: MethodNames) -> list[str]:
+    """The score tables of a student in stages, of all but the first."""
+    reads = criterion(self.staged.definition).reads
+    stages = range(1, len(self.staged.ends(self.train.steps)))
+    uses = names.staged and STUDENT in reads
+    return [f"{names.student}-{k}" for k in stages if uses]
+
+  def _staged_rules(self):
+    """The student is scored on the way, in the tokens of the corpus."""
+    steps, staged = self.train.steps, self.staged
+    good = max(staged.at, default=0) < steps or not self._is_staged
+    yield "staged.at", good, f"give steps before the last, {steps}"
+    good = staged.stages <= steps or bool(staged.at) or not self._is_staged
+    yield "staged.stages", good, f"give at most train.steps, {steps}"
+    good = not (self._is_staged and self.student.tokenizer)
+    hint = "give none, or another method: staged needs the corpus's tokens"
+    yield "student.tokenizer", good, hint
+
   def _generated_rules(self):
     """Where the teacher or the student goes on after a prompt."""
     length, student = self.corpus.max_length, self.student
@@ -217,7 +245,10 @@ class Config(MethodSections):
 
   def _name_rules(self):
     """Nothing may be written over something else."""
+    own = [n for names in self.names for n in self.stage_tables(names)]
     tables = [
+      *[("staged.definition", STUDENT)] * self._is_staged,
+      *(("student.name", name) for name in own),
       *((f"{role}.name", name) for role, name in self.tables.items()),
       *(("score.more", text.partition("=")[0]) for text in self.score.more),
     ]
@@ -238,7 +269,9 @@ class Config(MethodSections):
     good = _folders_differ(students)
     yield "student.name", good, "put {method} into it: two methods have one"
     # One selection may serve two methods that rank alike.
-    ranked = {(n.selection, n.definition): n.selection for n in self.names}
+    ranked = {
+      (n.selection, n.definition, n.staged): n.selection for n in self.names
+    }
     good = _folders_differ(ranked.values())
     hint = "put {method} into it: two methods that rank differently have one"
     yield "select.name", good, hint

@@ -213,6 +213,16 @@ class VerifyConfig(Section):
   tolerance: float = f.number(0.0, "[0, 100]")
 
 
+def definition_rule(definition: str) -> tuple[str, bool, str]:
+  """The rule of a field `definition`, a criterion."""
+  try:
+    good, hint = definition != "proxy", "say --config.method=proxy"
+    criterion(definition)
+  except UserError as e:
+    good, hint = False, f"{e.what}; {e.hint}"
+  return "definition", good, hint
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DocumentsConfig(Section):
   """--stages=score_documents: whole documents of corpus.source.
@@ -283,12 +293,7 @@ class SelectConfig(Section):
     good = sum(least for _, least, _ in shares) <= 1
     hint = "lower the least shares: together they are more than 1"
     yield "quotas", good, hint
-    try:
-      good, hint = self.definition != "proxy", "say --config.method=proxy"
-      criterion(self.definition)
-    except UserError as e:
-      good, hint = False, f"{e.what}; {e.hint}"
-    yield "definition", good, hint
+    yield definition_rule(self.definition)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """The rows that a selection keeps."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from miniplm_jax.core import files, gs
@@ -23,3 +25,19 @@ def kept_rows(selection: Manifest) -> np.ndarray:
       "select again with --stages=select --force",
     )
   return np.load(gs.copied(path), mmap_mode="r").view(np.ndarray)
+
+
+def among(row_id: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  """Bool [n]: which ids are there, in ascending `rows` that may be a file."""
+  if not len(rows):
+    return np.zeros(len(row_id), bool)
+  place = np.searchsorted(rows, row_id)
+  return rows[np.minimum(place, len(rows) - 1)] == row_id
+
+
+def among_any(row_id: np.ndarray, kept: Sequence[np.ndarray]) -> np.ndarray:
+  """Bool [n]: which ids are in any of several selections."""
+  found = np.zeros(len(row_id), bool)
+  for rows in kept:
+    found |= among(row_id, rows)
+  return found

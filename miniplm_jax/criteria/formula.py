@@ -189,6 +189,19 @@ def parse(text: str) -> Formula:
   return formula
 
 
+def renamed(text: str, table: str, new: str) -> str:
+  """The formula with a table under a new name."""
+
+  class Renaming(ast.NodeTransformer):
+    def visit_Name(self, node):
+      if node.id != table:
+        return node
+      return ast.Call(ast.Name("table"), [ast.Constant(new)], [])
+
+  tree = Renaming().visit(ast.parse(text.strip(), mode="eval"))
+  return ast.unparse(tree)
+
+
 _HINT = "write one such as reference - teacher; docs/selection.md has more"
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.corpus.kept_rows import among
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.selection import index
 
@@ -49,7 +50,7 @@ def compare(
   codes: dict[str, int] = {}
   counts = collections.Counter()
   for ids, domain in index.rows_of(corpus, codes):
-    ours, theirs = (index.among(ids, r) for r in (rows, other_rows))
+    ours, theirs = (among(ids, r) for r in (rows, other_rows))
     for i, is_kept in enumerate((ours, theirs, ours & theirs)):
       by_domain = index.counts(domain[is_kept])
       counts.update({(code, i): n for code, n in by_domain.items()})

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from miniplm_jax.core import fields
+from miniplm_jax.corpus.kept_rows import among
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.selection import index
 
@@ -53,7 +54,7 @@ def find(corpus: Corpus, rows: np.ndarray, most: int = _MOST) -> Duplicates:
     is_read = hashes % np.uint64(every) == 0
     pieces.append((ids[is_read], hashes[is_read]))
   ids, hashes = map(np.concatenate, zip(*pieces))
-  kept = index.among(ids, rows)
+  kept = among(ids, rows)
   _, first, group, count = np.unique(
     hashes, return_index=True, return_inverse=True, return_counts=True
   )

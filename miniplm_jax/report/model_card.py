@@ -94,10 +94,14 @@ def _rows(trained: Manifest, selection: Manifest | None) -> str:
   kept, chosen = selection.counts, selection.settings
   by, scores = chosen["definition"], chosen["scores"].items()
   scorers = " and ".join(f"{role} `{name}`" for role, name in scores)
+  staged = chosen.get("staged")
+  then = staged and f", from step {staged['ends'][0]:,} on again " + (
+    f"{len(staged['ends']) - 1} times, by `{staged['definition']}`"
+  )
   return (
     f"{kept['kept']:,} of {kept['rows']:,} packed rows of a corpus "
     f"({kept['kept'] / kept['rows']:.1%}), ranked by `{by}`, "
-    f"{criterion(by).label}" + f", of {scorers}" * bool(scorers)
+    f"{criterion(by).label}" + f", of {scorers}" * bool(scorers) + (then or "")
   )
 
 

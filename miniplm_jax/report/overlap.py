@@ -20,6 +20,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.splitmix import GOLDEN, mix
 from miniplm_jax.corpus import formats
 from miniplm_jax.corpus.chunks import BrokenRecord, parsing
+from miniplm_jax.corpus.kept_rows import among
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.selection import index
 
@@ -105,7 +106,7 @@ def measure(
   """
   texts = (list(read_texts(path)) for path in sets)
   grams = _Grams(list(zip(names_of(sets), texts)))
-  kept = index.among(ids, rows)
+  kept = among(ids, rows)
   tokenizer = corpus.tokenizer()
   for start in range(0, len(ids), _BATCH):
     batch = ids[start : start + _BATCH]
@@ -257,8 +258,8 @@ class _Grams:
       hits = np.flatnonzero(self._keys[place] == keys)
       gram, local = place[hits], row[hits]
       self._row[kept[local].astype(np.int64), gram] = row_ids[local]
-      for i, among in enumerate(self._in_set):
-        hit[local[among[gram]], i] = True
+      for i, is_in_set in enumerate(self._in_set):
+        hit[local[is_in_set[gram]], i] = True
     for k in (0, 1):
       self._rows[k] += hit[kept == bool(k)].sum(0)
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from miniplm_jax.corpus.kept_rows import among
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.criteria.moments import Moments
-from miniplm_jax.selection import index
 from miniplm_jax.selection.scored import ScoredRows
 
 _SAMPLE = 50_000  # rows that the pictures are drawn from
@@ -90,7 +90,7 @@ def summarize(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
     domain, length = columns["domain"], columns["corpus_tokens"]
     new = len(scored.domains) - by_domain.shape[1]  # domains not met before
     by_domain = np.pad(by_domain, ((0, 0), (0, new)))
-    kept = index.among(ids, rows)
+    kept = among(ids, rows)
     means = _means(columns)
     noise = np.zeros(len(ids))
     if has_noise := {"teacher", "reference"} <= means.keys():

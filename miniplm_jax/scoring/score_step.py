@@ -26,7 +26,7 @@ from miniplm_jax.scoring.ngram import NgramRef
 from miniplm_jax.training import flops
 
 with epy.lazy_imports():
-  from miniplm_jax.corpus import store, trained_rows
+  from miniplm_jax.corpus import kept_rows, store, trained_rows
   from miniplm_jax.models import sharding
   from miniplm_jax.scoring import check, importing, rounding, units, worker
   from miniplm_jax.scoring import scorer as scorer_lib
@@ -50,6 +50,8 @@ class Scoring:
   workdir: Workdir  # in which tables are claimed
   run: RunConfig
   alpha: float  # the share that a selection keeps, for the bounds of int8
+  # Selections, as inputs, whose rows are left out; then `share` is 1.
+  but: Mapping[str, epath.Path] = dataclasses.field(default_factory=dict)
   # By model (table, architecture): what `_score` did, for `_finish`.
   _scored: dict[str, tuple] = dataclasses.field(default_factory=dict)
 
@@ -85,6 +87,8 @@ class Scoring:
   def _rows(self) -> tuple[str, dict[str, Any]]:
     """Which rows are scored, in words; and the settings that say it."""
     share, seed = self.score.share, self.score.seed
+    if self.but:
+      return "the rest of D", {}
     if share >= 1:
       return "every row of D", {}
     return f"{share:.4g} of the rows of D", {"share": share, "seed": seed}
@@ -95,7 +99,7 @@ class Scoring:
       stage=STAGE,
       manifest=ref.table / MANIFEST,
       settings={**score.of_table, "int8": is_int8, **sample},
-      inputs={"corpus": self.corpus, "weights": ref.as_input()},
+      inputs={"corpus": self.corpus, "weights": ref.as_input(), **self.but},
       layout=ScoreConfig.LAYOUT,
       # Each part says what rows and weights it was made from.
       rechecks=("corpus", "weights"),
@@ -151,17 +155,27 @@ class Scoring:
   def _is_int8(self, ref: ModelRef) -> bool:
     return self.score.int8_teacher and ref.role == TEACHER
 
+  def _units(self, corpus, inputs: Mapping[str, Manifest]):
+    """What is scored, of manifests of the step's inputs."""
+    if not self.but:
+      return units.units_to_score(self.score, corpus)
+    row_ids = corpus.rows_of("train")
+    kept = [kept_rows.kept_rows(inputs[name]) for name in self.but]
+    rest = row_ids[~kept_rows.among_any(row_ids, kept)]
+    return units.units_of(corpus, self.score.rows_per_part, rest)
+
   def _score(self, inputs: Inputs):
     """Scores under all of these models until no part is missing."""
     score, run = self.score, self.run
     refs = [ref for ref in self.models if ref.name in inputs]
-    corpus = store.Corpus(inputs[refs[0].name]["corpus"])
-    mesh = sharding.mesh_of(run)
-    units_to_score = units.units_to_score(score, corpus)
+    given = inputs[refs[0].name]
+    corpus, mesh = store.Corpus(given["corpus"]), sharding.mesh_of(run)
+    units_to_score = self._units(corpus, given)
     rows = np.concatenate([unit.rows for unit in units_to_score])
     loaded = {}
     for ref in refs:
-      trained_rows.refuse(ref.folder(), corpus, rows, ref.name)
+      if not self.but:  # by number; others may be copies of trained rows
+        trained_rows.refuse(ref.folder(), corpus, rows, ref.name)
       model = ref.load(corpus, mesh, score.dtype)
       is_int8 = self._is_int8(ref)
       made_by = worker.made_by(score, corpus, model, is_int8)
@@ -188,7 +202,7 @@ class Scoring:
     What counts n-grams is a `scorer`, whose few operations are no FLOPs.
     """
     score, corpus = self.score, store.Corpus(inputs["corpus"])
-    units_to_score = units.units_to_score(score, corpus)
+    units_to_score = self._units(corpus, inputs)
     scorer_on, total, parameters = None, None, None
     if scorer:
       scorer_on, total = lambda unused_mesh: scorer, 0.0

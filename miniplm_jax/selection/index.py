@@ -95,14 +95,6 @@ def at(corpus: Corpus, places: np.ndarray) -> np.ndarray:
   return np.concatenate(chosen)
 
 
-def among(row_id: np.ndarray, rows: np.ndarray) -> np.ndarray:
-  """Bool [n]: which ids are there, in ascending `rows` that may be a file."""
-  if not len(rows):
-    return np.zeros(len(row_id), bool)
-  place = np.searchsorted(rows, row_id)
-  return rows[np.minimum(place, len(rows) - 1)] == row_id
-
-
 def counts(code: np.ndarray) -> dict[int, int]:
   """How many rows have each code that is there: of many, a part has few."""
   rows = np.bincount(code)

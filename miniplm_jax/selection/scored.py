@@ -1,7 +1,7 @@
 """The rows of D with their scores, from the tables of both models."""
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from miniplm_jax import criteria
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.corpus.kept_rows import among_any
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.criteria import formula
 from miniplm_jax.scoring import table
@@ -26,6 +27,7 @@ class ScoredRows:
     seed: int,
     corpus: Corpus,
     min_length: int = 0,
+    before: Sequence[np.ndarray] = (),
   ):
     """Checks that the tables belong together.
 
@@ -35,6 +37,8 @@ class ScoredRows:
       seed: for what is random in it.
       corpus: that was scored.
       min_length: shorter rows need no score.
+      before: int64 row ids, ascending, of what was selected before: those
+        rows are not there, and tables may be without them.
 
     Raises:
       UserError: a table is of another corpus or of a part of D, or they are
@@ -44,18 +48,21 @@ class ScoredRows:
     self._evaluate = formula.Evaluator(self.criterion.formula, seed)
     self._name = definition
     self._tables, self._corpus = tables, corpus
-    self._min_length = min_length
+    self._min_length, self._before = min_length, before
     self._hashed = False
     self._rows = collections.Counter()  # by domain code, from the first pass
     self._codes: dict[str, int] = {}
-    self.rows = index.size_of_d(corpus)  # of D
-    parts = {role: m.counts["parts"] for role, m in tables.items()}
+    self.of_d = index.size_of_d(corpus)  # rows of D
+    self.rows = self.of_d - sum(map(len, before))  # that are there
+    parts = {}
     for role, manifest in tables.items():
       manifest.check_inputs({"corpus": corpus.manifest})
-      if manifest.counts["rows"] != self.rows:
+      rows = manifest.counts["rows"]
+      if rows == self.of_d:
+        parts[role] = manifest.counts["parts"]
+      elif rows != self.rows:
         raise UserError(
-          f"{role} scored {manifest.counts['rows']:,} of D's {self.rows:,} "
-          "rows",
+          f"{role} scored {rows:,} of D's {self.of_d:,} rows",
           str(manifest.path),
           "score all of D: --stages=score --force --config.score.share=1",
         )
@@ -93,12 +100,12 @@ class ScoredRows:
   def _joined(self) -> Iterator[Columns]:
     """The tables and the index, by row id, without scores."""
     streams = [
-      table.parts(manifest, hashed=not self._hashed)
+      self._left(table.parts(manifest, hashed=not self._hashed))
       for manifest in self._tables.values()
     ]
     if not streams:  # every row of D, without scores
       rows = index.rows_of(self._corpus, {})
-      streams = [({"row_id": row_id} for row_id, _ in rows if len(row_id))]
+      streams = [self._left({"row_id": row_id} for row_id, _ in rows)]
     reader = index.IndexReader(self._corpus, self._codes)
     for parts in zip(*streams, strict=True):
       columns = {"row_id": parts[0]["row_id"]}
@@ -113,6 +120,15 @@ class ScoredRows:
         self._rows.update(index.counts(known["domain"]))
       yield columns | known | {"corpus_tokens": known.pop("n_tokens")}
     self._hashed = True
+
+  def _left(self, parts: Iterable[Columns]) -> Iterator[Columns]:
+    """The parts without the rows that were selected before."""
+    for part in parts:
+      if self._before:
+        left = np.flatnonzero(~among_any(part["row_id"], self._before))
+        part = {name: values[left] for name, values in part.items()}
+      if len(part["row_id"]):
+        yield part
 
   def _check(self, columns: Columns, score: np.ndarray):
     needs_score = columns["corpus_tokens"] >= self._min_length

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from etils import epath, epy
 
@@ -12,12 +13,22 @@ from miniplm_jax.core.log import warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
+from miniplm_jax.corpus.kept_rows import kept_rows
 
 with epy.lazy_imports():  # NumPy and PyArrow
   from miniplm_jax.corpus import store
   from miniplm_jax.selection import selection
 
 STAGE = "select"
+
+
+@dataclasses.dataclass(frozen=True)
+class StageOf:
+  """A stage of a training, whose rows are selected when it begins."""
+
+  between: tuple[int, int]  # its steps
+  steps: int  # of all stages
+  before: Mapping[str, epath.Path]  # manifests of earlier stages' selections
 
 
 def step(
@@ -27,6 +38,7 @@ def step(
   corpus: epath.Path,
   folder: epath.Path,
   check: Callable[[Manifest], None] = lambda corpus: None,
+  stage: StageOf | None = None,
 ) -> Step:
   """The kept rows of one selection.
 
@@ -38,6 +50,7 @@ def step(
     corpus: the manifest of what was scored.
     folder: of the selection.
     check: looks, before anything is read, at what else will be asked for.
+    stage: of a training, that it is for; None is all of one.
   """
   criterion = criteria.criterion(definition)
   settings = {
@@ -53,16 +66,19 @@ def step(
     "quotas": sorted(select.quotas),
     "scores": {role: tables[role].name for role in criterion.reads},
   }
+  inputs = {name: tables[name] / MANIFEST for name in criterion.reads}
+  if stage:
+    settings["steps"] = [*stage.between, stage.steps]
+    inputs |= stage.before
   return Step(
     stage=STAGE,
     manifest=folder / MANIFEST,
     settings=settings,
     idle=() if select.temperature or criterion.formula.is_random else ("seed",),
-    inputs={"corpus": corpus}
-    | {name: tables[name] / MANIFEST for name in criterion.reads},
+    inputs={"corpus": corpus, **inputs},
     outputs=(folder / "rows.npy",),
     summary=_summary(settings),
-    run=lambda inputs: _run(select, definition, folder, inputs, check),
+    run=lambda inputs: _run(select, definition, folder, inputs, check, stage),
     policy=Policy(is_host_only=True),
   )
 
@@ -79,6 +95,8 @@ def _summary(s: Mapping) -> str:
       words.append(f"{name} {s[name]:g}")
   if s["quotas"]:
     words.append(f"quotas {' '.join(s['quotas'])}")
+  if "steps" in s:
+    words.append("for steps {} to {} of {}".format(*s["steps"]))
   return ", ".join(words)
 
 
@@ -88,6 +106,7 @@ def _run(
   folder: epath.Path,
   inputs: Mapping[str, Manifest],
   check: Callable[[Manifest], None],
+  stage: StageOf | None,
 ):
   check(inputs["corpus"])
   corpus = store.Corpus(inputs["corpus"])
@@ -102,7 +121,9 @@ def _run(
       )
   path = folder / "rows.npy"
   with files.replacing(path) as scratch:
-    selected = selection.select(corpus, inputs, definition, select, scratch)
+    selected = selection.select(
+      corpus, inputs, definition, select, scratch, _portion(stage, inputs)
+    )
   for line in selected.shortfalls:
     warn(STAGE, line)
   cutoff, counts = selected.cutoff, selected.counts
@@ -121,3 +142,60 @@ def _run(
       "select/kept_ratio": cutoff.kept / cutoff.rows,
     },
   }
+
+
+def _portion(stage: StageOf | None, inputs: Mapping[str, Manifest]):
+  if stage is None:
+    return selection.WHOLE
+  kept = [kept_rows(inputs[name]) for name in stage.before]
+  return selection.Portion(stage.between, stage.steps, kept)
+
+
+def union(
+  first: Step,
+  parts: Mapping[str, epath.Path],
+  then: Mapping[str, Any],
+  folder: epath.Path,
+) -> Step:
+  """All rows of a training in stages, as a selection.
+
+  Args:
+    first: that of the first stage, whose criterion it names as its own.
+    parts: manifests of all stages' selections.
+    then: the criterion of the others, and when they begin.
+    folder: of the union.
+  """
+  settings = {k: v for k, v in first.settings.items() if k != "steps"}
+
+  def run(inputs):
+    corpus, path = store.Corpus(inputs["corpus"]), folder / "rows.npy"
+    made = [inputs[name] for name in parts]
+    with files.replacing(path) as scratch:
+      kept = [kept_rows(manifest) for manifest in made]
+      selection.write_union(scratch, corpus, kept)
+    counts = made[0].counts
+    kept, tokens = (sum(m.counts[k] for m in made) for k in ("kept", "tokens"))
+    domains = {
+      name: of_d | {"kept": sum(_kept_of(m, name) for m in made)}
+      for name, of_d in counts["domains"].items()
+    }
+    return {
+      "tokenizer": corpus.manifest.tokenizer,
+      "files": {path.name: files.describe(path)},
+      "counts": counts | {"kept": kept, "tokens": tokens, "domains": domains},
+      "details": {"select/kept_ratio": kept / counts["rows"]},
+    }
+
+  return dataclasses.replace(
+    first,
+    manifest=folder / MANIFEST,
+    settings=settings | {"staged": then},
+    inputs={**first.inputs, **parts},
+    outputs=(folder / "rows.npy",),
+    summary=f"the rows of all {len(parts)} stages",
+    run=run,
+  )
+
+
+def _kept_of(selected: Manifest, domain: str) -> int:
+  return selected.counts["domains"].get(domain, {"kept": 0})["kept"]

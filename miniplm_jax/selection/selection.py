@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import BinaryIO
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from miniplm_jax.core import fields, noise
 from miniplm_jax.core import groups as domains
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.corpus.kept_rows import among_any
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.selection import cutoff as cutoff_lib
 from miniplm_jax.selection import duplicates, index
@@ -22,9 +24,28 @@ from miniplm_jax.selection.index import Columns
 from miniplm_jax.selection.scored import ScoredRows
 
 _ONE = np.ones(1, np.int64)
+_PIECE = 1 << 20  # rows
 # Why a row is left out, by the code in `Candidates.left_out`; 0 is not.
 REASONS = ("", "too_short", "without_text", "duplicate", "near_duplicate")
 _WITHOUT_TEXT = REASONS.index("without_text")
+
+
+@dataclasses.dataclass(frozen=True)
+class Portion:
+  """The part of the budget that is a stage's, of a training in stages."""
+
+  between: tuple[int, int] = (0, 1)  # steps of the stage
+  steps: int = 1  # of all stages
+  # Row ids, int64, ascending, that earlier stages kept: none is kept again.
+  before: Sequence[np.ndarray] = ()
+
+  def in_pieces(self) -> Iterator[np.ndarray]:
+    """The rows of `before`, some at a time."""
+    for rows in self.before:
+      yield from np.split(rows, range(_PIECE, len(rows), _PIECE))
+
+
+WHOLE = Portion()
 
 
 class Candidates:
@@ -33,11 +54,14 @@ class Candidates:
   # uint8 by row id, a place in `REASONS`; None leaves only out what is too
   # short.
   left_out: np.ndarray | None = None
-  heaviest = 0  # weight of the heaviest row of the pass that ended last
+  # Of the pass that ended last: the weight of the heaviest row, and of all.
+  heaviest = weight = 0
 
-  def __init__(self, scored: ScoredRows, options: SelectConfig):
+  def __init__(
+    self, scored: ScoredRows, options: SelectConfig, portion: Portion = WHOLE
+  ):
     """Nothing is read yet."""
-    self._scored, self._options = scored, options
+    self._scored, self._options, self._portion = scored, options, portion
     # Rows of D by reason, of the pass that ended last.
     self.dropped: dict[str, int] = {}
     shares = map(fields.share_of, sorted(options.quotas))
@@ -56,7 +80,7 @@ class Candidates:
       ranked; weight if the budget is in tokens; group if there are quotas.
     """
     options = self._options
-    counts, heaviest = np.zeros(len(REASONS), np.int64), 0
+    counts, heaviest, total = np.zeros(len(REASONS), np.int64), 0, 0
     for columns in self._scored.columns():
       reason = (columns["corpus_tokens"] < options.min_length).astype(np.uint8)
       # Any other row without a score was refused.
@@ -75,9 +99,10 @@ class Candidates:
         left = np.flatnonzero(reason == 0)
         kept = {k: v[left] for k, v in kept.items()}
       heaviest = max(heaviest, kept.get("weight", _ONE).max(initial=0))
+      total += int(kept.get("weight", np.ones_like(kept["row_id"])).sum())
       yield kept
     self.dropped = dict(zip(REASONS[1:], counts[1:].tolist()))
-    self.heaviest = int(heaviest)
+    self.heaviest, self.weight = int(heaviest), total
 
   @property
   def rows_by_domain(self) -> dict[str, int]:
@@ -91,8 +116,15 @@ class Candidates:
     will hold a byte for each row of the corpus, and 20 more at first.
     """
     n, copies = len(corpus), self._options.max_copies
-    threshold, read = self._options.near_duplicates, self.columns
+    threshold = self._options.near_duplicates
     left_out = np.memmap(folder / "left_out", np.uint8, "w+", shape=n)
+
+    def read():
+      yield from self.columns()
+      for ids in self._portion.in_pieces():  # they are kept, and stay so
+        score = np.full(len(ids), np.inf, np.float32)
+        yield {"row_id": ids, "score": score, "hash": corpus.hashes[ids]}
+
     if copies:
       for row_ids in duplicates.exact(read, n, copies, folder):
         left_out[row_ids] = REASONS.index("duplicate")
@@ -120,10 +152,28 @@ class Candidates:
 
   def budget(self) -> int:
     """Rows or tokens that are to be kept."""
+    portion, whole = self._portion, self._whole
+    first, end = (whole * s // portion.steps for s in portion.between)
+    return end - first
+
+  @property
+  def _whole(self) -> int:
+    """The budget of all that follow one another."""
     options = self._options
     # of all of D, as in the method, whatever is left out
-    rows = self._scored.rows
+    rows = self._scored.of_d
     return options.tokens or options.rows or fields.of(options.ratio, rows)
+
+  def refuse_too_few(self):
+    """Raises UserError, after a pass, if later stages would have no rows."""
+    is_first = not self._portion.before and self.budget() < self._whole
+    if is_first and self.weight < self._whole:
+      raise UserError(
+        f"all stages together keep {self._whole:,}, and there are only "
+        f"{self.weight:,} to keep: no row is in two of them",
+        "config.select.ratio, rows and tokens",
+        "keep fewer, or give more text",
+      )
 
   def shares(self) -> dict[str, tuple[int, int]]:
     """Least and largest budget of each domain that has a quota.
@@ -188,6 +238,7 @@ def select(
   definition: str,
   options: SelectConfig,
   path: pathlib.Path,
+  portion: Portion = WHOLE,
 ) -> Selected:
   """Writes the ids of the kept rows, int64, ascending, as `np.save` would.
 
@@ -200,6 +251,7 @@ def select(
     definition: by what rows are ranked, a key of `CRITERIA` or a formula.
     options: how much is kept, and of what; not its `definition`.
     path: the file to write.
+    portion: of a stage, if there are several.
 
   Raises:
     UserError: the tables do not belong together, a row has no finite score, or
@@ -208,12 +260,15 @@ def select(
   reads = criteria.criterion(definition).reads
   read = {name: tables[name] for name in reads}
   least = options.min_length
-  scored = ScoredRows(read, definition, options.seed, corpus, least)
-  candidates = Candidates(scored, options)
+  scored = ScoredRows(
+    read, definition, options.seed, corpus, least, portion.before
+  )
+  candidates = Candidates(scored, options, portion)
   with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as folder:
     if options.max_copies or options.near_duplicates:
       candidates.leave_out_copies(corpus, pathlib.Path(folder))
     cutoff = candidates.cutoff()
+    candidates.refuse_too_few()
     counts = write(path, candidates, cutoff)
   shortfalls = tuple(_shortfalls(candidates, cutoff, counts))
   return Selected(cutoff, counts, candidates.dropped, shortfalls)
@@ -221,13 +276,11 @@ def select(
 
 def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
   """Writes the kept row ids, ascending, in the bytes of `np.save`."""
-  header = np.lib.format.header_data_from_array_1_0(np.zeros(0, np.int64))
-  header["shape"] = (cutoff.kept,)
   weights = np.zeros(1 + len(candidates.quotas), np.int64)
   by_domain = collections.Counter()
   tokens = written = 0
   with path.open("wb") as f:
-    np.lib.format.write_array_header_1_0(f, header)
+    _write_header(f, cutoff.kept)
     for columns in candidates.columns():
       # indices: five times as fast as a mask of random bits
       kept = np.flatnonzero(cutoff_lib.keeps(cutoff, columns))
@@ -251,6 +304,20 @@ def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
     for code, (name, rows) in enumerate(candidates.rows_by_domain.items())
   }
   return Kept(tokens, tuple(weights.tolist()), domains)
+
+
+def _write_header(file: BinaryIO, rows: int):
+  header = np.lib.format.header_data_from_array_1_0(np.zeros(0, np.int64))
+  header["shape"] = (rows,)
+  np.lib.format.write_array_header_1_0(file, header)
+
+
+def write_union(path: pathlib.Path, corpus: Corpus, kept: Sequence[np.ndarray]):
+  """Writes the ids of several selections that share no row, as `select`."""
+  with path.open("wb") as f:
+    _write_header(f, sum(map(len, kept)))
+    for ids, _ in index.rows_of(corpus, {}):
+      f.write(ids[among_any(ids, kept)].astype("<i8", copy=False).tobytes())
 
 
 def _shortfalls(

@@ -63,6 +63,9 @@ class Training:
   objective: NextToken | None = None
   # () → the weights to begin with, float32 on the mesh; None draws them.
   begin: Callable[[], nnx.Module] | None = None
+  # (the state's shapes) → the step, the state, and whether the learning curve
+  # is of the same rows, of a training that this one goes on from.
+  goes_on: Callable[[State], tuple[int, State, bool]] | None = None
   # (step, model), called every run.export_every steps; None is never.
   export: Callable[[int, nnx.Module], None] | None = None
 
@@ -164,7 +167,7 @@ def step_function(
 
 
 def train(training: Training, mesh: Mesh) -> nnx.Module:
-  """Trains to the last step, from the newest checkpoint if there is one.
+  """Trains to its last step, from the newest checkpoint if there is one.
 
   Returns:
     The trained model.
@@ -181,7 +184,8 @@ def train(training: Training, mesh: Mesh) -> nnx.Module:
     stack.enter_context(jax.set_mesh(mesh))
     clock = Clock(spec.folder / "metrics")
     stack.push(_closing(functools.partial(clock.close, spec.name)))
-    # 1. The state: the newest sound checkpoint, else a new one from the seed.
+    # 1. The state: the newest sound checkpoint, else that of an earlier stage,
+    # else a new one from the seed.
     checkpoints = Checkpoints(
       spec.folder / "checkpoints",
       run.keep_checkpoints,
@@ -194,6 +198,9 @@ def train(training: Training, mesh: Mesh) -> nnx.Module:
     is_same_curve = not first or checkpoints.is_same_curve(first)
     if first:
       log(spec.name, f"restored checkpoint {first} of {t.steps} steps")
+    elif training.goes_on:
+      first, state, is_same_curve = training.goes_on(abstract)
+      log(spec.name, f"goes on after step {first} of {t.steps} steps")
     else:
       new = functools.partial(_new_state, spec.shape, t, objective.new_model)
       where = jax.tree.map(lambda s: s.sharding, abstract)
@@ -204,12 +211,13 @@ def train(training: Training, mesh: Mesh) -> nnx.Module:
     _say_size(training)
 
     # 2. Data, compiled functions, logs.
+    before, last_step = spec.between[0], spec.last_step
     stream = batches.stream(
       corpus,
       training.row_ids,
       batch_size=t.batch_size,
-      first_step=first,
-      steps=t.steps,
+      first_step=first - before,
+      steps=last_step - before,
       seed=t.seed,
       shuffle=t.shuffle,
       mesh=mesh,
@@ -231,14 +239,14 @@ def train(training: Training, mesh: Mesh) -> nnx.Module:
       spec.name, spec.folder / "metrics", run.hang_seconds
     )
     progress = stack.enter_context(
-      Progress(spec.name, t.steps, "steps", first, every=float("inf"))
+      Progress(spec.name, last_step, "steps", first, every=float("inf"))
     )
 
     # 3. The loop. Nothing in it waits for the step that it dispatched; what
     # is read is the step before.
     stack.enter_context(watchdog.watching())
     clock.switch(STEPS)
-    for done in range(first + 1, t.steps + 1):
+    for done in range(first + 1, last_step + 1):
       batch = next(stream)
       row_ids = batch.pop("row_id")
       batch = placement.put(batch, mesh)
@@ -260,7 +268,7 @@ def train(training: Training, mesh: Mesh) -> nnx.Module:
       watchdog.beat(done)
       progress.update(1, telemetry.note)
       stop = distributed.stops_at(done, signals.stop_requested())
-      last = done == t.steps
+      last = done == last_step
       if eval_every and (last or done % eval_every == 0):
         with telemetry.outside("evaluation"):
           losses = heldout(state.model)
@@ -322,16 +330,17 @@ def _say_size(training: Training):
   spec, row_ids = training.spec, training.row_ids
   t, weights = spec.train, spec.train.domain_weights
   count = len(batches.trained_on(training.corpus, row_ids, weights))
-  epochs = t.steps * t.batch_size / count
+  steps = spec.last_step - spec.between[0]
+  epochs = steps * t.batch_size / count
   log(
     spec.name,
-    f"{spec.shape.parameters():,} parameters, {t.steps:,} steps of "
+    f"{spec.shape.parameters():,} parameters, {steps:,} steps of "
     f"{t.batch_size} rows, {epochs:.2f} epochs of {count:,} rows",
   )
   if weights:
     domains = batches.by_domain(training.corpus, row_ids, weights)
     for name, rows, share in domains:
-      epochs = float(share * t.steps * t.batch_size / len(rows))
+      epochs = float(share * steps * t.batch_size / len(rows))
       log(
         spec.name,
         f"{name}: {float(share):.1%} of the rows, {epochs:.2f} epochs",

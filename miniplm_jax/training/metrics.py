@@ -33,7 +33,7 @@ class Metrics:
     """
     self._board, self._wandb = TensorBoard(directory, first_step), wandb_run
     self._lines = [m for m in read(directory) if m["step"] <= first_step]
-    self._path = directory / NAME
+    self._directory = directory
     self._flush()
 
   def write(self, step: int, values: Mapping[str, float]):
@@ -55,8 +55,7 @@ class Metrics:
     return is_changed
 
   def _flush(self):
-    text = "".join(json.dumps(line) + "\n" for line in self._lines)
-    files.write_bytes(self._path, text.encode())
+    write(self._directory, self._lines)
 
   def save(self):
     """Puts all lines on disk; called with every checkpoint."""
@@ -106,6 +105,12 @@ def read(directory: epath.Path) -> list[dict[str, float]]:
       if not {type(x) for x in values.values()} <= {int, float}:
         raise ValueError("not all values are numbers")
   return lines
+
+
+def write(directory: epath.Path, lines: Sequence[Mapping[str, float]]):
+  """Writes `metrics.jsonl` anew."""
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  files.write_bytes(directory / NAME, text.encode())
 
 
 class TensorBoard:

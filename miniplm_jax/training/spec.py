@@ -58,8 +58,15 @@ class TrainSpec:
   # How hf-<step> is written every run.export_every steps; None is never.
   export: ExportConfig | None = None
   steps_note: str = ""  # about their number, for the summary
-  # FLOPs that were spent for it before, by part; None of a part is not known.
-  offline: Mapping[str, float | None] | None = None
+  # () → FLOPs that were spent for it before, by part; None of a part is not
+  # known.
+  offline: Callable[[], Mapping[str, float | None]] | None = None
+  # Of train.steps, those between these are trained here: another training has
+  # done what comes before, whose manifest is the input `goes_on`.
+  between: tuple[int, int] = (0, 0)  # the second one 0: to the last
+  goes_on: str = ""
+  # As `row_ids`, with what it goes on from; None are those alone.
+  all_row_ids: Callable[..., Any] | None = None
 
   @property
   def name(self) -> str:
@@ -67,12 +74,19 @@ class TrainSpec:
     return self.folder.name if self.stage == "train" else self.stage
 
   @property
+  def last_step(self) -> int:
+    """The step that it ends with."""
+    return self.between[1] or self.train.steps
+
+  @property
   def settings(self) -> dict[str, Any]:
     """All that decides the result, for the manifest."""
+    ends_before = self.last_step < self.train.steps
     return {
       "model": architecture.settings_of(self.shape),
       "train": dataclasses.asdict(self.train),
       "rows": self.rows,
+      **({"last_step": self.last_step} if ends_before else {}),
       **self.objective.settings,
     }
 

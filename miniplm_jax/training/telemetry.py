@@ -174,7 +174,8 @@ class Telemetry:
     self.write(step, values)
     self.note = f"loss {values['train/loss']:.3f}"
     every = self._spec.run.log_every_seconds
-    if now - self._said >= every or step == self._spec.train.steps:
+    last = self._spec.last_step
+    if now - self._said >= every or step == last:
       self._said = now
       a_step = (now - self._start) / max(step - self._first - 1, 1)
       log(
@@ -184,7 +185,7 @@ class Telemetry:
         f"Tokens/s/device: {self._tokens / seconds:.1f}, "
         f"total_weights: {values['train/total_weights']:.0f}, "
         f"loss: {values['train/loss']:.4f}, "
-        f"left: {duration(a_step * (self._spec.train.steps - step))}",
+        f"left: {duration(a_step * (last - step))}",
       )
 
   def _not_finite(self, name, value, step, row_ids):

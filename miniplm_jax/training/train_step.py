@@ -26,13 +26,13 @@ def step(spec: TrainSpec, inputs: Mapping[str, Input]) -> Step:
   Inputs are what it reads beside what its objective does, among them "corpus".
   """
   folder, train, shape = spec.folder, spec.train, spec.shape
-  tokens = train.steps * spec.step_tokens
+  tokens = spec.last_step * spec.step_tokens
   outputs = ["checkpoints", "metrics"] + ["hf"] * spec.writes_hf
   if spec.writes_rows:
     outputs.append(trained_rows.NAME)
   offline = ""
-  if spec.offline is not None:
-    offline = f", {flops.in_words(spec.offline)}"
+  if spec.offline:
+    offline = f", {flops.in_words(spec.offline())}"
   return Step(
     stage=spec.stage,
     manifest=folder / MANIFEST,
@@ -44,7 +44,7 @@ def step(spec: TrainSpec, inputs: Mapping[str, Input]) -> Step:
     ),
     summary=f"{shape.parameters():,} parameters "
     f"({shape.non_embedding_parameters():,} without embeddings), "
-    f"{train.steps:,} steps{spec.steps_note} × {train.batch_size} rows × "
+    f"{spec.last_step:,} steps{spec.steps_note} × {train.batch_size} rows × "
     f"{spec.max_length} = {tokens / 1e9:.3g}B tokens of {spec.rows}, "
     f"learning rate {train.learning_rate:g} after {train.warmup_steps:,} "
     f"steps, {train.dtype}, {spec.token_flops * tokens:.2e} FLOPs{offline}",
@@ -62,21 +62,25 @@ def _run(spec: TrainSpec, inputs: Mapping[str, Manifest]) -> Mapping[str, Any]:
   row_ids = spec.row_ids(corpus, inputs)
   whole = store.Corpus(inputs["corpus"])
   whole.warn_of_missing(spec.ignore_domains, spec.stage)
-  source, source_ids = corpus, row_ids
+  all_ids = spec.all_row_ids(corpus, inputs) if spec.all_row_ids else row_ids
+  source, source_ids = corpus, all_ids
   if GENERATED in inputs:  # they begin as rows of D do
     given = {k: made for k, made in inputs.items() if k != GENERATED}
     source = store.open_corpus(given)
     source_ids = spec.row_ids(source, given)
   weights = train.domain_weights
-  rows = len(batches.trained_on(corpus, row_ids, weights))
+  rows = len(batches.trained_on(corpus, all_ids, weights))
   source_ids = batches.trained_on(source, source_ids, weights)
   curve_ids = corpus.heldout_rows(run.eval_rows, spec.ignore_domains)
   curve_rows = comparable.digest(corpus, curve_ids)
-  objective, begin, export = None, None, None
+  objective, begin, goes_on, export = None, None, None, None
   if spec.objective.make:
     objective = spec.objective.make(spec, corpus, mesh, inputs)
   if spec.begin:
     begin = functools.partial(spec.begin, spec.shape, corpus, source, mesh)
+  if spec.goes_on:
+    earlier = inputs[spec.goes_on]
+    goes_on = functools.partial(_go_on, folder, earlier, curve_rows)
   if spec.export and run.export_every:
     export = functools.partial(_export, spec, source, source_ids)
   model = loop.train(
@@ -90,6 +94,7 @@ def _run(spec: TrainSpec, inputs: Mapping[str, Manifest]) -> Mapping[str, Any]:
       ),
       objective=objective,
       begin=begin,
+      goes_on=goes_on,
       export=export,
     ),
     mesh,
@@ -104,24 +109,34 @@ def _run(spec: TrainSpec, inputs: Mapping[str, Manifest]) -> Mapping[str, Any]:
       path = folder / trained_rows.NAME
       files.write_bytes(path, trained_rows.encode(source, source_ids))
       made[path.name] = files.describe(path)
-  offline = {} if spec.offline is None else {flops.OFFLINE: dict(spec.offline)}
+  offline = {flops.OFFLINE: dict(spec.offline())} if spec.offline else {}
   return {
     "tokenizer": corpus.manifest.tokenizer,
     "weights": huggingface.weights_fingerprint(model),
     "counts": {
       "rows": rows,
-      "steps": train.steps,
-      "tokens": train.steps * spec.step_tokens,
+      "steps": spec.last_step,
+      "tokens": spec.last_step * spec.step_tokens,
       "parameters": spec.shape.parameters(),
     },
     "files": made,
     "details": {
       "metrics": described,
       comparable.CURVE: curve_rows,
-      "train_flops": spec.token_flops * train.steps * spec.step_tokens,
+      "train_flops": spec.token_flops * spec.last_step * spec.step_tokens,
       **offline,
     },
   }
+
+
+def _go_on(folder, earlier: Manifest, curve_rows: str, abstract):
+  """The state that an earlier training ended with, its metrics copied."""
+  lines = metrics.read(earlier.directory / "metrics")
+  if distributed.is_first():
+    metrics.write(folder / "metrics", lines)
+  is_same_curve = earlier.details[comparable.CURVE] == curve_rows
+  state = trained.restore_state(earlier, abstract)
+  return earlier.counts["steps"], state, is_same_curve
 
 
 def _export(spec: TrainSpec, corpus, row_ids, step: int, model):

@@ -72,19 +72,28 @@ def restore(trained: Manifest, mesh, new_model=None):
   Raises:
     UserError: the last checkpoint is missing or not the one that was made.
   """
+  new_model = new_model or objective.NextToken.new_model
+  shape = architecture.of(trained.settings["model"])
+  part = loop.abstract_state(shape, None, mesh, new_model)
+  return restore_state(trained, part, is_part=True).model
+
+
+def restore_state(trained: Manifest, abstract, is_part: bool = False):
+  """The state that a finished run ended with, or a part of it.
+
+  See `restore`; `abstract` are its shapes and shardings.
+  """
   folder = trained.directory / "checkpoints"
   stored = checkpoints.Checkpoints(folder, keep=None)
   with contextlib.closing(stored):
-    model, latest = None, stored.latest()
+    state, latest = None, stored.latest()
     if latest == trained.counts["steps"]:
-      new_model = new_model or objective.NextToken.new_model
-      shape = architecture.of(trained.settings["model"])
-      part = loop.abstract_state(shape, None, mesh, new_model)
-      model = stored.restore(latest, part, is_part=True).model
-  if model is None or huggingface.weights_fingerprint(model) != trained.weights:
+      state = stored.restore(latest, abstract, is_part)
+  weights = state and huggingface.weights_fingerprint(state.model)
+  if weights != trained.weights:
     raise UserError(
       f"checkpoint {trained.counts['steps']} is missing or another",
       str(folder),
       checkpoints.GO_ON,
     )
-  return model
+  return state

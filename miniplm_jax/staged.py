@@ -1,0 +1,170 @@
+"""Method staged: rows are selected again while a student is trained.
+
+As RHO-LOSS (arXiv 2206.07137) does for each batch, with the student as it is,
+a stage at a time. Stage k of K is three ordinary steps, in this order:
+
+  scores/<student>-k      the rest of D under the student, unless k is 0 or
+                          its criterion does not read that
+  selection/<name>-k      its share of the budget, of the rest of D
+  students/<student>/<student>-k
+                          trained on those, from where stage k − 1 ended
+
+The last training is students/<student> itself. Before it selection/<name> is
+written, the rows of all stages, for whoever asks what the student has seen. The
+first selection is a step of stage select, all others are of stage train.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from etils import epath, epy
+
+from miniplm_jax.config.root import STUDENT
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.step import Step
+from miniplm_jax.core.workdir import MANIFEST
+from miniplm_jax.corpus.kept_rows import kept_rows
+from miniplm_jax.criteria import canonical
+from miniplm_jax.criteria.formula import renamed
+from miniplm_jax.methods import MethodNames
+from miniplm_jax.models.ref import ModelRef
+from miniplm_jax.report import selection_report_step
+from miniplm_jax.scoring import score_step
+from miniplm_jax.selection import materialize_step, select_step
+from miniplm_jax.training import train_step
+from miniplm_jax.training.trained import OF_SELECTION
+from miniplm_jax.trainings import Trainings
+
+with epy.lazy_imports():
+  import numpy as np
+
+STAGE = "train"
+
+
+@dataclasses.dataclass(frozen=True)
+class Staged:
+  """A student that is trained in stages."""
+
+  trainings: Trainings
+  names: MethodNames
+  # Criterion → folders of the score tables that it reads, by name.
+  tables: Callable[[str], dict[str, epath.Path]]
+
+  @property
+  def _ends(self) -> tuple[int, ...]:
+    config = self.trainings.config
+    return config.staged.ends(config.train.steps)
+
+  def first(self, check: Callable[[Manifest], None] = lambda _: None) -> Step:
+    """The selection of the first stage; see `select_step.step`."""
+    return self._selection(0, check)
+
+  def steps(self) -> list[Step]:
+    """All others, in their order."""
+    c, workdir = self.trainings.config, self.trainings.workdir
+    last = len(self._ends) - 1
+    steps = []
+    for k in range(last + 1):
+      if k:
+        steps += [*self._scores(k), self._selection(k)]
+      if k == last:
+        union = self._union()
+        every, form = c.run.log_every_seconds, c.materialize.format
+        steps += [
+          union,
+          selection_report_step.step(c.select, union, workdir, every),
+        ]
+        if form != "none":
+          folder, corpus = union.manifest.parent, self.trainings.corpus
+          steps.append(materialize_step.step(form, folder, corpus, c.run))
+      steps.append(self._training(k))
+    # Where to make them again.
+    return [dataclasses.replace(step, stage=STAGE) for step in steps]
+
+  def _between(self, k: int) -> tuple[int, int]:
+    first, end = (0, *self._ends)[k : k + 2]
+    return first, end
+
+  def _name(self, k: int) -> str:
+    return f"{self.names.student}-{k}"
+
+  def _student(self, k: int) -> epath.Path:
+    folder = self.trainings.workdir.student(self.names.student)
+    return folder if k == len(self._ends) - 1 else folder / self._name(k)
+
+  def _selected(self, k: int) -> epath.Path:
+    return self.trainings.workdir.selection(f"{self.names.selection}-{k}")
+
+  def _kept(self, stages: int) -> dict[str, epath.Path]:
+    """The selections of so many stages, as inputs."""
+    return {
+      f"selection {k}": self._selected(k) / MANIFEST for k in range(stages)
+    }
+
+  def _scores(self, k: int) -> list[Step]:
+    """The rest of D under the student after stage k − 1, if that is read."""
+    t, c = self.trainings, self.trainings.config
+    if not c.stage_tables(self.names):
+      return []
+    ref = ModelRef(
+      self._name(k),
+      trained=self._student(k - 1),
+      model=c.student.model,
+      table=t.workdir.scores(self._name(k)),
+    )
+    score = c.score.replace(int8_teacher=False)
+    return score_step.Scoring(
+      score, c.verify, t.corpus, [ref], t.workdir, c.run, c.alpha, self._kept(k)
+    ).steps()
+
+  def _selection(self, k: int, check=lambda _: None) -> Step:
+    t, c = self.trainings, self.trainings.config
+    definition = self.names.definition
+    if k:
+      definition = renamed(c.staged.definition, STUDENT, self._name(k))
+    return select_step.step(
+      c.select,
+      definition,
+      self.tables(definition),
+      t.corpus,
+      self._selected(k),
+      check,
+      select_step.StageOf(self._between(k), self._ends[-1], self._kept(k)),
+    )
+
+  def _union(self) -> Step:
+    t, c = self.trainings, self.trainings.config
+    then = {"definition": canonical(c.staged.definition), "ends": self._ends}
+    folder = t.workdir.selection(self.names.selection)
+    parts = self._kept(len(self._ends))
+    return select_step.union(self.first(), parts, then, folder)
+
+  def _training(self, k: int) -> Step:
+    t, spec = self.trainings, self.trainings.student(self.names)
+    inputs = t.student_inputs(self.names)
+    last, changes = len(self._ends) - 1, {}
+    if k < last:
+      del inputs["selection"]
+      changes |= {
+        "folder": self._student(k),
+        "offline": None,
+        "writes_hf": True,
+      }
+      changes["rows"] = f"{OF_SELECTION}{self._selected(k).name}"
+    if k:
+      changes |= {"begin": None, "goes_on": f"training {k - 1}"}
+      inputs[changes["goes_on"]] = self._student(k - 1) / MANIFEST
+    spec = dataclasses.replace(
+      spec,
+      between=self._between(k),
+      row_ids=lambda _, inputs: kept_rows(inputs[f"selection {k}"]),
+      all_row_ids=lambda _, inputs: _all(inputs, k + 1),
+      **changes,
+    )
+    return train_step.step(spec, {**inputs, **self._kept(k + 1)})
+
+
+def _all(inputs: Mapping[str, Manifest], stages: int) -> "np.ndarray":
+  """The rows of so many stages, int64, ascending."""
+  kept = [kept_rows(inputs[f"selection {k}"]) for k in range(stages)]
+  return np.sort(np.concatenate(kept))
