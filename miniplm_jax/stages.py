@@ -1,6 +1,7 @@
 """The steps of each stage, composed from the config."""
 
 import functools
+from collections.abc import Iterable, Mapping
 
 from etils import epath, epy
 
@@ -23,6 +24,7 @@ from miniplm_jax.forecast import plan_step
 from miniplm_jax.methods import MethodNames
 from miniplm_jax.models.ref import REFERENCE, ROLES, TEACHER, ModelRef
 from miniplm_jax.report import (
+  compare_step,
   model_card,
   report_step,
   selection_report_step,
@@ -43,8 +45,16 @@ with epy.lazy_imports():  # it imports JAX
 class Stages:
   """The steps of each stage, composed from the config."""
 
-  def __init__(self, config: Config, workdir: Workdir):
+  def __init__(
+    self,
+    config: Config,
+    workdir: Workdir,
+    names: Mapping[str, MethodNames] | None = None,
+  ):
+    """Those of the config's methods, or of others by their labels."""
     self.config, self.workdir = config, workdir
+    self.by_label = names or dict(zip(config.methods, config.names))
+    self.names = [*self.by_label.values()]
     self.trainings = Trainings(config, workdir)
     self.corpus = workdir.corpus / MANIFEST
 
@@ -109,7 +119,7 @@ class Stages:
     """A selection for each way to rank, and its report."""
     c, workdir, corpus = self.config, self.workdir, self.corpus
     # Two may share one.
-    criteria = {n.selection: n.definition for n in c.names if not n.staged}
+    criteria = {n.selection: n.definition for n in self.names if not n.staged}
     # What only the reports need is looked at before there is anything to show.
     check = functools.partial(
       selection_report_step.check, c.select, criteria.keys(), workdir
@@ -135,7 +145,7 @@ class Stages:
 
   def _staged(self) -> list[Staged]:
     """The students that are trained in stages."""
-    names = [n for n in self.config.names if n.staged]
+    names = [n for n in self.names if n.staged]
     return [Staged(self.trainings, n, self._tables) for n in names]
 
   def _tables(self, definition: str) -> dict[str, epath.Path]:
@@ -146,7 +156,7 @@ class Stages:
     """
     c, scores = self.config, self.workdir.root / "scores"
     names = {*c.tables, *(ref.name for ref in self._more())}
-    names.update(table for n in c.names for table in c.stage_tables(n))
+    names.update(table for n in self.names for table in c.stage_tables(n))
     tables = {}
     for name in criterion(definition).reads:
       tables[name] = self.workdir.scores(c.folder_of(name))
@@ -166,7 +176,7 @@ class Stages:
     if form == "none":
       return []
     # What is selected as it is trained is done with then.
-    plain = [names for names in c.names if not names.staged]
+    plain = [names for names in self.names if not names.staged]
     selections = dict.fromkeys(names.selection for names in plain)
     folders = map(self.workdir.selection, selections)
     return [
@@ -175,7 +185,7 @@ class Stages:
 
   def seqkd(self) -> list[Step]:
     """Rows that the teacher goes on with."""
-    generated = map(self.trainings.generated, self.config.names)
+    generated = map(self.trainings.generated, self.names)
     return [rows.step(self.config.run) for rows in generated if rows]
 
   def convert(self) -> list[Step]:
@@ -196,28 +206,24 @@ class Stages:
         names.selection,
         c.run,
       )
-      for names in c.names
+      for names in self.names
     ]
 
   def logits(self) -> list[Step]:
     """What a teacher says of the tokens of kept rows."""
-    labels = filter(None, map(self.trainings.labels, self.config.names))
+    labels = filter(None, map(self.trainings.labels, self.names))
     by_folder = {str(stored.folder): stored for stored in labels}
     return [stored.step(self.config.run) for stored in by_folder.values()]
 
   def train(self) -> list[Step]:
     """The students."""
-    plain = [n for n in self.config.names if not n.staged]
+    plain = [n for n in self.names if not n.staged]
     steps = [self.trainings.student_step(names) for names in plain]
     return steps + [s for staged in self._staged() for s in staged.steps()]
 
   def evaluate(self) -> list[Step]:
     """Held-out losses and tasks of every model."""
-    c = self.config
-    losses = [
-      evaluate_step.step(it, c.evaluate, c.score, c.run)
-      for it in self._subjects()
-    ]
+    c, losses = self.config, self._losses(self._subjects())
     models = self._subjects(c.evaluation.scorers) if c.evaluation.tasks else []
     runner = tasks_step.Runner(
       c.evaluation, c.corpus.max_length, c.score.batch_tokens, c.run
@@ -226,6 +232,29 @@ class Stages:
     table = tasks_report_step.steps(models, c.evaluation, self.workdir)
     return [*losses, *measures, *table]
 
+  def _losses(self, models: Iterable[Subject]) -> list[Step]:
+    """Held-out losses."""
+    c = self.config
+    return [evaluate_step.step(it, c.evaluate, c.score, c.run) for it in models]
+
+  def compare(self) -> list[Step]:
+    """Criteria × seeds: selections, students, losses; what they come to."""
+    c, compared, steps = self.config, self.config.compared, {}
+    for seed in c.compare.seeds if c.compare.criteria else ():
+      select, train = c.select.replace(seed=seed), c.train.replace(seed=seed)
+      one = Stages(
+        c.replace(select=select, train=train),
+        self.workdir,
+        {name: by_seed[seed] for name, by_seed in compared.items()},
+      )
+      losses = one._losses(one._subjects(with_scorers=False))
+      for step in (*one.select(), *one.convert(), *one.train(), *losses):
+        steps.setdefault(step.manifest, step)
+    if steps:
+      table = compare_step.step(c.compare, compared, self.workdir, self.corpus)
+      steps[table.manifest] = table
+    return [*steps.values()]
+
   def _subjects(self, with_scorers: bool = True) -> list[Subject]:
     """The students, and teacher and reference where they score here."""
     c, folder = self.config, self.workdir.student
@@ -233,7 +262,7 @@ class Stages:
       Subject(
         m, n.student, folder(n.student), self._corpus_of(n), c.train.dtype
       )
-      for m, n in zip(c.methods, c.names)
+      for m, n in self.by_label.items()
     ]
     return students + [
       Subject.scorer(self.trainings.ref(r), self.corpus, c.score.dtype)
@@ -261,7 +290,7 @@ class Stages:
         c.run,
         model_card.write,
       ).step()
-      for names in c.names
+      for names in self.names
     ]
 
   def score_documents(self) -> list[Step]:
@@ -309,7 +338,7 @@ class Stages:
       roles, proxy = (*roles, "proxy"), (c.proxy.sample, c.score.seed, c.alpha)
     return [
       report_step.Report(
-        dict(zip(c.methods, c.names)),
+        self.by_label,
         {role: workdir.scores(c.tables[role]) for role in roles},
         c.roles_with_model,
         bool(c.evaluation.tasks),

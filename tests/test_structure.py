@@ -235,6 +235,7 @@ def load():
   config.stages += config_lib.ON_REQUEST
   config.evaluation.tasks = ("arc_easy",)
   config.score.more = ("generic=ngram:train",)
+  config.compare.criteria = ("easy=-teacher",)
   few = "proxy", "minillm", "seqkd", "vanilla_kd", "staged"
   config.baselines = (*few, *LOGITS)
   return config

@@ -3,14 +3,20 @@
 import collections
 import dataclasses
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from etils import epy
+from etils import epath, epy
 
-from miniplm_jax.api.artifacts import ToPandas
-from miniplm_jax.api.students import Run, Student
+from miniplm_jax.api import border, steps
+from miniplm_jax.api.artifacts import Scores, ToPandas
+from miniplm_jax.api.students import CriteriaComparison, Run, Student
+from miniplm_jax.config import EvaluateConfig, RunConfig, SelectConfig
+from miniplm_jax.config.compare import CompareConfig
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import MANIFEST, Workdir
+from miniplm_jax.models.architecture import Architecture
+from miniplm_jax.report import compare_step
 from miniplm_jax.training import comparable
 
 with epy.lazy_imports():
@@ -41,15 +47,87 @@ class Comparison(ToPandas):
     )
 
 
-def compare(students: Run | Iterable[Student]) -> Comparison:
-  """Compares the held-out losses of students, best first.
+_BY_CRITERION = "definition", "name"  # of a selection
+
+
+@border.in_python()
+def compare(
+  given: Scores | Run | Iterable[Student],
+  criteria: Mapping[str, str] | Sequence[str] = (),
+  *,
+  shape: Architecture | str | None = None,
+  seeds: int | Sequence[int] = 3,
+  baseline: str = "random",
+  oracle: str = "",
+  select: SelectConfig = SelectConfig(),
+  evaluate: EvaluateConfig = EvaluateConfig(),
+  to: epath.PathLike | None = None,
+  run: RunConfig = RunConfig(),
+  force: bool = False,
+  **options: Any,
+) -> "CriteriaComparison | Comparison":
+  """Compares criteria over score tables, or students that there are.
+
+  Of score tables it makes what stage compare makes: for each criterion and seed
+  a selection and a student with its held-out losses, and a table of them with
+  intervals. Of students only `given` counts, and the best comes first.
 
   Args:
-    students: trained and evaluated on the same held-out rows.
+    given: score tables; or students, trained and evaluated on the same rows.
+    criteria: formulas by name, or names of `criteria.CRITERIA`.
+    shape: of the students, or the name of one of `presets`.
+    seeds: how many, from 10, or which.
+    baseline: the criterion beside which the others stand.
+    oracle: that of them whose selection is the best there can be.
+    select: how much each keeps.
+    evaluate: on which held-out rows.
+    to: a folder for selections/, students/ and compare/; None is the corpus's.
+    force: make all of it again, if it was made otherwise, too.
+    **options: fields of `TrainConfig` but for the seed.
 
   Raises:
-    UserError: one is not evaluated, or was evaluated on other rows.
+    UserError: a student is not evaluated, or was evaluated on other rows.
   """
+  if not isinstance(given, Scores):
+    if criteria:
+      hint = "give what score returns"
+      raise UserError("criteria rank rows of score tables", "compare", hint)
+    return _of_students(given)
+  items = border.several(criteria)
+  if isinstance(criteria, Mapping):
+    items = [n if n == how else f"{n}={how}" for n, how in criteria.items()]
+  section = CompareConfig(
+    criteria=tuple(items),
+    seeds=tuple(range(10, 10 + seeds) if isinstance(seeds, int) else seeds),
+    baseline=baseline,
+    oracle=oracle,
+  )
+  root = border.folder_of(to) if to else given.corpus.path.parent
+  names, workdir = section.names(select.temperature), Workdir(root)
+  how = {"run": run, "force": force}
+  kept = {k: v for k, v in vars(select).items() if k not in _BY_CRITERION}
+  for seed in section.seeds:
+    for one in (by_seed[seed] for by_seed in names.values()):
+      name, by = one.selection, kept | {"seed": seed}
+      rows = given.select(
+        one.definition, name=name, to=workdir.selection(name), **how, **by
+      )
+      student = steps.train(
+        shape,
+        rows,
+        to=workdir.student(one.student),
+        ignore_domains=evaluate.ignore_domains,
+        **how,
+        **options | {"seed": seed},
+      )
+      steps.evaluate(student, **how, **vars(evaluate))
+  corpus = given.corpus.path / MANIFEST
+  table = compare_step.step(section, names, workdir, corpus)
+  border.execute([table], run, force)
+  return CriteriaComparison(workdir.compare)
+
+
+def _of_students(students: Run | Iterable[Student]) -> Comparison:
   if isinstance(students, Run):
     students = students.students.values()
   is_several = isinstance(students, Iterable)

@@ -1,6 +1,7 @@
 """Models that were trained here, what was measured of them, and whole runs."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.models import architecture
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.report import model_card
+from miniplm_jax.report import compare_step, model_card
 
 with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
   import numpy as np
@@ -33,6 +34,7 @@ with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
 
   from miniplm_jax.evaluation import heldout
   from miniplm_jax.models import sharding
+  from miniplm_jax.report import compare_page
   from miniplm_jax.training import batches, metrics, trained
 
 
@@ -218,7 +220,34 @@ class Run:
     return self._all("students", Student)
 
 
-KINDS = (Corpus, ScoreTable, DocumentScores, Selection, Student)
+class CriteriaComparison(Artifact, ToPandas):
+  """Criteria × seeds beside each other, with intervals."""
+
+  stages = ("compare",)
+  _counted = ("criteria", "seeds", "heldout_rows")
+
+  @functools.cached_property
+  def figures(self) -> dict[str, Any]:
+    """All that compare.json says."""
+    return compare_step.figures_of(self.manifest)
+
+  def to_arrow(self) -> "pa.Table":
+    """The lines of table.csv, see docs/selection.md."""
+    return pa.Table.from_pylist(compare_page.lines(self.figures))
+
+  def __str__(self) -> str:
+    shown = compare_page.section(self.figures)
+    return "\n".join([shown.table.text(), *shown.notes])
+
+
+KINDS = (
+  Corpus,
+  ScoreTable,
+  DocumentScores,
+  Selection,
+  Student,
+  CriteriaComparison,
+)
 
 
 def open_artifact(path: epath.PathLike) -> Artifact | Run:

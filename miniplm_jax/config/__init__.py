@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from miniplm_jax.config.compare import CompareConfig
 from miniplm_jax.config.methods import (
   KDConfig,
   LogitsConfig,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from miniplm_jax.config import sections as s
+from miniplm_jax.config.compare import CompareConfig
 from miniplm_jax.config.methods import MethodSections
 from miniplm_jax.config.run import RunConfig
 from miniplm_jax.core import fields as f
@@ -28,6 +29,7 @@ STAGES = (
   "logits",
   "train",
   "evaluate",
+  "compare",
   "export",
   "analyze",
   "report",
@@ -78,6 +80,7 @@ class Config(MethodSections):
   train: s.TrainConfig = f.section(s.TrainConfig)
   evaluate: s.EvaluateConfig = f.section(s.EvaluateConfig)
   evaluation: s.EvaluationConfig = f.section(s.EvaluationConfig)
+  compare: CompareConfig = f.section(CompareConfig)
   export: s.ExportConfig = f.section(s.ExportConfig)
   generate: s.GenerateConfig = f.section(s.GenerateConfig)
   run: RunConfig = f.section(RunConfig)
@@ -108,6 +111,14 @@ class Config(MethodSections):
   def _is_staged(self) -> bool:
     return any(names.staged for names in self.names)
 
+  @property
+  def compared(self) -> dict[str, dict[int, MethodNames]]:
+    """What stage compare makes, by criterion and seed."""
+    select = self.select
+    return self.compare.names(
+      select.temperature, select.name, self.student.name
+    )
+
   def section_of(self, objective: Objective) -> Section | None:
     """What an objective may be told; None is nothing."""
     return getattr(self, objective.section) if objective.section else None
@@ -135,12 +146,18 @@ class Config(MethodSections):
     return self.select.ratio or 0.5
 
   @property
+  def _all_names(self) -> list[MethodNames]:
+    """Of all methods, and of all that stage compare makes."""
+    by_seed = self.compared.values()
+    return [*self.names, *(n for names in by_seed for n in names.values())]
+
+  @property
   def scorers(self) -> tuple[str, ...]:
     """Those of teacher and reference that must score D.
 
     Both in a run whose methods read no scores: there they are for later.
     """
-    definitions = [n.definition for n in self.names]
+    definitions = [n.definition for n in self._all_names]
     definitions += [self.staged.definition] * self._is_staged
     read = {r for each in definitions for r in criterion(each).reads}
     # The proxy learns from both, and int8 is judged by the ranking of both.
@@ -197,7 +214,8 @@ class Config(MethodSections):
   def _proxy_rules(self):
     """Which rows are scored, and what the proxy may be."""
     share, proxy = self.score.share, self.proxy
-    good = share == 1 or set(self.methods) == {"proxy"}
+    is_alone = set(self.methods) == {"proxy"} and not self.compare.criteria
+    good = share == 1 or is_alone
     hint = "use method proxy alone, or 1: other methods need every row's score"
     yield "score.share", good, hint
     given = [role for role in ROLES if self.roles[role].scores]
@@ -261,8 +279,8 @@ class Config(MethodSections):
     for role, name in self.tables.items():
       good = name.casefold() not in self.tables.keys() - {role}
       yield f"{role}.name", good, "give a name that is not another's role"
-    students = [n.student for n in self.names]
-    selections = [n.selection for n in self.names]
+    students = [n.student for n in self._all_names]
+    selections = [n.selection for n in self._all_names]
     for name, folders in ("student", students), ("select", selections):
       good = all(map(f.is_name, folders))
       yield f"{name}.name", good, f"it is a folder's: {f.NAME_TODO}", folders
@@ -270,7 +288,8 @@ class Config(MethodSections):
     yield "student.name", good, "put {method} into it: two methods have one"
     # One selection may serve two methods that rank alike.
     ranked = {
-      (n.selection, n.definition, n.staged): n.selection for n in self.names
+      (n.selection, n.definition, n.staged): n.selection
+      for n in self._all_names
     }
     good = _folders_differ(ranked.values())
     hint = "put {method} into it: two methods that rank differently have one"

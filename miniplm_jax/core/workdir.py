@@ -25,6 +25,7 @@ FOLDERS = frozenset(
     "students",
     "plan",
     "analysis",
+    "compare",
     "tasks",
     "document_scores",
     "published",
@@ -47,6 +48,7 @@ class Workdir:
     self.plan_file = self.plan / "plan.json"
     # What models say of whole documents, by the models' names.
     self.document_scores = root / "document_scores"
+    self.compare = root / "compare"  # criteria beside each other
     self.analysis = root / "analysis"  # what all its runs come to
 
   def claims_of(self, folder: epath.Path) -> epath.Path:

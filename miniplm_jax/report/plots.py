@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 # Color-blind safe (Okabe and Ito), in this order everywhere.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -17,16 +18,24 @@ PALE = "#C9CFD6"
 INK = "#1B1F24"
 
 
-def axes(title: str, x: str, y: str, width: float = 5.6, height: float = 3.6):
-  """A figure of its own, without pyplot's global state.
+def axes(
+  title: str,
+  x: str,
+  y: str,
+  width: float = 5.6,
+  height: float = 3.6,
+  of: Any = None,
+  place: tuple[int, int, int] = (1, 1, 1),
+):
+  """A figure of its own, without pyplot's global state; or a place `of` one.
 
   Returns:
     (figure, axes).
   """
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(width, height), layout="constrained")
-  ax = figure.add_subplot()
+  figure = of or Figure(figsize=(width, height), layout="constrained")
+  ax = figure.add_subplot(*place)
   ax.set_title(title, fontsize=10, loc="left", fontweight="bold", color=INK)
   ax.set_xlabel(x, fontsize=9, color=INK)
   ax.set_ylabel(y, fontsize=9, color=INK)

@@ -16,7 +16,7 @@ from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.evaluation.heldout import ignored_in_words, losses
 from miniplm_jax.methods import MethodNames, trained_by
-from miniplm_jax.report import tasks_report_step
+from miniplm_jax.report import compare_step, tasks_report_step
 from miniplm_jax.report.analyses.analyze_step import Analyses
 from miniplm_jax.report.inventory import Scored, Student
 from miniplm_jax.training import comparable
@@ -25,6 +25,7 @@ from miniplm_jax.training.trained import own_corpora
 with epy.lazy_imports():  # NumPy, PyArrow and JAX
   from miniplm_jax.corpus import store
   from miniplm_jax.report import (
+    compare_page,
     comparison,
     findings,
     page,
@@ -83,6 +84,8 @@ class Report:
     analyzed = workdir.analysis / MANIFEST
     if analyzed.exists():
       inputs["analysis"] = lambda: files.sha256(analyzed)
+    if (compared := workdir.compare / MANIFEST).exists():
+      inputs[compare_step.STAGE] = compared
     if self.has_tasks:
       inputs["tasks"] = tasks_report_step.manifest(workdir)
     for method, names in self.methods.items():
@@ -147,6 +150,8 @@ class Report:
         pictures=findings.pictures(students),
       ),
     ]
+    if compared := inputs.get(compare_step.STAGE):
+      body.append(compare_page.section(compare_step.figures_of(compared)))
     if "tasks" in inputs:
       body.append(tasks.section(inputs["tasks"]))
     body += selection_report.sections(shown, corpus)

@@ -1,0 +1,92 @@
+"""Section compare: criteria beside each other, each with several seeds."""
+
+import dataclasses
+
+from miniplm_jax.core import fields as f
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.fields import Section
+from miniplm_jax.criteria import CRITERIA, canonical, criterion
+from miniplm_jax.methods import MethodNames
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig(Section):
+  """Criteria × seeds over one corpus; see docs/selection.md."""
+
+  # Each a name of docs/selection.md or NAME=FORMULA; random is always among
+  # them. () compares none.
+  criteria: tuple[str, ...] = f.several(f.text(""))
+  # of a student each: its weights, its order, and the rows that are drawn
+  seeds: tuple[int, ...] = f.several(f.seed(10), 10, 11, 12)
+  baseline: str = f.name("random")  # the criterion beside which others stand
+  # That whose selection is the best there can be, if it is known: of its gain
+  # over the baseline the others recover a share.
+  oracle: str = f.name("")
+
+  @property
+  def definitions(self) -> dict[str, str]:
+    """All criteria by name, as names of `CRITERIA` or formulas."""
+    return dict(
+      map(_named, ("random", *self.criteria) if self.criteria else ())
+    )
+
+  def names(
+    self, temperature: float, selection="{method}", student="{method}"
+  ) -> dict[str, dict[int, MethodNames]]:
+    """What is made, by criterion and seed.
+
+    Selections and students are called by templates; selections that draw, as
+    those of a temperature do, have the seed in their name.
+    """
+
+    def made(name: str, definition: str, seed: int) -> MethodNames:
+      own = f"{name}-s{seed}"
+      is_drawn = temperature or criterion(definition).formula.is_random
+      return MethodNames(
+        selection=selection.replace("{method}", own if is_drawn else name),
+        student=student.replace("{method}", own),
+        definition=canonical(definition),
+        objective="next_token",
+        generated=False,
+      )
+
+    return {
+      name: {seed: made(name, definition, seed) for seed in self.seeds}
+      for name, definition in self.definitions.items()
+    }
+
+  def rules(self):
+    """Yields what the fields must be together."""
+    for item in self.criteria:
+      yield "criteria", *_judged(item), item
+    good = f.differ(_named(item)[0].casefold() for item in self.criteria)
+    yield "criteria", good, "give each another name"
+    known = self.definitions or ("random",)
+    hint = f"choose from {', '.join(known)}"
+    yield "baseline", self.baseline in known, hint
+    others = [*(n for n in known if n != self.baseline), ""]
+    hint = f"name one of compare.criteria: {', '.join(others)}"
+    yield "oracle", self.oracle in others, hint.rstrip(", :")
+    good = bool(self.seeds) and f.differ(self.seeds)
+    yield "seeds", good, "give one or more, each once"
+
+
+def _named(item: str) -> tuple[str, str]:
+  """NAME=FORMULA as both; a name of `CRITERIA` means itself."""
+  name, equals, formula = item.partition("=")
+  return (name, formula) if equals else (item, item)
+
+
+def _judged(item: str) -> tuple[bool, str]:
+  """Whether a criterion can be meant, and what to give instead."""
+  name, definition = _named(item)
+  if item in CRITERIA:
+    return True, ""
+  if "=" not in item or not f.is_name(name):
+    return False, f"give one of {', '.join(CRITERIA)}, or NAME=FORMULA"
+  if name in CRITERIA:
+    return False, f"{name} is {CRITERIA[name].text}: give another name"
+  try:
+    return bool(criterion(definition)), ""
+  except UserError as e:
+    return False, f"{e.what}; {e.hint}"

@@ -1,0 +1,135 @@
+"""Criteria beside each other, shown: a table, a picture, lines of CSV."""
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from miniplm_jax.report import plots
+from miniplm_jax.report.page import Section
+from miniplm_jax.report.paired import BASELINE
+from miniplm_jax.report.table import Table
+
+_WORDS = (
+  "Students that begin alike and take the same steps for each seed, on the "
+  "rows that each criterion keeps. Held-out loss in nats, mean over rows of "
+  "the mean per token; Δ is less that of {0}, paired by seed and held-out row. "
+  "In brackets intervals of 95 %, by a bootstrap over seeds and held-out rows. "
+  "Tokens to target: the share of its tokens after which {0}'s last loss is "
+  "reached, mean, least and largest over seeds. Recovered: the gain over {0} "
+  "as a share of the oracle's."
+)
+# Of table.csv, to which others may add lines; see docs/selection.md.
+COLUMNS = (
+  *("criterion", "formula", "baseline", "oracle", "corpus", "kept_rows"),
+  *("student", "parameters", "steps", "trained_tokens", "seeds"),
+  *("heldout_rows", "loss", "loss_low", "loss_high"),
+  *("delta", "delta_low", "delta_high", "shown"),
+  *("reached", "tokens", "tokens_low", "tokens_high"),
+  *("recovered", "recovered_low", "recovered_high"),
+)
+
+
+def lines(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """`COLUMNS` of each criterion, the lowest loss first; None is not known."""
+  ordered = sorted(figures["criteria"].items(), key=lambda it: it[1]["loss"])
+  found = [figures | {"criterion": name} | one for name, one in ordered]
+  return [{key: one.get(key) for key in COLUMNS} for one in found]
+
+
+def to_csv(figures: Mapping[str, Any]) -> bytes:
+  """The lines, with a header."""
+  text = io.StringIO()
+  writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(lines(figures))
+  return text.getvalue().encode()
+
+
+def section(figures: Mapping[str, Any]) -> Section:
+  """Its part of a report."""
+  baseline, oracle = figures["baseline"], figures["oracle"]
+  seeds, points = figures["seeds"], figures["points"]
+
+  def interval(key: str, form: str):
+    def cell(line) -> str | None:
+      if line[key] is None or (key != "loss" and line["shown"] == BASELINE):
+        return None
+      ends = (line[f"{key}{end}"] for end in ("", "_low", "_high"))
+      return "{} ({} to {})".format(*(format(x, form) for x in ends))
+
+    return cell
+
+  def tokens(line) -> str | None:
+    if (text := interval("tokens", ".0%")(line)) is not None:
+      return "≤ " * (line["tokens_low"] == points[0] / points[-1]) + text
+    if line["shown"] == BASELINE or line["reached"] is None:
+      return None
+    return (
+      f"by {line['reached']} of {seeds}" if line["reached"] else "not reached"
+    )
+
+  columns = [
+    ("criterion", "", lambda line: line["criterion"]),
+    ("formula", "", lambda line: line["formula"]),
+    ("held-out loss", ">", interval("loss", ".4f")),
+    (f"Δ to {baseline}", ">", interval("delta", "+.4f")),
+    ("shown", "", lambda line: line["shown"]),
+    ("tokens to target", ">", tokens),
+    (f"recovered of {oracle}", ">", interval("recovered", ".0%")),
+  ]
+  unseen = oracle and "recovered" not in figures["criteria"][oracle]
+  notes = {
+    f"Seeds: {seeds}. Held-out rows: {figures['heldout_rows']:,}. Steps: "
+    f"{figures['steps']:,}. Student: {figures['student']}.": True,
+    "One seed: intervals are over held-out rows alone, and say nothing of how "
+    "far another seed would be.": seeds == 1,
+    f"{oracle} is not shown to be better than {baseline}.": unseen,
+    "No learning curves on the same rows and at the same steps.": not points,
+  }
+  caption = (
+    "Left, learning curves: mean over seeds, least and largest; dotted, where "
+    f"{baseline} ends. Right, Δ with its interval; strokes are seeds."
+  )
+  return Section(
+    "Criteria compared",
+    [_WORDS.format(baseline)],
+    table=Table.of(lines(figures), *columns[: None if oracle else -1]),
+    notes=[text for text, is_so in notes.items() if is_so],
+    pictures=[(_picture(figures), caption)],
+  )
+
+
+def _picture(figures: Mapping[str, Any]) -> str:
+  criteria, baseline = figures["criteria"], figures["baseline"]
+  figure, left = plots.axes(
+    *("Held-out loss", "steps", "nats per token", 10, 3.6), place=(1, 2, 1)
+  )
+  title, x = f"Δ to {baseline}", "nats per token; below 0 is better"
+  _, right = plots.axes(title, x, "", of=figure, place=(1, 2, 2))
+  means, y = {}, 0
+  for style, (name, one) in zip(plots.LINES, criteria.items()):
+    color = style["color"]
+    if points := figures["points"]:
+      loss_SxP = np.array(one["curves"])
+      means[name] = points, loss_SxP.mean(0)
+      ends = loss_SxP.min(0), loss_SxP.max(0)
+      left.fill_between(points, *ends, color=color, alpha=0.15, lw=0)
+    if name != baseline:
+      right.plot(
+        [one["delta_low"], one["delta_high"]], [y, y], lw=2, color=color
+      )
+      right.plot(one["delta"], y, "o", ms=7, color=color)
+      at = one["delta_by_seed"]
+      right.plot(at, [y] * len(at), "|", ms=11, color=plots.INK)
+      y += 1
+  if means:
+    left.axhline(criteria[baseline]["target"], lw=0.8, ls=":", color=plots.GRAY)
+    plots.curves(left, means, lw=1.5)
+  names = [plots.plain(name) for name in criteria if name != baseline]
+  right.axvline(0, color=plots.GRAY, lw=0.8)
+  right.set_yticks(range(y), names)
+  right.set_ylim(y - 0.5, -0.5)
+  return plots.picture(figure)

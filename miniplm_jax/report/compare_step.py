@@ -1,0 +1,174 @@
+"""Stage compare: criteria × seeds beside each other.
+
+The selections, students and losses are steps of their own stages; the last
+step, here, reads them.
+"""
+
+import base64
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath, epy
+
+from miniplm_jax.config.compare import CompareConfig
+from miniplm_jax.core import files
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.log import plain
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.step import Policy, Step
+from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
+from miniplm_jax.criteria import criterion
+from miniplm_jax.evaluation import heldout
+from miniplm_jax.methods import MethodNames
+from miniplm_jax.report.inventory import Student
+from miniplm_jax.training import comparable
+from miniplm_jax.training.trained import own_corpora
+
+with epy.lazy_imports():  # NumPy, PyArrow and JAX
+  import numpy as np
+
+  from miniplm_jax.corpus import store
+  from miniplm_jax.report import compare_page, paired
+
+STAGE = "compare"
+FIGURES, TABLE, PICTURE = "compare.json", "table.csv", "compare.png"
+_PARTS = "training", "selection", "evaluation"  # of a `Student`
+_AGAIN = "evaluate again with --stages=evaluate --force"
+
+
+def step(
+  compare: CompareConfig,
+  names: Mapping[str, Mapping[int, MethodNames]],
+  workdir: Workdir,
+  corpus: epath.Path,
+) -> Step:
+  """The step that makes compare/ of what was made by criterion and seed.
+
+  The corpus is its manifest, which may be of another workdir.
+  """
+  inputs, trained = {"corpus": corpus}, []
+  for name, by_seed in names.items():
+    for seed, one in by_seed.items():
+      student = workdir.student(one.student)
+      trained.append(student / MANIFEST)
+      chosen = workdir.selection(one.selection) / MANIFEST
+      paths = trained[-1], chosen, student / heldout.MANIFEST
+      inputs |= {f"{name} {seed} {p}": at for p, at in zip(_PARTS, paths)}
+  return Step(
+    stage=STAGE,
+    manifest=workdir.compare / MANIFEST,
+    settings=dataclasses.asdict(compare) | {"criteria": compare.definitions},
+    inputs=inputs | {"curves": lambda: _curves(trained)},
+    outputs=tuple(workdir.compare / n for n in (FIGURES, TABLE, PICTURE)),
+    summary=f"{', '.join(names)} × {len(compare.seeds)} seeds, beside "
+    f"{compare.baseline}",
+    run=functools.partial(_run, compare, workdir.compare),
+    policy=Policy(is_view=True, is_host_only=True),
+  )
+
+
+def _curves(trained: Sequence[epath.Path]) -> str:
+  """A digest of the learning curves, of which no fingerprint tells."""
+  students = [Student(m, None) for m in map(manifest_lib.read, trained) if m]
+  return files.digest([[x.tolist() for x in s.curve()] for s in students])
+
+
+def figures_of(compared: Manifest) -> dict[str, Any]:
+  """What compare.json says; UserError unless it is the one that was written."""
+  with compared.reading(FIGURES) as path:
+    return json.loads(path.read_text())
+
+
+def _run(
+  compare: CompareConfig, folder: epath.Path, inputs: Mapping[str, Manifest]
+) -> dict[str, Any]:
+  students = {
+    name: [
+      Student(*(inputs[f"{name} {seed} {part}"] for part in _PARTS))
+      for seed in compare.seeds
+    ]
+    for name in compare.definitions
+  }
+  figures = _measure(compare, students, inputs["corpus"])
+  shown = compare_page.section(figures)
+  plain("\n".join(["", *shown.text, "", shown.table.text(), *shown.notes, ""]))
+  content = {
+    FIGURES: f"{json.dumps(figures, indent=1)}\n".encode(),
+    TABLE: compare_page.to_csv(figures),
+    PICTURE: base64.b64decode(shown.pictures[0][0]),
+  }
+  for name, data in content.items():
+    files.write_bytes(folder / name, data)
+  return {
+    "tokenizer": inputs["corpus"].tokenizer,
+    "files": {name: files.describe(folder / name) for name in content},
+    "counts": {"criteria": len(students)}
+    | {name: figures[name] for name in ("seeds", "heldout_rows")},
+  }
+
+
+def _measure(
+  compare: CompareConfig,
+  students: Mapping[str, list[Student]],
+  corpus: Manifest,
+) -> dict[str, Any]:
+  """What compare.json says."""
+  every = [one for its in students.values() for one in its]
+  evaluated = {f"{s.evaluation.path}": s.evaluation for s in every}
+  if unlike := comparable.left_out(evaluated):
+    raise UserError("measured on other held-out rows", unlike[0], _AGAIN)
+  loss = {
+    name: np.stack([_row_losses(one, corpus) for one in its])
+    for name, its in students.items()
+  }
+  baseline, oracle = compare.baseline, compare.oracle
+  where = f"corpus {corpus.directory}"
+  criteria = paired.losses(loss, baseline, oracle, where)
+  curves = {name: [s.curve() for s in its] for name, its in students.items()}
+  steps = {tuple(x.tolist()) for its in curves.values() for x, _ in its}
+  rows = {comparable.rows_of(one.training) for one in every}
+  points = steps.pop() if len(steps) == len(rows) == 1 else ()
+  if points:
+    values = {name: np.stack([y for _, y in c]) for name, c in curves.items()}
+    for name, one in paired.to_target(points, values, baseline).items():
+      criteria[name] |= one | {"curves": values[name].tolist()}
+  for name, its in students.items():
+    criteria[name] |= {
+      "formula": criterion(compare.definitions[name]).text,
+      "kept_rows": its[0].selection.counts["kept"],
+      "made_of": [
+        {part: getattr(one, part).fingerprint for part in _PARTS} for one in its
+      ],
+    }
+  training, model = every[0].training, every[0].training.settings["model"]
+  sizes = f"{model['num_hidden_layers']}×{model['hidden_size']}"
+  return {
+    "baseline": baseline,
+    "oracle": oracle,
+    "corpus": corpus.fingerprint[:12],
+    "student": f"{model.get('family', 'transformer')} {sizes}",
+    "parameters": training.counts["parameters"],
+    "steps": training.counts["steps"],
+    "trained_tokens": training.counts["tokens"],
+    "seeds": len(compare.seeds),
+    "heldout_rows": loss[baseline].shape[1],
+    "draws": paired.DRAWS,
+    "made_with": [training.settings, every[0].selection.settings],
+    "points": list(points),
+    "criteria": criteria,
+  }
+
+
+def _row_losses(student: Student, corpus: Manifest):
+  """The mean NLL of each held-out row that counts, float64 [rows], in nats."""
+  evaluation = student.evaluation
+  if (rows := heldout.read_rows(evaluation)) is None:
+    raise UserError("losses of rows are not kept", f"{evaluation.path}", _AGAIN)
+  own = own_corpora(student.training).get(CONVERTED, corpus)
+  domains = store.Corpus(own).domains(rows["row_id"])
+  counts = ~np.isin(domains, evaluation.settings["ignore_domains"])
+  return (rows["nll_sum"].astype(np.float64) / rows["n_tokens"])[counts]

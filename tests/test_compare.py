@@ -1,0 +1,280 @@
+"""Criteria × seeds over one score table, as one command."""
+
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from helpers import ROOT, refused, run
+from pyarrow import feather
+from scipy import stats
+from test_api import content
+
+import miniplm_jax as mp
+from miniplm_jax.config import EvaluateConfig
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.report import compare_page, paired
+
+CRITERIA = "--config.compare.criteria=easy=-teacher"
+SEEDS = 10, 11
+OPTIONS = (
+  "--config.compare.seeds=10,11",
+  "--config.compare.oracle=easy",
+  "--config.evaluate.ignore_domains=odd",
+)
+STAGE = "--stages=compare"
+
+
+@pytest.fixture(scope="module")
+def compared(finished, tmp_path_factory):
+  """A workdir with scores, and what one command has made of them."""
+  folder = tmp_path_factory.mktemp("compared")
+  shutil.copytree(finished, folder, dirs_exist_ok=True)
+  done = run(folder, STAGE, CRITERIA, *OPTIONS)
+  return folder / "run", done.stdout
+
+
+def figures(workdir):
+  return json.loads((workdir / "compare" / "compare.json").read_text())
+
+
+def losses(workdir, name):
+  """float64 [seeds, rows] of the domain that counts, from the files."""
+  index = pa.concat_tables(
+    pa.parquet.read_table(p) for p in sorted(workdir.glob("corpus/index-*"))
+  )
+  domain = np.array(index["domain"].to_pylist())
+  found = []
+  for seed in SEEDS:
+    path = workdir / "students" / f"{name}-s{seed}" / "evaluation.arrow"
+    table = feather.read_table(path).to_pandas()
+    table = table[domain[table["row_id"]] == "even"]
+    found.append(table["nll_sum"].astype(float) / table["n_tokens"])
+  return np.array(found)
+
+
+def by_hand(loss):
+  """What `paired.resample` says it does, draw by draw, by indices."""
+  _, seeds, rows = loss.shape
+  rng, found = np.random.default_rng(10), []
+  factor = stats.t(seeds - 1).isf(0.025) / 1.959963984540054
+  for _ in range(2000):
+    drawn = rng.integers(seeds, size=seeds - 1)
+    chosen = rng.integers(rows, size=rows)
+    both = [one[np.ix_(drawn, chosen)].mean() for one in loss]
+    alone = [one[drawn].mean() - one.mean() for one in loss]
+    found.append(np.array(both) + (factor - 1) * np.array(alone))
+  return np.array(found)
+
+
+def test_figures_are_those_of_the_files(compared):
+  workdir, stdout = compared
+  found = figures(workdir)
+  names = ["random", "easy"]
+  loss = np.stack([losses(workdir, name) for name in names])
+  assert loss.shape[2] == found["heldout_rows"] > 20
+  drawn = by_hand(loss)
+  for i, name in enumerate(names):
+    one = found["criteria"][name]
+    less = loss[i] - loss[0]
+    assert one["loss"] == pytest.approx(loss[i].mean())
+    assert one["delta"] == pytest.approx(less.mean())
+    assert one["delta_by_seed"] == pytest.approx(less.mean(1))
+    for key, draws in (
+      ("loss", drawn[:, i]),
+      ("delta", drawn[:, i] - drawn[:, 0]),
+    ):
+      ends = [one[f"{key}_low"], one[f"{key}_high"]]
+      assert ends == pytest.approx(np.percentile(draws, [2.5, 97.5])), name
+    if name != "random":
+      is_in = one["delta_low"] <= 0 <= one["delta_high"]
+      assert (one["shown"] == "no difference shown") == is_in
+      assert one["formula"] in stdout
+    student = mp.open_artifact(workdir / "students" / f"{name}-s10")
+    assert student.evaluation.loss == pytest.approx(one["loss_by_seed"][0])
+    steps, values = student.curve("eval/loss")
+    assert (steps, values) == (found["points"], one["curves"][0])
+
+
+def test_students_of_a_seed_differ_in_their_rows_alone(compared):
+  workdir, _ = compared
+  for seed in SEEDS:
+    settings = []
+    for name in "random", "easy":
+      student = mp.open_artifact(workdir / "students" / f"{name}-s{seed}")
+      settings.append(dict(student.settings) | {"rows": None})
+      assert student.settings["train"]["seed"] == seed
+    assert settings[0] == settings[1]
+  drawn = [
+    (workdir / "selection" / f"random-s{seed}" / "rows.npy").read_bytes()
+    for seed in SEEDS
+  ]
+  assert drawn[0] != drawn[1] and len(drawn[0]) == len(drawn[1])
+
+
+def test_the_library_finds_what_the_command_has_made(compared):
+  workdir, _ = compared
+  before, ran = content(workdir), mp.open_artifact(workdir)
+  student = ran.students["random-s10"]
+  train = dict(student.settings["train"])
+  del train["seed"]
+  again = mp.compare(
+    ran.scores,
+    {"easy": "-teacher"},
+    shape=student.shape,
+    seeds=2,
+    oracle="easy",
+    evaluate=EvaluateConfig(ignore_domains=("odd",)),
+    **train,
+  )
+  assert content(workdir) == before
+  assert again.figures == figures(workdir) and "-teacher" in str(again)
+  table = again.to_arrow().to_pylist()
+  assert {line["criterion"] for line in table} == {
+    "random",
+    "easy",
+  }
+  assert mp.open_artifact(workdir / "compare").fingerprint == again.fingerprint
+  with pytest.raises(UserError, match="give what score returns"):
+    mp.compare(ran, ["mean_diff"])
+
+
+@pytest.mark.long
+def test_it_is_in_the_report(compared):
+  workdir, _ = compared
+  options = "--config.baselines=pretrain", "--config.train.steps=100"
+  run(workdir.parent, "--stages=report", *options)
+  page = (workdir / "report.html").read_text()
+  assert "Criteria compared" in page and "no difference shown" in page
+
+
+def columns(line):
+  """A line of table.csv, its numbers as such; ValueError if it has others."""
+  words = {"criterion", "formula", "baseline", "oracle", "corpus", "student"}
+  numbers = {
+    name: float(text) if text else None
+    for name, text in line.items()
+    if name not in words | {"shown"}
+  }
+  if list(line) != list(compare_page.COLUMNS):
+    raise ValueError(line)
+  for name in "loss", "delta":
+    low, value, high = (numbers[f"{name}{e}"] for e in ("_low", "", "_high"))
+    if not low <= value <= high:
+      raise ValueError(name)
+  return {name: line[name] for name in words} | numbers
+
+
+@pytest.mark.parametrize("of", ["run", "shared"])
+def test_lines_of_tables_are_valid(compared, of):
+  """Those of docs/results/criteria.csv, to which others may add, too."""
+  path = ROOT / "docs" / "results" / "criteria.csv"
+  if of == "run":
+    path = compared[0] / "compare" / "table.csv"
+  with path.open() as file:
+    lines = list(map(columns, csv.DictReader(file)))
+  assert all(line["seeds"] >= 1 and line["loss"] > 0 for line in lines)
+  for line in lines:  # a baseline is of the same corpus, student and steps
+    same = "baseline", "corpus", "student", "steps", "seeds"
+    alike = [o for o in lines if all(o[k] == line[k] for k in same)]
+    (base,) = (o for o in alike if o["criterion"] == line["baseline"])
+    assert line["delta"] == pytest.approx(line["loss"] - base["loss"], abs=1e-6)
+
+
+def test_seeds_alone_give_the_bounds_of_theory():
+  """Rows that are all alike: of 3 seeds, 2 drawn, the ends are the extremes."""
+  by_seed = np.array([[1.0, 4.0, 2.5]])
+  draws = paired.resample(np.repeat(by_seed[:, :, None], 30, 2))
+  factor = stats.t.ppf(0.975, 2) / stats.norm.ppf(0.975)
+  assert np.quantile(draws, (0.025, 0.975)) == pytest.approx(
+    [2.5 - 1.5 * factor, 2.5 + 1.5 * factor]
+  )
+
+
+def test_rows_alone_give_the_bounds_of_theory():
+  loss = np.random.default_rng(0).normal(5, 2, size=(1, 1, 2500))
+  low, high = np.quantile(paired.resample(loss), (0.025, 0.975))
+  assert (high - low) / 2 == pytest.approx(1.96 * 2 / 50, rel=0.06)
+  assert (high + low) / 2 == pytest.approx(loss.mean(), abs=0.01)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say(monkeypatch):
+  """Of 3 seeds that differ more than the rows: plain percentiles hold 76 %."""
+  monkeypatch.setattr(paired, "DRAWS", 200)
+  rng, inside = np.random.default_rng(1), []
+  for _ in range(100):
+    own, of_rows = rng.normal(size=(1, 3, 1)), rng.normal(size=(1, 1, 100))
+    draws = paired.resample(own + of_rows)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    inside.append(low <= 0 <= high)
+  assert np.mean(inside) >= 0.88
+
+
+def test_shares_of_an_oracle():
+  """a has 2/3 of the oracle's gain, in every seed and row."""
+  base = np.random.default_rng(2).normal(3, 1, size=(3, 40))
+  loss = {"random": base, "oracle": base - 0.3, "a": base - 0.2}
+  found = paired.losses(loss, "random", "oracle", "here")
+  for name, share in ("random", 0), ("a", 2 / 3), ("oracle", 1):
+    ends = [found[name][f"recovered{end}"] for end in ("_low", "", "_high")]
+    assert ends == pytest.approx([share] * 3)
+  assert [one["shown"] for one in found.values()] == [
+    *("baseline", "better", "better")
+  ]
+  # One that is no better than the baseline has no gain to share.
+  found = paired.losses(loss | {"oracle": base + 0.1}, "random", "oracle", "")
+  assert "recovered" not in found["a"] and found["oracle"]["shown"] == "worse"
+
+
+def test_tokens_to_target_by_hand():
+  """The baseline ends at 4 in the mean."""
+  curves = {
+    "random": np.array([[6.0, 5, 4.5], [6, 4, 3.5]]),
+    "a": np.array([[6.0, 4, 3], [5, 3, 2]]),
+    "b": np.array([[6.0, 5, 4.5], [3.0, 3, 3]]),
+  }
+  found = paired.to_target((100, 200, 400), curves, "random")
+  assert found["a"]["at"] == [0.5, 0.375] and found["a"]["reached"] == 2
+  assert [found["a"][f"tokens{e}"] for e in ("_low", "", "_high")] == [
+    *(0.375, 0.4375, 0.5)
+  ]
+  assert found["random"]["at"] == [None, 0.5] and found["b"]["at"][1] == 0.25
+  assert found["b"]["reached"] == 1 and "tokens" not in found["b"]
+
+
+@pytest.mark.parametrize(
+  ("options", "said"),
+  [
+    ([CRITERIA + ",foo"], "criteria is 'foo', .*mean_diff.*, or NAME=FORMULA"),
+    ([CRITERIA + ",easy=teacher"], "give each another name"),
+    ([CRITERIA + ",Easy=teacher"], "give each another name"),
+    ([CRITERIA + ",random=teacher"], "random is random"),
+    ([CRITERIA + ",x=teacher+"], "it is no formula"),
+    ([CRITERIA + ",x=nobody"], "no score table nobody"),
+    ([CRITERIA, "--config.compare.oracle=best"], "oracle is 'best'.*NAME="),
+    ([CRITERIA, "--config.compare.oracle=best=labels"], "score table labels"),
+    ([CRITERIA, "--config.compare.oracle=random"], "than the baseline"),
+    ([CRITERIA, "--config.compare.baseline=best"], "from random, easy"),
+    ([CRITERIA, "--config.compare.seeds="], r"seeds is \(\), give one or more"),
+    ([CRITERIA, "--config.compare.seeds=7,7"], "each once"),
+    (["--config.compare.oracle=easy"], "give compare.criteria too"),
+    ([CRITERIA, "--config.student.name=x"], "into it: two methods have one"),
+    ([CRITERIA, "--config.select.name=x"], "into it: two methods that rank"),
+  ],
+)
+def test_what_cannot_be_meant_is_refused(compared, options, said):
+  line = refused(compared[0].parent, STAGE, *options)
+  assert re.search(said, line), line
+
+
+def test_one_seed_is_said_and_few_rows_are_refused(compared, tmp_path):
+  shutil.copytree(compared[0].parent, tmp_path, dirs_exist_ok=True)
+  one = CRITERIA, "--config.compare.seeds=10", OPTIONS[2]
+  done = run(tmp_path, STAGE, *one)
+  assert "One seed: intervals are over held-out rows alone" in done.stdout
+  few = "--config.evaluate.max_rows=9"
+  line = refused(tmp_path, STAGE, *one, few)
+  assert "max_rows is" in line  # they were evaluated on more
