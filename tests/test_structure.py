@@ -340,6 +340,7 @@ def test_every_field_is_live(tmp_path):
         "ignore_domains": ("x",),
         "more": ("x=y",),
         "models": ("teacher",),
+        "criteria": ("sum_diff",),
         "quotas": ("odd=:0.5",),
         "at": (2,),
         "domain_weights": ("odd=2",),
