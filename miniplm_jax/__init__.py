@@ -19,7 +19,8 @@ The folders are the pipeline, in this order:
                                                  score_documents; look generate)
   hf_export     a Hugging Face directory         (stage export)
   report        pages, cards, tables, pictures: everything that renders, and
-                what all runs say together       (stages report, analyze)
+                what all runs say together       (stages report, analyze,
+                                                 compare)
   forecast      what a program takes on a TPU    (look plan)
   api           all of it as functions of values, see below
 

@@ -19,6 +19,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.report import compare_page, paired
 
 CRITERIA = "--config.compare.criteria=easy=-teacher"
+ORACLE = "--config.compare.oracle=best"
 SEEDS = 10, 11
 OPTIONS = (
   "--config.compare.seeds=10,11",
@@ -254,13 +255,19 @@ def test_tokens_to_target_by_hand():
     ([CRITERIA + ",random=teacher"], "random is random"),
     ([CRITERIA + ",x=teacher+"], "it is no formula"),
     ([CRITERIA + ",x=nobody"], "no score table nobody"),
-    ([CRITERIA, "--config.compare.oracle=best"], "oracle is 'best'.*NAME="),
-    ([CRITERIA, "--config.compare.oracle=best=labels"], "score table labels"),
-    ([CRITERIA, "--config.compare.oracle=random"], "than the baseline"),
+    ([CRITERIA, ORACLE], "oracle is 'best', .*criteria: easy"),
+    ([CRITERIA + ",best=labels", ORACLE], "no score table labels"),
+    (
+      [CRITERIA, "--config.compare.oracle=random"],
+      "one of compare.criteria: easy",
+    ),
     ([CRITERIA, "--config.compare.baseline=best"], "from random, easy"),
-    ([CRITERIA, "--config.compare.seeds="], r"seeds is \(\), give one or more"),
+    (
+      [CRITERIA, "--config.compare.seeds="],
+      r"seeds is \(\), .*give one or more",
+    ),
     ([CRITERIA, "--config.compare.seeds=7,7"], "each once"),
-    (["--config.compare.oracle=easy"], "give compare.criteria too"),
+    (["--config.compare.oracle=easy"], "name one of compare.criteria$"),
     ([CRITERIA, "--config.student.name=x"], "into it: two methods have one"),
     ([CRITERIA, "--config.select.name=x"], "into it: two methods that rank"),
   ],
