@@ -79,6 +79,10 @@ class Stages:
     """The reference, if it is trained here."""
     return self.trainings.scorer_steps(REFERENCE)
 
+  def conditional(self) -> list[Step]:
+    """The reference, trained on target text, if the config names some."""
+    return self.trainings.conditional_steps()
+
   def score(self) -> list[Step]:
     """A score table for each model."""
     return self._scoring().steps()
@@ -90,7 +94,8 @@ class Stages:
   def _more(self) -> list[ModelRef | NgramRef]:
     """Models that are scored beside teacher and reference."""
     workdir = self.workdir
-    return [
+    conditional = self.trainings.conditional
+    return [conditional] * bool(conditional) + [
       NgramRef.named(item, workdir, self.corpus)
       or ModelRef.named(item, workdir)
       for item in self.config.score.more

@@ -10,18 +10,25 @@ from etils import epy
 
 from miniplm_jax.config import Config
 from miniplm_jax.core.step import Input, Step
-from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.corpus import convert_step
+from miniplm_jax.core.workdir import MANIFEST, TARGET, Workdir
+from miniplm_jax.corpus import convert_step, tokenize_step
 from miniplm_jax.criteria import criterion
 from miniplm_jax.distillation import objectives
 from miniplm_jax.distillation.logits_step import StoredLabels
 from miniplm_jax.distillation.seqkd_step import GeneratedRows
 from miniplm_jax.methods import INIT, OBJECTIVES, MethodNames
-from miniplm_jax.models.ref import ROLES, TEACHER, ModelRef
+from miniplm_jax.models.ref import (
+  CONDITIONAL,
+  REFERENCE,
+  ROLES,
+  TEACHER,
+  ModelRef,
+)
 from miniplm_jax.training import budget, train_step, trained, warm_start
 from miniplm_jax.training.spec import TrainSpec
 
-with epy.lazy_imports():  # it imports JAX
+with epy.lazy_imports():  # they import JAX, or Arrow
+  from miniplm_jax.corpus import store, trained_rows
   from miniplm_jax.forecast import workload
 
 
@@ -58,6 +65,43 @@ class Trainings:
     """A teacher or a reference, if it is trained here."""
     spec = self.scorer(role)
     return [train_step.step(spec, {"corpus": self.corpus})] if spec else []
+
+  @property
+  def conditional(self) -> ModelRef | None:
+    """The reference that goes on with target text, if there is any."""
+    if not self.config.conditional.source:
+      return None
+    return ModelRef(
+      CONDITIONAL,
+      trained=self.workdir.scorer(CONDITIONAL),
+      table=self.workdir.scores(CONDITIONAL),
+    )
+
+  def conditional_steps(self) -> list[Step]:
+    """Rows of the target text, and the reference that goes on with them."""
+    c, ref, begin = self.config, self.conditional, self.ref(REFERENCE)
+    if not ref:
+      return []
+    target = tokenize_step.target_step(
+      c.conditional, c.corpus, self.corpus, ref.trained / "corpus", c.run
+    )
+    spec = TrainSpec(
+      stage=CONDITIONAL,
+      folder=ref.trained,
+      shape=begin.shape(),
+      train=c.conditional.train,
+      run=c.run,
+      max_length=c.corpus.max_length,
+      begin=functools.partial(warm_start.load, begin),
+      rows="target text",
+      row_ids=lambda corpus, inputs: trained_rows.new_rows(
+        corpus, store.Corpus(inputs["corpus"])
+      ),
+      writes_hf=True,
+    )
+    inputs = {"corpus": self.corpus, TARGET: target.manifest}
+    inputs[INIT] = begin.as_input()
+    return [target, train_step.step(spec, inputs)]
 
   def generated(self, names: MethodNames) -> GeneratedRows | None:
     """The rows that the teacher continues for a student, or None."""

@@ -248,7 +248,8 @@ def _inputs(step):
 def plan(config, folder):
   """Everything that the runner compares, or the refusal."""
   config.workdir = config.workdir or str(folder / "run")
-  config.corpus.source = config.corpus.source or str(folder / "text.jsonl")
+  for section in (config.corpus, config.conditional):
+    section.source = section.source or str(folder / "text.jsonl")
   try:
     workdir = pipeline.Workdir(pipeline.epath.Path(config.workdir))
     stages = pipeline.Stages(config_lib.from_dict(config, "here"), workdir)

@@ -67,6 +67,37 @@ def given(folder, target="target.jsonl", more=""):
   )
 
 
+STEPS = 60
+TUNED = (
+  "--config.reference.train.steps=200",
+  f"--config.conditional.train.steps={STEPS}",
+  "--config.conditional.train.batch_size=8",
+  "--config.conditional.train.warmup_steps=5",
+  "--config.conditional.train.learning_rate=3e-3",
+  "--config.conditional.train.dtype=float32",
+)
+STAGES = "--stages=reference,conditional,score,select"
+
+
+def tuned(folder, target="target.jsonl"):
+  return (
+    f"--config.conditional.source={folder / target}",
+    *TUNED,
+    "--config.select.definition=color_filter",
+    "--config.select.name=color",
+    *(a for a in given(folder) if "select.definition" not in a),
+  )
+
+
+@pytest.fixture(scope="module")
+def conditional(scored, tmp_path_factory):
+  """The same, and the reference that goes on with the target."""
+  folder = tmp_path_factory.mktemp("conditional")
+  shutil.copytree(scored, folder, dirs_exist_ok=True)
+  run(folder, STAGES, *tuned(scored), source=scored / "text.jsonl")
+  return folder
+
+
 def table(folder, name):
   files = sorted((folder / "run/scores" / name).glob("part-*"))
   found = pq.read_table(files)
@@ -200,3 +231,135 @@ def test_text_that_cannot_be_counted_is_named(copy):
     assert not (copy / "run/scores/x").exists() or not list(
       (copy / "run/scores/x").rglob("*.*")
     )
+
+
+def kept(folder, name):
+  return np.load(folder / "run/selection" / name / "rows.npy")
+
+
+def test_color_filter_keeps_what_is_like_the_target(conditional):
+  corpus = api.Run(conditional / "run").corpus
+  share = np.mean(corpus.reader.domains(kept(conditional, "color")) == "code")
+  assert share > 0.9
+  prior, tuned_on = (
+    table(conditional, n) for n in ("reference", "conditional")
+  )
+  score = prior["nll_sum"] / prior["n_tokens"]
+  score -= tuned_on["nll_sum"] / tuned_on["n_tokens"]
+  best = np.argsort(-score, kind="stable")[: int(0.3 * len(score))]
+  wanted = np.sort(prior["row_id"][best])
+  assert np.array_equal(wanted, kept(conditional, "color"))
+
+
+def test_a_stopped_conditional_goes_on_to_the_same(
+  conditional, scored, tmp_path
+):
+  shutil.copytree(conditional, tmp_path, dirs_exist_ok=True)
+  places = {"source": scored / "text.jsonl"}
+  given = STAGES, *tuned(scored)
+  done = run(tmp_path, *given, **places)
+  assert done.stdout.count("skipped") == done.stdout.count("[")
+  # As a kill before the last checkpoint leaves it.
+  folder = tmp_path / "run/conditional"
+  (folder / "manifest.json").rename(folder / "manifest.partial.json")
+  for path in (folder / "hf", folder / "checkpoints" / f"{STEPS}"):
+    shutil.rmtree(path)
+  shutil.rmtree(tmp_path / "run/scores/conditional")
+  done = run(tmp_path, *given, **places)
+  assert "resuming" in done.stdout
+  assert parts(tmp_path) == parts(conditional)
+  weights = "run/conditional/hf/model.safetensors"
+  before = (conditional / weights).read_bytes()
+  assert (tmp_path / weights).read_bytes() == before
+  other = "--config.conditional.train.learning_rate=1e-3"
+  error = refused(tmp_path, *given, other, **places)
+  assert "stage conditional was run otherwise" in error
+  assert "learning_rate is 0.003 there and 0.001 here" in error
+  other = f"--config.conditional.source={scored / 'text.jsonl'}"
+  error = refused(tmp_path, *given, other, **places)
+  assert "stage conditional was run otherwise: inputs.source" in error
+
+
+@pytest.fixture
+def untuned(conditional, tmp_path):
+  """A copy with a reference, of which nothing was made yet."""
+  shutil.copytree(conditional, tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / "run/conditional")
+  shutil.rmtree(tmp_path / "run/scores/conditional")
+  return tmp_path
+
+
+def test_rows_that_the_corpus_has_are_not_trained_on(untuned, scored):
+  own, target = scored / "text.jsonl", scored / "target.jsonl"
+  both, stage = untuned / "both.jsonl", "--stages=conditional"
+  both.write_text(own.read_text() + target.read_text())
+  done = run(untuned, stage, *tuned(untuned, "both.jsonl"), source=own)
+  corpora = [
+    mp.open_artifact(untuned / "run" / name).reader.hashes
+    for name in ("corpus", "conditional/corpus")
+  ]
+  n = int(np.isin(corpora[1], corpora[0]).sum())
+  left_out = f"{n:,} of {len(corpora[1]):,} target rows are left out"
+  assert n > 100 and left_out in done.stdout
+  made = mp.open_artifact(untuned / "run/conditional")
+  assert made.manifest.counts["rows"] == len(corpora[1]) - n
+  shutil.rmtree(untuned / "run/conditional")
+  error = refused(untuned, stage, *tuned(scored, "text.jsonl"), source=own)
+  assert f"the corpus has all {len(corpora[0]):,} rows of the target" in error
+
+
+def test_a_target_that_cannot_be_is_named(untuned, scored):
+  (untuned / "empty.jsonl").write_text("")
+  (untuned / "other.jsonl").write_text('{"content": "x y"}\n')
+  no_weights = "--config.reference.scores=scores.parquet"
+  places = {"source": scored / "text.jsonl"}
+  for target, more, words in (
+    ("none.jsonl", "", "no file of documents is there, config.conditional.sou"),
+    ("empty.jsonl", "", "no document with text in 1 files, config.conditional"),
+    ("other.jsonl", "", "--config.conditional.text_field"),
+    ("target.jsonl", no_weights, "config.conditional.source is"),
+    ("target.jsonl", "--config.teacher.name=conditional", "no other table"),
+  ):
+    arguments = ["--stages=conditional,score", *tuned(untuned, target)]
+    error = refused(untuned, *arguments, *filter(None, [more]), **places)
+    assert words in error, error
+    assert not list((untuned / "run").glob("conditional/*/*"))
+  clash = given(untuned, more=f", 'conditional={untuned}'")
+  source = f"--config.conditional.source={untuned / 'target.jsonl'}"
+  assert "no other table" in refused(untuned, *clash, source, **places)
+  off = "--stages=select", *given(untuned)
+  formula = "--config.select.definition=color_filter"
+  error = refused(untuned, *off, formula, **places)
+  assert "no score table conditional" in error
+
+
+def test_a_conditional_from_python(conditional, scored, tmp_path):
+  corpus = api.Run(conditional / "run").corpus
+  target = mp.tokenize(
+    scored / "target.jsonl",
+    corpus.path / "tokenizer",
+    to=tmp_path / "target" / "corpus",
+    bos_token="",
+    max_length=corpus.max_length,
+    reference_share=0.0,
+    heldout_share=0.0,
+  )
+  wanted = mp.open_artifact(conditional / "run/conditional")
+  reference = mp.open_artifact(conditional / "run/reference")
+  found = mp.train(
+    reference.shape,
+    target.split("train"),
+    to=tmp_path / "conditional",
+    init=reference,
+    **wanted.settings["train"],
+  )
+  assert found.manifest.weights == wanted.manifest.weights
+  models = {"reference": reference, "conditional": found}
+  layout = {"dtype": "float32", "batch_tokens": 256, "lengths": (16,)}
+  with pytest.raises(mp.UserError, match="save_pretrained"):
+    mp.score(corpus, models, to=tmp_path / "scores", **layout)
+  found.save_pretrained(found.hf)
+  scores = mp.score(corpus, models, to=tmp_path / "scores", **layout)
+  before = table(conditional, "conditional")["nll_sum"]
+  after = scores.to_arrow()["conditional_nll"].to_numpy()
+  np.testing.assert_allclose(after, before, rtol=1e-5)

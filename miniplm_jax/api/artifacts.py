@@ -90,7 +90,7 @@ class Artifact:
 class Corpus(Artifact, ToPandas):
   """Packed rows with their domains and splits, and the tokenizer."""
 
-  stages = ("tokenize", "convert", "seqkd")
+  stages = ("tokenize", "convert", "seqkd", "conditional")
 
   @functools.cached_property
   def reader(self) -> "store.Corpus":

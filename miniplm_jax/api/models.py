@@ -11,6 +11,7 @@ from miniplm_jax.api import border
 from miniplm_jax.api.students import Student
 from miniplm_jax.config import DocumentsConfig, GenerateConfig, RunConfig
 from miniplm_jax.core import fields
+from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.evaluation import generate as generate_lib
 from miniplm_jax.models.architecture import Architecture
@@ -92,10 +93,12 @@ def ref_of(
   if isinstance(model, Ngram) and corpus:
     return NgramRef(name, model.text, table, corpus)
   if isinstance(model, Student):
-    exported(model)
-    return ModelRef(
-      name, role=role, trained=model.path, model=model.shape, table=table
-    )
+    hf, own = str(exported(model)), model.manifest.inputs["corpus"]
+    if corpus is None or manifest_lib.require(corpus).fingerprint == own:
+      return ModelRef(
+        name, role=role, trained=model.path, model=model.shape, table=table
+      )
+    model = hf  # of another corpus: it is known by what it holds
   model = model if isinstance(model, Model) else load_model(model)
   return ModelRef(name, model.path, model.revision, role, table=table)
 

@@ -17,7 +17,7 @@ from miniplm_jax.api.artifacts import (
   ScoreTable,
   Selection,
 )
-from miniplm_jax.api.models import Model, Ngram, ref_of
+from miniplm_jax.api.models import Model, Ngram, exported, ref_of
 from miniplm_jax.api.students import DocumentScores, Evaluation, Run, Student
 from miniplm_jax.config import (
   Config,
@@ -38,11 +38,11 @@ from miniplm_jax.corpus import tokenize_step
 from miniplm_jax.distillation import objectives
 from miniplm_jax.evaluation import evaluate_step, score_documents_step
 from miniplm_jax.evaluation.subjects import Subject
-from miniplm_jax.methods import OBJECTIVES
+from miniplm_jax.methods import INIT, OBJECTIVES
 from miniplm_jax.models.architecture import SHAPES, Architecture
 from miniplm_jax.models.ref import ROLES, TEACHER
 from miniplm_jax.scoring import score_step
-from miniplm_jax.training import budget, train_step, trained
+from miniplm_jax.training import budget, train_step, trained, warm_start
 from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
 
 with epy.lazy_imports():  # JAX, NumPy: planning needs neither
@@ -101,6 +101,7 @@ def train(
   to: epath.PathLike,
   objective: str | Section = "next_token",
   teacher: Model | str | None = None,
+  init: Model | Student | str | None = None,
   ignore_domains: Sequence[str] = (),
   run: RunConfig = RunConfig(),
   force: bool = False,
@@ -115,6 +116,8 @@ def train(
     objective: a key of `methods.OBJECTIVES` that needs no stored labels, or its
       section, such as `KDConfig(weight=0.3)`.
     teacher: the model that takes part in each step, if the objective has one.
+    init: the model of that shape whose weights it begins with, such as a
+      reference that goes on with target text; None draws them.
     ignore_domains: not counted in the learning curve.
     force: make it again, if it was made otherwise, too.
     **options: fields of `TrainConfig`: steps, batch_size, learning_rate, ….
@@ -139,12 +142,18 @@ def train(
   minimized = _objective(
     objective, teacher, section, shape, rows.corpus, folder / MANIFEST
   )
-  before = functools.partial(
-    budget.offline,
-    Workdir(rows.corpus.path.parent),
-    inputs.get("selection"),
-    minimized.inputs,
-  )
+  root, begin = rows.corpus.path.parent, None
+  if init is not None:
+    given_weights = str(exported(init)) if isinstance(init, Student) else init
+    first = ref_of(INIT, given_weights, root)
+    inputs[INIT] = first.as_input()
+    begin = functools.partial(warm_start.load, first)
+
+  def before():
+    selected = inputs.get("selection")
+    spent = budget.offline(Workdir(root), selected, minimized.inputs)
+    return spent | ({"the weights that it begins with": None} if begin else {})
+
   spec = TrainSpec(
     stage=name if is_scorer else "train",
     folder=folder,
@@ -153,6 +162,7 @@ def train(
     run=run,
     max_length=rows.corpus.max_length,
     objective=minimized,
+    begin=begin,
     rows=rows.name,
     row_ids=row_ids,
     ignore_domains=border.several(ignore_domains),

@@ -41,7 +41,7 @@ with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
 class Student(OfCorpus):
   """A model that was trained here: a student, a reference or a teacher."""
 
-  stages = ("train", "reference", "teacher")
+  stages = ("train", "reference", "teacher", "conditional")
   _counted = ("parameters", "steps")
 
   def __init__(
@@ -262,5 +262,7 @@ def open_artifact(path: epath.PathLike) -> Artifact | Run:
       return Run(folder)
     hint = "give a folder with a manifest.json, or with a corpus that has one"
     raise UserError("nothing finished lies here", str(folder), hint)
-  stage = Artifact(folder).manifest.stage
-  return next((k for k in KINDS if stage in k.stages), Artifact)(folder)
+  made = Artifact(folder).manifest
+  # Stage conditional makes rows of its own, and a model.
+  kinds = KINDS[1:] if made.weights else KINDS
+  return next((k for k in kinds if made.stage in k.stages), Artifact)(folder)

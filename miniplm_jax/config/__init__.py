@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_dict
 
 from miniplm_jax.config.compare import CompareConfig
 from miniplm_jax.config.methods import (
+  ConditionalConfig,
   KDConfig,
   LogitsConfig,
   MiniLLMConfig,

@@ -162,9 +162,29 @@ class TokenSelectionConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ConditionalConfig(Section):
+  """The reference, trained on: scores/conditional, as CoLoR-Filter has it."""
+
+  # Target text, as corpus.source; "" is off. Its rows are made as the
+  # corpus's, with its tokenizer; those that the corpus has too are left out.
+  source: str = f.path("")
+  text_field: str = f.text("text")
+  # How the reference goes on [inferred: 2406.10670 gives no such numbers].
+  train: TrainConfig = f.section(
+    TrainConfig,
+    steps=500,
+    warmup_steps=50,
+    batch_size=64,
+    learning_rate=1e-4,
+    shuffle=True,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodSections(Section):
   """The sections of methods, as the config has them."""
 
+  conditional: ConditionalConfig = f.section(ConditionalConfig)
   proxy: ProxyConfig = f.section(ProxyConfig)
   staged: StagedConfig = f.section(StagedConfig)
   seqkd: SeqKDConfig = f.section(SeqKDConfig)

@@ -20,6 +20,7 @@ STAGES = (
   "tokenize",
   "teacher",
   "reference",
+  "conditional",
   "score",
   "proxy",
   "select",
@@ -179,6 +180,9 @@ class Config(MethodSections):
     hint = "give one without any of " + " ".join(sorted(UNREADABLE))
     yield "workdir", good, hint
     yield "stages", bool(self.stages), "name what is to run"
+    good = not (self.conditional.source and self.reference.scores)
+    hint = "give the reference's weights, not its scores: it is trained on"
+    yield "conditional.source", good, hint
     yield from self._proxy_rules()
     yield from self._staged_rules()
     yield from self._generated_rules()
@@ -268,6 +272,7 @@ class Config(MethodSections):
       *[("staged.definition", STUDENT)] * self._is_staged,
       *(("student.name", name) for name in own),
       *((f"{role}.name", name) for role, name in self.tables.items()),
+      *[("conditional.source", "conditional")] * bool(self.conditional.source),
       *(("score.more", text.partition("=")[0]) for text in self.score.more),
     ]
     for i, (name, value) in enumerate(tables):

@@ -13,12 +13,15 @@ PARTIAL = "manifest.partial.json"  # of a step that is not done
 CONVERTED = "converted"
 # And one whose rows the teacher wrote in part.
 GENERATED = "generated"
+# And one of a target text.
+TARGET = "target"
 # What the folders of a workdir are called.
 FOLDERS = frozenset(
   [
     "corpus",
     "teacher",
     "reference",
+    "conditional",
     "scores",
     "proxy",
     "selection",

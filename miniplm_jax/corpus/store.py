@@ -23,7 +23,7 @@ from miniplm_jax.core.array_records import Readers
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.workdir import CONVERTED, GENERATED
+from miniplm_jax.core.workdir import CONVERTED, GENERATED, TARGET
 from miniplm_jax.corpus import columns, tokenizer
 from miniplm_jax.corpus.tokenizer import Tokenizer
 
@@ -387,6 +387,6 @@ class Corpus:
 
 
 def open_corpus(inputs: Mapping[str, Manifest]) -> Corpus:
-  """Returns the corpus of a step: converted, else generated, if it has one."""
-  names = (CONVERTED, GENERATED, "corpus")
+  """Returns the corpus of a step: of its own text, if it has such a one."""
+  names = (CONVERTED, TARGET, GENERATED, "corpus")
   return Corpus(next(inputs[name] for name in names if name in inputs))

@@ -7,8 +7,8 @@ from typing import Any
 
 from etils import epath, epy
 
-from miniplm_jax.config import CorpusConfig, RunConfig
-from miniplm_jax.core import backup, files, manifest
+from miniplm_jax.config import ConditionalConfig, CorpusConfig, RunConfig
+from miniplm_jax.core import backup, errors, files, manifest
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress, log, warn
@@ -67,6 +67,53 @@ def step(corpus: CorpusConfig, folder: epath.Path, run: RunConfig) -> Step:
     code=Version(_CODE, ("tokenizers",), run.any_code),
     run=lambda unused_inputs: tokenize(corpus, folder, run),
     policy=Policy(is_host_only=True),
+  )
+
+
+def target_step(
+  target: ConditionalConfig,
+  corpus: CorpusConfig,
+  of: epath.Path,
+  folder: epath.Path,
+  run: RunConfig,
+) -> Step:
+  """Returns the step that makes rows of a target text, as those of a corpus.
+
+  Args:
+    target: the text.
+    corpus: how the corpus is made.
+    of: its manifest; its tokenizer lies beside that.
+    folder: where the rows are made.
+    run: how it is carried out.
+  """
+  own = corpus.replace(
+    source=target.source,
+    text_field=target.text_field,
+    tokenizer=str(of.parent / "tokenizer"),
+    vocab_size=0,
+    reference_share=0.0,
+    heldout_share=0.0,
+    teacher_share=0.0,
+  )
+  words = {"config.corpus.": "config.conditional.", STAGE: "conditional"}
+  made = step(own, folder, run)
+  source = made.inputs["source"]
+
+  def check():
+    with errors.renaming(words):
+      if manifest.read(made.manifest) is None:
+        source.chunks()
+
+  def make(unused_inputs):
+    with errors.renaming(words):
+      return tokenize(own, folder, run)
+
+  return dataclasses.replace(
+    made,
+    stage="conditional",
+    inputs={"source": source, "corpus": of},  # which has the tokenizer
+    checks=(check,),
+    run=make,
   )
 
 

@@ -14,6 +14,7 @@ from etils import epath
 from miniplm_jax.core import distributed, errors
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.log import log
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
@@ -32,6 +33,32 @@ def encode(corpus: Corpus, row_ids: np.ndarray) -> bytes:
     "hashes": base64.b64encode(hashes.tobytes()).decode(),
   }
   return json.dumps(body, indent=1).encode()
+
+
+def new_rows(target: Corpus, corpus: Corpus) -> np.ndarray:
+  """Returns int64 ids of a target's rows, but for those that a corpus has.
+
+  What is measured on a row says nothing once it was trained on. Both have one
+  seed, so equal rows have equal hashes; the corpus's are read 2²⁰ at a time.
+  """
+  rows, is_new = target.rows_of("train"), True
+  for start in range(0, len(corpus), _MOST):
+    distributed.raise_if_stopped()
+    part = corpus.hashes[start : start + _MOST]
+    is_new = is_new & ~np.isin(target.hashes[rows], part)
+  if n := int(np.count_nonzero(~is_new)):
+    log(
+      "conditional",
+      f"{n:,} of {len(rows):,} target rows are left out: the "
+      "corpus has them, too",
+    )
+  if n == len(rows):
+    raise UserError(
+      f"the corpus has all {n:,} rows of the target",
+      str(target.directory),
+      "give target text that is not in it",
+    )
+  return rows[is_new]
 
 
 def refuse(

@@ -74,6 +74,13 @@ CRITERIA = {
     "r(x) = log p(x) / n, p the teacher, n the scored tokens of row x",
   ),
   "proxy": Criterion("proxy", "predicted log p − log p_ref, nats per token"),
+  # the conditional: the reference, trained on target text
+  "color_filter": Criterion(
+    "reference - conditional",
+    "log p_target − log p_ref, nats per token",
+    "r(x) = (log p_target(x) − log p_ref(x)) / n, p_ref the reference, "
+    "p_target the same trained on target text, n the scored tokens of row x",
+  ),
   "random": Criterion("random()", "a random number in [0, 1)"),
 }
 

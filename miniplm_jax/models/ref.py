@@ -26,6 +26,7 @@ with epy.lazy_imports():
   from miniplm_jax.models import decoder, huggingface
 
 TEACHER, REFERENCE = ROLES = "teacher", "reference"
+CONDITIONAL = "conditional"  # the reference, trained on target text
 
 
 class Identity(NamedTuple):

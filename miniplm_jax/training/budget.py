@@ -12,7 +12,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.models.architecture import Architecture
-from miniplm_jax.models.ref import REFERENCE
+from miniplm_jax.models.ref import CONDITIONAL, REFERENCE
 from miniplm_jax.training import flops
 
 
@@ -81,6 +81,12 @@ def offline(
     reference = _read(workdir.scorer(REFERENCE) / MANIFEST, weights)
     trained = reference.details.get("train_flops") if reference else None
     spent["training of reference"] = trained
+  if CONDITIONAL in names:
+    table = scored[CONDITIONAL]
+    weights = table.inputs.get("weights", "") if table else ""
+    trained = _read(workdir.scorer(CONDITIONAL) / MANIFEST, weights or "none")
+    flops_of = trained.details.get("train_flops") if trained else None
+    spent["training of conditional"] = flops_of
   # Of these not all took FLOPs: a teacher's manifest has no such part.
   others = {
     name: manifest
