@@ -17,6 +17,7 @@ from helpers import refused, rows, run
 from miniplm_jax.config import SelectConfig
 from miniplm_jax.core import noise
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.fields import FieldError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus import store
 from miniplm_jax.criteria import CRITERIA, criterion
@@ -24,7 +25,7 @@ from miniplm_jax.report import selection_summary as summary
 from miniplm_jax.scoring import table
 from miniplm_jax.scoring.units import units_of
 from miniplm_jax.selection import cutoff as cutoff_lib
-from miniplm_jax.selection import selection
+from miniplm_jax.selection import redundancy, selection
 from miniplm_jax.selection.scored import ScoredRows
 
 SHARDS = (1, 7, 64)
@@ -481,3 +482,182 @@ def test_every_option_selects_again_without_a_model(copy):
 )
 def test_bad_options_are_refused_in_one_line(tmp_path, argument, words):
   assert words in refused(tmp_path, f"--config.select.{argument}", "--dry_run")
+
+
+# Selections that follow one another, and a penalty on what is kept already.
+
+
+def portion(ends, k, before):
+  first, end = (0, *ends)[k : k + 2]
+  return selection.Portion((first, end), ends[-1], before)
+
+
+def in_portions(made, folder, ends, **settings):
+  """The rows of each stage, by one criterion."""
+  corpus, tables = made
+  folder.mkdir(parents=True)
+  options, found = SelectConfig(**settings), []
+  for k in range(len(ends)):
+    path = folder / f"{k}.npy"
+    part = portion(ends, k, found)
+    selection.select(corpus, tables, "mean_diff", options, path, part)
+    found.append(np.load(path))
+  return found
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"ratio": 0.37},
+    {"ratio": 0, "tokens": 9_001},
+    {"ratio": 0.3, "max_copies": 1},
+    {"ratio": 0.3, "near_duplicates": 0.8},
+    {"ratio": 0.3, "redundancy": 2.0},
+    {"ratio": 0.3, "temperature": 0.1},
+  ],
+  ids=str,
+)
+def test_stages_by_one_criterion_keep_what_one_does(tables, tmp_path, settings):
+  """The best first, no row twice; copies of a row in no other stage."""
+  whole = select(tables[7], tmp_path / "whole", **settings)
+  parts = in_portions(tables[7], tmp_path / "parts", (1, 4, 7), **settings)
+  found = np.sort(np.concatenate(parts))
+  assert all(len(part) for part in parts)
+  if "tokens" not in settings:
+    np.testing.assert_array_equal(found, whole.rows)
+    assert len(parts[0]) == len(found) // 7
+  else:  # each stage is the longest prefix that fits
+    assert 0 <= len(whole.rows) - len(found) < len(parts)
+    assert set(found) <= set(whole.rows)
+  (one,) = in_portions(tables[7], tmp_path / "one", (5,), **settings)
+  np.testing.assert_array_equal(one, whole.rows)
+
+
+def test_a_stage_that_would_have_no_rows_is_refused_before(tables, tmp_path):
+  with pytest.raises(UserError, match="no row is in two of them"):
+    in_portions(
+      tables[1], tmp_path / "x", (1, 2), ratio=1, min_length=20, rows=0
+    )
+
+
+def relevance(score, weight, rows, cost=None, budget=0, seen=()):
+  """Greedy maximal marginal relevance by its definition, with exact runs.
+
+  Every value is computed anew for every row that is kept.
+  """
+  ids = content()["ids"]
+  runs = {
+    i: [tuple(ids[i][j : j + 5]) for j in range(max(len(ids[i]) - 4, 1))]
+    for i in rows
+  }
+  names = {
+    run: n
+    for n, run in enumerate(dict.fromkeys(itertools.chain(*runs.values())))
+  }
+  width = max(map(len, runs.values()))
+  matrix = np.full((len(rows), width), len(names))
+  for k, i in enumerate(rows):
+    matrix[k, : len(runs[i])] = [names[run] for run in runs[i]]
+  lengths = np.array([len(runs[i]) for i in rows])
+  have = np.zeros(len(names) + 1, bool)
+  for i in seen:
+    have[[names[run] for run in runs[i]]] = True
+  left = ~np.isin(rows, list(seen))
+  kept = []
+  while left.any():
+    value = (score[rows] - weight * have[matrix].sum(1) / lengths).astype("f4")
+    best = int(np.argmax(np.where(left, value, -np.inf)))
+    price = cost[rows[best]] if cost is not None else 1
+    if price > budget:
+      break
+    budget -= price
+    left[best] = False
+    have[matrix[best, : lengths[best]]] = True
+    kept.append(rows[best])
+  return kept
+
+
+@pytest.mark.parametrize("weight", [0.05, 1.0, 30.0])
+def test_redundancy_is_the_greedy_of_its_definition(
+  tables, tmp_path, monkeypatch, weight
+):
+  score = float32_scores().astype(np.float64)
+  rows = np.array(train_rows())
+  wanted = relevance(score, weight, rows, budget=len(rows) // 5)
+  assert len(wanted) == len(rows) // 5
+  for block in (1 << 13, 50):  # all compete at once, or few
+    monkeypatch.setattr(redundancy, "_BLOCK", block)
+    for shards in SHARDS[:2]:
+      folder = tmp_path / f"{block} {shards}"
+      made = select(tables[shards], folder, ratio=0.2, redundancy=weight)
+      np.testing.assert_array_equal(made.rows, sorted(wanted))
+  plain = select(tables[1], tmp_path / "plain", ratio=0.2)
+  assert set(plain.rows) != set(wanted)
+
+
+def test_redundancy_with_other_options(tables, tmp_path):
+  """Budgets in tokens, rows that are too short, copies, an earlier stage."""
+  score = float32_scores().astype(np.float64)
+  rows = np.array(train_rows())
+  lengths = np.array([len(x) for x in content()["ids"]])
+  wanted = relevance(score, 1.0, rows, lengths, 9_001)
+  made = select(
+    tables[1], tmp_path / "tokens", ratio=0, tokens=9_001, redundancy=1.0
+  )
+  np.testing.assert_array_equal(made.rows, sorted(wanted))
+  long = rows[lengths[rows] >= 40]
+  made = select(
+    tables[1],
+    tmp_path / "long",
+    ratio=0,
+    rows=200,
+    min_length=40,
+    redundancy=1.0,
+  )
+  np.testing.assert_array_equal(
+    made.rows, sorted(relevance(score, 1.0, long, budget=200))
+  )
+  first, second = in_portions(
+    tables[7], tmp_path / "two", (1, 2), ratio=0, rows=300, redundancy=1.0
+  )
+  assert sorted(first) == sorted(relevance(score, 1.0, rows, budget=150))
+  then = relevance(score, 1.0, rows, budget=150, seen=first)
+  np.testing.assert_array_equal(second, sorted(then))
+  with pytest.raises(FieldError):
+    SelectConfig(redundancy=1.0, quotas=("code=0.1:",))
+
+
+def test_redundancy_of_planted_copies(tables, tmp_path):
+  """A copy of a row that is kept loses; what was dropped does not count."""
+  ids = content()["ids"]
+  known = [set(shingles(x)) for x in ids]
+
+  def copies(rows):
+    pairs = itertools.combinations(rows, 2)
+    return sum(len(known[a] & known[b]) > 0.8 * len(known[a]) for a, b in pairs)
+
+  plain = select(tables[1], tmp_path / "plain", ratio=0.5)
+  made = select(tables[1], tmp_path / "new", ratio=0.5, redundancy=5.0)
+  assert copies(plain.rows) > 50 and not copies(made.rows)
+  assert len(plain.rows) == len(made.rows)
+
+
+def test_few_of_many_runs_stand_for_all(tables, monkeypatch):
+  """As in corpora that are too large for the table."""
+  corpus, _ = tables[1]
+  rows = np.arange(len(corpus))
+  whole = redundancy._Seen(corpus)
+  monkeypatch.setattr(redundancy, "_MOST", 20_000)
+  some = redundancy._Seen(corpus)
+  assert some._zeros == 3  # 1,300 × 63 runs, a quarter of them
+  shares = []
+  for seen in (whole, some):
+    found = dict(enumerate(runs for _, runs in seen.read(rows)))
+    for row in rows[::2]:
+      seen.add(found[row])
+    shares.append([seen.share(found[row]) for row in rows[1::2]])
+    assert all(seen.share(found[row]) in (0, 1) for row in rows[::2])
+  n = [sum(len(runs) for _, runs in seen.read(rows)) for seen in (whole, some)]
+  assert n[1] == pytest.approx(n[0] / 4, rel=0.1)
+  assert np.mean(shares[0]) == pytest.approx(np.mean(shares[1]), abs=0.02)
+  assert np.corrcoef(*shares)[0, 1] > 0.8

@@ -40,9 +40,9 @@ from miniplm_jax.config.sections import (
   ScorerConfig,
   SelectConfig,
   StudentConfig,
-  TrainConfig,
   VerifyConfig,
 )
+from miniplm_jax.config.training import TrainConfig
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import (
   FieldError,

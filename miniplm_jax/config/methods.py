@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from miniplm_jax.config.sections import DTYPES, TrainConfig, definition_rule
+from miniplm_jax.config.sections import definition_rule
+from miniplm_jax.config.training import DTYPES, TrainConfig
 from miniplm_jax.core import fields as f
 from miniplm_jax.core.fields import Section
 from miniplm_jax.models.architecture import Architecture, Transformer

@@ -59,8 +59,9 @@ class SelectionReport:
 
 def _threshold(manifest: Manifest, summary: Summary) -> float | None:
   threshold = manifest.details.get("cutoff", {}).get("threshold")
-  if manifest.settings.get("temperature"):
-    return None  # of the score and noise
+  settings = manifest.settings
+  if settings.get("temperature") or settings.get("redundancy"):
+    return None  # of the score and noise, or less what is kept already
   places = (p["lowest score that was kept"] for p in summary.places.values())
   lowest = min((score for place in places for score, _ in place), default=0.0)
   if not isinstance(threshold, float) or lowest < threshold:

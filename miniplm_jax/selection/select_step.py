@@ -66,6 +66,8 @@ def step(
     "quotas": sorted(select.quotas),
     "scores": {role: tables[role].name for role in criterion.reads},
   }
+  if select.redundancy:
+    settings["redundancy"] = select.redundancy
   inputs = {name: tables[name] / MANIFEST for name in criterion.reads}
   if stage:
     settings["steps"] = [*stage.between, stage.steps]
@@ -95,6 +97,8 @@ def _summary(s: Mapping) -> str:
       words.append(f"{name} {s[name]:g}")
   if s["quotas"]:
     words.append(f"quotas {' '.join(s['quotas'])}")
+  if "redundancy" in s:
+    words.append(f"redundancy {s['redundancy']:g}")
   if "steps" in s:
     words.append("for steps {} to {} of {}".format(*s["steps"]))
   return ", ".join(words)

@@ -18,7 +18,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.kept_rows import among_any
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.selection import cutoff as cutoff_lib
-from miniplm_jax.selection import duplicates, index
+from miniplm_jax.selection import duplicates, index, redundancy
 from miniplm_jax.selection.cutoff import Cutoff
 from miniplm_jax.selection.index import Columns
 from miniplm_jax.selection.scored import ScoredRows
@@ -54,6 +54,8 @@ class Candidates:
   # uint8 by row id, a place in `REASONS`; None leaves only out what is too
   # short.
   left_out: np.ndarray | None = None
+  # Float32 by row id, by which rows are ranked; None is the score.
+  values: np.ndarray | None = None
   # Of the pass that ended last: the weight of the heaviest row, and of all.
   heaviest = weight = 0
 
@@ -98,6 +100,8 @@ class Candidates:
       if np.any(reason):
         left = np.flatnonzero(reason == 0)
         kept = {k: v[left] for k, v in kept.items()}
+      if self.values is not None:
+        kept["value"] = self.values[kept["row_id"]]
       heaviest = max(heaviest, kept.get("weight", _ONE).max(initial=0))
       total += int(kept.get("weight", np.ones_like(kept["row_id"])).sum())
       yield kept
@@ -197,6 +201,26 @@ class Candidates:
       cuts, kept = cutoff_lib.divide(self.columns, total, shares)
     where = f"config.select.quotas={','.join(sorted(self._options.quotas))}"
     domains.refuse_unknown(self._shares, self._scored.domains, "row", where)
+    self._refuse_none(kept, total)
+    (threshold, last_tie, *_), *groups = cuts
+    groups = dict(zip(self._shares, (list(cut[:2]) for cut in groups)))
+    return Cutoff(threshold, last_tie, kept, self._scored.rows, groups)
+
+  def cutoff_but_for_redundancy(
+    self, corpus: Corpus, folder: pathlib.Path
+  ) -> Cutoff:
+    """Sets `values`, see `redundancy.rank`; they are cut, ties and all."""
+    options, total = self._options, self.budget()
+    before = self._portion.in_pieces()
+    in_tokens = bool(options.tokens)
+    self.values, last, kept = redundancy.rank(
+      *(self.columns, corpus, options.redundancy),
+      *(total, in_tokens, before, folder),
+    )
+    self._refuse_none(kept, total)
+    return Cutoff(last, len(corpus), kept, self._scored.rows)
+
+  def _refuse_none(self, kept: int, total: int):
     if not kept:
       rows, out = self._scored.rows, self.dropped.items()
       what = f"none of {rows} rows fits into a budget of {total}"
@@ -208,9 +232,6 @@ class Candidates:
         "config.select.ratio, rows, tokens, min_length and quotas",
         "keep more, or give more text",
       )
-    (threshold, last_tie, *_), *groups = cuts
-    groups = dict(zip(self._shares, (list(cut[:2]) for cut in groups)))
-    return Cutoff(threshold, last_tie, kept, self._scored.rows, groups)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +288,11 @@ def select(
   with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as folder:
     if options.max_copies or options.near_duplicates:
       candidates.leave_out_copies(corpus, pathlib.Path(folder))
-    cutoff = candidates.cutoff()
+    if options.redundancy:
+      folder = pathlib.Path(folder)
+      cutoff = candidates.cutoff_but_for_redundancy(corpus, folder)
+    else:
+      cutoff = candidates.cutoff()
     candidates.refuse_too_few()
     counts = write(path, candidates, cutoff)
   shortfalls = tuple(_shortfalls(candidates, cutoff, counts))
