@@ -346,6 +346,9 @@ def test_every_field_is_live(tmp_path):
         "at": (2,),
         "domain_weights": ("odd=2",),
         "evaluation_sets": ("x",),
+        "exclude_sets": ("x",),
+        "fields": ("x",),
+        "columns": ("x=y",),
         "tasks": ("piqa",),
       }
       section[name] = others.get(name, section[name])

@@ -10,12 +10,12 @@ errors are `UserError`s.
 from miniplm_jax.api.artifacts import (
   Corpus,
   Rows,
-  Scores,
   ScoreTable,
   Selection,
 )
 from miniplm_jax.api.compare import Comparison, compare
 from miniplm_jax.api.models import Model, generate, load_model, ngram, nll
+from miniplm_jax.api.scores import Scores
 from miniplm_jax.api.steps import (
   evaluate,
   export,

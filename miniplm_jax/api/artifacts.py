@@ -5,33 +5,25 @@ which files it has. The functions of this package and the command line
 make the same folders; whatever made one, it opens here.
 """
 
-import collections
 import dataclasses
 import functools
-import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath, epy
 
-from miniplm_jax import criteria
 from miniplm_jax.api import border
-from miniplm_jax.config import RunConfig, SelectConfig
 from miniplm_jax.core import files, gs
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.workdir import MANIFEST, Workdir
-from miniplm_jax.selection import select_step
+from miniplm_jax.core.workdir import MANIFEST
 
 with epy.lazy_imports():  # NumPy, PyArrow, JAX: `import miniplm_jax` is quick
   import numpy as np
   import pyarrow as pa
 
-  from miniplm_jax.corpus import kept_rows, store
-  from miniplm_jax.report import agreement, audit, selection_summary
+  from miniplm_jax.corpus import documents, kept_rows, store
   from miniplm_jax.scoring import table
-  from miniplm_jax.selection import scored, selection
 
 
 class ToPandas:
@@ -106,6 +98,11 @@ class Corpus(Artifact, ToPandas):
     return self.settings["max_length"]
 
   @property
+  def fields(self) -> tuple[str, ...]:
+    """Names of the numbers that rows carry of their documents."""
+    return documents.names(self.settings)
+
+  @property
   def tokenizer(self):
     """The tokenizer that the rows were made with."""
     return self.reader.tokenizer()
@@ -122,7 +119,7 @@ class Corpus(Artifact, ToPandas):
     return Rows(self, self.reader.rows_of(name), f"split {name}")
 
   def to_arrow(self) -> "pa.Table":
-    """A table of row_id, domain, split, n_tokens, n_bytes and hash."""
+    """A table of row_id, domain, split, n_tokens, n_bytes, hash, and fields."""
     return self.rows(np.arange(len(self))).to_arrow()
 
   def rows(self, ids) -> "Rows":
@@ -158,9 +155,12 @@ class Rows(ToPandas):
     return f"Rows({self.name!r}, {len(self):,} of {self.corpus!r})"
 
   def to_arrow(self) -> "pa.Table":
-    """A table of row_id, domain, split, n_tokens, n_bytes and hash."""
-    index = self.corpus.reader.index
-    names = ("domain", "split", "n_tokens", "n_bytes", "hash")
+    """A table of row_id, domain, split, n_tokens, n_bytes, hash, and fields.
+
+    Fields are those of `CorpusConfig.fields`, float32, NaN of a row without.
+    """
+    index, fields = self.corpus.reader.index, self.corpus.fields
+    names = ("domain", "split", "n_tokens", "n_bytes", "hash", *fields)
     columns = {name: index[name].take(pa.array(self.ids)) for name in names}
     return pa.table({"row_id": pa.array(self.ids), **columns})
 
@@ -183,136 +183,6 @@ class ScoreTable(Artifact, ToPandas):
     """A table of row_id, nll_sum (diff_sum of a proxy), in nats, n_tokens."""
     parts = [pa.table(dict(part)) for part in table.parts(self.manifest)]
     return pa.concat_tables(parts)
-
-
-class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
-  """The score tables of a corpus, by the role of their model."""
-
-  def __init__(self, corpus: Corpus, tables: Mapping[str, ScoreTable]):
-    super().__init__(tables)
-    self.corpus = corpus
-
-  def to_arrow(self) -> "pa.Table":
-    """A table of row_id, domain, n_tokens, n_bytes, <role>_nll, <role>_tokens.
-
-    The rows are those of D, in the corpus's order. <role>_nll is in nats, the
-    sum over <role>_tokens scored tokens, fewer than n_tokens, the row's ids.
-
-    Raises:
-      UserError: the tables are of different rows.
-    """
-    columns, row_ids = {}, None
-    for role, scored in self.items():
-      one = scored.to_arrow()
-      if row_ids is None:
-        row_ids = one["row_id"].to_numpy()
-      elif not np.array_equal(row_ids, one["row_id"].to_numpy()):
-        hint = "score both on the same corpus"
-        raise UserError("tables of other rows", str(scored.path), hint)
-      value = one.column_names[1]
-      columns[f"{role}_{value.removesuffix('_sum')}"] = one[value]
-      columns[f"{role}_tokens"] = one["n_tokens"]
-    rows = self.corpus.rows(row_ids).to_arrow()
-    return pa.table(
-      {name: rows[name] for name in ("row_id", "domain", "n_tokens", "n_bytes")}
-      | columns
-    )
-
-  @border.in_python()
-  def select(
-    self,
-    criterion: str = "mean_diff",
-    *,
-    name: str = "",
-    to: epath.PathLike | None = None,
-    run: RunConfig = RunConfig(),
-    force: bool = False,
-    **options: Any,
-  ) -> "Selection":
-    """Keeps the rows of D that rank highest by a criterion.
-
-    Args:
-      criterion: a key of `criteria.CRITERIA`, as "mean_diff", the paper's, or a
-        formula over tables, as "reference - teacher"; see docs/selection.md.
-      name: of the selection's folder in the corpus's workdir; "" is "miniplm"
-        for the paper's criterion, another's own name, and none for a formula.
-      to: the folder, if it is not to lie there.
-      force: make it again, if it was made otherwise, too.
-      **options: fields of `SelectConfig`: ratio, rows, quotas, max_copies, …;
-        with rows or tokens there is no ratio.
-
-    Raises:
-      UserError: a model that the criterion reads has no scores here.
-    """
-    section = _section(criterion, options)
-    corpus = self.corpus
-    if not name and criterion not in criteria.CRITERIA:
-      raise UserError("a formula has no name", criterion, "give name=")
-    name = name or ("miniplm" if criterion == "mean_diff" else criterion)
-    folder = Workdir(corpus.path.parent).selection(name)
-    folder = border.folder_of(to) if to else folder
-    tables = {role: table.path for role, table in self.items()}
-    self._require(criterion)
-    step = select_step.step(
-      section, criterion, tables, corpus.path / MANIFEST, folder
-    )
-    border.execute([step], run, force)
-    return Selection(folder, corpus)
-
-  @border.in_python()
-  def audit(
-    self, criterion: str = "mean_diff", *others: str, **options: Any
-  ) -> "audit.Audit":
-    """What a criterion goes with, before anything is trained on its rows.
-
-    Prints as tables: the share of its variance between domains, its rank
-    correlation with length and with each table, what is kept of each domain,
-    and the overlap with what others keep.
-
-    Args:
-      criterion: as of `select`.
-      *others: criteria to compare the kept rows with.
-      **options: as of `select`, for all of them: ratio, rows, ….
-
-    Raises:
-      UserError: a table that is read is not there, or not of all of D.
-    """
-    corpus, read = self.corpus.reader, {}
-    tables = {name: one.manifest for name, one in self.items()}
-    for definition in (criterion, *others):
-      self._require(definition)
-      section = _section(definition, options)
-      with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as folder:
-        path = pathlib.Path(folder) / "rows.npy"
-        selection.select(corpus, tables, definition, section, path)
-        read[definition] = np.load(path)
-    scored_rows = scored.ScoredRows(
-      tables, criterion, section.seed, corpus, section.min_length
-    )
-    rows = read.pop(criterion)
-    figures = selection_summary.summarize(corpus, scored_rows, rows)
-    overlaps = [
-      agreement.compare(corpus, rows, other, other, its)
-      for other, its in read.items()
-    ]
-    return audit.Audit.of(criterion, figures, overlaps)
-
-  def _require(self, criterion: str):
-    """Raises UserError unless the tables that a criterion reads are here."""
-    if missing := set(criteria.criterion(criterion).reads) - set(self):
-      raise UserError(
-        f"there is no criterion and no score table {' or '.join(missing)}",
-        f"criterion={criterion}",
-        f"criteria are {', '.join(criteria.CRITERIA)}; tables here "
-        f"{', '.join(sorted(self))}: score with more models",
-      )
-
-
-def _section(criterion: str, options: Mapping[str, Any]) -> SelectConfig:
-  """With rows or tokens there is no ratio."""
-  if options.get("rows") or options.get("tokens"):
-    options = {"ratio": 0} | options
-  return SelectConfig(definition=criterion, **options)
 
 
 class OfCorpus(Artifact):

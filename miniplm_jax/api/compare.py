@@ -9,7 +9,8 @@ from typing import Any
 from etils import epath, epy
 
 from miniplm_jax.api import border, steps
-from miniplm_jax.api.artifacts import Scores, ToPandas
+from miniplm_jax.api.artifacts import ToPandas
+from miniplm_jax.api.scores import Scores
 from miniplm_jax.api.students import CriteriaComparison, Run, Student
 from miniplm_jax.config import EvaluateConfig, RunConfig, SelectConfig
 from miniplm_jax.config.compare import CompareConfig

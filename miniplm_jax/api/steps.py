@@ -13,11 +13,11 @@ from miniplm_jax.api import border
 from miniplm_jax.api.artifacts import (
   Corpus,
   Rows,
-  Scores,
   ScoreTable,
   Selection,
 )
 from miniplm_jax.api.models import Model, Ngram, exported, ref_of
+from miniplm_jax.api.scores import Scores
 from miniplm_jax.api.students import DocumentScores, Evaluation, Run, Student
 from miniplm_jax.config import (
   Config,

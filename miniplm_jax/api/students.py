@@ -13,11 +13,11 @@ from miniplm_jax.api.artifacts import (
   Corpus,
   OfCorpus,
   Rows,
-  Scores,
   ScoreTable,
   Selection,
   ToPandas,
 )
+from miniplm_jax.api.scores import Scores
 from miniplm_jax.config import ExportConfig, RunConfig
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from miniplm_jax.config.compare import CompareConfig
+from miniplm_jax.config.corpus import CorpusConfig
 from miniplm_jax.config.methods import (
   ConditionalConfig,
   KDConfig,
@@ -28,7 +29,6 @@ from miniplm_jax.config.methods import (
 from miniplm_jax.config.root import LOOKS, ON_REQUEST, STAGES, Config
 from miniplm_jax.config.run import RunConfig
 from miniplm_jax.config.sections import (
-  CorpusConfig,
   DocumentsConfig,
   EvaluateConfig,
   EvaluationConfig,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from miniplm_jax.config import sections as s
 from miniplm_jax.config.compare import CompareConfig
+from miniplm_jax.config.corpus import CorpusConfig
 from miniplm_jax.config.methods import MethodSections
 from miniplm_jax.config.run import RunConfig
 from miniplm_jax.core import fields as f
@@ -66,7 +67,7 @@ class Config(MethodSections):
   # A student whose step costs more than the next-token loss takes fewer:
   # all train with the FLOPs of train.steps of its steps.
   equal_flops: bool = f.switch(True)
-  corpus: s.CorpusConfig = f.section(s.CorpusConfig)
+  corpus: CorpusConfig = f.section(CorpusConfig)
   teacher: s.ScorerConfig = f.section(s.ScorerConfig)
   reference: s.ScorerConfig = f.section(
     s.ScorerConfig, name="reference", path=""
@@ -153,14 +154,18 @@ class Config(MethodSections):
     return [*self.names, *(n for names in by_seed for n in names.values())]
 
   @property
+  def _definitions(self) -> list[str]:
+    """By what rows are ranked in this run."""
+    definitions = [n.definition for n in self._all_names]
+    return definitions + [self.staged.definition] * self._is_staged
+
+  @property
   def scorers(self) -> tuple[str, ...]:
     """Those of teacher and reference that must score D.
 
     Both in a run whose methods read no scores: there they are for later.
     """
-    definitions = [n.definition for n in self._all_names]
-    definitions += [self.staged.definition] * self._is_staged
-    read = {r for each in definitions for r in criterion(each).reads}
+    read = {r for each in self._definitions for r in criterion(each).reads}
     # The proxy learns from both, and int8 is judged by the ranking of both.
     if not read or "proxy" in read or self.score.int8_teacher:
       return ROLES
@@ -197,7 +202,24 @@ class Config(MethodSections):
     good = os.path.relpath(cache, root).partition("/")[0] not in FOLDERS
     hint = "name a folder that nothing else is in"
     yield "run.compilation_cache", good, hint
+    yield from self._field_rules()
     yield from self._name_rules()
+
+  def _field_rules(self):
+    """What field("NAME") reads has one place."""
+    fields, files = self.corpus.field_names, self.select.files
+    good = files.keys().isdisjoint(fields)
+    hint = "give names that no field of corpus.fields has"
+    yield "select.columns", good, hint
+    formulas = [criterion(each).formula for each in self._definitions]
+    read = dict.fromkeys(name for each in formulas for name in each.fields)
+    good = files.keys() <= read.keys()
+    yield "select.columns", good, 'let the definition read it by field("NAME")'
+    for name in read:
+      names = ", ".join([*fields, *files]) or "none"
+      hint = f"there is no field {name!r}, but {names}: name it in "
+      hint += "corpus.fields or select.columns"
+      yield "select.definition", name in {*fields, *files}, hint
 
   def _model_rules(self):
     """Methods that run another model need its weights, and its tokens."""

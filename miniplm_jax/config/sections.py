@@ -7,6 +7,12 @@ default the paper's constant, its rule what it may be.
 import dataclasses
 from typing import Any, ClassVar
 
+from miniplm_jax.config.corpus import (
+  SPECIAL,
+  SPECIAL_ADVICE,
+  bos_rule,
+  revision,
+)
 from miniplm_jax.config.training import DTYPES, TrainConfig
 from miniplm_jax.core import fields as f
 from miniplm_jax.core.errors import UserError
@@ -33,66 +39,6 @@ PAPER_TASKS = (
   "storycloze_2018",
 )
 
-# A token such as <|endoftext|>, </s> or [EOS]; none that a text has by itself.
-_SPECIAL = r"<.+>|\[.+\]"
-_SPECIAL_ADVICE = "give a special token, such as <|endoftext|>"
-
-
-def _revision():
-  return f.text("main", r"\S+", "give a branch, a tag or a commit")
-
-
-def _bos_rule(section):
-  good = not section.bos_token or section.bos_token != section.eos_token
-  return "bos_token", good, "give none: a text follows the end of another"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CorpusConfig(Section):
-  """Text → rows."""
-
-  # Files (.jsonl and .json, with .gz, .zst, .bz2 or .xz; .parquet; .txt,
-  # .md; ids as .bin with .idx), a folder, a glob; tfds:NAME, hf:ORG/NAME
-  # or a folder that either library saved; or "embedded", text that every
-  # installation carries.
-  source: str = f.path("")
-  split: str = f.text("train")  # of a source that has splits
-  # Larger files are cut into parts of so many bytes, small texts are
-  # put together: the unit of parallel work and of resuming. Each is three
-  # files that take milliseconds; of single lines they would take hours.
-  part_bytes: int = f.number(1 << 28, "[16, 2^63)")
-  text_field: str = f.text("text")
-  # Dotted path; a document without it has that of its folder or file.
-  domain_field: str = f.text("domain", ".*")
-  # A directory or hub id with tokenizer.json, or "train".
-  tokenizer: str = f.path("Qwen/Qwen1.5-1.8B", is_needed=True)
-  tokenizer_revision: str = _revision()  # of a hub id
-  # of a tokenizer that is trained here
-  vocab_size: int = f.number(0, "[0, inf)")
-  eos_token: str = f.text("<|endoftext|>", _SPECIAL, _SPECIAL_ADVICE)
-  # What rows begin with, and each document in them: "auto" is what the
-  # tokenizer puts before a text (Llama, Gemma, Mistral; Qwen: nothing).
-  bos_token: str = f.text("auto", f"(auto|{_SPECIAL})?", _SPECIAL_ADVICE)
-  # inputs of a row; it holds one id more
-  max_length: int = f.number(1024, "[2, 2^24]")
-  seed: int = f.number(10, "[-2^63, 2^63)")  # of the split
-  # D_ref, paper: 5B of 105B tokens
-  reference_share: float = f.number(5 / 105, "[0, 1)")
-  # for evaluation, in no other split
-  heldout_share: float = f.number(0.001, "[0, 1)")
-  # for a teacher that is trained here
-  teacher_share: float = f.number(0.0, "[0, 1)")
-
-  def rules(self):
-    """Yields what the fields must be together."""
-    good = self.tokenizer != "train" or self.vocab_size >= 257
-    hint = "give 257 or more: 256 bytes and the end of a document"
-    yield "vocab_size", good, hint
-    total = self.reference_share + self.heldout_share + self.teacher_share
-    names = "reference_share, heldout_share, teacher_share"
-    yield names, total < 1, "leave some for D"
-    yield _bos_rule(self)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScorerConfig(Section):
@@ -101,7 +47,7 @@ class ScorerConfig(Section):
   name: str = f.name("teacher")  # scores/<name>
   # directory or hub id; "" trains it here
   path: str = f.path("Qwen/Qwen1.5-1.8B")
-  revision: str = _revision()  # of a hub id
+  revision: str = revision()  # of a hub id
   scores: str = f.path("")  # made elsewhere: see docs/scoring.md
   model: Architecture = f.section(Transformer)  # if it is trained here
   train: TrainConfig = f.section(TrainConfig)
@@ -214,6 +160,9 @@ class SelectConfig(Section):
   # teacher_preference, random, or a formula over score tables, such as
   # "reference - teacher": see docs/selection.md.
   definition: str = f.text("mean_diff")
+  # What field("NAME") reads in it beside corpus.fields: NAME=FILE.parquet, of
+  # columns NAME and row_id, ascending, or doc_id (see corpus.id_field).
+  columns: tuple[str, ...] = f.several(f.named_path())
   # How much is kept: one of these, the others are 0.
   ratio: float = f.number(0.5, "[0, 1]")  # alpha, the share of the rows of D
   rows: int = f.number(0, "[0, 2^63)")
@@ -259,6 +208,14 @@ class SelectConfig(Section):
     hint = "give none, or no redundancy: it has one ranking of all domains"
     yield "quotas", not (self.redundancy and self.quotas), hint
     yield definition_rule(self.definition)
+    good = len(self.files) == len(self.columns)
+    yield "columns", good, "give each name once"
+
+  @property
+  def files(self) -> dict[str, str]:
+    """The paths of `columns` by their names."""
+    named = (text.partition("=") for text in self.columns)
+    return {name: path for name, _, path in named}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -281,14 +238,14 @@ class StudentConfig(Section):
   # Directory or hub id of a model of that shape, to go on from its
   # weights; "" draws them from train.seed.
   init: str = f.path("")
-  init_revision: str = _revision()  # of a hub id
+  init_revision: str = revision()  # of a hub id
   # Directory or hub id of a tokenizer of its own; "" is the corpus's.
   tokenizer: str = f.path("")
-  tokenizer_revision: str = _revision()  # of a hub id
+  tokenizer_revision: str = revision()  # of a hub id
   # of that tokenizer, what ends a document
-  eos_token: str = f.text("", f"({_SPECIAL})?", _SPECIAL_ADVICE)
+  eos_token: str = f.text("", f"({SPECIAL})?", SPECIAL_ADVICE)
   # as corpus.bos_token; "" is none
-  bos_token: str = f.text("", f"(auto|{_SPECIAL})?", _SPECIAL_ADVICE)
+  bos_token: str = f.text("", f"(auto|{SPECIAL})?", SPECIAL_ADVICE)
   # repack loses nothing; one_to_one converts row by row and truncates,
   # as the released code does, for comparison.
   conversion: str = f.word("repack", CONVERSIONS)
@@ -300,7 +257,7 @@ class StudentConfig(Section):
     yield "eos_token", good, hint
     good = bool(self.tokenizer) or not self.bos_token
     yield "bos_token", good, "give student.tokenizer too, or no BOS"
-    yield _bos_rule(self)
+    yield bos_rule(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -351,7 +308,7 @@ class GenerateConfig(Section):
 
   # A directory or hub id; "" is the exported student.
   model: str = f.path("")
-  revision: str = _revision()  # of a hub id
+  revision: str = revision()  # of a hub id
   prompts: tuple[str, ...] = f.several(f.text(""))  # --prompt adds to them
   samples: int = f.number(1, "[1, inf)")  # of each prompt
   max_new_tokens: int = f.number(128, "[1, inf)")

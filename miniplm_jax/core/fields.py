@@ -206,6 +206,16 @@ def weight_of(text: str) -> tuple[str, Fraction]:
   return domain, weight
 
 
+def field_of(text: str) -> tuple[str, str]:
+  """Reads a name and a dotted path: "score=meta.score", "meta.score"."""
+  name, has_path, path = text.partition("=")
+  if not has_path:
+    name, path = name.rpartition(".")[2], name
+  if not is_name(name) or path != path.strip() or not path:
+    raise ValueError(text)
+  return name, path
+
+
 def share_of(quota: str) -> tuple[str, Fraction, Fraction]:
   """Reads a domain and its exact shares, as "code=0.1:0.3"; else ValueError."""
   domain, _, shares = quota.rpartition("=")

@@ -39,6 +39,7 @@ class Document:
   domain: str  # the record's own, or that of its folder or file
   lacks_domain: bool = False  # the record has a field for it, left empty
   doc_id: str = ""  # what the record calls it, if that was asked for
+  numbers: tuple[float, ...] = ()  # of `corpus.fields`; NaN is none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,6 +71,12 @@ def digest(table, facts: Mapping[str, Any]) -> str:
 
 def _listed(column) -> tuple[Any, ...]:
   """The `repr` of a list of a column's values, without 10⁸ Python objects."""
+  if pa.types.is_list(column.type):
+    column = column.combine_chunks()
+    both = column.value_lengths(), column.flatten()
+    return tuple(c for each in both for c in _listed(pa.chunked_array([each])))
+  if pa.types.is_floating(column.type):
+    column = pa.chunked_array([column.combine_chunks().view(pa.int32())])
   if pa.types.is_integer(column.type):
     words = column.cast(pa.string()).combine_chunks()
   else:  # few names, over and over

@@ -23,7 +23,7 @@ from miniplm_jax.corpus.chunks import (
   cuts,
   parsing,
 )
-from miniplm_jax.corpus.formats import Fields, document
+from miniplm_jax.corpus.documents import Fields, document
 
 TFDS, HF = "tfds:", "hf:"  # before a name
 _OPEN = 4  # data sets that stay open

@@ -24,6 +24,7 @@ from miniplm_jax.corpus.chunks import (
   cuts,
   parsing,
 )
+from miniplm_jax.corpus.documents import Fields, document, prefixes
 
 with epy.lazy_imports():
   import pyarrow as pa
@@ -35,34 +36,6 @@ _REWRITE = "write it again"
 _SKIPPED = re.compile(r"[\s,]*")  # between the elements of an array
 
 
-@dataclasses.dataclass(frozen=True)
-class Fields:
-  """Where a record has its text, its domain and its id: dotted paths.
-
-  A document without a domain, or every one if `domain` is "", has that of its
-  folder or file.
-  """
-
-  text: str = "text"
-  domain: str = "domain"
-  doc_id: str = ""  # "" is not read
-
-  @property
-  def columns(self) -> set[str]:
-    """Names of columns that they may stand in."""
-    return {name for d in self.dotted for name in (d, *prefixes(d))}
-
-  @property
-  def dotted(self) -> list[str]:
-    """Those that are read."""
-    return list(filter(None, (self.text, self.domain, self.doc_id)))
-
-
-def prefixes(dotted: str) -> list[str]:
-  """Returns a and a.b of a.b.c."""
-  return list(itertools.accumulate(dotted.split(".")[:-1], "{}.{}".format))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordChunk(Chunk):
   """A range of a file of records, in what its format counts."""
@@ -72,73 +45,6 @@ class RecordChunk(Chunk):
   end: int  # the first that is not in it
   fields: Fields
   domain: str  # of a record that has none
-
-
-def document(
-  record: Any, fields: Fields, default: str, where: str
-) -> Document | BrokenRecord:
-  """Returns the document of a record.
-
-  Texts may be bytes, and its domain missing: then it has the default.
-  """
-  try:
-    text = _field(record, fields.text)
-    domain = _field(record, fields.domain) if fields.domain else None
-    own_id = _field(record, fields.doc_id) if fields.doc_id else None
-  except (ValueError, RecursionError) as e:
-    what = f"a record in a string cannot be read as JSON ({e})"
-    return BrokenRecord(what, where, "mend the record")
-  try:
-    text, domain, own_id = (
-      v.decode() if isinstance(v, bytes) else v for v in (text, domain, own_id)
-    )
-    own_id = "" if own_id is None else str(own_id)
-    for value in (own_id, text, domain):
-      if isinstance(value, str):
-        value.encode()
-  except UnicodeError as e:
-    what = f"text or domain is not valid Unicode ({e})"
-    return BrokenRecord(what, where, "mend the record")
-  if not isinstance(text, str):
-    return BrokenRecord(
-      f"no text in field {fields.text!r}",
-      where,
-      "name the field with --config.corpus.text_field, or mend the record",
-      own_id,
-    )
-  if domain is not None and not isinstance(domain, str):
-    return BrokenRecord(
-      f"the domain in field {fields.domain!r} is no text but {domain!r}",
-      where,
-      "name the field with --config.corpus.domain_field, or give '' to name "
-      "domains after files",
-      own_id,
-    )
-  lacks_domain = bool(fields.domain) and not domain
-  return Document(text, domain or default, lacks_domain, own_id)
-
-
-def _field(record: Any, dotted: str) -> Any:
-  """What stands there, in maps of any kind; names may have dots, too."""
-  record = _mapping(record)
-  if dotted in record:
-    return record[dotted]
-  for name in prefixes(dotted):
-    value = _field(record.get(name), dotted[len(name) + 1 :])
-    if value is not None:
-      return value
-  return None
-
-
-def _mapping(value: Any) -> dict[Any, Any]:
-  """A record within a record; Arrow's maps are pairs, others write JSON."""
-  if isinstance(value, (str, bytes)) and value.lstrip()[:1] in ("{", b"{"):
-    value = json.loads(value)
-  if isinstance(value, list) and all(
-    isinstance(pair, tuple) and len(pair) == 2 for pair in value
-  ):
-    value = dict(value)
-  return value if isinstance(value, dict) else {}
 
 
 def _zstd(raw):
@@ -380,7 +286,7 @@ def _leaves(paths: Sequence[str], fields: Fields) -> list[str]:
   string of JSON holds has no column of its own.
   """
   leaves = []
-  for dotted in fields.dotted:
+  for dotted in fields.paths:
     for name in (dotted, *reversed(prefixes(dotted))):
       if below := [p for p in paths if f"{p}.".startswith(f"{name}.")]:
         leaves += below

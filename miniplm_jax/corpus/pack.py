@@ -20,6 +20,8 @@ class PackedRow:
   documents: tuple[int, ...]  # ordinals in the chunk, of those it has tokens of
   # Tokens of `documents[0]` that stand before this row, without BOS.
   offset: int
+  # How many of its ids are each document's, without eos and BOS.
+  tokens: tuple[int, ...] = ()
 
 
 class SentenceEnds:
@@ -139,7 +141,8 @@ class Packer:
 
   def _row(self, start: int, length: int) -> PackedRow:
     """Takes the row from the front of the documents."""
-    documents, offset, left = [], self._documents[0][2], length
+    documents, tokens, left = [], [], length
+    offset = self._documents[0][2]
     while left:
       document = self._documents[0]
       documents.append(document[0])
@@ -147,10 +150,11 @@ class Packer:
       left -= taken
       document[1] -= taken
       document[2] += taken
+      tokens.append(taken - (not document[1]))  # its last one is eos
       if not document[1]:
         self._documents.popleft()
     ids = self._ids[start : start + length].copy()
     if self._bos_id is not None:
       begins = [0, *np.flatnonzero(ids[:-1] == self._eos_id) + 1]
       ids = np.insert(ids, begins, self._bos_id)
-    return PackedRow(ids, tuple(documents), offset)
+    return PackedRow(ids, tuple(documents), offset, tuple(tokens))

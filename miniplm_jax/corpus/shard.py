@@ -15,7 +15,7 @@ from etils import epath
 from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core import contents, files, manifest
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import columns, store, tokenizer
+from miniplm_jax.corpus import columns, documents, store, tokenizer
 from miniplm_jax.corpus.chunks import (
   BrokenRecord,
   Chunk,
@@ -49,6 +49,7 @@ class Recipe:
     """Returns what a shard says of what its rows depend on beside its chunk."""
     settings = {name: getattr(self.corpus, name) for name in _DECIDE}
     settings["shares"] = dict(self.shares)
+    settings |= self.corpus.carried
     return manifest.made_by(settings, {}, tokenizer=encoder.fingerprint)
 
 
@@ -66,6 +67,7 @@ class Maker:
       self._directory / "tokenizer", corpus.eos_token, corpus.bos_token
     )
     self._ends = SentenceEnds(self._encoder)
+    self._carried = corpus.field_names, bool(corpus.id_field)
 
   def make(self, number: int, shards: int, chunk: Chunk) -> Mapping[str, int]:
     """Writes shard `number` of `shards`; returns its counts."""
@@ -87,7 +89,10 @@ class Maker:
       if reading.content:
         details["is_noted"] = True
 
-    store.write_shard(self._directory, names, rows(), counts, details)
+    more = documents.schema(*self._carried)
+    store.write_shard(
+      self._directory, names, rows(), counts, details, more=more
+    )
     # Beside it, as a disk and gs:// say it in different ways: shards are equal.
     # It names its rows: after a kill in between, another shard's may be there.
     if reading.content:
@@ -113,6 +118,8 @@ class Maker:
       if not isinstance(record, BrokenRecord):
         if isinstance(record, Document) and record.lacks_domain:
           counts["lacking a domain"] += 1
+        for name in documents.lacking(record, *self._carried):
+          counts[f"lacking {name}"] += 1
         yield i, record
         continue
       counts["broken"] += 1
@@ -151,7 +158,7 @@ class Maker:
   def _stored(self, number: int, records, counts, details):
     """The shard's rows; counts them, and notes their highest id."""
     corpus, n_bytes = self._recipe.corpus, self._encoder.byte_lengths
-    for domain, row in self._packed(records, counts):
+    for domain, row, more in self._packed(records, counts):
       hashed = store.hash_of(row.ids, corpus.seed)
       split = store.split_of(hashed, self._recipe.shares)
       counts["rows"] += 1
@@ -167,26 +174,33 @@ class Maker:
         offset=row.offset,
         n_bytes=store.scored_bytes(row.ids, self._encoder.eos_id, n_bytes),
         hash=hashed,
+        more=more,
       )
 
-  def _packed(self, records, counts) -> Iterator[tuple[str, PackedRow]]:
-    """(domain, row); one packing buffer for each domain."""
+  def _packed(
+    self, records, counts
+  ) -> Iterator[tuple[str, PackedRow, dict[str, Any]]]:
+    """(domain, row, its further columns); a packing buffer for each domain."""
     packers: dict[str, Packer] = {}
+    carried = collections.defaultdict(lambda: documents.Carried(*self._carried))
     for batch in _batches(records):
       for i, record, ids in self._encoded(batch, counts):
         domain = record.domain
         if isinstance(record, TokenizedRecord) and record.is_row:
-          yield domain, PackedRow(ids, (i,), 0)
+          row = PackedRow(ids, (i,), 0, (len(ids),))
+          carried[domain].add(i, record)
+          yield domain, row, carried[domain].columns(row)
           continue
         if domain not in packers:
           length = self._recipe.corpus.max_length
           packers[domain] = Packer(self._ends, length)
+        carried[domain].add(i, record)
         for row in packers[domain].add(ids, i):
-          yield domain, row
+          yield domain, row, carried[domain].columns(row)
     # The tails, in an order that does not depend on the text's.
     for domain in sorted(packers):
       for row in packers[domain].flush():
-        yield domain, row
+        yield domain, row, carried[domain].columns(row)
 
   def _encoded(self, batch, counts):
     """(ordinal, record, ids) of those that have text; counts what it loses."""

@@ -19,6 +19,7 @@ from etils import epath, epy
 from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core import contents, distributed, files, gs, manifest
 from miniplm_jax.core.errors import GoneError, UserError
+from miniplm_jax.core.fields import field_of
 from miniplm_jax.corpus import columns, datasets, embedded, folders, megatron
 from miniplm_jax.corpus.chunks import (
   Chunk,
@@ -28,7 +29,8 @@ from miniplm_jax.corpus.chunks import (
   TextChunk,
   cuts,
 )
-from miniplm_jax.corpus.formats import Fields, JsonChunk, ParquetChunk
+from miniplm_jax.corpus.documents import Fields
+from miniplm_jax.corpus.formats import JsonChunk, ParquetChunk
 
 with epy.lazy_imports():
   from miniplm_jax.corpus import shard
@@ -178,7 +180,12 @@ class CorpusSource:
     corpus = self.corpus
     return list_chunks(
       corpus.source,
-      Fields(corpus.text_field, corpus.domain_field),
+      Fields(
+        corpus.text_field,
+        corpus.domain_field,
+        corpus.id_field,
+        tuple(field_of(text)[1] for text in corpus.fields),
+      ),
       corpus.split,
       corpus.part_bytes,
       self.directory.parent,

@@ -63,6 +63,8 @@ class StoredRow:
   # In a converted or generated corpus, the rows of the one that it was made
   # from that it has text of.
   source_rows: tuple[int, ...] = ()
+  # Further columns of the index, see `documents.schema`; not in the record.
+  more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def n_tokens(self) -> int:
@@ -73,6 +75,7 @@ class StoredRow:
     """Returns the record: a msgpack map, ids as little-endian int32."""
     ids = np.ascontiguousarray(self.ids, "<i4").tobytes()
     body = vars(self) | {"ids": ids}
+    del body["more"]
     if not self.source_rows:
       del body["source_rows"]
     return msgpack.packb(body)
@@ -126,6 +129,7 @@ def write_shard(
   counts: Mapping[str, int],
   details: Mapping[str, Any] | None = None,
   row_ids: Sequence[int] | None = None,
+  more: Mapping[str, Any] | None = None,
 ):
   """Writes one shard; its index is renamed last and so marks it whole.
 
@@ -136,15 +140,17 @@ def write_shard(
     counts: what was counted; read when `rows` is exhausted, like `details`.
     details: what else to know of the shard, JSON.
     row_ids: for the index; without, from 0, until `merge` numbers all shards.
+    more: further columns of the index, by name, and their Arrow types.
   """
   import pyarrow as pa
   from array_record.python.array_record_module import ArrayRecordWriter
 
   records, index = names
-  values_of, tables = {name: [] for name in _INDEX}, []
+  schema, tables = pa.schema(_INDEX | (more or {})), []
+  values_of = {name: [] for name in schema.names}
 
   def flush():
-    tables.append(pa.table(values_of, schema=pa.schema(_INDEX)))
+    tables.append(pa.table(values_of, schema=schema))
     for values in values_of.values():
       values.clear()
 
@@ -153,8 +159,9 @@ def write_shard(
     for row in rows:
       distributed.raise_if_stopped()
       writer.write(row.to_bytes())
+      of_row = vars(row) | row.more | {"n_tokens": row.n_tokens}
       for name, values in values_of.items():
-        values.append(getattr(row, name))
+        values.append(of_row[name])
       if len(values_of["hash"]) == _AT_A_TIME:  # Python's objects are large
         flush()
     writer.close()

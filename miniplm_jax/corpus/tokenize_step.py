@@ -11,6 +11,7 @@ from miniplm_jax.config import ConditionalConfig, CorpusConfig, RunConfig
 from miniplm_jax.core import backup, errors, files, manifest
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.fields import field_of
 from miniplm_jax.core.log import Progress, log, warn
 from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
@@ -40,6 +41,7 @@ with epy.lazy_imports():
 STAGE = "tokenize"
 # Told apart by what they hold, in `inputs`: a folder may be moved.
 _BY_CONTENT = ("source", "tokenizer")
+_CARRIED = ("fields", "id_field")  # settings if there are some
 _MANY_DOMAINS = 1000
 _UNNAMED = ("", "auto")  # a corpus.bos_token
 _CODE = ("corpus/shard.py", "corpus/sources.py")  # makes a shard
@@ -54,7 +56,10 @@ def step(corpus: CorpusConfig, folder: epath.Path, run: RunConfig) -> Step:
   return Step(
     stage=STAGE,
     manifest=folder / MANIFEST,
-    settings={k: v for k, v in settings.items() if k not in _BY_CONTENT},
+    settings={
+      k: v for k, v in settings.items() if k not in _BY_CONTENT + _CARRIED
+    }
+    | corpus.carried,
     inputs={"source": source, "tokenizer": _tokenizer_input(corpus)},
     # Each shard says what it was made from. A tokenizer that is trained
     # here is made from all of them.
@@ -89,6 +94,8 @@ def target_step(
   own = corpus.replace(
     source=target.source,
     text_field=target.text_field,
+    fields=(),
+    id_field="",
     tokenizer=str(of.parent / "tokenizer"),
     vocab_size=0,
     reference_share=0.0,
@@ -270,12 +277,7 @@ def _merge(
     log(STAGE, f"{counts['broken']} broken records left out, see {path}")
   _refuse_empty(corpus.source, n, counts)
   lost = losses.check(counts, STAGE, _tokenizer_field(corpus))
-  if lacking := counts.get("lacking a domain"):
-    log(
-      STAGE,
-      f"{lacking:,} of {counts['documents']:,} documents have no domain in "
-      f"field {corpus.domain_field!r}: they have their folder's or file's",
-    )
+  _say_lacking(corpus, counts)
   _say_domains(indices)
   notes = {shard.content_note(folder, i, n).name for i in range(n)}
   for path in folder.iterdir():
@@ -315,6 +317,21 @@ def _refuse_empty(source: str, n_chunks: int, counts: Mapping[str, int]):
       "lower reference_share, heldout_share and teacher_share, or give "
       "more text",
     )
+
+
+def _say_lacking(corpus: CorpusConfig, counts: Mapping[str, int]):
+  """Says how many documents lack what a field was to have."""
+  carried = dict(map(field_of, corpus.fields))
+  where = {"a domain": corpus.domain_field, "an id": corpus.id_field}
+  for name, path in (where | carried).items():
+    if lacking := counts.get(f"lacking {name}"):
+      line = f"{lacking:,} of {counts['documents']:,} documents have no "
+      line += f"{name.split()[-1]} in field {path!r}"
+      if name == "a domain":
+        log(STAGE, f"{line}: they have their folder's or file's")
+      else:
+        say = warn if lacking == counts["documents"] else log
+        say(STAGE, f"{line}: they do not count in a row's mean")
 
 
 def _say_domains(indices: Iterable[epath.Path]):

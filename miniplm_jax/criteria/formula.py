@@ -5,6 +5,7 @@ A name is a score table: the mean NLL of a row, in nats per token. Besides:
   NAME.sum, NAME.tokens   Σ NLL in nats, and over how many tokens it is
   table("a-name")         a table whose name is no identifier, likewise .sum
   tokens, bytes           ids of the row, UTF-8 bytes of its text
+  field("name")           a number of the corpus's documents, or of another file
   + - * / ( ) 0.5         and the functions of `FUNCTIONS`
 
 The text is parsed as an expression and interpreted here; none of it is run as
@@ -29,6 +30,7 @@ from miniplm_jax.criteria.nodes import (
   Call,
   Column,
   Columns,
+  Field,
   Function,
   Known,
   Node,
@@ -68,6 +70,12 @@ class Formula:
     """Columns that it reads beside them."""
     nodes = (n for n in self.root.walk() if isinstance(n, Column))
     return tuple(dict.fromkeys(n.column for n in nodes))
+
+  @functools.cached_property
+  def fields(self) -> tuple[str, ...]:
+    """Names of the fields that it reads."""
+    nodes = (n for n in self.root.walk() if isinstance(n, Field))
+    return tuple(dict.fromkeys(n.name for n in nodes))
 
   @property
   def is_random(self) -> bool:
@@ -249,15 +257,15 @@ def _finite(number: float) -> float:
 
 
 def _call(name: str, tree: ast.Call) -> Node:
-  if name == "table":
+  if name in ("table", "field"):
     match tree:
       case ast.Call(args=[ast.Constant(value=str() as text)], keywords=[]):
-        return OfTable(table=text)
-    raise _RefusedError('write table("its name")')
+        return OfTable(table=text) if name == "table" else Field(name=text)
+    raise _RefusedError(f'write {name}("its name")')
   function = FUNCTIONS.get(name) if name.isidentifier() else None
   if function is None or name == "negative":
     names = ", ".join(n for n in FUNCTIONS if n[0].isalpha())
-    hint = f"there are {names.replace('negative, ', '')} and table"
+    hint = f"there are {names.replace('negative, ', '')}, table and field"
     raise _RefusedError(f"there is no function {name}", hint)
   arguments = tuple(map(_node, tree.args))
   options = {keyword.arg: keyword.value for keyword in tree.keywords}
@@ -287,7 +295,7 @@ def _call(name: str, tree: ast.Call) -> Node:
 def _is_of_rows(node: Node) -> bool:
   """Whether it may differ from row to row."""
   parts = list(node.walk())
-  has_columns = any(isinstance(n, OfTable | Column) for n in parts)
+  has_columns = any(isinstance(n, OfTable | Column | Field) for n in parts)
   return has_columns or any(_is_random(n) for n in parts)
 
 

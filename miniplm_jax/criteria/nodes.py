@@ -20,8 +20,9 @@ with epy.lazy_imports():  # the config parses formulas and reads no rows
 
 # Arrays [n] by name: NAME_nll float32, or NAME_diff of predictions, and
 # NAME_tokens int32 of each table; row_id, domain (a code), n_bytes and
-# corpus_tokens.
+# corpus_tokens; "field NAME" float32.
 Columns = Mapping[str, Any]
+FIELD = "field "  # before the name of a column that field(…) reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,17 @@ class Column(Node):
   def value(self, columns, values, known):
     """float64: bytes and ids are whole numbers, above 2²⁴ too."""
     return columns[self.column].astype(np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Field(Node):
+  """A number that a row has of its documents, or from elsewhere."""
+
+  name: str = ""
+
+  def value(self, columns, values, known):
+    """float32; NaN of a row that has none."""
+    return columns[FIELD + self.name]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from miniplm_jax.core.log import log
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus import datasets, sources
-from miniplm_jax.corpus.formats import Fields
+from miniplm_jax.corpus.documents import Fields
 from miniplm_jax.models import hub
 from miniplm_jax.models.ref import ModelRef
 

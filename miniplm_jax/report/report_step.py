@@ -133,7 +133,7 @@ class Report:
     made_from["corpus"] = corpus.manifest
     figures = selection_summary.summarize(
       corpus,
-      scored_rows.of_selection(selection.settings, made_from),
+      scored_rows.of_selection(selection, made_from),
       kept_rows(selection),
     )
     shown = selection_tables.SelectionReport.of(selection, figures)

@@ -127,7 +127,7 @@ def _run(
     with Progress("select", len(ids), "rows", every=every) as progress:
       overlaps = overlap.measure(corpus, rows, sets, ids, progress.update)
   figures = selection_summary.summarize(
-    corpus, scored.of_selection(manifest.settings, made_from), rows
+    corpus, scored.of_selection(manifest, made_from), rows
   )
   shown = selection_tables.SelectionReport.of(
     manifest,

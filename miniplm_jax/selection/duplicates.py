@@ -37,13 +37,31 @@ def exact(
     copies: that are kept of equal rows, at least 1.
     folder: an empty one, on a disk.
   """
+
+  def records():
+    for columns in chunks():
+      some = np.empty(len(columns["row_id"]), _RECORD)
+      some["hash"], some["row_id"] = columns["hash"], columns["row_id"]
+      some["worse"] = ~sort_key(columns["score"])
+      yield some
+
+  for bucket in by_hash(records(), rows, folder):
+    yield _too_many(bucket, copies)
+
+
+def by_hash(
+  chunks: Iterable[np.ndarray], rows: int, folder: pathlib.Path
+) -> Iterable[np.ndarray]:
+  """Yields records with a uint64 "hash" again, in buckets of ascending ones.
+
+  The records of a bucket are in the order of the chunks. All lie in files of
+  the folder meanwhile; `rows` is about how many there are.
+  """
   bits = max((rows // _BUCKET_ROWS).bit_length(), 1)
   files = [(folder / f"{i:05d}").open("w+b") for i in range(1 << bits)]
-  for columns in chunks():
-    records = np.empty(len(columns["row_id"]), _RECORD)
-    records["hash"], records["row_id"] = columns["hash"], columns["row_id"]
-    records["worse"] = ~sort_key(columns["score"])
-    bucket = columns["hash"] >> np.uint64(64 - bits)
+  dtype = None
+  for records in chunks:
+    bucket, dtype = records["hash"] >> np.uint64(64 - bits), records.dtype
     records = records[np.argsort(bucket, kind="stable")]
     ends = np.cumsum(np.bincount(bucket.astype(np.int64), minlength=1 << bits))
     for file, piece in zip(files, np.split(records, ends[:-1])):
@@ -51,15 +69,14 @@ def exact(
   for file in files:
     with file:
       file.seek(0)
-      records = np.frombuffer(file.read(), _RECORD)
+      content = file.read()
       pathlib.Path(file.name).unlink()
-      yield _too_many(records, copies)
+      if content:
+        yield np.frombuffer(content, dtype)
 
 
 def _too_many(records: np.ndarray, copies: int) -> np.ndarray:
   """Row ids of all but the best of each hash."""
-  if not len(records):
-    return np.zeros(0, np.int64)
   order = np.lexsort([records[k] for k in ("row_id", "worse", "hash")])
   content = records["hash"][order]
   starts = np.r_[True, content[1:] != content[:-1]]

@@ -1,6 +1,7 @@
 """The corpus index by ascending row id, without holding more than a piece."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +16,19 @@ _NUMBERS = ("n_tokens", "n_bytes", "hash")
 class IndexReader:
   """One pass over the index; a row group of one shard is in memory."""
 
-  def __init__(self, corpus: Corpus, domains: dict[str, int]):
-    """Begins before the first row; `domains`, name → code, grows as met."""
+  def __init__(
+    self,
+    corpus: Corpus,
+    domains: dict[str, int],
+    more: Sequence[str] = (),
+    read: Callable[[Any], Columns] = lambda table: {},
+  ):
+    """Begins before the first row; `domains`, name → code, grows as met.
+
+    `read` makes further columns of each table, with the columns `more` in it.
+    """
     self._corpus = corpus
-    self._domains = domains
+    self._domains, self._more, self._read_more = domains, more, read
     self._pieces = self._read()
     self._first, self._end, self._piece = 0, 0, {}
 
@@ -26,7 +36,8 @@ class IndexReader:
     """Columns of int64 [n] ids, ascending, that follow those taken before.
 
     Returns:
-      domain int32 (codes), n_tokens int32, n_bytes int32, hash uint64.
+      domain int32 (codes), n_tokens int32, n_bytes int32, hash uint64, and
+      what `read` made.
     """
     taken = []
     while True:
@@ -48,10 +59,10 @@ class IndexReader:
     return {k: np.concatenate([c[k] for c in taken]) for k in taken[0]}
 
   def _read(self) -> Iterator[Columns]:
-    for table in _tables(self._corpus, ["domain", *_NUMBERS]):
-      yield {k: table[k].to_numpy() for k in _NUMBERS} | {
-        "domain": _codes(table["domain"], self._domains)
-      }
+    for table in _tables(self._corpus, ["domain", *_NUMBERS, *self._more]):
+      columns = {k: table[k].to_numpy() for k in _NUMBERS}
+      columns["domain"] = _codes(table["domain"], self._domains)
+      yield columns | self._read_more(table)
 
 
 def size_of_d(corpus: Corpus) -> int:

@@ -2,18 +2,18 @@
 
 import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from miniplm_jax import criteria
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.manifest import NAMED, Manifest
 from miniplm_jax.corpus.kept_rows import among_any
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.criteria import formula
+from miniplm_jax.criteria.nodes import FIELD
 from miniplm_jax.scoring import table
-from miniplm_jax.selection import index
+from miniplm_jax.selection import index, row_fields
 from miniplm_jax.selection.index import Columns
 
 
@@ -28,6 +28,7 @@ class ScoredRows:
     corpus: Corpus,
     min_length: int = 0,
     before: Sequence[np.ndarray] = (),
+    files: Mapping[str, str] | None = None,
   ):
     """Checks that the tables belong together.
 
@@ -39,14 +40,17 @@ class ScoredRows:
       min_length: shorter rows need no score.
       before: int64 row ids, ascending, of what was selected before: those
         rows are not there, and tables may be without them.
+      files: Parquet files with fields that the corpus does not have, by name.
 
     Raises:
       UserError: a table is of another corpus or of a part of D, or they are
-        in different parts.
+        in different parts; or there is no such field.
     """
     self.criterion = criteria.criterion(definition)  # how rows are ranked
     self._evaluate = formula.Evaluator(self.criterion.formula, seed)
     self._name = definition
+    names = self.criterion.formula.fields
+    self._fields = row_fields.RowFields(names, files or {}, corpus)
     self._tables, self._corpus = tables, corpus
     self._min_length, self._before = min_length, before
     self._hashed = False
@@ -84,7 +88,8 @@ class ScoredRows:
 
     Yields:
       row_id int64, score float32, NaN for a row that has none and is shorter
-      than min_length or without what the score is per; for each role
+      than min_length, without what the score is per, or without a field that it
+      reads, which lacks_field says, bool; for each role
       ROLE_nll float32, or ROLE_diff of the proxy, and ROLE_tokens int32; from
       the corpus index domain int32 (a place in `domains`), n_bytes int32, hash
       uint64, and corpus_tokens int32, the ids of the row.
@@ -94,8 +99,11 @@ class ScoredRows:
     """
     # Over all of D, whatever else is left out: a row's score is its own.
     for columns in self._evaluate.over(self._joined, self.rows):
-      self._check(columns, columns["score"])
-      yield columns
+      lacks_field = np.zeros(len(columns["score"]), bool)
+      for name in self.criterion.formula.fields:
+        lacks_field |= np.isnan(columns[FIELD + name])
+      self._check(columns, columns["score"], ~lacks_field)
+      yield columns | {"lacks_field": lacks_field}
 
   def _joined(self) -> Iterator[Columns]:
     """The tables and the index, by row id, without scores."""
@@ -106,7 +114,9 @@ class ScoredRows:
     if not streams:  # every row of D, without scores
       rows = index.rows_of(self._corpus, {})
       streams = [self._left({"row_id": row_id} for row_id, _ in rows)]
-    reader = index.IndexReader(self._corpus, self._codes)
+    reader = index.IndexReader(
+      self._corpus, self._codes, self._fields.columns, self._fields.reader()
+    )
     for parts in zip(*streams, strict=True):
       columns = {"row_id": parts[0]["row_id"]}
       for (role, manifest), part in zip(self._tables.items(), parts):
@@ -130,8 +140,10 @@ class ScoredRows:
       if len(part["row_id"]):
         yield part
 
-  def _check(self, columns: Columns, score: np.ndarray):
-    needs_score = columns["corpus_tokens"] >= self._min_length
+  def _check(
+    self, columns: Columns, score: np.ndarray, needs_score: np.ndarray
+  ):
+    needs_score &= columns["corpus_tokens"] >= self._min_length
     if "n_bytes" in self.criterion.formula.columns:
       needs_score &= columns["n_bytes"] > 0
     bad = np.flatnonzero(needs_score & np.isnan(score))
@@ -147,15 +159,19 @@ class ScoredRows:
 
 
 def of_selection(
-  settings: Mapping[str, Any], inputs: Mapping[str, Manifest]
+  manifest: Manifest, inputs: Mapping[str, Manifest]
 ) -> ScoredRows:
   """The rows and scores of a selection, from its corpus and its tables."""
+  settings, named = manifest.settings, manifest.details.get(NAMED, {})
   return ScoredRows(
     {role: inputs[role] for role in settings["scores"]},
     settings["definition"],
     settings["seed"],
     Corpus(inputs["corpus"]),
     settings["min_length"],
+    files={
+      k.removeprefix(FIELD): v for k, v in named.items() if k.startswith(FIELD)
+    },
   )
 
 

@@ -9,11 +9,13 @@ from etils import epath, epy
 from miniplm_jax import criteria
 from miniplm_jax.config import SelectConfig
 from miniplm_jax.core import files
+from miniplm_jax.core.errors import GoneError
 from miniplm_jax.core.log import warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus.kept_rows import kept_rows
+from miniplm_jax.criteria.nodes import FIELD
 
 with epy.lazy_imports():  # NumPy and PyArrow
   from miniplm_jax.corpus import store
@@ -29,6 +31,20 @@ class StageOf:
   between: tuple[int, int]  # its steps
   steps: int  # of all stages
   before: Mapping[str, epath.Path]  # manifests of earlier stages' selections
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+  """A file of `select.columns`, as an input of a step."""
+
+  path: str
+
+  def __call__(self) -> str:
+    """Returns its sha256."""
+    if not epath.Path(self.path).exists():
+      where = f"config.select.columns, {self.path}"
+      raise GoneError("there is no such file", where, "give a Parquet file")
+    return files.sha256(self.path)
 
 
 def step(
@@ -53,6 +69,8 @@ def step(
     stage: of a training, that it is for; None is all of one.
   """
   criterion = criteria.criterion(definition)
+  fields = criterion.formula.fields
+  of_files = {k: v for k, v in select.files.items() if k in fields}
   settings = {
     "definition": criteria.canonical(definition),
     "ratio": select.ratio,
@@ -69,6 +87,7 @@ def step(
   if select.redundancy:
     settings["redundancy"] = select.redundancy
   inputs = {name: tables[name] / MANIFEST for name in criterion.reads}
+  inputs |= {FIELD + k: _File(v) for k, v in of_files.items()}
   if stage:
     settings["steps"] = [*stage.between, stage.steps]
     inputs |= stage.before

@@ -26,8 +26,11 @@ from miniplm_jax.selection.scored import ScoredRows
 _ONE = np.ones(1, np.int64)
 _PIECE = 1 << 20  # rows
 # Why a row is left out, by the code in `Candidates.left_out`; 0 is not.
-REASONS = ("", "too_short", "without_text", "duplicate", "near_duplicate")
-_WITHOUT_TEXT = REASONS.index("without_text")
+REASONS = (
+  *("", "too_short", "without_text", "duplicate", "near_duplicate"),
+  "without_field",
+)
+_CODES = {reason: code for code, reason in enumerate(REASONS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +89,9 @@ class Candidates:
     for columns in self._scored.columns():
       reason = (columns["corpus_tokens"] < options.min_length).astype(np.uint8)
       # Any other row without a score was refused.
-      reason[(reason == 0) & np.isnan(columns["score"])] = _WITHOUT_TEXT
+      has_none = (reason == 0) & np.isnan(columns["score"])
+      reason[has_none] = _CODES["without_text"]
+      reason[has_none & columns["lacks_field"]] = _CODES["without_field"]
       if self.left_out is not None:
         reason = np.maximum(reason, self.left_out[columns["row_id"]])
       counts += np.bincount(reason, minlength=len(REASONS))
@@ -131,11 +136,11 @@ class Candidates:
 
     if copies:
       for row_ids in duplicates.exact(read, n, copies, folder):
-        left_out[row_ids] = REASONS.index("duplicate")
+        left_out[row_ids] = _CODES["duplicate"]
       self.left_out = left_out
     if threshold:
       for row_ids in duplicates.near(read, corpus, threshold, copies or 1):
-        left_out[row_ids] = REASONS.index("near_duplicate")
+        left_out[row_ids] = _CODES["near_duplicate"]
       self.left_out = left_out
 
   def _value(self, columns: Columns) -> np.ndarray:
@@ -282,7 +287,13 @@ def select(
   read = {name: tables[name] for name in reads}
   least = options.min_length
   scored = ScoredRows(
-    read, definition, options.seed, corpus, least, portion.before
+    read,
+    definition,
+    options.seed,
+    corpus,
+    least,
+    portion.before,
+    options.files,
   )
   candidates = Candidates(scored, options, portion)
   with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as folder:

@@ -1,0 +1,237 @@
+"""What a record says of a document: text, domain, numbers and an id.
+
+A row of the corpus has, of each number, the mean over its documents, weighted
+by how many tokens of each stand in it. Of ids it has 64-bit hashes, so that
+numbers can be joined later.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epy
+
+from miniplm_jax.core import fields as fields_lib
+from miniplm_jax.corpus.chunks import BrokenRecord, Document, Record
+
+with epy.lazy_imports():
+  import pyarrow as pa
+
+  from miniplm_jax.corpus import pack
+
+# Of each row: its documents' ids, and how many tokens of each stand in it.
+IDS, TOKENS = "document_ids", "document_tokens"
+NO_ID = 0  # a document without one
+_MOST = float(np.finfo(np.float32).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  """Where a record has what is read of it: dotted paths.
+
+  A document without a domain, or every one if `domain` is "", has that of its
+  folder or file.
+  """
+
+  text: str = "text"
+  domain: str = "domain"
+  doc_id: str = ""  # "" is not read
+  numbers: tuple[str, ...] = ()
+
+  @property
+  def paths(self) -> list[str]:
+    """Those that are read."""
+    every = self.text, self.domain, self.doc_id, *self.numbers
+    return list(filter(None, every))
+
+  @property
+  def columns(self) -> set[str]:
+    """Names of columns that they may stand in."""
+    return {name for d in self.paths for name in (d, *prefixes(d))}
+
+
+def prefixes(dotted: str) -> list[str]:
+  """Returns a and a.b of a.b.c."""
+  return list(itertools.accumulate(dotted.split(".")[:-1], "{}.{}".format))
+
+
+def document(
+  record: Any, fields: Fields, default: str, where: str
+) -> Document | BrokenRecord:
+  """Returns the document of a record.
+
+  Texts may be bytes, and its domain missing: then it has the default. A number
+  that is missing is NaN.
+  """
+  try:
+    text, domain, own_id, *numbers_of = (
+      _field(record, path) if path else None
+      for path in (fields.text, fields.domain, fields.doc_id, *fields.numbers)
+    )
+  except (ValueError, RecursionError) as e:
+    what = f"a record in a string cannot be read as JSON ({e})"
+    return BrokenRecord(what, where, "mend the record")
+  try:
+    text, domain, own_id = (
+      v.decode() if isinstance(v, bytes) else v for v in (text, domain, own_id)
+    )
+    own_id = "" if own_id is None else str(own_id)
+    for value in (own_id, text, domain):
+      if isinstance(value, str):
+        value.encode()
+  except UnicodeError as e:
+    what = f"text or domain is not valid Unicode ({e})"
+    return BrokenRecord(what, where, "mend the record")
+  if not isinstance(text, str):
+    return BrokenRecord(
+      f"no text in field {fields.text!r}",
+      where,
+      "name the field with --config.corpus.text_field, or mend the record",
+      own_id,
+    )
+  if domain is not None and not isinstance(domain, str):
+    return BrokenRecord(
+      f"the domain in field {fields.domain!r} is no text but {domain!r}",
+      where,
+      "name the field with --config.corpus.domain_field, or give '' to name "
+      "domains after files",
+      own_id,
+    )
+  for path, value in zip(fields.numbers, numbers_of):
+    if not (value is None or _is_number(value)):
+      what = f"field {path!r} is no number of 32 bits but "
+      what += fields_lib.shown(value)
+      hint = "mend the record, or carry another field"
+      return BrokenRecord(what, where, hint, own_id)
+  values = (math.nan if v is None else float(v) for v in numbers_of)
+  lacks_domain = bool(fields.domain) and not domain
+  return Document(text, domain or default, lacks_domain, own_id, tuple(values))
+
+
+def _field(record: Any, dotted: str) -> Any:
+  """What stands there, in maps of any kind; names may have dots, too."""
+  record = _mapping(record)
+  if dotted in record:
+    return record[dotted]
+  for name in prefixes(dotted):
+    value = _field(record.get(name), dotted[len(name) + 1 :])
+    if value is not None:
+      return value
+  return None
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+  """A record within a record; Arrow's maps are pairs, others write JSON."""
+  if isinstance(value, (str, bytes)) and value.lstrip()[:1] in ("{", b"{"):
+    value = json.loads(value)
+  if isinstance(value, list) and all(
+    isinstance(pair, tuple) and len(pair) == 2 for pair in value
+  ):
+    value = dict(value)
+  return value if isinstance(value, dict) else {}
+
+
+def _is_number(value: Any) -> bool:
+  """Whether float32 can hold it, if only as NaN."""
+  try:
+    is_one = isinstance(value, numbers.Number | np.bool_)
+    return is_one and not abs(float(value)) > _MOST
+  except OverflowError:
+    return False
+
+
+def id_hash(doc_id: str) -> int:
+  """The 64-bit hash of a document's id."""
+  digest = hashlib.blake2b(doc_id.encode(), digest_size=8).digest()
+  return int.from_bytes(digest, "little") if doc_id else NO_ID
+
+
+def names(settings: Mapping[str, Any]) -> tuple[str, ...]:
+  """The names of the numbers that a corpus has, by its manifest's settings."""
+  return tuple(
+    fields_lib.field_of(text)[0] for text in settings.get("fields", ())
+  )
+
+
+def schema(fields: Sequence[str], has_ids: bool) -> dict[str, Any]:
+  """The columns that an index has for them, with their Arrow types."""
+  ids = {IDS: pa.list_(pa.uint64()), TOKENS: pa.list_(pa.int32())}
+  return dict.fromkeys(fields, pa.float32()) | (ids if has_ids else {})
+
+
+def _values(
+  record: Record, fields: Sequence[str]
+) -> tuple[Sequence[float], int]:
+  """Numbers and id of a document."""
+  # A file of text, and ids that were made elsewhere, have no fields.
+  numbers_of = getattr(record, "numbers", ()) or (math.nan,) * len(fields)
+  return numbers_of, id_hash(getattr(record, "doc_id", ""))
+
+
+def lacking(
+  record: Record, fields: Sequence[str], has_ids: bool
+) -> Iterator[str]:
+  """Yields what a document has not, of what was asked for."""
+  numbers_of, id_of = _values(record, fields)
+  yield from (n for n, v in zip(fields, numbers_of) if math.isnan(v))
+  if has_ids and id_of == NO_ID:
+    yield "an id"
+
+
+class Carried:
+  """What the rows of a packer have of their documents' numbers and ids."""
+
+  def __init__(self, fields: Sequence[str], has_ids: bool):
+    """Takes the names of the numbers; knows no document yet."""
+    self._names, self._has_ids = fields, has_ids
+    self._known: dict[int, tuple[Sequence[float], int]] = {}
+
+  def add(self, ordinal: int, record: Record):
+    """Takes a document before its tokens are packed."""
+    if self._names or self._has_ids:
+      self._known[ordinal] = _values(record, self._names)
+
+  def columns(self, row: "pack.PackedRow") -> dict[str, Any]:
+    """The columns of the index of the packer's next row."""
+    if not self._known:
+      return {}
+    spans = [
+      (*self._known[i], n) for i, n in zip(row.documents, row.tokens) if n
+    ]
+    # Those before the last one have no more tokens.
+    last = row.documents[-1]
+    self._known = {k: v for k, v in self._known.items() if k >= last}
+    values, ids, tokens = zip(*spans) if spans else ((), (), ())
+    one = np.zeros(len(spans), np.int64)
+    found = {
+      name: mean_by_row(np.array([v[i] for v in values]), tokens, one, 1)[0]
+      for i, name in enumerate(self._names)
+    }
+    return found | ({IDS: ids, TOKENS: tokens} if self._has_ids else {})
+
+
+def mean_by_row(
+  values: np.ndarray, tokens: Iterable[int], row: np.ndarray, rows: int
+) -> np.ndarray:
+  """float32 [rows]: the mean of each row's spans, weighted by tokens.
+
+  Args:
+    values: float [spans]; NaN does not count.
+    tokens: int [spans], of each span.
+    row: int [spans], the row of each, below `rows`.
+    rows: how many there are; one without a value is NaN.
+  """
+  is_there = ~np.isnan(values)
+  weight = np.asarray(tokens, np.float64)[is_there]
+  total, weights = (
+    np.bincount(row[is_there], w, rows)
+    for w in (weight * values[is_there], weight)
+  )
+  with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+    return (total / weights).astype(np.float32)
