@@ -1,8 +1,10 @@
 """The stages in order, and running those that were asked for."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -20,7 +22,7 @@ from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import tokenize_step
 from miniplm_jax.distillation import proxy_step
 from miniplm_jax.forecast import plan_step
-from miniplm_jax.report import report_step
+from miniplm_jax.report import compare_step, report_step
 from miniplm_jax.scoring import score_step
 from miniplm_jax.stages import Stages
 
@@ -108,11 +110,25 @@ def _each(
     if not steps and stage in named:
       log(stage, "skipped, this config leaves it nothing to do")
     if board:
-      execute(steps, force, board)
+      with _remade_by(stage):
+        execute(steps, force, board)
       continue
     for step in steps:
       print(f"  {stage:11} {decide(step, force)}")
       print(f"              {step.summary}")
+
+
+@contextlib.contextmanager
+def _remade_by(stage: str) -> Iterator[None]:
+  """What stage compare has others make, it makes again; a hint says so."""
+  try:
+    yield
+  except UserError as e:
+    if stage == compare_step.STAGE:
+      others = r"--stages=(select|convert|train|evaluate) --force"
+      hint = re.sub(others, f"--stages={stage} --force", e.hint)
+      UserError.__init__(e, e.what, e.where, hint)
+    raise
 
 
 def _refuse_left_out(all_steps: Stages, stages: Sequence[str]):

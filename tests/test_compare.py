@@ -230,6 +230,13 @@ def test_shares_of_an_oracle():
   assert "recovered" not in found["a"] and found["oracle"]["shown"] == "worse"
 
 
+@pytest.mark.parametrize(("rows", "bad"), [(19, 3.0), (40, np.nan)])
+def test_losses_that_say_nothing_are_refused(rows, bad):
+  loss = np.full((2, rows), bad)
+  with pytest.raises(UserError, match=r"19 held-out rows|not finite"):
+    paired.losses({"random": loss, "a": loss}, "random", "", "here")
+
+
 def test_tokens_to_target_by_hand():
   """The baseline ends at 4 in the mean."""
   curves = {
@@ -255,11 +262,11 @@ def test_tokens_to_target_by_hand():
     ([CRITERIA + ",random=teacher"], "random is random"),
     ([CRITERIA + ",x=teacher+"], "it is no formula"),
     ([CRITERIA + ",x=nobody"], "no score table nobody"),
-    ([CRITERIA, ORACLE], "oracle is 'best', .*criteria: easy"),
+    ([CRITERIA, ORACLE], "oracle is 'best', .* choose from random, easy"),
     ([CRITERIA + ",best=labels", ORACLE], "no score table labels"),
     (
       [CRITERIA, "--config.compare.oracle=random"],
-      "one of compare.criteria: easy",
+      "from random, easy, but the baseline",
     ),
     ([CRITERIA, "--config.compare.baseline=best"], "from random, easy"),
     (
@@ -267,7 +274,7 @@ def test_tokens_to_target_by_hand():
       r"seeds is \(\), .*give one or more",
     ),
     ([CRITERIA, "--config.compare.seeds=7,7"], "each once"),
-    (["--config.compare.oracle=easy"], "name one of compare.criteria$"),
+    (["--config.compare.oracle=easy"], "choose from random, but the baseline"),
     ([CRITERIA, "--config.student.name=x"], "into it: two methods have one"),
     ([CRITERIA, "--config.select.name=x"], "into it: two methods that rank"),
   ],
@@ -277,11 +284,12 @@ def test_what_cannot_be_meant_is_refused(compared, options, said):
   assert re.search(said, line), line
 
 
-def test_one_seed_is_said_and_few_rows_are_refused(compared, tmp_path):
+def test_one_seed_is_said_and_other_rows_are_refused(compared, tmp_path):
   shutil.copytree(compared[0].parent, tmp_path, dirs_exist_ok=True)
   one = CRITERIA, "--config.compare.seeds=10", OPTIONS[2]
   done = run(tmp_path, STAGE, *one)
   assert "One seed: intervals are over held-out rows alone" in done.stdout
   few = "--config.evaluate.max_rows=9"
   line = refused(tmp_path, STAGE, *one, few)
-  assert "max_rows is" in line  # they were evaluated on more
+  # They were evaluated on more; stage evaluate does not have these students.
+  assert "max_rows is" in line and "--stages=compare --force" in line

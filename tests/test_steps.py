@@ -32,6 +32,7 @@ CONFIGS = {
     "proxy.from_reference": True,
   },
   "int8": {"score.int8_teacher": True, "score.more": ("other=model",)},
+  "compare": {"compare.criteria": ("easy=-teacher",), "compare.seeds": (7,)},
   "given": {"teacher.path": "model", "reference.scores": "scores.parquet"},
   "options": {
     "select.temperature": 1.0,

@@ -69,9 +69,9 @@ def compare(
 ) -> "CriteriaComparison | Comparison":
   """Compares criteria over score tables, or students that there are.
 
-  Of score tables it makes what stage compare makes: for each criterion and seed
-  a selection and a student with its held-out losses, and a table of them with
-  intervals. Of students only `given` counts, and the best comes first.
+  Of score tables it makes what stage compare makes: of each criterion and seed
+  a selection and a student with its held-out losses, and a table with
+  intervals. Of students, best first, `given` alone counts.
 
   Args:
     given: score tables; or students, trained and evaluated on the same rows.
@@ -98,13 +98,13 @@ def compare(
   if isinstance(criteria, Mapping):
     items = [n if n == how else f"{n}={how}" for n, how in criteria.items()]
   section = CompareConfig(
-    criteria=tuple(items),
+    criteria=tuple(items) or ("random",),
     seeds=tuple(range(10, 10 + seeds) if isinstance(seeds, int) else seeds),
     baseline=baseline,
     oracle=oracle,
   )
   root = border.folder_of(to) if to else given.corpus.path.parent
-  names, workdir = section.names(select.temperature), Workdir(root)
+  names, workdir = section.names(select, "{method}"), Workdir(root)
   how = {"run": run, "force": force}
   kept = {k: v for k, v in vars(select).items() if k not in _BY_CRITERION}
   for seed in section.seeds:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from miniplm_jax.config.sections import SelectConfig
 from miniplm_jax.core import fields as f
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import Section
@@ -31,19 +32,16 @@ class CompareConfig(Section):
     )
 
   def names(
-    self, temperature: float, selection="{method}", student="{method}"
+    self, select: SelectConfig, student: str
   ) -> dict[str, dict[int, MethodNames]]:
-    """What is made, by criterion and seed.
-
-    Selections and students are called by templates; selections that draw, as
-    those of a temperature do, have the seed in their name.
-    """
+    """What is made, by criterion and seed; students are named by a template."""
 
     def made(name: str, definition: str, seed: int) -> MethodNames:
       own = f"{name}-s{seed}"
-      is_drawn = temperature or criterion(definition).formula.is_random
+      # Each seed draws rows of its own.
+      is_drawn = criterion(definition).formula.is_random or select.temperature
       return MethodNames(
-        selection=selection.replace("{method}", own if is_drawn else name),
+        selection=select.name.replace("{method}", own if is_drawn else name),
         student=student.replace("{method}", own),
         definition=canonical(definition),
         objective="next_token",
@@ -64,9 +62,8 @@ class CompareConfig(Section):
     known = self.definitions or ("random",)
     hint = f"choose from {', '.join(known)}"
     yield "baseline", self.baseline in known, hint
-    others = [*(n for n in known if n != self.baseline), ""]
-    hint = f"name one of compare.criteria: {', '.join(others)}"
-    yield "oracle", self.oracle in others, hint.rstrip(", :")
+    good = self.oracle in ("", *known) and self.oracle != self.baseline
+    yield "oracle", good, f"{hint}, but the baseline"
     good = bool(self.seeds) and f.differ(self.seeds)
     yield "seeds", good, "give one or more, each once"
 

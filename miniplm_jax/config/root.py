@@ -116,10 +116,7 @@ class Config(MethodSections):
   @property
   def compared(self) -> dict[str, dict[int, MethodNames]]:
     """What stage compare makes, by criterion and seed."""
-    select = self.select
-    return self.compare.names(
-      select.temperature, select.name, self.student.name
-    )
+    return self.compare.names(self.select, self.student.name)
 
   def section_of(self, objective: Objective) -> Section | None:
     """What an objective may be told; None is nothing."""

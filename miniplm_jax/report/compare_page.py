@@ -21,7 +21,7 @@ _WORDS = (
   "reached, mean, least and largest over seeds. Recovered: the gain over {0} "
   "as a share of the oracle's."
 )
-# Of table.csv, to which others may add lines; see docs/selection.md.
+# Of table.csv, to which others may add lines; see docs/results/criteria.md.
 COLUMNS = (
   *("criterion", "formula", "baseline", "oracle", "corpus", "kept_rows"),
   *("student", "parameters", "steps", "trained_tokens", "seeds"),
@@ -48,37 +48,41 @@ def to_csv(figures: Mapping[str, Any]) -> bytes:
   return text.getvalue().encode()
 
 
+def _cell(key: str, form: str):
+  """Line → a figure with its interval; of the baseline the loss alone."""
+
+  def shown(line: Mapping[str, Any]) -> str | None:
+    values = [line[f"{key}{end}"] for end in ("", "_low", "_high")]
+    is_own = line["shown"] == BASELINE and key != "loss"
+    if None in values or is_own:
+      return None
+    return "{} ({} to {})".format(*(format(x, form) for x in values))
+
+  return shown
+
+
 def section(figures: Mapping[str, Any]) -> Section:
   """Its part of a report."""
   baseline, oracle = figures["baseline"], figures["oracle"]
   seeds, points = figures["seeds"], figures["points"]
 
-  def interval(key: str, form: str):
-    def cell(line) -> str | None:
-      if line[key] is None or (key != "loss" and line["shown"] == BASELINE):
-        return None
-      ends = (line[f"{key}{end}"] for end in ("", "_low", "_high"))
-      return "{} ({} to {})".format(*(format(x, form) for x in ends))
-
-    return cell
-
   def tokens(line) -> str | None:
-    if (text := interval("tokens", ".0%")(line)) is not None:
-      return "≤ " * (line["tokens_low"] == points[0] / points[-1]) + text
-    if line["shown"] == BASELINE or line["reached"] is None:
+    if line["shown"] == BASELINE or not points:
       return None
-    return (
-      f"by {line['reached']} of {seeds}" if line["reached"] else "not reached"
-    )
+    if line["tokens"] is None:
+      reached = line["reached"]
+      return f"by {reached} of {seeds}" if reached else "not reached"
+    is_bound = line["tokens_low"] == points[0] / points[-1]
+    return "≤ " * is_bound + _cell("tokens", ".0%")(line)
 
   columns = [
     ("criterion", "", lambda line: line["criterion"]),
     ("formula", "", lambda line: line["formula"]),
-    ("held-out loss", ">", interval("loss", ".4f")),
-    (f"Δ to {baseline}", ">", interval("delta", "+.4f")),
+    ("held-out loss", ">", _cell("loss", ".4f")),
+    (f"Δ to {baseline}", ">", _cell("delta", "+.4f")),
     ("shown", "", lambda line: line["shown"]),
     ("tokens to target", ">", tokens),
-    (f"recovered of {oracle}", ">", interval("recovered", ".0%")),
+    (f"recovered of {oracle}", ">", _cell("recovered", ".0%")),
   ]
   unseen = oracle and "recovered" not in figures["criteria"][oracle]
   notes = {
@@ -103,33 +107,33 @@ def section(figures: Mapping[str, Any]) -> Section:
 
 
 def _picture(figures: Mapping[str, Any]) -> str:
-  criteria, baseline = figures["criteria"], figures["baseline"]
+  baseline, points = figures["baseline"], figures["points"]
   figure, left = plots.axes(
     *("Held-out loss", "steps", "nats per token", 10, 3.6), place=(1, 2, 1)
   )
   title, x = f"Δ to {baseline}", "nats per token; below 0 is better"
   _, right = plots.axes(title, x, "", of=figure, place=(1, 2, 2))
-  means, y = {}, 0
-  for style, (name, one) in zip(plots.LINES, criteria.items()):
+  right.axvline(0, color=plots.GRAY, lw=0.8)
+  means, names = {}, []
+  for style, (name, one) in zip(plots.LINES, figures["criteria"].items()):
     color = style["color"]
-    if points := figures["points"]:
+    if points:
       loss_SxP = np.array(one["curves"])
       means[name] = points, loss_SxP.mean(0)
       ends = loss_SxP.min(0), loss_SxP.max(0)
       left.fill_between(points, *ends, color=color, alpha=0.15, lw=0)
-    if name != baseline:
-      right.plot(
-        [one["delta_low"], one["delta_high"]], [y, y], lw=2, color=color
-      )
-      right.plot(one["delta"], y, "o", ms=7, color=color)
-      at = one["delta_by_seed"]
-      right.plot(at, [y] * len(at), "|", ms=11, color=plots.INK)
-      y += 1
-  if means:
-    left.axhline(criteria[baseline]["target"], lw=0.8, ls=":", color=plots.GRAY)
-    plots.curves(left, means, lw=1.5)
-  names = [plots.plain(name) for name in criteria if name != baseline]
-  right.axvline(0, color=plots.GRAY, lw=0.8)
-  right.set_yticks(range(y), names)
-  right.set_ylim(y - 0.5, -0.5)
+      if name == baseline:
+        left.axhline(one["target"], lw=0.8, ls=":", color=plots.GRAY)
+    if name == baseline:
+      continue
+    y, at = len(names), one["delta_by_seed"]
+    right.plot(
+      [one["delta_low"], one["delta_high"]], [y] * 2, lw=2, color=color
+    )
+    right.plot(one["delta"], y, "o", ms=7, color=color)
+    right.plot(at, [y] * len(at), "|", ms=11, color=plots.INK)
+    names.append(plots.plain(name))
+  plots.curves(left, means, lw=1.5)
+  right.set_yticks(range(len(names)), names)
+  right.set_ylim(len(names) - 0.4, -0.6)
   return plots.picture(figure)

@@ -16,7 +16,6 @@ from etils import epath, epy
 from miniplm_jax.config.compare import CompareConfig
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import plain
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
@@ -37,7 +36,6 @@ with epy.lazy_imports():  # NumPy, PyArrow and JAX
 STAGE = "compare"
 FIGURES, TABLE, PICTURE = "compare.json", "table.csv", "compare.png"
 _PARTS = "training", "selection", "evaluation"  # of a `Student`
-_AGAIN = "evaluate again with --stages=evaluate --force"
 
 
 def step(
@@ -113,51 +111,45 @@ def _run(
 
 def _measure(
   compare: CompareConfig,
-  students: Mapping[str, list[Student]],
+  students: Mapping[str, Sequence[Student]],
   corpus: Manifest,
 ) -> dict[str, Any]:
   """What compare.json says."""
-  every = [one for its in students.values() for one in its]
-  evaluated = {f"{s.evaluation.path}": s.evaluation for s in every}
-  if unlike := comparable.left_out(evaluated):
-    raise UserError("measured on other held-out rows", unlike[0], _AGAIN)
-  loss = {
-    name: np.stack([_row_losses(one, corpus) for one in its])
-    for name, its in students.items()
-  }
-  baseline, oracle = compare.baseline, compare.oracle
-  where = f"corpus {corpus.directory}"
-  criteria = paired.losses(loss, baseline, oracle, where)
-  curves = {name: [s.curve() for s in its] for name, its in students.items()}
-  steps = {tuple(x.tolist()) for its in curves.values() for x, _ in its}
-  rows = {comparable.rows_of(one.training) for one in every}
-  points = steps.pop() if len(steps) == len(rows) == 1 else ()
-  if points:
-    values = {name: np.stack([y for _, y in c]) for name, c in curves.items()}
-    for name, one in paired.to_target(points, values, baseline).items():
-      criteria[name] |= one | {"curves": values[name].tolist()}
+  baseline, definitions = compare.baseline, compare.definitions
+  loss, curves, steps, rows = {}, {}, set(), set()
   for name, its in students.items():
-    criteria[name] |= {
-      "formula": criterion(compare.definitions[name]).text,
+    loss[name] = np.stack([_row_losses(one, corpus) for one in its])
+    every = [one.curve() for one in its]
+    steps |= {tuple(at.tolist()) for at, _ in every}
+    rows |= {comparable.rows_of(one.training) for one in its}
+    curves[name] = [values for _, values in every]
+  where = f"corpus {corpus.directory}"
+  criteria = paired.losses(loss, baseline, compare.oracle, where)
+  points = steps.pop() if len(steps) == len(rows) == 1 else ()
+  reached = paired.to_target(points, curves, baseline) if points else {}
+  for name, its in students.items():
+    criteria[name] |= reached.get(name, {}) | {
+      "curves": [values.tolist() for values in curves[name]],
+      "formula": criterion(definitions[name]).text,
       "kept_rows": its[0].selection.counts["kept"],
       "made_of": [
         {part: getattr(one, part).fingerprint for part in _PARTS} for one in its
       ],
     }
-  training, model = every[0].training, every[0].training.settings["model"]
+  settings, counts = its[0].training.settings, its[0].training.counts
+  model, train = settings["model"], settings["train"] | {"seed": None}
   sizes = f"{model['num_hidden_layers']}×{model['hidden_size']}"
   return {
     "baseline": baseline,
-    "oracle": oracle,
+    "oracle": compare.oracle,
     "corpus": corpus.fingerprint[:12],
     "student": f"{model.get('family', 'transformer')} {sizes}",
-    "parameters": training.counts["parameters"],
-    "steps": training.counts["steps"],
-    "trained_tokens": training.counts["tokens"],
+    "trained_tokens": counts["tokens"],
+    **{name: counts[name] for name in ("parameters", "steps")},
     "seeds": len(compare.seeds),
     "heldout_rows": loss[baseline].shape[1],
     "draws": paired.DRAWS,
-    "made_with": [training.settings, every[0].selection.settings],
+    "made_with": {"model": model, "train": train},
     "points": list(points),
     "criteria": criteria,
   }
@@ -165,10 +157,8 @@ def _measure(
 
 def _row_losses(student: Student, corpus: Manifest):
   """The mean NLL of each held-out row that counts, float64 [rows], in nats."""
-  evaluation = student.evaluation
-  if (rows := heldout.read_rows(evaluation)) is None:
-    raise UserError("losses of rows are not kept", f"{evaluation.path}", _AGAIN)
+  rows = heldout.read_rows(student.evaluation)
   own = own_corpora(student.training).get(CONVERTED, corpus)
   domains = store.Corpus(own).domains(rows["row_id"])
-  counts = ~np.isin(domains, evaluation.settings["ignore_domains"])
+  counts = ~np.isin(domains, student.evaluation.settings["ignore_domains"])
   return (rows["nll_sum"].astype(np.float64) / rows["n_tokens"])[counts]

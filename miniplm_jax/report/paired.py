@@ -68,8 +68,7 @@ def losses(
     hint = "give more: raise corpus.heldout_share or evaluate.max_rows"
     raise UserError(f"{rows} held-out rows are too few", where, hint)
   if not np.isfinite(loss_CxSxR).all():
-    hint = "evaluate again with --stages=evaluate --force"
-    raise UserError("a held-out loss is not finite", where, hint)
+    raise UserError("a held-out loss is not finite", where, "train otherwise")
   # Of each the mean, then the draws: float64 [1 + DRAWS].
   both = np.vstack([loss_CxSxR.mean((1, 2)), resample(loss_CxSxR)])
   of = dict(zip(loss, both.T))
@@ -96,7 +95,7 @@ def _bounded(key: str, values: np.ndarray) -> dict[str, float]:
 
 
 def to_target(
-  steps: Sequence[int], loss: Mapping[str, np.ndarray], baseline: str
+  steps: Sequence[int], loss: Mapping[str, Any], baseline: str
 ) -> dict[str, dict[str, Any]]:
   """Where learning curves reach the end of the baseline's.
 
@@ -110,7 +109,8 @@ def to_target(
     see `reached`, or None; how many have `reached` it; and if all have,
     `tokens`, the mean, with `_low` and `_high`, the least and the largest.
   """
-  spent, target = np.array(steps) / steps[-1], loss[baseline][:, -1].mean()
+  spent = np.array(steps) / steps[-1]
+  target = np.mean(loss[baseline], 0)[-1]
   made = {}
   for name, loss_SxP in loss.items():
     at = [reached(spent, one, target) for one in loss_SxP]
