@@ -20,7 +20,7 @@ The folders are the pipeline, in this order:
   hf_export     a Hugging Face directory         (stage export)
   report        pages, cards, tables, pictures: everything that renders, and
                 what all runs say together       (stages report, analyze,
-                                                 compare)
+                                                 compare, publish)
   forecast      what a program takes on a TPU    (look plan)
   api           all of it as functions of values, see below
 
@@ -84,11 +84,13 @@ __all__ = [
   "nll",
   "open_artifact",
   "presets",
+  "publish",
   "run",
   "score",
   "score_documents",
   "select",
   "show_log",
+  "take",
   "tokenize",
   "train",
 ]

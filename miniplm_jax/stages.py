@@ -26,6 +26,7 @@ from miniplm_jax.models.ref import REFERENCE, ROLES, TEACHER, ModelRef
 from miniplm_jax.report import (
   compare_step,
   model_card,
+  publish_step,
   report_step,
   selection_report_step,
   tasks_report_step,
@@ -311,6 +312,13 @@ class Stages:
       self.workdir.root,
       c.run,
     ).steps(models)
+
+  def publish(self) -> list[Step]:
+    """The score tables, for others."""
+    refs = [self.trainings.ref(role) for role in self.config.scorers]
+    tables = {ref.name: ref.table for ref in (*refs, *self._more())}
+    folder = self.workdir.published
+    return [publish_step.step(tables, self.corpus, folder)]
 
   def generate(self, dry_run: bool):
     """Looks at what a model writes."""

@@ -72,6 +72,7 @@ def score(folder: pathlib.Path, model, *more: str):
     f"--config.documents.max_length={SIZE}",
     "--config.documents.part_bytes=600",
     "--config.corpus.domain_field=domain",
+    "--config.corpus.id_field=id",
     *more,
   )
 
@@ -176,10 +177,10 @@ def test_what_cannot_be_meant_is_refused_in_a_line(source, model, tmp_path):
     own = f"--config.score.more=tiny={model}"
     return refused(source, "--stages=score_documents", own, *flags)
 
-  assert "no model other" in told("--config.documents.models=other")
+  assert "no language model other" in told("--config.documents.models=other")
   of_scores = "--config.reference.scores=x.npy"
   chosen = "--config.documents.models=reference"
-  assert "scores alone" in told(chosen, of_scores)
+  assert "no language model reference" in told(chosen, of_scores)
   assert "add teacher to --stages" in told("--config.documents.models=teacher")
   chosen = "--config.documents.models=tiny"
   assert "config.documents.overlap is 1.0" in told(
@@ -187,7 +188,7 @@ def test_what_cannot_be_meant_is_refused_in_a_line(source, model, tmp_path):
   )
   score(source, model)
   domain = "--config.corpus.domain_field=domain"
-  assert "settings.max_length is 16 there" in told(chosen, domain)
+  assert 'settings.id_field is "id" there' in told(chosen, domain)
   # Nothing is there afterwards, so a mended command goes on.
   elsewhere = f"--config.workdir={source / 'other'}"
   field = "--config.corpus.text_field=body"

@@ -80,7 +80,7 @@ def all_steps(name: str) -> dict[str, object]:
     config_lib.from_dict(config, "here"), Workdir(epath.Path("run"))
   )
   found = {}
-  for stage in config_lib.STAGES:
+  for stage in config_lib.STAGES + config_lib.ON_REQUEST:
     try:
       found |= {str(s.manifest): said(s) for s in stages.steps(stage)}
     except UserError as e:

@@ -14,16 +14,24 @@ from miniplm_jax.api.artifacts import (
   Selection,
 )
 from miniplm_jax.api.compare import Comparison, compare
-from miniplm_jax.api.models import Model, generate, load_model, ngram, nll
+from miniplm_jax.api.models import (
+  Model,
+  generate,
+  load_model,
+  ngram,
+  nll,
+  score_documents,
+)
 from miniplm_jax.api.scores import Scores
 from miniplm_jax.api.steps import (
   evaluate,
   export,
   presets,
+  publish,
   run,
   score,
-  score_documents,
   select,
+  take,
   tokenize,
   train,
 )

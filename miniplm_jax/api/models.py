@@ -2,18 +2,26 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath, epy
 
 from miniplm_jax.api import border
-from miniplm_jax.api.students import Student
-from miniplm_jax.config import DocumentsConfig, GenerateConfig, RunConfig
+from miniplm_jax.api.students import DocumentScores, Student
+from miniplm_jax.config import (
+  CorpusConfig,
+  DocumentsConfig,
+  GenerateConfig,
+  RunConfig,
+  ScoreConfig,
+)
 from miniplm_jax.core import fields
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.evaluation import generate as generate_lib
+from miniplm_jax.evaluation import score_documents_step
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import ROLES, ModelRef
 from miniplm_jax.scoring.ngram import NgramRef
@@ -21,6 +29,7 @@ from miniplm_jax.scoring.ngram import NgramRef
 with epy.lazy_imports():  # JAX, NumPy: planning needs neither
   from miniplm_jax.evaluation import texts as texts_lib
   from miniplm_jax.models import sharding
+  from miniplm_jax.scoring import importing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +108,9 @@ def ref_of(
         name, role=role, trained=model.path, model=model.shape, table=table
       )
     model = hf  # of another corpus: it is known by what it holds
+  if isinstance(model, (str, os.PathLike)) and importing.published(model):
+    scores = os.fspath(model)
+    return ModelRef(name, role=role, scores=scores, table=table)
   model = model if isinstance(model, Model) else load_model(model)
   return ModelRef(name, model.path, model.revision, role, table=table)
 
@@ -169,6 +181,53 @@ def nll(
     log_every_seconds=run.log_every_seconds,
   )
   return scorer(texts)
+
+
+@border.in_python()
+def score_documents(
+  source: epath.PathLike,
+  models: Mapping[str, Model | Student | str],
+  *,
+  to: epath.PathLike,
+  split: str = "train",
+  text_field: str = "text",
+  domain_field: str = "domain",
+  id_field: str = "",
+  score: ScoreConfig = ScoreConfig(),
+  run: RunConfig = RunConfig(),
+  force: bool = False,
+  **options: Any,
+) -> dict[str, DocumentScores]:
+  """Scores whole documents under each model, by its own tokenizer.
+
+  Args:
+    source: of documents, as that of `tokenize`.
+    models: by what they are called.
+    to: the folder, in which each model has one.
+    split: of a source that has splits.
+    text_field: where a record has its text, a dotted path.
+    domain_field: likewise its domain, which becomes corpus_id.
+    id_field: likewise its id; one without it is called by its text's sha256.
+    score: dtype and batch_tokens.
+    force: make it again, if it was made otherwise, too.
+    **options: fields of `DocumentsConfig`: overlap, max_length, ….
+  """
+  folder = border.folder_of(to)
+  corpus = CorpusConfig(
+    source=border.path_of(source, "source"),
+    split=split,
+    text_field=text_field,
+    domain_field=domain_field,
+    id_field=id_field,
+  )
+  refs = [ref_of(name, model, folder) for name, model in models.items()]
+  section = DocumentsConfig(**options)
+  scoring = score_documents_step.Scoring(
+    section, corpus, score, folder, border.root_of(folder), run
+  )
+  steps = scoring.steps(refs)
+  border.execute(steps, run, force)
+  return {step.name: DocumentScores(step.manifest.parent) for step in steps}
 
 
 def text_model(model, dtype: str, run: RunConfig) -> "texts_lib.TextModel":

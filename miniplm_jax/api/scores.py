@@ -86,6 +86,34 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     ]
     return pa.concat_tables(map(pa.table, parts))
 
+  def matrix(self, unit: str = "bits_per_byte") -> "np.ndarray":
+    """Float64 [models, rows], as the package perplexity-correlations reads it.
+
+    Models are in the order of `self`, rows those of `to_arrow`. The other unit
+    is "nats_per_token".
+
+    Raises:
+      UserError: a row has no text, and so no bytes.
+    """
+    table = self.to_arrow()
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    if unit not in ("bits_per_byte", "nats_per_token"):
+      hint = "give bits_per_byte or nats_per_token"
+      raise UserError(f"no unit {unit!r}", "matrix", hint)
+    per = np.log(2) * columns["n_bytes"]
+    if unit == "bits_per_byte" and not per.all():
+      hint = 'give unit="nats_per_token"'
+      what = f"{np.count_nonzero(per == 0):,} rows have no bytes"
+      raise UserError(what, str(self.corpus.path), hint)
+    by_token = unit == "nats_per_token"
+    return np.stack(
+      [
+        columns[f"{name}_nll"].astype(np.float64)
+        / (columns[f"{name}_tokens"] if by_token else per)
+        for name in self
+      ]
+    )
+
   @border.in_python()
   def select(
     self,

@@ -18,11 +18,10 @@ from miniplm_jax.api.artifacts import (
 )
 from miniplm_jax.api.models import Model, Ngram, exported, ref_of
 from miniplm_jax.api.scores import Scores
-from miniplm_jax.api.students import DocumentScores, Evaluation, Run, Student
+from miniplm_jax.api.students import Evaluation, Run, Student
 from miniplm_jax.config import (
   Config,
   CorpusConfig,
-  DocumentsConfig,
   EvaluateConfig,
   ExportConfig,
   RunConfig,
@@ -36,11 +35,12 @@ from miniplm_jax.core.fields import Section
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import tokenize_step
 from miniplm_jax.distillation import objectives
-from miniplm_jax.evaluation import evaluate_step, score_documents_step
+from miniplm_jax.evaluation import evaluate_step
 from miniplm_jax.evaluation.subjects import Subject
 from miniplm_jax.methods import INIT, OBJECTIVES
 from miniplm_jax.models.architecture import SHAPES, Architecture
 from miniplm_jax.models.ref import ROLES, TEACHER
+from miniplm_jax.report import publish_step
 from miniplm_jax.scoring import score_step
 from miniplm_jax.training import budget, train_step, trained, warm_start
 from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
@@ -49,6 +49,7 @@ with epy.lazy_imports():  # JAX, NumPy: planning needs neither
   from miniplm_jax.corpus import trained_rows
   from miniplm_jax.evaluation import heldout
   from miniplm_jax.models import sharding
+  from miniplm_jax.scoring import importing
 
 presets = SHAPES  # shapes by name
 
@@ -231,7 +232,8 @@ def score(
 
   Args:
     corpus: packed rows, of which the split "train" is scored.
-    models: by what they are called; criteria read "teacher" and "reference".
+    models: by what they are called; criteria read "teacher" and "reference". A
+      folder of published tables stands for a model whose scores it has.
     to: the folder of the tables, beside the corpus if it is not given.
     verify: how each table is checked when it is finished.
     force: make it again, if it was made otherwise, too.
@@ -261,47 +263,42 @@ def score(
 
 
 @border.in_python()
-def score_documents(
-  source: epath.PathLike,
-  models: Mapping[str, Model | Student | str],
-  *,
+def publish(
+  scores: Scores,
   to: epath.PathLike,
-  split: str = "train",
-  text_field: str = "text",
-  domain_field: str = "domain",
-  score: ScoreConfig = ScoreConfig(),
+  *,
   run: RunConfig = RunConfig(),
   force: bool = False,
-  **options: Any,
-) -> dict[str, DocumentScores]:
-  """Scores whole documents under each model, by its own tokenizer.
+) -> epath.Path:
+  """Writes score tables for others who have the corpus: no text, no tokens.
 
   Args:
-    source: of documents, as that of `tokenize`.
-    models: by what they are called.
-    to: the folder, in which each model has one.
-    split: of a source that has splits.
-    text_field: where a record has its text, a dotted path.
-    domain_field: likewise its domain, which becomes corpus_id.
-    score: dtype and batch_tokens.
-    force: make it again, if it was made otherwise, too.
-    **options: fields of `DocumentsConfig`: id_field, overlap, max_length, ….
+    to: the folder: Parquet of each table, README.md and manifest.json.
+    force: make it again even if nothing has changed.
   """
-  folder = border.folder_of(to)
-  corpus = CorpusConfig(
-    source=border.path_of(source, "source"),
-    split=split,
-    text_field=text_field,
-    domain_field=domain_field,
-  )
-  refs = [ref_of(name, model, folder) for name, model in models.items()]
-  section = DocumentsConfig(**options)
-  scoring = score_documents_step.Scoring(
-    section, corpus, score, folder, border.root_of(folder), run
-  )
-  steps = scoring.steps(refs)
-  border.execute(steps, run, force)
-  return {step.name: DocumentScores(step.manifest.parent) for step in steps}
+  border.of_kind(scores, Scores, "scores", "give what score returns")
+  folder, corpus = border.folder_of(to), scores.corpus.path / MANIFEST
+  tables = {name: table.path for name, table in scores.items()}
+  border.execute([publish_step.step(tables, corpus, folder)], run, force)
+  return folder
+
+
+@border.in_python()
+def take(corpus: Corpus, folder: epath.PathLike, **how: Any) -> Scores:
+  """Takes what `publish` wrote, if it is of this corpus's rows.
+
+  Args:
+    **how: as of `score`: to, run, force, rows_per_part.
+
+  Raises:
+    UserError: rows of D are not among those that were scored.
+  """
+  tables = importing.published(border.path_of(folder, "folder"))
+  if tables is None:
+    hint = "give the folder that publish wrote"
+    raise UserError("no published tables lie here", str(folder), hint)
+  names = tables.details["models"]
+  return score(corpus, {name: tables.directory / name for name in names}, **how)
 
 
 def select(

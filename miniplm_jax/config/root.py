@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from miniplm_jax.config import sections as s
 from miniplm_jax.config.compare import CompareConfig
 from miniplm_jax.config.corpus import CorpusConfig
+from miniplm_jax.config.documents import DocumentsConfig
 from miniplm_jax.config.methods import MethodSections
 from miniplm_jax.config.run import RunConfig
 from miniplm_jax.core import fields as f
@@ -37,7 +38,7 @@ STAGES = (
   "report",
 )
 # Run when they are named.
-ON_REQUEST = ("score_documents",)
+ON_REQUEST = ("score_documents", "publish")
 # Look at what is there, or at what would be; nothing depends on them.
 LOOKS = ("plan", "verify", "generate")
 ROLES = ("teacher", "reference")
@@ -75,7 +76,7 @@ class Config(MethodSections):
   score: s.ScoreConfig = f.section(s.ScoreConfig)
   plan: s.PlanConfig = f.section(s.PlanConfig)
   verify: s.VerifyConfig = f.section(s.VerifyConfig)
-  documents: s.DocumentsConfig = f.section(s.DocumentsConfig)
+  documents: DocumentsConfig = f.section(DocumentsConfig)
   select: s.SelectConfig = f.section(s.SelectConfig)
   materialize: s.MaterializeConfig = f.section(s.MaterializeConfig)
   student: s.StudentConfig = f.section(s.StudentConfig)

@@ -73,6 +73,7 @@ class ScoreConfig(Section):
   # Further models to score with, as NAME=DIRECTORY_OR_HUB_ID: other
   # references, for selections to choose from. NAME=ngram:TEXT counts hashed
   # n-grams of a split (reference, train) or of files, as corpus.source names.
+  # NAME=table:FILE_OR_FOLDER has scores from elsewhere, as teacher.scores.
   more: tuple[str, ...] = f.several(f.named_path())
   ngram_buckets: int = f.number(10_000, "[2, 2^24]")  # as DSIR's
   # The teacher's layers as int8 weights, if on so many rows its scores
@@ -127,27 +128,6 @@ def definition_rule(definition: str) -> tuple[str, bool, str]:
   except UserError as e:
     good, hint = False, f"{e.what}; {e.hint}"
   return "definition", good, hint
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DocumentsConfig(Section):
-  """--stages=score_documents: whole documents of corpus.source.
-
-  Each model reads them by its own tokenizer, as score.dtype and
-  score.batch_tokens say.
-  """
-
-  # Which of teacher, reference and score.more; () is all of them.
-  models: tuple[str, ...] = f.several(f.name("model"))
-  # Dotted path; a document without it is called by the sha256 of its text.
-  id_field: str = f.text("id", ".*")
-  # inputs of a window of a longer document; 0 is what the model says
-  max_length: int = f.number(0, "[0, 2^24]")
-  # The share of a window that is context alone: the window before scores it.
-  # 0 are the rolling windows of lm_eval; 0.5 takes twice the time.
-  overlap: float = f.number(0.5, "[0, 1)")
-  # unit of work and of resuming, in UTF-8 bytes of text
-  part_bytes: int = f.number(1 << 24, "[1, 2^63)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,7 @@ class Workdir:
     # What models say of whole documents, by the models' names.
     self.document_scores = root / "document_scores"
     self.compare = root / "compare"  # criteria beside each other
+    self.published = root / "published"  # score tables, for others
     self.analysis = root / "analysis"  # what all its runs come to
 
   def claims_of(self, folder: epath.Path) -> epath.Path:

@@ -41,7 +41,6 @@ class Source:
   """The documents, as an input of a step."""
 
   corpus: CorpusConfig  # where they are from
-  id_field: str
   workdir: epath.Path  # what stages wrote there is none of them
 
   @property
@@ -60,7 +59,7 @@ class Source:
   def chunks(self) -> list[sources.Chunk]:
     """Its chunks, see `sources.list_chunks`."""
     c = self.corpus
-    fields = Fields(c.text_field, c.domain_field, self.id_field)
+    fields = Fields(c.text_field, c.domain_field, c.id_field)
     how = c.split, c.part_bytes, self.workdir
     return sources.list_chunks(c.source, fields, *how)
 
@@ -80,18 +79,18 @@ class Scoring:
     """One step a model.
 
     Raises:
-      UserError: one of documents.models is none of them, or has no weights.
+      UserError: one of documents.models is none that has weights.
     """
+    models = [m for m in models if isinstance(m, ModelRef) and not m.scores]
     by_name = {name: ref for ref in models for name in (ref.name, ref.role)}
     chosen = self.documents.models or [ref.name for ref in models]
-    for name in chosen:
-      if name not in by_name or by_name[name].scores:
+    for name in chosen or [""]:
+      if name not in by_name:
         raise UserError(
-          f"there is no model {name}"
-          if name not in by_name
-          else f"of {name} there are scores alone, no weights",
+          f"no language model {name} is given",
           f"config.documents.models={self.documents.models}",
-          "choose from " + ", ".join(m.name for m in models if not m.scores),
+          f"choose from {', '.join(m.name for m in models)}: of others there "
+          "are scores or counts alone",
         )
     unique = dict.fromkeys(by_name[name].name for name in chosen)
     return [self._step(by_name[name]) for name in unique]
@@ -99,13 +98,13 @@ class Scoring:
   def _step(self, ref: ModelRef) -> Step:
     c, score, corpus = self.documents, self.score, self.corpus
     folder = self.folder / ref.name
-    source = Source(corpus, c.id_field, self.workdir)
+    source = Source(corpus, self.workdir)
     inputs = {"source": source, "weights": ref.as_input()}
     if ref.path:
       inputs["tokenizer"] = hub.GivenTokenizer(ref.path, ref.revision)
     settings = dataclasses.asdict(c)
     del settings["models"]
-    names = ("split", "text_field", "domain_field")
+    names = ("split", "text_field", "domain_field", "id_field")
     settings |= {name: getattr(corpus, name) for name in names}
     names = ("dtype", "batch_tokens")
     settings |= {name: getattr(score, name) for name in names}

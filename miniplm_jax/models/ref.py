@@ -29,6 +29,9 @@ TEACHER, REFERENCE = ROLES = "teacher", "reference"
 CONDITIONAL = "conditional"  # the reference, trained on target text
 
 
+TABLE = "table:"  # before a file or folder of scores, where a path may stand
+
+
 class Identity(NamedTuple):
   """What a score table says of the model that made it."""
 
@@ -72,9 +75,15 @@ class ModelRef:
 
   @classmethod
   def named(cls, text: str, workdir: Workdir) -> "ModelRef":
-    """A further model that scores, by NAME=PATH of config.score.more."""
+    """A further model that scores, by NAME=PATH of config.score.more.
+
+    NAME=table:PATH are scores from elsewhere.
+    """
     name, _, path = text.partition("=")
-    return cls(name, path, table=workdir.scores(name))
+    table = workdir.scores(name)
+    if path.startswith(TABLE):
+      return cls(name, scores=path.removeprefix(TABLE), table=table)
+    return cls(name, path, table=table)
 
   @property
   def origin(self) -> str:

@@ -6,6 +6,9 @@ they are:
 
   {"corpus": "<fingerprint in corpus/manifest.json>", "model": "my engine",
    "nll": "sum"}          (or "mean", per scored token; in nats)
+
+Or a folder that stage publish wrote, or the folder of one table in it: there
+each row has its hash, and rows are told apart by those.
 """
 
 import json
@@ -14,19 +17,57 @@ import numpy as np
 from etils import epath
 
 from miniplm_jax.core import claims, files
+from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.log import Progress
+from miniplm_jax.core.log import Progress, log
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.scoring import table
 from miniplm_jax.scoring.units import units_of
 
+FILE = "scores.parquet"  # of a table, in a folder of its name
+_PUBLISHED = "publish"  # the stage
 _HINT = "give Σ −log p of every row in nats, a number that is 0 or more"
 
 
+def published(path: str) -> Manifest | None:
+  """The manifest of published tables, or of the folder that a table is in."""
+  folder = epath.Path(path).expanduser()
+  for one in (folder, folder.parent):
+    found = manifest_lib.read(one / MANIFEST) if folder.is_dir() else None
+    if found and found.stage == _PUBLISHED:
+      return found
+  return None
+
+
+def name_in(tables: Manifest, path: str, *names: str) -> str:
+  """Which of published tables is meant: that of the folder, or of a name.
+
+  Raises:
+    UserError: it is none of them.
+  """
+  there = tables.details["models"]
+  own = epath.Path(path).name
+  if epath.Path(path).expanduser() != tables.directory and own in there:
+    return own
+  for name in (*names, *there):
+    if name in there and (name in names or len(there) == 1):
+      return name
+  hint = f"give the folder of one of {', '.join(there)}"
+  raise UserError(f"no table {names[0]} was published there", path, hint)
+
+
 def write_parts(
-  source: str, directory: epath.Path, corpus: Corpus, rows_per_part: int
+  source: str,
+  directory: epath.Path,
+  corpus: Corpus,
+  rows_per_part: int,
+  *names: str,
 ) -> dict[str, str]:
   """Checks the scores of a file and writes them as parts of a table.
+
+  Of published tables it takes that of the first of the names that is there.
 
   Returns:
     What the parts say they were made by.
@@ -36,12 +77,19 @@ def write_parts(
       otherwise, or one is not finite.
   """
   path = epath.Path(source)
-  described = _manifest(path, corpus)
   units = units_of(corpus, rows_per_part)
   row_ids = np.concatenate([unit.rows for unit in units])
-  nll, n_tokens = _read(path, row_ids)
+  if tables := published(source):
+    name = name_in(tables, source, *names)
+    sha256 = tables.files[f"{name}/{FILE}"]["sha256"]
+    described = {"model": tables.details["models"][name]["code"], "nll": "sum"}
+    nll, n_tokens = _taken(tables, name, corpus, row_ids)
+  else:
+    described = _manifest(path, corpus)
+    nll, n_tokens = _read(path, row_ids)
+    sha256 = files.sha256(path)
   made_by = {
-    "weights": f"imported {files.sha256(path)}",
+    "weights": f"imported {sha256}",
     "tokenizer": corpus.manifest.tokenizer,
     "code": f"{described.get('model', 'unknown')}",
     "settings": described["nll"],
@@ -73,6 +121,38 @@ def write_parts(
       start = of_unit.stop
       progress.update(len(unit.rows))
   return made_by
+
+
+def _taken(tables: Manifest, name: str, corpus: Corpus, row_ids: np.ndarray):
+  """Numbers and token counts of a published table, joined by rows' hashes.
+
+  If the rows are not those that were scored, in their order, then each takes
+  the scores of the first that has its hash.
+  """
+  import pyarrow.parquet as pq
+
+  with tables.reading(f"{name}/{FILE}") as local:
+    columns = pq.read_table(local, columns=["hash", "nll_sum", "n_tokens"])
+  theirs, nll, n_tokens = (column.to_numpy() for column in columns)
+  ours = corpus.hashes[row_ids]
+  if not np.array_equal(ours, theirs):
+    order = np.argsort(theirs, kind="stable")
+    at = np.searchsorted(theirs, ours, sorter=order)
+    places = order[np.minimum(at, len(theirs) - 1)]
+    if missing := int(np.count_nonzero(theirs[places] != ours)):
+      there, facts = tables.details["corpus"], corpus.manifest
+      settings = there["settings"] | {"tokenizer": there["tokenizer"]}
+      here = facts.settings | {"tokenizer": facts.tokenizer}
+      why = manifest_lib.first_difference(settings, here)
+      raise UserError(
+        f"{missing:,} of the {len(ours):,} rows of D are not among the "
+        f"{len(theirs):,} that were scored",
+        f"{tables.directory}",
+        f"make the corpus as it was: {why or 'its text is another'}",
+      )
+    log("score", f"{name}: other rows were scored too; taken by rows' hashes")
+    nll, n_tokens = nll[places], n_tokens[places]
+  return nll, n_tokens
 
 
 def scored_tokens(ids: np.ndarray, eos_id: int) -> int:

@@ -1,0 +1,180 @@
+"""Stage publish: score tables for others who have the corpus, without text.
+
+A folder as data sets of the hub are: NAME/scores.parquet of each model with
+row_id, the hash of the row's ids, nll_sum and n_tokens; README.md; and the
+manifest, which says by what they were made. `scoring/importing.py` takes it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath, epy
+
+from miniplm_jax.core import files
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.step import Policy, Step
+from miniplm_jax.core.workdir import MANIFEST
+from miniplm_jax.corpus import datasets, sources
+from miniplm_jax.report.table import Table
+
+with epy.lazy_imports():
+  import huggingface_hub
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  from miniplm_jax.corpus import store
+  from miniplm_jax.report import dataset_card
+  from miniplm_jax.scoring import importing, table
+  from miniplm_jax.selection import index
+
+STAGE = "publish"
+
+_USE = """\
+Each `NAME/scores.parquet` has a row for each row of D, the rows of a packed
+corpus that are selected from: `row_id`, its place in the corpus; `hash`, of its
+token ids, uint64; `nll_sum`, Σ −log p in nats; `n_tokens`, over so many tokens.
+There is no text and no token here. Whoever has a text can find out whether it
+is among the rows.
+
+With the same text, tokenizer and settings, the rows have these hashes, and are
+selected from without any model:
+
+```bash
+python -m miniplm_jax.main --config=CONFIG --stages=tokenize,score,select \\
+  --config.teacher.scores=FOLDER --config.reference.scores=FOLDER
+```
+
+```python
+scores = miniplm_jax.take(corpus, "FOLDER")
+kept = scores.select("FORMULA", ratio=0.5, name="mine")
+```"""
+_LICENSE = """\
+TODO: name the licence of these numbers, and in the line `license:` above. That
+of the texts, and those of the models, hold for the texts and the models."""
+
+
+def step(
+  tables: Mapping[str, epath.Path], corpus: epath.Path, folder: epath.Path
+) -> Step:
+  """The step that writes score tables of a corpus, by their names."""
+  return Step(
+    stage=STAGE,
+    manifest=folder / MANIFEST,
+    settings={},
+    inputs={name: path / MANIFEST for name, path in tables.items()}
+    | {"corpus": corpus},
+    outputs=(folder,),
+    policy=Policy(is_view=True, is_host_only=True),
+    summary=f"tables {', '.join(tables)} for others, without text",
+    run=lambda inputs: _run(folder, inputs),
+  )
+
+
+def _run(folder: epath.Path, inputs: Mapping[str, Manifest]) -> dict[str, Any]:
+  tables = dict(inputs)
+  of_corpus = tables.pop("corpus")
+  names = {name: f"{name}/{importing.FILE}" for name in tables}
+  for name, manifest in tables.items():
+    if "nll_sum" not in manifest.counts:
+      hint = "publish those of its teacher and its reference"
+      raise UserError("a proxy's table has no nll", str(manifest.path), hint)
+    _write(folder / names[name], manifest, store.Corpus(of_corpus))
+  source = of_corpus.details.get("source", "")
+  is_public = datasets.is_named(source) or source == sources.EMBEDDED
+  details = {
+    "corpus": {
+      "fingerprint": of_corpus.fingerprint,
+      "tokenizer": of_corpus.tokenizer,
+      "tokenizer is": _given(of_corpus, "tokenizer", "trained on this text"),
+      "source": source if is_public else "files",
+      "settings": of_corpus.settings,
+    },
+    "models": {name: _model(manifest) for name, manifest in tables.items()},
+  }
+  files.write_bytes(folder / "README.md", _card(tables, details).encode())
+  return {
+    "tokenizer": of_corpus.tokenizer,
+    "files": {
+      name: files.describe(folder / name)
+      for name in (*names.values(), "README.md")
+    },
+    "counts": {"tables": len(tables)},
+    "details": details,
+  }
+
+
+def _write(path: epath.Path, manifest: Manifest, corpus: "store.Corpus"):
+  """One table, a part of it at a time."""
+  reader, writer = index.IndexReader(corpus, {}), None
+  with files.replacing(path) as scratch:
+    for part in table.parts(manifest):
+      part["hash"] = reader.take(part["row_id"])["hash"]
+      rows = pa.table(part)
+      writer = writer or pq.ParquetWriter(
+        scratch, rows.schema, compression="zstd"
+      )
+      writer.write_table(rows)
+    writer.close()
+
+
+def _given(made: Manifest, name: str, without: str) -> str:
+  """The hub id of an input; no folder of this machine is named."""
+  if name in made.details.get(manifest_lib.HERE, ()):
+    return "a folder"
+  return made.details.get(manifest_lib.NAMED, {}).get(name, without)
+
+
+def _model(scored: Manifest) -> dict[str, Any]:
+  """What is known of the model of a table."""
+  details = scored.details
+  is_given = "scores" in scored.inputs
+  without = "made elsewhere" if is_given else "trained on this corpus"
+  return {
+    "model": _given(scored, "weights", without),
+    "revision": details.get("revision", ""),
+    "weights": scored.weights,
+    "architecture": details.get("architecture"),
+    "dtype": scored.settings.get("dtype", ""),
+    "int8": scored.settings.get("int8", False),
+    "table": scored.fingerprint,
+    "rows": scored.counts["rows"],
+    "tokens": scored.counts["tokens"],
+    "code": scored.code_version,
+  }
+
+
+def _card(tables: Mapping[str, Manifest], details: Mapping[str, Any]) -> str:
+  of_corpus, models = details["corpus"], details["models"]
+  rows = next(iter(models.values()))["rows"]
+  data = huggingface_hub.DatasetCardData(
+    license="unknown",
+    pretty_name=f"Score tables: {', '.join(tables)}",
+    size_categories=[dataset_card.size_category(rows)],
+    tags=["pretraining", "data-selection", "perplexity", "miniplm"],
+    configs=[
+      {"config_name": name, "data_files": f"{name}/{importing.FILE}"}
+      for name in tables
+    ],
+  )
+  facts = {k: v for k, v in of_corpus.items() if k != "settings"}
+  facts |= of_corpus["settings"]
+  columns = ("model", "revision", "weights", "dtype", "rows", "tokens")
+  sections = (
+    f"---\n{data.to_yaml()}\n---\n# Score tables: {', '.join(tables)}",
+    _USE,
+    "## Models",
+    "The weights are known by a sha256; manifest.json has all of it.",
+    Table(
+      ("name", *((c, "," * (c in ("rows", "tokens"))) for c in columns)),
+      [(name, *(m[c] for c in columns)) for name, m in models.items()],
+    ).markdown(),
+    "## Corpus",
+    Table(
+      ("what", "value"), [(k, f"`{v}`") for k, v in facts.items()]
+    ).markdown(),
+    "## License",
+    _LICENSE,
+  )
+  return "\n\n".join(sections) + "\n"
