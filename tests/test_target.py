@@ -299,13 +299,14 @@ def test_rows_that_the_corpus_has_are_not_trained_on(untuned, scored):
     for name in ("corpus", "conditional/corpus")
   ]
   n = int(np.isin(corpora[1], corpora[0]).sum())
-  left_out = f"{n:,} of {len(corpora[1]):,} target rows are left out"
+  left_out = f"the corpus has {n:,} of the {len(corpora[1]):,} rows of the"
   assert n > 100 and left_out in done.stdout
   made = mp.open_artifact(untuned / "run/conditional")
   assert made.manifest.counts["rows"] == len(corpora[1]) - n
   shutil.rmtree(untuned / "run/conditional")
   error = refused(untuned, stage, *tuned(scored, "text.jsonl"), source=own)
-  assert f"the corpus has all {len(corpora[0]):,} rows of the target" in error
+  n = f"{len(corpora[0]):,}"
+  assert f"the corpus has {n} of the {n} rows of the target" in error
 
 
 def test_a_target_that_cannot_be_is_named(untuned, scored):

@@ -335,7 +335,7 @@ def path(default: str, is_needed: bool = False) -> Any:
 
 def named_path() -> Any:
   """NAME=PATH."""
-  field = parsed("", _named, "give NAME=DIRECTORY_OR_HUB_ID, a new name")
+  field = parsed("", _named, "give NAME=DIRECTORY_OR_HUB_ID or NAME=ngram:TEXT")
   return _with_path(field, "[^=]*=(?:ngram:)?(.*)")
 
 

@@ -68,7 +68,7 @@ def step(corpus: CorpusConfig, folder: epath.Path, run: RunConfig) -> Step:
     explain=lambda old: source.changes(old.details.get("parts")),
     outputs=(folder,),
     summary=f"{corpus.source} → rows of up to {corpus.max_length + 1} tokens, "
-    f"tokenizer {corpus.tokenizer}, held back from D: {held_back}",
+    f"tokenizer {corpus.tokenizer}, held back from D: {held_back or 'nothing'}",
     code=Version(_CODE, ("tokenizers",), run.any_code),
     run=lambda unused_inputs: tokenize(corpus, folder, run),
     policy=Policy(is_host_only=True),
@@ -84,12 +84,7 @@ def target_step(
 ) -> Step:
   """Returns the step that makes rows of a target text, as those of a corpus.
 
-  Args:
-    target: the text.
-    corpus: how the corpus is made.
-    of: its manifest; its tokenizer lies beside that.
-    folder: where the rows are made.
-    run: how it is carried out.
+  `of` is the corpus's manifest, beside which its tokenizer lies.
   """
   own = corpus.replace(
     source=target.source,
@@ -98,29 +93,24 @@ def target_step(
     id_field="",
     tokenizer=str(of.parent / "tokenizer"),
     vocab_size=0,
-    reference_share=0.0,
-    heldout_share=0.0,
-    teacher_share=0.0,
+    **{f"{split}_share": 0.0 for split, _ in _shares(corpus)},
   )
   words = {"config.corpus.": "config.conditional.", STAGE: "conditional"}
   made = step(own, folder, run)
   source = made.inputs["source"]
 
-  def check():
+  def look():
     with errors.renaming(words):
-      if manifest.read(made.manifest) is None:
-        source.chunks()
+      _ = source.finished() or source.chunks()
 
   def make(unused_inputs):
     with errors.renaming(words):
       return tokenize(own, folder, run)
 
+  # Of the tokenizer the corpus's manifest speaks.
+  inputs = {"source": source, "corpus": of}
   return dataclasses.replace(
-    made,
-    stage="conditional",
-    inputs={"source": source, "corpus": of},  # which has the tokenizer
-    checks=(check,),
-    run=make,
+    made, stage="conditional", inputs=inputs, checks=(look,), run=make
   )
 
 

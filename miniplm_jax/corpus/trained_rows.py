@@ -38,26 +38,21 @@ def encode(corpus: Corpus, row_ids: np.ndarray) -> bytes:
 def new_rows(target: Corpus, corpus: Corpus) -> np.ndarray:
   """Returns int64 ids of a target's rows, but for those that a corpus has.
 
-  What is measured on a row says nothing once it was trained on. Both have one
-  seed, so equal rows have equal hashes; the corpus's are read 2²⁰ at a time.
+  Both have one seed, so that equal rows have equal hashes.
   """
-  rows, is_new = target.rows_of("train"), True
+  rows = target.rows_of("train")
+  is_new = np.ones(len(rows), bool)
   for start in range(0, len(corpus), _MOST):
     distributed.raise_if_stopped()
-    part = corpus.hashes[start : start + _MOST]
-    is_new = is_new & ~np.isin(target.hashes[rows], part)
-  if n := int(np.count_nonzero(~is_new)):
-    log(
-      "conditional",
-      f"{n:,} of {len(rows):,} target rows are left out: the "
-      "corpus has them, too",
-    )
+    some = corpus.hashes[start : start + _MOST]
+    is_new &= ~np.isin(target.hashes[rows], some)
+  n = len(rows) - np.count_nonzero(is_new)
+  what = f"the corpus has {n:,} of the {len(rows):,} rows of the target"
   if n == len(rows):
-    raise UserError(
-      f"the corpus has all {n:,} rows of the target",
-      str(target.directory),
-      "give target text that is not in it",
-    )
+    hint = "give target text that is not in it"
+    raise UserError(what, str(target.directory), hint)
+  if n:
+    log("conditional", f"{what}: they are left out")
   return rows[is_new]
 
 

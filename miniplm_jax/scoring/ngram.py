@@ -9,7 +9,7 @@ of a document. A row's Σ is over both; its token count is that of any table.
 import dataclasses
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,8 +52,7 @@ class NgramRef:
   path: str  # a split of the corpus, or text as corpus.source may name some
   table: epath.Path  # its score table, which may not exist yet
   corpus: epath.Path  # the manifest of what is scored
-  # What other models have, see `ModelRef`.
-  role = scores = ""
+  role = scores = ""  # what other models may have, see `ModelRef`
 
   @classmethod
   def named(
@@ -62,6 +61,15 @@ class NgramRef:
     """That of NAME=ngram:PATH in config.score.more; None if it is another."""
     name, is_ngram, path = text.partition(f"={PREFIX}")
     return cls(name, path, workdir.scores(name), corpus) if is_ngram else None
+
+  @property
+  def origin(self) -> str:
+    """What it counts, for people."""
+    return f"by n-grams of {self.path}"
+
+  def as_input(self) -> "NgramRef":
+    """Itself: what it is called for is known before anything is counted."""
+    return self
 
   @property
   def is_split(self) -> bool:
@@ -101,127 +109,6 @@ class NgramRef:
       )
 
 
-class Buckets:
-  """Which buckets the n-grams of rows fall into."""
-
-  def __init__(self, corpus: "store.Corpus", buckets: int):
-    """Hashes every id: alone, as the first and as the second of two."""
-    self._none, self._buckets = buckets, np.uint64(buckets)
-    vocab = corpus.manifest.details["vocab_size"]
-    kinds = np.arange(3, dtype=np.uint64)[:, None] << np.uint64(32)
-    alone, *self._pair = mix(np.arange(vocab, dtype=np.uint64) + kinds)
-    self._alone = self._of(alone)
-    special = [i for i in (corpus.eos_id, corpus.bos_id) if i is not None]
-    self._alone[special] = buckets
-
-  def _of(self, hashes):
-    """By the upper half of a hash: a division would be slower."""
-    scaled = (hashes >> np.uint64(32)) * self._buckets
-    return (scaled >> np.uint64(32)).astype(np.intp)
-
-  def __call__(
-    self, ids: np.ndarray, starts: np.ndarray
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the bucket of each id, and of it with the id before it.
-
-    Args:
-      ids: [n], of rows one after another.
-      starts: where each row begins.
-
-    Returns:
-      [n] and [n]; the number of buckets stands where there is no n-gram.
-    """
-    alone, (first, second) = self._alone[ids], self._pair
-    both = np.full(len(ids), self._none)
-    with np.errstate(over="ignore"):  # modulo 2⁶⁴ is meant
-      both[1:] = self._of(first[ids[:-1]] + second[ids[1:]])
-    is_none = alone == self._none
-    both[1:][is_none[1:] | is_none[:-1]] = self._none
-    both[starts] = self._none
-    return alone, both
-
-
-def _joined(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-  lengths = [len(ids) for ids in rows]
-  return np.concatenate(rows), np.cumsum([0, *lengths[:-1]])
-
-
-def count(rows: Iterable[Sequence[np.ndarray]], of: Buckets, buckets: int):
-  """How often each bucket is met, int64 [buckets], in batches of rows."""
-  counts = np.zeros(buckets + 1, np.int64)
-  for batch in rows:
-    distributed.raise_if_stopped()
-    for places in of(*_joined(batch)):
-      counts += np.bincount(places, minlength=buckets + 1)
-  return counts[:-1]
-
-
-def _rows(
-  ref: NgramRef, corpus: "store.Corpus", max_broken: int
-) -> Iterator[list[np.ndarray]]:
-  """What a model counts, in batches."""
-  if ref.is_split:
-    row_ids = corpus.rows_of(ref.path)
-    row_ids = row_ids[:: fields.stride(len(row_ids), _MOST)]
-    for start in range(0, len(row_ids), _AT_A_TIME):
-      rows = corpus.read(row_ids[start : start + _AT_A_TIME])
-      yield [row.ids for row in rows]
-    return
-  of_rows = ref.section().replace(bos_token=corpus.tokenizer().bos_token)
-  recipe = shard.Recipe(of_rows, (), str(corpus.directory), max_broken)
-  maker = shard.Maker(recipe, lambda unused_bytes: None)
-  for chunk in ref.chunks():
-    yield from maker.documents(chunk)
-
-
-def counts_of(
-  ref: NgramRef,
-  text: str,
-  corpus: "store.Corpus",
-  buckets: int,
-  max_broken: int,
-) -> np.ndarray:
-  """What a model has counted, int64 [buckets]: once, beside its table.
-
-  Args:
-    ref: the model.
-    text: the fingerprint of what it counts.
-    corpus: whose tokenizer makes ids of it.
-    buckets: how many there are.
-    max_broken: records of the text that may be left out.
-
-  Raises:
-    UserError: there is no text, or it cannot be read.
-  """
-  about = [text, buckets, corpus.manifest.fingerprint]
-  path = ref.table / COUNTS.replace("*", files.digest(about)[:12])
-
-  def counted():
-    if not path.exists():
-      of, content = Buckets(corpus, buckets), io.BytesIO()
-      counts = count(_rows(ref, corpus, max_broken), of, buckets)
-      if not counts.any():
-        hint = "give another text, or a split that has rows"
-        what = "there is no n-gram to count"
-        raise UserError(what, f"{ref.name}={PREFIX}{ref.path}", hint)
-      log("score", f"{ref.name}: {counts.sum():,} n-grams of {ref.path}")
-      np.save(content, counts)
-      claims.publish(path, content.getvalue())
-    with errors.parsing(path, "remove it: it is counted again"):
-      return np.load(io.BytesIO(path.read_bytes())).tolist()
-
-  return np.array(distributed.agree(counted), np.int64)
-
-
-def made_by(corpus: "store.Corpus", counts: np.ndarray) -> dict[str, str]:
-  """Returns what each part says it was scored with."""
-  return {
-    "weights": files.digest(counts.tolist()),
-    "tokenizer": corpus.manifest.tokenizer,
-    "code": code.fingerprint(("scoring/ngram.py",), "numpy"),
-  }
-
-
 class NgramScorer:
   """Scores rows under n-gram models, as `Scorer` does under decoders."""
 
@@ -229,13 +116,111 @@ class NgramScorer:
   shapes = frozenset()  # nothing is compiled
 
   def __init__(
-    self, corpus: "store.Corpus", models: Mapping[str, np.ndarray], buckets: int
+    self,
+    texts: Mapping[NgramRef, str],
+    corpus: "store.Corpus",
+    buckets: int,
+    max_broken: int,
   ):
-    """Takes the counts of each model, [buckets], by its name."""
-    self._corpus, self._of = corpus, Buckets(corpus, buckets)
+    """Counts what was not counted yet.
+
+    Args:
+      texts: the models, with the fingerprint of what each counts.
+      corpus: of the rows; its tokenizer makes ids of text.
+      buckets: how many n-grams are hashed into.
+      max_broken: records of a text that may be left out.
+
+    Raises:
+      UserError: there is no text, or it cannot be read.
+    """
+    self._corpus, self._buckets = corpus, buckets
+    # Hashes of every id: alone, as the first and as the second of two.
+    ids = np.arange(corpus.manifest.details["vocab_size"], dtype=np.uint64)
+    kinds = np.arange(3, dtype=np.uint64)[:, None] << np.uint64(32)
+    alone, *self._pair = mix(ids + kinds)
+    self._alone = self._bucket(alone)
+    special = [i for i in (corpus.eos_id, corpus.bos_id) if i is not None]
+    self._alone[special] = buckets
+    self._counts = {
+      ref.name: self._counted(ref, text, max_broken)
+      for ref, text in texts.items()
+    }
     self._nll = {
       name: np.append(-np.log(counts / counts.sum() + _SMOOTHING), 0.0)
-      for name, counts in models.items()
+      for name, counts in self._counts.items()
+    }
+
+  def _bucket(self, hashes):
+    """By the upper half of a hash: a division would be slower."""
+    scaled = (hashes >> np.uint64(32)) * np.uint64(self._buckets)
+    return (scaled >> np.uint64(32)).astype(np.intp)
+
+  def _ngrams(self, rows: Sequence[np.ndarray]):
+    """Rows one after another, and the buckets that their n-grams fall into.
+
+    Returns:
+      ids int32 [n]; where each row begins; the bucket of each id, and of the
+      pair that it ends, int [n] each: one more than there are for none.
+    """
+    ids, starts = np.concatenate(rows), np.cumsum([0, *map(len, rows[:-1])])
+    alone, (first, second) = self._alone[ids], self._pair
+    both = np.full(len(ids), self._buckets)
+    with np.errstate(over="ignore"):  # modulo 2⁶⁴ is meant
+      both[1:] = self._bucket(first[ids[:-1]] + second[ids[1:]])
+    is_none = alone == self._buckets
+    both[1:][is_none[1:] | is_none[:-1]] = self._buckets
+    both[starts] = self._buckets
+    return ids, starts, alone, both
+
+  def _counted(self, ref: NgramRef, text: str, max_broken: int) -> np.ndarray:
+    """How often each bucket is met, int64 [buckets]; counted once.
+
+    The file is named by the text, the buckets and the corpus.
+    """
+    about = [text, self._buckets, self._corpus.manifest.fingerprint]
+    path = ref.table / COUNTS.replace("*", files.digest(about)[:12])
+
+    def counted():
+      if not path.exists():
+        counts, content = np.zeros(self._buckets + 1, np.int64), io.BytesIO()
+        for rows in self._rows(ref, max_broken):
+          distributed.raise_if_stopped()
+          for buckets in self._ngrams(rows)[2:]:
+            counts += np.bincount(buckets, minlength=len(counts))
+        if not (n := counts[:-1].sum()):
+          hint = "give another text, or a split that has rows"
+          what = "there is no n-gram to count"
+          raise UserError(what, f"{ref.name}={PREFIX}{ref.path}", hint)
+        log("score", f"{ref.name}: {n:,} n-grams of {ref.path}")
+        np.save(content, counts[:-1])
+        claims.publish(path, content.getvalue())
+      with errors.parsing(path, "remove it: it is counted again"):
+        return np.load(io.BytesIO(path.read_bytes())).tolist()
+
+    return np.array(distributed.agree(counted), np.int64)
+
+  def _rows(self, ref: NgramRef, max_broken: int) -> Iterator[list[np.ndarray]]:
+    """What a model counts: ids of some rows or documents at a time."""
+    corpus = self._corpus
+    if ref.is_split:
+      row_ids = corpus.rows_of(ref.path)
+      row_ids = row_ids[:: fields.stride(len(row_ids), _MOST)]
+      for start in range(0, len(row_ids), _AT_A_TIME):
+        rows = corpus.read(row_ids[start : start + _AT_A_TIME])
+        yield [row.ids for row in rows]
+      return
+    of_rows = ref.section().replace(bos_token=corpus.tokenizer().bos_token)
+    recipe = shard.Recipe(of_rows, (), str(corpus.directory), max_broken)
+    maker = shard.Maker(recipe, lambda unused_bytes: None)
+    for chunk in ref.chunks():
+      yield from maker.documents(chunk)
+
+  def made_by(self, name: str) -> dict[str, str]:
+    """Returns what each part of a table says it was scored with."""
+    return {
+      "weights": files.digest(self._counts[name].tolist()),
+      "tokenizer": self._corpus.manifest.tokenizer,
+      "code": code.fingerprint(("scoring/ngram.py",), "numpy"),
     }
 
   def __call__(
@@ -253,8 +238,7 @@ class NgramScorer:
       part, begin = slice(first, first + _AT_A_TIME), time.perf_counter()
       rows = self._corpus.read(row_ids[part])
       waited += time.perf_counter() - begin
-      ids, starts = _joined([row.ids for row in rows])
-      alone, both = self._of(ids, starts)
+      ids, starts, alone, both = self._ngrams([row.ids for row in rows])
       for name, total in sums.items():
         nll = self._nll[name]
         total[part] = np.add.reduceat(nll[alone] + nll[both], starts)
@@ -276,15 +260,13 @@ def rescorer(
   Raises:
     UserError: it is another model than the table says.
   """
-  text, buckets = table.inputs["text"], table.settings["ngram_buckets"]
-  counts = None
-  if table.fingerprint_by("text", ref) == text:
-    counts = counts_of(ref, text, corpus, buckets, max_broken)
-  if counts is None or made_by(corpus, counts)["weights"] != table.weights:
+  text = table.inputs["weights"]
+  if table.fingerprint_by("weights", ref) != text:
     raise UserError(
       f"{ref.name} was scored by the counts of another text",
       f"{PREFIX}{ref.path}",
       "give the text that it counted, or score again with --stages=score "
       "--force",
     )
-  return NgramScorer(corpus, {ref.name: counts}, buckets)
+  buckets = table.settings["ngram_buckets"]
+  return NgramScorer({ref: text}, corpus, buckets, max_broken)

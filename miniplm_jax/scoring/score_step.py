@@ -74,7 +74,7 @@ class Scoring:
     count_pass = functools.partial(self._score_ngrams)
     shared_pass = functools.partial(self._score)
     ngrams = [ref for ref in self.models if isinstance(ref, NgramRef)]
-    steps += [self._ngram_step(ref, count_pass) for ref in ngrams]
+    steps += [self._step(ref, count_pass) for ref in ngrams]
     for ref in self.models:
       if not ref.scores and ref not in ngrams:
         # Steps with one function share a pass; here each has one of its own.
@@ -93,64 +93,44 @@ class Scoring:
       return "every row of D", {}
     return f"{share:.4g} of the rows of D", {"share": share, "seed": seed}
 
-  def _step(self, ref: ModelRef, shared_pass) -> Step:
+  def _step(self, ref: ModelRef | NgramRef, shared_pass) -> Step:
     score, is_int8, (rows, sample) = self.score, self._is_int8(ref), self._rows
+    how, outputs = {**score.of_table, "int8": is_int8}, table_files(ref.table)
+    if isinstance(ref, NgramRef):
+      outputs = (*outputs, ref.table / ngram.COUNTS)
+      how = {n: getattr(score, n) for n in ("rows_per_part", "ngram_buckets")}
     return Step(
       stage=STAGE,
       manifest=ref.table / MANIFEST,
-      settings={**score.of_table, "int8": is_int8, **sample},
+      settings={**how, **sample},
       inputs={"corpus": self.corpus, "weights": ref.as_input(), **self.but},
       layout=ScoreConfig.LAYOUT,
       # Each part says what rows and weights it was made from.
       rechecks=("corpus", "weights"),
       policy=Policy(grows=True, is_shared=True),
-      outputs=table_files(ref.table),
-      summary=f"Σ nll of {rows} under {ref.name} {ref.origin}, {score.dtype}"
+      outputs=outputs,
+      summary=f"Σ nll of {rows} under {ref.name} {ref.origin}, "
+      + how.get("dtype", f"{score.ngram_buckets:,} buckets")
       + (", int8 weights" if is_int8 else ""),
       # First one pass for all models, then each table's manifest.
       shared_pass=shared_pass,
       run=lambda inputs: self._finish(ref, inputs, *self._scored[ref.name]),
     )
 
-  def _ngram_step(self, ref: NgramRef, shared_pass) -> Step:
-    score, (rows, sample) = self.score, self._rows
-    buckets = score.ngram_buckets
-    return Step(
-      stage=STAGE,
-      manifest=ref.table / MANIFEST,
-      settings={
-        "rows_per_part": score.rows_per_part,
-        "ngram_buckets": buckets,
-        **sample,
-      },
-      inputs={"corpus": self.corpus, "text": ref},
-      layout=ScoreConfig.LAYOUT,
-      rechecks=("corpus", "text"),  # as each part says
-      policy=Policy(grows=True, is_shared=True),
-      outputs=(*table_files(ref.table), ref.table / ngram.COUNTS),
-      summary=f"Σ nll of {rows} under {ref.name}, uni- and bigrams of "
-      f"{ref.path} in {buckets:,} buckets",
-      shared_pass=shared_pass,
-      run=lambda inputs: self._finish(ref, inputs, *self._scored[ref.name]),
-    )
-
   def _score_ngrams(self, inputs: Inputs):
-    """As `_score`, under those that count n-grams."""
-    score, run = self.score, self.run
+    """As `_score`, under models that count n-grams."""
     refs = [ref for ref in self.models if ref.name in inputs]
-    corpus = store.Corpus(inputs[refs[0].name]["corpus"])
-    units_to_score = units.units_to_score(score, corpus)
-    buckets = score.ngram_buckets
-    models = {
-      ref.name: ngram.counts_of(ref, ref(), corpus, buckets, run.max_broken)
-      for ref in refs
-    }
-    scorer = ngram.NgramScorer(corpus, models, buckets)
-    for ref in refs:
-      spec = self._spec(ref, ngram.made_by(corpus, models[ref.name]))
-      self._scored[ref.name] = spec, None, scorer
-    specs = [self._scored[ref.name][0] for ref in refs]
-    worker.Worker(scorer, units_to_score, specs, run).fill()
+    given = inputs[refs[0].name]
+    corpus, run = store.Corpus(given["corpus"]), self.run
+    scorer = ngram.NgramScorer(
+      {ref: ref() for ref in refs},
+      corpus,
+      self.score.ngram_buckets,
+      run.max_broken,
+    )
+    specs = [self._spec(ref, scorer.made_by(ref.name)) for ref in refs]
+    self._scored.update({spec.model: (spec, None, scorer) for spec in specs})
+    worker.Worker(scorer, self._units(corpus, given), specs, run).fill()
 
   def _is_int8(self, ref: ModelRef) -> bool:
     return self.score.int8_teacher and ref.role == TEACHER

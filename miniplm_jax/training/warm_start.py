@@ -36,10 +36,11 @@ def load(begin: ModelRef, shape: Architecture, corpus, base, mesh):
       "give config.student.model that model's shape",
     )
   heldout = base.rows_of("heldout"), begin.name, "held-out rows"
-  trained_rows.refuse(begin.folder(), base, *heldout)
+  folder = begin.folder()
+  trained_rows.refuse(folder, base, *heldout)
   model = begin.load(corpus, mesh, "float32")
   weights = huggingface.weights_fingerprint(model)
-  log("train", f"begins with {begin.path}, weights {weights[:12]}")
+  log("train", f"begins with {begin.path or folder}, weights {weights[:12]}")
   tree = jax.tree.structure(decoder.abstract(shape, "float32"))
   return jax.tree.unflatten(tree, jax.tree.leaves(model))
 
