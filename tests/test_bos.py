@@ -28,7 +28,7 @@ from miniplm_jax.corpus import (
 from miniplm_jax.corpus.chunks import TokenizedRecord
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
 from miniplm_jax.evaluation import generate
-from miniplm_jax.report import overlap
+from miniplm_jax.selection import items, overlap
 
 EOS, BOS = "</s>", "<s>"
 TEXTS = [
@@ -166,12 +166,13 @@ def test_what_is_from_elsewhere_begins_with_it(tmp_path):
   bos_id, eos_id, (x,) = encoder.bos_id, encoder.eos_id, encoder.encode(["xx"])
   for ids in ([bos_id, *x, eos_id], x):  # documents
     record = TokenizedRecord(np.array(ids, np.int32), "d", is_row=False)
-    ((_, row),) = maker._packed([(0, record)], collections.Counter())
+    ((_, row, _),) = maker._packed([(0, record)], collections.Counter())
     assert row.ids.tolist() == [bos_id, *x, eos_id]
   # Also of several texts, each with its own or without.
   ids = [bos_id, *x, eos_id, bos_id, *x, eos_id, *x, eos_id]
   record = TokenizedRecord(np.array(ids, np.int32), "d", is_row=False)
-  rows = [r.ids for _, r in maker._packed([(0, record)], collections.Counter())]
+  packed = maker._packed([(0, record)], collections.Counter())
+  rows = [row.ids for _, row, _ in packed]
   assert np.concatenate(rows).tolist() == [bos_id, *x, eos_id] * 3
   good = TokenizedRecord(np.array([bos_id, *x], np.int32), "d")
   assert maker._checked(good, 0) is good
@@ -266,8 +267,8 @@ def test_words_at_the_ends_of_documents_are_words(tmp_path):
   encoder = corpus.tokenizer()
   a, b = encoder.encode(["One two", "Three é"])
   ids = [encoder.bos_id, *a, encoder.eos_id, encoder.bos_id, *b, encoder.eos_id]
-  text = overlap._text(encoder, np.array(ids))
-  assert overlap.words(text) == ["one", "two", "three", "é"]
+  text = overlap.row_bytes(encoder)(np.array(ids)).decode()
+  assert items.words(text) == ["one", "two", "three", "é"]
 
 
 def test_a_prompt_has_bos_once(tmp_path):

@@ -343,6 +343,7 @@ def test_of_equal_rows_the_best_are_kept(tables, tmp_path):
       "duplicate": len(long) - len(kept),
       "near_duplicate": 0,
       "without_field": 0,
+      "contaminated": 0,
     }
     assert found.dropped["duplicate"] > 20
     said = list(found.shortfalls)

@@ -31,7 +31,6 @@ from miniplm_jax.report import (
   dataset_card,
   findings,
   model_card,
-  overlap,
   page,
   plots,
   report_step,
@@ -51,6 +50,8 @@ from miniplm_jax.report import (
 )
 from miniplm_jax.report.inventory import Student
 from miniplm_jax.report.table import Bar, Table
+from miniplm_jax.selection import items as eval_items
+from miniplm_jax.selection import overlap
 from miniplm_jax.training.trained import own_corpora
 
 
@@ -655,13 +656,13 @@ def test_ngrams_are_of_thirteen_words_or_of_a_short_text_whole():
   words = [f"w{i}" for i in range(15)]
   (text,) = [" ".join(words)]
   wanted = {tuple(words[i : i + 13]) for i in range(3)}
-  assert overlap.ngrams([text]) == wanted
-  assert overlap.ngrams(["It's, A;  b c d. E f G!"]) == {
+  assert eval_items.ngrams([text]) == wanted
+  assert eval_items.ngrams(["It's, A;  b c d. E f G!"]) == {
     ("its", "a", "b", "c", "d", "e", "f", "g")
   }
-  assert not overlap.ngrams(["one two three four five six seven"])
+  assert not eval_items.ngrams(["one two three four five six seven"])
   # Two short texts are looked for together.
-  assert overlap.ngrams(["a b c d", "e f g h"]) == {tuple("abcdefgh")}
+  assert eval_items.ngrams(["a b c d", "e f g h"]) == {tuple("abcdefgh")}
 
 
 def corpus_of(folder) -> Corpus:
@@ -675,7 +676,7 @@ def kept_of(folder, name="miniplm"):
 def items(corpus, row_id):
   """A row's words in other letters, as an item would have them."""
   text = corpus.tokenizer().decode(corpus.read([row_id])[0].ids)
-  return ", ".join(overlap.words(text)).upper()
+  return ", ".join(eval_items.words(text)).upper()
 
 
 def long_rows(corpus, ids):
@@ -685,7 +686,7 @@ def long_rows(corpus, ids):
   enough = (
     i
     for i, row in read
-    if len(overlap.words(text.decode(row.ids))) >= overlap.WORDS
+    if len(eval_items.words(text.decode(row.ids))) >= eval_items.WORDS
   )
   return list(enough)[:3]
 
@@ -705,7 +706,7 @@ def test_planted_items_are_found_and_no_others(finished, tmp_path):
   path = tmp_path / "quiz.jsonl"
   path.write_text("\n".join(map(json.dumps, records)))
   (tmp_path / "list.json").write_text(json.dumps(records[-2:]))
-  sets = overlap.paths([str(tmp_path / "quiz.jsonl"), str(tmp_path / "l*")])
+  sets = eval_items.paths([str(tmp_path / "quiz.jsonl"), str(tmp_path / "l*")])
   read = []
   quiz, other = overlap.measure(corpus, kept, sets, every, read.append)
   assert sum(read) == quiz.rows_read == len(every)
@@ -717,7 +718,7 @@ def test_planted_items_are_found_and_no_others(finished, tmp_path):
   assert [m.share for m in quiz.worst] == [1.0] * 3
   assert [m.row_id for m in quiz.worst] == inside
   row = "Not this; " + corpus.tokenizer().decode(corpus.read(inside)[0].ids)
-  assert overlap.locate(quiz.worst[0].texts, row) in range(10, 16)
+  assert eval_items.locate(quiz.worst[0].texts, row) in range(10, 16)
   assert (other.items, other.found, other.rows, other.worst) == (2, 0, 0, [])
 
 
@@ -735,16 +736,16 @@ def test_planted_items_are_found_and_no_others(finished, tmp_path):
 def test_an_unreadable_evaluation_set_is_refused(tmp_path, name, content):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(UserError, match=name):
-    list(overlap.read_texts(*overlap.paths([str(tmp_path / name)])))
+    list(eval_items.read_texts(*eval_items.paths([str(tmp_path / name)])))
   with pytest.raises(UserError, match="no file of evaluation items"):
-    overlap.paths([str(tmp_path / "none*")])
+    eval_items.paths([str(tmp_path / "none*")])
 
 
 def test_sets_with_one_file_name_are_told_apart(finished, tmp_path):
   paths = [f"{a}/{b}/test.jsonl" for a in "xy" for b in ("arc", "boolq")]
   paths += ["x/other/plain.jsonl", "mmlu/test.jsonl"]
   sets = [epath.Path("/data") / path for path in paths]
-  assert overlap.names_of(sets) == [
+  assert eval_items.names_of(sets) == [
     *paths[:4],
     "plain.jsonl",
     "mmlu/test.jsonl",

@@ -141,7 +141,7 @@ class SelectConfig(Section):
   # "reference - teacher": see docs/selection.md.
   definition: str = f.text("mean_diff")
   # What field("NAME") reads in it beside corpus.fields: NAME=FILE.parquet, of
-  # columns NAME and row_id, ascending, or doc_id (see corpus.id_field).
+  # columns NAME and row_id or doc_id (see corpus.id_field).
   columns: tuple[str, ...] = f.several(f.named_path())
   # How much is kept: one of these, the others are 0.
   ratio: float = f.number(0.5, "[0, 1]")  # alpha, the share of the rows of D
@@ -168,8 +168,10 @@ class SelectConfig(Section):
   quotas: tuple[str, ...] = f.several(
     f.parsed("", f.share_of, "give DOMAIN=LEAST:LARGEST, shares in 0 to 1")
   )
-  # For the report alone: files or globs of evaluation items (.jsonl,
-  # .json, .parquet) that are looked for in the rows.
+  # Files or globs of evaluation items (.jsonl, .json, .parquet): rows with
+  # 13 words of one are left out. All rows of D are read for it.
+  exclude_sets: tuple[str, ...] = f.several(f.path("", is_needed=True))
+  # For the report alone: such files that are looked for in the rows.
   evaluation_sets: tuple[str, ...] = f.several(f.path("", is_needed=True))
   # For the report alone: another selection's name, "" compares none.
   compare_with: str = f.name("")

@@ -100,6 +100,7 @@ def _sections(selection: SelectionReport, inputs: Mapping[str, Manifest]):
     columns, rows = ("reason", ("rows of D", ",")), selection.dropped.items()
     yield "## Left out before the ranking"
     yield Table(columns, list(rows)).markdown()
+    yield from tables.contaminated_words(selection)
   if selection.duplicates:
     yield tables.duplicates(selection.duplicates).markdown()
   if selection.overlaps:

@@ -7,12 +7,13 @@ from etils import epath
 
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.report import overlap, page, selection_figures
+from miniplm_jax.report import page, selection_figures
 from miniplm_jax.report import selection_tables as tables
 from miniplm_jax.report.copies import Duplicates
-from miniplm_jax.report.overlap import Overlap
 from miniplm_jax.report.selection_summary import PLACES, Summary, largest
 from miniplm_jax.report.selection_tables import SelectionReport
+from miniplm_jax.selection import items
+from miniplm_jax.selection.overlap import Overlap
 
 _SHOWN = 900  # characters of a text
 _BEFORE = 120  # of them, before what was found in it
@@ -61,7 +62,7 @@ def sections(
     "What was kept",
     [tables.lead(selection)],
     tiles=[*_tiles(selection)],
-    notes=[_terms(selection)],
+    notes=[_terms(selection), *tables.contaminated_words(selection)],
   )
   yield page.Section(
     "By domain",
@@ -153,7 +154,7 @@ def _overlaps(overlaps: Sequence[Overlap], texts: _Texts) -> page.Section:
     read = texts.whole([m.row_id for m in o.worst])
     for match, (caption, text) in zip(o.worst, read):
       label = f"item, {match.share:.0%} of its n-grams found"
-      start = max(overlap.locate(match.texts, text) - _BEFORE, 0)
+      start = max(items.locate(match.texts, text) - _BEFORE, 0)
       item = "\n".join(match.texts)
       shown += [(label, _cut(item)), (f"in {caption}", _cut(text, start))]
     if shown:

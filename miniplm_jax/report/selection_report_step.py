@@ -24,12 +24,11 @@ with epy.lazy_imports():  # NumPy and PyArrow
     agreement,
     copies,
     dataset_card,
-    overlap,
     selection,
     selection_summary,
     selection_tables,
   )
-  from miniplm_jax.selection import scored
+  from miniplm_jax.selection import items, overlap, scored
 
 _OUTPUTS = ("report.html", "card.md")
 # Beside the inputs of the selection itself.
@@ -50,7 +49,7 @@ def step(
     inputs["compare_with"] = lambda: _require(other).fingerprint
   if select.evaluation_sets:
     inputs["evaluation_sets"] = contents.Whole(
-      lambda: overlap.paths(select.evaluation_sets)
+      lambda: items.paths(select.evaluation_sets)
     )
   return Step(
     stage=selecting.stage,
@@ -85,8 +84,8 @@ def check(
     UserError: an evaluation set cannot be read, or the selection to compare
       with is not there or of another corpus.
   """
-  for path in overlap.paths(select.evaluation_sets):
-    for _ in overlap.read_texts(path):
+  for path in items.paths(select.evaluation_sets):
+    for _ in items.read_texts(path):
       pass
   if select.compare_with and select.compare_with not in selections:
     other = _require(workdir.selection(select.compare_with) / MANIFEST)
@@ -122,7 +121,7 @@ def _run(
     names = theirs.path.parent.name, theirs.settings["definition"]
     agreed = agreement.compare(corpus, rows, *names, kept_rows(theirs))
   if evaluation_sets:
-    sets = overlap.paths(evaluation_sets)
+    sets = items.paths(evaluation_sets)
     ids = overlap.rows_to_read(corpus)
     with Progress("select", len(ids), "rows", every=every) as progress:
       overlaps = overlap.measure(corpus, rows, sets, ids, progress.update)

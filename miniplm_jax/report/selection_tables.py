@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from miniplm_jax.core import groups
@@ -11,10 +11,11 @@ from miniplm_jax.criteria import criterion
 from miniplm_jax.report.agreement import Agreement, Shared
 from miniplm_jax.report.audit import Audit
 from miniplm_jax.report.copies import Duplicates
-from miniplm_jax.report.overlap import SHORTEST, WORDS, Overlap
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.selection_summary import Group, Summary, largest
 from miniplm_jax.report.table import Bar, Table
+from miniplm_jax.selection.items import SHORTEST, WORDS
+from miniplm_jax.selection.overlap import Overlap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class SelectionReport:
   options: Mapping[str, str]  # every setting, in words
   summary: Summary
   # Not all reports look for these.
+  contaminated: Mapping[str, int] | None = None  # rows left out, by set
   duplicates: Duplicates | None = None
   overlaps: Sequence[Overlap] = ()  # of each evaluation set
   agreement: Agreement | None = None  # with another selection
@@ -51,6 +53,7 @@ class SelectionReport:
       label=criterion(definition).label,
       threshold=_threshold(manifest, summary),
       dropped={k.replace("_", " "): n for k, n in dropped.items() if n},
+      contaminated=manifest.counts.get("contaminated"),
       options=dict(_flat(settings)),
       summary=summary,
       **measured,
@@ -115,6 +118,17 @@ def noise_words(summary: Summary) -> str:
     f"{share(total.noise, total.rows)} of D, "
     f"{share(total.kept_noise, total.kept_rows)} of the kept."
   )
+
+
+def contaminated_words(selection: SelectionReport) -> Iterator[str]:
+  """Yields how many rows were left out for items of each set, if some were."""
+  if by_set := selection.contaminated:
+    each = ", ".join(f"{name} {rows:,}" for name, rows in by_set.items())
+    yield (
+      f"Contaminated: rows with {WORDS} words of an item in this order, or all "
+      f"of a text of {SHORTEST} to {WORDS - 1}. By evaluation set: {each}; a "
+      "row may have items of several. All of D was read."
+    )
 
 
 def domain_table(summary: Summary) -> Table:

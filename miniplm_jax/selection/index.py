@@ -21,11 +21,12 @@ class IndexReader:
     corpus: Corpus,
     domains: dict[str, int],
     more: Sequence[str] = (),
-    read: Callable[[Any], Columns] = lambda table: {},
+    read: Callable[[Any, int], Columns] = lambda table, first: {},
   ):
     """Begins before the first row; `domains`, name → code, grows as met.
 
-    `read` makes further columns of each table, with the columns `more` in it.
+    `read` makes further columns of each table, with the columns `more` in it,
+    and of the id of its first row.
     """
     self._corpus = corpus
     self._domains, self._more, self._read_more = domains, more, read
@@ -59,10 +60,12 @@ class IndexReader:
     return {k: np.concatenate([c[k] for c in taken]) for k in taken[0]}
 
   def _read(self) -> Iterator[Columns]:
+    first = 0
     for table in _tables(self._corpus, ["domain", *_NUMBERS, *self._more]):
       columns = {k: table[k].to_numpy() for k in _NUMBERS}
       columns["domain"] = _codes(table["domain"], self._domains)
-      yield columns | self._read_more(table)
+      yield columns | self._read_more(table, first)
+      first += table.num_rows
 
 
 def size_of_d(corpus: Corpus) -> int:

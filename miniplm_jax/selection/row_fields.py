@@ -4,9 +4,10 @@ They are fields of the corpus's documents (`corpus.fields`), or stand in a
 Parquet file: by row id, or by the ids of documents (`corpus.id_field`).
 """
 
+import contextlib
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from miniplm_jax.selection import duplicates
 
 _ROW, _DOCUMENT = "row_id", "doc_id"
 _RECORD = np.dtype([("hash", "<u8"), ("value", "<f4")])
-_HINT = "write it with numbers in a column of that name, and row_id or doc_id"
+_HINT = "give numbers in a column of that name, and row_id or doc_id"
 
 
 class RowFields:
@@ -43,204 +44,161 @@ class RowFields:
     Raises:
       UserError: there is no such field, or two, or a file has no such column.
     """
-    known = documents.names(corpus.manifest.settings)
-    has_ids = bool(corpus.manifest.settings.get("id_field"))
-    self._of_corpus, self._by_row, self._by_document = [], {}, {}
+    settings = corpus.manifest.settings
+    known, where = documents.names(settings), "config.select.definition"
     for name in names:
       if name in known and name in files:
         what = f"both the corpus and a file have a field {name!r}"
         raise UserError(what, files[name], "give the file's another name")
-      if name in known:
-        self._of_corpus.append(name)
-      elif name not in files:
-        raise UserError(
-          f"there is no field {name!r}",
-          "config.select.definition",
-          f"there are {', '.join([*known, *files]) or 'none'}: name it in "
-          "--config.corpus.fields or --config.select.columns",
-        )
-      elif (file := _File(files[name], name)).key == _ROW:
-        self._by_row[name] = file
-      elif has_ids:
-        self._by_document[name] = file
-      else:
-        raise UserError(
-          f"{_DOCUMENT} cannot be joined: the corpus has no ids of documents",
-          files[name],
-          "tokenize with --config.corpus.id_field, or join by row_id",
-        )
-    self._values: dict[str, _Values] = {}
-    self._rows = len(corpus)
-    ids = (documents.IDS, documents.TOKENS) if self._by_document else ()
-    # of the corpus's index, which `reader` needs
+      if name not in (*known, *files):
+        hint = f"there are {', '.join([*known, *files]) or 'none'}: name it in "
+        hint += "--config.corpus.fields or --config.select.columns"
+        raise UserError(f"there is no field {name!r}", where, hint)
+    self._of_corpus = [name for name in names if name in known]
+    self._files = {
+      name: _File(files[name], name, len(corpus))
+      for name in names
+      if name in files
+    }
+    joined = [f for f in self._files.values() if f.key == _DOCUMENT]
+    if joined and not settings.get("id_field"):
+      what = "doc_id cannot be joined: the corpus has no ids of documents"
+      hint = "tokenize with --config.corpus.id_field, or join by row_id"
+      raise UserError(what, str(joined[0].path), hint)
+    ids = (documents.IDS, documents.TOKENS) if joined else ()
+    # of the corpus's index, that `read` needs
     self.columns: tuple[str, ...] = (*self._of_corpus, *ids)
 
-  def reader(self) -> Callable[[Any], dict[str, np.ndarray]]:
-    """Returns what takes the index's tables of one pass, in their order.
+  def read(self, table, first: int) -> dict[str, np.ndarray]:
+    """Returns float32 [n] of each field, as "field NAME".
 
-    It returns float32 [n] of n rows for each field, as "field NAME".
+    What is in files is sorted on a disk when it is first asked for.
+
+    Args:
+      table: n rows of the index, with `columns`.
+      first: id of the first one.
     """
-    for name in self._by_document.keys() - self._values.keys():
-      self._values[name] = _Values(self._by_document[name])
-    streams = {k: _ByRow(v, self._rows) for k, v in self._by_row.items()}
-
-    def read(table) -> dict[str, np.ndarray]:
-      found = {name: table[name].to_numpy() for name in self._of_corpus}
-      found |= {k: v.take(table.num_rows) for k, v in streams.items()}
-      if self._values:
-        ids, tokens = (table[c].combine_chunks() for c in self.columns[-2:])
-        row = np.repeat(np.arange(len(ids)), ids.value_lengths())
-        ids, tokens = (c.flatten().to_numpy() for c in (ids, tokens))
-        for name, values in self._values.items():
-          value = values.of(ids)
-          found[name] = documents.mean_by_row(
-            value, tokens, row, table.num_rows
-          )
-      return {FIELD + name: value for name, value in found.items()}
-
-    return read
+    n = table.num_rows
+    found = {name: table[name].to_numpy() for name in self._of_corpus}
+    for name, file in self._files.items():
+      if file.key == _ROW:
+        found[name] = file.values(np.arange(first, first + n))
+        continue
+      ids, tokens = (table[c].combine_chunks() for c in self.columns[-2:])
+      row = np.repeat(np.arange(n), ids.value_lengths())
+      ids, tokens = (c.flatten().to_numpy() for c in (ids, tokens))
+      value = file.values(ids)
+      found[name] = documents.mean_by_row(value, tokens, row, n)
+    return {FIELD + name: value for name, value in found.items()}
 
 
 class _File:
-  """A Parquet file with a number for each of some ids."""
+  """A Parquet file with a number for each of some rows or documents."""
 
-  def __init__(self, path: str, name: str):
-    self.path, self.name = epath.Path(path), name
+  def __init__(self, path: str, name: str, rows: int):
+    self.path, self._name, self._sorted = epath.Path(path), name, None
     where = f"config.select.columns={name}={path}"
     if not self.path.exists():
       raise UserError("there is no such file", where, "give a Parquet file")
-    with parsing(lambda: path, "write it again"), self.path.open("rb") as f:
-      schema = pq.ParquetFile(f).schema_arrow
-      self.rows = pq.ParquetFile(f).metadata.num_rows
-    kinds = dict(zip(schema.names, schema.types))
+    with self._opened() as file:
+      kinds = dict(zip(file.schema_arrow.names, file.schema_arrow.types))
     self.key = _ROW if _ROW in kinds else _DOCUMENT
-    for column in (name, self.key):
-      if column not in kinds:
-        what = f"no column {column!r}, but {', '.join(map(repr, kinds))}"
-        raise UserError(what, where, _HINT)
-    is_number = pa.types.is_integer(kinds[name]) or pa.types.is_floating(
-      kinds[name]
-    )
-    if not (is_number or pa.types.is_boolean(kinds[name])):
-      what = f"column {name!r} is of {kinds[name]} and of no numbers"
-      raise UserError(what, where, _HINT)
-    if self.key == _ROW and not pa.types.is_integer(kinds[_ROW]):
-      what = f"row_id is of {kinds[_ROW]} and of no whole numbers"
-      raise UserError(what, where, _HINT)
-    if self.key == _DOCUMENT and pa.types.is_floating(kinds[_DOCUMENT]):
-      what = f"doc_id is of {kinds[_DOCUMENT]}: no texts or whole numbers"
-      raise UserError(what, where, _HINT)
-
-  def batches(self) -> Iterator[tuple[Any, np.ndarray]]:
-    """Yields ids, as Arrow has them, and their float32 values; null is NaN."""
-    columns = [self.key, self.name]
-    with (
-      parsing(lambda: str(self.path), "write it again"),
-      self.path.open("rb") as f,
+    # Row ids lie in the buckets of `by_hash` in their order.
+    self._rows, self._shift = rows, np.uint64(64 - max(rows.bit_length(), 1))
+    is_text = pa.types.is_string, pa.types.is_large_string
+    is_whole, is_real = pa.types.is_integer, pa.types.is_floating
+    for column, what, tests in (
+      (name, "numbers", (is_whole, is_real, pa.types.is_boolean)),
+      (_ROW, "whole numbers", (is_whole,)),
+      (_DOCUMENT, "texts or whole numbers", (is_whole, *is_text)),
     ):
-      for batch in pq.ParquetFile(f).iter_batches(columns=columns):
-        distributed.raise_if_stopped()
-        ids, values = batch[self.key], batch[self.name]
-        if ids.null_count:
-          raise UserError(f"a {self.key} is null", str(self.path), _HINT)
-        values = values.cast(pa.float32(), safe=False)
-        if self.key == _ROW:
-          ids = ids.cast(pa.int64()).to_numpy()
-        yield ids, values.to_numpy(zero_copy_only=False)
+      if column not in kinds:
+        if column in (name, self.key):
+          there = ", ".join(map(repr, kinds))
+          what = f"there is no column {column!r}, but {there}"
+          raise UserError(what, where, _HINT)
+      elif not any(test(kinds[column]) for test in tests):
+        what = f"column {column!r} is of {kinds[column]}, not of {what}"
+        raise UserError(what, where, _HINT)
 
+  @contextlib.contextmanager
+  def _opened(self) -> Iterator[pq.ParquetFile]:
+    hint = "write it again"
+    with parsing(lambda: str(self.path), hint), self.path.open("rb") as f:
+      yield pq.ParquetFile(f)
 
-class _ByRow:
-  """One pass over a file of ascending row ids, of which a batch is held."""
+  def values(self, ids: np.ndarray) -> np.ndarray:
+    """float32 [n] of row ids, or of hashes of documents' ids; NaN if none."""
+    self._sorted = self._sorted or self._sort()
+    keys, values = self._sorted
+    wanted = ids.astype(np.uint64)
+    wanted = wanted << self._shift if self.key == _ROW else wanted
+    order = np.argsort(wanted)  # neighbors are looked up near each other
+    place = np.searchsorted(keys, wanted[order])
+    place = np.minimum(place, len(keys) - 1)
+    is_there = keys[place] == wanted[order]
+    found = np.empty(len(ids), np.float32)
+    found[order] = np.where(is_there, values[place], np.nan)
+    return found
 
-  def __init__(self, file: _File, rows: int):
-    self._file, self._batches = file, file.batches()
-    self._ids, self._values = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    self._rows, self._first, self._last = rows, 0, -1
+  def _sort(self) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of all that has a number, ascending, and their numbers.
 
-  def take(self, n: int) -> np.ndarray:
-    """Values of the next n rows of the corpus; NaN if the file has none."""
-    values, end = np.full(n, np.nan, np.float32), self._first + n
-    while True:
-      count = int(np.searchsorted(self._ids, end))
-      values[self._ids[:count] - self._first] = self._values[:count]
-      self._ids, self._values = self._ids[count:], self._values[count:]
-      if len(self._ids) or not self._fill():
-        break
-    self._first = end
-    if end == self._rows and len(self._ids):
-      what = f"row {self._ids[0]} of a corpus of {end:,} rows"
-      hint = "give a file of this corpus's rows"
-      raise UserError(what, str(self._file.path), hint)
-    return values
-
-  def _fill(self) -> bool:
-    """Reads a batch with rows; whether there was one."""
-    for ids, values in self._batches:
-      before = np.concatenate([[self._last], ids[:-1]])
-      for i in np.flatnonzero(ids <= before)[:1]:
-        twice = ids[i] == before[i]
-        raise UserError(
-          f"row_id {ids[i]} stands there "
-          + ("twice" if twice else f"after {before[i]}"),
-          str(self._file.path),
-          "give each row once, from 0, sorted by row_id",
-        )
-      if len(ids):
-        self._ids, self._values, self._last = ids, values, ids[-1]
-        return True
-    return False
-
-
-class _Values:
-  """Values by the hash of a document's id: 12 bytes a document, on a disk."""
-
-  def __init__(self, file: _File):
-    self._file, end = file, 0
+    Of 12 bytes each on a disk, twice as many while they are sorted.
+    """
     with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as name:
-      folder = pathlib.Path(name)
+      folder, end = pathlib.Path(name), 0
+      with self._opened() as file:
+        rows = file.metadata.num_rows
       # What is mapped stays until it is not used any more, without a name.
-      self._hashes, self._numbers = (
-        np.memmap(folder / kind, dtype, "w+", shape=max(file.rows, 1))
-        for kind, dtype in (("hashes", np.uint64), ("values", np.float32))
+      keys, values = (
+        np.memmap(folder / kind, dtype, "w+", shape=rows + 1)
+        for kind, dtype in (("keys", np.uint64), ("values", np.float32))
       )
-      for bucket in duplicates.by_hash(self._records(), file.rows, folder):
+      for bucket in duplicates.by_hash(self._records(), rows, folder):
         bucket = bucket[np.argsort(bucket["hash"], kind="stable")]
         self._refuse_two(bucket)
         piece = slice(end, end := end + len(bucket))
-        self._hashes[piece] = bucket["hash"]
-        self._numbers[piece] = bucket["value"]
+        keys[piece], values[piece] = bucket["hash"], bucket["value"]
+    keys[end], values[end] = np.iinfo(np.uint64).max, np.nan  # of nothing
+    return keys[: end + 1], values[: end + 1]
+
+  def _batches(self) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    """Yields ids, as Arrow has them, their keys, and float32 values."""
+    with self._opened() as file:
+      for batch in file.iter_batches(columns=[self.key, self._name]):
+        distributed.raise_if_stopped()
+        ids, values = batch[self.key], batch[self._name]
+        if ids.null_count:
+          raise UserError(f"a {self.key} is null", str(self.path), _HINT)
+        if self.key == _DOCUMENT:
+          hashes = [documents.id_hash(str(one)) for one in ids.to_pylist()]
+          keys = np.array(hashes, np.uint64)
+        else:
+          keys = ids.to_numpy().astype(np.uint64)  # above all others if below 0
+          for i in np.flatnonzero(keys >= self._rows)[:1]:
+            what = f"row_id {ids[i]} in a corpus of {self._rows:,} rows"
+            raise UserError(what, str(self.path), "give those of this corpus")
+          keys <<= self._shift
+        values = values.cast(pa.float32(), safe=False)
+        yield ids, keys, values.to_numpy(zero_copy_only=False)
 
   def _records(self) -> Iterator[np.ndarray]:
-    for ids, values in self._file.batches():
-      records = np.empty(len(ids), _RECORD)
-      records["hash"], records["value"] = _hashes(ids), values
-      yield records
+    for _, keys, values in self._batches():
+      records = np.empty(len(keys), _RECORD)
+      records["hash"], records["value"] = keys, values
+      is_one = ~np.isnan(values)
+      if self.key == _DOCUMENT:
+        is_one &= keys != documents.NO_ID
+      yield records[is_one]
 
   def _refuse_two(self, bucket: np.ndarray):
-    """Refuses two values of one id."""
-    value, content = bucket["value"], bucket["hash"]
-    other = (value[1:] != value[:-1]) & ~(
-      np.isnan(value[1:]) & np.isnan(value[:-1])
-    )
-    for i in np.flatnonzero(other & (content[1:] == content[:-1]))[:1]:
-      for ids, _ in self._file.batches():
-        for place in np.flatnonzero(_hashes(ids) == content[i])[:1]:
-          what = f"doc_id {ids[place].as_py()!r} has two values"
-          what += f", {value[i]:g} and {value[i + 1]:g}"
-          raise UserError(what, str(self._file.path), "give it one")
-
-  def of(self, hashes: np.ndarray) -> np.ndarray:
-    """float32 [n] for uint64 [n]; NaN of what the file does not have."""
-    order = np.argsort(hashes)  # neighbors are looked up near each other
-    ordered = hashes[order]
-    place = np.searchsorted(self._hashes, ordered)
-    place = np.minimum(place, len(self._hashes) - 1)
-    is_there = (self._hashes[place] == ordered) & (ordered != documents.NO_ID)
-    values = np.empty(len(hashes), np.float32)
-    values[order] = np.where(is_there, self._numbers[place], np.nan)
-    return values
-
-
-def _hashes(ids) -> list[int]:
-  """The hash of each id, as the corpus has it."""
-  return [documents.id_hash(str(value)) for value in ids.to_pylist()]
+    """Refuses two values of one id, in sorted records."""
+    keys, values = bucket["hash"], bucket["value"]
+    is_other = (keys[1:] == keys[:-1]) & (values[1:] != values[:-1])
+    for i in np.flatnonzero(is_other)[:1]:
+      for ids, own, _ in self._batches():
+        for place in np.flatnonzero(own == keys[i])[:1]:
+          what = f"{self.key} {ids[place].as_py()!r} has two values, "
+          what += f"{values[i]:g} and {values[i + 1]:g}"
+          raise UserError(what, str(self.path), "give it one")

@@ -115,7 +115,7 @@ class ScoredRows:
       rows = index.rows_of(self._corpus, {})
       streams = [self._left({"row_id": row_id} for row_id, _ in rows)]
     reader = index.IndexReader(
-      self._corpus, self._codes, self._fields.columns, self._fields.reader()
+      self._corpus, self._codes, self._fields.columns, self._fields.read
     )
     for parts in zip(*streams, strict=True):
       columns = {"row_id": parts[0]["row_id"]}

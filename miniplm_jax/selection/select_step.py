@@ -8,7 +8,7 @@ from etils import epath, epy
 
 from miniplm_jax import criteria
 from miniplm_jax.config import SelectConfig
-from miniplm_jax.core import files
+from miniplm_jax.core import contents, files
 from miniplm_jax.core.errors import GoneError
 from miniplm_jax.core.log import warn
 from miniplm_jax.core.manifest import Manifest
@@ -19,9 +19,10 @@ from miniplm_jax.criteria.nodes import FIELD
 
 with epy.lazy_imports():  # NumPy and PyArrow
   from miniplm_jax.corpus import store
-  from miniplm_jax.selection import selection
+  from miniplm_jax.selection import items, selection
 
 STAGE = "select"
+_PIECES = "contaminated-*.parquet"  # see overlap.contaminated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +70,15 @@ def step(
     stage: of a training, that it is for; None is all of one.
   """
   criterion = criteria.criterion(definition)
-  fields = criterion.formula.fields
-  of_files = {k: v for k, v in select.files.items() if k in fields}
+  fields, sets = criterion.formula.fields, select.exclude_sets
+  given = {FIELD + k: _File(v) for k, v in select.files.items() if k in fields}
+  if sets:
+    given["exclude_sets"] = contents.Whole(
+      lambda: items.paths(sets, "exclude_sets")
+    )
+  if not (folder / MANIFEST).exists():
+    for source in given.values():
+      source()  # what is not there is said now, not when all is scored
   settings = {
     "definition": criteria.canonical(definition),
     "ratio": select.ratio,
@@ -86,8 +94,7 @@ def step(
   }
   if select.redundancy:
     settings["redundancy"] = select.redundancy
-  inputs = {name: tables[name] / MANIFEST for name in criterion.reads}
-  inputs |= {FIELD + k: _File(v) for k, v in of_files.items()}
+  inputs = {name: tables[name] / MANIFEST for name in criterion.reads} | given
   if stage:
     settings["steps"] = [*stage.between, stage.steps]
     inputs |= stage.before
@@ -97,7 +104,7 @@ def step(
     settings=settings,
     idle=() if select.temperature or criterion.formula.is_random else ("seed",),
     inputs={"corpus": corpus, **inputs},
-    outputs=(folder / "rows.npy",),
+    outputs=(folder / "rows.npy", *[folder / _PIECES] * bool(sets)),
     summary=_summary(settings),
     run=lambda inputs: _run(select, definition, folder, inputs, check, stage),
     policy=Policy(is_host_only=True),
@@ -145,21 +152,29 @@ def _run(
   path = folder / "rows.npy"
   with files.replacing(path) as scratch:
     selected = selection.select(
-      corpus, inputs, definition, select, scratch, _portion(stage, inputs)
+      corpus,
+      inputs,
+      definition,
+      select,
+      scratch,
+      _portion(stage, inputs),
+      folder,
     )
   for line in selected.shortfalls:
     warn(STAGE, line)
   cutoff, counts = selected.cutoff, selected.counts
+  pieces = sorted(folder.glob(_PIECES)) if select.exclude_sets else ()
   return {
     "tokenizer": corpus.manifest.tokenizer,
-    "files": {path.name: files.describe(path)},
+    "files": {p.name: files.describe(p) for p in (path, *pieces)},
     "counts": {
       "rows": cutoff.rows,
       "kept": cutoff.kept,
       "tokens": counts.tokens,
       "dropped": selected.dropped,
       "domains": counts.domains,
-    },
+    }
+    | ({"contaminated": selected.contaminated} if select.exclude_sets else {}),
     "details": {
       "cutoff": dataclasses.asdict(cutoff),
       "select/kept_ratio": cutoff.kept / cutoff.rows,

@@ -4,10 +4,11 @@ import collections
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import numpy as np
+from etils import epath
 
 from miniplm_jax import criteria
 from miniplm_jax.config import SelectConfig
@@ -18,7 +19,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.kept_rows import among_any
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.selection import cutoff as cutoff_lib
-from miniplm_jax.selection import duplicates, index, redundancy
+from miniplm_jax.selection import duplicates, index, overlap, redundancy
 from miniplm_jax.selection.cutoff import Cutoff
 from miniplm_jax.selection.index import Columns
 from miniplm_jax.selection.scored import ScoredRows
@@ -28,7 +29,7 @@ _PIECE = 1 << 20  # rows
 # Why a row is left out, by the code in `Candidates.left_out`; 0 is not.
 REASONS = (
   *("", "too_short", "without_text", "duplicate", "near_duplicate"),
-  "without_field",
+  *("without_field", "contaminated"),
 )
 _CODES = {reason: code for code, reason in enumerate(REASONS)}
 
@@ -118,15 +119,23 @@ class Candidates:
     """All rows of D, after one pass."""
     return self._scored.rows_by_domain
 
-  def leave_out_copies(self, corpus: Corpus, folder: pathlib.Path):
-    """Sets `left_out` by max_copies and near_duplicates, one of them set.
+  def leave_out(
+    self,
+    corpus: Corpus,
+    folder: pathlib.Path,
+    contaminated: Iterable[np.ndarray],
+  ):
+    """Sets `left_out`: what is contaminated, then copies among the others.
 
     The folder is an empty one on a disk, that stays while rows are read. It
-    will hold a byte for each row of the corpus, and 20 more at first.
+    will hold a byte for each row of the corpus, and of copies 20 more at first.
     """
     n, copies = len(corpus), self._options.max_copies
     threshold = self._options.near_duplicates
     left_out = np.memmap(folder / "left_out", np.uint8, "w+", shape=n)
+    self.left_out = left_out
+    for row_ids in contaminated:
+      left_out[row_ids] = _CODES["contaminated"]
 
     def read():
       yield from self.columns()
@@ -137,11 +146,9 @@ class Candidates:
     if copies:
       for row_ids in duplicates.exact(read, n, copies, folder):
         left_out[row_ids] = _CODES["duplicate"]
-      self.left_out = left_out
     if threshold:
       for row_ids in duplicates.near(read, corpus, threshold, copies or 1):
         left_out[row_ids] = _CODES["near_duplicate"]
-      self.left_out = left_out
 
   def _value(self, columns: Columns) -> np.ndarray:
     """The score; with a temperature, plus noise that is as large.
@@ -255,6 +262,7 @@ class Selected:
   cutoff: Cutoff  # which rows are kept
   counts: Kept
   dropped: Mapping[str, int]  # rows that were not considered, by reason
+  contaminated: Mapping[str, int]  # rows with items, by set of exclude_sets
   shortfalls: tuple[str, ...]  # what was asked for and is not there, in words
 
 
@@ -265,6 +273,7 @@ def select(
   options: SelectConfig,
   path: pathlib.Path,
   portion: Portion = WHOLE,
+  folder: epath.Path | None = None,
 ) -> Selected:
   """Writes the ids of the kept rows, int64, ascending, as `np.save` would.
 
@@ -278,6 +287,7 @@ def select(
     options: how much is kept, and of what; not its `definition`.
     path: the file to write.
     portion: of a stage, if there are several.
+    folder: where it is written which rows are contaminated; the file's.
 
   Raises:
     UserError: the tables do not belong together, a row has no finite score, or
@@ -296,18 +306,26 @@ def select(
     options.files,
   )
   candidates = Candidates(scored, options, portion)
-  with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as folder:
-    if options.max_copies or options.near_duplicates:
-      candidates.leave_out_copies(corpus, pathlib.Path(folder))
+  by_set = collections.Counter()
+  sets, folder = options.exclude_sets, folder or epath.Path(path.parent)
+
+  def contaminated():
+    for row_ids, counts in overlap.contaminated(corpus, sets, folder):
+      by_set.update(counts)
+      yield row_ids
+
+  with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as name:
+    scratch = pathlib.Path(name)
+    if options.max_copies or options.near_duplicates or sets:
+      candidates.leave_out(corpus, scratch, contaminated() if sets else ())
     if options.redundancy:
-      folder = pathlib.Path(folder)
-      cutoff = candidates.cutoff_but_for_redundancy(corpus, folder)
+      cutoff = candidates.cutoff_but_for_redundancy(corpus, scratch)
     else:
       cutoff = candidates.cutoff()
     candidates.refuse_too_few()
     counts = write(path, candidates, cutoff)
   shortfalls = tuple(_shortfalls(candidates, cutoff, counts))
-  return Selected(cutoff, counts, candidates.dropped, shortfalls)
+  return Selected(cutoff, counts, candidates.dropped, by_set, shortfalls)
 
 
 def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:

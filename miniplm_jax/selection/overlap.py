@@ -1,0 +1,293 @@
+"""Evaluation items whose words stand in the rows: n-gram contamination.
+
+N-grams are compared as 64-bit hashes. `measure` says how much of each set is in
+the rows, `contaminated` which rows have some.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
+
+from miniplm_jax.core import fields, files
+from miniplm_jax.core.log import Progress
+from miniplm_jax.core.splitmix import GOLDEN, mix
+from miniplm_jax.corpus.kept_rows import among
+from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.selection import index
+from miniplm_jax.selection.items import (
+  SHORTEST,
+  WORDS,
+  byte_words,
+  names_of,
+  paths,
+  read_texts,
+)
+
+_MOST = 200_000  # rows of D that are read
+_BATCH = 512  # rows that are searched together
+_WORST = 3  # items that are shown
+
+_FACTOR = np.uint64(0xD6E8FEB86659FD93)  # of the hash of words in a row
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+  """An item that was found."""
+
+  texts: list[str]  # of the item
+  share: float  # of its n-grams, those that were found
+  row_id: int  # a row that has one of them, a kept one if there is one
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+  """One evaluation set beside the rows."""
+
+  name: str  # its file's, see `names_of`
+  items: int  # its records
+  too_short: int  # items without a text that is long enough
+  found: int  # items with an n-gram in the rows of D that were read
+  found_kept: int  # likewise, in kept rows
+  rows: int  # rows with an n-gram of the set
+  kept_rows: int  # of these
+  rows_read: int  # rows of D that were read
+  kept_read: int  # of these
+  worst: list[Match]  # the items of which most was found
+
+
+def rows_to_read(corpus: Corpus, most: int = _MOST) -> np.ndarray:
+  """int64 ids of all rows of D, or of evenly spaced ones if there are more."""
+  size = index.size_of_d(corpus)
+  return index.at(corpus, np.arange(0, size, fields.stride(size, most)))
+
+
+def measure(
+  corpus: Corpus,
+  rows: np.ndarray,
+  sets: Sequence[epath.Path],
+  ids: np.ndarray,
+  done: Callable[[int], None] = lambda n: None,
+) -> list[Overlap]:
+  """Looks for the items of evaluation sets in decoded rows of D.
+
+  Args:
+    rows: the kept ids, ascending.
+    ids: of the rows that are read, see `rows_to_read`.
+    done: is told how many more rows have been read.
+  """
+  texts = [list(read_texts(path)) for path in sets]
+  grams, kept = _Grams(corpus, texts), among(ids, rows)
+  found = _Found(list(zip(names_of(sets), texts)), grams)
+  for start, row, gram in grams.search(ids):
+    batch = slice(start, start + _BATCH)
+    found.add(row, gram, ids[batch], kept[batch])
+    done(len(ids[batch]))
+  return found.overlaps(len(ids), int(kept.sum()))
+
+
+def contaminated(
+  corpus: Corpus, patterns: Sequence[str], folder: epath.Path
+) -> Iterator[tuple[np.ndarray, collections.Counter]]:
+  """Finds all rows of D with an n-gram of an item.
+
+  They are written, with the sets that they have some of, into
+  contaminated-*.parquet; a file that is there is whole, and not made again.
+
+  Args:
+    corpus: whose rows are read, all of D.
+    patterns: files or globs of items.
+    folder: where files are written.
+
+  Yields:
+    Part by part: row_id int64 [n], and how many of them each set has.
+
+  Raises:
+    UserError: items cannot be read.
+  """
+  sets = paths(patterns, "exclude_sets")
+  names = names_of(sets)
+  grams = _Grams(corpus, [list(read_texts(path)) for path in sets])
+  with Progress("select", index.size_of_d(corpus), "rows") as progress:
+    pieces = index.rows_of(corpus, {}, "n_tokens")
+    for number, (ids, _) in enumerate(pieces):
+      path = folder / f"contaminated-{number:05d}.parquet"
+      if path.exists():
+        progress.update(len(ids))
+      else:
+        found = [np.zeros((2, 0), np.int64)]
+        for start, row, gram in grams.search(ids):
+          place, of_set = np.nonzero(grams.sets_of(row, gram))
+          found.append(np.stack([ids[start + place], of_set]))
+          progress.update(len(ids[start : start + _BATCH]))
+        row_id, of_set = np.concatenate(found, 1)
+        of_set = pa.array(np.array(names, object)[of_set], pa.string())
+        with files.replacing(path) as scratch:
+          pq.write_table(pa.table({"row_id": row_id, "set": of_set}), scratch)
+      with path.open("rb") as f:
+        table = pq.read_table(f)
+      counts = collections.Counter(table["set"].to_pylist())
+      yield np.unique(table["row_id"].to_numpy()), counts
+
+
+def row_bytes(tokenizer) -> Callable[[np.ndarray], bytes]:
+  """Returns what gives the text of a row's ids, as bytes.
+
+  No word goes from one document into another.
+  """
+  each = tokenizer.token_bytes()  # none of BOS and of the unknown token
+  each[tokenizer.eos_id] = b" "
+  return lambda ids: b"".join(map(each.__getitem__, ids.tolist()))
+
+
+class _Grams:
+  """The n-grams of all items, as hashes of their words' numbers."""
+
+  def __init__(self, corpus: Corpus, sets: Sequence[Sequence[Sequence[str]]]):
+    """Takes whose rows are read, and the texts of items, by set."""
+    self._corpus, self._text_of = corpus, row_bytes(corpus.tokenizer())
+    self._number: dict[bytes, int] = {}  # of a word; 0 is any other
+    self._lengths: set[int] = set()
+    items = [[self._hashes(texts) for texts in each] for each in sets]
+    every = [np.zeros(0, np.uint64), *(i for each in items for i in each)]
+    self._keys = np.unique(np.concatenate(every))
+    self.size = len(self._keys)
+    # [set][item] → places among the n-grams
+    self.items = [
+      [np.searchsorted(self._keys, item) for item in each] for each in items
+    ]
+    # By set and n-gram; an n-gram may be of several sets.
+    self._in_set = np.zeros((len(sets), len(self._keys)), bool)
+    for its, each in zip(self._in_set, self.items):
+      for item in each:
+        its[item] = True
+    # Whether one may begin with these bits: of 16 others, one is looked for.
+    bits = len(self._keys).bit_length() + 4
+    self._shift = np.uint64(64 - bits)
+    self._may_be = np.zeros(1 << bits, bool)
+    self._may_be[self._keys >> self._shift] = True
+
+  def _hashes(self, texts: Sequence[str]) -> np.ndarray:
+    """uint64 [n]: the n-grams of an item, see `ngrams`."""
+    found = [np.zeros(0, np.uint64)]
+    for text in (*texts, " ".join(texts)):
+      parts = byte_words(text.encode(errors="replace"))
+      if len(parts) < SHORTEST:
+        continue
+      n = min(len(parts), WORDS)
+      for word in parts:
+        self._number.setdefault(word, len(self._number) + 1)
+      self._lengths.add(n)
+      numbers = np.array([self._number[word] for word in parts], np.uint64)
+      found += [keys for _, keys in _windows(_mixed(numbers), {n})]
+    return np.unique(np.concatenate(found))
+
+  def search(
+    self, ids: np.ndarray
+  ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Looks for them in rows, in batches.
+
+    Yields:
+      Where in ids the batch begins, and of each n-gram that stands in it the
+      row, by its place in the batch, and the n-gram.
+    """
+    get = self._number.get
+    for start in range(0, len(ids), _BATCH):
+      numbers, ends = [], []
+      for row in self._corpus.read(ids[start : start + _BATCH]):
+        numbers += [get(word, 0) for word in byte_words(self._text_of(row.ids))]
+        numbers.append(0)  # a word that no item has, between two rows
+        ends.append(len(numbers))
+      rows, grams = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+      mixed = _mixed(np.array(numbers, np.uint64))
+      for _, keys in _windows(mixed, self._lengths):
+        places = np.flatnonzero(self._may_be[keys >> self._shift])
+        gram = np.searchsorted(self._keys, keys[places])
+        gram[gram == len(self._keys)] = 0
+        is_one = self._keys[gram] == keys[places]
+        grams.append(gram[is_one])
+        rows.append(np.searchsorted(ends, places[is_one], "right"))
+      yield start, np.concatenate(rows), np.concatenate(grams)
+
+  def sets_of(self, row: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """Bool [rows of a batch, sets]: which rows have some of which."""
+    hit = np.zeros((_BATCH, len(self._in_set)), bool)
+    for i, its in enumerate(self._in_set):
+      hit[row[its[gram]], i] = True
+    return hit
+
+
+class _Found:
+  """Where n-grams were found."""
+
+  def __init__(
+    self, sets: Sequence[tuple[str, list[list[str]]]], grams: _Grams
+  ):
+    self._sets, self._grams, self._items = sets, grams, grams.items
+    self._row = np.full((2, grams.size), -1)  # left out or kept; last
+    self._rows = np.zeros((2, len(sets)), np.int64)
+
+  def add(self, row, gram, row_ids: np.ndarray, kept: np.ndarray):
+    """Notes what stands in a batch of rows, see `_Grams.search`."""
+    hit = self._grams.sets_of(row, gram)[: len(row_ids)]
+    self._row[kept[row].astype(np.int64), gram] = row_ids[row]
+    for k in (0, 1):
+      self._rows[k] += hit[kept == bool(k)].sum(0)
+
+  def overlaps(self, rows_read: int, kept_read: int) -> list[Overlap]:
+    """What was found, by set."""
+    overlaps = []
+    for i, (name, texts) in enumerate(self._sets):
+      items = self._items[i]
+      kept = [self._row[1, item] >= 0 for item in items]
+      either = [self._row[:, item].max(0) >= 0 for item in items]
+      shares = np.array([e.mean() if len(e) else 0.0 for e in either])
+      worst = np.argsort(-shares, kind="stable")[:_WORST]
+      overlaps.append(
+        Overlap(
+          name=name,
+          items=len(items),
+          too_short=sum(not len(item) for item in items),
+          found=sum(bool(e.any()) for e in either),
+          found_kept=sum(bool(k.any()) for k in kept),
+          rows=int(self._rows[:, i].sum()),
+          kept_rows=int(self._rows[1, i]),
+          rows_read=rows_read,
+          kept_read=kept_read,
+          worst=[
+            Match(texts[j], float(shares[j]), self._place(items[j]))
+            for j in worst
+            if shares[j]
+          ],
+        )
+      )
+    return overlaps
+
+  def _place(self, item: np.ndarray) -> int:
+    left_out, kept = self._row[:, item].max(1)
+    return int(kept if kept >= 0 else left_out)
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+  """Word numbers as uniform 64 bits."""
+  return mix((numbers + np.uint64(1)) * GOLDEN)
+
+
+def _windows(
+  mixed: np.ndarray, lengths: Collection[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields n and uint64 [words − n + 1], hashes of all n words in a row.
+
+  They hold until the next ones are asked for.
+  """
+  keys = np.zeros(len(mixed), np.uint64)
+  for n in range(1, min(max(lengths, default=0), len(mixed)) + 1):
+    keys = keys[: len(mixed) - n + 1]
+    keys *= _FACTOR  # a polynomial: order counts
+    keys += mixed[n - 1 :]
+    if n in lengths:
+      yield n, keys
