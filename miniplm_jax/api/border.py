@@ -101,6 +101,11 @@ def texts_of(texts: str | Iterable[str]) -> list[str]:
   if not items or not all(isinstance(item, str) for item in items):
     hint = "give a text, or a list of texts"
     raise UserError(f"no texts: {shown(texts)}", type(texts).__name__, hint)
+  for item in items:
+    try:
+      item.encode()
+    except UnicodeEncodeError as e:
+      raise UserError("no valid Unicode", shown(item), "leave it out") from e
   return items
 
 

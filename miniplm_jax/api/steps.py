@@ -232,8 +232,8 @@ def score(
 
   Args:
     corpus: packed rows, of which the split "train" is scored.
-    models: by what they are called; criteria read "teacher" and "reference". A
-      folder of published tables stands for a model whose scores it has.
+    models: by what they are called; criteria read "teacher" and "reference".
+      A published table's folder stands for the model whose scores it has.
     to: the folder of the tables, beside the corpus if it is not given.
     verify: how each table is checked when it is finished.
     force: make it again, if it was made otherwise, too.
@@ -293,12 +293,12 @@ def take(corpus: Corpus, folder: epath.PathLike, **how: Any) -> Scores:
   Raises:
     UserError: rows of D are not among those that were scored.
   """
-  tables = importing.published(border.path_of(folder, "folder"))
-  if tables is None:
+  files = border.folder_of(folder).glob(f"*/{importing.FILE}")
+  tables = {path.parent.name: path.parent for path in sorted(files)}
+  if not tables:
     hint = "give the folder that publish wrote"
     raise UserError("no published tables lie here", str(folder), hint)
-  names = tables.details["models"]
-  return score(corpus, {name: tables.directory / name for name in names}, **how)
+  return score(corpus, tables, **how)
 
 
 def select(

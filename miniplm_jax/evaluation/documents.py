@@ -9,9 +9,8 @@ import collections
 import functools
 import hashlib
 import io
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -41,7 +40,7 @@ SCHEMA = pa.schema(
   }
 )
 _MOST = 65_536  # documents of a part, however short
-_MADE_BY, _CONTENT = b"made_by", b"content"  # what a part says of itself
+_MARK = b"mark"  # in a part, a digest of its documents and of what scored them
 
 
 class Item(NamedTuple):
@@ -94,12 +93,13 @@ def fill(
   items: Iterable[Item],
   scorer: TextScorer,
   part_bytes: int,
-  made_by: Mapping[str, Any],
+  made_by: Sequence[str],
   stage: str,
 ) -> list[str]:
   """Scores the documents whose part is not there; returns the parts' names.
 
-  All processes take part, and the first one writes.
+  All processes take part, and the first one writes. A part that is there is
+  kept if it is of these documents and `made_by` the same.
 
   Raises:
     UserError: no document of the first part can be scored.
@@ -108,11 +108,8 @@ def fill(
   for number, part in enumerate(_parts(items, part_bytes)):
     names.append(f"part-{number:06d}.parquet")
     path = folder / names[-1]
-    facts = {
-      _MADE_BY: json.dumps(made_by, sort_keys=True).encode(),
-      _CONTENT: files.digest(part).encode(),
-    }
-    if distributed.agree(functools.partial(_has, path, facts)):
+    mark = files.digest([made_by, part]).encode()
+    if distributed.agree(functools.partial(_has, path, mark)):
       continue
     table = _scored(part, scorer)
     reasons = table["reason"]
@@ -125,7 +122,7 @@ def fill(
         "--config.corpus.text_field",
       )
     content = io.BytesIO()
-    table = table.replace_schema_metadata(facts)
+    table = table.replace_schema_metadata({_MARK: mark})
     pq.write_table(table, content, compression="zstd")
     distributed.agree(
       functools.partial(files.write_bytes, path, content.getvalue())
@@ -135,10 +132,10 @@ def fill(
   return names
 
 
-def _has(path: epath.Path, facts: Mapping[bytes, bytes]) -> bool:
+def _has(path: epath.Path, mark: bytes) -> bool:
   try:
     with path.open("rb") as f:
-      return facts.items() <= (pq.read_schema(f).metadata or {}).items()
+      return (pq.read_schema(f).metadata or {}).get(_MARK) == mark
   except (OSError, pa.ArrowInvalid):  # it is not there, or damaged
     return False
 

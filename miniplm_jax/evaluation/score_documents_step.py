@@ -5,7 +5,7 @@ own beginning of a text, in windows if it is long.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath, epy
@@ -117,15 +117,11 @@ class Scoring:
       summary=f"documents of {corpus.source} under {ref.name} {ref.origin}, "
       f"{score.dtype}",
       code=Version(_CODE, ("jax", "tokenizers"), self.run.any_code),
-      run=lambda inputs: self._run(ref, folder, source, settings),
+      run=lambda unused_inputs: self._run(ref, folder, source),
     )
 
   def _run(
-    self,
-    ref: ModelRef,
-    folder: epath.Path,
-    source: Source,
-    settings: Mapping[str, Any],
+    self, ref: ModelRef, folder: epath.Path, source: Source
   ) -> dict[str, Any]:
     c, run, score = self.documents, self.run, self.score
     mesh = sharding.mesh_of(run)
@@ -139,12 +135,7 @@ class Scoring:
       log_every_seconds=run.log_every_seconds,
     )
     weights = huggingface.weights_fingerprint(model.decoder)
-    made_by = {
-      "settings": dict(settings),
-      "weights": weights,
-      "architecture": model.decoder.arch.fingerprint,
-      "max_length": scorer.max_length,
-    }
+    made_by = weights, model.decoder.arch.fingerprint
     items = documents_lib.read(source.chunks())
     names = documents_lib.fill(
       folder, items, scorer, c.part_bytes, made_by, STAGE
@@ -159,5 +150,5 @@ class Scoring:
     )
     for reason, n in details["unscored"].items():
       log(STAGE, f"{ref.name}: {n:,} documents have no score: {reason}")
-    details |= {"architecture": made_by["architecture"], "model": ref.origin}
+    details["architecture"] = model.decoder.arch.fingerprint
     return fields | {"weights": weights}

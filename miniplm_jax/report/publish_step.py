@@ -43,7 +43,7 @@ selected from without any model:
 
 ```bash
 python -m miniplm_jax.main --config=CONFIG --stages=tokenize,score,select \\
-  --config.teacher.scores=FOLDER --config.reference.scores=FOLDER
+  --config.teacher.scores=FOLDER/NAME --config.reference.scores=FOLDER/NAME
 ```
 
 ```python

@@ -7,8 +7,7 @@ they are:
   {"corpus": "<fingerprint in corpus/manifest.json>", "model": "my engine",
    "nll": "sum"}          (or "mean", per scored token; in nats)
 
-Or a folder that stage publish wrote, or the folder of one table in it: there
-each row has its hash, and rows are told apart by those.
+Or the folder of a table that stage publish wrote: there each row has its hash.
 """
 
 import json
@@ -27,47 +26,21 @@ from miniplm_jax.scoring import table
 from miniplm_jax.scoring.units import units_of
 
 FILE = "scores.parquet"  # of a table, in a folder of its name
-_PUBLISHED = "publish"  # the stage
 _HINT = "give Σ −log p of every row in nats, a number that is 0 or more"
 
 
 def published(path: str) -> Manifest | None:
-  """The manifest of published tables, or of the folder that a table is in."""
+  """The manifest of what stage publish wrote, of the folder of one table."""
   folder = epath.Path(path).expanduser()
-  for one in (folder, folder.parent):
-    found = manifest_lib.read(one / MANIFEST) if folder.is_dir() else None
-    if found and found.stage == _PUBLISHED:
-      return found
-  return None
-
-
-def name_in(tables: Manifest, path: str, *names: str) -> str:
-  """Which of published tables is meant: that of the folder, or of a name.
-
-  Raises:
-    UserError: it is none of them.
-  """
-  there = tables.details["models"]
-  own = epath.Path(path).name
-  if epath.Path(path).expanduser() != tables.directory and own in there:
-    return own
-  for name in (*names, *there):
-    if name in there and (name in names or len(there) == 1):
-      return name
-  hint = f"give the folder of one of {', '.join(there)}"
-  raise UserError(f"no table {names[0]} was published there", path, hint)
+  is_table = (folder / FILE).exists()
+  found = manifest_lib.read(folder.parent / MANIFEST) if is_table else None
+  return found if found and found.stage == "publish" else None
 
 
 def write_parts(
-  source: str,
-  directory: epath.Path,
-  corpus: Corpus,
-  rows_per_part: int,
-  *names: str,
+  source: str, directory: epath.Path, corpus: Corpus, rows_per_part: int
 ) -> dict[str, str]:
   """Checks the scores of a file and writes them as parts of a table.
-
-  Of published tables it takes that of the first of the names that is there.
 
   Returns:
     What the parts say they were made by.
@@ -80,10 +53,9 @@ def write_parts(
   units = units_of(corpus, rows_per_part)
   row_ids = np.concatenate([unit.rows for unit in units])
   if tables := published(source):
-    name = name_in(tables, source, *names)
-    sha256 = tables.files[f"{name}/{FILE}"]["sha256"]
-    described = {"model": tables.details["models"][name]["code"], "nll": "sum"}
-    nll, n_tokens = _taken(tables, name, corpus, row_ids)
+    sha256 = tables.files[f"{path.name}/{FILE}"]["sha256"]
+    described = tables.details["models"][path.name] | {"nll": "sum"}
+    nll, n_tokens = _taken(tables, path.name, corpus, row_ids)
   else:
     described = _manifest(path, corpus)
     nll, n_tokens = _read(path, row_ids)

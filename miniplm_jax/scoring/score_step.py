@@ -211,10 +211,7 @@ class Scoring:
       manifest=ref.table / MANIFEST,
       settings={"rows_per_part": self.score.rows_per_part},
       layout=ScoreConfig.LAYOUT,
-      inputs={
-        "corpus": self.corpus,
-        "scores": Imported(ref.scores, (ref.name, ref.role)),
-      },
+      inputs={"corpus": self.corpus, "scores": Imported(ref.scores)},
       outputs=table_files(ref.table),
       summary=f"scores of {ref.name} from {ref.scores}",
       run=lambda inputs: self._import(ref, inputs),
@@ -227,8 +224,6 @@ class Scoring:
       ref.table,
       store.Corpus(inputs["corpus"]),
       self.score.rows_per_part,
-      ref.name,
-      ref.role,
     )
     return self._finish(ref, inputs, self._spec(ref, made_by))
 
@@ -254,25 +249,21 @@ class Scoring:
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-  """A file of scores, and what FILE.json beside it says, or a published table.
-
-  Of published ones that which has the first of the names that is there.
-  """
+  """A file of scores, and what FILE.json beside it says; or a published one."""
 
   path: str
-  names: tuple[str, ...] = ()
 
   def __call__(self) -> str:
     """The fingerprint of what is read."""
     if tables := importing.published(self.path):
-      name = importing.name_in(tables, self.path, *self.names)
+      name = epath.Path(self.path).name
       return tables.files[f"{name}/{importing.FILE}"]["sha256"]
     beside = epath.Path(f"{self.path}.json")
     if not epath.Path(self.path).is_file():
       raise GoneError(
         "there is no such file of scores",
         self.path,
-        "give a .parquet or .npy file, or a folder of stage publish, as "
+        "give a .parquet or .npy file, or FOLDER/NAME of stage publish, as "
         "config.teacher.scores or config.reference.scores",
       )
     about = files.sha256(beside) if beside.exists() else ""
