@@ -15,7 +15,7 @@ first selection is a step of stage select, all others are of stage train.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from etils import epath, epy
 
@@ -61,29 +61,15 @@ class Staged:
 
   def steps(self) -> list[Step]:
     """All others, in their order."""
-    c, workdir = self.trainings.config, self.trainings.workdir
-    last = len(self._ends) - 1
-    steps = []
-    for k in range(last + 1):
-      if k:
-        steps += [*self._scores(k), self._selection(k)]
-      if k == last:
-        union = self._union()
-        every, form = c.run.log_every_seconds, c.materialize.format
-        steps += [
-          union,
-          selection_report_step.step(c.select, union, workdir, every),
-        ]
-        if form != "none":
-          folder, corpus = union.manifest.parent, self.trainings.corpus
-          steps.append(materialize_step.step(form, folder, corpus, c.run))
-      steps.append(self._training(k))
+    last, steps = len(self._ends) - 1, []
+    for k in range(last):
+      steps += [self._training(k), *self._scores(k + 1), self._selection(k + 1)]
+    steps += [*self._union(), self._training(last)]
     # Where to make them again.
     return [dataclasses.replace(step, stage=STAGE) for step in steps]
 
   def _between(self, k: int) -> tuple[int, int]:
-    first, end = (0, *self._ends)[k : k + 2]
-    return first, end
+    return (0, *self._ends)[k], self._ends[k]
 
   def _name(self, k: int) -> str:
     return f"{self.names.student}-{k}"
@@ -97,15 +83,12 @@ class Staged:
 
   def _kept(self, stages: int) -> dict[str, epath.Path]:
     """The selections of so many stages, as inputs."""
-    return {
-      f"selection {k}": self._selected(k) / MANIFEST for k in range(stages)
-    }
+    kept = {f"selection {k}": self._selected(k) for k in range(stages)}
+    return {name: folder / MANIFEST for name, folder in kept.items()}
 
   def _scores(self, k: int) -> list[Step]:
     """The rest of D under the student after stage k − 1, if that is read."""
     t, c = self.trainings, self.trainings.config
-    if not c.stage_tables(self.names):
-      return []
     ref = ModelRef(
       self._name(k),
       trained=self._student(k - 1),
@@ -113,9 +96,10 @@ class Staged:
       table=t.workdir.scores(self._name(k)),
     )
     score = c.score.replace(int8_teacher=False)
-    return score_step.Scoring(
+    scoring = score_step.Scoring(
       score, c.verify, t.corpus, [ref], t.workdir, c.run, c.alpha, self._kept(k)
-    ).steps()
+    )
+    return scoring.steps() if c.stage_tables(self.names) else []
 
   def _selection(self, k: int, check=lambda _: None) -> Step:
     t, c = self.trainings, self.trainings.config
@@ -129,42 +113,41 @@ class Staged:
       t.corpus,
       self._selected(k),
       check,
-      select_step.StageOf(self._between(k), self._ends[-1], self._kept(k)),
+      (*self._between(k), self._ends[-1]),
+      self._kept(k),
     )
 
-  def _union(self) -> Step:
+  def _union(self) -> list[Step]:
+    """The rows of all stages, and what else is made of a selection."""
     t, c = self.trainings, self.trainings.config
-    then = {"definition": canonical(c.staged.definition), "ends": self._ends}
     folder = t.workdir.selection(self.names.selection)
+    then = {"definition": canonical(c.staged.definition), "ends": self._ends}
     parts = self._kept(len(self._ends))
-    return select_step.union(self.first(), parts, then, folder)
+    rows = select_step.union(self.first(), parts, then, folder)
+    every, form = c.run.log_every_seconds, c.materialize.format
+    report = selection_report_step.step(c.select, rows, t.workdir, every)
+    copy = materialize_step.step(form, folder, t.corpus, c.run)
+    return [rows, report] + [copy] * (form != "none")
 
   def _training(self, k: int) -> Step:
     t, spec = self.trainings, self.trainings.student(self.names)
-    inputs = t.student_inputs(self.names)
-    last, changes = len(self._ends) - 1, {}
-    if k < last:
-      del inputs["selection"]
-      changes |= {
-        "folder": self._student(k),
-        "offline": None,
-        "writes_hf": True,
-      }
-      changes["rows"] = f"{OF_SELECTION}{self._selected(k).name}"
+    inputs = t.student_inputs(self.names) | self._kept(k + 1)
+    changes = {}
+    if k < len(self._ends) - 1:
+      del inputs["selection"]  # of all stages
+      name, folder = self._selected(k).name, self._student(k)
+      changes = {"folder": folder, "rows": f"{OF_SELECTION}{name}"}
+      changes |= {"offline": None, "writes_hf": True}
     if k:
       changes |= {"begin": None, "goes_on": f"training {k - 1}"}
       inputs[changes["goes_on"]] = self._student(k - 1) / MANIFEST
     spec = dataclasses.replace(
       spec,
       between=self._between(k),
-      row_ids=lambda _, inputs: kept_rows(inputs[f"selection {k}"]),
-      all_row_ids=lambda _, inputs: _all(inputs, k + 1),
+      row_ids=lambda _, made: kept_rows(made[f"selection {k}"]),
+      all_row_ids=lambda _, made: np.sort(
+        np.concatenate([kept_rows(made[name]) for name in self._kept(k + 1)])
+      ),
       **changes,
     )
-    return train_step.step(spec, {**inputs, **self._kept(k + 1)})
-
-
-def _all(inputs: Mapping[str, Manifest], stages: int) -> "np.ndarray":
-  """The rows of so many stages, int64, ascending."""
-  kept = [kept_rows(inputs[f"selection {k}"]) for k in range(stages)]
-  return np.sort(np.concatenate(kept))
+    return train_step.step(spec, inputs)

@@ -184,7 +184,7 @@ def scores(definition="mean_diff"):
 
 
 # What is a formula of the two models' scores.
-FORMULAS = tuple(d for d in CRITERIA if d != "proxy")
+FORMULAS = tuple(d for d in CRITERIA if d not in ("proxy", "color_filter"))
 
 
 @pytest.mark.parametrize("definition", ["difficulty", "mean_diff"])
@@ -489,11 +489,6 @@ def test_bad_options_are_refused_in_one_line(tmp_path, argument, words):
 # Selections that follow one another, and a penalty on what is kept already.
 
 
-def portion(ends, k, before):
-  first, end = (0, *ends)[k : k + 2]
-  return selection.Portion((first, end), ends[-1], before)
-
-
 def in_portions(made, folder, ends, **settings):
   """The rows of each stage, by one criterion."""
   corpus, tables = made
@@ -501,8 +496,8 @@ def in_portions(made, folder, ends, **settings):
   options, found = SelectConfig(**settings), []
   for k in range(len(ends)):
     path = folder / f"{k}.npy"
-    part = portion(ends, k, found)
-    selection.select(corpus, tables, "mean_diff", options, path, part)
+    steps = (0, *ends)[k], ends[k], ends[-1]
+    selection.select(corpus, tables, "mean_diff", options, path, steps, found)
     found.append(np.load(path))
   return found
 

@@ -1,7 +1,8 @@
 """Stage select: the best rows of D, once a method, from stored scores."""
 
+import collections
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath, epy
@@ -26,15 +27,6 @@ _PIECES = "contaminated-*.parquet"  # see overlap.contaminated
 
 
 @dataclasses.dataclass(frozen=True)
-class StageOf:
-  """A stage of a training, whose rows are selected when it begins."""
-
-  between: tuple[int, int]  # its steps
-  steps: int  # of all stages
-  before: Mapping[str, epath.Path]  # manifests of earlier stages' selections
-
-
-@dataclasses.dataclass(frozen=True)
 class _File:
   """A file of `select.columns`, as an input of a step."""
 
@@ -55,7 +47,8 @@ def step(
   corpus: epath.Path,
   folder: epath.Path,
   check: Callable[[Manifest], None] = lambda corpus: None,
-  stage: StageOf | None = None,
+  steps: Sequence[int] = (),
+  before: Mapping[str, epath.Path] | None = None,
 ) -> Step:
   """The kept rows of one selection.
 
@@ -67,7 +60,8 @@ def step(
     corpus: the manifest of what was scored.
     folder: of the selection.
     check: looks, before anything is read, at what else will be asked for.
-    stage: of a training, that it is for; None is all of one.
+    steps: of the stage that it is for, see `selection.select`; none is all.
+    before: manifests of earlier stages' selections.
   """
   criterion = criteria.criterion(definition)
   fields, sets = criterion.formula.fields, select.exclude_sets
@@ -95,9 +89,9 @@ def step(
   if select.redundancy:
     settings["redundancy"] = select.redundancy
   inputs = {name: tables[name] / MANIFEST for name in criterion.reads} | given
-  if stage:
-    settings["steps"] = [*stage.between, stage.steps]
-    inputs |= stage.before
+  if steps:
+    settings["steps"] = [*steps]
+    inputs |= before
   return Step(
     stage=STAGE,
     manifest=folder / MANIFEST,
@@ -106,7 +100,9 @@ def step(
     inputs={"corpus": corpus, **inputs},
     outputs=(folder / "rows.npy", *[folder / _PIECES] * bool(sets)),
     summary=_summary(settings),
-    run=lambda inputs: _run(select, definition, folder, inputs, check, stage),
+    run=lambda inputs: _run(
+      select, definition, folder, inputs, check, steps, before
+    ),
     policy=Policy(is_host_only=True),
   )
 
@@ -136,7 +132,8 @@ def _run(
   folder: epath.Path,
   inputs: Mapping[str, Manifest],
   check: Callable[[Manifest], None],
-  stage: StageOf | None,
+  steps: Sequence[int],
+  before: Mapping[str, epath.Path] | None,
 ):
   check(inputs["corpus"])
   corpus = store.Corpus(inputs["corpus"])
@@ -151,13 +148,15 @@ def _run(
       )
   path = folder / "rows.npy"
   with files.replacing(path) as scratch:
+    kept = [kept_rows(inputs[name]) for name in before or ()]
     selected = selection.select(
       corpus,
       inputs,
       definition,
       select,
       scratch,
-      _portion(stage, inputs),
+      steps or (0, 1, 1),
+      kept,
       folder,
     )
   for line in selected.shortfalls:
@@ -182,13 +181,6 @@ def _run(
   }
 
 
-def _portion(stage: StageOf | None, inputs: Mapping[str, Manifest]):
-  if stage is None:
-    return selection.WHOLE
-  kept = [kept_rows(inputs[name]) for name in stage.before]
-  return selection.Portion(stage.between, stage.steps, kept)
-
-
 def union(
   first: Step,
   parts: Mapping[str, epath.Path],
@@ -211,17 +203,20 @@ def union(
     with files.replacing(path) as scratch:
       kept = [kept_rows(manifest) for manifest in made]
       selection.write_union(scratch, corpus, kept)
-    counts = made[0].counts
-    kept, tokens = (sum(m.counts[k] for m in made) for k in ("kept", "tokens"))
-    domains = {
-      name: of_d | {"kept": sum(_kept_of(m, name) for m in made)}
-      for name, of_d in counts["domains"].items()
-    }
+    counts, by_domain = made[0].counts, collections.Counter()
+    for one in made:
+      by_domain.update({k: n["kept"] for k, n in one.counts["domains"].items()})
     return {
       "tokenizer": corpus.manifest.tokenizer,
       "files": {path.name: files.describe(path)},
-      "counts": counts | {"kept": kept, "tokens": tokens, "domains": domains},
-      "details": {"select/kept_ratio": kept / counts["rows"]},
+      "counts": counts
+      | {k: sum(m.counts[k] for m in made) for k in ("kept", "tokens")}
+      | {
+        "domains": {
+          name: of_d | {"kept": by_domain[name]}
+          for name, of_d in counts["domains"].items()
+        }
+      },
     }
 
   return dataclasses.replace(
@@ -233,7 +228,3 @@ def union(
     summary=f"the rows of all {len(parts)} stages",
     run=run,
   )
-
-
-def _kept_of(selected: Manifest, domain: str) -> int:
-  return selected.counts["domains"].get(domain, {"kept": 0})["kept"]

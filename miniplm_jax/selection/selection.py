@@ -25,31 +25,12 @@ from miniplm_jax.selection.index import Columns
 from miniplm_jax.selection.scored import ScoredRows
 
 _ONE = np.ones(1, np.int64)
-_PIECE = 1 << 20  # rows
 # Why a row is left out, by the code in `Candidates.left_out`; 0 is not.
 REASONS = (
   *("", "too_short", "without_text", "duplicate", "near_duplicate"),
   *("without_field", "contaminated"),
 )
 _CODES = {reason: code for code, reason in enumerate(REASONS)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Portion:
-  """The part of the budget that is a stage's, of a training in stages."""
-
-  between: tuple[int, int] = (0, 1)  # steps of the stage
-  steps: int = 1  # of all stages
-  # Row ids, int64, ascending, that earlier stages kept: none is kept again.
-  before: Sequence[np.ndarray] = ()
-
-  def in_pieces(self) -> Iterator[np.ndarray]:
-    """The rows of `before`, some at a time."""
-    for rows in self.before:
-      yield from np.split(rows, range(_PIECE, len(rows), _PIECE))
-
-
-WHOLE = Portion()
 
 
 class Candidates:
@@ -64,10 +45,15 @@ class Candidates:
   heaviest = weight = 0
 
   def __init__(
-    self, scored: ScoredRows, options: SelectConfig, portion: Portion = WHOLE
+    self,
+    scored: ScoredRows,
+    options: SelectConfig,
+    steps: Sequence[int] = (0, 1, 1),
+    before: Sequence[np.ndarray] = (),
   ):
-    """Nothing is read yet."""
-    self._scored, self._options, self._portion = scored, options, portion
+    """Nothing is read yet; see `select`."""
+    self._scored, self._options = scored, options
+    self._steps, self._before = steps, before
     # Rows of D by reason, of the pass that ended last.
     self.dropped: dict[str, int] = {}
     shares = map(fields.share_of, sorted(options.quotas))
@@ -139,7 +125,7 @@ class Candidates:
 
     def read():
       yield from self.columns()
-      for ids in self._portion.in_pieces():  # they are kept, and stay so
+      for ids in self._kept_before():  # and they stay so
         score = np.full(len(ids), np.inf, np.float32)
         yield {"row_id": ids, "score": score, "hash": corpus.hashes[ids]}
 
@@ -149,6 +135,11 @@ class Candidates:
     if threshold:
       for row_ids in duplicates.near(read, corpus, threshold, copies or 1):
         left_out[row_ids] = _CODES["near_duplicate"]
+
+  def _kept_before(self) -> Iterator[np.ndarray]:
+    """The rows of earlier stages, 2²⁰ at a time."""
+    for rows in self._before:
+      yield from np.split(rows, range(1 << 20, len(rows), 1 << 20))
 
   def _value(self, columns: Columns) -> np.ndarray:
     """The score; with a temperature, plus noise that is as large.
@@ -168,13 +159,12 @@ class Candidates:
 
   def budget(self) -> int:
     """Rows or tokens that are to be kept."""
-    portion, whole = self._portion, self._whole
-    first, end = (whole * s // portion.steps for s in portion.between)
-    return end - first
+    first, end, steps = self._steps
+    return self._all * end // steps - self._all * first // steps
 
   @property
-  def _whole(self) -> int:
-    """The budget of all that follow one another."""
+  def _all(self) -> int:
+    """The budget of all stages."""
     options = self._options
     # of all of D, as in the method, whatever is left out
     rows = self._scored.of_d
@@ -182,10 +172,10 @@ class Candidates:
 
   def refuse_too_few(self):
     """Raises UserError, after a pass, if later stages would have no rows."""
-    is_first = not self._portion.before and self.budget() < self._whole
-    if is_first and self.weight < self._whole:
+    is_first = not self._before and self.budget() < self._all
+    if is_first and self.weight < self._all:
       raise UserError(
-        f"all stages together keep {self._whole:,}, and there are only "
+        f"all stages together keep {self._all:,}, and there are only "
         f"{self.weight:,} to keep: no row is in two of them",
         "config.select.ratio, rows and tokens",
         "keep fewer, or give more text",
@@ -223,11 +213,14 @@ class Candidates:
   ) -> Cutoff:
     """Sets `values`, see `redundancy.rank`; they are cut, ties and all."""
     options, total = self._options, self.budget()
-    before = self._portion.in_pieces()
-    in_tokens = bool(options.tokens)
     self.values, last, kept = redundancy.rank(
-      *(self.columns, corpus, options.redundancy),
-      *(total, in_tokens, before, folder),
+      self.columns,
+      corpus,
+      options.redundancy,
+      total,
+      in_tokens=bool(options.tokens),
+      before=self._kept_before(),
+      folder=folder,
     )
     self._refuse_none(kept, total)
     return Cutoff(last, len(corpus), kept, self._scored.rows)
@@ -272,7 +265,8 @@ def select(
   definition: str,
   options: SelectConfig,
   path: pathlib.Path,
-  portion: Portion = WHOLE,
+  steps: Sequence[int] = (0, 1, 1),
+  before: Sequence[np.ndarray] = (),
   folder: epath.Path | None = None,
 ) -> Selected:
   """Writes the ids of the kept rows, int64, ascending, as `np.save` would.
@@ -286,7 +280,10 @@ def select(
     definition: by what rows are ranked, a key of `CRITERIA` or a formula.
     options: how much is kept, and of what; not its `definition`.
     path: the file to write.
-    portion: of a stage, if there are several.
+    steps: of a stage of training the first and the end, and how many all
+      stages have: it keeps that part of the budget.
+    before: row ids, int64, ascending, that earlier stages kept: none is kept
+      again.
     folder: where it is written which rows are contaminated; the file's.
 
   Raises:
@@ -302,10 +299,10 @@ def select(
     options.seed,
     corpus,
     least,
-    portion.before,
+    before,
     options.files,
   )
-  candidates = Candidates(scored, options, portion)
+  candidates = Candidates(scored, options, steps, before)
   by_set = collections.Counter()
   sets, folder = options.exclude_sets, folder or epath.Path(path.parent)
 
