@@ -3,17 +3,17 @@
 Below, errors name flags of the command line; here they name arguments.
 """
 
-import contextlib
+import functools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from etils import epath
 
 from miniplm_jax.config import RunConfig
+from miniplm_jax.core import errors, gs
 from miniplm_jax.core import execute as execute_lib
-from miniplm_jax.core import gs
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.claims import Board
 from miniplm_jax.core.errors import UserError
@@ -30,28 +30,17 @@ def _call(match: re.Match) -> str:
 
 
 # Patterns of flags, and what is said instead.
-_IN_PYTHON = (
-  (r"--stages=(\w+) --force(, and with it all that this stage makes)?", _call),
-  (r",? or (run|drop|leave out) --stages\S*", ""),
-  (r"--config\.workdir or name", "folder (to=) or name"),
-  (r"--config\.workdir", "folder (to=)"),
-  (r"--config\.run\.(\w+)=(\w+)", r"run=RunConfig(\1=\2)"),
-  (r"--config\.(\w+\.)*", ""),
-  (r"--prompt=", "the prompt "),
-)
-
-
-@contextlib.contextmanager
-def in_python() -> Iterator[None]:
-  """Lets a UserError of the body say what to do in Python's words."""
-  try:
-    yield
-  except UserError as e:
-    words = [e.what, e.where, e.hint]
-    for pattern, instead in _IN_PYTHON:
-      words = [re.sub(pattern, instead, text) for text in words]
-    UserError.__init__(e, *words)
-    raise
+_IN_PYTHON = {
+  r"--stages=(\w+) --force(, and with it all that this stage makes)?": _call,
+  r",? or (run|drop|leave out) --stages\S*": "",
+  r"--config\.workdir or name": "folder (to=) or name",
+  r"--config\.workdir": "folder (to=)",
+  r"--config\.run\.(\w+)=(\w+)": r"run=RunConfig(\1=\2)",
+  r"--config\.(\w+\.)*": "",
+  r"--prompt=": "the prompt ",
+}
+# Lets a UserError say what to do in Python's words: a context, or a decorator.
+in_python = functools.partial(errors.rewording, _IN_PYTHON)
 
 
 def execute(steps: Sequence[Step], run: RunConfig, force: bool):

@@ -73,14 +73,17 @@ def one_line(e: UserError | OSError) -> str:
 
 
 @contextlib.contextmanager
-def renaming(words: Mapping[str, str]) -> Iterator[None]:
-  """Lets a UserError of the body say other words, as another field's name."""
+def rewording(words: Mapping[str, Any]) -> Iterator[None]:
+  """Lets a UserError of the body say other words, as another field's name.
+
+  They are by the pattern that they stand for, both as `re.sub` takes them.
+  """
   try:
     yield
   except UserError as e:
     said = [e.what, e.where, e.hint]
-    for word, instead in words.items():
-      said = [text.replace(word, instead) for text in said]
+    for pattern, instead in words.items():
+      said = [re.sub(pattern, instead, text) for text in said]
     UserError.__init__(e, *said)
     raise
 

@@ -89,22 +89,25 @@ def target_step(
   own = corpus.replace(
     source=target.source,
     text_field=target.text_field,
-    fields=(),
-    id_field="",
     tokenizer=str(of.parent / "tokenizer"),
     vocab_size=0,
+    fields=(),
+    id_field="",
     **{f"{split}_share": 0.0 for split, _ in _shares(corpus)},
   )
-  words = {"config.corpus.": "config.conditional.", STAGE: "conditional"}
+  words = {
+    r"config\.corpus\.": "config.conditional.",
+    f"--stages={STAGE}": "--stages=conditional",
+  }
   made = step(own, folder, run)
   source = made.inputs["source"]
 
   def look():
-    with errors.renaming(words):
+    with errors.rewording(words):
       _ = source.finished() or source.chunks()
 
   def make(unused_inputs):
-    with errors.renaming(words):
+    with errors.rewording(words):
       return tokenize(own, folder, run)
 
   # Of the tokenizer the corpus's manifest speaks.

@@ -87,8 +87,9 @@ class NgramRef:
     """How the text is read: as that of the corpus, from another source."""
     settings = manifest_lib.require(self.corpus).settings
     names = settings.keys() & fields.rules_of(CorpusConfig)
-    known = {name: settings[name] for name in names}
-    return CorpusConfig(**known | {"source": self.path, "tokenizer": "its own"})
+    own = {"source": self.path, "tokenizer": "its own"}
+    own |= {"fields": (), "id_field": ""}
+    return CorpusConfig(**{name: settings[name] for name in names} | own)
 
   def chunks(self) -> list[Chunk]:
     """The chunks of the text.
@@ -98,8 +99,8 @@ class NgramRef:
     """
     c, splits = self.section(), ", ".join(store.SPLITS)
     field = f"config.score.more={self.name}={PREFIX}"
-    words = {"config.corpus.source=": field, "give ": f"give {splits}; or "}
-    with errors.renaming(words):
+    words = {r"config\.corpus\.source=": field, "give ": f"give {splits}; or "}
+    with errors.rewording(words):
       return sources.list_chunks(
         c.source,
         Fields(c.text_field, c.domain_field),
