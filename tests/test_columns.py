@@ -239,7 +239,7 @@ def test_a_changed_file_makes_a_selection_outdated(made, tmp_path):
     select(corpus, tmp_path / "other", path)
 
 
-TWO = pa.table({"row_id": [0, 1], "x": [0.5, 1.5]})
+TWO = pa.table({"row_id": [0, 1], "x": [0.5, 1.5], "prob": [1, 2]})
 
 
 @pytest.mark.parametrize(
@@ -297,6 +297,10 @@ def test_names_that_are_not_there_or_twice_are_refused(made, tmp_path):
     folder, *SELECT, definition, f"--config.select.columns=x={path}"
   )
   assert "let the definition read it" in said
+  said = refused(
+    folder, *SELECT, definition, "--config.select.columns=x.parquet"
+  )
+  assert "give NAME=FILE.parquet" in said
   for fields in ("n_tokens", "a,b=x,a=c", "=x", "a b"):
     said = refused(folder, SELECT[0], f"--config.corpus.fields={fields}")
     assert "fields is" in said

@@ -190,6 +190,12 @@ def test_another_set_makes_a_selection_outdated(made, tmp_path):
     select(corpus, tmp_path / "s", [path])
   with pytest.raises(UserError, match=r"inputs\.exclude_sets is"):
     select(corpus, tmp_path / "s", [])
+  path.write_text(json.dumps({"q": "no row has all of these words in it"}))
+  assert select(corpus, tmp_path / "s", [path]).fingerprint == first.fingerprint
+  path.unlink()  # what was made of it stands
+  assert select(corpus, tmp_path / "s", [path]).fingerprint == first.fingerprint
+  with pytest.raises(UserError, match="no file of evaluation items"):
+    select(corpus, tmp_path / "s", [tmp_path / "mistyped.jsonl"])
   (tmp_path / "empty.jsonl").write_text("\n")
   with pytest.raises(UserError, match="evaluation items is empty"):
     select(corpus, tmp_path / "other", [tmp_path / "empty.jsonl"])

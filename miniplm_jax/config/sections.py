@@ -142,7 +142,7 @@ class SelectConfig(Section):
   definition: str = f.text("mean_diff")
   # What field("NAME") reads in it beside corpus.fields: NAME=FILE.parquet, of
   # columns NAME and row_id or doc_id (see corpus.id_field).
-  columns: tuple[str, ...] = f.several(f.named_path())
+  columns: tuple[str, ...] = f.several(f.named_path("FILE.parquet"))
   # How much is kept: one of these, the others are 0.
   ratio: float = f.number(0.5, "[0, 1]")  # alpha, the share of the rows of D
   rows: int = f.number(0, "[0, 2^63)")

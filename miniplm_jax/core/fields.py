@@ -333,9 +333,9 @@ def path(default: str, is_needed: bool = False) -> Any:
   return _with_path(text(default, pattern, "give a path"), "(.*)")
 
 
-def named_path() -> Any:
+def named_path(what: str = "DIRECTORY_OR_HUB_ID or NAME=ngram:TEXT") -> Any:
   """NAME=PATH."""
-  field = parsed("", _named, "give NAME=DIRECTORY_OR_HUB_ID or NAME=ngram:TEXT")
+  field = parsed("", _named, f"give NAME={what}")
   return _with_path(field, "[^=]*=(?:ngram:)?(.*)")
 
 

@@ -11,8 +11,8 @@ import itertools
 import json
 import math
 import numbers
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from etils import epy
@@ -165,55 +165,40 @@ def schema(fields: Sequence[str], has_ids: bool) -> dict[str, Any]:
   return dict.fromkeys(fields, pa.float32()) | (ids if has_ids else {})
 
 
-def _values(
-  record: Record, fields: Sequence[str]
-) -> tuple[Sequence[float], int]:
-  """Numbers and id of a document."""
-  # A file of text, and ids that were made elsewhere, have no fields.
-  numbers_of = getattr(record, "numbers", ()) or (math.nan,) * len(fields)
-  return numbers_of, id_hash(getattr(record, "doc_id", ""))
+class Carried(NamedTuple):
+  """What a row has of one of its documents."""
+
+  ordinal: int  # of the document, in its chunk
+  numbers: Sequence[float] = ()  # of `Fields.numbers`; () are all missing
+  doc_id: str = ""
+
+  @classmethod
+  def of(cls, ordinal: int, record: Record) -> Self:
+    """Of files of text, and of ids that were made elsewhere, nothing else."""
+    if isinstance(record, Document):
+      return cls(ordinal, record.numbers, record.doc_id)
+    return cls(ordinal)
+
+  def lacks(self, fields: Sequence[str], has_ids: bool) -> list[str]:
+    """What it does not have, of what was asked for."""
+    values = itertools.zip_longest(fields, self.numbers, fillvalue=math.nan)
+    lacking = [name for name, value in values if math.isnan(value)]
+    return lacking + ["an id"] * (has_ids and not self.doc_id)
 
 
-def lacking(
-  record: Record, fields: Sequence[str], has_ids: bool
-) -> Iterator[str]:
-  """Yields what a document has not, of what was asked for."""
-  numbers_of, id_of = _values(record, fields)
-  yield from (n for n, v in zip(fields, numbers_of) if math.isnan(v))
-  if has_ids and id_of == NO_ID:
-    yield "an id"
-
-
-class Carried:
-  """What the rows of a packer have of their documents' numbers and ids."""
-
-  def __init__(self, fields: Sequence[str], has_ids: bool):
-    """Takes the names of the numbers; knows no document yet."""
-    self._names, self._has_ids = fields, has_ids
-    self._known: dict[int, tuple[Sequence[float], int]] = {}
-
-  def add(self, ordinal: int, record: Record):
-    """Takes a document before its tokens are packed."""
-    if self._names or self._has_ids:
-      self._known[ordinal] = _values(record, self._names)
-
-  def columns(self, row: "pack.PackedRow") -> dict[str, Any]:
-    """The columns of the index of the packer's next row."""
-    if not self._known:
-      return {}
-    spans = [
-      (*self._known[i], n) for i, n in zip(row.documents, row.tokens) if n
-    ]
-    # Those before the last one have no more tokens.
-    last = row.documents[-1]
-    self._known = {k: v for k, v in self._known.items() if k >= last}
-    values, ids, tokens = zip(*spans) if spans else ((), (), ())
-    one = np.zeros(len(spans), np.int64)
-    found = {
-      name: mean_by_row(np.array([v[i] for v in values]), tokens, one, 1)[0]
-      for i, name in enumerate(self._names)
-    }
-    return found | ({IDS: ids, TOKENS: tokens} if self._has_ids else {})
+def columns(
+  row: "pack.PackedRow", fields: Sequence[str], has_ids: bool
+) -> dict[str, Any]:
+  """The columns of `schema` of a row whose documents are `Carried`."""
+  spans = [span for span in zip(row.documents, row.tokens) if span[1]]
+  tokens, one = [n for _, n in spans], np.zeros(len(spans), np.int64)
+  found = {}
+  for i, name in enumerate(fields):
+    values = [d.numbers[i] if d.numbers else math.nan for d, _ in spans]
+    found[name] = mean_by_row(np.array(values), tokens, one, 1)[0]
+  if has_ids:
+    found |= {IDS: [id_hash(d.doc_id) for d, _ in spans], TOKENS: tokens}
+  return found
 
 
 def mean_by_row(

@@ -6,6 +6,7 @@ method: paper Appendix, released `process_data`; every rule is a line here.
 import collections
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ class PackedRow:
   """One packed row."""
 
   ids: np.ndarray  # int32 [2 … max_length + 1]
-  documents: tuple[int, ...]  # ordinals in the chunk, of those it has tokens of
+  documents: tuple[Any, ...]  # those that it has tokens of, as `Packer.add` has
   # Tokens of `documents[0]` that stand before this row, without BOS.
   offset: int
   # How many of its ids are each document's, without eos and BOS.
@@ -95,11 +96,14 @@ class Packer:
     # The text and eos; BOS is put into rows.
     self._ids = np.zeros(0, np.int32)
     self._eos = np.array([self._eos_id], np.int32)
-    # [ordinal, tokens in the buffer, tokens before them] of each document.
-    self._documents: collections.deque[list[int]] = collections.deque()
+    # [document, tokens in the buffer, tokens before them] of each.
+    self._documents: collections.deque[list[Any]] = collections.deque()
 
-  def add(self, ids: np.ndarray, document: int) -> Iterator[PackedRow]:
-    """Adds a document without its eos; yields the rows that are full."""
+  def add(self, ids: np.ndarray, document: Any) -> Iterator[PackedRow]:
+    """Adds a document without its eos; yields the rows that are full.
+
+    `document` is what rows call it, such as its ordinal.
+    """
     self._documents.append([document, len(ids) + 1, 0])
     self._ids = np.concatenate([self._ids, ids, self._eos])
     if not self._fits(self._ids[: self._size]):

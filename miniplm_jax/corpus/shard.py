@@ -23,6 +23,7 @@ from miniplm_jax.corpus.chunks import (
   Reading,
   TokenizedRecord,
 )
+from miniplm_jax.corpus.documents import Carried
 from miniplm_jax.corpus.pack import PackedRow, Packer, SentenceEnds
 
 _BATCH = 256  # documents that are encoded at a time
@@ -118,7 +119,7 @@ class Maker:
       if not isinstance(record, BrokenRecord):
         if isinstance(record, Document) and record.lacks_domain:
           counts["lacking a domain"] += 1
-        for name in documents.lacking(record, *self._carried):
+        for name in Carried.of(i, record).lacks(*self._carried):
           counts[f"lacking {name}"] += 1
         yield i, record
         continue
@@ -158,7 +159,7 @@ class Maker:
   def _stored(self, number: int, records, counts, details):
     """The shard's rows; counts them, and notes their highest id."""
     corpus, n_bytes = self._recipe.corpus, self._encoder.byte_lengths
-    for domain, row, more in self._packed(records, counts):
+    for domain, row in self._packed(records, counts):
       hashed = store.hash_of(row.ids, corpus.seed)
       split = store.split_of(hashed, self._recipe.shares)
       counts["rows"] += 1
@@ -170,37 +171,31 @@ class Maker:
         domain=domain,
         split=split,
         part=number,
-        documents=row.documents,
+        documents=tuple(document.ordinal for document in row.documents),
         offset=row.offset,
         n_bytes=store.scored_bytes(row.ids, self._encoder.eos_id, n_bytes),
         hash=hashed,
-        more=more,
+        more=documents.columns(row, *self._carried),
       )
 
-  def _packed(
-    self, records, counts
-  ) -> Iterator[tuple[str, PackedRow, dict[str, Any]]]:
-    """(domain, row, its further columns); a packing buffer for each domain."""
+  def _packed(self, records, counts) -> Iterator[tuple[str, PackedRow]]:
+    """(domain, row); one packing buffer for each domain."""
     packers: dict[str, Packer] = {}
-    carried = collections.defaultdict(lambda: documents.Carried(*self._carried))
     for batch in _batches(records):
       for i, record, ids in self._encoded(batch, counts):
-        domain = record.domain
+        domain, carried = record.domain, Carried.of(i, record)
         if isinstance(record, TokenizedRecord) and record.is_row:
-          row = PackedRow(ids, (i,), 0, (len(ids),))
-          carried[domain].add(i, record)
-          yield domain, row, carried[domain].columns(row)
+          yield domain, PackedRow(ids, (carried,), 0, (len(ids),))
           continue
         if domain not in packers:
           length = self._recipe.corpus.max_length
           packers[domain] = Packer(self._ends, length)
-        carried[domain].add(i, record)
-        for row in packers[domain].add(ids, i):
-          yield domain, row, carried[domain].columns(row)
+        for row in packers[domain].add(ids, carried):
+          yield domain, row
     # The tails, in an order that does not depend on the text's.
     for domain in sorted(packers):
       for row in packers[domain].flush():
-        yield domain, row, carried[domain].columns(row)
+        yield domain, row
 
   def _encoded(self, batch, counts):
     """(ordinal, record, ids) of those that have text; counts what it loses."""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from miniplm_jax.core import gs
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.corpus import formats
 from miniplm_jax.corpus.chunks import BrokenRecord, parsing
 
@@ -51,7 +51,7 @@ def paths(
       new = sorted(path.parent.glob(path.name))
     new = [p for p in new if not p.is_dir()]
     if not new:
-      raise UserError(
+      raise GoneError(
         "no file of evaluation items is there",
         f"config.select.{field}={pattern}",
         "give files or globs of .jsonl, .json or .parquet",

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from miniplm_jax.core import distributed
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.log import Progress
 from miniplm_jax.corpus import documents
 from miniplm_jax.corpus.chunks import parsing
 from miniplm_jax.corpus.store import Corpus
@@ -56,7 +56,7 @@ class RowFields:
         raise UserError(f"there is no field {name!r}", where, hint)
     self._of_corpus = [name for name in names if name in known]
     self._files = {
-      name: _File(files[name], name, len(corpus))
+      name: File(files[name], name, len(corpus))
       for name in names
       if name in files
     }
@@ -92,10 +92,15 @@ class RowFields:
     return {FIELD + name: value for name, value in found.items()}
 
 
-class _File:
+class File:
   """A Parquet file with a number for each of some rows or documents."""
 
   def __init__(self, path: str, name: str, rows: int):
+    """Looks at its columns: NAME, and ids of a corpus of so many rows.
+
+    Raises:
+      UserError: it is not there, or has other columns.
+    """
     self.path, self._name, self._sorted = epath.Path(path), name, None
     where = f"config.select.columns={name}={path}"
     if not self.path.exists():
@@ -155,11 +160,13 @@ class _File:
         np.memmap(folder / kind, dtype, "w+", shape=rows + 1)
         for kind, dtype in (("keys", np.uint64), ("values", np.float32))
       )
-      for bucket in duplicates.by_hash(self._records(), rows, folder):
-        bucket = bucket[np.argsort(bucket["hash"], kind="stable")]
-        self._refuse_two(bucket)
-        piece = slice(end, end := end + len(bucket))
-        keys[piece], values[piece] = bucket["hash"], bucket["value"]
+      with Progress("select", rows, f"values of {self._name}") as progress:
+        records = self._records(progress)
+        for bucket in duplicates.by_hash(records, rows, folder):
+          bucket = bucket[np.argsort(bucket["hash"], kind="stable")]
+          self._refuse_two(bucket)
+          piece = slice(end, end := end + len(bucket))
+          keys[piece], values[piece] = bucket["hash"], bucket["value"]
     keys[end], values[end] = np.iinfo(np.uint64).max, np.nan  # of nothing
     return keys[: end + 1], values[: end + 1]
 
@@ -167,7 +174,6 @@ class _File:
     """Yields ids, as Arrow has them, their keys, and float32 values."""
     with self._opened() as file:
       for batch in file.iter_batches(columns=[self.key, self._name]):
-        distributed.raise_if_stopped()
         ids, values = batch[self.key], batch[self._name]
         if ids.null_count:
           raise UserError(f"a {self.key} is null", str(self.path), _HINT)
@@ -183,13 +189,14 @@ class _File:
         values = values.cast(pa.float32(), safe=False)
         yield ids, keys, values.to_numpy(zero_copy_only=False)
 
-  def _records(self) -> Iterator[np.ndarray]:
+  def _records(self, progress: Progress) -> Iterator[np.ndarray]:
     for _, keys, values in self._batches():
       records = np.empty(len(keys), _RECORD)
       records["hash"], records["value"] = keys, values
       is_one = ~np.isnan(values)
       if self.key == _DOCUMENT:
         is_one &= keys != documents.NO_ID
+      progress.update(len(keys))
       yield records[is_one]
 
   def _refuse_two(self, bucket: np.ndarray):

@@ -20,7 +20,7 @@ from miniplm_jax.criteria.nodes import FIELD
 
 with epy.lazy_imports():  # NumPy and PyArrow
   from miniplm_jax.corpus import store
-  from miniplm_jax.selection import items, selection
+  from miniplm_jax.selection import items, row_fields, selection
 
 STAGE = "select"
 _PIECES = "contaminated-*.parquet"  # see overlap.contaminated
@@ -65,14 +65,18 @@ def step(
   """
   criterion = criteria.criterion(definition)
   fields, sets = criterion.formula.fields, select.exclude_sets
-  given = {FIELD + k: _File(v) for k, v in select.files.items() if k in fields}
+  of_files = {k: v for k, v in select.files.items() if k in fields}
+  given = {FIELD + name: _File(path) for name, path in of_files.items()}
   if sets:
     given["exclude_sets"] = contents.Whole(
-      lambda: items.paths(sets, "exclude_sets")
+      lambda: items.paths(sets, "exclude_sets"), ",".join(sets)
     )
   if not (folder / MANIFEST).exists():
-    for source in given.values():
-      source()  # what is not there is said now, not when all is scored
+    # What is not there is said now, not when all is scored.
+    if sets:
+      items.paths(sets, "exclude_sets")
+    for name, path in of_files.items():
+      row_fields.File(path, name, 0)
   settings = {
     "definition": criteria.canonical(definition),
     "ratio": select.ratio,
@@ -99,7 +103,8 @@ def step(
     idle=() if select.temperature or criterion.formula.is_random else ("seed",),
     inputs={"corpus": corpus, **inputs},
     outputs=(folder / "rows.npy", *[folder / _PIECES] * bool(sets)),
-    summary=_summary(settings),
+    summary=_summary(settings)
+    + (f", without items of {', '.join(sets)}" if sets else ""),
     run=lambda inputs: _run(
       select, definition, folder, inputs, check, steps, before
     ),
