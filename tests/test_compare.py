@@ -262,6 +262,7 @@ def test_tokens_to_target_by_hand():
     ([CRITERIA + ",random=teacher"], "random is random"),
     ([CRITERIA + ",x=teacher+"], "it is no formula"),
     ([CRITERIA + ",x=nobody"], "no score table nobody"),
+    ([CRITERIA + ",best=field('x')", ORACLE], "is .field.*no field 'x', but"),
     ([CRITERIA, ORACLE], "oracle is 'best', .* choose from random, easy"),
     ([CRITERIA + ",best=labels", ORACLE], "no score table labels"),
     (

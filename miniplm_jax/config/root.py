@@ -209,15 +209,18 @@ class Config(MethodSections):
     good = files.keys().isdisjoint(fields)
     hint = "give names that no field of corpus.fields has"
     yield "select.columns", good, hint
-    formulas = [criterion(each).formula for each in self._definitions]
-    read = dict.fromkeys(name for each in formulas for name in each.fields)
+    read = {
+      name: each
+      for each in self._definitions
+      for name in criterion(each).formula.fields
+    }
     good = files.keys() <= read.keys()
     yield "select.columns", good, 'let the definition read it by field("NAME")'
-    for name in read:
+    for name, definition in read.items():
       names = ", ".join([*fields, *files]) or "none"
       hint = f"there is no field {name!r}, but {names}: name it in "
       hint += "corpus.fields or select.columns"
-      yield "select.definition", name in {*fields, *files}, hint
+      yield "select.definition", name in {*fields, *files}, hint, definition
 
   def _model_rules(self):
     """Methods that run another model need its weights, and its tokens."""
