@@ -11,6 +11,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import convert_step, tokenize_step
+from miniplm_jax.corpus.sources import CorpusSource
 from miniplm_jax.criteria import CRITERIA, criterion
 from miniplm_jax.distillation import proxy_step
 from miniplm_jax.evaluation import (
@@ -306,10 +307,9 @@ class Stages:
     models += [ref for ref in self._more() if isinstance(ref, ModelRef)]
     return score_documents_step.Scoring(
       c.documents,
-      c.corpus,
+      CorpusSource(c.corpus, self.workdir.corpus),
       c.score,
       self.workdir.document_scores,
-      self.workdir.root,
       c.run,
     ).steps(models)
 

@@ -20,6 +20,8 @@ from miniplm_jax.config import (
 from miniplm_jax.core import fields
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.corpus.sources import CorpusSource
 from miniplm_jax.evaluation import generate as generate_lib
 from miniplm_jax.evaluation import score_documents_step
 from miniplm_jax.models.architecture import Architecture
@@ -222,9 +224,8 @@ def score_documents(
   )
   refs = [ref_of(name, model, folder) for name, model in models.items()]
   section = DocumentsConfig(**options)
-  scoring = score_documents_step.Scoring(
-    section, corpus, score, folder, border.root_of(folder), run
-  )
+  at = CorpusSource(corpus, Workdir(border.root_of(folder)).corpus)
+  scoring = score_documents_step.Scoring(section, at, score, folder, run)
   steps = scoring.steps(refs)
   border.execute(steps, run, force)
   return {step.name: DocumentScores(step.manifest.parent) for step in steps}

@@ -93,7 +93,7 @@ def fill(
   items: Iterable[Item],
   scorer: TextScorer,
   part_bytes: int,
-  made_by: Sequence[str],
+  made_by: Sequence[Any],
   stage: str,
 ) -> list[str]:
   """Scores the documents whose part is not there; returns the parts' names.

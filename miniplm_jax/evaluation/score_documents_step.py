@@ -11,19 +11,17 @@ from typing import Any
 from etils import epath, epy
 
 from miniplm_jax.config import (
-  CorpusConfig,
   DocumentsConfig,
   RunConfig,
   ScoreConfig,
 )
-from miniplm_jax.core import distributed
+from miniplm_jax.core import distributed, files
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST
-from miniplm_jax.corpus import datasets, sources
-from miniplm_jax.corpus.documents import Fields
+from miniplm_jax.corpus.sources import CorpusSource
 from miniplm_jax.models import hub
 from miniplm_jax.models.ref import ModelRef
 
@@ -37,42 +35,13 @@ _CODE = ("evaluation/documents.py", "models/huggingface.py")
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-  """The documents, as an input of a step."""
-
-  corpus: CorpusConfig  # where they are from
-  workdir: epath.Path  # what stages wrote there is none of them
-
-  @property
-  def path(self) -> str:
-    """The name that the config has for it."""
-    return self.corpus.source
-
-  def __call__(self) -> str:
-    """The fingerprint; nothing is fetched for it."""
-    c = self.corpus
-    if datasets.is_named(c.source):
-      commit = datasets.commit(c.source)
-      return datasets.identity(c.source, c.split, commit)
-    return sources.fingerprint(self.chunks())
-
-  def chunks(self) -> list[sources.Chunk]:
-    """Its chunks, see `sources.list_chunks`."""
-    c = self.corpus
-    fields = Fields(c.text_field, c.domain_field, c.id_field)
-    how = c.split, c.part_bytes, self.workdir
-    return sources.list_chunks(c.source, fields, *how)
-
-
-@dataclasses.dataclass(frozen=True)
 class Scoring:
   """How documents are scored, by whatever model."""
 
   documents: DocumentsConfig
-  corpus: CorpusConfig  # the source, its split and its fields
+  source: CorpusSource  # of the documents
   score: ScoreConfig  # dtype and size of a batch
   folder: epath.Path  # in which each model has one
-  workdir: epath.Path  # what stages wrote there is no document
   run: RunConfig
 
   def steps(self, models: Sequence[ModelRef]) -> list[Step]:
@@ -96,10 +65,9 @@ class Scoring:
     return [self._step(by_name[name]) for name in unique]
 
   def _step(self, ref: ModelRef) -> Step:
-    c, score, corpus = self.documents, self.score, self.corpus
+    c, score, corpus = self.documents, self.score, self.source.corpus
     folder = self.folder / ref.name
-    source = Source(corpus, self.workdir)
-    inputs = {"source": source, "weights": ref.as_input()}
+    inputs = {"source": self.source, "weights": ref.as_input()}
     if ref.path:
       inputs["tokenizer"] = hub.GivenTokenizer(ref.path, ref.revision)
     settings = dataclasses.asdict(c)
@@ -117,12 +85,10 @@ class Scoring:
       summary=f"documents of {corpus.source} under {ref.name} {ref.origin}, "
       f"{score.dtype}",
       code=Version(_CODE, ("jax", "tokenizers"), self.run.any_code),
-      run=lambda unused_inputs: self._run(ref, folder, source),
+      run=lambda unused_inputs: self._run(ref, folder),
     )
 
-  def _run(
-    self, ref: ModelRef, folder: epath.Path, source: Source
-  ) -> dict[str, Any]:
+  def _run(self, ref: ModelRef, folder: epath.Path) -> dict[str, Any]:
     c, run, score = self.documents, self.run, self.score
     mesh = sharding.mesh_of(run)
     model = texts.TextModel.load(ref.folder(), mesh, score.dtype)
@@ -135,8 +101,9 @@ class Scoring:
       log_every_seconds=run.log_every_seconds,
     )
     weights = huggingface.weights_fingerprint(model.decoder)
-    made_by = weights, model.decoder.arch.fingerprint
-    items = documents_lib.read(source.chunks())
+    tokens = files.sha256(model.folder / "tokenizer.json")
+    made_by = weights, model.decoder.arch.fingerprint, tokens, model.first_id
+    items = documents_lib.read(self.source.chunks())
     names = documents_lib.fill(
       folder, items, scorer, c.part_bytes, made_by, STAGE
     )
@@ -151,4 +118,4 @@ class Scoring:
     for reason, n in details["unscored"].items():
       log(STAGE, f"{ref.name}: {n:,} documents have no score: {reason}")
     details["architecture"] = model.decoder.arch.fingerprint
-    return fields | {"weights": weights}
+    return fields | {"weights": weights, "tokenizer": tokens}

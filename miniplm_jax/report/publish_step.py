@@ -30,6 +30,7 @@ with epy.lazy_imports():
   from miniplm_jax.selection import index
 
 STAGE = "publish"
+_SCORES = "scores "  # before a table's name, as an input
 
 _USE = """\
 Each `NAME/scores.parquet` has a row for each row of D, the rows of a packed
@@ -59,12 +60,14 @@ def step(
   tables: Mapping[str, epath.Path], corpus: epath.Path, folder: epath.Path
 ) -> Step:
   """The step that writes score tables of a corpus, by their names."""
+  if not tables:
+    raise UserError("there is no score table", str(folder), "score first")
   return Step(
     stage=STAGE,
     manifest=folder / MANIFEST,
     settings={},
-    inputs={name: path / MANIFEST for name, path in tables.items()}
-    | {"corpus": corpus},
+    inputs={"corpus": corpus}
+    | {_SCORES + name: path / MANIFEST for name, path in tables.items()},
     outputs=(folder,),
     policy=Policy(is_view=True, is_host_only=True),
     summary=f"tables {', '.join(tables)} for others, without text",
@@ -73,8 +76,12 @@ def step(
 
 
 def _run(folder: epath.Path, inputs: Mapping[str, Manifest]) -> dict[str, Any]:
-  tables = dict(inputs)
-  of_corpus = tables.pop("corpus")
+  of_corpus = inputs["corpus"]
+  tables = {
+    name.removeprefix(_SCORES): manifest
+    for name, manifest in inputs.items()
+    if name.startswith(_SCORES)
+  }
   names = {name: f"{name}/{importing.FILE}" for name in tables}
   for name, manifest in tables.items():
     if "nll_sum" not in manifest.counts:
@@ -131,9 +138,10 @@ def _model(scored: Manifest) -> dict[str, Any]:
   details = scored.details
   is_given = "scores" in scored.inputs
   without = "made elsewhere" if is_given else "trained on this corpus"
+  is_here = "weights" in details.get(manifest_lib.HERE, ())
   return {
     "model": _given(scored, "weights", without),
-    "revision": details.get("revision", ""),
+    "revision": "" if is_here else details.get("revision", ""),
     "weights": scored.weights,
     "architecture": details.get("architecture"),
     "dtype": scored.settings.get("dtype", ""),
