@@ -144,8 +144,8 @@ def select(corpus, to, sets, **more):
 def test_a_run_that_was_stopped_goes_on(made, tmp_path, monkeypatch):
   _, corpus, texts = made
   write_sets(tmp_path, texts)
-  sets = [tmp_path / "quiz.jsonl"]
-  whole = select(corpus, tmp_path / "whole", sets, ratio=0.3)
+  sets = [str(tmp_path / "quiz.jsonl")]
+  whole = select(corpus, tmp_path / "x/whole", sets, ratio=0.3)
   search, calls = overlap._Grams.search, []
 
   def stop(self, ids):
@@ -161,6 +161,15 @@ def test_a_run_that_was_stopped_goes_on(made, tmp_path, monkeypatch):
   assert again.fingerprint == whole.fingerprint
   parts = corpus.manifest.counts["parts"]
   assert len(calls) == parts + 1 and sum(calls[:2]) > 0
+  # Another criterion beside it reads no row again, another set does.
+  scores, options = mp.Scores(corpus, {}), {"exclude_sets": sets, "rows": 9}
+  other = scores.select("-tokens", name="o", to=tmp_path / "o", **options)
+  assert other.manifest.counts["contaminated"] == {
+    "quiz.jsonl": again.manifest.counts["dropped"]["contaminated"]
+  }
+  assert len(calls) == parts + 1
+  select(corpus, tmp_path / "p", [tmp_path / "exam.json"])
+  assert len(calls) == 2 * parts + 1
 
 
 def test_copies_are_looked_for_among_the_others(made, tmp_path):

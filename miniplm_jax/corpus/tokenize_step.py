@@ -236,6 +236,9 @@ def _fill(
   counts, whole = collections.Counter(), sum(chunk.n_bytes for chunk in chunks)
 
   def on_shard(chunk: Chunk, of_shard: Mapping[str, int]):
+    for name in source.corpus.field_names if not counts else ():
+      if of_shard.get(f"lacking {name}") == of_shard["documents"] and n > 1:
+        warn(STAGE, f"no document of {chunk.name} has a number {name}")
     counts.update(of_shard, read=chunk.n_bytes)
     left = whole - counts["read"]
     where = _tokenizer_field(source.corpus)

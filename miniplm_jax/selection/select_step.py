@@ -1,6 +1,7 @@
 """Stage select: the best rows of D, once a method, from stored scores."""
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,8 @@ from etils import epath, epy
 from miniplm_jax import criteria
 from miniplm_jax.config import SelectConfig
 from miniplm_jax.core import contents, files
-from miniplm_jax.core.errors import GoneError
+from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.core.log import warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
@@ -24,6 +26,7 @@ with epy.lazy_imports():  # NumPy and PyArrow
 
 STAGE = "select"
 _PIECES = "contaminated-*.parquet"  # see overlap.contaminated
+_SETS = "exclude_sets"  # an input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +71,11 @@ def step(
   of_files = {k: v for k, v in select.files.items() if k in fields}
   given = {FIELD + name: _File(path) for name, path in of_files.items()}
   if sets:
-    given["exclude_sets"] = contents.Whole(
-      lambda: items.paths(sets, "exclude_sets"), ",".join(sets)
-    )
+    given[_SETS] = _items(sets)
   if not (folder / MANIFEST).exists():
     # What is not there is said now, not when all is scored.
     if sets:
-      items.paths(sets, "exclude_sets")
+      items.paths(sets, _SETS)
     for name, path in of_files.items():
       row_fields.File(path, name, 0)
   settings = {
@@ -110,6 +111,23 @@ def step(
     ),
     policy=Policy(is_host_only=True),
   )
+
+
+def _items(sets: Sequence[str]) -> contents.Whole:
+  """The files of `select.exclude_sets`, as an input of a step."""
+  return contents.Whole(lambda: items.paths(sets, _SETS), ",".join(sets))
+
+
+def _take_pieces(folder: epath.Path, made_from: Mapping[str, str]):
+  """Copies what a selection beside this one has found in the same rows."""
+  for path in sorted(folder.parent.glob(f"*/{MANIFEST}")):
+    with contextlib.suppress(UserError):  # what is damaged is made here
+      other = manifest_lib.require(path)
+      if made_from.items() <= other.inputs.items():
+        for name in other.files.keys() - {"rows.npy"}:
+          with other.reading(name) as piece:
+            files.write_bytes(folder / name, piece.read_bytes())
+        return
 
 
 def _summary(s: Mapping) -> str:
@@ -151,6 +169,9 @@ def _run(
         "on most slices of several hosts; if it was made on one, look whether "
         "it is right with --stages=verify",
       )
+  if select.exclude_sets:
+    prints = corpus.manifest.fingerprint, _items(select.exclude_sets)()
+    _take_pieces(folder, dict(zip(("corpus", _SETS), prints)))
   path = folder / "rows.npy"
   with files.replacing(path) as scratch:
     kept = [kept_rows(inputs[name]) for name in before or ()]
