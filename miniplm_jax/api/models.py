@@ -222,6 +222,7 @@ def score_documents(
     domain_field=domain_field,
     id_field=id_field,
   )
+  border.of_kind(models, Mapping, "models", 'name each: {"small": …}')
   refs = [ref_of(name, model, folder) for name, model in models.items()]
   section = DocumentsConfig(**options)
   at = CorpusSource(corpus, Workdir(border.root_of(folder)).corpus)

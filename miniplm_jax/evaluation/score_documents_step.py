@@ -53,13 +53,13 @@ class Scoring:
     models = [m for m in models if isinstance(m, ModelRef) and not m.scores]
     by_name = {name: ref for ref in models for name in (ref.name, ref.role)}
     chosen = self.documents.models or [ref.name for ref in models]
-    for name in chosen or [""]:
+    for name in chosen or ["at all"]:
       if name not in by_name:
+        names = ", ".join(ref.name for ref in models) or "none: give one"
         raise UserError(
           f"no language model {name} is given",
           f"config.documents.models={self.documents.models}",
-          f"choose from {', '.join(m.name for m in models)}: of others there "
-          "are scores or counts alone",
+          f"there is {names}; of others there are scores or counts alone",
         )
     unique = dict.fromkeys(by_name[name].name for name in chosen)
     return [self._step(by_name[name]) for name in unique]
