@@ -349,10 +349,13 @@ class Stages:
     roles, proxy = c.scorers, None
     if "proxy" in c.methods:
       roles, proxy = (*roles, "proxy"), (c.proxy.sample, c.score.seed, c.alpha)
+    tables = {role: workdir.scores(c.tables[role]) for role in roles}
+    for names in self.names:
+      tables |= self._tables(names.definition)
     return [
       report_step.Report(
         self.by_label,
-        {role: workdir.scores(c.tables[role]) for role in roles},
+        tables,
         c.roles_with_model,
         bool(c.evaluation.tasks),
         workdir,

@@ -12,7 +12,8 @@ from pydoc_data import topics
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import refused, run
+import tiny_config
+from helpers import refused, run, steps_of
 
 import miniplm_jax as mp
 from miniplm_jax import api
@@ -364,3 +365,14 @@ def test_a_conditional_from_python(conditional, scored, tmp_path):
   before = table(conditional, "conditional")["nll_sum"]
   after = scores.to_arrow()["conditional_nll"].to_numpy()
   np.testing.assert_allclose(after, before, rtol=1e-5)
+
+
+def test_the_report_reads_what_the_formula_does():
+  config = tiny_config.get_config()
+  config.conditional.source = "target.jsonl"
+  config.select.definition = "reference - conditional - generic"
+  config.score.more = ("generic=ngram:train",)
+  (step,) = steps_of("report", config)
+  tables = {name for name in step.inputs if name.endswith(" scores")}
+  wanted = {"reference", "conditional", "generic"}
+  assert tables == {f"{name} scores" for name in wanted}
