@@ -1,5 +1,6 @@
 """Rows with items of evaluation sets are left out: against plain strings."""
 
+import itertools
 import json
 import random
 import re
@@ -86,11 +87,15 @@ def write_sets(folder, texts):
     start = rng.randrange(max(len(words) - n, 1))
     return ", ".join(words[start : start + n]).upper() + "!?"
 
-  ends = rng.choice([row for row in rows if len(row) > 1])
   quiz = [{"texts": [f"Q: What? {cut(13)} or else", "no"]} for _ in range(12)]
   quiz += [{"texts": [cut(9)]}, {"texts": [cut(5), "and no more than that"]}]
-  # of two documents that stand in one row
-  quiz += [{"texts": [" ".join((ends[0] + " " + ends[1]).split()[-99:][:60])]}]
+  pairs = [two for row in rows for two in itertools.pairwise(row)]
+  pairs += [(a[-1], b[0]) for a, b in itertools.pairwise(rows)]
+  ends = [(a.split(), b.split()) for a, b in pairs]
+  ends = [(a, b) for a, b in ends if len(a) > 12 and len(b) > 5]
+  for a, b in [*ends[:4], *ends[-4:]]:
+    quiz += [{"texts": [" ".join(a[-7:] + b[:6])]}]  # in no document
+  quiz += [{"texts": [" ".join(ends[0][0][-13:])]}]
   exam = [quiz[0], {"texts": [cut(12)]}, {"texts": ["too short"]}]
   words = cut(6).split(), cut(6).split()
   exam += [{"texts": [" ".join(words[0]), " ".join(words[1])]}]

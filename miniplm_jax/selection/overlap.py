@@ -30,6 +30,7 @@ from miniplm_jax.selection.items import (
 
 _MOST = 200_000  # rows of D that are read
 _BATCH = 512  # rows that are searched together
+_END = b"\x1e"  # of a document
 _WORST = 3  # items that are shown
 
 _FACTOR = np.uint64(0xD6E8FEB86659FD93)  # of the hash of words in a row
@@ -135,12 +136,9 @@ def contaminated(
 
 
 def row_bytes(tokenizer) -> Callable[[np.ndarray], bytes]:
-  """Returns what gives the text of a row's ids, as bytes.
-
-  No word goes from one document into another.
-  """
+  """Returns what gives the text of a row's ids, as bytes; `_END` for eos."""
   each = tokenizer.token_bytes()  # none of BOS and of the unknown token
-  each[tokenizer.eos_id] = b" "
+  each[tokenizer.eos_id] = _END
   return lambda ids: b"".join(map(each.__getitem__, ids.tolist()))
 
 
@@ -199,8 +197,9 @@ class _Grams:
     for start in range(0, len(ids), _BATCH):
       numbers, ends = [], []
       for row in self._corpus.read(ids[start : start + _BATCH]):
-        numbers += [get(word, 0) for word in byte_words(self._text_of(row.ids))]
-        numbers.append(0)  # a word that no item has, between two rows
+        for text in self._text_of(row.ids).split(_END):
+          numbers += [get(word, 0) for word in byte_words(text)]
+          numbers.append(0)  # a word that no item has, after each document
         ends.append(len(numbers))
       rows, grams = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
       mixed = _mixed(np.array(numbers, np.uint64))
