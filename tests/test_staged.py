@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import LONG, refused, run
+from helpers import LONG, ended, refused, run, together
 from trainers import assert_same_run
 
 from miniplm_jax.core import files, manifest
@@ -214,3 +214,13 @@ def test_what_cannot_be_is_refused_in_one_line(copy, argument, words):
     given += ("--config.student.eos_token=</s>",)
   assert words in refused(copy, *given)
   assert not (copy / "run/students/staged").exists()
+
+
+@pytest.mark.long
+def test_two_processes_of_four_devices_keep_the_same_rows(
+  whole, finished, tmp_path
+):
+  shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+  ended(together(tmp_path, "--stages=select,train", *STAGED), 0)
+  for name in ("staged-0", "staged-1", "staged-2", "staged"):
+    assert kept_rows(tmp_path / "run", name) == kept_rows(whole[0], name)
