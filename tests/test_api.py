@@ -1,5 +1,6 @@
 """The library makes what the command line makes, and each finds the other's."""
 
+import collections
 import dataclasses
 import functools
 import inspect
@@ -130,6 +131,24 @@ def test_a_criterion_is_audited_without_a_selection(finished):
   assert "rows shared with random(), Jaccard" in text and "η²" in text
   with pytest.raises(UserError, match="no score table nobody"):
     ran.scores.audit("nobody - teacher")
+
+
+def test_a_criterion_weighs_domains(finished):
+  """As docs/selection.md does by DoReMi's excess loss."""
+  ran = api.Run(finished / "run")
+  excess = ran.scores.values("max(reference - teacher, 0)")
+  table = ran.scores.to_arrow()
+  assert excess["domain"].to_pylist() == table["domain"].to_pylist()
+  expected = collections.defaultdict(list)
+  for row in table.to_pylist():
+    tokens = row["teacher_tokens"]
+    gain = (row["reference_nll"] - row["teacher_nll"]) / tokens
+    expected[row["domain"]].append(max(gain, 0))
+  mean = excess.group_by("domain").aggregate([("value", "mean")]).to_pylist()
+  assert len(mean) == len(expected) > 1
+  for row in mean:
+    total = expected[row["domain"]]
+    assert row["value_mean"] == pytest.approx(sum(total) / len(total), rel=1e-5)
 
 
 def test_what_is_wrong_is_said_in_one_line(finished):

@@ -64,7 +64,7 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     columns: Sequence[str] = (),
     seed: int = 10,
   ) -> "pa.Table":
-    """A table of row_id and value, float32: what a criterion makes of a row.
+    """A table of row_id, domain, and value, float32, that a criterion makes.
 
     Args:
       criterion: as of `select`.
@@ -81,10 +81,12 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     rows = scored.ScoredRows(
       tables, criterion, seed, self.corpus.reader, files=files
     )
-    parts = [
-      {"row_id": c["row_id"], "value": c["score"]} for c in rows.columns()
-    ]
-    return pa.concat_tables(map(pa.table, parts))
+    parts = [(c["row_id"], c["domain"], c["score"]) for c in rows.columns()]
+    row_id, domain, value = map(np.concatenate, zip(*parts))
+    names = pa.array(rows.domains)
+    return pa.table(
+      {"row_id": row_id, "domain": names.take(pa.array(domain)), "value": value}
+    )
 
   def matrix(self, unit: str = "bits_per_byte") -> "np.ndarray":
     """Float64 [models, rows], as the package perplexity-correlations reads it.
