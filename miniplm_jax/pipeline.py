@@ -1,17 +1,15 @@
 """The stages in order, and running those that were asked for."""
 
-import contextlib
 import dataclasses
 import functools
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.config import Config
-from miniplm_jax.core import backend, distributed, gs
+from miniplm_jax.core import backend, distributed, errors, gs
 from miniplm_jax.core.claims import Board
 from miniplm_jax.core.decide import decide
 from miniplm_jax.core.errors import UserError
@@ -25,6 +23,13 @@ from miniplm_jax.forecast import plan_step
 from miniplm_jax.report import compare_step, report_step
 from miniplm_jax.scoring import score_step
 from miniplm_jax.stages import Stages
+
+# What stage compare has others make, it makes again: hints say so.
+_REMADE = {
+  r"--stages=(select|convert|train|evaluate) --force": (
+    f"--stages={compare_step.STAGE} --force"
+  )
+}
 
 
 def run(
@@ -110,25 +115,12 @@ def _each(
     if not steps and stage in named:
       log(stage, "skipped, this config leaves it nothing to do")
     if board:
-      with _remade_by(stage):
+      with errors.rewording(_REMADE if stage == compare_step.STAGE else {}):
         execute(steps, force, board)
       continue
     for step in steps:
       print(f"  {stage:11} {decide(step, force)}")
       print(f"              {step.summary}")
-
-
-@contextlib.contextmanager
-def _remade_by(stage: str) -> Iterator[None]:
-  """What stage compare has others make, it makes again; a hint says so."""
-  try:
-    yield
-  except UserError as e:
-    if stage == compare_step.STAGE:
-      others = r"--stages=(select|convert|train|evaluate) --force"
-      hint = re.sub(others, f"--stages={stage} --force", e.hint)
-      UserError.__init__(e, e.what, e.where, hint)
-    raise
 
 
 def _refuse_left_out(all_steps: Stages, stages: Sequence[str]):

@@ -139,6 +139,12 @@ class Trainings:
       c.logits.rows_per_part,
     )
 
+  @property
+  def init(self) -> ModelRef | None:
+    """The model whose weights students begin with, if there is one."""
+    c = self.config.student
+    return ModelRef("student.init", c.init, c.init_revision) if c.init else None
+
   def student(self, names: MethodNames) -> TrainSpec:
     """How a student is trained.
 
@@ -160,10 +166,8 @@ class Trainings:
     train = budget.affordable(
       c.train, student.model, c.corpus.max_length, token_flops
     )
-    begin, inputs = None, {**self.generated_inputs(names), **objective.inputs}
-    if student.init:
-      init = ModelRef("student.init", student.init, student.init_revision)
-      begin = functools.partial(warm_start.load, init)
+    inputs = {**self.generated_inputs(names), **objective.inputs}
+    begin = self.init and functools.partial(warm_start.load, self.init)
     return TrainSpec(
       stage="train",
       folder=workdir.student(names.student),
@@ -208,9 +212,8 @@ class Trainings:
       "selection": workdir.selection(names.selection) / MANIFEST,
       **self.generated_inputs(names),
     }
-    if student.init:
-      init = ModelRef("student.init", student.init, student.init_revision)
-      inputs[INIT] = init.as_input()
+    if self.init:
+      inputs[INIT] = self.init.as_input()
     return inputs
 
   def student_step(self, names: MethodNames) -> Step:

@@ -3,7 +3,7 @@
 import collections
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath, epy
@@ -74,13 +74,11 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     Raises:
       UserError: a row has no finite value; without a field it is NaN.
     """
-    files = SelectConfig(definition=criterion, columns=tuple(columns)).files
     self._require(criterion)
-    reads = criteria.criterion(criterion).reads
-    tables = {name: self[name].manifest for name in reads}
-    rows = scored.ScoredRows(
-      tables, criterion, seed, self.corpus.reader, files=files
+    section = SelectConfig(
+      definition=criterion, columns=tuple(columns), seed=seed
     )
+    rows = self._ranked(section, criteria.criterion(criterion).reads)
     parts = [(c["row_id"], c["domain"], c["score"]) for c in rows.columns()]
     row_id, domain, value = map(np.concatenate, zip(*parts))
     names = pa.array(rows.domains)
@@ -184,21 +182,27 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
         path = pathlib.Path(folder) / "rows.npy"
         selection.select(corpus, tables, definition, section, path)
         read[definition] = np.load(path)
-    scored_rows = scored.ScoredRows(
-      tables,
-      criterion,
-      section.seed,
-      corpus,
-      section.min_length,
-      files=section.files,
-    )
+    ranked = self._ranked(_section(criterion, options), self)
     rows = read.pop(criterion)
-    figures = selection_summary.summarize(corpus, scored_rows, rows)
+    figures = selection_summary.summarize(corpus, ranked, rows)
     overlaps = [
       agreement.compare(corpus, rows, other, other, its)
       for other, its in read.items()
     ]
     return audit.Audit.of(criterion, figures, overlaps)
+
+  def _ranked(
+    self, section: SelectConfig, names: Iterable[str]
+  ) -> "scored.ScoredRows":
+    """The rows of D with some of the tables, and what a criterion makes."""
+    return scored.ScoredRows(
+      {name: self[name].manifest for name in names},
+      section.definition,
+      section.seed,
+      self.corpus.reader,
+      section.min_length,
+      files=section.files,
+    )
 
   def _require(self, criterion: str):
     """Raises UserError unless the tables that a criterion reads are here."""

@@ -13,6 +13,7 @@ from miniplm_jax.report.agreement import Agreement
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.selection_summary import Group, Summary, largest
 from miniplm_jax.report.table import Bar, Table
+from miniplm_jax.scoring.fidelity import pearson
 
 # Of the variance, from which on a criterion mostly ranks domains.
 _MOSTLY = 0.5
@@ -49,7 +50,7 @@ class Audit:
     n = np.bincount(domain)
     means = np.bincount(domain, ranks) / n
     with_rank = {
-      name: _correlation(ranks, stats.rankdata(values))
+      name: pearson(ranks, stats.rankdata(values))
       for name, values in known.items()
     }
     return cls(
@@ -129,10 +130,3 @@ def _share(part: float, values: np.ndarray) -> float:
   """Of the sum of squares."""
   total = np.sum((values - values.mean()) ** 2)
   return float(part / total) if total else 0.0
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-  """Pearson's; 0 where one is constant."""
-  a, b = a - a.mean(), b - b.mean()
-  scale = np.sqrt(np.sum(a * a) * np.sum(b * b))
-  return float(np.sum(a * b) / scale) if scale else 0.0

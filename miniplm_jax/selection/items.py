@@ -84,7 +84,9 @@ def byte_words(text: bytes) -> list[bytes]:
   return [word.encode() for word in words(text.decode(errors="replace"))]
 
 
-def read_texts(path: epath.Path) -> Iterator[list[str]]:
+def read_texts(
+  path: epath.Path, field: str = "evaluation_sets"
+) -> Iterator[list[str]]:
   """The texts of each record of a file, in the order of its fields.
 
   Raises:
@@ -99,7 +101,7 @@ def read_texts(path: epath.Path) -> Iterator[list[str]]:
   if not items:
     raise UserError(
       "this file of evaluation items is empty",
-      f"{path}, config.select.evaluation_sets",
+      f"{path}, config.select.{field}",
       "give files with a record for each item",
     )
 
@@ -129,13 +131,19 @@ def ngrams(texts: Sequence[str]) -> set[tuple[str, ...]]:
 
   A text of `SHORTEST` to `WORDS` words is one n-gram, a shorter one is none.
   """
-  grams = set()
+  return {
+    tuple(parts[i : i + n])
+    for parts, n in searched(texts)
+    for i in range(len(parts) - n + 1)
+  }
+
+
+def searched(texts: Sequence[str]) -> Iterator[tuple[list[str], int]]:
+  """Yields the words of each text that is looked for, and n of its n-grams."""
   for text in (*texts, " ".join(texts)):
     parts = words(text)
     if len(parts) >= SHORTEST:
-      n = min(len(parts), WORDS)
-      grams |= {tuple(parts[i : i + n]) for i in range(len(parts) - n + 1)}
-  return grams
+      yield parts, min(len(parts), WORDS)
 
 
 def locate(texts: Sequence[str], row: str) -> int:

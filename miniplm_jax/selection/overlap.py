@@ -20,12 +20,11 @@ from miniplm_jax.corpus.kept_rows import among
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.selection import index
 from miniplm_jax.selection.items import (
-  SHORTEST,
-  WORDS,
   byte_words,
   names_of,
   paths,
   read_texts,
+  searched,
 )
 
 _MOST = 200_000  # rows of D that are read
@@ -110,9 +109,10 @@ def contaminated(
   Raises:
     UserError: items cannot be read.
   """
-  sets = paths(patterns, "exclude_sets")
+  field = "exclude_sets"
+  sets = paths(patterns, field)
   names = names_of(sets)
-  grams = _Grams(corpus, [list(read_texts(path)) for path in sets])
+  grams = _Grams(corpus, [list(read_texts(path, field)) for path in sets])
   with Progress("select", index.size_of_d(corpus), "rows") as progress:
     pieces = index.rows_of(corpus, {}, "n_tokens")
     for number, (ids, _) in enumerate(pieces):
@@ -172,16 +172,11 @@ class _Grams:
   def _hashes(self, texts: Sequence[str]) -> np.ndarray:
     """uint64 [n]: the n-grams of an item, see `ngrams`."""
     found = [np.zeros(0, np.uint64)]
-    for text in (*texts, " ".join(texts)):
-      parts = byte_words(text.encode(errors="replace"))
-      if len(parts) < SHORTEST:
-        continue
-      n = min(len(parts), WORDS)
-      for word in parts:
-        self._number.setdefault(word, len(self._number) + 1)
+    for parts, n in searched(texts):
       self._lengths.add(n)
-      numbers = np.array([self._number[word] for word in parts], np.uint64)
-      found += [keys for _, keys in _windows(_mixed(numbers), {n})]
+      known = self._number
+      numbers = [known.setdefault(w.encode(), len(known) + 1) for w in parts]
+      found += _windows(_mixed(np.array(numbers, np.uint64)), {n})
     return np.unique(np.concatenate(found))
 
   def search(
@@ -203,7 +198,7 @@ class _Grams:
         ends.append(len(numbers))
       rows, grams = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
       mixed = _mixed(np.array(numbers, np.uint64))
-      for _, keys in _windows(mixed, self._lengths):
+      for keys in _windows(mixed, self._lengths):
         places = np.flatnonzero(self._may_be[keys >> self._shift])
         gram = np.searchsorted(self._keys, keys[places])
         gram[gram == len(self._keys)] = 0
@@ -278,8 +273,8 @@ def _mixed(numbers: np.ndarray) -> np.ndarray:
 
 def _windows(
   mixed: np.ndarray, lengths: Collection[int]
-) -> Iterator[tuple[int, np.ndarray]]:
-  """Yields n and uint64 [words − n + 1], hashes of all n words in a row.
+) -> Iterator[np.ndarray]:
+  """Yields uint64 [words − n + 1] of each n, hashes of all n words in a row.
 
   They hold until the next ones are asked for.
   """
@@ -289,4 +284,4 @@ def _windows(
     keys *= _FACTOR  # a polynomial: order counts
     keys += mixed[n - 1 :]
     if n in lengths:
-      yield n, keys
+      yield keys
