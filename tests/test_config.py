@@ -159,6 +159,7 @@ def test_a_seed_beyond_its_range_would_be_another_seed():
     ({"proxy.name": "Reference", "reference.name": "r"}, "proxy.name"),
     ({"proxy.name": "teacher"}, "proxy.name"),
     ({"score.more": ("proxy=x",)}, "score.more"),
+    ({"score.more": ("a=table:",)}, "score.more"),
     ({"score.more": ("a=x", "a=y")}, "score.more"),
     ({"baselines": ("pretrain",), "student.name": "x"}, "student.name"),
     ({"student.name": "x" * 95 + "{method}"}, "student.name"),
@@ -299,7 +300,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(monkeypatch):
     "corpus.tokenizer": "~/t",
     "teacher.path": "~/teacher",
     "teacher.scores": "~",
-    "score.more": ("a=~/b", "c=org/name"),
+    "score.more": ("a=~/b", "c=org/name", "d=table:~/d", "e=ngram:~/e"),
     "select.evaluation_sets": ("~/x", "/y"),
     "evaluation.task_data": "~/tasks",
     "run.compilation_cache": "~/kept",
@@ -317,7 +318,7 @@ def test_only_paths_ask_for_a_bucket():
     "run.beam": "--temp_location=gs://beam/x",
     "corpus.source": "gs://one/a/*",
     "corpus.tokenizer": "gs://one/t",
-    "score.more": ("a=gs://two/x",),
+    "score.more": ("a=table:gs://two/x",),
   }
   assert pipeline.buckets(typed(**given)) == ["gs://one", "gs://two"]
 

@@ -74,7 +74,9 @@ class ScoreConfig(Section):
   # references, for selections to choose from. NAME=ngram:TEXT counts hashed
   # n-grams of a split (reference, train) or of files, as corpus.source names.
   # NAME=table:FILE_OR_FOLDER has scores from elsewhere, as teacher.scores.
-  more: tuple[str, ...] = f.several(f.named_path())
+  more: tuple[str, ...] = f.several(
+    f.named_path("DIRECTORY_OR_HUB_ID, NAME=ngram:TEXT or NAME=table:FILE")
+  )
   ngram_buckets: int = f.number(10_000, "[2, 2^24]")  # as DSIR's
   # The teacher's layers as int8 weights, if on so many rows its scores
   # rank like those of its own weights.

@@ -333,15 +333,19 @@ def path(default: str, is_needed: bool = False) -> Any:
   return _with_path(text(default, pattern, "give a path"), "(.*)")
 
 
-def named_path(what: str = "DIRECTORY_OR_HUB_ID or NAME=ngram:TEXT") -> Any:
-  """NAME=PATH."""
+# Before a path: what lies there, if it is no model.
+_KINDS = "ngram:", "table:"
+
+
+def named_path(what: str) -> Any:
+  """NAME=PATH, or NAME=ngram:PATH, NAME=table:PATH."""
   field = parsed("", _named, f"give NAME={what}")
-  return _with_path(field, "[^=]*=(?:ngram:)?(.*)")
+  return _with_path(field, f"[^=]*=(?:{'|'.join(_KINDS)})?(.*)")
 
 
 def _named(value: str):
   given, _, where = value.partition("=")
-  if not is_name(given) or where != where.strip() or where in ("", "ngram:"):
+  if not is_name(given) or where != where.strip() or where in ("", *_KINDS):
     raise ValueError(value)
 
 

@@ -127,10 +127,9 @@ def _highest(bounds: np.ndarray) -> tuple[np.ndarray, tuple[float, int]]:
 class _Seen:
   """Which runs of ids are in rows that are kept, by their hash."""
 
-  # Odd, for a run's hash.
-  _FACTORS = mix(GOLDEN * np.arange(1, _RUN + 1, dtype=np.uint64)) | np.uint64(
-    1
-  )
+  # For a run's hash: of each place, odd.
+  _FACTORS = mix(GOLDEN * np.arange(1, _RUN + 1, dtype=np.uint64))
+  _FACTORS |= np.uint64(1)
 
   def __init__(self, corpus: Corpus):
     self._corpus = corpus
@@ -158,9 +157,7 @@ class _Seen:
       hashes += ids[i : i + len(hashes)] * factor
     hashes = mix(hashes)
     is_run = hashes & self._zeros == 0
-    is_run[(ends[:-1, None] - np.arange(1, _RUN)).ravel()] = (
-      False  # of two rows
-    )
+    is_run[(ends[:-1, None] - np.arange(1, _RUN)).ravel()] = False  # of two
     places = np.flatnonzero(is_run)
     found = (hashes[places] >> np.uint64(64 - _BITS)).astype(np.uint32)
     return np.split(found, np.searchsorted(places, ends[:-1]))

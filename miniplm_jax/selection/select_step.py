@@ -3,7 +3,8 @@
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath, epy
@@ -27,6 +28,10 @@ with epy.lazy_imports():  # NumPy and PyArrow
 STAGE = "select"
 _PIECES = "contaminated-*.parquet"  # see overlap.contaminated
 _SETS = "exclude_sets"  # an input
+_SETTINGS = (
+  *("ratio", "rows", "tokens", "temperature", "seed", "min_length"),
+  *("max_copies", "near_duplicates"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +83,8 @@ def step(
       items.paths(sets, _SETS)
     for name, path in of_files.items():
       row_fields.File(path, name, 0)
-  settings = {
+  settings = {name: getattr(select, name) for name in _SETTINGS} | {
     "definition": criteria.canonical(definition),
-    "ratio": select.ratio,
-    "rows": select.rows,
-    "tokens": select.tokens,
-    "temperature": select.temperature,
-    "seed": select.seed,
-    "min_length": select.min_length,
-    "max_copies": select.max_copies,
-    "near_duplicates": select.near_duplicates,
     "quotas": sorted(select.quotas),
     "scores": {role: tables[role].name for role in criterion.reads},
   }
@@ -106,8 +103,8 @@ def step(
     outputs=(folder / "rows.npy", *[folder / _PIECES] * bool(sets)),
     summary=_summary(settings)
     + (f", without items of {', '.join(sets)}" if sets else ""),
-    run=lambda inputs: _run(
-      select, definition, folder, inputs, check, steps, before
+    run=functools.partial(
+      _run, select, definition, folder, check, steps, before or ()
     ),
     policy=Policy(is_host_only=True),
   )
@@ -153,10 +150,10 @@ def _run(
   select: SelectConfig,
   definition: str,
   folder: epath.Path,
-  inputs: Mapping[str, Manifest],
   check: Callable[[Manifest], None],
   steps: Sequence[int],
-  before: Mapping[str, epath.Path] | None,
+  before: Iterable[str],
+  inputs: Mapping[str, Manifest],
 ):
   check(inputs["corpus"])
   corpus = store.Corpus(inputs["corpus"])
@@ -174,7 +171,7 @@ def _run(
     _take_pieces(folder, dict(zip(("corpus", _SETS), prints)))
   path = folder / "rows.npy"
   with files.replacing(path) as scratch:
-    kept = [kept_rows(inputs[name]) for name in before or ()]
+    kept = [kept_rows(inputs[name]) for name in before]
     selected = selection.select(
       corpus,
       inputs,
