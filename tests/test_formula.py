@@ -238,3 +238,18 @@ def test_what_is_no_formula_is_refused_in_a_line(text, words):
   with pytest.raises(UserError, match=words) as e:
     formula.parse(text)
   assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  ("text", "wanted"),
+  [
+    ("student - teacher", "table('s-1') - teacher"),
+    ("z(table('student').sum)", "z(table('s-1').sum)"),
+    (
+      "student.tokens * field('student')",
+      "table('s-1').tokens * field('student')",
+    ),
+  ],
+)
+def test_a_table_has_a_new_name_however_it_is_written(text, wanted):
+  assert formula.renamed(text, "student", "s-1") == wanted

@@ -202,12 +202,18 @@ def renamed(text: str, table: str, new: str) -> str:
 
   class Renaming(ast.NodeTransformer):
     def visit_Name(self, node):
-      if node.id != table:
-        return node
-      return ast.Call(ast.Name("table"), [ast.Constant(new)], [])
+      return _table(new) if node.id == table else node
+
+    def visit_Call(self, node):
+      is_it = ast.unparse(node) == ast.unparse(_table(table))
+      return _table(new) if is_it else self.generic_visit(node)
 
   tree = Renaming().visit(ast.parse(text.strip(), mode="eval"))
   return ast.unparse(tree)
+
+
+def _table(name: str) -> ast.expr:
+  return ast.Call(ast.Name("table"), [ast.Constant(name)], [])
 
 
 _HINT = "write one such as reference - teacher; docs/selection.md has more"
