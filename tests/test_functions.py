@@ -6,6 +6,7 @@ import pytest
 from etils import epath
 
 from miniplm_jax.config import (
+  DocumentsConfig,
   GenerateConfig,
   RunConfig,
   ScoreConfig,
@@ -60,7 +61,8 @@ def test_losses_are_those_of_the_command_line(finished, mesh):
 def test_texts_are_scored_and_continued(finished, mesh):
   folder = epath.Path(finished / "run/students/miniplm/hf")
   model = texts.TextModel.load(folder, mesh, "float32")
-  score = texts.TextScorer(model)
+  rows = texts.RowScorer(model, 16_384)
+  score = texts.TextScorer(model, DocumentsConfig(), rows)
   short, long = score(["Some words.", "Some words. And more."])
   assert 0 < short.nll_sum < long.nll_sum and short.n_bytes == 11
   options = GenerateConfig(max_new_tokens=5, samples=2, temperature=0.0)

@@ -12,6 +12,7 @@ import tokenizers
 from etils import epath
 from test_huggingface import TRANSFORMER, new, saved
 
+from miniplm_jax.config import DocumentsConfig
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import tokenizer
 from miniplm_jax.evaluation import harness, tasks, texts
@@ -138,7 +139,8 @@ def test_nll_of_texts_is_what_a_rolling_request_says(tmp_path):
   mesh = sharding.make_mesh(1, 1, 1)
   model = texts.TextModel.load(epath.Path(tmp_path), mesh, "float32")
   given = ["the cat sat on the é.", "the cat " * 9]
-  score = texts.TextScorer(model, max_length=8, overlap=0.0)
+  how = DocumentsConfig(max_length=8, overlap=0.0)
+  score = texts.TextScorer(model, how, texts.RowScorer(model, 16_384))
   scores = score(given)
   lm = DirectoryLM(str(tmp_path), max_length="8", data="1", fsdp="1")
   rolling = lm.loglikelihood_rolling([ask(text) for text in given])

@@ -175,14 +175,9 @@ def nll(
   """
   texts = border.texts_of(texts)
   how = DocumentsConfig(max_length=max_length, overlap=overlap)
-  scorer = texts_lib.TextScorer(
-    text_model(model, dtype, run),
-    batch_tokens=batch_tokens,
-    max_length=how.max_length,
-    overlap=how.overlap,
-    log_every_seconds=run.log_every_seconds,
-  )
-  return scorer(texts)
+  loaded, every = text_model(model, dtype, run), run.log_every_seconds
+  rows = texts_lib.RowScorer(loaded, batch_tokens, every, "nll")
+  return texts_lib.TextScorer(loaded, how, rows)(texts)
 
 
 @border.in_python()

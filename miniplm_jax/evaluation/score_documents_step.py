@@ -92,14 +92,10 @@ class Scoring:
     c, run, score = self.documents, self.run, self.score
     mesh = sharding.mesh_of(run)
     model = texts.TextModel.load(ref.folder(), mesh, score.dtype)
-    scorer = texts.TextScorer(
-      model,
-      batch_tokens=score.batch_tokens,
-      max_length=c.max_length,
-      overlap=c.overlap,
-      stage=STAGE,
-      log_every_seconds=run.log_every_seconds,
+    rows = texts.RowScorer(
+      model, score.batch_tokens, run.log_every_seconds, STAGE
     )
+    scorer = texts.TextScorer(model, c, rows)
     weights = huggingface.weights_fingerprint(model.decoder)
     tokens = files.sha256(model.folder / "tokenizer.json")
     made_by = weights, model.decoder.arch.fingerprint, tokens, model.first_id

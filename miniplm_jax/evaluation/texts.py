@@ -20,6 +20,7 @@ import tokenizers
 from etils import epath
 from jax.sharding import Mesh
 
+from miniplm_jax.config import DocumentsConfig
 from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
@@ -130,28 +131,12 @@ class TextScorer:
   """Scores whole texts, each after the model's BOS or end of text."""
 
   def __init__(
-    self,
-    model: TextModel,
-    *,
-    batch_tokens: int = 16_384,
-    max_length: int = 0,
-    overlap: float = 0.5,
-    stage: str = "nll",
-    log_every_seconds: float = 30.0,
+    self, model: TextModel, how: DocumentsConfig, score: "RowScorer"
   ):
-    """Compiles nothing yet; one compilation per shape of a batch.
-
-    Args:
-      batch_tokens: inputs of a batch over all devices, padding included.
-      max_length: inputs of a window of a longer text; 0 is what the model says.
-      overlap: the share of a window that is context alone, see `windows`.
-      stage: for the log.
-    """
-    self._model = model
-    self.max_length = max_length or max_length_of(model.decoder)
-    self._overlap = fields.of(overlap, self.max_length)
-    every = log_every_seconds
-    self._score = RowScorer(model, batch_tokens, every, stage)
+    """Cuts as `how` says, see `windows`; the rows are scored under `model`."""
+    self._model, self._score = model, score
+    self.max_length = how.max_length or max_length_of(model.decoder)
+    self._overlap = fields.of(how.overlap, self.max_length)
 
   def __call__(self, texts: Sequence[str]) -> list[TextScore]:
     """The scores, or the reasons why there is none."""

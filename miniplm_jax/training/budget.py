@@ -77,16 +77,15 @@ def offline(
   if is_reference_trained is None:  # what is given is named by its path
     named = table and table.details.get(manifest_lib.NAMED, {})
     is_reference_trained = bool(weights) and "weights" not in named
+  trained = {}
   if is_reference_trained and {REFERENCE, "proxy"} & set(names):
-    reference = _read(workdir.scorer(REFERENCE) / MANIFEST, weights)
-    trained = reference.details.get("train_flops") if reference else None
-    spent["training of reference"] = trained
+    trained[REFERENCE] = weights
   if CONDITIONAL in names:
     table = scored[CONDITIONAL]
-    weights = table.inputs.get("weights", "") if table else ""
-    trained = _read(workdir.scorer(CONDITIONAL) / MANIFEST, weights or "none")
-    flops_of = trained.details.get("train_flops") if trained else None
-    spent["training of conditional"] = flops_of
+    trained[CONDITIONAL] = (table and table.inputs.get("weights")) or "none"
+  for role, weights in trained.items():
+    made = _read(workdir.scorer(role) / MANIFEST, weights)
+    spent[f"training of {role}"] = made and made.details.get("train_flops")
   # Of these not all took FLOPs: a teacher's manifest has no such part.
   others = {
     name: manifest
