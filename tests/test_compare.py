@@ -14,7 +14,7 @@ from scipy import stats
 from test_api import content
 
 import miniplm_jax as mp
-from miniplm_jax.config import EvaluateConfig
+from miniplm_jax.config import EvaluateConfig, SelectConfig
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.report import compare_page, paired
 
@@ -128,6 +128,7 @@ def test_the_library_finds_what_the_command_has_made(compared):
     shape=student.shape,
     seeds=2,
     oracle="easy",
+    select=SelectConfig(name="of_each_its_own"),
     evaluate=EvaluateConfig(ignore_domains=("odd",)),
     **train,
   )

@@ -104,7 +104,8 @@ def compare(
     oracle=oracle,
   )
   root = border.folder_of(to) if to else given.corpus.path.parent
-  names, workdir = section.names(select, "{method}"), Workdir(root)
+  names = section.names(select.replace(name="{method}"), "{method}")
+  workdir = Workdir(root)
   how = {"run": run, "force": force}
   kept = {k: v for k, v in vars(select).items() if k not in _BY_CRITERION}
   for seed in section.seeds:
