@@ -105,12 +105,15 @@ class Stages:
 
   def _scoring(self) -> score_step.Scoring:
     """The tables of teacher, reference, and more."""
-    c = self.config
-    models = [self.trainings.ref(role) for role in c.scorers]
-    models += self._more()
+    c, models = self.config, self._scored()
     return score_step.Scoring(
       c.score, c.verify, self.corpus, models, self.workdir, c.run, c.alpha
     )
+
+  def _scored(self) -> list[ModelRef | NgramRef]:
+    """All models that say something of D."""
+    roles = map(self.trainings.ref, self.config.scorers)
+    return [*roles, *self._more()]
 
   def proxy(self) -> list[Step]:
     """The proxy, and its score table."""
@@ -303,22 +306,18 @@ class Stages:
   def score_documents(self) -> list[Step]:
     """Whole documents under each model."""
     c = self.config
-    models = [self.trainings.ref(role) for role in c.scorers]
-    models += [ref for ref in self._more() if isinstance(ref, ModelRef)]
     return score_documents_step.Scoring(
       c.documents,
       CorpusSource(c.corpus, self.workdir.corpus),
       c.score,
       self.workdir.document_scores,
       c.run,
-    ).steps(models)
+    ).steps(self._scored())
 
   def publish(self) -> list[Step]:
     """The score tables, for others."""
-    refs = [self.trainings.ref(role) for role in self.config.scorers]
-    tables = {ref.name: ref.table for ref in (*refs, *self._more())}
-    folder = self.workdir.published
-    return [publish_step.step(tables, self.corpus, folder)]
+    tables = {ref.name: ref.table for ref in self._scored()}
+    return [publish_step.step(tables, self.corpus, self.workdir.published)]
 
   def generate(self, dry_run: bool):
     """Looks at what a model writes."""

@@ -24,6 +24,7 @@ from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus.sources import CorpusSource
 from miniplm_jax.models import hub
 from miniplm_jax.models.ref import ModelRef
+from miniplm_jax.scoring.ngram import NgramRef
 
 with epy.lazy_imports():
   from miniplm_jax.evaluation import documents as documents_lib
@@ -44,8 +45,8 @@ class Scoring:
   folder: epath.Path  # in which each model has one
   run: RunConfig
 
-  def steps(self, models: Sequence[ModelRef]) -> list[Step]:
-    """One step a model.
+  def steps(self, models: Sequence[ModelRef | NgramRef]) -> list[Step]:
+    """One step a language model.
 
     Raises:
       UserError: one of documents.models is none that has weights.
