@@ -160,6 +160,7 @@ def test_a_seed_beyond_its_range_would_be_another_seed():
     ({"proxy.name": "teacher"}, "proxy.name"),
     ({"score.more": ("proxy=x",)}, "score.more"),
     ({"score.more": ("a=table:",)}, "score.more"),
+    ({"compare.criteria": ("proxy",)}, "compare.criteria"),
     ({"score.more": ("a=x", "a=y")}, "score.more"),
     ({"baselines": ("pretrain",), "student.name": "x"}, "student.name"),
     ({"student.name": "x" * 95 + "{method}"}, "student.name"),

@@ -254,6 +254,10 @@ class Config(MethodSections):
     good = not (proxy.from_reference and self.reference.scores)
     hint = "say False: there are scores of the reference, not its weights"
     yield "proxy.from_reference", good, hint
+    is_compared = "proxy" in self.compare.definitions.values()
+    hint = "add --config.baselines=proxy, whose scores it ranks by"
+    good = not is_compared or "proxy" in self.methods
+    yield "compare.criteria", good, hint
 
   def stage_tables(self, names: MethodNames) -> list[str]:
     """The score tables of a student in stages, of all but the first."""
