@@ -181,6 +181,9 @@ def test_other_rows_are_refused_in_a_line_that_counts_them(made, tmp_path):
   whole = f"--config.teacher.scores={published}"
   said = refused(*take(tmp_path, made, whole), **source)
   assert "no such file of scores" in said and "FOLDER/NAME" in said
+  renamed = (tmp_path / "copy" / "d").rename(tmp_path / "copy" / "e")
+  with pytest.raises(UserError, match="copy/e"):
+    mp.score(ours, {"d": renamed}, to=tmp_path / "z" / "scores")
   with pytest.raises(UserError, match="no published tables"):
     mp.take(ours, tmp_path)
 

@@ -34,7 +34,8 @@ def published(path: str) -> Manifest | None:
   folder = epath.Path(path).expanduser()
   is_table = (folder / FILE).exists()
   found = manifest_lib.read(folder.parent / MANIFEST) if is_table else None
-  return found if found and found.stage == "publish" else None
+  is_it = found and found.stage == "publish"
+  return found if is_it and f"{folder.name}/{FILE}" in found.files else None
 
 
 def write_parts(
