@@ -100,10 +100,11 @@ def build(folder, shards):
   )
   opened = store.Corpus(corpus)
   tables = {}
-  for role in ("teacher", "reference"):
+  # cut elsewhere: tables need not have the same parts
+  for role, size in (("teacher", 100), ("reference", 70)):
     described = {}
     (folder / role).mkdir()
-    for unit in units_of(opened, 100):
+    for unit in units_of(opened, size):
       made = table.encode(
         unit, c[role][unit.rows], c["n_tokens"][unit.rows], {}
       )

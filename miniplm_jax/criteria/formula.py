@@ -275,6 +275,8 @@ def _call(name: str, tree: ast.Call) -> Node:
     raise _RefusedError(f"there is no function {name}", hint)
   arguments = tuple(map(_node, tree.args))
   options = {keyword.arg: keyword.value for keyword in tree.keywords}
+  if len(options) < len(tree.keywords):
+    raise _RefusedError(f"{name} has a name twice: {function.usage}")
   errors, by = (), ""
   if name == "rank_correlation" and not arguments and None not in options:
     arguments = tuple(OfTable(table=table, what="sum") for table in options)
@@ -288,11 +290,16 @@ def _call(name: str, tree: ast.Call) -> Node:
   elif name == "rank_correlation":
     raise _RefusedError(f"it is {function.usage}")
   if not function.least <= len(arguments) <= function.most:
+    or_more = (
+      f"{function.least} or more" if function.most > 9 else function.most
+    )
     raise _RefusedError(
-      f"{name} has {len(arguments)} arguments: {function.usage}"
+      f"{name} has {len(arguments)} arguments, not {or_more}: {function.usage}"
     )
   for value in tree.args[len(tree.args) - function.constants :]:
     _constant(value, function)
+  if function.refuses and function.refuses(arguments, errors):
+    raise _RefusedError(f"{ast.unparse(tree)} says nothing: {function.usage}")
   if function.statistic and not _is_of_rows(arguments[0]):
     raise _RefusedError(f"{ast.unparse(tree)} is the same for all rows")
   return Call(arguments, name, by, errors)

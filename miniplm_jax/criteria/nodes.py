@@ -137,6 +137,8 @@ class Function:
   statistic: Callable[[pathlib.Path, int], Any] | None = None
   constants: int = 0  # how many of the last arguments are numbers
   has_groups: bool = False  # it takes by=domain
+  # (arguments, errors) → whether it could only be a slip.
+  refuses: Callable[[Sequence[Node], Sequence[float]], bool] | None = None
 
 
 def _plain(usage: str, least: int, most: float, function: Callable) -> Function:
@@ -172,6 +174,14 @@ def _rank_correlation(call: Call, columns, values, known):
   return np.divide(total, scale, out=np.zeros_like(total), where=scale > 0)
 
 
+def _is_no_range(arguments: Sequence[Node], _, least=-math.inf, most=math.inf):
+  """Whether the last two are numbers, and none between them."""
+  low, high = arguments[-2:]
+  if not (isinstance(low, Number) and isinstance(high, Number)):
+    return False
+  return not least <= low.number < high.number <= most
+
+
 def _random(call: Call, columns: Columns, values, known: Known):
   # 24 bits fill a float32 and never round up to 1
   drawn = noise.uniform(columns["row_id"], known.seed, stream=0)
@@ -193,8 +203,9 @@ FUNCTIONS = {
   "max": _plain(
     "max(a, b, …)", 2, math.inf, lambda *a: functools.reduce(np.maximum, a)
   ),
-  "clip": _plain(
-    "clip(a, low, high)", 3, 3, lambda a, low, high: np.clip(a, low, high)
+  "clip": dataclasses.replace(
+    _plain("clip(a, low, high)", 3, 3, lambda *a: np.clip(*a)),
+    refuses=_is_no_range,
   ),
   "z": Function(
     _statistic,
@@ -211,24 +222,30 @@ FUNCTIONS = {
   ),
   "band": Function(
     _band,
-    "band(a, low, high): the nearer rank(a) to the middle of both, the higher",
+    "band(a, low, high): the nearer rank(a) is to the middle of low and high, "
+    "shares in 0 to 1, the higher",
     least=3,
     most=3,
     statistic=lambda folder, rows: statistics.Ranks(folder, rows),
     constants=2,
+    refuses=functools.partial(_is_no_range, least=0, most=1),
   ),
-  "rank_agreement": _plain(
-    "rank_agreement(worst, …, best): the share of pairs of these models that "
-    "the row ranks so",
-    2,
-    math.inf,
-    _rank_agreement,
+  "rank_agreement": dataclasses.replace(
+    _plain(
+      "rank_agreement(worst, …, best): the share of pairs of these models that "
+      "the row ranks so",
+      2,
+      math.inf,
+      _rank_agreement,
+    ),
+    refuses=lambda models, _: len(set(models)) < len(models),
   ),
   "rank_correlation": Function(
     _rank_correlation,
     "rank_correlation(NAME=error, …): Spearman's, over models, of a row's "
     "Σ NLL and a benchmark's error",
     least=3,
+    refuses=lambda _, errors: len(set(errors)) == 1,
   ),
   "random": Function(_random, "random(): in [0, 1), by seed and row", 0, 0),
 }

@@ -43,8 +43,8 @@ class ScoredRows:
       files: Parquet files with fields that the corpus does not have, by name.
 
     Raises:
-      UserError: a table is of another corpus or of a part of D, or they are
-        in different parts; or there is no such field.
+      UserError: a table is of another corpus or of a part of D, or there is no
+        such field.
     """
     self.criterion = criteria.criterion(definition)  # how rows are ranked
     self._evaluate = formula.Evaluator(self.criterion.formula, seed)
@@ -58,20 +58,15 @@ class ScoredRows:
     self._codes: dict[str, int] = {}
     self.of_d = index.size_of_d(corpus)  # rows of D
     self.rows = self.of_d - sum(map(len, before))  # that are there
-    parts = {}
     for role, manifest in tables.items():
       manifest.check_inputs({"corpus": corpus.manifest})
       rows = manifest.counts["rows"]
-      if rows == self.of_d:
-        parts[role] = manifest.counts["parts"]
-      elif rows != self.rows:
-        raise UserError(
-          f"{role} scored {rows:,} of D's {self.of_d:,} rows",
-          str(manifest.path),
-          "score all of D: --stages=score --force --config.score.share=1",
-        )
-    if len(set(parts.values())) > 1:
-      _refuse(manifest, f"counts.parts differ: {parts}")
+      if rows not in (self.of_d, self.rows):
+        hint = "name a table of all of D"
+        if "share" in manifest.settings:
+          hint = "score all: --stages=score --force --config.score.share=1"
+        what = f"{role} scored {rows:,} of D's {self.of_d:,} rows"
+        raise UserError(what, str(manifest.path), hint)
 
   @property
   def domains(self) -> list[str]:
@@ -117,11 +112,15 @@ class ScoredRows:
     reader = index.IndexReader(
       self._corpus, self._codes, self._fields.columns, self._fields.read
     )
-    for parts in zip(*streams, strict=True):
+    for parts in _in_step(streams):
       columns = {"row_id": parts[0]["row_id"]}
       for (role, manifest), part in zip(self._tables.items(), parts):
         if not np.array_equal(part["row_id"], columns["row_id"]):
-          _refuse(manifest, f"the parts of {role} hold other rows")
+          raise UserError(
+            f"the parts of {role} hold other rows",
+            str(manifest.path),
+            "score both on the same corpus",
+          )
         value = table.value_of(part)  # nll_sum, or diff_sum of the proxy
         columns[f"{role}_{value.removesuffix('_sum')}"] = part[value]
         columns[f"{role}_tokens"] = part["n_tokens"]
@@ -175,9 +174,17 @@ def of_selection(
   )
 
 
-def _refuse(manifest: Manifest, what: str):
-  raise UserError(
-    what,
-    str(manifest.path),
-    "score both on the same corpus with the same rows_per_part",
-  )
+def _in_step(streams: Iterable[Iterator[Columns]]) -> Iterator[list[Columns]]:
+  """As many rows of each stream, which may be cut into other parts."""
+  none, streams = {"row_id": np.zeros(0, np.int64)}, list(streams)
+  parts = [next(stream, none) for stream in streams]
+  while any(len(part["row_id"]) for part in parts):
+    n = min(len(part["row_id"]) for part in parts)
+    # Of one that has ended nothing is left: its rows are not the others'.
+    n = n or max(len(part["row_id"]) for part in parts)
+    yield [{k: v[:n] for k, v in part.items()} for part in parts]
+    rests = [{k: v[n:] for k, v in part.items()} for part in parts]
+    parts = [
+      rest if len(rest["row_id"]) else next(stream, none)
+      for rest, stream in zip(rests, streams)
+    ]
