@@ -7,12 +7,7 @@ otherwise is refused. Lines go to the logger "miniplm_jax", progress to tqdm,
 errors are `UserError`s.
 """
 
-from miniplm_jax.api.artifacts import (
-  Corpus,
-  Rows,
-  ScoreTable,
-  Selection,
-)
+from miniplm_jax.api.artifacts import Corpus, Rows, ScoreTable, Selection
 from miniplm_jax.api.compare import Comparison, compare
 from miniplm_jax.api.models import (
   Model,

@@ -10,12 +10,7 @@ from ml_collections import ConfigDict
 
 from miniplm_jax import pipeline
 from miniplm_jax.api import border
-from miniplm_jax.api.artifacts import (
-  Corpus,
-  Rows,
-  ScoreTable,
-  Selection,
-)
+from miniplm_jax.api.artifacts import Corpus, Rows, ScoreTable, Selection
 from miniplm_jax.api.models import Model, Ngram, exported, ref_of
 from miniplm_jax.api.scores import Scores
 from miniplm_jax.api.students import Evaluation, Run, Student

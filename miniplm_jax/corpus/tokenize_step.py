@@ -95,25 +95,21 @@ def target_step(
     id_field="",
     **{f"{split}_share": 0.0 for split, _ in _shares(corpus)},
   )
-  words = {
-    r"config\.corpus\.": "config.conditional.",
-    f"--stages={STAGE}": "--stages=conditional",
-  }
+  reworded = errors.rewording(
+    {
+      r"config\.corpus\.": "config.conditional.",
+      f"--stages={STAGE}": "--stages=conditional",
+    }
+  )
   made = step(own, folder, run)
   source = made.inputs["source"]
-
-  def look():
-    with errors.rewording(words):
-      _ = source.finished() or source.chunks()
-
-  def make(unused_inputs):
-    with errors.rewording(words):
-      return tokenize(own, folder, run)
-
-  # Of the tokenizer the corpus's manifest speaks.
-  inputs = {"source": source, "corpus": of}
   return dataclasses.replace(
-    made, stage="conditional", inputs=inputs, checks=(look,), run=make
+    made,
+    stage="conditional",
+    # Of the tokenizer the corpus's manifest speaks.
+    inputs={"source": source, "corpus": of},
+    checks=(reworded(lambda: source.finished() or source.chunks()),),
+    run=reworded(made.run),
   )
 
 

@@ -10,11 +10,7 @@ from typing import Any
 
 from etils import epath, epy
 
-from miniplm_jax.config import (
-  DocumentsConfig,
-  RunConfig,
-  ScoreConfig,
-)
+from miniplm_jax.config import DocumentsConfig, RunConfig, ScoreConfig
 from miniplm_jax.core import distributed, files
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError

@@ -291,14 +291,12 @@ def select(
       nothing is kept.
   """
   reads = criteria.criterion(definition).reads
-  read = {name: tables[name] for name in reads}
-  least = options.min_length
   scored = ScoredRows(
-    read,
+    {name: tables[name] for name in reads},
     definition,
     options.seed,
     corpus,
-    least,
+    options.min_length,
     before,
     options.files,
   )
