@@ -16,6 +16,7 @@ from miniplm_jax.config import corpus as corpus_config
 from miniplm_jax.core import manifest
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store
+from miniplm_jax.selection import scored
 
 FIELDS = "--config.corpus.fields=meta.int_score,prob=meta.quality.prob"
 IDS = "--config.corpus.id_field=id"
@@ -230,9 +231,14 @@ def test_a_changed_file_makes_a_selection_outdated(made, tmp_path):
   table = pa.table({"row_id": range(len(corpus)), "x": range(len(corpus))})
   pq.write_table(table, path)
   first = select(corpus, tmp_path / "s", path)
+  read = {"corpus": corpus.manifest}
+  for part in scored.of_selection(first.manifest, read).columns():
+    assert part["score"].tolist() == part["row_id"].tolist()
   pq.write_table(table.slice(0, len(table) - 1), path)
   with pytest.raises(UserError, match=r"inputs\.field x is"):
     select(corpus, tmp_path / "s", path)
+  with pytest.raises(UserError, match="not of the file that was read"):
+    scored.of_selection(first.manifest, read)
   path.unlink()  # what was made of it stands
   assert select(corpus, tmp_path / "s", path).fingerprint == first.fingerprint
   with pytest.raises(UserError, match="no such file"):

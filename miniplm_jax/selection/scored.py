@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from miniplm_jax import criteria
+from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import NAMED, Manifest
 from miniplm_jax.corpus.kept_rows import among_any
@@ -160,18 +161,26 @@ class ScoredRows:
 def of_selection(
   manifest: Manifest, inputs: Mapping[str, Manifest]
 ) -> ScoredRows:
-  """The rows and scores of a selection, from its corpus and its tables."""
+  """The rows and scores of a selection, from its corpus and its tables.
+
+  Raises:
+    UserError: a file of fields is gone, or another by now; or as `ScoredRows`.
+  """
   settings, named = manifest.settings, manifest.details.get(NAMED, {})
-  return ScoredRows(
+  paths = {k: v for k, v in named.items() if k.startswith(FIELD)}
+  rows = ScoredRows(
     {role: inputs[role] for role in settings["scores"]},
     settings["definition"],
     settings["seed"],
     Corpus(inputs["corpus"]),
     settings["min_length"],
-    files={
-      k.removeprefix(FIELD): v for k, v in named.items() if k.startswith(FIELD)
-    },
+    files={name.removeprefix(FIELD): path for name, path in paths.items()},
   )
+  for name, path in paths.items():
+    if files.sha256(path) != manifest.inputs[name]:
+      hint = "restore it, or select again with --stages=select --force"
+      raise UserError(f"{name} is not of the file that was read", path, hint)
+  return rows
 
 
 def _in_step(streams: Iterable[Iterator[Columns]]) -> Iterator[list[Columns]]:
