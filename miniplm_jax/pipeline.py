@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.config import Config
-from miniplm_jax.core import backend, distributed, errors, gs
+from miniplm_jax.core import backend, distributed, gs
 from miniplm_jax.core.claims import Board
 from miniplm_jax.core.decide import decide
 from miniplm_jax.core.errors import UserError
@@ -20,16 +20,9 @@ from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import tokenize_step
 from miniplm_jax.distillation import proxy_step
 from miniplm_jax.forecast import plan_step
-from miniplm_jax.report import compare_step, report_step
+from miniplm_jax.report import report_step
 from miniplm_jax.scoring import score_step
 from miniplm_jax.stages import Stages
-
-# What stage compare has others make, it makes again: hints say so.
-_REMADE = {
-  r"--stages=(select|convert|train|evaluate) --force": (
-    f"--stages={compare_step.STAGE} --force"
-  )
-}
 
 
 def run(
@@ -115,8 +108,7 @@ def _each(
     if not steps and stage in named:
       log(stage, "skipped, this config leaves it nothing to do")
     if board:
-      with errors.rewording(_REMADE if stage == compare_step.STAGE else {}):
-        execute(steps, force, board)
+      execute(steps, force, board)
       continue
     for step in steps:
       print(f"  {stage:11} {decide(step, force)}")

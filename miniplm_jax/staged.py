@@ -65,8 +65,7 @@ class Staged:
     for k in range(last):
       steps += [self._training(k), *self._scores(k + 1), self._selection(k + 1)]
     steps += [*self._union(), self._training(last)]
-    # Where to make them again.
-    return [dataclasses.replace(step, stage=STAGE) for step in steps]
+    return [dataclasses.replace(step, made_in=STAGE) for step in steps]
 
   def _between(self, k: int) -> tuple[int, int]:
     return (0, *self._ends)[k], self._ends[k]

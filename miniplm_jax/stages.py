@@ -1,5 +1,6 @@
 """The steps of each stage, composed from the config."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 
@@ -259,6 +260,7 @@ class Stages:
       )
       losses = one._losses(one._subjects(with_scorers=False))
       for step in (*one.select(), *one.convert(), *one.train(), *losses):
+        step = dataclasses.replace(step, made_in=compare_step.STAGE)
         steps.setdefault(step.manifest, step)
     if steps:
       table = compare_step.step(c.compare, compared, self.workdir, self.corpus)

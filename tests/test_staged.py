@@ -12,7 +12,9 @@ import pytest
 from helpers import LONG, ended, refused, run, together
 from trainers import assert_same_run
 
+import miniplm_jax as mp
 from miniplm_jax.core import files, manifest
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.scoring import worker
 from miniplm_jax.training import trained
 from miniplm_jax.training.telemetry import Telemetry
@@ -118,6 +120,39 @@ def test_scoring_on_the_way_counts_and_is_shown(whole):
   assert (folder / "selection/staged/materialized").exists()
   report = json.loads((folder / "report.json").read_text())
   assert report["details"]["methods"]
+
+
+def test_the_library_opens_all_of_it(whole, caplog):
+  folder, _ = whole
+  with caplog.at_level("INFO"):
+    found = mp.open_artifact(folder)
+    tables = found.scores
+  assert "staged-1, staged-2" in caplog.text
+  assert {"teacher", "reference"} <= set(tables)
+  assert tables.to_arrow().num_rows == len(tables["teacher"])
+  assert tables.matrix().shape == (len(tables), len(tables["teacher"]))
+  assert "η²" in str(tables.audit())
+  names = {"staged", *(f"staged-{k}" for k in range(3))}
+  assert names <= set(found.selections)
+  part = mp.open_artifact(folder / "scores/staged-1")
+  assert type(part) is type(tables["teacher"])
+  assert set(part.to_arrow()["row_id"].to_pylist()) == set(means(part.path))
+  for name in names:
+    kept = mp.open_artifact(folder / "selection" / name)
+    assert isinstance(kept, mp.Selection)
+    assert kept.rows.ids.tolist() == kept_rows(folder, name)
+  student = mp.open_artifact(folder / "students/staged/staged-1")
+  assert isinstance(student, mp.Student)
+  assert student.rows.name == "staged-1"
+
+
+def test_what_is_damaged_is_made_again_by_stage_train(whole, tmp_path):
+  shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+  path = tmp_path / "selection/staged-1/rows.npy"
+  path.write_bytes(path.read_bytes()[:-8])
+  made = manifest.read(path.parent / "manifest.json")
+  with pytest.raises(UserError, match="--stages=train --force"):
+    made.check_content()
 
 
 class KilledError(BaseException):

@@ -21,6 +21,7 @@ from miniplm_jax.api.scores import Scores
 from miniplm_jax.config import ExportConfig, RunConfig
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.models import architecture
@@ -206,8 +207,18 @@ class Run:
 
   @property
   def scores(self) -> Scores:
-    """Its finished score tables, by their names."""
-    return Scores(self.corpus, self._all("scores", ScoreTable))
+    """Its finished score tables of most rows, by their names.
+
+    Those of fewer are of a part of D, such as the rest of it in a training in
+    stages, and stand beside no others: `open_artifact` opens them.
+    """
+    tables = self._all("scores", ScoreTable)
+    most = max(map(len, tables.values()), default=0)
+    whole = {k: table for k, table in tables.items() if len(table) == most}
+    if parts := tables.keys() - whole:
+      names = ", ".join(sorted(parts))
+      log("score", f"of a part of D, and not among these tables: {names}")
+    return Scores(self.corpus, whole)
 
   @property
   def selections(self) -> dict[str, Selection]:

@@ -168,7 +168,7 @@ def _of_begun(step: Step, begun: Manifest, expected: Manifest) -> Decision:
 
 def _refused(step: Step, manifest: Manifest, difference: str) -> Decision:
   reason = difference + step.explained(manifest)
-  error = manifest_lib.made_otherwise(step.stage, manifest.path, reason)
+  error = manifest_lib.made_otherwise(step.remade_by, manifest.path, reason)
   return Decision(Action.REFUSE, reason, manifest, error=error)
 
 

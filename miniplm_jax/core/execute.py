@@ -148,7 +148,7 @@ def _check_files(step: Step, manifest: Manifest):
 
 def _write_begun(step: Step, expected: Manifest, force: bool):
   """Writes the partial manifest of what is begun from nothing."""
-  details = step.code.joined(None) | _named(step)
+  details = step.code.joined(None) | _noted(step)
   begun = dataclasses.replace(expected, path=step.partial, details=details)
   begun.write()
   if force:  # what was there may have bound an input to what it was
@@ -207,20 +207,22 @@ def _run(steps: Sequence[Step]):
     details = outputs.get("details", {}) | {"seconds": seconds}
     if idle := [*step.idle, *(f"inputs.{name}" for name in step.rechecks)]:
       details |= {"idle": idle}
-    outputs["details"] = details | _named(step) | (old.details if old else {})
+    outputs["details"] = details | _noted(step) | (old.details if old else {})
     # Nobody reads it before it is there.
     distributed.agree(functools.partial(_finish, step, manifest, outputs))
     log(step.stage, f"done in {duration(seconds)}: {step.manifest}")
 
 
-def _named(step: Step) -> dict[str, Any]:
-  """Returns by which paths inputs were given, and which were local."""
+def _noted(step: Step) -> dict[str, Any]:
+  """Returns by which paths inputs were given, which were local, and so on."""
   named = step.named_inputs
   local = [name for name, s in named.items() if getattr(s, "is_folder", False)]
-  return {
+  noted = {
     manifest_lib.NAMED: {n: source.path for n, source in named.items()},
     manifest_lib.HERE: local,
   }
+  remade_by = {manifest_lib.REMADE_BY: step.made_in}
+  return noted | (remade_by if step.made_in else {})
 
 
 def _finish(step: Step, manifest: Manifest, outputs: Mapping[str, Any]):

@@ -29,6 +29,7 @@ SCHEMA_VERSION = 2
 _READ = (1, SCHEMA_VERSION)
 NAMED = "named"  # in details: the paths of inputs that were given by path
 HERE = "here"  # and which of them were on this machine, whatever hub has some
+REMADE_BY = "remade_by"  # the stage that makes it again, if not its own
 
 
 class MissingError(UserError):
@@ -51,7 +52,7 @@ class Manifest:
   """A manifest as read from, or to be written to, `path`."""
 
   path: epath.Path  # its own file
-  stage: str  # that made it
+  stage: str  # that makes what is of its kind
   settings: dict[str, Any]  # all of the config that changes the result
   inputs: dict[str, str]  # sha256 fingerprints of what the stage read, by name
   tokenizer: str | None = None  # fingerprint
@@ -69,6 +70,11 @@ class Manifest:
   def directory(self) -> epath.Path:
     """Returns the folder that the names in `files` are relative to."""
     return self.path.parent
+
+  @property
+  def remade_by(self) -> str:
+    """Returns the stage that makes it again."""
+    return self.details.get(REMADE_BY, self.stage)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -117,7 +123,7 @@ class Manifest:
   @property
   def _remedy(self) -> str:
     """What to do about a file that is not as it was written."""
-    again = f"--stages={self.stage} --force"
+    again = f"--stages={self.remade_by} --force"
     return f"restore the file, or make it again with {again}"
 
   @contextlib.contextmanager
@@ -188,7 +194,7 @@ class Manifest:
           f"{manifest.fingerprint[:12]}",
           str(self.path),
           f"name the {name} that it was made from, or make it again with "
-          f"--stages={self.stage} --force",
+          f"--stages={self.remade_by} --force",
         )
 
 

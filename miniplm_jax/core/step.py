@@ -55,7 +55,7 @@ class Policy:
 class Step:
   """What a stage makes in one folder, of what, and how."""
 
-  stage: str  # as on the command line
+  stage: str  # on the command line, that makes what is of its kind
   manifest: epath.Path  # the file that says that it is done
   settings: Mapping[str, Any]  # all of the config that changes the result
   inputs: Mapping[str, Input]  # what it reads, by name
@@ -87,6 +87,8 @@ class Step:
   shared_pass: Callable[[Mapping[str, Mapping[str, Manifest]]], None] | None = (
     None
   )
+  # The stage that makes it, where that is another than its kind's; "" if not.
+  made_in: str = ""
   # What makes its pieces: what another version of it began is refused.
   code: Version = WHOLE
   # Each raises UserError if the config disagrees with what is read.
@@ -96,6 +98,11 @@ class Step:
   def name(self) -> str:
     """Returns the name of the folder that it makes."""
     return self.manifest.parent.name
+
+  @property
+  def remade_by(self) -> str:
+    """Returns the stage that makes it again."""
+    return self.made_in or self.stage
 
   @property
   def input_manifests(self) -> dict[str, epath.Path]:
@@ -206,7 +213,7 @@ class Step:
     """Raises UserError if there is a difference to what was made."""
     if difference:
       difference += self.explained(old)
-      raise manifest_lib.made_otherwise(self.stage, old.path, difference)
+      raise manifest_lib.made_otherwise(self.remade_by, old.path, difference)
 
   def refuse_made_otherwise(self, makers: Mapping[epath.Path, "Step"]):
     """Raises UserError if what it reads is not what the config says of it.

@@ -192,7 +192,7 @@ def take(
           raise UserError(
             f"scores {name}, by which it ranks, are left out",
             str(selection.path),
-            f"make it again with --stages={selection.stage} --force",
+            f"make it again with --stages={selection.remade_by} --force",
           )
         read[role] = tables[name]
     return read
