@@ -197,7 +197,7 @@ def test_another_set_makes_a_selection_outdated(made, tmp_path):
   path = tmp_path / "a.jsonl"
   path.write_text(json.dumps({"q": "no row has all of these words in it"}))
   first = select(corpus, tmp_path / "s", [path])
-  assert first.manifest.counts["contaminated"] == {}
+  assert first.manifest.counts["contaminated"] == {"a.jsonl": 0}
   assert first.manifest.counts["dropped"]["contaminated"] == 0
   path.write_text(json.dumps({"q": "and no row has these words, all of them"}))
   with pytest.raises(UserError, match=r"inputs\.exclude_sets is"):
@@ -211,9 +211,33 @@ def test_another_set_makes_a_selection_outdated(made, tmp_path):
   with pytest.raises(UserError, match="no file of evaluation items"):
     select(corpus, tmp_path / "s", [tmp_path / "mistyped.jsonl"])
   (tmp_path / "empty.jsonl").write_text("\n")
-  with pytest.raises(UserError, match="evaluation items is empty"):
+  with pytest.raises(UserError, match=r"is empty.*select\.exclude_sets"):
     select(corpus, tmp_path / "other", [tmp_path / "empty.jsonl"])
   assert not list((tmp_path / "other").glob("*.npy"))
   nobody = f"--config.select.exclude_sets={tmp_path}/none*.jsonl"
   said = refused(folder, *SELECT, nobody, "--dry_run")
   assert re.search("no file of evaluation items .*exclude_sets=", said)
+
+
+def test_sets_that_cannot_be_found_are_named(made, tmp_path):
+  """Too short, or no words at all: a line says so, and 0 rows are listed."""
+  folder, *_ = made
+  short, mixed = tmp_path / "short.jsonl", tmp_path / "mixed.json"
+  short.write_text('{"q": "too short", "a": "no"}\n{"label": 3}\n')
+  long = "nobody wrote these words, eight or more, in any text"
+  mixed.write_text(json.dumps([{"q": "short"}, {"q": long}]))
+  done = run(
+    folder,
+    *SELECT,
+    f"--config.select.exclude_sets={short},{mixed}",
+    "--config.select.name=short",
+  )
+  words = "items have no text of 8 words or more: they are not looked for"
+  assert f"warning: short.jsonl: 2 of 2 {words}" in done.stdout
+  assert f"[select] mixed.json: 1 of 2 {words}" in done.stdout
+  made_there = folder / "run/selection/short"
+  counts = mp.open_artifact(made_there).manifest.counts
+  assert counts["contaminated"] == {"short.jsonl": 0, "mixed.json": 0}
+  for page in "report.html", "card.md":
+    text = (made_there / page).read_text()
+    assert "mixed.json 0, short.jsonl 0" in text

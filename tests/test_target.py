@@ -199,14 +199,22 @@ def test_ngrams_go_on_and_are_not_counted_again(copy):
 
 
 def test_ngrams_of_another_text_are_refused(copy):
+  run(copy, "--stages=score", *given(copy), "--force")  # by the copy's path
   path = copy / "target.jsonl"
   text = path.read_text()
   path.write_text(text.replace("return", "RETURN"))
+  before = {p: p.stat().st_mtime_ns for p in (copy / "run/scores").rglob("*")}
   error = refused(copy, "--stages=score", *given(copy))
-  assert "part-0000" in error and "scored with weights" in error
+  assert "stage score was run otherwise: inputs.weights is" in error
+  assert "target.jsonl" in error
   assert "counts of another text" in refused(
     copy, "--stages=verify", *given(copy)
   )
+  path.unlink()  # what was made of it stands
+  done = run(copy, "--stages=score", *given(copy))
+  assert done.stdout.count("[score] skipped") == 2
+  after = {p: p.stat().st_mtime_ns for p in (copy / "run/scores").rglob("*")}
+  assert after == before
   path.write_text(text)
   part = sorted((copy / "run/scores/target").glob("part-*"))[0]
   part.write_bytes(part.read_bytes()[:-9])

@@ -281,7 +281,11 @@ def first_difference(old: Any, new: Any, name: str = "") -> str | None:
     return None
   if old == new:
     return None
-  return f"{name} is {_short(old)} there and {_short(new)} here"
+  texts = json.dumps(old), json.dumps(new)
+  pairs = enumerate(zip(*texts))
+  alike = next((i for i, (a, b) in pairs if a != b), min(map(len, texts)))
+  there, here = (_short(text, alike) for text in texts)
+  return f"{name} is {there} there and {here} here"
 
 
 def made_otherwise(
@@ -291,8 +295,9 @@ def made_otherwise(
   return UserError(
     f"stage {stage} was run otherwise: {difference}",
     os.fspath(path),
-    "put the setting back, choose another --config.workdir or name, or remake "
-    f"it with --stages={stage} --force, and with it all that this stage makes",
+    "put the setting back or restore the file, choose another "
+    f"--config.workdir or name, or remake it with --stages={stage} --force, "
+    "and with it all that this stage makes",
   )
 
 
@@ -311,6 +316,10 @@ def other_maker(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
   return first_difference(old, {name: new.get(name) for name in old})
 
 
-def _short(value: Any) -> str:
-  text = json.dumps(value)
-  return text if len(text) <= 60 else text[:57] + "..."
+def _short(text: str, alike: int) -> str:
+  """Returns a text, or so much of it that what differs can be seen."""
+  if len(text) <= 60:
+    return text
+  start = max(alike - 20, 0) if alike > 40 else 0
+  end = "..." if len(text) > start + 57 else ""
+  return "..." * bool(start) + text[start : start + 57] + end

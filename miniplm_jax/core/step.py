@@ -248,7 +248,16 @@ class Step:
       # Whole models are not copied for this: whoever loads one looks.
       elif gs.is_local(getattr(source, "path", "")):
         now[name] = old.fingerprint_by(name, source)
-    return manifest_lib.first_difference(old.inputs, now, "inputs")
+    return self._first_other(old.inputs, now)
+
+  def _first_other(self, old: Mapping[str, str], new: Mapping[str, str]):
+    """Returns the first input that differs, and the path it is given by."""
+    for name in sorted(old.keys() | new.keys()):
+      if old.get(name) != new.get(name):
+        now, both = self.named_inputs.get(name), (old.get(name), new.get(name))
+        difference = manifest_lib.first_difference(*both, f"inputs.{name}")
+        return difference + (f", of {now.path}" if now and now.path else "")
+    return None
 
   def _fingerprint(self, name: str, source: Callable[[], str]) -> str:
     """Returns an input's fingerprint; of what is gone, that of what it made."""
@@ -283,7 +292,7 @@ class Step:
       {k: v for k, v in each.items() if rechecked or k not in self.rechecks}
       for each in (old.inputs, expected.inputs | former)
     )
-    if difference := manifest_lib.first_difference(*inputs, "inputs"):
+    if difference := self._first_other(*inputs):
       return difference
     if difference := self.other_settings(old, expected.settings):
       return difference

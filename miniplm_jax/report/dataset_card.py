@@ -96,10 +96,11 @@ def _sections(selection: SelectionReport, inputs: Mapping[str, Manifest]):
   yield tables.length_table(summary).markdown()
   if summary.has_noise:
     yield tables.noise_words(summary)
-  if selection.dropped:
+  if selection.dropped or selection.contaminated:
     columns, rows = ("reason", ("rows of D", ",")), selection.dropped.items()
     yield "## Left out before the ranking"
-    yield Table(columns, list(rows)).markdown()
+    if rows:
+      yield Table(columns, list(rows)).markdown()
     yield from tables.contaminated_words(selection)
   if selection.duplicates:
     yield tables.duplicates(selection.duplicates).markdown()

@@ -121,7 +121,7 @@ def noise_words(summary: Summary) -> str:
 
 
 def contaminated_words(selection: SelectionReport) -> Iterator[str]:
-  """Yields how many rows were left out for items of each set, if some were."""
+  """Yields how many rows were left out for items of each named set."""
   if by_set := selection.contaminated:
     each = ", ".join(f"{name} {rows:,}" for name, rows in by_set.items())
     yield (

@@ -96,7 +96,7 @@ class Scoring:
   def _step(self, ref: ModelRef | NgramRef, shared_pass) -> Step:
     score, is_int8, (rows, sample) = self.score, self._is_int8(ref), self._rows
     how, outputs = {**score.of_table, "int8": is_int8}, table_files(ref.table)
-    if isinstance(ref, NgramRef):
+    if is_ngram := isinstance(ref, NgramRef):
       outputs = (*outputs, ref.table / ngram.COUNTS)
       how = {n: getattr(score, n) for n in ("rows_per_part", "ngram_buckets")}
     return Step(
@@ -105,8 +105,9 @@ class Scoring:
       settings={**how, **sample},
       inputs={"corpus": self.corpus, "weights": ref.as_input(), **self.but},
       layout=ScoreConfig.LAYOUT,
-      # Each part says what rows and weights it was made from.
-      rechecks=("corpus", "weights"),
+      # Each part says what rows and weights it was made from. Of another text
+      # all counts are others: none of them would hold.
+      rechecks=("corpus",) if is_ngram else ("corpus", "weights"),
       policy=Policy(grows=True, is_shared=True),
       outputs=outputs,
       summary=f"Σ nll of {rows} under {ref.name} {ref.origin}, "

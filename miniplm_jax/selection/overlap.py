@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from miniplm_jax.core import fields, files
-from miniplm_jax.core.log import Progress
+from miniplm_jax.core.log import Progress, log, warn
 from miniplm_jax.core.splitmix import GOLDEN, mix
 from miniplm_jax.corpus.kept_rows import among
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.selection import index
 from miniplm_jax.selection.items import (
+  SHORTEST,
   byte_words,
   names_of,
   paths,
@@ -104,7 +105,7 @@ def contaminated(
     folder: where files are written.
 
   Yields:
-    Part by part: row_id int64 [n], and how many of them each set has.
+    Part by part: row_id int64 [n], and how many of them each set has, 0 too.
 
   Raises:
     UserError: items cannot be read.
@@ -113,6 +114,11 @@ def contaminated(
   sets = paths(patterns, field)
   names = names_of(sets)
   grams = _Grams(corpus, [list(read_texts(path, field)) for path in sets])
+  for name, each in zip(names, grams.items):
+    if short := sum(not len(item) for item in each):
+      what = f"{name}: {short:,} of {len(each):,} items have no text of "
+      say = warn if short == len(each) else log
+      say("select", f"{what}{SHORTEST} words or more: they are not looked for")
   with Progress("select", index.size_of_d(corpus), "rows") as progress:
     pieces = index.rows_of(corpus, {}, "n_tokens")
     for number, (ids, _) in enumerate(pieces):
@@ -131,7 +137,8 @@ def contaminated(
           pq.write_table(pa.table({"row_id": row_id, "set": of_set}), scratch)
       with path.open("rb") as f:
         table = pq.read_table(f)
-      counts = collections.Counter(table["set"].to_pylist())
+      counts = collections.Counter(dict.fromkeys(names, 0))
+      counts.update(table["set"].to_pylist())
       yield np.unique(table["row_id"].to_numpy()), counts
 
 
