@@ -243,29 +243,36 @@ class Stages:
     table = tasks_report_step.steps(models, c.evaluation, self.workdir)
     return [*losses, *measures, *table]
 
-  def _losses(self, models: Iterable[Subject]) -> list[Step]:
-    """Held-out losses."""
+  def _losses(
+    self, models: Iterable[Subject], is_view: bool = False
+  ) -> list[Step]:
+    """Held-out losses, see `evaluate_step.step`."""
     c = self.config
-    return [evaluate_step.step(it, c.evaluate, c.score, c.run) for it in models]
+    options = c.evaluate, c.score, c.run, is_view
+    return [evaluate_step.step(it, *options) for it in models]
 
   def compare(self) -> list[Step]:
     """Criteria × seeds: selections, students, losses; what they come to."""
-    c, compared, steps = self.config, self.config.compared, {}
-    for seed in c.compare.seeds if c.compare.criteria else ():
-      select, train = c.select.replace(seed=seed), c.train.replace(seed=seed)
-      one = Stages(
-        c.replace(select=select, train=train),
-        self.workdir,
-        {name: by_seed[seed] for name, by_seed in compared.items()},
-      )
-      losses = one._losses(one._subjects(with_scorers=False))
-      for step in (*one.select(), *one.convert(), *one.train(), *losses):
-        step = dataclasses.replace(step, made_in=compare_step.STAGE)
-        steps.setdefault(step.manifest, step)
-    if steps:
-      table = compare_step.step(c.compare, compared, self.workdir, self.corpus)
-      steps[table.manifest] = table
-    return [*steps.values()]
+    c, compared = self.config, self.config.compared
+    selections, students = [], []
+    for seed in c.compare.seeds:
+      train = c.train.replace(seed=seed)
+      for name, by_seed in compared.items():
+        definition = by_seed[seed].definition
+        select = c.compare.select_of(c.select, definition, seed)
+        section = c.replace(select=select, train=train)
+        one = Stages(section, self.workdir, {name: by_seed[seed]})
+        selections += one.select()
+        students += [*one.convert(), *one.train()]
+        students += one._losses(one._subjects(with_scorers=False), is_view=True)
+    if not c.compare.criteria:
+      return []
+    steps = {}  # one selection may serve all seeds
+    for step in (*selections, *students):
+      step = dataclasses.replace(step, made_in=compare_step.STAGE)
+      steps.setdefault(step.manifest, step)
+    table = compare_step.step(c.compare, compared, self.workdir, self.corpus)
+    return [*steps.values(), table]
 
   def _subjects(self, with_scorers: bool = True) -> list[Subject]:
     """The students, and teacher and reference where they score here."""

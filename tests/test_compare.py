@@ -34,7 +34,7 @@ def compared(finished, tmp_path_factory):
   """A workdir with scores, and what one command has made of them."""
   folder = tmp_path_factory.mktemp("compared")
   shutil.copytree(finished, folder, dirs_exist_ok=True)
-  done = run(folder, STAGE, CRITERIA, *OPTIONS)
+  done = run(folder, STAGE, CRITERIA, *OPTIONS, "--config.run.eval_every=2")
   return folder / "run", done.stdout
 
 
@@ -98,6 +98,7 @@ def test_figures_are_those_of_the_files(compared):
     assert student.evaluation.loss == pytest.approx(one["loss_by_seed"][0])
     steps, values = student.curve("eval/loss")
     assert (steps, values) == (found["points"], one["curves"][0])
+    assert len(steps) > 2
 
 
 def test_students_of_a_seed_differ_in_their_rows_alone(compared):
@@ -128,7 +129,6 @@ def test_the_library_finds_what_the_command_has_made(compared):
     shape=student.shape,
     seeds=2,
     oracle="easy",
-    select=SelectConfig(name="of_each_its_own"),
     evaluate=EvaluateConfig(ignore_domains=("odd",)),
     **train,
   )
@@ -261,6 +261,9 @@ def test_tokens_to_target_by_hand():
     ([CRITERIA + ",easy=teacher"], "give each another name"),
     ([CRITERIA + ",Easy=teacher"], "give each another name"),
     ([CRITERIA + ",random=teacher"], "random is random"),
+    ([CRITERIA + ",Random=teacher"], "compare.criteria .*none random's"),
+    ([CRITERIA + ",Easy-s11=teacher", OPTIONS[0]], "easy-s11 is another's"),
+    ([CRITERIA, "--config.method=vanilla_kd"], "say --config.method=miniplm"),
     ([CRITERIA + ",x=teacher+"], "it is no formula"),
     ([CRITERIA + ",x=nobody"], "no score table nobody"),
     ([CRITERIA + ",best=field('x')", ORACLE], "is .field.*no field 'x', but"),
@@ -291,7 +294,100 @@ def test_one_seed_is_said_and_other_rows_are_refused(compared, tmp_path):
   one = CRITERIA, "--config.compare.seeds=10", OPTIONS[2]
   done = run(tmp_path, STAGE, *one)
   assert "One seed: intervals are over held-out rows alone" in done.stdout
-  few = "--config.evaluate.max_rows=9"
-  line = refused(tmp_path, STAGE, *one, few)
-  # They were evaluated on more; stage evaluate does not have these students.
-  assert "max_rows is" in line and "--stages=compare --force" in line
+  longer = "--config.train.learning_rate=0.125"
+  line = refused(tmp_path, STAGE, *one, longer)
+  # Stage train does not have these students.
+  assert "learning_rate is" in line and "--stages=compare --force" in line
+
+
+def test_other_held_out_rows_are_measured_and_nothing_is_trained(
+  compared, tmp_path
+):
+  shutil.copytree(compared[0].parent, tmp_path, dirs_exist_ok=True)
+  workdir = tmp_path / "run"
+  loss, before = losses(workdir, "easy").mean(), content(workdir)
+  run(tmp_path, STAGE, CRITERIA, OPTIONS[0], "--config.evaluate.max_rows=40")
+  after, found = content(workdir), figures(workdir)
+  changed = {path for path in after if after[path] != before.get(path)}
+  measured = {path for path in changed if path.parts[0] == "students"}
+  assert {path.stem for path in measured} == {"evaluation"}
+  assert {path.parts[0] for path in changed - measured} == {"compare"}
+  assert 20 <= found["heldout_rows"] <= 40
+  ran = mp.open_artifact(workdir)
+  settings = ran.students["easy-s10"].settings
+  train = {k: v for k, v in settings["train"].items() if k != "seed"}
+  again = mp.compare(
+    ran.scores,
+    {"easy": "-teacher"},
+    shape=ran.students["easy-s10"].shape,
+    seeds=SEEDS,
+    evaluate=EvaluateConfig(ignore_domains=("odd",)),
+    **train,
+  )
+  assert again.figures["criteria"]["easy"]["loss"] == pytest.approx(loss)
+
+
+def test_random_rows_are_drawn_without_a_penalty(compared):
+  options = CRITERIA, *OPTIONS, "--config.select.redundancy=0.1", "--dry_run"
+  lines = run(compared[0].parent, STAGE, *options).stdout.splitlines()
+  decided = dict(zip(map(str.strip, lines[2::2]), lines[1::2]))
+  of = {name: what for name, what in decided.items() if "top 0.5" in name}
+  for name, what in of.items():
+    is_random = "by random" in name
+    assert ("redundancy 0.1" in name) != is_random
+    assert ("done" in what) == is_random, what
+
+
+def test_unequal_selections_are_said(compared):
+  def of(*kept):
+    keys = "kept_rows", "kept_tokens"
+    return {str(i): dict(zip(keys, each)) for i, each in enumerate(kept)}
+
+  for alike in (
+    of((3578, 114_496), (3577, 114_464)),
+    of((9, 288), (10, 320)),
+    of((1000, 32_000), (1010, 32_320)),
+  ):
+    assert compare_page.unequal(alike) == ""
+  assert compare_page.unequal(of((1000, 32_000), (1000, 31_000)))
+  text = compare_page.unequal(of((3578, 114_496), (100, 3200)))
+  assert "0 3,578 rows of 114,496 tokens; 1 100 rows of 3,200" in text
+  found = figures(compared[0])
+  for name, one in found["criteria"].items():
+    folder = "random-s10" if name == "random" else name
+    selection = mp.open_artifact(compared[0] / "selection" / folder)
+    counts = selection.manifest.counts
+    assert [one["kept_rows"], one["kept_tokens"]] == [
+      *(counts["kept"], counts["tokens"])
+    ]
+  assert found["unequal"] == compare_page.unequal(found["criteria"])
+  assert text in compare_page.section(found | {"unequal": text}).notes
+
+
+@pytest.mark.parametrize(
+  ("options", "said"),
+  [
+    ({"seed": 4}, "seed is 4, .*seeds="),
+    ({"seeds": True}, "seeds is True"),
+    ({"seeds": 2.0}, "seeds is 2.0"),
+    ({"seeds": 0}, "seeds is"),
+    ({"criteria": None}, "criteria is None"),
+    ({"criteria": [None]}, "criteria is"),
+    ({"select": {"ratio": 0.2}}, "select is .*SelectConfig"),
+    ({"select": SelectConfig(name="x")}, "select.name is 'x', .*{method}"),
+    ({"select": SelectConfig(seed=3)}, "select.seed is 3"),
+    ({"select": SelectConfig(definition="random")}, "select.definition is"),
+    ({"run": None}, "run is None"),
+    ({"ratio": 0.2}, r"select=SelectConfig\(ratio=0.2\)"),
+    ({"max_rows": 9}, r"evaluate=EvaluateConfig\(max_rows=9\)"),
+    ({"eval_every": 9}, r"run=RunConfig\(eval_every=9\)"),
+  ],
+)
+def test_arguments_without_effect_are_refused(
+  compared, options, said, tmp_path
+):
+  ran = mp.open_artifact(compared[0])
+  options = {"criteria": {"a": "teacher"}, "shape": "qwen-45m"} | options
+  with pytest.raises(UserError, match=said):
+    mp.compare(ran.scores, to=tmp_path / "x", **options)
+  assert not (tmp_path / "x").exists()

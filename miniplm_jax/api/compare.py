@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import inspect
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,9 +13,16 @@ from miniplm_jax.api import border, steps
 from miniplm_jax.api.artifacts import ToPandas
 from miniplm_jax.api.scores import Scores
 from miniplm_jax.api.students import CriteriaComparison, Run, Student
-from miniplm_jax.config import EvaluateConfig, RunConfig, SelectConfig
+from miniplm_jax.config import (
+  EvaluateConfig,
+  RunConfig,
+  ScoreConfig,
+  SelectConfig,
+  TrainConfig,
+)
 from miniplm_jax.config.compare import CompareConfig
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.fields import shown
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.report import compare_step
@@ -80,8 +88,8 @@ def compare(
     seeds: how many, from 10, or which.
     baseline: the criterion beside which the others stand.
     oracle: that of them whose selection is the best there can be.
-    select: how much each keeps.
-    evaluate: on which held-out rows.
+    select: how much each keeps, and under which name, with {method} in it.
+    evaluate: on which held-out rows; with others they are measured again.
     to: a folder for selections/, students/ and compare/; None is the corpus's.
     force: make all of it again, if it was made otherwise, too.
     **options: fields of `TrainConfig` but for the seed.
@@ -94,26 +102,36 @@ def compare(
       hint = "give what score returns"
       raise UserError("criteria rank rows of score tables", "compare", hint)
     return _of_students(given)
+  if type(seeds) is int:  # not True
+    seeds = range(10, 10 + seeds)
+  for name, value, kind, hint in (
+    ("criteria", criteria, Iterable, "give formulas by name, or names"),
+    ("seeds", seeds, Iterable, "give how many, as 3, or which, as (10, 11)"),
+    ("select", select, SelectConfig, "give such as SelectConfig(ratio=0.2)"),
+    ("evaluate", evaluate, EvaluateConfig, "give an EvaluateConfig"),
+    ("run", run, RunConfig, "give such as RunConfig(eval_every=20)"),
+  ):
+    border.of_kind(value, kind, name, hint)
+  _refuse_unused(select, options)
   items = border.several(criteria)
   if isinstance(criteria, Mapping):
     items = [n if n == how else f"{n}={how}" for n, how in criteria.items()]
   section = CompareConfig(
     criteria=tuple(items) or ("random",),
-    seeds=tuple(range(10, 10 + seeds) if isinstance(seeds, int) else seeds),
+    seeds=tuple(seeds),
     baseline=baseline,
     oracle=oracle,
   )
   root = border.folder_of(to) if to else given.corpus.path.parent
-  names = section.names(select.replace(name="{method}"), "{method}")
+  names = section.names(select, "{method}")
   workdir = Workdir(root)
   how = {"run": run, "force": force}
-  kept = {k: v for k, v in vars(select).items() if k not in _BY_CRITERION}
   for seed in section.seeds:
     for one in (by_seed[seed] for by_seed in names.values()):
-      name, by = one.selection, kept | {"seed": seed}
-      rows = given.select(
-        one.definition, name=name, to=workdir.selection(name), **how, **by
-      )
+      by = vars(section.select_of(select, one.definition, seed))
+      by = {k: v for k, v in by.items() if k not in _BY_CRITERION}
+      name, folder = one.selection, workdir.selection(one.selection)
+      rows = given.select(one.definition, name=name, to=folder, **how, **by)
       student = steps.train(
         shape,
         rows,
@@ -122,11 +140,38 @@ def compare(
         **how,
         **options | {"seed": seed},
       )
-      steps.evaluate(student, **how, **vars(evaluate))
+      losses = steps.measuring(student, evaluate, ScoreConfig(), run, True)
+      border.execute([losses], run, force)
   corpus = given.corpus.path / MANIFEST
   table = compare_step.step(section, names, workdir, corpus)
   border.execute([table], run, force)
   return CriteriaComparison(workdir.compare)
+
+
+def _refuse_unused(select: SelectConfig, options: Mapping[str, Any]):
+  """Refuses what the criteria, the seeds or another argument say."""
+  unused = {
+    "seed": ("seed" in options, "give seeds=, the students'"),
+    "select.name": ("{method}" not in select.name, "put {method} into it"),
+    "select.seed": (select.seed != SelectConfig.seed, "give seeds="),
+    "select.definition": (
+      select.definition != SelectConfig.definition,
+      "give it among the criteria",
+    ),
+  }
+  values = options | {f"select.{k}": v for k, v in vars(select).items()}
+  for name, (is_given, hint) in unused.items():
+    if is_given:
+      what = f"{name} is {shown(values[name])}"
+      raise UserError(what, "compare has one of each criterion and seed", hint)
+  own = inspect.signature(steps.train).parameters.keys()
+  for name in options.keys() - own - vars(TrainConfig()).keys():
+    for kind in SelectConfig, EvaluateConfig, RunConfig:
+      if name in vars(kind()):
+        argument = kind.__name__.removesuffix("Config")
+        hint = f"{argument.lower()}={kind.__name__}"
+        hint += f"({name}={shown(options[name])})"
+        raise UserError(f"{name} is no option", "compare", f"give {hint}")
 
 
 def _of_students(students: Run | Iterable[Student]) -> Comparison:

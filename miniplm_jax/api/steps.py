@@ -27,6 +27,7 @@ from miniplm_jax.config import (
 from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import Section
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import tokenize_step
 from miniplm_jax.distillation import objectives
@@ -329,11 +330,7 @@ def evaluate(
   """
   section = EvaluateConfig(**options)
   if isinstance(model, Student) and (rows is None or rows.name == _HELDOUT):
-    corpus = {"corpus": model.corpus.path / MANIFEST}
-    dtype = model.settings["train"]["dtype"]
-    subject = Subject(model.name, model.name, model.path, corpus, dtype)
-    step = evaluate_step.step(subject, section, score, run)
-    border.execute([step], run, force)
+    border.execute([measuring(model, section, score, run)], run, force)
     return model.evaluation
   if rows is None:
     hint = 'give some in its tokens, such as corpus.split("heldout")'
@@ -359,6 +356,14 @@ def evaluate(
     ignored=section.ignore_domains,
   )
   return Evaluation(name, measured.losses)
+
+
+def measuring(student: Student, *how: Any) -> Step:
+  """The step of a student's held-out losses; `how` as `evaluate_step.step`."""
+  corpus = {"corpus": student.corpus.path / MANIFEST}
+  dtype = student.settings["train"]["dtype"]
+  subject = Subject(student.name, student.name, student.path, corpus, dtype)
+  return evaluate_step.step(subject, *how)
 
 
 def export(student: Student, to: epath.PathLike, **how: Any) -> epath.Path:

@@ -31,6 +31,14 @@ class CompareConfig(Section):
       map(_named, ("random", *self.criteria) if self.criteria else ())
     )
 
+  def select_of(
+    self, select: SelectConfig, definition: str, seed: int
+  ) -> SelectConfig:
+    """How one criterion selects: random rows stay random, redundant or not."""
+    is_random = criterion(definition).formula.text == "random()"
+    redundancy = 0.0 if is_random else select.redundancy
+    return select.replace(seed=seed, redundancy=redundancy)
+
   def names(
     self, select: SelectConfig, student: str
   ) -> dict[str, dict[int, MethodNames]]:
@@ -57,8 +65,13 @@ class CompareConfig(Section):
     """Yields what the fields must be together."""
     for item in self.criteria:
       yield "criteria", *_judged(item), item
-    good = f.differ(_named(item)[0].casefold() for item in self.criteria)
-    yield "criteria", good, "give each another name"
+    names = [_named(item)[0].casefold() for item in self.criteria]
+    is_added = "random" not in self.criteria
+    good = f.differ([*names, *["random"] * is_added])
+    yield "criteria", good, "give each another name, none random's"
+    own = {f"{n}-s{seed}" for n in ["random", *names] for seed in self.seeds}
+    hint = f"{', '.join(own.intersection(names))} is another's of a seed"
+    yield "criteria", own.isdisjoint(names), f"{hint}: give another name"
     known = self.definitions or ("random",)
     hint = f"choose from {', '.join(known)}"
     yield "baseline", self.baseline in known, hint

@@ -187,6 +187,7 @@ class Config(MethodSections):
     hint = "give the reference's weights, not its scores: it is trained on"
     yield "conditional.source", good, hint
     yield from self._proxy_rules()
+    yield from self._compare_rules()
     yield from self._staged_rules()
     yield from self._generated_rules()
     yield from self._model_rules()
@@ -254,10 +255,18 @@ class Config(MethodSections):
     good = not (proxy.from_reference and self.reference.scores)
     hint = "say False: there are scores of the reference, not its weights"
     yield "proxy.from_reference", good, hint
+
+  def _compare_rules(self):
+    """What the students of stage compare learn from."""
     is_compared = "proxy" in self.compare.definitions.values()
     hint = "add --config.baselines=proxy, whose scores it ranks by"
     good = not is_compared or "proxy" in self.methods
     yield "compare.criteria", good, hint
+    spec = METHODS[self.method]
+    good = spec.objective == "next_token" and not spec.generated | spec.staged
+    good |= self.stages != ("compare",) or not self.compare.criteria
+    hint = "say --config.method=miniplm: stage compare trains on next tokens "
+    yield "method", good, f"{hint}of selections as they are"
 
   def stage_tables(self, names: MethodNames) -> list[str]:
     """The score tables of a student in stages, of all but the first."""

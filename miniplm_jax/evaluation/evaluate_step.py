@@ -29,9 +29,16 @@ with epy.lazy_imports():
 
 
 def step(
-  it: Subject, evaluate: EvaluateConfig, score: ScoreConfig, run: RunConfig
+  it: Subject,
+  evaluate: EvaluateConfig,
+  score: ScoreConfig,
+  run: RunConfig,
+  is_view: bool = False,
 ) -> Step:
-  """The held-out losses of one model; `score` puts rows into batches."""
+  """The held-out losses of one model; `score` puts rows into batches.
+
+  As a view they are measured again, not refused, with other settings, too.
+  """
   return Step(
     stage=STAGE,
     manifest=it.folder / heldout.MANIFEST,
@@ -43,7 +50,7 @@ def step(
     inputs={**it.corpus, "model": it.folder / MANIFEST},
     outputs=(it.folder / heldout.ROWS,),
     effect=functools.partial(_effect, it),
-    policy=Policy(is_measure=True),
+    policy=Policy(is_view=is_view, is_measure=True),
     summary=f"held-out loss of {it.name}",
     run=lambda inputs: _run(it, evaluate, score, run, inputs),
   )

@@ -61,6 +61,22 @@ def _cell(key: str, form: str):
   return shown
 
 
+def unequal(criteria: Mapping[str, Mapping[str, Any]]) -> str:
+  """What each keeps, if that differs by more than a row, or 1 %; else ""."""
+  every = [(one["kept_rows"], one["kept_tokens"]) for one in criteria.values()]
+  row = max(tokens / rows for rows, tokens in every)
+  alike = [
+    max(amounts) - min(amounts) <= max(one, 0.01 * max(amounts))
+    for amounts, one in zip(zip(*every), (1, row))
+  ]
+  kept = [
+    f"{name} {one['kept_rows']:,} rows of {one['kept_tokens']:,} tokens"
+    for name, one in criteria.items()
+  ]
+  text = f"Selections differ in size: {'; '.join(kept)}. Of fewer tokens each "
+  return "" if all(alike) else text + "is seen more often."
+
+
 def section(figures: Mapping[str, Any]) -> Section:
   """Its part of a report."""
   baseline, oracle = figures["baseline"], figures["oracle"]
@@ -91,7 +107,9 @@ def section(figures: Mapping[str, Any]) -> Section:
     "One seed: intervals are over held-out rows alone, and say nothing of how "
     "far another seed would be.": seeds == 1,
     f"{oracle} is not shown to be better than {baseline}.": unseen,
-    "No learning curves on the same rows and at the same steps.": not points,
+    figures.get("unequal"): figures.get("unequal"),
+    "No learning curves, which are of three or more points, on the same rows "
+    "and at the same steps: see run.eval_every.": not points,
   }
   caption = (
     "Left, learning curves: mean over seeds, least and largest; dotted, where "
@@ -133,7 +151,8 @@ def _picture(figures: Mapping[str, Any]) -> str:
     right.plot(one["delta"], y, "o", ms=7, color=color)
     right.plot(at, [y] * len(at), "|", ms=11, color=plots.INK)
     names.append(plots.plain(name))
-  plots.curves(left, means, lw=1.5)
+  if means:
+    plots.curves(left, means, lw=1.5)
   right.set_yticks(range(len(names)), names)
   right.set_ylim(len(names) - 0.4, -0.6)
   return plots.picture(figure)

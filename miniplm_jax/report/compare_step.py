@@ -126,12 +126,15 @@ def _measure(
   where = f"corpus {corpus.directory}"
   criteria = paired.losses(loss, baseline, compare.oracle, where)
   points = steps.pop() if len(steps) == len(rows) == 1 else ()
+  # One or two are no curve: what they reach is a bound.
+  points = points if len(points) > 2 else ()
   reached = paired.to_target(points, curves, baseline) if points else {}
   for name, its in students.items():
     criteria[name] |= reached.get(name, {}) | {
       "curves": [values.tolist() for values in curves[name]],
       "formula": criterion(definitions[name]).text,
       "kept_rows": its[0].selection.counts["kept"],
+      "kept_tokens": its[0].selection.counts["tokens"],
       "made_of": [
         {part: getattr(one, part).fingerprint for part in _PARTS} for one in its
       ],
@@ -151,6 +154,7 @@ def _measure(
     "draws": paired.DRAWS,
     "made_with": {"model": model, "train": train},
     "points": list(points),
+    "unequal": compare_page.unequal(criteria),
     "criteria": criteria,
   }
 
