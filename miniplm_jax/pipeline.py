@@ -22,6 +22,7 @@ from miniplm_jax.distillation import proxy_step
 from miniplm_jax.forecast import plan_step
 from miniplm_jax.report import report_step
 from miniplm_jax.scoring import score_step
+from miniplm_jax.selection import select_step
 from miniplm_jax.stages import Stages
 
 
@@ -121,7 +122,9 @@ def _refuse_left_out(all_steps: Stages, stages: Sequence[str]):
   for stage in stages:
     if stage in config_lib.LOOKS:
       continue
-    steps = _steps(all_steps, stage, False)
+    # A criterion that nothing can rank by is not scored for.
+    is_asked = stage == select_step.STAGE and stage in all_steps.config.stages
+    steps = _steps(all_steps, stage, is_asked)
     makers |= {step.manifest: stage for step in steps}
     for path in (p for s in steps for p in s.input_manifests.values()):
       maker = makers.get(path, stage)

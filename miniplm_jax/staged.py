@@ -20,6 +20,7 @@ from collections.abc import Callable
 from etils import epath, epy
 
 from miniplm_jax.config.root import STUDENT
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST
@@ -37,6 +38,9 @@ from miniplm_jax.trainings import Trainings
 
 with epy.lazy_imports():
   import numpy as np
+
+  from miniplm_jax.corpus import store
+  from miniplm_jax.selection import index
 
 STAGE = "train"
 
@@ -57,7 +61,12 @@ class Staged:
 
   def first(self, check: Callable[[Manifest], None] = lambda _: None) -> Step:
     """The selection of the first stage; see `select_step.step`."""
-    return self._selection(0, check)
+
+    def check_all(corpus: Manifest):
+      check(corpus)
+      self._refuse_empty(corpus)
+
+    return self._selection(0, check_all)
 
   def steps(self) -> list[Step]:
     """All others, in their order."""
@@ -66,6 +75,21 @@ class Staged:
       steps += [self._training(k), *self._scores(k + 1), self._selection(k + 1)]
     steps += [*self._union(), self._training(last)]
     return [dataclasses.replace(step, made_in=STAGE) for step in steps]
+
+  def _refuse_empty(self, corpus: Manifest):
+    """Raises UserError if a stage's share of the budget is nothing."""
+    select, last = self.trainings.config.select, self._ends[-1]
+    budget = select.budget(index.size_of_d(store.Corpus(corpus)))
+    for k in range(len(self._ends)):
+      first, end = self._between(k)
+      if budget * end // last == budget * first // last:
+        unit = "tokens" if select.tokens else "rows"
+        raise UserError(
+          f"all stages together keep {budget:,} {unit}, and that for steps "
+          f"{first:,} to {end:,} of {last:,} none of them",
+          "config.select.ratio, rows and tokens",
+          "keep more, or give fewer stages in config.staged",
+        )
 
   def _between(self, k: int) -> tuple[int, int]:
     return (0, *self._ends)[k], self._ends[k]

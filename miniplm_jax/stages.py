@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from etils import epath, epy
 
 from miniplm_jax import hf_export
 from miniplm_jax.config import Config
+from miniplm_jax.config.root import STUDENT
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
@@ -157,27 +158,38 @@ class Stages:
   def _staged(self) -> list[Staged]:
     """The students that are trained in stages."""
     names = [n for n in self.names if n.staged]
+    if names:  # it is read when a stage has ended, and refused before
+      self._tables(self.config.staged.definition, "staged", [STUDENT])
     return [Staged(self.trainings, n, self._tables) for n in names]
 
-  def _tables(self, definition: str) -> dict[str, epath.Path]:
+  def _tables(
+    self, definition: str, section: str = "select", more: Sequence[str] = ()
+  ) -> dict[str, epath.Path]:
     """The score tables that a criterion reads, by their names in it.
+
+    Args:
+      section: that has it, for messages.
+      more: names that it has beside those of tables.
 
     Raises:
       UserError: no model has such a name, and no table is there.
     """
     c, scores = self.config, self.workdir.root / "scores"
-    names = {*c.tables, *(ref.name for ref in self._more())}
-    names.update(table for n in self.names for table in c.stage_tables(n))
-    tables = {}
+    offered = {*ROLES, *(ref.name for ref in self._more()), *more}
+    staged = (table for n in self.names for table in c.stage_tables(n))
+    names, tables = {*c.tables, *offered, *staged}, {}
     for name in criterion(definition).reads:
       tables[name] = self.workdir.scores(c.folder_of(name))
       if name not in names and not tables[name].exists():
-        names.update(path.name for path in scores.glob("*"))
+        offered.update(
+          path.parent.name for path in scores.glob(f"*/{MANIFEST}")
+        )
+        offered.update(["proxy"] * ("proxy" in c.methods))
         raise UserError(
           f"there is no criterion and no score table {name}",
-          f"config.select.definition={definition}",
+          f"config.{section}.definition={definition}",
           f"criteria are {', '.join(CRITERIA)}; tables "
-          f"{', '.join(sorted(names))}",
+          f"{', '.join(sorted(offered))}",
         )
     return tables
 

@@ -192,11 +192,13 @@ class Trainings:
     c = self.config
     is_reference_trained = not (c.reference.path or c.reference.scores)
     tables = {n: c.folder_of(n) for n in criterion(names.definition).reads}
-    if names.staged:
+    selection = self.workdir.selection(names.selection) / MANIFEST
+    # Before there are the rows of all stages, some are still to be scored.
+    if names.staged and selection.exists():
       tables |= {name: name for name in c.stage_tables(names)}
     spent = budget.offline(
       self.workdir,
-      self.workdir.selection(names.selection) / MANIFEST,
+      selection,
       inputs,
       tables,
       is_reference_trained,

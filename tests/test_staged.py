@@ -52,7 +52,8 @@ def whole(finished, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     batches = Batches(patch)
     stages = "--stages=select,train,evaluate,export,report"
-    run(folder, stages, "--config.materialize.format=megatron", *STAGED)
+    done = run(folder, stages, "--config.materialize.format=megatron", *STAGED)
+  (folder / "log.txt").write_text(done.stdout)
   return folder / "run", batches.rows
 
 
@@ -107,10 +108,18 @@ def test_scoring_on_the_way_counts_and_is_shown(whole):
     of_table = table.details["offline_flops"]
     assert spent[f"scoring by staged-{k}"] == of_table[f"scoring by staged-{k}"]
   assert None not in spent.values()
+  said = (folder.parent / "log.txt").read_text()
+  assert "scoring by teacher" in said and "not known" not in said
   plain = manifest.read(folder / "students/miniplm/manifest.json")
   assert made.counts["steps"] == STEPS and made.counts["rows"] == 8 * STEPS
   a_step = [m.details["train_flops"] / m.counts["steps"] for m in (made, plain)]
   assert a_step[0] == pytest.approx(a_step[1])
+  ours = [len(kept_rows(folder, f"staged-{k}")) for k in range(3)]
+  words = f"were kept, {ours[0]} by mean_diff (log p − log p_ref, nats per "
+  words += f"token), and {ours[1] + ours[2]} by student - teacher, from step 2"
+  card = (folder / "selection/staged/card.md").read_text()
+  assert words in card and "rows of later ones are by student - teach" in card
+  assert words in (folder / "selection/staged/report.html").read_text()
   card = (folder / "students/staged/hf/README.md").read_text()
   assert "72 of" in card and "`student - teacher`" in card
   rows_of = json.loads(
@@ -236,6 +245,9 @@ def test_one_stage_is_the_plain_method(copy):
     (f"staged.at=({STEPS},)", f"give steps before the last, {STEPS}"),
     ("staged.definition=student -", "it is no formula"),
     ("staged.definition=student - other", "no score table other"),
+    ("staged.definition=foo - teacher", "fig.staged.definition=foo - t"),
+    ("staged.definition=foo - teacher", "tables reference, student, teacher"),
+    ("select.rows=2", "keep 2 rows, and that for steps 0 to 2 of 9 none"),
     ("score.more=('student=x',)", "no other table of scores has"),
     ("score.more=('staged-1=x',)", "no other table of scores has"),
     ("select.definition=student", "no score table student"),
@@ -249,6 +261,7 @@ def test_what_cannot_be_is_refused_in_one_line(copy, argument, words):
     given += ("--config.student.eos_token=</s>",)
   assert words in refused(copy, *given)
   assert not (copy / "run/students/staged").exists()
+  assert not list((copy / "run/selection").glob("staged*/*"))
 
 
 @pytest.mark.long

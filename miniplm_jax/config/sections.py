@@ -201,6 +201,10 @@ class SelectConfig(Section):
     named = (text.partition("=") for text in self.columns)
     return {name: path for name, _, path in named}
 
+  def budget(self, rows: int) -> int:
+    """Rows or tokens that are to be kept of a D of so many rows."""
+    return self.tokens or self.rows or f.of(self.ratio, rows)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaterializeConfig(Section):

@@ -80,11 +80,17 @@ def _sections(selection: SelectionReport, inputs: Mapping[str, Manifest]):
   yield tables.lead(selection)
   yield _FILES
   yield "## How it was made"
+  later = selection.later and (
+    ". That is the score in all tables here, and in the first stage of a "
+    f"training; the rows of later ones are by {selection.later}, `student` "
+    "being the student as it was then"
+  )
   yield (
     "Rows of D, the corpus without what the models were trained on here and "
     "without the held-out rows, were scored and ranked; the kept ones are in "
     f"corpus order. The score is `{definition}` ({selection.label})"
     + (f": {in_words}" if in_words else "")
+    + later
     + ". Difference Sampling of MiniPLM (arXiv 2410.17215) takes the highest "
     "by `mean_diff` or `sum_diff`. The settings, and the sha256 fingerprints "
     "of what was read:"

@@ -30,6 +30,8 @@ class SelectionReport:
   dropped: Mapping[str, int]  # rows by why they were not considered
   options: Mapping[str, str]  # every setting, in words
   summary: Summary
+  later: str = ""  # how the rows of a training's later stages are ranked
+  later_rows: int = 0  # of those kept
   # Not all reports look for these.
   contaminated: Mapping[str, int] | None = None  # rows left out, by set
   duplicates: Duplicates | None = None
@@ -47,6 +49,10 @@ class SelectionReport:
     settings = manifest.settings
     definition = settings["definition"]
     dropped = manifest.counts.get("dropped", {})
+    if staged := settings.get("staged"):
+      _, *rows = manifest.counts["kept_by_stage"]
+      later = f"{staged['definition']}, from step {staged['ends'][0]:,} on"
+      measured |= {"later": later, "later_rows": sum(rows)}
     return cls(
       name=manifest.path.parent.name,
       definition=definition,
@@ -86,10 +92,13 @@ def lead(selection: SelectionReport) -> str:
   """The selection in a sentence or two."""
   total, threshold = selection.summary.total, selection.threshold
   above = "" if threshold is None else f", from {threshold:.4f} on"
+  by = f" by {selection.definition} ({selection.label}){above}"
+  if selection.later:
+    rows = selection.later_rows
+    by = f", {total.kept_rows - rows:,}{by}, and {rows:,} by {selection.later}"
   return (
     f"{total.kept_rows:,} of {total.rows:,} rows ({total.share:.1%}) were "
-    f"kept by {selection.definition} ({selection.label}){above}: "
-    f"{total.kept_tokens:,} of {total.tokens:,} tokens."
+    f"kept{by}: {total.kept_tokens:,} of {total.tokens:,} tokens."
   )
 
 

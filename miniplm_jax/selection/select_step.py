@@ -234,6 +234,7 @@ def union(
       "files": {path.name: files.describe(path)},
       "counts": counts
       | {k: sum(m.counts[k] for m in made) for k in ("kept", "tokens")}
+      | {"kept_by_stage": [m.counts["kept"] for m in made]}
       | {
         "domains": {
           name: of_d | {"kept": by_domain[name]}

@@ -165,10 +165,8 @@ class Candidates:
   @property
   def _all(self) -> int:
     """The budget of all stages."""
-    options = self._options
     # of all of D, as in the method, whatever is left out
-    rows = self._scored.of_d
-    return options.tokens or options.rows or fields.of(options.ratio, rows)
+    return self._options.budget(self._scored.of_d)
 
   def refuse_too_few(self):
     """Raises UserError, after a pass, if later stages would have no rows."""
