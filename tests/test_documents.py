@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 import pathlib
+import re
+import shutil
 from pydoc_data import topics
 
 import jax
@@ -15,6 +17,7 @@ from etils import epath
 from helpers import refused, run
 from test_huggingface import TRANSFORMER, new, saved
 
+from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus import tokenizer
 from miniplm_jax.evaluation import documents, texts
 from miniplm_jax.models import huggingface
@@ -173,8 +176,7 @@ def test_what_was_killed_goes_on_to_the_same_bytes(
 
 
 def test_what_cannot_be_meant_is_refused_in_a_line(source, model, tmp_path):
-  def told(*flags):
-    own = f"--config.score.more=tiny={model}"
+  def told(*flags, own=f"--config.score.more=tiny={model}"):
     return refused(source, "--stages=score_documents", own, *flags)
 
   assert "no language model other" in told("--config.documents.models=other")
@@ -193,9 +195,42 @@ def test_what_cannot_be_meant_is_refused_in_a_line(source, model, tmp_path):
   elsewhere = f"--config.workdir={source / 'other'}"
   field = "--config.corpus.text_field=body"
   assert "no text in field 'body'" in told(chosen, elsewhere, field)
+  chosen = "--config.documents.models=tiny,nix"
+  more = f"--config.score.more=('tiny={model}','nix={tmp_path / 'nix'}')"
+  assert "no model directory here" in told(chosen, elsewhere, own=more)
+  assert not list((source / "other").rglob("*.parquet"))
+  (source / "none.jsonl").write_text("")
+  none = f"--config.corpus.source={source / 'none.jsonl'}"
+  chosen = "--config.documents.models=tiny"
+  assert "there is no document" in told(chosen, elsewhere, none)
   nan = jax.tree.map(lambda x: x * jnp.nan, new(TRANSFORMER))
   tokens = tokenizer.load(epath.Path(model), EOS).to_files()
   huggingface.save(epath.Path(tmp_path / "nan"), nan, 7, tokens)
   more = f"--config.score.more=('nan={tmp_path / 'nan'}',)"
   chosen = "--config.documents.models=nan"
   assert "the weights hold NaN" in told(chosen, elsewhere, more)
+
+
+def test_a_line_warns_of_a_model_that_may_know_the_documents(model, tmp_path):
+  def warned(*flags):
+    said = score(tmp_path, folder, *flags, "--force").stdout
+    return re.findall(r"warning: tiny was trained on rows of (.*?):", said)
+
+  lines = [json.dumps({"text": text}) for text in LONG]
+  (tmp_path / "text.jsonl").write_text("\n".join(lines))
+  folder = tmp_path / "given"
+  shutil.copytree(model, folder)
+  assert not warned()
+  (folder / "trained_rows.json").write_text("{}")
+  assert warned() == ["a corpus"]
+  # As a reference that was trained here.
+  fields = "--config.corpus.domain_field=domain", "--config.corpus.id_field=id"
+  tokens = f"--config.corpus.tokenizer={model}"
+  run(tmp_path, "--stages=tokenize", tokens, *fields)
+  home = tmp_path / "run" / "reference"
+  folder = shutil.copytree(model, home / "hf")
+  manifest = json.loads((tmp_path / "run/corpus/manifest.json").read_text())
+  of = {"corpus": manifest["fingerprint"]}
+  path = epath.Path(home / "manifest.json")
+  Manifest(path, "reference", {}, of, weights="0").write()
+  assert warned(tokens) == ["a corpus of this very source"]

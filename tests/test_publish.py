@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -124,6 +125,74 @@ def test_rows_are_selected_from_published_tables_without_a_model(
   again = mp.publish(scores, tmp_path / "published")
   same = pq.read_table(again / "teacher" / "scores.parquet")
   assert same == pq.read_table(published / "teacher" / "scores.parquet")
+  first, second = map(models_of, (published, again))
+  for name in NAMES:
+    first[name].pop("table")
+    assert len(second[name].pop("table")) == 64
+  assert first == second
+
+
+def models_of(folder):
+  """What a publication says of its models."""
+  body = json.loads((folder / "manifest.json").read_text())
+  return body["details"]["models"]
+
+
+def test_a_card_says_what_n_grams_were_counted_and_no_path(made, tmp_path):
+  corpus, text = Run(made / "run").corpus, made / "text" / "a.jsonl"
+  models = {"target": mp.ngram(text), "all": mp.ngram("train")}
+  scores = mp.score(corpus, models, to=tmp_path / "scores", ngram_buckets=1000)
+  card = mp.publish(scores, tmp_path / "published") / "README.md"
+  told = models_of(card.parent)
+  for name, counted in (("target", "a.jsonl"), ("all", "split train")):
+    words = f"n-grams of {counted} in 1,000 buckets"
+    assert told[name]["model"] == words and words in card.read_text()
+    assert told[name]["ngram_buckets"] == 1000
+  said = card.read_text() + (card.parent / "manifest.json").read_text()
+  assert str(made) not in said and str(tmp_path) not in said
+  taken = mp.take(corpus, card.parent, to=tmp_path / "taken" / "scores")
+  again = models_of(mp.publish(taken, tmp_path / "again"))
+  assert again["target"]["weights"] == told["target"]["weights"]
+  assert again["target"]["ngram_buckets"] == 1000
+
+
+def test_a_publication_stands_and_its_card_is_the_users(made, tmp_path):
+  whole, folder = Run(made / "run").scores, tmp_path / "published"
+  few = mp.Scores(whole.corpus, {"c": whole["c"]})
+  card = mp.publish(few, folder) / "README.md"
+  edited = card.read_text().replace("license: unknown", "license: mit")
+  assert "license: mit" in edited
+  card.write_text(edited)
+  mp.publish(few, folder)
+  others = mp.Scores(whole.corpus, {"c": whole["d"], "d": whole["d"]})
+  with pytest.raises(UserError, match=r"run otherwise: inputs\.scores"):
+    mp.publish(others, folder)
+  assert card.read_text() == edited
+  assert sorted(p.name for p in folder.iterdir()) == [
+    *("README.md", "c", "manifest.json")
+  ]
+  mp.take(whole.corpus, folder, to=tmp_path / "taken" / "scores")
+  mp.publish(others, folder, force=True)
+  assert "license: unknown" in card.read_text() and (folder / "d").exists()
+
+
+def test_what_is_no_publication_is_refused_in_a_line(made, tmp_path):
+  ours, published = Run(made / "run").corpus, made / "run" / "published"
+  copy = tmp_path / "copy"
+  shutil.copytree(published, copy)
+  (copy / "c").rename(copy / "other")
+  with pytest.raises(UserError, match=r"no published table.*names none"):
+    mp.take(ours, copy, to=tmp_path / "x" / "scores")
+  (copy / "manifest.json").unlink()
+  with pytest.raises(UserError, match=r"no published table.*is not there"):
+    mp.take(ours, copy, to=tmp_path / "x" / "scores")
+  with pytest.raises(UserError, match="there lies a file"):
+    mp.publish(Run(made / "run").scores, made / "all.jsonl")
+  with pytest.raises(UserError, match=r"models are \{\}"):
+    mp.score(ours, {}, to=tmp_path / "x" / "scores")
+  more = "--config.score.more=s2=table:"
+  said = refused(made, "--stages=score", more, *corpus(made))
+  assert "config.score.more is 's2=table:'" in said
 
 
 def test_rows_in_another_order_or_fewer_are_joined_by_their_hashes(
@@ -164,9 +233,11 @@ def test_other_rows_are_refused_in_a_line_that_counts_them(made, tmp_path):
   ).groups()
   assert 0 < int(missing) < int(of) and abs(int(of) - int(those)) < 9
   assert "its text is another" in said
-  other = "--config.corpus.max_length=48", f"--config.workdir={tmp_path / 'x'}"
+  names = "--config.corpus.max_length=48", "--config.corpus.id_field=meta.set"
+  other = *names, f"--config.workdir={tmp_path / 'x'}"
   said = refused(*take(tmp_path, made, *other), **source)
-  assert "max_length is 32 there and 48 here" in said
+  assert "it was: max_length is 32 there and 48 here" in said
+  assert "id_field" not in said
   published = made / "run" / "published"
   (tmp_path / "copy").mkdir()
   for path in published.rglob("*"):

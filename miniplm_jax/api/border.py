@@ -67,8 +67,11 @@ def root_of(folder: epath.Path) -> epath.Path:
 
 
 def folder_of(to: epath.PathLike) -> epath.Path:
-  """The folder that is to be made."""
-  return epath.Path(path_of(to, "to")).expanduser()
+  """The folder that is to be made, or opened."""
+  folder = epath.Path(path_of(to, "to")).expanduser()
+  if folder.is_file():
+    raise UserError("there lies a file", str(folder), "give a folder")
+  return folder
 
 
 def path_of(path: Any, name: str) -> str:

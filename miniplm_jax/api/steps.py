@@ -236,7 +236,7 @@ def score(
     **options: fields of `ScoreConfig`: dtype, batch_tokens, share, ….
   """
   border.of_kind(corpus, Corpus, "corpus", "give what tokenize returns")
-  if not isinstance(models, Mapping):
+  if not isinstance(models, Mapping) or not models:
     hint = 'name each: {"teacher": …, "reference": …}'
     raise UserError(f"models are {fields.shown(models)}", "score", hint)
   folder = border.folder_of(to or corpus.path.parent / "scores")

@@ -12,9 +12,10 @@ from etils import epath, epy
 
 from miniplm_jax.config import DocumentsConfig, RunConfig, ScoreConfig
 from miniplm_jax.core import distributed, files
+from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.log import log
+from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus.sources import CorpusSource
@@ -23,6 +24,7 @@ from miniplm_jax.models.ref import ModelRef
 from miniplm_jax.scoring.ngram import NgramRef
 
 with epy.lazy_imports():
+  from miniplm_jax.corpus import trained_rows
   from miniplm_jax.evaluation import documents as documents_lib
   from miniplm_jax.evaluation import texts
   from miniplm_jax.models import huggingface, sharding
@@ -67,6 +69,14 @@ class Scoring:
     inputs = {"source": self.source, "weights": ref.as_input()}
     if ref.path:
       inputs["tokenizer"] = hub.GivenTokenizer(ref.path, ref.revision)
+
+    def check():
+      """All models are there before the first one scores; none is fetched."""
+      is_given = ref.path and not (folder / MANIFEST).exists()
+      if is_given and not hub.may_be_hub_id(ref.path):
+        ref.shape()
+        inputs["tokenizer"]()
+
     settings = dataclasses.asdict(c)
     del settings["models"]
     names = ("split", "text_field", "domain_field", "id_field")
@@ -82,6 +92,7 @@ class Scoring:
       summary=f"documents of {corpus.source} under {ref.name} {ref.origin}, "
       f"{score.dtype}",
       code=Version(_CODE, ("jax", "tokenizers"), self.run.any_code),
+      checks=(check,),
       run=lambda unused_inputs: self._run(ref, folder),
     )
 
@@ -89,6 +100,7 @@ class Scoring:
     c, run, score = self.documents, self.run, self.score
     mesh = sharding.mesh_of(run)
     model = texts.TextModel.load(ref.folder(), mesh, score.dtype)
+    self._warn_of_training(ref.name, model.folder)
     rows = texts.RowScorer(
       model, score.batch_tokens, run.log_every_seconds, STAGE
     )
@@ -100,6 +112,10 @@ class Scoring:
     names = documents_lib.fill(
       folder, items, scorer, c.part_bytes, made_by, STAGE
     )
+    if not names:
+      where = f"config.corpus.source={self.source.path}"
+      hint = "give a source that has some"
+      raise UserError("there is no document", where, hint)
     fields = distributed.agree(lambda: documents_lib.merge(folder, names))
     counts, details = fields["counts"], fields["details"]
     log(
@@ -112,3 +128,24 @@ class Scoring:
       log(STAGE, f"{ref.name}: {n:,} documents have no score: {reason}")
     details["architecture"] = model.decoder.arch.fingerprint
     return fields | {"weights": weights, "tokenizer": tokens}
+
+  def _warn_of_training(self, name: str, folder: epath.Path):
+    """Warns if it was trained on rows that may be these documents.
+
+    Rows are no documents, so nobody can tell which.
+    """
+    home = folder.parent  # of what was trained here, whose hf/ this is
+    is_listed = any((f / trained_rows.NAME).exists() for f in (folder, home))
+    made, which = manifest_lib.read(home / MANIFEST), "a corpus"
+    if not is_listed and not (made and made.weights):
+      return
+    for above in home.parents[:2]:  # WORKDIR/reference, WORKDIR/students/NAME
+      corpus = manifest_lib.read(above / "corpus" / MANIFEST)
+      if made and corpus and made.inputs.get("corpus") == corpus.fingerprint:
+        is_same = corpus.inputs.get("source") == self.source()
+        which = "a corpus of this very source" if is_same else which
+    warn(
+      STAGE,
+      f"{name} was trained on rows of {which}: documents that it has seen are "
+      "not left out, and their scores say nothing",
+    )

@@ -40,7 +40,7 @@ def resolve(
   local = epath.Path(path).expanduser()
   if local.exists():
     return local
-  if not _may_be_hub_id(path):
+  if not may_be_hub_id(path):
     raise GoneError(
       "no model directory here", path, "give a directory or a hub id"
     )
@@ -62,7 +62,8 @@ def resolve(
   return epath.Path(folder)
 
 
-def _may_be_hub_id(path: str) -> bool:
+def may_be_hub_id(path: str) -> bool:
+  """Whether a path that is no directory reads like a name of the hub."""
   is_path = path.startswith((".", "/", "~")) or "://" in path
   return not is_path and path.count("/") < 2
 
@@ -89,7 +90,7 @@ class Given:
 
     Of a hub id nothing is known before it is fetched but its revision.
     """
-    if not self.is_folder and _may_be_hub_id(self.path):
+    if not self.is_folder and may_be_hub_id(self.path):
       return files.digest([self.path, self.revision])
     return self._read(resolve(self.path))
 

@@ -17,6 +17,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus import datasets, sources
+from miniplm_jax.models import hub
 from miniplm_jax.report.table import Table
 
 with epy.lazy_imports():
@@ -31,6 +32,7 @@ with epy.lazy_imports():
 
 STAGE = "publish"
 _SCORES = "scores "  # before a table's name, as an input
+_FOLDER = "a folder"  # for its path
 
 _USE = """\
 Each `NAME/scores.parquet` has a row for each row of D, the rows of a packed
@@ -69,7 +71,7 @@ def step(
     inputs={"corpus": corpus}
     | {_SCORES + name: path / MANIFEST for name, path in tables.items()},
     outputs=(folder,),
-    policy=Policy(is_view=True, is_host_only=True),
+    policy=Policy(is_host_only=True),
     summary=f"tables {', '.join(tables)} for others, without text",
     run=lambda inputs: _run(folder, inputs),
   )
@@ -83,10 +85,11 @@ def _run(folder: epath.Path, inputs: Mapping[str, Manifest]) -> dict[str, Any]:
     if name.startswith(_SCORES)
   }
   names = {name: f"{name}/{importing.FILE}" for name in tables}
-  for name, manifest in tables.items():
+  for manifest in tables.values():
     if "nll_sum" not in manifest.counts:
       hint = "publish those of its teacher and its reference"
       raise UserError("a proxy's table has no nll", str(manifest.path), hint)
+  for name, manifest in tables.items():
     _write(folder / names[name], manifest, store.Corpus(of_corpus))
   source = of_corpus.details.get("source", "")
   is_public = datasets.is_named(source) or source == sources.EMBEDDED
@@ -100,13 +103,12 @@ def _run(folder: epath.Path, inputs: Mapping[str, Manifest]) -> dict[str, Any]:
     },
     "models": {name: _model(manifest) for name, manifest in tables.items()},
   }
-  files.write_bytes(folder / "README.md", _card(tables, details).encode())
+  # The user's to edit, and so none of the files that are checked.
+  if not (card := folder / "README.md").exists():
+    files.write_bytes(card, _card(tables, details).encode())
   return {
     "tokenizer": of_corpus.tokenizer,
-    "files": {
-      name: files.describe(folder / name)
-      for name in (*names.values(), "README.md")
-    },
+    "files": {n: files.describe(folder / n) for n in names.values()},
     "counts": {"tables": len(tables)},
     "details": details,
   }
@@ -127,29 +129,48 @@ def _write(path: epath.Path, manifest: Manifest, corpus: "store.Corpus"):
 
 
 def _given(made: Manifest, name: str, without: str) -> str:
-  """The hub id of an input; no folder of this machine is named."""
-  if name in made.details.get(manifest_lib.HERE, ()):
-    return "a folder"
-  return made.details.get(manifest_lib.NAMED, {}).get(name, without)
+  """The hub id of an input; no path of this machine is named."""
+  path = made.details.get(manifest_lib.NAMED, {}).get(name)
+  if path is None:
+    return without
+  is_here = name in made.details.get(manifest_lib.HERE, ())
+  return path if hub.may_be_hub_id(path) and not is_here else _FOLDER
+
+
+def _counted(text: str) -> str:
+  """What an n-gram model counts; of files the last name alone."""
+  if text in store.SPLITS:
+    return f"split {text}"
+  return text if datasets.is_named(text) else epath.Path(text).name
 
 
 def _model(scored: Manifest) -> dict[str, Any]:
   """What is known of the model of a table."""
-  details = scored.details
-  is_given = "scores" in scored.inputs
-  without = "made elsewhere" if is_given else "trained on this corpus"
-  is_here = "weights" in details.get(manifest_lib.HERE, ())
-  return {
-    "model": _given(scored, "weights", without),
-    "revision": "" if is_here else details.get("revision", ""),
-    "weights": scored.weights,
-    "architecture": details.get("architecture"),
-    "dtype": scored.settings.get("dtype", ""),
-    "int8": scored.settings.get("int8", False),
+  details, settings = scored.details, scored.settings
+  own = {
     "table": scored.fingerprint,
     "rows": scored.counts["rows"],
     "tokens": scored.counts["tokens"],
+  }
+  if importing.PUBLISHED in details:  # of which all else is known
+    return details[importing.PUBLISHED] | own
+  is_given = "scores" in scored.inputs
+  without = "made elsewhere" if is_given else "trained on this corpus"
+  model, more = _given(scored, "weights", without), {}
+  if buckets := settings.get("ngram_buckets"):
+    text = _counted(details[manifest_lib.NAMED]["weights"])
+    model = f"n-grams of {text} in {buckets:,} buckets"
+    more = {"ngram_buckets": buckets}
+  return {
+    "model": model,
+    "revision": "" if model == _FOLDER else details.get("revision", ""),
+    "weights": scored.weights,
+    "architecture": details.get("architecture"),
+    "dtype": settings.get("dtype", ""),
+    "int8": settings.get("int8", False),
     "code": scored.code_version,
+    **more,
+    **own,
   }
 
 

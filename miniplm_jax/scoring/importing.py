@@ -11,6 +11,7 @@ Or the folder of a table that stage publish wrote: there each row has its hash.
 """
 
 import json
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -26,16 +27,40 @@ from miniplm_jax.scoring import table
 from miniplm_jax.scoring.units import units_of
 
 FILE = "scores.parquet"  # of a table, in a folder of its name
+PUBLISHED = "published"  # in a taken table's details: what its model was
+# Settings of a corpus that its rows' ids and hashes do not depend on; of the
+# tokenizer they have what it holds.
+_NOT_OF_ROWS = "fields", "id_field", "tokenizer_revision", "vocab_size"
 _HINT = "give Σ −log p of every row in nats, a number that is 0 or more"
 
 
 def published(path: str) -> Manifest | None:
-  """The manifest of what stage publish wrote, of the folder of one table."""
+  """The manifest of what stage publish wrote, of the folder of one table.
+
+  Raises:
+    UserError: there is a table, and no such manifest names it.
+  """
   folder = epath.Path(path).expanduser()
-  is_table = (folder / FILE).exists()
-  found = manifest_lib.read(folder.parent / MANIFEST) if is_table else None
+  if not (folder / FILE).exists():
+    return None
+  found, name = manifest_lib.read(folder.parent / MANIFEST), folder.name
   is_it = found and found.stage == "publish"
-  return found if is_it and f"{folder.name}/{FILE}" in found.files else None
+  if not is_it or f"{name}/{FILE}" not in found.files:
+    beside = f"{folder.parent / MANIFEST}"
+    raise UserError(
+      f"no published table {name}: "
+      + (f"{beside} names none" if found else f"{beside} is not there"),
+      str(folder),
+      "give FOLDER/NAME as publish wrote them, with FOLDER/manifest.json",
+    )
+  return found
+
+
+def known(path: str) -> dict[str, Any]:
+  """Details of a taken table: what its publisher says of the model."""
+  tables = published(path)
+  name = epath.Path(path).name
+  return {PUBLISHED: tables.details["models"][name]} if tables else {}
 
 
 def write_parts(
@@ -116,12 +141,17 @@ def _taken(tables: Manifest, name: str, corpus: Corpus, row_ids: np.ndarray):
       there, facts = tables.details["corpus"], corpus.manifest
       settings = there["settings"] | {"tokenizer": there["tokenizer"]}
       here = facts.settings | {"tokenizer": facts.tokenizer}
-      why = manifest_lib.first_difference(settings, here)
+      names = sorted({*settings, *here}.difference(_NOT_OF_ROWS))
+      whys = (
+        manifest_lib.first_difference(settings.get(name), here.get(name), name)
+        for name in names
+      )
+      why = "; ".join(filter(None, whys)) or "its text is another"
       raise UserError(
         f"{missing:,} of the {len(ours):,} rows of D are not among the "
         f"{len(theirs):,} that were scored",
         f"{tables.directory}",
-        f"make the corpus as it was: {why or 'its text is another'}",
+        f"make the corpus as it was: {why}",
       )
     log("score", f"{name}: other rows were scored too; taken by rows' hashes")
     nll, n_tokens = nll[places], n_tokens[places]

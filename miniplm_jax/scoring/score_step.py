@@ -226,7 +226,9 @@ class Scoring:
       store.Corpus(inputs["corpus"]),
       self.score.rows_per_part,
     )
-    return self._finish(ref, inputs, self._spec(ref, made_by))
+    fields = self._finish(ref, inputs, self._spec(ref, made_by))
+    fields["details"] |= importing.known(ref.scores)
+    return fields
 
   def look(self, dry_run: bool):
     """Look verify: finished tables against the models that they name.
