@@ -364,6 +364,16 @@ def test_unequal_selections_are_said(compared):
   assert text in compare_page.section(found | {"unequal": text}).notes
 
 
+def test_what_no_criterion_can_read_is_refused_before_anything_trains(
+  compared, tmp_path
+):
+  ran = mp.open_artifact(compared[0])
+  shape = ran.students["easy-s10"].shape
+  with pytest.raises(UserError, match="no score table nobody"):
+    mp.compare(ran.scores, {"a": "nobody"}, shape=shape, seeds=1, to=tmp_path)
+  assert not (tmp_path / "students").exists()
+
+
 @pytest.mark.parametrize(
   ("options", "said"),
   [

@@ -126,22 +126,25 @@ def compare(
   names = section.names(select, "{method}")
   workdir = Workdir(root)
   how = {"run": run, "force": force}
+  selected = []  # all, before the first student is trained
   for seed in section.seeds:
     for one in (by_seed[seed] for by_seed in names.values()):
       by = vars(section.select_of(select, one.definition, seed))
       by = {k: v for k, v in by.items() if k not in _BY_CRITERION}
       name, folder = one.selection, workdir.selection(one.selection)
       rows = given.select(one.definition, name=name, to=folder, **how, **by)
-      student = steps.train(
-        shape,
-        rows,
-        to=workdir.student(one.student),
-        ignore_domains=evaluate.ignore_domains,
-        **how,
-        **options | {"seed": seed},
-      )
-      losses = steps.measuring(student, evaluate, ScoreConfig(), run, True)
-      border.execute([losses], run, force)
+      selected.append((one.student, seed, rows))
+  for name, seed, rows in selected:
+    student = steps.train(
+      shape,
+      rows,
+      to=workdir.student(name),
+      ignore_domains=evaluate.ignore_domains,
+      **how,
+      **options | {"seed": seed},
+    )
+    losses = steps.measuring(student, evaluate, ScoreConfig(), run, True)
+    border.execute([losses], run, force)
   corpus = given.corpus.path / MANIFEST
   table = compare_step.step(section, names, workdir, corpus)
   border.execute([table], run, force)
