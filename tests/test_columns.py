@@ -261,7 +261,9 @@ TWO = pa.table({"row_id": [0, 1], "x": [0.5, 1.5], "prob": [1, 2]})
     ({"row_id": [0], "x": ["3"]}, "column 'x' is of string, not of numbers"),
     ({"doc_id": ["a", "b", "a"], "x": [1, 2, 3]}, "doc_id 'a' has two values"),
     ({"doc_id": [0.5], "x": [1]}, "'doc_id' is of double"),
-    ({"doc_id": ["nobody"], "x": [1]}, "rows are left out: .* without field"),
+    ({"doc_id": ["nobody"], "x": [1]}, "no doc_id with a number is in D"),
+    ({"row_id": [3], "x": [None]}, "of null, not of"),
+    ({"row_id": [3], "x": [np.nan]}, "no row_id with a number is in D"),
     ({"row_id": [], "x": []}, "of null, not of"),
   ],
 )
@@ -298,11 +300,9 @@ def test_names_that_are_not_there_or_twice_are_refused(made, tmp_path):
     folder, *SELECT, definition, f"--config.select.columns=prob={path}"
   )
   assert "give names that no field of corpus.fields has" in said
-  definition = '--config.select.definition=field("prob")'
-  said = refused(
-    folder, *SELECT, definition, f"--config.select.columns=x={path}"
-  )
-  assert "let the definition read it" in said
+  # What no formula reads is not looked at.
+  column = "--config.select.columns=x=none.parquet"
+  run(folder, *SELECT, definition, column, "--dry_run")
   said = refused(
     folder, *SELECT, definition, "--config.select.columns=x.parquet"
   )
@@ -320,6 +320,44 @@ def test_ids_must_have_been_carried(tmp_path):
   corpus = mp.open_artifact(tmp_path / "run/corpus")
   with pytest.raises(UserError, match="the corpus has no ids of documents"):
     select(corpus, tmp_path / "s", path)
+
+
+@pytest.mark.parametrize("key", ["row_id", "doc_id"])
+def test_a_folder_of_files_is_as_one_file(made, tmp_path, key):
+  _, corpus, documents, where = made
+  one, folder = tmp_path / "one.parquet", tmp_path / "parts"
+  folder.mkdir()
+  (folder / "manifest.json").write_text("{}")
+  wanted = by_row(corpus, one, seed=4)
+  if key == "doc_id":
+    wanted = means(where, by_document(documents, one, seed=4), len(corpus))
+  table = pq.read_table(one)
+  name = table.column_names[1]
+  for i in range(3):  # in parts, as score_documents writes it
+    start = i * 40
+    part = table.slice(start, None if i == 2 else 40)
+    pq.write_table(part, folder / f"part-{i:05d}.parquet")
+  text = f'field("{name}")'
+  for path in folder, f"{folder}/part-*.parquet":
+    how = {"columns": [f"{name}={path}"]}
+    values = mp.Scores(corpus, {}).values(text, **how)
+    rows = values["row_id"].to_numpy()
+    found = values["value"].to_numpy()
+    np.testing.assert_allclose(found, wanted.astype(np.float32)[rows], 1e-6)
+  how |= {"name": "parts", "to": tmp_path / "s", "ratio": 0.2}
+  scores = mp.Scores(corpus, {})
+  first = scores.select(text, **how)
+  assert scores.select(text, **how).fingerprint == first.fingerprint
+  (folder / "part-00001.parquet").unlink()
+  with pytest.raises(UserError, match=rf"inputs\.field {name} is .*part-"):
+    scores.select(text, **how)
+  pq.write_table(pa.table({key: table[key]}), folder / "part-00001.parquet")
+  with pytest.raises(UserError, match=f"there is no column '{name}'"):
+    scores.values(text, columns=how["columns"])
+  empty = tmp_path / "empty"
+  empty.mkdir()
+  with pytest.raises(UserError, match=r"no such file.* a folder of them or a"):
+    scores.values(text, columns=[f"{name}={empty}"])
 
 
 @pytest.mark.parametrize(

@@ -326,8 +326,11 @@ def test_every_field_is_live(tmp_path):
   assert isinstance(before, list)
   sections_of = attributes_read()
   for path in leaves(load()):
-    config = load()
+    config, without = load(), before
     *folders, name = path
+    if name == "columns":  # what no formula reads is not looked at
+      config.select.definition = 'field("x")'
+      without = plan(config, tmp_path)
     section = config
     for folder in folders:
       section = section[folder]
@@ -360,7 +363,7 @@ def test_every_field_is_live(tmp_path):
       assert name in sections_of, path
     changes_steps = folders not in (["run"], ["generate"], ["verify"], ["plan"])
     if changes_steps and path not in _AT_RUN_TIME:
-      assert plan(config, tmp_path) != before, path
+      assert plan(config, tmp_path) != without, path
     elif folders[-1] not in ("teacher", "reference"):  # config[role]
       assert folders[-1] in sections_of[name], path
 

@@ -74,10 +74,13 @@ def folder_of(to: epath.PathLike) -> epath.Path:
   return folder
 
 
-def path_of(path: Any, name: str) -> str:
+def path_of(
+  path: Any,
+  name: str,
+  hint: str = "give one path; of several files their folder or a glob",
+) -> str:
   """One path, glob, name or hub id, as a config has it."""
   if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-    hint = "give one path; of several files their folder or a glob"
     raise UserError(f"{name} is {shown(path)}", type(path).__name__, hint)
   return os.fspath(path)
 

@@ -26,7 +26,7 @@ from miniplm_jax.evaluation import generate as generate_lib
 from miniplm_jax.evaluation import score_documents_step
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import ROLES, ModelRef
-from miniplm_jax.scoring.ngram import NgramRef
+from miniplm_jax.scoring.ngram import PREFIX, NgramRef
 
 with epy.lazy_imports():  # JAX, NumPy: planning needs neither
   from miniplm_jax.evaluation import texts as texts_lib
@@ -69,7 +69,11 @@ def load_model(
   Raises:
     UserError: there is none, or it is of no known family.
   """
-  model = Model(border.path_of(path, "model"), revision, dtype)
+  hint = "give a directory, a hub id or a model; n-grams are for score alone"
+  model = Model(border.path_of(path, "model", hint), revision, dtype)
+  if model.path.startswith(PREFIX):
+    hint = f"give mp.ngram({model.path.removeprefix(PREFIX)!r}), to score"
+    raise UserError("n-grams are no model of the hub", model.path, hint)
   _ = model.shape
   return model
 

@@ -215,8 +215,6 @@ class Config(MethodSections):
       for each in self._definitions
       for name in criterion(each).formula.fields
     }
-    good = files.keys() <= read.keys()
-    yield "select.columns", good, 'let the definition read it by field("NAME")'
     for name, definition in read.items():
       names = ", ".join([*fields, *files]) or "none"
       hint = f"there is no field {name!r}, but {names}: name it in "

@@ -142,8 +142,9 @@ class SelectConfig(Section):
   # teacher_preference, random, or a formula over score tables, such as
   # "reference - teacher": see docs/selection.md.
   definition: str = f.text("mean_diff")
-  # What field("NAME") reads in it beside corpus.fields: NAME=FILE.parquet, of
-  # columns NAME and row_id or doc_id (see corpus.id_field).
+  # What field("NAME") reads in it beside corpus.fields: NAME=FILE.parquet, a
+  # folder of such or a glob, of columns NAME and row_id or doc_id (see
+  # corpus.id_field). What no formula reads is not looked at.
   columns: tuple[str, ...] = f.several(f.named_path("FILE.parquet"))
   # How much is kept: one of these, the others are 0.
   ratio: float = f.number(0.5, "[0, 1]")  # alpha, the share of the rows of D

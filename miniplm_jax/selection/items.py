@@ -42,14 +42,7 @@ def paths(
   """
   found = []
   for pattern in patterns:
-    path = epath.Path(pattern)
-    if path.exists():
-      new = [path]
-    elif gs.is_local(path):
-      new = [epath.Path(p) for p in sorted(glob.glob(str(path)))]
-    else:
-      new = sorted(path.parent.glob(path.name))
-    new = [p for p in new if not p.is_dir()]
+    new = [path for path in matching(pattern) if not path.is_dir()]
     if not new:
       raise GoneError(
         "no file of evaluation items is there",
@@ -58,6 +51,16 @@ def paths(
       )
     found += new
   return list(dict.fromkeys(found))
+
+
+def matching(pattern: str) -> list[epath.Path]:
+  """The files and folders that a path or a glob names, in their order."""
+  path = epath.Path(pattern)
+  if path.exists():
+    return [path]
+  if gs.is_local(path):
+    return [epath.Path(p) for p in sorted(glob.glob(str(path)))]
+  return sorted(path.parent.glob(path.name))
 
 
 def names_of(sets: Sequence[epath.Path]) -> list[str]:

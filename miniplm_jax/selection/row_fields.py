@@ -1,10 +1,11 @@
 """Numbers of rows that are no losses: what formulas read as field("NAME").
 
-They are fields of the corpus's documents (`corpus.fields`), or stand in a
-Parquet file: by row id, or by the ids of documents (`corpus.id_field`).
+They are fields of the corpus's documents (`corpus.fields`), or stand in
+Parquet files: by row id, or by the ids of documents (`corpus.id_field`).
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,17 +16,48 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core import contents
+from miniplm_jax.core import files as files_lib
+from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.core.log import Progress
 from miniplm_jax.corpus import documents
 from miniplm_jax.corpus.chunks import parsing
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.criteria.nodes import FIELD
-from miniplm_jax.selection import duplicates
+from miniplm_jax.selection import duplicates, items
 
 _ROW, _DOCUMENT = "row_id", "doc_id"
 _RECORD = np.dtype([("hash", "<u8"), ("value", "<f4")])
 _HINT = "give numbers in a column of that name, and row_id or doc_id"
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """What an item of `select.columns` names, as an input of a step."""
+
+  path: str  # a Parquet file, a folder of them, or a glob
+
+  def __call__(self) -> str:
+    """Returns the sha256 of a file, or the fingerprint of several."""
+    paths = self.paths()
+    if paths == [epath.Path(self.path)]:
+      return files_lib.sha256(self.path)
+    return contents.Whole(lambda: paths)()
+
+  def paths(self) -> list[epath.Path]:
+    """The files.
+
+    Raises:
+      GoneError: there is none.
+    """
+    found = []
+    for path in items.matching(self.path):
+      found += sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not found:
+      where = f"config.select.columns, {self.path}"
+      hint = "give a Parquet file, a folder of them or a glob"
+      raise GoneError("there is no such file", where, hint)
+    return found
 
 
 class RowFields:
@@ -38,7 +70,7 @@ class RowFields:
 
     Args:
       names: of the fields.
-      files: paths of Parquet files by the name of the field in each.
+      files: paths, see `Files`, by the name of the field in each.
       corpus: whose rows they are of.
 
     Raises:
@@ -91,9 +123,22 @@ class RowFields:
       found[name] = documents.mean_by_row(value, tokens, row, n)
     return {FIELD + name: value for name, value in found.items()}
 
+  def refuse_unmet(self):
+    """Raises UserError if a file had a number of none of the rows so far."""
+    for name, file in self._files.items():
+      if not file.is_met:
+        raise UserError(
+          f"no {file.key} with a number is in D, this corpus's split train",
+          f"config.select.columns={name}={file.path}",
+          "give ids of this corpus"
+          + (", as corpus.id_field has them" if file.key == _DOCUMENT else ""),
+        )
+
 
 class File:
-  """A Parquet file with a number for each of some rows or documents."""
+  """Parquet with a number for each of some rows or documents, in any order."""
+
+  is_met = False  # whether some value was found
 
   def __init__(self, path: str, name: str, rows: int):
     """Looks at its columns: NAME, and ids of a corpus of so many rows.
@@ -101,15 +146,18 @@ class File:
     Raises:
       UserError: it is not there, or has other columns.
     """
-    self.path, self._name, self._sorted = epath.Path(path), name, None
-    where = f"config.select.columns={name}={path}"
-    if not self.path.exists():
-      raise UserError("there is no such file", where, "give a Parquet file")
-    with self._opened() as file:
-      kinds = dict(zip(file.schema_arrow.names, file.schema_arrow.types))
-    self.key = _ROW if _ROW in kinds else _DOCUMENT
+    self.path, self._name, self._sorted, self.key = path, name, None, ""
+    self._paths = Files(path).paths()
+    for each in self._paths:
+      with _opened(each) as file:
+        self._check(dict(zip(file.schema_arrow.names, file.schema_arrow.types)))
     # Row ids lie in the buckets of `by_hash` in their order.
     self._rows, self._shift = rows, np.uint64(64 - max(rows.bit_length(), 1))
+
+  def _check(self, kinds: Mapping[str, pa.DataType]):
+    """Raises UserError unless there are a column of numbers and one of ids."""
+    name, where = self._name, f"config.select.columns={self._name}={self.path}"
+    self.key = self.key or (_ROW if _ROW in kinds else _DOCUMENT)
     is_text = pa.types.is_string, pa.types.is_large_string
     is_whole, is_real = pa.types.is_integer, pa.types.is_floating
     for column, what, tests in (
@@ -126,12 +174,6 @@ class File:
         what = f"column {column!r} is of {kinds[column]}, not of {what}"
         raise UserError(what, where, _HINT)
 
-  @contextlib.contextmanager
-  def _opened(self) -> Iterator[pq.ParquetFile]:
-    hint = "write it again"
-    with parsing(lambda: str(self.path), hint), self.path.open("rb") as f:
-      yield pq.ParquetFile(f)
-
   def values(self, ids: np.ndarray) -> np.ndarray:
     """float32 [n] of row ids, or of hashes of documents' ids; NaN if none."""
     self._sorted = self._sorted or self._sort()
@@ -144,6 +186,7 @@ class File:
     is_there = keys[place] == wanted[order]
     found = np.empty(len(ids), np.float32)
     found[order] = np.where(is_there, values[place], np.nan)
+    self.is_met |= not np.isnan(found).all()
     return found
 
   def _sort(self) -> tuple[np.ndarray, np.ndarray]:
@@ -153,8 +196,10 @@ class File:
     """
     with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as name:
       folder, end = pathlib.Path(name), 0
-      with self._opened() as file:
-        rows = file.metadata.num_rows
+      rows = 0
+      for path in self._paths:
+        with _opened(path) as file:
+          rows += file.metadata.num_rows
       # What is mapped stays until it is not used any more, without a name.
       keys, values = (
         np.memmap(folder / kind, dtype, "w+", shape=rows + 1)
@@ -172,11 +217,11 @@ class File:
 
   def _batches(self) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
     """Yields ids, as Arrow has them, their keys, and float32 values."""
-    with self._opened() as file:
-      for batch in file.iter_batches(columns=[self.key, self._name]):
+    for path in self._paths:
+      for batch in _batches_of(path, [self.key, self._name]):
         ids, values = batch[self.key], batch[self._name]
         if ids.null_count:
-          raise UserError(f"a {self.key} is null", str(self.path), _HINT)
+          raise UserError(f"a {self.key} is null", str(path), _HINT)
         if self.key == _DOCUMENT:
           hashes = [documents.id_hash(str(one)) for one in ids.to_pylist()]
           keys = np.array(hashes, np.uint64)
@@ -184,7 +229,7 @@ class File:
           keys = ids.to_numpy().astype(np.uint64)  # above all others if below 0
           for i in np.flatnonzero(keys >= self._rows)[:1]:
             what = f"row_id {ids[i]} in a corpus of {self._rows:,} rows"
-            raise UserError(what, str(self.path), "give those of this corpus")
+            raise UserError(what, str(path), "give those of this corpus")
           keys <<= self._shift
         values = values.cast(pa.float32(), safe=False)
         yield ids, keys, values.to_numpy(zero_copy_only=False)
@@ -209,3 +254,14 @@ class File:
           what = f"{self.key} {ids[place].as_py()!r} has two values, "
           what += f"{values[i]:g} and {values[i + 1]:g}"
           raise UserError(what, str(self.path), "give it one")
+
+
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[pq.ParquetFile]:
+  with parsing(lambda: str(path), "write it again"), path.open("rb") as f:
+    yield pq.ParquetFile(f)
+
+
+def _batches_of(path: epath.Path, columns: Sequence[str]):
+  with _opened(path) as file:
+    yield from file.iter_batches(columns=columns)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from miniplm_jax import criteria
-from miniplm_jax.core import files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import NAMED, Manifest
 from miniplm_jax.corpus.kept_rows import among_any
@@ -91,7 +90,8 @@ class ScoredRows:
       uint64, and corpus_tokens int32, the ids of the row.
 
     Raises:
-      UserError: another row has no finite score, or a table cannot be used.
+      UserError: another row has no finite score, or a table cannot be used, or
+      a file of fields has a number of no row.
     """
     # Over all of D, whatever else is left out: a row's score is its own.
     for columns in self._evaluate.over(self._joined, self.rows):
@@ -130,6 +130,8 @@ class ScoredRows:
         self._rows.update(index.counts(known["domain"]))
       yield columns | known | {"corpus_tokens": known.pop("n_tokens")}
     self._hashed = True
+    if self.rows:
+      self._fields.refuse_unmet()
 
   def _left(self, parts: Iterable[Columns]) -> Iterator[Columns]:
     """The parts without the rows that were selected before."""
@@ -177,7 +179,7 @@ def of_selection(
     files={name.removeprefix(FIELD): path for name, path in paths.items()},
   )
   for name, path in paths.items():
-    if files.sha256(path) != manifest.inputs[name]:
+    if row_fields.Files(path)() != manifest.inputs[name]:
       hint = "restore it, or select again with --stages=select --force"
       raise UserError(f"{name} is not of the file that was read", path, hint)
   return rows

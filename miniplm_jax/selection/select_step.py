@@ -13,7 +13,7 @@ from miniplm_jax import criteria
 from miniplm_jax.config import SelectConfig
 from miniplm_jax.core import contents, files
 from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.errors import GoneError, UserError
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
@@ -32,20 +32,6 @@ _SETTINGS = (
   *("ratio", "rows", "tokens", "temperature", "seed", "min_length"),
   *("max_copies", "near_duplicates"),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class _File:
-  """A file of `select.columns`, as an input of a step."""
-
-  path: str
-
-  def __call__(self) -> str:
-    """Returns its sha256."""
-    if not epath.Path(self.path).exists():
-      where = f"config.select.columns, {self.path}"
-      raise GoneError("there is no such file", where, "give a Parquet file")
-    return files.sha256(self.path)
 
 
 def step(
@@ -74,7 +60,9 @@ def step(
   criterion = criteria.criterion(definition)
   fields, sets = criterion.formula.fields, select.exclude_sets
   of_files = {k: v for k, v in select.files.items() if k in fields}
-  given = {FIELD + name: _File(path) for name, path in of_files.items()}
+  given = {
+    FIELD + name: row_fields.Files(path) for name, path in of_files.items()
+  }
   if sets:
     given[_SETS] = _items(sets)
   if not (folder / MANIFEST).exists():
