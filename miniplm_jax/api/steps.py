@@ -269,8 +269,9 @@ def publish(
   """Writes score tables for others who have the corpus: no text, no tokens.
 
   Args:
-    to: the folder: Parquet of each table, README.md and manifest.json.
-    force: make it again even if nothing has changed.
+    to: the folder: Parquet of each table, README.md and manifest.json. A
+      README.md that is there stays: its license is the user's to fill in.
+    force: make all of it again, if it has other tables, too.
   """
   border.of_kind(scores, Scores, "scores", "give what score returns")
   folder, corpus = border.folder_of(to), scores.corpus.path / MANIFEST
