@@ -242,6 +242,19 @@ def test_text_that_cannot_be_counted_is_named(copy):
     )
 
 
+def test_what_is_no_model_in_python_is_named(scored):
+  corpus = api.Run(scored / "run").corpus
+  for call in (
+    lambda: mp.score(corpus, {"q": None}),
+    lambda: mp.nll(mp.ngram("train"), "A text."),
+    lambda: mp.evaluate(mp.ngram("train"), corpus.split("heldout")),
+  ):
+    with pytest.raises(mp.UserError, match="a model; n-grams are for score"):
+      call()
+  with pytest.raises(mp.UserError, match=r"give mp\.ngram\('train'\)"):
+    mp.score(corpus, {"q": "ngram:train"})
+
+
 def kept(folder, name):
   return np.load(folder / "run/selection" / name / "rows.npy")
 
@@ -345,20 +358,21 @@ def test_a_target_that_cannot_be_is_named(untuned, scored):
 
 def test_a_conditional_from_python(conditional, scored, tmp_path):
   corpus = api.Run(conditional / "run").corpus
+  alike = ("max_length", "eos_token", "bos_token", "seed")
   target = mp.tokenize(
     scored / "target.jsonl",
     corpus.path / "tokenizer",
     to=tmp_path / "target" / "corpus",
-    bos_token="",
-    max_length=corpus.max_length,
     reference_share=0.0,
     heldout_share=0.0,
+    **{name: corpus.manifest.settings[name] for name in alike},
   )
+  is_new = ~np.isin(target.reader.hashes, corpus.reader.hashes)
   wanted = mp.open_artifact(conditional / "run/conditional")
   reference = mp.open_artifact(conditional / "run/reference")
   found = mp.train(
     reference.shape,
-    target.split("train"),
+    target.rows(np.flatnonzero(is_new)),
     to=tmp_path / "conditional",
     init=reference,
     **wanted.settings["train"],
