@@ -113,7 +113,7 @@ class Tfds(Writer):
           "documents": np.array(row.documents, np.int64),
           "hash": np.uint64(row.hash).astype(np.int64),
         }
-        del example["ids"], example["source_rows"]  # of converted corpora
+        example = {name: example[name] for name in self._features}
         writer.write(self._features.serialize_example(example))
       writer.close()
 
