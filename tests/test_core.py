@@ -172,6 +172,10 @@ def test_a_difference_is_named_by_its_field():
   assert manifest.first_difference(old, old) is None
   found = manifest.first_difference(old, new)
   assert found == "train.seed is 2 there and 3 here"
+  fields = [f"name{i}=meta.name{i}" for i in range(9)]
+  found = manifest.first_difference(fields, [*fields[:-1], "other=x"], "fields")
+  there, here = found.split(" there and ")
+  assert '"name8=meta.name8"]' in there and '"other=x"] here' in here
 
 
 def done(step, force=False):
