@@ -13,7 +13,7 @@ from miniplm_jax.report.agreement import Agreement
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.selection_summary import Group, Summary, largest
 from miniplm_jax.report.table import Bar, Table
-from miniplm_jax.scoring.fidelity import pearson
+from miniplm_jax.scoring import fidelity
 
 # Of the variance, from which on a criterion mostly ranks domains.
 _MOSTLY = 0.5
@@ -41,16 +41,14 @@ class Audit:
     cls, definition: str, summary: Summary, overlaps: Sequence[Agreement] = ()
   ) -> Self:
     """From a selection's figures, see `selection_summary.summarize`."""
-    from scipy import stats  # as long to load as the rest together
-
     sample = summary.sample
     known = {"tokens": sample.tokens} | dict(sample.means)
-    ranks = stats.rankdata(sample.score)
+    ranks = fidelity.ranks(sample.score)
     _, domain = np.unique(sample.domain.astype(str), return_inverse=True)
     n = np.bincount(domain)
     means = np.bincount(domain, ranks) / n
     with_rank = {
-      name: pearson(ranks, stats.rankdata(values))
+      name: fidelity.pearson(ranks, fidelity.ranks(values))
       for name, values in known.items()
     }
     return cls(
