@@ -55,7 +55,7 @@ class StagedConfig(Section):
   # Steps after which the rest of D is selected from; () makes `stages` of one
   # length.
   at: tuple[int, ...] = f.several(f.number(1, "[1, inf)"))
-  stages: int = f.number(3, "[1, inf)")
+  stages: int = f.number(3, "[1, 1000]")  # each scores the rest of D
 
   def rules(self):
     """Yields what the fields must be together."""
