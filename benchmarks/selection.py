@@ -28,7 +28,7 @@ from miniplm_jax.selection import cutoff, selection
 _TABLES = flags.DEFINE_bool("tables", False, "Rank by formulas over tables.")
 _ROWS = flags.DEFINE_integer("rows", 10**9, "Scores to select from.")
 _PART = 1 << 16  # rows at a time, as score.rows_per_part
-_MOST = 300  # MB of anonymous memory; 400 with formulas
+_MOST, _MOST_OF_FORMULAS = 300, 400  # MB of anonymous memory
 _LEAST_RATIO = 15  # that a stable argsort takes longer
 _EQUAL, _TIMED = 10**7, 10**8
 
@@ -117,18 +117,8 @@ def _tables(folder: pathlib.Path):
   for i, name in enumerate(_NAMES):
     _write_scores(folder / f"scores-{name}", rows, seed=i)
   for definition, of_all in _FORMULAS.items():
-    with _Peak() as peak:
-      start, cpu = time.monotonic(), time.process_time()
-      _select(_Ranked(path, rows, definition), folder)
-      seconds = time.monotonic() - start
-      cpu = time.process_time() - cpu
-    print(
-      f"{rows:,} rows by {definition}: {seconds:.1f} s, {cpu:.1f} s of CPU, "
-      f"{peak.megabytes:.0f} MB anonymous at most",
-      flush=True,
-    )
-    if peak.megabytes > 400:
-      raise app.UsageError("more than 400 MB")
+    ranked = _Ranked(path, rows, definition)
+    _measured(ranked, folder, f"rows by {definition}", _MOST_OF_FORMULAS)
     _compare(_Ranked(path, min(rows, _EQUAL), definition), of_all, folder)
 
 
@@ -164,6 +154,22 @@ def _select(scores: _Scores, folder: pathlib.Path) -> pathlib.Path:
   path = folder / "rows.npy"
   selection.write(path, scores, found)
   return path
+
+
+def _measured(scores: _Scores, folder: pathlib.Path, what: str, most: int):
+  """Selects, and prints what it took; fails beyond so many MB."""
+  with _Peak() as peak:
+    start, cpu = time.monotonic(), time.process_time()
+    _select(scores, folder)
+    seconds = time.monotonic() - start
+    cpu = time.process_time() - cpu
+  print(
+    f"{scores.rows:,} {what}: {seconds:.1f} s, {cpu:.1f} s of CPU, "
+    f"{peak.megabytes:.0f} MB anonymous at most",
+    flush=True,
+  )
+  if peak.megabytes > most:
+    raise app.UsageError(f"more than {most} MB")
 
 
 def _anonymous() -> float:
@@ -202,18 +208,7 @@ def main(unused_argv):
       return
     scores = _Scores(folder / "scores", _ROWS.value)
     _write_scores(scores.path, scores.rows)
-    with _Peak() as peak:
-      start, cpu = time.monotonic(), time.process_time()
-      _select(scores, folder)
-      seconds = time.monotonic() - start
-      cpu = time.process_time() - cpu
-    print(
-      f"{scores.rows:,} rows: {seconds:.1f} s, {cpu:.1f} s of CPU, "
-      f"{peak.megabytes:.0f} MB anonymous at most",
-      flush=True,
-    )
-    if peak.megabytes > _MOST:
-      raise app.UsageError(f"more than {_MOST} MB")
+    _measured(scores, folder, "rows", _MOST)
     if scores.rows < _TIMED:
       return
     equal = _Scores(scores.path, _EQUAL)
