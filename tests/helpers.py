@@ -274,3 +274,21 @@ def steps_of(stage, config):
   config = typed(config)
   workdir = pipeline.Workdir(pipeline.epath.Path(config.workdir))
   return pipeline.Stages(config, workdir).steps(stage)
+
+
+def lm_eval_model(directory, batch_size: int, max_length: int):
+  """The harness's own model of a directory, in float32 but for its softmax."""
+  import pytest  # processes of tests import this module, too
+
+  pytest.importorskip("torch", reason="needs the parity extra")
+  huggingface = pytest.importorskip(
+    "lm_eval.models.huggingface", reason="needs the eval extra"
+  )
+  return huggingface.HFLM(
+    str(directory),
+    dtype="float32",
+    device="cpu",
+    batch_size=batch_size,
+    max_length=max_length,
+    softmax_dtype="float64",
+  )

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from etils import epath
-from helpers import refused, run
+from helpers import lm_eval_model, refused, run
 from test_huggingface import TRANSFORMER, new, saved
 
 from miniplm_jax.core.manifest import Manifest
@@ -42,16 +42,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def theirs(model):
-  pytest.importorskip("torch", reason="needs the parity extra")
-  huggingface = pytest.importorskip("lm_eval.models.huggingface")
-  return huggingface.HFLM(
-    str(model),
-    dtype="float32",
-    device="cpu",
-    batch_size=64,
-    max_length=SIZE,
-    softmax_dtype="float64",
-  )
+  return lm_eval_model(model, 64, SIZE)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from etils import epath
-from helpers import ROOT, environment, run, typed
+from helpers import ROOT, environment, lm_eval_model, run, typed
 from tiny_config import get_config
 
 from miniplm_jax.config.sections import GROUP, PAPER_TASKS
@@ -129,16 +129,7 @@ def ours(directory):
 
 @pytest.fixture(scope="module")
 def theirs(directory):
-  pytest.importorskip("torch", reason="needs the parity extra")
-  huggingface = pytest.importorskip("lm_eval.models.huggingface")
-  return huggingface.HFLM(
-    str(directory),
-    dtype="float32",
-    device="cpu",
-    batch_size=4,
-    max_length=32,
-    softmax_dtype="float64",
-  )
+  return lm_eval_model(directory, 4, 32)
 
 
 def requests(kind, *arguments):
