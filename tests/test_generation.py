@@ -199,7 +199,10 @@ def test_draws_follow_the_probabilities(mesh):
     :, 0
   ]
   hidden = jax.jit(model)(TOKENS[:1, :5])[:, -1]
-  p = jax.nn.softmax(head.logits(hidden, model.head_VxD, 300)[0])[:300]
+  # Compiled: without, it is for arrays that JAX has placed by the mesh, and
+  # whether it has depends on what was computed before.
+  logits_of = jax.jit(head.logits, static_argnums=2)
+  p = jax.nn.softmax(logits_of(hidden, model.head_VxD, 300)[0])[:300]
   counts = np.bincount(first_token, minlength=300)
   expected = np.asarray(p) * 4000
   chi2 = ((counts - expected) ** 2 / expected).sum()

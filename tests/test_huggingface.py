@@ -93,7 +93,7 @@ def test_a_qwen2_can_be_written_as_the_llama_that_it_is(tmp_path, mesh):
   again = huggingface.load(directory, mesh)
   assert again.arch == TRANSFORMER and equal(again, new(TRANSFORMER))
   tokens = np.arange(20)[None] * 7
-  hidden = new(TRANSFORMER)(tokens)
+  hidden = jax.jit(new(TRANSFORMER))(tokens)
   logits = hidden @ new(TRANSFORMER).head_VxD[...].T
   with torch.no_grad():
     wanted = theirs(torch.as_tensor(tokens)).logits.numpy()
