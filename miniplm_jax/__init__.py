@@ -40,8 +40,8 @@ Words, each for one thing:
                end at a sentence's end; the paper's x, scored and kept whole
   row_id       its number in the corpus, which is its order on disk
   D            the rows that are scored and selected: the split "train"
-  split        where a row belongs by the hash of its content: D, D_ref
-               ("reference"), held out, or the teacher's
+  split        where a row belongs, by the hash of its content or as its
+               documents say: D, D_ref ("reference"), held out, the teacher's
   chunk        a piece of a source: what becomes one shard
   shard        a file of rows that was made from a chunk of the source
   part         a piece of a score table or of labels: what one worker makes at

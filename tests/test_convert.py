@@ -271,6 +271,7 @@ def read_runs(rows, chosen):
   decoder = types.SimpleNamespace(
     corpus=types.SimpleNamespace(
       directory="here",
+      manifest=types.SimpleNamespace(settings={}),
       read=lambda ids: [instances[i] for i in ids],
       domains=lambda ids: np.array(["d"] * len(ids)),
     ),

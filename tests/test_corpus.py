@@ -11,7 +11,7 @@ from miniplm_jax.corpus import embedded, sources, tokenizer
 from miniplm_jax.corpus.store import StoredRow, hash_of, split_of
 
 RECORDS = [
-  {"text": "one\rtwo", "meta": {"set": "a"}},
+  {"text": "one\rtwo", "meta": {"set": "a", "of": "heldout"}},
   {"text": "ünï", "meta": {"set": "b"}},
 ]
 
@@ -21,7 +21,9 @@ def lines():
 
 
 def read(path, domain="meta.set"):
-  parts = sources.list_chunks(str(path), sources.Fields("text", domain))
+  parts = sources.list_chunks(
+    str(path), sources.Fields("text", domain, split="meta.of")
+  )
   return [d for part in parts for d in part.read()]
 
 
@@ -32,8 +34,8 @@ def test_every_format_gives_the_same_documents(tmp_path):
     f.write(lines())
   pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "a.parquet")
   for path in tmp_path.iterdir():
-    found = [(d.text, d.domain) for d in read(path)]
-    assert found == [("one\rtwo", "a"), ("ünï", "b")], path
+    found = [(d.text, d.domain, d.split) for d in read(path)]
+    assert found == [("one\rtwo", "a", "heldout"), ("ünï", "b", "")], path
   assert len(read(tmp_path)) == len(read(f"{tmp_path}/a.*")) == 8
   assert {d.domain for d in read(tmp_path, "")} == {"a"}
   assert {d.domain for d in read(tmp_path, "missing")} == {"a"}
@@ -45,6 +47,8 @@ def test_every_format_gives_the_same_documents(tmp_path):
     (b"{broken\n", "line 3"),
     (b'{"meta": {"set": "a"}}\n', "no text in field 'text'"),
     (b'{"text": "x", "meta": {"set": 3}}\n', "no text but 3"),
+    (b'{"text": "x", "meta": {"of": "test"}}\n', "no split but 'test'"),
+    (b'{"text": "x", "meta": {"of": ["train"]}}\n', "no split but"),
     (b'{"text": "\\ud800"}\n', "not valid Unicode"),
     (b'{"text": "x", "meta": {"set": "\\ud800"}}\n', "not valid Unicode"),
     (b'{"text": 1' + b"0" * 5000 + b"}\n", "cannot be read as JSON"),

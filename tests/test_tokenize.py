@@ -371,11 +371,11 @@ def test_a_dataset_of_tfds(tmp_path, kind):
   import tensorflow_datasets as tfds
 
   records = [
-    {"text": f"{i} {name}", "domain": "ab"[i % 2]}
+    {"text": f"{i} {name}", "domain": "ab"[i % 2], "of": ["", "teacher"][i % 2]}
     for i, name in enumerate(sorted(topics.topics)[:40])
   ]
   features = tfds.features.FeaturesDict(
-    {"text": tfds.features.Text(), "domain": tfds.features.Text()}
+    dict.fromkeys(("text", "domain", "of"), tfds.features.Text())
   )
   tfds.dataset_builders.store_as_tfds_dataset(
     name="mine",
@@ -386,11 +386,11 @@ def test_a_dataset_of_tfds(tmp_path, kind):
     file_format=kind,
     disable_shuffling=True,
   )
-  fields = sources.Fields()
+  fields = sources.Fields(split="of")
   found = sources.list_chunks(str(tmp_path / "mine/1.0.0"), fields)
   documents = [d for part in found for d in part.read()]
-  assert [(d.text, d.domain) for d in documents] == [
-    (r["text"], r["domain"]) for r in records
+  assert [(d.text, d.domain, d.split) for d in documents] == [
+    (r["text"], r["domain"], r["of"]) for r in records
   ]
 
 

@@ -51,6 +51,9 @@ class CorpusConfig(Section):
   )
   # Dotted path of its id, by which numbers are joined later; "" is none.
   id_field: str = f.text("", ".*")
+  # Dotted path of a document's own split: train (D), reference, heldout or
+  # teacher. Rows of a document without it are drawn by the shares below.
+  split_field: str = f.text("", ".*")
   # A directory or hub id with tokenizer.json, or "train".
   tokenizer: str = f.path("Qwen/Qwen1.5-1.8B", is_needed=True)
   tokenizer_revision: str = revision()  # of a hub id
@@ -90,6 +93,7 @@ class CorpusConfig(Section):
 
   @property
   def carried(self) -> dict[str, Any]:
-    """What rows carry, as settings: nothing, if nothing is."""
-    both = {"fields": list(self.fields), "id_field": self.id_field}
-    return {name: value for name, value in both.items() if value}
+    """What rows have of documents, as settings: nothing, if nothing is."""
+    every = {"fields": list(self.fields), "id_field": self.id_field}
+    every["split_field"] = self.split_field
+    return {name: value for name, value in every.items() if value}

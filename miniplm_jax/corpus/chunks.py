@@ -40,6 +40,7 @@ class Document:
   lacks_domain: bool = False  # the record has a field for it, left empty
   doc_id: str = ""  # what the record calls it, if that was asked for
   numbers: tuple[float, ...] = ()  # of `corpus.fields`; NaN is none
+  split: str = ""  # one of `store.SPLITS`, if the record says it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,9 +111,9 @@ class TextRuns:
   def __iter__(self) -> Iterator[TextRun]:
     """Yields runs, those of a domain and split in the order of the text."""
     # By split and domain: the run that is open, and the row it ends in.
-    opened: dict[tuple[str, str], tuple[_OpenRun, StoredRow]] = {}
+    opened: dict[tuple[str, str, bool], tuple[_OpenRun, StoredRow]] = {}
     for row_id, row in read_rows(self._corpus, self._rows.row_ids):
-      key = row.split, row.domain
+      key = row.split, row.domain, row.has_own_split
       run, before = opened.pop(key, (None, None))
       if run and not (
         self._after(run.rows[-1]) == row_id and self._goes_on(before, row)
@@ -135,12 +135,22 @@ class TextRuns:
 
   @functools.cached_property
   def _next(self) -> np.ndarray:
-    """int64 [rows of the part]: the next row of the same domain, or −1."""
+    """int64 [rows of the part]: the next row of the same domain, or −1.
+
+    Where documents have splits of their own, the row that its last goes on in.
+    """
     rows = np.arange(self._rows.of_part.start, self._rows.of_part.stop)
+    following = np.full(len(rows), -1)
+    if self._corpus.manifest.settings.get("split_field"):
+      ends: dict[int, int] = {}  # by document: the last row that has of it
+      for i, (row_id, row) in enumerate(read_rows(self._corpus, rows)):
+        if (before := ends.pop(row.documents[0], None)) is not None:
+          following[before] = row_id
+        ends[row.documents[-1]] = i
+      return following
     _, domain = np.unique(self._corpus.domains(rows), return_inverse=True)
     order = np.argsort(domain, kind="stable")
     same = domain[order[1:]] == domain[order[:-1]]
-    following = np.full(len(rows), -1)
     following[order[:-1][same]] = rows[order[1:][same]]
     return following
 
@@ -171,7 +181,10 @@ class TextRuns:
     return begin > 0 and ids[begin - 1] == self._eos_id
 
   def _close(
-    self, key: tuple[str, str], run: _OpenRun, last: StoredRow | None = None
+    self,
+    key: tuple[str, str, bool],
+    run: _OpenRun,
+    last: StoredRow | None = None,
   ) -> Iterator[TextRun]:
     """The run, if it has text; `last` is the row that it breaks off in."""
     left = _leading(run.content)
@@ -197,7 +210,7 @@ class TextRuns:
         str(self._corpus.directory),
         "make the corpus again, or set --config.student.conversion=one_to_one",
       ) from e
-    split, domain = key
+    split, domain, _ = key
     ends = [_character_end(content, end - left) for end in run.ends[:-1]]
     ends = np.array([*ends, len(content)])
     yield TextRun(domain, split, text, tuple(run.rows), ends)

@@ -1,4 +1,4 @@
-"""What a record says of a document: text, domain, numbers and an id.
+"""What a record says of a document: text, domain, numbers, id and split.
 
 A row of the corpus has, of each number, the mean over its documents, weighted
 by how many tokens of each stand in it. Of ids it has 64-bit hashes, so that
@@ -23,7 +23,7 @@ from miniplm_jax.corpus.chunks import BrokenRecord, Document, Record
 with epy.lazy_imports():
   import pyarrow as pa
 
-  from miniplm_jax.corpus import pack
+  from miniplm_jax.corpus import pack, store
 
 # Of each row: its documents' ids, and how many tokens of each stand in it.
 IDS, TOKENS = "document_ids", "document_tokens"
@@ -43,11 +43,12 @@ class Fields:
   domain: str = "domain"
   doc_id: str = ""  # "" is not read
   numbers: tuple[str, ...] = ()
+  split: str = ""  # likewise
 
   @property
   def paths(self) -> list[str]:
     """Those that are read."""
-    every = self.text, self.domain, self.doc_id, *self.numbers
+    every = self.text, self.domain, self.doc_id, self.split, *self.numbers
     return list(filter(None, every))
 
   @property
@@ -70,16 +71,18 @@ def document(
   that is missing is NaN.
   """
   try:
-    text, domain, own_id, *numbers_of = (
+    text, domain, own_id, split = (
       _field(record, path) if path else None
-      for path in (fields.text, fields.domain, fields.doc_id, *fields.numbers)
+      for path in (fields.text, fields.domain, fields.doc_id, fields.split)
     )
+    numbers_of = [_field(record, path) for path in fields.numbers]
   except (ValueError, RecursionError) as e:
     what = f"a record in a string cannot be read as JSON ({e})"
     return BrokenRecord(what, where, "mend the record")
   try:
-    text, domain, own_id = (
-      v.decode() if isinstance(v, bytes) else v for v in (text, domain, own_id)
+    text, domain, own_id, split = (
+      v.decode() if isinstance(v, bytes) else v
+      for v in (text, domain, own_id, split)
     )
     own_id = "" if own_id is None else str(own_id)
     for value in (own_id, text, domain):
@@ -103,6 +106,11 @@ def document(
       "domains after files",
       own_id,
     )
+  split = "" if split is None else split
+  if not (isinstance(split, str) and split in ("", *store.SPLITS)):
+    what = f"field {fields.split!r} is no split but {fields_lib.shown(split)}"
+    hint = f"give one of {', '.join(store.SPLITS)}, or none"
+    return BrokenRecord(what, where, hint, own_id)
   for path, value in zip(fields.numbers, numbers_of):
     if not (value is None or _is_number(value)):
       what = f"field {path!r} is no number of 32 bits but "
@@ -111,7 +119,8 @@ def document(
       return BrokenRecord(what, where, hint, own_id)
   values = (math.nan if v is None else float(v) for v in numbers_of)
   lacks_domain = bool(fields.domain) and not domain
-  return Document(text, domain or default, lacks_domain, own_id, tuple(values))
+  domain, values = domain or default, tuple(values)
+  return Document(text, domain, lacks_domain, own_id, values, split)
 
 
 def _field(record: Any, dotted: str) -> Any:
@@ -171,12 +180,13 @@ class Carried(NamedTuple):
   ordinal: int  # of the document, in its chunk
   numbers: Sequence[float] = ()  # of `Fields.numbers`; () are all missing
   doc_id: str = ""
+  split: str = ""
 
   @classmethod
   def of(cls, ordinal: int, record: Record) -> Self:
     """Of files of text, and of ids that were made elsewhere, nothing else."""
     if isinstance(record, Document):
-      return cls(ordinal, record.numbers, record.doc_id)
+      return cls(ordinal, record.numbers, record.doc_id, record.split)
     return cls(ordinal)
 
   def lacks(self, fields: Sequence[str], has_ids: bool) -> list[str]:

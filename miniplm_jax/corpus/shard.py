@@ -119,7 +119,10 @@ class Maker:
       if not isinstance(record, BrokenRecord):
         if isinstance(record, Document) and record.lacks_domain:
           counts["lacking a domain"] += 1
-        for name in Carried.of(i, record).lacks(*self._carried):
+        carried = Carried.of(i, record)
+        if self._recipe.corpus.split_field and not carried.split:
+          counts["lacking a split"] += 1
+        for name in carried.lacks(*self._carried):
           counts[f"lacking {name}"] += 1
         yield i, record
         continue
@@ -159,9 +162,9 @@ class Maker:
   def _stored(self, number: int, records, counts, details):
     """The shard's rows; counts them, and notes their highest id."""
     corpus, n_bytes = self._recipe.corpus, self._encoder.byte_lengths
-    for domain, row in self._packed(records, counts):
+    for domain, own, row in self._packed(records, counts):
       hashed = store.hash_of(row.ids, corpus.seed)
-      split = store.split_of(hashed, self._recipe.shares)
+      split = own or store.split_of(hashed, self._recipe.shares)
       counts["rows"] += 1
       counts["tokens"] += len(row.ids)
       details["highest_id"] = max(details["highest_id"], int(row.ids.max()))
@@ -175,27 +178,29 @@ class Maker:
         offset=row.offset,
         n_bytes=store.scored_bytes(row.ids, self._encoder.eos_id, n_bytes),
         hash=hashed,
+        has_own_split=bool(own),
         more=documents.columns(row, *self._carried),
       )
 
-  def _packed(self, records, counts) -> Iterator[tuple[str, PackedRow]]:
-    """(domain, row); one packing buffer for each domain."""
-    packers: dict[str, Packer] = {}
+  def _packed(self, records, counts) -> Iterator[tuple[str, str, PackedRow]]:
+    """(domain, split or "", row); one packing buffer for each of both."""
+    packers: dict[tuple[str, str], Packer] = {}
     for batch in _batches(records):
       for i, record, ids in self._encoded(batch, counts):
-        domain, carried = record.domain, Carried.of(i, record)
+        carried = Carried.of(i, record)
+        key = record.domain, carried.split
         if isinstance(record, TokenizedRecord) and record.is_row:
-          yield domain, PackedRow(ids, (carried,), 0, (len(ids),))
+          yield *key, PackedRow(ids, (carried,), 0, (len(ids),))
           continue
-        if domain not in packers:
+        if key not in packers:
           length = self._recipe.corpus.max_length
-          packers[domain] = Packer(self._ends, length)
-        for row in packers[domain].add(ids, carried):
-          yield domain, row
+          packers[key] = Packer(self._ends, length)
+        for row in packers[key].add(ids, carried):
+          yield *key, row
     # The tails, in an order that does not depend on the text's.
-    for domain in sorted(packers):
-      for row in packers[domain].flush():
-        yield domain, row
+    for key in sorted(packers):
+      for row in packers[key].flush():
+        yield *key, row
 
   def _encoded(self, batch, counts):
     """(ordinal, record, ids) of those that have text; counts what it loses."""

@@ -185,6 +185,7 @@ class CorpusSource:
         corpus.domain_field,
         corpus.id_field,
         tuple(field_of(text)[1] for text in corpus.fields),
+        corpus.split_field,
       ),
       corpus.split,
       corpus.part_bytes,

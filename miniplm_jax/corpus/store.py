@@ -63,6 +63,7 @@ class StoredRow:
   # In a converted or generated corpus, the rows of the one that it was made
   # from that it has text of.
   source_rows: tuple[int, ...] = ()
+  has_own_split: bool = False  # its documents say it, see corpus.split_field
   # Further columns of the index, see `documents.schema`; not in the record.
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -76,8 +77,8 @@ class StoredRow:
     ids = np.ascontiguousarray(self.ids, "<i4").tobytes()
     body = vars(self) | {"ids": ids}
     del body["more"]
-    if not self.source_rows:
-      del body["source_rows"]
+    rare = "source_rows", "has_own_split"
+    body = {k: v for k, v in body.items() if k not in rare or v}
     return msgpack.packb(body)
 
   @classmethod
@@ -102,7 +103,7 @@ def scored_bytes(ids: np.ndarray, eos_id: int, byte_lengths: np.ndarray) -> int:
 
 
 def split_of(hashed: int, shares: Sequence[tuple[str, float]]) -> str:
-  """Returns the split that a row belongs to, by the hash of its content.
+  """Returns the split of a row by the hash of its content.
 
   Equal rows go to the same split, so the reference never trains on a copy
   of a row that is scored. Of all splits but "train", which takes the rest,

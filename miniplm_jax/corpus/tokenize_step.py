@@ -41,7 +41,7 @@ with epy.lazy_imports():
 STAGE = "tokenize"
 # Told apart by what they hold, in `inputs`: a folder may be moved.
 _BY_CONTENT = ("source", "tokenizer")
-_CARRIED = ("fields", "id_field")  # settings if there are some
+_CARRIED = ("fields", "id_field", "split_field")  # settings if there are some
 _MANY_DOMAINS = 1000
 _UNNAMED = ("", "auto")  # a corpus.bos_token
 _CODE = ("corpus/shard.py", "corpus/sources.py")  # makes a shard
@@ -53,6 +53,8 @@ def step(corpus: CorpusConfig, folder: epath.Path, run: RunConfig) -> Step:
   held_back = ", ".join(
     f"{split} {share:.3g}" for split, share in _shares(corpus) if share
   )
+  if corpus.split_field:
+    held_back = f"by {corpus.split_field}, else {held_back or 'nothing'}"
   return Step(
     stage=STAGE,
     manifest=folder / MANIFEST,
@@ -93,6 +95,7 @@ def target_step(
     vocab_size=0,
     fields=(),
     id_field="",
+    split_field="",
     **{f"{split}_share": 0.0 for split, _ in _shares(corpus)},
   )
   reworded = errors.rewording(
@@ -267,7 +270,7 @@ def _merge(
     path = shard.write_sample(folder, broken)
     shard.refuse_broken(counts["broken"], recipe.max_broken, broken[0])
     log(STAGE, f"{counts['broken']} broken records left out, see {path}")
-  _refuse_empty(corpus.source, n, counts)
+  _refuse_empty(corpus, n, counts)
   lost = losses.check(counts, STAGE, _tokenizer_field(corpus))
   _say_lacking(corpus, counts)
   _say_domains(indices)
@@ -294,20 +297,25 @@ def _merge(
   }
 
 
-def _refuse_empty(source: str, n_chunks: int, counts: Mapping[str, int]):
+def _refuse_empty(
+  corpus: CorpusConfig, n_chunks: int, counts: Mapping[str, int]
+):
   """Raises UserError if there are no rows, or none for D."""
   if not counts.get("rows"):
     raise UserError(
       f"no document with text in {n_chunks} files",
-      f"config.corpus.source={source}",
+      f"config.corpus.source={corpus.source}",
       "give a corpus that has some text",
     )
   if not counts.get("split train"):
+    hint = "lower reference_share, heldout_share and teacher_share, or give "
+    hint += "more text"
+    if corpus.split_field:
+      hint += f", some of it with {corpus.split_field}=train"
     raise UserError(
       f"all {counts['rows']} rows were held back, none is left for D",
       "config.corpus",
-      "lower reference_share, heldout_share and teacher_share, or give "
-      "more text",
+      hint,
     )
 
 
@@ -315,6 +323,7 @@ def _say_lacking(corpus: CorpusConfig, counts: Mapping[str, int]):
   """Says how many documents lack what a field was to have."""
   carried = dict(map(field_of, corpus.fields))
   where = {"a domain": corpus.domain_field, "an id": corpus.id_field}
+  where["a split"] = corpus.split_field
   for name, path in (where | carried).items():
     if lacking := counts.get(f"lacking {name}"):
       line = f"{lacking:,} of {counts['documents']:,} documents have no "
@@ -323,7 +332,10 @@ def _say_lacking(corpus: CorpusConfig, counts: Mapping[str, int]):
         log(STAGE, f"{line}: they have their folder's or file's")
       else:
         say = warn if lacking == counts["documents"] else log
-        say(STAGE, f"{line}: they do not count in a row's mean")
+        why = "they do not count in a row's mean"
+        if name == "a split":
+          why = "their rows are drawn by the shares"
+        say(STAGE, f"{line}: {why}")
 
 
 def _say_domains(indices: Iterable[epath.Path]):

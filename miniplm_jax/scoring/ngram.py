@@ -88,7 +88,7 @@ class NgramRef:
     settings = manifest_lib.require(self.corpus).settings
     names = settings.keys() & fields.rules_of(CorpusConfig)
     own = {"source": self.path, "tokenizer": "its own"}
-    own |= {"fields": (), "id_field": ""}
+    own |= {"fields": (), "id_field": "", "split_field": ""}
     return CorpusConfig(**{name: settings[name] for name in names} | own)
 
   def chunks(self) -> list[Chunk]:
