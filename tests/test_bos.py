@@ -166,12 +166,13 @@ def test_what_is_from_elsewhere_begins_with_it(tmp_path):
   bos_id, eos_id, (x,) = encoder.bos_id, encoder.eos_id, encoder.encode(["xx"])
   for ids in ([bos_id, *x, eos_id], x):  # documents
     record = TokenizedRecord(np.array(ids, np.int32), "d", is_row=False)
-    ((_, row),) = maker._packed([(0, record)], collections.Counter())
+    ((*_, row),) = maker._packed([(0, record)], collections.Counter())
     assert row.ids.tolist() == [bos_id, *x, eos_id]
   # Also of several texts, each with its own or without.
   ids = [bos_id, *x, eos_id, bos_id, *x, eos_id, *x, eos_id]
   record = TokenizedRecord(np.array(ids, np.int32), "d", is_row=False)
-  rows = [r.ids for _, r in maker._packed([(0, record)], collections.Counter())]
+  packed = maker._packed([(0, record)], collections.Counter())
+  rows = [row.ids for *_, row in packed]
   assert np.concatenate(rows).tolist() == [bos_id, *x, eos_id] * 3
   good = TokenizedRecord(np.array([bos_id, *x], np.int32), "d")
   assert maker._checked(good, 0) is good
