@@ -300,6 +300,19 @@ def test_one_seed_is_said_and_other_rows_are_refused(compared, tmp_path):
   assert "learning_rate is" in line and "--stages=compare --force" in line
 
 
+def test_a_workdir_has_several_comparisons(compared, tmp_path):
+  shutil.copytree(compared[0].parent, tmp_path, dirs_exist_ok=True)
+  first = (tmp_path / "run" / "compare" / "compare.json").read_bytes()
+  one = "--config.compare.criteria=hard=reference", "--config.compare.seeds=10"
+  name = "--config.compare.name=second"
+  run(tmp_path, f"{STAGE},report", *one, name)
+  assert (tmp_path / "run" / "compare" / "compare.json").read_bytes() == first
+  folder = tmp_path / "run" / "compare" / "second"
+  assert [*mp.open_artifact(folder).figures["criteria"]] == ["random", "hard"]
+  page = (tmp_path / "run" / "report.html").read_text()
+  assert page.index("Criteria compared<") < page.index("compared, second<")
+
+
 def test_other_held_out_rows_are_measured_and_nothing_is_trained(
   compared, tmp_path
 ):

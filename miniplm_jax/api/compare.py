@@ -148,7 +148,7 @@ def compare(
   corpus = given.corpus.path / MANIFEST
   table = compare_step.step(section, names, workdir, corpus)
   border.execute([table], run, force)
-  return CriteriaComparison(workdir.compare)
+  return CriteriaComparison(workdir.compared())
 
 
 def _refuse_unused(select: SelectConfig, options: Mapping[str, Any]):

@@ -14,6 +14,7 @@ from miniplm_jax.methods import MethodNames
 class CompareConfig(Section):
   """Criteria × seeds over one corpus; see docs/selection.md."""
 
+  name: str = f.name("")  # compare/<name>; "" is compare/ itself
   # Each a name of docs/selection.md or NAME=FORMULA; random is always among
   # them. () compares none.
   criteria: tuple[str, ...] = f.several(f.text(""))

@@ -51,7 +51,6 @@ class Workdir:
     self.plan_file = self.plan / "plan.json"
     # What models say of whole documents, by the models' names.
     self.document_scores = root / "document_scores"
-    self.compare = root / "compare"  # criteria beside each other
     self.published = root / "published"  # score tables, for others
     self.analysis = root / "analysis"  # what all its runs come to
 
@@ -74,6 +73,10 @@ class Workdir:
   def student(self, name: str) -> epath.Path:
     """Converted corpus, checkpoints, evaluation and export of a student."""
     return self._named("students", name)
+
+  def compared(self, name: str = "") -> epath.Path:
+    """Criteria beside each other; "" are those without a name."""
+    return self._named("compare", name) if name else self.root / "compare"
 
   def generated(self, name: str) -> epath.Path:
     """Rows that the teacher wrote in part for a student."""

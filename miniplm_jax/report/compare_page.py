@@ -81,6 +81,7 @@ def section(figures: Mapping[str, Any]) -> Section:
   """Its part of a report."""
   baseline, oracle = figures["baseline"], figures["oracle"]
   seeds, points = figures["seeds"], figures["points"]
+  name = figures.get("name")  # the first ones had none
 
   def tokens(line) -> str | None:
     if line["shown"] == BASELINE or not points:
@@ -116,7 +117,7 @@ def section(figures: Mapping[str, Any]) -> Section:
     f"{baseline} ends. Right, Δ with its interval; strokes are seeds."
   )
   return Section(
-    "Criteria compared",
+    f"Criteria compared, {name}" if name else "Criteria compared",
     [_WORDS.format(baseline)],
     table=Table.of(lines(figures), *columns[: None if oracle else -1]),
     notes=[text for text, is_so in notes.items() if is_so],

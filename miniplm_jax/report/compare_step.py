@@ -44,10 +44,13 @@ def step(
   workdir: Workdir,
   corpus: epath.Path,
 ) -> Step:
-  """The step that makes compare/ of what was made by criterion and seed.
+  """The step that makes compare/[NAME] of what was made by criterion and seed.
 
   The corpus is its manifest, which may be of another workdir.
   """
+  folder = workdir.compared(compare.name)
+  settings = dataclasses.asdict(compare) | {"criteria": compare.definitions}
+  del settings["name"]
   inputs, trained = {"corpus": corpus}, []
   for name, by_seed in names.items():
     for seed, one in by_seed.items():
@@ -58,13 +61,13 @@ def step(
       inputs |= {f"{name} {seed} {p}": at for p, at in zip(_PARTS, paths)}
   return Step(
     stage=STAGE,
-    manifest=workdir.compare / MANIFEST,
-    settings=dataclasses.asdict(compare) | {"criteria": compare.definitions},
+    manifest=folder / MANIFEST,
+    settings=settings,
     inputs=inputs | {"curves": lambda: _curves(trained)},
-    outputs=tuple(workdir.compare / n for n in (FIGURES, TABLE, PICTURE)),
+    outputs=tuple(folder / n for n in (FIGURES, TABLE, PICTURE)),
     summary=f"{', '.join(names)} × {len(compare.seeds)} seeds, beside "
     f"{compare.baseline}",
-    run=functools.partial(_run, compare, workdir.compare),
+    run=functools.partial(_run, compare, folder),
     policy=Policy(is_view=True, is_host_only=True),
   )
 
@@ -143,6 +146,7 @@ def _measure(
   model, train = settings["model"], settings["train"] | {"seed": None}
   sizes = f"{model['num_hidden_layers']}×{model['hidden_size']}"
   return {
+    "name": compare.name,
     "baseline": baseline,
     "oracle": compare.oracle,
     "corpus": corpus.fingerprint[:12],

@@ -84,8 +84,11 @@ class Report:
     analyzed = workdir.analysis / MANIFEST
     if analyzed.exists():
       inputs["analysis"] = lambda: files.sha256(analyzed)
-    if (compared := workdir.compare / MANIFEST).exists():
-      inputs[compare_step.STAGE] = compared
+    folder = workdir.compared()
+    for path in (folder, *sorted(folder.glob("*"))):
+      if (compared := path / MANIFEST).exists():
+        name = path.name if path != folder else ""
+        inputs[f"{compare_step.STAGE} {name}".strip()] = compared
     if self.has_tasks:
       inputs["tasks"] = tasks_report_step.manifest(workdir)
     for method, names in self.methods.items():
@@ -150,8 +153,9 @@ class Report:
         pictures=findings.pictures(students),
       ),
     ]
-    if compared := inputs.get(compare_step.STAGE):
-      body.append(compare_page.section(compare_step.figures_of(compared)))
+    for name, compared in inputs.items():
+      if name.split(" ")[0] == compare_step.STAGE:
+        body.append(compare_page.section(compare_step.figures_of(compared)))
     if "tasks" in inputs:
       body.append(tasks.section(inputs["tasks"]))
     body += selection_report.sections(shown, corpus)
