@@ -79,7 +79,8 @@ class Staged:
   def _refuse_empty(self, corpus: Manifest):
     """Raises UserError if a stage's share of the budget is nothing."""
     select, last = self.trainings.config.select, self._ends[-1]
-    budget = select.budget(index.size_of_d(store.Corpus(corpus)))
+    drawn = store.Corpus(corpus), select.share, select.seed
+    budget = select.budget(index.size_drawn(*drawn))
     for k in range(len(self._ends)):
       first, end = self._between(k)
       if budget * end // last == budget * first // last:

@@ -241,6 +241,7 @@ OPTIONS = {
   },
   "copies": {"max_copies": 1, "min_length": 40},
   "near": {"max_copies": 2, "near_duplicates": 0.7},
+  "share": {"share": 0.4, "max_copies": 1, "temperature": 0.2},
 }
 
 
@@ -345,6 +346,7 @@ def test_of_equal_rows_the_best_are_kept(tables, tmp_path):
       "near_duplicate": 0,
       "without_field": 0,
       "contaminated": 0,
+      "not_drawn": 0,
     }
     assert found.dropped["duplicate"] > 20
     said = list(found.shortfalls)
@@ -353,6 +355,68 @@ def test_of_equal_rows_the_best_are_kept(tables, tmp_path):
 
 def shingles(ids):
   return {tuple(ids[i : i + 5]) for i in range(len(ids) - 4)} or {tuple(ids)}
+
+
+def drawn_of(candidates, seed, share):
+  """SplitMix64 of id, seed and stream 2, in Python's integers."""
+
+  def mix(x):
+    for shift, factor in (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB):
+      x = (x ^ x >> shift) * factor % 2**64
+    return x ^ x >> 31
+
+  golden = 0x9E3779B97F4A7C15
+  start = mix(mix(seed * golden % 2**64) + 2)
+  points = [
+    mix(((i + 1) * golden + start) % 2**64) for i in candidates.tolist()
+  ]
+  return candidates[np.array(points) / 2**64 < share]
+
+
+@pytest.mark.parametrize("seed", [10, 11])
+def test_a_share_of_d_is_drawn_and_selected_from(tables, tmp_path, seed):
+  c, score, n = content(), float32_scores(), len(content()["ids"])
+  drawn = drawn_of(train_rows(), seed, 0.4)
+  assert abs(len(drawn) / len(train_rows()) - 0.4) < 0.05
+  options = {"share": 0.4, "seed": seed, "ratio": 0.5}
+  total = len(drawn) // 2
+  found = select(tables[7], tmp_path / "plain", **options)
+  wanted = np.sort(best_first(drawn, score)[:total])
+  np.testing.assert_array_equal(found.rows, wanted)
+  assert found.dropped["not_drawn"] == len(train_rows()) - len(drawn)
+  assert sum(found.dropped.values()) == found.dropped["not_drawn"]
+  # What is random in a criterion is another draw, uniform over these rows.
+  random = noise.uniform(np.arange(n), seed, 0)
+  assert abs(random[drawn].mean() - 0.5) < 0.05
+  assert len(drawn_of(drawn, seed + 1, 0.4)) / len(drawn) < 0.5
+  found = select(tables[7], tmp_path / "r", **options, definition="random")
+  wanted = best_first(drawn, random.astype(np.float32))[:total]
+  np.testing.assert_array_equal(found.rows, np.sort(wanted))
+  # Scores are over all of D: by z the rows of one domain are in their order.
+  found = select(
+    tables[7], tmp_path / "z", **options, definition="zscore_by_domain"
+  )
+  wanted = best_first(drawn, scores("zscore_by_domain"))[:total]
+  assert len(np.setdiff1d(found.rows, wanted)) <= 1
+  # With noise, quotas and copies: of equal rows that are drawn the best.
+  noisy = (score + 0.2 * noise.gumbel(np.arange(n), seed)).astype(np.float32)
+  by_content = {}
+  for i in best_first(drawn, score):
+    by_content.setdefault(c["ids"][i].tobytes(), i)
+  left = np.sort([*by_content.values()])
+  mails = best_first(left[c["domain"][left] == "mail"], noisy)[: total // 20]
+  others = left[c["domain"][left] != "mail"]
+  wanted = best_first(np.concatenate([others, mails]), noisy)[:total]
+  options |= {"max_copies": 1, "temperature": 0.2, "quotas": ["mail=:0.05"]}
+  found = select(tables[7], tmp_path / "copies", **options)
+  np.testing.assert_array_equal(found.rows, np.sort(wanted))
+  assert found.dropped["duplicate"] == len(drawn) - len(left) > 0
+  assert found.dropped["not_drawn"] == len(train_rows()) - len(drawn)
+  # And with a penalty on what is kept already.
+  options = {"share": 0.4, "seed": seed, "ratio": 0.5, "redundancy": 1.0}
+  found = select(tables[7], tmp_path / "greedy", **options)
+  wanted = relevance(score, 1.0, drawn, budget=total)
+  np.testing.assert_array_equal(found.rows, np.sort(wanted))
 
 
 def test_near_duplicates_of_real_text(tables, tmp_path):
@@ -448,6 +512,8 @@ def test_every_option_selects_again_without_a_model(copy):
     "tokens": ("ratio=0.0", "tokens=999", "temperature=0.5"),
     "quotas": ("quotas=('odd=0.6:','even=:0.3')", "ratio=0.25"),
     "copies": ("max_copies=1", "near_duplicates=0.8", "min_length=20"),
+    "share": ("share=0.5",),
+    "share-11": ("share=0.5", "seed=11"),
   }.items():
     arguments = [f"--config.select.{o}" for o in (f"name={name}", *options)]
     run(copy, "--stages=select", *arguments)
@@ -471,6 +537,7 @@ def test_every_option_selects_again_without_a_model(copy):
     ("ratio=0.0", "select.ratio, rows, tokens"),
     ("temperature=-1.0", "select.temperature"),
     ("temperature=nan", "select.temperature"),
+    ("share=0.0", "select.share"),
     ("seed=-1", "select.seed"),
     ("seed=9223372036854775808", "select.seed"),
     ("near_duplicates=1.5", "select.near_duplicates"),
@@ -512,6 +579,7 @@ def in_portions(made, folder, ends, **settings):
     {"ratio": 0.3, "near_duplicates": 0.8},
     {"ratio": 0.3, "redundancy": 2.0},
     {"ratio": 0.3, "temperature": 0.1},
+    {"ratio": 0.8, "share": 0.3},
   ],
   ids=str,
 )

@@ -15,6 +15,7 @@ from test_api import content
 
 import miniplm_jax as mp
 from miniplm_jax.config import EvaluateConfig, SelectConfig
+from miniplm_jax.config.compare import CompareConfig
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.report import compare_page, paired
 
@@ -349,6 +350,29 @@ def test_random_rows_are_drawn_without_a_penalty(compared):
     is_random = "by random" in name
     assert ("redundancy 0.1" in name) != is_random
     assert ("done" in what) == is_random, what
+
+
+def test_each_seed_draws_its_share_for_all_criteria(compared):
+  options = CRITERIA, *OPTIONS, "--config.select.share=0.5", "--dry_run"
+  said = run(compared[0].parent, STAGE, *options).stdout
+  for seed in SEEDS:
+    for name in "random", "easy":
+      assert f"selection/{name}-s{seed}" in said
+  ran, rows, n = mp.open_artifact(compared[0]), {}, len(SEEDS)
+  section = CompareConfig(criteria=("easy=-teacher",), seeds=SEEDS)
+  select = SelectConfig(ratio=1.0, share=0.5)
+  for by_seed in section.names(select, "{method}").values():
+    assert len({one.selection for one in by_seed.values()}) == n
+    for seed, one in by_seed.items():
+      by = vars(section.select_of(select, one.definition, seed))
+      by = {k: v for k, v in by.items() if k not in ("definition", "name")}
+      folder = compared[0].parent / "drawn" / one.selection
+      kept = ran.scores.select(one.definition, name="x", to=folder, **by)
+      rows.setdefault(seed, []).append(np.load(folder / "rows.npy"))
+      assert kept.manifest.settings["share"] == 0.5
+  for first, other in rows.values():  # all that are drawn, by either criterion
+    np.testing.assert_array_equal(first, other)
+  assert not np.array_equal(*(first for first, _ in rows.values()))
 
 
 def test_unequal_selections_are_said(compared):

@@ -12,6 +12,7 @@ import pytest
 from helpers import refused, run
 
 import miniplm_jax as mp
+from miniplm_jax.core import noise
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.selection import items, overlap
 
@@ -144,6 +145,20 @@ def select(corpus, to, sets, **more):
   scores = mp.Scores(corpus, {})
   sets = [str(path) for path in sets]
   return scores.select("tokens", name="s", to=to, exclude_sets=sets, **more)
+
+
+def test_of_rows_that_are_drawn_some_have_items(made, tmp_path):
+  _, corpus, texts = made
+  out = found_in(texts, write_sets(tmp_path, texts)[0])
+  sets = [tmp_path / "quiz.jsonl"]
+  half = select(corpus, tmp_path / "half", sets, ratio=1.0, share=0.5)
+  drawn = noise.uniform(np.array(sorted(texts)), 10, 2) < 0.5
+  drawn = set(np.array(sorted(texts))[drawn].tolist())
+  assert set(half.rows.ids.tolist()) == drawn - out
+  counts = half.manifest.counts
+  assert counts["dropped"]["not_drawn"] == len(texts) - len(drawn) > 0
+  assert counts["dropped"]["contaminated"] == len(out & drawn) > 0
+  assert counts["contaminated"] == {"quiz.jsonl": len(out)}
 
 
 def test_a_run_that_was_stopped_goes_on(made, tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ class CompareConfig(Section):
     def made(name: str, definition: str, seed: int) -> MethodNames:
       own = f"{name}-s{seed}"
       # Each seed draws rows of its own.
-      is_drawn = criterion(definition).formula.is_random or select.temperature
+      is_drawn = select.is_drawn or criterion(definition).formula.is_random
       return MethodNames(
         selection=select.name.replace("{method}", own if is_drawn else name),
         student=student.replace("{method}", own),

@@ -146,14 +146,17 @@ class SelectConfig(Section):
   # folder of such or a glob, of columns NAME and row_id or doc_id (see
   # corpus.id_field). What no formula reads is not looked at.
   columns: tuple[str, ...] = f.several(f.named_path("FILE.parquet"))
+  # Of D, drawn by seed: only these rows can be kept; 1 is all.
+  share: float = f.number(1.0, "(0, 1]")
   # How much is kept: one of these, the others are 0.
-  ratio: float = f.number(0.5, "[0, 1]")  # alpha, the share of the rows of D
+  # alpha, of the rows of D, or of those that are drawn of it
+  ratio: float = f.number(0.5, "[0, 1]")
   rows: int = f.number(0, "[0, 2^63)")
   tokens: int = f.number(0, "[0, 2^63)")  # ids of the kept rows
   # 0 keeps the highest scores; more draws rows without replacement with
   # weights exp(score / temperature), by Gumbel top-K.
   temperature: float = f.number(0.0, "[0, 1e6]")
-  # of what is drawn, and of definition random
+  # of what is drawn, and of random() in a definition
   seed: int = f.seed(10, 63)
   min_length: int = f.number(0, "[0, inf)")  # ids; shorter rows are left out
   # Of equal rows the best are kept, 0 keeps all. Needs 21 bytes of
@@ -202,8 +205,13 @@ class SelectConfig(Section):
     named = (text.partition("=") for text in self.columns)
     return {name: path for name, _, path in named}
 
+  @property
+  def is_drawn(self) -> bool:
+    """Whether the seed decides, whatever rows are ranked by."""
+    return bool(self.temperature) or self.share < 1
+
   def budget(self, rows: int) -> int:
-    """Rows or tokens that are to be kept of a D of so many rows."""
+    """Rows or tokens that are to be kept of a D, or its draw, of so many."""
     return self.tokens or self.rows or f.of(self.ratio, rows)
 
 

@@ -19,6 +19,11 @@ def uniform(row_id: np.ndarray, seed: int, stream: int) -> np.ndarray:
   return ((bits >> np.uint64(11)) + 0.5) * 2.0**-53
 
 
+def drawn(row_id: np.ndarray, seed: int, share: float) -> np.ndarray:
+  """Whether each row is drawn, with this probability: bool [n]."""
+  return uniform(row_id, seed, stream=2) < share
+
+
 def gumbel(row_id: np.ndarray, seed: int) -> np.ndarray:
   """float64 [n], standard Gumbel: the top K of log w + it is drawn by w.
 

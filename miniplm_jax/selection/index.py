@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from miniplm_jax.core import distributed
+from miniplm_jax.core import distributed, noise
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.store import Corpus, shard_names
 
@@ -71,6 +71,14 @@ class IndexReader:
 def size_of_d(corpus: Corpus) -> int:
   """How many rows D has."""
   return corpus.manifest.counts["split train"]
+
+
+def size_drawn(corpus: Corpus, share: float, seed: int) -> int:
+  """How many rows of D are drawn; of less than all, the index is read."""
+  if share == 1:
+    return size_of_d(corpus)
+  pieces = rows_of(corpus, {}, "n_tokens")
+  return sum(int(noise.drawn(ids, seed, share).sum()) for ids, _ in pieces)
 
 
 def rows_of(

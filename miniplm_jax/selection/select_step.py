@@ -78,6 +78,9 @@ def step(
   }
   if select.redundancy:
     settings["redundancy"] = select.redundancy
+  if select.share < 1:
+    settings["share"] = select.share
+  is_drawn = select.is_drawn or criterion.formula.is_random
   inputs = {name: tables[name] / MANIFEST for name in criterion.reads} | given
   if steps:
     settings["steps"] = [*steps]
@@ -86,7 +89,7 @@ def step(
     stage=STAGE,
     manifest=folder / MANIFEST,
     settings=settings,
-    idle=() if select.temperature or criterion.formula.is_random else ("seed",),
+    idle=() if is_drawn else ("seed",),
     inputs={"corpus": corpus, **inputs},
     outputs=(folder / "rows.npy", *[folder / _PIECES] * bool(sets)),
     summary=_summary(settings)
@@ -129,6 +132,8 @@ def _summary(s: Mapping) -> str:
     words.append(f"quotas {' '.join(s['quotas'])}")
   if "redundancy" in s:
     words.append(f"redundancy {s['redundancy']:g}")
+  if "share" in s:
+    words.append(f"of rows drawn of D, a share of {s['share']:g}")
   if "steps" in s:
     words.append("for steps {} to {} of {}".format(*s["steps"]))
   return ", ".join(words)

@@ -28,7 +28,7 @@ _ONE = np.ones(1, np.int64)
 # Why a row is left out, by the code in `Candidates.left_out`; 0 is not.
 REASONS = (
   *("", "too_short", "without_text", "duplicate", "near_duplicate"),
-  *("without_field", "contaminated"),
+  *("without_field", "contaminated", "not_drawn"),
 )
 _CODES = {reason: code for code, reason in enumerate(REASONS)}
 
@@ -47,12 +47,13 @@ class Candidates:
   def __init__(
     self,
     scored: ScoredRows,
+    rows: int,
     options: SelectConfig,
     steps: Sequence[int] = (0, 1, 1),
     before: Sequence[np.ndarray] = (),
   ):
-    """Nothing is read yet; see `select`."""
-    self._scored, self._options = scored, options
+    """Nothing is read yet; see `select`. `rows` are those drawn of D."""
+    self._scored, self._rows, self._options = scored, rows, options
     self._steps, self._before = steps, before
     # Rows of D by reason, of the pass that ended last.
     self.dropped: dict[str, int] = {}
@@ -81,6 +82,10 @@ class Candidates:
       reason[has_none & columns["lacks_field"]] = _CODES["without_field"]
       if self.left_out is not None:
         reason = np.maximum(reason, self.left_out[columns["row_id"]])
+      if options.share < 1:
+        row_id, seed = columns["row_id"], options.seed
+        is_drawn = noise.drawn(row_id, seed, options.share)
+        reason[~is_drawn] = _CODES["not_drawn"]
       counts += np.bincount(reason, minlength=len(REASONS))
       kept = {k: columns[k] for k in ("row_id", "score", "hash", "domain")}
       kept["tokens"] = columns["corpus_tokens"]
@@ -165,8 +170,8 @@ class Candidates:
   @property
   def _all(self) -> int:
     """The budget of all stages."""
-    # of all of D, as in the method, whatever is left out
-    return self._options.budget(self._scored.of_d)
+    # of all of D, as in the method, whatever else is left out
+    return self._options.budget(self._rows)
 
   def refuse_too_few(self):
     """Raises UserError, after a pass, if later stages would have no rows."""
@@ -232,7 +237,7 @@ class Candidates:
         what = f"all {rows} rows are left out: {', '.join(why)}"
       raise UserError(
         what,
-        "config.select.ratio, rows, tokens, min_length and quotas",
+        "config.select.ratio, rows, tokens, share, min_length and quotas",
         "keep more, or give more text",
       )
 
@@ -298,7 +303,8 @@ def select(
     before,
     options.files,
   )
-  candidates = Candidates(scored, options, steps, before)
+  rows = index.size_drawn(corpus, options.share, options.seed)
+  candidates = Candidates(scored, rows, options, steps, before)
   by_set = collections.Counter()
   sets, folder = options.exclude_sets, folder or epath.Path(path.parent)
 
