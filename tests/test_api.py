@@ -84,6 +84,12 @@ def test_what_the_command_line_made_is_opened(copy):
   ]
   for student in students:
     evaluation = mp.evaluate(student, run=c.run, score=c.score)
+    rows = evaluation.rows
+    means = (rows["nll_sum"] / rows["n_tokens"]).astype(float)
+    assert means.mean() == pytest.approx(evaluation.loss, rel=1e-6)
+    ids = student.corpus.rows(rows["row_id"])
+    again = mp.evaluate(student, ids, run=c.run, score=c.score).rows
+    np.testing.assert_array_equal(again["nll_sum"], rows["nll_sum"])
     assert evaluation == student.evaluation
   assert content(folder) == before
   assert {s.name for s in students} == ran.students.keys()

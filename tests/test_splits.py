@@ -92,13 +92,20 @@ def test_a_document_goes_whole_into_its_split(made):
   encoder = corpus.tokenizer()
   rows = list(corpus.read(range(len(corpus))))
   assert {row.part for row in rows} == {0, 1}
+  order = "heldout", "reference", "teacher", "train"
+  first = {}  # the split that keeps a row, by its ids
+  for row in rows:
+    first.setdefault(row.ids.tobytes(), set()).add(order.index(row.split))
   text = {}  # by shard, domain and own split: the rows' ids together
+  kept = []
   for i, row in enumerate(rows):
     metas = [shards[row.part][d]["meta"] for d in row.documents]
     (own,) = {meta.get("of", "") for meta in metas}
     assert {meta["set"] for meta in metas} == {row.domain}
     assert row.split == (own or by_hash(row.ids))
-    assert corpus.index["split"][i].as_py() == row.split
+    is_first = order.index(row.split) == min(first[row.ids.tobytes()])
+    kept.append(row.split if is_first else "none")
+    assert corpus.index["split"][i].as_py() == kept[-1]
     text.setdefault((row.part, row.domain, own), []).extend(row.ids.tolist())
   for key, ids in text.items():
     wanted = [
@@ -112,8 +119,9 @@ def test_a_document_goes_whole_into_its_split(made):
   assert len(text) == 2 * 2 * 4
   # The summary counts them, and what they lack.
   counts = corpus.manifest.counts
-  for split in store.SPLITS:
-    n = sum(row.split == split for row in rows)
+  assert "none" in kept
+  for split in (*store.SPLITS, "none"):
+    n = kept.count(split)
     assert counts[f"split {split}"] == n == len(corpus.rows_of(split)) > 0
   assert counts["lacking a split"] == 24
   assert "24 of 60 documents have no split in field 'meta.of'" in done.stdout
@@ -175,3 +183,45 @@ def test_what_is_no_split_is_refused(given, tmp_path):
   written(tmp_path / "text.jsonl", records)
   error = refused(tmp_path, *given, SPLIT)
   assert "none is left for D" in error and "meta.of=train" in error
+
+
+def test_equal_rows_are_of_one_split(given, tmp_path):
+  """Of two shards, which grow: also what was in a split before."""
+  both = list(documents())[:20]
+  splits = "train", "reference", "heldout"
+
+  def record(i, split):
+    return {"text": both[i]["text"], "meta": {"set": f"d{i}", "of": split}}
+
+  shards = {
+    "a": [record(i, "train") for i in range(12)] + [record(12, "reference")],
+    "b": [record(i, splits[i % 3]) for i in range(6)] + [record(12, "heldout")],
+  }
+  (tmp_path / "text").mkdir()
+  how = *given, SPLIT, "--config.corpus.part_bytes=20000"
+  for names in ("a", "ab"):
+    name = names[-1]
+    written(tmp_path / f"text/{name}.jsonl", shards[name])
+    done = run(tmp_path, *how, "--force", source=tmp_path / "text")
+  rows = opened(tmp_path).index
+  split, hashes = rows["split"].to_pylist(), rows["hash"].to_pylist()
+  domain = rows["domain"].to_pylist()
+  of = {}
+  for own, hashed in zip(split, hashes):
+    if own != "none":
+      assert of.setdefault(hashed, own) == own
+  found = {
+    f"d{i}": {s for d, s in zip(domain, split) if d == f"d{i}"}
+    for i in range(13)
+  }
+  expected = {
+    "d0": {"train"},
+    "d1": {"none", "reference"},
+    "d2": {"none", "heldout"},
+  }
+  expected |= {"d12": {"none", "heldout"}, "d11": {"train"}}
+  assert {name: found[name] for name in expected} == expected
+  counts = opened(tmp_path).manifest.counts
+  for name in ("train", "reference", "heldout", "none"):
+    assert counts.get(f"split {name}", 0) == split.count(name)
+  assert f"{split.count('none'):,} rows are equal to a row of" in done.stdout

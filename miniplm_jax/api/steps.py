@@ -356,7 +356,7 @@ def evaluate(
     dtype=dtype,
     ignored=section.ignore_domains,
   )
-  return Evaluation(name, measured.losses)
+  return Evaluation(name, measured.losses, heldout.of_rows(measured))
 
 
 def measuring(student: Student, *how: Any) -> Step:

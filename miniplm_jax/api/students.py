@@ -95,7 +95,8 @@ class Student(OfCorpus):
     if not self.evaluated:
       hint = "call evaluate(student)"
       raise UserError("not evaluated yet", str(self.path), hint)
-    return Evaluation(self.name, heldout.losses(self.evaluated))
+    rows = heldout.read_rows(self.evaluated)
+    return Evaluation(self.name, heldout.losses(self.evaluated), rows)
 
   def curve(self, key: str = "train/loss") -> tuple[list[int], list[float]]:
     """Steps and values of a metric that was written during training.
@@ -154,6 +155,9 @@ class Evaluation(ToPandas):
   # By domain; "all" is their total. Each has instance_mean and token_mean in
   # nats, bits_per_byte, rows, tokens.
   by_domain: Mapping[str, Mapping[str, Any]]
+  # row_id int64, nll_sum float32 in nats and n_tokens int32, NumPy [rows]; None
+  # if an earlier version kept none.
+  rows: Mapping[str, "np.ndarray"] | None = dataclasses.field(compare=False)
 
   def __repr__(self) -> str:
     rows = self.by_domain["all"]["rows"]

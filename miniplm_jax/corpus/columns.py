@@ -1,6 +1,8 @@
 """The columns of a corpus's index, each read when it is first asked for."""
 
+import collections
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +23,15 @@ with epy.lazy_imports():
 
 _NAMES = ("domain", "split")
 _ID = "row_id"
+_OWN = "own_split"  # what the documents say, where `keep_apart` was
+NONE = "none"  # the split of rows that are left out of theirs
+# A row that two splits have stays in the first: what is measured on goes before
+# what is trained on, and D, which others score, is last.
+_ORDER = ("heldout", "reference", "teacher", "train")
 _AT_A_TIME = 65_536  # values that are hashed at once, as they always were
 DIGEST = "content"  # in an index: the digest of its columns and its facts
 MADE_BY = "made_by"  # in the details of an index, from `manifest.made_by`
+_DAMAGED = "restore it; or remove it: the shard is made again if none is listed"
 AT_ONCE = 16  # files that are read; from gs:// each is some requests
 
 
@@ -34,8 +42,7 @@ def facts(index: epath.Path, is_checked=False, made_by=None) -> dict[str, Any]:
     UserError: it is damaged, by the digest of its columns if `is_checked`, or
       made by something else than `made_by`.
   """
-  hint = "restore it; or remove it: the shard is made again if none is listed"
-  with errors.parsing(index, hint), index.open("rb") as f:
+  with errors.parsing(index, _DAMAGED), index.open("rb") as f:
     file = pq.ParquetFile(f)
     metadata = file.schema_arrow.metadata
     facts_of = {k.decode(): json.loads(v) for k, v in metadata.items()}
@@ -57,14 +64,16 @@ def facts(index: epath.Path, is_checked=False, made_by=None) -> dict[str, Any]:
 def digest(table, facts: Mapping[str, Any]) -> str:
   """Returns the sha256 of the values of an index's columns, and of its facts.
 
-  The rows' ids are not among them: `number` changes them.
+  As the shard was made: neither the ids that `number` gives nor the splits
+  that `keep_apart` takes are among them.
   """
   total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
   for name in table.column_names:
-    if name == _ID:
+    if name in (_ID, _OWN):
       continue
+    column = _own_split(table) if name == "split" else table[name]
     for start in range(0, table.num_rows, _AT_A_TIME):
-      for characters in _listed(table[name].slice(start, _AT_A_TIME)):
+      for characters in _listed(column.slice(start, _AT_A_TIME)):
         total.update(characters)
   return total.hexdigest()
 
@@ -118,10 +127,65 @@ def number(index: epath.Path, first: int):
       if not len(ids) or ids[0].as_py() == first:
         return
     table = file.read()
+  _change(index, numbered(table, first + np.arange(len(table))))
+
+
+def _change(index: epath.Path, table):
+  """Writes an index anew, as old as it was: the shard was made then."""
   before = os.stat(index) if gs.is_local(index) else None
-  write(index, numbered(table, first + np.arange(len(table))))
-  if before:  # the shard was made then, not now
+  write(index, table)
+  if before:
     os.utime(index, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _own_split(table):
+  return table[_OWN if _OWN in table.column_names else "split"]
+
+
+def keep_apart(indices: Sequence[epath.Path]) -> dict[str, int]:
+  """Leaves rows out of their split that are equal to a row of one before it.
+
+  By their texts' hashes rows are of one split each; by what documents say, two
+  may be equal, and a model would be measured on what it was trained on. The
+  order is `_ORDER`. Holds the hashes of all but the last, 8 bytes a row.
+
+  Returns:
+    How many rows of each split have become those of `NONE`, if any.
+  """
+  seen = {split: [np.zeros(0, np.uint64)] for split in _ORDER[:-1]}
+  for index in indices:
+    table = _read(index, (_OWN, "split", "hash"))
+    own, hashes = _own_split(table).to_numpy(), table["hash"].to_numpy()
+    for split in seen:
+      seen[split].append(hashes[own == split])
+  before, taken = {}, np.zeros(0, np.uint64)
+  for split, later in itertools.pairwise(_ORDER):
+    taken = np.union1d(taken, np.concatenate(seen[split]))
+    before[later] = taken
+  moved = collections.Counter()
+  for index in indices:
+    table = _read(index)
+    own, hashes = _own_split(table).to_numpy(), table["hash"].to_numpy()
+    split = own.copy()
+    for name, taken in before.items():
+      is_taken = (own == name) & np.isin(hashes, taken)
+      split[is_taken] = NONE
+      moved[name] += int(is_taken.sum())
+    if np.array_equal(split, table["split"].to_numpy()):
+      continue
+    if _OWN not in table.column_names:
+      table = table.append_column(_OWN, table["split"])
+    place, kind = table.column_names.index("split"), table.schema.field("split")
+    _change(index, table.set_column(place, kind, pa.array(split, kind.type)))
+  return +moved
+
+
+def _read(index: epath.Path, names: Sequence[str] = ()):
+  """The columns of an index that there are of some, or all."""
+  with errors.parsing(index, _DAMAGED), index.open("rb") as f:
+    file = pq.ParquetFile(f)
+    known = [name for name in names if name in file.schema_arrow.names]
+    return file.read(known or None)
 
 
 class Columns(dict):

@@ -263,8 +263,15 @@ def _merge(
   """The fields of the manifest, when every shard is there."""
   corpus, folder, n = source.corpus, source.directory, len(chunks)
   commit = source.commit
-  counts, described = store.merge(folder, n, recipe.made_by(encoder))
   indices = [folder / store.shard_names(i, n)[1] for i in range(n)]
+  left_out = columns.keep_apart(indices) if corpus.split_field else {}
+  counts, described = store.merge(folder, n, recipe.made_by(encoder))
+  if total := sum(left_out.values()):
+    counts[f"split {columns.NONE}"] = total
+    for name, rows in left_out.items():
+      counts[f"split {name}"] -= rows
+    line = f"{total:,} rows are equal to a row of heldout, reference or teacher"
+    log(STAGE, f"{line}, the first of these keeps it, and they are in no split")
   details = [columns.facts(index)["details"] for index in indices]
   if broken := [r for of_shard in details for r in of_shard["broken"]]:
     path = shard.write_sample(folder, broken)

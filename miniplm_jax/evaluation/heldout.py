@@ -147,11 +147,16 @@ def write_rows(folder: epath.Path, measured: Measured) -> dict[str, Any]:
   import pyarrow as pa
   from pyarrow import feather
 
-  values = zip(_TYPES.items(), measured)  # its first three
-  columns = {name: pa.array(v.astype(kind)) for (name, kind), v in values}
+  table = pa.table(of_rows(measured))
   with files.replacing(folder / ROWS) as scratch:
-    feather.write_feather(pa.table(columns), str(scratch), compression="zstd")
+    feather.write_feather(table, str(scratch), compression="zstd")
   return {ROWS: files.describe(folder / ROWS)}
+
+
+def of_rows(measured: Measured) -> dict[str, np.ndarray]:
+  """What was measured of each row, as `read_rows` returns it."""
+  values = zip(_TYPES.items(), measured)  # its first three
+  return {name: value.astype(kind) for (name, kind), value in values}
 
 
 def read_rows(evaluation: Manifest) -> dict[str, np.ndarray] | None:
