@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.models import utils as model_utils
 
@@ -21,7 +20,7 @@ from miniplm_jax.core.log import Progress
 from miniplm_jax.corpus import tokenizer as tokenizer_lib
 from miniplm_jax.evaluation import requests as requests_lib
 from miniplm_jax.evaluation import texts
-from miniplm_jax.models import generation, placement, sharding
+from miniplm_jax.models import generation, placement
 
 
 class JaxLM(TemplateLM):
@@ -232,27 +231,9 @@ class JaxLM(TemplateLM):
     rows = [
       self.tok_encode(text)[-room:] or [self._prefix_id] for text in prompts
     ]
-    # The longest first, so that rows of a batch are of like length.
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    shards = sharding.batch_shards(self._mesh)
-
-    def batches():
-      start = 0
-      while start < len(order):
-        (length,) = texts.lengths(len(rows[order[start]]))[-1:]
-        most = max(self._batch_tokens // (length + new) // shards, 1) * shards
-        chosen = order[start : start + most]
-        start += most
-        # Powers of two: few shapes.
-        size = min(most, shards << (-(-len(chosen) // shards) - 1).bit_length())
-        of_batch = [numbers[i] for i in chosen]
-        batch = generation.pad_left(
-          [rows[i] for i in chosen], size, length, of_batch
-        )
-        yield np.array(of_batch), placement.own_rows(batch, self._mesh)
-
+    batches = texts.prompts(rows, numbers, new, self._batch_tokens, self._mesh)
     run = functools.partial(program, self._model)
-    for drawn in placement.run_rows(run, batches(), self._mesh):
+    for drawn in placement.run_rows(run, batches, self._mesh):
       for number, ids, n, good in zip(drawn.row_B, *drawn.values):
         i = place_of[int(number)]
         if not good:

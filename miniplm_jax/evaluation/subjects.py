@@ -12,6 +12,7 @@ from miniplm_jax.training import trained
 
 with epy.lazy_imports():
   from miniplm_jax.corpus import store
+  from miniplm_jax.evaluation import texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,3 +42,16 @@ class Subject:
       corpus = store.Corpus(inputs["corpus"])
       return self.ref.load_as_scored(corpus, mesh, dtype)
     return trained.restore(inputs["model"], mesh)
+
+  def text_model(self, inputs: Mapping[str, Manifest], mesh, dtype: str):
+    """The `TextModel`, with its corpus's tokenizer; see `load`."""
+    corpus = store.open_corpus(inputs)
+    return texts.TextModel(
+      self.load(inputs, mesh, dtype),
+      corpus.tokenizer().text_engine(),
+      mesh,
+      self.folder,
+      dtype,
+      end_id=corpus.eos_id,
+      bos_id=corpus.bos_id,
+    )

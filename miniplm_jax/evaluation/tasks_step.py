@@ -108,27 +108,16 @@ class Runner:
     key = f"{it.folder} {inputs['model'].fingerprint}"
     if key not in self.loaded:
       try:
-        from miniplm_jax.evaluation import jax_lm, texts
+        from miniplm_jax.evaluation import jax_lm
       except ModuleNotFoundError as e:
         raise harness.missing(e) from e
       self.loaded.clear()
-      run, dtype = self.run, self.evaluation.dtype
-      corpus = store.open_corpus(inputs)
-      mesh = sharding.mesh_of(run)
-      model = texts.TextModel(
-        it.load(inputs, mesh, dtype),
-        corpus.tokenizer().text_engine(),
-        mesh,
-        it.folder,
-        dtype,
-        end_id=corpus.eos_id,
-        bos_id=corpus.bos_id,
-      )
+      mesh = sharding.mesh_of(self.run)
       self.loaded[key] = jax_lm.JaxLM(
-        model,
+        it.text_model(inputs, mesh, self.evaluation.dtype),
         batch_tokens=self.batch_tokens,
-        max_length=corpus.max_length,
-        log_every_seconds=run.log_every_seconds,
+        max_length=store.open_corpus(inputs).max_length,
+        log_every_seconds=self.run.log_every_seconds,
       )
     return self.loaded[key]
 

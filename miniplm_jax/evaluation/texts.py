@@ -26,7 +26,14 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
 from miniplm_jax.corpus import batching
 from miniplm_jax.corpus import tokenizer as tokenizer_lib
-from miniplm_jax.models import hub, huggingface, likelihood, placement, sharding
+from miniplm_jax.models import (
+  generation,
+  hub,
+  huggingface,
+  likelihood,
+  placement,
+  sharding,
+)
 from miniplm_jax.models.decoder import Decoder
 
 # Rows are padded to the least of these: four to an octave, so that a tenth of
@@ -213,11 +220,9 @@ class RowScorer:
     self._mesh, self._every = model.mesh, log_every_seconds
     self._stage = stage
     self.batch_tokens = batch_tokens
-    function = functools.partial(
-      likelihood.continuation_nll, dtype=jnp.dtype(model.dtype)
+    self._score = functools.partial(
+      _program(model.mesh, model.dtype), model.decoder
     )
-    program = placement.program(function, model.mesh)
-    self._score = functools.partial(program, model.decoder)
 
   def __call__(
     self,
@@ -264,6 +269,47 @@ class RowScorer:
           answers[place] = float(total), bool(is_greedy)
         bar.update(len(places))
     return answers
+
+
+@functools.lru_cache(8)
+def _program(mesh: Mesh, dtype: str):
+  """One for all models: those of one shape are compiled once."""
+  function = functools.partial(
+    likelihood.continuation_nll, dtype=jnp.dtype(dtype)
+  )
+  return placement.program(function, mesh)
+
+
+def prompts(
+  rows: Sequence[Sequence[int]],
+  numbers: Sequence[int],
+  new: int,
+  batch_tokens: int,
+  mesh: Mesh,
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+  """Batches for a program of `generation.compiled`, as `run_rows` takes them.
+
+  Args:
+    rows: ids of prompts.
+    numbers: of the rows, which seed what is drawn.
+    new: tokens that follow each.
+    batch_tokens: prompts and new tokens of a batch over all devices.
+  """
+  # The longest first, so that rows of a batch are of like length.
+  order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+  shards, start = sharding.batch_shards(mesh), 0
+  while start < len(order):
+    (length,) = lengths(len(rows[order[start]]))[-1:]
+    most = max(batch_tokens // (length + new) // shards, 1) * shards
+    chosen = order[start : start + most]
+    start += most
+    # Powers of two: few shapes.
+    size = min(most, shards << (-(-len(chosen) // shards) - 1).bit_length())
+    of_batch = [numbers[i] for i in chosen]
+    batch = generation.pad_left(
+      [rows[i] for i in chosen], size, length, of_batch
+    )
+    yield np.array(of_batch), placement.own_rows(batch, mesh)
 
 
 def lengths(longest: int) -> list[int]:
