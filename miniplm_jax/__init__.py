@@ -76,6 +76,7 @@ __all__ = [
   "Student",
   "UserError",
   "compare",
+  "divergence",
   "evaluate",
   "export",
   "generate",

@@ -17,6 +17,7 @@ from miniplm_jax.corpus.sources import CorpusSource
 from miniplm_jax.criteria import CRITERIA, criterion
 from miniplm_jax.distillation import proxy_step
 from miniplm_jax.evaluation import (
+  divergence_step,
   evaluate_step,
   generate,
   score_documents_step,
@@ -251,9 +252,9 @@ class Stages:
     runner = tasks_step.Runner(
       c.evaluation, c.corpus.max_length, c.score.batch_tokens, c.run
     )
-    measures = runner.steps(models)
     table = tasks_report_step.steps(models, c.evaluation, self.workdir)
-    return [*losses, *measures, *table]
+    apart = self._divergences(self._subjects(with_scorers=False))
+    return [*losses, *runner.steps(models), *table, *apart]
 
   def _losses(
     self, models: Iterable[Subject], is_view: bool = False
@@ -263,10 +264,19 @@ class Stages:
     options = c.evaluate, c.score, c.run, is_view
     return [evaluate_step.step(it, *options) for it in models]
 
+  def _divergences(
+    self, students: Sequence[Subject], is_view: bool = False
+  ) -> list[Step]:
+    """How far students are from the teacher, if that is asked."""
+    c, ref = self.config, self.trainings.ref(TEACHER)
+    teacher = Subject.scorer(ref, self.corpus, c.score.dtype)
+    how = c.evaluation, c.evaluate, c.score.batch_tokens, c.run, is_view
+    return divergence_step.Runner(teacher, *how).steps(students)
+
   def compare(self) -> list[Step]:
     """Criteria × seeds: selections, students, losses; what they come to."""
     c, compared = self.config, self.config.compared
-    selections, students = [], []
+    selections, students, subjects = [], [], []
     for seed in c.compare.seeds:
       train = c.train.replace(seed=seed)
       for name, by_seed in compared.items():
@@ -276,14 +286,17 @@ class Stages:
         one = Stages(section, self.workdir, {name: by_seed[seed]})
         selections += one.select()
         students += [*one.convert(), *one.train()]
-        students += one._losses(one._subjects(with_scorers=False), is_view=True)
+        subjects += one._subjects(with_scorers=False)
+        students += one._losses(subjects[-1:], is_view=True)
     if not c.compare.criteria:
       return []
     steps = {}  # one selection may serve all seeds
-    for step in (*selections, *students):
+    apart = self._divergences(subjects, is_view=True)
+    for step in (*selections, *students, *apart):
       step = dataclasses.replace(step, made_in=compare_step.STAGE)
       steps.setdefault(step.manifest, step)
-    table = compare_step.step(c.compare, compared, self.workdir, self.corpus)
+    where = self.workdir, self.corpus
+    table = compare_step.step(c.compare, compared, *where, bool(apart))
     return [*steps.values(), table]
 
   def _subjects(self, with_scorers: bool = True) -> list[Subject]:
@@ -303,10 +316,8 @@ class Stages:
 
   def _corpus_of(self, names: MethodNames) -> dict[str, Input]:
     """The inputs that are a student's corpus."""
-    c, student = self.config, names.student
-    return convert_step.corpus_inputs(
-      c.student, c.corpus, self.workdir, student
-    )
+    c, name = self.config, names.student
+    return convert_step.corpus_inputs(c.student, c.corpus, self.workdir, name)
 
   def export(self) -> list[Step]:
     """The students as Hugging Face directories."""
@@ -378,6 +389,7 @@ class Stages:
         tables,
         c.roles_with_model,
         bool(c.evaluation.tasks),
+        bool(c.evaluation.divergence),
         workdir,
         self.analyses,
         lambda path: outlook_page.section(path),

@@ -11,6 +11,7 @@ from miniplm_jax.api.artifacts import Corpus, Rows, ScoreTable, Selection
 from miniplm_jax.api.compare import Comparison, compare
 from miniplm_jax.api.models import (
   Model,
+  divergence,
   generate,
   load_model,
   ngram,

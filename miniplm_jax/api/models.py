@@ -29,6 +29,7 @@ from miniplm_jax.models.ref import ROLES, ModelRef
 from miniplm_jax.scoring.ngram import PREFIX, NgramRef
 
 with epy.lazy_imports():  # JAX, NumPy: planning needs neither
+  from miniplm_jax.evaluation import divergence as divergence_lib
   from miniplm_jax.evaluation import texts as texts_lib
   from miniplm_jax.models import sharding
   from miniplm_jax.scoring import importing
@@ -52,7 +53,7 @@ class Model:
     return _loaded(self, run.data, run.fsdp, run.tensor)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # a student and its teacher
 def _loaded(model: Model, *mesh: int) -> "texts_lib.TextModel":
   folder = ModelRef("", model.path, model.revision).folder()
   return texts_lib.TextModel.load(
@@ -185,6 +186,74 @@ def nll(
 
 
 @border.in_python()
+def divergence(
+  student: Student | Model | str,
+  teacher: Student | Model | str,
+  *,
+  samples: int = 256,
+  tokens: int = 128,
+  starts: str | Sequence[str] = (),
+  seed: int = 10,
+  dtype: str = "",
+  max_length: int = 0,
+  batch_tokens: int = 16_384,
+  run: RunConfig = RunConfig(),
+) -> "divergence_lib.Divergence":
+  """Measures KL(q ‖ p) and KL(p ‖ q) of a student q and its teacher p.
+
+  Both by what each writes, see docs/evaluation.md. What the teacher writes is
+  kept for the next student, as long as nothing else is asked of it. Its texts
+  end as the student's, if its tokenizer has that token, else as it says itself.
+
+  Args:
+    student: a given model, or a student with a Hugging Face directory.
+    teacher: likewise.
+    samples: of each.
+    tokens: of a sample at most, in the ids of whoever writes it.
+    starts: beginnings of texts that samples go on from in turn; () are the
+      first words of held-out rows of a student's corpus, and of a given model
+      the start of a text.
+    seed: of what is drawn.
+    dtype: of weights and computation; "" is a given model's own, or float32.
+    max_length: inputs of a row; 0 is a student's corpus's, or what each model
+      says.
+    batch_tokens: inputs of a batch over all devices, padding included.
+
+  Raises:
+    UserError: a start leaves no room, or a model's logits are not finite.
+  """
+  for name, value, least in ("samples", samples, 2), ("tokens", tokens, 1):
+    if type(value) is not int or value < least:
+      hint = f"give {least} or more"
+      raise UserError(f"{name} is {fields.shown(value)}", "divergence", hint)
+  q = text_model(student, dtype, run)
+  if isinstance(student, Student):
+    corpus = student.corpus.reader
+    max_length = max_length or corpus.max_length
+    starts = starts or divergence_lib.first_words(corpus, samples)
+  starts = tuple(border.texts_of(starts or ""))
+  how = max_length, batch_tokens, run.log_every_seconds
+  end, draws = q.engine.id_to_token(q.eot_id), (starts, samples, tokens, seed)
+  p = _teacher(_given(teacher, dtype), run, end, how, draws)
+  reader = divergence_lib.Reader(q, *how)
+  return divergence_lib.measure(reader, p, tokens, seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _teacher(
+  given: Model, run: RunConfig, end: str, how, draws
+) -> "divergence_lib.Teacher":
+  """The teacher with its samples; kept for the next student."""
+  model = given.loaded(run)
+  if (end_id := model.engine.token_to_id(end)) not in (None, model.end_id):
+    # A BOS that the tokenizer puts before texts stands, none that it knows.
+    bos_id = next(iter(model.engine.encode("").ids), None)
+    model = dataclasses.replace(model, end_id=end_id, bos_id=bos_id)
+  reader = divergence_lib.Reader(model, *how)
+  return divergence_lib.Teacher(reader, reader.write(*draws))
+
+
+@border.in_python()
 def score_documents(
   source: epath.PathLike,
   models: Mapping[str, Model | Student | str],
@@ -233,7 +302,12 @@ def score_documents(
 
 def text_model(model, dtype: str, run: RunConfig) -> "texts_lib.TextModel":
   """A model of any kind, read, with its tokenizer."""
+  return _given(model, dtype).loaded(run)
+
+
+def _given(model, dtype: str) -> Model:
+  """A model of any kind, by its path and dtype."""
   if not isinstance(model, Model):
     path = exported(model) if isinstance(model, Student) else model
     model = load_model(path, dtype="float32")
-  return dataclasses.replace(model, dtype=dtype or model.dtype).loaded(run)
+  return dataclasses.replace(model, dtype=dtype or model.dtype)

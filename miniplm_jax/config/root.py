@@ -194,6 +194,9 @@ class Config(MethodSections):
     good = not (self.score.int8_teacher and self.reference.scores)
     hint = "let the reference be scored here: the ranking is compared"
     yield "score.int8_teacher", good, hint
+    good = not (self.evaluation.divergence and self.teacher.scores)
+    hint = "give 0, or the teacher's weights: it writes samples"
+    yield "evaluation.divergence", good, hint
     cache = self.run.compilation_cache
     if "://" not in cache:
       cache = os.path.join(path, cache)

@@ -269,7 +269,7 @@ class EvaluateConfig(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Section):
-  """Zero-shot tasks, of stage evaluate."""
+  """Zero-shot tasks and the divergence from the teacher."""
 
   # Names of lm-evaluation-harness, which the extra `eval` brings; "miniplm"
   # is the paper's nine, () is none.
@@ -285,7 +285,15 @@ class EvaluationConfig(Section):
   # the first so many of each task; 0 is all
   documents: int = f.number(0, "[0, inf)")
   scorers: bool = f.switch(False)  # the teacher and the reference too
+  # How many samples of each student, and of the teacher, tell how far the two
+  # are apart; 0 measures it of none. See docs/evaluation.md.
+  divergence: int = f.number(0, "[0, 2^24]")
   dtype: str = f.word("bfloat16", DTYPES)  # of the computation
+
+  def rules(self):
+    """Yields what the fields must be together."""
+    hint = "give 2 or more: of one there is no interval"
+    yield "divergence", self.divergence != 1, hint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

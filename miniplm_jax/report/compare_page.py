@@ -9,7 +9,7 @@ import numpy as np
 
 from miniplm_jax.report import plots
 from miniplm_jax.report.page import Section
-from miniplm_jax.report.paired import BASELINE
+from miniplm_jax.report.paired import BASELINE, DIVERGENCES
 from miniplm_jax.report.table import Table
 
 _WORDS = (
@@ -29,6 +29,7 @@ COLUMNS = (
   *("delta", "delta_low", "delta_high", "shown"),
   *("reached", "tokens", "tokens_low", "tokens_high"),
   *("recovered", "recovered_low", "recovered_high"),
+  *(f"{key}{end}" for key in DIVERGENCES for end in ("", "_low", "_high")),
 )
 
 
@@ -53,10 +54,11 @@ def _cell(key: str, form: str):
 
   def shown(line: Mapping[str, Any]) -> str | None:
     values = [line[f"{key}{end}"] for end in ("", "_low", "_high")]
-    is_own = line["shown"] == BASELINE and key != "loss"
-    if None in values or is_own:
+    is_own = line["shown"] == BASELINE and key not in ("loss", *DIVERGENCES)
+    if values[0] is None or is_own:
       return None
-    return "{} ({} to {})".format(*(format(x, form) for x in values))
+    texts = [format(x, form) for x in values if x is not None]
+    return texts[0] if len(texts) == 1 else "{} ({} to {})".format(*texts)
 
   return shown
 
@@ -101,12 +103,24 @@ def section(figures: Mapping[str, Any]) -> Section:
     ("tokens to target", ">", tokens),
     (f"recovered of {oracle}", ">", _cell("recovered", ".0%")),
   ]
+  columns = columns[: None if oracle else -1]
+  if has_divergence := DIVERGENCES[0] in figures["criteria"][baseline]:
+    of = lambda line: figures["criteria"][line["criterion"]]  # noqa: E731
+    for key, title in zip(DIVERGENCES, ("reverse KL", "loss on its texts")):
+      value, delta = _cell(key, ".4f"), _cell(f"{key}_delta", "+.4f")
+      columns += [
+        (title, ">", lambda line, cell=value: cell(of(line))),
+        ("Δ", ">", lambda line, cell=delta: cell(of(line))),
+      ]
   unseen = oracle and "recovered" not in figures["criteria"][oracle]
   notes = {
     f"Seeds: {seeds}. Held-out rows: {figures['heldout_rows']:,}. Steps: "
     f"{figures['steps']:,}. Student: {figures['student']}.": True,
     "One seed: intervals are over held-out rows alone, and say nothing of how "
     "far another seed would be.": seeds == 1,
+    "Reverse KL to the teacher, and the loss on texts that it wrote, in bits "
+    "per byte, and Δ of each, with intervals of Student's t over seeds; see "
+    "docs/evaluation.md.": has_divergence,
     f"{oracle} is not shown to be better than {baseline}.": unseen,
     figures.get("unequal"): figures.get("unequal"),
     "No learning curves, which are of three or more points, on the same rows "
@@ -119,7 +133,7 @@ def section(figures: Mapping[str, Any]) -> Section:
   return Section(
     f"Criteria compared, {name}" if name else "Criteria compared",
     [_WORDS.format(baseline)],
-    table=Table.of(lines(figures), *columns[: None if oracle else -1]),
+    table=Table.of(lines(figures), *columns),
     notes=[text for text, is_so in notes.items() if is_so],
     pictures=[(_picture(figures), caption)],
   )

@@ -21,7 +21,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import CONVERTED, MANIFEST, Workdir
 from miniplm_jax.criteria import criterion
-from miniplm_jax.evaluation import heldout
+from miniplm_jax.evaluation import divergence, heldout
 from miniplm_jax.methods import MethodNames
 from miniplm_jax.report.inventory import Student
 from miniplm_jax.training import comparable
@@ -36,6 +36,7 @@ with epy.lazy_imports():  # NumPy, PyArrow and JAX
 STAGE = "compare"
 FIGURES, TABLE, PICTURE = "compare.json", "table.csv", "compare.png"
 _PARTS = "training", "selection", "evaluation"  # of a `Student`
+_DIVERGENCE = "divergence"
 
 
 def step(
@@ -43,10 +44,12 @@ def step(
   names: Mapping[str, Mapping[int, MethodNames]],
   workdir: Workdir,
   corpus: epath.Path,
+  has_divergence: bool = False,
 ) -> Step:
   """The step that makes compare/[NAME] of what was made by criterion and seed.
 
-  The corpus is its manifest, which may be of another workdir.
+  The corpus is its manifest, which may be of another workdir. If students were
+  measured beside the teacher, that is shown too.
   """
   folder = workdir.compared(compare.name)
   settings = dataclasses.asdict(compare) | {"criteria": compare.definitions}
@@ -59,6 +62,9 @@ def step(
       chosen = workdir.selection(one.selection) / MANIFEST
       paths = trained[-1], chosen, student / heldout.MANIFEST
       inputs |= {f"{name} {seed} {p}": at for p, at in zip(_PARTS, paths)}
+      if has_divergence:
+        measured = student / divergence.MANIFEST
+        inputs[f"{name} {seed} {_DIVERGENCE}"] = measured
   return Step(
     stage=STAGE,
     manifest=folder / MANIFEST,
@@ -95,6 +101,21 @@ def _run(
     for name in compare.definitions
   }
   figures = _measure(compare, students, inputs["corpus"])
+  if f"{compare.baseline} {compare.seeds[0]} {_DIVERGENCE}" in inputs:
+    apart = {
+      name: [
+        divergence.Divergence.of(inputs[f"{name} {seed} {_DIVERGENCE}"])
+        for seed in compare.seeds
+      ]
+      for name in students
+    }
+    for key in paired.DIVERGENCES:
+      by_seed = {
+        name: np.array([getattr(one, key).value for one in its])
+        for name, its in apart.items()
+      }
+      for name, made in paired.over_seeds(key, by_seed, compare.baseline):
+        figures["criteria"][name] |= made
   shown = compare_page.section(figures)
   plain("\n".join(["", *shown.text, "", shown.table.text(), *shown.notes, ""]))
   content = {

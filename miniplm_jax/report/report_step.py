@@ -14,6 +14,7 @@ from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
+from miniplm_jax.evaluation import divergence
 from miniplm_jax.evaluation.heldout import ignored_in_words, losses
 from miniplm_jax.methods import MethodNames, trained_by
 from miniplm_jax.report import compare_step, tasks_report_step
@@ -27,6 +28,7 @@ with epy.lazy_imports():  # NumPy, PyArrow and JAX
   from miniplm_jax.report import (
     compare_page,
     comparison,
+    divergence_table,
     findings,
     page,
     proxy,
@@ -48,6 +50,7 @@ class Report:
   tables: Mapping[str, epath.Path]  # folders of scores, by their model's role
   evaluated: Collection[str]  # roles whose models have held-out losses
   has_tasks: bool  # there is a table of zero-shot tasks
+  has_divergence: bool  # how far students are from the teacher was measured
   workdir: Workdir
   analyses: Analyses  # of that workdir
   plan: Callable[[epath.Path], "page.Section"]  # its file → its section
@@ -97,6 +100,8 @@ class Report:
       folder = workdir.student(names.student)
       inputs[f"{method} training"] = folder / MANIFEST
       inputs[f"{method} evaluation"] = folder / "evaluation.json"
+      if self.has_divergence:
+        inputs[f"{method} divergence"] = folder / divergence.MANIFEST
     shown = [path for path in inputs.values() if isinstance(path, epath.Path)]
     # Losses and curves are shown too, which are in no fingerprint.
     inputs["content"] = lambda: files.digest(
@@ -153,6 +158,12 @@ class Report:
         pictures=findings.pictures(students),
       ),
     ]
+    if self.has_divergence:
+      measured = {
+        m: divergence.Divergence.of(inputs[f"{m} divergence"])
+        for m in self.methods
+      }
+      body.append(divergence_table.section(measured))
     for name, compared in inputs.items():
       if name.split(" ")[0] == compare_step.STAGE:
         body.append(compare_page.section(compare_step.figures_of(compared)))
@@ -207,6 +218,8 @@ def check(methods: Mapping[str, MethodNames], inputs: Mapping[str, Manifest]):
     selection.check_inputs(tables)
     own = own_corpora(trained)
     trained.check_inputs({"selection": selection, **own})
+    if measured := inputs.get(f"{method} divergence"):
+      measured.check_inputs({"model": trained})
     ways = {
       "rows by": (selection.settings["definition"], names.definition),
       "objective": (trained_by(trained.settings), names.objective),
