@@ -38,6 +38,7 @@ RESULTS = ROOT / "docs" / "results"
 CONFIG = ROOT / "configs" / "study.py"
 TOKENS = {"train": 480_000, "reference": 200_000, "heldout": 40_000}
 RATES = (1e-3, 2e-3, 4e-3)
+SAMPLES = 64  # of each student, and of the teacher
 
 
 class Study:
@@ -167,6 +168,14 @@ def _doses(study: Study):
   mp.run(config, stages="compare")
 
 
+def _divergences(study: Study):
+  """Of every student of the table from the teacher, by what they write."""
+  if not _SCORES.value:
+    config = study.config("planted")
+    config.evaluation.divergence = SAMPLES
+    mp.run(config, stages="compare")
+
+
 PARTS = {
   "text": _text,
   "vocabulary": _vocabulary,
@@ -178,6 +187,7 @@ PARTS = {
   "table": lambda study: mp.run(study.config("planted"), stages="compare"),
   "doses": _doses,
   "agreement": agreement.measure,
+  "divergence": _divergences,
 }
 
 
