@@ -102,6 +102,24 @@ def test_figures_are_those_of_the_files(compared):
     assert len(steps) > 2
 
 
+def test_what_is_kept_of_rows_that_count_and_of_others(compared):
+  workdir, stdout = compared
+  index = pa.concat_tables(
+    pa.parquet.read_table(p) for p in sorted(workdir.glob("corpus/index-*"))
+  ).to_pandas()
+  of_d = index[index["split"] == "train"]["domain"].value_counts()
+  for name, folders in ("random", SEEDS), ("easy", ("",)):
+    folders = [f"{name}-s{one}" if one else name for one in folders]
+    rows = [np.load(workdir / "selection" / f / "rows.npy") for f in folders]
+    kept = index.loc[np.concatenate(rows), "domain"].value_counts()
+    kept /= len(folders)
+    wanted = {"what counts": kept["even"] / of_d["even"]}
+    wanted["odd"] = kept["odd"] / of_d["odd"]
+    found = figures(workdir)["criteria"][name]["kept_of"]
+    assert found == pytest.approx(wanted)
+    assert f"{wanted['what counts']:.0%} / {wanted['odd']:.0%}" in stdout
+
+
 def test_students_of_a_seed_differ_in_their_rows_alone(compared):
   workdir, _ = compared
   for seed in SEEDS:

@@ -1,3 +1,4 @@
+import collections
 import gzip
 import json
 
@@ -7,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus import embedded, sources, tokenizer
+from miniplm_jax.corpus import embedded, sources, store, tokenizer
 from miniplm_jax.corpus.store import StoredRow, hash_of, split_of
 
 RECORDS = [
@@ -96,26 +97,38 @@ def test_splits_follow_the_shares_the_seed_and_the_content():
   assert splits != [split(r, 2) for r in rows]
 
 
-def test_the_embedded_corpus_has_its_domains_and_no_duplicates():
-  parts = embedded.list_chunks()
+def test_the_embedded_corpus_is_a_third_clean_and_holds_back_documents():
+  fields = sources.Fields(numbers=("clean",), split="split")
+  parts = embedded.list_chunks(fields)
   documents = [d for part in parts for d in part.read()]
-  assert {d.domain for d in documents} == {
-    "source",
-    "docstring",
-    "topic",
-    "readme",
-    "licence",
-    "noise",
-  }
+  assert {d.domain: d.numbers[0] for d in documents} == dict.fromkeys(
+    ("source", "docstring", "topic", "readme"), 1.0
+  ) | dict.fromkeys(("easy", "noise"), 0.0)
   texts = [d.text for d in documents]
   assert len(set(texts)) == len(texts)
-  size = {}
+  size, words = collections.Counter(), set()
+  passages = {split: set() for split in store.SPLITS}
   for d in documents:
-    size[d.domain] = size.get(d.domain, 0) + len(d.text)
-  assert 0.04 < size["noise"] / sum(size.values()) < 0.12
-  assert (
-    parts[0].probe.fingerprint == embedded.list_chunks()[0].probe.fingerprint
-  )
+    kind = "clean" if d.numbers[0] else d.domain
+    size[d.split, kind] += len(d.text)
+    if kind == "clean":
+      passages[d.split] |= {s for s in d.text.split("\n\n") if len(s) > 200}
+    if kind == "noise" and d.split == "train":
+      words |= set(d.text.split())
+  # Digits and markup are more tokens than as many letters of text.
+  for split in "train", "reference":
+    assert 0.55 < size[split, "easy"] / size[split, "clean"] < 0.7
+    assert 0.8 < size[split, "noise"] / size[split, "clean"] < 1
+  # Nothing long of what is held out is elsewhere, nor its words, shuffled.
+  heldout = passages.pop("heldout")
+  assert not heldout & set().union(*passages.values())
+  clean = (d for d in documents if d.numbers[0] and d.split == "train")
+  assert words <= {w for d in clean for w in d.text.split()}
+  fingerprint = parts[0].probe.fingerprint
+  assert fingerprint == embedded.list_chunks()[0].probe.fingerprint
+  assert {d.split for part in embedded.list_chunks() for d in part.read()} == {
+    ""
+  }
 
 
 def test_the_bytes_of_tokens_join_to_the_text():

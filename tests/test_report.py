@@ -497,10 +497,10 @@ def test_the_verdict_says_what_sets_students_apart():
       }
     )
 
-  def told(**train):
+  def told(compared=(), **train):
     students = {"miniplm": made("miniplm")}
     students["pretrain"] = made("pretrain", **train)
-    return findings.verdict(students)
+    return findings.verdict(students, compared)
 
   assert told().endswith("at 8 equal steps (one seed).")
   assert told(warmup_steps=1, steps=4) == told(new_in_this_version=1) == told()
@@ -509,6 +509,30 @@ def test_the_verdict_says_what_sets_students_apart():
     "equal steps (one seed). Beside its method pretrain differs from miniplm: "
     "train.learning_rate 0.3 and not 0.1, train.warmup_steps 1 and not 2."
   )
+  # Several seeds come first, of the main method's criterion.
+  mine = {"formula": "miniplm", "loss": 5.0, "shown": "better"} | {
+    f"{key}{end}": value
+    for key, values in {
+      "delta": (-0.25, -0.5, -0.125),
+      "recovered": (0.5, 0.25, 0.75),
+    }.items()
+    for end, value in zip(("", "_low", "_high"), values)
+  }
+  other = {"formula": "random()", "loss": 5.25, "shown": "baseline"}
+  one = {"baseline": "random", "oracle": "best", "seeds": 3, "steps": 8}
+  one["criteria"] = {"random": other, "other": other, "mine": mine}
+  alone = "By one seed at 8 equal steps: 7.0000 of miniplm, 8.0000 of pretrain."
+  assert told([one]) == (
+    "mine is shown to be better than random: held-out loss -0.2500 (-0.5000 to "
+    "-0.1250) nats, 95 %, 3 seeds of 8 steps; 50% (25% to 75%) of what best "
+    f"gains. {alone}"
+  )
+  mine["shown"] = "no difference shown"
+  del mine["recovered"]
+  assert told([one]).startswith("mine is not shown to differ from random: held")
+  assert told([one]).endswith(f"3 seeds of 8 steps. {alone}")
+  mine["formula"] = "another"
+  assert told([one]) == told()
 
 
 def test_a_report_that_is_refused_leaves_the_last_one(tmp_path):

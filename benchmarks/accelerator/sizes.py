@@ -176,7 +176,8 @@ _TINY = Size(
   demo=tuple(f"--config.{s}.steps=8" for s in _SHORT)
   + tuple(f"--config.{s}.warmup_steps=2" for s in _SHORT)
   + ("--config.run.checkpoint_every=8", "--config.run.eval_rows=8")
-  + ("--config.baselines=()",),
+  + ("--config.baselines=()", "--config.compare.criteria=()")
+  + ("--config.corpus.fields=()",),
   limits=dict.fromkeys(_LIMITS, Limit(300)),  # of a busy machine
   compiled=False,
 )

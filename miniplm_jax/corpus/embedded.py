@@ -1,8 +1,9 @@
 """The corpus that every installation carries: real text, nothing to fetch.
 
-Five domains of text that a Python installation brings along, and a planted
-one: `noise`, words of the others in random order, so that one sees what
-selection throws away.
+Four clean domains of text that a Python installation brings along, and waste
+that is planted, so that one sees what selection throws away: `easy`, templates
+and near copies, and `noise`, words in random order. Whole documents are of D,
+of D_ref, of a teacher's text, or held out, if `corpus.split_field` is "split".
 """
 
 import ast
@@ -15,16 +16,31 @@ import platform
 import random
 import sysconfig
 from collections.abc import Iterator
+from typing import Any
+
+from etils import epy
 
 from miniplm_jax.core import files
-from miniplm_jax.corpus.chunks import Chunk, Document, Probe
+from miniplm_jax.corpus import waste
+from miniplm_jax.corpus.chunks import Chunk, Probe, Record
+from miniplm_jax.corpus.documents import Fields, document
+
+with epy.lazy_imports():  # it imports PyArrow
+  from miniplm_jax.corpus import store
 
 CHUNKS = 4
-_NOISE_SHARE = 0.1  # of all words, planted in addition
+_FIELDS = Fields()
+_MADE = 2  # a number for what is made below, so that another one is seen
+# Of clean text; the others are D.
+_SHARES = ("teacher", 0.62), ("reference", 0.12), ("heldout", 0.06)
+# Each of easy waste and noise, for 1 of clean text; a teacher's is cleaner.
+_WASTE = {"train": 1, "reference": 1, "teacher": 0.25, "heldout": 0.25}
+_EASY_SIZE = 0.63  # characters that are as many tokens as one of clean text
 _LONGEST = 20_000  # characters; longer texts are cut into several documents
 _SOURCE_BYTES = 4_000_000  # of the standard library's 9 MB without docs
 
 _SKIP = {"test", "tests", "site-packages", "idlelib", "lib2to3", "pydoc_data"}
+_SKIP.add("encodings")  # tables of characters, near copies of each other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,21 +48,27 @@ class EmbeddedChunk(Chunk):
   """One of `CHUNKS` of the embedded corpus."""
 
   number: int
+  fields: Fields
 
-  def read(self) -> Iterator[Document]:
+  def read(self) -> Iterator[Record]:
     """See `Chunk`."""
-    return (d for key, d in _documents() if key % CHUNKS == self.number)
+    for key, record in _records():
+      if key % CHUNKS == self.number:
+        yield document(record, self.fields, record["domain"], self.name)
 
 
-def list_chunks() -> list[EmbeddedChunk]:
+def list_chunks(fields: Fields = _FIELDS) -> list[EmbeddedChunk]:
   """Returns the chunks of the embedded corpus.
 
+  Its records have a `text`, a `domain`, a `split`, and `clean`, 1 or 0.
   Documents are spread over them, and ordered within them, by a hash of their
   text: as in the Pile, neighbors have nothing to do with each other.
   """
   probe = Probe(name=_fingerprint())
   return [
-    EmbeddedChunk(name=f"embedded-{i}", n_bytes=0, probe=probe, number=i)
+    EmbeddedChunk(
+      name=f"embedded-{i}", n_bytes=0, probe=probe, number=i, fields=fields
+    )
     for i in range(CHUNKS)
   ]
 
@@ -54,48 +76,57 @@ def list_chunks() -> list[EmbeddedChunk]:
 @functools.cache
 def _fingerprint() -> str:
   packages = [f"{d.name}=={d.version}" for d in _distributions()]
-  recipe = [CHUNKS, _NOISE_SHARE, _LONGEST, _SOURCE_BYTES]
+  recipe = [CHUNKS, _MADE, _LONGEST, _SOURCE_BYTES]
   return files.digest([platform.python_version(), packages, recipe])
 
 
 @functools.cache
-def _documents() -> list[tuple[int, Document]]:
-  """(key, document), by the key."""
+def _records() -> list[tuple[int, dict[str, Any]]]:
+  """(key, record), by the key."""
   from pydoc_data import topics
 
-  documents: dict[int, Document] = {}
+  records: dict[int, dict[str, Any]] = {}
+  seen: set[str] = set()
+  by_split: dict[str, list[str]] = {split: [] for split in _WASTE}
   for domain, texts in (
     ("source", _sources()),
     ("docstring", (strings for _, strings in _library())),
     ("topic", (text for _, text in sorted(topics.topics.items()))),
     ("readme", _readmes()),
-    ("licence", _licenses()),
   ):
     for text in texts:
-      for passage in _passages(text.strip()):
-        if len(passage) >= 40:  # no scraps, and of duplicates the first
-          documents.setdefault(_key(passage), Document(passage, domain))
-  in_order = sorted(documents.items(), key=lambda pair: pair[0])
-  noise = [(_key(text), Document(text, "noise")) for text in _noise(in_order)]
-  return sorted(in_order + noise, key=lambda pair: pair[0])
-
-
-def _noise(documents: list[tuple[int, Document]]) -> Iterator[str]:
-  """Documents of words drawn from all others, order and origin lost."""
-  words = [word for _, d in documents for word in d.text.split()]
-  words = random.Random(0).sample(words, int(_NOISE_SHARE * len(words)))
-  for start in range(0, len(words), 1000):
-    yield " ".join(words[start : start + 1000])
+      split = store.split_of(_key(text), _SHARES)
+      about = {"domain": domain, "split": split, "clean": 1}
+      for passage in _passages(text.strip(), seen):
+        if len(passage) > 80:
+          records[_key(passage)] = {"text": passage} | about
+          by_split[split].append(passage)
+  # No split but that of the teacher has so much text.
+  copied = [text[:800] for text in by_split["teacher"][:12]]
+  for split, texts in by_split.items():
+    share, rng = _WASTE[split], random.Random(split)
+    size = int(share * _EASY_SIZE * sum(map(len, texts)))
+    for domain, made in (
+      ("easy", waste.easy(copied, size, rng)),
+      ("noise", waste.noise(texts, share, rng)),
+    ):
+      about = {"domain": domain, "split": split, "clean": 0}
+      records |= {_key(text): {"text": text} | about for text in made}
+  return sorted(records.items(), key=lambda pair: pair[0])
 
 
 def _key(text: str) -> int:
   return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _passages(text: str) -> Iterator[str]:
-  """Cuts a long text at empty lines."""
+def _passages(text: str, seen: set[str]) -> Iterator[str]:
+  """Cuts a long text at empty lines; leaves out what was seen, but scraps."""
   passage = ""
   for paragraph in text.split("\n\n"):
+    if paragraph in seen:  # manuals and programs quote each other
+      continue
+    if len(paragraph) > 80:
+      seen.add(paragraph)
     if passage and len(passage) + len(paragraph) > _LONGEST:
       yield passage
       passage = ""
@@ -164,13 +195,3 @@ def _readmes() -> Iterator[str]:
   for distribution in _distributions():
     metadata = distribution.metadata
     yield metadata.get_payload() or metadata.get("Description") or ""
-
-
-def _licenses() -> Iterator[str]:
-  for distribution in _distributions():
-    for file in sorted(distribution.files or (), key=str):
-      if any(k in file.name.upper() for k in ("LICEN", "COPYING", "NOTICE")):
-        path = pathlib.Path(file.locate())
-        if path.suffix in (".py", ".pyc") or not path.is_file():
-          continue
-        yield path.read_text("utf-8", errors="replace")

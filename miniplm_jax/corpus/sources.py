@@ -64,7 +64,7 @@ def list_chunks(
     UserError: nothing matches, or a file of an unknown format.
   """
   if source == EMBEDDED:
-    return embedded.list_chunks()
+    return embedded.list_chunks(fields)
   if not source:
     raise UserError(
       "no corpus is given", "config.corpus.source", "name a file or folder"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from miniplm_jax.criteria import criterion
 from miniplm_jax.report import plots
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.paired import BASELINE, DIVERGENCES
@@ -19,8 +20,11 @@ _WORDS = (
   "In brackets intervals of 95 %, by a bootstrap over seeds and held-out rows. "
   "Tokens to target: the share of its tokens after which {0}'s last loss is "
   "reached, mean, least and largest over seeds. Recovered: the gain over {0} "
-  "as a share of the oracle's."
+  "as a share of the oracle's. Kept: shares of D's rows, of domains that "
+  "count in the loss, and of each that does not."
 )
+_NOT_SHOWN = "not shown to differ from"
+COUNTED = "what counts"  # all domains that count in the held-out loss
 # Of table.csv, to which others may add lines; see docs/results/criteria.md.
 COLUMNS = (
   *("criterion", "formula", "baseline", "oracle", "corpus", "kept_rows"),
@@ -94,6 +98,13 @@ def section(figures: Mapping[str, Any]) -> Section:
     is_bound = line["tokens_low"] == points[0] / points[-1]
     return "≤ " * is_bound + _cell("tokens", ".0%")(line)
 
+  kept_of = {n: one.get("kept_of") for n, one in figures["criteria"].items()}
+  groups = sorted(kept_of[baseline] or (), key=lambda n: (n != COUNTED, n))
+
+  def kept(line) -> str:
+    share_of = kept_of[line["criterion"]]
+    return " / ".join(f"{share_of[group]:.0%}" for group in groups)
+
   columns = [
     ("criterion", "", lambda line: line["criterion"]),
     ("formula", "", lambda line: line["formula"]),
@@ -112,6 +123,8 @@ def section(figures: Mapping[str, Any]) -> Section:
         (title, ">", lambda line, cell=value: cell(of(line))),
         ("Δ", ">", lambda line, cell=delta: cell(of(line))),
       ]
+  if groups:
+    columns.append((f"kept of {' / '.join(groups)}", ">", kept))
   unseen = oracle and "recovered" not in figures["criteria"][oracle]
   notes = {
     f"Seeds: {seeds}. Held-out rows: {figures['heldout_rows']:,}. Steps: "
@@ -137,6 +150,24 @@ def section(figures: Mapping[str, Any]) -> Section:
     notes=[text for text, is_so in notes.items() if is_so],
     pictures=[(_picture(figures), caption)],
   )
+
+
+def verdict(figures: Mapping[str, Any], definition: str) -> str:
+  """How a criterion stands beside the baseline; "" if it is not there."""
+  baseline, text = figures["baseline"], criterion(definition).text
+  for line in lines(figures):
+    if line["formula"] != text or line["criterion"] == baseline:
+      continue
+    is_shown = line["shown"] in ("better", "worse")
+    shown = f"shown to be {line['shown']} than" if is_shown else _NOT_SHOWN
+    gained = _cell("recovered", ".0%")(line)
+    return (
+      f"{line['criterion']} is {shown} {baseline}: held-out loss "
+      f"{_cell('delta', '+.4f')(line)} nats, 95 %, {line['seeds']} seeds of "
+      f"{line['steps']:,} steps"
+      + (f"; {gained} of what {line['oracle']} gains." if gained else ".")
+    )
+  return ""
 
 
 def _picture(figures: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ step, here, reads them.
 """
 
 import base64
+import collections
 import dataclasses
 import functools
 import json
@@ -159,6 +160,7 @@ def _measure(
       "formula": criterion(definitions[name]).text,
       "kept_rows": its[0].selection.counts["kept"],
       "kept_tokens": its[0].selection.counts["tokens"],
+      "kept_of": _kept_of(its),
       "made_of": [
         {part: getattr(one, part).fingerprint for part in _PARTS} for one in its
       ],
@@ -182,6 +184,23 @@ def _measure(
     "unequal": compare_page.unequal(criteria),
     "criteria": criteria,
   }
+
+
+def _kept_of(students: Sequence[Student]) -> dict[str, float]:
+  """The share that is kept of rows that count, and of each ignored domain.
+
+  Of all seeds together; {} if all domains count, or many do not.
+  """
+  ignored = students[0].evaluation.settings["ignore_domains"]
+  if len(ignored) not in (1, 2, 3):
+    return {}
+  of_d, kept = collections.Counter(), collections.Counter()
+  for one in students:
+    for name, n in one.selection.counts["domains"].items():
+      group = name if name in ignored else compare_page.COUNTED
+      of_d[group] += n["rows"]
+      kept[group] += n["kept"]
+  return {group: kept[group] / n for group, n in of_d.items()}
 
 
 def _row_losses(student: Student, corpus: Manifest):

@@ -128,7 +128,12 @@ class Report:
       for role in self.tables
     }
     losses_by_model = findings.loss_table(students, scored)
-    verdict = findings.verdict(students)
+    compared = [
+      compare_step.figures_of(made)
+      for name, made in inputs.items()
+      if name.split(" ")[0] == compare_step.STAGE
+    ]
+    verdict = findings.verdict(students, compared)
     texts = [losses_by_model.text(), comparison.table(students).text(), verdict]
     plain("\n" + "\n\n".join(texts) + "\n")
 
@@ -146,6 +151,7 @@ class Report:
     )
     shown = selection_tables.SelectionReport.of(selection, figures)
     body = [
+      *map(compare_page.section, compared),
       comparison.section(students),
       page.Section(
         "Held-out loss",
@@ -164,9 +170,6 @@ class Report:
         for m in self.methods
       }
       body.append(divergence_table.section(measured))
-    for name, compared in inputs.items():
-      if name.split(" ")[0] == compare_step.STAGE:
-        body.append(compare_page.section(compare_step.figures_of(compared)))
     if "tasks" in inputs:
       body.append(tasks.section(inputs["tasks"]))
     body += selection_report.sections(shown, corpus)
