@@ -11,7 +11,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from miniplm_jax import pipeline
-from miniplm_jax.config import flag_parsers
+from miniplm_jax.config import flag_parsers, lookup
 from miniplm_jax.core import log
 from miniplm_jax.core.errors import UserError
 
@@ -20,8 +20,8 @@ def run(argv: list[str], given: flags.FlagValues):
   """Runs the pipeline as a command line says, whose flags become `given`."""
   log.show()
   flag_parsers.register()
-  to = {"flag_values": given}
-  about = "A file of configs/. Override with --config.field=value."
+  argv, to = lookup.arguments(argv), {"flag_values": given}
+  about = "A file or name: demo. Override with --config.field=value."
   config_flags.DEFINE_config_file("config", None, about, sys_argv=argv, **to)
   flags.DEFINE_multi_string("stages", [], "A,B; else config.stages.", **to)
   flags.DEFINE_bool("force", False, "Redo stages that are done.", **to)
@@ -37,7 +37,7 @@ def run(argv: list[str], given: flags.FlagValues):
     sys.exit(0)  # --help; absl would exit with 1
   if given.config is None or rest:
     what = f"unknown argument {rest[0]}" if rest else "no config"
-    raise UserError(what, "command line", "give --config=configs/demo.py")
+    raise UserError(what, "command line", "give --config=demo")
   options = {n: given[n].value for n in ("force", "dry_run", "prompt")}
   stages = [s.strip() for text in given.stages for s in text.split(",")]
   pipeline.run(given.config, given["config"].config_filename, stages, **options)

@@ -199,7 +199,7 @@ def wrong_calls(corpus, scores, student, hf):
     "no Hugging .*save_pretrained.student.hf": lambda: mp.nll(student, "a"),
     "these are no students": lambda: mp.compare(student),
     "no students": lambda: mp.compare([student.evaluation]),
-    "no such config file, nope.py": lambda: mp.run("nope.py"),
+    "no config file nope.py, .*demo": lambda: mp.run("nope.py"),
     "vocab_size is 512, and the tok": lambda: given(vocab_size=512),
     "source is .'a'., list, give one": lambda: mp.tokenize(["a"], hf, to="x"),
     "no metric 'foo', .* eval/loss": lambda: student.curve("foo"),

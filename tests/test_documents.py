@@ -17,6 +17,8 @@ from etils import epath
 from helpers import lm_eval_model, refused, run
 from test_huggingface import TRANSFORMER, new, saved
 
+from miniplm_jax import cli
+from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus import tokenizer
 from miniplm_jax.evaluation import documents, texts
@@ -130,6 +132,36 @@ def test_documents_have_the_log_likelihoods_of_lm_eval(
     [row["nll_sum"] for row in scored],
     atol=1e-3,
   )
+
+
+@pytest.mark.parity
+def test_the_console_script_prints_what_lm_eval_computes(
+  model, theirs, tmp_path, capsys
+):
+  given = {"a.txt": LONG[0][:20], "b.txt": LONG[1][:24]}
+  names = [str(tmp_path / name) for name in given]
+  for name, text in zip(names, given.values()):
+    pathlib.Path(name).write_text(text)
+  cli.nll([str(model), *names])
+  head, *lines = capsys.readouterr().out.splitlines()
+  assert head.split("\t") == [
+    *texts.TextScore._fields[:3],
+    "bits_per_byte",
+    "text",
+  ]
+  for line, name, text in zip(lines, names, given.values(), strict=True):
+    ids = theirs.tok_encode(text)
+    pair = (None, [theirs.prefix_token_id], ids)
+    ((log_p, _),) = theirs._loglikelihood_tokens([pair], disable_tqdm=True)
+    nll, *counts, bits, said = line.split("\t")
+    assert float(nll) == pytest.approx(-log_p, abs=0.02)
+    assert list(map(int, counts)) == [len(ids), len(text.encode())]
+    per_byte = -log_p / math.log(2) / len(text.encode())
+    assert float(bits) == pytest.approx(per_byte, abs=1e-3)
+    assert said == name
+  pathlib.Path(names[0]).write_bytes(b"\xff")
+  with pytest.raises(UserError, match=f"no UTF-8 .*, {names[0]}, "):
+    cli.nll([str(model), *names])
 
 
 def test_what_was_killed_goes_on_to_the_same_bytes(

@@ -41,6 +41,7 @@ ORDER = (
   "pipeline",
   "api",
   "main",
+  "cli",
   # Names of folders that scripts know.
   "evaluate",
   "select",

@@ -1,7 +1,6 @@
 """The functions of the library that make artifacts, as stages do."""
 
 import functools
-import runpy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from miniplm_jax.config import (
   ScoreConfig,
   TrainConfig,
   VerifyConfig,
+  lookup,
 )
 from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
@@ -381,16 +381,14 @@ def run(
   """Runs the stages of a config, as the command line does.
 
   Args:
-    config: from `config.default()`, or a file with `get_config`.
+    config: from `config.default()`, a file with `get_config`, or a name as
+      "demo" or "demo:all" of those that the package carries.
     stages: one or several; by default those that the config lists.
     force: make them again even if nothing has changed.
   """
   where = "config"
   if not isinstance(config, ConfigDict):
-    where, path = str(config), str(config)
-    if not epath.Path(path).exists():
-      raise UserError("no such config file", path, "give its path")
-    config = runpy.run_path(path)["get_config"]()
+    where, config = str(config), lookup.load(str(config))
   stages = border.several(stages)
   pipeline.run(config, where, stages, force=force, dry_run=False)
   return Run(config.workdir)
