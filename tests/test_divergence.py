@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +112,7 @@ def test_estimates_hold_what_all_texts_come_to():
         exact[name] += math.exp(own) / 2 * np.array(terms)
   n = 6000
   teacher = divergence.Teacher(p, p.write(starts, n, 3, 10))
-  assert teacher.starts[:3] == ["a", "cb", "a"]
+  assert [sample.start for sample in teacher.written[:3]] == ["a", "cb", "a"]
   found = divergence.measure(q, teacher, 3, 11)
   (kl, _, tokens, letters), bits = exact["q"], math.log(2)
   assert kl > 0.2
@@ -184,8 +185,8 @@ def test_models_of_other_tokens_read_the_text():
     if name == "forward":
       loss = of_one.sum() / sum(size) / math.log(2)
       assert found.forward_nll.value == pytest.approx(loss, rel=1e-4)
-  assert 0 < found.teacher_not_canonical < 1
-  assert found.teacher_not_canonical == pytest.approx(1 - np.mean(spelled))
+  assert spelled == [p.is_canonical(sample) for sample in teacher.written]
+  assert found.not_canonical == 0 < np.mean(spelled) < 1
 
 
 def test_a_text_ends_before_bytes_that_are_none():
@@ -228,6 +229,29 @@ def test_a_long_text_is_read_in_windows():
   assert max(len(s.ids) for s in q.write(["ab"], 20, 50, 0)) <= 6
   with pytest.raises(UserError, match="leaves no room in 8 inputs"):
     q.write(["ab" * 8], 2, 5, 0)
+
+
+def test_texts_start_as_held_out_rows_do():
+  """With their first words, whatever stands before those."""
+  own = Tokenizer(engine(BYTES), END, "here")
+  texts = {3: "the cat", 5: f"{END} a", 8: "\n ", 9: f"é{END}b", 11: "x" * 50}
+
+  def ids(text):
+    ends = [i for part in text.split(END) for i in (0, *own.encode([part])[0])]
+    return np.array(ends[1:])
+
+  rows = {i: types.SimpleNamespace(ids=ids(text)) for i, text in texts.items()}
+  corpus = types.SimpleNamespace(
+    tokenizer=lambda: own,
+    heldout_rows=lambda most, ignored: [*texts][:most],
+    read=lambda ids: [rows[i] for i in ids],
+    directory="here",
+  )
+  wanted = ["the", "a", "é", "x" * 40]
+  assert divergence.first_words(corpus, 5) == wanted
+  texts.clear()
+  with pytest.raises(UserError, match="no held-out rows"):
+    divergence.first_words(corpus, 5)
 
 
 def test_a_mean_has_the_interval_of_students_t():
@@ -356,3 +380,22 @@ def test_stage_compare_has_it_by_seed(copy):
   run(copy, *flags[:-1])
   assert content(copy / "run/students") == before
   assert "reverse_kl" not in json.loads(path.read_text())["criteria"]["easy"]
+
+
+@pytest.mark.long
+def test_a_student_of_other_tokens_is_measured(copy):
+  """Its corpus's ids are none of the teacher's."""
+  other = copy / "tokenizer"
+  directory(other, model(6, alphabet=tuple(BYTES)))
+  flags = (
+    f"--config.student.tokenizer={other}",
+    f"--config.student.eos_token={END}",
+    "--config.student.name=other",
+    "--config.train.steps=8",
+  )
+  run(copy, "--stages=convert,train,evaluate", *flags, ASKED)
+  path = copy / "run/students/other/divergence.json"
+  found = json.loads(path.read_text())["details"]["divergence"]
+  assert found["reverse_kl_per_token"] is None
+  value, low, _ = found["forward_nll"]
+  assert 6 < low < value < math.log2(300) and found["forward_kl"][1] > 0

@@ -1,17 +1,14 @@
 """How far a student q is from its teacher p, by what each of them writes.
 
-MiniPLM's derivation minimizes the reverse KL(q ‖ p) = E_q [log q − log p] (its
-section 2.2); the forward one is E_p [log p − log q], and E_p [−log q] the loss
-on what the teacher writes. Both expectations are means over samples, drawn at
-temperature 1 of all tokens.
+MiniPLM is derived as a minimization of the reverse KL(q ‖ p) = E_q [log q −
+log p] (arXiv 2410.17215, section 2.2); the forward one is E_p [log p − log q].
+Expectations are means over samples that are drawn at temperature 1.
 
-A text begins with a start that is given and not scored: a model whose rows
-have no BOS was never trained to say what follows the end of another text. Where
-ids mean the same to both models, they are scored as they were drawn. Otherwise
-both read the text of a sample, each by its own tokenizer's canonical ids:
--log p of a text is that of these ids, which leaves out what the text's other
-spellings add. There a sample ends before the first byte that is no UTF-8. The
-end of a text is one more token of it, of no byte, if it was drawn.
+Where ids mean the same to both models, they are scored as they were drawn.
+Otherwise both read a sample's text up to the first byte that is no UTF-8, each
+by its own canonical ids. The end of a text is one more token of it, of no
+byte, if it was drawn. What a text starts with is given and not scored; see
+docs/evaluation.md.
 """
 
 import dataclasses
@@ -63,10 +60,7 @@ class Divergence:
   tokens: int  # of the student's samples, in its ids
   n_bytes: int  # of their text
   ended: float  # the share of its samples that the student ended itself
-  teacher_ended: float
-  # Those whose ids are not the canonical ones of their text.
-  not_canonical: float
-  teacher_not_canonical: float
+  not_canonical: float  # that of those whose text is encoded as other ids
 
   @classmethod
   def of(cls, measured: Manifest) -> "Divergence":
@@ -236,15 +230,10 @@ class Teacher:
     self.reader, self.written = reader, written
     self._nll: dict[bool, np.ndarray] = {}
 
-  @property
-  def starts(self) -> list[str]:
-    """Of each sample."""
-    return [sample.start for sample in self.written]
-
   def own_nll(self, by_text: bool) -> np.ndarray:
     """Its Σ -log p of what it wrote, float64 [samples]; computed once."""
     if by_text not in self._nll:
-      written = _viewed(self.written, by_text)
+      written = _as_read(self.written, by_text)
       self._nll[by_text], _ = self.reader.nll(written, by_text)
     return self._nll[by_text]
 
@@ -259,18 +248,18 @@ def measure(
   """
   q, p = student, teacher.reader
   by_text = q.meaning != p.meaning
-  drawn = q.write(teacher.starts, len(teacher.written), tokens, seed)
-  own, theirs = (_viewed(x, by_text) for x in (drawn, teacher.written))
+  starts = [sample.start for sample in teacher.written]
+  drawn = q.write(starts, len(starts), tokens, seed)
+  own, theirs = (_as_read(x, by_text) for x in (drawn, teacher.written))
   q_own, n_own = q.nll(own, by_text)
   q_theirs, n_theirs = q.nll(theirs, by_text)
   reverse = p.nll(own, by_text)[0] - q_own
   forward = q_theirs - teacher.own_nll(by_text)
   bytes_own, bytes_theirs = (
-    np.array([sample.n_bytes for sample in samples])
-    for samples in (own, theirs)
+    np.array([sample.n_bytes for sample in each]) for each in (own, theirs)
   )
-  for reader, total in (q, bytes_own.sum()), (p, bytes_theirs.sum()):
-    if not total:
+  for reader, each in (q, bytes_own), (p, bytes_theirs):
+    if not each.any():
       what = f"none of {len(own)} samples has text: all end at once"
       hint = "give starts that its texts have"
       raise UserError(what, str(reader.model.folder), hint)
@@ -288,12 +277,8 @@ def measure(
     samples=len(own),
     tokens=int(n_own.sum()),
     n_bytes=int(bytes_own.sum()),
-    ended=_share(sample.is_ended for sample in drawn),
-    teacher_ended=_share(sample.is_ended for sample in teacher.written),
-    not_canonical=_share(not q.is_canonical(sample) for sample in drawn),
-    teacher_not_canonical=_share(
-      not p.is_canonical(sample) for sample in teacher.written
-    ),
+    ended=np.mean([s.is_ended for s in drawn]).item(),
+    not_canonical=np.mean([not q.is_canonical(s) for s in drawn]).item(),
   )
 
 
@@ -327,18 +312,19 @@ def first_words(
   Raises:
     UserError: there are no held-out rows.
   """
-  decode = corpus.tokenizer().decode
-  rows = corpus.read(corpus.heldout_rows(most, ignored))
-  words = [decode(row.ids).replace(_BROKEN, " ").split() for row in rows]
-  if not (starts := [own[0][:_LETTERS] for own in words if own]):
+  tokenizer = corpus.tokenizer()
+  apart = (_BROKEN, tokenizer.eos_token, tokenizer.bos_token or _BROKEN)
+  starts = []
+  for row in corpus.read(corpus.heldout_rows(most, ignored)):
+    text = tokenizer.decode(row.ids)
+    for mark in apart:
+      text = text.replace(mark, " ")
+    starts += [word[:_LETTERS] for word in text.split()[:1]]
+  if not starts:
     hint = "raise corpus.heldout_share"
     raise UserError("there are no held-out rows", str(corpus.directory), hint)
   return starts
 
 
-def _viewed(samples: Sequence[Sample], by_text: bool) -> list[Sample]:
+def _as_read(samples: Sequence[Sample], by_text: bool) -> list[Sample]:
   return [s.readable() if by_text else s for s in samples]
-
-
-def _share(values) -> float:
-  return float(np.mean([*values]))

@@ -4,6 +4,7 @@ The teacher writes its samples once; a student is a step of its own.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,22 +46,23 @@ class Runner:
 
   def steps(self, students: Sequence[Subject]) -> list[Step]:
     """The teacher's samples, and a step for each student; none if not asked."""
-    if not self.evaluation.divergence:
+    if not (self.evaluation.divergence and students):
       return []
-    it, settings = self.teacher, self._settings
-    path = it.folder / SAMPLES
+    p, settings = self.teacher, self._settings
+    path = p.folder / SAMPLES
     ignored = list(self.evaluate.ignore_domains)
     samples = Step(
       stage=STAGE,
       manifest=path,
       settings=settings | {"ignore_domains": ignored},
-      inputs={**it.corpus, "weights": it.ref.as_input()},
-      outputs=(it.folder / _TEXTS,),
+      inputs={**p.corpus, "weights": p.ref.as_input()},
+      outputs=(p.folder / _TEXTS,),
       policy=Policy(is_view=self.is_view, is_measure=True),
-      summary=f"{settings['samples']:,} samples of {it.name}",
+      summary=f"{settings['samples']:,} samples of {p.name}",
       run=self._write,
     )
-    return [samples, *(self._step(each, path) for each in students)]
+    last = students[-1]
+    return [samples, *(self._step(it, path, it is last) for it in students)]
 
   @property
   def _settings(self) -> dict[str, Any]:
@@ -68,7 +70,7 @@ class Runner:
     how = {"tokens": _TOKENS, "seed": _SEED, "dtype": c.dtype}
     return {"samples": c.divergence, **how}
 
-  def _step(self, it: Subject, samples: epath.Path) -> Step:
+  def _step(self, it: Subject, samples: epath.Path, is_last: bool) -> Step:
     return Step(
       stage=STAGE,
       manifest=it.folder / divergence.MANIFEST,
@@ -77,7 +79,7 @@ class Runner:
       outputs=(),
       policy=Policy(is_view=self.is_view, is_measure=True),
       summary=f"divergence of {it.name} from {self.teacher.name}",
-      run=lambda inputs: self._measure(it, inputs),
+      run=functools.partial(self._measure, it, is_last),
     )
 
   def _reader(self, it: Subject, inputs: Mapping[str, Manifest]):
@@ -112,7 +114,9 @@ class Runner:
       "files": distributed.agree(described),
     }
 
-  def _measure(self, it: Subject, inputs: Mapping[str, Manifest]):
+  def _measure(
+    self, it: Subject, is_last: bool, inputs: Mapping[str, Manifest]
+  ) -> dict[str, Any]:
     """Draws the student's samples, and compares."""
     samples, student = inputs["samples"], self._reader(it, inputs)
     if samples.fingerprint not in self.loaded:
@@ -124,6 +128,8 @@ class Runner:
       self.loaded[samples.fingerprint] = teacher
     teacher = self.loaded[samples.fingerprint]
     measured = divergence.measure(student, teacher, _TOKENS, _SEED)
+    if is_last:  # what is trained then needs the memory
+      self.loaded.clear()
     value, low, high = measured.reverse_kl
     log(
       STAGE,
