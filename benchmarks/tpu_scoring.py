@@ -78,17 +78,9 @@ what follows from it, is predicted from the program's text \
 
 For each slice, first {first} rows a chip, then the most of \
 {", ".join(_ROWS.value)} that fit. All tokens are wanted, so no tile of the \
-head is skipped. A step takes what the slower of computation and \
-collectives does; "alone" are collectives beside which nothing is scheduled, \
-and the step is that much longer if the chip waits for them.
-
-How far to trust the times: against published, measured training runs of \
-dense models with head size 128 the estimator that this one was written \
-after (on two of these programs they differ by 0.0 and 0.3 %) was off by −2, \
-+18 and −7 %. It cannot see into a kernel: splash attention is charged by one \
-simulation on v5e (`miniplm_jax/forecast/kernel.py`). Take times for within \
-±25 %, and for ranks rather than for times. Not modeled: \
-launches, the input pipeline and the shape of the network.
+head is skipped. Tokens/s and MFU are those of the middle of the range. What \
+decides it, and how it compares with what was measured elsewhere, is in \
+[Calibration](tpu_calibration.md).
 """
   files.write_bytes(epath.Path(_OUT.value), text.encode())
 

@@ -9,7 +9,8 @@ HEADER = (
   "peak GiB (of)",
   "TFLOPs compiled / of the model",
   "collectives: runs, GiB",
-  "predicted ms (collectives; of these alone)",
+  "predicted ms (optimistic to pessimistic)",
+  "of it waiting for collectives (all of them)",
   "predicted tokens/s a chip",
   "predicted MFU",
   "largest like logits",
@@ -32,8 +33,9 @@ def cells(run: Prediction) -> list[str]:
     f"{run.flops / 1e12:.2f} / {run.model_flops / 1e12:.2f} = "
     f"{run.flops / run.model_flops:.3f}",
     collectives or "none",
-    f"{run.seconds * 1e3:.0f} ({run.collective * 1e3:.0f}; "
-    f"{run.exposed * 1e3:.0f})",
+    f"{run.seconds * 1e3:.0f} ({run.optimistic * 1e3:.0f} to "
+    f"{run.pessimistic * 1e3:.0f})",
+    f"{run.exposed * 1e3:.0f} ({run.collective * 1e3:.0f})",
     f"{run.tokens_per_second:,.0f}",
     f"{run.mfu:.2f}",
     run.logits,

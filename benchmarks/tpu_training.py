@@ -112,10 +112,9 @@ the program's text (`miniplm_jax/forecast/estimate.py`).
 {Table(("student", "method", *tpu_table.HEADER), lines).markdown()}
 
 Compiled FLOPs lie above the model's where the backward pass computes \
-something again. A step takes what the slower of computation and collectives \
-does; "alone" are collectives beside which nothing is scheduled, and the step \
-is that much longer if the chip waits for them. For how far to trust the \
-times, those of attention above all, see [Scoring on TPU](tpu_scoring.md).
+something again. Tokens/s and MFU are those of the middle of the range. What \
+decides it, and how it compares with what was measured elsewhere, is in \
+[Calibration](tpu_calibration.md).
 """
   files.write_bytes(epath.Path(_OUT.value), text.encode())
 

@@ -6,13 +6,10 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.config import TrainConfig
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.forecast import (
-  estimate,
   hlo,
   hlo_text,
   kernel,
@@ -27,7 +24,6 @@ from miniplm_jax.forecast.workload import (
 )
 from miniplm_jax.models import generation, ready, sharding
 from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.training import flops as flops_lib
 
 ARCH = Transformer(
   vocab_size=32_000,
@@ -170,23 +166,6 @@ def test_generation_gathers_weights_before_its_first_token(monkeypatch, fits):
   # By where it was written: the head's gather is moved into the prompts' loop.
   found = re.findall(r"bf16\S* all-gather.*op_name=\"([^\"]*)\"", text)
   assert found and any("/body/" in name for name in found) != fits
-
-
-@needs_libtpu
-@pytest.mark.parametrize("size", [4096, 8192])
-@pytest.mark.parametrize("slice_name", ["v5e:1x1", "v5p:1x1x1", "v4:1x1x1"])
-def test_a_plain_product_takes_what_its_flops_do_at_the_peak(slice_name, size):
-  mesh = topology.mesh(slice_name, 1, 1, 1)
-  x = jax.ShapeDtypeStruct(
-    (size, size), jnp.bfloat16, sharding=NamedSharding(mesh, P())
-  )
-  lowered = jax.jit(jnp.matmul).lower(x, x)
-  program = hlo.Schedule(programs.compiled(lowered).as_text())
-  assert program.flops == 2 * size**3
-  kind = mesh.devices.flat[0].device_kind
-  at_peak = 2 * size**3 / flops_lib.peak_flops(kind)
-  found = estimate.estimate(program, kind)
-  assert found.computing == pytest.approx(at_peak, rel=0.15)
 
 
 def test_a_kernel_of_unknown_cost_is_refused():

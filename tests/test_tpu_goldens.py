@@ -1,5 +1,7 @@
 """Programs compiled for every generation of TPU, beside what they were.
 
+What they take is predicted, and beside closed forms in test_tpu_times.py.
+
 With `--rewrite_goldens`, that of this JAX in tests/goldens/ is written anew:
 look at what changed before committing it.
 """
@@ -50,7 +52,6 @@ def summary(name: str) -> dict:
     "flops": found.flops,
     "collectives": {k: list(v) for k, v in sorted(found.collectives.items())},
     "loops": sorted(hlo.Schedule(compiled.as_text()).loops.values()),
-    "milliseconds": round(1e3 * found.seconds, 4),
   }
 
 
@@ -76,15 +77,15 @@ def test_a_training_step_is_what_it_was(name, request):
   if name not in goldens:
     pytest.skip(f"no golden of JAX {jax.__version__}: see the docstring")
   wanted = goldens[name]
-  for loose in ("peak_bytes", "milliseconds"):
-    assert found.pop(loose) == pytest.approx(wanted.pop(loose), rel=0.02)
+  peak_bytes = found.pop("peak_bytes")
+  assert peak_bytes == pytest.approx(wanted.pop("peak_bytes"), rel=0.02)
   assert found == wanted
 
 
 @pytest.mark.long
 @needs_libtpu
 def test_the_teacher_of_the_paper_on_one_chip():
-  """1.8B at 16 × 1,024: fits, no logits of all tokens, at the target."""
+  """1.8B at 16 × 1,024: fits, no logits of all tokens."""
   arch = architecture.SHAPES["qwen1.5-1.8b"]
   mesh = topology.mesh("v5e:1x1", 1, 1, 1)
   found = prediction.predict(scoring(arch, 1024), "v5e:1x1", mesh, 16)
@@ -92,4 +93,4 @@ def test_the_teacher_of_the_paper_on_one_chip():
   assert found.flops == pytest.approx(found.model_flops, rel=0.02)
   assert sorted(logits_shape(found)) == [1024, arch.table_rows]
   assert not found.collectives
-  assert found.mfu > 0.65  # predicted
+  assert 0 < found.optimistic <= found.seconds <= found.pessimistic

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from miniplm_jax.forecast import kernel, matmul
+from miniplm_jax.forecast import kernel, links, matmul
 from miniplm_jax.forecast.hlo_text import Array, Computation, Instruction, parse
 
 KINDS = (
@@ -53,6 +53,8 @@ class Operation:
   flops: int  # of its matrix products
   cycles: int  # the compiler's estimate; 0 where it makes none
   moved: int  # bytes read from and written to main memory
+  moved_vmem: int  # and those of what lies in VMEM
+  copied: int = 0  # bytes of main memory that it begins to copy meanwhile
   # Time of a Pallas kernel over that of its FLOPs at the peak; else 1.
   slowness: float = 1.0
 
@@ -64,7 +66,9 @@ class Collective:
   kind: str  # one of `KINDS`, or `BETWEEN_SLICES`
   times: int  # how often it runs
   nbytes: int  # of its result on one device, each time
-  is_overlapped: bool  # other work is scheduled beside it
+  is_overlapped: bool  # other work of its computation is scheduled beside it
+  computation: str  # the name of that
+  members: tuple[int, ...] = ()  # devices of a group; () is all of them
 
 
 class Schedule:
@@ -124,15 +128,18 @@ def _cost(operations: list[Operation]) -> tuple[int, int]:
 
 
 def _operation(instruction: Instruction, times: int) -> Operation:
-  moved = _moved(instruction)
+  moved = _moved(instruction, True), _moved(instruction, False)
   if kernel.is_kernel(instruction):
     flops, slowness = kernel.cost(instruction)
-    return Operation(instruction, times, flops, 0, moved, slowness)
+    return Operation(instruction, times, flops, 0, *moved, slowness=slowness)
   flops = sum(map(matmul.flops, _inside(instruction)))
-  cycles = _CYCLES.search(instruction.attributes)
-  return Operation(
-    instruction, times, flops, int(cycles[1]) if cycles else 0, moved
-  )
+  match = _CYCLES.search(instruction.attributes)
+  cycles = int(match[1]) if match else 0
+  copied = 0
+  if instruction.op in ("copy-start", "slice-start"):
+    # The type of a start holds what goes in beside what comes out.
+    copied = _stored(instruction) - sum(map(_stored, instruction.operands))
+  return Operation(instruction, times, flops, cycles, *moved, copied)
 
 
 def _inside(instruction: Instruction) -> Iterator[Instruction]:
@@ -207,8 +214,8 @@ def _collectives(operations: Sequence[Operation]) -> Iterator[Collective]:
     outer = operation.instruction
     if outer.op == "recv":
       # What arrives, beside which the compiler schedules other work.
-      nbytes = outer.arrays[0].nbytes
-      yield Collective(BETWEEN_SLICES, operation.times, nbytes, True)
+      nbytes, name = outer.arrays[0].nbytes, outer.computation.name
+      yield Collective(BETWEEN_SLICES, operation.times, nbytes, True, name)
       continue
     for inner in _inside(outer):
       kind = inner.op.removesuffix("-start")
@@ -228,17 +235,24 @@ def _collectives(operations: Sequence[Operation]) -> Iterator[Collective]:
       if inner.op != kind and kind != "all-reduce":
         # The type of a start holds what goes in beside what comes out.
         nbytes -= sum(o.nbytes for o in inner.operands)
-      yield Collective(kind, operation.times, nbytes, overlapped)
+      yield Collective(
+        kind,
+        operation.times,
+        nbytes,
+        overlapped,
+        outer.computation.name,
+        links.members(inner.attributes),
+      )
 
 
-def _moved(instruction: Instruction) -> int:
-  """Bytes to and from main memory; what runs in the background is free."""
+def _moved(instruction: Instruction, is_hbm: bool) -> int:
+  """Bytes to and from a memory; what runs in the background is free."""
   op = instruction.op
   kind = op.removesuffix("-start")
   if kind in KINDS or op.endswith(("-start", "-done", "-update")):
     return 0
-  read = [o.hbm_bytes for o in instruction.operands]
-  written = instruction.hbm_bytes
+  read = [o.stored_bytes(is_hbm) for o in instruction.operands]
+  written = instruction.stored_bytes(is_hbm)
   if op == "fusion":
     inner = instruction.called
     return sum(
@@ -253,13 +267,17 @@ def _moved(instruction: Instruction) -> int:
   return sum(read) + written
 
 
+def _stored(value: Instruction) -> int:
+  return value.stored_bytes(True) + value.stored_bytes(False)
+
+
 def _read(value: Instruction, full: int) -> int:
   """Bytes that a fused computation reads of a value of `full` bytes."""
   total = 0
   for user in value.computation.users[value.name]:
     place = user.operands.index(value)
     if user.op in _SLICES and place == 0:
-      total += user.nbytes
+      total += _stored(user)
     elif user.op == "dynamic-update-slice" and place == 0:
       pass
     elif user.op in _VIEWS:
@@ -274,9 +292,9 @@ def _read(value: Instruction, full: int) -> int:
 def _written(value: Instruction) -> int:
   """Bytes that a fused computation writes: of an update, what is new."""
   if value.op == "dynamic-update-slice":
-    return value.operands[1].nbytes
+    return _stored(value.operands[1])
   if value.op == "bitcast":
     return _written(value.operands[0])
   if value.op == "tuple":
     return sum(map(_written, value.operands))
-  return value.nbytes
+  return _stored(value)

@@ -19,16 +19,24 @@ class Array(NamedTuple):
   dtype: str
   shape: tuple[int, ...]
   is_hbm: bool
+  stored: tuple[int, ...]  # the shape with the padding of its layout
 
   @property
   def nbytes(self) -> int:
     """Without the padding of its layout."""
+    return math.prod(self.shape) * self._bits // 8
+
+  @property
+  def stored_bytes(self) -> int:
+    """With it: 64 columns take the memory of 128."""
+    return math.prod(self.stored) * self._bits // 8
+
+  @property
+  def _bits(self) -> int:
     if self.dtype == "pred":
-      bits = 8
-    else:
-      match = _BITS.search(self.dtype)
-      bits = int(match[0]) if match else 0  # a token has no size
-    return math.prod(self.shape) * bits // 8
+      return 8
+    match = _BITS.search(self.dtype)
+    return int(match[0]) if match else 0  # a token has no size
 
   def __str__(self):
     return f"{self.dtype}[{','.join(map(str, self.shape))}]"
@@ -93,10 +101,9 @@ class Instruction:
     """Of all parts."""
     return sum(a.nbytes for a in self.arrays)
 
-  @property
-  def hbm_bytes(self) -> int:
-    """Of those parts that lie in main memory."""
-    return sum(a.nbytes for a in self.arrays if a.is_hbm)
+  def stored_bytes(self, is_hbm: bool) -> int:
+    """Of those parts that lie in main memory, or of those that do not."""
+    return sum(a.stored_bytes for a in self.arrays if a.is_hbm == is_hbm)
 
   @property
   def source(self) -> str:
@@ -128,14 +135,27 @@ class Instruction:
 
 def arrays(type_text: str) -> list[Array]:
   """All arrays in a type."""
-  return [
-    Array(
-      dtype,
-      tuple(int(n) for n in shape.split(",") if n),
-      not re.search(r"S\([1-9]", layout),
-    )
-    for dtype, shape, layout in _ARRAY.findall(type_text)
-  ]
+  found = []
+  for dtype, sizes, layout in _ARRAY.findall(type_text):
+    shape = _integers(sizes)
+    is_hbm = not re.search(r"S\([1-9]", layout)
+    found.append(Array(dtype, shape, is_hbm, _stored(shape, layout)))
+  return found
+
+
+def _integers(text: str) -> tuple[int, ...]:
+  return tuple(int(n) for n in text.split(",") if n)
+
+
+def _stored(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+  """Pads the minor dimensions to whole tiles: {1,0:T(8,128)(2,1)}."""
+  match = re.match(r"([\d,]*):T\(([\d,]+)\)", layout)
+  stored = list(shape)
+  if match:
+    tile = reversed(_integers(match[2]))
+    for dimension, size in zip(_integers(match[1]), tile):
+      stored[dimension] = -(-stored[dimension] // size) * size
+  return tuple(stored)
 
 
 def parse(text: str) -> Computation:

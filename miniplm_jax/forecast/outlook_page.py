@@ -2,7 +2,7 @@
 
 import collections
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
 
@@ -15,9 +15,10 @@ from miniplm_jax.report.table import Table
 
 CAVEAT = (
   "Compiled for these slices without having one; nothing was measured. Memory "
-  "and FLOPs are the compiled program's. Times are predicted from its text: "
-  "take them for within ±25 % (docs/tpu_scoring.md says why), and add what is "
-  "not modeled: loading, compiling, checkpoints, evaluation, the input "
+  "and FLOPs are the compiled program's. Times are predicted from its text, "
+  "each with its range from optimistic to pessimistic "
+  "(docs/tpu_calibration.md compares them with what was measured elsewhere). "
+  "Add what is not modeled: loading, compiling, checkpoints, the input "
   "pipeline."
 )
 
@@ -63,16 +64,28 @@ def _cells(outlook: Outlook, price: float) -> dict[str, str]:
     "held GiB": f"{held / 2**30:.1f}",
     "TFLOPs compiled / asked for": f"{tera[0]:.1f} / {tera[1]:.1f}",
     "collectives GiB": f"{moved / 2**30:.1f}",
-    "predicted ms a run": f"{about}{run.seconds * outlook.slowdown * 1e3:,.1f}",
+    "predicted ms a run": about
+    + _ranged(
+      run.seconds * outlook.slowdown * 1e3, run.spread, "{:,.1f}".format
+    ),
     "predicted MFU": f"{run.mfu:.2f}",
     "predicted tokens/s": f"{about}{tokens_per_second:,.0f}",
     "runs": f"{outlook.runs:,}",
-    "predicted time": f"{about}{duration(outlook.seconds)}",
+    "predicted time": about + _ranged(outlook.seconds, run.spread, duration),
     "predicted chip-hours": f"{about}{outlook.chip_hours:,.1f}",
   }
   if price:
     cells["predicted cost"] = f"{outlook.chip_hours * price:,.0f}"
   return cells
+
+
+def _ranged(
+  middle: float, spread: Sequence[float], words: Callable[[float], str]
+) -> str:
+  """Writes a figure, and from where to where it may be."""
+  low, high = (words(middle * share) for share in spread)
+  between = f" ({low} to {high})" if low != high else ""
+  return words(middle) + between
 
 
 def advice(outlooks: Sequence[Outlook]) -> Iterator[str]:
@@ -129,12 +142,18 @@ def totals(outlooks: Sequence[Outlook], price: float) -> Iterator[str]:
       yield f"{slice_name}: no total, since not everything fits."
       continue
     seconds = sum(outlook.seconds for outlook in own)
-    hours = sum(outlook.chip_hours for outlook in own)
-    cost = f", {hours * price:,.0f} at {price:g} each" if price else ""
-    yield (
-      f"{slice_name}: all of it predicted {duration(seconds)}, "
-      f"{hours:,.0f} chip-hours{cost}."
-    )
+    chips = own[0].prediction.chips
+    spread = [
+      sum(o.seconds * o.prediction.spread[end] for o in own) / seconds
+      for end in (0, 1)
+    ]
+    time = _ranged(seconds, spread, duration)
+    hours = _ranged(seconds * chips / 3600, spread, "{:,.0f}".format)
+    cost = ""
+    if price:
+      paid = seconds * chips / 3600 * price
+      cost = f", {_ranged(paid, spread, '{:,.0f}'.format)} at {price:g} each"
+    yield f"{slice_name}: predicted {time}, {hours} chip-hours{cost}."
 
 
 def _by_slice(outlooks: Sequence[Outlook]) -> dict[str, list[Outlook]]:

@@ -40,7 +40,10 @@ class Prediction:
   held_bytes: int = 0
   flops: int = 0  # of the matrix products that were compiled
   model_flops: float = 0.0  # that the model asks for, by closed form
-  seconds: float = 0.0
+  seconds: float = 0.0  # the middle of a range
+  # Its ends; 0 in what was written before there was a range.
+  optimistic: float = 0.0
+  pessimistic: float = 0.0
   collective: float = 0.0  # seconds of all collectives inside a slice
   exposed: float = 0.0  # seconds of those beside which nothing is scheduled
   mfu: float = 0.0  # share of the chip's peak that model_flops are
@@ -57,6 +60,13 @@ class Prediction:
   def fits(self) -> bool:
     """Whether a chip's memory is enough."""
     return not self.refusal
+
+  @property
+  def spread(self) -> tuple[float, float]:
+    """Both ends of the range, in the time that is predicted."""
+    if not self.optimistic:
+      return 1.0, 1.0
+    return self.optimistic / self.seconds, self.pessimistic / self.seconds
 
   @property
   def chips(self) -> int:
@@ -84,7 +94,9 @@ def predict(
   path = None
   if cache:
     compiler = mesh.devices.flat[0].client.platform_version
-    key = "\n".join((compiler, slice_name, str(rows), lowered.as_text()))
+    key = "\n".join(
+      (estimate.VERSION, compiler, slice_name, str(rows), lowered.as_text())
+    )
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     if path.exists():
       return from_json(json.loads(path.read_text()))
@@ -115,7 +127,8 @@ def of_compiled(
   kind, chips = mesh.devices.flat[0].device_kind, mesh.devices.size
   schedule = hlo.Schedule(compiled.as_text())
   slices = sharding.slices(mesh.devices.flat)
-  time = estimate.estimate(schedule, kind, slices)
+  time = estimate.estimate(schedule, list(mesh.devices.flat), slices)
+  seconds = time.seconds.middle
   memory = compiled.memory_analysis()
   tokens = program.tokens(sharding.batch_shards(mesh), rows)
   model_flops = program.token_flops * tokens / chips
@@ -131,11 +144,13 @@ def of_compiled(
     held_bytes=memory.argument_size_in_bytes,
     flops=schedule.flops,
     model_flops=model_flops,
-    seconds=time.seconds,
+    seconds=seconds,
+    optimistic=time.seconds.optimistic,
+    pessimistic=time.seconds.pessimistic,
     collective=time.collective,
     exposed=time.exposed,
-    mfu=model_flops / time.seconds / flops_lib.peak_flops(kind),
-    tokens_per_second=tokens / chips / time.seconds,
+    mfu=model_flops / seconds / flops_lib.peak_flops(kind),
+    tokens_per_second=tokens / chips / seconds,
     collectives=dict(collectives),
     logits=str(logits_buffer(schedule, program.arch, mesh, program.dtype)),
     largest=tuple(
