@@ -359,8 +359,9 @@ class Stages:
 
   def plan(self, dry_run: bool):
     """Looks at what the run would take on TPUs."""
-    c = self.config
-    plan_step.look(c.plan, c.run, self.trainings.on_tpus, self.workdir, dry_run)
+    c, of = self.config, self.trainings
+    what = of.on_tpus, of.not_on_tpus
+    plan_step.look(c.plan, c.run, *what, self.workdir, dry_run)
 
   def analyze(self) -> list[Step]:
     """What all runs of the workdir say together."""

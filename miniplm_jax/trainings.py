@@ -3,12 +3,14 @@
 Teacher and reference where none is given, and a student for each method.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
 from etils import epy
 
 from miniplm_jax.config import Config
+from miniplm_jax.core import fields
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, TARGET, Workdir
 from miniplm_jax.corpus import convert_step, tokenize_step
@@ -17,6 +19,7 @@ from miniplm_jax.distillation import objectives
 from miniplm_jax.distillation.logits_step import StoredLabels
 from miniplm_jax.distillation.seqkd_step import GeneratedRows
 from miniplm_jax.methods import INIT, OBJECTIVES, MethodNames
+from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import (
   CONDITIONAL,
   REFERENCE,
@@ -24,6 +27,7 @@ from miniplm_jax.models.ref import (
   TEACHER,
   ModelRef,
 )
+from miniplm_jax.scoring.ngram import PREFIX
 from miniplm_jax.training import budget, train_step, trained, warm_start
 from miniplm_jax.training.spec import TrainSpec
 
@@ -85,7 +89,13 @@ class Trainings:
     target = tokenize_step.target_step(
       c.conditional, c.corpus, self.corpus, ref.trained / "corpus", c.run
     )
-    spec = TrainSpec(
+    inputs = {"corpus": self.corpus, TARGET: target.manifest}
+    inputs[INIT] = begin.as_input()
+    return [target, train_step.step(self._conditional_spec(), inputs)]
+
+  def _conditional_spec(self) -> TrainSpec:
+    c, ref, begin = self.config, self.conditional, self.ref(REFERENCE)
+    return TrainSpec(
       stage=CONDITIONAL,
       folder=ref.trained,
       shape=begin.shape(),
@@ -99,9 +109,6 @@ class Trainings:
       ),
       writes_hf=True,
     )
-    inputs = {"corpus": self.corpus, TARGET: target.manifest}
-    inputs[INIT] = begin.as_input()
-    return [target, train_step.step(spec, inputs)]
 
   def generated(self, names: MethodNames) -> GeneratedRows | None:
     """The rows that the teacher continues for a student, or None."""
@@ -223,22 +230,103 @@ class Trainings:
     return train_step.step(self.student(names), self.student_inputs(names))
 
   def on_tpus(self) -> "list[workload.Program]":
-    """What TPUs would have to run, scoring too, in the order of the stages.
+    """What TPUs would have to run, in the order of the stages.
 
     Raises:
       UserError: the shape of a given model is needed, and not known.
     """
+    c, programs = self.config, []
+    rows = workload.rows_of_d(self.corpus, c.plan)
+    for role in (*ROLES, CONDITIONAL):
+      is_conditional = role == CONDITIONAL
+      spec = self._conditional_spec() if is_conditional else self.scorer(role)
+      if spec and (self.conditional or not is_conditional):
+        programs.append(workload.training(f"train {role}", spec))
+    for name, shape in self._shapes_that_score().items():
+      share = c.score.share
+      name = f"{workload.SCORE_BY}{name}"
+      programs.append(self._scoring(name, shape, rows * share))
+    if "proxy" in c.methods:
+      length = c.corpus.max_length
+      programs += workload.regression(c.proxy, c.score, c.run, length, rows)
+    kept = c.select.budget(rows)
+    kept /= c.corpus.max_length if c.select.tokens else 1
+    for method, names in zip(c.methods, c.names):
+      programs += self._of_method(method, names, rows, kept)
+    students = [n for by_seed in c.compared.values() for n in by_seed.values()]
+    if students:
+      spec = self.student(students[0])
+      one = workload.training("train students of compare", spec)
+      programs.append(dataclasses.replace(one, models=len(students)))
+    return programs
+
+  def _shapes_that_score(self) -> dict[str, Architecture]:
+    """Of the models of stage score that are no tables or n-gram counts."""
+    shapes = {
+      role: self.ref(role).shape() for role in self.config.roles_with_model
+    }
+    if self.conditional:
+      shapes[CONDITIONAL] = self.ref(REFERENCE).shape()
+    for text in self.config.score.more:
+      ref = ModelRef.named(text, self.workdir)
+      if ref.path and not ref.path.startswith(PREFIX):
+        shapes[ref.name] = ref.shape()
+    return shapes
+
+  def _scoring(self, name: str, shape: Architecture, rows: float):
     c = self.config
-    rows = workload.rows_to_score(self.corpus, c.plan, c.score)
-    scorers = {role: self.scorer(role) for role in ROLES}
-    return [
-      *(workload.training(f"train {r}", s) for r, s in scorers.items() if s),
-      *(
-        workload.scoring(self.ref(r), c.score, c.corpus.max_length, rows)
-        for r in c.roles_with_model
-      ),
-      *(
-        workload.student_training(m, self.student(names), self.ref(TEACHER))
-        for m, names in zip(c.methods, c.names)
-      ),
-    ]
+    return workload.scoring(name, shape, c.score, c.corpus.max_length, rows)
+
+  def _of_method(
+    self, method: str, names: MethodNames, rows: int, kept: float
+  ) -> "list[workload.Program]":
+    """What TPUs run for one method, of D's rows and those that it keeps."""
+    c, length, programs = self.config, self.config.corpus.max_length, []
+    spec, teacher = self.student(names), self.ref(TEACHER)
+    if generated := self.generated(names):
+      programs.append(
+        workload.Decoding(
+          f"generate for {method}",
+          (teacher.shape(),),
+          c.seqkd.dtype,
+          generated.prompt_tokens,
+          length + 1 - generated.prompt_tokens,
+          c.seqkd.batch_size,
+          min(generated.settings["rows"], round(kept)),
+          "seqkd.batch_size",
+        )
+      )
+    if labels := self.labels(names):
+      name = f"logits for {method}"
+      programs.append(self._scoring(name, labels.model.shape(), kept))
+    if c.stage_tables(names):
+      *ends, last = c.staged.ends(c.train.steps)
+      rest = sum(rows - kept * end / last for end in ends)
+      name = f"score between stages of {method}"
+      programs.append(self._scoring(name, c.student.model, rest))
+    programs.append(workload.student_training(method, spec, teacher))
+    if names.objective == "minillm":
+      new = length - fields.of(c.minillm.prompt_share, length)
+      batch, steps = spec.train.batch_size, spec.train.steps
+      programs.append(
+        workload.Decoding(
+          f"sample for {method}",
+          (spec.shape, teacher.shape()),
+          c.train.dtype,
+          length - new,
+          new,
+          batch,
+          batch * steps,
+          "run.per_device_batch_size",
+        )
+      )
+    return programs
+
+  @property
+  def not_on_tpus(self) -> list[str]:
+    """What TPUs would have to run beside `on_tpus`, in words."""
+    c = self.config
+    parts = ["held-out losses of stage evaluate and on the way"]
+    if c.evaluation.tasks:
+      parts.append(f"tasks ({', '.join(c.evaluation.tasks)})")
+    return [*parts, "stages that run by name alone (score_documents, generate)"]

@@ -10,6 +10,9 @@ from helpers import LONG, run, run_as_process, typed, write_corpus
 
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.forecast import outlook, outlook_page, topology
+from miniplm_jax.forecast.prediction import Prediction
+from miniplm_jax.forecast.workload import Decoding
+from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.trainings import Trainings
 
 needs_libtpu = pytest.mark.skipif(
@@ -19,8 +22,17 @@ PLAN = "--stages=plan", "--config.plan.topology=v5e:2x2"
 
 
 def lines_of(folder):
-  found, price = outlook.read(epath.Path(folder / "run/plan/plan.json"))
+  found, price, _ = outlook.read(epath.Path(folder / "run/plan/plan.json"))
   return {line.name: line for line in found if not line.is_tried}, price
+
+
+def programs_of(tmp_path, **changes):
+  """Of the tiny config with those changes, and what is said to be missing."""
+  config = tiny_config.get_config()
+  config.workdir = str(tmp_path)
+  config.update_from_flattened_dict(changes)
+  trainings = Trainings(typed(config), Workdir(epath.Path(tmp_path)))
+  return {p.name: p for p in trainings.on_tpus()}, trainings.not_on_tpus
 
 
 @needs_libtpu
@@ -41,6 +53,7 @@ def test_a_config_is_planned_without_a_corpus(tmp_path):
     "train miniplm",
     "train vanilla_kd",
     "train minillm",
+    "sample for minillm",
   ]
   # 256 tokens in rows of 32: 8 rows over 4 chips.
   assert found["score by teacher"].prediction.rows == 2
@@ -56,11 +69,101 @@ def test_a_config_is_planned_without_a_corpus(tmp_path):
     )
     assert line.name in done.stdout
   assert "predicted" in done.stdout and "nothing was measured" in done.stdout
+  assert "Not in the totals: held-out losses" in done.stdout
   # Nothing is compiled again, and one more slice only for itself.
   kept = len(list((tmp_path / "run/plan").iterdir()))
   again = run(tmp_path, "--stages=plan", "--config.plan.topology=v5e:2x2")
   assert len(list((tmp_path / "run/plan").iterdir())) == kept
   assert "score by teacher" in again.stdout
+
+
+def test_every_stage_is_in_the_total_or_named(tmp_path):
+  """What is not, is said; no part is left out because it was forgotten."""
+  found, missing = programs_of(
+    tmp_path,
+    **{
+      "plan.rows": 1000,
+      "baselines": ("seqkd", "minillm", "proxy", "sparse_kd", "staged"),
+      "conditional.source": str(tmp_path / "target.jsonl"),
+      "score.more": ("counts=ngram:train",),
+      "compare.criteria": ("difficulty",),
+      "evaluation.tasks": ("arc_easy",),
+    },
+  )
+  assert list(found) == [
+    *("train teacher", "train reference", "train conditional"),
+    *("score by teacher", "score by reference", "score by conditional"),
+    *("fit the proxy", "predict by the proxy"),
+    "train miniplm",
+    *("generate for seqkd", "train seqkd"),
+    *("train minillm", "sample for minillm"),
+    "train proxy",
+    *("logits for sparse_kd", "train sparse_kd"),
+    *("score between stages of staged", "train staged"),
+    "train students of compare",
+  ]
+  assert any("arc_easy" in text for text in missing)
+  # Half of D is kept, 8 steps take 8 rows each, prompts have 24 of 32 tokens.
+  assert found["logits for sparse_kd"].count == 500
+  decoding = found["generate for seqkd"]
+  assert (decoding.count, decoding.prompt, decoding.new) == (64, 24, 9)
+  assert found["sample for minillm"].new == 8
+  # Of 3 stages that keep a third of 500 rows each; 2 criteria of 3 seeds.
+  rest = found["score between stages of staged"].count
+  assert rest == pytest.approx(1000 - 500 * 2 / 8 + 1000 - 500 * 5 / 8, abs=1)
+  assert found["train students of compare"].runs(1, 1) == 2 * 3 * 8
+  assert found["fit the proxy"].slowdown < 1
+
+
+@needs_libtpu
+def test_generation_takes_what_weights_and_caches_take_to_be_read():
+  """A closed form of its own, of 16 rows a chip of a model of 1 layer."""
+  arch = Transformer(
+    vocab_size=32_000,
+    hidden_size=4096,
+    intermediate_size=11_008,
+    num_hidden_layers=1,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+  )
+  prompt, new = 768, 256
+  program = Decoding(
+    *("generate", (arch,), "bfloat16", prompt, new, 64, 640, "seqkd.batch_size")
+  )
+  mesh = topology.mesh("v5e:2x2", 1, 4, 1)
+  line = outlook.Slice("v5e:2x2", mesh, "full", None).first_that_fits(program)
+  found = line.prediction
+  assert (found.rows, line.runs) == (16, 10)
+  weights = 2 * 4096 * (4096 + 4096 + 2 * 1024 + 3 * 11_008 + 32_000)
+  cache = 2 * 16 * (prompt + new) * 2 * 8 * 128
+  read = new * (weights + cache) / 819e9
+  # The prompts' products, and their causal attention.
+  layer = 2 * 4096 * (4096 + 4096 + 2 * 1024 + 3 * 11_008)
+  prompts = 16 * prompt * (layer + 2 * 4096 * prompt) / 197e12
+  assert found.optimistic == pytest.approx(read + prompts, rel=0.02)
+  assert found.optimistic < found.seconds < found.pessimistic
+  # Whole weights of a large model have no room, however few rows there are.
+  large = dataclasses.replace(arch, num_hidden_layers=48)
+  program = dataclasses.replace(program, models=(large,))
+  line = outlook.Slice("v5e:2x2", mesh, "full", None).first_that_fits(program)
+  assert not line.prediction.fits and line.prediction.rows == 1
+
+
+def test_models_that_score_together_need_room_for_all():
+  gib = 2**30
+  place = "v5e:4x4", (1, 16, 1), 16 * gib, 16
+  runs = [
+    outlook.Outlook(
+      f"score by {name}",
+      Prediction(*place, peak_bytes=peak * gib, held_bytes=6 * gib),
+      *("", 1),
+    )
+    for name, peak in (("teacher", 8), ("reference", 9), ("generic", 7))
+  ]
+  (said,) = outlook_page.together(runs)
+  assert "take 21.0 GiB of a chip's 16.0" in said and "score_together" in said
+  assert not [*outlook_page.together(runs[:2])]  # 15 GiB
+  assert not [*outlook_page.together(runs[:1])]
 
 
 @needs_libtpu
@@ -95,7 +198,7 @@ def test_what_does_not_fit_is_named_with_what_does(tmp_path, monkeypatch):
 @needs_libtpu
 def test_a_search_names_what_is_fastest(tmp_path):
   done = run(tmp_path, *PLAN, "--config.plan.search=True")
-  found, _ = outlook.read(epath.Path(tmp_path / "run/plan/plan.json"))
+  found, *_ = outlook.read(epath.Path(tmp_path / "run/plan/plan.json"))
   tried = [line for line in found if line.is_tried]
   assert {line.remat for line in tried} == {"full", "dots"}
   # One head of keys: nothing to split by tensor.

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from etils import epath
 from jax.sharding import Mesh
@@ -51,17 +52,27 @@ class Outlook:
 _IN_FILE = {"prediction": "figures", "is_tried": "is_found"}
 
 
-def write(path: epath.Path, outlooks: Sequence[Outlook], price: float):
-  """Writes a plan as JSON; `price` of a chip-hour, 0 is not known."""
+class Plan(NamedTuple):
+  """What a plan's file has."""
+
+  outlooks: Sequence[Outlook]
+  price: float  # of a chip-hour; 0 is not known
+  notes: Sequence[str]  # sentences about the whole, none in older files
+
+
+def write(path: epath.Path, plan: Plan):
+  """Writes a plan as JSON."""
   lines = [
     {_IN_FILE.get(k, k): v for k, v in dataclasses.asdict(outlook).items()}
-    for outlook in outlooks
+    for outlook in plan.outlooks
   ]
-  files.write_json(path, {"price": price, "lines": lines})
+  files.write_json(
+    path, {"price": plan.price, "lines": lines, "notes": plan.notes}
+  )
 
 
-def read(path: epath.Path) -> tuple[list[Outlook], float]:
-  """Reads the outlooks and the price that were written."""
+def read(path: epath.Path) -> Plan:
+  """Reads what was written."""
   content = json.loads(path.read_text())
   fields = {v: k for k, v in _IN_FILE.items()}
   outlooks = []
@@ -69,7 +80,7 @@ def read(path: epath.Path) -> tuple[list[Outlook], float]:
     values = {fields.get(k, k): v for k, v in line.items()}
     values["prediction"] = prediction_lib.from_json(values["prediction"])
     outlooks.append(Outlook(**values))
-  return outlooks, content["price"]
+  return Plan(outlooks, content["price"], content.get("notes", ()))
 
 
 @dataclasses.dataclass(frozen=True)

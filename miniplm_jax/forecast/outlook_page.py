@@ -10,6 +10,7 @@ from miniplm_jax.core.log import duration
 from miniplm_jax.forecast import outlook as outlook_lib
 from miniplm_jax.forecast import topology
 from miniplm_jax.forecast.outlook import Outlook
+from miniplm_jax.forecast.workload import SCORE_BY
 from miniplm_jax.report import page
 from miniplm_jax.report.table import Table
 
@@ -25,10 +26,10 @@ CAVEAT = (
 
 def section(path: epath.Path) -> page.Section:
   """Makes the report's section of the plan in a file."""
-  outlooks, price = outlook_lib.read(path)
+  outlooks, price, notes = outlook_lib.read(path)
   return page.Section(
     "Plan: predicted, not measured",
-    [*totals(outlooks, price), *advice(outlooks)],
+    [*totals(outlooks, price), *notes, *advice(outlooks)],
     table=table(outlooks, price),
     notes=[CAVEAT],
   )
@@ -134,8 +135,23 @@ def _fastest(slice_name: str, own: Outlook, best: Outlook) -> str:
   )
 
 
+def together(outlooks: Sequence[Outlook]) -> Iterator[str]:
+  """Says where models that score in one pass have no room beside each other."""
+  for slice_name, on_slice in _by_slice(outlooks).items():
+    runs = [o.prediction for o in on_slice if o.name.startswith(SCORE_BY)]
+    runs = [run for run in runs if run.fits and len(runs) > 1]
+    held = sum(run.held_bytes for run in runs)
+    used = held + max((r.peak_bytes - r.held_bytes for r in runs), default=0)
+    if runs and used > runs[0].hbm_bytes:
+      yield (
+        f"{slice_name}: {len(runs)} models that score together take "
+        f"{used / 2**30:.1f} GiB of a chip's {runs[0].hbm_bytes / 2**30:.1f}: "
+        "--config.run.score_together=False"
+      )
+
+
 def totals(outlooks: Sequence[Outlook], price: float) -> Iterator[str]:
-  """Says what all programs of the config take on each slice."""
+  """Says what the programs take together on each slice."""
   for slice_name, on_slice in _by_slice(outlooks).items():
     own = [outlook for outlook in on_slice if not outlook.is_tried]
     if not all(outlook.prediction.fits for outlook in own):

@@ -24,6 +24,7 @@ def look(
   plan: PlanConfig,
   run: RunConfig,
   workload: "Callable[[], Sequence[Program]]",
+  missing: Sequence[str],
   workdir: Workdir,
   dry_run: bool,
 ):
@@ -35,6 +36,7 @@ def look(
   Args:
     run: mesh and remat.
     workload: gives the programs; a dry run does not ask for them.
+    missing: what TPUs would run beside them, in words.
 
   Raises:
     UserError: there is no such slice, libtpu is not installed, or a batch
@@ -59,11 +61,17 @@ def look(
       outlooks.append(outlook)
       if plan.search and program is main_student:
         outlooks += place.search(program, outlook)
-  outlook_lib.write(workdir.plan_file, outlooks, plan.price)
+  notes = [f"Not in the totals: {', '.join(missing)}."]
+  if run.score_together:
+    notes += outlook_page.together(outlooks)
+  outlook_lib.write(
+    workdir.plan_file, outlook_lib.Plan(outlooks, plan.price, notes)
+  )
   plain("\n" + outlook_page.table(outlooks, plan.price).markdown())
   for text in (
     *outlook_page.advice(outlooks),
     *outlook_page.totals(outlooks, plan.price),
+    *notes,
     outlook_page.CAVEAT,
     str(workdir.plan_file),
   ):

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from miniplm_jax.core import files
 from miniplm_jax.forecast import estimate, hlo, programs
 from miniplm_jax.forecast.hlo_text import Array
-from miniplm_jax.forecast.workload import Program
+from miniplm_jax.forecast.workload import Decoding, Program
 from miniplm_jax.models import sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.training import flops as flops_lib
@@ -90,6 +90,8 @@ def predict(
     remat: what a backward pass forms again.
     cache: folder of the predictions that were made before.
   """
+  if isinstance(program, Decoding):
+    return _decoding(program, slice_name, mesh, rows)
   lowered = program.lower(mesh, rows, remat)
   path = None
   if cache:
@@ -157,6 +159,52 @@ def of_compiled(
       f"{array} {array.nbytes / 2**30:.2f} GiB ({source or 'no name'})"
       for array, source in largest
     ),
+  )
+
+
+# What a batch of generation takes, in the least that it can. Assumed: it was
+# neither compiled nor measured.
+_DECODING = estimate.Range(1, 1.5, 3)
+
+
+def _decoding(
+  program: Decoding, slice_name: str, mesh: Mesh, rows: int
+) -> Prediction:
+  """A batch of generation by closed form.
+
+  A prompt takes its FLOPs. A token takes its FLOPs or, if that is longer, what
+  all weights and the caches of all rows take to be read from main memory.
+  """
+  place = _place(slice_name, mesh)
+  kind, tensor = mesh.devices.flat[0].device_kind, mesh.shape["tensor"]
+  peak, size = flops_lib.peak_flops(kind), jnp.dtype(program.dtype).itemsize
+  prompt, new = program.prompt, program.new
+  weights = cache = prefill = total = 0
+  for arch in program.models:
+    keys = 2 * arch.num_hidden_layers * getattr(arch, "key_size", 0)
+    weights += size * arch.matmul_parameters() // tensor
+    cache += size * rows * (prompt + new) * keys // tensor
+    prefill += rows * flops_lib.row(arch, prompt, 1) / tensor
+    total += rows * flops_lib.generation(arch, prompt, new) / tensor
+  if weights + cache > 0.9 * place[-1]:
+    full = (weights + cache) / 2**30
+    refusal = f"whole weights and caches take {full:.1f} GiB of a chip"
+    return Prediction(*place, rows, refusal=refusal)
+  read = (weights + cache) / estimate.CHIPS[kind].hbm_bandwidth
+  token = max(read, (total - prefill) / new / peak)
+  ends = [share * (prefill / peak + new * token) for share in _DECODING]
+  return Prediction(
+    *place,
+    rows,
+    peak_bytes=weights + cache,
+    held_bytes=weights,
+    flops=total,
+    model_flops=total,
+    seconds=ends[1],
+    optimistic=ends[0],
+    pessimistic=ends[2],
+    mfu=total / ends[1] / peak,
+    tokens_per_second=rows * new / tensor / ends[1],
   )
 
 

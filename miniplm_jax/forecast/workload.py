@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from miniplm_jax.config import PlanConfig, ScoreConfig, TrainConfig
+from miniplm_jax.config import (
+  PlanConfig,
+  ProxyConfig,
+  RunConfig,
+  ScoreConfig,
+  TrainConfig,
+)
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.distillation import objectives
@@ -24,6 +30,8 @@ from miniplm_jax.training.spec import ObjectiveSpec, TrainSpec
 
 # Which id ends a document changes a constant of the program, and no more.
 EOS_ID = 0
+# What the programs of stage score are called.
+SCORE_BY = "score by "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +44,9 @@ class ScoringProgram:
   length: int  # inputs of a row
   batch_tokens: int  # of a batch over all devices, as the config says
   count: int  # rows to score
+  # FLOPs of what is meant in those of the program; see `TrainingProgram`.
+  slowdown: float = 1.0
 
-  slowdown: ClassVar[float] = 1.0
   is_training: ClassVar[bool] = False
   is_student: ClassVar[bool] = False
 
@@ -92,6 +101,7 @@ class TrainingProgram:
   # another method stands in for its own.
   slowdown: float = 1.0
   is_student: bool = False
+  models: int = 1  # that are trained so
 
   is_training: ClassVar[bool] = True
 
@@ -125,7 +135,7 @@ class TrainingProgram:
   def runs(self, shards: int, rows: int) -> int:
     """The steps."""
     del shards, rows
-    return self.train.steps
+    return self.train.steps * self.models
 
   def setting(self, shards: int, rows: int) -> str:
     """The flag that chooses so many rows."""
@@ -140,33 +150,77 @@ class TrainingProgram:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """Rows that models go on with together, a token at a time; not compiled."""
+
+  name: str
+  models: tuple[Architecture, ...]
+  dtype: Any  # of weights, computation and cache
+  prompt: int  # tokens of a row
+  new: int  # tokens that follow
+  batch: int  # rows at a time over all devices
+  count: int  # rows
+  flag: str  # that chooses the batch
+
+  slowdown: ClassVar[float] = 1.0
+  is_training: ClassVar[bool] = False
+  is_student: ClassVar[bool] = False
+
+  def rows(self, shards: int) -> list[int]:
+    """A shard's, and halves of them down to 1."""
+    most = -(-self.batch // shards)
+    return [most >> i for i in range(most.bit_length())]
+
+  def runs(self, shards: int, rows: int) -> int:
+    """Batches of all rows."""
+    return -(-self.count // (shards * rows))
+
+  def setting(self, shards: int, rows: int) -> str:
+    """The flag that chooses so many rows."""
+    is_of_shard = self.flag.endswith("per_device_batch_size")
+    return f"--config.{self.flag}={rows * (1 if is_of_shard else shards)}"
+
+
 # It runs many times. `shards` are those of the batch, `rows` what each takes at
 # a time.
-Program = ScoringProgram | TrainingProgram
+Program = ScoringProgram | TrainingProgram | Decoding
 
 
-def rows_to_score(
-  corpus: epath.Path, plan: PlanConfig, score: ScoreConfig
-) -> int:
-  """Counts the rows of D to score; those of `plan` while there is no corpus."""
-  rows = plan.rows
-  if tokenized := manifest_lib.read(corpus):
-    rows = tokenized.counts["split train"]
-  return max(round(rows * score.share), 1)
+def rows_of_d(corpus: epath.Path, plan: PlanConfig) -> int:
+  """Counts the rows of D; those of `plan` while there is no corpus."""
+  tokenized = manifest_lib.read(corpus)
+  return tokenized.counts["split train"] if tokenized else plan.rows
 
 
 def scoring(
-  model: ModelRef, score: ScoreConfig, max_length: int, rows: int
+  name: str, model: Architecture, score: ScoreConfig, length: int, rows: float
 ) -> ScoringProgram:
-  """The program that scores so many rows by the teacher or the reference."""
-  return ScoringProgram(
-    f"score by {model.role}",
-    model.shape(),
-    jnp.dtype(score.dtype),
-    max_length,
-    score.batch_tokens,
-    rows,
+  """The program that a model scores so many rows of this length by."""
+  dtype, count = jnp.dtype(score.dtype), max(round(rows), 1)
+  return ScoringProgram(name, model, dtype, length, score.batch_tokens, count)
+
+
+def regression(
+  proxy: ProxyConfig, score: ScoreConfig, run: RunConfig, length: int, rows: int
+) -> list[Program]:
+  """Training of the proxy, and its pass over all rows.
+
+  Programs of the next-token loss stand in, faster by their head.
+  """
+  shape = proxy.model
+  share = shape.body_flops(length) / shape.forward_flops(length)
+  learn = TrainingProgram(
+    "fit the proxy",
+    shape,
+    proxy.train,
+    length,
+    flops.next_token(shape, length),
+    next_token(proxy.train),
+    run.per_device_batch_size,
   )
+  predict = scoring("predict by the proxy", shape, score, length, rows)
+  return [dataclasses.replace(p, slowdown=share) for p in (learn, predict)]
 
 
 def training(name: str, spec: TrainSpec) -> TrainingProgram:
