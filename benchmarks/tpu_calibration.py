@@ -194,6 +194,24 @@ def main(argv):
 
 
 _TEXT = """# Calibration of predicted times
+
+Training runs that others have measured and published, beside what is predicted
+of our own training step with the model's shape, on the slice, with the batch
+and the length of theirs, compiled by the libtpu below. No constant was fitted
+to a run. A difference has three sources that this table cannot tell apart: the
+estimator, what their program does otherwise, and years of compilers.
+
+What a time is made of is in `miniplm_jax/forecast/estimate.py`; which term
+decides single steps is in [Single steps](tpu_steps.md). Splash attention is
+charged 2.42 times what its FLOPs take at the peak (head size 128), by one
+simulation (`miniplm_jax/forecast/kernel.py`), at both ends of the range too.
+The links of a slice are taken as a grid, closed to a torus where it is one;
+a hop takes 1 µs (`miniplm_jax/forecast/links.py`).
+
+What is published and cannot be expressed here: MLPs without a gate and learned
+positions (MaxText's 22B and 52B on v4, GPT-3 175B), windowed attention and
+soft-capped logits (Gemma), experts (Mixtral, DeepSeek), int8 and fp8 training.
+What goes to the host's memory there is computed again here (remat `full`).
 """
 
 

@@ -146,6 +146,7 @@ def _grid(*sides: int) -> links.Network:
   [
     ((1, 1, 1), None, None),  # alone
     ((1, 2, 1), None, 1),
+    ((1, 4, 1), None, 1),
     ((4, 4, 1), None, 2),
     ((16, 16, 1), None, 4),  # a torus
     ((16, 16, 1), range(0, 256, 16), 2),  # one axis of it, closed
@@ -192,5 +193,5 @@ def test_a_plan_of_before_has_no_range(tmp_path):
   line = {"name": "score", "figures": figures, "remat": "", "runs": 1}
   file = epath.Path(tmp_path / "plan.json")
   file.write_text(json.dumps({"price": 0.0, "lines": [line]}))
-  (found,), _ = outlook.read(file)
-  assert found.prediction.spread == (1, 1)
+  (found,), _, notes = outlook.read(file)
+  assert found.prediction.spread == (1, 1) and not notes

@@ -3,11 +3,10 @@
 A step of the program takes the largest of what it moves in main memory and in
 VMEM, its FLOPs at the peak, and the compiler's cycles. These are credible for
 matrix products (3 to 14 % above the peak at 4,096 and 8,192 on v5e). Of all
-else they are 3.0 to 9.8 times, in the middle 4.4 times, what a simulation of
-the instructions of 11 fusions comes to: norms, softmax, SwiGLU, Adam, sums, on
-v5e, libtpu 0.0.42.1. Hence a range. Optimistic: products at the peak, and a
-tenth of other cycles. Middle: the cycles of products, and a quarter of others.
-Pessimistic: all cycles.
+else they are 2.6 to 13.4 times, in the middle 4.3 times, what a simulation of
+the instructions says (docs/tpu_steps.md). Hence a range. Optimistic: products
+at the peak, and a tenth of other cycles. Middle: the cycles of products, and a
+quarter of others. Pessimistic: all cycles.
 
 In each computation of the program (a loop's body, say) collectives run beside
 the steps if the compiler scheduled them so, and else after them; so does

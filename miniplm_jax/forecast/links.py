@@ -57,9 +57,10 @@ class Network:
   def seconds(self, kind: str, nbytes: int, members: Sequence[int]) -> float:
     """Predicts the time of a collective.
 
-    A ring through its n members passes (n − 1) / n of the whole along, in both
-    directions; more axes, or ends that are joined, have more links. What
-    everyone sends to everyone has to cross the middle of the longest axis.
+    Of what n members gather, (n − 1) / n come to each by its links: one along
+    an axis, two where its ends are joined (so two of a square, as in a ring
+    through it, both ways). What everyone sends to everyone has to cross the
+    middle of the longest axis.
 
     Args:
       kind: as HLO names it.
@@ -69,10 +70,9 @@ class Network:
     places = self.places[list(members)] if members else self.places
     spans, is_closed = _sides(places), self._closed(_sides(places))
     n = len(places)
-    if n == 1:
+    if max(spans) == 1:  # alone in its slice
       return 0.0
-    ways = [1 + c for c, span in zip(is_closed, spans) if span > 1]
-    links = max(sum(ways), min(n - 1, 2))
+    links = sum(1 + c for c, span in zip(is_closed, spans) if span > 1)
     if kind == "collective-permute":
       load = nbytes
     elif kind in ("all-to-all", "ragged-all-to-all"):
