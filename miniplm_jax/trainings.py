@@ -237,10 +237,11 @@ class Trainings:
     """
     c, programs = self.config, []
     rows = workload.rows_of_d(self.corpus, c.plan)
-    for role in (*ROLES, CONDITIONAL):
-      is_conditional = role == CONDITIONAL
-      spec = self._conditional_spec() if is_conditional else self.scorer(role)
-      if spec and (self.conditional or not is_conditional):
+    specs = {role: self.scorer(role) for role in ROLES}
+    if self.conditional:
+      specs[CONDITIONAL] = self._conditional_spec()
+    for role, spec in specs.items():
+      if spec:
         programs.append(workload.training(f"train {role}", spec))
     for name, shape in self._shapes_that_score().items():
       share = c.score.share

@@ -113,6 +113,11 @@ def test_every_stage_is_in_the_total_or_named(tmp_path):
   assert rest == pytest.approx(1000 - 500 * 2 / 8 + 1000 - 500 * 5 / 8, abs=1)
   assert found["train students of compare"].runs(1, 1) == 2 * 3 * 8
   assert found["fit the proxy"].slowdown < 1
+  plain, _ = programs_of(tmp_path)
+  assert list(plain) == [
+    *("train teacher", "train reference"),
+    *("score by teacher", "score by reference", "train miniplm"),
+  ]
 
 
 @needs_libtpu
@@ -194,12 +199,38 @@ def test_what_does_not_fit_is_named_with_what_does(tmp_path, monkeypatch):
   assert "no total" in " ".join(outlook_page.totals([line], 0))
 
 
+@needs_libtpu
+def test_a_search_names_the_fastest_rows_of_scoring(tmp_path, monkeypatch):
+  found, _ = programs_of(tmp_path)
+  program = dataclasses.replace(found["score by teacher"], count=1000)
+
+  def predict(program, slice_name, mesh, rows, *unused):
+    if rows == 16:
+      return Prediction(slice_name, (1, 4, 1), 1, rows, refusal="too large")
+    # 2 rows a run in the time of 1, and more than twice that for 4.
+    seconds = {1: 1.0, 2: 1.0, 4: 2.5, 8: 6.0}[rows]
+    return Prediction(slice_name, (1, 4, 1), 1, rows, seconds=seconds)
+
+  monkeypatch.setattr("miniplm_jax.forecast.prediction.predict", predict)
+  place = outlook.Slice("v5e:2x2", topology.mesh("v5e:2x2", 1, 4, 1), "", None)
+  own = dataclasses.replace(program, batch_tokens=4 * 8 * program.length)
+  known = place.first_that_fits(own)
+  assert (known.prediction.rows, known.runs) == (8, 32)
+  tried = place.search(own, known)
+  assert [line.prediction.rows for line in tried] == [2, 4, 1]
+  (said,) = outlook_page.advice([known, *tried])
+  assert f"--config.score.batch_tokens={4 * 2 * program.length}" in said
+  best = dataclasses.replace(tried[0], is_tried=False, setting="")
+  (said,) = outlook_page.advice([best, *tried[1:]])
+  assert "nothing that was tried for score by teacher is faster" in said
+
+
 @pytest.mark.long
 @needs_libtpu
 def test_a_search_names_what_is_fastest(tmp_path):
   done = run(tmp_path, *PLAN, "--config.plan.search=True")
   found, *_ = outlook.read(epath.Path(tmp_path / "run/plan/plan.json"))
-  tried = [line for line in found if line.is_tried]
+  tried = [line for line in found if line.is_tried and line.remat]
   assert {line.remat for line in tried} == {"full", "dots"}
   # One head of keys: nothing to split by tensor.
   meshes = {line.prediction.mesh for line in tried}

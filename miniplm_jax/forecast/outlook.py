@@ -22,6 +22,8 @@ from miniplm_jax.forecast.workload import Program
 from miniplm_jax.models import sharding
 
 _MOST_ROWS = 16  # of a search: more only adds to what a turn holds
+# Few rows leave activations in VMEM, many have longer products.
+_ROWS_OF_SCORING = (16, 8, 4, 2, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,22 +109,31 @@ class Slice:
   def search(self, program: Program, known: Outlook) -> list[Outlook]:
     """Tries other rows, remat and meshes; those that fit, the fastest first.
 
-    First rows and remat on the config's mesh, then the best of these on meshes
-    with twice the copies and twice the tensor shards.
+    Of scoring, rows. Of training, first rows and remat on the config's mesh,
+    then the best of these on meshes with twice the copies and twice the tensor
+    shards.
 
     Args:
-      program: a training step.
+      program: it, compiled as `known` is.
       known: the config's own outlook.
     """
     outlooks = [known]
     shards = sharding.batch_shards(self.mesh)
+    if not program.is_training:
+      for n in _ROWS_OF_SCORING:
+        if n != known.prediction.rows:
+          log("plan", f"{self.name}: {program.name}, trying {n} rows a chip")
+          setting = program.setting(shards, n)
+          outlook = self._outlook(program, n)
+          outlooks.append(dataclasses.replace(outlook, setting=setting))
+      return _fastest_first(outlooks[1:])
     rows = [n for n in program.rows(shards) if n <= _MOST_ROWS]
     for remat, n in itertools.product(("dots", "full"), rows[:3]):
       if (remat, n) != (self.remat, known.prediction.rows):
         log("plan", f"{self.name}: trying {n} rows a chip, remat {remat}")
         place = dataclasses.replace(self, remat=remat)
         outlooks.append(place._outlook(program, n))
-    best = min(filter(_fits, outlooks), key=_run_seconds, default=known)
+    best = min(filter(_fits, outlooks), key=_seconds, default=known)
     n = best.prediction.rows
     data, fsdp, tensor = self.mesh.devices.shape
     slices = sharding.slices(self.mesh.devices.flat)
@@ -136,10 +147,7 @@ class Slice:
         mesh = topology.mesh(self.name, *sizes)
         place = dataclasses.replace(self, mesh=mesh, remat=best.remat)
         outlooks.append(place._outlook(program, n))
-    return [
-      dataclasses.replace(outlook, is_tried=True)
-      for outlook in sorted(filter(_fits, outlooks[1:]), key=_run_seconds)
-    ]
+    return _fastest_first(outlooks[1:])
 
   def _outlook(self, program: Program, rows: int) -> Outlook:
     prediction = prediction_lib.predict(
@@ -158,5 +166,12 @@ def _fits(outlook: Outlook) -> bool:
   return outlook.prediction.fits
 
 
-def _run_seconds(outlook: Outlook) -> float:
-  return outlook.prediction.seconds
+def _seconds(outlook: Outlook) -> float:
+  return outlook.seconds
+
+
+def _fastest_first(outlooks: Sequence[Outlook]) -> list[Outlook]:
+  return [
+    dataclasses.replace(outlook, is_tried=True)
+    for outlook in sorted(filter(_fits, outlooks), key=_seconds)
+  ]

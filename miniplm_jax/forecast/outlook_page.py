@@ -109,29 +109,31 @@ def advice(outlooks: Sequence[Outlook]) -> Iterator[str]:
         f"--config.run.tensor). The compiler: {outlook.refusal}"
       )
   for slice_name, on_slice in _by_slice(outlooks).items():
-    tried = [outlook for outlook in on_slice if outlook.is_tried]
-    if tried:
-      own = next(
-        outlook
-        for outlook in on_slice
-        if outlook.name == tried[0].name and not outlook.is_tried
-      )
-      yield _fastest(slice_name, own, tried[0])
+    own = {o.name: o for o in on_slice if not o.is_tried}
+    best = {o.name: o for o in reversed(on_slice) if o.is_tried}
+    for name in filter(best.get, own):
+      yield _fastest(slice_name, own[name], best[name])
 
 
 def _fastest(slice_name: str, own: Outlook, best: Outlook) -> str:
   """Compares the config's own outlook with the best that was tried."""
   if own.prediction.fits and own.seconds <= best.seconds:
-    return f"On {slice_name} nothing that was tried is faster than the config."
+    return (
+      f"On {slice_name} nothing that was tried for {own.name} is faster than "
+      "the config."
+    )
   data, fsdp, tensor = best.prediction.mesh
   data //= topology.count(slice_name)
   gain = f", predicted {own.seconds / best.seconds:.2f} × as fast"
-  return (
-    f"On {slice_name} the fastest that was tried for {best.name}"
-    f"{gain if own.prediction.fits else ''}: --config.run.data={data} "
+  flags = best.setting or (
+    f"--config.run.data={data} "
     f"--config.run.fsdp={fsdp} --config.run.tensor={tensor} "
     f"--config.run.per_device_batch_size={best.prediction.rows} "
     f"--config.run.remat={best.remat}"
+  )
+  return (
+    f"On {slice_name} the fastest that was tried for {best.name}"
+    f"{gain if own.prediction.fits else ''}: {flags}"
   )
 
 

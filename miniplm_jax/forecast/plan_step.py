@@ -15,7 +15,7 @@ from miniplm_jax.core.workdir import Workdir
 with epy.lazy_imports():  # they import JAX
   from miniplm_jax.forecast import outlook as outlook_lib
   from miniplm_jax.forecast import outlook_page, topology
-  from miniplm_jax.forecast.workload import Program
+  from miniplm_jax.forecast.workload import SCORE_BY, Program
 
 STAGE = "plan"
 
@@ -59,7 +59,8 @@ def look(
       log(STAGE, f"{name}: compiling {program.name}, about a minute")
       outlook = place.first_that_fits(program)
       outlooks.append(outlook)
-      if plan.search and program is main_student:
+      is_scoring = program.name.startswith(SCORE_BY)
+      if plan.search and (is_scoring or program is main_student):
         outlooks += place.search(program, outlook)
   notes = [f"Not in the totals: {', '.join(missing)}."]
   if run.score_together:
