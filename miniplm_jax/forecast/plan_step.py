@@ -14,8 +14,7 @@ from miniplm_jax.core.workdir import Workdir
 
 with epy.lazy_imports():  # they import JAX
   from miniplm_jax.forecast import outlook as outlook_lib
-  from miniplm_jax.forecast import outlook_page, topology
-  from miniplm_jax.forecast.workload import SCORE_BY, Program
+  from miniplm_jax.forecast import outlook_page, topology, workload
 
 STAGE = "plan"
 
@@ -23,7 +22,7 @@ STAGE = "plan"
 def look(
   plan: PlanConfig,
   run: RunConfig,
-  workload: "Callable[[], Sequence[Program]]",
+  needed: "Callable[[], Sequence[workload.Program]]",
   missing: Sequence[str],
   workdir: Workdir,
   dry_run: bool,
@@ -35,7 +34,7 @@ def look(
 
   Args:
     run: mesh and remat.
-    workload: gives the programs; a dry run does not ask for them.
+    needed: gives the programs; a dry run does not ask for them.
     missing: what TPUs would run beside them, in words.
 
   Raises:
@@ -48,7 +47,7 @@ def look(
     plain(f"  {STAGE:9} would compile this config's programs for {where}")
     return
   topology.prepare()
-  programs = workload()
+  programs = needed()
   # The student of the run's own method is the first that is trained.
   main_student = next(p for p in programs if p.is_student)
   outlooks = []
@@ -59,7 +58,7 @@ def look(
       log(STAGE, f"{name}: compiling {program.name}, about a minute")
       outlook = place.first_that_fits(program)
       outlooks.append(outlook)
-      is_scoring = program.name.startswith(SCORE_BY)
+      is_scoring = program.name.startswith(workload.SCORE_BY)
       if plan.search and (is_scoring or program is main_student):
         outlooks += place.search(program, outlook)
   notes = [f"Not in the totals: {', '.join(missing)}."]
