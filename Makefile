@@ -1,9 +1,16 @@
-# demo: the whole method on text that every installation carries.
-# test: the tests, with the parity tests against transformers.
-# test-all: those that take minutes, and sweeps: after `make test`.
-# test-jax: what measures accelerators and runs on GPUs, under newer JAX.
-# notebook: runs the notebook and stores its outputs; TEACHER=folder or hub id.
+# make demo         the whole method on text that every installation carries
+# make test         the tests, with the parity tests against transformers
+# make test-all     those that take minutes, and sweeps: after `make test`
+# make test-jax     what measures accelerators and runs on GPUs, under newer JAX
+# make lint         what CI says of the code's form; make format mends it
+# make bench        the head against plain logits; others: see BUILD.md
+# make notebook     runs it and stores its outputs; TEACHER=folder or hub id
+# make tpu-scoring  compiles scoring for TPUs; make tpu-training likewise
+# make lock         resolves the lock files anew
+# make clean        removes .venv, runs/ and what was built
+#
 # Everything is installed into .venv from the lock files; nothing else is used.
+# After `. .venv/bin/activate`: miniplm --help.
 
 BIN := .venv/bin
 # What .venv was made of, once there is one.
@@ -13,8 +20,11 @@ PYTHON ?= $(shell command -v $(BIN)/python || command -v python3.11 \
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \
   --compile-bytecode
 
-.PHONY: demo test test-all test-jax python312 lint format bench notebook tpu-scoring tpu-training lock \
+.PHONY: help demo test test-all test-jax python312 lint format bench notebook tpu-scoring tpu-training lock \
   clean interpreter
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/installed
 	$(BIN)/python -m miniplm_jax.main --config=configs/demo.py
@@ -131,7 +141,7 @@ COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 \
 lock: .venv/installed
 	echo 'tensorflow==2.21.*; $(NOT_X86)' > .venv/overrides.txt
 	echo 'tensorflow-cpu==2.21.*; $(X86)' > .venv/cpu.in
-	$(COMPILE) --override .venv/overrides.txt --extra gcs pyproject.toml \
+	$(COMPILE) --override .venv/overrides.txt --extra gcs --extra seqio pyproject.toml \
 	  .venv/cpu.in -o requirements-lock.txt
 	$(COMPILE) --constraint requirements-lock.txt requirements-dev.in \
 	  -o .venv/dev.txt

@@ -100,7 +100,7 @@ def compare(directory: epath.Path) -> dict:
     raise UserError(
       f"{e.name} is not installed",
       "the parity extra",
-      "pip install 'miniplm-jax[parity]'",
+      "pip install torch==2.13.0 transformers accelerate",
     ) from e
 
   engine = tokenizer.load_engine(directory)

@@ -95,8 +95,10 @@ def finished(tmp_path_factory, worker_id):
       shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
       folder.mkdir()
       helpers.write_corpus(folder / "text.jsonl")
+      # With or without, the same: test_cli.py.
+      env = helpers.without(folder / "none", helpers.TENSORFLOW)
       done = helpers.run_as_process(
-        folder, "--config.baselines=pretrain", helpers.LONG
+        folder, "--config.baselines=pretrain", helpers.LONG, env=env
       )
       (folder / "stdout").write_text(done.stdout)
   return folder

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pydoc_data import topics
 
 from miniplm_jax.core import manifest, signals
@@ -87,6 +87,19 @@ def environment(devices: int = 1) -> dict[str, str]:
   return os.environ | {"XLA_FLAGS": flags if devices > 1 else ""}
 
 
+# What comes with the extra seqio, which the base install has not.
+TENSORFLOW = ("seqio", "tensorflow", "tensorflow_datasets", "tensorflow_text")
+
+
+def without(folder: pathlib.Path, modules: Sequence[str]) -> dict[str, str]:
+  """The environment of processes that cannot import these; uses `folder`."""
+  folder.mkdir(exist_ok=True)
+  for name in modules:
+    (folder / f"{name}.py").write_text("raise ImportError('not for this test')")
+  others = os.environ.get("PYTHONPATH")
+  return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), others)))}
+
+
 def run(
   folder: pathlib.Path, *arguments: str, **places: pathlib.Path
 ) -> subprocess.CompletedProcess:
@@ -111,6 +124,7 @@ def run_as_process(
   *arguments: str,
   code: int = 0,
   devices: int = 1,
+  env: Mapping[str, str] | None = None,
   **places: pathlib.Path,
 ) -> subprocess.CompletedProcess:
   """Runs it in a process of its own and checks the exit status."""
@@ -118,7 +132,7 @@ def run_as_process(
     command(folder, *arguments, **places),
     capture_output=True,
     text=True,
-    env=environment(devices),
+    env=environment(devices) | (env or {}),
     check=False,
     timeout=LIMIT,
   )

@@ -1,22 +1,30 @@
 """The console script, configs by name, and the wheel that carries both."""
 
 import ast
+import importlib
+import itertools
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
+import helpers
 import pytest
 from absl import flags
 from helpers import ROOT, environment
+from packaging.requirements import Requirement
 
 import miniplm_jax as mp
 from miniplm_jax import cli, main, pipeline
 from miniplm_jax import config as config_lib
 from miniplm_jax.config import lookup
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus import sources
+from miniplm_jax.selection import materialize_writers
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EVERY_STAGE = config_lib.STAGES + config_lib.ON_REQUEST + config_lib.LOOKS
 
 
@@ -90,6 +98,80 @@ def test_the_library_takes_a_name(monkeypatch):
   mp.run("demo:all")
   assert given[0].workdir == "runs/demo" and "proxy" in given[0].baselines
   assert given[1] == "demo:all"
+
+
+def test_what_is_said_to_be_installed_can_be():
+  """Extras that the project has, requirements as they stand there."""
+  extras = PROJECT["optional-dependencies"]
+  listed = [*PROJECT["dependencies"], *itertools.chain(*extras.values())]
+  needs = list(map(Requirement, listed))
+  pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("gcp/*.md")]
+  code = [*ROOT.glob("miniplm_jax/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
+  pages = [page for page in pages if page.name != "LOG.md"]
+  seen = 0
+  for page in pages + code:
+    text = page.read_text()
+    assert not re.search(r"miniplm[-_]jax\[", text), page  # on no index
+    for names in re.findall(r"(?:\.|\.whl)\[([\w,]+)\]'", text):
+      assert set(names.split(",")) <= extras.keys(), page
+      seen += 1
+    if page not in code:
+      continue
+    for said in re.findall(r"\"pip install ([^\",]*)", text):
+      for wanted in map(Requirement, said.replace("'", "").split()):
+        same = [need for need in needs if need.name == wanted.name]
+        assert same, (page, said)
+        for version in (
+          s.version for s in wanted.specifier if s.operator == "=="
+        ):
+          assert all(version in need.specifier for need in same), (page, said)
+        seen += 1
+  assert seen > 8
+
+
+def test_tensorflow_is_asked_for_where_it_is_needed(tmp_path, monkeypatch):
+  for name in helpers.TENSORFLOW:
+    monkeypatch.setitem(sys.modules, name, None)
+  for name in "tasks", "converter", "source", "with_seqio":
+    monkeypatch.delitem(sys.modules, f"miniplm_jax.selection.{name}", False)
+  words = r"Tasks need seqio .*, pip install seqio 'sentencepiece<0.2.3' imp"
+  with pytest.raises(UserError, match=words):
+    importlib.import_module("miniplm_jax.selection.tasks")
+  fields = sources.Fields()
+  words = "TensorFlow Datasets is not .*, tfds:mnist, pip install tensorflow-da"
+  with pytest.raises(UserError, match=words):
+    list(sources.list_chunks("tfds:mnist", fields, "train", 1))
+  words = "TensorFlow Datasets is not .*, config.materialize.format=tfds, pip"
+  with pytest.raises(UserError, match=words):
+    materialize_writers.Tfds(tmp_path, [1], None)
+
+
+def test_the_whole_run_needs_no_tensorflow(finished):
+  """The run that many tests read was made where it cannot be imported."""
+  said = subprocess.run(
+    [sys.executable, "-c", "import tensorflow"],
+    capture_output=True,
+    text=True,
+    env=environment() | helpers.without(finished / "none", helpers.TENSORFLOW),
+    check=False,
+  )
+  assert "ImportError: not for this test" in said.stderr
+  assert (finished / "none" / "seqio.py").exists()
+  assert (finished / "run" / "report.html").exists()
+
+
+def test_make_alone_is_help():
+  text = (ROOT / "Makefile").read_text()
+  (targets,) = re.findall(r"^\.PHONY: ((?:.*\\\n)*.*)$", text, re.M)
+  inner = {"help", "python312", "interpreter"}
+  done = subprocess.run(
+    ["make", "-C", ROOT, "--no-print-directory"],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  named = set(re.findall(r"make ([\w-]+)", done.stdout))
+  assert named == {*targets.replace("\\", " ").split()} - inner
 
 
 @pytest.mark.long

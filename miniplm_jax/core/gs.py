@@ -102,7 +102,7 @@ def check(path: str):
     raise UserError(
       f"gs:// paths need gcsfs ({e})",
       path,
-      "pip install 'miniplm_jax[gcs]', or give a local path",
+      "pip install gcsfs, or give a local path",
     ) from e
   except FileNotFoundError as e:
     raise UserError(

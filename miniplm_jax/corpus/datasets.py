@@ -67,9 +67,8 @@ class TfdsChunk(Chunk):
 
   def read(self) -> Iterator[Document | BrokenRecord]:
     """See `Chunk`."""
-    import tensorflow_datasets as tfds
-
     source, builder = self.source, _prepared(self.source)
+    tfds = library(source)
     if builder.info.file_format.value == "array_record":
       records = builder.as_data_source(split=self.rows)  # without TensorFlow
     else:
@@ -130,8 +129,7 @@ def _builder(source: str) -> Any:
 
 @functools.lru_cache(_OPEN)
 def _known_builder(source: str, *unused_state) -> Any:
-  import tensorflow_datasets as tfds
-
+  tfds = library(source)
   with _reading(source, "look at its name, or give a prepared folder"):
     if not source.startswith(TFDS):
       return tfds.builder_from_directory(source)
@@ -142,6 +140,19 @@ def _prepared(source: str) -> Any:
   if source.startswith(TFDS):
     _prepare(source)
   return _builder(source)
+
+
+def library(where: str) -> Any:
+  """Returns TensorFlow Datasets; UserError says where it is missed."""
+  try:
+    import tensorflow_datasets
+  except ImportError as e:
+    raise UserError(
+      f"TensorFlow Datasets is not installed ({e})",
+      where,
+      "pip install tensorflow-datasets importlib-resources",
+    ) from e
+  return tensorflow_datasets
 
 
 @functools.cache

@@ -171,7 +171,7 @@ def _sources() -> Iterator[str]:
 
 
 def _distributions() -> list[importlib.metadata.Distribution]:
-  """The packages that ours needs, without extras: the same everywhere."""
+  """The packages that ours needs, with the extra seqio's that are there."""
   from packaging.requirements import Requirement
 
   known, missing = {}, ["miniplm-jax"]
@@ -185,7 +185,7 @@ def _distributions() -> list[importlib.metadata.Distribution]:
       continue  # a requirement of another platform
     for text in known[name].requires or ():
       need = Requirement(text)
-      if need.marker is None or need.marker.evaluate({"extra": ""}):
+      if need.marker is None or need.marker.evaluate({"extra": "seqio"}):
         missing.append(need.name)
   known.pop("miniplm-jax", None)
   return [known[name] for name in sorted(known)]

@@ -68,7 +68,7 @@ def missing(e: ModuleNotFoundError) -> UserError:
   return UserError(
     f"{e.name} is not installed",
     "the eval extra",
-    "pip install 'miniplm-jax[eval]'",
+    "pip install lm_eval==0.4.13",
   )
 
 

@@ -48,7 +48,7 @@ def prepare():
     raise UserError(
       "libtpu is not installed, so nothing compiles for TPU",
       "in this Python environment",
-      "pip install 'miniplm-jax[tpu]', or name libtpu.so in TPU_LIBRARY_PATH",
+      "pip install 'jax[tpu]', or name libtpu.so in TPU_LIBRARY_PATH",
     )
   for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)

@@ -6,8 +6,7 @@ Imports TensorFlow.
 
 from collections.abc import Mapping
 
-import seqio
-import tensorflow as tf
+from miniplm_jax.selection.with_seqio import seqio, tf
 
 
 class FeatureConverter(seqio.PassThroughFeatureConverter):

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from miniplm_jax.core import files
-from miniplm_jax.corpus import megatron, store
+from miniplm_jax.corpus import datasets, megatron, store
 from miniplm_jax.corpus.store import Corpus, StoredRow
 
 
@@ -70,9 +70,8 @@ class Tfds(Writer):
   """What `tfds.builder_from_directory` opens: one record a row, and row_id."""
 
   def __init__(self, directory, lengths, corpus):
-    import tensorflow_datasets as tfds
-
     super().__init__(directory, lengths, corpus)
+    tfds = self._tfds = datasets.library("config.materialize.format=tfds")
     number = tfds.features.Scalar(np.int64)
     self._features = tfds.features.FeaturesDict(
       {
@@ -119,8 +118,7 @@ class Tfds(Writer):
 
   def finish(self):
     """Writes dataset_info.json and features.json."""
-    import tensorflow_datasets as tfds
-
+    tfds = self._tfds
     paths = [self._path(shard) for shard in range(len(self._lengths))]
     split = tfds.core.SplitInfo(
       name="train",

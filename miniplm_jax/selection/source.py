@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import seqio
-import tensorflow as tf
 from etils import epath
 
 from miniplm_jax.core import manifest as manifest_lib
@@ -19,6 +17,7 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus.store import SPLITS, Corpus, StoredRow
 from miniplm_jax.selection import index
+from miniplm_jax.selection.with_seqio import seqio, tf
 
 # Features of an example: its dtype and rank. `targets` are the row's ids, the
 # rest is named as in `StoredRow`; `hash` is its 64 bits as a signed number,

@@ -16,8 +16,6 @@ import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import seqio
-import tensorflow as tf
 from etils import epath
 
 from miniplm_jax import criteria
@@ -32,6 +30,7 @@ from miniplm_jax.models.ref import ROLES
 from miniplm_jax.scoring import table
 from miniplm_jax.scoring.units import range_of
 from miniplm_jax.selection.source import FEATURES, PackedSource
+from miniplm_jax.selection.with_seqio import seqio, tf
 
 # What `join_scores` adds.
 SCORES = {

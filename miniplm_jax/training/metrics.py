@@ -189,7 +189,7 @@ def wandb_run(
     raise UserError(
       f"wandb cannot be imported ({e})",
       where,
-      "pip install 'miniplm_jax[wandb]', or leave the project empty",
+      "pip install wandb, or leave the project empty",
     ) from e
   try:
     return wandb.init(
