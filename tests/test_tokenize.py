@@ -367,7 +367,7 @@ def test_folders_of_text_saved_datasets_and_splits(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
-def test_a_dataset_of_tfds(tmp_path, kind):
+def test_a_dataset_of_tfds(tmp_path, kind, monkeypatch):
   import tensorflow_datasets as tfds
 
   records = [
@@ -392,6 +392,12 @@ def test_a_dataset_of_tfds(tmp_path, kind):
   assert [(d.text, d.domain, d.split) for d in documents] == [
     (r["text"], r["domain"], r["of"]) for r in records
   ]
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  if kind == "array_record":
+    assert sources.list_chunks(str(tmp_path / "mine/1.0.0"), fields)
+  else:
+    with pytest.raises(sources.UserError, match="TensorFlow, which reads TFR"):
+      sources.list_chunks(str(tmp_path / "mine/1.0.0"), fields)
 
 
 def test_the_quick_engine_gives_the_ids_of_the_other():

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import io
 import itertools
 import os
@@ -93,6 +94,10 @@ def tfds_chunks(
 ) -> Iterator[TfdsChunk]:
   """Yields the chunks of a split of tfds:NAME or of a prepared folder."""
   builder = _prepared(source)
+  is_light = builder.info.file_format.value == "array_record"
+  if not is_light and importlib.util.find_spec("tensorflow") is None:
+    what = "TensorFlow, which reads TFRecord, is not installed"
+    raise UserError(what, source, "install it, or write ArrayRecord")
   info = builder.info.splits.get(split)
   if info is None:
     raise _no_split(source, split, list(builder.info.splits))
