@@ -9,6 +9,8 @@ study.py:planted  Of D a third is clean, a third easy waste, a third noise;
 study.py:rates    Its learning rate, by a seed that no table has.
 study.py:dose     A third as many rows, of a D with less waste: those that
                   have a number in dose.parquet.
+study.py:easy     Students of easy waste alone: what the preference of a teacher
+                  comes to if none of the clean text is easy for it.
 """
 
 from miniplm_jax import config as config_lib
@@ -30,6 +32,7 @@ COMPARED = {
     *("middle=band(reference, 0.333, 0.667)", "oracle=field('clean')+random()"),
   ),
   "rates": ("miniplm=reference - teacher",),
+  "easy": ("easy=field('easy') + random()",),
   "dose": tuple(one.format(d) for d in DOSES for one in (_DRAWN, _MINIPLM)),
 }
 
@@ -67,6 +70,9 @@ def get_config(which="planted"):
     compare.oracle = "oracle"
   elif which == "rates":
     compare.seeds = (10,)
+  elif which == "easy":
+    compare.name, compare.seeds = "easy", (11, 12, 13)
+    config.select.columns = (f"easy={WORKDIR}/easy.parquet",)
   else:
     compare.name, compare.seeds = "dose", (11, 12, 13)
     config.student.name = config.select.name = "{method}-dose"

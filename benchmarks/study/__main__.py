@@ -143,12 +143,28 @@ def _rates(study: Study):
   study.note(rates=losses, rate=float(best))
 
 
+def _rows_of_d(study: Study):
+  corpus = mp.open_artifact(str(study.workdir / "corpus"))
+  return corpus.to_arrow().to_pandas().query("split == 'train'")
+
+
+def _easy_alone(study: Study):
+  """Students of easy waste, whose rows have the number 1."""
+  path = study.workdir / "easy.parquet"
+  if not path.exists():
+    of_d = _rows_of_d(study)
+    easy = of_d["domain"].isin([*planted.KINDS[planted.EASY]])
+    columns = {"row_id": of_d["row_id"].to_numpy()}
+    columns["easy"] = easy.to_numpy().astype(np.float32)
+    pq.write_table(pa.table(columns), path)
+  mp.run(study.config("easy"), stages="compare")
+
+
 def _doses(study: Study):
   """Numbers for as many rows of each dose, drawn once."""
   path = study.workdir / "dose.parquet"
   if not path.exists():
-    corpus = mp.open_artifact(str(study.workdir / "corpus"))
-    of_d = corpus.to_arrow().to_pandas().query("split == 'train'")
+    of_d = _rows_of_d(study)
     rng, clean = np.random.default_rng(10), of_d["clean"].to_numpy() == 1
     n, columns = clean.sum(), {"row_id": of_d["row_id"].to_numpy()}
     for dose in study.module["DOSES"]:
@@ -186,6 +202,7 @@ PARTS = {
   "learning rates": _rates,
   "table": lambda study: mp.run(study.config("planted"), stages="compare"),
   "doses": _doses,
+  "easy alone": _easy_alone,
   "agreement": agreement.measure,
   "divergence": _divergences,
 }

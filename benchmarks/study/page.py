@@ -29,6 +29,7 @@ def write(study: Any, results: pathlib.Path):
     "kept": _kept(study, run, compared),
     "by_label": _by_label(run, compared),
     "dose": _dose(_compared(study.workdir / "compare" / "dose")),
+    "easy": _compared(study.workdir / "compare" / "easy")["criteria"]["easy"],
     **study.figures,
   }
   text = json.dumps(made, indent=1) + "\n"
@@ -159,6 +160,9 @@ def _tables(made: Mapping[str, Any]) -> str:
     "Loss of random rows less that of miniplm's, of the same D, by the share "
     "of waste in it; mean of seeds with its 95 % interval (t), and each.",
     Table.of_texts(["waste", "gain, nats", "by seed"], dose).markdown(),
+    "Students of easy rows alone, of the same size as above: "
+    f"{made['easy']['delta']:+.3f} ({made['easy']['delta_low']:+.3f} to "
+    f"{made['easy']['delta_high']:+.3f}) nats beside random rows, three seeds.",
     "### Does the reference rank as the student would?",
     f"{other['rows']:,} rows of D that none of them has read, α = 0.5, by "
     f"chance {other['chance']:.0%}; mean over two students of the study's "
