@@ -95,7 +95,7 @@ def test_examples_are_the_rows_with_all_that_is_known_of_them(
 ):
   known = {f.name for f in dataclasses.fields(StoredRow)} - {"ids"}
   # of a converted corpus, from which none is selected; of the index alone
-  known -= {"source_rows", "more"}
+  known -= {"source_rows", "more", "has_own_split"}
   assert set(source.FEATURES) == known | {"row_id", "targets"}
   found = read(name)
   assert ids(found) == kept.tolist()
