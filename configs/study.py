@@ -9,6 +9,8 @@ study.py:planted  Of D a third is clean, a third easy waste, a third noise;
 study.py:rates    Its learning rate, by a seed that no table has.
 study.py:dose     A third as many rows, of a D with less waste: those that
                   have a number in dose.parquet.
+study.py:balanced That D without waste, each domain in its share: is it domains
+                  that cost what selection loses there?
 study.py:easy     Students of easy waste alone: what the preference of a teacher
                   comes to if none of the clean text is easy for it.
 """
@@ -33,6 +35,10 @@ COMPARED = {
   ),
   "rates": ("miniplm=reference - teacher",),
   "easy": ("easy=field('easy') + random()",),
+  "balanced": (
+    _DRAWN.format(0),
+    "balanced_0=z(reference - teacher, by=domain) + 0 * field('dose_0')",
+  ),
   "dose": tuple(one.format(d) for d in DOSES for one in (_DRAWN, _MINIPLM)),
 }
 
@@ -74,7 +80,9 @@ def get_config(which="planted"):
     compare.name, compare.seeds = "easy", (11, 12, 13)
     config.select.columns = (f"easy={WORKDIR}/easy.parquet",)
   else:
-    compare.name, compare.seeds = "dose", (11, 12, 13)
+    compare.name, compare.seeds = which, (11, 12, 13)
+    if which == "balanced":
+      compare.baseline = "drawn_0"
     config.student.name = config.select.name = "{method}-dose"
     columns = (f"dose_{d}={WORKDIR}/dose.parquet" for d in DOSES)
     config.select.columns = tuple(columns)

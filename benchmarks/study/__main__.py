@@ -177,11 +177,12 @@ def _doses(study: Study):
       number[np.concatenate(kept)] = 1.0
       columns[f"dose_{dose}"] = number
     pq.write_table(pa.table(columns), path)
-  config = study.config("dose")
   rows = np.isfinite(pq.read_table(path)["dose_0"].to_numpy()).sum()
-  config.select.ratio = 0.0
-  config.select.rows = int(rows * config.select.share / 3)
-  mp.run(config, stages="compare")
+  for which in ("dose", "balanced"):
+    config = study.config(which)
+    config.select.ratio = 0.0
+    config.select.rows = int(rows * config.select.share / 3)
+    mp.run(config, stages="compare")
 
 
 def _divergences(study: Study):

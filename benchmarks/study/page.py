@@ -29,6 +29,9 @@ def write(study: Any, results: pathlib.Path):
     "kept": _kept(study, run, compared),
     "by_label": _by_label(run, compared),
     "dose": _dose(_compared(study.workdir / "compare" / "dose")),
+    "balanced": _compared(study.workdir / "compare" / "balanced")["criteria"][
+      "balanced_0"
+    ],
     "easy": _compared(study.workdir / "compare" / "easy")["criteria"]["easy"],
     **study.figures,
   }
@@ -110,6 +113,12 @@ def interval(values: Sequence[float]) -> str:
   return f"{np.mean(values):+.3f} ± {half:.3f}"
 
 
+def _delta(one: Mapping[str, Any]) -> str:
+  return "{delta:+.3f} ({delta_low:+.3f} to {delta_high:+.3f}) nats".format(
+    **one
+  )
+
+
 def _tables(made: Mapping[str, Any]) -> str:
   compared, kept, losses = made["compared"], made["kept"], made["by_label"]
   lines = compare_page.lines(compared)
@@ -160,9 +169,10 @@ def _tables(made: Mapping[str, Any]) -> str:
     "Loss of random rows less that of miniplm's, of the same D, by the share "
     "of waste in it; mean of seeds with its 95 % interval (t), and each.",
     Table.of_texts(["waste", "gain, nats", "by seed"], dose).markdown(),
-    "Students of easy rows alone, of the same size as above: "
-    f"{made['easy']['delta']:+.3f} ({made['easy']['delta_low']:+.3f} to "
-    f"{made['easy']['delta_high']:+.3f}) nats beside random rows, three seeds.",
+    "Follow-ups, three seeds: beside rows at random of D without waste, those "
+    "of the highest score of each domain in its share are at "
+    f"{_delta(made['balanced'])}; beside rows at random of D, easy rows alone "
+    f"are at {_delta(made['easy'])}.",
     "### Does the reference rank as the student would?",
     f"{other['rows']:,} rows of D that none of them has read, α = 0.5, by "
     f"chance {other['chance']:.0%}; mean over two students of the study's "
