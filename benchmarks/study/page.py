@@ -1,6 +1,7 @@
 """What a study came to: tables and a picture of docs/results.md."""
 
 import base64
+import collections
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,39 +11,41 @@ import numpy as np
 from scipy import stats
 
 import miniplm_jax as mp
-from benchmarks.study import planted
+from benchmarks.study import mess, planted
 from miniplm_jax.core import files
 from miniplm_jax.report import compare_page, plots
 from miniplm_jax.report.table import Table
 
-_PLACES = (planted.CLEAN, "outside", planted.EASY, planted.NOISE, "as D")
-LABELS = (planted.CLEAN, planted.EASY, planted.NOISE)
-_COLORS = dict(zip(LABELS, (plots.COLORS[2], plots.COLORS[4], plots.PALE)))
+_COLORS = {
+  planted.CLEAN: plots.COLORS[2],
+  planted.EASY: plots.COLORS[4],
+  planted.NOISE: plots.PALE,
+  mess.MESS: plots.COLORS[4],
+}
 
 
 def write(study: Any, results: pathlib.Path):
-  """Figures and picture into docs/results/, tables into docs/results.md."""
+  """Figures and picture into a folder, tables into the page beside it."""
   run = mp.open_artifact(str(study.workdir))
   compared = _compared(study.workdir / "compare")
-  made = {
-    "compared": compared,
-    "kept": _kept(study, run, compared),
-    "by_label": _by_label(run, compared),
-    "dose": _dose(_compared(study.workdir / "compare" / "dose")),
-    "balanced": _compared(study.workdir / "compare" / "balanced")["criteria"][
-      "balanced_0"
-    ],
-    "easy": _compared(study.workdir / "compare" / "easy")["criteria"]["easy"],
-    **study.figures,
-  }
+  kept = _kept(study, run, compared)
+  made = {"compared": compared, "kept": kept, **study.figures}
+  made["by_label"] = _by_label(study, run, kept)
+  if "doses" in study.kind.more:
+    made["dose"] = _dose(_compared(study.workdir / "compare" / "dose"))
+    for name, of in ("balanced", "balanced_0"), ("easy", "easy"):
+      more = _compared(study.workdir / "compare" / name)
+      made[name] = more["criteria"][of]
+  results.mkdir(exist_ok=True)
   text = json.dumps(made, indent=1) + "\n"
   files.write_bytes(results / f"{study.name}.json", text.encode())
   picture = base64.b64decode(_picture(made))
   files.write_bytes(results / f"{study.name}.png", picture)
   page = results.parent / "results.md"
   begin, end = (f"<!-- {end} of {study.name} -->" for end in ("tables", "end"))
-  before, rest = page.read_text().split(begin)
-  after = rest.split(end)[1]
+  text = page.read_text() if page.exists() else ""
+  before, _, rest = text.partition(begin)
+  after = rest.partition(end)[2] or "\n"
   text = f"{before}{begin}\n\n{_tables(made)}\n\n{end}{after}"
   files.write_bytes(page, text.encode())
 
@@ -51,43 +54,47 @@ def _compared(folder: pathlib.Path) -> dict[str, Any]:
   return mp.open_artifact(str(folder)).figures
 
 
-def _label(domain: str) -> str:
-  of = (label for label, kinds in planted.KINDS.items() if domain in kinds)
-  return next(of, planted.CLEAN)
+def _names(study: Any, criterion: str) -> list[str]:
+  """Of a criterion what is made for each seed."""
+  seeds = study.config(study.name).compare.seeds
+  return [f"{criterion}-s{seed}" for seed in seeds]
 
 
 def _kept(study: Any, run: Any, compared: Mapping[str, Any]):
-  """Of each criterion's kept rows, by seed, the share of each label."""
-  index = run.corpus.to_arrow()
-  label = np.array([_label(d) for d in index["domain"].to_pylist()])
+  """Of each criterion's kept rows, by seed, the share of each label of D."""
+  index, maker = run.corpus.to_arrow(), study.kind.maker
+  label = np.array([maker.label(d) for d in index["domain"].to_pylist()])
+  of_d = {*label[index["split"].to_numpy() == "train"]}
   kept = {}
   for name in compared["criteria"]:
-    ids = [
-      run.selections[f"{name}-s{seed}"].rows.ids
-      for seed in study.config("planted").compare.seeds
-    ]
+    # What does not depend on the seed is one selection of all.
+    made = [n if n in run.selections else name for n in _names(study, name)]
+    ids = [run.selections[one].rows.ids for one in made]
     kept[name] = {
-      one: [float((label[i] == one).mean()) for i in ids] for one in LABELS
+      one: [float((label[i] == one).mean()) for i in ids]
+      for one in maker.LABELS
+      if one in of_d
     }
   return kept
 
 
-def _by_label(run: Any, compared: Mapping[str, Any]):
-  """Held-out losses in nats, mean of seeds, of each label and outside of D."""
-  by_name = {}
-  for name in compared["criteria"]:
-    sums = {label: np.zeros(2) for label in (*LABELS, "outside")}
-    for student in run.students.values():
-      if student.name.rpartition("-s")[0] != name:
-        continue
+def _by_label(study: Any, run: Any, kept: Mapping[str, Any]):
+  """Held-out losses in nats, by seed, of each label and outside of D."""
+  maker, by_name = study.kind.maker, {}
+  inside = {*run.corpus.reader.domains(run.corpus.split("train").ids)}
+  for name, labels in kept.items():
+    by_name[name] = places = collections.defaultdict(list)
+    for student in map(run.students.get, _names(study, name)):
+      sums = collections.defaultdict(lambda: np.zeros(2))
       for domain, loss in student.evaluation.by_domain.items():
         if domain != "all":
-          at = "outside" if domain in planted.OUTSIDE else _label(domain)
+          at = maker.label(domain) if domain in inside else "outside"
           sums[at] += loss["instance_mean"] * loss["rows"], loss["rows"]
-    by_name[name] = {k: float(total / n) for k, (total, n) in sums.items()}
-    # A third each, as D has them.
-    thirds = [by_name[name][label] for label in LABELS]
-    by_name[name]["as D"] = float(np.mean(thirds))
+      means = {at: float(total / n) for at, (total, n) in sums.items()}
+      shares = [maker.LABELS[label] for label in labels]
+      means["as D"] = float(np.average([means[k] for k in labels], 0, shares))
+      for at, mean in means.items():
+        places[at].append(mean)
   return by_name
 
 
@@ -122,20 +129,66 @@ def _delta(one: Mapping[str, Any]) -> str:
 def _tables(made: Mapping[str, Any]) -> str:
   compared, kept, losses = made["compared"], made["kept"], made["by_label"]
   lines = compare_page.lines(compared)
-  rows = [
-    [
-      line["criterion"],
-      *(f"{np.mean(kept[line['criterion']][label]):.1%}" for label in LABELS),
-      *(f"{losses[line['criterion']][at]:.3f}" for at in _PLACES),
-    ]
-    for line in lines
+  base = compared["baseline"]
+  labels = [*kept[base]]
+  places = [p for p in losses[base] if p not in ("outside", "as D")]
+  places[1:1] = ["outside"] * ("outside" in losses[base])
+  places.append("as D")
+  rows, apart = [], []
+  for name in (line["criterion"] for line in lines):
+    shares = (f"{np.mean(kept[name][label]):.1%}" for label in labels)
+    by_seed = {at: np.array(losses[name][at]) for at in places}
+    rows.append([name, *shares])
+    rows[-1] += [f"{one.mean():.3f}" for one in by_seed.values()]
+    if name != base:
+      gains = [one - losses[base][at] for at, one in by_seed.items()]
+      apart.append([name, *map(interval, gains)])
+  parts = [
+    compare_page.section(compared).table.markdown(),
+    "\n".join(compare_page.section(compared).notes),
+    "### What was kept, and losses by label",
+    "Share of the kept rows with each label, mean of seeds; held-out loss in "
+    "nats by label, `outside` of two domains that D does not have, `as D` of "
+    "all labels by their shares in D.",
+    Table.of_texts(["criterion", *labels, *places], rows).markdown(),
+    f"These losses less those of {base}, mean of seeds with its 95 % interval "
+    "(t).",
+    Table.of_texts(["criterion", *places], apart).markdown(),
   ]
-  columns = ["criterion", *LABELS, *_PLACES]
+  if "dose" in made:
+    parts += _dose_tables(made)
+  if "agreement" in made:
+    parts += _agreement_tables(made["agreement"])
+  rates = ", ".join(
+    f"{rate} {' / '.join(f'{v:.3f}' for v in of.values())}"
+    for rate, of in made["rates"].items()
+  )
+  hours = sum(made["seconds"].values()) / 3600
+  parts.append(
+    f"Learning rates, loss of random / miniplm at another seed: {rates}. "
+    f"{hours:.1f} hours ({made['device']}), of which other work had a part."
+  )
+  return "\n\n".join(parts)
+
+
+def _dose_tables(made: Mapping[str, Any]) -> list[str]:
   dose = [
     [f"{dose} %", interval(gain), ", ".join(f"{g:+.3f}" for g in gain)]
     for dose, gain in made["dose"].items()
   ]
-  agreement = made["agreement"]
+  return [
+    "### Dose",
+    "Loss of random rows less that of miniplm's, of the same D, by the share "
+    "of waste in it; mean of seeds with its 95 % interval (t), and each.",
+    Table.of_texts(["waste", "gain, nats", "by seed"], dose).markdown(),
+    "Follow-ups, three seeds: beside rows at random of D without waste, those "
+    "of the highest score of each domain in its share are at "
+    f"{_delta(made['balanced'])}; beside rows at random of D, easy rows alone "
+    f"are at {_delta(made['easy'])}.",
+  ]
+
+
+def _agreement_tables(agreement: Mapping[str, Any]) -> list[str]:
   ranked = [
     [
       one["name"],
@@ -157,22 +210,7 @@ def _tables(made: Mapping[str, Any]) -> str:
       "",
     ]
   )
-  parts = [
-    compare_page.section(compared).table.markdown(),
-    "\n".join(compare_page.section(compared).notes),
-    "### What was kept, and losses by label",
-    "Share of the kept rows with each label, mean of seeds; held-out loss in "
-    "nats by label, `outside` of two domains that D does not have, `as D` a "
-    "third of each.",
-    Table.of_texts(columns, rows).markdown(),
-    "### Dose",
-    "Loss of random rows less that of miniplm's, of the same D, by the share "
-    "of waste in it; mean of seeds with its 95 % interval (t), and each.",
-    Table.of_texts(["waste", "gain, nats", "by seed"], dose).markdown(),
-    "Follow-ups, three seeds: beside rows at random of D without waste, those "
-    "of the highest score of each domain in its share are at "
-    f"{_delta(made['balanced'])}; beside rows at random of D, easy rows alone "
-    f"are at {_delta(made['easy'])}.",
+  return [
     "### Does the reference rank as the student would?",
     f"{other['rows']:,} rows of D that none of them has read, α = 0.5, by "
     f"chance {other['chance']:.0%}; mean over two students of the study's "
@@ -185,16 +223,6 @@ def _tables(made: Mapping[str, Any]) -> str:
       ranked,
     ).markdown(),
   ]
-  rates = ", ".join(
-    f"{rate} {' / '.join(f'{v:.3f}' for v in of.values())}"
-    for rate, of in made["rates"].items()
-  )
-  hours = sum(made["seconds"].values()) / 3600
-  parts.append(
-    f"Learning rates, loss of random / miniplm at another seed: {rates}. "
-    f"{hours:.1f} hours on 2 cores that other work used too."
-  )
-  return "\n\n".join(parts)
 
 
 def _picture(made: Mapping[str, Any]) -> str:
@@ -205,36 +233,33 @@ def _picture(made: Mapping[str, Any]) -> str:
     *("What is kept", "share of the kept rows", "", 10, 7), place=(2, 2, 1)
   )
   left = np.zeros(len(names))
-  for label in LABELS:
+  for label in kept[names[0]]:
     share = [np.mean(kept[name][label]) for name in names]
     ax.barh(names, share, left=left, color=_COLORS[label], label=label)
     left += share
   ax.invert_yaxis()
   plots.legend(ax, loc="lower right")
 
-  title, x = "Share of the oracle's gain", "0 random, 1 oracle"
+  key, title, x = "delta", "Δ to random", "nats per token, held out"
+  if has_oracle := bool(compared["oracle"]):
+    key, title = "recovered", "Share of the oracle's gain"
+    x = "0 random, 1 oracle"
   _, ax = plots.axes(title, x, "", of=figure, place=(2, 2, 2))
   for y, line in enumerate(lines):
-    if line["recovered"] is not None:
-      ends = [line["recovered_low"], line["recovered_high"]]
+    if line[key] is not None:
+      ends = [line[f"{key}_low"], line[f"{key}_high"]]
       ax.plot(ends, [y] * 2, lw=2, color=plots.COLORS[0])
-      ax.plot(line["recovered"], y, "o", ms=7, color=plots.COLORS[0])
-  for at in (0, 1):
+      ax.plot(line[key], y, "o", ms=7, color=plots.COLORS[0])
+  for at in (0, 1)[: 1 + has_oracle]:
     ax.axvline(at, color=plots.GRAY, lw=0.8)
   ax.set_yticks(range(len(names)), names)
   ax.set_ylim(len(names) - 0.5, -0.5)
 
-  title, y = "Gain by the share of waste in D", "nats over random rows"
-  _, ax = plots.axes(title, "waste, %", y, of=figure, place=(2, 2, 3))
-  doses = [*map(int, made["dose"])]
-  gains = np.array([*made["dose"].values()])
-  for dose, gain in zip(doses, gains):
-    ax.plot([dose] * len(gain), gain, "_", ms=12, color=plots.INK)
-  ax.plot(doses, gains.mean(1), "o-", color=plots.COLORS[0])
-  ax.axhline(0, color=plots.GRAY, lw=0.8)
-
+  if "dose" in made:
+    _picture_of_doses(made["dose"], figure)
   title, y = "Held-out loss of clean documents", "nats per token"
-  _, ax = plots.axes(title, "steps", y, of=figure, place=(2, 2, 4))
+  place = 2, 2, 4 if "dose" in made else (3, 4)
+  _, ax = plots.axes(title, "steps", y, of=figure, place=place)
   points, means = compared["points"], {}
   for style, name in zip(plots.LINES, names):
     curves = np.array(compared["criteria"][name]["curves"])
@@ -244,3 +269,13 @@ def _picture(made: Mapping[str, Any]) -> str:
     ax.fill_between(points, *ends, color=color, alpha=0.15, lw=0)
   plots.curves(ax, means, lw=1.5)
   return plots.picture(figure)
+
+
+def _picture_of_doses(made: Mapping[str, Sequence[float]], figure: Any):
+  title, y = "Gain by the share of waste in D", "nats over random rows"
+  _, ax = plots.axes(title, "waste, %", y, of=figure, place=(2, 2, 3))
+  doses, gains = [*map(int, made)], np.array([*made.values()])
+  for dose, gain in zip(doses, gains):
+    ax.plot([dose] * len(gain), gain, "_", ms=12, color=plots.INK)
+  ax.plot(doses, gains.mean(1), "o-", color=plots.COLORS[0])
+  ax.axhline(0, color=plots.GRAY, lw=0.8)

@@ -29,6 +29,7 @@ KINDS = {
   NOISE: {"shuffled": 0.6, "mojibake": 0.2, "base64": 0.1, "random": 0.1},
 }
 WASTE = tuple(kind for kinds in KINDS.values() for kind in kinds)
+LABELS = dict.fromkeys((CLEAN, EASY, NOISE), 1 / 3)  # of D
 _SIZE = 4000  # characters of a document that is made up, about
 
 _WORDS = (
@@ -61,6 +62,11 @@ _MENU = (
   '<li><a href="/{w}/{w}" title="{w}">{w} {k}</a></li>',
   '<option value="{n}">{w} {w}</option>',
 )
+
+
+def label(domain: str) -> str:
+  """That of a domain of the corpus."""
+  return next((k for k, kinds in KINDS.items() if domain in kinds), CLEAN)
 
 
 def plant(
