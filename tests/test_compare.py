@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ import miniplm_jax as mp
 from miniplm_jax.config import EvaluateConfig, SelectConfig
 from miniplm_jax.config.compare import CompareConfig
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.report import compare_page, paired
+from miniplm_jax.report import compare_page, compare_step, paired
 
 CRITERIA = "--config.compare.criteria=easy=-teacher"
 ORACLE = "--config.compare.oracle=best"
@@ -118,6 +119,15 @@ def test_what_is_kept_of_rows_that_count_and_of_others(compared):
     found = figures(workdir)["criteria"][name]["kept_of"]
     assert found == pytest.approx(wanted)
     assert f"{wanted['what counts']:.0%} / {wanted['odd']:.0%}" in stdout
+
+
+def test_of_a_domain_that_is_held_out_alone_nothing_is_kept():
+  domains = {"even": {"rows": 8, "kept": 4}, "odd": {"rows": 0, "kept": 0}}
+  student = types.SimpleNamespace(
+    evaluation=types.SimpleNamespace(settings={"ignore_domains": ["odd"]}),
+    selection=types.SimpleNamespace(counts={"domains": domains}),
+  )
+  assert compare_step._kept_of([student]) == {"what counts": 0.5}
 
 
 def test_students_of_a_seed_differ_in_their_rows_alone(compared):

@@ -200,7 +200,8 @@ def _kept_of(students: Sequence[Student]) -> dict[str, float]:
       group = name if name in ignored else compare_page.COUNTED
       of_d[group] += n["rows"]
       kept[group] += n["kept"]
-  return {group: kept[group] / n for group, n in of_d.items()}
+  # Of domains that are held out alone D has none.
+  return {group: kept[group] / n for group, n in of_d.items() if n}
 
 
 def _row_losses(student: Student, corpus: Manifest):
