@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from etils import epy
 
 from miniplm_jax.config import Config
-from miniplm_jax.core import fields
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, TARGET, Workdir
 from miniplm_jax.corpus import convert_step, tokenize_step
@@ -306,21 +305,7 @@ class Trainings:
       name = f"score between stages of {method}"
       programs.append(self._scoring(name, c.student.model, rest))
     programs.append(workload.student_training(method, spec, teacher))
-    if names.objective == "minillm":
-      new = length - fields.of(c.minillm.prompt_share, length)
-      batch, steps = spec.train.batch_size, spec.train.steps
-      programs.append(
-        workload.Decoding(
-          f"sample for {method}",
-          (spec.shape, teacher.shape()),
-          c.train.dtype,
-          length - new,
-          new,
-          batch,
-          batch * steps,
-          "run.per_device_batch_size",
-        )
-      )
+    programs += workload.sampling(method, spec, teacher)
     return programs
 
   @property

@@ -13,6 +13,7 @@ from miniplm_jax.forecast import outlook, outlook_page, topology
 from miniplm_jax.forecast.prediction import Prediction
 from miniplm_jax.forecast.workload import Decoding
 from miniplm_jax.models.architecture import Transformer
+from miniplm_jax.training.flops import generation, minillm
 from miniplm_jax.trainings import Trainings
 
 needs_libtpu = pytest.mark.skipif(
@@ -107,7 +108,18 @@ def test_every_stage_is_in_the_total_or_named(tmp_path):
   assert found["logits for sparse_kd"].count == 500
   decoding = found["generate for seqkd"]
   assert (decoding.count, decoding.prompt, decoding.new) == (64, 24, 9)
-  assert found["sample for minillm"].new == 8
+  sample = found["sample for minillm"]
+  assert sample.new == 8 and sample.rows(4) == [2, 1]
+  few, _ = programs_of(
+    tmp_path,
+    **{"baselines": ("minillm",), "run.per_device_batch_size": 1},
+  )
+  assert few["sample for minillm"].rows(4) == [1]
+  # What is drawn takes its own time, and is no part of the training's.
+  train, (student, teacher) = found["train minillm"], sample.models
+  drawn = sum(generation(m, 24, 8) for m in sample.models) / 32
+  spent = train.slowdown * train.token_flops + drawn
+  assert spent == pytest.approx(minillm(student, teacher, 24, 8))
   # Of 3 stages that keep a third of 500 rows each; 2 criteria of 3 seeds.
   rest = found["score between stages of staged"].count
   assert rest == pytest.approx(1000 - 500 * 2 / 8 + 1000 - 500 * 5 / 8, abs=1)

@@ -16,6 +16,7 @@ from miniplm_jax.config import (
   ScoreConfig,
   TrainConfig,
 )
+from miniplm_jax.core import fields
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.distillation import objectives
@@ -162,6 +163,7 @@ class Decoding:
   batch: int  # rows at a time over all devices
   count: int  # rows
   flag: str  # that chooses the batch
+  most_rows: int = 0  # run.per_device_batch_size; 0 is all
 
   slowdown: ClassVar[float] = 1.0
   is_training: ClassVar[bool] = False
@@ -170,6 +172,7 @@ class Decoding:
   def rows(self, shards: int) -> list[int]:
     """A shard's, and halves of them down to 1."""
     most = -(-self.batch // shards)
+    most = min(self.most_rows or most, most)
     return [most >> i for i in range(most.bit_length())]
 
   def runs(self, shards: int, rows: int) -> int:
@@ -242,7 +245,7 @@ def student_training(
   """The program that trains a student.
 
   Of an objective that is not compiled for TPUs here, it is that of the
-  next-token loss, slower by their FLOPs.
+  next-token loss, slower by their FLOPs; `sampling` has those of what is drawn.
   """
   program = training(f"train {method}", spec)
   program = dataclasses.replace(program, is_student=True)
@@ -251,8 +254,33 @@ def student_training(
     return dataclasses.replace(
       program, objective=objective, token_flops=spec.token_flops
     )
-  slowdown = spec.token_flops / program.token_flops
+  drawn = sum(
+    flops.generation(arch, draws.prompt, draws.new) / program.length
+    for draws in sampling(method, spec, teacher)
+    for arch in draws.models
+  )
+  slowdown = (spec.token_flops - drawn) / program.token_flops
   return dataclasses.replace(program, slowdown=slowdown)
+
+
+def sampling(method: str, spec: TrainSpec, teacher: ModelRef) -> list[Decoding]:
+  """What student and teacher draw in the steps of minillm; else nothing."""
+  if spec.objective.name != "minillm":
+    return []
+  prompt = fields.of(spec.objective.section.prompt_share, spec.max_length)
+  return [
+    Decoding(
+      f"sample for {method}",
+      (spec.shape, teacher.shape()),
+      spec.train.dtype,
+      prompt,
+      spec.max_length - prompt,
+      spec.train.batch_size,
+      spec.train.batch_size * spec.train.steps,
+      "run.per_device_batch_size",
+      spec.run.per_device_batch_size,
+    )
+  ]
 
 
 def _with_teacher(
