@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_tpu import needs_libtpu
+from test_tpu import _HLO, needs_libtpu
 
 from miniplm_jax.forecast import estimate, hlo, links, outlook, topology
 from miniplm_jax.training import flops as flops_lib
@@ -164,6 +165,25 @@ def test_a_slice_has_as_many_links_as_axes_and_joined_ends(
   found = _grid(*sides).seconds("all-gather", 10**9, members)
   wanted = (n - 1) / n * 10**9 / LINK / ways if ways else 0
   assert found == pytest.approx(wanted, rel=0.01)
+
+
+def test_what_is_waited_for_comes_on_top():
+  """Of a loop of 5 rounds of a product and an all-gather, on two chips."""
+  text = _HLO.replace("bf16[8,32]", "bf16[8000,3200]")
+  program = hlo.Schedule(text)
+  chips = [
+    types.SimpleNamespace(device_kind="TPU v5 lite", coords=(i, 0, 0))
+    for i in range(2)
+  ]
+  found = estimate.estimate(program, chips)
+  waiting = 5 * (8000 * 3200 * 2 / 2 / LINK + 1e-6)
+  assert found.exposed == found.collective == pytest.approx(waiting)
+  steps = sum(
+    o.times * np.array(estimate.operation_seconds(o, "TPU v5 lite"))
+    for o in program.operations
+  )
+  assert steps.min() > waiting / 100
+  assert np.array(found.seconds) == pytest.approx(steps + waiting)
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,9 @@ class Range(NamedTuple):
   pessimistic: float
 
 
-# What the compiler's cycles are divided by: of products, and of all else. 0 is
-# "not taken into account".
-_CYCLES = Range((0, 10), (1, 4), (1, 1))
+# What the compiler's cycles are divided by: of products, and of all else; from
+# optimistic to pessimistic. 0 is "not taken into account".
+_DIVISORS = (0, 10), (1, 4), (1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,6 @@ class TimeEstimate:
   seconds: Range
   collective: float  # of all collectives inside a slice
   exposed: float  # of the collectives beside which nothing is scheduled
-  network: float  # of what slices exchange
 
 
 def operation_seconds(operation: hlo.Operation, device_kind: str) -> Range:
@@ -87,7 +86,7 @@ def operation_seconds(operation: hlo.Operation, device_kind: str) -> Range:
     moved / chip.hbm_bandwidth, at_peak / flops_lib.peak_flops(device_kind)
   )
   cycles = operation.cycles / chip.clock
-  divisors = (d[not operation.flops] for d in _CYCLES)
+  divisors = (d[not operation.flops] for d in _DIVISORS)
   return Range(*(max(least, cycles / d) if d else least for d in divisors))
 
 
@@ -127,5 +126,4 @@ def estimate(
     Range(*np.maximum(total, between).tolist()),
     hidden.total() + exposed.total(),
     exposed.total(),
-    between,
   )
