@@ -150,9 +150,9 @@ Of steps without a product the compiler's cycles are {min(ratios):.1f} to \
 {max(ratios):.1f} times what is simulated, in the middle \
 {np.median(ratios):.1f} times ({len(ratios)} steps). So the middle of the \
 range charges a quarter of them, its optimistic end a tenth and its \
-pessimistic end all, and each at least the bytes; products are charged their \
-cycles, at the optimistic end the peak or their bytes \
-(`miniplm_jax/forecast/estimate.py`).
+pessimistic end all, and each at least the bytes; products are charged the \
+peak or their bytes at the optimistic end, their cycles at the pessimistic \
+one, and in the middle what is halfway (`miniplm_jax/forecast/estimate.py`).
 """
   files.write_bytes(epath.Path(_OUT.value), text.encode())
 

@@ -55,7 +55,7 @@ def test_a_product_takes_its_flops_at_the_peak(name, size):
   at_peak = program.flops / flops_lib.peak_flops(devices[0].device_kind)
   found = estimate.estimate(program, devices).seconds
   assert found.optimistic == pytest.approx(at_peak, rel=1e-3)
-  assert at_peak < found.middle == found.pessimistic < 1.15 * at_peak
+  assert at_peak < found.middle < found.pessimistic < 1.15 * at_peak
 
 
 def _normed(x, scale, bias):

@@ -5,8 +5,10 @@ VMEM, its FLOPs at the peak, and the compiler's cycles. These are credible for
 matrix products (3 to 14 % above the peak at 4,096 and 8,192 on v5e). Of all
 else they are 2.6 to 13.4 times, in the middle 4.3 times, what a simulation of
 the instructions says (docs/tpu_steps.md). Hence a range. Optimistic: products
-at the peak, and a tenth of other cycles. Middle: the cycles of products, and a
-quarter of others. Pessimistic: all cycles.
+at the peak, and a tenth of other cycles. Pessimistic: all cycles. Middle: a
+quarter of other cycles, and products halfway between both ends: with their
+cycles a published run of 32B would be 24 % too slow and one of 16B 4 %, halfway
+12 % and −2 % (docs/tpu_calibration.md).
 
 In each computation of the program (a loop's body, say) collectives run beside
 the steps if the compiler scheduled them so, and else after them; so does
@@ -27,7 +29,7 @@ from miniplm_jax.forecast import hlo
 from miniplm_jax.forecast.links import Network
 from miniplm_jax.training import flops as flops_lib
 
-VERSION = "2"  # another one makes other times of the same program
+VERSION = "3"  # another one makes other times of the same program
 # VMEM has about 22 times the bandwidth of main memory ("How to scale your
 # model", on v5e).
 _VMEM = 22
@@ -63,9 +65,8 @@ class Range(NamedTuple):
   pessimistic: float
 
 
-# What the compiler's cycles are divided by: of products, and of all else; from
-# optimistic to pessimistic. 0 is "not taken into account".
-_DIVISORS = (0, 10), (1, 4), (1, 1)
+# What the compiler's cycles of steps without a product are divided by.
+_DIVISORS = Range(10, 4, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +87,10 @@ def operation_seconds(operation: hlo.Operation, device_kind: str) -> Range:
     moved / chip.hbm_bandwidth, at_peak / flops_lib.peak_flops(device_kind)
   )
   cycles = operation.cycles / chip.clock
-  divisors = (d[not operation.flops] for d in _DIVISORS)
-  return Range(*(max(least, cycles / d) if d else least for d in divisors))
+  if operation.flops:
+    most = max(least, cycles)
+    return Range(least, (least + most) / 2, most)
+  return Range(*(max(least, cycles / divisor) for divisor in _DIVISORS))
 
 
 def estimate(
