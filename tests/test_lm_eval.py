@@ -258,9 +258,9 @@ def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
 
   made, asked = [], []
 
-  def make(model, **_):
-    made.append(model.dtype)
-    return model.dtype
+  def make(dtype, **_):
+    made.append(dtype)
+    return dtype
 
   def answer(model, *_):
     asked.append(model)
@@ -271,6 +271,7 @@ def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
   monkeypatch.setattr(store, "open_corpus", mock.MagicMock())
   model = types.SimpleNamespace(fingerprint="a", weights="b")
   subject = mock.MagicMock(folder=epath.Path(tmp_path), corpus={}, checks=())
+  subject.text_model = lambda inputs, mesh, dtype: dtype
   config = get_config()
   config.evaluation.tasks = "piqa", "arc_easy"
   for config.evaluation.dtype in ("float32", "bfloat16"):
