@@ -10,7 +10,7 @@ r"""A study of docs/results.md: from text and a teacher to its tables.
 
 CORPUS is a folder of JSON lines with `text`, a file for each domain; SMOLLM2
 a directory or hub id; PACKAGES a folder of what other packages than those of
-CORPUS have in them, such as /usr/share, for --scale=1 with 90 MB of text.
+CORPUS have in them, such as /usr/share, for --scale=1 with 75 MB of text.
 
 Everything is made in --workdir, and what is there is taken as it is: stop it
 and start it as you like, or take what needs no accelerator, text and
