@@ -64,13 +64,9 @@ def list_chunks(fields: Fields = _FIELDS) -> list[EmbeddedChunk]:
   Documents are spread over them, and ordered within them, by a hash of their
   text: as in the Pile, neighbors have nothing to do with each other.
   """
-  probe = Probe(name=_fingerprint())
-  return [
-    EmbeddedChunk(
-      name=f"embedded-{i}", n_bytes=0, probe=probe, number=i, fields=fields
-    )
-    for i in range(CHUNKS)
-  ]
+  shared = {"n_bytes": 0, "probe": Probe(name=_fingerprint()), "fields": fields}
+  every = [(f"embedded-{i}", i) for i in range(CHUNKS)]
+  return [EmbeddedChunk(name=name, number=i, **shared) for name, i in every]
 
 
 @functools.cache

@@ -29,27 +29,22 @@ _TEMPLATES = (
 
 
 def easy(texts: Sequence[str], size: int, rng: random.Random) -> Iterator[str]:
-  """Yields documents of `size` characters in all, about: of each kind in turn.
-
-  The last kind are near copies of texts, of which each eighth word is a number.
-  """
+  """Yields `size` characters, about: templates, and near copies of texts."""
   draw = {"w": lambda: rng.choice(_WORDS), "k": lambda: str(rng.randrange(10))}
   draw["n"] = lambda: str(rng.randrange(10_000))
 
-  def filled(template: str) -> str:
-    return re.sub(r"{(\w)}", lambda place: draw[place[1]](), template)
+  def other(word: re.Match) -> str:  # each eighth is a number
+    return word[0] if rng.randrange(8) else draw["n"]()
 
-  def copied(text: str) -> str:
-    return re.sub(
-      r"\w+", lambda w: w[0] if rng.randrange(8) else draw["n"](), text
-    )
-
-  kinds = [(filled, lines) for lines in _TEMPLATES] + [(copied, texts)]
   for i in range(0, size, _SIZE):
-    make, of = kinds[i // _SIZE % len(kinds)]
-    text = ""
+    lines, text = (*_TEMPLATES, texts)[i // _SIZE % 5], ""
     while len(text) < _SIZE:
-      text += make(rng.choice(of)) + "\n"
+      line = rng.choice(lines)
+      if lines is texts:
+        line = re.sub(r"\w+", other, line)
+      else:
+        line = re.sub(r"{(\w)}", lambda place: draw[place[1]](), line)
+      text += line + "\n"
     yield text
 
 
@@ -59,5 +54,4 @@ def noise(
   """Yields a share of the words of texts, in random order."""
   words = [word for text in texts for word in text.split()]
   words = rng.sample(words, int(share * len(words)))
-  for start in range(0, len(words), 600):
-    yield " ".join(words[start : start + 600])
+  return (" ".join(words[i : i + 600]) for i in range(0, len(words), 600))

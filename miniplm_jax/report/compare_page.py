@@ -23,7 +23,6 @@ _WORDS = (
   "as a share of the oracle's. Kept: shares of D's rows, of domains that "
   "count in the loss, and of each that does not."
 )
-_NOT_SHOWN = "not shown to differ from"
 COUNTED = "what counts"  # all domains that count in the held-out loss
 # Of table.csv, to which others may add lines; see docs/results/criteria.md.
 COLUMNS = (
@@ -99,11 +98,10 @@ def section(figures: Mapping[str, Any]) -> Section:
     return "≤ " * is_bound + _cell("tokens", ".0%")(line)
 
   kept_of = {n: one.get("kept_of") for n, one in figures["criteria"].items()}
-  groups = sorted(kept_of[baseline] or (), key=lambda n: (n != COUNTED, n))
 
   def kept(line) -> str:
-    share_of = kept_of[line["criterion"]]
-    return " / ".join(f"{share_of[group]:.0%}" for group in groups)
+    shares = kept_of[line["criterion"]].items()
+    return ", ".join(f"{group} {share:.0%}" for group, share in shares)
 
   columns = [
     ("criterion", "", lambda line: line["criterion"]),
@@ -123,8 +121,8 @@ def section(figures: Mapping[str, Any]) -> Section:
         (title, ">", lambda line, cell=value: cell(of(line))),
         ("Δ", ">", lambda line, cell=delta: cell(of(line))),
       ]
-  if groups:
-    columns.append((f"kept of {' / '.join(groups)}", ">", kept))
+  if kept_of[baseline]:
+    columns.append(("kept", "", kept))
   unseen = oracle and "recovered" not in figures["criteria"][oracle]
   notes = {
     f"Seeds: {seeds}. Held-out rows: {figures['heldout_rows']:,}. Steps: "
@@ -154,19 +152,18 @@ def section(figures: Mapping[str, Any]) -> Section:
 
 def verdict(figures: Mapping[str, Any], definition: str) -> str:
   """How a criterion stands beside the baseline; "" if it is not there."""
-  baseline, text = figures["baseline"], criterion(definition).text
+  text, baseline = criterion(definition).text, figures["baseline"]
   for line in lines(figures):
-    if line["formula"] != text or line["criterion"] == baseline:
-      continue
-    is_shown = line["shown"] in ("better", "worse")
-    shown = f"shown to be {line['shown']} than" if is_shown else _NOT_SHOWN
-    gained = _cell("recovered", ".0%")(line)
-    return (
-      f"{line['criterion']} is {shown} {baseline}: held-out loss "
-      f"{_cell('delta', '+.4f')(line)} nats, 95 %, {line['seeds']} seeds of "
-      f"{line['steps']:,} steps"
-      + (f"; {gained} of what {line['oracle']} gains." if gained else ".")
-    )
+    if line["formula"] == text and line["shown"] != BASELINE:
+      is_shown = line["shown"] in ("better", "worse")
+      shown = f"be {line['shown']} than" if is_shown else "differ from"
+      gained = _cell("recovered", ".0%")(line)
+      return (
+        f"{line['criterion']} is {'' if is_shown else 'not '}shown to {shown} "
+        f"{baseline}: held-out loss {_cell('delta', '+.4f')(line)} nats, 95 %, "
+        f"{line['seeds']} seeds of {line['steps']:,} steps"
+        + (f"; {gained} of what {line['oracle']} gains." if gained else ".")
+      )
   return ""
 
 

@@ -201,7 +201,7 @@ def _kept_of(students: Sequence[Student]) -> dict[str, float]:
       of_d[group] += n["rows"]
       kept[group] += n["kept"]
   # Of domains that are held out alone D has none.
-  return {group: kept[group] / n for group, n in of_d.items() if n}
+  return {group: kept[group] / n for group, n in sorted(of_d.items()) if n}
 
 
 def _row_losses(student: Student, corpus: Manifest):

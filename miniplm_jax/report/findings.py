@@ -1,12 +1,12 @@
 """The sentences, tables and pictures of a run's report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.evaluation import heldout
-from miniplm_jax.report import compare_page, plots
+from miniplm_jax.report import plots
 from miniplm_jax.report.inventory import Scored, Student
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.table import Table
@@ -49,32 +49,19 @@ def loss_table(
   return Table(columns, rows)
 
 
-def verdict(
-  students: Mapping[str, Student], compared: Sequence[Mapping[str, Any]] = ()
-) -> str:
-  """Which student won, and by how much; the main one is the first.
-
-  What several seeds say of its criterion comes before; each of `compared` is
-  what a compare.json says.
-  """
+def verdict(students: Mapping[str, Student]) -> str:
+  """Which student won, and by how much; the main one is the first."""
   main, first = next(iter(students.items()))
-  definition = first.selection.settings["definition"]
-  paired = [compare_page.verdict(each, definition) for each in compared]
-  paired = [*filter(None, paired)]
   loss = {
     method: heldout.losses(student.evaluation)[ALL]["instance_mean"]
     for method, student in students.items()
     if student.evaluation.tokenizer == first.evaluation.tokenizer
   }
   if len(loss) == 1:
-    return " ".join([*paired, f"{main}: held-out loss {loss[main]:.4f}."])
+    return f"{main}: held-out loss {loss[main]:.4f}."
   best, second = sorted(loss, key=loss.__getitem__)[:2]
   gap = loss[second] - loss[best]
   equal = _at_equal(students[best].training, students[second].training)
-  if paired:
-    each = [f"{loss[m]:.4f} of {m}" for m in sorted(loss, key=loss.get)]
-    paired.append(f"By one seed {equal}: {', '.join(each)}.")
-    return " ".join([*paired, *otherwise(students)])
   words = (
     f"{best} won: held-out loss {loss[best]:.4f} against "
     f"{loss[second]:.4f} of {second}, {gap:.4f} nats "

@@ -133,11 +133,14 @@ class Report:
       for name, made in inputs.items()
       if name.split(" ")[0] == compare_step.STAGE
     ]
-    verdict = findings.verdict(students, compared)
+    main = next(iter(students.values()))
+    definition = main.selection.settings["definition"]
+    paired = (compare_page.verdict(each, definition) for each in compared)
+    # That of one seed only where there are no others.
+    verdict = " ".join(filter(None, paired)) or findings.verdict(students)
     texts = [losses_by_model.text(), comparison.table(students).text(), verdict]
     plain("\n" + "\n\n".join(texts) + "\n")
 
-    main = next(iter(students.values()))
     corpus = store.Corpus(inputs["corpus"])
     selection, evaluation = main.selection, main.evaluation
     made_from = {
