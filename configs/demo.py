@@ -58,7 +58,6 @@ def get_config(which=""):
   config.compare.criteria = (
     "miniplm=mean_diff",
     "difficulty",
-    "teacher_preference",
     "oracle=field('clean') + random()",
   )
   config.compare.oracle = "oracle"
