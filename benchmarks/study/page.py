@@ -150,7 +150,9 @@ def _tables(made: Mapping[str, Any]) -> str:
     "Share of the kept rows with each label, mean of seeds; held-out loss in "
     "nats by label, `outside` of two domains that D does not have, `as D` of "
     "all labels by their shares in D.",
-    Table.of_texts(["criterion", *labels, *places], rows).markdown(),
+    Table.of_texts(
+      ["criterion", *(f"kept {label}" for label in labels), *places], rows
+    ).markdown(),
     f"These losses less those of {base}, mean of seeds with its 95 % interval "
     "(t).",
     Table.of_texts(["criterion", *places], apart).markdown(),
@@ -238,7 +240,8 @@ def _picture(made: Mapping[str, Any]) -> str:
     ax.barh(names, share, left=left, color=_COLORS[label], label=label)
     left += share
   ax.invert_yaxis()
-  plots.legend(ax, loc="lower right")
+  above = {"loc": "lower right", "bbox_to_anchor": (1, 0.99)}
+  plots.legend(ax, ncols=3, borderpad=0, **above)
 
   key, title, x = "delta", "Δ to random", "nats per token, held out"
   if has_oracle := bool(compared["oracle"]):
