@@ -1,22 +1,20 @@
 r"""A study of docs/results.md: from text and a teacher to its tables.
 
-  python make_corpus.py CORPUS --with-bigbench --cap-mb 4
   python -m benchmarks.study planted --corpus=CORPUS --teacher=SMOLLM2
-
-  python make_corpus.py CORPUS --with-bigbench
   python -m benchmarks.study mess --corpus=CORPUS --teacher=SMOLLM2 \
     --packages=PACKAGES
   python -m benchmarks.study clean --corpus=CORPUS --teacher=SMOLLM2
 
 CORPUS is a folder of JSON lines with `text`, a file for each domain; SMOLLM2
-a directory or hub id; PACKAGES a folder of what other packages than those of
+a Hugging Face directory; PACKAGES a folder of what other packages than those of
 CORPUS have in them, such as /usr/share, for --scale=1 with 75 MB of text.
 
 Everything is made in --workdir, and what is there is taken as it is: stop it
 and start it as you like, or take what needs no accelerator, text and
 vocabulary, to where one is. With --scores=docs/results/planted_scores.parquet,
 for the same text, the teacher is only asked for its tokenizer. At the end
-docs/results/ has the figures; those of a rehearsal stay in the workdir.
+docs/results/ has the figures and docs/results.md the tables; those of a
+rehearsal stay in the workdir.
 """
 
 import dataclasses
@@ -43,7 +41,7 @@ from benchmarks.study import agreement, mess, page, planted
 from miniplm_jax.core import files
 
 _CORPUS = flags.DEFINE_string("corpus", None, "Folder of *.jsonl.")
-_TEACHER = flags.DEFINE_string("teacher", None, "Directory or hub id.")
+_TEACHER = flags.DEFINE_string("teacher", None, "Hugging Face directory.")
 _PACKAGES = flags.DEFINE_string("packages", None, "Folder of unpacked ones.")
 _SCORES = flags.DEFINE_string("scores", "", "The teacher's, of the same text.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "runs/study/NAME by default.")
@@ -148,7 +146,9 @@ def _text(study: Study):
   domains = planted.read(pathlib.Path(_CORPUS.value))
   if not domains:
     raise app.UsageError(f"no *.jsonl in {_CORPUS.value}")
-  at = pathlib.Path(_TEACHER.value) / "tokenizer.json"
+  at = pathlib.Path(_TEACHER.value or "") / "tokenizer.json"
+  if not at.exists():
+    raise app.UsageError(f"no {at}: give a directory as --teacher")
   encoder = tokenizers.Tokenizer.from_file(str(at))
   sizes = {}
   for split, n in study.kind.tokens.items():
