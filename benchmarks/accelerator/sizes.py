@@ -177,7 +177,7 @@ _TINY = Size(
   + tuple(f"--config.{s}.warmup_steps=2" for s in _SHORT)
   + ("--config.run.checkpoint_every=8", "--config.run.eval_rows=8")
   + ("--config.baselines=()", "--config.compare.criteria=()")
-  + ("--config.corpus.fields=()",),
+  + ("--config.compare.oracle=", "--config.corpus.fields=()"),
   limits=dict.fromkeys(_LIMITS, Limit(300)),  # of a busy machine
   compiled=False,
 )
