@@ -89,12 +89,13 @@ def disturbed(
       if process.poll() is not None:
         assert process.returncode == 0, process.stderr.read()
         alive.remove(entry)
-        # Done before its time came: begin anew, to have more to kill.
-        shutil.rmtree(folder / "run" / "scores", ignore_errors=True)
+        # Done before its time came: begin anew, to have more to kill. All end
+        # first: who still lives notes its seconds in the folder that is gone.
         for other in alive:
           other[0].kill()
           other[0].wait()
         alive.clear()
+        shutil.rmtree(folder / "run" / "scores", ignore_errors=True)
         break
       there = part and (folder / "run/scores" / part).exists()
       if there or time.monotonic() > moment:

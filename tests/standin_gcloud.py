@@ -171,7 +171,9 @@ def reach(flags):
 
 def ssh(names, flags):
   command = flags["command"]
-  if "status" in command and due("preempt"):
+  # A run has begun: what is taken away before is "suspend_first".
+  has_begun = (CLOUD / "runs").exists()
+  if "status" in command and has_begun and due("preempt"):
     end_workers()
     STATE.write_text("SUSPENDING" if "suspending" in FAULTS else "SUSPENDED")
   disks = reach(flags)

@@ -107,7 +107,7 @@ def of_kind(name: str, value, field):
       "" not in field.words
     )
   elif key in ("name", "compare_with"):
-    bad += NOT_NAMES + [""] * (key == "name")
+    bad += NOT_NAMES + [""] * (value != "")
     return bad, ["a", "é", "A.b-c_d"]
   elif key in ("eos_token", "bos_token"):
     bad += ["a", " ", "eos", "<", "<>", "<|x"]
