@@ -347,6 +347,13 @@ def test_what_a_config_file_raises_is_said_with_its_line(tmp_path, body):
   assert f"{path}:3" in of_command_line(path, body)
 
 
+def test_a_refusal_by_a_config_file_is_as_it_stands(tmp_path):
+  body = "from miniplm_jax.models import hub; hub.shape_of('/no/teacher', '')"
+  said = of_command_line(tmp_path / "mine.py", body)
+  assert said.startswith("no model directory here, /no/teacher, give")
+  assert said.endswith("or a hub id")
+
+
 def test_an_argument_that_a_config_does_not_take_is_one_line(tmp_path):
   said = of_command_line(tmp_path / "mine.py", "return {}", ":500m")
   assert "takes 0 positional arguments but 1 was given, flags or" in said

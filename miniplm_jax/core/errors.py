@@ -179,6 +179,8 @@ def of_command_line(e: BaseException, argv: Sequence[str]) -> UserError | None:
       places.append((error.filename or "", error.lineno))
     for name, line in reversed(places):
       if path := paths.get(os.path.abspath(name)):
+        if isinstance(error, UserError):  # it says itself what to do
+          return error
         what = f"{type(error).__name__}: {_without_fields(error)}"
         return UserError(what, f"{path}:{line}", "mend the config file")
   if isinstance(e, SystemExit):
