@@ -1,10 +1,12 @@
 """What a configuration may say: a rule for every field, and of several."""
 
 import dataclasses
+import json
 import math
 import operator
 import types
 
+import helpers
 import numpy as np
 import pytest
 from absl import flags
@@ -14,13 +16,13 @@ from ml_collections import ConfigDict, config_dict
 
 from miniplm_jax import config as config_lib
 from miniplm_jax import pipeline
-from miniplm_jax.config import flag_parsers
+from miniplm_jax.config import flag_parsers, lookup
 from miniplm_jax.core import errors, fields
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.criteria import CRITERIA
-from miniplm_jax.models import architecture
+from miniplm_jax.models import architecture, config_json, hub
 from miniplm_jax.models.architecture import PRESETS
 from miniplm_jax.training import flops, optimizer
 from miniplm_jax.trainings import Trainings
@@ -371,6 +373,22 @@ def test_every_config_of_the_repository_can_be_meant():
     found = space["get_config"]()
     found.workdir = found.workdir or "run"
     config_lib.from_dict(found, str(path))
+
+
+def test_a_laptop_has_the_vocabulary_of_its_teacher(tmp_path, monkeypatch):
+  shape = architecture.Transformer(vocab_size=300, hidden_size=64)
+  fields = config_json.write(shape, 0, "float32")
+  (tmp_path / "config.json").write_text(json.dumps(fields))
+  found = lookup.load(f"laptop:{tmp_path}")
+  assert found.teacher.path == found.corpus.tokenizer == str(tmp_path)
+  assert found.student.model.vocab_size == 300
+  assert found.reference.model.vocab_size == 300
+  # Of its own it is known: --help asks no hub.
+  monkeypatch.setattr(hub, "shape_of", None)
+  (code,) = helpers.documented("laptop.md", "Say it once")
+  found = helpers.execute(code)["get_config"]()
+  assert found.student.model.vocab_size == 49_152
+  config_lib.from_dict(found, "docs/laptop.md")
 
 
 @pytest.mark.parametrize(
