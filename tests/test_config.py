@@ -376,7 +376,7 @@ def test_every_config_of_the_repository_can_be_meant():
 
 
 def test_a_laptop_has_the_vocabulary_of_its_teacher(tmp_path, monkeypatch):
-  shape = architecture.Transformer(vocab_size=300, hidden_size=64)
+  shape = architecture.Transformer(vocab_size=300)
   fields = config_json.write(shape, 0, "float32")
   (tmp_path / "config.json").write_text(json.dumps(fields))
   found = lookup.load(f"laptop:{tmp_path}")
