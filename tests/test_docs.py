@@ -1,9 +1,20 @@
-"""The recipes of docs/data.md run as they stand."""
+"""Recipes of docs/data.md run as they stand; links and commands hold."""
+
+import collections
+import itertools
+import pathlib
+import re
+import shlex
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import documented, execute
+from absl import flags
+from helpers import ROOT, documented, execute
+
+from miniplm_jax import cli, main, pipeline
+from miniplm_jax import config as config_lib
+from miniplm_jax.core.errors import UserError
 
 
 def columns(folder, pattern="*.parquet"):
@@ -68,3 +79,178 @@ def test_datasets(scores, monkeypatch, tmp_path):
   found = np.array(best["score"])
   np.testing.assert_allclose(found, scores["score"][order], rtol=1e-5)
   assert set(best["row_id"][:10]) == set(scores["row_id"][order[:10]])
+
+
+# ---- what pages say that there is
+
+PAGES = sorted(
+  [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("gcp/*.md")]
+)
+BLOCK = re.compile(r"^```(\w*).*?\n(.*?)^```$", re.M | re.S)
+# Of others: what they take is not known here.
+FOREIGN = {
+  *(".", "cat", "cd", "cp", "done", "docker", "git", "gcloud", "hf", "mkdir"),
+  *("pip", "pre-commit", "seqio_cache_tasks", "tar", "unzip", "uv", "xz"),
+  *("$pip", "split", "export", "for"),
+}
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+  """What GitHub calls the headings of a page."""
+  found = collections.Counter()
+  names = set(re.findall(r'<a (?:id|name)="([^"]+)"', page.read_text()))
+  for title in re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.M):
+    title = re.sub(r"\]\([^)]*\)", "]", title).lower()
+    name = re.sub(r"[^\w\- ]", "", title).replace(" ", "-")
+    names.add(f"{name}-{found[name]}" if found[name] else name)
+    found[name] += 1
+  return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_go_to_what_is_there(page):
+  text = re.sub(r"`[^`\n]*`", "", BLOCK.sub("", page.read_text()))
+  for target in re.findall(r"\]\(([^()\s]+)\)", text):
+    if re.match(r"\w+:", target):
+      continue
+    name, _, mark = target.partition("#")
+    path = page.parent / name if name else page
+    assert path.exists(), target
+    assert path.resolve().is_relative_to(ROOT), target
+    if mark and path.suffix == ".md":
+      assert mark in anchors(path), target
+
+
+def commands(text: str):
+  """Yields the commands of a block, each as a list of words."""
+  for name, first in re.findall(r"^for (\w+) in (\S+)", text, re.M):
+    text = text.replace(f"${name}", first)
+  for line in text.replace("\\\n", " ").splitlines():
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+    lexer.whitespace_split = True
+    for is_end, words in itertools.groupby(lexer, lambda w: w[0] in ";&|"):
+      words = list(words)
+      while words and re.fullmatch(r"\w+=.*|do|!", words[0], re.S):
+        words.pop(0)
+      if words and not is_end:
+        yield words
+
+
+def documented_commands(page: pathlib.Path):
+  """Those of its blocks, and those that begin in a line as one of ours."""
+  text = page.read_text()
+  for language, block in BLOCK.findall(text):
+    if block.startswith("--config."):  # of one command
+      block = block.replace("\n", " ")
+    if language in ("sh", "bash", "console") or (
+      not language and re.match(r"python|miniplm |make", block)
+    ):
+      yield from commands(block)
+  for code in re.findall(r"`([^`\n]+)`", BLOCK.sub("", text)):
+    if re.match(r"(make|miniplm|pytest|python -m|gcp/tpu.sh) ", code):
+      yield from commands(code)
+
+
+def check_run(arguments, given):
+  """Stages, fields and values of a run are those that there are."""
+  if not any(word.startswith("--config=") for word in arguments):
+    arguments = ["--config=500m", *arguments]
+  given.clear()
+  main.run(["miniplm", *arguments], flags.FlagValues())
+  config, stages = given
+  if not config.workdir:
+    config.workdir = "run"
+  config_lib.from_dict(config, "here")
+  known = config_lib.STAGES + config_lib.ON_REQUEST + config_lib.LOOKS
+  assert set(stages) <= set(known)
+
+
+def check_module(name: str, arguments):
+  """A program of ours is there, and has the flags that it is given."""
+  path = ROOT / name.replace(".", "/")
+  files = [path.with_suffix(".py"), *path.glob("*.py")]
+  files = [file for file in files if file.exists()]
+  assert files, name
+  text = "".join(file.read_text() for file in files)
+  for word in arguments:
+    if word.startswith("--") and name.startswith("benchmarks"):
+      flag = word[2:].partition("=")[0]
+      assert f'"{flag}"' in text or f'"--{flag}"' in text, (name, flag)
+
+
+def check(words, given):
+  name, *rest = words
+  name = name.removeprefix(".venv/bin/")
+  if name == "make":
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert {word for word in rest if "=" not in word} <= set(targets)
+  elif re.fullmatch(r"python[\d.]*", name):
+    if rest[0] == "-m" and rest[1] == "miniplm_jax.main":
+      check_run(rest[2:], given)
+    elif rest[0] == "-m":
+      ours = rest[1].startswith(("miniplm_jax.", "benchmarks"))
+      assert ours or rest[1] in ("venv", "pip", "http.server")
+      if ours:
+        check_module(rest[1], rest[2:])
+    else:  # ASSETS and such stand for folders of the reader
+      assert rest[0].split("/")[0].isupper() or (ROOT / rest[0]).exists()
+  elif name == "miniplm":
+    if rest[0] not in ("--help", "nll"):
+      check_run(cli.arguments(rest), given)
+  elif name.startswith("--config."):
+    check_run(words, given)
+  elif name == "pytest":
+    file = ROOT / rest[0].partition("::")[0]
+    assert file.exists() or rest[0] == "tests/test_x.py"
+    own = (ROOT / "tests" / "conftest.py").read_text()
+    assert all(f'"{w}"' in own for w in rest if w.startswith("--"))
+  elif name == "gcp/tpu.sh":
+    text = (ROOT / "gcp" / "tpu.sh").read_text()
+    assert not rest or re.search(rf"\b{rest[0]}\b", text)
+  else:
+    assert name in FOREIGN
+
+
+def test_commands_are_those_that_there_are(monkeypatch):
+  """Targets, modules, stages, fields, values; a run itself is not begun."""
+  given, seen = [], 0
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(
+    pipeline, "run", lambda c, f, s, **k: given.extend([c, s])
+  )
+  for page in PAGES:
+    if page.name == "LOG.md":  # of its time
+      continue
+    for words in documented_commands(page):
+      try:
+        check(words, given)
+      except (Exception, SystemExit) as e:
+        raise AssertionError(f"{page}: {shlex.join(words)}") from e
+      seen += words[0] not in FOREIGN
+  assert seen > 60
+
+
+@pytest.mark.parametrize(
+  "command",
+  [
+    "make nothing",
+    "python -m benchmarks.scoring --nothing=1",
+    "python -m benchmarks.nothing",
+    "python -m miniplm_jax.main --config=configs/demo.py --stages=nothing",
+    "miniplm nothing --config=demo",
+    "miniplm run --config=demo --config.train.nothing=1",
+    "miniplm run --config=demo --config.select.ratio=2",
+    "--config.select.definition=nothing(",
+    "pytest tests/test_nothing.py",
+    "nothing",
+  ],
+)
+def test_other_commands_are_refused(command, monkeypatch):
+  given = []
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(
+    pipeline, "run", lambda c, f, s, **k: given.extend([c, s])
+  )
+  (words,) = commands(command)
+  with pytest.raises((AssertionError, UserError)):
+    check(words, given)
