@@ -4,6 +4,7 @@
 # make test-jax     what measures accelerators and runs on GPUs, under newer JAX
 # make lint         what CI says of the code's form; make format mends it
 # make bench        the head against plain logits; others: see BUILD.md
+# make docs         the documentation as a site, in site/
 # make notebook     runs it and stores its outputs; TEACHER=folder or hub id
 # make tpu-scoring  compiles scoring for TPUs; make tpu-training likewise
 # make lock         resolves the lock files anew
@@ -20,8 +21,8 @@ PYTHON ?= $(shell command -v $(BIN)/python || command -v python3.11 \
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps --quiet \
   --compile-bytecode
 
-.PHONY: help demo test test-all test-jax python312 lint format bench notebook tpu-scoring tpu-training lock \
-  clean interpreter
+.PHONY: help demo test test-all test-jax python312 lint format bench docs notebook tpu-scoring \
+  tpu-training lock clean interpreter
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +78,10 @@ format: .venv/installed-dev
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.head
+
+# The variable leaves out an advertisement.
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 NOTEBOOK := notebooks/miniplm_tpu_demo.ipynb
 notebook: .venv/installed-dev
@@ -148,4 +153,4 @@ lock: .venv/installed
 	grep -vxFf requirements-lock.txt .venv/dev.txt > requirements-dev-lock.txt
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv runs build site *.egg-info .pytest_cache .ruff_cache
