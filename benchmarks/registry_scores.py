@@ -18,6 +18,7 @@ says what the columns are and how to finish it on a GPU. A table is of one
 dtype and one kind of device: others take another --workdir.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -118,6 +119,34 @@ def in_fair_order(found: Sequence[units.Unit], corpus: Corpus):
   return [unit for *_, unit in sorted(placed, key=lambda place: place[:2])]
 
 
+class _TimedWorker(worker.Worker):
+  """Begins no part that would end after a deadline, of time.monotonic().
+
+  A part takes as long as the slowest of the last three; until one was scored
+  here, as all of a table have in the mean.
+  """
+
+  def __init__(self, deadline: float, *of_worker):
+    super().__init__(*of_worker)
+    self._deadline, self._took = deadline, collections.deque(maxlen=3)
+
+  def _open(self, stack):
+    super()._open(stack)
+    for filled, names in zip(self._tables, self._finished):
+      seconds = worker.summary(filled.directory).get("seconds", 0)
+      self._took.append(seconds / max(len(names), 1))
+
+  def _choose(self):
+    if time.monotonic() + max(self._took, default=0) >= self._deadline:
+      return None
+    return super()._choose()
+
+  def _score(self, unit: units.Unit, chosen: Sequence[int]):
+    start = time.monotonic()
+    super()._score(unit, chosen)
+    self._took.append(time.monotonic() - start)
+
+
 def _score_step(config, workdir: Workdir, deadline: float) -> Step:
   """The package's own step, but with parts in another order, and a deadline."""
   source = ModelRef.of_role(TEACHER, config.teacher, workdir)
@@ -146,9 +175,8 @@ def _score(config, workdir: Workdir, source: ModelRef, deadline, inputs):
   found = units.units_to_score(config.score, corpus)
   models = {source.name: model}
   scorer = Scorer(config.score, models, corpus, mesh)
-  worker.Worker(
-    scorer, in_fair_order(found, corpus), [filled], run, deadline
-  ).fill()
+  in_order = in_fair_order(found, corpus)
+  _TimedWorker(deadline, scorer, in_order, [filled], run).fill()
   del scorer, models, model
   # The self-check at the end takes its time too.
   if time.monotonic() >= deadline or not _is_whole(filled, found):

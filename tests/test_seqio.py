@@ -346,8 +346,8 @@ def contents(form, folder, corpus):
   if form == "megatron":
     return [
       row
-      for prefix in megatron.shards(folder)
-      for row in megatron.IndexedFile(prefix)
+      for index in sorted(folder.glob("*.idx"))
+      for row in megatron.IndexedFile(index.with_suffix(""))
     ]
   if form == "tfds":
     rows = tfds.builder_from_directory(folder).as_data_source(split="train")

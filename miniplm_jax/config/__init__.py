@@ -15,7 +15,6 @@ from ml_collections import ConfigDict, config_dict
 
 from miniplm_jax.config.compare import CompareConfig
 from miniplm_jax.config.corpus import CorpusConfig
-from miniplm_jax.config.documents import DocumentsConfig
 from miniplm_jax.config.methods import (
   ConditionalConfig,
   KDConfig,
@@ -30,6 +29,7 @@ from miniplm_jax.config.methods import (
 from miniplm_jax.config.root import LOOKS, ON_REQUEST, STAGES, Config
 from miniplm_jax.config.run import RunConfig
 from miniplm_jax.config.sections import (
+  DocumentsConfig,
   EvaluateConfig,
   EvaluationConfig,
   ExportConfig,

@@ -62,8 +62,7 @@ class CompareConfig(Section):
       for name, definition in self.definitions.items()
     }
 
-  def rules(self):
-    """Yields what the fields must be together."""
+  def _rules(self):
     for item in self.criteria:
       yield "criteria", *_judged(item), item
     names = [_named(item)[0].casefold() for item in self.criteria]

@@ -73,8 +73,7 @@ class CorpusConfig(Section):
   # for a teacher that is trained here
   teacher_share: float = f.number(0.0, "[0, 1)")
 
-  def rules(self):
-    """Yields what the fields must be together."""
+  def _rules(self):
     good = self.tokenizer != "train" or self.vocab_size >= 257
     hint = "give 257 or more: 256 bytes and the end of a document"
     yield "vocab_size", good, hint

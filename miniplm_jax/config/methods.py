@@ -35,8 +35,7 @@ class ProxyConfig(Section):
     TrainConfig, steps=2000, warmup_steps=200, shuffle=True
   )
 
-  def rules(self):
-    """Yields what the fields must be together."""
+  def _rules(self):
     tied, hint = self.model.tie_word_embeddings, "say True: it has no such head"
     yield "model.tie_word_embeddings", tied, hint
     yield "train.z_loss", not self.train.z_loss, "give 0: it has no logits"
@@ -57,8 +56,7 @@ class StagedConfig(Section):
   at: tuple[int, ...] = f.several(f.number(1, "[1, inf)"))
   stages: int = f.number(3, "[1, 1000]")  # each scores the rest of D
 
-  def rules(self):
-    """Yields what the fields must be together."""
+  def _rules(self):
     good = list(self.at) == sorted(set(self.at))
     yield "at", good, "give ascending steps"
     yield definition_rule(self.definition)
@@ -143,8 +141,7 @@ class SparseKDConfig(Section):
   # of top_k: let the probabilities sum up to 1
   normalise: bool = f.switch(False)
 
-  def rules(self):
-    """Yields what the fields must be together."""
+  def _rules(self):
     good = not self.normalise or self.kind == "top_k"
     yield "normalise", good, "say False: counts of samples sum up to 1"
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from miniplm_jax.config import sections as s
 from miniplm_jax.config.compare import CompareConfig
 from miniplm_jax.config.corpus import CorpusConfig
-from miniplm_jax.config.documents import DocumentsConfig
 from miniplm_jax.config.methods import MethodSections
 from miniplm_jax.config.run import RunConfig
 from miniplm_jax.core import fields as f
@@ -76,7 +75,7 @@ class Config(MethodSections):
   score: s.ScoreConfig = f.section(s.ScoreConfig)
   plan: s.PlanConfig = f.section(s.PlanConfig)
   verify: s.VerifyConfig = f.section(s.VerifyConfig)
-  documents: DocumentsConfig = f.section(DocumentsConfig)
+  documents: s.DocumentsConfig = f.section(s.DocumentsConfig)
   select: s.SelectConfig = f.section(s.SelectConfig)
   materialize: s.MaterializeConfig = f.section(s.MaterializeConfig)
   student: s.StudentConfig = f.section(s.StudentConfig)
@@ -174,8 +173,7 @@ class Config(MethodSections):
     """Those of `scorers` that score here; of others only scores are known."""
     return tuple(role for role in self.scorers if not self.roles[role].scores)
 
-  def rules(self):
-    """Yields what fields of several sections must be together."""
+  def _rules(self):
     path = self.workdir
     good = path.startswith("gs://") or not re.match(r"\w+:/", path)
     yield "workdir", good, "give a folder of this machine or gs://BUCKET/…"

@@ -83,8 +83,7 @@ class RunConfig(Section):
   # docs/training.md. TPUs and CPUs need it not.
   deterministic: bool = f.switch(False)
 
-  def rules(self):
-    """Yields what the fields must be together."""
+  def _rules(self):
     good = (self.data, self.fsdp, self.tensor).count(-1) <= 1
     yield "data, fsdp, tensor", good, "let one be -1, what is left"
     every = self.checkpoint_every

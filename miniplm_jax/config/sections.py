@@ -99,6 +99,25 @@ class ScoreConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DocumentsConfig(Section):
+  """--stages=score_documents: whole documents of corpus.source.
+
+  Each model reads them by its own tokenizer, as score.dtype and
+  score.batch_tokens say.
+  """
+
+  # Which of teacher, reference and score.more; () is all language models.
+  models: tuple[str, ...] = f.several(f.name("model"))
+  # inputs of a window of a longer document; 0 is what the model says
+  max_length: int = f.number(0, "[0, 2^24]")
+  # The share of a window that is context alone: the window before scores it.
+  # 0 are the rolling windows of lm_eval; 0.5 takes twice the time.
+  overlap: float = f.number(0.5, "[0, 1)")
+  # unit of work and of resuming, in UTF-8 bytes of text
+  part_bytes: int = f.number(1 << 24, "[1, 2^63)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanConfig(Section):
   """--stages=plan compiles for TPU slices that are not here."""
 
@@ -182,8 +201,7 @@ class SelectConfig(Section):
   # For the report alone: another selection's name, "" compares none.
   compare_with: str = f.name("")
 
-  def rules(self):
-    """Yields what the fields must be together."""
+  def _rules(self):
     good = sum(map(bool, (self.ratio, self.rows, self.tokens))) == 1
     hint = "give one, and 0 for the others; a ratio is in (0, 1]"
     yield "ratio, rows, tokens", good, hint
@@ -247,8 +265,7 @@ class StudentConfig(Section):
   # as the released code does, for comparison.
   conversion: str = f.word("repack", CONVERSIONS)
 
-  def rules(self):
-    """Yields what the fields must be together."""
+  def _rules(self):
     good = bool(self.eos_token) == bool(self.tokenizer)
     hint = "give student.tokenizer and its student.eos_token, or neither"
     yield "eos_token", good, hint
@@ -290,8 +307,7 @@ class EvaluationConfig(Section):
   divergence: int = f.number(0, "[0, 2^24]")
   dtype: str = f.word("bfloat16", DTYPES)  # of the computation
 
-  def rules(self):
-    """Yields what the fields must be together."""
+  def _rules(self):
     hint = "give 2 or more: of one there is no interval"
     yield "divergence", self.divergence != 1, hint
 

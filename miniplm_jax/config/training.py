@@ -39,8 +39,7 @@ class TrainConfig(Section):
   # of the computation; parameters are float32
   dtype: str = f.word("bfloat16", DTYPES)
 
-  def rules(self):
-    """Yields what the fields must be together."""
+  def _rules(self):
     good = self.warmup_steps < self.steps
     yield "warmup_steps", good, "give fewer than steps"
     weights = map(f.weight_of, self.domain_weights)

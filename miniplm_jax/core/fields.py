@@ -2,7 +2,7 @@
 
 A section is a frozen dataclass whose fields are made by `number`, `word`,
 `path` and their kind. What several fields must be together it says in
-`rules`. No section can hold what it refuses.
+`_rules`. No section can hold what it refuses.
 """
 
 import ctypes
@@ -124,13 +124,13 @@ class Section:
         object.__setattr__(self, name, getattr(self, name).item())
       if bad := rule.first_bad(getattr(self, name)):
         raise FieldError(type(self).__name__, name, *bad)
-    for names, is_good, hint, *value in self.rules():
+    for names, is_good, hint, *value in self._rules():
       if not is_good:
         own = operator.attrgetter(*names.split(", "))(self)
         value = value[0] if value else own
         raise FieldError(type(self).__name__, names, value, hint)
 
-  def rules(self) -> Iterator[Refusal]:
+  def _rules(self) -> Iterator[Refusal]:
     """Yields what several fields must be together."""
     return iter(())
 

@@ -68,15 +68,20 @@ def plan(
   return planned[::-1]
 
 
-def pad(rows: Sequence[StoredRow], length: int, eos_id: int) -> Batch:
-  """Rows as a batch: `tokens` int32 [B, length + 1], `length` int32 [B]."""
-  tokens = np.full((len(rows), length + 1), eos_id, np.int32)
+def pad(
+  rows: Sequence[StoredRow], length: int, eos_id: int, size: int | None = None
+) -> Batch:
+  """Rows as a batch: `tokens` int32 [B, length + 1], `length` int32 [B].
+
+  Those beyond the rows, if B is a larger `size`, are empty, of length 0.
+  """
+  size = len(rows) if size is None else size
+  tokens = np.full((size, length + 1), eos_id, np.int32)
+  lengths = np.zeros(size, np.int32)
   for i, row in enumerate(rows):
     tokens[i, : len(row.ids)] = row.ids
-  return {
-    "tokens": tokens,
-    "length": np.array([len(row.ids) for row in rows], np.int32),
-  }
+    lengths[i] = len(row.ids)
+  return {"tokens": tokens, "length": lengths}
 
 
 def take(
@@ -86,22 +91,15 @@ def take(
 
   Returns:
     `tokens` int32 [b, length + 1], `length` int32 [b] and `row` int32 [b], a
-    place in `row_ids`, of the b rows that `placement.local_rows` names. Empty
-    ones have length 0.
+    place in `row_ids` or −1, of the b rows that `placement.local_rows` names.
   """
   own = placement.local_rows(mesh, planned.size)
-  own_places = planned.places[own[own < len(planned.places)]]
-  batch = pad(corpus.read(row_ids[own_places]), planned.length, corpus.eos_id)
-  missing = len(own) - len(own_places)
-  return {
-    "tokens": np.pad(
-      batch["tokens"], ((0, missing), (0, 0)), constant_values=corpus.eos_id
-    ),
-    "length": np.pad(batch["length"], (0, missing)),
-    placement.ROW: np.pad(
-      own_places.astype(np.int32), (0, missing), constant_values=-1
-    ),
-  }
+  places = planned.places[own[own < len(planned.places)]]
+  rows = corpus.read(row_ids[places])
+  place = np.full(len(own), -1, np.int32)
+  place[: len(places)] = places
+  batch = pad(rows, planned.length, corpus.eos_id, len(own))
+  return batch | {placement.ROW: place}
 
 
 class ReadAhead:

@@ -14,7 +14,6 @@ import dataclasses
 import itertools
 import os
 import pathlib
-import re
 import struct
 import weakref
 from collections.abc import Iterable, Iterator
@@ -39,40 +38,6 @@ _READ = {3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _UINT16_BELOW = 65_500
 # The released builder never ends a document, so its doc_idx is [0].
 _DOC_IDX = np.zeros(1, "<i8")
-
-
-def shards(path: epath.PathLike) -> list[epath.Path]:
-  """Returns the prefixes of a data set's shards, in order of their numbers.
-
-  Of a folder with data_0.bin, data_0.idx, data_1.bin and so on; or by a prefix,
-  FOLDER/NAME of NAME_0.bin …, or FOLDER/NAME_3 of one shard.
-
-  Raises:
-    UserError: there are none, or one of the files is missing.
-  """
-  path = epath.Path(path).expanduser()
-  if path.is_dir():
-    path = path / "data"
-  present = {p.name for p in path.parent.iterdir()}
-  names = [path.name]
-  if not present & _pair(path.name):
-    number = re.compile(re.escape(path.name) + r"_(\d+)\.(?:bin|idx)")
-    numbered = filter(None, map(number.fullmatch, present))
-    last = max((int(m[1]) for m in numbered), default=0)
-    names = [f"{path.name}_{k}" for k in range(last + 1)]
-  for name in names:
-    for missing in sorted(_pair(name) - present):
-      raise UserError(
-        f"{missing} is missing",
-        str(path.parent),
-        "shards are NAME_0.bin, NAME_0.idx, NAME_1.bin and so on without "
-        "gaps: fetch what is missing",
-      )
-  return [path.parent / name for name in names]
-
-
-def _pair(name: str) -> set[str]:
-  return {f"{name}.bin", f"{name}.idx"}
 
 
 class IndexedFile:
@@ -196,7 +161,7 @@ def write(
   The size of the vocabulary decides the type that ids are stored in.
 
   Returns:
-    The shard's prefix, as `shards` gives it.
+    The shard's prefix, without .bin and .idx.
 
   Raises:
     UserError: an id is outside of the vocabulary.

@@ -136,17 +136,19 @@ def _megatron_chunks(
   root: epath.Path, paths: list[epath.Path], fields: Fields
 ) -> Iterator[megatron.MegatronChunk]:
   """What was tokenized elsewhere: data_0.bin and .idx, or others' names."""
-  stems = {os.fspath(file.with_suffix("")) for file in paths}
-  in_order = sorted(stems, key=lambda s: (len(s), s))  # 2 before 10
-  prefixes = [p for stem in in_order for p in megatron.shards(stem)]
-  for prefix in prefixes:
+  prefixes = {os.fspath(file.with_suffix("")) for file in paths}
+  for prefix in sorted(prefixes, key=lambda p: (len(p), p)):  # 2 before 10
     data, index = (epath.Path(f"{prefix}{end}") for end in folders.MEGATRON)
+    for half in (data, index):
+      if not half.exists():
+        what = f"{half.name} is missing"
+        raise UserError(what, str(half.parent), "fetch it: shards are pairs")
     domain = folders.domain_of(root, data, fields.domain, data.parent.name)
     yield megatron.MegatronChunk(
       name=folders.name_below(root, data),
       n_bytes=data.stat().length,
       probe=Probe((data, index), (domain,)),
-      prefix=os.fspath(prefix),
+      prefix=prefix,
       domain=domain,
     )
 

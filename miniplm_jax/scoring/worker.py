@@ -5,12 +5,10 @@ nothing but the workdir: each takes a unit that nobody has, scores it under
 the models whose part is missing, and publishes the parts.
 """
 
-import collections
 import contextlib
 import dataclasses
 import functools
 import json
-import math
 import os
 import socket
 import time
@@ -66,7 +64,7 @@ def made_by(
 
 
 class Worker:
-  """Fills tables until every unit of each has its part, or time is up."""
+  """Fills tables until every unit of each has its part."""
 
   def __init__(
     self,
@@ -74,17 +72,13 @@ class Worker:
     units: Sequence[Unit],
     tables: Sequence[TableSpec],
     run: RunConfig,
-    deadline: float = math.inf,
   ):
-    """Does nothing yet.
+    """Does nothing yet; the scorer has all these tables' models.
 
-    The scorer has all these tables' models, and units are taken in their order.
-    No part is begun that would end after the deadline, of time.monotonic(), if
-    it takes as long as the slowest of the last three.
+    Units are taken in their order.
     """
-    self._scorer, self._units, self._tables = scorer, units, tables
-    self._run, self._deadline = run, deadline
-    self._took = collections.deque(maxlen=3)  # seconds of parts
+    self._scorer, self._units = scorer, units
+    self._tables, self._run = tables, run
     self._finished = [set() for _ in tables]  # names of parts, checked
     self._next_unit = 0
     self._waiting = False
@@ -94,8 +88,6 @@ class Worker:
 
   def fill(self):
     """Scores what nobody else does; returns when all parts exist.
-
-    Or at the deadline: then some are missing.
 
     Raises:
       UserError: a score is not finite, or a part is not of its table.
@@ -114,10 +106,6 @@ class Worker:
       for t in self._tables
     ]
     self._look()
-    if self._deadline < math.inf:  # until one was scored here, a mean
-      for t, finished in zip(self._tables, self._finished):
-        seconds = summary(t.directory).get("seconds", 0)
-        self._took.append(seconds / max(len(finished), 1))
     done = sum(self._rows_finished(k) for k in range(len(self._tables)))
     names = "+".join(t.model for t in self._tables)
     self._progress = stack.enter_context(
@@ -152,8 +140,6 @@ class Worker:
 
   def _choose(self) -> dict[str, Any] | None:
     """A unit and its tables, nothing to do for now, or None at the end."""
-    if time.monotonic() + max(self._took, default=0) >= self._deadline:
-      return None
     for _ in range(2):  # what is left of this pass, then one more
       while self._next_unit < len(self._units):
         index, self._next_unit = self._next_unit, self._next_unit + 1
@@ -186,7 +172,7 @@ class Worker:
     return chosen
 
   def _score(self, unit: Unit, chosen: Sequence[int]):
-    note, start = self._note(), time.monotonic()
+    note = self._note()
     sums, n_tokens, effort = self._scorer(
       unit.rows,
       [self._tables[k].model for k in chosen],
@@ -198,7 +184,6 @@ class Worker:
       # In all processes: all of them must fail if one does.
       part = table.encode(unit, sums[t.model], n_tokens, t.made_by, t.value)
       distributed.agree(functools.partial(self._publish, k, unit.name, part))
-    self._took.append(time.monotonic() - start)
 
   def _publish(self, k: int, name: str, part: bytes):
     claims.publish(self._tables[k].directory / name, part)
