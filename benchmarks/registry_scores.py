@@ -41,7 +41,14 @@ from etils import epath
 from benchmarks import registry_card
 from miniplm_jax import config as config_lib
 from miniplm_jax import pipeline
-from miniplm_jax.core import errors, execute, files, manifest, signals
+from miniplm_jax.core import (
+  distributed,
+  errors,
+  execute,
+  files,
+  manifest,
+  signals,
+)
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import duration, log, show
 from miniplm_jax.core.step import Step
@@ -323,7 +330,7 @@ def _run():
 def main(argv):
   """All of it, in order."""
   del argv
-  signals.handle()
+  signals.handle(distributed.leave)
   show()
   try:
     _run()

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pydoc_data import topics
 
-from miniplm_jax.core import manifest, signals
+from miniplm_jax.core import distributed, manifest, signals
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "tests" / "tiny_config.py"
@@ -69,10 +69,10 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 @contextlib.contextmanager
-def signals_handled(*leave):
+def signals_handled(leave=distributed.leave):
   """Signals ask for a stop, as in main, during the body alone."""
   before = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
-  signals.handle(*leave)
+  signals.handle(leave)
   try:
     yield
   finally:

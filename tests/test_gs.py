@@ -146,8 +146,8 @@ def test_a_bucket_that_is_not_there_or_refuses_is_one_line(gate, monkeypatch):
 _LARGE = 60 << 20  # more than is sent at once
 _REPLACING = f"""
 import sys
-from miniplm_jax.core import files, signals
-signals.handle()
+from miniplm_jax.core import distributed, files, signals
+signals.handle(distributed.leave)
 with files.replacing(sys.argv[1]) as scratch:
   scratch.write_bytes(bytes({_LARGE}))
 signals.raise_if_stopped()

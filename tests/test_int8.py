@@ -205,7 +205,7 @@ def test_a_report_in_words():
 
 def test_ties_share_a_rank_and_the_lower_row_is_kept():
   def found(exact, rounded):
-    report = fidelity.report(exact, rounded, (), alpha=0.5)
+    report = fidelity.report(exact, rounded, alpha=0.5)
     return report["spearman"], report["agreement"]["0.5"]
 
   # Ranks −1.5 0 0 1.5 and −1.5 −0.5 0.5 1.5: 4.5 / √(4.5 · 5). Rows 3 and 1

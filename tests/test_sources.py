@@ -796,7 +796,8 @@ def hub(monkeypatch):
 
   def forget():
     datasets_lib.commit.cache_clear()
-    datasets_lib._known_dataset.cache_clear()
+    opened = datasets_lib._kept_open(datasets_lib._dataset.__wrapped__)
+    monkeypatch.setattr(datasets_lib, "_dataset", opened)
 
   hub.forget = forget
   forget()

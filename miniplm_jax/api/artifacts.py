@@ -123,11 +123,7 @@ class Corpus(Artifact, ToPandas):
     return self.rows(np.arange(len(self))).to_arrow()
 
   def rows(self, ids) -> "Rows":
-    """Some rows, by their ids.
-
-    Raises:
-      UserError: there is no such row.
-    """
+    """Some rows, by their ids; raises UserError if there is no such row."""
     ids = np.unique(ids)
     if len(ids) and ids.dtype.kind not in "iu":
       what = f"row ids are {ids.dtype}"

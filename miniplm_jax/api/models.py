@@ -123,11 +123,7 @@ def ref_of(
 
 
 def exported(student: Student) -> epath.Path:
-  """The Hugging Face directory of a student.
-
-  Raises:
-    UserError: there is none.
-  """
+  """The Hugging Face directory of a student; UserError if there is none."""
   if not student.hf.exists():
     hint = "call student.save_pretrained(student.hf) first"
     raise UserError("no Hugging Face directory yet", str(student.hf), hint)

@@ -17,10 +17,7 @@ def located(name: str) -> str:
   """Returns the path of a config file, with the colon and what follows it.
 
   A file that is there is itself. Of others NAME, NAME.py and configs/NAME.py
-  are that of the package, wherever one is.
-
-  Raises:
-    UserError: there is no such file.
+  are that of the package, wherever one is; else it raises UserError.
   """
   path, colon, argument = name.partition(":")
   if pathlib.Path(path).is_file():

@@ -57,7 +57,7 @@ def note():
   if not cache or not gs.is_local(cache) or not os.path.exists(cache):
     return
   folder = epath.Path(cache)
-  noted, hashes = _noted(folder / HASHES), {}
+  noted, hashes = files.read_json(folder / HASHES), {}
   for path in folder.glob("*-cache"):
     with contextlib.suppress(OSError):  # another process removed it
       hashes[path.name] = files.sha256(path)
@@ -68,13 +68,6 @@ def note():
   if hashes != noted:
     with contextlib.suppress(OSError):  # a disk that can only be read
       files.write_json(folder / HASHES, hashes)
-
-
-def _noted(path: epath.Path) -> dict[str, str]:
-  try:
-    return dict(json.loads(path.read_text()))
-  except (OSError, ValueError, TypeError, RecursionError):
-    return {}  # none yet, or damaged
 
 
 def _processor() -> str:
@@ -92,11 +85,7 @@ def _processor() -> str:
 
 
 def refuse_if_different(config: Mapping[str, Any], force: bool):
-  """Refuses processes of one program that were not started alike.
-
-  Raises:
-    UserError: another process than the first was told something else.
-  """
+  """Raises UserError unless all processes of a program were told the same."""
   import jax
 
   mine = {

@@ -20,7 +20,7 @@ from miniplm_jax.core.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _PLUMBING = "core", "config"
-_DECIDES = ("core/splitmix.py",)  # draws
+_DECIDES = ("core/noise.py",)  # draws
 # Calls whose arguments are for people. `jnp.log` is none of them.
 _WORDS = ("UserError", "log", "warn", "plain")
 

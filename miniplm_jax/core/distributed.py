@@ -113,7 +113,12 @@ def agree(decide: Callable[[], Any]) -> Any:
   key = f"decision {next(_decisions)}"
   _pass_on(signals.stop_requested())
   if not is_first():
-    return _heard(json.loads(_wait_for(key)))
+    heard = json.loads(_wait_for(key))
+    if "error" in heard:
+      raise UserError(*heard["error"])
+    if "stopped" in heard:
+      raise signals.Stopped(heard["stopped"])
+    return heard["value"]
   _is_deciding = True
   try:
     signals.raise_if_stopped(_get(_STOP))
@@ -307,14 +312,6 @@ def _part(status: int, line: str):
     # Those that have said so are not gone yet: on a busy machine one was
     # aborted between its word and its end.
     time.sleep(1)
-
-
-def _heard(decision: dict[str, Any]) -> Any:
-  if "error" in decision:
-    raise UserError(*decision["error"])
-  if "stopped" in decision:
-    raise signals.Stopped(decision["stopped"])
-  return decision["value"]
 
 
 def _wait_for(key: str) -> str:

@@ -200,7 +200,8 @@ def _run(steps: Sequence[Step]):
   for step, given, manifest, old in zip(steps, inputs, expected, begun):
     outputs: dict[str, Any] = {}
     if step.policy.is_host_only:
-      distributed.agree(functools.partial(_into, outputs, step, given))
+      into = outputs.update  # what it returns need not be JSON
+      distributed.agree(lambda s=step, i=given, into=into: into(s.run(i)))
     else:
       outputs.update(step.run(given))
     seconds = round(time.monotonic() - start, 2)
@@ -229,7 +230,3 @@ def _finish(step: Step, manifest: Manifest, outputs: Mapping[str, Any]):
   dataclasses.replace(manifest, **outputs).write()
   files.remove(step.partial)
   step.backup.drop()
-
-
-def _into(outputs: dict[str, Any], step: Step, inputs: Mapping[str, Manifest]):
-  outputs.update(step.run(inputs))

@@ -279,6 +279,14 @@ def write_json(path: epath.PathLike, content: Any):
   write_bytes(path, (text + "\n").encode())
 
 
+def read_json(path: epath.Path) -> dict[str, Any]:
+  """Reads the JSON object of a note; {} without one, or if it is damaged."""
+  try:
+    return dict(json.loads(path.read_bytes()))
+  except (OSError, ValueError, TypeError, RecursionError):
+    return {}
+
+
 def digest(content: Any) -> str:
   """Returns the sha256 of a JSON value, independent of key order."""
   text = json.dumps(content, sort_keys=True, separators=(",", ":"))

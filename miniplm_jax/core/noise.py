@@ -1,11 +1,24 @@
-"""Random numbers that belong to a row: a counter-based hash of its id.
+"""Random numbers that belong to numbers, as a row's id: hashes of a counter.
 
-Any part of the corpus, in any order, gives a row the same number.
+Any part of the corpus, in any order, gives a row the same number. They are
+SplitMix64's (Steele, Lea, Flood 2014).
 """
 
 import numpy as np
 
-from miniplm_jax.core.splitmix import GOLDEN, mix
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # what its counter goes up by
+_STEPS = (
+  (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+  (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
+
+
+def mix(bits):
+  """uint64 → uint64, one to one; every input bit moves every output bit."""
+  with np.errstate(over="ignore"):  # modulo 2⁶⁴ is meant
+    for shift, factor in _STEPS:
+      bits = (bits ^ (bits >> shift)) * factor
+    return bits ^ (bits >> np.uint64(31))
 
 
 def uniform(row_id: np.ndarray, seed: int, stream: int) -> np.ndarray:

@@ -41,12 +41,7 @@ _is_stopping = False  # `Stopped` is on its way
 _write_end: int | None = None  # of the pipe that `_watch` reads
 
 
-def _exit(status: int, line: str):
-  print(line, file=sys.stderr, flush=True)
-  os._exit(status)
-
-
-def handle(leave: Callable[[int, str], Any] = _exit):
+def handle(leave: Callable[[int, str], Any]):
   """Takes SIGINT and SIGTERM for a wish, which interrupts nothing.
 
   An exception out of a handler is raised wherever Python is, also in what

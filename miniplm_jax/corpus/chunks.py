@@ -109,17 +109,10 @@ class Chunk(abc.ABC):
 
   @abc.abstractmethod
   def read(self) -> Iterator[Record]:
-    """Yields its records in the order of the source.
-
-    Raises:
-      UserError: a file cannot be read.
-    """
+    """Yields its records in order; UserError if a file cannot be read."""
 
   def content(self) -> str:
-    """Returns a digest of all that `read` reads, see `contents.of`.
-
-    It is "" if the fingerprint says as much.
-    """
+    """Returns `contents.of` all that is read; "" if the fingerprint says it."""
     return contents.of(self.probe.paths) if self.probe.paths else ""
 
   @property
@@ -139,11 +132,7 @@ class Reading:
     self._chunk = chunk
 
   def __iter__(self) -> Iterator[Record]:
-    """Yields the records.
-
-    Raises:
-      UserError: the chunk cannot be read, or has changed meanwhile.
-    """
+    """Yields the records; UserError if the chunk has changed meanwhile."""
     probe = self._chunk.probe
     self.identity = probe.identity_now()
     yield from self._chunk.read()

@@ -42,13 +42,8 @@ def step(
 ) -> Step:
   """Returns the conversion of what one student trains on.
 
-  Args:
-    student: the new tokenizer, and how rows are converted.
-    corpus: how long rows are, and their seed.
-    folder: where the converted corpus is made.
-    inputs: "corpus", "selection", and the generated corpus if there is one.
-    selection: its name.
-    run: how it is carried out.
+  Inputs are "corpus", "selection", of that name, and the generated corpus if
+  there is one.
   """
   return Step(
     stage=STAGE,

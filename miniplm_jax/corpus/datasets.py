@@ -9,7 +9,7 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
@@ -118,22 +118,22 @@ def tfds_chunks(
     )
 
 
-def _state(source: str) -> list[tuple]:
+def _state(source: str) -> tuple:
   """What tells a folder here from itself after others wrote into it."""
   if is_named(source) or not gs.is_local(source):
-    return []
+    return ()
   paths = filter(os.path.isfile, sorted(pathlib.Path(source).rglob("*")))
-  return [
-    (path, path.stat().st_ino, *contents.identity(path)) for path in paths
-  ]
+  return tuple((p, p.stat().st_ino, *contents.identity(p)) for p in paths)
 
 
+def _kept_open(opened: Callable[..., Any]) -> Callable[..., Any]:
+  """Keeps the last data sets open, while nobody writes into their folders."""
+  known = functools.lru_cache(_OPEN)(lambda state, *names: opened(*names))
+  return functools.wraps(opened)(lambda *names: known(_state(names[0]), *names))
+
+
+@_kept_open
 def _builder(source: str) -> Any:
-  return _known_builder(source, *_state(source))
-
-
-@functools.lru_cache(_OPEN)
-def _known_builder(source: str, *unused_state) -> Any:
   tfds = library(source)
   with _reading(source, "look at its name, or give a prepared folder"):
     if not source.startswith(TFDS):
@@ -142,9 +142,11 @@ def _known_builder(source: str, *unused_state) -> Any:
 
 
 def _prepared(source: str) -> Any:
+  builder = _builder(source)
   if source.startswith(TFDS):
-    _prepare(source)
-  return _builder(source)
+    with _reading(source, "look at the message, or give a prepared folder"):
+      builder.download_and_prepare()  # unless it was
+  return builder
 
 
 def library(where: str) -> Any:
@@ -158,12 +160,6 @@ def library(where: str) -> Any:
       "pip install tensorflow-datasets importlib-resources",
     ) from e
   return tensorflow_datasets
-
-
-@functools.cache
-def _prepare(source: str):
-  with _reading(source, "look at the message, or give a prepared folder"):
-    _builder(source).download_and_prepare()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -343,12 +339,8 @@ def _library(source: str) -> Any:
   return datasets
 
 
+@_kept_open
 def _dataset(source: str, split: str) -> Any:
-  return _known_dataset(source, split, *_state(source))
-
-
-@functools.lru_cache(_OPEN)
-def _known_dataset(source: str, split: str, *unused_state) -> Any:
   datasets = _library(source)
   with _reading(source, f"set --config.corpus.split, or {_NAMES}"):
     if source.startswith(HF):

@@ -1,10 +1,8 @@
 """Which files a source is, be it a file, a folder or a glob; their domains."""
 
 import collections
-import contextlib
 import functools
 import glob
-import json
 import os
 import re
 import urllib.parse
@@ -87,11 +85,8 @@ def _not_ours(
 
 def _is_of_a_corpus(file: epath.Path) -> bool:
   """Whether stage tokenize wrote it: it lies in a workdir, whosever."""
-  if file.parts[-2:] not in _CORPUS:
-    return False
-  with contextlib.suppress(ValueError, LookupError, TypeError):
-    return json.loads(file.read_bytes())["stage"] == "tokenize"
-  return False
+  is_named_so = file.parts[-2:] in _CORPUS
+  return is_named_so and files.read_json(file).get("stage") == "tokenize"
 
 
 def _in_folder(

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import pathlib
 import struct
 import weakref
 from collections.abc import Iterable, Iterator
@@ -184,21 +183,16 @@ def write(
           )
         f.write(np.ascontiguousarray(row, dtype))
         sizes.append(len(row))
-    _write_index(index, code, np.asarray(sizes, "<i4"), dtype.itemsize)
+    written = np.asarray(sizes, "<i4")
+    ends = np.cumsum(written, dtype="<i8") * dtype.itemsize
+    offsets = ends - written.astype("<i8") * dtype.itemsize
+    header = _HEADER.pack(_MAGIC, _VERSION, code, len(written), len(_DOC_IDX))
+    with index.open("wb") as f:
+      for field in (header, written, offsets, _DOC_IDX):
+        f.write(field)
     # An older shard's index says nothing of the new rows.
     idx.unlink(missing_ok=True)
   return prefix
-
-
-def _write_index(
-  path: pathlib.Path, code: int, sizes: np.ndarray, itemsize: int
-):
-  ends = np.cumsum(sizes, dtype="<i8") * itemsize
-  offsets = ends - sizes.astype("<i8") * itemsize
-  header = _HEADER.pack(_MAGIC, _VERSION, code, len(sizes), len(_DOC_IDX))
-  with path.open("wb") as f:
-    for field in (header, sizes, offsets, _DOC_IDX):
-      f.write(field)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ compared with what is there now if a file has another identity than was noted
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
@@ -344,8 +343,4 @@ class CorpusSource:
 
   def _read(self, name: str) -> Mapping[str, str]:
     """One of the notes; without it everything counts as moved."""
-    path = self.directory / name
-    try:
-      return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-      return {}
+    return files.read_json(self.directory / name)

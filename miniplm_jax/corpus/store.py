@@ -135,9 +135,7 @@ def write_shard(
   """Writes one shard; its index is renamed last and so marks it whole.
 
   Args:
-    directory: of the corpus.
     names: of the rows' file and of the index's, from `shard_names`.
-    rows: in order.
     counts: what was counted; read when `rows` is exhausted, like `details`.
     details: what else to know of the shard, JSON.
     row_ids: for the index; without, from 0, until `merge` numbers all shards.

@@ -13,7 +13,7 @@ from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import field_of
 from miniplm_jax.core.log import Progress, log, warn
-from miniplm_jax.core.step import Input, Policy, Step
+from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus import datasets, own_tokenizer
 from miniplm_jax.corpus.chunks import (
@@ -62,7 +62,12 @@ def step(corpus: CorpusConfig, folder: epath.Path, run: RunConfig) -> Step:
       k: v for k, v in settings.items() if k not in _BY_CONTENT + _CARRIED
     }
     | corpus.carried,
-    inputs={"source": source, "tokenizer": _tokenizer_input(corpus)},
+    inputs={
+      "source": source,
+      "tokenizer": (lambda: files.digest([TRAIN, corpus.vocab_size]))
+      if corpus.tokenizer == TRAIN
+      else _given(corpus),
+    },
     # Each shard says what it was made from. A tokenizer that is trained
     # here is made from all of them.
     rechecks=() if corpus.tokenizer == TRAIN else ("source",),
@@ -117,14 +122,11 @@ def target_step(
 
 
 def check(corpus: CorpusConfig, folder: epath.Path, run: RunConfig):
-  """Refuses a corpus that is not what the config says of it.
+  """Raises UserError if a corpus is not what the config says of it.
 
   Source and tokenizer are not looked at if the config names them as it did
   then: they may be gone, and stage tokenize looks at them. If there is none
   yet there is nothing to refuse.
-
-  Raises:
-    UserError: a setting or an input is another.
   """
   finished = manifest.read(folder / MANIFEST)
   if finished is None:
@@ -166,12 +168,6 @@ def _shares(corpus: CorpusConfig) -> tuple[tuple[str, float], ...]:
     ("heldout", corpus.heldout_share),
     ("teacher", corpus.teacher_share),
   )
-
-
-def _tokenizer_input(corpus: CorpusConfig) -> Input:
-  if corpus.tokenizer == TRAIN:
-    return lambda: files.digest([TRAIN, corpus.vocab_size])
-  return _given(corpus)
 
 
 def tokenize(

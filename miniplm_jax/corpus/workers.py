@@ -46,9 +46,7 @@ def make_here(
     return
   context = multiprocessing.get_context("spawn")
   done, stop = context.Value("q", 0), context.Event()
-  pool = futures.ProcessPoolExecutor(
-    workers, context, _start, (recipe, done, stop)
-  )
+  pool = futures.ProcessPoolExecutor(workers, context, _start, (done, stop))
   try:
     # They start with these signals blocked, and stop when this process says so:
     # a terminal sends them to all, also while a worker is still importing.
@@ -57,7 +55,9 @@ def make_here(
     try:
       guards = files.guards()
       with _without_main():
-        tasks = {pool.submit(_make, guards, *task): task for task in tasks}
+        tasks = {
+          pool.submit(_make, recipe, guards, *task): task for task in tasks
+        }
     finally:
       signal.pthread_sigmask(signal.SIG_SETMASK, before)
     reported, waiting = 0, set(tasks)
@@ -106,28 +106,23 @@ def _cores() -> int:
   return os.cpu_count() or 1
 
 
-_maker: Maker | None = None  # of this worker
+_told: tuple[Any, Any] | None = None  # a worker's bytes of text, and its stop
 
 
-def _start(recipe: Recipe, done, stop):
+def _start(done, stop):
   """What a worker does first."""
-  global _maker
+  global _told
   threading.Thread(target=_end_with_parent, daemon=True).start()
-  _limit_threads()
+  _told = done, stop
 
-  def on_text(n_bytes: int):
+
+def _on_text(n_bytes: int):
+  if _told:  # not in Beam
+    done, stop = _told
     if stop.is_set():
       raise InterruptedError("told to stop")
     with done.get_lock():
       done.value += n_bytes
-
-  if not stop.is_set():  # loading takes seconds
-    _maker = Maker(recipe, on_text)
-
-
-def _limit_threads():
-  """One thread for each process of several; before a tokenizer is used."""
-  os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _end_with_parent():
@@ -135,9 +130,17 @@ def _end_with_parent():
   os._exit(1)
 
 
-def _make(guards, *task) -> Mapping[str, int]:
+@functools.lru_cache(maxsize=1)
+def _maker(recipe: Recipe) -> Maker:
+  _on_text(0)  # loading takes seconds
+  # One thread for each process of several; before a tokenizer is used.
+  os.environ["TOKENIZERS_PARALLELISM"] = "false"
+  return Maker(recipe, _on_text)
+
+
+def _make(recipe: Recipe, guards, *task) -> Mapping[str, int]:
   with files.guarded(guards):
-    return _maker.make(*task)
+    return _maker(recipe).make(*task)
 
 
 def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
@@ -165,7 +168,7 @@ def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
     raise UserError(
       f"these are no pipeline options ({e})", "config.run.beam", "mend them"
     ) from e
-  make = functools.partial(_make_in_beam, recipe, files.guards())
+  make = functools.partial(_make, recipe, files.guards())
   try:
     with beam.Pipeline(options=parsed) as p:
       # Reshuffle: without it all shards would be one worker's.
@@ -179,14 +182,3 @@ def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
     if not message:
       raise
     raise UserError(message[1], "in a Beam worker", "see above") from e
-
-
-@functools.lru_cache(maxsize=1)
-def _maker_of(recipe: Recipe) -> Maker:
-  _limit_threads()
-  return Maker(recipe, lambda unused: None)
-
-
-def _make_in_beam(recipe: Recipe, guards, *task):
-  with files.guarded(guards):
-    _maker_of(recipe).make(*task)

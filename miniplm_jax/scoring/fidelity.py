@@ -4,7 +4,6 @@ Selection keeps the α of the rows that score highest. What rounding does to
 the scores matters where it changes which rows these are.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,12 @@ import numpy as np
 from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
 
+_RATIOS = 0.1, 0.3, 0.5
+
 
 def report(
   exact: np.ndarray,
   rounded: np.ndarray,
-  ratios: Sequence[float] = (0.1, 0.3, 0.5),
   *,
   alpha: float,
 ) -> dict[str, Any]:
@@ -25,8 +25,8 @@ def report(
   Args:
     exact: float [n], nats per token, n at least 1.
     rounded: likewise.
-    ratios: further shares of the rows to compare.
-    alpha: the share that selection keeps, by which `check` judges.
+    alpha: the share that selection keeps, by which `check` judges; a few
+      others are compared, too.
 
   Returns:
     `rows`; `spearman`, the rank correlation; `agreement` by ratio, the share
@@ -42,7 +42,7 @@ def report(
     "alpha": alpha,
     "agreement": {
       str(ratio): agreement(exact, rounded, ratio)
-      for ratio in sorted({*ratios, alpha})
+      for ratio in sorted({*_RATIOS, alpha})
     },
     "mean_difference": float(difference.mean()),
     "max_difference": float(difference.max()),
@@ -74,15 +74,14 @@ def check(
   alpha, rank = compared["alpha"], compared["spearman"]
   share = compared["agreement"][str(alpha)]
   # Not `<`, which a NaN would pass.
-  if rank >= least_spearman and share >= least_agreement:
-    return
-  raise UserError(
-    f"of {compared['rows']} rows, rounded weights give a rank correlation of "
-    f"{rank:.4f} (least {least_spearman}) and {share:.4f} of the "
-    f"highest {alpha} (least {least_agreement})",
-    where,
-    "score with weights that are not rounded",
-  )
+  if not (rank >= least_spearman and share >= least_agreement):
+    raise UserError(
+      f"of {compared['rows']} rows, rounded weights give a rank correlation of "
+      f"{rank:.4f} (least {least_spearman}) and {share:.4f} of the "
+      f"highest {alpha} (least {least_agreement})",
+      where,
+      "score with weights that are not rounded",
+    )
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:

@@ -96,9 +96,10 @@ def write_parts(
   with Progress("score", len(row_ids), "rows") as progress:
     for unit in units:
       of_unit = slice(start, start + len(unit.rows))
+      # As `likelihood.loss_mask` has it.
       counted = np.asarray(
         [
-          scored_tokens(row.ids, corpus.eos_id)
+          np.count_nonzero(row.ids[:-1] != corpus.eos_id)
           for row in corpus.read(unit.rows)
         ],
         np.int32,
@@ -156,11 +157,6 @@ def _taken(tables: Manifest, name: str, corpus: Corpus, row_ids: np.ndarray):
     log("score", f"{name}: other rows were scored too; taken by rows' hashes")
     nll, n_tokens = nll[places], n_tokens[places]
   return nll, n_tokens
-
-
-def scored_tokens(ids: np.ndarray, eos_id: int) -> int:
-  """How many predictions of a row count: see `likelihood.loss_mask`."""
-  return int(np.count_nonzero(ids[:-1] != eos_id))
 
 
 def _manifest(path: epath.Path, corpus: Corpus) -> dict[str, str]:

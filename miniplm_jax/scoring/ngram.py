@@ -21,7 +21,7 @@ from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.splitmix import mix
+from miniplm_jax.core.noise import mix
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import sources
 from miniplm_jax.corpus.chunks import Chunk
@@ -92,11 +92,7 @@ class NgramRef:
     return CorpusConfig(**{name: settings[name] for name in names} | own)
 
   def chunks(self) -> list[Chunk]:
-    """The chunks of the text.
-
-    Raises:
-      UserError: there is none.
-    """
+    """The chunks of the text; raises UserError if there is none."""
     c, splits = self.section(), ", ".join(store.SPLITS)
     field = f"config.score.more={self.name}={PREFIX}"
     words = {r"config\.corpus\.source=": field, "give ": f"give {splits}; or "}

@@ -5,10 +5,6 @@ with the teacher's own weights, with the rounded ones and with the reference,
 and the two rankings are compared.
 """
 
-import json
-from typing import Any
-
-from etils import epath
 from jax.sharding import Mesh
 
 from miniplm_jax.config import ScoreConfig
@@ -23,17 +19,6 @@ from miniplm_jax.scoring.scorer import Scorer
 
 _STAGE = "score"
 REPORT = "int8_fidelity.json"
-
-
-def _report_of(path: epath.Path, key: str) -> dict[str, Any] | None:
-  """The report that exists, if it is of the same models and rows."""
-  if not path.exists():
-    return None
-  try:
-    report = json.loads(path.read_text())
-    return report if report["made_from"] == key else None
-  except (ValueError, KeyError, TypeError, RecursionError):
-    return None  # damaged: it is made again
 
 
 def rounded(
@@ -68,8 +53,8 @@ def rounded(
       [score.int8_rows, alpha, seed],
     ]
   )
-  known = distributed.agree(lambda: _report_of(path, key))
-  if known:
+  known = distributed.agree(lambda: files.read_json(path))
+  if known.get("made_from") == key:
     fidelity.check(known, *least)
     return int8.quantize(model)
   rows = corpus.rows_of("train")

@@ -95,11 +95,7 @@ def _sums(columns: Columns) -> dict[str, float]:
 
 
 def read_part(path: epath.Path, header_only: bool = False) -> Part:
-  """Reads one part.
-
-  Raises:
-    UserError: it is missing or damaged.
-  """
+  """Reads one part; raises UserError if it is missing or damaged."""
   import pyarrow.parquet as pq
 
   try:
@@ -152,12 +148,9 @@ def check_rows(path, columns: Columns):
 def check_part(
   part: Part, unit: Unit, made_by: Mapping[str, str], any_code: bool
 ):
-  """Refuses a part that is not this unit's, or was scored by another.
+  """Raises UserError if it is not this unit's, or was scored by another.
 
   With `any_code`, other versions of the code will do.
-
-  Raises:
-    UserError: naming the file and what is not as it should be.
   """
   for name, expected in unit.facts.items():
     if part.unit.get(name) != expected:
@@ -191,11 +184,7 @@ def _short(value: Any) -> str:
 
 
 def check_names(directory: epath.Path, units: Sequence[Unit]) -> set[str]:
-  """Returns the names of the parts that exist.
-
-  Raises:
-    UserError: there is a part of rows that no unit has.
-  """
+  """Returns the names of the parts; UserError at one of rows of no unit."""
   names = {unit.name for unit in units}
   existing = {path.name for path in directory.glob("*.parquet")}
   for name in sorted(existing - names):

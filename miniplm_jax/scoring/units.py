@@ -11,7 +11,7 @@ import numpy as np
 from miniplm_jax.config import ScoreConfig
 from miniplm_jax.core import code as code_lib
 from miniplm_jax.core import files
-from miniplm_jax.core.splitmix import GOLDEN, mix
+from miniplm_jax.core.noise import GOLDEN, mix
 from miniplm_jax.corpus.store import Corpus, shard_names
 
 _NAME = re.compile(r"part-(\d+)-(\d+)\.parquet")

@@ -15,7 +15,7 @@ from etils import epath
 
 from miniplm_jax.core import fields, files
 from miniplm_jax.core.log import Progress, log, warn
-from miniplm_jax.core.splitmix import GOLDEN, mix
+from miniplm_jax.core.noise import GOLDEN, mix
 from miniplm_jax.corpus.kept_rows import among
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.selection import index

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from miniplm_jax.core import distributed
-from miniplm_jax.core.splitmix import GOLDEN, mix
+from miniplm_jax.core.noise import GOLDEN, mix
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.selection import index
 
