@@ -12,9 +12,11 @@ import pytest
 from absl import flags
 from helpers import ROOT, documented, execute
 
+import miniplm_jax as mp
 from miniplm_jax import cli, main, pipeline
 from miniplm_jax import config as config_lib
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.models import hub
 
 
 def columns(folder, pattern="*.parquet"):
@@ -147,7 +149,8 @@ def documented_commands(page: pathlib.Path):
     ):
       yield from commands(block)
   for code in re.findall(r"`([^`\n]+)`", BLOCK.sub("", text)):
-    if re.match(r"(make|miniplm|pytest|python -m|gcp/tpu.sh) ", code):
+    ours = re.match(r"(make|miniplm|pytest|python -m|gcp/tpu.sh) ", code)
+    if ours and "…" not in code:
       yield from commands(code)
 
 
@@ -211,13 +214,25 @@ def check(words, given):
     assert name in FOREIGN
 
 
-def test_commands_are_those_that_there_are(monkeypatch):
-  """Targets, modules, stages, fields, values; a run itself is not begun."""
-  given, seen = [], 0
-  monkeypatch.chdir(ROOT)
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+  """What a run is given, which is not begun: its config and its stages."""
+  given = []
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  (mine,) = documented("laptop.md", "Say it once")  # a file of the reader's
+  (tmp_path / "mine.py").write_text(mine)
+  monkeypatch.chdir(tmp_path)
+  shape = mp.presets["qwen-104m"]  # of a teacher that is not here
+  monkeypatch.setattr(hub, "shape_of", lambda *a: shape)
   monkeypatch.setattr(
     pipeline, "run", lambda c, f, s, **k: given.extend([c, s])
   )
+  return given
+
+
+def test_commands_are_those_that_there_are(given):
+  """Targets, modules, stages, fields, values."""
+  seen = 0
   for page in PAGES:
     if page.name == "LOG.md":  # of its time
       continue
@@ -245,12 +260,7 @@ def test_commands_are_those_that_there_are(monkeypatch):
     "nothing",
   ],
 )
-def test_other_commands_are_refused(command, monkeypatch):
-  given = []
-  monkeypatch.chdir(ROOT)
-  monkeypatch.setattr(
-    pipeline, "run", lambda c, f, s, **k: given.extend([c, s])
-  )
+def test_other_commands_are_refused(command, given):
   (words,) = commands(command)
   with pytest.raises((AssertionError, UserError)):
     check(words, given)
