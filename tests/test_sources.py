@@ -32,6 +32,7 @@ from miniplm_jax.corpus import (
   shard,
   sources,
   store,
+  summary,
   tokenize_step,
   tokenizer,
 )
@@ -1009,16 +1010,16 @@ def test_a_dry_run_prepares_nothing(tmp_path, vocabulary, monkeypatch):
 
 
 def test_many_domains_are_warned_of(tmp_path, vocabulary, monkeypatch, capsys):
-  monkeypatch.setattr(tokenize_step, "_MANY_DOMAINS", 2)
+  monkeypatch.setattr(summary, "_MANY_DOMAINS", 2)
   for name in "ab":
     write(tmp_path / f"texts/{name}.jsonl", LINES)
   Run(tmp_path / "1", tmp_path / "texts", vocabulary)()
   said = capsys.readouterr().out
-  assert "2 domains: a, b" in said and "warning" not in said
+  assert "] b " in said and "warning" not in said
   write(tmp_path / "texts/c.jsonl", LINES)
   Run(tmp_path / "2", tmp_path / "texts", vocabulary)()
   said = capsys.readouterr().out
-  assert "3 domains: a, b, c" in said and "warning" in said
+  assert "] c " in said and "with few values" in said
 
 
 def test_documents_that_lack_a_domain_are_counted(tmp_path, vocabulary, capsys):

@@ -15,7 +15,7 @@ from miniplm_jax.core.fields import field_of
 from miniplm_jax.core.log import Progress, log, warn
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
-from miniplm_jax.corpus import datasets, own_tokenizer
+from miniplm_jax.corpus import datasets, own_tokenizer, summary
 from miniplm_jax.corpus.chunks import (
   Chunk,
   Document,
@@ -26,8 +26,6 @@ from miniplm_jax.corpus.own_tokenizer import TRAIN
 from miniplm_jax.corpus.sources import CorpusSource
 
 with epy.lazy_imports():
-  import pyarrow.parquet as pq
-
   from miniplm_jax.corpus import (
     columns,
     losses,
@@ -42,7 +40,6 @@ STAGE = "tokenize"
 # Told apart by what they hold, in `inputs`: a folder may be moved.
 _BY_CONTENT = ("source", "tokenizer")
 _CARRIED = ("fields", "id_field", "split_field")  # settings if there are some
-_MANY_DOMAINS = 1000
 _UNNAMED = ("", "auto")  # a corpus.bos_token
 _CODE = ("corpus/shard.py", "corpus/sources.py")  # makes a shard
 
@@ -276,7 +273,7 @@ def _merge(
   _refuse_empty(corpus, n, counts)
   lost = losses.check(counts, STAGE, _tokenizer_field(corpus))
   _say_lacking(corpus, counts)
-  _say_domains(indices)
+  summary.say(STAGE, corpus, indices, counts)
   notes = {shard.content_note(folder, i, n).name for i in range(n)}
   for path in folder.iterdir():
     # Of a source that had another number of chunks; all of this one stand.
@@ -339,22 +336,6 @@ def _say_lacking(corpus: CorpusConfig, counts: Mapping[str, int]):
         if name == "a split":
           why = "their rows are drawn by the shares"
         say(STAGE, f"{line}: {why}")
-
-
-def _say_domains(indices: Iterable[epath.Path]):
-  """Says which domains there are, and if they are too many to be any."""
-  names = set()
-  for index in indices:
-    with index.open("rb") as f:
-      names.update(pq.read_table(f, columns=["domain"])[0].unique().to_pylist())
-  first = ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else "")
-  log(STAGE, f"{len(names):,} domains: {first}")
-  if len(names) > _MANY_DOMAINS:
-    warn(
-      STAGE,
-      "evaluations and reports hold and list every domain by itself; "
-      "set --config.corpus.domain_field to a field with few values, or ''",
-    )
 
 
 def _tokenizer(
