@@ -124,9 +124,10 @@ class Stages:
     if "proxy" not in c.methods:
       return []
     models = {role: self.trainings.ref(role) for role in ROLES}
-    return proxy_step.Proxy(
-      c.proxy, c.score, models, c.alpha, self.workdir, c.run, c.verify
-    ).steps()
+    table, how = self.workdir.scores(c.proxy.name), (c.run, c.verify)
+    score = score_step.with_parts(c.score, self.corpus, [table])
+    of = models, c.alpha, self.workdir
+    return proxy_step.Proxy(c.proxy, score, *of, *how).steps()
 
   def select(self) -> list[Step]:
     """A selection for each way to rank, and its report."""

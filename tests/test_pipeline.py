@@ -258,7 +258,7 @@ def test_bad_corpora_are_refused_in_one_line(tmp_path):
     ("--config.student.name=one", "student.name"),
     ("--config.select.name={x}", "select.name"),
     ("--config.run.remat=some", "run.remat"),
-    ("--config.run.checkpoint_every=0", "run.checkpoint_every"),
+    ("--config.run.checkpoint_every=-1", "run.checkpoint_every"),
     ("--config.train.dtype=int8", "train.dtype"),
     ("--config.run.fsdp=3", "devices"),
   ],

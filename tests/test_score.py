@@ -22,11 +22,14 @@ from helpers import LONG, edited, refused, rows, run, run_as_process
 from miniplm_jax import config as config_lib
 from miniplm_jax.core import claims, files, owner
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.signals import Stopped
 from miniplm_jax.corpus import batching
 from miniplm_jax.models import decoder, huggingface
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.ref import Identity, ModelRef
-from miniplm_jax.scoring import check, table, units, worker
+from miniplm_jax.scoring import check, score_step, table, units, worker
+from miniplm_jax.scoring.scorer import Effort
 
 ARCH = Transformer(
   vocab_size=61,
@@ -65,6 +68,63 @@ def test_rows_move_on_to_a_longer_batch_if_that_wastes_less():
   assert shapes(*[5] * 6, 15, 25) == [(2, 30, 2), (6, 10, 6)]
   # Two of 15 would waste 20 either way; five of 5 waste 10 in their own.
   assert shapes(*[5] * 5, 15, 15, 25) == [(2, 30, 1), (2, 30, 2), (6, 10, 5)]
+
+
+def test_parts_and_batches_that_nobody_said(tmp_path):
+  """By the corpus and the device; what was begun, and an explicit size, win."""
+  auto, said = config_lib.ScoreConfig(), config_lib.ScoreConfig(rows_per_part=7)
+  sizes = [(0, 128), (3000, 128), (3000, 1024), (10**5, 1024), (10**8, 1024)]
+  assert [auto.with_parts(*size).rows_per_part for size in sizes] == [
+    *(512, 512, 64, 1562, 65_536)
+  ]
+  assert said.with_parts(10**8, 128).rows_per_part == 7
+  corpus, tables = tmp_path / "corpus.json", [tmp_path / "a", tmp_path / "b"]
+  settings = {"rows_per_part": 9, "max_length": 128}
+  counts, options = {"rows": 64_000}, (epath.Path(corpus), tables)
+  for path in (corpus, tables[1] / "manifest.partial.json"):
+    Manifest(epath.Path(path), "x", settings, {}, counts=counts).write()
+    found = score_step.with_parts(auto, *options).rows_per_part
+    assert found == (1000 if path == corpus else 9)
+  assert score_step.with_parts(said, *options) == said
+  # A table says of what is auto what it said before there was auto.
+  assert auto.of_table == auto.replace(batch_tokens=65_536).of_table
+
+  def on(platform):
+    device = np.array([types.SimpleNamespace(platform=platform)])
+    return types.SimpleNamespace(devices=device)
+
+  asked = [batching.tokens_of(n, on(p)) for p in ("cpu", "tpu") for n in (0, 5)]
+  assert asked == [4096, 5, 65_536, 5]
+
+
+def test_a_worker_says_how_it_works_and_what_a_stop_loses(tmp_path, capsys):
+  rows = [np.arange(i, i + 2) for i in (0, 2)]
+  parts = [units.Unit(r[0].item(), r[-1].item() + 1, "s", r) for r in rows]
+  calls = []
+
+  def scorer(row_ids, models, progress):
+    calls.append(row_ids.tolist())
+    if len(calls) == 2:
+      raise Stopped(15)
+    progress(len(row_ids))
+    nll = np.ones(len(row_ids), np.float32)
+    return dict.fromkeys(models, nll), np.ones(len(row_ids), np.int32), effort
+
+  effort = Effort(seconds=1.0, tokens=4, padded_tokens=4)
+  folder = epath.Path(tmp_path)
+  scorer.batch_tokens, scorer.shapes = 64, set()
+  tables = [
+    worker.TableSpec(m, folder / m, folder / "claims" / m, {}) for m in "ab"
+  ]
+  run = config_lib.RunConfig(log_every_seconds=0.0)
+  with pytest.raises(Stopped):
+    worker.Worker(scorer, parts, tables, run).fill()
+  said = capsys.readouterr().out
+  assert "[score] compiling; batches of 64 tokens, padding" in said
+  assert "in 2 parts of up to 2 rows" in said
+  assert "2/4 rows, " in said  # and not 4 of 8: both models have scored them
+  assert "kept 2 rows; the part of 2 that was begun is scored again" in said
+  assert [len(list((tmp_path / m).glob("*.parquet"))) for m in "ab"] == [1, 1]
 
 
 def board(folder, seconds, host):

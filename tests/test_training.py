@@ -717,6 +717,20 @@ def test_8_devices_then_4_then_8_are_one_run(eight_devices, finished):
   assert resumed["shards"] == [[256, 8], [512, 4], [256, 8]]
 
 
+def test_intervals_that_nobody_said_follow_the_steps():
+  def every(steps, **options):
+    run = config_lib.RunConfig(**options).of(steps)
+    return run.checkpoint_every, run.eval_every
+
+  assert [every(n) for n in (1, 120, 100_000)] == [
+    (1, 1),
+    (12, 6),
+    (1000, 1000),
+  ]
+  assert every(120, checkpoint_every=7, eval_every=0) == (7, 0)
+  assert every(120, keep_every=2000) == (1000, 6)
+
+
 def test_fields_of_training_that_cannot_be_meant_are_refused(copy):
   for argument, words in (
     ("--config.train.domain_weights=('odd',)", "train.domain_weights"),

@@ -1,6 +1,7 @@
 """How a run is carried out."""
 
 import dataclasses
+from typing import Self
 
 from miniplm_jax.core import fields as f
 from miniplm_jax.core.fields import Section
@@ -8,6 +9,7 @@ from miniplm_jax.core.fields import Section
 # How long something may take, in seconds: up to three years.
 _SECONDS = "[0, 1e8]"
 REMAT = ("none", "full", "dots")
+_MOST = 1000  # steps between checkpoints, or held-out losses, if none are said
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,12 +28,14 @@ class RunConfig(Section):
   # What the backward pass forms again: full, a layer; dots, all but its
   # products; none, only attention's weights.
   remat: str = f.word("full", REMAT)
-  checkpoint_every: int = f.number(1000, "[1, inf)")  # steps
+  # steps; 0 is a tenth of the training, and 1000 at most
+  checkpoint_every: int = f.number(0, "[0, inf)")
   keep_checkpoints: int = f.number(2, "[1, inf)")  # the newest
   # steps; those of its multiples are kept too; 0: none
   keep_every: int = f.number(0, "[0, inf)")
-  # steps between held-out losses; 0 is never
-  eval_every: int = f.number(1000, "[0, inf)")
+  # steps between held-out losses; 0 is never; -1 is a twentieth of the
+  # training, and 1000 at most
+  eval_every: int = f.number(-1, "[0, inf)", -1)
   # held-out rows of the learning curve
   eval_rows: int = f.number(512, "[1, inf)")
   log_every_seconds: float = f.number(30.0, _SECONDS)
@@ -86,8 +90,17 @@ class RunConfig(Section):
   def _rules(self):
     good = (self.data, self.fsdp, self.tensor).count(-1) <= 1
     yield "data, fsdp, tensor", good, "let one be -1, what is left"
-    every = self.checkpoint_every
+    every = self.checkpoint_every or _MOST
     hint = f"give 0 or a multiple of checkpoint_every, {every}"
     yield "keep_every", self.keep_every % every == 0, hint
     good = self.process_id < self.processes or self.coordinator == "auto"
     yield "process_id", good, "give less than run.processes"
+
+  def of(self, steps: int) -> Self:
+    """The same for a training of so many steps: every interval is known."""
+    saves = self.checkpoint_every or min(-(-steps // 10), _MOST)
+    if self.keep_every and not self.checkpoint_every:
+      saves = _MOST  # a multiple of which it is
+    looks = min(-(-steps // 20), _MOST)
+    looks = looks if self.eval_every < 0 else self.eval_every
+    return self.replace(checkpoint_every=saves, eval_every=looks)

@@ -5,7 +5,7 @@ default the paper's constant, its rule what it may be.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from miniplm_jax.config.corpus import (
   SPECIAL,
@@ -24,6 +24,8 @@ from miniplm_jax.models.architecture import Architecture, Transformer
 CONVERSIONS = ("repack", "one_to_one")
 # What `materialize` writes: the functions of selection/materialize_writers.py.
 FORMATS = ("array_record", "megatron", "tfds")
+# Inputs of a batch of scoring, where nothing is said.
+BATCH_TOKENS = 65_536
 # The group of lm_eval that is the paper's nine. acc_norm where a task has it,
 # else acc; their plain mean.
 GROUP = "miniplm"
@@ -58,10 +60,12 @@ class ScoreConfig(Section):
   """The log-probs of every row of D."""
 
   dtype: str = f.word("bfloat16", DTYPES)  # of the computation
-  # unit of work and of resuming
-  rows_per_part: int = f.number(65_536, "[1, inf)")
-  # of one batch over all devices, with padding
-  batch_tokens: int = f.number(65_536, "[1, inf)")
+  # Unit of work and of resuming; 0 is a 64th of the corpus, but a batch or
+  # more, and 65,536 at most. What was begun goes on in parts of its size.
+  rows_per_part: int = f.number(0, "[0, inf)")
+  # Of one batch over all devices, with padding; 0 is 65,536, and on CPUs, where
+  # a first batch of so many takes minutes, 4,096.
+  batch_tokens: int = f.number(0, "[0, inf)")
   # Of D. Less than 1 is for method proxy alone: the rows that it learns
   # from, and some to test it on.
   share: float = f.number(1.0, "(0, 1]")
@@ -95,7 +99,20 @@ class ScoreConfig(Section):
   def of_table(self) -> dict[str, Any]:
     """What decides a table, by whatever model."""
     layout = {name: getattr(self, name) for name in self.LAYOUT}
-    return {"dtype": self.dtype, **layout, "lengths": list(self.lengths)}
+    layout |= {"lengths": list(self.lengths), "batch_tokens": self.most_tokens}
+    return {"dtype": self.dtype, **layout}
+
+  @property
+  def most_tokens(self) -> int:
+    """Those of a batch, as manifests say it: no device is asked."""
+    return self.batch_tokens or BATCH_TOKENS
+
+  def with_parts(self, rows: int, length: int) -> Self:
+    """The same with a size of parts for a corpus of so many rows, if none."""
+    most = max(rows // 64, BATCH_TOKENS // length)
+    return self.replace(
+      rows_per_part=self.rows_per_part or min(most, BATCH_TOKENS)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import grain
 import numpy as np
 from jax.sharding import Mesh
 
+from miniplm_jax.config.sections import BATCH_TOKENS
 from miniplm_jax.corpus.store import Corpus, StoredRow
 from miniplm_jax.models import placement
 
@@ -29,6 +30,12 @@ class Planned:
   def padded_tokens(self) -> int:
     """Inputs that the device computes."""
     return self.length * self.size
+
+
+def tokens_of(asked: int, mesh: Mesh) -> int:
+  """Inputs of a batch; if 0 are asked for, by the kind of device."""
+  is_cpu = mesh.devices.flat[0].platform == "cpu"
+  return asked or (4096 if is_cpu else BATCH_TOKENS)
 
 
 def plan(

@@ -81,8 +81,7 @@ class Scoring:
     del settings["models"]
     names = ("split", "text_field", "domain_field", "id_field")
     settings |= {name: getattr(corpus, name) for name in names}
-    names = ("dtype", "batch_tokens")
-    settings |= {name: getattr(score, name) for name in names}
+    settings |= {"dtype": score.dtype, "batch_tokens": score.most_tokens}
     return Step(
       stage=STAGE,
       manifest=folder / MANIFEST,

@@ -219,7 +219,7 @@ class RowScorer:
     """Compiles nothing yet; a batch has so many inputs over all devices."""
     self._mesh, self._every = model.mesh, log_every_seconds
     self._stage = stage
-    self.batch_tokens = batch_tokens
+    self.batch_tokens = batching.tokens_of(batch_tokens, model.mesh)
     self._score = functools.partial(
       _program(model.mesh, model.dtype), model.decoder
     )
@@ -298,6 +298,7 @@ def prompts(
   # The longest first, so that rows of a batch are of like length.
   order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
   shards, start = sharding.batch_shards(mesh), 0
+  batch_tokens = batching.tokens_of(batch_tokens, mesh)
   while start < len(order):
     (length,) = lengths(len(rows[order[start]]))[-1:]
     most = max(batch_tokens // (length + new) // shards, 1) * shards

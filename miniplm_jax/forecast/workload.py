@@ -201,7 +201,7 @@ def scoring(
 ) -> ScoringProgram:
   """The program that a model scores so many rows of this length by."""
   dtype, count = jnp.dtype(score.dtype), max(round(rows), 1)
-  return ScoringProgram(name, model, dtype, length, score.batch_tokens, count)
+  return ScoringProgram(name, model, dtype, length, score.most_tokens, count)
 
 
 def regression(

@@ -19,7 +19,7 @@ from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.core.log import plain
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
-from miniplm_jax.core.workdir import MANIFEST, Workdir, table_files
+from miniplm_jax.core.workdir import MANIFEST, PARTIAL, Workdir, table_files
 from miniplm_jax.models.ref import REFERENCE, TEACHER, Identity, ModelRef
 from miniplm_jax.scoring import ngram
 from miniplm_jax.scoring.ngram import NgramRef
@@ -54,6 +54,11 @@ class Scoring:
   but: Mapping[str, epath.Path] = dataclasses.field(default_factory=dict)
   # By model (table, architecture): what `_score` did, for `_finish`.
   _scored: dict[str, tuple] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    folders = [ref.table for ref in self.models]
+    score = with_parts(self.score, self.corpus, folders)
+    object.__setattr__(self, "score", score)
 
   def steps(self) -> list[Step]:
     """One step a table; scores of elsewhere come first.
@@ -248,6 +253,27 @@ class Scoring:
       table = manifest_lib.require(ref.table / MANIFEST)
       table.check_inputs({"corpus": corpus.manifest})
       check.verify_table(self.score, self.verify, self.run, ref, table, corpus)
+
+
+def with_parts(
+  score: ScoreConfig, corpus: epath.Path, tables: Sequence[epath.Path]
+) -> ScoreConfig:
+  """Says how large parts are, if the config does not.
+
+  As large as those of a table that is begun or finished, else by the corpus. A
+  corpus that is not there yet, or grows later, changes nothing of it.
+  """
+  if score.rows_per_part:
+    return score
+  paths = [folder / name for name in (PARTIAL, MANIFEST) for folder in tables]
+  for made in filter(None, map(manifest_lib.read, paths)):
+    if "rows_per_part" in made.settings:
+      return score.replace(rows_per_part=made.settings["rows_per_part"])
+  made = manifest_lib.read(corpus)
+  rows, length = 0, 1
+  if made:
+    rows, length = made.counts["rows"], made.settings["max_length"]
+  return score.with_parts(rows, length)
 
 
 @dataclasses.dataclass(frozen=True)

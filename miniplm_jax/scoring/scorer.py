@@ -63,10 +63,11 @@ class Scorer:
     self.dtype = dtype or score.dtype
     lengths = score.lengths if lengths is None else lengths
     lengths = {min(n, corpus.max_length) for n in lengths}
+    self.batch_tokens = batching.tokens_of(score.batch_tokens, mesh)
     self._plan = functools.partial(
       batching.plan,
       lengths=sorted(lengths | {corpus.max_length}),
-      batch_tokens=score.batch_tokens,
+      batch_tokens=self.batch_tokens,
       shards=sharding.batch_shards(mesh),
     )
     self._flops_of = flops

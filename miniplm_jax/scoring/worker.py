@@ -19,7 +19,7 @@ import jax
 from etils import epath
 
 from miniplm_jax.config import RunConfig, ScoreConfig
-from miniplm_jax.core import claims, distributed, errors, files
+from miniplm_jax.core import claims, distributed, errors, files, signals
 from miniplm_jax.core.log import Progress, log
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import huggingface
@@ -53,7 +53,7 @@ def made_by(
   Of the model, as it was loaded, both: other weights and the same weights
   otherwise put to use (a `rope_theta`, an epsilon) are another model.
   """
-  how = [score.dtype, list(score.lengths), score.batch_tokens, is_int8]
+  how = [score.dtype, list(score.lengths), score.most_tokens, is_int8]
   return {
     "weights": huggingface.weights_fingerprint(model),
     "tokenizer": corpus.manifest.tokenizer,
@@ -100,6 +100,9 @@ class Worker:
         if task["tables"]:
           self._score(self._units[task["unit"]], task["tables"])
 
+  def _say(self, what: str):
+    log(self._tables[0].stage, what)
+
   def _open(self, stack):
     self._boards = [
       stack.enter_context(claims.Board(t.claims, self._run.lease_seconds))
@@ -107,11 +110,12 @@ class Worker:
     ]
     self._look()
     done = sum(self._rows_finished(k) for k in range(len(self._tables)))
+    done /= len(self._tables)  # a row is done when all models have scored it
     names = "+".join(t.model for t in self._tables)
     self._progress = stack.enter_context(
       Progress(
         f"{self._tables[0].stage} {names}",
-        sum(len(u.rows) for u in self._units) * len(self._tables),
+        sum(len(u.rows) for u in self._units),
         "rows",
         done=done,
         every=self._run.log_every_seconds,
@@ -133,7 +137,7 @@ class Worker:
 
   def _advance(self, rows: int, note: str = ""):
     if self._progress:
-      self._progress.update(rows, note)
+      self._progress.update(rows / len(self._tables), note)
 
   def _rows_finished(self, k: int) -> int:
     return sum(len(u.rows) for u in self._units if u.name in self._finished[k])
@@ -151,10 +155,7 @@ class Worker:
         return None
       self._next_unit = 0
     if not self._waiting:
-      log(
-        self._tables[0].stage,
-        f"waiting for {left} parts that other workers have taken",
-      )
+      self._say(f"waiting for {left} parts that other workers have taken")
       self._waiting = True
     time.sleep(min(self._run.lease_seconds / 10, 5))
     return {"unit": 0, "tables": []}
@@ -173,11 +174,24 @@ class Worker:
 
   def _score(self, unit: Unit, chosen: Sequence[int]):
     note = self._note()
-    sums, n_tokens, effort = self._scorer(
-      unit.rows,
-      [self._tables[k].model for k in chosen],
-      lambda rows: self._advance(rows * len(chosen), note),
-    )
+    if not note and (tokens := getattr(self._scorer, "batch_tokens", None)):
+      self._say(
+        f"compiling; batches of {tokens:,} tokens, padding included, in "
+        f"{len(self._units):,} parts of up to {len(unit.rows):,} rows"
+      )
+    try:
+      sums, n_tokens, effort = self._scorer(
+        unit.rows,
+        [self._tables[k].model for k in chosen],
+        lambda rows: self._advance(rows * len(chosen), note),
+      )
+    except signals.Stopped:
+      kept = min(map(self._rows_finished, range(len(self._tables))))
+      self._say(
+        f"kept {kept:,} rows; the part of {len(unit.rows):,} that was begun is "
+        "scored again when it goes on"
+      )
+      raise
     self._effort.add(effort)
     for k in chosen:
       t = self._tables[k]
@@ -199,6 +213,7 @@ class Worker:
         "devices": jax.device_count(),
         "device_kind": jax.devices()[0].device_kind,
         "peak_flops": flops_lib.peak_flops(),
+        "batch_tokens": getattr(self._scorer, "batch_tokens", None),
         "shapes": sorted(self._scorer.shapes),
       }
     )
@@ -217,14 +232,14 @@ def summary(directory: epath.Path) -> dict[str, Any]:
   one pass, its seconds and FLOPs are those of all of them.
   """
   total, last = Effort(), {}
-  same = ("devices", "device_kind", "peak_flops")
+  same = ("devices", "device_kind", "peak_flops", "batch_tokens")
   paths = sorted((directory / _SUMMARIES).glob("*.json"))
   for path in paths:
     with errors.parsing(path, "remove it: it only says how long a worker took"):
       facts = json.loads(path.read_bytes())
       names = (f.name for f in dataclasses.fields(Effort))
       total.add(Effort(**{name: facts[name] for name in names}))
-      last = {name: facts[name] for name in same}
+      last = {name: facts.get(name) for name in same}
   if not last:
     return {}
   return _with_rates(

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from miniplm_jax.config import TrainConfig
+from miniplm_jax.config import RunConfig, TrainConfig
 from miniplm_jax.core import distributed, signals
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress, log
@@ -177,7 +177,7 @@ def train(training: Training, mesh: Mesh) -> nnx.Module:
     Stopped: on a signal, after saving.
   """
   spec, corpus = training.spec, training.corpus
-  t, run = spec.train, spec.run
+  t, run = spec.train, spec.run.of(spec.train.steps)
   objective = training.objective or NextToken(t, corpus.eos_id, run.remat)
   microbatches = _microbatches(training, mesh)
   with contextlib.ExitStack() as stack:
@@ -208,7 +208,7 @@ def train(training: Training, mesh: Mesh) -> nnx.Module:
       model = training.begin() if training.begin else state.model
       model = objective.started(model)
       state = dataclasses.replace(state, model=model)
-    _say_size(training)
+    _say_size(training, run)
 
     # 2. Data, compiled functions, logs.
     before, last_step = spec.between[0], spec.last_step
@@ -326,7 +326,7 @@ def _microbatches(training: Training, mesh: Mesh) -> int:
   return next(n for n in range(-(-rows // most), rows + 1) if rows % n == 0)
 
 
-def _say_size(training: Training):
+def _say_size(training: Training, run: RunConfig):
   spec, row_ids = training.spec, training.row_ids
   t, weights = spec.train, spec.train.domain_weights
   count = len(batches.trained_on(training.corpus, row_ids, weights))
@@ -335,7 +335,9 @@ def _say_size(training: Training):
   log(
     spec.name,
     f"{spec.shape.parameters():,} parameters, {steps:,} steps of "
-    f"{t.batch_size} rows, {epochs:.2f} epochs of {count:,} rows",
+    f"{t.batch_size} rows, {epochs:.2f} epochs of {count:,} rows; every "
+    f"{run.checkpoint_every:,} a checkpoint, every {run.eval_every:,} a "
+    "held-out loss",
   )
   if weights:
     domains = batches.by_domain(training.corpus, row_ids, weights)

@@ -55,6 +55,7 @@ def step(spec: TrainSpec, inputs: Mapping[str, Input]) -> Step:
 def _run(spec: TrainSpec, inputs: Mapping[str, Manifest]) -> Mapping[str, Any]:
   """Trains, and returns the fields of the manifest."""
   folder, train, run = spec.folder, spec.train, spec.run
+  every = run.of(train.steps)
   corpus = store.open_corpus(inputs)
   if not corpus.tokenizer().is_qwens and getattr(spec.shape, "qkv_bias", False):
     spec.shape.check_llama()  # as which it will be exported: said before
@@ -123,6 +124,7 @@ def _run(spec: TrainSpec, inputs: Mapping[str, Manifest]) -> Mapping[str, Any]:
     "details": {
       "metrics": described,
       comparable.CURVE: curve_rows,
+      "every": {"checkpoint": every.checkpoint_every, "eval": every.eval_every},
       "train_flops": spec.token_flops * spec.last_step * spec.step_tokens,
       **offline,
     },
