@@ -91,6 +91,24 @@ def test_a_config_that_is_nowhere_is_one_line(name):
     main.run(["miniplm", f"--config={name}"], flags.FlagValues())
 
 
+def test_a_field_that_is_none_is_told_as_it_was_typed(tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "from miniplm_jax import config\ndef get_config():\n"
+    "  c = config.default()\n  c.train.stepz = 3\n  return c\n"
+  )
+  for argument, words in (
+    (f"--config={path}", r'Key "stepz" does not .*"steps".*mine.py:4, mend'),
+    ("--config.train.stepz=3", """field: 'stepz' Did you mean "steps" inst"""),
+  ):
+    with pytest.raises(UserError, match=words) as e:
+      given = (
+        [argument] if "=3" not in argument else ["--config=demo", argument]
+      )
+      main.run(["miniplm", *given], flags.FlagValues())
+    assert "\\" not in str(e.value)
+
+
 def test_the_library_takes_a_name(monkeypatch):
   given = []
   monkeypatch.setattr(pipeline, "run", lambda *a, **k: given.extend(a[:2]))

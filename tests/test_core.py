@@ -559,6 +559,34 @@ def test_progress_without_progress_is_no_error(capsys):
   assert "5/10 rows" in said[1] and "left" in said[1]
 
 
+def test_progress_is_a_line_with_its_note_set_apart(capsys):
+  with log.Progress("stage", 3, "rows", every=0.0) as bar:
+    bar.update(1.5, "9 tokens/s")
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith("[stage] 2/3 rows, ")
+  assert line.endswith(" left, 9 tokens/s")
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_reader_that_has_enough_ends_it_quietly(is_read):
+  code = "from miniplm_jax.core import distributed\n"
+  code += "distributed.fail(BrokenPipeError(32, 'Broken pipe'), False)"
+  read, write = os.pipe()
+  if not is_read:
+    os.close(read)
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    stdout=write,
+    stderr=subprocess.PIPE,
+    check=False,
+  )
+  assert (done.returncode, done.stderr) == (
+    (1, b"error: Broken pipe, a file, check that it can be used\n")
+    if is_read
+    else (141, b"")
+  )
+
+
 def test_jax_is_told_where_programs_are_kept(tmp_path, monkeypatch):
   """Below the workdir, by kind of CPU; what the user has set stays."""
   told = []

@@ -11,6 +11,8 @@ import itertools
 import json
 import os
 import re
+import select
+import signal
 import sys
 import threading
 import time
@@ -251,11 +253,20 @@ def fail(e: BaseException, debug: bool) -> NoReturn:
   shown = explained(e)
   if debug or not shown:
     traceback.print_exception(e)
+  if _count == 1 and isinstance(shown, BrokenPipeError) and _is_unread():
+    os._exit(_SIGNALS + signal.SIGPIPE)  # as others of which `head` has enough
   if isinstance(shown, signals.Stopped):
     leave(shown.exit_code, f"stopped by {shown}; goes on without --force")
   if not shown:
     leave(1, f"{type(e).__name__}: {e}")
   leave(1, f"error: {errors.one_line(shown)}")
+
+
+def _is_unread() -> bool:
+  """Returns whether standard output is a pipe whose reader has gone."""
+  look = select.poll()
+  look.register(sys.stdout, 0)  # for errors, which are always told
+  return bool(look.poll(0))
 
 
 def finish(status: int) -> NoReturn:

@@ -193,6 +193,9 @@ def of_command_line(e: BaseException, argv: Sequence[str]) -> UserError | None:
 
 def _without_fields(e: BaseException) -> str:
   """Returns what it says, less ml_collections' whole config or traceback."""
-  words = e.args[0] if isinstance(e, KeyError) and e.args else e
+  words = e
+  # One is put into the other, and would show the text as it is in Python.
+  while isinstance(words, (KeyError, AttributeError)) and words.args:
+    words = words.args[0]
   odd = r"Other fields present: .*?(?=Did you mean|\Z)|Traceback .*\n(?=\S)"
   return re.sub(odd, "", str(words), flags=re.DOTALL).strip()

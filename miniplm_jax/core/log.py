@@ -91,7 +91,7 @@ class Progress:
         unit_scale=True,
       )
 
-  def update(self, units: int = 1, note: str = ""):
+  def update(self, units: float = 1, note: str = ""):
     """Counts `units` more as done; raises Stopped if a signal has come."""
     distributed.raise_if_stopped()
     self._done += units
@@ -111,8 +111,8 @@ class Progress:
           left = f", {duration((self._total - self._done) / rate)} left"
       log(
         self._stage,
-        f"{self._done:,}{of} {self._unit}, {rate:,.1f} {self._unit}/s{left} "
-        f"{note}".rstrip(),
+        f"{self._done:,.0f}{of} {self._unit}, {rate:,.1f} {self._unit}/s{left}"
+        + (note and f", {note}"),
       )
 
   def __enter__(self):
