@@ -86,13 +86,19 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(html, page, config, files):
-  """Lets what docstrings and comments call docs/NAME.md be links."""
+  """Lets pages and sections that docstrings name be links."""
   here = page.file.src_uri
-  if not here.startswith("reference/"):
+  if here != "api.md" and not here.startswith("reference/"):
     return html
-  return re.sub(
-    r"(?<![\w/>])docs/(\w+)\.md", r'<a href="../\1.html">\1</a>', html
+  root = "" if here == "api.md" else "../"
+  html = re.sub(
+    r"(?<![\w/>])docs/(\w+)\.md", rf'<a href="{root}\1.html">\1</a>', html
   )
+  if here == FIELDS:
+    return html
+  names = "|".join(kind.__name__ for kind in _kinds())
+  link = rf'<a href="{root}{FIELDS[:-3]}.html#\2">\1</a>'
+  return re.sub(rf"(<code>({names})(?:\.\w+)?</code>)(?!</a>)", link, html)
 
 
 def _file(uri: str) -> str:
@@ -159,22 +165,28 @@ def _listing(path: pathlib.Path) -> str:
 # ---- fields of the config
 
 
-def _sections():
-  """The lines of the tables of all fields, section by section."""
-  shapes = architecture.Transformer, architecture.Mamba
-  nested = [config.Config]
+def _kinds() -> dict[type, str]:
+  """The sections, and what each is called on the command line."""
   names = {config.Config: "config"}
+  nested = [config.Config]
   for kind in nested:
     for name, other in fields.sections_of(kind).items():
-      if other not in names and other not in shapes:
+      if other not in names and not issubclass(
+        other, architecture.Architecture
+      ):
         names[other] = f"{names[kind]}.{name}"
         nested.append(other)
-  names[config.sections.ScorerConfig] = "config.teacher and config.reference"
-  names[config.TrainConfig] = "config.train, also .teacher.train and others"
-  for kind in nested:
-    yield from _section(names[kind], kind)
-  for kind in shapes:
-    yield from _section(f"{kind.__name__}, a model's shape", kind)
+  names[config.sections.ScorerConfig] = "config.teacher, config.reference"
+  names[config.TrainConfig] = "config.train, config.teacher.train and others"
+  for kind in (architecture.Transformer, architecture.Mamba):
+    names[kind] = f"{kind.__name__}, the shape of a model"
+  return names
+
+
+def _sections():
+  """The lines of the tables of all fields, section by section."""
+  for kind, name in _kinds().items():
+    yield from _section(name, kind)
 
 
 def _section(name: str, kind: type):
@@ -186,8 +198,11 @@ def _section(name: str, kind: type):
   if not rules:
     return
   about = f"`{kind.__name__}`. {inspect.getdoc(kind)}"
-  yield from (f"\n## {name}", "", about, "")
-  yield from ("| field | default | may be | |", "| --- | --- | --- | --- |")
+  yield from (f"\n## {name} {{#{kind.__name__}}}", "", about, "")
+  yield from (
+    "| field | default | may be | says |",
+    "| --- | --- | --- | --- |",
+  )
   for field in dataclasses.fields(kind):
     if field.name in rules:
       rule = rules[field.name]
@@ -195,7 +210,8 @@ def _section(name: str, kind: type):
       if rule.item and rule.item.words:
         advice = "any of " + ", ".join(w for w in rule.item.words if w)
       advice = advice.removeprefix("give ").removeprefix("choose from ")
-      row = [f"`{field.name}`", f"`{_default(field)}`", advice]
+      name = f'<code class="field">{field.name}</code>'
+      row = [name, f"`{_default(field)}`", advice]
       row.append(comments.get(field.name, ""))
       yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |"
 
