@@ -87,5 +87,5 @@ def test_forms_are_what_their_readers_take(schema, pattern):
 def test_the_version_is_one():
   """In the package, in the changelog, in the citation."""
   changes = (ROOT / "CHANGELOG.md").read_text()
-  assert f"## [{mp.__version__}]" in changes
+  assert f"\n## {mp.__version__}, " in changes
   assert f"\nversion: {mp.__version__}\n" in (ROOT / "CITATION.cff").read_text()
