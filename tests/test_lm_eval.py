@@ -393,6 +393,28 @@ def test_tasks_without_a_folder_are_of_the_hub_whatever_else_has_one(tmp_path):
   assert seen(tmp_path, "piqa") != seen("", "piqa")
 
 
+def test_tasks_say_their_documents_chance_error_and_what_was_cut():
+  choices = {("piqa", 0): 2, ("piqa", 1): 2, ("arc", 0): 4, ("arc", 1): 5}
+  choices[("lambada", 0)] = 1
+  asked = results.asked(choices, {"arc": 3})
+  assert asked["arc"] == {
+    "requests": 9,
+    "cut": 3,
+    "chance": (1 / 4 + 1 / 5) / 2,
+  }
+  assert asked["piqa"]["chance"] == 0.5 and asked["lambada"]["chance"] == 0
+  samples = {name: {"original": 9, "effective": 2} for name in asked}
+  assert tasks_table.notes(asked, samples) == [
+    "piqa: 2 documents, chance 50.0%.",
+    "arc: 2 documents, chance 22.5%; 3 of 9 requests lost their beginning, see "
+    "evaluation.max_length.",
+    "lambada: 2 documents.",
+  ]
+  metrics = {"piqa": {"acc,none": 0.625, "acc_stderr,none": 0.125}}
+  ((_, cell),) = tasks_table.table({"miniplm": metrics}, {}).cells()
+  assert cell == "62.5% ± 12.5%"
+
+
 def test_the_average_is_the_plain_mean_by_the_paper_s_rule():
   both = {"acc,none": 0.1, "acc_stderr,none": 0.9, "acc_norm,none": 0.2}
   assert results.score(both) == ("acc_norm", 0.2)
@@ -400,6 +422,8 @@ def test_the_average_is_the_plain_mean_by_the_paper_s_rule():
   assert results.score({"perplexity,none": 9.0}) is None
   nine = {task: both for task in PAPER_TASKS} | {"piqa": {"acc,none": 0.65}}
   assert results.average(results.scores(nine)) == pytest.approx(0.25)
+  assert results.error(both) is None  # 0.9 is that of acc
+  assert results.error({"acc,none": 0.3, "acc_stderr,none": 0.1}) == 0.1
   table = tasks_table.table({"miniplm": nine}, {})
   (row,) = table.cells()
   told = dict(zip(table.titles, row))

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -250,3 +251,16 @@ def test_the_command_has_the_papers_group(given):
   assert path in tasks and pathlib.Path(path).exists()
   assert [a.replace(path, "miniplm") for a in found] == given
   assert given[-1] == found[-1] or "miniplm" in given[-1]
+
+
+def test_what_is_asked_and_cut_is_counted():
+  lm, long = make(), "the cat sat on " * 9
+  asked = [
+    types.SimpleNamespace(args=(text, choice), task_name="t", doc_id=i)
+    for i, text in enumerate(("the cat", long))
+    for choice in (" sat", " on", " is")
+  ]
+  lm.loglikelihood(asked)
+  assert lm.choices == {("t", 0): 3, ("t", 1): 3}
+  ids = len(lm.tok_encode(long)) + 1
+  assert ids > lm.max_length + 1 and lm.cut == {"t": 3}

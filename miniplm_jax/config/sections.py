@@ -319,6 +319,9 @@ class EvaluationConfig(Section):
   # the first so many of each task; 0 is all
   documents: int = f.number(0, "[0, inf)")
   scorers: bool = f.switch(False)  # the teacher and the reference too
+  # Inputs of a request, of which the beginning is lost if it is longer; 0 is
+  # those of the corpus's rows, which students are trained on.
+  max_length: int = f.number(0, "[0, 2^24]")
   # How many samples of each student, and of the teacher, tell how far the two
   # are apart; 0 measures it of none. See docs/evaluation.md.
   divergence: int = f.number(0, "[0, 2^24]")

@@ -59,6 +59,10 @@ class JaxLM(TemplateLM):
     )
     self._scorer = texts.RowScorer(model, self._batch_tokens, log_every_seconds)
     self._numbers = requests_lib.Numbers()
+    # What was asked: choices by task and document, requests by task that lost
+    # their beginning.
+    self.choices: collections.Counter[tuple[str, int]] = collections.Counter()
+    self.cut: collections.Counter[str] = collections.Counter()
     # Choices of a question share its text.
     self._encode = functools.lru_cache(1024)(self._encode)
 
@@ -130,6 +134,10 @@ class JaxLM(TemplateLM):
         continue
       first = [self.prefix_token_id]
       pairs.append((request.args, first, self._unprefixed(text)))
+    for request, (_, first, ids) in zip(requests, pairs):
+      self.choices[request.task_name, request.doc_id] += 1
+      is_cut = len(first) + len(ids) > self.max_length + 1
+      self.cut[request.task_name] += is_cut
     return self._loglikelihood_tokens(
       pairs, where=[requests_lib.name(r) for r in requests]
     )

@@ -14,7 +14,7 @@ from miniplm_jax.config import EvaluationConfig, RunConfig
 from miniplm_jax.config.sections import GROUP, PAPER_TASKS
 from miniplm_jax.core import contents, files
 from miniplm_jax.core.errors import GoneError
-from miniplm_jax.core.log import log
+from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
@@ -67,7 +67,7 @@ class Runner:
         "task": task,
         "documents": evaluation.documents,
         "dtype": evaluation.dtype,
-        "max_length": self.max_length,
+        "max_length": evaluation.max_length or self.max_length,
       },
       inputs={
         **it.corpus,
@@ -86,13 +86,25 @@ class Runner:
     self, it: Subject, task: str, inputs: Mapping[str, Manifest]
   ) -> dict[str, Any]:
     evaluation = self.evaluation
+    model = self._model(it, inputs)
+    model.choices.clear()
+    model.cut.clear()
     answers = tasks.run(
-      self._model(it, inputs),
+      model,
       task,
       evaluation.task_data,
       evaluation.offline,
       evaluation.documents,
     )
+    answers["asked"] = results.asked(model.choices, model.cut)
+    for name, n in answers["asked"].items():
+      if n["cut"]:
+        warn(
+          STAGE,
+          f"{n['cut']:,} of {n['requests']:,} requests of {name} are longer "
+          f"than {model.max_length:,} tokens and lose their beginning: see "
+          "config.evaluation.max_length",
+        )
     for name, metrics in answers["results"].items():
       if chosen := results.score(metrics):
         log(STAGE, f"{name} of {it.name}: {chosen[0]} {chosen[1]:.4f}")
@@ -116,7 +128,8 @@ class Runner:
       self.loaded[key] = jax_lm.JaxLM(
         it.text_model(inputs, mesh, self.evaluation.dtype),
         batch_tokens=self.batch_tokens,
-        max_length=store.open_corpus(inputs).max_length,
+        max_length=self.evaluation.max_length
+        or store.open_corpus(inputs).max_length,
         log_every_seconds=self.run.log_every_seconds,
       )
     return self.loaded[key]

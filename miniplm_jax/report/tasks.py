@@ -5,7 +5,7 @@ from typing import Any
 
 from miniplm_jax.config.sections import GROUP
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.evaluation.results import average, score, scores
+from miniplm_jax.evaluation.results import average, error, score, scores
 from miniplm_jax.report.page import Section
 from miniplm_jax.report.table import Table
 
@@ -54,8 +54,11 @@ def table(
     metrics = [results[task] for results in by_model.values()]
     chosen = score(metrics[0])
     if chosen:
-      values = [score(m)[1] for m in metrics]
-      columns[f"{task} {chosen[0]}{read(task)}"] = ".1%", values
+      values = [
+        f"{score(m)[1]:.1%}" + (f" ± {e:.1%}" if (e := error(m)) else "")
+        for m in metrics
+      ]
+      columns[f"{task} {chosen[0]}{read(task)}"] = ">", values
       continue
     for name, value in metrics[0].items():
       if isinstance(value, float) and "_stderr" not in name:
@@ -77,6 +80,22 @@ def table(
   return Table(["model", *titles], rows)
 
 
+def notes(
+  asked: Mapping[str, Mapping[str, Any]],
+  samples: Mapping[str, Mapping[str, int]],
+) -> list[str]:
+  """Of each task how much was asked, what guessing gives, and what was cut."""
+  lines = []
+  for task, n in asked.items():
+    line = f"{task}: {samples[task]['effective']:,} documents"
+    line += f", chance {n['chance']:.1%}" if n["chance"] else ""
+    if n["cut"]:
+      line += f"; {n['cut']:,} of {n['requests']:,} requests lost their "
+      line += "beginning, see evaluation.max_length"
+    lines.append(f"{line}.")
+  return lines
+
+
 def section(measured: Manifest) -> Section:
   """The table of zero-shot tasks."""
   return Section(
@@ -85,7 +104,9 @@ def section(measured: Manifest) -> Section:
       "lm-evaluation-harness; acc_norm where a task has it, else acc, and the "
       "plain mean of the paper's nine. The paper's columns are the averages "
       "that it reports for its models by the same method. In brackets: how "
-      "many of a task's documents were read, where it was not all."
+      "many of a task's documents were read, where it was not all. ± is one "
+      "standard error over documents."
     ],
+    notes=measured.details.get("asked", ()),
     table=Table.of_texts(measured.details["header"], measured.details["rows"]),
   )

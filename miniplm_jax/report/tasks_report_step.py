@@ -102,4 +102,5 @@ def _run(
   table = tasks.table(by_model, body["n-samples"])
   plain(f"\n{table.markdown()}\n")
   details = {"header": table.titles, "rows": table.cells()}
+  details["asked"] = tasks.notes(body["asked"], body["n-samples"])
   return {"files": written, "details": details}
