@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from miniplm_jax import config as config_lib
 from miniplm_jax.config import Config
-from miniplm_jax.core import backend, distributed, gs
+from miniplm_jax.core import backend, distributed, files, gs
 from miniplm_jax.core.claims import Board
 from miniplm_jax.core.decide import decide
 from miniplm_jax.core.errors import UserError
@@ -24,6 +24,9 @@ from miniplm_jax.report import report_step
 from miniplm_jax.scoring import score_step
 from miniplm_jax.selection import select_step
 from miniplm_jax.stages import Stages
+
+# Stages of which nothing is made: they leave the config that made the workdir.
+_VIEWS = {"analyze", report_step.STAGE, "publish", *config_lib.LOOKS}
 
 
 def run(
@@ -65,6 +68,8 @@ def run(
   if dry_run:
     print(f"{where} in {workdir.root}:")
     _each(all_steps, order, stages, force, None)
+    for doubt in all_steps.trainings.doubts():
+      print(f"  warning     {doubt}")
     return
   backend.prepare(run.compilation_cache, workdir.root, run.deterministic)
   if run.coordinator:
@@ -74,6 +79,9 @@ def run(
     backend.refuse_if_different(dataclasses.asdict(config), force)
   with Board(workdir.claims, run.lease_seconds) as board:
     distributed.agree(lambda: _refuse_left_out(all_steps, order))
+    if not _VIEWS.issuperset(config.stages):
+      made_by = config_lib.as_dict(config)
+      distributed.agree(lambda: files.write_json(workdir.config_file, made_by))
     _each(all_steps, order, stages, force, board)
   backend.note()
 

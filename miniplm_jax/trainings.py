@@ -5,19 +5,23 @@ Teacher and reference where none is given, and a student for each method.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 
 from etils import epy
 
 from miniplm_jax.config import Config
+from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, TARGET, Workdir
 from miniplm_jax.corpus import convert_step, tokenize_step
+from miniplm_jax.corpus.summary import FEW
 from miniplm_jax.criteria import criterion
 from miniplm_jax.distillation import objectives
 from miniplm_jax.distillation.logits_step import StoredLabels
 from miniplm_jax.distillation.seqkd_step import GeneratedRows
 from miniplm_jax.methods import INIT, OBJECTIVES, MethodNames
+from miniplm_jax.models import hub
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import (
   CONDITIONAL,
@@ -227,6 +231,36 @@ class Trainings:
   def student_step(self, names: MethodNames) -> Step:
     """The step that trains a student; raises UserError as `student`."""
     return train_step.step(self.student(names), self.student_inputs(names))
+
+  def doubts(self) -> Iterator[str]:
+    """Yields what of the config most would not want, by what is there now."""
+    c, corpus = self.config, manifest_lib.read(self.corpus)
+    ids, held = c.corpus.vocab_size, None
+    given = hub.GivenTokenizer(c.corpus.tokenizer, "")
+    if corpus:
+      details, held = corpus.details, corpus.counts.get("split heldout", 0)
+      ids = details.get("highest_id", details["vocab_size"] - 1) + 1
+    elif given.is_folder:
+      ids = hub.token_ids(given.directory)
+    trained = [(role, self.scorer(role)) for role in ROLES]
+    shapes = {role: spec.shape for role, spec in trained if spec}
+    if not c.student.tokenizer:
+      shapes["student"] = c.student.model
+    for name, shape in shapes.items():
+      if shape.vocab_size < ids:
+        what = f"{name}.model.vocab_size={shape.vocab_size} is too small"
+        yield f"{what}: the tokenizer has {ids} ids"
+    most = getattr(c.student.model, "max_position_embeddings", math.inf)
+    if most < c.corpus.max_length:
+      what = f"student.model.max_position_embeddings={most}, as its export says"
+      yield f"{what}, and corpus.max_length={c.corpus.max_length}"
+    if c.run.eval_every > c.train.steps:
+      what = f"run.eval_every={c.run.eval_every} of {c.train.steps} steps"
+      yield f"{what}: a learning curve of one point"
+    if held is None and not (c.corpus.heldout_share or c.corpus.split_field):
+      held = 0
+    if held is not None and held < FEW:
+      yield f"{held} held-out rows to measure on: raise corpus.heldout_share"
 
   def on_tpus(self) -> "list[workload.Program]":
     """What TPUs would have to run, in the order of the stages.

@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny_config
+from etils import epath
 from helpers import (
   LONG,
   OF_THE_CLOCK,
@@ -21,11 +23,15 @@ from helpers import (
   refused,
   rows,
   run,
+  typed,
   weights,
   write_corpus,
 )
 
 from miniplm_jax.core import files
+from miniplm_jax.core.manifest import Manifest
+from miniplm_jax.core.workdir import Workdir
+from miniplm_jax.trainings import Trainings
 
 
 def kill(folder, appears: str, number: int, *arguments) -> int:
@@ -398,3 +404,35 @@ def test_a_nan_score_is_refused_by_row(copy):
     body["files"][part.name] = files.describe(part)
   error = refused(copy, "--stages=select")
   assert f"row {row_id} has nll_sum nan" in error and part.name in error
+
+
+def test_a_dry_run_says_what_most_would_not_want(tmp_path):
+  def doubts(ids=0, **fields):
+    config = tiny_config.get_config().unlock()
+    config.workdir = str(tmp_path / "run")
+    if ids:
+      vocabulary = {f"w{i}": i for i in range(ids - 1)}
+      body = {"model": {"vocab": vocabulary}, "added_tokens": [{"id": ids - 1}]}
+      (tmp_path / "tokenizer.json").write_text(json.dumps(body))
+      config.corpus.tokenizer = str(tmp_path)
+    config.update_from_flattened_dict(fields)
+    where = Workdir(epath.Path(config.workdir))
+    return list(Trainings(typed(config), where).doubts())
+
+  assert doubts() == doubts(ids=512) == []
+  names = "teacher", "reference", "student"
+  assert [d.partition(".")[0] for d in doubts(ids=513)] == [*names]
+  words = "=512 is too small: the tokenizer has 513 ids"
+  assert doubts(ids=513)[0].endswith(words)
+  (one,) = doubts(**{"student.model.max_position_embeddings": 31})
+  assert "embeddings=31, as its export says, and corpus.max_length=32" in one
+  (one,) = doubts(**{"run.eval_every": 9})
+  assert one == "run.eval_every=9 of 8 steps: a learning curve of one point"
+  (one,) = doubts(**{"corpus.heldout_share": 0.0})
+  assert one.startswith("0 held-out rows")
+  details = {"highest_id": 512, "vocab_size": 600}
+  path = epath.Path(tmp_path / "run/corpus/manifest.json")
+  counts = {"split heldout": 3}
+  Manifest(path, "x", {}, {}, counts=counts, details=details).write()
+  *many, few = doubts()
+  assert len(many) == 3 and few.startswith("3 held-out rows")

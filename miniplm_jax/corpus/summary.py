@@ -15,7 +15,7 @@ _MANY_DOMAINS = 1000
 _SHOWN = 12  # domains, those with the most rows
 # Held-out rows below which a loss says little: the standard error of a mean of
 # 200 is 7 % of the spread of rows.
-_FEW = 200
+FEW = 200
 _ALL = None  # as a domain, the total
 _Counts = collections.Counter[tuple[str | None, str]]  # by domain and split
 
@@ -69,9 +69,9 @@ def say(
 def _warn(stage: str, corpus: CorpusConfig, rows: _Counts, domains: list[str]):
   """Warns of too little to measure on, and of domains that tell nothing."""
   held = rows[_ALL, "heldout"]
-  if held < _FEW and (corpus.heldout_share or corpus.split_field):
-    share = _FEW / max(sum(n for (d, _), n in rows.items() if d is _ALL), 1)
-    hint = f"--config.corpus.heldout_share={share:.2g} makes them about {_FEW}"
+  if held < FEW and (corpus.heldout_share or corpus.split_field):
+    share = FEW / max(sum(n for (d, _), n in rows.items() if d is _ALL), 1)
+    hint = f"--config.corpus.heldout_share={share:.2g} makes them about {FEW}"
     hint = hint if share < 0.3 and not corpus.split_field else "give more text"
     warn(stage, f"held-out rows are few to measure on, {held}: {hint}")
   if missing := [d for d in domains if held and not rows[d, "heldout"]]:

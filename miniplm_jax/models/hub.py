@@ -216,6 +216,15 @@ def _indexed(index: epath.Path) -> list[str]:
   return sorted(set(names))
 
 
+def token_ids(directory: epath.Path) -> int:
+  """How many ids a directory's tokenizer.json has."""
+  body = read_json(directory / "tokenizer.json")
+  vocabulary = body["model"]["vocab"]
+  known = vocabulary.values() if isinstance(vocabulary, dict) else ()
+  added = (token["id"] for token in body.get("added_tokens") or ())
+  return max(len(vocabulary) - 1, *known, *added) + 1
+
+
 def eos_ids(directory: epath.Path) -> tuple[int, ...]:
   """The ids that end a text, by generation_config.json or config.json."""
   for name in ("generation_config.json", "config.json"):
