@@ -883,6 +883,25 @@ def test_the_report_of_a_run_has_all_its_parts(finished):
     assert f"{kept:,} of {rows:,} rows" in found.text
 
 
+def test_the_report_shows_its_config_and_every_student(copy):
+  folder = copy / "run"
+  config = json.loads((folder / "config.json").read_text())
+  assert config["corpus"]["vocab_size"] == 512
+  assert config["student"]["model"]["family"] == "transformer"
+  text = (folder / "report.html").read_text()
+  for words in ("corpus.vocab_size", ">1024</td>", "what came of it"):
+    assert words in text
+  alone = "--config.baselines=()", "--stages=report"
+  assert "Other students" not in text
+  run(copy, *alone, LONG)
+  assert json.loads((folder / "config.json").read_text()) == config
+  text = (folder / "report.html").read_text()
+  (shown,) = re.findall(
+    "<h2[^>]*>Other students</h2>(.*?)</section>", text, re.S
+  )
+  assert "pretrain" in shown and "miniplm" not in shown
+
+
 def test_the_card_is_a_dataset_card(finished):
   import huggingface_hub
 

@@ -66,18 +66,18 @@ def default() -> ConfigDict:
   fields = {
     field.name: field.default
     if "rule" in field.metadata
-    else _as_dict(field.default_factory())
+    else as_dict(field.default_factory())
     for field in dataclasses.fields(Config)
   }
   return ConfigDict(fields).lock()
 
 
-def _as_dict(section: Section) -> dict[str, Any]:
+def as_dict(section: Section) -> dict[str, Any]:
   """The fields of a section; a shape says its family, too."""
   if isinstance(section, Architecture):
     return section_of(section)
   return {
-    name: _as_dict(value) if isinstance(value, Section) else value
+    name: as_dict(value) if isinstance(value, Section) else value
     for name, value in vars(section).items()
   }
 

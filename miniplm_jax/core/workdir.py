@@ -35,7 +35,7 @@ FOLDERS = frozenset(
   ]
 )
 # And files beside them that could be taken for documents.
-FILES = ("broken_records.jsonl", "report.json", "tasks.json")
+FILES = ("broken_records.jsonl", "report.json", "tasks.json", "config.json")
 # orbax looks for its own files by patterns, and tensorstore takes \\ for /.
 UNREADABLE = frozenset("*?[\\")
 
@@ -46,6 +46,7 @@ class Workdir:
   def __init__(self, root: epath.Path):
     self.root = root
     self.claims = root / ".claims"  # who makes what now, see core/claims.py
+    self.config_file = root / "config.json"  # by which it was made last
     self.corpus = root / "corpus"  # packed rows
     self.plan = root / "plan"  # what the config would take on TPU slices
     self.plan_file = self.plan / "plan.json"

@@ -1,14 +1,17 @@
 """The sentences, tables and pictures of a run's report."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from miniplm_jax import config as config_lib
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.evaluation import heldout
 from miniplm_jax.report import plots
 from miniplm_jax.report.inventory import Scored, Student
-from miniplm_jax.report.page import Section
+from miniplm_jax.report.page import Fold, Section
+from miniplm_jax.report.selection_tables import flat
 from miniplm_jax.report.table import Table
 from miniplm_jax.training import comparable
 
@@ -44,7 +47,8 @@ def loss_table(
     if evaluation.tokenizer != tokenizer:
       means = [None] * len(means)
     means.insert(2, loss[ALL]["bits_per_byte"])
-    counts = student.training.counts if student else {}
+    known = {"parameters": scored[name].parameters if name in scored else None}
+    counts = student.training.counts if student else known
     rows.append((name, *(counts.get(what, "") for what in sizes), *means))
   return Table(columns, rows)
 
@@ -197,3 +201,20 @@ def provenance(inputs: Mapping[str, Manifest], selection: str) -> Section:
   )
   words = f"More on the selection: selection/{selection}/report.html."
   return Section("Made from", [words], table=table)
+
+
+def settings(config: Mapping[str, Any]) -> Section:
+  """What the config says, and what no default is."""
+  default = dict(flat(config_lib.default().to_dict()))
+  own = [
+    (name, value, default.get(name, ""))
+    for name, value in flat(config)
+    if value != default.get(name)
+  ]
+  everything = json.dumps(config, indent=1, sort_keys=True)
+  return Section(
+    "Config",
+    ["Fields that are not as by default; config.json in the workdir has all."],
+    table=Table(("field", "value", "default"), own),
+    folds=[Fold("All fields", [("config.json", everything)])],
+  )

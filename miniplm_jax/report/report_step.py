@@ -19,13 +19,14 @@ from miniplm_jax.evaluation.heldout import ignored_in_words, losses
 from miniplm_jax.methods import MethodNames, trained_by
 from miniplm_jax.report import compare_step, tasks_report_step
 from miniplm_jax.report.analyses.analyze_step import Analyses
-from miniplm_jax.report.inventory import Scored, Student
+from miniplm_jax.report.inventory import Scored, Student, same_rows
 from miniplm_jax.training import comparable
 from miniplm_jax.training.trained import own_corpora
 
 with epy.lazy_imports():  # NumPy, PyArrow and JAX
   from miniplm_jax.corpus import store
   from miniplm_jax.report import (
+    by_domain,
     compare_page,
     comparison,
     divergence_table,
@@ -84,6 +85,9 @@ class Report:
         inputs[f"{role} evaluation"] = folder / "evaluation.json"
     if workdir.plan_file.exists():
       inputs["plan"] = lambda: files.sha256(workdir.plan_file)
+    if workdir.config_file.exists():  # how it is run decides nothing
+      made_by = files.read_json(workdir.config_file) | {"run": {}, "stages": ()}
+      inputs["config"] = lambda: files.digest(made_by)
     analyzed = workdir.analysis / MANIFEST
     if analyzed.exists():
       inputs["analysis"] = lambda: files.sha256(analyzed)
@@ -92,7 +96,7 @@ class Report:
       if (compared := path / MANIFEST).exists():
         name = path.name if path != folder else ""
         inputs[f"{compare_step.STAGE} {name}".strip()] = compared
-    if self.has_tasks:
+    if self.has_tasks or self._measured_tasks():
       inputs["tasks"] = tasks_report_step.manifest(workdir)
     for method, names in self.methods.items():
       selection = workdir.selection(names.selection)
@@ -102,6 +106,9 @@ class Report:
       inputs[f"{method} evaluation"] = folder / "evaluation.json"
       if self.has_divergence:
         inputs[f"{method} divergence"] = folder / divergence.MANIFEST
+    if others := self._others():
+      made = [each.evaluation.content for each in others.values()]
+      inputs["other students"] = lambda: files.digest(made)
     shown = [path for path in inputs.values() if isinstance(path, epath.Path)]
     # Losses and curves are shown too, which are in no fingerprint.
     inputs["content"] = lambda: files.digest(
@@ -112,6 +119,34 @@ class Report:
       ]
     )
     return inputs
+
+  def _measured_tasks(self) -> bool:
+    """Whether there is a table of tasks, of what these models are now."""
+    table = manifest_lib.read(tasks_report_step.manifest(self.workdir))
+    folders = {
+      m: self.workdir.student(n.student) for m, n in self.methods.items()
+    }
+    try:
+      models = {
+        label: manifest_lib.require(folder / MANIFEST)
+        for label, folder in (folders | dict(self.tables)).items()
+        if table and label in table.settings["models"]
+      }
+      if table:
+        tasks_report_step.check(table, models)
+      return bool(table)
+    except UserError:
+      return False
+
+  def _others(self) -> dict[str, Student]:
+    """Further students that were measured on the rows of most, by name."""
+    own = {names.student for names in self.methods.values()}
+    try:
+      held = self.analyses.inventory().students
+    except UserError:  # no corpus yet, or what students are of is gone
+      return {}
+    alike, _ = same_rows(held, "evaluation")
+    return {name: each for name, each in alike.items() if name not in own}
 
   def _run(self, path: epath.Path, inputs: Mapping[str, Manifest]):
     parts = ("training", "selection", "evaluation")
@@ -138,10 +173,12 @@ class Report:
     paired = (compare_page.verdict(each, definition) for each in compared)
     # That of one seed only where there are no others.
     verdict = " ".join(filter(None, paired)) or findings.verdict(students)
+    corpus = store.Corpus(inputs["corpus"])
+    if by_row := by_domain.Paired.of(students, corpus):
+      verdict += f" {by_row.sentence()}"
     texts = [losses_by_model.text(), comparison.table(students).text(), verdict]
     plain("\n" + "\n\n".join(texts) + "\n")
 
-    corpus = store.Corpus(inputs["corpus"])
     selection, evaluation = main.selection, main.evaluation
     made_from = {
       role: scored[role].table for role in selection.settings["scores"]
@@ -155,6 +192,7 @@ class Report:
     shown = selection_tables.SelectionReport.of(selection, figures)
     body = [
       *map(compare_page.section, compared),
+      *([by_row.section(figures)] if by_row else []),
       comparison.section(students),
       page.Section(
         "Held-out loss",
@@ -167,6 +205,10 @@ class Report:
         pictures=findings.pictures(students),
       ),
     ]
+    if others := self._others():
+      words = "Of this workdir, measured on the same rows; not of this config."
+      table = comparison.table(others)
+      body.insert(-1, page.Section("Other students", [words], table=table))
     if self.has_divergence:
       measured = {
         m: divergence.Divergence.of(inputs[f"{m} divergence"])
@@ -183,6 +225,8 @@ class Report:
       body.append(self.plan(self.workdir.plan_file))
     body += self.analyses.sections()
     body.append(findings.provenance(inputs, shown.name))
+    if config := files.read_json(self.workdir.config_file):
+      body.append(findings.settings(config))
     page.write(path, f"MiniPLM: {self.workdir.root.name}", verdict, body)
     return {
       "tokenizer": corpus.manifest.tokenizer,

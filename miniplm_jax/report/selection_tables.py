@@ -60,7 +60,7 @@ class SelectionReport:
       threshold=_threshold(manifest, summary),
       dropped={k.replace("_", " "): n for k, n in dropped.items() if n},
       contaminated=manifest.counts.get("contaminated"),
-      options=dict(_flat(settings)),
+      options=dict(flat(settings)),
       summary=summary,
       **measured,
     )
@@ -78,11 +78,12 @@ def _threshold(manifest: Manifest, summary: Summary) -> float | None:
   return threshold
 
 
-def _flat(settings: Mapping[str, Any], before: str = ""):
+def flat(settings: Mapping[str, Any], before: str = ""):
+  """Yields dotted names of what is in mappings of mappings, and it as text."""
   for name, value in settings.items():
     if isinstance(value, Mapping):
-      yield from _flat(value, f"{before}{name}.")
-    elif isinstance(value, list):
+      yield from flat(value, f"{before}{name}.")
+    elif isinstance(value, list | tuple):
       yield before + name, ", ".join(map(str, value)) or "none"
     else:
       yield before + name, str(value)
