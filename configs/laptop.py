@@ -44,8 +44,7 @@ def get_config(teacher=TEACHER):
   config.evaluation.dtype = config.generate.dtype = "float32"
   # A kill loses a part at most: half a minute to a few of SmolLM2-135M.
   config.score.rows_per_part = 256
-  # 32 rows at a time: the first line after seconds, and 2 GB in all.
-  config.score.batch_tokens, config.score.lengths = 4096, (64,)
+  config.score.lengths = (64,)  # and 128: a sixth of what is read is padding
 
   # The verdict: three paired seeds of kept rows and of random ones. `train`
   # makes one more of each, for export and for the tables by domain.
@@ -54,8 +53,7 @@ def get_config(teacher=TEACHER):
 
   # A step takes 0.2 GB; there is room to keep what others form twice.
   config.run.remat = "none"
-  # A kill loses 50 steps; six points make a learning curve.
-  config.run.checkpoint_every = config.run.eval_every = 50
-  config.run.eval_rows = 100  # of the curve; the last loss is of all
+  # Six points make a learning curve; each takes as long as some four steps.
+  config.run.eval_every, config.run.eval_rows = 50, 100
   config.run.log_every_seconds = 10.0
   return config
