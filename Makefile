@@ -79,7 +79,8 @@ format: .venv/installed-dev
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.head
 
-# The variable leaves out an advertisement.
+# The variable leaves out a notice: Material for MkDocs is maintained until May
+# 2027, and Zensical is to follow it.
 docs: .venv/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 

@@ -7,6 +7,7 @@ a link holds in both places, and the site needs nothing but itself.
 
 import ast
 import dataclasses
+import html as html_lib
 import inspect
 import io
 import json
@@ -169,8 +170,10 @@ def _kinds() -> dict[type, str]:
   """The sections, and what each is called on the command line."""
   names = {config.Config: "config"}
   nested = [config.Config]
+  later = fields.sections_of(config.methods.MethodSections)
   for kind in nested:
-    for name, other in fields.sections_of(kind).items():
+    sections = fields.sections_of(kind)
+    for name, other in sorted(sections.items(), key=lambda s: s[0] in later):
       if other not in names and not issubclass(
         other, architecture.Architecture
       ):
@@ -200,25 +203,28 @@ def _section(name: str, kind: type):
   about = f"`{kind.__name__}`. {inspect.getdoc(kind)}"
   yield from (f"\n## {name} {{#{kind.__name__}}}", "", about, "")
   yield from (
-    "| field | default | may be | says |",
+    "| field | default | says | may be |",
     "| --- | --- | --- | --- |",
   )
   for field in dataclasses.fields(kind):
     if field.name in rules:
       rule = rules[field.name]
-      advice = rule.advice + ", ".join(w or '""' for w in rule.words)
-      if rule.item and rule.item.words:
-        advice = "any of " + ", ".join(w for w in rule.item.words if w)
-      advice = advice.removeprefix("give ").removeprefix("choose from ")
+      advice = _advice(rule.item or rule)
+      advice = f"any number, each {advice}" if rule.item else advice
       name = f'<code class="field">{field.name}</code>'
-      row = [name, f"`{_default(field)}`", advice]
-      row.append(comments.get(field.name, ""))
+      says = comments.get(field.name, "")
+      row = [name, f"<code>{_default(field)}</code>", says, advice]
       yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |"
+
+
+def _advice(rule: fields.Rule) -> str:
+  advice = rule.advice + ", ".join(word or '""' for word in rule.words)
+  return advice.removeprefix("give ").removeprefix("choose from ")
 
 
 def _default(field) -> str:
   value = repr(field.default).replace("'", '"')
-  return value if len(value) <= 60 else "…"
+  return html_lib.escape(value) if len(value) <= 60 else "…"
 
 
 def _comments(kind: type) -> dict[str, str]:

@@ -7,7 +7,7 @@ import sys
 import urllib.parse
 
 import pytest
-from helpers import ROOT, environment
+from helpers import ROOT, environment, rules
 
 import miniplm_jax as mp
 
@@ -64,6 +64,8 @@ def test_the_site_is_whole(tmp_path):
   assert set(mp.__all__) - {"presets", "RunConfig"} <= named
   text = (tmp_path / "reference" / "config.html").read_text()
   assert "rows of one step, over all devices" in text
+  for name, _ in rules():
+    assert f">{name.rpartition('.')[2]}</code>" in text, name
 
 
 @pytest.mark.parametrize(
