@@ -1,10 +1,12 @@
 """Recipes of docs/data.md run as they stand; links and commands hold."""
 
+import ast
 import collections
 import itertools
 import pathlib
 import re
 import shlex
+import textwrap
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -83,6 +85,34 @@ def test_datasets(scores, monkeypatch, tmp_path):
   assert set(best["row_id"][:10]) == set(scores["row_id"][order[:10]])
 
 
+@pytest.mark.parametrize(
+  "page",
+  [
+    "howto_corpus",
+    "howto_criterion",
+    pytest.param("howto_student", marks=[pytest.mark.parity, pytest.mark.long]),
+  ],
+)
+def test_python_of_the_how_to_pages(page, demo, capsys):
+  """As it stands, on a finished run in the reader's workdir."""
+  mine = demo.parent / "mine"
+  if not mine.exists():
+    mine.symlink_to(demo.resolve())
+  blocks = re.findall(
+    r"^```python\n(.*?)^```$",
+    (ROOT / "docs" / f"{page}.md").read_text(),
+    re.M | re.S,
+  )
+  assert blocks
+  if page == "howto_student":
+    pytest.importorskip("torch", reason="needs the parity extra")
+  execute("\n".join(blocks))
+  said = capsys.readouterr().out
+  assert said.strip()
+  if page == "howto_corpus":  # the best row is kept
+    assert said.strip().endswith("True")
+
+
 # ---- what pages say that there is
 
 PAGES = sorted(
@@ -95,6 +125,21 @@ FOREIGN = {
   *("pip", "pre-commit", "seqio_cache_tasks", "tar", "unzip", "uv", "xz"),
   *("$pip", "split", "export", "for"),
 }
+
+
+def test_python_of_pages_names_what_there_is():
+  """Also what is not run: it parses, and the library has its functions."""
+  seen = 0
+  for page in PAGES:
+    for language, block in BLOCK.findall(page.read_text()):
+      if language == "python":
+        for node in ast.walk(ast.parse(textwrap.dedent(block))):
+          if (
+            isinstance(node, ast.Attribute) and ast.unparse(node.value) == "mp"
+          ):
+            assert node.attr in mp.__all__, (page, node.attr)
+            seen += 1
+  assert seen > 20
 
 
 def anchors(page: pathlib.Path) -> set[str]:
