@@ -68,6 +68,8 @@ def run(
   if dry_run:
     print(f"{where} in {workdir.root}:")
     _each(all_steps, order, stages, force, None)
+    if "train" in config.stages:
+      print(f"  to train    {all_steps.trainings.outlay()}")
     for doubt in all_steps.trainings.doubts():
       print(f"  warning     {doubt}")
     return

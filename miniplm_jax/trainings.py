@@ -12,6 +12,7 @@ from etils import epy
 
 from miniplm_jax.config import Config
 from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core.log import duration
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, TARGET, Workdir
 from miniplm_jax.corpus import convert_step, tokenize_step
@@ -261,6 +262,25 @@ class Trainings:
       held = 0
     if held is not None and held < FEW:
       yield f"{held} held-out rows to measure on: raise corpus.heldout_share"
+
+  def outlay(self) -> str:
+    """What the run's trainings take, as far as that is known before."""
+    c, roles = self.config, map(self.scorer, ROLES)
+    specs = [*filter(None, roles), *map(self.student, c.names)]
+    of = [s.token_flops * s.last_step * s.step_tokens for s in specs]
+    # Weights and two moments of each checkpoint, and the weights alone.
+    copies = 3 * c.run.keep_checkpoints + 1
+    stored = sum(4 * copies * s.shape.parameters() for s in specs)
+    done = filter(None, (manifest_lib.read(s.folder / MANIFEST) for s in specs))
+    both = [(m.details["seconds"], m.details.get("train_flops")) for m in done]
+    pace = [seconds / spent for seconds, spent in both if spent]
+    took = "time not known before one has been trained"
+    if pace:
+      took = f"about {duration(sum(of) * min(pace))} at this workdir's pace"
+    return (
+      f"{len(specs)} models, {sum(of):.3g} FLOPs, {took}; up to "
+      f"{stored / 1e9:.2g} GB of checkpoints and weights"
+    )
 
   def on_tpus(self) -> "list[workload.Program]":
     """What TPUs would have to run, in the order of the stages.

@@ -436,3 +436,20 @@ def test_a_dry_run_says_what_most_would_not_want(tmp_path):
   Manifest(path, "x", {}, {}, counts=counts, details=details).write()
   *many, few = doubts()
   assert len(many) == 3 and few.startswith("3 held-out rows")
+
+
+def test_a_dry_run_says_what_training_takes(copy):
+  done = run(copy, "--config.baselines=('pretrain',)", LONG, "--dry_run").stdout
+  (line,) = re.findall("to train +(.*)", done)
+  made = [
+    json.loads((copy / "run" / name / "manifest.json").read_text())
+    for name in (
+      *("teacher", "reference", "students/miniplm", "students/pretrain"),
+    )
+  ]
+  flops = sum(m["details"]["train_flops"] for m in made)
+  size = sum(m["counts"]["parameters"] for m in made) * 4 * 7 / 1e9
+  assert line.startswith(f"4 models, {flops:.3g} FLOPs, about ")
+  assert line.endswith(f"; up to {size:.2g} GB of checkpoints and weights")
+  new = run(copy, f"--config.workdir={copy / 'new'}", "--dry_run").stdout
+  assert "time not known" in new

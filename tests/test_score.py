@@ -269,13 +269,13 @@ def test_parts_that_are_not_the_table_are_named(tmp_path, what, words):
 def test_parts_of_the_same_weights_put_to_use_otherwise_are_refused(
   tmp_path, mesh, monkeypatch
 ):
-  config = config_lib.default()
+  score = config_lib.ScoreConfig()
   corpus = types.SimpleNamespace(manifest=types.SimpleNamespace(tokenizer="t"))
 
   def facts(**fields):
     arch = dataclasses.replace(ARCH, **fields)
     model = decoder.Decoder(arch, nnx.Rngs(0))
-    return worker.made_by(config.score, corpus, model, False)
+    return worker.made_by(score, corpus, model, False)
 
   then, now = facts(), facts(rms_norm_eps=1e-2)
   assert then["weights"] == now["weights"] and then != now
@@ -300,7 +300,7 @@ def test_parts_of_the_same_weights_put_to_use_otherwise_are_refused(
   monkeypatch.setattr(huggingface, "load", lambda *_: model)
   corpus.check_model = lambda *_: None
   with pytest.raises(UserError, match="was scored by architecture"):
-    check.rescorer(config.score, ref, corpus, expected, False, mesh)
+    check.rescorer(score, ref, corpus, expected, False, mesh)
 
 
 def test_a_part_with_nan_is_not_made():

@@ -1,5 +1,6 @@
 """Stage report: what came out, as a table and as pictures."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 
@@ -123,20 +124,17 @@ class Report:
   def _measured_tasks(self) -> bool:
     """Whether there is a table of tasks, of what these models are now."""
     table = manifest_lib.read(tasks_report_step.manifest(self.workdir))
-    folders = {
-      m: self.workdir.student(n.student) for m, n in self.methods.items()
-    }
-    try:
-      models = {
-        label: manifest_lib.require(folder / MANIFEST)
-        for label, folder in (folders | dict(self.tables)).items()
-        if table and label in table.settings["models"]
-      }
-      if table:
+    student, names = self.workdir.student, self.methods.items()
+    folders = {m: student(n.student) for m, n in names} | dict(self.tables)
+    with contextlib.suppress(UserError):
+      if table and folders.keys() >= {*table.settings["models"]}:
+        models = {
+          label: manifest_lib.require(folders[label] / MANIFEST)
+          for label in table.settings["models"]
+        }
         tasks_report_step.check(table, models)
-      return bool(table)
-    except UserError:
-      return False
+        return True
+    return False
 
   def _others(self) -> dict[str, Student]:
     """Further students that were measured on the rows of most, by name."""
