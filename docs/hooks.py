@@ -41,6 +41,7 @@ FIELDS = "reference/config.md"
 # A link or a picture; its text may go over lines, code has no links.
 LINK = re.compile(r"(!?\[[^\[\]]*\])\(([^()\s]+)\)")
 CODE = re.compile(r"^ *```.*?^ *```$|`[^`\n]*`", re.M | re.S)
+UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n"
 LANGUAGES = {".py": "python", ".sh": "bash", ".yaml": "yaml"}
 
 
@@ -131,10 +132,10 @@ def _source(name: str) -> str:
     return "\n\n".join(_cells(json.loads(path.read_text())))
   if path.is_dir():
     files = sorted(path.glob("*.py"))
-    return "\n\n".join([f"# {name}", *map(_listing, files)])
+    return "\n\n".join([f"{UNSEARCHED}# {name}", *map(_listing, files)])
   if path.suffix == ".md":
     return path.read_text()
-  return f"# {name}\n\n{_listing(path)}"
+  return f"{UNSEARCHED}# {name}\n\n{_listing(path)}"
 
 
 def _cells(notebook: dict):
@@ -211,7 +212,7 @@ def _section(name: str, kind: type):
       rule = rules[field.name]
       advice = _advice(rule.item or rule)
       advice = f"any number, each {advice}" if rule.item else advice
-      name = f'<code class="field">{field.name}</code>'
+      name = f"<code>{field.name}</code>"
       says = comments.get(field.name, "")
       row = [name, f"<code>{_default(field)}</code>", says, advice]
       yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |"
