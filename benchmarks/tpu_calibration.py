@@ -10,13 +10,13 @@ no constant is fitted to a run. A program takes one to five minutes and up to
 
 import dataclasses
 import datetime
-import importlib.metadata
 import shlex
 import sys
 
 from absl import app, flags
 from etils import epath
 
+from benchmarks import tpu_table
 from miniplm_jax.config import TrainConfig
 from miniplm_jax.core import files
 from miniplm_jax.forecast import prediction, topology, workload
@@ -184,12 +184,9 @@ def main(argv):
     if _ONLY.value in f"{run.name}, {run.slice}":
       lines.append(cells(run, predict(run, cache)))
       print(" | ".join(lines[-1]), flush=True)
-  versions = ", ".join(
-    f"{p} {importlib.metadata.version(p)}" for p in ("jax", "libtpu")
-  )
   arguments = "".join(f" {shlex.quote(a)}" for a in sys.argv[1:])
   text = f"""{_TEXT}
-{versions}, {datetime.date.today()}, \
+{tpu_table.versions()}, {datetime.date.today()}, \
 `python -m benchmarks.tpu_calibration{arguments}`.
 
 {Table(HEADER, lines).markdown()}

@@ -7,7 +7,6 @@ lets it simulate their instructions as well. Nothing is run on a TPU.
 """
 
 import datetime
-import importlib.metadata
 import os
 import re
 import tempfile
@@ -20,6 +19,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks import tpu_table
 from miniplm_jax.core import files
 from miniplm_jax.forecast import estimate, hlo, topology
 from miniplm_jax.report.table import Table
@@ -134,13 +134,10 @@ def main(argv):
       lines, ratios = lines + more, ratios + above
       for line in more:
         print(" | ".join(line), flush=True)
-  versions = ", ".join(
-    f"{p} {importlib.metadata.version(p)}" for p in ("jax", "libtpu")
-  )
   text = f"""# Single steps on v5e, by each term of the estimator
 
-{versions}, {datetime.date.today()}, `python -m benchmarks.tpu_steps`. \
-**Nothing here was measured.** The simulation goes through a step's \
+{tpu_table.versions()}, {datetime.date.today()}, \
+`python -m benchmarks.tpu_steps`. **Nothing here was measured.** The simulation goes through a step's \
 instructions and copies; it counts some that wait for main memory too low \
 (Adam). "none" where it has no figure.
 

@@ -1,5 +1,7 @@
 """Predictions for TPU slices as rows of a table."""
 
+import importlib.metadata
+
 from miniplm_jax.forecast.prediction import Prediction
 
 HEADER = (
@@ -41,3 +43,13 @@ def cells(run: Prediction) -> list[str]:
     run.logits,
     str(run.collectives.get("collective-permute", (0, 0))[0]),
   ]
+
+
+def versions() -> str:
+  """What compiled; a libtpu.so by its path alone does not say its version."""
+  found = [f"jax {importlib.metadata.version('jax')}"]
+  try:
+    found.append(f"libtpu {importlib.metadata.version('libtpu')}")
+  except importlib.metadata.PackageNotFoundError:
+    found.append("the libtpu of TPU_LIBRARY_PATH")
+  return ", ".join(found)

@@ -10,7 +10,6 @@ have not changed since the last time are not compiled again.
 """
 
 import datetime
-import importlib.metadata
 import shlex
 import sys
 
@@ -35,7 +34,7 @@ _METHODS = flags.DEFINE_list(
   "methods", ["pretrain", "vanilla_kd"], "Of these two."
 )
 _SLICES = flags.DEFINE_list(
-  "slices", ["v5e:4x4", "v5p:2x2x2", "v6e:4x4"], "To compile for."
+  "slices", ["v5e:4x4", "v5p:2x2x2", "v6e:4x4", "v4:2x2x2"], "To compile for."
 )
 _LENGTH = flags.DEFINE_integer("length", 1024, "Inputs of a row.", 2)
 _ROWS = flags.DEFINE_integer(
@@ -91,9 +90,6 @@ def main(argv):
       for student in _STUDENTS.value:
         lines.append(_row(student, method, name))
         print(" | ".join(lines[-1]), flush=True)
-  versions = ", ".join(
-    f"{p} {importlib.metadata.version(p)}" for p in ("jax", "libtpu")
-  )
   arguments = "".join(f" {shlex.quote(a)}" for a in sys.argv[1:])
   train = TrainConfig()
   text = f"""# Training on TPU, predicted
@@ -106,7 +102,7 @@ here was measured**. Memory, FLOPs and collectives are those of the compiled \
 program, on one chip; every time, and what follows from it, is predicted from \
 the program's text (`miniplm_jax/forecast/estimate.py`).
 
-{versions}, {datetime.date.today()}, \
+{tpu_table.versions()}, {datetime.date.today()}, \
 `python -m benchmarks.tpu_training{arguments}`.
 
 {Table(("student", "method", *tpu_table.HEADER), lines).markdown()}
