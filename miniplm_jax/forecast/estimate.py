@@ -29,7 +29,7 @@ from miniplm_jax.forecast import hlo
 from miniplm_jax.forecast.links import Network
 from miniplm_jax.training import flops as flops_lib
 
-VERSION = "3"  # another one makes other times of the same program
+VERSION = "4"  # another one makes other times of the same program
 # VMEM has about 22 times the bandwidth of main memory ("How to scale your
 # model", on v5e).
 _VMEM = 22

@@ -39,6 +39,13 @@ _FREE = frozenset(
     "tuple",
   )
 )
+# Custom calls that only name memory: a buffer that is written later, slices that
+# were copied side by side, a promise about indices.
+_FREE_CALL = re.compile(
+  r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGather\w*)"'
+)
+# What libtpu calls a fusion that is a reduce-scatter.
+_REDUCE_SCATTER = "all-reduce-scatter"
 _SLICES = frozenset(("dynamic-slice", "slice", "gather"))
 _VIEWS = frozenset(("bitcast", "get-tuple-element", "reshape"))
 _COPIES = frozenset(("bitcast", "copy", "convert", "copy-start", "copy-done"))
@@ -118,7 +125,7 @@ class Schedule:
         yield from max(walks, key=_cost)
       elif op == "call":
         yield from self._walk(instruction.called, times)
-      elif op not in _FREE:
+      elif op not in _FREE and not _FREE_CALL.search(instruction.attributes):
         yield _operation(instruction, times)
 
 
@@ -220,6 +227,16 @@ def _collectives(operations: Sequence[Operation]) -> Iterator[Collective]:
     for inner in _inside(outer):
       kind = inner.op.removesuffix("-start")
       if kind not in KINDS:
+        continue
+      if inner.computation.name.startswith(_REDUCE_SCATTER):
+        yield Collective(
+          "reduce-scatter",
+          operation.times,
+          outer.nbytes,
+          False,
+          outer.computation.name,
+          links.members(inner.attributes),
+        )
         continue
       overlapped = outer.op != kind
       if overlapped:

@@ -1,5 +1,6 @@
 """FLOPs and time of Pallas kernels, which the compiler sees as black boxes."""
 
+import math
 import re
 
 from miniplm_jax.forecast.hlo_text import Instruction
@@ -28,8 +29,8 @@ def is_kernel(instruction: Instruction) -> bool:
 def cost(instruction: Instruction) -> tuple[int, float]:
   """FLOPs of a kernel, and by how much it is slower than the peak.
 
-  Its name begins with the kernel's own. Queries, [B, N, T, H], are the first
-  operand of four axes.
+  Its name begins with the kernel's own. Queries, [B, N, T, H] or of one row
+  [N, T, H], are the first operand that is not of the mask's int8.
 
   Raises:
     UnknownKernelError: it is another one; it would count as nothing.
@@ -39,8 +40,8 @@ def cost(instruction: Instruction) -> tuple[int, float]:
     raise UnknownKernelError(
       f"Pallas kernel {instruction.name}: state its cost in forecast/kernel.py"
     )
-  shapes = (o.arrays[0].shape for o in instruction.operands)
-  batch, heads, length, size = next(s for s in shapes if len(s) == 4)
-  causal = _PRODUCTS[match[1]] * batch * heads * length * length * size
+  arrays = (o.arrays[0] for o in instruction.operands)
+  *rows, length, size = next(a.shape for a in arrays if a.dtype != "s8")
+  causal = _PRODUCTS[match[1]] * math.prod(rows) * length * length * size
   slowness = 2 * _SLOWNESS * _AT_HEAD / min(size, _FULL_HEAD)
   return causal, slowness

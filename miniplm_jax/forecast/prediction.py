@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from miniplm_jax.core import files
 from miniplm_jax.forecast import estimate, hlo, programs
 from miniplm_jax.forecast.hlo_text import Array
-from miniplm_jax.forecast.workload import Decoding, Program
+from miniplm_jax.forecast.workload import Decoding, Program, ScoringProgram
 from miniplm_jax.models import sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.training import flops as flops_lib
@@ -92,6 +92,8 @@ def predict(
   """
   if isinstance(program, Decoding):
     return _decoding(program, slice_name, mesh, rows)
+  if isinstance(program, ScoringProgram):
+    mesh = program.mesh(mesh)
   lowered = program.lower(mesh, rows, remat)
   path = None
   if cache:

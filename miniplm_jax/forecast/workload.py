@@ -20,9 +20,9 @@ from miniplm_jax.core import fields
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.distillation import objectives
-from miniplm_jax.forecast import programs
+from miniplm_jax.forecast import estimate, programs
 from miniplm_jax.methods import OBJECTIVES
-from miniplm_jax.models import sharding
+from miniplm_jax.models import decoder, ready, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import ModelRef
 from miniplm_jax.training import flops
@@ -74,6 +74,12 @@ class ScoringProgram:
   def setting(self, shards: int, rows: int) -> str:
     """The flag that chooses so many rows."""
     return f"--config.score.batch_tokens={self.tokens(shards, rows)}"
+
+  def mesh(self, mesh: Mesh) -> Mesh:
+    """The one that it runs on, given the run's; see `ready.for_rows`."""
+    chip = estimate.CHIPS[mesh.devices.flat[0].device_kind]
+    model = decoder.abstract(self.arch, self.dtype)
+    return ready.whole_mesh(model, mesh, chip.hbm_gib * 2**30)
 
   def lower(self, mesh: Mesh, rows: int, remat: str) -> jax.stages.Lowered:
     """Lowers it; there is no backward pass to which `remat` would apply."""
