@@ -26,6 +26,7 @@ from miniplm_jax.models import (
   huggingface,
   likelihood,
   placement,
+  ready,
   sharding,
 )
 from miniplm_jax.models.architecture import Mamba, Transformer
@@ -206,6 +207,14 @@ def main(family):
       )
       scored = score.lower(state.model, placed).compile()
       nll, count = scored(state.model, placed).values
+      whole, of_rows = ready.for_rows(state.model, mesh)
+      with jax.set_mesh(of_rows):
+        program = placement.program(
+          likelihood.row_nll, of_rows, eos_id=0, dtype=jnp.float32
+        )
+        again = placement.put(batch, of_rows)
+        whole_scored = program.lower(whole, again).compile()
+        whole_nll, _ = whole_scored(whole, again).values
       embed = state.model.embed[...]
       local = embed.addressable_shards[0].data.shape
       memory = compiled.memory_analysis()
@@ -219,6 +228,9 @@ def main(family):
       results.append(
         {
           "family": family,
+          "whole_mesh": [of_rows.shape[a] for a in sharding.AXES],
+          "whole_nll": [float(x) for x in whole_nll[:8]],
+          "whole_collectives": collectives(whole_scored.as_text()),
           "mesh": [mesh.shape[a] for a in sharding.AXES],
           "loss": float(found["train/loss"]),
           "grad_norm": float(found["train/grad_norm"]),

@@ -21,6 +21,7 @@ from miniplm_jax.models import (
   mamba,
   sharding,
   splash,
+  transformer,
 )
 from miniplm_jax.models.architecture import SHAPES, Mamba, Transformer
 from miniplm_jax.training import optimizer
@@ -428,6 +429,10 @@ def test_the_scan_over_chunks_is_the_recurrence(length):
   )
 
 
+# Relative and absolute: roundings of the last digit.
+CLOSE = {"float32": (2e-7, 1e-7), "bfloat16": (2**-8, 2**-9)}
+
+
 @pytest.mark.parametrize(
   ("length", "heads", "keys"), [(300, 4, 4), (129, 4, 2), (7, 3, 1)]
 )
@@ -443,7 +448,7 @@ def test_attention_has_the_gradients_of_the_dense_one(
 
   def dense(q, k, v):
     k, v = (jnp.repeat(x, heads // keys, 2) for x in (k, v))
-    score = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(6)
+    score = jnp.einsum("bthd,bshd->bhts", q, k)  # queries are scaled
     seen = jnp.tril(jnp.ones((length, length), bool))
     p = jax.nn.softmax(jnp.where(seen[None, None], score, -jnp.inf))
     return jnp.einsum("bhts,bshd->bthd", p, v)
@@ -465,6 +470,26 @@ def test_splash_attention_is_attention(length, heads, keys, mesh):
   of_kernel = functools.partial(splash.attention, interpret=True)
   arrays = q, k, v, g
   assert_same_gradients(of_kernel, attention.attention, arrays, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rotary_of_tpus_is_rotary(dtype, mesh, monkeypatch):
+  """Rotated by a product, and in two halves: value and gradient."""
+  rng = np.random.default_rng(0)
+  x, g = (jnp.asarray(rng.normal(size=(2, 9, 3, 6)), dtype) for _ in range(2))
+  shared = transformer.context(
+    dataclasses.replace(ARCH, hidden_size=48, num_attention_heads=8), 9
+  )
+
+  def rotated(platform):
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    value, back = jax.vjp(lambda x: transformer._rotate(x, shared, 0.5), x)
+    return value, back(g)[0]
+
+  for ours, halves in zip(rotated("tpu"), rotated("cpu")):
+    np.testing.assert_allclose(
+      np.float64(ours), np.float64(halves), *CLOSE[dtype]
+    )
 
 
 def test_splash_attention_is_not_for_every_shape():

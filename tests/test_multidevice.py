@@ -17,12 +17,21 @@ def results(request, eight_devices):
 def test_every_mesh_gives_the_figures_of_one_device(results):
   one, meshes = results
   for found in meshes:
-    for name in ("loss", "grad_norm", "nll"):
+    for name in ("loss", "grad_norm", "nll", "whole_nll"):
       np.testing.assert_allclose(
         found[name], one[name], rtol=1e-5, err_msg=name
       )
     assert found["tokens"] == one["tokens"]
     assert found["generated"] == one["generated"]
+
+
+def test_rows_are_scored_by_whole_weights(results):
+  """Where a device has room; then only results are gathered."""
+  for found in results[1]:
+    data, fsdp, tensor = found["mesh"]
+    assert found["whole_mesh"] == [data * fsdp, 1, tensor]
+    if tensor == 1:
+      assert set(found["whole_collectives"]) <= {"all-gather", "all-reduce"}
 
 
 def test_every_gradient_is_that_of_one_device(results):

@@ -22,7 +22,7 @@ _MOST_BLOCKS, _LEAST_BLOCK = 8, 128
 def attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, visible_BxTxS=None):
   """Attention, [B, T, N, H], with the softmax in float32.
 
-  N / K queries share a key. `visible_BxTxS` says which keys a query sees;
+  Queries are scaled, and N / K of them share a key. `visible_BxTxS` says which keys a query sees;
   None in whole rows, where it sees those up to its own position. Only these
   can be differentiated.
   """
@@ -38,7 +38,7 @@ def attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, visible_BxTxS=None):
   batch, length, heads, size = q_BxTxNxH.shape
   keys = k_BxSxKxH.shape[2]
   q_BxTxKxGxH = q_BxTxNxH.reshape(batch, length, keys, heads // keys, size)
-  q_BxKxGxTxH = q_BxTxKxGxH.transpose(0, 2, 3, 1, 4) * size**-0.5
+  q_BxKxGxTxH = q_BxTxKxGxH.transpose(0, 2, 3, 1, 4)
   k_BxKxSxH = k_BxSxKxH.swapaxes(1, 2)
   v_BxKxSxH = v_BxSxKxH.swapaxes(1, 2)
   if visible_BxTxS is not None:
@@ -68,7 +68,7 @@ def _kernel(q_BxTxNxH, k_BxTxKxH):
 
 @jax.custom_vjp
 def _causal(q_BxKxGxTxH, k_BxKxTxH, v_BxKxTxH):
-  """Attention of whole rows, [B, K, G, T, H]; queries are scaled.
+  """Attention of whole rows, [B, K, G, T, H].
 
   Rows are cut into a few blocks of queries, each with only the keys up to
   its end: nearly half of the [T, S] weights are never formed. On CPU, at

@@ -24,7 +24,7 @@ def fits(unused_length: int, size: int) -> bool:
 
 
 def attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, implementation: str = "cudnn"):
-  """Causal attention, [B, T, N, H], of queries that are not scaled.
+  """Causal attention, [B, T, N, H], of queries that are scaled.
 
   N / K queries share a key. The implementation "xla" computes the same without
   a GPU.
@@ -33,6 +33,7 @@ def attention(q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, implementation: str = "cudnn"):
     q_BxTxNxH,
     k_BxTxKxH,
     v_BxTxKxH,
+    scale=1.0,
     is_causal=True,
     implementation=implementation,
   )

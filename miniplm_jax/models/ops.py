@@ -36,8 +36,8 @@ def rms_norm(x_BxTxD, scale_D, eps: float):
   return y_BxTxD * scale_D.reshape((1,) * (y_BxTxD.ndim - 1) + (-1,))
 
 
-def project(x_BxTxD, w_DxE):
-  """X @ w with the tokens as one dimension.
+def project(x_BxTxD, w_DxE, is_kept: bool = True):
+  """X @ w with the tokens as one dimension; kept for the backward pass or not.
 
   XLA's CPU backend takes twice as long for the gradient of the 3-D product.
   It also adds the D terms of a float32 product one after the other; in
@@ -50,7 +50,8 @@ def project(x_BxTxD, w_DxE):
   is_cut = x_SxD.dtype == jnp.float32 and sharding.platform() == "cpu"
   is_cut &= sharding.axis_size("tensor") == 1
   y = _in_blocks(x_SxD, w_DxE) if is_cut else x_SxD @ w_DxE
-  return checkpoint_name(y, KEPT).reshape(*x_BxTxD.shape[:2], -1)
+  y = checkpoint_name(y, KEPT) if is_kept else y
+  return y.reshape(*x_BxTxD.shape[:2], -1)
 
 
 @jax.custom_vjp

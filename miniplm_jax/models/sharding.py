@@ -123,6 +123,15 @@ def reordered(mesh: Mesh) -> Mesh:
   return Mesh(reversed_, mesh.axis_names, axis_types=mesh.axis_types)
 
 
+def without_fsdp(mesh: Mesh) -> Mesh:
+  """The mesh with whole weights on each shard of the batch.
+
+  These are on the same devices as before.
+  """
+  devices = mesh.devices.reshape(-1, 1, mesh.shape["tensor"])
+  return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
+
+
 def slices(devices: Iterable[jax.Device]) -> int:
   """How many TPU slices the devices are of; other devices are of one."""
   tpus = (d for d in devices if d.platform == "tpu")

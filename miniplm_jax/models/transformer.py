@@ -8,13 +8,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from miniplm_jax.models import int8, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.attention import attention
-from miniplm_jax.models.ops import apart, by_batch, normal, project, rms_norm
+from miniplm_jax.models.ops import (
+  KEPT,
+  apart,
+  by_batch,
+  normal,
+  project,
+  rms_norm,
+)
 from miniplm_jax.models.sharding import Parameter, table
 
 
@@ -124,12 +133,45 @@ def _rope(arch: Transformer, position_BxT):
   return jnp.cos(angle), jnp.sin(angle)
 
 
-def _rotate(x_BxTxNxH, shared: Context):
-  """Rotary embedding, the two halves of a head as real and imaginary."""
+def _rotate(x_BxTxNxH, shared: Context, scale: float = 1.0):
+  """Rotary embedding, the two halves of a head as real and imaginary.
+
+  Multiplied by `scale` before it is rounded.
+  """
   cos, sin = shared.cos[:, :, None, :], shared.sin[:, :, None, :]
+  if sharding.platform() == "tpu":
+    return _rotate_whole(x_BxTxNxH, cos * scale, sin * scale)
   a, b = jnp.split(x_BxTxNxH.astype(jnp.float32), 2, -1)
   rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+  return (rotated * scale).astype(x_BxTxNxH.dtype)
+
+
+@jax.custom_vjp
+def _rotate_whole(x_BxTxNxH, cos, sin):
+  """The same with no head cut in two.
+
+  Half a head of 64 is padded from 32 to 128 lanes in each copy. A product with
+  a matrix of ±1 puts (−b, a) in the place of (a, b), exactly; predicted for
+  the 500M on v5e:4x4, a step takes 8 % less. The gradient is turned back.
+  """
+  half = x_BxTxNxH.shape[-1] // 2
+  turn_HxH = np.kron([[0, 1], [-1, 0]], np.eye(half))
+  turned_BxTxNxH = jnp.einsum(
+    "btnh,hk->btnk",
+    x_BxTxNxH,
+    jnp.asarray(turn_HxH, x_BxTxNxH.dtype),
+    precision="highest",  # the backward pass is outside of its context
+    preferred_element_type=jnp.float32,
+  )
+  cos, sin = jnp.tile(cos, 2), jnp.tile(sin, 2)
+  rotated = x_BxTxNxH.astype(jnp.float32) * cos + turned_BxTxNxH * sin
   return rotated.astype(x_BxTxNxH.dtype)
+
+
+_rotate_whole.defvjp(
+  lambda x, cos, sin: (_rotate_whole(x, cos, sin), (cos, sin)),
+  lambda angle, g: (_rotate_whole(g, angle[0], -angle[1]), None, None),
+)
 
 
 class Layers(nnx.Module):
@@ -187,7 +229,7 @@ class Layers(nnx.Module):
       return jax.lax.with_sharding_constraint(x_BxTxNxH, spec)
 
     def projected(w, b, norm=None):
-      z = project(y_BxTxD, w)
+      z = project(y_BxTxD, w, is_kept=arch.qk_norm)
       if b is not None:
         z += b[...][None, None, :]
       z = heads(z)
@@ -197,8 +239,13 @@ class Layers(nnx.Module):
     q_BxTxNxH = projected(self.q_proj, self.q_bias, self.q_norm)
     k_BxTxKxH = projected(self.k_proj, self.k_bias, self.k_norm)
     v_BxTxKxH = projected(self.v_proj, self.v_bias)
-    q_BxTxNxH = _rotate(q_BxTxNxH, shared)
+    q_BxTxNxH = _rotate(q_BxTxNxH, shared, arch.head_size**-0.5)
     k_BxTxKxH = _rotate(k_BxTxKxH, shared)
+    if not arch.qk_norm:
+      # As attention reads them: nothing before needs them in the backward pass.
+      q_BxTxNxH, k_BxTxKxH, v_BxTxKxH = (
+        checkpoint_name(z, KEPT) for z in (q_BxTxNxH, k_BxTxKxH, v_BxTxKxH)
+      )
     if cache is not None:
       cache = _put(cache, Cache(k_BxTxKxH, v_BxTxKxH), start, i)
       k_BxTxKxH, v_BxTxKxH = heads(cache.keys[i]), heads(cache.values[i])

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from miniplm_jax.config import ScoreConfig
 from miniplm_jax.corpus import batching
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.models import likelihood, placement, sharding
+from miniplm_jax.models import likelihood, placement, ready, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.decoder import Decoder
 
@@ -59,7 +59,8 @@ class Scorer:
       row_sum: (model, batch, eos_id, dtype) → (Σ of each row, tokens).
       flops: (arch, length) → FLOPs of it for a token.
     """
-    self._models, self._corpus, self._mesh = models, corpus, mesh
+    self._models, mesh = ready.for_rows(dict(models), mesh)
+    self._corpus, self._mesh = corpus, mesh
     self.dtype = dtype or score.dtype
     lengths = score.lengths if lengths is None else lengths
     lengths = {min(n, corpus.max_length) for n in lengths}
