@@ -137,9 +137,9 @@ def main(argv):
   text = f"""# Single steps on v5e, by each term of the estimator
 
 {tpu_table.versions()}, {datetime.date.today()}, \
-`python -m benchmarks.tpu_steps`. **Nothing here was measured.** The simulation goes through a step's \
-instructions and copies; it counts some that wait for main memory too low \
-(Adam). "none" where it has no figure.
+`python -m benchmarks.tpu_steps`. **Nothing here was measured.** The \
+simulation goes through a step's instructions and copies; it counts some that \
+wait for main memory too low (Adam). "none" where it has no figure.
 
 {Table(_HEADER, lines).markdown()}
 

@@ -90,11 +90,13 @@ def test_parts_and_batches_that_nobody_said(tmp_path):
   assert auto.of_table == auto.replace(batch_tokens=65_536).of_table
 
   def on(platform):
-    device = np.array([types.SimpleNamespace(platform=platform)])
-    return types.SimpleNamespace(devices=device)
+    devices = np.full((2, 3, 2), types.SimpleNamespace(platform=platform))
+    shape = {"data": 2, "fsdp": 3, "tensor": 2}
+    return types.SimpleNamespace(devices=devices, shape=shape)
 
-  asked = [batching.tokens_of(n, on(p)) for p in ("cpu", "tpu") for n in (0, 5)]
-  assert asked == [4096, 5, 65_536, 5]
+  kinds = "cpu", "tpu", "gpu"
+  asked = [batching.tokens_of(n, on(kind)) for kind in kinds for n in (0, 5)]
+  assert asked == [4096, 5, 6 * 4096, 5, 65_536, 5]
 
 
 def test_a_worker_says_how_it_works_and_what_a_stop_loses(tmp_path, capsys):

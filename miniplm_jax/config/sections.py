@@ -24,8 +24,12 @@ from miniplm_jax.models.architecture import Architecture, Transformer
 CONVERSIONS = ("repack", "one_to_one")
 # What `materialize` writes: the functions of selection/materialize_writers.py.
 FORMATS = ("array_record", "megatron", "tfds")
-# Inputs of a batch of scoring, where nothing is said.
+# Inputs of a batch of scoring over all devices, where nothing is said.
 BATCH_TOKENS = 65_536
+# The same of each shard on TPUs. 4 rows of 1,024 tokens of the 1.8B a chip
+# are within 2 % of the best of 1 to 32, per token, on v4, v5e, v5p and v6e: of
+# more, activations leave VMEM (docs/tpu_scoring.md; predicted).
+TPU_BATCH_TOKENS = 4096
 # The group of lm_eval that is the paper's nine. acc_norm where a task has it,
 # else acc; their plain mean.
 GROUP = "miniplm"
@@ -63,8 +67,8 @@ class ScoreConfig(Section):
   # Unit of work and of resuming; 0 is a 64th of the corpus, but a batch or
   # more, and 65,536 at most. What was begun goes on in parts of its size.
   rows_per_part: int = f.number(0, "[0, inf)")
-  # Of one batch over all devices, with padding; 0 is 65,536, and on CPUs, where
-  # a first batch of so many takes minutes, 4,096.
+  # Of one batch over all devices, with padding; 0 is 65,536, on TPUs 4,096 for
+  # each shard, and on CPUs, where a first batch takes minutes, 4,096.
   batch_tokens: int = f.number(0, "[0, inf)")
   # Of D. Less than 1 is for method proxy alone: the rows that it learns
   # from, and some to test it on.

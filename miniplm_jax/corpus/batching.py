@@ -9,9 +9,10 @@ import grain
 import numpy as np
 from jax.sharding import Mesh
 
-from miniplm_jax.config.sections import BATCH_TOKENS
+from miniplm_jax.config.sections import BATCH_TOKENS, TPU_BATCH_TOKENS
 from miniplm_jax.corpus.store import Corpus, StoredRow
 from miniplm_jax.models import placement
+from miniplm_jax.models.sharding import batch_shards
 
 Batch = dict[str, Any]
 
@@ -34,8 +35,8 @@ class Planned:
 
 def tokens_of(asked: int, mesh: Mesh) -> int:
   """Inputs of a batch; if 0 are asked for, by the kind of device."""
-  is_cpu = mesh.devices.flat[0].platform == "cpu"
-  return asked or (4096 if is_cpu else BATCH_TOKENS)
+  by_kind = {"cpu": 4096, "tpu": TPU_BATCH_TOKENS * batch_shards(mesh)}
+  return asked or by_kind.get(mesh.devices.flat[0].platform, BATCH_TOKENS)
 
 
 def plan(

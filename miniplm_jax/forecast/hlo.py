@@ -39,8 +39,8 @@ _FREE = frozenset(
     "tuple",
   )
 )
-# Custom calls that only name memory: a buffer that is written later, slices that
-# were copied side by side, a promise about indices.
+# Custom calls that only name memory: a buffer that is written later, slices
+# that were copied side by side, a promise about indices.
 _FREE_CALL = re.compile(
   r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGather\w*)"'
 )

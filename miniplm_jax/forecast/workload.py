@@ -16,6 +16,7 @@ from miniplm_jax.config import (
   ScoreConfig,
   TrainConfig,
 )
+from miniplm_jax.config.sections import TPU_BATCH_TOKENS
 from miniplm_jax.core import fields
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
@@ -43,7 +44,7 @@ class ScoringProgram:
   arch: Architecture  # the model whose head its logits come from
   dtype: Any  # of the computation
   length: int  # inputs of a row
-  batch_tokens: int  # of a batch over all devices, as the config says
+  batch_tokens: int  # of a batch over all devices; 0 is as many as on TPUs
   count: int  # rows to score
   # FLOPs of what is meant in those of the program; see `TrainingProgram`.
   slowdown: float = 1.0
@@ -58,7 +59,8 @@ class ScoringProgram:
 
   def rows(self, shards: int) -> list[int]:
     """Those that can be chosen: the config's, and halves of them down to 1."""
-    sizes = [max(self.batch_tokens // self.length // shards, 1)]
+    tokens = self.batch_tokens or TPU_BATCH_TOKENS * shards
+    sizes = [max(tokens // self.length // shards, 1)]
     while sizes[-1] > 1:
       sizes.append(sizes[-1] // 2)
     return sizes
@@ -207,7 +209,7 @@ def scoring(
 ) -> ScoringProgram:
   """The program that a model scores so many rows of this length by."""
   dtype, count = jnp.dtype(score.dtype), max(round(rows), 1)
-  return ScoringProgram(name, model, dtype, length, score.most_tokens, count)
+  return ScoringProgram(name, model, dtype, length, score.batch_tokens, count)
 
 
 def regression(

@@ -22,9 +22,9 @@ _MOST_BLOCKS, _LEAST_BLOCK = 8, 128
 def attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, visible_BxTxS=None):
   """Attention, [B, T, N, H], with the softmax in float32.
 
-  Queries are scaled, and N / K of them share a key. `visible_BxTxS` says which keys a query sees;
-  None in whole rows, where it sees those up to its own position. Only these
-  can be differentiated.
+  Queries are scaled, and N / K of them share a key. `visible_BxTxS` says which
+  keys a query sees; None in whole rows, where it sees those up to its own
+  position. Only these can be differentiated.
   """
   if visible_BxTxS is None and (kernel := _kernel(q_BxTxNxH, k_BxSxKxH)):
     # Each device calls it on its rows and heads. The partitioner cannot look
