@@ -51,10 +51,13 @@ class _Recorder:
 
 def _run(lm, name):
   """Metrics, answers and seconds of one run of a task."""
+  from miniplm_jax.config import EvaluationConfig
   from miniplm_jax.evaluation import tasks
 
   lm = _Recorder(lm)
-  found = tasks.run(lm, name, _DATA.value, True, _DOCUMENTS.value)
+  few, data = _DOCUMENTS.value, _DATA.value
+  given = EvaluationConfig(task_data=data, offline=True, documents=few)
+  found = tasks.run(lm, name, given)
   metrics = {
     key: value
     for key, value in found["results"][name].items()

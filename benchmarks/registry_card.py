@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Table
 
 BEGIN, END = "<!-- tables of the scores -->", "<!-- end of the tables -->"
 # Neighbors are alike: errors are taken between blocks of so many tokens.

@@ -23,7 +23,7 @@ from miniplm_jax.forecast import prediction, topology, workload
 from miniplm_jax.forecast.prediction import Prediction
 from miniplm_jax.models import sharding
 from miniplm_jax.models.architecture import Transformer
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Table
 from miniplm_jax.training import flops as flops_lib
 
 _ONLY = flags.DEFINE_string("only", "", "Runs whose name or slice has this.")

@@ -20,7 +20,7 @@ from miniplm_jax.core import files
 from miniplm_jax.forecast import prediction, topology
 from miniplm_jax.forecast.workload import ScoringProgram
 from miniplm_jax.models import architecture
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Table
 
 _PRESET = flags.DEFINE_string("preset", "qwen1.5-1.8b", "Of the architecture.")
 _SLICES = flags.DEFINE_list(

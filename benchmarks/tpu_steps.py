@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from benchmarks import tpu_table
 from miniplm_jax.core import files
 from miniplm_jax.forecast import estimate, hlo, topology
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Table
 from miniplm_jax.training import flops as flops_lib
 
 _OUT = flags.DEFINE_string("out", "docs/tpu_steps.md", "The table.")

@@ -18,12 +18,12 @@ from absl import app, flags
 from etils import epath
 
 from benchmarks import tpu_table
-from miniplm_jax.config import KdConfig, TrainConfig
+from miniplm_jax.config import KDConfig, TrainConfig
 from miniplm_jax.core import files
 from miniplm_jax.distillation.vanilla_kd import SoftLabels
 from miniplm_jax.forecast import prediction, programs, topology, workload
 from miniplm_jax.models import architecture
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Table
 from miniplm_jax.training import flops as flops_lib
 
 _STUDENTS = flags.DEFINE_list(
@@ -47,7 +47,7 @@ _OUT = flags.DEFINE_string("out", "docs/tpu_training.md", "The table.")
 
 def _program(student: str, method: str) -> workload.TrainingProgram:
   """The training step of a preset by one of the methods."""
-  train, kd, length = TrainConfig(), KdConfig(), _LENGTH.value
+  train, kd, length = TrainConfig(), KDConfig(), _LENGTH.value
   arch = architecture.SHAPES[student]
   token_flops = flops_lib.next_token(arch, length)
   objective = workload.next_token(train)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from miniplm_jax.distillation import sampling
+from miniplm_jax.distillation import minillm
 from miniplm_jax.models import (
   decoder,
   generation,
@@ -110,8 +110,8 @@ def drawn(mesh):
   other = dataclasses.replace(TRANSFORMER, vocab_size=1100)
 
   def program(student, teacher, prompt):
-    keys = sampling.keys_of_rows(jax.random.key(5), jnp.arange(8))
-    return sampling.draw(
+    keys = minillm.keys_of_rows(jax.random.key(5), jnp.arange(8))
+    return minillm.draw(
       student,
       teacher,
       prompt,

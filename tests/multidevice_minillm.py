@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.distillation import minillm, sampling
+from miniplm_jax.distillation import minillm
 from miniplm_jax.models import placement, sharding
 from miniplm_jax.models.architecture import Transformer
 from miniplm_jax.models.decoder import Decoder
@@ -72,8 +72,8 @@ def main():
       here = placement.put(batch, mesh)
 
       def draw(student, teacher, batch):
-        keys = sampling.keys_of_rows(jax.random.key(5), batch["row"])
-        return sampling.draw(
+        keys = minillm.keys_of_rows(jax.random.key(5), batch["row"])
+        return minillm.draw(
           student,
           teacher,
           batch["tokens"][:, :12],

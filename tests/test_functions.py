@@ -66,7 +66,7 @@ def test_texts_are_scored_and_continued(finished, mesh):
   short, long = score(["Some words.", "Some words. And more."])
   assert 0 < short.nll_sum < long.nll_sum and short.n_bytes == 11
   options = GenerateConfig(max_new_tokens=5, samples=2, temperature=0.0)
-  (same,) = generate.continue_prompts(model, ["Some words"], options)
+  (same,), _ = generate.continue_prompts(model, ["Some words"], options)
   assert len(same) == 2 and same[0] == same[1]
   assert same[0].prompt == "Some words" and 1 <= same[0].n_tokens <= 5
   long = GenerateConfig(max_new_tokens=1 << 20)

@@ -14,7 +14,7 @@ from tiny_config import get_config
 from miniplm_jax import pipeline
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.distillation import sampling
+from miniplm_jax.distillation import minillm
 from miniplm_jax.models import architecture, decoder, generation, head, ready
 from miniplm_jax.models.generation import Sampling
 
@@ -242,8 +242,8 @@ def test_weights_are_cast_once_and_not_for_every_token(mesh, monkeypatch, fits):
     )
 
   def draw(model, tokens, first, row):
-    key = sampling.keys_of_rows(jax.random.key(0), row)
-    return sampling.draw(
+    key = minillm.keys_of_rows(jax.random.key(0), row)
+    return minillm.draw(
       model, model, tokens, key, size=4, teacher_mix=0.5, eos_id=0, **common
     )
 

@@ -18,11 +18,12 @@ from etils import epath
 from helpers import ROOT, environment, lm_eval_model, run, typed
 from tiny_config import get_config
 
+from miniplm_jax.config import EvaluationConfig
 from miniplm_jax.config.sections import GROUP, PAPER_TASKS
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import store
-from miniplm_jax.evaluation import results, tasks, tasks_step
-from miniplm_jax.report import tasks as tasks_table
+from miniplm_jax.evaluation import tasks, tasks_step
+from miniplm_jax.report import tasks_report_step as tasks_table
 
 needs_lm_eval = pytest.mark.skipif(
   not importlib.util.find_spec("lm_eval"), reason="needs the eval extra"
@@ -208,9 +209,10 @@ def test_the_nine_tasks_have_the_metrics_of_hf(ours, theirs, data):
   the bootstrapped error.
   """
   for task in PAPER_TASKS:
-    found = tasks.run(ours, task, str(data), True, 0)
+    given = EvaluationConfig(task_data=str(data), offline=True)
+    found = tasks.run(ours, task, given)
     assert found["n-samples"][task]["effective"] == 5
-    wanted = tasks.run(theirs, task, str(data), True, 0)["results"][task]
+    wanted = tasks.run(theirs, task, given)["results"][task]
     for name, value in found["results"][task].items():
       if "perplexity" in name:
         loss = math.log(wanted[name])
@@ -219,7 +221,7 @@ def test_the_nine_tasks_have_the_metrics_of_hf(ours, theirs, data):
         assert value == pytest.approx(wanted[name], rel=1e-4), (task, name)
       else:
         assert value == wanted[name]
-    metric, _ = results.score(found["results"][task])
+    metric, _ = tasks.score(found["results"][task])
     normed = ("hellaswag", "openbookqa", "arc_easy", "arc_challenge", "piqa")
     assert metric == ("acc_norm" if task in normed else "acc"), task
 
@@ -239,7 +241,7 @@ def test_stage_evaluate_writes_tables_and_results_of_lm_eval(copy, data):
     assert text in done.stdout
   student = copy / "run" / "students" / "miniplm"
   body = json.loads((student / "lm_eval.json").read_text())
-  scores = [results.score(body["results"][t])[1] for t in PAPER_TASKS]
+  scores = [tasks.score(body["results"][t])[1] for t in PAPER_TASKS]
   average = body["groups"][GROUP]["acc_norm_or_acc,none"]
   assert average == pytest.approx(np.mean(scores))
   assert body["n-samples"]["piqa"] == {"original": 5, "effective": 5}
@@ -254,7 +256,7 @@ def test_stage_evaluate_writes_tables_and_results_of_lm_eval(copy, data):
 @needs_lm_eval
 @needs_lm_eval
 def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
-  from miniplm_jax.evaluation import jax_lm
+  from miniplm_jax.evaluation import lm as jax_lm
 
   made, asked = [], []
 
@@ -288,7 +290,8 @@ def test_what_cannot_be_had_is_told_with_what_to_do(
 ):
   def told(name):
     with pytest.raises(UserError) as e:
-      tasks.run(ours, name, str(tmp_path), True, 0)
+      given = EvaluationConfig(task_data=str(tmp_path), offline=True)
+      tasks.run(ours, name, given)
     return str(e.value)
 
   (tmp_path / "piqa").mkdir()
@@ -347,6 +350,7 @@ def test_eight_devices_give_the_answers_of_one_without_torch(
   code = f"""
 import json, sys
 from lm_eval.api.instance import Instance
+from miniplm_jax.config import EvaluationConfig
 from miniplm_jax.evaluation import lm, tasks
 mesh = {{"data": 2, "fsdp": 2, "tensor": 2}}
 model = lm.DirectoryLM({str(directory)!r}, max_length=32, **mesh)
@@ -357,7 +361,9 @@ asked = [ask("loglikelihood", tuple(a)) for a in {TEXTS!r}]
 print(json.dumps(model.loglikelihood(asked)))
 settings = {{"until": ["\\n"], "max_gen_toks": 8}}
 print(json.dumps(model.generate_until([ask("g", ("The", settings))])))
-found = tasks.run(model, "piqa", {str(data)!r}, True, 2)
+few = {{"offline": True, "documents": 2}}
+few = EvaluationConfig(task_data={str(data)!r}, **few)
+found = tasks.run(model, "piqa", few)
 print(json.dumps([found["n-samples"]["piqa"]["effective"]]))
 print(json.dumps(list({{"torch", "transformers"}} & set(sys.modules))))
 """
@@ -396,7 +402,7 @@ def test_tasks_without_a_folder_are_of_the_hub_whatever_else_has_one(tmp_path):
 def test_tasks_say_their_documents_chance_error_and_what_was_cut():
   choices = {("piqa", 0): 2, ("piqa", 1): 2, ("arc", 0): 4, ("arc", 1): 5}
   choices[("lambada", 0)] = 1
-  asked = results.asked(choices, {"arc": 3})
+  asked = tasks.asked(choices, {"arc": 3})
   assert asked["arc"] == {
     "requests": 9,
     "cut": 3,
@@ -417,13 +423,13 @@ def test_tasks_say_their_documents_chance_error_and_what_was_cut():
 
 def test_the_average_is_the_plain_mean_by_the_paper_s_rule():
   both = {"acc,none": 0.1, "acc_stderr,none": 0.9, "acc_norm,none": 0.2}
-  assert results.score(both) == ("acc_norm", 0.2)
-  assert results.score({"acc,none": 0.3}) == ("acc", 0.3)
-  assert results.score({"perplexity,none": 9.0}) is None
+  assert tasks.score(both) == ("acc_norm", 0.2)
+  assert tasks.score({"acc,none": 0.3}) == ("acc", 0.3)
+  assert tasks.score({"perplexity,none": 9.0}) is None
   nine = {task: both for task in PAPER_TASKS} | {"piqa": {"acc,none": 0.65}}
-  assert results.average(results.scores(nine)) == pytest.approx(0.25)
-  assert results.error(both) is None  # 0.9 is that of acc
-  assert results.error({"acc,none": 0.3, "acc_stderr,none": 0.1}) == 0.1
+  assert tasks.average(tasks.scores(nine)) == pytest.approx(0.25)
+  assert tasks.error(both) is None  # 0.9 is that of acc
+  assert tasks.error({"acc,none": 0.3, "acc_stderr,none": 0.1}) == 0.1
   table = tasks_table.table({"miniplm": nine}, {})
   (row,) = table.cells()
   told = dict(zip(table.titles, row))

@@ -13,14 +13,14 @@ import tokenizers
 from etils import epath
 from test_huggingface import TRANSFORMER, new, saved
 
-from miniplm_jax.config import DocumentsConfig
+from miniplm_jax.config import DocumentsConfig, EvaluationConfig
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import tokenizer
 from miniplm_jax.evaluation import harness, tasks, texts
 from miniplm_jax.models import sharding
 
 jax_lm = pytest.importorskip(
-  "miniplm_jax.evaluation.jax_lm", reason="needs the eval extra"
+  "miniplm_jax.evaluation.lm", reason="needs the eval extra"
 )
 EOS = "<|endoftext|>"
 DRAWN = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 4}
@@ -200,7 +200,8 @@ def test_the_hub_is_there_again_after_a_task_without_it(lm, tmp_path):
   hub = pytest.importorskip("huggingface_hub").constants
   before = datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE
   with pytest.raises(UserError, match="the hub, offline"):
-    tasks.run(lm, "winogrande", str(tmp_path), True, 0)
+    given = EvaluationConfig(task_data=str(tmp_path), offline=True)
+    tasks.run(lm, "winogrande", given)
   assert before == (datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE)
 
 

@@ -15,7 +15,7 @@ from helpers import refused, run, weights, write_corpus
 from test_pipeline import kill
 
 from miniplm_jax import config as config_lib
-from miniplm_jax.distillation import minillm, sampling
+from miniplm_jax.distillation import minillm
 from miniplm_jax.models import decoder, vocab_loss, vocab_tiles
 from miniplm_jax.models.architecture import Mamba, Transformer
 from miniplm_jax.training import loop
@@ -78,7 +78,7 @@ def estimated(student, teacher, weight, advantage):
   """The gradient of our surrogate on all rows, with given weights."""
   log_q, log_p = (of_tokens(dense(m)) for m in (student, teacher))
   hidden = teacher(ROWS)[:, len(PROMPT) - 1 : -1]
-  sample = sampling.Draws(jnp.asarray(Y), log_q, log_p, hidden)
+  sample = minillm.Draws(jnp.asarray(Y), log_q, log_p, hidden)
 
   def loss(student):
     hidden = student(ROWS)[:, len(PROMPT) - 1 : -1]
@@ -211,7 +211,7 @@ def test_returns_are_means_of_what_follows():
   assert real.tolist() == [[1, 1, 1, 0], [1] * 4]
   p = jnp.log(jnp.array([[0.5, 0.2, 0.1, 0.9], [0.1, 0.4, 0.2, 0.3]]))
   q = jnp.log(jnp.full((2, 4), 0.4))
-  sample = sampling.Draws(tokens, q, p, None)
+  sample = minillm.Draws(tokens, q, p, None)
   r, w = np.asarray(p - q), 0.4 / (0.8 * 0.4 + 0.2 * np.exp(p))
   found = minillm.advantages(sample, real, 0.2)
   wanted = np.zeros((2, 4))
@@ -297,10 +297,10 @@ def test_what_is_drawn_follows_the_mixture(mesh):
   """And its log-probabilities are those of the uncached models."""
   student, teacher = models()
   rows = 4000
-  keys = sampling.keys_of_rows(jax.random.key(0), jnp.arange(rows))
+  keys = minillm.keys_of_rows(jax.random.key(0), jnp.arange(rows))
   sample = jax.jit(
     functools.partial(
-      sampling.draw, size=NEW, teacher_mix=0.3, eos_id=EOS, dtype=jnp.float32
+      minillm.draw, size=NEW, teacher_mix=0.3, eos_id=EOS, dtype=jnp.float32
     )
   )(student, teacher, np.tile(np.int32(PROMPT), (rows, 1)), keys)
   q, p, mixed = probabilities(0.3)
@@ -372,13 +372,13 @@ def test_a_mamba_may_be_the_student(mesh):
   prompt = batch_of(4)["tokens"][:, :5] % 256
   sample = jax.jit(
     functools.partial(
-      sampling.draw, size=4, teacher_mix=0.2, eos_id=EOS, dtype=jnp.float32
+      minillm.draw, size=4, teacher_mix=0.2, eos_id=EOS, dtype=jnp.float32
     )
   )(
     student,
     teacher,
     prompt,
-    sampling.keys_of_rows(jax.random.key(0), np.arange(4)),
+    minillm.keys_of_rows(jax.random.key(0), np.arange(4)),
   )
   whole = jnp.concatenate([prompt, sample.tokens], 1)
   for model, wanted in ((student, sample.log_q), (teacher, sample.log_p)):

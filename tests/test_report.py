@@ -50,7 +50,7 @@ from miniplm_jax.report import (
   selection_tables as tables,
 )
 from miniplm_jax.report.inventory import Student
-from miniplm_jax.report.table import Bar, Table
+from miniplm_jax.report.page import Bar, Table
 from miniplm_jax.selection import items as eval_items
 from miniplm_jax.selection import overlap
 from miniplm_jax.training.trained import own_corpora

@@ -10,7 +10,7 @@ from miniplm_jax import criteria
 from miniplm_jax.config.run import REMAT
 from miniplm_jax.core import noise
 from miniplm_jax.criteria import formula
-from miniplm_jax.criteria.moments import Moments
+from miniplm_jax.criteria.statistics import Moments
 from miniplm_jax.models import decoder
 from miniplm_jax.selection import cutoff, duplicates
 

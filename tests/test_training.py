@@ -26,6 +26,7 @@ from test_pipeline import kill
 from trainers import assert_same_run, lines, saved, spec, stopped
 
 from miniplm_jax import config as config_lib
+from miniplm_jax.config import TrainConfig
 from miniplm_jax.core import errors, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import huggingface, sharding
@@ -159,13 +160,12 @@ def drawn(corpus, rows, *, first=0, steps=6, shuffle=True, weights=(), seed=1):
   stream = batches.stream(
     corpus,
     rows,
-    batch_size=8,
+    TrainConfig(
+      batch_size=8, seed=seed, shuffle=shuffle, domain_weights=weights
+    ),
     first_step=first,
     steps=steps,
-    seed=seed,
-    shuffle=shuffle,
     mesh=sharding.make_mesh(1, 1, 1),
-    domain_weights=weights,
   )
   return np.array([batch["row_id"] for batch in stream])
 
@@ -507,10 +507,9 @@ def test_a_damaged_row_is_told_by_the_threads_that_read(corpus, mesh, tmp_path):
   shard.write_bytes(content)
   damaged = trainers.corpus_of(tmp_path)
   rows = np.arange(len(damaged))
-  given = {"batch_size": 8, "first_step": 0, "steps": len(rows) // 8 + 1}
-  stream = batches.stream(
-    damaged, rows, seed=0, shuffle=False, mesh=mesh, **given
-  )
+  train = TrainConfig(batch_size=8, seed=0, shuffle=False)
+  given = {"first_step": 0, "steps": len(rows) // 8 + 1}
+  stream = batches.stream(damaged, rows, train, mesh=mesh, **given)
   with pytest.raises(UserError, match=rf"file is damaged .*{shard.name}"):
     list(stream)
 

@@ -16,7 +16,7 @@ _OTHER = "its results are of another device, code, size or flags"
 
 
 def _table(header, rows) -> str:
-  from miniplm_jax.report.table import Table
+  from miniplm_jax.report.page import Table
 
   return Table(header, rows).markdown()
 

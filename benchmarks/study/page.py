@@ -14,7 +14,7 @@ import miniplm_jax as mp
 from benchmarks.study import mess, planted
 from miniplm_jax.core import files
 from miniplm_jax.report import compare_page, plots
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Table
 
 _COLORS = {
   planted.CLEAN: plots.COLORS[2],

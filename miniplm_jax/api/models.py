@@ -148,7 +148,7 @@ def generate(
   section = GenerateConfig(**own | options)
   loaded = text_model(model, section.dtype, run)
   prompts = border.texts_of(prompts)
-  return generate_lib.continue_prompts(loaded, prompts, section)
+  return generate_lib.continue_prompts(loaded, prompts, section)[0]
 
 
 @border.in_python()

@@ -1,8 +1,8 @@
 """The criteria: what a row is worth, as formulas over score tables.
 
 formula.py reads and evaluates them, nodes.py has their parts and functions,
-statistics.py and moments.py what must be known of all rows. `CRITERIA` has
-those with names; select.definition in the config is one, or any formula.
+statistics.py what must be known of all rows. `CRITERIA` has those with names;
+select.definition in the config is one, or any formula.
 """
 
 import dataclasses

@@ -87,7 +87,6 @@ class Evaluator:
   """A formula over the rows of D."""
 
   def __init__(self, formula: Formula, seed: int):
-    """Nothing is known yet."""
     self._root, self._seed = formula.root, seed
     nodes = dict.fromkeys(formula.root.walk())
     # By how many passes each needs before its own.
@@ -109,8 +108,7 @@ class Evaluator:
     bytes a row, and as many for each `rank` until the first pass ends.
 
     Args:
-      rows: gives all of D, part by part, each time.
-      n: how many they are.
+      rows: gives all of D, n rows, part by part, each time.
 
     Yields:
       Each part, and its score, float32; NaN where there is no finite value.
@@ -118,22 +116,17 @@ class Evaluator:
     if not self._depth[self._root]:
       yield from ({**columns, "score": self(columns)} for columns in rows())
       return
-    if self._values is not None:
-      first = 0
-      for columns in rows():
-        end = first + len(columns["row_id"])
-        yield {**columns, "score": np.array(self._values[first:end])}
-        first = end
-      return
-    # What is mapped stays, without a name, as long as somebody has it.
-    with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as folder:
-      folder = pathlib.Path(folder)
-      self._find_out(rows, n, folder)
-      values = np.memmap(folder / "values", np.float32, "w+", shape=max(n, 1))
-    first = 0
+    values, is_first, first = self._values, self._values is None, 0
+    if is_first:
+      # What is mapped stays, without a name, as long as somebody has it.
+      with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as folder:
+        folder = pathlib.Path(folder)
+        self._find_out(rows, n, folder)
+        values = np.memmap(folder / "values", np.float32, "w+", shape=max(n, 1))
     for columns in rows():
       end = first + len(columns["row_id"])
-      values[first:end] = self(columns)
+      if is_first:
+        values[first:end] = self(columns)
       yield {**columns, "score": np.array(values[first:end])}
       first = end
     self._values, self._known = values, Known(self._seed)

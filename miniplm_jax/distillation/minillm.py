@@ -27,34 +27,45 @@ whose prompt ends with a document, add their next-token loss alone, are ours.
 What follows an end adds nothing, so a student that is far from its teacher is
 drawn toward ends: train/mean_length tells.
 
-B batch, T time, P prompt, N new tokens.
+B batch, T time, P prompt, N new tokens, D hidden, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from miniplm_jax.core import fields
-from miniplm_jax.distillation import sampling
-from miniplm_jax.models import head, likelihood, vocab_loss, vocab_tiles
+from miniplm_jax.models import (
+  generation,
+  head,
+  likelihood,
+  sharding,
+  vocab_loss,
+  vocab_tiles,
+)
 from miniplm_jax.models.decoder import Decoder
 from miniplm_jax.training.objective import NextToken
+
+
+class Draws(NamedTuple):
+  """What was drawn; behind an end only `tokens` mean something."""
+
+  tokens: Any  # int32 [B, N]; what follows an end is filled up with it
+  log_q: Any  # the student's log-probability of each, float32 [B, N]
+  log_p: Any  # the teacher's, float32 [B, N]
+  hidden: Any  # the teacher's hidden states that predict them, [B, N, D]
 
 
 class MiniLLM(NextToken):
   """lm_weight · next-token loss + reverse KL per token; see the module."""
 
-  def with_rows(
-    self, batch: dict[str, Any], row_ids: np.ndarray
-  ) -> dict[str, Any]:
+  def with_rows(self, batch, row_ids):
     """The batch and `row` int32 [B]."""
     return batch | {"row": row_ids.astype(np.int32)}
 
-  def loss_inputs(
-    self, batch: dict[str, Any], model, frozen, key
-  ) -> tuple[tuple[Any, ...], Any]:
+  def loss_inputs(self, batch, model, frozen, key):
     """Arrays of the next-token loss; slots' and rows' weights; rows' keys.
 
     A row has N slots for new tokens. They are weighted as tokens are, those
@@ -71,29 +82,19 @@ class MiniLLM(NextToken):
     )
     weight_BxN = likelihood.token_weights(slot_BxN, self._train.reduction)
     row_weight_B = continued_B / jnp.maximum(jnp.sum(continued_B), 1)
-    key_Bx2 = sampling.keys_of_rows(key, batch["row"])
+    key_Bx2 = keys_of_rows(key, batch["row"])
     return (*arrays, weight_BxN, row_weight_B, key_Bx2), total
 
   def _prompt(self, inputs_BxT) -> int:
     return fields.of(self._section.prompt_share, inputs_BxT.shape[1])
 
-  def loss(
-    self,
-    model,
-    inputs,
-    targets,
-    weights,
-    weight_BxN,
-    row_weight_B,
-    key_Bx2,
-    *,
-    frozen,
-  ):
+  def loss(self, model, inputs, targets, weights, *of_sample, frozen):
     """See base class."""
+    weight_BxN, row_weight_B, key_Bx2 = of_sample
     lm_loss, _ = super().loss(model, inputs, targets, weights, frozen=frozen)
     prompt = self._prompt(inputs)
     with likelihood.matmul_precision(self._dtype):
-      sample = sampling.draw(
+      sample = draw(
         jax.lax.stop_gradient(model),
         frozen,
         inputs[:, :prompt],
@@ -131,7 +132,7 @@ def until_end(tokens_BxN, eos_id: int):
 
 
 def advantages(
-  sample: sampling.Draws, real_BxN, teacher_mix: float, normalized: bool = True
+  sample: Draws, real_BxN, teacher_mix: float, normalized: bool = True
 ):
   """w_t · R_{t+1} of each token, float32 [B, N].
 
@@ -158,15 +159,13 @@ def policy_loss(
   student: Decoder,
   teacher: Decoder,
   hidden_BxNxD,
-  sample: sampling.Draws,
+  sample: Draws,
   weight_BxN,
   advantage_BxN,
 ):
   """A scalar with the value of the single steps and the gradient of both parts.
 
   Args:
-    student: q.
-    teacher: p.
     hidden_BxNxD: the student's hidden states that predict the sample.
     weight_BxN: of each single step, float32.
     advantage_BxN: what multiplies ∇ −log q(y_t), float32.
@@ -175,8 +174,8 @@ def policy_loss(
     Σ weight · KL, a float32 scalar; and KL(q ‖ p) of each position, float32
     [B, N].
   """
-  heads = sampling.common_heads(student, teacher)
-  vocabulary = sampling.common_vocabulary(student, teacher)
+  heads = common_heads(student, teacher)
+  vocabulary = common_vocabulary(student, teacher)
   single, (kl_BxN,) = vocab_loss.tiled_loss(
     vocab_tiles.ReverseKLTile(vocabulary),
     hidden_BxNxD,
@@ -189,3 +188,83 @@ def policy_loss(
   )
   # Its value means nothing.
   return single + long - jax.lax.stop_gradient(long), kl_BxN
+
+
+def common_vocabulary(student: Decoder, teacher: Decoder) -> int:
+  """Ids that both models know; probabilities are over these alone."""
+  return min(student.arch.vocab_size, teacher.arch.vocab_size)
+
+
+def common_heads(student: Decoder, teacher: Decoder):
+  """The two heads, with the same number of rows."""
+  rows = min(student.arch.table_rows, teacher.arch.table_rows)
+
+  def cut(w_VxD):
+    if w_VxD.shape[0] == rows:
+      return w_VxD
+    return jax.lax.with_sharding_constraint(w_VxD[:rows], sharding.TABLE)
+
+  return cut(student.head_VxD), cut(teacher.head_VxD)
+
+
+def keys_of_rows(key, row_B):
+  """A key for each row, as uint32 [B, 2]: of the key and its number alone."""
+  key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_B)
+  return jax.random.key_data(key_B)
+
+
+def draw(
+  student: Decoder,
+  teacher: Decoder,
+  prompt_BxT,
+  key_Bx2,
+  *,
+  size: int,
+  teacher_mix: float,
+  eos_id: int,
+  dtype: Any,
+) -> Draws:
+  """Draws from p̃ = teacher_mix · p + (1 − teacher_mix) · q, token by token.
+
+  A row's tokens depend on its prompt and its key alone, not on the batch or
+  the mesh.
+
+  Args:
+    teacher: p, with the same tokenizer as the student, q.
+    prompt_BxT: int32, whole prompts of one length.
+    dtype: of the computation and of the caches.
+  """
+  key_B = jax.random.wrap_key_data(key_Bx2)
+  vocabulary = common_vocabulary(student, teacher)
+  log_share = jnp.log(jnp.asarray([1 - teacher_mix, teacher_mix], jnp.float32))
+
+  def choose(hidden, heads, n):
+    log_q_BxV, log_p_BxV = (
+      jax.nn.log_softmax(head.logits(h_BxD, w_VxD, vocabulary))
+      for h_BxD, w_VxD in zip(hidden, heads)
+    )
+    mixed_BxV = jnp.logaddexp(
+      log_q_BxV + log_share[0], log_p_BxV + log_share[1]
+    )
+    token_B = generation.draw(key_B, n, mixed_BxV)
+    log_q_B, log_p_B = (
+      jnp.take_along_axis(x, token_B[:, None], 1)[:, 0]
+      for x in (log_q_BxV, log_p_BxV)
+    )
+    return token_B, (log_q_B, log_p_B, hidden[1])
+
+  first_B = jnp.zeros(len(prompt_BxT), jnp.int32)
+  tokens_BxN, kept, _ = generation.decode(
+    (student, teacher),
+    common_heads(student, teacher),
+    prompt_BxT,
+    first_B,
+    first_B > 0,
+    choose,
+    size=size,
+    eos_ids=(eos_id,),
+    dtype=dtype,
+  )
+  # The loop stops when all have ended.
+  ended_BxN = jnp.cumsum(tokens_BxN == eos_id, -1) > 0
+  return Draws(jnp.where(ended_BxN, eos_id, tokens_BxN), *kept)

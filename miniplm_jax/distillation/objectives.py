@@ -43,7 +43,6 @@ def spec(
 
   Args:
     section: of the config; None is of an objective that has none.
-    shape: the student's.
     labels: what stage logits stores, if it is trained on that.
     finished: the student's manifest: what its training took, when the teacher
       is gone.

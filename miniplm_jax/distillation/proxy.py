@@ -50,12 +50,9 @@ def in_sample(
 ) -> np.ndarray:
   """Which of these rows the proxy learns from, bool [n]; by their content.
 
-  Args:
-    share: of D, proxy.sample.
-    seed: score.seed, which chose the rows that are scored, too.
+  `share` is proxy.sample; score.seed chose the rows that are scored, too.
   """
-  hashes = corpus.hashes[row_ids]
-  return units.point(hashes, seed) < share
+  return units.point(corpus.hashes[row_ids], seed) < share
 
 
 def moments(scores: np.ndarray, others: int) -> tuple[float, float]:

@@ -3,8 +3,6 @@
 B batch, T time.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -52,16 +50,12 @@ class Regression(NextToken):
       model.body, self._body = self._body, None
     return model
 
-  def with_rows(
-    self, batch: dict[str, Any], row_ids: np.ndarray
-  ) -> dict[str, Any]:
+  def with_rows(self, batch, row_ids):
     """The batch and `target` float32 [B]."""
     places = np.searchsorted(self._row_ids, row_ids)
     return batch | {"target": self._targets[places]}
 
-  def loss_inputs(
-    self, batch: dict[str, Any], unused_model, unused_frozen, unused_key
-  ) -> tuple[tuple[Any, ...], Any]:
+  def loss_inputs(self, batch, *unused):
     """Inputs, mask, targets and weights of rows; the number of rows.
 
     `instance_mean` weighs all rows alike, `token_mean` by their tokens.

@@ -30,13 +30,9 @@ class Continuation:
     corpus: Corpus,
     mesh,
     options: SeqKDConfig,
-    prompt: int,
+    prompt: int,  # P
   ):
-    """Compiles nothing yet.
-
-    Args:
-      prompt: P; shorter rows, and those of P tokens, stay as they are.
-    """
+    """Compiles nothing yet; rows of P tokens or fewer stay as they are."""
     self._model, self._corpus, self._mesh = model, corpus, mesh
     self._prompt = prompt
     self._byte_lengths = corpus.tokenizer().byte_lengths

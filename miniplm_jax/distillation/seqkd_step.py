@@ -161,7 +161,13 @@ def _run(
 
   counts, described = distributed.agree(merged)
   cost = counts.pop("flops", 0)
-  _log(counts, cost)
+  n, total = counts.get("rows_continued", 0), counts.get("split train", 0)
+  log(
+    STAGE,
+    f"{n:,} of {total:,} rows have {counts.get('new_tokens', 0):,} new tokens, "
+    f"{counts.get('rows_ended', 0):,} ended early, the others were too short; "
+    f"{cost:.2e} FLOPs",
+  )
   same = ("eos_id", "vocab_size", "bos_id", "bos_token")
   return {
     "tokenizer": corpus.manifest.tokenizer,
@@ -173,13 +179,3 @@ def _run(
       flops.OFFLINE: {"generation by the teacher": float(cost)},
     },
   }
-
-
-def _log(counts: Mapping[str, int], cost: float):
-  n, total = counts.get("rows_continued", 0), counts.get("split train", 0)
-  log(
-    STAGE,
-    f"{n:,} of {total:,} rows have {counts.get('new_tokens', 0):,} new tokens, "
-    f"{counts.get('rows_ended', 0):,} ended early, the others were too short; "
-    f"{cost:.2e} FLOPs",
-  )

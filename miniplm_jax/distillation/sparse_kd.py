@@ -11,10 +11,7 @@ shape with a smaller weight.
 B batch, T time, K ids of a token.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
-import numpy as np
 
 from miniplm_jax.models import likelihood, vocab_loss, vocab_tiles
 from miniplm_jax.training.objective import NextToken
@@ -23,17 +20,13 @@ from miniplm_jax.training.objective import NextToken
 class SparseKD(NextToken):
   """Next-token loss and stored labels, in one pass through the head."""
 
-  def with_rows(
-    self, batch: dict[str, Any], row_ids: np.ndarray
-  ) -> dict[str, Any]:
+  def with_rows(self, batch, row_ids):
     """The batch, `ids` int32 [B, T, K], `log_probs` float16 if there are."""
     stored = dict(self._source.read(row_ids, batch["tokens"].shape[1] - 1))
     del stored["nll"]
     return batch | stored
 
-  def loss_inputs(
-    self, batch: dict[str, Any], model, frozen, key
-  ) -> tuple[tuple[Any, ...], Any]:
+  def loss_inputs(self, batch, model, frozen, key):
     """Arrays of the next-token loss, with ids and p̂."""
     arrays, total = super().loss_inputs(batch, model, frozen, key)
     id_BxTxK = batch["ids"]

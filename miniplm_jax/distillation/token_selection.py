@@ -10,10 +10,7 @@ give such a model as reference.path, or say `teacher`.
 B batch, T time.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
-import numpy as np
 
 from miniplm_jax.models import head, likelihood
 from miniplm_jax.training.objective import NextToken
@@ -22,14 +19,12 @@ from miniplm_jax.training.objective import NextToken
 class TokenSelection(NextToken):
   """The next-token loss of the chosen tokens; weights are over these."""
 
-  def with_rows(
-    self, batch: dict[str, Any], row_ids: np.ndarray
-  ) -> dict[str, Any]:
+  def with_rows(self, batch, row_ids):
     """The batch and `frozen_nll` float32 [B, T]."""
     stored = self._source.read(row_ids, batch["tokens"].shape[1] - 1)
     return batch | {"frozen_nll": stored["nll"]}
 
-  def first_pass(self, model, batch: dict[str, Any]) -> dict[str, Any]:
+  def first_pass(self, model, batch):
     """The model's own −log p of each token, `nll` float32 [B, T]."""
     inputs_BxT, targets_BxT, mask_BxT = self.tokens(batch)
     with likelihood.matmul_precision(self._dtype):
@@ -42,9 +37,7 @@ class TokenSelection(NextToken):
       )
     return {"nll": nll_BxT}
 
-  def loss_inputs(
-    self, batch: dict[str, Any], unused_model, unused_frozen, unused_key
-  ) -> tuple[tuple[Any, ...], Any]:
+  def loss_inputs(self, batch, *unused):
     """Arrays of the next-token loss, weighted anew; the loss of all tokens."""
     inputs_BxT, targets_BxT, mask_BxT = self.tokens(batch)
     nll_BxT, reduction = batch["nll"], self._train.reduction

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,12 +25,9 @@ from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 
 with epy.lazy_imports():
-  import jax.numpy as jnp
-
   from miniplm_jax.corpus import fast_bpe, store
-  from miniplm_jax.corpus import tokenizer as tokenizer_lib
   from miniplm_jax.evaluation import texts
-  from miniplm_jax.models import generation, placement
+  from miniplm_jax.models import generation
 
 MANIFEST = "divergence.json"  # beside a student's own
 _LETTERS = 40  # of a start at most: a word may be as long as its row
@@ -130,31 +127,20 @@ class Reader:
     if tokens < 1:
       what = f"a start leaves no room in {self.max_length:,} inputs"
       raise UserError(what, str(model.folder), "give shorter ones")
-    program = _program(
-      model.mesh,
+    written: list[Any] = [None] * samples
+    for i, ids in texts.write(
+      model,
+      rows,
+      range(samples),
+      self._batch_tokens,
+      lambda _: str(model.folder),
       sampling=generation.Sampling(tokens),
       seed=seed,
       eos_ids=(model.eot_id,),
-      vocabulary=min(
-        tokenizer_lib.vocab_size(model.engine), model.decoder.arch.vocab_size
-      ),
-      dtype=jnp.dtype(model.dtype),
-    )
-    batches = texts.prompts(
-      rows, range(samples), tokens, self._batch_tokens, model.mesh
-    )
-    run = functools.partial(program, model.decoder)
-    written: list[Any] = [None] * samples
-    for drawn in placement.run_rows(run, batches, model.mesh):
-      if not drawn.values.finite.all():
-        hint = "its weights hold NaN or overflow; try float32"
-        what = "the model's logits are not finite"
-        raise UserError(what, str(model.folder), hint)
-      for i, ids, n in zip(drawn.row_B, *drawn.values[:2]):
-        is_ended = ids[n - 1] == model.eot_id
-        ids = ids[: n - is_ended].tolist()
-        start = starts[i % len(starts)]
-        written[i] = self.sample(start, ids, bool(is_ended))
+    ):
+      is_ended = ids[-1] == model.eot_id
+      ids = ids[: len(ids) - is_ended]
+      written[i] = self.sample(starts[i % len(starts)], ids, is_ended)
     return written
 
   def sample(self, start: str, ids: Sequence[int], is_ended: bool) -> Sample:
@@ -175,31 +161,28 @@ class Reader:
   ) -> tuple[np.ndarray, np.ndarray]:
     """Σ -log p of each sample in nats, float64 [n]; its tokens, int64 [n].
 
-    Args:
-      by_text: their text is encoded here; else their ids are taken.
+    `by_text`, their text is encoded here; else their ids are taken.
     """
-    rows, scored, owners = [], [], []
-    size, n_tokens = self.max_length, np.zeros(len(samples), np.int64)
-    for i, sample in enumerate(samples):
-      context, ids = self._context(sample.start), self._ids(sample, by_text)
-      n_tokens[i], given = len(ids), len(context) - 1
-      ids = [*context[1:], *ids]
-      for before, targets in texts.windows(ids, context[0], size, size // 2):
-        new = max(len(targets) - given, 0)
-        given -= len(targets) - new
-        if new:
-          rows.append(before + targets)
-          scored.append(new)
-          owners.append(i)
+    contexts = [self._context(sample.start) for sample in samples]
+    ids = [self._ids(sample, by_text) for sample in samples]
     most = self.model.decoder.arch.vocab_size
-    if (highest := max(map(max, rows), default=0)) >= most:
+    read = map(max, [*contexts, *filter(None, ids)])
+    if (highest := max(read, default=0)) >= most:
       what = f"the tokenizer's id {highest} is beyond the model's {most:,}"
       raise UserError(what, str(self.model.folder), "give another model")
-    where = [f"sample {i}, {self.model.folder}" for i in owners]
-    nll_sum = np.zeros(len(samples))
-    for i, (total, _) in zip(owners, self._score(rows, scored, where)):
-      nll_sum[i] += total
-    return nll_sum, n_tokens
+    where = [f"sample {i}, {self.model.folder}" for i in range(len(samples))]
+    nll_sum = self._score.sums(map(self._cut, contexts, ids), where)
+    return np.array(nll_sum), np.array(list(map(len, ids)))
+
+  def _cut(self, context, ids) -> Iterator[tuple[list[int], list[int]]]:
+    """Windows over both, in which only `ids` are targets."""
+    given, size = len(context) - 1, self.max_length
+    whole = [*context[1:], *ids]
+    for before, targets in texts.windows(whole, context[0], size, size // 2):
+      start = min(given, len(targets))
+      given -= start
+      if targets[start:]:
+        yield before + targets[:start], targets[start:]
 
   def _context(self, start: str) -> list[int]:
     return [self.model.first_id, *self._encode(start)]
@@ -226,7 +209,6 @@ class Teacher:
   """A teacher, and what it wrote: the same for all of its students."""
 
   def __init__(self, reader: Reader, written: Sequence[Sample]):
-    """See `Reader.write`."""
     self.reader, self.written = reader, written
     self._nll: dict[bool, np.ndarray] = {}
 
@@ -296,12 +278,6 @@ def ratio(values: np.ndarray, units: np.ndarray) -> Estimate:
   error = math.sqrt(n / (n - 1) * (rest**2).sum()) / total
   reach = float(stats.t.ppf(0.975, n - 1)) * error
   return Estimate(float(value), float(value - reach), float(value + reach))
-
-
-@functools.lru_cache(8)
-def _program(mesh, **settings):
-  """As `generation.compiled`; students of one shape share it."""
-  return generation.compiled(mesh, **settings)
 
 
 def first_words(

@@ -32,19 +32,17 @@ class Continuation(NamedTuple):
 
 def continue_prompts(
   model: "texts.TextModel", prompts: Sequence[str], generate: GenerateConfig
-) -> list[list[Continuation]]:
+) -> tuple[list[list[Continuation]], float]:
   """Draws `generate.samples` continuations of each prompt, in one batch.
 
   Dtype and model are those of `model`, not of `generate`.
 
+  Returns:
+    They, and how many seconds it took without compilation.
+
   Raises:
     UserError: a prompt does not fit, or the logits are not finite.
   """
-  return _continued(model, prompts, generate)[0]
-
-
-def _continued(model, prompts, generate):
-  """`continue_prompts`, and how many seconds it took without compilation."""
   import jax
   import jax.numpy as jnp
 
@@ -156,7 +154,7 @@ def look(
   )
   mesh = sharding.mesh_of(run)
   model = texts.TextModel.load(folder, mesh, generate.dtype)
-  by_prompt, seconds = _continued(model, generate.prompts, generate)
+  by_prompt, seconds = continue_prompts(model, generate.prompts, generate)
   total = 0
   for i, samples in enumerate(by_prompt):
     for one in samples:

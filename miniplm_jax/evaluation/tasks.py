@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness: their documents, and one run of one.
+"""Tasks of lm-evaluation-harness: documents, one run of one, what it comes to.
 
 Needs the extra `eval`; imported where a step runs. Of lm_eval only what does
 not import torch is used: `simple_evaluate` would.
@@ -10,10 +10,11 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from miniplm_jax.config.sections import PAPER_TASKS
+from miniplm_jax.config import EvaluationConfig
+from miniplm_jax.config.sections import GROUP, PAPER_TASKS
 from miniplm_jax.core.errors import UserError
 
 # How `datasets` calls the formats, by the files' ends.
@@ -27,15 +28,22 @@ _FORMATS = {
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 # Where lm_eval keeps the paper's tasks: to look through all 14,000 takes 15 s.
 _FOLDERS = "hellaswag lambada winogrande openbookqa arc piqa siqa storycloze"
+# Of lm_eval's results, what those of several tasks add up to.
+_MERGED = (
+  "results",
+  "groups",
+  "group_subtasks",
+  "configs",
+  "versions",
+  "n-shot",
+  "higher_is_better",
+  "n-samples",
+  "asked",
+)
 
 
-def run(lm, name: str, data: str, offline: bool, documents: int):
+def run(lm, name: str, evaluation: EvaluationConfig) -> dict[str, Any]:
   """Evaluates one task, or one group of tasks, zero-shot.
-
-  Args:
-    data: a folder with files of tasks, or "".
-    offline: whether the hub may not be asked.
-    documents: the first so many of each task; 0 is all.
 
   Returns:
     What lm_eval's `evaluate` returns, as JSON, with "lm_eval_version".
@@ -47,9 +55,9 @@ def run(lm, name: str, data: str, offline: bool, documents: int):
   from lm_eval import evaluator
   from lm_eval.utils import handle_non_serializable
 
-  hub = _without_hub() if offline else contextlib.nullcontext()
+  hub = _without_hub() if evaluation.offline else contextlib.nullcontext()
   with hub, _without_forks():
-    loaded = _loaded(name, data, offline)
+    loaded = _loaded(name, evaluation.task_data, evaluation.offline)
     for task in loaded["tasks"].values():
       if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
@@ -57,7 +65,7 @@ def run(lm, name: str, data: str, offline: bool, documents: int):
     answers = evaluator.evaluate(
       lm,
       loaded,
-      limit=documents or None,
+      limit=evaluation.documents or None,
       log_samples=False,
       # 100,000 of LAMBADA would take hours in one process.
       bootstrap_iters=1000,
@@ -73,16 +81,13 @@ def _without_hub() -> Iterator[None]:
   import datasets
   import huggingface_hub
 
-  # The environment is read when they are imported, and they may be.
-  places = datasets.config, huggingface_hub.constants
-  before = [place.HF_HUB_OFFLINE for place in places]
-  try:
-    for place in places:
-      place.HF_HUB_OFFLINE = True
+  name = "HF_HUB_OFFLINE"
+  with contextlib.ExitStack() as stack:
+    # The environment is read when they are imported, and they may be.
+    for place in (datasets.config, huggingface_hub.constants):
+      stack.callback(setattr, place, name, getattr(place, name))
+      setattr(place, name, True)
     yield
-  finally:
-    for place, was in zip(places, before):
-      place.HF_HUB_OFFLINE = was
 
 
 @contextlib.contextmanager
@@ -194,3 +199,84 @@ def _local(folder: pathlib.Path, task: dict[str, Any]) -> dict[str, Any]:
     "dataset_name": None,
     "dataset_kwargs": {"data_files": chosen},
   }
+
+
+def score(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
+  """The metric that counts by the paper's rule, and its value.
+
+  acc_norm where the task has it, else acc; None if it has neither.
+  """
+  for metric in ("acc_norm", "acc"):
+    for name, value in metrics.items():
+      if name.partition(",")[0] == metric and isinstance(value, float):
+        return metric, value
+  return None
+
+
+def error(metrics: Mapping[str, Any]) -> float | None:
+  """The standard error of the metric that counts, if it is known."""
+  chosen = score(metrics)
+  for name, value in metrics.items() if chosen else ():
+    is_its = name.partition(",")[0] == f"{chosen[0]}_stderr"
+    if is_its and isinstance(value, float):
+      return value
+  return None
+
+
+def asked(
+  choices: Mapping[tuple[str, int], int], cut: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+  """What a model was asked, by task.
+
+  Args:
+    choices: how many continuations it was to compare, by task and document.
+    cut: requests that lost their beginning, by task.
+
+  Returns:
+    Requests, how many of them were `cut`, and `chance`: the accuracy of who
+    guesses, 0 where there is nothing to choose from.
+  """
+  by_task: dict[str, list[int]] = {}
+  for (task, _), n in choices.items():
+    by_task.setdefault(task, []).append(n)
+  return {
+    task: {
+      "requests": sum(ns),
+      "cut": cut.get(task, 0),
+      "chance": sum(1 / n for n in ns if n > 1) / len(ns),
+    }
+    for task, ns in by_task.items()
+  }
+
+
+def average(scores: Mapping[str, float]) -> float | None:
+  """The plain mean of the paper's nine, or None if one is missing."""
+  if not all(task in scores for task in PAPER_TASKS):
+    return None
+  return sum(scores[task] for task in PAPER_TASKS) / len(PAPER_TASKS)
+
+
+def merged(answers: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+  """Results of several tasks as those of one run of lm_eval.
+
+  With all nine it has their average as the group `miniplm`.
+  """
+  body = {key: {} for key in _MERGED}
+  for one in answers:
+    for key in _MERGED:
+      body[key] |= one.get(key, {})
+  mean = average(scores(body["results"]))
+  if mean is not None:
+    line = {"alias": GROUP, "name": GROUP, "acc_norm_or_acc,none": mean}
+    body["groups"][GROUP] = body["results"][GROUP] = line
+    body["group_subtasks"][GROUP] = list(PAPER_TASKS)
+  body["config"] = {"model": "miniplm_jax", "model_args": {"pretrained": name}}
+  body["model_name"] = name
+  body["lm_eval_version"] = answers[0]["lm_eval_version"]
+  return body
+
+
+def scores(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+  """The value that counts, by task."""
+  chosen = {name: score(metrics) for name, metrics in results.items()}
+  return {name: value[1] for name, value in chosen.items() if value}

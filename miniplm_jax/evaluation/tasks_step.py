@@ -18,7 +18,7 @@ from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
-from miniplm_jax.evaluation import harness, results, tasks
+from miniplm_jax.evaluation import harness, tasks
 from miniplm_jax.evaluation.subjects import Subject
 
 with epy.lazy_imports():
@@ -85,18 +85,11 @@ class Runner:
   def _run(
     self, it: Subject, task: str, inputs: Mapping[str, Manifest]
   ) -> dict[str, Any]:
-    evaluation = self.evaluation
     model = self._model(it, inputs)
     model.choices.clear()
     model.cut.clear()
-    answers = tasks.run(
-      model,
-      task,
-      evaluation.task_data,
-      evaluation.offline,
-      evaluation.documents,
-    )
-    answers["asked"] = results.asked(model.choices, model.cut)
+    answers = tasks.run(model, task, self.evaluation)
+    answers["asked"] = tasks.asked(model.choices, model.cut)
     for name, n in answers["asked"].items():
       if n["cut"]:
         warn(
@@ -106,7 +99,7 @@ class Runner:
           "config.evaluation.max_length",
         )
     for name, metrics in answers["results"].items():
-      if chosen := results.score(metrics):
+      if chosen := tasks.score(metrics):
         log(STAGE, f"{name} of {it.name}: {chosen[0]} {chosen[1]:.4f}")
     documents = sum(n["effective"] for n in answers["n-samples"].values())
     return {
@@ -120,12 +113,12 @@ class Runner:
     key = f"{it.folder} {inputs['model'].fingerprint}"
     if key not in self.loaded:
       try:
-        from miniplm_jax.evaluation import jax_lm
+        from miniplm_jax.evaluation import lm
       except ModuleNotFoundError as e:
         raise harness.missing(e) from e
       self.loaded.clear()
       mesh = sharding.mesh_of(self.run)
-      self.loaded[key] = jax_lm.JaxLM(
+      self.loaded[key] = lm.JaxLM(
         it.text_model(inputs, mesh, self.evaluation.dtype),
         batch_tokens=self.batch_tokens,
         max_length=self.evaluation.max_length

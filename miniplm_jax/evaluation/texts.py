@@ -11,7 +11,7 @@ B batch, T time.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -147,20 +147,15 @@ class TextScorer:
 
   def __call__(self, texts: Sequence[str]) -> list[TextScore]:
     """The scores, or the reasons why there is none."""
-    model, rows, scored, owners = self._model, [], [], []
+    model = self._model
     encoded = model.engine.encode_batch(texts, add_special_tokens=False)
     encoded = [model.own_ids(encoding.ids) for encoding in encoded]
     reasons = list(map(self._reason, texts, encoded))
-    for i, ids in enumerate(encoded):
-      if reasons[i] is None:
-        cut = windows(ids, model.first_id, self.max_length, self._overlap)
-        for context, targets in cut:
-          rows.append(np.array(context + targets, np.int32))
-          scored.append(len(targets))
-          owners.append(i)
-    totals = [0.0] * len(texts)
-    for i, (nll_sum, _) in zip(owners, self._score(rows, scored)):
-      totals[i] += nll_sum
+    cut = (model.first_id, self.max_length, self._overlap)
+    totals = self._score.sums(
+      () if reason else windows(ids, *cut)
+      for ids, reason in zip(encoded, reasons)
+    )
     scores = []
     for text, ids, total, reason in zip(texts, encoded, totals, reasons):
       if not np.isfinite(total):
@@ -270,6 +265,27 @@ class RowScorer:
         bar.update(len(places))
     return answers
 
+  def sums(
+    self,
+    cut: Iterable[Iterable[tuple[list[int], list[int]]]],
+    where: Sequence[str] = (),
+  ) -> list[float]:
+    """Σ −log p in nats of the targets of texts, each cut as by `windows`.
+
+    `where` are names of the texts; for them and for errors see `__call__`.
+    """
+    rows, scored, owners, sums = [], [], [], []
+    for i, windows_of_text in enumerate(cut):
+      sums.append(0.0)
+      for context, targets in windows_of_text:
+        rows.append(np.array(context + targets, np.int32))
+        scored.append(len(targets))
+        owners.append(i)
+    names = [where[i] for i in owners] if where else ()
+    for i, (nll_sum, _) in zip(owners, self(rows, scored, names)):
+      sums[i] += nll_sum
+    return sums
+
 
 @functools.lru_cache(8)
 def _program(mesh: Mesh, dtype: str):
@@ -280,21 +296,57 @@ def _program(mesh: Mesh, dtype: str):
   return placement.program(function, mesh)
 
 
-def prompts(
+def write(
+  model: TextModel,
   rows: Sequence[Sequence[int]],
   numbers: Sequence[int],
-  new: int,
   batch_tokens: int,
-  mesh: Mesh,
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-  """Batches for a program of `generation.compiled`, as `run_rows` takes them.
+  where: Callable[[int], str],
+  **settings: Any,
+) -> Iterator[tuple[int, list[int]]]:
+  """What a model writes after rows of ids.
 
   Args:
-    rows: ids of prompts.
     numbers: of the rows, which seed what is drawn.
-    new: tokens that follow each.
     batch_tokens: prompts and new tokens of a batch over all devices.
+    where: a row's number → its name, for an error.
+    **settings: `sampling`, `seed` and `eos_ids` of `generation.generate`.
+
+  Yields:
+    A row's number and its new ids, the end among them.
+
+  Raises:
+    UserError: the logits are not finite.
   """
+  program = _writer(
+    model.mesh,
+    # The tokenizer may know fewer ids than the head has rows.
+    vocabulary=min(
+      tokenizer_lib.vocab_size(model.engine), model.decoder.arch.vocab_size
+    ),
+    dtype=jnp.dtype(model.dtype),
+    **settings,
+  )
+  new = settings["sampling"].max_new_tokens
+  batches = _prompts(rows, numbers, new, batch_tokens, model.mesh)
+  run = functools.partial(program, model.decoder)
+  for drawn in placement.run_rows(run, batches, model.mesh):
+    for number, ids, n, is_finite in zip(drawn.row_B.tolist(), *drawn.values):
+      if not is_finite:
+        hint = "its weights hold NaN or overflow; try float32"
+        what = "the model's logits are not finite"
+        raise UserError(what, where(number), hint)
+      yield number, ids[:n].tolist()
+
+
+@functools.lru_cache(8)
+def _writer(mesh: Mesh, **settings: Any):
+  """As `generation.compiled`; models of one shape share it."""
+  return generation.compiled(mesh, **settings)
+
+
+def _prompts(rows, numbers, new: int, batch_tokens: int, mesh: Mesh):
+  """Batches of rows that `new` tokens follow, as `run_rows` takes them."""
   # The longest first, so that rows of a batch are of like length.
   order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
   shards, start = sharding.batch_shards(mesh), 0

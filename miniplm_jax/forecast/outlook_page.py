@@ -12,7 +12,7 @@ from miniplm_jax.forecast import topology
 from miniplm_jax.forecast.outlook import Outlook
 from miniplm_jax.forecast.workload import SCORE_BY
 from miniplm_jax.report import page
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Table
 
 CAVEAT = (
   "Compiled for these slices without having one; nothing was measured. Memory "

@@ -81,7 +81,6 @@ def decode(
     choose: (each model's hidden state [B, D], heads, n) → the n-th new token
       of each row, int32 [B], and what is kept of it, a pytree of [B, …]. The
       heads are ready for `head.logits`.
-    size: N.
   """
   batch, prompt = tokens_BxT.shape
   eos = jnp.asarray(eos_ids, jnp.int32)

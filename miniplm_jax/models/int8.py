@@ -71,8 +71,8 @@ def is_quantized(leaf: Any) -> bool:
 
 def dequantized(layer: Any) -> Any:
   """A layer of arrays alone, int8 matrices in the dtype of their scales."""
-
-  def one(w):
-    return qwix.dequantize(w) if is_quantized(w) else w
-
-  return jax.tree.map(one, layer, is_leaf=is_quantized)
+  return jax.tree.map(
+    lambda w: qwix.dequantize(w) if is_quantized(w) else w,
+    layer,
+    is_leaf=is_quantized,
+  )

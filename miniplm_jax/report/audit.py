@@ -10,9 +10,8 @@ from typing import Any, Self
 import numpy as np
 
 from miniplm_jax.report.agreement import Agreement
-from miniplm_jax.report.page import Section
+from miniplm_jax.report.page import Bar, Section, Table
 from miniplm_jax.report.selection_summary import Group, Summary, largest
-from miniplm_jax.report.table import Bar, Table
 from miniplm_jax.scoring import fidelity
 
 # Of the variance, from which on a criterion mostly ranks domains.

@@ -13,9 +13,8 @@ from miniplm_jax.core import groups
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.evaluation import heldout
 from miniplm_jax.report.inventory import Student
-from miniplm_jax.report.page import Section
+from miniplm_jax.report.page import Section, Table
 from miniplm_jax.report.selection_summary import Summary
-from miniplm_jax.report.table import Table
 
 _NORMAL = 1.96  # standard errors on either side: 95 %
 _BASELINE = "pretrain"  # with which a method is compared, if it is there

@@ -9,9 +9,8 @@ import numpy as np
 
 from miniplm_jax.criteria import criterion
 from miniplm_jax.report import plots
-from miniplm_jax.report.page import Section
+from miniplm_jax.report.page import Section, Table
 from miniplm_jax.report.paired import BASELINE, DIVERGENCES
-from miniplm_jax.report.table import Table
 
 _WORDS = (
   "Students that begin alike and take the same steps for each seed, on the "

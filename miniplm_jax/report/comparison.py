@@ -8,8 +8,7 @@ from miniplm_jax.evaluation.heldout import losses
 from miniplm_jax.methods import trained_by
 from miniplm_jax.report import findings, plots
 from miniplm_jax.report.inventory import Student
-from miniplm_jax.report.page import Section
-from miniplm_jax.report.table import Table, or_unknown
+from miniplm_jax.report.page import Section, Table, or_unknown
 from miniplm_jax.training import flops
 
 _LAST = 20  # steps over which the last training loss is a mean

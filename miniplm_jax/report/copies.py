@@ -43,7 +43,6 @@ def find(corpus: Corpus, rows: np.ndarray, most: int = _MOST) -> Duplicates:
   """Compares the hashes of D's rows; holds 16 bytes of each that it looks at.
 
   Args:
-    corpus: its index has the hashes.
     rows: the kept ids, ascending.
     most: above so many rows of D, only every n-th hash is looked at.
   """

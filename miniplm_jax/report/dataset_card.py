@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from miniplm_jax.core.manifest import Manifest, code_version
 from miniplm_jax.criteria import criterion
 from miniplm_jax.report import selection_tables as tables
+from miniplm_jax.report.page import Table
 from miniplm_jax.report.selection_tables import SelectionReport
-from miniplm_jax.report.table import Table
 
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 

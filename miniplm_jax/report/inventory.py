@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from etils import epy
+from etils import epath, epy
 
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
@@ -157,19 +157,27 @@ def take(
   corpus = manifest_lib.require(workdir.corpus / MANIFEST)
   left_out: list[str] = []
 
-  def finished(folder: str, others: Callable = lambda _: {}) -> _Named:
-    by_name = {}
-    for path in sorted((workdir.root / folder).glob(f"*/{MANIFEST}")):
-      manifest = _read(
-        path, lambda m: {"corpus": corpus, **others(m)}, left_out
-      )
+  def read(path: epath.Path, made_from: Callable) -> Manifest | None:
+    """A manifest, unless it is missing or made from others than it should."""
+    try:
+      manifest = manifest_lib.read(path)
       if manifest:
-        by_name[path.parent.name] = manifest
-    return by_name
+        manifest.check_inputs(made_from(manifest))
+      return manifest
+    except UserError as e:
+      left_out.append(f"{e}")
+      return None
+
+  def finished(folder: str, others: Callable = lambda _: {}) -> _Named:
+    made = {
+      path.parent.name: read(path, lambda m: {"corpus": corpus, **others(m)})
+      for path in sorted((workdir.root / folder).glob(f"*/{MANIFEST}"))
+    }
+    return {name: manifest for name, manifest in made.items() if manifest}
 
   def evaluation(model: Manifest) -> Manifest | None:
     path = model.directory / "evaluation.json"
-    return _read(path, lambda _: {"model": model}, left_out)
+    return read(path, lambda _: {"model": model})
 
   tables = finished("scores")
   prints = {table.fingerprint for table in tables.values()}
@@ -185,7 +193,7 @@ def take(
       del tables[name]
 
   def ranked_by(selection: Manifest) -> _Named:
-    read = {}
+    scores = {}
     for role, name in selection.settings["scores"].items():
       if (workdir.scores(name) / MANIFEST).exists():
         if name not in tables:
@@ -194,8 +202,8 @@ def take(
             str(selection.path),
             f"make it again with --stages={selection.remade_by} --force",
           )
-        read[role] = tables[name]
-    return read
+        scores[role] = tables[name]
+    return scores
 
   scores = {
     name: Scored(table, evaluation(table))
@@ -231,15 +239,3 @@ def take(
     alpha=alpha,
     left_out=left_out,
   )
-
-
-def _read(path, made_from, left_out) -> Manifest | None:
-  """A manifest, unless it is missing or made from others than it should be."""
-  try:
-    manifest = manifest_lib.read(path)
-    if manifest:
-      manifest.check_inputs(made_from(manifest))
-    return manifest
-  except UserError as e:
-    left_out.append(f"{e}")
-    return None

@@ -5,7 +5,7 @@ from miniplm_jax.core.workdir import GENERATED
 from miniplm_jax.criteria import criterion
 from miniplm_jax.evaluation import heldout
 from miniplm_jax.methods import INPUTS, trained_in_words
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Table
 from miniplm_jax.training import flops
 
 _USE = """\

@@ -1,13 +1,123 @@
-"""One self-contained HTML page of sections, tables and pictures."""
+"""What reports are made of: sections, tables, pictures; and an HTML page.
+
+There is one kind of table: for a page, for a Markdown file, for the terminal.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
 
 from etils import epath
 
 from miniplm_jax.core import files
 from miniplm_jax.core.manifest import code_version
-from miniplm_jax.report.table import Table
+
+# A title, and how the column's numbers are written (a format specification,
+# ">" as they are). A title alone is a column of words.
+Column = str | tuple[str, str]
+UNKNOWN = "not known"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+  """A cell with a small bar before its text."""
+
+  share: float  # length of the bar, 0 to 1
+  text: str
+  mark: float | None = None  # a line on the bar, 0 to 1
+
+  def __str__(self) -> str:
+    return self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Rows of cells under titles.
+
+  A cell is a number, which its column says how to write; a text or a `Bar`,
+  which stand as they are; or None, which is shown as a dash.
+  """
+
+  columns: Sequence[Column]
+  rows: Sequence[Sequence[Any]]
+  has_total: bool = False  # the last row adds the others up
+
+  @classmethod
+  def of(
+    cls,
+    items: Iterable[Any],
+    *columns: tuple[str, str, Callable[[Any], Any]],
+    has_total: bool = False,
+  ) -> Self:
+    """A row for each item; a column is a title, a form, and item → cell."""
+    rows = [[cell(item) for *_, cell in columns] for item in items]
+    return cls([column[:2] for column in columns], rows, has_total)
+
+  @classmethod
+  def of_texts(
+    cls, titles: Sequence[str], rows: Sequence[Sequence[Any]], words: int = 1
+  ) -> Self:
+    """A table whose cells are texts; the first `words` columns hold words."""
+    numbers = [(title, ">") for title in titles[words:]]
+    return cls([*titles[:words], *numbers], rows)
+
+  @property
+  def titles(self) -> list[str]:
+    """What stands above the columns."""
+    return [title for title, _ in map(_pair, self.columns)]
+
+  @property
+  def is_words(self) -> list[bool]:
+    """Which columns hold words: they begin at the left, numbers end right."""
+    return [not form for _, form in map(_pair, self.columns)]
+
+  def cells(self) -> list[list[Any]]:
+    """The rows, each cell a text or a `Bar`."""
+    forms = [form for _, form in map(_pair, self.columns)]
+    return [
+      [_shown(cell, form) for cell, form in zip(row, forms, strict=True)]
+      for row in self.rows
+    ]
+
+  def markdown(self) -> str:
+    """For a Markdown file; no line end stands after it."""
+    lines = [self.titles, ["---"] * len(self.columns), *self.cells()]
+    return "\n".join(
+      f"| {' | '.join(map(_markdown, line))} |" for line in lines
+    )
+
+  def text(self) -> str:
+    """For a terminal, columns aligned."""
+    columns = zip(self.titles, *(map(str, row) for row in self.cells()))
+    aligned = []
+    for column, words in zip(columns, self.is_words):
+      width = max(map(len, column))
+      side = "<" if words else ">"
+      aligned.append([f"{cell:{side}{width}}" for cell in column])
+    header, *lines = map("  ".join, zip(*aligned))
+    return "\n".join([header, "─" * len(header), *lines])
+
+
+def _pair(column: Column) -> tuple[str, str]:
+  return (column, "") if isinstance(column, str) else column
+
+
+def _shown(cell: Any, form: str) -> Any:
+  if cell is None:
+    return "–"
+  if isinstance(cell, str | Bar):
+    return cell
+  return format(cell, form)
+
+
+def _markdown(cell: Any) -> str:
+  """A cell that cannot end its column, nor its line."""
+  return " ".join(str(cell).split()).replace("|", "\\|")
+
+
+def or_unknown(value: Any) -> Any:
+  """The value, or that it is not known."""
+  return UNKNOWN if value is None else value
 
 
 @dataclasses.dataclass(frozen=True)

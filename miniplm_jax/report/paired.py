@@ -102,7 +102,6 @@ def over_seeds(
   """Means over seeds of what is one figure a student, and of the differences.
 
   Args:
-    key: what it is called.
     by_seed: by criterion, float64 [S].
     baseline: less whose figure of the same seed, `KEY_delta` is.
 

@@ -18,7 +18,7 @@ from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus import datasets, sources
 from miniplm_jax.models import hub
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Table
 
 with epy.lazy_imports():
   import huggingface_hub

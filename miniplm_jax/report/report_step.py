@@ -30,13 +30,10 @@ with epy.lazy_imports():  # NumPy, PyArrow and JAX
     by_domain,
     compare_page,
     comparison,
-    divergence_table,
     findings,
     page,
-    proxy,
     selection_summary,
     selection_tables,
-    tasks,
   )
   from miniplm_jax.report import selection as selection_report
   from miniplm_jax.selection import scored as scored_rows
@@ -212,13 +209,13 @@ class Report:
         m: divergence.Divergence.of(inputs[f"{m} divergence"])
         for m in self.methods
       }
-      body.append(divergence_table.section(measured))
+      body.append(findings.divergences(measured))
     if "tasks" in inputs:
-      body.append(tasks.section(inputs["tasks"]))
+      body.append(tasks_report_step.section(inputs["tasks"]))
     body += selection_report.sections(shown, corpus)
     if self.proxy_sample:
       tables = {role: each.table for role, each in scored.items()}
-      body.append(proxy.section(*self.proxy_sample, corpus, tables))
+      body.append(findings.of_proxy(*self.proxy_sample, corpus, tables))
     if self.workdir.plan_file.exists():
       body.append(self.plan(self.workdir.plan_file))
     body += self.analyses.sections()

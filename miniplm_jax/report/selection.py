@@ -58,11 +58,14 @@ def sections(
     f"The {alone} domains with the most tokens; {rest} others are added up in "
     "one line."
   )
+  noise = " Noise: the reference finds the row likelier than the teacher does."
+  terms = f"D: the rows that were scored. Score: {selection.label}."
+  terms += noise * summary.has_noise
   yield page.Section(
     "What was kept",
     [tables.lead(selection)],
     tiles=[*_tiles(selection)],
-    notes=[_terms(selection), *tables.contaminated_words(selection)],
+    notes=[terms, *tables.contaminated_words(selection)],
   )
   yield page.Section(
     "By domain",
@@ -90,13 +93,6 @@ def sections(
   if selection.agreement:
     yield tables.agreement(selection.name, selection.agreement)
   yield _places(summary, texts)
-
-
-def _terms(selection: SelectionReport) -> str:
-  """What the words mean."""
-  noise = " Noise: the reference finds the row likelier than the teacher does."
-  words = f"D: the rows that were scored. Score: {selection.label}."
-  return words + noise * selection.summary.has_noise
 
 
 def _tiles(selection: SelectionReport) -> Iterator[page.Tile]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from miniplm_jax.corpus.kept_rows import among
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.criteria.moments import Moments
+from miniplm_jax.criteria.statistics import Moments
 from miniplm_jax.selection.scored import ScoredRows
 
 _SAMPLE = 50_000  # rows that the pictures are drawn from

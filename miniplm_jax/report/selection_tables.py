@@ -11,9 +11,8 @@ from miniplm_jax.criteria import criterion
 from miniplm_jax.report.agreement import Agreement, Shared
 from miniplm_jax.report.audit import Audit
 from miniplm_jax.report.copies import Duplicates
-from miniplm_jax.report.page import Section
+from miniplm_jax.report.page import Bar, Section, Table
 from miniplm_jax.report.selection_summary import Group, Summary, largest
-from miniplm_jax.report.table import Bar, Table
 from miniplm_jax.selection.items import SHORTEST, WORDS
 from miniplm_jax.selection.overlap import Overlap
 

@@ -4,8 +4,10 @@ It shows what was measured; a model or a task more, and it is made again.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from miniplm_jax.config import EvaluationConfig
+from miniplm_jax.config.sections import GROUP
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
@@ -13,11 +15,25 @@ from miniplm_jax.core.log import log, plain
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.evaluation import results, tasks_step
+from miniplm_jax.evaluation import tasks_step
 from miniplm_jax.evaluation.subjects import Subject
-from miniplm_jax.report import tasks
+from miniplm_jax.evaluation.tasks import average, error, merged, score, scores
+from miniplm_jax.report.page import Section, Table
 
 STAGE = tasks_step.STAGE
+# Averages of the nine in per cent: arXiv 2410.17215.
+PAPER_MODELS = ("Qwen 200M", "500M", "1.2B", "Llama 212M", "Mamba 130M")
+PAPER = {
+  "pretrain": (39.9, 43.2, 44.9, 41.0, 41.6),
+  "vanilla_kd": (39.9, 43.6, 45.4, None, None),
+  "minillm": (39.0, 41.5, 43.6, None, None),
+  "seqkd": (39.7, 42.3, 44.3, 40.8, 41.0),
+  "miniplm": (41.3, 44.8, 46.6, 41.8, 42.6),
+  "miniplm_kd": (40.7, 44.9, 48.1, None, None),
+  "difficulty": (39.9, None, None, None, None),
+  "teacher_preference": (37.6, None, None, None, None),
+  "proxy": (40.9, None, None, None, None),
+}
 
 
 def steps(
@@ -89,7 +105,7 @@ def _run(
     measured = [
       inputs[f"{it.label} {name}"].details["lm_eval"] for name in names
     ]
-    body = results.merged(measured, it.name)
+    body = merged(measured, it.name)
     path = it.folder / "lm_eval.json"
     files.write_json(path, body)
     written[str(path.relative_to(workdir.root))] = files.describe(path)
@@ -99,8 +115,96 @@ def _run(
       hint = "config.evaluation.tasks does not name them"
       log(STAGE, f"{it.name} has results of {others}, too; {hint}")
   # Of all models the same documents.
-  table = tasks.table(by_model, body["n-samples"])
-  plain(f"\n{table.markdown()}\n")
-  details = {"header": table.titles, "rows": table.cells()}
-  details["asked"] = tasks.notes(body["asked"], body["n-samples"])
+  shown = table(by_model, body["n-samples"])
+  plain(f"\n{shown.markdown()}\n")
+  details = {"header": shown.titles, "rows": shown.cells()}
+  details["asked"] = notes(body["asked"], body["n-samples"])
   return {"files": written, "details": details}
+
+
+def _is_cut(n: Mapping[str, int]) -> bool:
+  return n["effective"] < n["original"]
+
+
+def table(
+  by_model: Mapping[str, Mapping[str, Mapping[str, Any]]],
+  samples: Mapping[str, Mapping[str, int]],
+) -> Table:
+  """A row for each model, in per cent; the paper's figures beside it.
+
+  Args:
+    by_model: lm_eval's "results" of each, by method or role.
+    samples: lm_eval's "n-samples". A column of which not all documents were
+      read says so, and then no figure of the paper's stands beside it.
+  """
+  whole = not any(map(_is_cut, samples.values()))
+
+  def read(name: str) -> str:
+    if whole or (name in samples and not _is_cut(samples[name])):
+      return ""
+    if n := samples.get(name):
+      return f" ({n['effective']:,} of {n['original']:,})"
+    return " (in part)"  # of a group, or of the average
+
+  tasks = [t for t in next(iter(by_model.values())) if t != GROUP]
+  columns = {}  # how its numbers are written, and the numbers, by title
+  for task in tasks:
+    metrics = [results[task] for results in by_model.values()]
+    chosen = score(metrics[0])
+    if chosen:
+      values = [
+        f"{score(m)[1]:.1%}" + (f" ± {e:.1%}" if (e := error(m)) else "")
+        for m in metrics
+      ]
+      columns[f"{task} {chosen[0]}{read(task)}"] = ">", values
+      continue
+    for name, value in metrics[0].items():
+      if isinstance(value, float) and "_stderr" not in name:
+        title = f"{task} {name.partition(',')[0]}{read(task)}"
+        columns[title] = ".4g", [m[name] for m in metrics]
+  means = [average(scores(results)) for results in by_model.values()]
+  if means[0] is not None:
+    columns[f"average{read(GROUP)}"] = ".1%", means
+  if means[0] is not None and whole:
+    for i, model in enumerate(PAPER_MODELS):
+      averages = (PAPER.get(name, (None,) * 5)[i] for name in by_model)
+      averages = [x if x is None else f"{x}%" for x in averages]
+      columns[f"paper's {model}"] = ">", averages
+  rows = [
+    [name, *(values[i] for _, values in columns.values())]
+    for i, name in enumerate(by_model)
+  ]
+  titles = ((title, form) for title, (form, _) in columns.items())
+  return Table(["model", *titles], rows)
+
+
+def notes(
+  asked: Mapping[str, Mapping[str, Any]],
+  samples: Mapping[str, Mapping[str, int]],
+) -> list[str]:
+  """Of each task how much was asked, what guessing gives, and what was cut."""
+  lines = []
+  for task, n in asked.items():
+    line = f"{task}: {samples[task]['effective']:,} documents"
+    line += f", chance {n['chance']:.1%}" if n["chance"] else ""
+    if n["cut"]:
+      line += f"; {n['cut']:,} of {n['requests']:,} requests lost their "
+      line += "beginning, see evaluation.max_length"
+    lines.append(f"{line}.")
+  return lines
+
+
+def section(measured: Manifest) -> Section:
+  """The table of zero-shot tasks."""
+  return Section(
+    "Zero-shot tasks",
+    [
+      "lm-evaluation-harness; acc_norm where a task has it, else acc, and the "
+      "plain mean of the paper's nine. The paper's columns are the averages "
+      "that it reports for its models by the same method. In brackets: how "
+      "many of a task's documents were read, where it was not all. ± is one "
+      "standard error over documents."
+    ],
+    notes=measured.details.get("asked", ()),
+    table=Table.of_texts(measured.details["header"], measured.details["rows"]),
+  )

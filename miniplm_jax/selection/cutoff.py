@@ -185,7 +185,6 @@ def divide(
 
   Args:
     chunks: with a column group.
-    total: budget of all groups together.
     shares: least and largest budget by group.
 
   Returns:

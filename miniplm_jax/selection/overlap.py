@@ -7,6 +7,7 @@ the rows, `contaminated` which rows have some.
 import collections
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -83,12 +84,47 @@ def measure(
   """
   texts = [list(read_texts(path)) for path in sets]
   grams, kept = _Grams(corpus, texts), among(ids, rows)
-  found = _Found(list(zip(names_of(sets), texts)), grams)
+  # Of each n-gram the last row with it, left out or kept; −1 is none.
+  row_of = np.full((2, grams.size), -1)
+  counts = np.zeros((2, len(sets)), np.int64)  # rows, left out or kept
   for start, row, gram in grams.search(ids):
     batch = slice(start, start + _BATCH)
-    found.add(row, gram, ids[batch], kept[batch])
-    done(len(ids[batch]))
-  return found.overlaps(len(ids), int(kept.sum()))
+    is_kept = kept[batch]
+    hit = grams.sets_of(row, gram)[: len(is_kept)]
+    row_of[is_kept[row].astype(np.int64), gram] = ids[batch][row]
+    counts += [hit[~is_kept].sum(0), hit[is_kept].sum(0)]
+    done(len(is_kept))
+  return [
+    Overlap(
+      name=name,
+      rows=int(counts[:, i].sum()),
+      kept_rows=int(counts[1, i]),
+      rows_read=len(ids),
+      kept_read=int(kept.sum()),
+      **_found(texts[i], grams.items[i], row_of),
+    )
+    for i, name in enumerate(names_of(sets))
+  ]
+
+
+def _found(texts, items, row_of: np.ndarray) -> dict[str, Any]:
+  """What `Overlap` says of the items of one set."""
+  either = [row_of[:, item].max(0) >= 0 for item in items]
+  shares = np.array([e.mean() if len(e) else 0.0 for e in either])
+
+  def match(j: int) -> Match:
+    left_out, kept = row_of[:, items[j]].max(1)
+    row = int(kept if kept >= 0 else left_out)
+    return Match(texts[j], float(shares[j]), row)
+
+  worst = np.argsort(-shares, kind="stable")[:_WORST]
+  return {
+    "items": len(items),
+    "too_short": sum(not len(item) for item in items),
+    "found": sum(bool(e.any()) for e in either),
+    "found_kept": sum(bool((row_of[1, item] >= 0).any()) for item in items),
+    "worst": [match(j) for j in worst if shares[j]],
+  }
 
 
 def contaminated(
@@ -97,12 +133,8 @@ def contaminated(
   """Finds all rows of D with an n-gram of an item.
 
   They are written, with the sets that they have some of, into
-  contaminated-*.parquet; a file that is there is whole, and not made again.
-
-  Args:
-    corpus: whose rows are read, all of D.
-    patterns: files or globs of items.
-    folder: where files are written.
+  contaminated-*.parquet of a folder; a file that is there is whole, and not
+  made again. Items are in files, of which `patterns` are paths or globs.
 
   Yields:
     Part by part: row_id int64 [n], and how many of them each set has, 0 too.
@@ -220,57 +252,6 @@ class _Grams:
     for i, its in enumerate(self._in_set):
       hit[row[its[gram]], i] = True
     return hit
-
-
-class _Found:
-  """Where n-grams were found."""
-
-  def __init__(
-    self, sets: Sequence[tuple[str, list[list[str]]]], grams: _Grams
-  ):
-    self._sets, self._grams, self._items = sets, grams, grams.items
-    self._row = np.full((2, grams.size), -1)  # left out or kept; last
-    self._rows = np.zeros((2, len(sets)), np.int64)
-
-  def add(self, row, gram, row_ids: np.ndarray, kept: np.ndarray):
-    """Notes what stands in a batch of rows, see `_Grams.search`."""
-    hit = self._grams.sets_of(row, gram)[: len(row_ids)]
-    self._row[kept[row].astype(np.int64), gram] = row_ids[row]
-    for k in (0, 1):
-      self._rows[k] += hit[kept == bool(k)].sum(0)
-
-  def overlaps(self, rows_read: int, kept_read: int) -> list[Overlap]:
-    """What was found, by set."""
-    overlaps = []
-    for i, (name, texts) in enumerate(self._sets):
-      items = self._items[i]
-      kept = [self._row[1, item] >= 0 for item in items]
-      either = [self._row[:, item].max(0) >= 0 for item in items]
-      shares = np.array([e.mean() if len(e) else 0.0 for e in either])
-      worst = np.argsort(-shares, kind="stable")[:_WORST]
-      overlaps.append(
-        Overlap(
-          name=name,
-          items=len(items),
-          too_short=sum(not len(item) for item in items),
-          found=sum(bool(e.any()) for e in either),
-          found_kept=sum(bool(k.any()) for k in kept),
-          rows=int(self._rows[:, i].sum()),
-          kept_rows=int(self._rows[1, i]),
-          rows_read=rows_read,
-          kept_read=kept_read,
-          worst=[
-            Match(texts[j], float(shares[j]), self._place(items[j]))
-            for j in worst
-            if shares[j]
-          ],
-        )
-      )
-    return overlaps
-
-  def _place(self, item: np.ndarray) -> int:
-    left_out, kept = self._row[:, item].max(1)
-    return int(kept if kept >= 0 else left_out)
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:

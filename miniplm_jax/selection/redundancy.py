@@ -53,7 +53,6 @@ def rank(
 
   Args:
     chunks: gives row_id, and as value the score.
-    corpus: of the rows.
     weight: what a row loses that is all there.
     budget: rows, or ids of rows if it is `in_tokens`.
     before: row ids of what was kept before.

@@ -69,9 +69,7 @@ class RowFields:
     """Looks which is where.
 
     Args:
-      names: of the fields.
       files: paths, see `Files`, by the name of the field in each.
-      corpus: whose rows they are of.
 
     Raises:
       UserError: there is no such field, or two, or a file has no such column.

@@ -36,7 +36,6 @@ class ScoredRows:
       tables: score manifests by role; without any, every row of D is there.
       definition: a key of `CRITERIA`, or a formula.
       seed: for what is random in it.
-      corpus: that was scored.
       min_length: shorter rows need no score.
       before: int64 row ids, ascending, of what was selected before: those
         rows are not there, and tables may be without them.

@@ -47,12 +47,10 @@ def step(
   """The kept rows of one selection.
 
   Args:
-    select: how much is kept, and of what.
     definition: by what rows are ranked, a key of `CRITERIA` or a formula.
     tables: folders of score tables by their names in formulas; others may be
       among them.
     corpus: the manifest of what was scored.
-    folder: of the selection.
     check: looks, before anything is read, at what else will be asked for.
     steps: of the stage that it is for, see `selection.select`; none is all.
     before: manifests of earlier stages' selections.
@@ -209,7 +207,6 @@ def union(
     first: that of the first stage, whose criterion it names as its own.
     parts: manifests of all stages' selections.
     then: the criterion of the others, and when they begin.
-    folder: of the union.
   """
   settings = {k: v for k, v in first.settings.items() if k != "steps"}
 

@@ -53,17 +53,13 @@ class Candidates:
     before: Sequence[np.ndarray] = (),
   ):
     """Nothing is read yet; see `select`. `rows` are those drawn of D."""
-    self._scored, self._rows, self._options = scored, rows, options
+    self.scored, self._rows, self._options = scored, rows, options
     self._steps, self._before = steps, before
     # Rows of D by reason, of the pass that ended last.
     self.dropped: dict[str, int] = {}
     shares = map(fields.share_of, sorted(options.quotas))
-    self._shares = {domain: both for domain, *both in shares}
-
-  @property
-  def quotas(self) -> Sequence[str]:
-    """Domains that have one; their groups are 1, 2 and so on."""
-    return tuple(self._shares)
+    # Least and largest share by domain; their groups are 1, 2 and so on.
+    self.quotas = {domain: both for domain, *both in shares}
 
   def columns(self) -> Iterator[Columns]:
     """Part by part.
@@ -74,7 +70,7 @@ class Candidates:
     """
     options = self._options
     counts, heaviest, total = np.zeros(len(REASONS), np.int64), 0, 0
-    for columns in self._scored.columns():
+    for columns in self.scored.columns():
       reason = (columns["corpus_tokens"] < options.min_length).astype(np.uint8)
       # Any other row without a score was refused.
       has_none = (reason == 0) & np.isnan(columns["score"])
@@ -92,8 +88,10 @@ class Candidates:
       kept["value"] = self._value(columns)
       if options.tokens:
         kept["weight"] = kept["tokens"]
-      if self._shares:
-        kept["group"] = self._groups()[columns["domain"]]
+      if self.quotas:
+        places = {name: i for i, name in enumerate(self.quotas, 1)}
+        of_code = [places.get(name, 0) for name in self.scored.domains]
+        kept["group"] = np.array(of_code)[columns["domain"]]
       if np.any(reason):
         left = np.flatnonzero(reason == 0)
         kept = {k: v[left] for k, v in kept.items()}
@@ -104,11 +102,6 @@ class Candidates:
       yield kept
     self.dropped = dict(zip(REASONS[1:], counts[1:].tolist()))
     self.heaviest, self.weight = int(heaviest), total
-
-  @property
-  def rows_by_domain(self) -> dict[str, int]:
-    """All rows of D, after one pass."""
-    return self._scored.rows_by_domain
 
   def leave_out(
     self,
@@ -157,11 +150,6 @@ class Candidates:
     drawn = noise.gumbel(columns["row_id"], self._options.seed)
     return (columns["score"] + temperature * drawn).astype(np.float32)
 
-  def _groups(self) -> np.ndarray:
-    """Group by domain code."""
-    places = {name: i + 1 for i, name in enumerate(self._shares)}
-    return np.array([places.get(name, 0) for name in self._scored.domains])
-
   def budget(self) -> int:
     """Rows or tokens that are to be kept."""
     first, end, steps = self._steps
@@ -192,24 +180,24 @@ class Candidates:
     total = self.budget()
     return {
       domain: tuple(int(share * total) for share in both)
-      for domain, both in self._shares.items()
+      for domain, both in self.quotas.items()
     }
 
   def cutoff(self) -> Cutoff:
     """Where to cut; refuses a quota of no domain of D, and to keep nothing."""
     total = self.budget()
-    if not self._shares:
+    if not self.quotas:
       cuts = cutoff_lib.find(self.columns, [total])
       kept = cuts[0].kept
     else:
       shares = [(0, total), *self.shares().values()]
       cuts, kept = cutoff_lib.divide(self.columns, total, shares)
     where = f"config.select.quotas={','.join(sorted(self._options.quotas))}"
-    domains.refuse_unknown(self._shares, self._scored.domains, "row", where)
+    domains.refuse_unknown(self.quotas, self.scored.domains, "row", where)
     self._refuse_none(kept, total)
     (threshold, last_tie, *_), *groups = cuts
-    groups = dict(zip(self._shares, (list(cut[:2]) for cut in groups)))
-    return Cutoff(threshold, last_tie, kept, self._scored.rows, groups)
+    groups = dict(zip(self.quotas, (list(cut[:2]) for cut in groups)))
+    return Cutoff(threshold, last_tie, kept, self.scored.rows, groups)
 
   def cutoff_but_for_redundancy(
     self, corpus: Corpus, folder: pathlib.Path
@@ -226,11 +214,11 @@ class Candidates:
       folder=folder,
     )
     self._refuse_none(kept, total)
-    return Cutoff(last, len(corpus), kept, self._scored.rows)
+    return Cutoff(last, len(corpus), kept, self.scored.rows)
 
   def _refuse_none(self, kept: int, total: int):
     if not kept:
-      rows, out = self._scored.rows, self.dropped.items()
+      rows, out = self.scored.rows, self.dropped.items()
       what = f"none of {rows} rows fits into a budget of {total}"
       if sum(n for _, n in out) == rows:
         why = (f"{n} {name.replace('_', ' ')}" for name, n in out if n)
@@ -278,11 +266,9 @@ def select(
   looked for in temporary files.
 
   Args:
-    corpus: that was scored.
     tables: manifests of score tables by role; others are not read.
     definition: by what rows are ranked, a key of `CRITERIA` or a formula.
     options: how much is kept, and of what; not its `definition`.
-    path: the file to write.
     steps: of a stage of training the first and the end, and how many all
       stages have: it keeps that part of the budget.
     before: row ids, int64, ascending, that earlier stages kept: none is kept
@@ -352,9 +338,10 @@ def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
         weights += len(kept)
   if written != cutoff.kept:
     raise AssertionError(f"kept {written} rows, the cutoff {cutoff.kept}")
+  of_d = candidates.scored.rows_by_domain.items()
   domains = {
     name: {"rows": rows, "kept": by_domain[code]}
-    for code, (name, rows) in enumerate(candidates.rows_by_domain.items())
+    for code, (name, rows) in enumerate(of_d)
   }
   return Kept(tokens, tuple(weights.tolist()), domains)
 

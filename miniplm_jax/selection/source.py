@@ -57,13 +57,19 @@ def _open(directory: str, fingerprint: str) -> Corpus:
 def _split(directory: str, fingerprint: str, split: str):
   """int64 row ids of a split, ascending; their domains' int32 codes; codes.
 
-  It stays in memory: 12 bytes a row of the split, and 8 more a row for the
-  ids of single domains.
+  It stays in memory: 12 bytes a row of the split.
   """
   names: dict[str, int] = {}
   corpus = _open(directory, fingerprint)
   ids, codes = zip(*index.rows_of(corpus, names, split=split))
   return np.concatenate(ids), np.concatenate(codes), names
+
+
+@functools.lru_cache(256)
+def _rows(directory: str, fingerprint: str, domain: str | None, split: str):
+  """int64 row ids of a split, or of one domain of it: 8 bytes a row more."""
+  rows, codes, names = _split(directory, fingerprint, split)
+  return rows if domain is None else rows[codes == names.get(domain, -1)]
 
 
 class PackedSource(seqio.DataSource):
@@ -98,29 +104,12 @@ class PackedSource(seqio.DataSource):
       performs_internal_shuffling=True,
     )
 
-  def __getstate__(self):
-    """Without what is open: it is opened again where it is needed."""
-    return {k: v for k, v in self.__dict__.items() if k != "_rows_of"}
-
   def __repr__(self):
     return f"PackedSource({self.directory!r}, {self.domain!r})"
 
   @property
   def _corpus(self) -> Corpus:
     return _open(self.directory, self._fingerprint)
-
-  @functools.cached_property
-  def _rows_of(self):
-    """Split → int64 row ids, ascending."""
-
-    @functools.cache
-    def rows_of(split):
-      rows, codes, names = _split(self.directory, self._fingerprint, split)
-      if self.domain is None:
-        return rows
-      return rows[codes == names.get(self.domain, -1)]
-
-    return rows_of
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
@@ -148,7 +137,7 @@ class PackedSource(seqio.DataSource):
         f"choose from {', '.join(self.splits)}, or a slice such as "
         f"{self.splits[0]}[:1000]",
       )
-    rows = self._rows_of(match[1])
+    rows = _rows(self.directory, self._fingerprint, self.domain, match[1])
     first, end, _ = slice(
       int(match[2] or 0), int(match[3]) if match[3] else None
     ).indices(len(rows))
@@ -171,7 +160,6 @@ class PackedSource(seqio.DataSource):
       split: one of the corpus, or a slice of one.
       shuffle: all rows of the split are permuted, before they are sharded.
       seed: of the permutation; None takes another each time.
-      shard_info: which shard of how many.
       sequence_length: not used, nor is `use_cached`.
       num_epochs: not used; seqio repeats what it gets.
     """

@@ -243,8 +243,6 @@ def register(
   Mixture has every selected row once.
 
   Args:
-    workdir: of the run.
-    selection: its name.
     name: to register it under; "" is miniplm_SELECTION.
     rates: of the domains in the Mixture; by default their selected rows.
       Domains that are not named are left out.

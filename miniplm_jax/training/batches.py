@@ -9,6 +9,7 @@ import grain
 import numpy as np
 from jax.sharding import Mesh
 
+from miniplm_jax.config import TrainConfig
 from miniplm_jax.core import groups
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.fields import weight_of
@@ -130,14 +131,11 @@ def _rows(corpus, row_ids, seed, shuffle) -> grain.MapDataset:
 def stream(
   corpus: Corpus,
   row_ids: np.ndarray,
+  train: TrainConfig,
   *,
-  batch_size: int,
   first_step: int,
   steps: int,
-  seed: int,
-  shuffle: bool,
   mesh: Mesh,
-  domain_weights: Sequence[str] = (),
   with_rows: Callable[[Batch, np.ndarray], Batch] | None = None,
 ) -> Iterator[Batch]:
   """This process's rows of batches first_step … steps − 1.
@@ -147,16 +145,17 @@ def stream(
   of the rows, in the threads that read them. Rows are repeated, and shuffled
   anew, as often as the steps need.
 
-  With `domain_weights` every domain is such a stream of its own, and they are
-  interleaved: among the first n rows, for any n, each has its share of
+  With `train.domain_weights` every domain is such a stream of its own, and they
+  are interleaved: among the first n rows, for any n, each has its share of
   `by_domain`, to within as many rows as there are domains.
 
   Yields:
     `tokens` int32 [b, max_length + 1], `length` int32 [b], `row_id` int64
     [b], of the b rows that `placement.local_rows` names.
   """
-  if domain_weights:
-    parts = by_domain(corpus, row_ids, domain_weights)
+  seed, shuffle, batch_size = train.seed, train.shuffle, train.batch_size
+  if train.domain_weights:
+    parts = by_domain(corpus, row_ids, train.domain_weights)
     shares = [share for *_, share in parts]
     unit = math.lcm(*(share.denominator for share in shares))
     data = grain.MapDataset.select_from_datasets(

@@ -28,10 +28,9 @@ from miniplm_jax.models import placement, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.training import batches, optimizer, watch
 from miniplm_jax.training.checkpoints import Checkpoints
-from miniplm_jax.training.heldout import Heldout
 from miniplm_jax.training.objective import NextToken
 from miniplm_jax.training.spec import TrainSpec
-from miniplm_jax.training.telemetry import STEPS, Clock, Telemetry
+from miniplm_jax.training.telemetry import STEPS, Clock, Heldout, Telemetry
 
 
 @functools.partial(
@@ -215,13 +214,10 @@ def train(training: Training, mesh: Mesh) -> nnx.Module:
     stream = batches.stream(
       corpus,
       training.row_ids,
-      batch_size=t.batch_size,
+      t,
       first_step=first - before,
       steps=last_step - before,
-      seed=t.seed,
-      shuffle=t.shuffle,
       mesh=mesh,
-      domain_weights=t.domain_weights,
       with_rows=objective.with_rows,
     )
     step_fn = step_function(abstract, t, objective, mesh, microbatches)

@@ -1,8 +1,9 @@
-"""What a run says of its steps, and where its wall time goes."""
+"""What a run says of its steps and its losses, and where its time goes."""
 
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -11,15 +12,21 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from miniplm_jax.core import distributed, errors, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import duration, log
-from miniplm_jax.training import comparable, flops, heldout, metrics
+from miniplm_jax.corpus import batching
+from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.models import likelihood, placement
+from miniplm_jax.models.decoder import Decoder
+from miniplm_jax.training import comparable, flops, metrics
 from miniplm_jax.training.spec import TrainSpec
 
 STEPS = "steps"
 _REPLAYED = "steps done again"
+_CURVE = "eval/"  # before the names of held-out losses
 _BEAT = 60.0  # seconds after which the file says again how far it is
 
 
@@ -64,15 +71,6 @@ class Clock:
       self._write()
     return before
 
-  @contextlib.contextmanager
-  def spent_on(self, what: str) -> Iterator[None]:
-    """Counts the body's time as `what`."""
-    before = self.switch(what)
-    try:
-      yield
-    finally:
-      self.switch(before)
-
   def checkpoint(self, step: int):
     """A checkpoint of `step` is about to be saved."""
     self.switch(self._what)
@@ -105,6 +103,36 @@ class Clock:
     )
 
 
+class Heldout:
+  """The held-out losses of a learning curve: on the same rows each time."""
+
+  def __init__(
+    self, corpus: Corpus, row_ids: np.ndarray, dtype, mesh: Mesh, size: int
+  ):
+    """Compiles nothing yet; `size` is the rows of a batch."""
+    self._corpus, self._row_ids = corpus, row_ids
+    self._mesh, self._size = mesh, size
+    self._row_nll = placement.program(
+      likelihood.row_nll, mesh, eos_id=corpus.eos_id, dtype=dtype
+    )
+
+  def __call__(self, model: Decoder) -> dict[str, float]:
+    """The losses now, in nats."""
+    corpus, ids, size = self._corpus, self._row_ids, self._size
+    nll, count = np.zeros(len(ids), np.float32), np.zeros(len(ids), np.int32)
+    planned = [
+      batching.Planned(places, corpus.max_length, size)
+      for places in np.split(np.arange(len(ids)), range(size, len(ids), size))
+    ]
+    stream = batching.ReadAhead(corpus, ids, planned, self._mesh)
+    run = functools.partial(self._row_nll, model)
+    for places, values in placement.run_rows(run, stream, self._mesh):
+      nll[places], count[places] = values
+    real = count > 0
+    mean, token_mean = likelihood.mean_losses(nll[real], count[real])
+    return {f"{_CURVE}loss": mean, f"{_CURVE}loss_token_mean": token_mean}
+
+
 class Telemetry:
   """Metrics one step late, the check that they are finite, the log line."""
 
@@ -130,7 +158,7 @@ class Telemetry:
           spec.run.wandb_project, spec.name, folder, settings
         )
       self._metrics = metrics.Metrics(folder, first, run)
-      if not is_same_curve and self._metrics.drop(heldout.PREFIX):
+      if not is_same_curve and self._metrics.drop(_CURVE):
         log(
           spec.name,
           "the learning curve begins anew: "
@@ -211,9 +239,12 @@ class Telemetry:
   def outside(self, what: str) -> Iterator[None]:
     """For what is no part of a step: that ends before the body begins."""
     self.fetch()
-    with self._clock.spent_on(what):
+    before = self._clock.switch(what)
+    try:
       yield
-    self._fetched = time.monotonic()
+    finally:
+      self._clock.switch(before)
+      self._fetched = time.monotonic()
 
   def save(self, step: int):
     """Puts the metrics on disk, before checkpoint `step`."""

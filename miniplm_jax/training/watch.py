@@ -132,7 +132,6 @@ class Profile:
   """Traces the steps that the config asks for into metrics/profile."""
 
   def __init__(self, spec: TrainSpec, telemetry: Telemetry):
-    """Takes a training and what it says of itself."""
     self._first = spec.run.profile_first_step
     self._last = self._first + spec.run.profile_steps - 1
     self._name, self._telemetry = spec.name, telemetry

@@ -11,8 +11,7 @@ from miniplm_jax.methods import LABELS_OF, SEQKD, TEACHER_WEIGHTS
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import BUDGET, Inventory, Student, same_rows
-from miniplm_jax.report.page import Section
-from miniplm_jax.report.table import Table, or_unknown
+from miniplm_jax.report.page import Section, Table, or_unknown
 from miniplm_jax.training import comparable
 
 # What is varied, with its label; a line varies one of them.

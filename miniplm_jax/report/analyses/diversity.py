@@ -15,8 +15,7 @@ from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import Inventory
-from miniplm_jax.report.page import Section
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Section, Table
 from miniplm_jax.selection import index
 from miniplm_jax.training.trained import own_corpora
 

@@ -7,8 +7,7 @@ from miniplm_jax.core.groups import ALL, with_total
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import Inventory
-from miniplm_jax.report.page import Section
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Section, Table
 
 _MOST = 20  # domains of the picture and the table, the largest
 

@@ -3,6 +3,8 @@
 Difference Sampling stands on log p_ref in the place of the student's log q.
 """
 
+import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +16,7 @@ from miniplm_jax.evaluation import heldout
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import Inventory
-from miniplm_jax.report.page import Section
-from miniplm_jax.report.table import Table, or_unknown
+from miniplm_jax.report.page import Section, Table, or_unknown
 from miniplm_jax.scoring import fidelity
 
 _POINTS = 2000  # rows that the picture shows
@@ -73,29 +74,24 @@ def measure(workdir: Inventory) -> dict[str, Any]:
         f"no {what} has held-out rows: run --stages=evaluate, with --force if "
         "an earlier version did"
       )
-  p, pairs = scorers[teachers[0]], []
-  for reference in references:
-    for student, q in students.items():
-      p_ref = scorers[reference]
-      ids = p["row_id"]
-      for other in (p_ref, q):
-        ids = np.intersect1d(ids, other["row_id"], assume_unique=True)
-      if not len(ids):
-        continue
-      p_, ref_, q_ = (
-        m["mean"][np.searchsorted(m["row_id"], ids)] for m in (p, p_ref, q)
-      )
-      scores = ref_ - p_, q_ - p_
-      every = -(-len(ids) // _POINTS)
-      pairs.append(
-        {
-          "reference": reference,
-          "parameters": workdir.scores[reference].parameters,
-          "student": student,
-          **compare(*scores, workdir.alpha),
-          "points": [s[::every].tolist() for s in scores],
-        }
-      )
+  pairs = []
+  for reference, student in itertools.product(references, students):
+    each = scorers[teachers[0]], scorers[reference], students[student]
+    ids = functools.reduce(np.intersect1d, (m["row_id"] for m in each))
+    if not len(ids):
+      continue
+    p, p_ref, q = (m["mean"][np.searchsorted(m["row_id"], ids)] for m in each)
+    scores = p_ref - p, q - p
+    every = -(-len(ids) // _POINTS)
+    pairs.append(
+      {
+        "reference": reference,
+        "parameters": workdir.scores[reference].parameters,
+        "student": student,
+        **compare(*scores, workdir.alpha),
+        "points": [s[::every].tolist() for s in scores],
+      }
+    )
   if not pairs:
     raise NoInputs("models were evaluated on different rows")
   return {"teacher": teachers[0], "alpha": workdir.alpha, "pairs": pairs}

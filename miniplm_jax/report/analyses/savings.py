@@ -11,8 +11,7 @@ from miniplm_jax.core.workdir import GENERATED
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import Inventory, Student, same_rows
-from miniplm_jax.report.page import Section
-from miniplm_jax.report.table import UNKNOWN, Table
+from miniplm_jax.report.page import UNKNOWN, Section, Table
 from miniplm_jax.training import comparable
 
 with epy.lazy_imports():  # it imports JAX
@@ -24,8 +23,7 @@ def reached(spent: np.ndarray, loss: np.ndarray, target: float) -> float | None:
 
   Args:
     spent: float [n], ascending.
-    loss: float [n]; straight lines join the points.
-    target: nats.
+    loss: float [n], nats; straight lines join the points.
 
   Returns:
     What was spent there; at most so much if that is the first point.

@@ -13,8 +13,7 @@ import numpy as np
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import Inventory, Student, same_rows
-from miniplm_jax.report.page import Section
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Section, Table
 
 # 2·10⁶ and 2·10⁷ steps of 512 × 1024: what the paper calls 1T and 10T.
 TOKENS = {"1T": 2e6 * 512 * 1024, "10T": 2e7 * 512 * 1024}

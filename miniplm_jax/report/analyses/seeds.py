@@ -18,8 +18,7 @@ from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.analyses.savings import reached
 from miniplm_jax.report.inventory import BUDGET, Inventory, Student, same_rows
-from miniplm_jax.report.page import Section
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Section, Table
 from miniplm_jax.training import comparable
 
 _CURVES = "Learning curves: every seed, thin, and the mean."

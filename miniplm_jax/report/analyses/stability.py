@@ -11,8 +11,7 @@ from miniplm_jax.report import plots
 from miniplm_jax.report.analyses import ranking
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import Inventory
-from miniplm_jax.report.page import Section
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Section, Table
 from miniplm_jax.scoring import table as table_lib
 
 _ROWS = 1_000_000  # at most, of D: a standard error of 0.001 at most
