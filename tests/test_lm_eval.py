@@ -262,10 +262,10 @@ def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
 
   def make(dtype, **_):
     made.append(dtype)
-    return dtype
+    return types.SimpleNamespace(dtype=dtype, choices={}, cut={})
 
   def answer(model, *_):
-    asked.append(model)
+    asked.append(model.dtype)
     return {"results": {}, "n-samples": {}}
 
   monkeypatch.setattr(jax_lm, "JaxLM", make)
