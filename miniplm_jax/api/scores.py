@@ -32,10 +32,10 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     self.corpus = corpus
 
   def to_arrow(self) -> "pa.Table":
-    """A table of row_id, domain, n_tokens, n_bytes, <role>_nll, <role>_tokens.
+    """A table of row_id, domain, n_tokens, n_bytes, and two columns a model.
 
-    The rows are those of D, in the corpus's order. <role>_nll is in nats, the
-    sum over <role>_tokens scored tokens, fewer than n_tokens, the row's ids.
+    The rows are those of D, in the corpus's order. `teacher_nll` is in nats, the
+    sum over `teacher_tokens` scored tokens, fewer than n_tokens, the row's ids.
 
     Raises:
       UserError: the tables are of different rows.
