@@ -34,8 +34,9 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
   def to_arrow(self) -> "pa.Table":
     """A table of row_id, domain, n_tokens, n_bytes, and two columns a model.
 
-    The rows are those of D, in the corpus's order. `teacher_nll` is in nats, the
-    sum over `teacher_tokens` scored tokens, fewer than n_tokens, the row's ids.
+    The rows are those of D, in the corpus's order. `teacher_nll` is in nats,
+    the sum over `teacher_tokens` scored tokens, fewer than n_tokens, the row's
+    ids.
 
     Raises:
       UserError: the tables are of different rows.
