@@ -69,7 +69,7 @@ All tokens are wanted, so no tile of the head is skipped. Per token 4 rows a \
 chip, the default on TPUs, are within 2 % of the best of 1 to 32 on all of \
 these slices. Tokens/s and MFU are those of the middle of the range. What \
 decides it, and how it compares with what was measured elsewhere, is in \
-[Calibration](tpu_calibration.md).
+[Calibration](tpu_calibration.md); what it goes to, in [Parts](tpu_parts.md).
 """
   files.write_bytes(epath.Path(_OUT.value), text.encode())
 

@@ -110,7 +110,7 @@ the program's text (`miniplm_jax/forecast/estimate.py`).
 Compiled FLOPs lie above the model's where the backward pass computes \
 something again. Tokens/s and MFU are those of the middle of the range. What \
 decides it, and how it compares with what was measured elsewhere, is in \
-[Calibration](tpu_calibration.md).
+[Calibration](tpu_calibration.md); what it goes to, in [Parts](tpu_parts.md).
 """
   files.write_bytes(epath.Path(_OUT.value), text.encode())
 

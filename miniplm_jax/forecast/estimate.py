@@ -103,30 +103,51 @@ def estimate(
     devices: all of the program, in its order.
     slices: among which a sum takes 2 (n − 1) / n times its bytes.
   """
+  parts = by_computation(schedule, devices).values()
+  chip = CHIPS[devices[0].device_kind]
+  between = sum(
+    c.times * c.nbytes
+    for c in schedule.collectives
+    if c.kind == hlo.BETWEEN_SLICES
+  )
+  between *= 2 * (slices - 1) / slices / chip.network_bandwidth
+  total = np.sum([part.seconds for part in parts], 0)
+  return TimeEstimate(
+    Range(*np.maximum(total, between).tolist()),
+    sum(part.collective for part in parts),
+    sum(part.exposed for part in parts),
+  )
+
+
+def by_computation(
+  schedule: hlo.Schedule, devices: Sequence[jax.Device]
+) -> dict[str, TimeEstimate]:
+  """The same of each computation (a loop's body, say), in all of its runs.
+
+  Without what slices exchange, beside which everything runs.
+  """
   kind = devices[0].device_kind
   chip = CHIPS[kind]
   network = Network.of(devices, chip.link_bandwidth)
   busy = collections.defaultdict(lambda: np.zeros(3))
   copied, hidden, exposed = (collections.Counter() for _ in range(3))
-  between = 0
   for o in schedule.operations:
     place = o.instruction.computation.name
     busy[place] += o.times * np.array(operation_seconds(o, kind))
     copied[place] += o.times * (o.moved + o.copied) / chip.hbm_bandwidth
   for c in schedule.collectives:
     if c.kind == hlo.BETWEEN_SLICES:
-      between += c.times * c.nbytes
       continue
     group = hidden if c.is_overlapped else exposed
     seconds = network.seconds(c.kind, c.nbytes, c.members)
     group[c.computation] += c.times * seconds
-  between *= 2 * (slices - 1) / slices / chip.network_bandwidth
-  total = sum(
-    np.maximum(seconds, max(copied[place], hidden[place])) + exposed[place]
+  return {
+    place: TimeEstimate(
+      Range(
+        *np.maximum(seconds, max(copied[place], hidden[place])) + exposed[place]
+      ),
+      hidden[place] + exposed[place],
+      exposed[place],
+    )
     for place, seconds in busy.items()
-  )
-  return TimeEstimate(
-    Range(*np.maximum(total, between).tolist()),
-    hidden.total() + exposed.total(),
-    exposed.total(),
-  )
+  }
