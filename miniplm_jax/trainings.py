@@ -235,38 +235,35 @@ class Trainings:
 
   def doubts(self) -> Iterator[str]:
     """Yields what of the config most would not want, by what is there now."""
-    c, corpus = self.config, manifest_lib.read(self.corpus)
-    ids, held = c.corpus.vocab_size, None
+    c, student = self.config, self.config.student
     given = hub.GivenTokenizer(c.corpus.tokenizer, "")
-    if corpus:
-      details, held = corpus.details, corpus.counts.get("split heldout", 0)
-      ids = details.get("highest_id", details["vocab_size"] - 1) + 1
-    elif given.is_folder:
-      ids = hub.token_ids(given.directory)
-    trained = [(role, self.scorer(role)) for role in ROLES]
-    shapes = {role: spec.shape for role, spec in trained if spec}
-    if not c.student.tokenizer:
-      shapes["student"] = c.student.model
+    ids = hub.token_ids(given.directory) if given.is_folder else 0
+    ids = ids or c.corpus.vocab_size
+    held = FEW if c.corpus.heldout_share or c.corpus.split_field else 0
+    if corpus := manifest_lib.read(self.corpus):
+      ids = corpus.details.get("highest_id", ids - 1) + 1
+      held = corpus.counts.get("split heldout", 0)
+    specs = {role: self.scorer(role) for role in ROLES}
+    shapes = {role: spec.shape for role, spec in specs.items() if spec}
+    shapes |= {} if student.tokenizer else {"student": student.model}
     for name, shape in shapes.items():
       if shape.vocab_size < ids:
         what = f"{name}.model.vocab_size={shape.vocab_size} is too small"
         yield f"{what}: the tokenizer has {ids} ids"
-    most = getattr(c.student.model, "max_position_embeddings", math.inf)
+    most = getattr(student.model, "max_position_embeddings", math.inf)
     if most < c.corpus.max_length:
       what = f"student.model.max_position_embeddings={most}, as its export says"
       yield f"{what}, and corpus.max_length={c.corpus.max_length}"
     if c.run.eval_every > c.train.steps:
       what = f"run.eval_every={c.run.eval_every} of {c.train.steps} steps"
       yield f"{what}: a learning curve of one point"
-    if held is None and not (c.corpus.heldout_share or c.corpus.split_field):
-      held = 0
-    if held is not None and held < FEW:
+    if held < FEW:
       yield f"{held} held-out rows to measure on: raise corpus.heldout_share"
 
   def outlay(self) -> str:
     """What the run's trainings take, as far as that is known before."""
     c, roles = self.config, map(self.scorer, ROLES)
-    specs = [*filter(None, roles), *map(self.student, c.names)]
+    specs = [*filter(None, roles), *map(self.student, c.all_names)]
     of = [s.token_flops * s.last_step * s.step_tokens for s in specs]
     # Weights and two moments of each checkpoint, and the weights alone.
     copies = 3 * c.run.keep_checkpoints + 1

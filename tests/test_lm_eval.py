@@ -262,7 +262,7 @@ def test_a_model_is_held_for_the_tasks_of_one_config(tmp_path, monkeypatch):
 
   def make(dtype, **_):
     made.append(dtype)
-    return types.SimpleNamespace(dtype=dtype, choices={}, cut={})
+    return types.SimpleNamespace(dtype=dtype, asked={})
 
   def answer(model, *_):
     asked.append(model.dtype)
@@ -400,15 +400,11 @@ def test_tasks_without_a_folder_are_of_the_hub_whatever_else_has_one(tmp_path):
 
 
 def test_tasks_say_their_documents_chance_error_and_what_was_cut():
-  choices = {("piqa", 0): 2, ("piqa", 1): 2, ("arc", 0): 4, ("arc", 1): 5}
-  choices[("lambada", 0)] = 1
-  asked = tasks.asked(choices, {"arc": 3})
-  assert asked["arc"] == {
-    "requests": 9,
-    "cut": 3,
-    "chance": (1 / 4 + 1 / 5) / 2,
+  asked = {
+    "piqa": {"requests": 4, "cut": 0, "guessed": 2 / 2},
+    "arc": {"requests": 9, "cut": 3, "guessed": 1 / 4 + 1 / 5},
+    "lambada": {"requests": 1, "cut": 0, "guessed": 0},
   }
-  assert asked["piqa"]["chance"] == 0.5 and asked["lambada"]["chance"] == 0
   samples = {name: {"original": 9, "effective": 2} for name in asked}
   assert tasks_table.notes(asked, samples) == [
     "piqa: 2 documents, chance 50.0%.",

@@ -257,11 +257,15 @@ def test_the_command_has_the_papers_group(given):
 def test_what_is_asked_and_cut_is_counted():
   lm, long = make(), "the cat sat on " * 9
   asked = [
-    types.SimpleNamespace(args=(text, choice), task_name="t", doc_id=i)
-    for i, text in enumerate(("the cat", long))
-    for choice in (" sat", " on", " is")
+    types.SimpleNamespace(args=(text, choice), task_name=task, doc_id=i)
+    for task, texts in (("t", ("the cat", long)), ("one", ("the",)))
+    for i, text in enumerate(texts)
+    for choice in (" sat", " on", " is")[: 1 if task == "one" else 3]
   ]
   lm.loglikelihood(asked)
-  assert lm.choices == {("t", 0): 3, ("t", 1): 3}
   ids = len(lm.tok_encode(long)) + 1
-  assert ids > lm.max_length + 1 and lm.cut == {"t": 3}
+  assert ids > lm.max_length + 1
+  counts = lm.asked["t"]
+  assert (counts["requests"], counts["cut"]) == (6, 3)
+  assert counts["guessed"] == pytest.approx(1 / 3 + 1 / 3)
+  assert lm.asked["one"] == {"requests": 1, "cut": 0, "guessed": 0}

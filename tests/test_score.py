@@ -73,19 +73,23 @@ def test_rows_move_on_to_a_longer_batch_if_that_wastes_less():
 def test_parts_and_batches_that_nobody_said(tmp_path):
   """By the corpus and the device; what was begun, and an explicit size, win."""
   auto, said = config_lib.ScoreConfig(), config_lib.ScoreConfig(rows_per_part=7)
-  sizes = [(0, 128), (3000, 128), (3000, 1024), (10**5, 1024), (10**8, 1024)]
-  assert [auto.with_parts(*size).rows_per_part for size in sizes] == [
-    *(512, 512, 64, 1562, 65_536)
-  ]
-  assert said.with_parts(10**8, 128).rows_per_part == 7
-  corpus, tables = tmp_path / "corpus.json", [tmp_path / "a", tmp_path / "b"]
-  settings = {"rows_per_part": 9, "max_length": 128}
-  counts, options = {"rows": 64_000}, (epath.Path(corpus), tables)
-  for path in (corpus, tables[1] / "manifest.partial.json"):
-    Manifest(epath.Path(path), "x", settings, {}, counts=counts).write()
-    found = score_step.with_parts(auto, *options).rows_per_part
-    assert found == (1000 if path == corpus else 9)
-  assert score_step.with_parts(said, *options) == said
+  corpus, tables = epath.Path(tmp_path / "corpus.json"), [tmp_path / "a"]
+
+  def sized(score=auto):
+    return score_step.with_parts(score, corpus, tables).rows_per_part
+
+  assert sized() == 65_536  # nothing is there yet
+  for count, length, size in (
+    *((3000, 128, 512), (3000, 1024, 64), (10**5, 1024, 1562)),
+    (10**8, 1024, 65_536),
+  ):
+    settings, counts = {"max_length": length}, {"rows": count}
+    Manifest(corpus, "tokenize", settings, {}, counts=counts).write()
+    assert sized() == size and sized(said) == 7
+  for name in "manifest.json", "manifest.partial.json":
+    path = epath.Path(tmp_path / "a" / name)
+    Manifest(path, "score", {"rows_per_part": len(name)}, {}).write()
+    assert sized() == len(name) and sized(said) == 7
   # A table says of what is auto what it said before there was auto.
   assert auto.of_table == auto.replace(batch_tokens=65_536).of_table
 

@@ -145,7 +145,7 @@ class Config(MethodSections):
     return self.select.ratio or 0.5
 
   @property
-  def _all_names(self) -> list[MethodNames]:
+  def all_names(self) -> list[MethodNames]:
     """Of all methods, and of all that stage compare makes."""
     by_seed = self.compared.values()
     return [*self.names, *(n for names in by_seed for n in names.values())]
@@ -153,7 +153,7 @@ class Config(MethodSections):
   @property
   def _definitions(self) -> list[str]:
     """By what rows are ranked in this run."""
-    definitions = [n.definition for n in self._all_names]
+    definitions = [n.definition for n in self.all_names]
     return definitions + [self.staged.definition] * self._is_staged
 
   @property
@@ -319,8 +319,8 @@ class Config(MethodSections):
     for role, name in self.tables.items():
       good = name.casefold() not in self.tables.keys() - {role}
       yield f"{role}.name", good, "give a name that is not another's role"
-    students = [n.student for n in self._all_names]
-    selections = [n.selection for n in self._all_names]
+    students = [n.student for n in self.all_names]
+    selections = [n.selection for n in self.all_names]
     for name, folders in ("student", students), ("select", selections):
       good = all(map(f.is_name, folders))
       yield f"{name}.name", good, f"it is a folder's: {f.NAME_TODO}", folders
@@ -328,8 +328,7 @@ class Config(MethodSections):
     yield "student.name", good, "put {method} into it: two methods have one"
     # One selection may serve two methods that rank alike.
     ranked = {
-      (n.selection, n.definition, n.staged): n.selection
-      for n in self._all_names
+      (n.selection, n.definition, n.staged): n.selection for n in self.all_names
     }
     good = _folders_differ(ranked.values())
     hint = "put {method} into it: two methods that rank differently have one"

@@ -98,9 +98,8 @@ class RunConfig(Section):
 
   def of(self, steps: int) -> Self:
     """The same for a training of so many steps: every interval is known."""
-    saves = self.checkpoint_every or min(-(-steps // 10), _MOST)
-    if self.keep_every and not self.checkpoint_every:
-      saves = _MOST  # a multiple of which it is
-    looks = min(-(-steps // 20), _MOST)
-    looks = looks if self.eval_every < 0 else self.eval_every
+    tenth, twentieth = (min(-(-steps // n), _MOST) for n in (10, 20))
+    saves = _MOST if self.keep_every else tenth  # that is a multiple of it
+    looks = twentieth if self.eval_every < 0 else self.eval_every
+    saves = self.checkpoint_every or saves
     return self.replace(checkpoint_every=saves, eval_every=looks)

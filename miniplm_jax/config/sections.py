@@ -5,7 +5,7 @@ default the paper's constant, its rule what it may be.
 """
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from miniplm_jax.config.corpus import (
   SPECIAL,
@@ -110,13 +110,6 @@ class ScoreConfig(Section):
   def most_tokens(self) -> int:
     """Those of a batch, as manifests say it: no device is asked."""
     return self.batch_tokens or BATCH_TOKENS
-
-  def with_parts(self, rows: int, length: int) -> Self:
-    """The same with a size of parts for a corpus of so many rows, if none."""
-    most = max(rows // 64, BATCH_TOKENS // length)
-    return self.replace(
-      rows_per_part=self.rows_per_part or min(most, BATCH_TOKENS)
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

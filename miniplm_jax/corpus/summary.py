@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from etils import epath, epy
 
 from miniplm_jax.config import CorpusConfig
+from miniplm_jax.core.errors import shortened
 from miniplm_jax.core.log import log, warn
 
 with epy.lazy_imports():
@@ -70,14 +71,14 @@ def _warn(stage: str, corpus: CorpusConfig, rows: _Counts, domains: list[str]):
   """Warns of too little to measure on, and of domains that tell nothing."""
   held = rows[_ALL, "heldout"]
   if held < FEW and (corpus.heldout_share or corpus.split_field):
-    share = FEW / max(sum(n for (d, _), n in rows.items() if d is _ALL), 1)
+    share = FEW / sum(n for (d, _), n in rows.items() if d is _ALL)
     hint = f"--config.corpus.heldout_share={share:.2g} makes them about {FEW}"
     hint = hint if share < 0.3 and not corpus.split_field else "give more text"
     warn(stage, f"held-out rows are few to measure on, {held}: {hint}")
   if missing := [d for d in domains if held and not rows[d, "heldout"]]:
-    names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
     # What documents say of their split may be meant so.
     say_it = log if corpus.split_field else warn
+    names = shortened(", ".join(missing))
     say_it(stage, f"no held-out row is of domain {names}")
   if len(domains) == 1 and corpus.domain_field:
     warn(

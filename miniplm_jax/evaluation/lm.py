@@ -74,10 +74,9 @@ class JaxLM(TemplateLM):
     )
     self._scorer = texts.RowScorer(model, self._batch_tokens, log_every_seconds)
     self._numbers = requests_lib.Numbers()
-    # What was asked: choices by task and document, requests by task that lost
-    # their beginning.
-    self.choices: collections.Counter[tuple[str, int]] = collections.Counter()
-    self.cut: collections.Counter[str] = collections.Counter()
+    # By task: requests, those of them that lost their beginning, and documents
+    # that a guess would get right.
+    self.asked = collections.defaultdict(collections.Counter)
     # Choices of a question share its text.
     self._encode = functools.lru_cache(1024)(self._encode)
 
@@ -141,10 +140,12 @@ class JaxLM(TemplateLM):
       first, ids = [self.prefix_token_id], self.tok_encode(text, False)
       ids = ids[1:] if ids[:1] == first else ids  # a BOS of its own
       pairs.append((request.args, first, ids))
+    choices = collections.Counter((r.task_name, r.doc_id) for r in requests)
     for request, (_, first, ids) in zip(requests, pairs):
-      self.choices[request.task_name, request.doc_id] += 1
+      n = choices[request.task_name, request.doc_id]
       is_cut = len(first) + len(ids) > self.max_length + 1
-      self.cut[request.task_name] += is_cut
+      told = {"requests": 1, "cut": is_cut, "guessed": (n > 1) / n**2}
+      self.asked[request.task_name].update(told)
     return self._loglikelihood_tokens(
       pairs, where=[requests_lib.name(r) for r in requests]
     )

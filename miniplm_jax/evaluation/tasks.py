@@ -215,38 +215,10 @@ def score(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
 
 def error(metrics: Mapping[str, Any]) -> float | None:
   """The standard error of the metric that counts, if it is known."""
-  chosen = score(metrics)
-  for name, value in metrics.items() if chosen else ():
-    is_its = name.partition(",")[0] == f"{chosen[0]}_stderr"
-    if is_its and isinstance(value, float):
-      return value
-  return None
-
-
-def asked(
-  choices: Mapping[tuple[str, int], int], cut: Mapping[str, int]
-) -> dict[str, dict[str, Any]]:
-  """What a model was asked, by task.
-
-  Args:
-    choices: how many continuations it was to compare, by task and document.
-    cut: requests that lost their beginning, by task.
-
-  Returns:
-    Requests, how many of them were `cut`, and `chance`: the accuracy of who
-    guesses, 0 where there is nothing to choose from.
-  """
-  by_task: dict[str, list[int]] = {}
-  for (task, _), n in choices.items():
-    by_task.setdefault(task, []).append(n)
-  return {
-    task: {
-      "requests": sum(ns),
-      "cut": cut.get(task, 0),
-      "chance": sum(1 / n for n in ns if n > 1) / len(ns),
-    }
-    for task, ns in by_task.items()
-  }
+  metric, _ = score(metrics) or ("", 0)
+  errors = {name.partition(",")[0]: value for name, value in metrics.items()}
+  value = errors.get(f"{metric}_stderr")
+  return value if isinstance(value, float) else None
 
 
 def average(scores: Mapping[str, float]) -> float | None:

@@ -86,10 +86,9 @@ class Runner:
     self, it: Subject, task: str, inputs: Mapping[str, Manifest]
   ) -> dict[str, Any]:
     model = self._model(it, inputs)
-    model.choices.clear()
-    model.cut.clear()
+    model.asked.clear()
     answers = tasks.run(model, task, self.evaluation)
-    answers["asked"] = tasks.asked(model.choices, model.cut)
+    answers["asked"] = {name: dict(n) for name, n in model.asked.items()}
     for name, n in answers["asked"].items():
       if n["cut"]:
         warn(

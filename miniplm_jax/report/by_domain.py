@@ -6,6 +6,7 @@ N held-out rows, paired: both students were measured on each.
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Self
 
 import numpy as np
 
@@ -31,69 +32,59 @@ class Paired:
   counts_N: np.ndarray  # bool, whether the row counts in the total
 
   @classmethod
-  def of(cls, students: Mapping[str, Student], corpus: Corpus):
-    """That of the first student and its baseline; None if rows differ.
+  def of(cls, students: Mapping[str, Student], corpus: Corpus) -> Self | None:
+    """That of the first student and of random rows, or else of the second.
 
-    The baseline is random rows, or the second student if there are none.
+    None if there is one alone, or losses of rows were not kept, or are of other
+    tokens. Students whose rows differ the report refuses.
     """
     main, *others = students
-    if not others:
-      return None
-    other = _BASELINE if _BASELINE in others else others[0]
-    measured = [students[name].evaluation for name in (main, other)]
-    both = list(map(heldout.read_rows, measured))
-    if None in both or {m.tokenizer for m in measured} != {
-      corpus.manifest.tokenizer
-    }:
-      return None
-    ids = both[0]["row_id"]
-    if not np.array_equal(ids, both[1]["row_id"]):
+    both = main, _BASELINE if _BASELINE in others else (others or [main])[0]
+    measured = [students[name].evaluation for name in both]
+    rows = list(map(heldout.read_rows, measured))
+    tokenizers = {m.tokenizer for m in measured}
+    if not others or None in rows or tokenizers != {corpus.manifest.tokenizer}:
       return None
     mine, theirs = (
-      rows["nll_sum"].astype(np.float64) / rows["n_tokens"] for rows in both
+      each["nll_sum"].astype(np.float64) / each["n_tokens"] for each in rows
     )
-    domain = corpus.domains(ids)
+    domain = corpus.domains(rows[0]["row_id"])
     ignored = measured[0].settings.get("ignore_domains", ())
     counts = ~np.isin(domain, list(ignored))
-    return cls((main, other), mine, mine - theirs, domain, counts)
+    return cls(both, mine, mine - theirs, domain, counts)
 
   def sentence(self) -> str:
     """The difference with its interval, and the domain that decides."""
-    main, other = self.methods
-    delta = self.delta_N[self.counts_N]
-    mean, error = delta.mean(), _error(delta)
-    low, high = mean - _NORMAL * error, mean + _NORMAL * error
-    text = (
-      f"{main} less {other}: {mean:+.4f} nats, 95 % {low:+.4f} to {high:+.4f} "
-      f"over {len(delta):,} held-out rows"
-    )
-    domain = self.domain_N[self.counts_N]
-    parts = {
-      d: delta[domain == d].sum() / len(delta) for d in np.unique(domain)
-    }
-    if len(parts) == 1:
-      return f"{text}."
+    delta, domain = self.delta_N[self.counts_N], self.domain_N[self.counts_N]
+    mean, reach = delta.mean(), _NORMAL * _error(delta)
+    names = np.unique(domain)
+    parts = {d: delta[domain == d].sum() / len(delta) for d in names}
     name = max(parts, key=lambda d: parts[d] * np.sign(mean))
-    return f"{text}; {name} decides, {parts[name]:+.4f} of it."
+    decides = f"; {name} decides, {parts[name]:+.4f} of it"
+    return (
+      f"{' less '.join(self.methods)}: {mean:+.4f} nats, 95 % "
+      f"{mean - reach:+.4f} to {mean + reach:+.4f} over {len(delta):,} "
+      f"held-out rows{decides * (len(parts) > 1)}."
+    )
 
   def section(self, summary: Summary) -> Section:
     """A line for each domain, of all last."""
-    main, other = self.methods
     kept = {g.name: g.share for g in summary.domains}
+    names = sorted({*kept, *self.domain_N}, key=lambda d: (-kept.get(d, 0), d))
+    lines = [(groups.key(d), kept.get(d), self.domain_N == d) for d in names]
+    lines.append((groups.ALL, summary.total.share, self.counts_N))
 
-    def line(name: str, share: float | None, rows: np.ndarray):
-      delta, n = self.delta_N[rows], int(rows.sum())
-      if not n:
-        return [name, share, n, None, None]
-      shown = f"{delta.mean():+.4f} ± {_error(delta):.4f}"
-      return [name, share, n, self.loss_N[rows].mean(), shown]
+    def change(line) -> str | None:
+      delta = self.delta_N[line[2]]
+      shown = (
+        f"{np.mean(delta):+.4f} ± {_error(delta):.4f}" if len(delta) else ""
+      )
+      return shown or None
 
-    lines = [
-      line(groups.key(d), kept.get(d), self.domain_N == d)
-      for d in sorted({*kept, *self.domain_N.tolist()})
-    ]
-    lines.sort(key=lambda each: -(each[1] or 0))
-    total = line(groups.ALL, summary.total.share, self.counts_N)
+    def loss(line) -> float | None:
+      return self.loss_N[line[2]].mean() if line[2].any() else None
+
+    main, other = self.methods
     return Section(
       "By domain: what was kept, and what came of it",
       [
@@ -101,15 +92,13 @@ class Paired:
         f"that of {other}, paired by row: below 0 is better. Nats per token, "
         "mean over rows, ± one standard error over rows; of one seed."
       ],
-      table=Table(
-        (
-          "domain",
-          ("share kept", ".1%"),
-          ("held-out rows", ","),
-          (f"loss of {main}", ".4f"),
-          (f"less {other}", ">"),
-        ),
-        [*lines, total],
+      table=Table.of(
+        lines,
+        ("domain", "", lambda line: line[0]),
+        ("share kept", ".1%", lambda line: line[1]),
+        ("held-out rows", ",", lambda line: int(line[2].sum())),
+        (f"loss of {main}", ".4f", loss),
+        (f"less {other}", ">", change),
         has_total=True,
       ),
     )

@@ -185,12 +185,11 @@ def notes(
   """Of each task how much was asked, what guessing gives, and what was cut."""
   lines = []
   for task, n in asked.items():
-    line = f"{task}: {samples[task]['effective']:,} documents"
-    line += f", chance {n['chance']:.1%}" if n["chance"] else ""
-    if n["cut"]:
-      line += f"; {n['cut']:,} of {n['requests']:,} requests lost their "
-      line += "beginning, see evaluation.max_length"
-    lines.append(f"{line}.")
+    documents = samples[task]["effective"]
+    chance = f", chance {n['guessed'] / documents:.1%}" if n["guessed"] else ""
+    cut = f"; {n['cut']:,} of {n['requests']:,} requests lost their beginning, "
+    cut = f"{cut}see evaluation.max_length" if n["cut"] else ""
+    lines.append(f"{task}: {documents:,} documents{chance}{cut}.")
   return lines
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath, epy
 
 from miniplm_jax.config import RunConfig, ScoreConfig, VerifyConfig
+from miniplm_jax.config.sections import BATCH_TOKENS
 from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import GoneError, UserError
@@ -266,14 +267,13 @@ def with_parts(
   if score.rows_per_part:
     return score
   paths = [folder / name for name in (PARTIAL, MANIFEST) for folder in tables]
-  for made in filter(None, map(manifest_lib.read, paths)):
-    if "rows_per_part" in made.settings:
-      return score.replace(rows_per_part=made.settings["rows_per_part"])
-  made = manifest_lib.read(corpus)
-  rows, length = 0, 1
-  if made:
-    rows, length = made.counts["rows"], made.settings["max_length"]
-  return score.with_parts(rows, length)
+  there = filter(None, map(manifest_lib.read, paths))
+  sizes = (table.settings.get("rows_per_part") for table in there)
+  size = next(filter(None, sizes), 0)
+  if not size and (made := manifest_lib.read(corpus)):
+    batch = BATCH_TOKENS // made.settings["max_length"]
+    size = min(max(made.counts["rows"] // 64, batch), BATCH_TOKENS)
+  return score.replace(rows_per_part=size or BATCH_TOKENS)
 
 
 @dataclasses.dataclass(frozen=True)
