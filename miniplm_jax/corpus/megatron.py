@@ -51,12 +51,9 @@ class IndexedFile:
     """Opens PREFIX.idx and PREFIX.bin; nothing of the .bin is read yet.
 
     Raises:
-      UserError: a file is missing, or is not what the format demands.
+      UserError: a file is not what the format demands.
     """
     pair = [f"{os.fspath(prefix)}.{end}" for end in ("bin", "idx")]
-    for path in pair:
-      if not epath.Path(path).exists():
-        raise UserError(f"{path} is missing", str(prefix), "fetch it again")
     copies = contextlib.ExitStack()
     weakref.finalize(self, copies.close)  # and then what is mapped, too
     self._bin, self._idx = (
