@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 import miniplm_jax as mp
-from miniplm_jax.config import ScoreConfig
+from miniplm_jax.config import CorpusConfig, ScoreConfig
 
 _MODEL = flags.DEFINE_string("model", None, "A directory.", required=True)
 _TEXTS = flags.DEFINE_string("texts", "", "JSON lines with a text.")
@@ -39,7 +39,8 @@ def _documents(tokenizer) -> list[str]:
   else:
     from miniplm_jax.corpus import embedded
 
-    records = (r for c in embedded.list_chunks() for r in c.read())
+    chunks = embedded.list_chunks(CorpusConfig())
+    records = (record for chunk in chunks for record in chunk.read())
     texts = [record.text for record in records]
   chosen = []
   for text in dict.fromkeys(texts):

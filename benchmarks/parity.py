@@ -22,6 +22,7 @@ import numpy as np
 from absl import app, flags
 from etils import epath
 
+from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core import errors, files
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress, show
@@ -53,7 +54,7 @@ _TOLERANCE = flags.DEFINE_float(
 
 
 def _texts() -> list[str]:
-  parts = sources.list_chunks(_TEXTS.value, sources.Fields())
+  parts = sources.list_chunks(CorpusConfig(source=_TEXTS.value))
   found = []
   for part in parts:
     for document in part.read():

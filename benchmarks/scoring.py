@@ -58,9 +58,10 @@ _SHAPE = {
 
 
 def _texts(count: int) -> list[str]:
+  from miniplm_jax.config import CorpusConfig
   from miniplm_jax.corpus import sources
 
-  parts = sources.list_chunks(_TEXTS.value, sources.Fields())
+  parts = sources.list_chunks(CorpusConfig(source=_TEXTS.value))
 
   def rows_of(part):
     for document in part.read():

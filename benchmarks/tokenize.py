@@ -84,7 +84,7 @@ def main(argv):
   del argv
   import transformers
 
-  source = sources.list_chunks(_TEXTS.value, sources.Fields())
+  source = sources.list_chunks(CorpusConfig(source=_TEXTS.value))
   documents = [d for part in source for d in part.read()][:: _EVERY.value]
   directory = hub.resolve(_TOKENIZER.value, weights=False)
   theirs = transformers.AutoTokenizer.from_pretrained(directory)
@@ -102,10 +102,14 @@ def main(argv):
     with text.open("w") as f:
       for d in documents:
         f.write(json.dumps({"text": d.text, "domain": d.domain}) + "\n")
-    (part,) = sources.list_chunks(
-      str(text), sources.Fields(), part_bytes=1 << 40
+    corpus = CorpusConfig(
+      source=str(text),
+      part_bytes=1 << 40,
+      eos_token=_EOS,
+      bos_token="",
+      max_length=_SIZE - 1,
     )
-    corpus = CorpusConfig(eos_token=_EOS, bos_token="", max_length=_SIZE - 1)
+    (part,) = sources.list_chunks(corpus)
     recipe = shard.Recipe(corpus, (), name, 0)
     start = time.process_time()
     maker = shard.Maker(recipe, lambda unused: None)

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 import miniplm_jax as mp
 from miniplm_jax import cli, main, pipeline
 from miniplm_jax import config as config_lib
-from miniplm_jax.config import lookup
+from miniplm_jax.config import CorpusConfig, lookup
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import sources
 from miniplm_jax.selection import materialize_writers
@@ -155,10 +155,9 @@ def test_tensorflow_is_asked_for_where_it_is_needed(tmp_path, monkeypatch):
   words = r"Tasks need seqio .*, pip install seqio 'sentencepiece<0.2.3' imp"
   with pytest.raises(UserError, match=words):
     importlib.import_module("miniplm_jax.selection.tasks")
-  fields = sources.Fields()
   words = "TensorFlow Datasets is not .*, tfds:mnist, pip install tensorflow-da"
   with pytest.raises(UserError, match=words):
-    list(sources.list_chunks("tfds:mnist", fields, "train", 1))
+    list(sources.list_chunks(CorpusConfig(source="tfds:mnist")))
   words = "TensorFlow Datasets is not .*, config.materialize.format=tfds, pip"
   with pytest.raises(UserError, match=words):
     materialize_writers.Tfds(tmp_path, [1], None)

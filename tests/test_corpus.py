@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import embedded, sources, store, tokenizer
 from miniplm_jax.corpus.store import StoredRow, hash_of, split_of
@@ -22,9 +23,10 @@ def lines():
 
 
 def read(path, domain="meta.set"):
-  parts = sources.list_chunks(
-    str(path), sources.Fields("text", domain, split="meta.of")
+  corpus = CorpusConfig(
+    source=str(path), domain_field=domain, split_field="meta.of"
   )
+  parts = sources.list_chunks(corpus)
   return [d for part in parts for d in part.read()]
 
 
@@ -98,8 +100,8 @@ def test_splits_follow_the_shares_the_seed_and_the_content():
 
 
 def test_the_embedded_corpus_is_a_third_clean_and_holds_back_documents():
-  fields = sources.Fields(numbers=("clean",), split="split")
-  parts = embedded.list_chunks(fields)
+  corpus = CorpusConfig(fields=("clean",), split_field="split")
+  parts = embedded.list_chunks(corpus)
   documents = [d for part in parts for d in part.read()]
   assert {d.domain: d.numbers[0] for d in documents} == dict.fromkeys(
     ("source", "docstring", "topic", "readme"), 1.0
@@ -125,10 +127,9 @@ def test_the_embedded_corpus_is_a_third_clean_and_holds_back_documents():
   clean = (d for d in documents if d.numbers[0] and d.split == "train")
   assert words <= {w for d in clean for w in d.text.split()}
   fingerprint = parts[0].probe.fingerprint
-  assert fingerprint == embedded.list_chunks()[0].probe.fingerprint
-  assert {d.split for part in embedded.list_chunks() for d in part.read()} == {
-    ""
-  }
+  plain = embedded.list_chunks(CorpusConfig())
+  assert fingerprint == plain[0].probe.fingerprint
+  assert {d.split for part in plain for d in part.read()} == {""}
 
 
 def test_the_bytes_of_tokens_join_to_the_text():

@@ -5,9 +5,9 @@ import struct
 import numpy as np
 import pytest
 
+from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus import megatron, sources
-from miniplm_jax.corpus.documents import Fields
 
 ROWS = [[1, 2, 3], [65_499, 0], [7]]
 
@@ -162,7 +162,8 @@ def test_an_id_that_is_none_is_refused(tmp_path, wrong):
 
 def listed(source):
   """The prefixes of a source, as stage tokenize reads them."""
-  return [c.prefix for c in sources.list_chunks(str(source), Fields())]
+  corpus = CorpusConfig(source=str(source))
+  return [chunk.prefix for chunk in sources.list_chunks(corpus)]
 
 
 def test_shards_come_in_the_order_of_their_numbers(tmp_path):

@@ -12,6 +12,7 @@ from etils import epath
 from flax import nnx
 from helpers import LIMIT, ROOT, environment, write_corpus
 
+from miniplm_jax.config import CorpusConfig
 from miniplm_jax.corpus import sources, tokenizer
 from miniplm_jax.models import decoder, huggingface, sharding
 from miniplm_jax.models.architecture import Transformer
@@ -24,7 +25,8 @@ def write_teacher(folder):
   """A random Llama with a tokenizer of its own, as the hub would have it."""
   (folder / "texts").mkdir()
   write_corpus(folder / "texts" / "a.jsonl")
-  (part,) = sources.list_chunks(str(folder / "texts"), sources.Fields())
+  corpus = CorpusConfig(source=f"{folder}/texts")
+  (part,) = sources.list_chunks(corpus)
   texts = (document.text for document in part.read())
   made = tokenizer.train(texts, VOCABULARY, "<|endoftext|>")
   arch = Transformer(

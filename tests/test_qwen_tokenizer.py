@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from miniplm_jax.config import CorpusConfig
 from miniplm_jax.corpus import embedded, tokenizer
 from miniplm_jax.corpus.pack import SentenceEnds
 
@@ -42,7 +43,7 @@ def test_ids_and_text_are_those_of_transformers(folder, ours):
   """1,000 real documents, and what is in none of them."""
   assert ours._encode  # so it is tiktoken that is compared
   theirs = transformers.AutoTokenizer.from_pretrained(folder)
-  parts = embedded.list_chunks()
+  parts = embedded.list_chunks(CorpusConfig())
   texts = [d.text[:20_000] for part in parts for d in part.read()]
   texts = [t for t in texts if "<|" not in t][:1000]
   assert len(texts) == 1000

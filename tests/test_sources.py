@@ -21,6 +21,7 @@ from etils import epath
 from helpers import steps_of
 
 from miniplm_jax import config as config_lib
+from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core import contents, files, manifest
 from miniplm_jax.core import execute as execute_lib
 from miniplm_jax.core.decide import decide
@@ -200,9 +201,8 @@ def test_a_shard_without_its_rows_is_made_again(tmp_path, vocabulary, damage):
 def test_a_source_may_lie_in_its_workdir(tmp_path):
   write(tmp_path / "data/a.jsonl", LINES)
   for source in ("data", "data/*.jsonl", "*/*.jsonl"):
-    (part,) = sources.list_chunks(
-      str(tmp_path / source), sources.Fields(), workdir=tmp_path
-    )
+    corpus = CorpusConfig(source=str(tmp_path / source))
+    (part,) = sources.list_chunks(corpus, workdir=tmp_path)
     assert part.name.endswith("a.jsonl")
 
 
@@ -220,13 +220,13 @@ def test_no_workdir_s_rows_are_read_with_what_they_were_made_from(
   for manifest_name in ("manifest.json", "manifest.partial.json"):
     corpus = run.folder / "corpus"
     os.rename(corpus / "manifest.json", corpus / manifest_name)
-    parts = sources.list_chunks(str(tmp_path / "texts"), sources.Fields())
+    parts = sources.list_chunks(CorpusConfig(source=f"{tmp_path}/texts"))
     names = ["a.jsonl", "my/corpus/b.jsonl", "old/run/beside.jsonl"]
     assert [part.name for part in parts] == names
   assert f"stages wrote into {run.folder}" in capsys.readouterr().out
   # Who names them means them.
   for named in (written, written.parent, f"{run.folder}/*/*/*/*.jsonl"):
-    (part,) = sources.list_chunks(str(named), sources.Fields())
+    (part,) = sources.list_chunks(CorpusConfig(source=str(named)))
     assert part.name.endswith("0.jsonl") and beside.exists()
 
 
@@ -235,7 +235,7 @@ def test_a_name_that_is_no_text_is_refused(tmp_path):
   os.mkdir(folder)
   write(pathlib.Path(os.fsdecode(folder), "a.jsonl"), LINES)
   with pytest.raises(UserError, match=r"not UTF-8, '.*caf\\udce9/a.jsonl'"):
-    sources.list_chunks(str(tmp_path), sources.Fields())
+    sources.list_chunks(CorpusConfig(source=str(tmp_path)))
 
 
 def test_an_unfinished_corpus_keeps_its_shards_until_others_stand(
@@ -263,10 +263,11 @@ def test_an_unfinished_corpus_keeps_its_shards_until_others_stand(
   assert not any("of-00002" in name for name in run.files())
 
 
-def read(source, split="train", domain="domain", **more):
+def read(source, split="train", domain="domain", workdir="", **more):
   """(documents and broken records, parts) of a source."""
-  fields = sources.Fields("text", domain)
-  parts = sources.list_chunks(str(source), fields, split, **more)
+  more |= {"split": split, "domain_field": domain}
+  corpus = CorpusConfig(source=str(source), **more)
+  parts = sources.list_chunks(corpus, workdir)
   return [record for part in parts for record in part.read()], parts
 
 
@@ -517,7 +518,8 @@ def test_however_a_source_is_written_its_domains_stay(
     found = domains_of(source, domain="set")
     there = read(source.name, domain="set")
     assert [d.domain for d in there[0]] == found
-    parts = sources.list_chunks(str(source), sources.Fields("text", "set"))
+    corpus = CorpusConfig(source=str(source), domain_field="set")
+    parts = sources.list_chunks(corpus)
     assert sources.fingerprint(there[1]) == sources.fingerprint(parts)
     return found
 
@@ -578,7 +580,7 @@ def test_marks_of_byte_order_are_no_text(tmp_path):
     ("z.jsonl", b'{"text": "Hello."}\n{"text": "Hello."}\n'),
   ):
     (tmp_path / name).write_bytes(codecs.BOM_UTF8 + body)
-    assert set(texts_of(tmp_path / name, part_bytes=5)) == {"Hello."}
+    assert set(texts_of(tmp_path / name, part_bytes=16)) == {"Hello."}
   assert len(texts_of(tmp_path / "z.jsonl", part_bytes=20)) == 2
 
 
@@ -840,7 +842,8 @@ def test_of_the_hub_the_split_is_streamed_and_pinned(
   assert found["counts"]["parts"] == 3 and found["counts"]["documents"] == 8
   assert found["details"]["source_commit"] == commit
   # A process that begins later reads what was listed.
-  parts = sources.list_chunks("hf:a/b/c@main", sources.Fields(), "validation")
+  corpus = CorpusConfig(source="hf:a/b/c@main", split="validation")
+  parts = sources.list_chunks(corpus)
   hub.commit = "beef"
   hub.forget()
   assert [d.text for part in parts for d in part.read()] == [
@@ -1225,7 +1228,7 @@ def test_a_folder_that_was_saved_anew_is_read_anew(tmp_path):
   for texts in (["one"], ["two", "three"]):
     shutil.rmtree(tmp_path / "x", ignore_errors=True)
     saved(tmp_path / "x", texts)
-    (part,) = sources.list_chunks(str(tmp_path / "x"), sources.Fields())
+    (part,) = sources.list_chunks(CorpusConfig(source=f"{tmp_path}/x"))
     assert [record.text for record in part.read()] == texts
 
 
@@ -1254,9 +1257,8 @@ def test_the_content_of_a_part_is_all_that_is_read_of_it(tmp_path, name, make):
   file = next(source.glob("*.arrow")) if source.is_dir() else source
 
   def look():
-    parts = sources.list_chunks(
-      str(source), sources.Fields(), part_bytes=100_000
-    )
+    corpus = CorpusConfig(source=str(source), part_bytes=100_000)
+    parts = sources.list_chunks(corpus)
     parts = pickle.loads(pickle.dumps(parts))  # as workers get them
     return [
       ([record.text for record in part.read()], part.content())

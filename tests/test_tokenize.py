@@ -24,6 +24,7 @@ from helpers import (
   write_corpus,
 )
 
+from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core import manifest
 from miniplm_jax.corpus import fast_bpe, megatron, sources, store, tokenizer
 from miniplm_jax.corpus.chunks import Document
@@ -82,14 +83,11 @@ def test_any_number_of_workers_and_beam_give_the_same(parts, tmp_path, how):
 
 
 def test_parts_of_a_file_have_all_its_documents_in_order(parts):
-  whole = sources.list_chunks(
-    str(parts / "text.jsonl"), sources.Fields("text", "meta.set")
+  corpus = CorpusConfig(
+    source=str(parts / "text.jsonl"), domain_field="meta.set"
   )
-  cut = sources.list_chunks(
-    str(parts / "text.jsonl"),
-    sources.Fields("text", "meta.set"),
-    part_bytes=1000,
-  )
+  whole = sources.list_chunks(corpus)
+  cut = sources.list_chunks(corpus.replace(part_bytes=1000))
   assert len(whole) == 1 and len(cut) > 50
   assert [d for p in cut for d in p.read()] == list(whole[0].read())
 
@@ -275,10 +273,10 @@ def test_packed_rows_are_taken_as_they_are(parts, tmp_path):
   given = f"--config.corpus.tokenizer={parts / 'run/corpus/tokenizer'}"
   run(tmp_path, STAGE, given, source=source)
   found = opened(tmp_path)
-  globbed = sources.list_chunks(f"{source}/data_*.bin", sources.Fields())
+  globbed = sources.list_chunks(CorpusConfig(source=f"{source}/data_*.bin"))
   assert [p.name for p in globbed] == ["data_0.bin", "data_1.bin"]
   (source / "README.md").write_text("The card of the data set.")
-  assert len(sources.list_chunks(str(source), sources.Fields())) == 2
+  assert len(sources.list_chunks(CorpusConfig(source=str(source)))) == 2
   same = [r.ids.tolist() for r in found.read(range(len(found)))]
   assert same == [r.tolist() for n in range(2) for r in rows[n::2]]
   assert set(found.domains()) == {"packed"}
@@ -331,7 +329,7 @@ def test_folders_of_text_saved_datasets_and_splits(tmp_path):
   wanted = [Document(r["text"], r["domain"]) for r in records]
 
   def read(source, **options):
-    found = sources.list_chunks(str(source), sources.Fields(), **options)
+    found = sources.list_chunks(CorpusConfig(source=str(source), **options))
     return [d for part in found for d in part.read()], len(found)
 
   # Plain text, domains by folder.
@@ -351,7 +349,7 @@ def test_folders_of_text_saved_datasets_and_splits(tmp_path):
   (tmp_path / "deep/er").mkdir(parents=True)
   table = pa.Table.from_pylist([r | {"other": [1]} for r in records])
   pq.write_table(table, tmp_path / "deep/er/x.parquet", row_group_size=3)
-  found, n = read(tmp_path / "deep", part_bytes=1)
+  found, n = read(tmp_path / "deep", part_bytes=16)
   assert found == wanted and n == 4
   # Hugging Face datasets.
   datasets = pytest.importorskip("datasets", reason="needs datasets")
@@ -386,18 +384,18 @@ def test_a_dataset_of_tfds(tmp_path, kind, monkeypatch):
     file_format=kind,
     disable_shuffling=True,
   )
-  fields = sources.Fields(split="of")
-  found = sources.list_chunks(str(tmp_path / "mine/1.0.0"), fields)
+  corpus = CorpusConfig(source=f"{tmp_path}/mine/1.0.0", split_field="of")
+  found = sources.list_chunks(corpus)
   documents = [d for part in found for d in part.read()]
   assert [(d.text, d.domain, d.split) for d in documents] == [
     (r["text"], r["domain"], r["of"]) for r in records
   ]
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   if kind == "array_record":
-    assert sources.list_chunks(str(tmp_path / "mine/1.0.0"), fields)
+    assert sources.list_chunks(corpus)
   else:
     with pytest.raises(sources.UserError, match="TensorFlow, which reads TFR"):
-      sources.list_chunks(str(tmp_path / "mine/1.0.0"), fields)
+      sources.list_chunks(corpus)
 
 
 def test_the_quick_engine_gives_the_ids_of_the_other():

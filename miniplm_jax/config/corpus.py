@@ -1,6 +1,7 @@
 """The section of the config that says how text becomes rows."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from miniplm_jax.core import fields as f
@@ -89,6 +90,21 @@ class CorpusConfig(Section):
   def field_names(self) -> tuple[str, ...]:
     """What `fields` are called in criteria."""
     return tuple(f.field_of(text)[0] for text in self.fields)
+
+  @functools.cached_property
+  def field_paths(self) -> tuple[str, ...]:
+    """Where a record has `fields`."""
+    return tuple(f.field_of(text)[1] for text in self.fields)
+
+  @property
+  def own_paths(self) -> tuple[str, str, str, str]:
+    """Where a record has text, domain, id and split; "" is not read."""
+    return self.text_field, self.domain_field, self.id_field, self.split_field
+
+  @property
+  def read_paths(self) -> list[str]:
+    """Where a record has whatever is read of it."""
+    return list(filter(None, (*self.own_paths, *self.field_paths)))
 
   @property
   def carried(self) -> dict[str, Any]:

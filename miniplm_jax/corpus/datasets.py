@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epath
 
+from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core import contents, files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.chunks import (
@@ -24,7 +25,7 @@ from miniplm_jax.corpus.chunks import (
   cuts,
   parsing,
 )
-from miniplm_jax.corpus.documents import Fields, document
+from miniplm_jax.corpus.documents import columns_read, document
 
 TFDS, HF = "tfds:", "hf:"  # before a name
 _OPEN = 4  # data sets that stay open
@@ -64,7 +65,7 @@ class TfdsChunk(Chunk):
   source: str  # tfds:NAME or a prepared folder
   rows: str  # of the split, as tensorflow_datasets reads them
   first: int  # of these rows
-  fields: Fields
+  corpus: CorpusConfig
 
   def read(self) -> Iterator[Document | BrokenRecord]:
     """See `Chunk`."""
@@ -86,14 +87,12 @@ class TfdsChunk(Chunk):
     with parsing(lambda: f"{source} after row {row}", "prepare it again"):
       for row, record in enumerate(records, self.first):
         where = f"{source} row {row}"
-        yield document(record, self.fields, builder.name, where)
+        yield document(record, self.corpus, builder.name, where)
 
 
-def tfds_chunks(
-  source: str, fields: Fields, split: str, part_bytes: int
-) -> Iterator[TfdsChunk]:
+def tfds_chunks(source: str, corpus: CorpusConfig) -> Iterator[TfdsChunk]:
   """Yields the chunks of a split of tfds:NAME or of a prepared folder."""
-  builder = _prepared(source)
+  builder, split = _prepared(source), corpus.split
   is_light = builder.info.file_format.value == "array_record"
   if not is_light and importlib.util.find_spec("tensorflow") is None:
     what = "TensorFlow, which reads TFRecord, is not installed"
@@ -105,7 +104,7 @@ def tfds_chunks(
   sizes = [n * each for n in info.shard_lengths]
   ends = [0, *itertools.accumulate(info.shard_lengths)]
   each_path = sorted(map(str, info.filepaths))
-  for start, end, n_bytes in cuts(sizes, part_bytes):
+  for start, end, n_bytes in cuts(sizes, corpus.part_bytes):
     rows = f"{split}[{ends[start]}:{ends[end]}]"
     yield TfdsChunk(
       name=f"{_short(source)} {rows}",
@@ -114,7 +113,7 @@ def tfds_chunks(
       source=source,
       rows=rows,
       first=ends[start],
-      fields=fields,
+      corpus=corpus,
     )
 
 
@@ -173,7 +172,7 @@ class HubChunk(Chunk):
   split: str
   start: int  # row or file
   end: int
-  fields: Fields
+  corpus: CorpusConfig
 
   def read(self) -> Iterator[Document | BrokenRecord]:
     """See `Chunk`."""
@@ -183,7 +182,7 @@ class HubChunk(Chunk):
     if self.source.startswith(HF):
       hint = "run it again: it goes on with what is missing"
     # Of others not even what they hold need be decoded.
-    columns = self.fields.columns
+    columns = columns_read(self.corpus)
     columns = [name for name in rows.column_names or () if name in columns]
     with parsing(lambda: f"{self.source} after row {row}{of}", hint):
       if columns:
@@ -197,7 +196,7 @@ class HubChunk(Chunk):
         records = enumerate(shard)
       for row, record in records:
         where = f"{self.source} row {row}{of}"
-        yield document(record, self.fields, domain, where)
+        yield document(record, self.corpus, domain, where)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,16 +229,14 @@ class _Hashing(io.RawIOBase):
     return len(content)
 
 
-def hf_chunks(
-  source: str, fields: Fields, split: str, part_bytes: int, at: str = ""
-) -> list[HubChunk]:
+def hf_chunks(source: str, corpus: CorpusConfig, at: str) -> list[HubChunk]:
   """Returns the chunks of hf:ORG/NAME[/CONFIG][@REVISION] or a saved folder.
 
   Of the hub the files of the split are streamed, a chunk each; offline, what
   the library has kept is taken by runs of rows, as of a folder. Of the hub's
   commits the one `at`, or today's.
   """
-  named, at = source, at or commit(source)
+  named, at, split = source, at or commit(source), corpus.split
   is_of_hub = source.startswith(HF)
   if is_of_hub:
     # Every process reads the same commit, whenever it begins.
@@ -259,7 +256,7 @@ def hf_chunks(
     runs = [(f" file {i} of {n}", i, i + 1, n_bytes) for i in range(n)]
   else:
     each = max(rows.data.nbytes // max(len(rows), 1), 1)
-    most = max(part_bytes // each, 1)
+    most = max(corpus.part_bytes // each, 1)
     runs = [
       (f"[{s}:{s + most}]", s, s + most, min(most, len(rows) - s) * each)
       for s in range(0, max(len(rows), 1), most)
@@ -273,7 +270,7 @@ def hf_chunks(
       split=split,
       start=start,
       end=end,
-      fields=fields,
+      corpus=corpus,
     )
     for its_range, start, end, n_bytes in runs
   ]

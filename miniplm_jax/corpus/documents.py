@@ -5,7 +5,6 @@ by how many tokens of each stand in it. Of ids it has 64-bit hashes, so that
 numbers can be joined later.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -17,7 +16,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from etils import epy
 
-from miniplm_jax.core import fields as fields_lib
+from miniplm_jax.config import CorpusConfig
+from miniplm_jax.core import fields
 from miniplm_jax.corpus.chunks import BrokenRecord, Document, Record
 
 with epy.lazy_imports():
@@ -31,39 +31,18 @@ NO_ID = 0  # a document without one
 _MOST = float(np.finfo(np.float32).max)
 
 
-@dataclasses.dataclass(frozen=True)
-class Fields:
-  """Where a record has what is read of it: dotted paths.
-
-  A document without a domain, or every one if `domain` is "", has that of its
-  folder or file.
-  """
-
-  text: str = "text"
-  domain: str = "domain"
-  doc_id: str = ""  # "" is not read
-  numbers: tuple[str, ...] = ()
-  split: str = ""  # likewise
-
-  @property
-  def paths(self) -> list[str]:
-    """Those that are read."""
-    every = self.text, self.domain, self.doc_id, self.split, *self.numbers
-    return list(filter(None, every))
-
-  @property
-  def columns(self) -> set[str]:
-    """Names of columns that they may stand in."""
-    return {name for d in self.paths for name in (d, *prefixes(d))}
-
-
 def prefixes(dotted: str) -> list[str]:
   """Returns a and a.b of a.b.c."""
   return list(itertools.accumulate(dotted.split(".")[:-1], "{}.{}".format))
 
 
+def columns_read(corpus: CorpusConfig) -> set[str]:
+  """Names of columns that what is read of a record may stand in."""
+  return {name for d in corpus.read_paths for name in (d, *prefixes(d))}
+
+
 def document(
-  record: Any, fields: Fields, default: str, where: str
+  record: Any, corpus: CorpusConfig, default: str, where: str
 ) -> Document | BrokenRecord:
   """Returns the document of a record.
 
@@ -72,10 +51,9 @@ def document(
   """
   try:
     text, domain, own_id, split = (
-      _field(record, path) if path else None
-      for path in (fields.text, fields.domain, fields.doc_id, fields.split)
+      _field(record, path) if path else None for path in corpus.own_paths
     )
-    numbers_of = [_field(record, path) for path in fields.numbers]
+    numbers_of = [_field(record, path) for path in corpus.field_paths]
   except (ValueError, RecursionError) as e:
     what = f"a record in a string cannot be read as JSON ({e})"
     return BrokenRecord(what, where, "mend the record")
@@ -93,14 +71,14 @@ def document(
     return BrokenRecord(what, where, "mend the record")
   if not isinstance(text, str):
     return BrokenRecord(
-      f"no text in field {fields.text!r}",
+      f"no text in field {corpus.text_field!r}",
       where,
       "name the field with --config.corpus.text_field, or mend the record",
       own_id,
     )
   if domain is not None and not isinstance(domain, str):
     return BrokenRecord(
-      f"the domain in field {fields.domain!r} is no text but {domain!r}",
+      f"the domain in field {corpus.domain_field!r} is no text but {domain!r}",
       where,
       "name the field with --config.corpus.domain_field, or give '' to name "
       "domains after files",
@@ -108,17 +86,18 @@ def document(
     )
   split = "" if split is None else split
   if not (isinstance(split, str) and split in ("", *store.SPLITS)):
-    what = f"field {fields.split!r} is no split but {fields_lib.shown(split)}"
+    what = f"field {corpus.split_field!r} is no split but "
+    what += fields.shown(split)
     hint = f"give one of {', '.join(store.SPLITS)}, or none"
     return BrokenRecord(what, where, hint, own_id)
-  for path, value in zip(fields.numbers, numbers_of):
+  for path, value in zip(corpus.field_paths, numbers_of):
     if not (value is None or _is_number(value)):
       what = f"field {path!r} is no number of 32 bits but "
-      what += fields_lib.shown(value)
+      what += fields.shown(value)
       hint = "mend the record, or carry another field"
       return BrokenRecord(what, where, hint, own_id)
   values = (math.nan if v is None else float(v) for v in numbers_of)
-  lacks_domain = bool(fields.domain) and not domain
+  lacks_domain = bool(corpus.domain_field) and not domain
   domain, values = domain or default, tuple(values)
   return Document(text, domain, lacks_domain, own_id, values, split)
 
@@ -163,9 +142,7 @@ def id_hash(doc_id: str) -> int:
 
 def names(settings: Mapping[str, Any]) -> tuple[str, ...]:
   """The names of the numbers that a corpus has, by its manifest's settings."""
-  return tuple(
-    fields_lib.field_of(text)[0] for text in settings.get("fields", ())
-  )
+  return tuple(fields.field_of(text)[0] for text in settings.get("fields", ()))
 
 
 def schema(fields: Sequence[str], has_ids: bool) -> dict[str, Any]:
@@ -178,7 +155,7 @@ class Carried(NamedTuple):
   """What a row has of one of its documents."""
 
   ordinal: int  # of the document, in its chunk
-  numbers: Sequence[float] = ()  # of `Fields.numbers`; () are all missing
+  numbers: Sequence[float] = ()  # of `corpus.fields`; () are all missing
   doc_id: str = ""
   split: str = ""
 

@@ -21,15 +21,15 @@ from typing import Any
 
 from etils import epy
 
+from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core import files
 from miniplm_jax.corpus.chunks import Chunk, Probe, Record
-from miniplm_jax.corpus.documents import Fields, document
+from miniplm_jax.corpus.documents import document
 
 with epy.lazy_imports():  # it imports PyArrow
   from miniplm_jax.corpus import store
 
 CHUNKS = 4
-_FIELDS = Fields()
 _MADE = 2  # a number for what is made below, so that another one is seen
 # Of clean text; the others are D.
 _SHARES = ("teacher", 0.62), ("reference", 0.12), ("heldout", 0.06)
@@ -71,23 +71,23 @@ class EmbeddedChunk(Chunk):
   """One of `CHUNKS` of the embedded corpus."""
 
   number: int
-  fields: Fields
+  corpus: CorpusConfig
 
   def read(self) -> Iterator[Record]:
     """See `Chunk`."""
     for key, record in _records():
       if key % CHUNKS == self.number:
-        yield document(record, self.fields, record["domain"], self.name)
+        yield document(record, self.corpus, record["domain"], self.name)
 
 
-def list_chunks(fields: Fields = _FIELDS) -> list[EmbeddedChunk]:
+def list_chunks(corpus: CorpusConfig) -> list[EmbeddedChunk]:
   """Returns the chunks of the embedded corpus.
 
   Its records have a `text`, a `domain`, a `split`, and `clean`, 1 or 0.
   Documents are spread over them, and ordered within them, by a hash of their
   text: as in the Pile, neighbors have nothing to do with each other.
   """
-  shared = {"n_bytes": 0, "probe": Probe(name=_fingerprint()), "fields": fields}
+  shared = {"n_bytes": 0, "probe": Probe(name=_fingerprint()), "corpus": corpus}
   every = [(f"embedded-{i}", i) for i in range(CHUNKS)]
   return [EmbeddedChunk(name=name, number=i, **shared) for name, i in every]
 

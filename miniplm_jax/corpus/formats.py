@@ -16,6 +16,7 @@ from typing import Any
 
 from etils import epath, epy
 
+from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core import contents, gs
 from miniplm_jax.corpus.chunks import (
   BrokenRecord,
@@ -24,7 +25,7 @@ from miniplm_jax.corpus.chunks import (
   cuts,
   parsing,
 )
-from miniplm_jax.corpus.documents import Fields, document, prefixes
+from miniplm_jax.corpus.documents import columns_read, document, prefixes
 
 with epy.lazy_imports():
   import pyarrow as pa
@@ -43,7 +44,7 @@ class RecordChunk(Chunk):
   path: epath.Path
   start: int
   end: int  # the first that is not in it
-  fields: Fields
+  corpus: CorpusConfig
   domain: str  # of a record that has none
 
 
@@ -137,7 +138,7 @@ class JsonChunk(RecordChunk):
       if isinstance(record, BrokenRecord):
         yield record
       else:
-        yield document(record, self.fields, self.domain, where)
+        yield document(record, self.corpus, self.domain, where)
 
   def content(self) -> str:
     """See `Chunk`."""
@@ -249,7 +250,7 @@ class ParquetChunk(RecordChunk):
       before = map(file.metadata.row_group, range(self.start))
       row = sum(group.num_rows for group in before)
       leaves = map(file.schema.column, range(len(file.schema)))
-      columns = _leaves([leaf.path for leaf in leaves], self.fields)
+      columns = _leaves([leaf.path for leaf in leaves], self.corpus.read_paths)
       for batch in file.iter_batches(_ROWS, row_groups=groups, columns=columns):
         for record in _rows(batch):
           where = f"{path} row {row}"
@@ -257,12 +258,12 @@ class ParquetChunk(RecordChunk):
             what = f"a cell of this row cannot be decoded ({record})"
             yield BrokenRecord(what, where, "mend the record")
           else:
-            yield document(record, self.fields, self.domain, where)
+            yield document(record, self.corpus, self.domain, where)
           row += 1
 
   def content(self) -> str:
     """See `Chunk`."""
-    path, columns = self.path, self.fields.columns
+    path, columns = self.path, columns_read(self.corpus)
     if not gs.is_local(path):
       return contents.of([path])
     with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:
@@ -279,14 +280,14 @@ class ParquetChunk(RecordChunk):
     return contents.of([path], tuple(ranges))
 
 
-def _leaves(paths: Sequence[str], fields: Fields) -> list[str]:
+def _leaves(paths: Sequence[str], read: Sequence[str]) -> list[str]:
   """The columns, also in columns, that what is read may stand in.
 
   Those whose names begin as the field's does for longest: what a map or a
   string of JSON holds has no column of its own.
   """
   leaves = []
-  for dotted in fields.paths:
+  for dotted in read:
     for name in (dotted, *reversed(prefixes(dotted))):
       if below := [p for p in paths if f"{p}.".startswith(f"{name}.")]:
         leaves += below

@@ -18,7 +18,6 @@ from etils import epath, epy
 from miniplm_jax.config import CorpusConfig
 from miniplm_jax.core import contents, distributed, files, gs, manifest
 from miniplm_jax.core.errors import GoneError, UserError
-from miniplm_jax.core.fields import field_of
 from miniplm_jax.corpus import columns, datasets, embedded, folders, megatron
 from miniplm_jax.corpus.chunks import (
   Chunk,
@@ -28,7 +27,6 @@ from miniplm_jax.corpus.chunks import (
   TextChunk,
   cuts,
 )
-from miniplm_jax.corpus.documents import Fields
 from miniplm_jax.corpus.formats import JsonChunk, ParquetChunk
 
 with epy.lazy_imports():
@@ -41,29 +39,21 @@ _BEGUN = "source_begun.json"  # a name, and the commit that it stands for
 
 
 def list_chunks(
-  source: str,
-  fields: Fields,
-  split: str = "train",
-  part_bytes: int = 1 << 28,
-  workdir: epath.PathLike = "",
-  commit: str = "",
+  corpus: CorpusConfig, workdir: epath.PathLike = "", commit: str = ""
 ) -> list[Chunk]:
   """Returns the chunks of a source, in the order of the corpus.
 
   Args:
-    source: a file, a folder or a glob; "tfds:NAME", "hf:ORG/NAME", a folder
-      that either library saved; or "embedded".
-    fields: of a record.
-    split: of a source that has splits.
-    part_bytes: larger files are cut, small texts put together.
+    corpus: how its text is read.
     workdir: what the stages wrote into it is no part of a folder or glob.
     commit: of the hub; "" is today's.
 
   Raises:
     UserError: nothing matches, or a file of an unknown format.
   """
+  source = corpus.source
   if source == EMBEDDED:
-    return embedded.list_chunks(fields)
+    return embedded.list_chunks(corpus)
   if not source:
     raise UserError(
       "no corpus is given", "config.corpus.source", "name a file or folder"
@@ -73,31 +63,31 @@ def list_chunks(
     source = os.fspath(gs.absolute(source))
   path = epath.Path(source)
   if source.startswith(datasets.TFDS) or datasets.is_tfds(path):
-    return list(datasets.tfds_chunks(source, fields, split, part_bytes))
+    return list(datasets.tfds_chunks(source, corpus))
   if source.startswith(datasets.HF) or datasets.is_saved(path):
-    return datasets.hf_chunks(source, fields, split, part_bytes, commit)
+    return datasets.hf_chunks(source, corpus, commit)
   ours = gs.absolute(workdir) if workdir else None
-  paths = folders.match(path, source, split, ours)
+  paths = folders.match(path, source, corpus.split, ours)
   root = folders.root_of(path)
   if folders.is_of(paths[0], folders.MEGATRON):
-    return list(_megatron_chunks(root, paths, fields))
+    return list(_megatron_chunks(root, paths, corpus.domain_field))
   texts = [file for file in paths if folders.is_of(file, folders.TEXT)]
   chunks: list[Chunk] = []
   for file in paths:
     if not folders.is_of(file, folders.TEXT):
-      chunks += _record_chunks(root, file, fields, part_bytes)
-  return [*chunks, *_text_chunks(root, texts, fields, part_bytes)]
+      chunks += _record_chunks(root, file, corpus)
+  return [*chunks, *_text_chunks(root, texts, corpus)]
 
 
 def _record_chunks(
-  root: epath.Path, file: epath.Path, fields: Fields, part_bytes: int
+  root: epath.Path, file: epath.Path, corpus: CorpusConfig
 ) -> Iterator[Chunk]:
   """A file of records; what can be cut is cut into runs of so many bytes."""
   name, stem = folders.name_below(root, file), folders.stem(file)
-  domain = folders.domain_of(root, file, fields.domain, stem)
+  domain = folders.domain_of(root, file, corpus.domain_field, stem)
   probe = Probe((file,), () if domain == stem else (domain,))
   kind = ParquetChunk if folders.is_of(file, (".parquet",)) else JsonChunk
-  ranges = kind.cuts(file, part_bytes)
+  ranges = kind.cuts(file, corpus.part_bytes)
   for start, end, n_bytes in ranges:
     yield kind(
       name=name if len(ranges) == 1 else f"{name} [{start}:{end}]",
@@ -106,20 +96,20 @@ def _record_chunks(
       path=file,
       start=start,
       end=end,
-      fields=fields,
+      corpus=corpus,
       domain=domain,
     )
 
 
 def _text_chunks(
-  root: epath.Path, texts: list[epath.Path], fields: Fields, part_bytes: int
+  root: epath.Path, texts: list[epath.Path], corpus: CorpusConfig
 ) -> Iterator[TextChunk]:
   """Plain texts, many of them in a chunk."""
   sizes = [file.stat().length for file in texts]
-  for start, end, n_bytes in cuts(sizes, part_bytes):
+  for start, end, n_bytes in cuts(sizes, corpus.part_bytes):
     paths = tuple(texts[start:end])
     domains = tuple(
-      folders.domain_of(root, file, fields.domain, file.parent.name)
+      folders.domain_of(root, file, corpus.domain_field, file.parent.name)
       for file in paths
     )
     first, last = (folders.name_below(root, p) for p in (paths[0], paths[-1]))
@@ -132,7 +122,7 @@ def _text_chunks(
 
 
 def _megatron_chunks(
-  root: epath.Path, paths: list[epath.Path], fields: Fields
+  root: epath.Path, paths: list[epath.Path], field: str
 ) -> Iterator[megatron.MegatronChunk]:
   """What was tokenized elsewhere: data_0.bin and .idx, or others' names."""
   prefixes = {os.fspath(file.with_suffix("")) for file in paths}
@@ -142,7 +132,7 @@ def _megatron_chunks(
       if not half.exists():
         what = f"{half.name} is missing"
         raise UserError(what, str(half.parent), "fetch it: shards are pairs")
-    domain = folders.domain_of(root, data, fields.domain, data.parent.name)
+    domain = folders.domain_of(root, data, field, data.parent.name)
     yield megatron.MegatronChunk(
       name=folders.name_below(root, data),
       n_bytes=data.stat().length,
@@ -178,21 +168,7 @@ class CorpusSource:
 
   def chunks(self) -> list[Chunk]:
     """Returns its chunks, see `list_chunks`."""
-    corpus = self.corpus
-    return list_chunks(
-      corpus.source,
-      Fields(
-        corpus.text_field,
-        corpus.domain_field,
-        corpus.id_field,
-        tuple(field_of(text)[1] for text in corpus.fields),
-        corpus.split_field,
-      ),
-      corpus.split,
-      corpus.part_bytes,
-      self.directory.parent,
-      self.commit,
-    )
+    return list_chunks(self.corpus, self.directory.parent, self.commit)
 
   def begin(self) -> list[Chunk]:
     """Returns the chunks; those of a name are of one commit until all are read.

@@ -25,7 +25,6 @@ from miniplm_jax.core.noise import mix
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import sources
 from miniplm_jax.corpus.chunks import Chunk
-from miniplm_jax.corpus.formats import Fields
 
 with epy.lazy_imports():
   from miniplm_jax.core import claims
@@ -93,17 +92,11 @@ class NgramRef:
 
   def chunks(self) -> list[Chunk]:
     """The chunks of the text; raises UserError if there is none."""
-    c, splits = self.section(), ", ".join(store.SPLITS)
     field = f"config.score.more={self.name}={PREFIX}"
-    words = {r"config\.corpus\.source=": field, "give ": f"give {splits}; or "}
+    also = f"give {', '.join(store.SPLITS)}; or "
+    words = {r"config\.corpus\.source=": field, "give ": also}
     with errors.rewording(words):
-      return sources.list_chunks(
-        c.source,
-        Fields(c.text_field, c.domain_field),
-        c.split,
-        c.part_bytes,
-        self.corpus.parent.parent,
-      )
+      return sources.list_chunks(self.section(), self.corpus.parent.parent)
 
 
 class NgramScorer:
