@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping, Sequence
 
 from etils import epath
@@ -12,7 +13,7 @@ from miniplm_jax.config import Config
 from miniplm_jax.core import backend, distributed, files, gs
 from miniplm_jax.core.claims import Board
 from miniplm_jax.core.decide import decide
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import UserError, one_line
 from miniplm_jax.core.execute import execute
 from miniplm_jax.core.log import log, warn
 from miniplm_jax.core.step import Step
@@ -82,10 +83,20 @@ def run(
   with Board(workdir.claims, run.lease_seconds) as board:
     distributed.agree(lambda: _refuse_left_out(all_steps, order))
     if not _VIEWS.issuperset(config.stages):
-      made_by = config_lib.as_dict(config)
-      distributed.agree(lambda: files.write_json(workdir.config_file, made_by))
+      distributed.agree(lambda: _keep(config, workdir.config_file))
     _each(all_steps, order, stages, force, board)
   backend.note()
+
+
+def _keep(config: Config, path: epath.Path):
+  """Writes the config beside what it makes, unless it is there."""
+  made_by = json.loads(json.dumps(config_lib.as_dict(config)))
+  del made_by["stages"]
+  if files.read_json(path) != made_by:
+    try:
+      files.write_json(path, made_by)
+    except OSError as e:  # what is finished may lie on a disk that is full
+      warn("run", f"the config is not kept: {one_line(e)}")
 
 
 def _each(

@@ -55,7 +55,7 @@ def test_the_headline_has_an_interval_and_the_domain_that_decides(sign):
   code = sum(both.delta_N[both.domain_N == "code"]) / n
   assert both.sentence() == (
     f"miniplm less pretrain: {mean:+.4f} nats, 95 % {mean - reach:+.4f} to "
-    f"{mean + reach:+.4f} over {n} held-out rows; code decides, {code:+.4f} of "
-    "it."
+    f"{mean + reach:+.4f} over {n} held-out rows, one seed; code decides, "
+    f"{code:+.4f} of it."
   )
   assert "decides" not in paired(code=0.1).sentence()

@@ -28,6 +28,7 @@ from helpers import (
   write_corpus,
 )
 
+from miniplm_jax import pipeline
 from miniplm_jax.core import files
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.workdir import Workdir
@@ -453,3 +454,15 @@ def test_a_dry_run_says_what_training_takes(copy):
   assert line.endswith(f"; up to {size:.2g} GB of checkpoints and weights")
   new = run(copy, f"--config.workdir={copy / 'new'}", "--dry_run").stdout
   assert "time not known" in new
+
+
+def test_a_config_that_cannot_be_kept_stops_nothing(tmp_path, caplog):
+  config = typed(tiny_config.get_config())
+  path = epath.Path(tmp_path / "run/config.json")
+  pipeline._keep(config, path)
+  before = path.stat()
+  assert json.loads(path.read_text())["select"]["ratio"] == 0.5
+  pipeline._keep(config, path)
+  assert path.stat() == before and not caplog.text
+  pipeline._keep(config, epath.Path(path / "below a file"))
+  assert "warning: the config is not kept: File exists, " in caplog.text

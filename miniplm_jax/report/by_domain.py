@@ -36,7 +36,7 @@ class Paired:
     """That of the first student and of random rows, or else of the second.
 
     None if there is one alone, or losses of rows were not kept, or are of other
-    tokens. Students whose rows differ the report refuses.
+    tokens or rows.
     """
     main, *others = students
     both = main, _BASELINE if _BASELINE in others else (others or [main])[0]
@@ -44,6 +44,8 @@ class Paired:
     rows = list(map(heldout.read_rows, measured))
     tokenizers = {m.tokenizer for m in measured}
     if not others or None in rows or tokenizers != {corpus.manifest.tokenizer}:
+      return None
+    if not np.array_equal(*(each["row_id"] for each in rows)):
       return None
     mine, theirs = (
       each["nll_sum"].astype(np.float64) / each["n_tokens"] for each in rows
@@ -64,7 +66,7 @@ class Paired:
     return (
       f"{' less '.join(self.methods)}: {mean:+.4f} nats, 95 % "
       f"{mean - reach:+.4f} to {mean + reach:+.4f} over {len(delta):,} "
-      f"held-out rows{decides * (len(parts) > 1)}."
+      f"held-out rows, one seed{decides * (len(parts) > 1)}."
     )
 
   def section(self, summary: Summary) -> Section:

@@ -84,7 +84,7 @@ class Report:
     if workdir.plan_file.exists():
       inputs["plan"] = lambda: files.sha256(workdir.plan_file)
     if workdir.config_file.exists():  # how it is run decides nothing
-      made_by = files.read_json(workdir.config_file) | {"run": {}, "stages": ()}
+      made_by = files.read_json(workdir.config_file) | {"run": {}}
       inputs["config"] = lambda: files.digest(made_by)
     analyzed = workdir.analysis / MANIFEST
     if analyzed.exists():
