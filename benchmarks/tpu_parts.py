@@ -21,7 +21,7 @@ from miniplm_jax.config import ScoreConfig, TrainConfig
 from miniplm_jax.core import files
 from miniplm_jax.forecast import estimate, hlo, programs, topology, workload
 from miniplm_jax.models import architecture
-from miniplm_jax.report.table import Table
+from miniplm_jax.report.page import Table
 from miniplm_jax.training import flops as flops_lib
 
 _STUDENT = flags.DEFINE_string("student", "qwen-500m", "Preset to train.")
