@@ -462,7 +462,9 @@ def test_scores_from_elsewhere(copy, finished, kind):
 
 def test_verify_scores_again_and_notices_another_model(copy):
   done = run(copy, "--stages=verify", "--config.verify.rows=20")
-  off = re.findall(r"20 scored again, off by at most (\S+) nats", done.stdout)
+  off = re.findall(
+    r"20 rows scored again, off by at most (\S+) nats", done.stdout
+  )
   assert len(off) == 2 and max(map(float, off)) < 1e-5
   other = f"--config.teacher.path={copy / 'run/reference/hf'}"
   error = refused(copy, "--stages=verify", other)

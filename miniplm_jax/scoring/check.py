@@ -44,13 +44,14 @@ def sample(total: int, rows: int, seed: int) -> np.ndarray:
 
 
 def compare(
+  stage: str,
   name: str,
   where: str,
   stored: table.Columns,
   scorer: Scorer | NgramScorer,
   verify: VerifyConfig,
 ) -> tuple[float, float]:
-  """Scores rows again; returns how far they are off at most, and may be.
+  """Scores rows again; says and returns how far they are off, and may be.
 
   Both in nats per token, of rows of 256 tokens or more. The tolerance of a row
   of n tokens is √(256 / n) times as large; without one of `verify`, it is that
@@ -59,6 +60,7 @@ def compare(
   Raises:
     UserError: a row is off by more, or has another number of tokens.
   """
+  start = time.monotonic()
   tolerance = verify.tolerance or _TOLERANCE[scorer.dtype]
   value = table.value_of(stored)
   row_ids, n_stored = stored["row_id"], stored["n_tokens"]
@@ -78,6 +80,12 @@ def compare(
       "look at more rows with --stages=verify; if it is rounding, raise "
       f"--config.verify.tolerance, else {table.again(where)}",
     )
+  log(
+    stage,
+    f"{name}: {len(row_ids)} rows scored again, off by at most {off.max():.2g} "
+    f"nats per token (tolerance {tolerance:g}), in "
+    f"{duration(time.monotonic() - start)}",
+  )
   return float(off.max()), tolerance
 
 
@@ -170,9 +178,9 @@ def _check_merged(
   )
   stored = {name: np.array(values) for name, values in columns.items()}
   scorer = scorer_on(sharding.reordered(mesh))
-  where = str(spec.directory)
-  off, tolerance = compare(spec.model, where, stored, scorer, verify)
-  report = {
+  about = spec.stage, spec.model, str(spec.directory)
+  off, tolerance = compare(*about, stored, scorer, verify)
+  return {
     "rows": len(stored["row_id"]),
     "seed": verify.seed,
     "tolerance": tolerance,
@@ -180,13 +188,6 @@ def _check_merged(
     "devices_reordered": mesh.size > 1,
     "seconds": round(time.monotonic() - start, 2),
   }
-  log(
-    spec.stage,
-    f"{spec.model}: {report['rows']} rows scored again, off by at most "
-    f"{off:.2g} nats per token (tolerance {tolerance:g}), in "
-    f"{duration(report['seconds'])}",
-  )
-  return report
 
 
 def _sampled(
@@ -229,9 +230,10 @@ def verify_table(
       str(manifest.path),
       table.again(manifest.directory),
     )
-  whole = f"{ref.name}: {len(parts)} parts are whole"
+  more = "; made elsewhere, so nothing is scored again" if ref.scores else ""
+  whole = f"{ref.name}: {len(parts)} parts of {total:,} rows are whole"
+  log(_VERIFY, whole + more)
   if ref.scores:
-    log(_VERIFY, f"{whole}; made elsewhere, so nothing is scored again")
     return
   places = sample(total, verify.rows, verify.seed)
   stored = {name: values[places] for name, values in columns.items()}
@@ -241,10 +243,4 @@ def verify_table(
     expected, is_int8 = Identity.of(manifest), manifest.settings["int8"]
     mesh = sharding.mesh_of(run)
     scorer = rescorer(score, ref, corpus, expected, is_int8, mesh)
-  where = str(manifest.directory)
-  off, tolerance = compare(ref.name, where, stored, scorer, verify)
-  log(
-    _VERIFY,
-    f"{whole}; of {total:,} rows {len(places)} scored again, off by at most "
-    f"{off:.2g} nats per token (tolerance {tolerance:g})",
-  )
+  compare(_VERIFY, ref.name, str(manifest.directory), stored, scorer, verify)
