@@ -60,7 +60,7 @@ class Staged:
     return config.staged.ends(config.train.steps)
 
   def first(self, check: Callable[[Manifest], None] = lambda _: None) -> Step:
-    """The selection of the first stage; see `select_step.step`."""
+    """The selection of the first stage; see `select_step`."""
 
     def check_all(corpus: Manifest):
       check(corpus)
@@ -130,7 +130,7 @@ class Staged:
     definition = self.names.definition
     if k:
       definition = renamed(c.staged.definition, STUDENT, self._name(k))
-    return select_step.step(
+    return select_step.Selecting(
       c.select,
       definition,
       self.tables(definition),
@@ -139,7 +139,7 @@ class Staged:
       check,
       (*self._between(k), self._ends[-1]),
       self._kept(k),
-    )
+    ).step()
 
   def _union(self) -> list[Step]:
     """The rows of all stages, and what else is made of a selection."""

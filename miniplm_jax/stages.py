@@ -139,14 +139,14 @@ class Stages:
       selection_report_step.check, c.select, criteria.keys(), workdir
     )
     rows = [
-      select_step.step(
+      select_step.Selecting(
         c.select,
         definition,
         self._tables(definition),
         corpus,
         workdir.selection(name),
         check,
-      )
+      ).step()
       for name, definition in criteria.items()
     ]
     rows += [staged.first(check) for staged in self._staged()]

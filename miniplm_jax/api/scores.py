@@ -150,10 +150,10 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     folder = border.folder_of(to) if to else folder
     tables = {role: table.path for role, table in self.items()}
     self._require(criterion)
-    step = select_step.step(
+    selecting = select_step.Selecting(
       section, criterion, tables, corpus.path / MANIFEST, folder
     )
-    border.execute([step], run, force)
+    border.execute([selecting.step()], run, force)
     return Selection(folder, corpus)
 
   @border.in_python()

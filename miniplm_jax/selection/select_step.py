@@ -3,8 +3,7 @@
 import collections
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath, epy
@@ -34,69 +33,116 @@ _SETTINGS = (
 )
 
 
-def step(
-  select: SelectConfig,
-  definition: str,
-  tables: Mapping[str, epath.Path],
-  corpus: epath.Path,
-  folder: epath.Path,
-  check: Callable[[Manifest], None] = lambda corpus: None,
-  steps: Sequence[int] = (),
-  before: Mapping[str, epath.Path] | None = None,
-) -> Step:
-  """The kept rows of one selection.
+@dataclasses.dataclass(frozen=True)
+class Selecting:
+  """The kept rows of one selection."""
 
-  Args:
-    definition: by what rows are ranked, a key of `CRITERIA` or a formula.
-    tables: folders of score tables by their names in formulas; others may be
-      among them.
-    corpus: the manifest of what was scored.
-    check: looks, before anything is read, at what else will be asked for.
-    steps: of the stage that it is for, see `selection.select`; none is all.
-    before: manifests of earlier stages' selections.
-  """
-  criterion = criteria.criterion(definition)
-  fields, sets = criterion.formula.fields, select.exclude_sets
-  of_files = {k: v for k, v in select.files.items() if k in fields}
-  given = {
-    FIELD + name: row_fields.Files(path) for name, path in of_files.items()
-  }
-  if sets:
-    given[_SETS] = _items(sets)
-  if not (folder / MANIFEST).exists():
-    # What is not there is said now, not when all is scored.
+  select: SelectConfig
+  definition: str  # by what rows are ranked, a key of `CRITERIA` or a formula
+  # Folders of score tables by their names in formulas, others among them.
+  tables: Mapping[str, epath.Path]
+  corpus: epath.Path  # the manifest of what was scored
+  folder: epath.Path
+  # Looks, before anything is read, at what else will be asked for.
+  check: Callable[[Manifest], None] = lambda corpus: None
+  # Of the stage that it is for, see `selection.select`; none is all.
+  steps: Sequence[int] = ()
+  # Manifests of earlier stages' selections.
+  before: Mapping[str, epath.Path] = dataclasses.field(default_factory=dict)
+
+  def step(self) -> Step:
+    """The step that writes them."""
+    select, folder, tables = self.select, self.folder, self.tables
+    criterion = criteria.criterion(self.definition)
+    fields, sets = criterion.formula.fields, select.exclude_sets
+    of_files = {k: v for k, v in select.files.items() if k in fields}
+    given = {
+      FIELD + name: row_fields.Files(path) for name, path in of_files.items()
+    }
     if sets:
-      items.paths(sets, _SETS)
-    for name, path in of_files.items():
-      row_fields.File(path, name, 0)
-  settings = {name: getattr(select, name) for name in _SETTINGS} | {
-    "definition": criteria.canonical(definition),
-    "quotas": sorted(select.quotas),
-    "scores": {role: tables[role].name for role in criterion.reads},
-  }
-  if select.redundancy:
-    settings["redundancy"] = select.redundancy
-  if select.share < 1:
-    settings["share"] = select.share
-  is_drawn = select.is_drawn or criterion.formula.is_random
-  inputs = {name: tables[name] / MANIFEST for name in criterion.reads} | given
-  if steps:
-    settings["steps"] = [*steps]
-    inputs |= before
-  return Step(
-    stage=STAGE,
-    manifest=folder / MANIFEST,
-    settings=settings,
-    idle=() if is_drawn else ("seed",),
-    inputs={"corpus": corpus, **inputs},
-    outputs=(folder / "rows.npy", *[folder / _PIECES] * bool(sets)),
-    summary=_summary(settings)
-    + (f", without items of {', '.join(sets)}" if sets else ""),
-    run=functools.partial(
-      _run, select, definition, folder, check, steps, before or ()
-    ),
-    policy=Policy(is_host_only=True),
-  )
+      given[_SETS] = _items(sets)
+    if not (folder / MANIFEST).exists():
+      # What is not there is said now, not when all is scored.
+      if sets:
+        items.paths(sets, _SETS)
+      for name, path in of_files.items():
+        row_fields.File(path, name, 0)
+    settings = {name: getattr(select, name) for name in _SETTINGS} | {
+      "definition": criteria.canonical(self.definition),
+      "quotas": sorted(select.quotas),
+      "scores": {role: tables[role].name for role in criterion.reads},
+    }
+    if select.redundancy:
+      settings["redundancy"] = select.redundancy
+    if select.share < 1:
+      settings["share"] = select.share
+    is_drawn = select.is_drawn or criterion.formula.is_random
+    inputs = {name: tables[name] / MANIFEST for name in criterion.reads} | given
+    if self.steps:
+      settings["steps"] = [*self.steps]
+      inputs |= self.before
+    return Step(
+      stage=STAGE,
+      manifest=folder / MANIFEST,
+      settings=settings,
+      idle=() if is_drawn else ("seed",),
+      inputs={"corpus": self.corpus, **inputs},
+      outputs=(folder / "rows.npy", *[folder / _PIECES] * bool(sets)),
+      summary=_summary(settings)
+      + (f", without items of {', '.join(sets)}" if sets else ""),
+      run=self._run,
+      policy=Policy(is_host_only=True),
+    )
+
+  def _run(self, inputs: Mapping[str, Manifest]) -> dict[str, Any]:
+    select, folder, sets = self.select, self.folder, self.select.exclude_sets
+    self.check(inputs["corpus"])
+    corpus = store.Corpus(inputs["corpus"])
+    for role in criteria.criterion(self.definition).reads:
+      table, details = inputs[role], inputs[role].details
+      if details.get("devices", 1) > 1 and "self_check" not in details:
+        warn(
+          STAGE,
+          f"{table.directory} is of a version that mixed up rows on most "
+          "slices of several hosts; if it was made on one, look whether it is "
+          "right with --stages=verify",
+        )
+    if sets:
+      prints = corpus.manifest.fingerprint, _items(sets)()
+      _take_pieces(folder, dict(zip(("corpus", _SETS), prints)))
+    path = folder / "rows.npy"
+    with files.replacing(path) as scratch:
+      kept = [kept_rows(inputs[name]) for name in self.before]
+      selected = selection.select(
+        corpus,
+        inputs,
+        self.definition,
+        select,
+        scratch,
+        self.steps or (0, 1, 1),
+        kept,
+        folder,
+      )
+    for line in selected.shortfalls:
+      warn(STAGE, line)
+    cutoff, counts = selected.cutoff, selected.counts
+    pieces = sorted(folder.glob(_PIECES)) if sets else ()
+    return {
+      "tokenizer": corpus.manifest.tokenizer,
+      "files": {p.name: files.describe(p) for p in (path, *pieces)},
+      "counts": {
+        "rows": cutoff.rows,
+        "kept": cutoff.kept,
+        "tokens": counts.tokens,
+        "dropped": selected.dropped,
+        "domains": counts.domains,
+        **({"contaminated": selected.contaminated} if sets else {}),
+      },
+      "details": {
+        "cutoff": dataclasses.asdict(cutoff),
+        "select/kept_ratio": cutoff.kept / cutoff.rows,
+      },
+    }
 
 
 def _items(sets: Sequence[str]) -> contents.Whole:
@@ -135,64 +181,6 @@ def _summary(s: Mapping) -> str:
   if "steps" in s:
     words.append("for steps {} to {} of {}".format(*s["steps"]))
   return ", ".join(words)
-
-
-def _run(
-  select: SelectConfig,
-  definition: str,
-  folder: epath.Path,
-  check: Callable[[Manifest], None],
-  steps: Sequence[int],
-  before: Iterable[str],
-  inputs: Mapping[str, Manifest],
-):
-  check(inputs["corpus"])
-  corpus = store.Corpus(inputs["corpus"])
-  for role in criteria.criterion(definition).reads:
-    table, details = inputs[role], inputs[role].details
-    if details.get("devices", 1) > 1 and "self_check" not in details:
-      warn(
-        STAGE,
-        f"{table.directory} is of a version that mixed up rows "
-        "on most slices of several hosts; if it was made on one, look whether "
-        "it is right with --stages=verify",
-      )
-  if select.exclude_sets:
-    prints = corpus.manifest.fingerprint, _items(select.exclude_sets)()
-    _take_pieces(folder, dict(zip(("corpus", _SETS), prints)))
-  path = folder / "rows.npy"
-  with files.replacing(path) as scratch:
-    kept = [kept_rows(inputs[name]) for name in before]
-    selected = selection.select(
-      corpus,
-      inputs,
-      definition,
-      select,
-      scratch,
-      steps or (0, 1, 1),
-      kept,
-      folder,
-    )
-  for line in selected.shortfalls:
-    warn(STAGE, line)
-  cutoff, counts = selected.cutoff, selected.counts
-  pieces = sorted(folder.glob(_PIECES)) if select.exclude_sets else ()
-  return {
-    "tokenizer": corpus.manifest.tokenizer,
-    "files": {p.name: files.describe(p) for p in (path, *pieces)},
-    "counts": {
-      "rows": cutoff.rows,
-      "kept": cutoff.kept,
-      "tokens": counts.tokens,
-      "dropped": selected.dropped,
-      "domains": counts.domains,
-    }
-    | ({"contaminated": selected.contaminated} if select.exclude_sets else {}),
-    "details": {
-      "cutoff": dataclasses.asdict(cutoff),
-      "select/kept_ratio": cutoff.kept / cutoff.rows,
-    },
-  }
 
 
 def union(
