@@ -42,6 +42,7 @@ def get_config(teacher=TEACHER):
   # bfloat16 rounds to 8 bits, and a CPU gains no time by it.
   config.score.dtype = "float32"
   config.evaluation.dtype = config.generate.dtype = "float32"
+  config.generate.max_new_tokens = 48  # with the prompt, 128 at most
   # A kill loses a part at most: half a minute to a few of SmolLM2-135M.
   config.score.rows_per_part = 256
   config.score.lengths = (64,)  # and 128: a sixth of what is read is padding
