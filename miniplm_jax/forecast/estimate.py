@@ -6,9 +6,9 @@ matrix products (3 to 14 % above the peak at 4,096 and 8,192 on v5e). Of all
 else they are 2.6 to 13.4 times, in the middle 4.3 times, what a simulation of
 the instructions says (docs/tpu_steps.md). Hence a range. Optimistic: products
 at the peak, and a tenth of other cycles. Pessimistic: all cycles. Middle: a
-quarter of other cycles, and products halfway between both ends: with their
-cycles a published run of 32B would be 24 % too slow and one of 16B 4 %, halfway
-12 % and −2 % (docs/tpu_calibration.md).
+quarter of other cycles, and products halfway between both ends: when it
+was decided, a published run of 32B was 24 % too slow with their cycles and one
+of 16B 4 %, halfway 12 % and −2 % (docs/tpu_calibration.md has them as of now).
 
 In each computation of the program (a loop's body, say) collectives run beside
 the steps if the compiler scheduled them so, and else after them; so does
