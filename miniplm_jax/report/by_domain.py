@@ -62,18 +62,35 @@ class Paired:
     names = np.unique(domain)
     parts = {d: delta[domain == d].sum() / len(delta) for d in names}
     name = max(parts, key=lambda d: parts[d] * np.sign(mean))
-    decides = f"; {name} decides, {parts[name]:+.4f} of it"
+    decides = f", of which {parts[name]:+.4f} by {name}"
+    main, other = self.methods
+    other += " (rows at random)" * (other == _BASELINE)
     return (
-      f"{' less '.join(self.methods)}: {mean:+.4f} nats, 95 % "
-      f"{mean - reach:+.4f} to {mean + reach:+.4f} over {len(delta):,} "
-      f"held-out rows, one seed{decides * (len(parts) > 1)}."
+      f"{main} less {other}: {mean:+.4f} nats{decides * (len(parts) > 1)}, "
+      f"95 % {mean - reach:+.4f} to {mean + reach:+.4f} over {len(delta):,} "
+      f"held-out rows, one seed{self._left_out()}."
     )
+
+  def _left_out(self) -> str:
+    """What counts in no mean, with its own."""
+    others = self.domain_N[~self.counts_N]
+    means = {d: self.delta_N[self.domain_N == d].mean() for d in set(others)}
+    listed = ", ".join(f"{d} {means[d]:+.4f}" for d in sorted(means))
+    return listed and f"; not counted: {listed}"
 
   def section(self, summary: Summary) -> Section:
     """A line for each domain, of all last."""
     kept = {g.name: g.share for g in summary.domains}
     names = sorted({*kept, *self.domain_N}, key=lambda d: (-kept.get(d, 0), d))
-    lines = [(groups.key(d), kept.get(d), self.domain_N == d) for d in names]
+    out = {*self.domain_N[~self.counts_N]}
+    lines = [
+      (
+        f"({groups.key(d)})" if d in out else groups.key(d),
+        kept.get(d),
+        self.domain_N == d,
+      )
+      for d in names
+    ]
     lines.append((groups.ALL, summary.total.share, self.counts_N))
 
     def change(line) -> str | None:
@@ -93,6 +110,8 @@ class Paired:
         f"The share of D's rows that {main} keeps, and its held-out loss less "
         f"that of {other}, paired by row: below 0 is better. Nats per token, "
         "mean over rows, ± one standard error over rows; of one seed."
+        + " A domain in parentheses is in no mean."
+        * (not self.counts_N.all())
       ],
       table=Table.of(
         lines,

@@ -175,8 +175,9 @@ def _picture(figures: Mapping[str, Any]) -> str:
   _, right = plots.axes(title, x, "", of=figure, place=(1, 2, 2))
   right.axvline(0, color=plots.GRAY, lw=0.8)
   means, names = {}, []
-  for style, (name, one) in zip(plots.LINES, figures["criteria"].items()):
-    color = style["color"]
+  styles = plots.styles(figures["criteria"])
+  for name, one in figures["criteria"].items():
+    color = styles[name]["color"]
     if points:
       loss_SxP = np.array(one["curves"])
       means[name] = points, loss_SxP.mean(0)

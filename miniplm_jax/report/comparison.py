@@ -66,8 +66,8 @@ def section(students: Mapping[str, Student]) -> Section:
   """The table, what it means, and the curves by FLOPs."""
   offline = {m: each.offline_by_part for m, each in students.items()}
   caption = (
-    "The same curves as below by what training has cost so far; offline FLOPs "
-    "are not in it."
+    "The same curves as below, of up to run.eval_rows held-out rows, by what "
+    "training has cost so far; dashed with the offline FLOPs."
   )
   return Section(
     "Methods",
@@ -106,4 +106,8 @@ def _picture(students: Mapping[str, Student]) -> str:
     spent = steps * student.per_step("FLOPs")
     lines[method] = (spent, values) if is_shown else ((), ())
   plots.curves(ax, lines, lw=1.5, marker="o", ms=3)
+  for method, style in plots.styles(lines).items():
+    spent, values = lines[method]
+    if len(spent) and (offline := students[method].offline_flops):
+      ax.plot(spent + offline, values, lw=1, ls="--", color=style["color"])
   return plots.picture(figure)

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # Color-blind safe (Okabe and Ito), in this order everywhere.
@@ -13,6 +13,8 @@ LINES = tuple(
   for dash in ("-", "--", ":")
   for color in COLORS
 )
+# Methods and criteria that take rows at random: of one color in every picture.
+_RANDOM = ("random", "pretrain")
 GRAY = "#8C949E"
 PALE = "#C9CFD6"
 INK = "#1B1F24"
@@ -89,12 +91,18 @@ def curves(
 ):
   """Draws a line for each name, with a legend; an empty one is left out.
 
-  Of `lines`, x and y by name, the order decides the colors.
+  Of `lines`, x and y by name.
   """
-  for style, (name, (x, y)) in zip(LINES, lines.items()):
-    if len(x):
-      ax.plot(x, y, **style, label=plain(name), **options)
+  for name, style in styles(lines).items():
+    if len(lines[name][0]):
+      ax.plot(*lines[name], **style, label=plain(name), **options)
   legend(ax)
+
+
+def styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
+  """The color and dash of each, in order; what is random comes first."""
+  names = sorted(names, key=lambda name: name not in _RANDOM)
+  return dict(zip(names, LINES))
 
 
 def picture(figure) -> str:
