@@ -23,7 +23,7 @@ Distil a language model through its pre-training data.
       score_documents, publish, plan, verify, generate
   miniplm nll MODEL FILE...      -log p of texts in nats; - is standard input
 
-CONFIG is a file or a name: demo, 500m. After it --config.FIELD=VALUE sets a
+CONFIG is a file or a name: laptop, 500m. After it --config.FIELD=VALUE sets a
 field, --dry_run prints what would run, --force redoes it; `miniplm run --help`
 has all flags. A run that was stopped goes on when the same is typed again.
 """

@@ -82,14 +82,12 @@ def run(
     backend.refuse_if_different(dataclasses.asdict(config), force)
   with Board(workdir.claims, run.lease_seconds) as board:
     distributed.agree(lambda: _refuse_left_out(all_steps, order))
-    if not _VIEWS.issuperset(config.stages):
-      distributed.agree(lambda: _keep(config, workdir.config_file))
     _each(all_steps, order, stages, force, board)
   backend.note()
 
 
 def _keep(config: Config, path: epath.Path):
-  """Writes the config beside what it makes, unless it is there."""
+  """Writes the config beside what it has made, unless it is there."""
   made_by = json.loads(json.dumps(config_lib.as_dict(config)))
   del made_by["stages"]
   if files.read_json(path) != made_by:
@@ -130,7 +128,8 @@ def _each(
     if not steps and stage in named:
       log(stage, "skipped, this config leaves it nothing to do")
     if board:
-      execute(steps, force, board)
+      if execute(steps, force, board) and stage not in _VIEWS:
+        distributed.agree(lambda: _keep(config, workdir.config_file))
       continue
     for step in steps:
       print(f"  {stage:11} {decide(step, force)}")

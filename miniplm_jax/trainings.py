@@ -264,18 +264,21 @@ class Trainings:
     """What the run's trainings take, as far as that is known before."""
     c, roles = self.config, map(self.scorer, ROLES)
     specs = [*filter(None, roles), *map(self.student, c.all_names)]
-    of = [s.token_flops * s.last_step * s.step_tokens for s in specs]
+    made = [manifest_lib.read(s.folder / MANIFEST) for s in specs]
+    left = [s for s, manifest in zip(specs, made) if not manifest]
+    spent = sum(s.token_flops * s.last_step * s.step_tokens for s in left)
     # Weights and two moments of each checkpoint, and the weights alone.
     copies = 3 * c.run.keep_checkpoints + 1
-    stored = sum(4 * copies * s.shape.parameters() for s in specs)
-    done = filter(None, (manifest_lib.read(s.folder / MANIFEST) for s in specs))
-    both = [(m.details["seconds"], m.details.get("train_flops")) for m in done]
-    pace = [seconds / spent for seconds, spent in both if spent]
+    stored = sum(4 * copies * s.shape.parameters() for s in left)
+    both = [
+      (m.details["seconds"], m.details.get("train_flops")) for m in made if m
+    ]
+    pace = [seconds / flops for seconds, flops in both if flops]
     took = "time not known before one has been trained"
     if pace:
-      took = f"about {duration(sum(of) * min(pace))} at this workdir's pace"
+      took = f"about {duration(spent * min(pace))} at this workdir's pace"
     return (
-      f"{len(specs)} models, {sum(of):.3g} FLOPs, {took}; up to "
+      f"{len(left)} of {len(specs)} models, {spent:.3g} FLOPs, {took}; up to "
       f"{stored / 1e9:.2g} GB of checkpoints and weights"
     )
 

@@ -184,6 +184,8 @@ def wrong_calls(corpus, scores, student, hf):
     "no row -3": lambda: corpus.rows([-3]),
     "row ids are float64": lambda: corpus.rows([1.5]),
     "row ids are bool": lambda: corpus.rows([True, False]),
+    "row ids are not ascending, .*, give": lambda: corpus.rows([2, 1]),
+    "not ascending, .*, give numpy.unique": lambda: corpus.rows([1, 1]),
     "no field 'max_len', .* mean max_length": lambda: given(max_len=3),
     "no field 'lr', .* choose from .*learning": lambda: train(rows, lr=1e-3),
     "no field 'ration', .* ratio": lambda: scores.select(ration=0.5),
@@ -388,7 +390,10 @@ def test_nothing_is_measured_on_rows_that_it_was_trained_on(copy):
   shape = typed(tiny_config.get_config()).student.model
   for name, rows in (
     ("whole", heldout),
-    ("some", corpus.rows([*heldout.ids[:1], *corpus.split("train").ids])),
+    (
+      "some",
+      corpus.rows(np.union1d(heldout.ids[:1], corpus.split("train").ids)),
+    ),
   ):
     to = copy / "run/students" / name
     student = mp.train(shape, rows, to=to, **TRAIN)

@@ -450,7 +450,9 @@ def test_a_call_without_end_is_left_at_the_deadline(monkeypatch, capfd):
       left.get(timeout=1)
     os.kill(os.getpid(), signal.SIGTERM)
     assert left.get(timeout=5)[0] == 130
-  assert "SIGINT: ends where nothing is lost" in capfd.readouterr().err
+  assert (
+    "SIGINT: ends soon and keeps what is finished" in capfd.readouterr().err
+  )
 
 
 def test_in_a_library_call_the_first_interrupt_waits():

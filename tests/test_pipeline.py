@@ -448,9 +448,14 @@ def test_a_dry_run_says_what_training_takes(copy):
       *("teacher", "reference", "students/miniplm", "students/pretrain"),
     )
   ]
-  flops = sum(m["details"]["train_flops"] for m in made)
-  size = sum(m["counts"]["parameters"] for m in made) * 4 * 7 / 1e9
-  assert line.startswith(f"4 models, {flops:.3g} FLOPs, about ")
+  assert line.startswith("0 of 4 models, 0 FLOPs, about ")
+  for name in ("miniplm", "pretrain"):
+    shutil.rmtree(copy / "run/students" / name)
+  done = run(copy, "--config.baselines=('pretrain',)", LONG, "--dry_run").stdout
+  (line,) = re.findall("to train +(.*)", done)
+  flops = sum(m["details"]["train_flops"] for m in made[2:])
+  size = sum(m["counts"]["parameters"] for m in made[2:]) * 4 * 7 / 1e9
+  assert line.startswith(f"2 of 4 models, {flops:.3g} FLOPs, about ")
   assert line.endswith(f"; up to {size:.2g} GB of checkpoints and weights")
   new = run(copy, f"--config.workdir={copy / 'new'}", "--dry_run").stdout
   assert "time not known" in new

@@ -481,7 +481,7 @@ def test_rows_of_weight_0_are_not_said_to_be_trained_on(
   def train(what, _):
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics/metrics.jsonl").write_text("")
-    loop._say_size(what)
+    loop._say_size(what, what.spec.run)
 
   monkeypatch.setattr(loop, "train", train)
   step = step_of(config, tmp_path, rows, writes_hf=True)

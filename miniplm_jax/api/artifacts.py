@@ -123,14 +123,22 @@ class Corpus(Artifact, ToPandas):
     return self.rows(np.arange(len(self))).to_arrow()
 
   def rows(self, ids) -> "Rows":
-    """Some rows, by their ids; raises UserError if there is no such row."""
-    ids = np.unique(ids)
+    """Some rows, by their ids, ascending and each once.
+
+    Raises:
+      UserError: there is no such row, or ids are in another order: texts would
+        be those of other rows than the caller takes them for.
+    """
+    ids = np.asarray(ids).reshape(-1)
     if len(ids) and ids.dtype.kind not in "iu":
       what = f"row ids are {ids.dtype}"
       raise UserError(what, str(self.path), "give whole numbers")
     for row_id in ids[(ids < 0) | (ids >= len(self))].tolist()[:1]:
       hint = f"there are {len(self):,}, from 0"
       raise UserError(f"no row {row_id}", str(self.path), hint)
+    if (ids[1:] <= ids[:-1]).any():
+      hint = "give numpy.unique(ids): rows and texts() are in that order"
+      raise UserError("row ids are not ascending", str(self.path), hint)
     ids = ids.astype(np.int64)
     return Rows(self, ids, f"rows {files.digest(ids.tolist())[:12]}")
 

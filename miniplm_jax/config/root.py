@@ -332,6 +332,9 @@ class Config(MethodSections):
     }
     good = _folders_differ(ranked.values())
     hint = "put {method} into it: two methods that rank differently have one"
+    if "{method}" in self.select.name:
+      hint = "a method and one of compare.criteria have a name and rank "
+      hint += "differently: call that one otherwise, or compare none"
     yield "select.name", good, hint
 
 

@@ -21,8 +21,8 @@ from miniplm_jax.core.step import Step
 
 def execute(
   steps: Sequence[Step], force: bool = False, board: Board | None = None
-):
-  """Does those steps that are not done, in order.
+) -> bool:
+  """Does those steps that are not done, in order; returns whether there were.
 
   Several processes of one program call this together: the first claims for
   all.
@@ -38,6 +38,7 @@ def execute(
       False.
   """
   distributed.agree(lambda: _refuse_early(steps, force))
+  has_run = False
   for _, group in itertools.groupby(
     steps, lambda step: step.shared_pass or step
   ):
@@ -49,7 +50,9 @@ def execute(
       return [i for i, (step, claim) in pairs if _begin(step, force, claim)]
 
     try:
-      _run([group[i] for i in distributed.agree(begin)])
+      begun = [group[i] for i in distributed.agree(begin)]
+      _run(begun)
+      has_run |= bool(begun)
     except BaseException as e:
       for step, claim in zip(group, claims):
         if distributed.is_first() and claim.is_taken:
@@ -58,6 +61,7 @@ def execute(
     finally:
       for claim in claims:
         claim.release()
+  return has_run
 
 
 def _refuse_early(steps: Sequence[Step], force: bool):

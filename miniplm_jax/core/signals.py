@@ -96,7 +96,7 @@ def _watch(read_end: int, leave: Callable[[int, str], Any]):
     if pipe.read(1 << 16) == b"":
       return
     print(
-      f"{name}: ends where nothing is lost; a second one ends it now",
+      f"{name}: ends soon and keeps what is finished; a second one ends it now",
       file=sys.stderr,
       flush=True,
     )

@@ -72,7 +72,7 @@ def loss_table(
 
 
 def verdict(students: Mapping[str, Student]) -> str:
-  """Which student won, and by how much; the main one is the first."""
+  """Which student is ahead, and by how much; the main one is the first."""
   main, first = next(iter(students.items()))
   loss = {
     method: heldout.losses(student.evaluation)[ALL]["instance_mean"]
@@ -85,7 +85,7 @@ def verdict(students: Mapping[str, Student]) -> str:
   gap = loss[second] - loss[best]
   equal = _at_equal(students[best].training, students[second].training)
   words = (
-    f"{best} won: held-out loss {loss[best]:.4f} against "
+    f"{best} is ahead: held-out loss {loss[best]:.4f} against "
     f"{loss[second]:.4f} of {second}, {gap:.4f} nats "
     f"({gap / loss[second]:.2%}) lower {equal}"
   )
