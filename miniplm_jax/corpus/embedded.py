@@ -30,6 +30,7 @@ with epy.lazy_imports():  # it imports PyArrow
   from miniplm_jax.corpus import store
 
 CHUNKS = 4
+_AS_IT_IS = CorpusConfig()  # records have the names that it expects
 _MADE = 2  # a number for what is made below, so that another one is seen
 # Of clean text; the others are D.
 _SHARES = ("teacher", 0.62), ("reference", 0.12), ("heldout", 0.06)
@@ -80,7 +81,7 @@ class EmbeddedChunk(Chunk):
         yield document(record, self.corpus, record["domain"], self.name)
 
 
-def list_chunks(corpus: CorpusConfig) -> list[EmbeddedChunk]:
+def list_chunks(corpus: CorpusConfig = _AS_IT_IS) -> list[EmbeddedChunk]:
   """Returns the chunks of the embedded corpus.
 
   Its records have a `text`, a `domain`, a `split`, and `clean`, 1 or 0.

@@ -56,7 +56,9 @@ ODD_PATHS += ["gs", "\u202e", "-x", "*", "[", "a=b", "{x}", "x\ny", ".."]
 SHARES = ["share", "ratio", "agreement", "spearman", "sample", "top_p", "beta"]
 SHARES += ["teacher_mix", "near_duplicates", "kd.weight", "sparse_kd.weight"]
 # Where a number below 0 is meant.
-MAY_BE_NEGATIVE = ("run.data", "run.fsdp", "run.tensor", "corpus.seed")
+MAY_BE_NEGATIVE = (
+  *("run.data", "run.fsdp", "run.tensor", "run.eval_every", "corpus.seed"),
+)
 STAGES = "tokenize,teacher,reference,score,select,train,evaluate,export"
 
 
@@ -78,6 +80,7 @@ def of_kind(name: str, value, field):
   if isinstance(value, int):
     bad = NOT_WHOLE + ([] if name in MAY_BE_NEGATIVE else [-1, -2, -(2**31)])
     bad += [-2, 0] * name.startswith(("run.data", "run.fsdp", "run.tensor"))
+    bad += [-2] * (name == "run.eval_every")
     bad += [2**32] * (key == "seed" and name.startswith(("train", "generate")))
     return bad, ODD_WHOLE
   if isinstance(value, float):
