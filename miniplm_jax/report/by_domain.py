@@ -95,10 +95,9 @@ class Paired:
 
     def change(line) -> str | None:
       delta = self.delta_N[line[2]]
-      shown = (
-        f"{np.mean(delta):+.4f} ± {_error(delta):.4f}" if len(delta) else ""
-      )
-      return shown or None
+      if not len(delta):
+        return None
+      return f"{np.mean(delta):+.4f} ± {_error(delta):.4f}"
 
     def loss(line) -> float | None:
       return self.loss_N[line[2]].mean() if line[2].any() else None
