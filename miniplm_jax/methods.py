@@ -145,6 +145,11 @@ class MethodNames:
   generated: bool  # whether the teacher writes a part of each row
   staged: bool = False  # whether rows are selected again as it is trained
 
+  @property
+  def made_by(self) -> "MethodNames":
+    """Equal of those that are made alike, whatever their names."""
+    return dataclasses.replace(self, selection="", student="")
+
 
 def settings_key(objective: str) -> str:
   """Where a student's settings have those of its objective."""

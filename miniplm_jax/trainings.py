@@ -307,8 +307,7 @@ class Trainings:
     kept /= c.corpus.max_length if c.select.tokens else 1
     for method, names in zip(c.methods, c.names):
       programs += self._of_method(method, names, rows, kept)
-    students = [n for by_seed in c.compared.values() for n in by_seed.values()]
-    if students:
+    if students := c.all_names[len(c.names) :]:
       spec = self.student(students[0])
       one = workload.training("train students of compare", spec)
       programs.append(dataclasses.replace(one, models=len(students)))

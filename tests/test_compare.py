@@ -6,6 +6,7 @@ import re
 import shutil
 import types
 
+import helpers
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,6 +16,7 @@ from scipy import stats
 from test_api import content
 
 import miniplm_jax as mp
+from miniplm_jax import config as config_lib
 from miniplm_jax.config import EvaluateConfig, SelectConfig
 from miniplm_jax.config.compare import CompareConfig
 from miniplm_jax.core.errors import UserError
@@ -468,3 +470,28 @@ def test_arguments_without_effect_are_refused(
   with pytest.raises(UserError, match=said):
     mp.compare(ran.scores, to=tmp_path / "x", **options)
   assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+  "changed, shared",
+  [
+    ({}, {"miniplm", "pretrain"}),
+    ({"train.seed": 11}, {"miniplm"}),  # whose rows no seed draws
+    ({"train.seed": 9}, set()),
+    ({"select.share": 0.5, "train.seed": 11}, set()),
+    # Random rows are not spread where the run's own are.
+    ({"select.redundancy": 0.1}, {"miniplm"}),
+    ({"select.definition": "difficulty"}, {"pretrain"}),
+    ({"baselines": ("vanilla_kd",)}, {"miniplm"}),
+  ],
+)
+def test_a_student_of_the_run_is_not_trained_again(changed, shared):
+  given = config_lib.default()
+  given.baselines = ("pretrain",)
+  given.compare.criteria, given.compare.seeds = ("kept=mean_diff",), SEEDS
+  given.update_from_flattened_dict(changed)
+  config = helpers.typed(given)
+  compared = [n for them in config.compared.values() for n in them.values()]
+  assert {n.student for n in compared if "-s" not in n.student} == shared
+  trained = [n.student for n in config.all_names]
+  assert len(trained) == len(set(trained)) == 4 + 2 - len(shared)

@@ -40,6 +40,14 @@ class CompareConfig(Section):
     redundancy = 0.0 if is_random else select.redundancy
     return select.replace(seed=seed, redundancy=redundancy)
 
+  def selects_as(
+    self, select: SelectConfig, definition: str, seed: int
+  ) -> bool:
+    """Whether a criterion selects of a seed what it does in the run itself."""
+    own = self.select_of(select, definition, seed)
+    idle = {} if _is_drawn(select, definition) else {"seed": select.seed}
+    return own.replace(**idle) == select
+
   def names(
     self, select: SelectConfig, student: str
   ) -> dict[str, dict[int, MethodNames]]:
@@ -48,9 +56,9 @@ class CompareConfig(Section):
     def made(name: str, definition: str, seed: int) -> MethodNames:
       own = f"{name}-s{seed}"
       # Each seed draws rows of its own.
-      is_drawn = select.is_drawn or criterion(definition).formula.is_random
+      rows = own if _is_drawn(select, definition) else name
       return MethodNames(
-        selection=select.name.replace("{method}", own if is_drawn else name),
+        selection=select.name.replace("{method}", rows),
         student=student.replace("{method}", own),
         definition=canonical(definition),
         objective="next_token",
@@ -79,6 +87,11 @@ class CompareConfig(Section):
     yield "oracle", good, f"{hint}, but the baseline"
     good = bool(self.seeds) and f.differ(self.seeds)
     yield "seeds", good, "give one or more, each once"
+
+
+def _is_drawn(select: SelectConfig, definition: str) -> bool:
+  """Whether each seed has rows of its own."""
+  return select.is_drawn or criterion(definition).formula.is_random
 
 
 def _named(item: str) -> tuple[str, str]:

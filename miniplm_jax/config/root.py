@@ -115,8 +115,18 @@ class Config(MethodSections):
 
   @property
   def compared(self) -> dict[str, dict[int, MethodNames]]:
-    """What stage compare makes, by criterion and seed."""
-    return self.compare.names(self.select, self.student.name)
+    """What stage compare makes, by criterion and seed.
+
+    A student that is one of the run's own has its name: it is trained once.
+    """
+    compared = self.compare.names(self.select, self.student.name)
+    own = {n.made_by: n for n in self.names}
+    seed = self.train.seed
+    for by_seed in compared.values():
+      made = by_seed.get(seed)
+      if made and self.compare.selects_as(self.select, made.definition, seed):
+        by_seed[seed] = own.get(made.made_by, made)
+    return compared
 
   def section_of(self, objective: Objective) -> Section | None:
     """What an objective may be told; None is nothing."""
@@ -146,9 +156,9 @@ class Config(MethodSections):
 
   @property
   def all_names(self) -> list[MethodNames]:
-    """Of all methods, and of all that stage compare makes."""
-    by_seed = self.compared.values()
-    return [*self.names, *(n for names in by_seed for n in names.values())]
+    """Of all methods, and of what stage compare makes beside them."""
+    compared = [n for names in self.compared.values() for n in names.values()]
+    return [*self.names, *(n for n in compared if n not in self.names)]
 
   @property
   def _definitions(self) -> list[str]:
