@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from etils import epy
 
+import miniplm_jax
 from miniplm_jax.core import distributed, signals
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import UserError, did_you_mean
 
 with epy.lazy_imports():  # seconds: --help needs none of them
   from miniplm_jax import api
@@ -31,13 +32,14 @@ has all flags. A run that was stopped goes on when the same is typed again.
 
 def arguments(argv: Sequence[str]) -> list[str]:
   """Returns what main.py takes for the words after `miniplm`."""
-  command, *rest = argv
+  command, *rest = ["--help" if word == "-h" else word for word in argv]
   if command == "run":
     return rest
   stages = config_lib.STAGES + config_lib.ON_REQUEST + config_lib.LOOKS
   if command in stages:
     return [*rest, f"--stages={command}"]
-  raise UserError(f"no command {command}", "command line", "see miniplm --help")
+  hint = did_you_mean(command, ("run", "nll", *stages), "see miniplm --help")
+  raise UserError(f"no command {command}", "command line", hint)
 
 
 def nll(argv: Sequence[str]):
@@ -65,8 +67,12 @@ def _text(name: str) -> str:
 def main():
   """Runs the words that the process was started with."""
   argv = sys.argv[1:] or ["--help"]
-  if argv[0] in ("-h", "--help", "help"):
+  words = argv[1:2] if argv[0] == "nll" else argv[:1]
+  if words in (["-h"], ["--help"], ["help"]):
     print(HELP, end="")
+    return
+  if argv[0] == "--version":
+    print("miniplm_jax", miniplm_jax.__version__)
     return
   try:
     if argv[0] == "nll":

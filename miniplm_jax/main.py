@@ -1,4 +1,4 @@
-"""The command line: `python -m miniplm_jax.main --config=configs/demo.py`."""
+"""miniplm run --config=demo, or: python -m miniplm_jax.main --config=demo."""
 
 import sys
 
@@ -32,15 +32,15 @@ def run(argv: list[str], given: flags.FlagValues):
     rest = given(argv)[1:]
     _ = given.config and given.config.items  # a broken file raises here
   except (Exception, SystemExit) as e:
-    if shown := errors.of_command_line(e, argv):
-      raise shown from e
-    sys.exit(0)  # --help; absl would exit with 1
+    shown = errors.of_command_line(e, argv, lookup.advice())
+    raise shown or SystemExit(0) from e  # --help; absl would exit with 1
   if given.config is None or rest:
     what = f"unknown argument {rest[0]}" if rest else "no config"
     raise UserError(what, "command line", "give --config=demo")
   options = {n: given[n].value for n in ("force", "dry_run", "prompt")}
   stages = [s.strip() for text in given.stages for s in text.split(",")]
-  pipeline.run(given.config, given["config"].config_filename, stages, **options)
+  with lookup.blaming(argv, given["config"].config_filename) as where:
+    pipeline.run(given.config, where, stages, **options)
 
 
 def main(argv: list[str]) -> int:

@@ -20,7 +20,10 @@ def shape(
 
 
 def schedule(train: ConfigDict, steps: int, learning_rate: float):
-  """Many small steps in float32: a tenth of them warm-up, 8 rows each."""
+  """Many small steps in float32: a tenth of them warm-up, 8 rows each.
+
+  Of other steps the warm-up is a tenth, too, unless it is given itself.
+  """
   train.steps, train.learning_rate = steps, learning_rate
-  train.batch_size, train.warmup_steps = 8, steps // 10
+  train.batch_size, train.warmup_steps = 8, train.get_ref("steps") // 10
   train.shuffle, train.dtype = True, "float32"

@@ -39,9 +39,36 @@ def test_a_command_is_a_stage_or_run():
   for stage in EVERY_STAGE:
     assert cli.arguments([stage, "--force"]) == ["--force", f"--stages={stage}"]
     assert re.search(rf"\b{stage}\b", cli.HELP)
-  words = "no command skore, command line, see miniplm --help"
-  with pytest.raises(UserError, match=words):
-    cli.arguments(["skore", "--config=demo"])
+  assert cli.arguments(["score", "-h"]) == ["--help", "--stages=score"]
+  for word, hint in (
+    *(("tokenise", "did you mean tokenize?"), ("runn", "did you mean run?")),
+    ("xyz", "see miniplm --help"),
+  ):
+    with pytest.raises(UserError) as e:
+      cli.arguments([word, "--config=demo"])
+    assert str(e.value) == f"no command {word}, command line, {hint}"
+
+
+def miniplm(*words: str) -> tuple[int, str, str]:
+  """The console script's exit status and what it prints."""
+  code = "import sys; from miniplm_jax import cli; cli.main()"
+  done = subprocess.run(
+    [sys.executable, "-c", code, *words],
+    capture_output=True,
+    text=True,
+    env=environment(),
+    check=False,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+def test_the_script_speaks_of_itself():
+  assert miniplm("--version") == (0, f"miniplm_jax {mp.__version__}\n", "")
+  for words in ["nll", "--help"], ["nll", "-h"], []:
+    assert miniplm(*words) == (0, cli.HELP, "")
+  code, said, _ = miniplm("train", "-h")
+  assert code == 0 and said.startswith("miniplm run --config=")
+  assert "--[no]dry_run" in said
 
 
 def test_help_imports_nothing_that_takes_time():
@@ -84,11 +111,13 @@ def test_a_file_that_is_there_wins(tmp_path):
   assert lookup.load("demo").workdir == "runs/demo"
 
 
-@pytest.mark.parametrize("name", ["nope", "configs/nope.py", "x/demo.py", ""])
+@pytest.mark.parametrize("name", ["nope", "configs/nope.py", "x/nope.py", ""])
 def test_a_config_that_is_nowhere_is_one_line(name):
   words = f"no config file {re.escape(name)}, here or in the package, give its "
   with pytest.raises(UserError, match=f"{words}path, or one of 1_2b, .*demo"):
     main.run(["miniplm", f"--config={name}"], flags.FlagValues())
+  with pytest.raises(UserError, match=r"file dmeo, .*, did you mean demo\?"):
+    lookup.located("dmeo")
 
 
 def test_a_field_that_is_none_is_told_as_it_was_typed(tmp_path):
@@ -99,7 +128,13 @@ def test_a_field_that_is_none_is_told_as_it_was_typed(tmp_path):
   )
   for argument, words in (
     (f"--config={path}", r'Key "stepz" does not .*"steps".*mine.py:4, mend'),
-    ("--config.train.stepz=3", """field: 'stepz' Did you mean "steps" inst"""),
+    (
+      "--config.train.stepz=3",
+      r"^config has no field train.stepz, --config.train.stepz=3, did you mean "
+      "train.steps ",
+    ),
+    ("--config.ratio=3", "did you mean select.ratio or token_selection.ratio?"),
+    ("--config.xyz=3", "--config.xyz=3, all are in miniplm_jax/config"),
   ):
     with pytest.raises(UserError, match=words) as e:
       given = (
@@ -107,6 +142,63 @@ def test_a_field_that_is_none_is_told_as_it_was_typed(tmp_path):
       )
       main.run(["miniplm", *given], flags.FlagValues())
     assert "\\" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  ("flag", "what", "hint"),
+  [
+    ("train.steps=x", "train.steps is 'x'", "give a whole number in [1, 2^31)"),
+    ("train.steps=0", "train.steps is 0", "give a whole number in [1, 2^31)"),
+    ("method=minplm", "method is 'minplm'", "did you mean miniplm or"),
+    ("baselines=proxi,pretrain", "baselines is 'proxi'", "did you mean proxy?"),
+    ("student.model=qwen-50m", "student.model is", "did you mean qwen-500m or"),
+    ("student.model=x", "student.model is 'x'", "give a dict, or a shape of"),
+    ("train=5", "train is '5'", "give a dict"),
+    (
+      "student.model.head_dim=7",
+      "student.model: hidden",
+      "change num_attentio",
+    ),
+  ],
+)
+def test_a_flag_is_blamed_for_its_value(flag, what, hint):
+  """And not the config file."""
+  argv = ["miniplm", "--config=demo", f"--config.{flag}", "--dry_run"]
+  with pytest.raises(UserError) as e:
+    main.run(argv, flags.FlagValues())
+  assert e.value.what.startswith(f"config.{what}")
+  assert e.value.where == f"--config.{flag}"
+  assert e.value.hint.startswith(hint)
+
+
+def test_what_a_flag_does_not_say_is_the_files():
+  argv = ["miniplm", "--config=demo", "--config.select.rows=3", "--dry_run"]
+  with pytest.raises(UserError, match=r"rows=3, give one, and 0") as e:
+    main.run(argv, flags.FlagValues())
+  assert e.value.what == "config.select.ratio, rows, tokens is (0.31, 3, 0)"
+  argv[2] = "--config.corpus.split_field="  # and that is not said wrongly
+  argv.append("--config.compare.criteria=miniplm=teacher")
+  with pytest.raises(UserError, match=r"compare\.oracle is 'oracle'") as e:
+    main.run(argv, flags.FlagValues())
+  assert e.value.where.endswith("demo.py")
+
+
+def test_the_warm_up_follows_the_steps(monkeypatch):
+  given = []
+  monkeypatch.setattr(
+    pipeline, "run", lambda config, *_, **__: given.append(config)
+  )
+  for own in [], ["steps=50"], ["steps=50", "warmup_steps=7"]:
+    for each in own, own[::-1]:
+      argv = [
+        "miniplm",
+        "--config=demo",
+        *(f"--config.train.{a}" for a in each),
+      ]
+      main.run(argv, flags.FlagValues())
+  configs = [config_lib.from_dict(config, "here") for config in given]
+  assert [c.train.warmup_steps for c in configs] == [25, 25, 5, 5, 7, 7]
+  assert {c.reference.train.warmup_steps for c in configs} == {60}
 
 
 def test_the_library_takes_a_name(monkeypatch):
@@ -228,5 +320,5 @@ def test_the_wheel_runs_from_an_empty_folder(tmp_path):
   assert code == 0
   assert "score" in said and "select" not in said
   assert miniplm("skore") == (
-    *(1, "", "error: no command skore, command line, see miniplm --help"),
+    *(1, "", "error: no command skore, command line, did you mean score?"),
   )

@@ -289,7 +289,7 @@ def test_tokens_to_target_by_hand():
 @pytest.mark.parametrize(
   ("options", "said"),
   [
-    ([CRITERIA + ",foo"], "criteria is 'foo', .*mean_diff.*, or NAME=FORMULA"),
+    ([CRITERIA + ",foo"], "criteria is 'foo', .*mean_diff.*, and NAME=FORMULA"),
     ([CRITERIA + ",easy=teacher"], "give each another name"),
     ([CRITERIA + ",Easy=teacher"], "give each another name"),
     ([CRITERIA + ",random=teacher"], "random is random"),

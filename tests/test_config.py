@@ -452,6 +452,21 @@ def overridden(*arguments):
     ("code=2,mail=0.5", "train.domain_weights", ("code=2", "mail=0.5")),
     ("512,640", "score.lengths", (512, 640)),
     ("Once, upon a time", "generate.prompts", ("Once, upon a time",)),
+    ("1,2 or more", "generate.prompts", ("1,2 or more",)),
+    (
+      "mean_diff,b=teacher - reference,c=z(teacher, by=domain),d=max(a,(b)),e",
+      "compare.criteria",
+      (
+        *("mean_diff", "b=teacher - reference", "c=z(teacher, by=domain)"),
+        *("d=max(a,(b))", "e"),
+      ),
+    ),
+    (
+      "b=field('x') + random()",
+      "compare.criteria",
+      ("b=field('x') + random()",),
+    ),
+    ("mean_diff, difficulty", "compare.criteria", ("mean_diff, difficulty",)),
     ("('a,b',)", "generate.prompts", ("a,b",)),
   ],
 )
@@ -470,7 +485,7 @@ def test_a_shape_is_given_by_its_name(monkeypatch):
   assert dict(found.student.model) == PRESETS["mamba-130m"]
   found = overridden(f"{shape}qwen-500m", f"{shape[:-1]}.vocab_size=512")
   assert dict(found.student.model) == PRESETS["qwen-500m"] | {"vocab_size": 512}
-  with pytest.raises(flags.IllegalFlagValueError, match="none of qwen-45m, "):
+  with pytest.raises(flags.IllegalFlagValueError, match="mean qwen-45m or "):
     overridden(f"{shape}qwen-5m")
 
 

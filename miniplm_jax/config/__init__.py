@@ -43,7 +43,7 @@ from miniplm_jax.config.sections import (
   VerifyConfig,
 )
 from miniplm_jax.config.training import TrainConfig
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import UserError, did_you_mean
 from miniplm_jax.core.fields import (
   FieldError,
   Rule,
@@ -159,7 +159,7 @@ def _kind(kind: type[Section], config: Any, name: str, where: str):
       raise UserError(f"field {name}.{key} is missing", where, hint)
   for key in config:
     if key not in names:
-      hint = f"the fields there are {', '.join(sorted(names))}"
+      hint = did_you_mean(key, names, "all are in miniplm_jax/config")
       raise UserError(f"unknown field {name}.{key}", where, hint)
   return kind
 

@@ -106,7 +106,8 @@ def _judged(item: str) -> tuple[bool, str]:
   if item in CRITERIA:
     return True, ""
   if "=" not in item or not f.is_name(name):
-    return False, f"give one of {', '.join(CRITERIA)}, or NAME=FORMULA"
+    hint = f"give names of {', '.join(CRITERIA)}, and NAME=FORMULA"
+    return False, f"{hint}: as a,b='x - y', without a space before a name"
   if name in CRITERIA:
     return False, f"{name} is {CRITERIA[name].text}: give another name"
   try:

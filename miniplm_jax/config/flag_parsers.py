@@ -5,16 +5,22 @@
 """
 
 import ast
+import re
 
 from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags, tuple_parser
 
+from miniplm_jax.core.errors import did_you_mean
 from miniplm_jax.models.architecture import PRESETS
 
 
 class _ListParser(tuple_parser.TupleParser):
-  """A tuple in Python, or words with commas between them and no spaces."""
+  """A tuple in Python, or words and NAME=FORMULA with commas between them.
+
+  Commas in parentheses are a formula's. Words have no spaces: a text with a
+  comma is one item.
+  """
 
   def parse(self, argument):
     if argument == "":  # --config.baselines= is none
@@ -25,9 +31,13 @@ class _ListParser(tuple_parser.TupleParser):
       items = (argument,)
     if items != (argument,):
       return items
-    words = argument.split(",")
-    # A text with a comma is one item.
-    is_list = all(word and not any(map(str.isspace, word)) for word in words)
+    words = []
+    for piece in argument.split(","):
+      if words and words[-1].count("(") > words[-1].count(")"):
+        words[-1] += f",{piece}"
+      else:
+        words.append(piece)
+    is_list = all(re.fullmatch(r"\S+|[\w.+@-]+=.*\S", word) for word in words)
     return tuple(words) if is_list else items
 
 
@@ -40,9 +50,9 @@ class _SectionParser(flags.ArgumentParser):
     try:
       value = PRESETS.get(argument) or ast.literal_eval(argument)
       return ConfigDict(value)
-    except (ValueError, SyntaxError, TypeError) as e:
-      names = ", ".join(PRESETS)
-      raise ValueError(f"{argument} is no dict and none of {names}") from e
+    except (ValueError, SyntaxError, TypeError, AttributeError) as e:
+      hint = f"give a dict, or a shape of {', '.join(PRESETS)}"
+      raise ValueError(did_you_mean(argument, PRESETS, hint)) from e
 
 
 def register():

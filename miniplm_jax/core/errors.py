@@ -1,11 +1,12 @@
 """The one error that a user is meant to read, and what others mean."""
 
 import contextlib
+import difflib
 import errno
 import os
 import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -70,6 +71,12 @@ def one_line(e: UserError | OSError) -> str:
   what = e.strerror or shortened(e) or type(e).__name__
   hint = _OF_THE_SYSTEM.get(_errno(e), _USABLE)
   return f"{what}, {e.filename or 'a file'}, {hint}"
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str) -> str:
+  """Returns the question for a name that is none of these; or `otherwise`."""
+  near = difflib.get_close_matches(name, names, cutoff=0.7)
+  return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 
 @contextlib.contextmanager
@@ -165,8 +172,13 @@ def from_outside(e: BaseException) -> UserError | OSError | None:
   return None
 
 
-def of_command_line(e: BaseException, argv: Sequence[str]) -> UserError | None:
-  """Returns what to tell of an error of flags or the config; None of --help."""
+def of_command_line(
+  e: BaseException, argv: Sequence[str], advice: Mapping[str, str] = {}
+) -> UserError | None:
+  """Returns what to tell of an error of flags or the config; None of --help.
+
+  `advice` says of a field, such as config.train.steps, what it takes.
+  """
   named = {a.rpartition("=")[2].partition(":")[0] for a in argv[1:]}
   paths = {os.path.abspath(path): path for path in named if path}
   chain = [e]
@@ -185,10 +197,12 @@ def of_command_line(e: BaseException, argv: Sequence[str]) -> UserError | None:
         return UserError(what, f"{path}:{line}", "mend the config file")
   if isinstance(e, SystemExit):
     return None
-  unknown = isinstance(e, (AttributeError, KeyError))
-  what = "no such field" if unknown else type(e).__name__
-  what += f": {_without_fields(e)}"
-  return UserError(what, "flags or config file", "see --help")
+  said = _without_fields(e)
+  if value := re.match(r"flag --(config\.\S+?)=(.*?): (.*)", said, re.DOTALL):
+    name, given, why = value.groups()
+    hint = advice.get(name) or why
+    return UserError(f"{name} is {given!r}", f"--{name}={given}", hint)
+  return UserError(said, "flags or config file", "see --help")
 
 
 def _without_fields(e: BaseException) -> str:

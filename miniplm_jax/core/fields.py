@@ -7,7 +7,6 @@ A section is a frozen dataclass whose fields are made by `number`, `word`,
 
 import ctypes
 import dataclasses
-import difflib
 import operator
 import os
 import re
@@ -15,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.errors import UserError, did_you_mean
 
 # What becomes a folder: no way out of the one that it is in, no flag, nothing
 # hidden, nothing that a shell or a glob reads.
@@ -49,7 +48,11 @@ class Rule:
     if type(value) is str and value in self.renamed:
       return value, f"it is called {self.renamed[value]} now"
     if not self.is_good(value):
-      return value, self.advice + ", ".join(w or repr(w) for w in self.words)
+      advice = self.advice + ", ".join(w or repr(w) for w in self.words)
+      # Of few words all are said.
+      if len(self.words) > 5 and isinstance(value, str):
+        advice = did_you_mean(value, self.words, advice)
+      return value, advice
     bad = (self.item.first_bad(v) for v in value) if self.item else ()
     return next(filter(None, bad), None)
 
@@ -102,9 +105,7 @@ class Section:
     """Refuses names that are no fields."""
     names = [field.name for field in dataclasses.fields(cls)]
     for name in options.keys() - names:
-      near = difflib.get_close_matches(name, names)
-      hint = "did you mean " + " or ".join(near) if near else ""
-      hint = hint or f"choose from {', '.join(names)}"
+      hint = did_you_mean(name, names, f"choose from {', '.join(names)}")
       raise UserError(f"no field {name!r}", cls.__name__, hint)
     return super().__new__(cls)
 
