@@ -30,6 +30,10 @@ BATCH_TOKENS = 65_536
 # are within 2 % of the best of 1 to 32, per token, on v4, v5e, v5p and v6e: of
 # more, activations leave VMEM (docs/tpu_scoring.md; predicted).
 TPU_BATCH_TOKENS = 4096
+# On CPUs. Of SmolLM2-135M 512 to 4,096 took 6.4 to 10.3 s for 64 rows of 128
+# tokens (four turns on two busy cores: 1,024 6.4 to 8.2, 4,096 7.9 to 10.3);
+# parts of few rows do not fill larger ones.
+CPU_BATCH_TOKENS = 1024
 # The group of lm_eval that is the paper's nine. acc_norm where a task has it,
 # else acc; their plain mean.
 GROUP = "miniplm"
@@ -68,7 +72,7 @@ class ScoreConfig(Section):
   # more, and 65,536 at most. What was begun goes on in parts of its size.
   rows_per_part: int = f.number(0, "[0, inf)")
   # Of one batch over all devices, with padding; 0 is 65,536, on TPUs 4,096 for
-  # each shard, and on CPUs, where a first batch takes minutes, 4,096.
+  # each shard, and on CPUs 1,024.
   batch_tokens: int = f.number(0, "[0, inf)")
   # Of D. Less than 1 is for method proxy alone: the rows that it learns
   # from, and some to test it on.

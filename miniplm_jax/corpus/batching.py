@@ -9,7 +9,11 @@ import grain
 import numpy as np
 from jax.sharding import Mesh
 
-from miniplm_jax.config.sections import BATCH_TOKENS, TPU_BATCH_TOKENS
+from miniplm_jax.config.sections import (
+  BATCH_TOKENS,
+  CPU_BATCH_TOKENS,
+  TPU_BATCH_TOKENS,
+)
 from miniplm_jax.corpus.store import Corpus, StoredRow
 from miniplm_jax.models import placement
 from miniplm_jax.models.sharding import batch_shards
@@ -35,7 +39,8 @@ class Planned:
 
 def tokens_of(asked: int, mesh: Mesh) -> int:
   """Inputs of a batch; if 0 are asked for, by the kind of device."""
-  by_kind = {"cpu": 4096, "tpu": TPU_BATCH_TOKENS * batch_shards(mesh)}
+  on_tpus = TPU_BATCH_TOKENS * batch_shards(mesh)
+  by_kind = {"cpu": CPU_BATCH_TOKENS, "tpu": on_tpus}
   return asked or by_kind.get(mesh.devices.flat[0].platform, BATCH_TOKENS)
 
 
