@@ -31,6 +31,7 @@ from miniplm_jax.report.analyses import (
   seeds,
 )
 from miniplm_jax.report.analyses.base import NoInputs
+from miniplm_jax.report.by_domain import Paired
 from miniplm_jax.training import comparable
 
 PAPER = scaling.Law(
@@ -475,8 +476,8 @@ def test_each_domain_of_a_mixture_begins_anew_by_itself():
 def test_what_is_reached_by_the_first_point_is_a_bound():
   """It may have been there before: at most the step, at least the saving."""
   students = {
-    "fast": student([10, 20], [2.0, 1.0], 1.0),
-    "slow": student([10, 20], [5.0, 3.0], 1.0),
+    "fast": student([10, 15, 20], [2.0, 1.5, 1.0], 1.0),
+    "slow": student([10, 15, 20], [5.0, 4.0, 3.0], 1.0),
   }
   found = savings.measure(SimpleNamespace(students=students))
   ((*_, step, spent, _, _, _),) = savings.ANALYSIS.section(found).table.cells()
@@ -484,7 +485,7 @@ def test_what_is_reached_by_the_first_point_is_a_bound():
 
 
 def test_curves_on_other_rows_do_not_compare():
-  a, b = (student([1, 2], [4.0, 2.0], 1.0, seen=rows) for rows in "ab")
+  a, b = (student([1, 2, 3], [4, 3, 2], 1.0, seen=rows) for rows in "ab")
   with pytest.raises(NoInputs, match="the same held-out rows"):
     savings.measure(SimpleNamespace(students={"a": a, "b": b}))
   made = savings.measure(SimpleNamespace(students={"a": a, "b": b, "c": a}))
@@ -510,9 +511,9 @@ def test_curves_on_other_rows_do_not_compare():
 
 def test_students_that_began_alike_are_compared():
   """What the weights that they began with took is not known."""
-  steps, made = [1, 2], {}
+  steps, made = [1, 2, 3], {}
   for name, init in (("a", "x"), ("b", "x"), ("c", "y"), ("d", None)):
-    made[name] = student(steps, [4.0, 2.0], 1.0, offline={}, init=init)
+    made[name] = student(steps, [4, 3, 2], 1.0, offline={}, init=init)
   pairs = savings.measure(SimpleNamespace(students=made))["pairs"]
   assert {(p["method"], p["baseline"]) for p in pairs} == {
     ("a", "b"),
@@ -522,17 +523,44 @@ def test_students_that_began_alike_are_compared():
   assert {p["FLOPs with offline"] for p in pairs} == {None}
 
 
+def test_a_saving_is_of_curves_of_one_seed_that_differ(monkeypatch):
+  """Of two points, of other seeds or by chance nothing is saved."""
+  steps, delta = [1, 2, 3], np.array([0.1, 0.2, 0.3, -0.4])
+  made = {n: student(steps, [4, 3, 2], 1.0, offline={}) for n in "abc"}
+  made["c"].training.settings["train"]["seed"] = 11
+  made["d"] = student([1, 2], [4, 2], 1.0)
+
+  def pairs():
+    return savings.measure(SimpleNamespace(students=made, corpus=None))["pairs"]
+
+  assert {p["method"] + p["baseline"] for p in pairs()} == {"ab", "ba"}
+  for name in "abcd":
+    measured = SimpleNamespace(evaluation="measured")
+    made[name] = dataclasses.replace(made[name], **vars(measured))
+
+  def of(pair, corpus):
+    of_rows = delta, delta, np.array(["x"] * 4), np.ones(4, bool)
+    return Paired((*pair,), *of_rows)
+
+  monkeypatch.setattr(savings, "Corpus", lambda manifest: "opened")
+  monkeypatch.setattr(savings.Paired, "of", of)
+  with pytest.raises(NoInputs, match="shown to differ"):  # 0.05 ± 0.32
+    pairs()
+  delta += 0.4
+  assert len(pairs()) == 2
+
+
 def test_what_is_not_known_is_not_added_up():
   found = savings.measure(
     SimpleNamespace(
       students={
-        "a": student([1, 2], [4.0, 2.0], 1.0, offline={"scoring": None}),
-        "b": student([1, 2], [5.0, 3.0], 1.0),
+        "a": student([1, 2, 3], [4, 3, 2], 1.0, offline={"scoring": None}),
+        "b": student([1, 2, 3], [5, 4, 3], 1.0),
       }
     )
   )
   first = found["pairs"][0]
-  assert first["step"] == 1.5 and first["FLOPs"] == pytest.approx(2 / 1.5)
+  assert first["step"] == 2 and first["FLOPs"] == pytest.approx(3 / 2)
   assert first["FLOPs with offline"] is None
 
 
@@ -761,7 +789,7 @@ def test_what_no_longer_belongs_together_is_left_out(copy, capsys, of):
   with edited(made) as body:
     body["inputs"][of] = "another"
   first, *others = Stages(typed(config), workdir).analyses.sections()
-  assert "has changed since" in first.text[0] and len(others) == 6
+  assert "has changed since" in first.text[0] and len(others) == 7
   left = [x for x in analyzed().splitlines() if "left out: " in x]
   assert len(left) == 2 and f"inputs.{of} is another" in left[0]
   assert "students/miniplm: its selection is not there" in left[1]

@@ -10,10 +10,12 @@ from miniplm_jax.report.by_domain import Paired
 
 SUMMARY = types.SimpleNamespace(
   domains=[
-    types.SimpleNamespace(name=name, share=share)
+    types.SimpleNamespace(
+      name=name, rows=40, kept_rows=int(40 * share), share=share
+    )
     for name, share in (("code", 0.25), ("mail", 0.75), ("unheld", 0.5))
   ],
-  total=types.SimpleNamespace(share=0.4),
+  total=types.SimpleNamespace(rows=120, kept_rows=48, share=0.4),
 )
 
 
@@ -41,11 +43,17 @@ def test_a_domain_s_difference_has_its_standard_error():
     ]
     loss, delta = zip(*own)
     error = statistics.stdev(delta) / len(own) ** 0.5
-    share, n, mean, shown = lines[name]
-    assert share == {"code": 0.25, "mail": 0.75, "all": 0.4}[name]
+    rows, kept, share, n, mean, shown = lines[name]
+    shares = {"code": "25.0%", "mail": "75.0%", "all": "0.4"}
+    assert str(share) == shares[name]
+    assert (rows, kept) == {
+      "code": (40, 10),
+      "mail": (40, 30),
+      "all": (120, 48),
+    }[name]
     assert n == len(own) and mean == pytest.approx(statistics.fmean(loss))
     assert shown == f"{statistics.fmean(delta):+.4f} ± {error:.4f}"
-  assert lines["unheld"] == [0.5, 0, None, None] and lines["odd"][0] is None
+  assert lines["unheld"][3:] == [0, None, None] and lines["odd"][0] is None
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -56,9 +64,15 @@ def test_the_headline_has_an_interval_and_the_domain_that_decides(sign):
   reach = 1.96 * statistics.stdev(delta) / n**0.5
   code = sum(both.delta_N[both.domain_N == "code"]) / n
   mail = both.delta_N[both.domain_N == "mail"].mean()
+
+  def way(x):
+    return f"{abs(x):.4f} {'lower' if x < 0 else 'higher'}"
+
+  nats = way(mean).replace(" ", " nats ")
   assert both.sentence() == (
-    f"miniplm less pretrain (rows at random): {mean:+.4f} nats, of which "
-    f"{code:+.4f} by code, 95 % {mean - reach:+.4f} to {mean + reach:+.4f} "
-    f"over {n} held-out rows, one seed; not counted: mail {mail:+.4f}."
+    f"miniplm is {'behind' if sign > 0 else 'ahead of'} pretrain (rows at "
+    f"random): its held-out loss is {nats} (95 %: {way(mean - reach)} to "
+    f"{way(mean + reach)}, over one seed and {n} held-out rows), "
+    f"{abs(code):.4f} of it by code. Not counted: mail {way(mail)}."
   )
-  assert "of which" not in paired(code=0.1).sentence()
+  assert " of it by" not in paired(code=0.1).sentence()

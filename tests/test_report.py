@@ -27,10 +27,9 @@ from miniplm_jax.pipeline import Stages
 from miniplm_jax.report import (
   agreement,
   audit,
-  compare_page,
   copies,
   dataset_card,
-  findings,
+  headline,
   model_card,
   page,
   plots,
@@ -501,19 +500,22 @@ def test_the_verdict_says_what_sets_students_apart():
   def told(**train):
     students = {"miniplm": made("miniplm")}
     students["pretrain"] = made("pretrain", **train)
-    return findings.verdict(students)
+    return " ".join(headline.verdict(students, (), None))
 
-  assert told().endswith("at 8 equal steps (one seed).")
+  assert told() == (
+    "pretrain is 1.0000 nats higher than miniplm (one seed, no interval), "
+    "after as many steps, 8."
+  )
   assert told(warmup_steps=1, steps=4) == told(new_in_this_version=1) == told()
   text = told(learning_rate=0.3, warmup_steps=1)
   assert text.endswith(
-    "equal steps (one seed). Beside its method pretrain differs from miniplm: "
+    "as many steps, 8. Beside its method pretrain differs from miniplm: "
     "train.learning_rate 0.3 and not 0.1, train.warmup_steps 1 and not 2."
   )
 
 
 def test_the_verdict_of_several_seeds_has_an_interval():
-  mine = {"formula": "reference", "loss": 5.0, "shown": "better"} | {
+  mine = {"formula": "reference", "delta_by_seed": [-0.5, 0.0]} | {
     f"{key}{end}": value
     for key, values in {
       "delta": (-0.25, -0.5, -0.125),
@@ -521,21 +523,25 @@ def test_the_verdict_of_several_seeds_has_an_interval():
     }.items()
     for end, value in zip(("", "_low", "_high"), values)
   }
-  other = {"formula": "random()", "loss": 5.25, "shown": "baseline"}
-  one = {"baseline": "random", "oracle": "best", "seeds": 3, "steps": 8}
-  one["criteria"] = {"random": other, "mine": mine}
-  assert compare_page.verdict(one, "difficulty") == (
-    "mine is shown to be better than random: held-out loss -0.2500 (-0.5000 to "
-    "-0.1250) nats, 95 %, 3 seeds of 8 steps; 50% (25% to 75%) of what best "
-    "gains."
+  other = {"formula": "random()"}
+  one = {"baseline": "random", "oracle": "best", "seeds": 2, "steps": 8}
+  one |= {"criteria": {"random": other, "mine": mine}, "heldout_rows": 90}
+  assert f"{headline.of_seeds(one, 'difficulty')}" == (
+    "mine is shown to be better than random (rows at random): its held-out "
+    "loss is 0.2500 nats lower (95 %: 0.5000 lower to 0.1250 lower, over 2 "
+    "seeds of 8 steps and 90 held-out rows). That is 50% (25% to 75%) of what "
+    "best gains."
   )
-  mine["shown"] = "no difference shown"
+  mine["delta_high"] = 0.125
   del mine["recovered"]
-  text = compare_page.verdict(one, "reference")
-  assert text.startswith("mine is not shown to differ from random: held-out")
-  assert text.endswith("3 seeds of 8 steps.")
-  assert not compare_page.verdict(one, "random")
-  assert not compare_page.verdict(one, "-reference")
+  other["formula"] = "teacher"
+  text = f"{headline.of_seeds(one, 'reference')}"
+  assert text.startswith("mine is not shown to differ from random: its held")
+  assert text.endswith(
+    "0.1250 higher, over 2 seeds of 8 steps and 90 held-out rows)."
+  )
+  assert headline.of_seeds(one, "random") is None
+  assert headline.of_seeds(one, "-reference") is None
 
 
 def test_a_report_that_is_refused_leaves_the_last_one(tmp_path):
@@ -845,7 +851,7 @@ def test_a_page_is_one_file_and_shows_texts_as_they_are(tmp_path):
     page.Section("Three", folds=[page.Fold("f", [("where", text)])]),
     page.Section("Four"),
   ]
-  page.write(tmp_path / "page.html", "A title", "Lead.", body)
+  page.write(tmp_path / "page.html", "A title", ["Lead."], body)
   content = (tmp_path / "page.html").read_text()
   found = Page(content)
   assert found.addresses == ["#s1", "#s2", "#s3", "#s4"]

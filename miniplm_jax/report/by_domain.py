@@ -5,7 +5,7 @@ N held-out rows, paired: both students were measured on each.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -14,11 +14,50 @@ from miniplm_jax.core import groups
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.evaluation import heldout
 from miniplm_jax.report.inventory import Student
-from miniplm_jax.report.page import Section, Table
+from miniplm_jax.report.page import Bar, Section, Table
 from miniplm_jax.report.selection_summary import Summary
 
 _NORMAL = 1.96  # standard errors on either side: 95 %
-_BASELINE = "pretrain"  # with which a method is compared, if it is there
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """A held-out loss less that of a baseline, in nats, with its 95 %."""
+
+  name: str
+  baseline: str
+  mean: float
+  low: float
+  high: float
+  rows: int  # held out
+  by_seed: Sequence[float] = ()  # () is of one
+  at_random: bool = False  # the baseline takes its rows so
+  over: str = "one seed"
+  more: str = ""  # what else is said of it
+
+  @property
+  def shown(self) -> int:
+    """−1 is better, 1 is worse, 0 is that no difference is shown."""
+    return int(self.low > 0) - int(self.high < 0)
+
+  @staticmethod
+  def way(nats: float, unit: str = "") -> str:
+    """A difference without a sign."""
+    size = f"{abs(nats):.4f} {unit}".strip()
+    return f"{size} {'lower' if nats < 0 else 'higher'}"
+
+  def __str__(self) -> str:
+    none = "is not shown to differ from"
+    words = "is ahead of", none, "is behind"  # of one seed, which proves little
+    if len(self.by_seed) > 1:
+      words = "is shown to be better than", none, "is shown to be worse than"
+    return (
+      f"{self.name} {words[self.shown + 1]} {self.baseline}"
+      f"{' (rows at random)' * self.at_random}: its held-out loss is "
+      f"{self.way(self.mean, 'nats')} (95 %: {self.way(self.low)} to "
+      f"{self.way(self.high)}, over {self.over} and {self.rows:,} held-out "
+      f"rows){self.more}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +69,7 @@ class Paired:
   delta_N: np.ndarray  # float64
   domain_N: np.ndarray  # names
   counts_N: np.ndarray  # bool, whether the row counts in the total
+  at_random: bool = True  # the other takes its rows so
 
   @classmethod
   def of(cls, students: Mapping[str, Student], corpus: Corpus) -> Self | None:
@@ -39,7 +79,8 @@ class Paired:
     tokens or rows.
     """
     main, *others = students
-    both = main, _BASELINE if _BASELINE in others else (others or [main])[0]
+    random = [name for name in others if students[name].is_baseline]
+    both = main, *(random or others or [main])[:1]
     measured = [students[name].evaluation for name in both]
     rows = list(map(heldout.read_rows, measured))
     tokenizers = {m.tokenizer for m in measured}
@@ -53,51 +94,66 @@ class Paired:
     domain = corpus.domains(rows[0]["row_id"])
     ignored = measured[0].settings.get("ignore_domains", ())
     counts = ~np.isin(domain, list(ignored))
-    return cls(both, mine, mine - theirs, domain, counts)
+    at_random = bool(random)
+    return cls(both, mine, mine - theirs, domain, counts, at_random)
+
+  @property
+  def difference(self) -> Difference:
+    """Over all rows that count."""
+    delta = self.delta_N[self.counts_N]
+    mean, reach = float(delta.mean()), _NORMAL * _error(delta)
+    ends = mean - reach, mean + reach
+    rows, at_random = len(delta), self.at_random
+    return Difference(*self.methods, mean, *ends, rows, at_random=at_random)
+
+  @property
+  def decides(self) -> tuple[str, float]:
+    """The domain that makes the most of the difference, and what it makes."""
+    delta, domain = self.delta_N[self.counts_N], self.domain_N[self.counts_N]
+    parts = {
+      d: delta[domain == d].sum() / len(delta) for d in np.unique(domain)
+    }
+    name = max(parts, key=lambda d: parts[d] * np.sign(delta.mean()))
+    return name, float(parts[name])
 
   def sentence(self) -> str:
     """The difference with its interval, and the domain that decides."""
-    delta, domain = self.delta_N[self.counts_N], self.domain_N[self.counts_N]
-    mean, reach = delta.mean(), _NORMAL * _error(delta)
-    names = np.unique(domain)
-    parts = {d: delta[domain == d].sum() / len(delta) for d in names}
-    name = max(parts, key=lambda d: parts[d] * np.sign(mean))
-    decides = f", of which {parts[name]:+.4f} by {name}"
-    main, other = self.methods
-    other += " (rows at random)" * (other == _BASELINE)
-    return (
-      f"{main} less {other}: {mean:+.4f} nats{decides * (len(parts) > 1)}, "
-      f"95 % {mean - reach:+.4f} to {mean + reach:+.4f} over {len(delta):,} "
-      f"held-out rows, one seed{self._left_out()}."
-    )
-
-  def _left_out(self) -> str:
-    """What counts in no mean, with its own."""
+    way, (name, part) = Difference.way, self.decides
+    by = f", {abs(part):.4f} of it by {name}"
+    several = len(set(self.domain_N[self.counts_N])) > 1
     others = self.domain_N[~self.counts_N]
     means = {d: self.delta_N[self.domain_N == d].mean() for d in set(others)}
-    listed = ", ".join(f"{d} {means[d]:+.4f}" for d in sorted(means))
-    return listed and f"; not counted: {listed}"
+    listed = ", ".join(f"{d} {way(means[d])}" for d in sorted(means))
+    not_counted = f" Not counted: {listed}." * bool(listed)
+    return f"{self.difference}{by * several}.{not_counted}"
 
   def section(self, summary: Summary) -> Section:
     """A line for each domain, of all last."""
-    kept = {g.name: g.share for g in summary.domains}
+    of_d = {g.name: g for g in summary.domains}
+    kept = {name: g.share for name, g in of_d.items()}
     names = sorted({*kept, *self.domain_N}, key=lambda d: (-kept.get(d, 0), d))
     out = {*self.domain_N[~self.counts_N]}
     lines = [
       (
         f"({groups.key(d)})" if d in out else groups.key(d),
-        kept.get(d),
+        of_d.get(d),
         self.domain_N == d,
       )
       for d in names
     ]
-    lines.append((groups.ALL, summary.total.share, self.counts_N))
+    lines.append((groups.ALL, summary.total, self.counts_N))
 
     def change(line) -> str | None:
       delta = self.delta_N[line[2]]
       if not len(delta):
         return None
       return f"{np.mean(delta):+.4f} ± {_error(delta):.4f}"
+
+    def share(line) -> Bar | float | None:
+      of, mark = line[1], summary.total.share
+      if not of or of is summary.total:
+        return of and of.share
+      return Bar(of.share, f"{of.share:.1%}", mark)
 
     def loss(line) -> float | None:
       return self.loss_N[line[2]].mean() if line[2].any() else None
@@ -115,7 +171,9 @@ class Paired:
       table=Table.of(
         lines,
         ("domain", "", lambda line: line[0]),
-        ("share kept", ".1%", lambda line: line[1]),
+        ("rows of D", ",", lambda line: line[1] and line[1].rows),
+        ("kept", ",", lambda line: line[1] and line[1].kept_rows),
+        ("share kept", ".1%", share),
         ("held-out rows", ",", lambda line: int(line[2].sum())),
         (f"loss of {main}", ".4f", loss),
         (f"less {other}", ">", change),

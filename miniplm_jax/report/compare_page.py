@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from miniplm_jax.criteria import criterion
 from miniplm_jax.report import plots
 from miniplm_jax.report.page import Section, Table
 from miniplm_jax.report.paired import BASELINE, DIVERGENCES
@@ -147,23 +146,6 @@ def section(figures: Mapping[str, Any]) -> Section:
     notes=[text for text, is_so in notes.items() if is_so],
     pictures=[(_picture(figures), caption)],
   )
-
-
-def verdict(figures: Mapping[str, Any], definition: str) -> str:
-  """How a criterion stands beside the baseline; "" if it is not there."""
-  text, baseline = criterion(definition).text, figures["baseline"]
-  for line in lines(figures):
-    if line["formula"] == text and line["shown"] != BASELINE:
-      is_shown = line["shown"] in ("better", "worse")
-      shown = f"be {line['shown']} than" if is_shown else "differ from"
-      gained = _cell("recovered", ".0%")(line)
-      return (
-        f"{line['criterion']} is {'' if is_shown else 'not '}shown to {shown} "
-        f"{baseline}: held-out loss {_cell('delta', '+.4f')(line)} nats, 95 %, "
-        f"{line['seeds']} seeds of {line['steps']:,} steps"
-        + (f"; {gained} of what {line['oracle']} gains." if gained else ".")
-      )
-  return ""
 
 
 def _picture(figures: Mapping[str, Any]) -> str:

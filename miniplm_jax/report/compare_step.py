@@ -33,6 +33,7 @@ with epy.lazy_imports():  # NumPy, PyArrow and JAX
 
   from miniplm_jax.corpus import store
   from miniplm_jax.report import compare_page, paired
+  from miniplm_jax.report.analyses import savings
 
 STAGE = "compare"
 FIGURES, TABLE, PICTURE = "compare.json", "table.csv", "compare.png"
@@ -151,8 +152,7 @@ def _measure(
   where = f"corpus {corpus.directory}"
   criteria = paired.losses(loss, baseline, compare.oracle, where)
   points = steps.pop() if len(steps) == len(rows) == 1 else ()
-  # One or two are no curve: what they reach is a bound.
-  points = points if len(points) > 2 else ()
+  points = points if len(points) >= savings.LEAST_POINTS else ()
   reached = paired.to_target(points, curves, baseline) if points else {}
   for name, its in students.items():
     criteria[name] |= reached.get(name, {}) | {

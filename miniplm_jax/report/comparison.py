@@ -51,6 +51,7 @@ def table(students: Mapping[str, Student]) -> Table:
     students,
     ("method", "", str),
     ("rows from", "", lambda m: row_of[m]["rows_from"]),
+    ("ranked by", "", lambda m: students[m].selection.settings["definition"]),
     ("objective", "", lambda m: row_of[m]["objective"]),
     ("steps", ",", lambda m: row_of[m]["steps"]),
     ("training FLOPs", ".3g", lambda m: row_of[m]["train_flops"]),
@@ -64,6 +65,8 @@ def table(students: Mapping[str, Student]) -> Table:
 
 def section(students: Mapping[str, Student]) -> Section:
   """The table, what it means, and the curves by FLOPs."""
+  main = next(iter(students))
+  row_steps = students[main].training.counts["steps"]
   offline = {m: each.offline_by_part for m, each in students.items()}
   caption = (
     "The same curves as below, of up to run.eval_rows held-out rows, by what "
@@ -83,6 +86,11 @@ def section(students: Mapping[str, Student]) -> Section:
     ],
     table=table(students),
     notes=[
+      *(
+        f"{method}: {findings.steps_in_words(main, students[main], one)}."
+        for method, one in students.items()
+        if one.training.counts["steps"] != row_steps
+      ),
       *findings.otherwise(students),
       *(
         f"{method}, offline: {flops.in_words(by_part)}."

@@ -71,29 +71,6 @@ def loss_table(
   return Table(columns, rows)
 
 
-def verdict(students: Mapping[str, Student]) -> str:
-  """Which student is ahead, and by how much; the main one is the first."""
-  main, first = next(iter(students.items()))
-  loss = {
-    method: heldout.losses(student.evaluation)[ALL]["instance_mean"]
-    for method, student in students.items()
-    if student.evaluation.tokenizer == first.evaluation.tokenizer
-  }
-  if len(loss) == 1:
-    return f"{main}: held-out loss {loss[main]:.4f}."
-  best, second = sorted(loss, key=loss.__getitem__)[:2]
-  gap = loss[second] - loss[best]
-  equal = _at_equal(students[best].training, students[second].training)
-  words = (
-    f"{best} is ahead: held-out loss {loss[best]:.4f} against "
-    f"{loss[second]:.4f} of {second}, {gap:.4f} nats "
-    f"({gap / loss[second]:.2%}) lower {equal}"
-  )
-  small = "One seed: a difference this small says little by itself."
-  words += f". {small}" if gap < 0.01 else " (one seed)."
-  return " ".join([words, *otherwise(students)])
-
-
 def otherwise(students: Mapping[str, Student]) -> list[str]:
   """What sets students apart beside their methods, in words.
 
@@ -140,16 +117,19 @@ def _made_with(student: Student) -> dict[str, Any]:
   }
 
 
-def _at_equal(best: Manifest, second: Manifest) -> str:
-  """What the two trainings have in common: steps, FLOPs, or nothing."""
-  steps = [training.counts["steps"] for training in (best, second)]
-  spent = [training.details["train_flops"] for training in (best, second)]
-  both = f"{steps[0]:,} and {steps[1]:,} steps"
-  if max(spent) <= 1.01 * min(spent):
-    if steps[0] == steps[1]:
-      return f"at {steps[0]:,} equal steps"
-    return f"at equal FLOPs of training ({both})"
-  return f"at {both}, {spent[0]:.3g} and {spent[1]:.3g} FLOPs of training"
+def steps_in_words(main: str, first: Student, other: Student) -> str:
+  """How many steps a student took beside the main one's, and why."""
+  ours, steps = (s.training.counts["steps"] for s in (first, other))
+  if ours == steps:
+    return f"after as many steps, {steps:,}"
+  text = f"after {steps:,} step{'s' * (steps != 1)}, {main} after {ours:,}"
+  dearer = other.per_step("FLOPs") / first.per_step("FLOPs")
+  if steps == max(round(ours / dearer), 1):
+    text += (
+      f": a step takes {dearer:.2f} × the FLOPs, and config.equal_flops gives "
+      "both the same in all"
+    )
+  return text
 
 
 def unlike(students: Mapping[str, Student]) -> list[str]:

@@ -19,6 +19,9 @@ with epy.lazy_imports():  # it imports JAX
 
 # Settings of a selection that say how much it keeps.
 BUDGET = "ratio", "rows", "tokens"
+# Inputs of a student that follow its seed; settings without an objective's own.
+BY_SEED = "selection", CONVERTED
+_PLAIN = {"model", "train", "rows"}
 # By name, what lies there and belongs together.
 _Named = dict[str, Manifest]
 
@@ -53,6 +56,13 @@ class Student:
   def begins_with(self) -> str | None:
     """What fingerprints the weights of student.init; None without them."""
     return self.training.inputs.get(INIT)
+
+  @property
+  def is_baseline(self) -> bool:
+    """It is of rows at random, with the plain loss."""
+    read = {*self.training.inputs} - {"corpus", "tokenizer", INIT, *BY_SEED}
+    is_plain = {*self.training.settings} <= _PLAIN and not read
+    return is_plain and self.selection.settings["definition"] == "random"
 
   @property
   def offline_by_part(self) -> dict[str, float | None]:

@@ -158,8 +158,21 @@ class Section:
     return "\n\n".join([f"## {self.title}", *self.text, *tables])
 
 
-def write(path: epath.Path, title: str, lead: str, sections: Sequence[Section]):
-  """Writes the page, whole or not at all; it needs no other file."""
+def write(
+  path: epath.Path,
+  title: str,
+  lead: Sequence[str],
+  sections: Sequence[Section],
+  doubts: Sequence[str] = (),
+  todo: Sequence[str] = (),
+):
+  """Writes the page, whole or not at all; it needs no other file.
+
+  Args:
+    lead: paragraphs in larger print, above everything else.
+    doubts: why that may mean little.
+    todo: what one would do next, the first thing first.
+  """
   import jinja2
 
   environment = jinja2.Environment(
@@ -173,6 +186,8 @@ def write(path: epath.Path, title: str, lead: str, sections: Sequence[Section]):
   text = template.render(
     title=title,
     lead=lead,
+    doubts=doubts,
+    todo=todo,
     sections=sections,
     footer=f"Made by miniplm_jax {code_version()}.",
   )

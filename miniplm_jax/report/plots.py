@@ -101,7 +101,7 @@ def curves(
 
 def styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
   """The color and dash of each, in order; what is random comes first."""
-  names = sorted(names, key=lambda name: name not in _RANDOM)
+  names = sorted(names, key=lambda name: not name.startswith(_RANDOM))
   return dict(zip(names, LINES))
 
 

@@ -10,11 +10,12 @@ from miniplm_jax.core import files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.groups import ALL
-from miniplm_jax.core.log import plain
+from miniplm_jax.core.log import plain, warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST, Workdir
 from miniplm_jax.corpus.kept_rows import kept_rows
+from miniplm_jax.criteria import criterion
 from miniplm_jax.evaluation import divergence
 from miniplm_jax.evaluation.heldout import ignored_in_words, losses
 from miniplm_jax.methods import MethodNames, trained_by
@@ -31,6 +32,7 @@ with epy.lazy_imports():  # NumPy, PyArrow and JAX
     compare_page,
     comparison,
     findings,
+    headline,
     page,
     selection_summary,
     selection_tables,
@@ -144,11 +146,17 @@ class Report:
     return {name: each for name, each in alike.items() if name not in own}
 
   def _run(self, path: epath.Path, inputs: Mapping[str, Manifest]):
+    compared = [
+      compare_step.figures_of(made)
+      for name, made in inputs.items()
+      if name.split(" ")[0] == compare_step.STAGE
+    ]
     parts = ("training", "selection", "evaluation")
-    students = {
-      method: Student(*(inputs[f"{method} {part}"] for part in parts))
-      for method in self.methods
-    }
+    students, label = {}, {}
+    for method, names in self.methods.items():
+      one = Student(*(inputs[f"{method} {part}"] for part in parts))
+      label[method] = _label(names, compared)
+      students[label[method]] = one
     scored = {
       role: Scored(
         inputs[f"{role} scores"],
@@ -158,22 +166,8 @@ class Report:
       for role in self.tables
     }
     losses_by_model = findings.loss_table(students, scored)
-    compared = [
-      compare_step.figures_of(made)
-      for name, made in inputs.items()
-      if name.split(" ")[0] == compare_step.STAGE
-    ]
     main = next(iter(students.values()))
-    definition = main.selection.settings["definition"]
-    paired = (compare_page.verdict(each, definition) for each in compared)
-    # That of one seed only where there are no others.
-    verdict = " ".join(filter(None, paired)) or findings.verdict(students)
     corpus = store.Corpus(inputs["corpus"])
-    if by_row := by_domain.Paired.of(students, corpus):
-      verdict += f" {by_row.sentence()}"
-    texts = [losses_by_model.text(), comparison.table(students).text(), verdict]
-    plain("\n" + "\n\n".join(texts) + "\n")
-
     selection, evaluation = main.selection, main.evaluation
     made_from = {
       role: scored[role].table for role in selection.settings["scores"]
@@ -185,6 +179,14 @@ class Report:
       kept_rows(selection),
     )
     shown = selection_tables.SelectionReport.of(selection, figures)
+    by_row = by_domain.Paired.of(students, corpus)
+    top = headline.Headline.of(
+      students, scored, corpus, compared, figures, by_row
+    )
+    texts = losses_by_model.text(), comparison.table(students).text(), f"{top}"
+    plain("\n" + "\n\n".join(texts) + "\n")
+    for doubt in top.doubts:
+      warn(STAGE, doubt)
     body = [
       *map(compare_page.section, compared),
       *([by_row.section(figures)] if by_row else []),
@@ -206,13 +208,13 @@ class Report:
       body.insert(-1, page.Section("Other students", [words], table=table))
     if self.has_divergence:
       measured = {
-        m: divergence.Divergence.of(inputs[f"{m} divergence"])
+        label[m]: divergence.Divergence.of(inputs[f"{m} divergence"])
         for m in self.methods
       }
       body.append(findings.divergences(measured))
     if "tasks" in inputs:
       body.append(tasks_report_step.section(inputs["tasks"]))
-    body += selection_report.sections(shown, corpus)
+    body += selection_report.sections(shown, corpus, by_row is not None)
     if self.proxy_sample:
       tables = {role: each.table for role, each in scored.items()}
       body.append(findings.of_proxy(*self.proxy_sample, corpus, tables))
@@ -222,21 +224,33 @@ class Report:
     body.append(findings.provenance(inputs, shown.name))
     if config := files.read_json(self.workdir.config_file):
       body.append(findings.settings(config))
-    page.write(path, f"MiniPLM: {self.workdir.root.name}", verdict, body)
+    title = f"MiniPLM: {self.workdir.root.name}"
+    page.write(path, title, top.verdict, body, top.doubts, top.next)
+    cost = comparison.rows(students)
     return {
       "tokenizer": corpus.manifest.tokenizer,
       "files": {path.name: files.describe(path)},
       "counts": {"rows": len(corpus)},
       "details": {
-        "verdict": verdict,
+        "verdict": " ".join(top.verdict),
+        "doubts": top.doubts,
+        "next": top.next,
         "loss": {
           name.removesuffix(" evaluation"): losses(manifest)[ALL]
           for name, manifest in inputs.items()
           if name.endswith(" evaluation")
         },
-        "methods": comparison.rows(students),
+        "methods": {method: cost[label[method]] for method in label},
       },
     }
+
+
+def _label(names: MethodNames, compared: Collection[Mapping]) -> str:
+  """A student's folder; with its criterion, if that name compares another."""
+  text = criterion(names.definition).text
+  others = (one["criteria"].get(names.student) for one in compared)
+  is_another = any(one and one["formula"] != text for one in others)
+  return names.student + f" ({names.definition})" * is_another
 
 
 def _manifests(inputs: Mapping[str, Input]) -> dict[str, Manifest]:

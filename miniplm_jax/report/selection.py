@@ -48,9 +48,13 @@ def _cut(text: str, start: int = 0) -> str:
 
 
 def sections(
-  selection: SelectionReport, corpus: Corpus
+  selection: SelectionReport, corpus: Corpus, has_domains: bool = False
 ) -> Iterator[page.Section]:
-  """The parts of a report, without those that were not looked for."""
+  """The parts of a report, without those that were not looked for.
+
+  Args:
+    has_domains: the report has a table of domains already.
+  """
   summary, texts = selection.summary, _Texts(corpus)
   alone = len(largest(summary.domains)) - 1
   rest = len(summary.domains) - alone
@@ -67,15 +71,16 @@ def sections(
     tiles=[*_tiles(selection)],
     notes=[terms, *tables.contaminated_words(selection)],
   )
-  yield page.Section(
-    "By domain",
-    table=tables.domain_table(summary),
-    notes=[
-      "The mark on a bar is the share of all rows that was kept. Shares of "
-      "tokens are of all tokens of D, and of all kept tokens; the change is "
-      f"in percentage points. {others * (rest > 1)}".strip()
-    ],
-  )
+  if not has_domains:
+    yield page.Section(
+      "By domain",
+      table=tables.domain_table(summary),
+      notes=[
+        "The mark on a bar is the share of all rows that was kept. Shares of "
+        "tokens are of all tokens of D, and of all kept tokens; the change is "
+        f"in percentage points. {others * (rest > 1)}".strip()
+      ],
+    )
   yield page.Section(
     "By length",
     table=tables.length_table(summary),
@@ -197,4 +202,6 @@ def write(
     page.Section("How it was made", table=tables.made_table(selection, inputs)),
   ]
   path = directory / "report.html"
-  page.write(path, f"Selection {selection.name}", tables.lead(selection), body)
+  page.write(
+    path, f"Selection {selection.name}", [tables.lead(selection)], body
+  )

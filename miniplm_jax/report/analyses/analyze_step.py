@@ -92,7 +92,10 @@ class Analyses:
         with manifest.reading(file) as path:
           figures = json.loads(path.read_text())
         shown.append(_analysis(name).section(figures))
-    return shown
+    why = manifest.details.get("skipped", {}).items()
+    words = [f"{_analysis(name).title}: {text}." for name, text in why]
+    left_out = page.Section("Analyses that have too little to go by", words)
+    return [*shown, left_out] if words else shown
 
   def _fingerprint(self) -> str:
     """A digest of everything in the workdir that an analysis may read."""

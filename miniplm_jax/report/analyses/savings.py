@@ -8,14 +8,20 @@ import numpy as np
 from etils import epy
 
 from miniplm_jax.core.workdir import GENERATED
+from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
+from miniplm_jax.report.by_domain import Paired
 from miniplm_jax.report.inventory import Inventory, Student, same_rows
 from miniplm_jax.report.page import UNKNOWN, Section, Table
 from miniplm_jax.training import comparable
 
 with epy.lazy_imports():  # it imports JAX
   from miniplm_jax.training import batches
+
+
+# Of a learning curve: what one of fewer reaches is a bound.
+LEAST_POINTS = 3
 
 
 def reached(spent: np.ndarray, loss: np.ndarray, target: float) -> float | None:
@@ -39,28 +45,36 @@ def reached(spent: np.ndarray, loss: np.ndarray, target: float) -> float | None:
 
 
 def measure(workdir: Inventory) -> dict[str, Any]:
-  """Each student against each other one of the same shape and beginning.
+  """Each student against each other one of the same shape, beginning and seed.
 
   Raises:
-    NoInputs: there are no two students with curves that compare.
+    NoInputs: no two students have curves that compare and reach apart.
   """
   curves = {
     name: curve
     for name, student in workdir.students.items()
-    if not student.reads_other_tokens and len((curve := student.curve())[0])
+    if not student.reads_other_tokens
+    and len((curve := student.curve())[0]) >= LEAST_POINTS
   }
   students = {name: workdir.students[name] for name in curves}
   students, left_out = same_rows(students, "training")
+  measured = any(student.evaluation for student in students.values())
+  corpus = Corpus(workdir.corpus) if measured else None
   pairs = []
   for method, baseline in itertools.permutations(students, 2):
     a, b = students[method], students[baseline]
-    shapes = [each.training.settings["model"] for each in (a, b)]
-    if shapes[0] == shapes[1] and a.begins_with == b.begins_with:
+    kinds = [
+      (one["model"], one["train"].get("seed"), each.begins_with)
+      for each in (a, b)
+      if (one := each.training.settings)
+    ]
+    if kinds[0] == kinds[1] and _differ({method: a, baseline: b}, corpus):
       pairs.append(_pair(students, curves, method, baseline))
   if not pairs:
     raise NoInputs(
-      "it takes two students of one shape and student.init with curves on the "
-      "same held-out rows"
+      "it takes two students of one shape, seed and student.init with curves "
+      f"of {LEAST_POINTS} points on the same held-out rows (run.eval_every), "
+      "and losses that are shown to differ"
     )
   return {
     "pairs": pairs,
@@ -73,6 +87,14 @@ def measure(workdir: Inventory) -> dict[str, Any]:
       for name, student in students.items()
     },
   }
+
+
+def _differ(pair: Mapping[str, Student], corpus: Corpus | None) -> bool:
+  """Whether losses differ by more than chance over rows; or it is not known."""
+  if not corpus or None in [each.evaluation for each in pair.values()]:
+    return True
+  by_row = Paired.of(pair, corpus)
+  return not by_row or by_row.difference.shown != 0
 
 
 def _pair(students, curves, method: str, baseline: str) -> dict[str, Any]:
@@ -163,14 +185,16 @@ ANALYSIS = Analysis(
   "Savings at equal quality",
   "The target is the last held-out loss of the baseline's learning curve. A "
   "method reaches it where its own curve, joined by straight lines between its "
-  "points, is first as low. The saving is what the baseline spent in all over "
-  "what the method had spent there: FLOPs of training (a teacher that reads "
-  "along and padding are in them); these with what came before training; rows "
-  "read; and different rows read, which many epochs over few rows do not add "
-  "to. A curve whose first point is as low may have been so before: then the "
-  "step is an upper bound (≤) and what is saved a lower one (≥). Both begin "
-  "from nothing, or with the same weights (student.init). The paper has 2.2 × "
-  "in FLOPs against Vanilla KD at 500M, and 2.4 × in data.",
+  "points, of which it has three or more, is first as low. The saving is what "
+  "the baseline spent in all over what the method had spent there: FLOPs of "
+  "training (a teacher that reads along and padding are in them); these with "
+  "what came before training; rows read; and different rows read, which many "
+  "epochs over few rows do not add to. A curve whose first point is as low may "
+  "have been so before: then the step is an upper bound (≤) and what is saved "
+  "a lower one (≥). Both are of one seed, begin from nothing, or with the same "
+  "weights (student.init), and end at losses that differ by more than chance "
+  "over held-out rows. The paper has 2.2 × in FLOPs against Vanilla KD at "
+  "500M, and 2.4 × in data.",
   measure,
   render,
 )

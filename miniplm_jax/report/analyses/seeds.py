@@ -11,25 +11,29 @@ import numpy as np
 
 from miniplm_jax.core import files
 from miniplm_jax.core.groups import ALL
-from miniplm_jax.core.workdir import CONVERTED, GENERATED
+from miniplm_jax.core.workdir import GENERATED
 from miniplm_jax.evaluation import heldout
-from miniplm_jax.methods import INIT, LABELS, LABELS_OF, SEQKD
+from miniplm_jax.methods import LABELS, LABELS_OF, SEQKD
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.analyses.savings import reached
-from miniplm_jax.report.inventory import BUDGET, Inventory, Student, same_rows
+from miniplm_jax.report.inventory import (
+  BUDGET,
+  BY_SEED,
+  Inventory,
+  Student,
+  same_rows,
+)
 from miniplm_jax.report.page import Section, Table
 from miniplm_jax.training import comparable
 
 _CURVES = "Learning curves: every seed, thin, and the mean."
-_BY_SEED = "selection", CONVERTED  # inputs
 # Made of the selection as the second says: a digest without select.seed, which
 # students of earlier versions do not have.
 _FOLLOWS = {
   GENERATED: SEQKD,
   LABELS: LABELS_OF,
 }
-_PLAIN = {"model", "train", "rows"}  # settings; an objective adds its own
 
 
 def measure(workdir: Inventory) -> dict[str, Any]:
@@ -83,7 +87,7 @@ def _rest(student: Student) -> str:
   """All that a student was made with but its seeds and its names."""
   training, selection = student.training.settings, student.selection.settings
   inputs = student.training.inputs
-  by_seed = {*_BY_SEED, *(k for k, said in _FOLLOWS.items() if said in inputs)}
+  by_seed = {*BY_SEED, *(k for k, said in _FOLLOWS.items() if said in inputs)}
   return files.digest(
     [
       {k: v for k, v in training.items() if k not in ("rows", "train")},
@@ -128,9 +132,7 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
         },
       ]
     ),
-    "is_baseline": first.selection.settings["definition"] == "random"
-    and set(settings) <= _PLAIN
-    and set(first.training.inputs) <= {"corpus", "tokenizer", INIT, *_BY_SEED},
+    "is_baseline": first.is_baseline,
     "budget": [first.selection.settings.get(name) for name in BUDGET],
     "steps": first.training.counts["steps"],
     "warmup": first.warmup / first.training.counts["steps"],
