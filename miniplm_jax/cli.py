@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from etils import epy
 
 import miniplm_jax
-from miniplm_jax.core import distributed, signals
+from miniplm_jax.core import distributed, log, signals
 from miniplm_jax.core.errors import UserError, did_you_mean
 
 with epy.lazy_imports():  # seconds: --help needs none of them
@@ -47,6 +47,7 @@ def nll(argv: Sequence[str]):
   model, *names = [a for a in argv if a != "--debug"] or [""]
   if not names:
     raise UserError("no text", "miniplm nll", "give MODEL FILE...")
+  log.show("stderr")  # the table alone is piped on
   scores = api.nll(model, list(map(_text, names)))
   print("nll_sum", "n_tokens", "n_bytes", "bits_per_byte", "text", sep="\t")
   for name, s in zip(names, scores):

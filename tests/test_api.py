@@ -17,10 +17,11 @@ import tiny_config
 from helpers import LIMIT, ROOT, typed, write_corpus
 
 import miniplm_jax as mp
-from miniplm_jax import api
+from miniplm_jax import api, cli
 from miniplm_jax.config import KDConfig
-from miniplm_jax.core import files
+from miniplm_jax.core import files, log
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.evaluation import texts
 from miniplm_jax.training import flops, watch
 
 
@@ -323,6 +324,25 @@ def test_the_program_of_the_docs(tmp_path, monkeypatch, capsys):
   assert one.n_bytes == len(text) and 0 < one.nll_sum < one.n_tokens * 10
 
 
+def test_nll_says_at_once_how_it_works(finished, tmp_path, monkeypatch, capsys):
+  """On standard error: of the console script standard output is a table."""
+  (tmp_path / "a.txt").write_text("Once, über")
+  monkeypatch.setattr(log.LOGGER, "handlers", [])  # as in a process of its own
+  score, before = texts.RowScorer.__call__, []
+
+  def scored(*arguments):
+    before.append(capsys.readouterr())
+    return score(*arguments)
+
+  monkeypatch.setattr(texts.RowScorer, "__call__", scored)
+  hf = finished / "run/students/miniplm/hf"
+  cli.nll([str(hf), str(tmp_path / "a.txt")])
+  (said,) = before
+  words = "batches of up to 16,384 tokens; compiling the first"
+  assert said == ("", f"[nll] 11 bytes of text in {words}\n")
+  assert capsys.readouterr().out.startswith("nll_sum\t")
+
+
 def test_workers_do_not_run_the_callers_script(tmp_path):
   """Without `if __name__ == "__main__"`, as the docs' first program is."""
   for name in ("a.jsonl", "b.jsonl"):  # a shard each
@@ -370,6 +390,7 @@ def test_a_student_says_what_was_spent_before_it(copy):
   mine = mp.train(shape, kept, to=copy / "run/students/mine", **TRAIN)
   assert mine.manifest.details[flops.OFFLINE] == spent
   card = (mine.save_pretrained(copy / "hf") / "README.md").read_text()
+  assert "rows of up to 32 tokens" in card
   assert f"before it {sum(spent.values()):.3g} (scoring by" in card
   # Not known of a reference that is gone.
   (copy / "run/reference/manifest.json").unlink()

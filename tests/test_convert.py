@@ -436,8 +436,10 @@ def test_a_student_of_another_tokenizer(copy, student):
   )
   tokens = json.loads((folder / "hf" / "tokenizer_config.json").read_text())
   assert (tokens["bos_token"], tokens["eos_token"]) == (BOS, EOS)
+  assert tokens["model_max_length"] == 32  # that of its rows
   card = (folder / "hf" / "README.md").read_text()
   assert converted.fingerprint in card and converted.tokenizer in card
+  assert "of up to 32 tokens, the tokenizer's model_max_length" in card
   loss = manifest.require(folder / "evaluation.json").details["loss"]["all"]
   corpus = Corpus(converted)
   rows = corpus.rows_of("heldout")

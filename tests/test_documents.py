@@ -18,6 +18,7 @@ from helpers import lm_eval_model, refused, run
 from test_huggingface import TRANSFORMER, new, saved
 
 from miniplm_jax import cli
+from miniplm_jax.core import log
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus import tokenizer
@@ -136,12 +137,13 @@ def test_documents_have_the_log_likelihoods_of_lm_eval(
 
 @pytest.mark.parity
 def test_the_console_script_prints_what_lm_eval_computes(
-  model, theirs, tmp_path, capsys
+  model, theirs, tmp_path, capsys, monkeypatch
 ):
   given = {"a.txt": LONG[0][:20], "b.txt": LONG[1][:24]}
   names = [str(tmp_path / name) for name in given]
   for name, text in zip(names, given.values()):
     pathlib.Path(name).write_text(text)
+  monkeypatch.setattr(log.LOGGER, "handlers", [])  # as in a process of its own
   cli.nll([str(model), *names])
   head, *lines = capsys.readouterr().out.splitlines()
   assert head.split("\t") == [

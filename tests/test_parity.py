@@ -217,6 +217,7 @@ def test_a_students_export_and_a_given_teacher(tmp_path, mesh):
   ids = tokenizer(text, return_tensors="np")["input_ids"]
   assert tokenizer.decode(ids[0]) == text
   assert tokenizer.eos_token_id == theirs.config.eos_token_id
+  assert tokenizer.model_max_length == 32  # of the rows that it was trained on
   ours = huggingface.load(epath.Path(directory), mesh)
   difference = our_logits(ours, ids) - their_logits(theirs, ids)
   assert np.abs(difference).max() < 1e-4

@@ -20,6 +20,7 @@ from miniplm_jax.config import (
 from miniplm_jax.core import fields
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.core.log import log
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus.sources import CorpusSource
 from miniplm_jax.evaluation import generate as generate_lib
@@ -178,6 +179,12 @@ def nll(
   how = DocumentsConfig(max_length=max_length, overlap=overlap)
   loaded, every = text_model(model, dtype, run), run.log_every_seconds
   rows = texts_lib.RowScorer(loaded, batch_tokens, every, "nll")
+  size, tokens = sum(len(text.encode()) for text in texts), rows.batch_tokens
+  log(
+    "nll",
+    f"{size:,} bytes of text in batches of up to {tokens:,} tokens; compiling "
+    "the first",
+  )
   return texts_lib.TextScorer(loaded, how, rows)(texts)
 
 

@@ -256,8 +256,11 @@ class Tokenizer:
     """Whether it gives the same ids if it is read as Qwen's."""
     return fast_bpe.is_qwens(self._body)
 
-  def to_files(self) -> dict[str, bytes]:
-    """Returns what a Hugging Face directory needs of it, see `text_engine`."""
+  def to_files(self, max_length: int = 0) -> dict[str, bytes]:
+    """Returns what a Hugging Face directory needs of it, see `text_engine`.
+
+    There a model is trained on rows of `max_length` tokens, if it is given.
+    """
     as_given = self.adds == (self.bos_token, "")
     engine = self._engine if as_given else self.text_engine()
     config = {
@@ -267,6 +270,7 @@ class Tokenizer:
       "clean_up_tokenization_spaces": False,
     }
     config |= {"bos_token": self.bos_token} if self.bos_token else {}
+    config |= {"model_max_length": max_length} if max_length else {}
     return {
       "tokenizer.json": engine.to_str().encode(),
       "tokenizer_config.json": json.dumps(config, indent=1).encode(),

@@ -41,6 +41,7 @@ def write(
   sizes.pop("rope_original_length", None)
   shape = ", ".join(f"{k} {v:,}" for k, v in sizes.items())
   counts = trained.counts
+  length = counts["tokens"] // (counts["steps"] * train["batch_size"])
   before = trained.details.get(flops.OFFLINE, {"offline": None})
   weights = train.get("domain_weights", ())
   sections = [
@@ -68,7 +69,8 @@ def write(
       ],
     ).markdown(),
     "## Training",
-    f"{counts['steps']:,} steps of {train['batch_size']:,} rows, "
+    f"{counts['steps']:,} steps of {train['batch_size']:,} rows of up to "
+    f"{length:,} tokens, the tokenizer's model_max_length, "
     f"{counts['tokens']:,} tokens with padding, "
     f"{trained.details['train_flops']:.3g} FLOPs, "
     f"{flops.in_words(before)}; objective "

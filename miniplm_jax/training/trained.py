@@ -52,7 +52,7 @@ def save(folder, model, corpus, row_ids, extra=None, **how):
     folder,
     model,
     corpus.eos_id,
-    {**corpus.tokenizer().to_files(), **rows, **(extra or {})},
+    {**corpus.tokenizer().to_files(corpus.max_length), **rows, **(extra or {})},
     bos_id=corpus.bos_id,
     as_llama=not corpus.tokenizer().is_qwens,
     **how,
