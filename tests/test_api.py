@@ -14,7 +14,7 @@ import sys
 import numpy as np
 import pytest
 import tiny_config
-from helpers import LIMIT, ROOT, typed, write_corpus
+from helpers import LIMIT, ROOT, documented, execute, typed, write_corpus
 
 import miniplm_jax as mp
 from miniplm_jax import api, cli
@@ -322,6 +322,62 @@ def test_the_program_of_the_docs(tmp_path, monkeypatch, capsys):
   modes = {path.stat().st_mode for path in (tmp_path / hf).iterdir()}
   assert len(modes) == 1
   assert one.n_bytes == len(text) and 0 < one.nll_sum < one.n_tokens * 10
+
+
+def test_arrays_are_selected_as_rows_are(finished, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  corpus = mp.open_artifact(finished / "run/corpus")
+  table = mp.open_artifact(finished / "run").scores.to_arrow()
+  row_ids = table["row_id"].to_numpy()
+  arrays = {
+    name: (table[f"{name}_nll"].to_numpy(), table[f"{name}_tokens"].to_numpy())
+    for name in ("teacher", "reference")
+  }
+  (nll, tokens), (other, _) = arrays.values()
+  np.savez("scores.npz", teacher=nll, reference=other, tokens=tokens)
+  (example,) = documented("api.md", "Select of arrays")
+  kept = execute(example)["kept"]
+  made = mp.open_artifact(finished / "run/selection/miniplm")
+  assert kept.dtype == np.int64 and len(corpus.rows(made.rows.ids)) == len(kept)
+  np.testing.assert_array_equal(row_ids[kept], made.rows.ids)
+  # By another way: sorted, of equal values the first; half are equal.
+  value = np.float32(other / tokens) - np.float32(nll / tokens)
+  value[::2] = np.median(value)
+  wanted = np.sort(np.lexsort((np.arange(len(value)), -value))[:77])
+  ones = np.ones(len(value), np.int32)
+  given = {"a": (value, ones), "unread": ([], [])}
+  np.testing.assert_array_equal(mp.select(given, "a", rows=77), wanted)
+  again = [mp.select(given, "a", rows=77, temperature=9.0) for _ in "ab"]
+  assert np.array_equal(*again) and not np.array_equal(again[0], wanted)
+  assert len(mp.select(given, "random", ratio=0.25)) == len(value) // 4
+  bad = value.copy()
+  bad[3] = np.nan
+  for words, tables, criterion, how in (
+    (
+      "row 3 has nll_sum nan over 1 tokens, table a",
+      {"a": (bad, ones)},
+      "a",
+      {},
+    ),
+    (
+      r"rows of tables are .*'a': 9",
+      {"b": (value, ones), "a": (value[:9], ones[:9])},
+      "a - b",
+      {},
+    ),
+    ("row 0 of .* no finite log", {"a": (-value, ones)}, "log(a - a)", {}),
+    ("reads more than arrays", {"a": (value, ones)}, "a.sum / bytes", {}),
+    ("reads more than arrays", {"a": (value, ones)}, "z(a, by=domain)", {}),
+    ("no score table reference", {"teacher": (value, ones)}, "mean_diff", {}),
+    ("quotas needs a corpus", given, "a", {"quotas": ("x=:0.1",)}),
+    ("no field 'ration'", given, "a", {"ration": 0.1}),
+    (r"a is \(\[\], \[\]\)", {"a": ([], [])}, "a", {}),
+    ("a is .*whole numbers", {"a": (value, ones * 1.5)}, "a", {}),
+    ("a is .*give .nll, tokens.", {"a": 5}, "a", {}),
+    ("a is .*give .nll, tokens.", {"a": [[value], [1]]}, "a", {}),
+  ):
+    with pytest.raises(UserError, match=words):
+      mp.select(tables, criterion, **how)
 
 
 def test_nll_says_at_once_how_it_works(finished, tmp_path, monkeypatch, capsys):

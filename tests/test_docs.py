@@ -59,6 +59,23 @@ def test_duckdb(scores):
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
+def test_pandas(scores):
+  pd = pytest.importorskip("pandas")
+  made = execute(recipe("pandas: a score and its domain"))
+  table = made["table"]
+  for domain in "even", "odd":
+    here = scores["domain"] == domain
+    assert (table["domain"] == domain).sum() == here.sum()
+    ours = table.nll_sum[table["domain"] == domain].sum()
+    assert ours == pytest.approx(scores["teacher"][here].sum(dtype=float))
+  import miniplm_jax as mp
+
+  same = mp.open_artifact("runs/demo/scores/teacher").to_pandas()
+  pd.testing.assert_frame_equal(
+    same.reset_index(drop=True), made["scores"].reset_index(drop=True)
+  )
+
+
 def test_polars(scores):
   pytest.importorskip("polars")
   code = recipe("Polars: the score by domain, with quantiles")

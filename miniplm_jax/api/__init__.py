@@ -18,7 +18,7 @@ from miniplm_jax.api.models import (
   nll,
   score_documents,
 )
-from miniplm_jax.api.scores import Scores
+from miniplm_jax.api.scores import Scores, select
 from miniplm_jax.api.steps import (
   evaluate,
   export,
@@ -26,7 +26,6 @@ from miniplm_jax.api.steps import (
   publish,
   run,
   score,
-  select,
   take,
   tokenize,
   train,

@@ -75,7 +75,7 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     Raises:
       UserError: a row has no finite value; without a field it is NaN.
     """
-    self._require(criterion)
+    _require(criterion, self)
     section = SelectConfig(
       definition=criterion, columns=tuple(columns), seed=seed
     )
@@ -149,7 +149,7 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     folder = Workdir(corpus.path.parent).selection(name)
     folder = border.folder_of(to) if to else folder
     tables = {role: table.path for role, table in self.items()}
-    self._require(criterion)
+    _require(criterion, self)
     selecting = select_step.Selecting(
       section, criterion, tables, corpus.path / MANIFEST, folder
     )
@@ -177,7 +177,7 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
     corpus, read = self.corpus.reader, {}
     tables = {name: one.manifest for name, one in self.items()}
     for definition in (criterion, *others):
-      self._require(definition)
+      _require(definition, self)
       section = _section(definition, options)
       with tempfile.TemporaryDirectory(prefix="miniplm_jax_") as folder:
         path = pathlib.Path(folder) / "rows.npy"
@@ -205,15 +205,53 @@ class Scores(ToPandas, collections.UserDict[str, ScoreTable]):
       files=section.files,
     )
 
-  def _require(self, criterion: str):
-    """Raises UserError unless the tables that a criterion reads are here."""
-    if missing := set(criteria.criterion(criterion).reads) - set(self):
-      raise UserError(
-        f"there is no criterion and no score table {' or '.join(missing)}",
-        f"criterion={criterion}",
-        f"criteria are {', '.join(criteria.CRITERIA)}; tables here "
-        f"{', '.join(sorted(self))}: score with more models",
-      )
+
+def _require(criterion: str, tables: Mapping[str, Any]):
+  """Raises UserError unless the tables that a criterion reads are here."""
+  if missing := set(criteria.criterion(criterion).reads) - set(tables):
+    raise UserError(
+      f"there is no criterion and no score table {' or '.join(missing)}",
+      f"criterion={criterion}",
+      f"criteria are {', '.join(criteria.CRITERIA)}; tables here "
+      f"{', '.join(sorted(tables))}: score with more models",
+    )
+
+
+# Fields of SelectConfig that need no corpus.
+_OF_ARRAYS = "ratio", "rows", "temperature", "seed"
+
+
+@border.in_python()
+def select(
+  scores: Scores | Mapping[str, Sequence],
+  criterion: str = "mean_diff",
+  **options: Any,
+) -> "Selection | np.ndarray":
+  """Keeps the rows of D that rank highest, see `Scores.select`.
+
+  Of plain arrays it returns the places of the same rows, int64, ascending, and
+  writes nothing.
+
+  Args:
+    scores: what `score` returns; or {"teacher": (nll, tokens), …}, of each row
+      Σ −log p in nats and over how many tokens, [rows].
+    criterion: as of `Scores.select`.
+    **options: as of `Scores.select`; of arrays ratio or rows, temperature and
+      seed.
+
+  Raises:
+    UserError: as `Scores.select`; of arrays also if one holds NaN.
+  """
+  if isinstance(scores, Scores):
+    return scores.select(criterion, **options)
+  hint = 'give what score returns, or {"teacher": (nll, tokens), …}'
+  border.of_kind(scores, Mapping, "scores", hint)
+  section = _section(criterion, options)
+  if other := sorted(options.keys() - _OF_ARRAYS):
+    hint = f"give {', '.join(_OF_ARRAYS)}, or what score returns"
+    raise UserError(f"{other[0]} needs a corpus", "select", hint)
+  _require(criterion, scores)
+  return selection.places(scores, criterion, section)
 
 
 def _section(criterion: str, options: Mapping[str, Any]) -> SelectConfig:

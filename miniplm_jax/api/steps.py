@@ -298,14 +298,6 @@ def take(corpus: Corpus, folder: epath.PathLike, **how: Any) -> Scores:
   return score(corpus, tables, **how)
 
 
-def select(
-  scores: Scores, criterion: str = "mean_diff", **how: Any
-) -> Selection:
-  """Keeps the rows of D that rank highest, see `Scores.select`."""
-  border.of_kind(scores, Scores, "scores", "give what score returns")
-  return scores.select(criterion, **how)
-
-
 @border.in_python()
 def evaluate(
   model: Student | Model | str,

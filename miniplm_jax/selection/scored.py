@@ -1,11 +1,14 @@
 """The rows of D with their scores, from the tables of both models."""
 
 import collections
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from miniplm_jax import criteria
+from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import NAMED, Manifest
 from miniplm_jax.corpus.kept_rows import among_any
@@ -157,6 +160,54 @@ class ScoredRows:
         "look at its log-probs, and at what is divided or taken the log of; "
         "nothing that is not finite is selected",
       )
+
+
+class ArrayRows(ScoredRows):
+  """Rows that are known by arrays alone: their ids are places in them."""
+
+  def __init__(
+    self, tables: Mapping[str, Sequence], definition: str, seed: int
+  ):
+    """Takes Σ −log p in nats and the scored tokens, [rows] each, by table.
+
+    Raises:
+      UserError: they are not of the same rows, or a value cannot be used; or
+        the criterion reads what only a corpus has.
+    """
+    self.criterion, self._name = criteria.criterion(definition), definition
+    its = self.criterion.formula
+    if its.columns or its.fields or "by=domain" in its.text:
+      hint = "give what score returns"
+      raise UserError("it reads more than arrays of scores", definition, hint)
+    self._evaluate = formula.Evaluator(its, seed)
+    self._min_length, self._codes = 0, {"": 0}
+    read = {n: _pair(n, tables[n]) for n in its.tables or tuple(tables)[:1]}
+    sizes = {name: len(nll) for name, (nll, _) in read.items()}
+    if len(set(sizes.values())) != 1:
+      hint = "give arrays of the same rows"
+      raise UserError(f"rows of tables are {sizes}", definition, hint)
+    (self.rows,) = set(sizes.values())
+    row_id, zeros = np.arange(self.rows), np.zeros(self.rows, np.int32)
+    self._arrays = {"row_id": row_id, "domain": zeros, "hash": zeros}
+    self._arrays["corpus_tokens"] = zeros
+    for name, (nll, tokens) in read.items():
+      part = {"row_id": row_id, "nll_sum": nll, "n_tokens": tokens}
+      table.check_rows(f"table {name}", part)
+      self._arrays |= {f"{name}_nll": nll, f"{name}_tokens": tokens}
+
+  def _joined(self) -> Iterator[Columns]:
+    yield self._arrays
+
+
+def _pair(name: str, both: Any) -> tuple[np.ndarray, np.ndarray]:
+  """The arrays of a table; nll as score tables have it, float32."""
+  with contextlib.suppress(TypeError, ValueError):
+    nll, tokens = map(np.asarray, both)
+    kinds = nll.dtype.kind in "fiu" and tokens.dtype.kind in "iu"
+    if kinds and nll.shape == tokens.shape == (len(nll),) and len(nll):
+      return nll.astype(np.float32), tokens
+  hint = "give (nll, tokens), numbers and whole numbers, [rows]"
+  raise UserError(f"{name} is {fields.shown(both)}", "select", hint)
 
 
 def of_selection(
