@@ -119,7 +119,7 @@ class Paired:
   def sentence(self) -> str:
     """The difference with its interval, and the domain that decides."""
     way, (name, part) = Difference.way, self.decides
-    by = f", {abs(part):.4f} of it by {name}"
+    by = f", most by {name}, {way(part)}"
     several = len(set(self.domain_N[self.counts_N])) > 1
     others = self.domain_N[~self.counts_N]
     means = {d: self.delta_N[self.domain_N == d].mean() for d in set(others)}

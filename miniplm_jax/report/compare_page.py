@@ -136,8 +136,10 @@ def section(figures: Mapping[str, Any]) -> Section:
     "and at the same steps: see run.eval_every.": not points,
   }
   caption = (
-    "Left, learning curves: mean over seeds, least and largest; dotted, where "
-    f"{baseline} ends. Right, Δ with its interval; strokes are seeds."
+    "Learning curves: mean over seeds, least and largest; dotted, where "
+    f"{baseline} ends. Right, "
+    * bool(points)
+    + "Δ with its interval; strokes are seeds."
   )
   return Section(
     f"Criteria compared, {name}" if name else "Criteria compared",
@@ -150,11 +152,13 @@ def section(figures: Mapping[str, Any]) -> Section:
 
 def _picture(figures: Mapping[str, Any]) -> str:
   baseline, points = figures["baseline"], figures["points"]
-  figure, left = plots.axes(
-    *("Held-out loss", "steps", "nats per token", 10, 3.6), place=(1, 2, 1)
-  )
   title, x = f"Δ to {baseline}", "nats per token; below 0 is better"
-  _, right = plots.axes(title, x, "", of=figure, place=(1, 2, 2))
+  figure = None
+  if points:
+    names = "Held-out loss", "steps", "nats per token"
+    figure, left = plots.axes(*names, width=10, place=(1, 2, 1))
+  place = (1, 2, 2) if points else (1, 1, 1)
+  figure, right = plots.axes(title, x, "", of=figure, place=place)
   right.axvline(0, color=plots.GRAY, lw=0.8)
   means, names = {}, []
   styles = plots.styles(figures["criteria"])

@@ -213,7 +213,7 @@ class Report:
       }
       body.append(findings.divergences(measured))
     if "tasks" in inputs:
-      body.append(tasks_report_step.section(inputs["tasks"]))
+      body.append(tasks_report_step.section(inputs["tasks"], label))
     body += selection_report.sections(shown, corpus, by_row is not None)
     if self.proxy_sample:
       tables = {role: each.table for role, each in scored.items()}

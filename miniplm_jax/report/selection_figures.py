@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from miniplm_jax.report import plots
-from miniplm_jax.report.selection_summary import Summary, largest
+from miniplm_jax.report.selection_summary import Summary
 from miniplm_jax.report.selection_tables import SelectionReport
 
 _KEPT, _CUT = plots.COLORS[:2]
@@ -28,15 +28,6 @@ def _figures(selection: SelectionReport) -> Iterator[tuple[Any, str]]:
   has_threshold = selection.threshold is not None
   threshold = "The line is the threshold. " if has_threshold else ""
   drawn = f"Drawn from {n:,} evenly spaced rows of D." if n < rows else ""
-  yield (
-    _kept_share(summary),
-    "Share of each domain's rows that was kept; the dashed line is the share "
-    "of all rows.",
-  )
-  yield (
-    _token_share(summary),
-    "Share of all tokens that is a domain's: in D, and among the kept rows.",
-  )
   yield (
     _histogram(selection),
     f"Scores, kept rows and rows left out, stacked. {threshold}{drawn}",
@@ -69,55 +60,6 @@ def _has_line(selection: SelectionReport) -> bool:
 def _mark_threshold(ax, selection: SelectionReport):
   if selection.threshold is not None:
     ax.axvline(selection.threshold, color=_CUT, lw=1.3)
-
-
-def _height(count: int) -> float:
-  return max(3.6, 0.9 + 0.27 * count)
-
-
-def _kept_share(summary: Summary):
-  groups = sorted(largest(summary.domains), key=lambda g: g.share)
-  figure, ax = plots.axes(
-    "Kept share by domain", "share kept", "", height=_height(len(groups))
-  )
-  values = [g.share for g in groups]
-  names = [plots.plain(g.name) for g in groups]
-  ax.barh(names, values, color=_KEPT, height=0.7)
-  for i, value in enumerate(values):
-    label = ax.text(value + 0.015, i, f"{value:.0%}", va="center", fontsize=8)
-    label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
-  ax.axvline(summary.total.share, color=plots.INK, lw=1, ls="--")
-  ax.set_xlim(0, 1.1)
-  _percent(ax.xaxis)
-  ax.grid(axis="y", visible=False)
-  return figure
-
-
-def _token_share(summary: Summary):
-  groups = largest(summary.domains)[::-1]
-  figure, ax = plots.axes(
-    "Token share before and after",
-    "share of tokens",
-    "",
-    height=_height(len(groups)),
-  )
-  before, after = (
-    np.array([getattr(g, name) for g in groups])
-    / max(getattr(summary.total, name), 1)
-    for name in ("tokens", "kept_tokens")
-  )
-  places = np.arange(len(groups))
-  ax.hlines(places, before, after, color=plots.PALE, lw=3, zorder=1)
-  for values, color, label in (
-    (before, plots.GRAY, "before: D"),
-    (after, _KEPT, "after: kept"),
-  ):
-    ax.scatter(values, places, color=color, s=34, label=label, zorder=2)
-  ax.set_yticks(places, [plots.plain(g.name) for g in groups])
-  ax.set_xlim(left=0)
-  _percent(ax.xaxis)
-  plots.legend(ax)
-  return figure
 
 
 def _percent(axis):

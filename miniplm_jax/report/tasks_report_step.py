@@ -193,8 +193,10 @@ def notes(
   return lines
 
 
-def section(measured: Manifest) -> Section:
-  """The table of zero-shot tasks."""
+def section(measured: Manifest, names: Mapping[str, str]) -> Section:
+  """The table of zero-shot tasks; `names` are those of students, by method."""
+  rows = measured.details["rows"]
+  rows = [(names.get(label, label), *cells) for label, *cells in rows]
   return Section(
     "Zero-shot tasks",
     [
@@ -205,5 +207,5 @@ def section(measured: Manifest) -> Section:
       "standard error over documents."
     ],
     notes=measured.details.get("asked", ()),
-    table=Table.of_texts(measured.details["header"], measured.details["rows"]),
+    table=Table.of_texts(measured.details["header"], rows),
   )
