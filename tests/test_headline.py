@@ -83,6 +83,9 @@ def test_how_many_seeds_would_show_a_difference():
   assert f"as small as {mean:.4f}" in text
   tiny = Difference("a", "b", 1e-4, -0.1, 0.1, rows, by_seed=[0.05, -0.04, 0])
   assert "not even 100 seeds" in headline.more(tiny)
+  for by_seed in ((), (0.0, 0.0, 0.0)):  # the same student twice
+    same = Difference("a", "b", 0.0, 0.0, 0.0, rows, by_seed=by_seed)
+    assert "not even 100 seeds" in headline.more(same)
 
 
 @pytest.mark.parametrize("by_seed", [(), (0.02, 0.0201, 0.0199)])

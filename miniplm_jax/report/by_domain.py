@@ -76,7 +76,7 @@ class Paired:
     """That of the first student and of random rows, or else of the second.
 
     None if there is one alone, or losses of rows were not kept, or are of other
-    tokens or rows.
+    tokens or rows, or fewer than two rows count.
     """
     main, *others = students
     random = [name for name in others if students[name].is_baseline]
@@ -94,8 +94,9 @@ class Paired:
     domain = corpus.domains(rows[0]["row_id"])
     ignored = measured[0].settings.get("ignore_domains", ())
     counts = ~np.isin(domain, list(ignored))
-    at_random = bool(random)
-    return cls(both, mine, mine - theirs, domain, counts, at_random)
+    if counts.sum() < 2:
+      return None
+    return cls(both, mine, mine - theirs, domain, counts, bool(random))
 
   @property
   def difference(self) -> Difference:

@@ -45,13 +45,9 @@ class Headline:
     summary: Summary,
     by_row: Paired | None,
   ) -> Self:
-    """Of the students of a config, the main one first.
+    """Of the students of a config, the main one first, on rows of `summary`.
 
-    Args:
-      scored: models that score, by role.
-      compared: what each compare.json says.
-      summary: of the rows that the main student was trained on.
-      by_row: the main student beside another one.
+    Models that score are by role; `compared` is what each compare.json says.
     """
     main = next(iter(students.values()))
     definition = main.selection.settings["definition"]
@@ -253,8 +249,8 @@ def _of_domain(by_row: Paired | None, summary: Summary) -> str:
 def more(difference: Difference) -> str:
   """How many seeds or rows show a difference as small as the one found.
 
-  Half an interval is t · s / √n of n seeds, and goes as 1 / √n of n rows.
-  Whichever makes the most of it is named.
+  Half an interval is t · s / √n of n seeds, and goes as 1 / √n of n rows; what
+  makes the most of it is named.
   """
   from scipy import stats
 
@@ -265,14 +261,14 @@ def more(difference: Difference) -> str:
   half, size = (difference.high - difference.low) / 2, abs(difference.mean)
   seeds = len(difference.by_seed)
   as_small = f"would show a difference as small as {size:.4f}"
-  if seeds < 2 or reach(seeds) < half / math.sqrt(2):
-    rows = math.ceil(difference.rows * (half / size) ** 2) if size else 0
+  if size and (seeds < 2 or reach(seeds) < half / math.sqrt(2)):
     return (
-      f"Measure on more held-out rows: some {rows:,} and not "
+      "Measure on more held-out rows: some "
+      f"{math.ceil(difference.rows * (half / size) ** 2):,} and not "
       f"{difference.rows:,} {as_small} (half an interval goes as 1 / √rows): "
       "corpus.heldout_share in a new workdir (docs: Your own corpus)."
     )
-  for n in range(seeds + 1, _MOST_SEEDS + 1):
+  for n in range(seeds + 1, _MOST_SEEDS + 1) if size else ():
     if reach(n) < size:
       return (
         f"Ask more seeds: {n} and not {seeds} {as_small} (half an interval "

@@ -168,10 +168,7 @@ def write(
 ):
   """Writes the page, whole or not at all; it needs no other file.
 
-  Args:
-    lead: paragraphs in larger print, above everything else.
-    doubts: why that may mean little.
-    todo: what one would do next, the first thing first.
+  Its lead are paragraphs, which doubts and a list of what to do next follow.
   """
   import jinja2
 

@@ -50,11 +50,7 @@ def _cut(text: str, start: int = 0) -> str:
 def sections(
   selection: SelectionReport, corpus: Corpus, has_domains: bool = False
 ) -> Iterator[page.Section]:
-  """The parts of a report, without those that were not looked for.
-
-  Args:
-    has_domains: the report has a table of domains already.
-  """
+  """The parts of a report, without what it has or was not looked for."""
   summary, texts = selection.summary, _Texts(corpus)
   alone = len(largest(summary.domains)) - 1
   rest = len(summary.domains) - alone
