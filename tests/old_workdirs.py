@@ -79,6 +79,9 @@ class Release:
 
   def __init__(self, checkout: pathlib.Path):
     self._checkout = checkout
+    sections = (checkout / "miniplm_jax" / "config").glob("*.py")
+    is_new = any('"analyze"' in path.read_text() for path in sections)
+    self.analyze = "analyze" if is_new else "analyse"  # before 2026-11-28
 
   def start(self, folder: pathlib.Path, *arguments: str) -> subprocess.Popen:
     """Starts its command line; both streams go to `folder`/log."""
@@ -130,7 +133,7 @@ def make(release: Release, folder: pathlib.Path):
       write_tokenizer(whole / "tokens")
       release.run(whole, *EVERY)
       release.run(whole, *own(whole), "--stages=convert,train,evaluate,export")
-      release.run(whole, *EVERY, "--stages=analyse,report")
+      release.run(whole, *EVERY, f"--stages={release.analyze},report")
   for stage, (removed, appears) in KILLS.items():
     with _whole(folder / f"killed-in-{stage}") as killed:
       if killed:
@@ -169,8 +172,9 @@ class Check:
   said: str = ""  # a pattern of what each line about a step says
 
 
-# The text is a copy: it is read once more, and that is noted.
-_NOTED = r"corpus/source_seen\.json"
+# The text is a copy: it is read once more, and that is noted. The config is
+# that of the last run that made something.
+_NOTED = r"corpus/source_seen\.json|config\.json"
 _OF_STEP = r"\s+\w+ +(done|would .*)|\[\w+\] (skipped|done in|resuming).*"
 _VIEWS = r"report\.(html|json)|analysis/.*"
 _OTHERWISE = "there and .* here.*put the setting back.*--force"

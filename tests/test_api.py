@@ -394,7 +394,7 @@ def test_nll_says_at_once_how_it_works(finished, tmp_path, monkeypatch, capsys):
   hf = finished / "run/students/miniplm/hf"
   cli.nll([str(hf), str(tmp_path / "a.txt")])
   (said,) = before
-  words = "batches of up to 16,384 tokens; compiling the first"
+  words = "batches of up to 1,024 tokens; compiling the first"
   assert said == ("", f"[nll] 11 bytes of text in {words}\n")
   assert capsys.readouterr().out.startswith("nll_sum\t")
 

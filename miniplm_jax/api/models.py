@@ -158,7 +158,7 @@ def nll(
   texts: str | Sequence[str],
   *,
   dtype: str = "",
-  batch_tokens: int = 16_384,
+  batch_tokens: int = 0,
   max_length: int = 0,
   overlap: float = 0.5,
   run: RunConfig = RunConfig(),
@@ -170,7 +170,8 @@ def nll(
     texts: one that cannot be scored, as it is empty, has None for its Σ and a
       reason.
     dtype: of weights and computation; "" is a given model's own, or float32.
-    batch_tokens: inputs of a batch over all devices, padding included.
+    batch_tokens: inputs of a batch over all devices, padding included; 0 is
+      by the kind of device, as `score.batch_tokens`.
     max_length: inputs of a window of a longer text; 0 is what the model says.
     overlap: how much of a window, in [0, 1), is context alone, whose tokens the
       window before scores; 0 are the rolling windows of lm_eval.
