@@ -24,10 +24,10 @@ The folders are the pipeline, in this order:
   forecast      what a program takes on a TPU    (look plan)
   api           all of it as functions of values, see below
 
-A folder imports only from itself and from those above it; main.py and
-pipeline.py stand on top, and stages.py, which composes the steps of each stage
-from the config, with trainings.py for what a run trains and staged.py for what
-is trained in stages. The steps of stage X are in the file X_step.py of its
+A folder imports only from itself and from those above it; main.py, pipeline.py
+and dry_run.py stand on top, and stages.py, which composes the steps of each
+stage from the config, with trainings.py for what a run trains and staged.py for
+what is trained in stages. The steps of stage X are in the file X_step.py of its
 folder.
 methods.py is the list of methods and objectives, criteria/ has the ways to rank
 rows: formulas, and names for some.

@@ -53,7 +53,8 @@ class Export:
       # Of the checkpoint, for others: made again when the student is evaluated.
       policy=Policy(is_view=True),
       outputs=(folder,),
-      summary=f"{folder} for transformers, {self.options.dtype}",
+      summary=f"hf for transformers, {self.options.dtype}, of",
+      subject=self.name,
       run=self._run,
     )
 

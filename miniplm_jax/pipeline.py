@@ -12,7 +12,6 @@ from miniplm_jax import config as config_lib
 from miniplm_jax.config import Config
 from miniplm_jax.core import backend, distributed, files, gs
 from miniplm_jax.core.claims import Board
-from miniplm_jax.core.decide import decide
 from miniplm_jax.core.errors import UserError, one_line
 from miniplm_jax.core.execute import execute
 from miniplm_jax.core.log import log, warn
@@ -20,6 +19,7 @@ from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import Workdir
 from miniplm_jax.corpus import tokenize_step
 from miniplm_jax.distillation import proxy_step
+from miniplm_jax.dry_run import DryRun, doubts, outlay
 from miniplm_jax.forecast import plan_step
 from miniplm_jax.report import report_step
 from miniplm_jax.scoring import score_step
@@ -68,11 +68,14 @@ def run(
   order = order[: max(map(order.index, config.stages)) + 1]
   if dry_run:
     print(f"{where} in {workdir.root}:")
-    _each(all_steps, order, stages, force, None)
-    if "train" in config.stages:
-      print(f"  to train    {all_steps.trainings.outlay()}")
-    for doubt in all_steps.trainings.doubts():
+    planned = DryRun()
+    _each(all_steps, order, stages, force, planned)
+    for line in outlay(all_steps) if "train" in config.stages else ():
+      print(f"  {line}")
+    for doubt in [*planned.doubts, *doubts(all_steps.trainings)]:
       print(f"  warning     {doubt}")
+    if planned.error:
+      raise planned.error
     return
   backend.prepare(run.compilation_cache, workdir.root, run.deterministic)
   if run.coordinator:
@@ -102,15 +105,16 @@ def _each(
   order: Sequence[str],
   named: Sequence[str],
   force: bool,
-  board: Board | None,
+  board: Board | DryRun,
 ):
-  """Runs the stages that were asked for; without a board prints what would."""
+  """Runs the stages that were asked for, or prints what would be run."""
   config, workdir = all_steps.config, all_steps.workdir
+  is_dry = isinstance(board, DryRun)
   makers: dict[epath.Path, Step] = {}  # all steps up to here, asked or not
   for stage in order:
     is_asked = stage in config.stages
     if stage in config_lib.LOOKS:
-      look = functools.partial(getattr(all_steps, stage), board is None)
+      look = functools.partial(getattr(all_steps, stage), is_dry)
       # It compiles for devices that are not here: one process can do that.
       if is_asked:
         distributed.agree(look) if stage == plan_step.STAGE else look()
@@ -127,13 +131,10 @@ def _each(
     _refuse_outside(steps, workdir)
     if not steps and stage in named:
       log(stage, "skipped, this config leaves it nothing to do")
-    if board:
-      if execute(steps, force, board) and stage not in _VIEWS:
-        distributed.agree(lambda: _keep(config, workdir.config_file))
-      continue
-    for step in steps:
-      print(f"  {stage:11} {decide(step, force)}")
-      print(f"              {step.summary}")
+    if is_dry:
+      board.say(stage, steps, force)
+    elif execute(steps, force, board) and stage not in _VIEWS:
+      distributed.agree(lambda: _keep(config, workdir.config_file))
 
 
 def _refuse_left_out(all_steps: Stages, stages: Sequence[str]):

@@ -108,12 +108,12 @@ class Stages:
 
   def _scoring(self) -> score_step.Scoring:
     """The tables of teacher, reference, and more."""
-    c, models = self.config, self._scored()
+    c, models = self.config, self.scored()
     return score_step.Scoring(
       c.score, c.verify, self.corpus, models, self.workdir, c.run, c.alpha
     )
 
-  def _scored(self) -> list[ModelRef | NgramRef]:
+  def scored(self) -> list[ModelRef | NgramRef]:
     """All models that say something of D."""
     roles = map(self.trainings.ref, self.config.scorers)
     return [*roles, *self._more()]
@@ -345,11 +345,11 @@ class Stages:
       c.score,
       self.workdir.document_scores,
       c.run,
-    ).steps(self._scored())
+    ).steps(self.scored())
 
   def publish(self) -> list[Step]:
     """The score tables, for others."""
-    tables = {ref.name: ref.table for ref in self._scored()}
+    tables = {ref.name: ref.table for ref in self.scored()}
     return [publish_step.step(tables, self.corpus, self.workdir.published)]
 
   def generate(self, dry_run: bool):

@@ -5,24 +5,19 @@ Teacher and reference where none is given, and a student for each method.
 
 import dataclasses
 import functools
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from etils import epy
 
 from miniplm_jax.config import Config
-from miniplm_jax.core import manifest as manifest_lib
-from miniplm_jax.core.log import duration
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import MANIFEST, TARGET, Workdir
 from miniplm_jax.corpus import convert_step, tokenize_step
-from miniplm_jax.corpus.summary import FEW
 from miniplm_jax.criteria import criterion
 from miniplm_jax.distillation import objectives
 from miniplm_jax.distillation.logits_step import StoredLabels
 from miniplm_jax.distillation.seqkd_step import GeneratedRows
 from miniplm_jax.methods import INIT, OBJECTIVES, MethodNames
-from miniplm_jax.models import hub
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.models.ref import (
   CONDITIONAL,
@@ -232,55 +227,6 @@ class Trainings:
   def student_step(self, names: MethodNames) -> Step:
     """The step that trains a student; raises UserError as `student`."""
     return train_step.step(self.student(names), self.student_inputs(names))
-
-  def doubts(self) -> Iterator[str]:
-    """Yields what of the config most would not want, by what is there now."""
-    c, student = self.config, self.config.student
-    given = hub.GivenTokenizer(c.corpus.tokenizer, "")
-    ids = hub.token_ids(given.directory) if given.is_folder else 0
-    ids = ids or c.corpus.vocab_size
-    held = FEW if c.corpus.heldout_share or c.corpus.split_field else 0
-    if corpus := manifest_lib.read(self.corpus):
-      ids = corpus.details.get("highest_id", ids - 1) + 1
-      held = corpus.counts.get("split heldout", 0)
-    specs = {role: self.scorer(role) for role in ROLES}
-    shapes = {role: spec.shape for role, spec in specs.items() if spec}
-    shapes |= {} if student.tokenizer else {"student": student.model}
-    for name, shape in shapes.items():
-      if shape.vocab_size < ids:
-        what = f"{name}.model.vocab_size={shape.vocab_size} is too small"
-        yield f"{what}: the tokenizer has {ids} ids"
-    most = getattr(student.model, "max_position_embeddings", math.inf)
-    if most < c.corpus.max_length:
-      what = f"student.model.max_position_embeddings={most}, as its export says"
-      yield f"{what}, and corpus.max_length={c.corpus.max_length}"
-    if c.run.eval_every > c.train.steps:
-      what = f"run.eval_every={c.run.eval_every} of {c.train.steps} steps"
-      yield f"{what}: a learning curve of one point"
-    if held < FEW:
-      yield f"{held} held-out rows to measure on: raise corpus.heldout_share"
-
-  def outlay(self) -> str:
-    """What the run's trainings take, as far as that is known before."""
-    c, roles = self.config, map(self.scorer, ROLES)
-    specs = [*filter(None, roles), *map(self.student, c.all_names)]
-    made = [manifest_lib.read(s.folder / MANIFEST) for s in specs]
-    left = [s for s, manifest in zip(specs, made) if not manifest]
-    spent = sum(s.token_flops * s.last_step * s.step_tokens for s in left)
-    # Weights and two moments of each checkpoint, and the weights alone.
-    copies = 3 * c.run.keep_checkpoints + 1
-    stored = sum(4 * copies * s.shape.parameters() for s in left)
-    both = [
-      (m.details["seconds"], m.details.get("train_flops")) for m in made if m
-    ]
-    pace = [seconds / flops for seconds, flops in both if flops]
-    took = "time not known before one has been trained"
-    if pace:
-      took = f"about {duration(spent * min(pace))} at this workdir's pace"
-    return (
-      f"{len(left)} of {len(specs)} models, {spent:.3g} FLOPs, {took}; up to "
-      f"{stored / 1e9:.2g} GB of checkpoints and weights"
-    )
 
   def on_tpus(self) -> "list[workload.Program]":
     """What TPUs would have to run, in the order of the stages.

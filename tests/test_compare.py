@@ -10,7 +10,7 @@ import helpers
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers import ROOT, refused, run
+from helpers import ROOT, refused, run, run_as_process
 from pyarrow import feather
 from scipy import stats
 from test_api import content
@@ -375,21 +375,19 @@ def test_other_held_out_rows_are_measured_and_nothing_is_trained(
 
 def test_random_rows_are_drawn_without_a_penalty(compared):
   options = CRITERIA, *OPTIONS, "--config.select.redundancy=0.1", "--dry_run"
-  lines = run(compared[0].parent, STAGE, *options).stdout.splitlines()
-  decided = dict(zip(map(str.strip, lines[2::2]), lines[1::2]))
-  of = {name: what for name, what in decided.items() if "top 0.5" in name}
-  for name, what in of.items():
-    is_random = "by random" in name
-    assert ("redundancy 0.1" in name) != is_random
-    assert ("done" in what) == is_random, what
+  said = run_as_process(compared[0].parent, STAGE, *options, code=1).stdout
+  done, other = re.findall("compare +([^:]*): .*\n? .*top 0.5 of D(.*)", said)
+  assert done == ("done", ": random by random × seeds 10, 11")
+  assert other[0] == "would be refused"
+  assert other[1] == ", redundancy 0.1: easy by -teacher"
 
 
 def test_each_seed_draws_its_share_for_all_criteria(compared):
   options = CRITERIA, *OPTIONS, "--config.select.share=0.5", "--dry_run"
-  said = run(compared[0].parent, STAGE, *options).stdout
-  for seed in SEEDS:
-    for name in "random", "easy":
-      assert f"selection/{name}-s{seed}" in said
+  said = run_as_process(compared[0].parent, STAGE, *options, code=1).stdout
+  told = " ".join(re.findall("a share of 0.5: (.*)", said))
+  for name in "random by random", "easy by -teacher":
+    assert re.search(f"{name}.* × seeds 10, 11", told), said
   ran, rows, n = mp.open_artifact(compared[0]), {}, len(SEEDS)
   section = CompareConfig(criteria=("easy=-teacher",), seeds=SEEDS)
   select = SelectConfig(ratio=1.0, share=0.5)

@@ -234,14 +234,14 @@ def test_a_measurement_follows_what_it_measures_alone(tmp_path):
 @pytest.mark.parametrize(
   "names, words",
   [
-    ((), "would run: nothing is there yet"),
-    (("other",), "would run: nothing is there yet"),
+    ((), "would run"),
+    (("other",), "would run"),
     (("file",), "would be refused: there are files, but no manifest"),
-    (("manifest.partial.json",), "would run: nothing is there yet"),
+    (("manifest.partial.json",), "would run"),
     (("manifest.partial.json", "file"), "would resume"),
     (("manifest.json", "manifest.partial.json"), "done"),
     ((".manifest.json.old",), "done"),
-    ((".manifest.json.old", "manifest.partial.json"), "would run: nothing"),
+    ((".manifest.json.old", "manifest.partial.json"), "would run"),
   ],
 )
 def test_a_dry_run_says_what_is_done(tmp_path, capsys, names, words):
@@ -552,21 +552,56 @@ def test_a_library_writes_nothing_and_a_program_everything(capfd, tmp_path):
     )
 
 
-def test_progress_without_progress_is_no_error(capsys):
-  with log.Progress("stage", 10, "rows", every=0.0) as bar:
+@pytest.fixture
+def clock(monkeypatch):
+  """The seconds that `log` sees, in a list of one."""
+  now = [1e6]
+  fake = types.SimpleNamespace(monotonic=lambda: now[0])
+  monkeypatch.setattr(log, "time", fake)
+  return now
+
+
+def test_the_pace_is_told_without_what_was_compiled(capsys, clock):
+  """A run of two lengths: 900 s to compile, then a second a batch."""
+  unit = 16
+  with log.Progress("stage", 100 * unit, "rows", every=10.0) as bar:
+    for batch in range(100):
+      compiling = {0: 600.0, 50: 300.0}.get(batch, 0.0)
+      clock[0] += compiling + 1
+      bar.update(unit, apart=compiling)
+      said = capsys.readouterr().out
+      if batch == 0:  # of which nobody can tell how much was the batch
+        assert said == "[stage] 16/1,600 rows\n"
+      elif said:
+        assert f"{16 * batch + 16:,}/1,600 rows, 16 rows/s, " in said
+        assert said.endswith(f", {log.duration(99 - batch)} left\n")
+
+
+def test_too_little_tells_nothing(capsys, clock):
+  with log.Progress("stage", 1000, "bytes", every=10.0) as bar:
     bar.update(0)
-    bar.update(5)
-  said = capsys.readouterr().out.splitlines()
-  assert "0/10 rows" in said[0] and "left" not in said[0]
-  assert "5/10 rows" in said[1] and "left" in said[1]
+    clock[0] += 10
+    bar.update(0)
+    clock[0] += 9
+    bar.update(1)
+    clock[0] += 1
+    bar.update(1, "a note")
+    clock[0] += 10
+    bar.update(98, "a note")
+  assert capsys.readouterr().out.splitlines() == [
+    "[stage] 0/1,000 bytes",
+    "[stage] 2/1,000 bytes, a note",  # one second says little
+    "[stage] 100/1,000 bytes, 9 bytes/s, 1 min 40 s left, a note",
+  ]
 
 
-def test_progress_is_a_line_with_its_note_set_apart(capsys):
-  with log.Progress("stage", 3, "rows", every=0.0) as bar:
-    bar.update(1.5, "9 tokens/s")
-  (line,) = capsys.readouterr().out.splitlines()
-  assert line.startswith("[stage] 2/3 rows, ")
-  assert line.endswith(" left, 9 tokens/s")
+def test_what_was_done_before_says_nothing_of_the_pace(capsys, clock):
+  with log.Progress("stage", 1e7, "bytes", done=5e6, every=1.0) as bar:
+    for _ in range(2):
+      clock[0] += 10
+      bar.update(1e6)
+  (_, line) = capsys.readouterr().out.splitlines()
+  assert line.endswith(" bytes, 0.1M bytes/s, 30.0 s left")
 
 
 @pytest.mark.parametrize("is_read", [True, False])

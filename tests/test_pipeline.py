@@ -30,9 +30,6 @@ from helpers import (
 
 from miniplm_jax import pipeline
 from miniplm_jax.core import files
-from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.core.workdir import Workdir
-from miniplm_jax.trainings import Trainings
 
 
 def kill(folder, appears: str, number: int, *arguments) -> int:
@@ -405,60 +402,6 @@ def test_a_nan_score_is_refused_by_row(copy):
     body["files"][part.name] = files.describe(part)
   error = refused(copy, "--stages=select")
   assert f"row {row_id} has nll_sum nan" in error and part.name in error
-
-
-def test_a_dry_run_says_what_most_would_not_want(tmp_path):
-  def doubts(ids=0, **fields):
-    config = tiny_config.get_config().unlock()
-    config.workdir = str(tmp_path / "run")
-    if ids:
-      vocabulary = {f"w{i}": i for i in range(ids - 1)}
-      body = {"model": {"vocab": vocabulary}, "added_tokens": [{"id": ids - 1}]}
-      (tmp_path / "tokenizer.json").write_text(json.dumps(body))
-      config.corpus.tokenizer = str(tmp_path)
-    config.update_from_flattened_dict(fields)
-    where = Workdir(epath.Path(config.workdir))
-    return list(Trainings(typed(config), where).doubts())
-
-  assert doubts() == doubts(ids=512) == []
-  names = "teacher", "reference", "student"
-  assert [d.partition(".")[0] for d in doubts(ids=513)] == [*names]
-  words = "=512 is too small: the tokenizer has 513 ids"
-  assert doubts(ids=513)[0].endswith(words)
-  (one,) = doubts(**{"student.model.max_position_embeddings": 31})
-  assert "embeddings=31, as its export says, and corpus.max_length=32" in one
-  (one,) = doubts(**{"run.eval_every": 9})
-  assert one == "run.eval_every=9 of 8 steps: a learning curve of one point"
-  (one,) = doubts(**{"corpus.heldout_share": 0.0})
-  assert one.startswith("0 held-out rows")
-  details = {"highest_id": 512, "vocab_size": 600}
-  path = epath.Path(tmp_path / "run/corpus/manifest.json")
-  counts = {"split heldout": 3}
-  Manifest(path, "x", {}, {}, counts=counts, details=details).write()
-  *many, few = doubts()
-  assert len(many) == 3 and few.startswith("3 held-out rows")
-
-
-def test_a_dry_run_says_what_training_takes(copy):
-  done = run(copy, "--config.baselines=('pretrain',)", LONG, "--dry_run").stdout
-  (line,) = re.findall("to train +(.*)", done)
-  made = [
-    json.loads((copy / "run" / name / "manifest.json").read_text())
-    for name in (
-      *("teacher", "reference", "students/miniplm", "students/pretrain"),
-    )
-  ]
-  assert line.startswith("0 of 4 models, 0 FLOPs, about ")
-  for name in ("miniplm", "pretrain"):
-    shutil.rmtree(copy / "run/students" / name)
-  done = run(copy, "--config.baselines=('pretrain',)", LONG, "--dry_run").stdout
-  (line,) = re.findall("to train +(.*)", done)
-  flops = sum(m["details"]["train_flops"] for m in made[2:])
-  size = sum(m["counts"]["parameters"] for m in made[2:]) * 4 * 7 / 1e9
-  assert line.startswith(f"2 of 4 models, {flops:.3g} FLOPs, about ")
-  assert line.endswith(f"; up to {size:.2g} GB of checkpoints and weights")
-  new = run(copy, f"--config.workdir={copy / 'new'}", "--dry_run").stdout
-  assert "time not known" in new
 
 
 def test_a_config_that_cannot_be_kept_stops_nothing(tmp_path, caplog):

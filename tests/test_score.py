@@ -128,7 +128,7 @@ def test_a_worker_says_how_it_works_and_what_a_stop_loses(tmp_path, capsys):
   said = capsys.readouterr().out
   assert "[score] compiling; batches of 64 tokens, padding" in said
   assert "in 2 parts of up to 2 rows" in said
-  assert "2/4 rows, " in said  # and not 4 of 8: both models have scored them
+  assert "2/4 rows\n" in said  # and not 4 of 8: both models have scored them
   assert "kept 2 rows; the part of 2 that was begun is scored again" in said
   assert [len(list((tmp_path / m).glob("*.parquet"))) for m in "ab"] == [1, 1]
 

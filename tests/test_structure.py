@@ -38,6 +38,7 @@ ORDER = (
   "trainings",
   "staged",
   "stages",
+  "dry_run",
   "pipeline",
   "api",
   "main",
@@ -113,7 +114,7 @@ def test_modules_are_imported_at_the_top():
 
 
 # They compose steps; what one of those makes is an input of the next.
-COMPOSERS = "pipeline", "stages", "staged", "trainings", "api"
+COMPOSERS = "pipeline", "dry_run", "stages", "staged", "trainings", "api"
 
 
 def test_a_step_is_no_library_of_another_folder():

@@ -20,7 +20,7 @@ class Action(enum.Enum):
   """What is to be done, in the words of a dry run; {} is the reason."""
 
   WAIT = "would run when it has {}"
-  RUN = "would run: nothing is there yet"
+  RUN = "would run"
   RESUME = "would resume"  # with what was begun
   CONTINUE = "would go on: {}"  # from what is finished: an input is another
   REMAKE = "would run again"  # and replace what is there

@@ -194,7 +194,7 @@ def _run(steps: Sequence[Step]):
   """Runs steps that were begun, and writes their manifests."""
   start = time.monotonic()
   for step in steps:
-    log(step.stage, step.summary)
+    log(step.stage, step.in_words)
   # As they were when the work began.
   inputs = [step.read_inputs() for step in steps]
   expected = [step.expected() for step in steps]

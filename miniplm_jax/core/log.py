@@ -65,11 +65,21 @@ def duration(seconds: float) -> str:
   return f"{minutes // 60} h {minutes % 60} min"
 
 
+def short(number: float) -> str:
+  """Returns a number as people read it: 12, 9.6k, 0.307M, 7.15M, 52.4B."""
+  for least, size, unit in ((1e9, 1e9, "B"), (1e5, 1e6, "M"), (1e3, 1e3, "k")):
+    if number >= least:
+      return f"{number / size:.3g}{unit}"
+  return f"{number:.3g}"
+
+
 class Progress:
   """Shows the progress of a long loop.
 
   On a terminal a tqdm bar; otherwise one line every `every` seconds, so
-  that a log of a day-long run can be read.
+  that a log of a day-long run can be read. Its pace is that since the first
+  units were done: before, programs were loaded and compiled, which may take
+  longer than all the rest.
   """
 
   def __init__(
@@ -83,7 +93,7 @@ class Progress:
     """Starts at `done` of `total` units; None is not known."""
     self._stage, self._total, self._unit = stage, total, unit
     self._every, self._first, self._done = every, done, done
-    self._start = self._last = time.monotonic()
+    self._start, self._last = None, time.monotonic()
     self._bar = None
     if sys.stderr.isatty():
       self._bar = tqdm(
@@ -95,29 +105,46 @@ class Progress:
         unit_scale=True,
       )
 
-  def update(self, units: float = 1, note: str = ""):
-    """Counts `units` more as done; raises Stopped if a signal has come."""
+  def update(self, units: float = 1, note: str = "", apart: float = 0.0):
+    """Counts `units` more as done; raises Stopped if a signal has come.
+
+    `apart` are seconds since the last call that say nothing of the pace.
+    """
     distributed.raise_if_stopped()
+    now, bar = time.monotonic(), self._bar
     self._done += units
-    if self._bar is not None:
-      self._bar.update(units)
+    is_first = self._start is None and units
+    if is_first:
+      self._start, self._first = now, self._done
+    elif self._start is not None:
+      self._start += apart
+    if bar is not None:
+      if is_first:
+        bar.n = bar.initial = bar.last_print_n = self._done
+        bar.unpause()
+      else:
+        bar.start_t += apart
+        bar.last_print_t += apart
+        bar.update(units)
       if note:
-        self._bar.set_postfix_str(note)
+        bar.set_postfix_str(note)
       return
-    now = time.monotonic()
     if now - self._last >= self._every:
-      self._last = now
-      rate = (self._done - self._first) / (now - self._start)
-      of, left = "", ""
-      if self._total is not None:
-        of = f"/{self._total:,}"
-        if rate:
-          left = f", {duration((self._total - self._done) / rate)} left"
-      log(
-        self._stage,
-        f"{self._done:,.0f}{of} {self._unit}, {rate:,.1f} {self._unit}/s{left}"
-        + (note and f", {note}"),
-      )
+      self._last, left = now, self._in_words(now)
+      of = "" if self._total is None else f"/{self._total:,}"
+      note = note and f", {note}"
+      log(self._stage, f"{self._done:,.0f}{of} {self._unit}{left}{note}")
+
+  def _in_words(self, now: float) -> str:
+    """The pace and what is left, unless too little was seen to tell."""
+    seconds = 0.0 if self._start is None else now - self._start
+    if self._done <= self._first or seconds < self._every / 2:
+      return ""
+    rate = (self._done - self._first) / seconds
+    words = f", {short(rate)} {self._unit}/s"
+    if self._total is None:
+      return words
+    return f"{words}, {duration((self._total - self._done) / rate)} left"
 
   def __enter__(self):
     return self

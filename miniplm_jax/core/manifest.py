@@ -37,7 +37,7 @@ class MissingError(UserError):
 
   def __init__(self, paths: Mapping[str, epath.PathLike]):
     """Takes the paths by the names that a step has for them, at least one."""
-    names = list(paths)
+    names, self.paths = list(paths), dict(paths)
     many = f"{len(names)} inputs"
     self.in_words = " and ".join(names) if len(names) < 4 else many
     super().__init__(

@@ -61,12 +61,15 @@ class Step:
   inputs: Mapping[str, Input]  # what it reads, by name
   # Files, folders and patterns of files that a forced run replaces.
   outputs: tuple[epath.Path, ...]
-  summary: str  # one line for `--dry_run`
+  summary: str  # what is done, in a line; `subject` completes it
   # Makes it: takes the inputs' manifests and returns the fields of the new
   # manifest other than stage, settings and inputs. It may be called again
   # after a kill: it finds its own partial work in `outputs`.
   run: Callable[[Mapping[str, Manifest]], Mapping[str, Any]]
   policy: Policy = Policy()
+  # What it is done to or with, such as a name. Steps that differ in nothing
+  # else are one line of a dry run.
+  subject: str = ""
   # Inputs that may change: `run` compares each piece of its earlier work with
   # them, and goes on with what still holds.
   rechecks: tuple[str, ...] = ()
@@ -98,6 +101,11 @@ class Step:
   def name(self) -> str:
     """Returns the name of the folder that it makes."""
     return self.manifest.parent.name
+
+  @property
+  def in_words(self) -> str:
+    """Returns what is done, and to what."""
+    return f"{self.summary} {self.subject}".strip()
 
   @property
   def remade_by(self) -> str:

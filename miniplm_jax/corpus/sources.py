@@ -8,6 +8,7 @@ compared with what is there now if a file has another identity than was noted
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
@@ -20,19 +21,22 @@ from miniplm_jax.core import contents, distributed, files, gs, manifest
 from miniplm_jax.core.errors import GoneError, UserError
 from miniplm_jax.corpus import columns, datasets, embedded, folders, megatron
 from miniplm_jax.corpus.chunks import (
+  BrokenRecord,
   Chunk,
+  Document,
   Probe,
   Reading,
   Record,
   TextChunk,
   cuts,
 )
-from miniplm_jax.corpus.formats import JsonChunk, ParquetChunk
+from miniplm_jax.corpus.formats import JsonChunk, ParquetChunk, RecordChunk
 
 with epy.lazy_imports():
   from miniplm_jax.corpus import shard
 
 EMBEDDED = "embedded"  # the text that every installation carries
+_LOOKED_AT = 20  # files, before they are read
 _SEEN = "source_seen.json"  # identities, by the chunks' names
 _TRAINED_ON = "trained_on.json"  # content, likewise
 _BEGUN = "source_begun.json"  # a name, and the commit that it stands for
@@ -160,6 +164,7 @@ class CorpusSource:
 
   corpus: CorpusConfig
   directory: epath.Path  # of the corpus
+  max_broken: int = 0  # records that are put up with
 
   @property
   def path(self) -> str:
@@ -169,6 +174,32 @@ class CorpusSource:
   def chunks(self) -> list[Chunk]:
     """Returns its chunks, see `list_chunks`."""
     return list_chunks(self.corpus, self.directory.parent, self.commit)
+
+  def check(self) -> list[str]:
+    """Reads the first document of some files, and returns doubts of them.
+
+    Of what is not on this disk, or needs a data set's library, none.
+
+    Raises:
+      UserError: stage tokenize would refuse what was read.
+    """
+    corpus, by_file = self.corpus, {}
+    if datasets.is_named(corpus.source) or not gs.is_local(corpus.source):
+      return []
+    for chunk in self.chunks():
+      if isinstance(chunk, RecordChunk | TextChunk):
+        by_file.setdefault(chunk.probe.paths, chunk)
+    some = list(by_file.values())[:: len(by_file) // _LOOKED_AT + 1]
+    first = [d for chunk in some for d in itertools.islice(chunk.read(), 1)]
+    broken = [d for d in first if isinstance(d, BrokenRecord)]
+    if broken:
+      record = broken[0].to_json()
+      shard.refuse_broken(len(broken), self.max_broken, record)
+    texts = [d for d in first if isinstance(d, Document)]
+    if texts and all(d.lacks_domain for d in texts):
+      what = f"no domain in field {corpus.domain_field!r} of the first document"
+      return [f"{what} of {len(texts)} files: it has its folder's or file's"]
+    return []
 
   def begin(self) -> list[Chunk]:
     """Returns the chunks; those of a name are of one commit until all are read.

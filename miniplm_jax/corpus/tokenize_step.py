@@ -46,7 +46,8 @@ _CODE = ("corpus/shard.py", "corpus/sources.py")  # makes a shard
 
 def step(corpus: CorpusConfig, folder: epath.Path, run: RunConfig) -> Step:
   """Returns the step that makes a corpus in a folder."""
-  source, settings = CorpusSource(corpus, folder), dataclasses.asdict(corpus)
+  source = CorpusSource(corpus, folder, run.max_broken)
+  settings = dataclasses.asdict(corpus)
   held_back = ", ".join(
     f"{split} {share:.3g}" for split, share in _shares(corpus) if share
   )

@@ -78,7 +78,8 @@ class Runner:
       inputs={**it.corpus, "model": it.folder / MANIFEST, "samples": samples},
       outputs=(),
       policy=Policy(is_view=self.is_view, is_measure=True),
-      summary=f"divergence of {it.name} from {self.teacher.name}",
+      summary=f"divergence from {self.teacher.name} of",
+      subject=it.name,
       run=functools.partial(self._measure, it, is_last),
     )
 

@@ -51,7 +51,8 @@ def step(
     outputs=(it.folder / heldout.ROWS,),
     effect=functools.partial(_effect, it),
     policy=Policy(is_view=is_view, is_measure=True),
-    summary=f"held-out loss of {it.name}",
+    summary="held-out loss of",
+    subject=it.name,
     run=lambda inputs: _run(it, evaluate, score, run, inputs),
   )
 

@@ -78,7 +78,8 @@ class Runner:
       # An earlier version's say of what name: the folder does.
       effect=lambda s: {k: v for k, v in s.items() if k != "name"},
       policy=Policy(is_measure=True),
-      summary=f"{task} by {it.name}",
+      summary=f"{task} by",
+      subject=it.name,
       run=lambda inputs: self._run(it, task, inputs),
     )
 

@@ -37,13 +37,8 @@ def resolve(
   Raises:
     UserError: no such directory, and the hub does not have it either.
   """
-  local = epath.Path(path).expanduser()
-  if local.exists():
+  if local := _local(path):
     return local
-  if not may_be_hub_id(path):
-    raise GoneError(
-      "no model directory here", path, "give a directory or a hub id"
-    )
   import huggingface_hub
 
   try:
@@ -60,6 +55,23 @@ def resolve(
       "the directory",
     ) from e
   return epath.Path(folder)
+
+
+def _local(path: str) -> epath.Path | None:
+  """The directory, None of a hub id; UserError if it can be neither."""
+  local = epath.Path(path).expanduser()
+  if local.exists():
+    return local
+  if not may_be_hub_id(path):
+    raise GoneError(
+      "no model directory here", path, "give a directory or a hub id"
+    )
+  return None
+
+
+def is_known(path: str) -> bool:
+  """Whether a given model's shape is known without the hub."""
+  return path in _KNOWN or epath.Path(path).expanduser().exists()
 
 
 def may_be_hub_id(path: str) -> bool:
@@ -94,6 +106,13 @@ class Given:
       return files.digest([self.path, self.revision])
     return self._read(resolve(self.path))
 
+  def check(self) -> list[str]:
+    """Raises UserError if it is no model; looks at no weights and no hub."""
+    if directory := _local(self.path):
+      load_architecture(directory)
+      weight_files(directory)
+    return []
+
   def _read(self, directory: epath.Path) -> str:
     # Not of what else config.json says, such as a version of transformers.
     shape = load_architecture(directory).fingerprint
@@ -125,6 +144,10 @@ class GivenTokenizer(Given):
       hint = "give one with a fast tokenizer"
       raise GoneError("no tokenizer.json", str(directory), hint)
     return files.sha256(directory / "tokenizer.json")
+
+  def check(self) -> list[str]:
+    """Nothing more: its fingerprint has opened it."""
+    return []
 
   def former(self) -> tuple[str, ...]:
     """None: it was always this."""

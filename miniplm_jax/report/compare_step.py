@@ -73,7 +73,7 @@ def step(
     settings=settings,
     inputs=inputs | {"curves": lambda: _curves(trained)},
     outputs=tuple(folder / n for n in (FIGURES, TABLE, PICTURE)),
-    summary=f"{', '.join(names)} × {len(compare.seeds)} seeds, beside "
+    summary=f"table of {', '.join(names)} × {len(compare.seeds)} seeds, beside "
     f"{compare.baseline}",
     run=functools.partial(_run, compare, folder),
     policy=Policy(is_view=True, is_host_only=True),

@@ -60,7 +60,8 @@ def step(
     },
     inputs=inputs,
     outputs=tuple(folder / name for name in _OUTPUTS),
-    summary=f"{folder / 'report.html'} and card.md",
+    summary="report.html and card.md of selection",
+    subject=folder.name,
     run=lambda manifests: _run(
       folder, select.evaluation_sets, other, every, manifests
     ),

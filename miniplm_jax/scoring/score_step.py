@@ -116,9 +116,11 @@ class Scoring:
       rechecks=("corpus",) if is_ngram else ("corpus", "weights"),
       policy=Policy(grows=True, is_shared=True),
       outputs=outputs,
-      summary=f"Σ nll of {rows} under {ref.name} {ref.origin}, "
+      summary=f"Σ nll of {rows}, "
       + how.get("dtype", f"{score.ngram_buckets:,} buckets")
-      + (", int8 weights" if is_int8 else ""),
+      + (", int8 weights" if is_int8 else "")
+      + ", under",
+      subject=f"{ref.name} {ref.origin}",
       # First one pass for all models, then each table's manifest.
       shared_pass=shared_pass,
       run=lambda inputs: self._finish(ref, inputs, *self._scored[ref.name]),

@@ -76,6 +76,8 @@ class Scorer:
       row_sum, mesh, eos_id=corpus.eos_id, dtype=jnp.dtype(self.dtype)
     )
     self.shapes: set[tuple[int, int]] = set()
+    self.compiling = 0.0  # seconds until first batches of a shape were begun
+    self._compiled = set()  # of models and shapes
 
   def __call__(
     self,
@@ -101,7 +103,12 @@ class Scorer:
     stream = batching.ReadAhead(self._corpus, row_ids, planned, self._mesh)
 
     def run(batch):
-      return {m: self._row_sum(d, batch) for m, d in models.items()}
+      before, key = time.perf_counter(), (*models, batch["tokens"].shape)
+      sums = {m: self._row_sum(d, batch) for m, d in models.items()}
+      if key not in self._compiled:
+        self._compiled.add(key)
+        self.compiling += time.perf_counter() - before
+      return sums
 
     for by_model in placement.run_rows(run, stream, self._mesh):
       for model, (places, values) in by_model.items():

@@ -82,7 +82,7 @@ class Worker:
     self._finished = [set() for _ in tables]  # names of parts, checked
     self._next_unit = 0
     self._waiting = False
-    self._effort = Effort()
+    self._effort, self._compiling = Effort(), 0.0
     name = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.json"
     self._summaries = [t.directory / _SUMMARIES / name for t in tables]
 
@@ -136,8 +136,11 @@ class Worker:
         self._advance(new)
 
   def _advance(self, rows: int, note: str = ""):
+    before = self._compiling
+    self._compiling = getattr(self._scorer, "compiling", 0.0)
     if self._progress:
-      self._progress.update(rows / len(self._tables), note)
+      rows /= len(self._tables)
+      self._progress.update(rows, note, apart=self._compiling - before)
 
   def _rows_finished(self, k: int) -> int:
     return sum(len(u.rows) for u in self._units if u.name in self._finished[k])

@@ -40,7 +40,8 @@ def step(
     inputs={"corpus": corpus, "selection": selection / MANIFEST},
     outputs=(folder,),
     code=Version(_CODE, (), run.any_code),
-    summary=f"the rows of selection {selection.name} as {form}",
+    summary=f"rows as {form} of selection",
+    subject=selection.name,
     run=lambda inputs: _run(form, folder, run.log_every_seconds, inputs),
     policy=Policy(is_host_only=True),
   )

@@ -89,7 +89,9 @@ class Selecting:
       inputs={"corpus": self.corpus, **inputs},
       outputs=(folder / "rows.npy", *[folder / _PIECES] * bool(sets)),
       summary=_summary(settings)
-      + (f", without items of {', '.join(sets)}" if sets else ""),
+      + (f", without items of {', '.join(sets)}" if sets else "")
+      + ":",
+      subject=f"{folder.name} by {settings['definition']}",
       run=self._run,
       policy=Policy(is_host_only=True),
     )
@@ -168,7 +170,7 @@ def _summary(s: Mapping) -> str:
   for unit in ("rows", "tokens"):
     if s[unit]:
       amount = f"top {s[unit]:,} {unit} of D"
-  words = [f"the {amount} by {s['definition']}"]
+  words = [f"the {amount}"]
   for name in ("temperature", "min_length", "max_copies", "near_duplicates"):
     if s[name]:
       words.append(f"{name} {s[name]:g}")
@@ -227,6 +229,7 @@ def union(
     settings=settings | {"staged": then},
     inputs={**first.inputs, **parts},
     outputs=(folder / "rows.npy",),
-    summary=f"the rows of all {len(parts)} stages",
+    summary=f"the rows of all {len(parts)} stages of",
+    subject=folder.name,
     run=run,
   )

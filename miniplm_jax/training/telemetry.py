@@ -165,7 +165,7 @@ class Telemetry:
           f"{comparable.CURVE_OF} are not those of its earlier points",
         )
     self._pending = None
-    self._first = first
+    self._first, self._compiled = first, set()
     self._start = self._said = self._fetched = time.monotonic()
     self._tokens = spec.step_tokens / jax.device_count()
     self._flops = spec.token_flops * spec.step_tokens / jax.device_count()
@@ -205,15 +205,17 @@ class Telemetry:
     last = self._spec.last_step
     if now - self._said >= every or step == last:
       self._said = now
-      a_step = (now - self._start) / max(step - self._first - 1, 1)
+      left = ""
+      if measured := step - self._first - 1:
+        a_step = (now - self._start) / measured
+        left = f", left: {duration(a_step * (last - step))}"
       log(
         self._spec.name,
         f"completed step: {step}, seconds: {seconds:.3f}, "
         f"TFLOP/s/device: {self._flops / seconds / 1e12:.3f}, "
         f"Tokens/s/device: {self._tokens / seconds:.1f}, "
         f"total_weights: {values['train/total_weights']:.0f}, "
-        f"loss: {values['train/loss']:.4f}, "
-        f"left: {duration(a_step * (last - step))}",
+        f"loss: {values['train/loss']:.4f}{left}",
       )
 
   def _not_finite(self, name, value, step, row_ids):
@@ -239,12 +241,15 @@ class Telemetry:
   def outside(self, what: str) -> Iterator[None]:
     """For what is no part of a step: that ends before the body begins."""
     self.fetch()
-    before = self._clock.switch(what)
+    before, begun = self._clock.switch(what), time.monotonic()
     try:
       yield
     finally:
       self._clock.switch(before)
       self._fetched = time.monotonic()
+      if what not in self._compiled:  # the first says nothing of the others
+        self._compiled.add(what)
+        self._start += self._fetched - begun
 
   def save(self, step: int):
     """Puts the metrics on disk, before checkpoint `step`."""

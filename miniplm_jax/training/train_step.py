@@ -7,7 +7,7 @@ from typing import Any
 from etils import epy
 
 from miniplm_jax.core import distributed, files
-from miniplm_jax.core.log import log
+from miniplm_jax.core.log import log, short
 from miniplm_jax.core.manifest import Manifest, made_by
 from miniplm_jax.core.step import Input, Step
 from miniplm_jax.core.workdir import GENERATED, MANIFEST
@@ -30,9 +30,12 @@ def step(spec: TrainSpec, inputs: Mapping[str, Input]) -> Step:
   outputs = ["checkpoints", "metrics"] + ["hf"] * spec.writes_hf
   if spec.writes_rows:
     outputs.append(trained_rows.NAME)
-  offline = ""
-  if spec.offline:
-    offline = f", {flops.in_words(spec.offline())}"
+  spent = dict(spec.offline() if spec.offline else {})
+  is_known = any(n is not None for n in spent.values())
+  # A student's name begins as that of its rows, mostly.
+  name, (*_, rows) = folder.name, spec.rows.split(" ")
+  subject = name if name.startswith(rows) else f"{name} of {spec.rows}"
+  subject = "" if name == spec.stage else subject
   return Step(
     stage=spec.stage,
     manifest=folder / MANIFEST,
@@ -42,12 +45,15 @@ def step(spec: TrainSpec, inputs: Mapping[str, Input]) -> Step:
       *(folder / name for name in outputs),
       *folder.glob("hf-*"),  # as often as an earlier config said
     ),
-    summary=f"{shape.parameters():,} parameters "
-    f"({shape.non_embedding_parameters():,} without embeddings), "
+    summary=f"{short(shape.parameters())} parameters "
+    f"({short(shape.non_embedding_parameters())} without embeddings), "
     f"{spec.last_step:,} steps{spec.steps_note} × {train.batch_size} rows × "
-    f"{spec.max_length} = {tokens / 1e9:.3g}B tokens of {spec.rows}, "
-    f"learning rate {train.learning_rate:g} after {train.warmup_steps:,} "
-    f"steps, {train.dtype}, {spec.token_flops * tokens:.2e} FLOPs{offline}",
+    f"{spec.max_length} = {short(tokens)} tokens, learning rate "
+    f"{train.learning_rate:g} after {train.warmup_steps:,} steps, "
+    f"{train.dtype}, {spec.token_flops * tokens:.2e} FLOPs"
+    + (f", {flops.in_words(spent)}" if is_known else "")
+    + ":" * bool(subject),
+    subject=subject,
     run=functools.partial(_run, spec),
   )
 
