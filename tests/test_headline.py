@@ -133,6 +133,8 @@ def test_what_to_do_follows_from_the_difference():
     text
   )
   assert "select.quotas=code=0.25:" in text
+  better = Paired(("a", "b"), delta, -delta, domain, counts)
+  assert "Texts" in after(worse, better)[0]  # seeds say otherwise
   assert "Texts" in after(worse, by_row, code=(30, 29), mail=(90, 10))[0]
 
 
@@ -178,9 +180,10 @@ def test_no_two_things_share_a_name():
 
   def label(student, definition):
     names = MethodNames("", student, definition, "next_token", False)
-    return report_step._label(names, compared)
+    return report_step._label(names, compared, ["teacher"])
 
   assert label("miniplm", "mean_diff") == "miniplm"
   assert label("miniplm-z", "zscore_by_domain") == "miniplm-z"
   assert label("miniplm", "-reference") == "miniplm (-reference)"
   assert label("pretrain", "random") == "pretrain"
+  assert label("teacher", "random") == "teacher (random)"

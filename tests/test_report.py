@@ -532,13 +532,13 @@ def test_the_verdict_of_several_seeds_has_an_interval():
     "seeds of 8 steps and 90 held-out rows). That is 50% (25% to 75%) of what "
     "best gains."
   )
-  mine["delta_high"] = 0.125
+  mine["delta_high"], one["name"] = 0.125, "x"
   del mine["recovered"]
   other["formula"] = "teacher"
   text = f"{headline.of_seeds(one, 'reference')}"
   assert text.startswith("mine is not shown to differ from random: its held")
   assert text.endswith(
-    "0.1250 higher, over 2 seeds of 8 steps and 90 held-out rows)."
+    "0.1250 higher, over 2 seeds of 8 steps in compare/x and 90 held-out rows)."
   )
   assert headline.of_seeds(one, "random") is None
   assert headline.of_seeds(one, "-reference") is None

@@ -71,7 +71,7 @@ class Headline:
     if one := (*over_seeds, by_row and by_row.difference)[0]:
       folder = f"students/{main.training.directory.name}"
       todo += _after(one, by_row, summary, folder, longer)
-    else:
+    elif len(students) == 1:
       todo.append(_NO_BASELINE)
     return cls(
       [*verdict(students, over_seeds, by_row)],
@@ -97,12 +97,13 @@ def of_seeds(figures: Mapping[str, Any], definition: str) -> Difference | None:
           *ends, figures["oracle"]
         )
       at_random = figures["criteria"][baseline]["formula"] == "random()"
+      place = f" in compare/{own}" if (own := figures.get("name")) else ""
       return Difference(
         *(name, baseline, one["delta"], one["delta_low"], one["delta_high"]),
         figures["heldout_rows"],
         by_seed=one["delta_by_seed"],
         at_random=at_random,
-        over=f"{figures['seeds']} seeds of {figures['steps']:,} steps",
+        over=f"{figures['seeds']} seeds of {figures['steps']:,} steps{place}",
         more=gained,
       )
   return None
@@ -231,7 +232,8 @@ def _after(
 
 def _of_domain(by_row: Paired | None, summary: Summary) -> str:
   """Where to look when rows at random are better."""
-  domain, share = by_row.decides[0] if by_row else "", summary.total.share
+  is_seen = by_row and by_row.difference.mean > 0
+  domain, share = by_row.decides[0] if is_seen else "", summary.total.share
   group = {g.name: g for g in summary.domains}.get(domain)
   if len(summary.domains) > 1 and group and group.share < share:
     return (

@@ -155,7 +155,7 @@ class Report:
     students, label = {}, {}
     for method, names in self.methods.items():
       one = Student(*(inputs[f"{method} {part}"] for part in parts))
-      label[method] = _label(names, compared)
+      label[method] = _label(names, compared, self.evaluated)
       students[label[method]] = one
     scored = {
       role: Scored(
@@ -245,11 +245,14 @@ class Report:
     }
 
 
-def _label(names: MethodNames, compared: Collection[Mapping]) -> str:
-  """A student's folder; with its criterion, if that name compares another."""
+def _label(
+  names: MethodNames, compared: Collection[Mapping], roles: Collection[str]
+) -> str:
+  """A student's folder; with its criterion, if that name is another's, too."""
   text = criterion(names.definition).text
   others = (one["criteria"].get(names.student) for one in compared)
   is_another = any(one and one["formula"] != text for one in others)
+  is_another |= names.student in roles
   return names.student + f" ({names.definition})" * is_another
 
 
