@@ -347,6 +347,23 @@ def test_killed_workers_leave_the_same_table(copy, workers):
 
 
 @pytest.mark.bits
+def test_batches_may_be_others_of_a_table_that_is_made(copy, finished):
+  """Of one that is begun 0 takes what began it, and another size is refused."""
+  size = "--config.score.batch_tokens="
+  for other in "0", "4096":
+    done = run(copy, LONG, "--stages=score", size + other)
+    assert done.stdout.count("skipped, nothing has changed") == 2
+  for model in "teacher", "reference":
+    folder = copy / "run/scores" / model
+    (folder / "manifest.json").rename(folder / "manifest.partial.json")
+    sorted(folder.glob("part-*"))[1].unlink()
+  line = refused(copy, LONG, "--stages=score", size + "4096")
+  assert "settings.batch_tokens is" in line
+  run(copy, LONG, "--stages=score", size + "0")
+  assert kill_workers.parts(copy) == kill_workers.parts(finished)
+
+
+@pytest.mark.bits
 def test_one_model_after_the_other_gives_the_same_bytes(copy, finished):
   shutil.rmtree(copy / "run/scores")
   run(copy, LONG, "--stages=score", "--config.run.score_together=False")

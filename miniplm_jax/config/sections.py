@@ -5,6 +5,7 @@ default the paper's constant, its rule what it may be.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from miniplm_jax.config.corpus import (
@@ -109,6 +110,14 @@ class ScoreConfig(Section):
     layout = {name: getattr(self, name) for name in self.LAYOUT}
     layout |= {"lengths": list(self.lengths), "batch_tokens": self.most_tokens}
     return {"dtype": self.dtype, **layout}
+
+  @staticmethod
+  def effect(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a finished table is compared by: any batches will do.
+
+    Of 0, automatic, a manifest does not say what a device made of it.
+    """
+    return {k: v for k, v in settings.items() if k != "batch_tokens"}
 
   @property
   def most_tokens(self) -> int:

@@ -160,6 +160,7 @@ class Proxy:
       manifest=folder / MANIFEST,
       settings=self.score.of_table,
       layout=ScoreConfig.LAYOUT,
+      effect=ScoreConfig.effect,
       inputs={
         "corpus": inputs["corpus"],
         "model": self.workdir.scorer(STAGE) / MANIFEST,

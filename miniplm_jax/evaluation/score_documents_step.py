@@ -86,6 +86,7 @@ class Scoring:
       stage=STAGE,
       manifest=folder / MANIFEST,
       settings=settings,
+      effect=ScoreConfig.effect,
       inputs=inputs,
       outputs=(folder,),
       summary=f"documents of {corpus.source} under {ref.name} {ref.origin}, "

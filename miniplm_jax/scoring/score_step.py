@@ -111,6 +111,7 @@ class Scoring:
       settings={**how, **sample},
       inputs={"corpus": self.corpus, "weights": ref.as_input(), **self.but},
       layout=ScoreConfig.LAYOUT,
+      effect=ScoreConfig.effect,
       # Each part says what rows and weights it was made from. Of another text
       # all counts are others: none of them would hold.
       rechecks=("corpus",) if is_ngram else ("corpus", "weights"),
@@ -261,17 +262,24 @@ class Scoring:
 def with_parts(
   score: ScoreConfig, corpus: epath.Path, tables: Sequence[epath.Path]
 ) -> ScoreConfig:
-  """Says how large parts are, if the config does not.
+  """Says how large parts and batches are, if the config does not.
 
-  As large as those of a table that is begun or finished, else by the corpus. A
-  corpus that is not there yet, or grows later, changes nothing of it.
+  As large as those of a table that is begun or finished, else parts by the
+  corpus, batches by the device. A corpus that is not there yet, or grows later,
+  changes nothing of it.
   """
+  paths = [folder / name for name in (PARTIAL, MANIFEST) for folder in tables]
+  there = list(filter(None, map(manifest_lib.read, paths)))
+
+  def stored(name: str) -> int:
+    sizes = (table.settings.get(name) for table in there)
+    return next(filter(None, sizes), 0)
+
+  if not score.batch_tokens and stored("batch_tokens") != BATCH_TOKENS:
+    score = score.replace(batch_tokens=stored("batch_tokens"))
   if score.rows_per_part:
     return score
-  paths = [folder / name for name in (PARTIAL, MANIFEST) for folder in tables]
-  there = filter(None, map(manifest_lib.read, paths))
-  sizes = (table.settings.get("rows_per_part") for table in there)
-  size = next(filter(None, sizes), 0)
+  size = stored("rows_per_part")
   if not size and (made := manifest_lib.read(corpus)):
     batch = BATCH_TOKENS // made.settings["max_length"]
     size = min(max(made.counts["rows"] // 64, batch), BATCH_TOKENS)
