@@ -49,7 +49,7 @@ def table(students: Mapping[str, Student]) -> Table:
 
   return Table.of(
     students,
-    ("method", "", str),
+    ("student", "", str),
     ("rows from", "", lambda m: row_of[m]["rows_from"]),
     ("ranked by", "", lambda m: students[m].selection.settings["definition"]),
     ("objective", "", lambda m: row_of[m]["objective"]),
