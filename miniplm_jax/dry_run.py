@@ -120,64 +120,50 @@ def doubts(of: Trainings) -> Iterator[str]:
 def outlay(stages: Stages) -> Iterator[str]:
   """Yields what all of it takes, as far as that is known before."""
   of, c = stages.trainings, stages.config
+  corpus = manifest_lib.read(stages.corpus)
   specs = [*filter(None, map(of.scorer, ROLES)), *map(of.student, c.all_names)]
   made = [manifest_lib.read(s.folder / MANIFEST) for s in specs]
   left = [s for s, manifest in zip(specs, made) if not manifest]
-  train = sum(s.token_flops * s.last_step * s.step_tokens for s in left)
-  # Weights and two moments of each checkpoint, and the weights alone.
-  copies = 3 * c.run.keep_checkpoints + 1
-  stored = sum(4 * copies * s.shape.parameters() for s in left)
-  yield (
-    f"to train    {len(left)} of {len(specs)} models, "
-    f"{short(sum(s.shape.parameters() for s in left))} parameters, {train:.3g} "
-    f"FLOPs; up to {stored / 1e9:.2g} GB of checkpoints and weights"
-  )
+  words = f"{len(left)} of {len(specs)} models"
+  if left:
+    first = left[0].stage
+    flops = sum(s.token_flops * s.last_step * s.step_tokens for s in left)
+    parameters = sum(s.shape.parameters() for s in left)
+    # Weights and two moments of each checkpoint, and the weights alone.
+    size = 4 * (3 * c.run.keep_checkpoints + 1) * parameters
+    upto = [*itertools.takewhile(lambda name: name != first, c.stages), first]
+    hint = f"time is told here after --stages={','.join(upto)}"
+    words += f", {short(parameters)} parameters, {flops:.3g} FLOPs, up to "
+    words += f"{size / 1e9:.2g} GB of checkpoints and weights; "
+    words += _time(flops, made, "train_flops") or hint
+  yield f"to train    {words}"
   models = [m for m in stages.scored() if isinstance(m, ModelRef)]
   models = [m for m in models if not m.scores]
-  tables = [manifest_lib.read(m.table / MANIFEST) for m in models]
-  unscored = [m for m, table in zip(models, tables) if not table]
-  score, words = _to_score(of, unscored)
-  yield f"to score    {len(unscored)} of {len(models)} models{words}"
-  # Of a table, what all models of its pass took.
-  paces = _paces(made, "train_flops"), _paces(tables, "flops")
-  todo = [pair for pair in zip((train, score), paces) if pair[0]]
-  least, most = (
-    sum(n * pick(pace) for n, pace in todo if pace) for pick in (min, max)
-  )
-  known = f"about {duration(least)}"
-  known += f" to {duration(most)}" if most > 1.1 * least else ""
-  parts = [f"{known} at this workdir's pace"] * any(pace for _, pace in todo)
-  if train and not paces[0]:
-    upto = itertools.takewhile(lambda name: name != left[0].stage, c.stages)
-    names = ",".join([*upto, left[0].stage])
-    parts.append(f"told here once a model was trained (--stages={names})")
-  if unscored and not paces[1]:
-    parts.append("scoring says what is left after its first batches")
-  yield f"time        {'; '.join(parts) or 'nothing of this is left'}"
+  made = [manifest_lib.read(m.table / MANIFEST) for m in models]
+  left = [m for m, manifest in zip(models, made) if not manifest]
+  words = f"{len(left)} of {len(models)} models"
+  if left and not corpus:
+    words += ", FLOPs are told when there is a corpus"
+  elif left:
+    # A little more than will be counted: as if all rows were full.
+    n, length = corpus.counts, c.corpus.max_length
+    tokens = n["tokens"] * n["split train"] / n["rows"] * c.score.share
+    known = [m for m in left if not m.path or hub.is_known(m.path)]
+    shapes = [m.shape() or of.ref(REFERENCE).shape() for m in known]
+    flops = sum(tokens * shape.forward_flops(length) for shape in shapes)
+    words += f", {short(tokens)} tokens, {flops:.3g} FLOPs"
+    words += " and of what is not fetched yet" * (len(known) < len(left)) + "; "
+    hint = "time left is told after the first batches"
+    words += _time(flops, made, "flops") or hint
+  yield f"to score    {words}"
 
 
-def _to_score(of: Trainings, models: Sequence[ModelRef]) -> tuple[float, str]:
-  """FLOPs of scoring D under models, of those whose shape is known; in words.
-
-  A little more than will be counted: all rows as if they were full.
-  """
-  c, corpus = of.config, manifest_lib.read(of.corpus)
-  if not (models and corpus):
-    return 0.0, ", FLOPs are known when there is a corpus" if models else ""
-  n = corpus.counts
-  tokens = n["tokens"] * n["split train"] / n["rows"] * c.score.share
-  total, unknown = 0.0, []
-  for model in models:
-    if model.path and not hub.is_known(model.path):
-      unknown.append(model.name)
-      continue
-    shape = model.shape() or of.ref(REFERENCE).shape()
-    total += tokens * shape.forward_flops(c.corpus.max_length)
-  more = f", without {', '.join(unknown)}, not fetched yet" if unknown else ""
-  return total, f", {short(tokens)} tokens, {total:.3g} FLOPs{more}"
-
-
-def _paces(made: Sequence[Manifest | None], flops: str) -> list[float]:
-  """Seconds for a FLOP of what was made."""
+def _time(flops: float, made: Sequence[Manifest | None], key: str) -> str:
+  """How long these FLOPs take at the paces of what was made; "" of nothing."""
   details = [m.details for m in made if m]
-  return [d["seconds"] / d[flops] for d in details if d.get(flops)]
+  times = [flops * d["seconds"] / d[key] for d in details if d.get(key)]
+  if not times:
+    return ""
+  least, most = duration(min(times)), duration(max(times))
+  most = f" to {most}" if max(times) > 1.1 * min(times) else ""
+  return f"about {least}{most} at this workdir's pace"

@@ -38,7 +38,7 @@ def execute(
       False.
   """
   distributed.agree(lambda: _refuse_early(steps, force))
-  has_run = False
+  has_run, skipped = False, set()
   for _, group in itertools.groupby(
     steps, lambda step: step.shared_pass or step
   ):
@@ -47,7 +47,9 @@ def execute(
 
     def begin(group=group, claims=claims):
       pairs = enumerate(zip(group, claims))
-      return [i for i, (step, claim) in pairs if _begin(step, force, claim)]
+      return [
+        i for i, (step, claim) in pairs if _begin(step, force, claim, skipped)
+      ]
 
     try:
       begun = [group[i] for i in distributed.agree(begin)]
@@ -78,7 +80,7 @@ def _refuse_early(steps: Sequence[Step], force: bool):
       step.refuse(old, step.other_settings(old))
 
 
-def _begin(step: Step, force: bool, claim: Claim) -> bool:
+def _begin(step: Step, force: bool, claim: Claim, skipped: set) -> bool:
   """Makes room for what is to be made; returns whether the step is to be run.
 
   What is to be skipped is not claimed: it may lie on a disk that is full or
@@ -92,7 +94,7 @@ def _begin(step: Step, force: bool, claim: Claim) -> bool:
   is_left = step.partial.exists() or step.backup.exists()  # by a kill
   if decision.action is Action.SKIP and not is_left:
     _check_files(step, decision.manifest)
-    return _skip(step)
+    return _skip(step, skipped)
   claim.take()
   _sweep(step)
   decision = decide(step, force, decision.expected)
@@ -112,7 +114,7 @@ def _begin(step: Step, force: bool, claim: Claim) -> bool:
       _check_files(step, decision.manifest)
       if step.partial.exists():  # asked: a disk that can only be read refuses
         step.partial.unlink(missing_ok=True)
-      return _skip(step)
+      return _skip(step, skipped)
     case Action.RUN:
       _write_begun(step, decision.expected, force)
     case Action.REMAKE:
@@ -135,9 +137,11 @@ def _begin(step: Step, force: bool, claim: Claim) -> bool:
   return True
 
 
-def _skip(step: Step) -> bool:
-  """Says that what is there stands; it is not to be run."""
-  log(step.stage, f"skipped, nothing has changed: {step.manifest.parent}")
+def _skip(step: Step, said: set) -> bool:
+  """Says that what is there stands, of a folder once; it is not to be run."""
+  if (folder := step.manifest.parent) not in said:
+    log(step.stage, f"skipped, nothing has changed: {folder}")
+  said.add(folder)
   return False
 
 

@@ -103,6 +103,7 @@ class Progress:
         desc=stage,
         dynamic_ncols=True,
         unit_scale=True,
+        smoothing=0,  # the pace is that since the beginning
       )
 
   def update(self, units: float = 1, note: str = "", apart: float = 0.0):
@@ -115,36 +116,29 @@ class Progress:
     self._done += units
     is_first = self._start is None and units
     if is_first:
-      self._start, self._first = now, self._done
+      self._start, self._first, apart = now, self._done, 0.0
     elif self._start is not None:
       self._start += apart
     if bar is not None:
-      if is_first:
-        bar.n = bar.initial = bar.last_print_n = self._done
+      if is_first:  # its clock, too, begins now
         bar.unpause()
-      else:
-        bar.start_t += apart
-        bar.last_print_t += apart
-        bar.update(units)
+        bar.initial = self._done
+      bar.start_t += apart
+      bar.update(units)
       if note:
         bar.set_postfix_str(note)
       return
     if now - self._last >= self._every:
-      self._last, left = now, self._in_words(now)
+      self._last, seconds = now, now - (self._start or now)
       of = "" if self._total is None else f"/{self._total:,}"
-      note = note and f", {note}"
-      log(self._stage, f"{self._done:,.0f}{of} {self._unit}{left}{note}")
-
-  def _in_words(self, now: float) -> str:
-    """The pace and what is left, unless too little was seen to tell."""
-    seconds = 0.0 if self._start is None else now - self._start
-    if self._done <= self._first or seconds < self._every / 2:
-      return ""
-    rate = (self._done - self._first) / seconds
-    words = f", {short(rate)} {self._unit}/s"
-    if self._total is None:
-      return words
-    return f"{words}, {duration((self._total - self._done) / rate)} left"
+      words = [f"{self._done:,.0f}{of} {self._unit}"]
+      # Of less, what chance has of it would be all.
+      if self._done > self._first and seconds >= self._every / 2:
+        rate = (self._done - self._first) / seconds
+        words.append(f"{short(rate)} {self._unit}/s")
+        if of:
+          words.append(f"{duration((self._total - self._done) / rate)} left")
+      log(self._stage, ", ".join(words + [note] * bool(note)))
 
   def __enter__(self):
     return self

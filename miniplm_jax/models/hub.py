@@ -37,8 +37,13 @@ def resolve(
   Raises:
     UserError: no such directory, and the hub does not have it either.
   """
-  if local := _local(path):
+  local = epath.Path(path).expanduser()
+  if local.exists():
     return local
+  if not may_be_hub_id(path):
+    raise GoneError(
+      "no model directory here", path, "give a directory or a hub id"
+    )
   import huggingface_hub
 
   try:
@@ -55,18 +60,6 @@ def resolve(
       "the directory",
     ) from e
   return epath.Path(folder)
-
-
-def _local(path: str) -> epath.Path | None:
-  """The directory, None of a hub id; UserError if it can be neither."""
-  local = epath.Path(path).expanduser()
-  if local.exists():
-    return local
-  if not may_be_hub_id(path):
-    raise GoneError(
-      "no model directory here", path, "give a directory or a hub id"
-    )
-  return None
 
 
 def is_known(path: str) -> bool:
@@ -107,8 +100,9 @@ class Given:
     return self._read(resolve(self.path))
 
   def check(self) -> list[str]:
-    """Raises UserError if it is no model; looks at no weights and no hub."""
-    if directory := _local(self.path):
+    """Raises UserError if it is no model; opens no weights, asks no hub."""
+    if self.is_folder or not may_be_hub_id(self.path):
+      directory = resolve(self.path)
       load_architecture(directory)
       weight_files(directory)
     return []
@@ -146,7 +140,8 @@ class GivenTokenizer(Given):
     return files.sha256(directory / "tokenizer.json")
 
   def check(self) -> list[str]:
-    """Nothing more: its fingerprint has opened it."""
+    """Raises UserError if there is none; asks no hub."""
+    self()
     return []
 
   def former(self) -> tuple[str, ...]:
