@@ -1,5 +1,6 @@
 """The console script `miniplm`: a word before what main.py takes."""
 
+import logging
 import runpy
 import sys
 from collections.abc import Sequence
@@ -47,7 +48,8 @@ def nll(argv: Sequence[str]):
   model, *names = [a for a in argv if a != "--debug"] or [""]
   if not names:
     raise UserError("no text", "miniplm nll", "give MODEL FILE...")
-  log.show("stderr")  # the table alone is piped on
+  log.LOGGER.addHandler(logging.StreamHandler())  # to standard error
+  log.LOGGER.setLevel(logging.INFO)
   scores = api.nll(model, list(map(_text, names)))
   print("nll_sum", "n_tokens", "n_bytes", "bits_per_byte", "text", sep="\t")
   for name, s in zip(names, scores):

@@ -217,10 +217,6 @@ def _require(criterion: str, tables: Mapping[str, Any]):
     )
 
 
-# Fields of SelectConfig that need no corpus.
-_OF_ARRAYS = "ratio", "rows", "temperature", "seed"
-
-
 @border.in_python()
 def select(
   scores: Scores | Mapping[str, Sequence],
@@ -229,29 +225,20 @@ def select(
 ) -> "Selection | np.ndarray":
   """Keeps the rows of D that rank highest, see `Scores.select`.
 
-  Of plain arrays it returns the places of the same rows, int64, ascending, and
-  writes nothing.
-
-  Args:
-    scores: what `score` returns; or {"teacher": (nll, tokens), …}, of each row
-      Σ −log p in nats and over how many tokens, [rows].
-    criterion: as of `Scores.select`.
-    **options: as of `Scores.select`; of arrays ratio or rows, temperature and
-      seed.
-
-  Raises:
-    UserError: as `Scores.select`; of arrays also if one holds NaN.
+  Of arrays, {"teacher": (nll, tokens), …}, it returns the places of these rows,
+  int64, ascending, and writes nothing: nll is Σ −log p of each row in nats,
+  over so many tokens. Options are ratio or rows, and seed.
   """
   if isinstance(scores, Scores):
     return scores.select(criterion, **options)
   hint = 'give what score returns, or {"teacher": (nll, tokens), …}'
   border.of_kind(scores, Mapping, "scores", hint)
   section = _section(criterion, options)
-  if other := sorted(options.keys() - _OF_ARRAYS):
-    hint = f"give {', '.join(_OF_ARRAYS)}, or what score returns"
+  if other := sorted(options.keys() - {"ratio", "rows", "seed"}):
+    hint = "give ratio, rows and seed, or what score returns"
     raise UserError(f"{other[0]} needs a corpus", "select", hint)
   _require(criterion, scores)
-  return selection.places(scores, criterion, section)
+  return scored.places_kept(scores, section)
 
 
 def _section(criterion: str, options: Mapping[str, Any]) -> SelectConfig:

@@ -34,25 +34,21 @@ def plain(text: str):
     LOGGER.info("%s", text)
 
 
-def show(to: str = "stdout"):
-  """Prints whatever is logged, at once; for programs. Or to "stderr"."""
+def show():
+  """Prints whatever is logged to standard output, at once; for programs."""
   if not any(isinstance(h, _Printer) for h in LOGGER.handlers):
-    LOGGER.addHandler(_Printer(to))
+    LOGGER.addHandler(_Printer())
   LOGGER.setLevel(logging.INFO)
   LOGGER.propagate = False  # a library's root handler would print it again
 
 
 class _Printer(logging.Handler):
-  """Prints above the bars of tqdm, to what sys.stdout, say, is by then."""
-
-  def __init__(self, to: str):
-    super().__init__()
-    self._to = to
+  """Prints above the bars of tqdm, to what standard output is by then."""
 
   def emit(self, record: logging.LogRecord):
     """Raises what printing raises: a full disk, a reader that has gone."""
-    tqdm.write(record.getMessage(), file=getattr(sys, self._to))
-    getattr(sys, self._to).flush()
+    tqdm.write(record.getMessage(), file=sys.stdout)
+    sys.stdout.flush()
 
 
 def duration(seconds: float) -> str:

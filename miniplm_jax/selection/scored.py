@@ -1,13 +1,12 @@
 """The rows of D with their scores, from the tables of both models."""
 
 import collections
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from miniplm_jax import criteria
+from miniplm_jax.config import SelectConfig
 from miniplm_jax.core import fields
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.manifest import NAMED, Manifest
@@ -16,7 +15,7 @@ from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.criteria import formula
 from miniplm_jax.criteria.nodes import FIELD
 from miniplm_jax.scoring import table
-from miniplm_jax.selection import index, row_fields
+from miniplm_jax.selection import cutoff, index, row_fields
 from miniplm_jax.selection.index import Columns
 
 
@@ -162,52 +161,44 @@ class ScoredRows:
       )
 
 
-class ArrayRows(ScoredRows):
-  """Rows that are known by arrays alone: their ids are places in them."""
+def places_kept(
+  tables: Mapping[str, Sequence[np.ndarray]], options: SelectConfig
+) -> np.ndarray:
+  """The places that a selection keeps of arrays, int64, ascending.
 
-  def __init__(
-    self, tables: Mapping[str, Sequence], definition: str, seed: int
-  ):
-    """Takes Σ −log p in nats and the scored tokens, [rows] each, by table.
+  Args:
+    tables: Σ −log p in nats and the scored tokens, [rows] each, by role.
+    options: what ranks them, a ratio or rows, and the seed.
 
-    Raises:
-      UserError: they are not of the same rows, or a value cannot be used; or
-        the criterion reads what only a corpus has.
-    """
-    self.criterion, self._name = criteria.criterion(definition), definition
-    its = self.criterion.formula
-    if its.columns or its.fields or "by=domain" in its.text:
-      hint = "give what score returns"
-      raise UserError("it reads more than arrays of scores", definition, hint)
-    self._evaluate = formula.Evaluator(its, seed)
-    self._min_length, self._codes = 0, {"": 0}
-    read = {n: _pair(n, tables[n]) for n in its.tables or tuple(tables)[:1]}
-    sizes = {name: len(nll) for name, (nll, _) in read.items()}
-    if len(set(sizes.values())) != 1:
-      hint = "give arrays of the same rows"
-      raise UserError(f"rows of tables are {sizes}", definition, hint)
-    (self.rows,) = set(sizes.values())
-    row_id, zeros = np.arange(self.rows), np.zeros(self.rows, np.int32)
-    self._arrays = {"row_id": row_id, "domain": zeros, "hash": zeros}
-    self._arrays["corpus_tokens"] = zeros
-    for name, (nll, tokens) in read.items():
-      part = {"row_id": row_id, "nll_sum": nll, "n_tokens": tokens}
-      table.check_rows(f"table {name}", part)
-      self._arrays |= {f"{name}_nll": nll, f"{name}_tokens": tokens}
-
-  def _joined(self) -> Iterator[Columns]:
-    yield self._arrays
-
-
-def _pair(name: str, both: Any) -> tuple[np.ndarray, np.ndarray]:
-  """The arrays of a table; nll as score tables have it, float32."""
-  with contextlib.suppress(TypeError, ValueError):
-    nll, tokens = map(np.asarray, both)
-    kinds = nll.dtype.kind in "fiu" and tokens.dtype.kind in "iu"
-    if kinds and nll.shape == tokens.shape == (len(nll),) and len(nll):
-      return nll.astype(np.float32), tokens
-  hint = "give (nll, tokens), numbers and whole numbers, [rows]"
-  raise UserError(f"{name} is {fields.shown(both)}", "select", hint)
+  Raises:
+    UserError: they are not of the same rows, or a value cannot be used.
+  """
+  its, columns = criteria.criterion(options.definition).formula, {}
+  if its.columns or its.fields or "by=domain" in its.text or not its.tables:
+    hint = "give what score returns"
+    raise UserError("it reads other than arrays", its.text, hint)
+  for name in its.tables:
+    try:
+      nll, tokens = map(np.asarray, tables[name])
+      nll = nll.astype(np.float32)  # as in score tables
+      row_id = columns.setdefault("row_id", np.arange(len(nll)))
+      good = nll.shape == tokens.shape == row_id.shape != (0,)
+    except (TypeError, ValueError):
+      good = False
+    if not good or tokens.dtype.kind not in "iu":
+      hint = "give (nll, tokens), of each table [rows], tokens whole numbers"
+      raise UserError(f"{name} is {fields.shown(tables[name])}", its.text, hint)
+    part = {"row_id": row_id, "nll_sum": nll, "n_tokens": tokens}
+    table.check_rows(f"table {name}", part)
+    columns |= {f"{name}_nll": nll, f"{name}_tokens": tokens}
+  evaluate = formula.Evaluator(its, options.seed)
+  (ranked,) = evaluate.over(lambda: [columns], len(row_id))
+  ranked["value"] = ranked["score"]
+  if len(bad := np.flatnonzero(np.isnan(ranked["value"]))):
+    hint = "look at what is divided or taken the log of"
+    raise UserError(f"row {bad[0]} has no finite value", its.text, hint)
+  (cut,) = cutoff.find(lambda: [ranked], [options.budget(len(row_id))])
+  return row_id[cutoff.within([cut], ranked)]
 
 
 def of_selection(

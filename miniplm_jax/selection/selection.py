@@ -22,7 +22,7 @@ from miniplm_jax.selection import cutoff as cutoff_lib
 from miniplm_jax.selection import duplicates, index, overlap, redundancy
 from miniplm_jax.selection.cutoff import Cutoff
 from miniplm_jax.selection.index import Columns
-from miniplm_jax.selection.scored import ArrayRows, ScoredRows
+from miniplm_jax.selection.scored import ScoredRows
 
 _ONE = np.ones(1, np.int64)
 # Why a row is left out, by the code in `Candidates.left_out`; 0 is not.
@@ -311,17 +311,6 @@ def select(
     counts = write(path, candidates, cutoff)
   shortfalls = tuple(_shortfalls(candidates, cutoff, counts))
   return Selected(cutoff, counts, candidates.dropped, by_set, shortfalls)
-
-
-def places(
-  tables: Mapping[str, Sequence], definition: str, options: SelectConfig
-) -> np.ndarray:
-  """The places that `select` keeps of arrays, int64, see `ArrayRows`."""
-  rows = ArrayRows(tables, definition, options.seed)
-  candidates = Candidates(rows, rows.rows, options)
-  cutoff = candidates.cutoff()
-  (columns,) = candidates.columns()
-  return columns["row_id"][cutoff_lib.keeps(cutoff, columns)]
 
 
 def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
