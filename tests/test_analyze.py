@@ -320,7 +320,14 @@ def test_losses_of_other_rows_are_left_out_by_name():
   assert made["left_out"] == ["diff-3"]
   assert made["groups"]["diff"]["names"] == ["diff-1", "diff-2"]
   assert "than most: diff-3." in seeds.ANALYSIS.section(made).notes[0]
+  with pytest.raises(NoInputs, match="no students differ alone in α"):
+    ablations.measure(found)
+  students["less"] = seeded("diff", 1, [7.0, 5.0, 4.5])
+  students["less"].selection.counts["kept"] = 4
   made = ablations.measure(found)
+  assert [line["names"] for line in made["lines"]["kept"]] == [
+    ["diff-1", "less"]
+  ]
   assert made["left_out"] == ["diff-3"] and "diff-3" not in made["runs"]
   assert "than most: diff-3." in ablations.ANALYSIS.section(made).notes[-1]
 
@@ -710,7 +717,9 @@ def test_a_domain_called_all_is_not_the_total():
 def test_a_finished_run_has_them(finished):
   folder = finished / "run/analysis"
   made = json.loads((folder / "manifest.json").read_text())
-  assert set(made["details"]["skipped"]) == {"stability", "seeds"}
+  assert set(made["details"]["skipped"]) == {
+    *("ablations", "stability", "seeds")
+  }
   for name in set(analyze_step.ANALYSES) - {"stability", "ablations", "seeds"}:
     assert (folder / f"{name}.json").exists(), name
     assert (folder / f"{name}.png").read_bytes()[1:4] == b"PNG", name
@@ -789,7 +798,7 @@ def test_what_no_longer_belongs_together_is_left_out(copy, capsys, of):
   with edited(made) as body:
     body["inputs"][of] = "another"
   first, *others = Stages(typed(config), workdir).analyses.sections()
-  assert "has changed since" in first.text[0] and len(others) == 7
+  assert "has changed since" in first.text[0] and len(others) == 6
   left = [x for x in analyzed().splitlines() if "left out: " in x]
   assert len(left) == 2 and f"inputs.{of} is another" in left[0]
   assert "students/miniplm: its selection is not there" in left[1]

@@ -27,7 +27,7 @@ def measure(workdir: Inventory) -> dict[str, Any]:
   """All students, and the lines along each axis.
 
   Raises:
-    NoInputs: no student has been evaluated.
+    NoInputs: no student has been evaluated, or nothing was varied alone.
   """
   students = {
     name: student
@@ -38,9 +38,12 @@ def measure(workdir: Inventory) -> dict[str, Any]:
   runs = {name: _run(workdir, each) for name, each in students.items()}
   if not runs:
     raise NoInputs("no student has been evaluated: run --stages=evaluate")
+  by_axis = {axis: lines(runs, axis) for axis in AXES}
+  if not any(by_axis.values()):
+    raise NoInputs(f"no students differ alone in {' or '.join(AXES.values())}")
   return {
     "runs": runs,
-    "lines": {axis: lines(runs, axis) for axis in AXES},
+    "lines": by_axis,
     "left_out": left_out,
   }
 
