@@ -153,6 +153,9 @@ def test_killed_and_gone_on_with_it_is_what_the_scorer_says(
     sums, n_tokens, _ = scorer(here["row_id"].astype(int))
     np.testing.assert_array_equal(here["n_tokens"], n_tokens)
     np.testing.assert_allclose(here["nll_sum"], sums["m"], rtol=1e-5)
+    compiling = scorer.compiling  # is known, and once over
+    scorer(here["row_id"].astype(int))
+    assert scorer.compiling == compiling > 0
   card = (tmp_path / "out" / "registry_scores.md").read_text()
   assert card.count("100.00%") == 2 * (len(DOMAINS) + 1)
   assert str(tmp_path) not in card + json.dumps(facts)

@@ -9,6 +9,7 @@ import re
 import shutil
 import textwrap
 import time
+import types
 
 import jax
 import numpy as np
@@ -81,6 +82,32 @@ class Broken(trainers.Hooked):
     if not self._left:
       self._do()
     return batch
+
+
+def test_the_time_left_is_without_first_compilations(
+  corpus, tmp_path, monkeypatch, capsys
+):
+  """Of steps of 1 s, after 600 s, and a first evaluation of 300 s."""
+  now = [1e6]
+  fake = types.SimpleNamespace(monotonic=lambda: now[0])
+  monkeypatch.setattr(telemetry, "time", fake)
+  what = spec(corpus, tmp_path).spec
+  told = telemetry.Telemetry(what, 0, telemetry.Clock(tmp_path), True)
+  names = ("loss", "grad_norm", "total_weights")
+  values = {f"train/{name}": 1.0 for name in names}
+  for step in range(1, 9):
+    now[0] += 600 if step == 1 else 1
+    told.add(step, values, np.zeros(8))
+    told.fetch()
+    if step % 4 == 0:
+      with told.outside("evaluation"):
+        now[0] += 300
+  lines = capsys.readouterr().out.splitlines()
+  first, *others = [line for line in lines if "completed step" in line]
+  assert "left" not in first
+  assert [line.rpartition("left: ")[2] for line in others] == [
+    f"{8 - step:.1f} s" for step in range(2, 9)
+  ]
 
 
 def test_goodput_counts_steps_and_not_what_is_done_again(
