@@ -399,6 +399,16 @@ def test_nll_says_at_once_how_it_works(finished, tmp_path, monkeypatch, capsys):
   assert capsys.readouterr().out.startswith("nll_sum\t")
 
 
+def test_a_student_reads_what_it_was_trained_on_at_once(finished):
+  student, text = (
+    api.Run(finished / "run").students["miniplm"],
+    "So it is. " * 99,
+  )
+  size, hf = student.corpus.max_length, str(student.hf)
+  assert mp.nll(student, text) == mp.nll(hf, text, max_length=size)
+  assert mp.nll(student, text) != mp.nll(hf, text)
+
+
 def test_workers_do_not_run_the_callers_script(tmp_path):
   """Without `if __name__ == "__main__"`, as the docs' first program is."""
   for name in ("a.jsonl", "b.jsonl"):  # a shard each

@@ -172,11 +172,14 @@ def nll(
     dtype: of weights and computation; "" is a given model's own, or float32.
     batch_tokens: inputs of a batch over all devices, padding included; 0 is
       by the kind of device, as `score.batch_tokens`.
-    max_length: inputs of a window of a longer text; 0 is what the model says.
+    max_length: inputs of a window of a longer text; 0 is a student's corpus's,
+      or what a given model says.
     overlap: how much of a window, in [0, 1), is context alone, whose tokens the
       window before scores; 0 are the rolling windows of lm_eval.
   """
   texts = border.texts_of(texts)
+  if isinstance(model, Student):
+    max_length = max_length or model.corpus.max_length
   how = DocumentsConfig(max_length=max_length, overlap=overlap)
   loaded, every = text_model(model, dtype, run), run.log_every_seconds
   rows = texts_lib.RowScorer(loaded, batch_tokens, every, "nll")
