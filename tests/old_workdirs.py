@@ -233,7 +233,13 @@ def checks(folder: pathlib.Path) -> list[Check]:
       inside = ".*"
     dry = (*asked(stage), "--dry_run")
     found.append(
-      Check(f"{stage}, dry run", made, dry, said="would (resume|be refused)")
+      Check(
+        f"{stage}, dry run",
+        made,
+        dry,
+        refusal=_BEGUN,
+        said="would (resume|be refused)",
+      )
     )
     for code in ("False", "True"):
       found.append(
