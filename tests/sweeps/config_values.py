@@ -181,7 +181,8 @@ TOGETHER = [
 def base() -> ConfigDict:
   """The tests' tiny run, in which any type may be written."""
   config = tiny_config.get_config()
-  config.workdir, config.corpus.source = "/nowhere/run", "/nowhere/text.jsonl"
+  # A source that a dry run can read.
+  config.workdir, config.corpus.source = "/nowhere/run", "embedded"
   return ConfigDict(config.to_dict(), type_safe=False)
 
 
