@@ -177,30 +177,27 @@ class Constructed(inventory.Student):
 # --- seeds -----------------------------------------------------------------
 
 
-def seeded(
-  definition, seed, losses, flops=80.0, ratio=0.5, init="", warmup=4, **more
-):
+def seeded(definition, seed, losses, **more):
   """A student of so many steps whose held-out loss is the last of its curve."""
   loss = {"instance_mean": losses[-1], "bits_per_byte": losses[-1] / 2}
   return Constructed(
     training=SimpleNamespace(
       settings={
         "model": "shape",
-        "train": {"steps": flops / 2, "seed": seed, "warmup_steps": warmup},
+        "train": {"steps": 40, "seed": seed, "warmup_steps": 4},
         "rows": f"selection {definition}-{seed}",
         **more,
       },
       counts={"steps": 40},
-      details={"train_flops": flops, "seconds": 1.0, "offline_flops": {}},
-      inputs={"corpus": "c", "selection": f"{definition}-{seed}"}
-      | ({"init": init} if init else {}),
+      details={"train_flops": 80.0, "seconds": 1.0, "offline_flops": {}},
+      inputs={"corpus": "c", "selection": f"{definition}-{seed}"},
       tokenizer="t",
-      weights=f"{definition}-{seed}-{flops}-{ratio}-{init}-{warmup}-{more}",
+      weights=f"{definition}-{seed}-{more}",
     ),
     selection=SimpleNamespace(
       settings={
         "definition": definition,
-        "ratio": ratio,
+        "ratio": 0.5,
         "seed": seed,
         "scores": {},
       },
@@ -215,12 +212,8 @@ def seeded(
   )
 
 
-def test_seeds_become_a_mean_its_spread_and_a_step():
-  """Means 4.0 and 3.5; variances 0.02 and 0.08 over two seeds each.
-
-  Welch: error √0.05, degrees of freedom 0.05² / (0.01² + 0.04²) = 1.47.
-  The mean curve 6, 4.5, 3.5 is at the baseline's 4.0 half way from 20 to 40.
-  """
+def test_seeds_become_a_mean_and_its_spread():
+  """Means 4.0, 5.0 and 3.5; variances 0.02, 0 and 0.08 over two seeds each."""
   students = {
     "pretrain-11": seeded("random", 11, [7.0, 5.0, 3.9]),
     "pretrain-12": seeded("random", 12, [7.0, 5.0, 4.1]),
@@ -233,53 +226,11 @@ def test_seeds_become_a_mean_its_spread_and_a_step():
   }
   found = seeds.measure(SimpleNamespace(students=students))
   assert list(found["groups"]) == ["pretrain", "kd", "miniplm"]
-  assert "beside" not in found["groups"]["pretrain"]
-  against = found["groups"]["miniplm"]["beside"]
-  assert against["difference"] == pytest.approx(-0.5)
-  wanted = math.sqrt(0.05) * stats.t.ppf(0.975, 0.05**2 / (0.01**2 + 0.04**2))
-  assert against["error"] == pytest.approx(wanted)
-  assert against["step"] == pytest.approx(30)
-  assert found["groups"]["kd"]["beside"]["step"] is None
   rows = seeds.ANALYSIS.section(found).table.cells()
-  assert [row[-1] for row in rows] == ["–", "not reached", "30"]
-  assert rows[0][4:] == ["4.0000 ± 0.1414", "2.0000 ± 0.0707", "baseline", "–"]
-  assert rows[2][6] == f"-0.5000 ± {wanted:.4f}, pretrain"
-
-
-def test_a_baseline_spent_and_kept_as_much_and_began_alike():
-  """Its name is in the table; a group without one is beside none."""
-  made = {
-    "short": ("random", {"flops": 20.0}),
-    "all": ("random", {"ratio": 1.0}),
-    "base": ("random", {"flops": 80.5}),
-    "warm-base": ("random", {"init": "w"}),
-    "ours": ("diff", {}),
-    "warm": ("diff", {"init": "w"}),
-    "other": ("diff", {"init": "x"}),
-    "longer": ("diff", {"flops": 90.0}),
-    "few": ("diff", {"ratio": 0.3}),
-    # Of 40 steps; a share of fewer is a whole number of them.
-    "rounded": ("diff", {"warmup": 5, "dear": 1}),
-    "gentle": ("diff", {"warmup": 6}),
-  }
-  students = {
-    f"{name}-{seed}": seeded(definition, seed, [7.0, 5.0, 4.0 + seed], **more)
-    for name, (definition, more) in made.items()
-    for seed in (1, 2)
-  }
-  found = seeds.measure(SimpleNamespace(students=students))
-  besides = {
-    n: g["beside"] for n, g in found["groups"].items() if "beside" in g
-  }
-  assert {n: b["baseline"] for n, b in besides.items()} == {
-    "ours": "base",
-    "warm": "warm-base",
-    "rounded": "base",
-  }
-  told = {row[0]: row[6] for row in seeds.ANALYSIS.section(found).table.cells()}
-  assert told["ours"].endswith(", base") and told["few"] == "–"
-  assert [n for n, said in told.items() if said == "baseline"] == [
-    *("short", "all", "base", "warm-base")
+  assert [row[4:] for row in rows] == [
+    ["4.0000 ± 0.1414", "2.0000 ± 0.0707"],
+    ["5.0000 ± 0.0000", "2.5000 ± 0.0000"],
+    ["3.5000 ± 0.2828", "1.7500 ± 0.1414"],
   ]
 
 
@@ -379,7 +330,6 @@ def test_what_follows_the_selection_does_not_part_seeds():
   del students["other-12"]
   found = seeds.measure(SimpleNamespace(students=students))
   assert list(found["groups"]) == ["seqkd", "sparse"]
-  assert not any(g["is_baseline"] for g in found["groups"].values())
   notes = seeds.ANALYSIS.section(found).notes
   assert notes == [
     "No other differs in its seeds alone: other-11, old-11, old-12."
@@ -509,11 +459,10 @@ def test_curves_on_other_rows_do_not_compare():
       for seed, of in enumerate(seen, 1):
         students[f"{name}-{seed}"].training.details["curve_rows"] = of
     groups = seeds.measure(SimpleNamespace(students=students))["groups"]
-    return groups["diff"]["curve"]["steps"], groups["diff"]["beside"]["step"]
+    return groups["diff"]["curve"]["steps"]
 
-  assert steps(random="aa", diff="aa") == ([10, 20, 40], 40)
-  assert steps(random="aa", diff="bb") == ([10, 20, 40], None)
-  assert steps(random="aa", diff="ab") == ([], None)
+  assert steps(random="aa", diff="bb") == [10, 20, 40]
+  assert steps(random="aa", diff="ab") == []
 
 
 def test_students_that_began_alike_are_compared():

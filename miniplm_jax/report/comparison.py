@@ -6,7 +6,7 @@ from typing import Any
 from miniplm_jax.core.groups import ALL
 from miniplm_jax.evaluation.heldout import losses
 from miniplm_jax.methods import trained_by
-from miniplm_jax.report import findings, plots
+from miniplm_jax.report import findings
 from miniplm_jax.report.inventory import Student
 from miniplm_jax.report.page import Section, Table, or_unknown
 from miniplm_jax.training import flops
@@ -64,14 +64,10 @@ def table(students: Mapping[str, Student]) -> Table:
 
 
 def section(students: Mapping[str, Student]) -> Section:
-  """The table, what it means, and the curves by FLOPs."""
+  """The table, and what it means."""
   main = next(iter(students))
   row_steps = students[main].training.counts["steps"]
   offline = {m: each.offline_by_part for m, each in students.items()}
-  caption = (
-    "The same curves as below, of up to run.eval_rows held-out rows, by what "
-    "training has cost so far; dashed with the offline FLOPs."
-  )
   return Section(
     "Methods",
     [
@@ -98,24 +94,4 @@ def section(students: Mapping[str, Student]) -> Section:
         if by_part
       ),
     ],
-    pictures=[(_picture(students), caption)],
   )
-
-
-def _picture(students: Mapping[str, Student]) -> str:
-  """Held-out loss by training FLOPs, of curves on the same rows."""
-  figure, ax = plots.axes(
-    "Held-out loss by cost", "FLOPs of training", "nats per token"
-  )
-  lines, left_out = {}, findings.unlike(students)
-  for method, student in students.items():
-    steps, values = student.curve()
-    is_shown = method not in left_out
-    spent = steps * student.per_step("FLOPs")
-    lines[method] = (spent, values) if is_shown else ((), ())
-  plots.curves(ax, lines, lw=1.5, marker="o", ms=3)
-  for method, style in plots.styles(lines).items():
-    spent, values = lines[method]
-    if len(spent) and (offline := students[method].offline_flops):
-      ax.plot(spent + offline, values, lw=1, ls="--", color=style["color"])
-  return plots.picture(figure)

@@ -1,4 +1,4 @@
-"""Students that differ in their seeds alone: means, spread, steps saved."""
+"""Students that differ in their seeds alone: means and spread."""
 
 import collections
 import os
@@ -16,9 +16,7 @@ from miniplm_jax.evaluation import heldout
 from miniplm_jax.methods import LABELS, LABELS_OF, SEQKD
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
-from miniplm_jax.report.analyses.savings import reached
 from miniplm_jax.report.inventory import (
-  BUDGET,
   BY_SEED,
   Inventory,
   Student,
@@ -30,10 +28,7 @@ from miniplm_jax.training import comparable
 _CURVES = "Learning curves: every seed, thin, and the mean."
 # Made of the selection as the second says: a digest without select.seed, which
 # students of earlier versions do not have.
-_FOLLOWS = {
-  GENERATED: SEQKD,
-  LABELS: LABELS_OF,
-}
+_FOLLOWS = {GENERATED: SEQKD, LABELS: LABELS_OF}
 
 
 def measure(workdir: Inventory) -> dict[str, Any]:
@@ -57,30 +52,7 @@ def measure(workdir: Inventory) -> dict[str, Any]:
     name = name_of(list(members))
     name = ", ".join(members) if name in figures else name
     figures[name] = _figures(members)
-  for group in figures.values():
-    if base := baseline_of(group, figures):
-      group["beside"] = {"baseline": base} | beside(group, figures[base])
   return {"groups": figures, "left_out": left_out, "alone": alone}
-
-
-def baseline_of(
-  group: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]
-) -> str | None:
-  """Name of the first baseline that spent as much and kept as much."""
-  if group["is_baseline"]:
-    return None
-  for name, other in groups.items():
-    spent = sorted([group["train_flops"], other["train_flops"]])
-    if (
-      other["is_baseline"]
-      and all(other[key] == group[key] for key in ("kind", "budget"))
-      and spent[1] <= 1.01 * spent[0]
-      # A share of the steps in whole steps.
-      and abs(group["warmup"] - other["warmup"])
-      <= 1 / min(group["steps"], other["steps"])
-    ):
-      return name
-  return None
 
 
 def _rest(student: Student) -> str:
@@ -114,28 +86,14 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
   losses = [heldout.losses(s.evaluation) for s in students]
   curves = [s.curve() for s in students]
   same = all(np.array_equal(curves[0][0], steps) for steps, _ in curves)
-  rows = {comparable.rows_of(s.training) for s in students}
-  same &= len(rows) == 1
-  settings = first.training.settings
+  same &= len({comparable.rows_of(s.training) for s in students}) == 1
   return {
     "names": list(members),
+    # Of one shape and tokenizer nats compare.
     "kind": files.digest(
-      [
-        settings["model"],
-        first.training.tokenizer,
-        first.begins_with,
-        {
-          k: v
-          for k, v in settings["train"].items()
-          # Dearer steps are fewer, and those of the warmup with them.
-          if k not in ("seed", "steps", "warmup_steps")
-        },
-      ]
+      [first.training.settings["model"], first.training.tokenizer]
     ),
-    "is_baseline": first.is_baseline,
-    "budget": [first.selection.settings.get(name) for name in BUDGET],
     "steps": first.training.counts["steps"],
-    "warmup": first.warmup / first.training.counts["steps"],
     "train_flops": first.training.details["train_flops"],
     "offline_flops": first.offline_flops,
     "seconds": [s.training.details["seconds"] for s in students],
@@ -148,39 +106,10 @@ def _figures(members: Mapping[str, Student]) -> dict[str, Any]:
     },
     # Of runs that were measured at other steps or on others there is no mean.
     "curve": {
-      "rows": rows.pop() if same else None,
       "steps": curves[0][0].tolist() if same else [],
       "losses": [loss.tolist() for _, loss in curves] if same else [],
     },
   }
-
-
-def beside(group: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-  """A group against the baseline.
-
-  Returns:
-    `difference` of the mean losses in nats, `error`, half of its 95 % interval,
-    and `step`, where the mean curve is first at the end of the baseline's, or
-    None.
-  """
-  from scipy import stats
-
-  ours, theirs = group["loss"], base["loss"]
-  interval = stats.ttest_ind(
-    ours, theirs, equal_var=False
-  ).confidence_interval()
-  error = (interval.high - interval.low) / 2
-  result = {
-    "difference": statistics.mean(ours) - statistics.mean(theirs),
-    "error": error,
-    "step": None,
-  }
-  ours, theirs = group["curve"], base["curve"]
-  if ours["steps"] and theirs["steps"] and ours["rows"] == theirs["rows"]:
-    target = float(np.mean(theirs["losses"], 0)[-1])
-    mean = np.mean(ours["losses"], 0)
-    result["step"] = reached(np.array(ours["steps"]), mean, target)
-  return result
 
 
 def spread(values: list[float]) -> str:
@@ -199,8 +128,6 @@ def render(figures: Mapping[str, Any]) -> Section:
     ("training FLOPs", ".3g", lambda name: groups[name]["train_flops"]),
     ("held-out loss", ">", lambda name: spread(groups[name]["loss"])),
     ("bits per byte", ">", lambda name: spread(groups[name]["bits_per_byte"])),
-    ("beside the baseline", ">", lambda name: _beside(groups[name])[0]),
-    ("at its end by step", ">", lambda name: _beside(groups[name])[1]),
   )
   alone = ", ".join(figures.get("alone", ()))
   return Section(
@@ -212,23 +139,6 @@ def render(figures: Mapping[str, Any]) -> Section:
       (_domains(groups), "Held-out bits per byte by domain, less the mean."),
     ],
   )
-
-
-def _beside(group: Mapping[str, Any]) -> tuple[str | None, str | None]:
-  """A group's difference to its baseline, and the step at its end."""
-  against = group.get("beside")
-  if not against:
-    return ("baseline" if group["is_baseline"] else None), None
-  difference = (
-    f"{against['difference']:+.4f} ± {against['error']:.4f}, "
-    f"{against.get('baseline', 'not named')}"
-  )
-  steps, step = group["curve"]["steps"], against["step"]
-  if not steps:
-    return difference, None
-  if not step:
-    return difference, "not reached"
-  return difference, f"{'≤ ' * (step == steps[0])}{step:,.0f}"
 
 
 def _by_kind(groups: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -301,12 +211,8 @@ ANALYSIS = Analysis(
   "Students that differ in train.seed and select.seed alone, and have been "
   "evaluated: mean ± standard deviation over them (n − 1). Held-out loss in "
   "nats, mean over rows of the mean per token; it compares students of one "
-  "tokenizer, bits per byte compares all. The baseline is what is trained on "
-  "rows at random with the plain loss, and has the same shape, tokenizer, "
-  "optimization and student.init, the same FLOPs of training within 1 % and "
-  "the same budget of its selection: beside it, the difference with its 95 % "
-  "interval (Welch) and the baseline's name, and the step at which the mean of "
-  "the learning curves reaches the end of the baseline's.",
+  "tokenizer, bits per byte compares all. Intervals of differences are what "
+  "stage compare has.",
   measure,
   render,
 )
