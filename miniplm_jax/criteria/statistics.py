@@ -58,6 +58,13 @@ class Moments:
       std.append(math.sqrt(unit * unit * variance))
     return np.array(mean), np.array(std)
 
+  def between(self) -> float:
+    """η², the share of the variance that lies between domains."""
+    (mean, std), n = self.mean_and_std(), self._counts
+    between = np.sum(n * (mean - np.average(mean, weights=n)) ** 2)
+    total = between + np.sum(n * std**2)
+    return float(between / total) if total else 0.0
+
 
 class Standardized:
   """Standard deviations from the mean of all rows, or of one's group."""

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from miniplm_jax.criteria.statistics import Moments
 from miniplm_jax.report.agreement import Agreement
 from miniplm_jax.report.page import Bar, Section, Table
 from miniplm_jax.report.selection_summary import Group, Summary, largest
@@ -44,8 +45,8 @@ class Audit:
     known = {"tokens": sample.tokens} | dict(sample.means)
     ranks = fidelity.ranks(sample.score)
     _, domain = np.unique(sample.domain.astype(str), return_inverse=True)
-    n = np.bincount(domain)
-    means = np.bincount(domain, ranks) / n
+    moments = Moments()
+    moments.add(domain, ranks.astype(np.float32))  # exact of so few
     with_rank = {
       name: fidelity.pearson(ranks, fidelity.ranks(values))
       for name, values in known.items()
@@ -53,7 +54,7 @@ class Audit:
     return cls(
       definition,
       summary.between_domains,
-      _share(np.sum(n * (means - ranks.mean()) ** 2), ranks),
+      moments.between(),
       with_rank,
       len(ranks),
       summary.total.share,
@@ -121,9 +122,3 @@ class Audit:
   def __str__(self) -> str:
     texts = [table.text() for table in self.tables()]
     return "\n\n".join([*texts, self.warning]).strip()
-
-
-def _share(part: float, values: np.ndarray) -> float:
-  """Of the sum of squares."""
-  total = np.sum((values - values.mean()) ** 2)
-  return float(part / total) if total else 0.0

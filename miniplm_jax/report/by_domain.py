@@ -6,7 +6,7 @@ N held-out rows, paired: both students were measured on each.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from miniplm_jax.core import groups
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.evaluation import heldout
 from miniplm_jax.report.inventory import Student
-from miniplm_jax.report.page import Bar, Section, Table
-from miniplm_jax.report.selection_summary import Summary
+from miniplm_jax.report.page import Section, Table
+from miniplm_jax.report.selection_summary import Group, Summary
+from miniplm_jax.report.selection_tables import share_kept
 
 _NORMAL = 1.96  # standard errors on either side: 95 %
 
@@ -130,35 +131,30 @@ class Paired:
 
   def section(self, summary: Summary) -> Section:
     """A line for each domain, of all last."""
-    of_d = {g.name: g for g in summary.domains}
+    of_d, total = {g.name: g for g in summary.domains}, summary.total
+    out = {*self.domain_N[~self.counts_N]}
+
+    def line(name: str, of: Group | None, rows_N: np.ndarray) -> list[Any]:
+      delta, loss, change = self.delta_N[rows_N], None, None
+      if len(delta):
+        loss = self.loss_N[rows_N].mean()
+        change = f"{delta.mean():+.4f} ± {_error(delta):.4f}"
+      kept = (
+        [of.rows, of.kept_rows, share_kept(of, total)] if of else [None] * 3
+      )
+      return [name, *kept, len(delta), loss, change]
+
     kept = {name: g.share for name, g in of_d.items()}
     names = sorted({*kept, *self.domain_N}, key=lambda d: (-kept.get(d, 0), d))
-    out = {*self.domain_N[~self.counts_N]}
     lines = [
-      (
+      line(
         f"({groups.key(d)})" if d in out else groups.key(d),
         of_d.get(d),
         self.domain_N == d,
       )
       for d in names
     ]
-    lines.append((groups.ALL, summary.total, self.counts_N))
-
-    def change(line) -> str | None:
-      delta = self.delta_N[line[2]]
-      if not len(delta):
-        return None
-      return f"{np.mean(delta):+.4f} ± {_error(delta):.4f}"
-
-    def share(line) -> Bar | float | None:
-      of, mark = line[1], summary.total.share
-      if not of or of is summary.total:
-        return of and of.share
-      return Bar(of.share, f"{of.share:.1%}", mark)
-
-    def loss(line) -> float | None:
-      return self.loss_N[line[2]].mean() if line[2].any() else None
-
+    lines.append(line(groups.ALL, total, self.counts_N))
     main, other = self.methods
     return Section(
       "By domain: what was kept, and what came of it",
@@ -169,15 +165,17 @@ class Paired:
         + " A domain in parentheses is in no mean."
         * (not self.counts_N.all())
       ],
-      table=Table.of(
+      table=Table(
+        (
+          "domain",
+          ("rows of D", ","),
+          ("kept", ","),
+          ("share kept", ".1%"),
+          ("held-out rows", ","),
+          (f"loss of {main}", ".4f"),
+          (f"less {other}", ">"),
+        ),
         lines,
-        ("domain", "", lambda line: line[0]),
-        ("rows of D", ",", lambda line: line[1] and line[1].rows),
-        ("kept", ",", lambda line: line[1] and line[1].kept_rows),
-        ("share kept", ".1%", share),
-        ("held-out rows", ",", lambda line: int(line[2].sum())),
-        (f"loss of {main}", ".4f", loss),
-        (f"less {other}", ">", change),
         has_total=True,
       ),
     )

@@ -19,6 +19,30 @@ from miniplm_jax.scoring import table as table_lib
 from miniplm_jax.training import comparable
 
 _MEAN_OF = 20  # steps, where a curve of the training itself has more
+# Metrics of training that are drawn: title, unit, caption.
+_CURVES = {
+  "eval/loss": (
+    "Held-out loss",
+    "nats per token",
+    "Held-out loss of the students during training, on the same rows.",
+  ),
+  "train/loss": (
+    "Training loss",
+    "nats per token",
+    f"Training loss, each student on its own rows (mean of {_MEAN_OF} steps): "
+    "a harder selection has a higher one.",
+  ),
+  "train/grad_norm": (
+    "Gradient norm",
+    "global norm",
+    f"Norm of the gradient before it is clipped (mean of {_MEAN_OF} steps).",
+  ),
+  "train/learning_rate": (
+    "Learning rate",
+    "learning rate",
+    f"Learning rate (mean of {_MEAN_OF} steps).",
+  ),
+}
 # Fields of a `Divergence` that are shown, and their titles.
 _DIVERGENCES = {
   "reverse_kl": "reverse KL, bits per byte",
@@ -48,27 +72,36 @@ def loss_table(
     students: by method, the main one first.
     scored: models that score, by role; those that were evaluated are shown.
   """
-  shown = {name: (each.evaluation, each) for name, each in students.items()}
-  shown |= {n: (s.evaluation, None) for n, s in scored.items() if s.evaluation}
-  losses = {n: heldout.losses(made) for n, (made, _) in shown.items()}
-  first = next(iter(shown))
-  tokenizer = shown[first][0].tokenizer
-  domains = [domain for domain in losses[first] if domain != ALL]
-  sizes = "parameters", "steps"
-  means = "all", "all, per token", "all, bits per byte", *domains
-  columns = ["model", *((t, ",") for t in sizes), *((t, ".4f") for t in means)]
-  rows = []
-  for name, (evaluation, student) in shown.items():
-    loss = losses[name]
-    means = [loss[domain]["instance_mean"] for domain in (ALL, *domains)]
-    means.insert(1, loss[ALL]["token_mean"])
-    if evaluation.tokenizer != tokenizer:
-      means = [None] * len(means)
-    means.insert(2, loss[ALL]["bits_per_byte"])
-    known = {"parameters": scored[name].parameters if name in scored else None}
-    counts = student.training.counts if student else known
-    rows.append((name, *(counts.get(what, "") for what in sizes), *means))
-  return Table(columns, rows)
+  counts = {name: each.training.counts for name, each in students.items()}
+  evaluations = {name: each.evaluation for name, each in students.items()}
+  for name, each in scored.items():
+    if each.evaluation:
+      counts[name] = {"parameters": each.parameters}
+      evaluations[name] = each.evaluation
+  losses = {name: heldout.losses(one) for name, one in evaluations.items()}
+  first = next(iter(evaluations))
+
+  def mean(key: str, domain: str = ALL):
+    return lambda name: (
+      losses[name][domain][key]
+      if evaluations[name].tokenizer == evaluations[first].tokenizer
+      else None
+    )
+
+  return Table.of(
+    evaluations,
+    ("model", "", str),
+    ("parameters", ",", lambda name: counts[name]["parameters"]),
+    ("steps", ",", lambda name: counts[name].get("steps", "")),
+    ("all", ".4f", mean("instance_mean")),
+    ("all, per token", ".4f", mean("token_mean")),
+    ("all, bits per byte", ".4f", lambda n: losses[n][ALL]["bits_per_byte"]),
+    *(
+      (domain, ".4f", mean("instance_mean", domain))
+      for domain in losses[first]
+      if domain != ALL
+    ),
+  )
 
 
 def otherwise(students: Mapping[str, Student]) -> list[str]:
@@ -132,43 +165,11 @@ def steps_in_words(main: str, first: Student, other: Student) -> str:
   return text
 
 
-def unlike(students: Mapping[str, Student]) -> list[str]:
-  """Methods whose learning curves are of other rows than most."""
-  return comparable.left_out({m: s.training for m, s in students.items()})
-
-
 def pictures(students: Mapping[str, Student]) -> list[tuple[str, str]]:
   """The learning curves: losses, and how the optimizer fared, by step."""
-  left_out = unlike(students)
-  same_rows = "Held-out loss of the students during training, on the same rows."
+  left_out = comparable.left_out({m: s.training for m, s in students.items()})
   drawn = []
-  for key, title, unit, caption in (
-    (
-      "eval/loss",
-      "Held-out loss",
-      "nats per token",
-      " ".join([same_rows, *comparable.in_words(left_out)]),
-    ),
-    (
-      "train/loss",
-      "Training loss",
-      "nats per token",
-      f"Training loss, each student on its own rows (mean of {_MEAN_OF} "
-      "steps): a harder selection has a higher one.",
-    ),
-    (
-      "train/grad_norm",
-      "Gradient norm",
-      "global norm",
-      f"Norm of the gradient before it is clipped (mean of {_MEAN_OF} steps).",
-    ),
-    (
-      "train/learning_rate",
-      "Learning rate",
-      "learning rate",
-      f"Learning rate (mean of {_MEAN_OF} steps).",
-    ),
-  ):
+  for key, (title, unit, caption) in _CURVES.items():
     is_heldout = key == "eval/loss"
     lines = {}
     for method, student in students.items():
@@ -183,7 +184,8 @@ def pictures(students: Mapping[str, Student]) -> list[tuple[str, str]]:
     figure, ax = plots.axes(title, "steps", unit)
     marker = "o" if is_heldout else None
     plots.curves(ax, lines, lw=1.5, marker=marker, ms=3)
-    drawn.append((plots.picture(figure), caption))
+    words = [caption, *(comparable.in_words(left_out) if is_heldout else ())]
+    drawn.append((plots.picture(figure), " ".join(words)))
   return drawn
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 
+from miniplm_jax.core.log import short
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.report import page, selection_figures
@@ -101,7 +102,7 @@ def _tiles(selection: SelectionReport) -> Iterator[page.Tile]:
   yield page.Tile(
     "Rows kept", f"{total.kept_rows:,}", f"of {total.rows:,} of D"
   )
-  kept, of_d = _short(total.kept_tokens), _short(total.tokens)
+  kept, of_d = short(total.kept_tokens), short(total.tokens)
   yield page.Tile("Tokens", kept, f"of {of_d} of D")
   tokens = tables.share(total.kept_tokens, total.tokens)
   note = f"of the rows; {tokens} of the tokens"
@@ -123,15 +124,6 @@ def _tiles(selection: SelectionReport) -> Iterator[page.Tile]:
   if dropped := selection.dropped:
     note = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
     yield page.Tile("Left out before", f"{sum(dropped.values()):,}", note)
-
-
-def _short(count: int) -> str:
-  """A count in three digits."""
-  for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
-    if count >= (size if unit != "K" else 10 * size):
-      value = count / size
-      return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}{unit}"
-  return f"{count:,}"
 
 
 def _duplicates(duplicates: Duplicates, texts: _Texts) -> page.Section:

@@ -111,18 +111,9 @@ def summarize(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
   names = np.array(scored.domains, object)
   drawn = dict(zip(means, drawn))
   sample = PlotSample(score, kept, names[domain], length, drawn)
-  between = _between(*moments.mean_and_std(), by_domain[_SUMS.index("scored")])
   return _summary(
-    names, by_domain, by_length, between, has_noise, places, sample
+    names, by_domain, by_length, moments.between(), has_noise, places, sample
   )
-
-
-def _between(mean: np.ndarray, std: np.ndarray, n: np.ndarray) -> float:
-  """η², by the mean, deviation and number of each domain's rows."""
-  n = n[: len(mean)]
-  between = np.sum(n * (mean - np.average(mean, weights=n)) ** 2)
-  total = between + np.sum(n * std**2)
-  return float(between / total) if total else 0.0
 
 
 def _summary(names, by_domain, by_length, between, has_noise, places, sample):
@@ -194,40 +185,32 @@ class _Places:
   """The rows at each place of each domain's ranking, so far."""
 
   def __init__(self):
-    # {(domain, kept, highest): [(score, row id)]}, best first
-    self._rows: dict[tuple[int, bool, bool], list[tuple[float, int]]] = {}
+    # Columns domain, score and row id, by whether rows were kept, and whether
+    # the highest are meant.
+    self._rows = {key: [] for key in itertools.product((True, False), repeat=2)}
 
   def add(self, domain, score, row_id, kept):
     """Takes a part's rows; all arrays [n]."""
-    for is_kept in (True, False):
-      rows = [c[kept == is_kept] for c in (domain, score, row_id)]
-      for highest in (True, False):
-        self._add(*rows, is_kept, highest)
-
-  def _add(self, domain, score, row_id, is_kept: bool, highest: bool):
-    order = np.lexsort((row_id, -score if highest else score, domain))
-    codes, starts = np.unique(domain[order], return_index=True)
-    for code, start in zip(codes.tolist(), starts):
-      first = order[start : start + TEXTS]
-      first = first[domain[first] == code]
-      new = list(zip(score[first].tolist(), row_id[first].tolist()))
-      key = code, is_kept, highest
-      self._rows[key] = _first(self._rows.get(key, []) + new, highest)
+    for (is_kept, highest), rows in self._rows.items():
+      new = [c[kept == is_kept] for c in (domain, score, row_id)]
+      rows[:] = [_first([*rows, new], highest)]
 
   def best(self) -> dict[int, dict[str, list[tuple[float, int]]]]:
     """The rows as (score, row id), by domain code and place of `PLACES`."""
     by_domain = {}
-    for code in {code for code, *_ in self._rows}:
-      by_domain[code] = {}
-      for place, (is_kept, highest) in PLACES.items():
-        pairs = []
-        for k in (True, False) if is_kept is None else (is_kept,):
-          pairs += self._rows.get((code, k, highest), [])
-        by_domain[code][place] = _first(pairs, highest)
+    for place, (is_kept, highest) in PLACES.items():
+      either = (True, False) if is_kept is None else (is_kept,)
+      rows = [columns for k in either for columns in self._rows[k, highest]]
+      for code, *pair in zip(*(c.tolist() for c in _first(rows, highest))):
+        places = by_domain.setdefault(code, {name: [] for name in PLACES})
+        places[place].append(tuple(pair))
     return by_domain
 
 
-def _first(pairs, highest: bool) -> list[tuple[float, int]]:
-  """The best of (score, row id), of equal scores the first rows."""
-  pairs = sorted(pairs, key=lambda p: (-p[0] if highest else p[0], p[1]))
-  return pairs[:TEXTS]
+def _first(rows: Sequence[Sequence[np.ndarray]], highest: bool):
+  """The best rows of each domain, of equal scores the first: columns alike."""
+  domain, score, row_id = map(np.concatenate, zip(*rows))
+  order = np.lexsort((row_id, -score if highest else score, domain))
+  code, is_best = domain[order], np.ones(len(order), bool)
+  is_best[TEXTS:] = code[TEXTS:] != code[:-TEXTS]  # fewer of it come before
+  return [c[order[is_best]] for c in (domain, score, row_id)]

@@ -159,11 +159,6 @@ def _group_table(what: str, shown: Iterable[Group], summary: Summary) -> Table:
   def after(g: Group) -> float:
     return g.kept_tokens / max(total.kept_tokens, 1)
 
-  def kept(g: Group) -> float | Bar:
-    return (
-      g.share if g is total else Bar(g.share, f"{g.share:.1%}", total.share)
-    )
-
   def change(g: Group) -> str:
     return "" if g is total else signed(100 * (after(g) - before(g)), 1)
 
@@ -172,7 +167,7 @@ def _group_table(what: str, shown: Iterable[Group], summary: Summary) -> Table:
     (what, "", lambda g: g.name if g is total else groups.key(g.name)),
     ("rows of D", ",", lambda g: g.rows),
     ("kept", ",", lambda g: g.kept_rows),
-    ("share kept", ".1%", kept),
+    ("share kept", ".1%", lambda g: share_kept(g, total)),
     ("tokens of D", ",", lambda g: g.tokens),
     ("share of tokens, before", ".1%", before),
     ("share of tokens, after", ".1%", after),
@@ -181,6 +176,13 @@ def _group_table(what: str, shown: Iterable[Group], summary: Summary) -> Table:
     ("of the kept", ">", lambda g: mean(g.kept_score, g.kept_rows)),
     has_total=True,
   )
+
+
+def share_kept(group: Group, total: Group) -> float | Bar:
+  """The share of a group's rows that was kept, beside that of all."""
+  if group is total:
+    return group.share
+  return Bar(group.share, f"{group.share:.1%}", total.share)
 
 
 def duplicates(copies: Duplicates) -> Section:
