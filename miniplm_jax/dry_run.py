@@ -20,7 +20,7 @@ from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus.summary import FEW
 from miniplm_jax.models import hub
-from miniplm_jax.models.ref import REFERENCE, ROLES, ModelRef
+from miniplm_jax.models.ref import REFERENCE, ROLES
 from miniplm_jax.stages import Stages
 from miniplm_jax.trainings import Trainings
 
@@ -137,8 +137,7 @@ def outlay(stages: Stages) -> Iterator[str]:
     words += f"{size / 1e9:.2g} GB of checkpoints and weights; "
     words += _time(flops, made, "train_flops") or hint
   yield f"to train    {words}"
-  models = [m for m in stages.scored() if isinstance(m, ModelRef)]
-  models = [m for m in models if not m.scores]
+  models = of.networks()
   made = [manifest_lib.read(m.table / MANIFEST) for m in models]
   left = [m for m, manifest in zip(models, made) if not manifest]
   words = f"{len(left)} of {len(models)} models"

@@ -10,7 +10,7 @@ from miniplm_jax import hf_export
 from miniplm_jax.config import Config
 from miniplm_jax.config.root import STUDENT
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.step import Input, Step
+from miniplm_jax.core.step import Step
 from miniplm_jax.core.workdir import MANIFEST, Workdir
 from miniplm_jax.corpus import convert_step, tokenize_step
 from miniplm_jax.corpus.sources import CorpusSource
@@ -26,7 +26,7 @@ from miniplm_jax.evaluation import (
 from miniplm_jax.evaluation.subjects import Subject
 from miniplm_jax.forecast import plan_step
 from miniplm_jax.methods import MethodNames
-from miniplm_jax.models.ref import REFERENCE, ROLES, TEACHER, ModelRef
+from miniplm_jax.models.ref import REFERENCE, ROLES, TEACHER
 from miniplm_jax.report import (
   compare_step,
   model_card,
@@ -37,7 +37,7 @@ from miniplm_jax.report import (
 )
 from miniplm_jax.report.analyses.analyze_step import Analyses
 from miniplm_jax.scoring import score_step
-from miniplm_jax.scoring.ngram import PREFIX, NgramRef
+from miniplm_jax.scoring.ngram import PREFIX
 from miniplm_jax.selection import materialize_step, select_step
 from miniplm_jax.staged import Staged
 from miniplm_jax.trainings import Trainings
@@ -96,27 +96,12 @@ class Stages:
     """Looks at finished score tables."""
     self._scoring().look(dry_run)
 
-  def _more(self) -> list[ModelRef | NgramRef]:
-    """Models that are scored beside teacher and reference."""
-    workdir = self.workdir
-    conditional = self.trainings.conditional
-    return [conditional] * bool(conditional) + [
-      NgramRef.named(item, workdir, self.corpus)
-      or ModelRef.named(item, workdir)
-      for item in self.config.score.more
-    ]
-
   def _scoring(self) -> score_step.Scoring:
     """The tables of teacher, reference, and more."""
-    c, models = self.config, self.scored()
+    c, models = self.config, self.trainings.scored()
     return score_step.Scoring(
       c.score, c.verify, self.corpus, models, self.workdir, c.run, c.alpha
     )
-
-  def scored(self) -> list[ModelRef | NgramRef]:
-    """All models that say something of D."""
-    roles = map(self.trainings.ref, self.config.scorers)
-    return [*roles, *self._more()]
 
   def proxy(self) -> list[Step]:
     """The proxy, and its score table."""
@@ -177,7 +162,7 @@ class Stages:
       UserError: no model has such a name, and no table is there.
     """
     c, scores = self.config, self.workdir.root / "scores"
-    offered = {*ROLES, *(ref.name for ref in self._more()), *more}
+    offered = {*ROLES, *(ref.name for ref in self.trainings.more()), *more}
     staged = (table for n in self.names for table in c.stage_tables(n))
     names, tables = {*c.tables, *offered, *staged}, {}
     for name in criterion(definition).reads:
@@ -305,7 +290,11 @@ class Stages:
     c, folder = self.config, self.workdir.student
     students = [
       Subject(
-        m, n.student, folder(n.student), self._corpus_of(n), c.train.dtype
+        m,
+        n.student,
+        folder(n.student),
+        self.trainings.corpus_inputs(n),
+        c.train.dtype,
       )
       for m, n in self.by_label.items()
     ]
@@ -315,11 +304,6 @@ class Stages:
       if with_scorers
     ]
 
-  def _corpus_of(self, names: MethodNames) -> dict[str, Input]:
-    """The inputs that are a student's corpus."""
-    c, name = self.config, names.student
-    return convert_step.corpus_inputs(c.student, c.corpus, self.workdir, name)
-
   def export(self) -> list[Step]:
     """The students as Hugging Face directories."""
     c, workdir = self.config, self.workdir
@@ -327,7 +311,7 @@ class Stages:
       hf_export.Export(
         names.student,
         workdir.student(names.student),
-        self._corpus_of(names),
+        self.trainings.corpus_inputs(names),
         workdir.selection(names.selection) / MANIFEST,
         c.export,
         c.run,
@@ -345,11 +329,11 @@ class Stages:
       c.score,
       self.workdir.document_scores,
       c.run,
-    ).steps(self.scored())
+    ).steps(self.trainings.scored())
 
   def publish(self) -> list[Step]:
     """The score tables, for others."""
-    tables = {ref.name: ref.table for ref in self.scored()}
+    tables = {ref.name: ref.table for ref in self.trainings.scored()}
     return [publish_step.step(tables, self.corpus, self.workdir.published)]
 
   def generate(self, dry_run: bool):

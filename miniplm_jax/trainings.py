@@ -26,7 +26,7 @@ from miniplm_jax.models.ref import (
   TEACHER,
   ModelRef,
 )
-from miniplm_jax.scoring.ngram import PREFIX
+from miniplm_jax.scoring.ngram import NgramRef
 from miniplm_jax.training import budget, train_step, trained, warm_start
 from miniplm_jax.training.spec import TrainSpec
 
@@ -108,6 +108,24 @@ class Trainings:
       ),
       writes_hf=True,
     )
+
+  def more(self) -> list[ModelRef | NgramRef]:
+    """Models that are scored beside teacher and reference."""
+    workdir = self.workdir
+    return [self.conditional] * bool(self.conditional) + [
+      NgramRef.named(item, workdir, self.corpus)
+      or ModelRef.named(item, workdir)
+      for item in self.config.score.more
+    ]
+
+  def scored(self) -> list[ModelRef | NgramRef]:
+    """All models that say something of D."""
+    return [*map(self.ref, self.config.scorers), *self.more()]
+
+  def networks(self) -> list[ModelRef]:
+    """Those of them that run over D: no counts, no scores from elsewhere."""
+    models = [m for m in self.scored() if isinstance(m, ModelRef)]
+    return [m for m in models if not m.scores]
 
   def generated(self, names: MethodNames) -> GeneratedRows | None:
     """The rows that the teacher continues for a student, or None."""
@@ -212,12 +230,16 @@ class Trainings:
     began = {"the weights that it begins with": None}
     return spent | (began if c.student.init else {})
 
+  def corpus_inputs(self, names: MethodNames) -> dict[str, Input]:
+    """The inputs that are a student's corpus."""
+    c, name = self.config, names.student
+    return convert_step.corpus_inputs(c.student, c.corpus, self.workdir, name)
+
   def student_inputs(self, names: MethodNames) -> dict[str, Input]:
     """What it reads, beside what its objective does."""
-    c, workdir, student = self.config, self.workdir, self.config.student
     inputs = {
-      **convert_step.corpus_inputs(student, c.corpus, workdir, names.student),
-      "selection": workdir.selection(names.selection) / MANIFEST,
+      **self.corpus_inputs(names),
+      "selection": self.workdir.selection(names.selection) / MANIFEST,
       **self.generated_inputs(names),
     }
     if self.init:
@@ -242,10 +264,10 @@ class Trainings:
     for role, spec in specs.items():
       if spec:
         programs.append(workload.training(f"train {role}", spec))
-    for name, shape in self._shapes_that_score().items():
-      share = c.score.share
-      name = f"{workload.SCORE_BY}{name}"
-      programs.append(self._scoring(name, shape, rows * share))
+    for ref in self.networks():
+      name = f"{workload.SCORE_BY}{ref.role or ref.name}"
+      shape = ref.shape() or self.ref(REFERENCE).shape()
+      programs.append(self._scoring(name, shape, rows * c.score.share))
     if "proxy" in c.methods:
       length = c.corpus.max_length
       programs += workload.regression(c.proxy, c.score, c.run, length, rows)
@@ -258,19 +280,6 @@ class Trainings:
       one = workload.training("train students of compare", spec)
       programs.append(dataclasses.replace(one, models=len(students)))
     return programs
-
-  def _shapes_that_score(self) -> dict[str, Architecture]:
-    """Of the models of stage score that are no tables or n-gram counts."""
-    shapes = {
-      role: self.ref(role).shape() for role in self.config.roles_with_model
-    }
-    if self.conditional:
-      shapes[CONDITIONAL] = self.ref(REFERENCE).shape()
-    for text in self.config.score.more:
-      ref = ModelRef.named(text, self.workdir)
-      if ref.path and not ref.path.startswith(PREFIX):
-        shapes[ref.name] = ref.shape()
-    return shapes
 
   def _scoring(self, name: str, shape: Architecture, rows: float):
     c = self.config

@@ -185,7 +185,10 @@ def _of_students(students: Run | Iterable[Student]) -> Comparison:
   if not students or not all(isinstance(one, Student) for one in students):
     hint = "give a list of students, as train returns them, or a Run"
     raise UserError("these are no students to compare", "compare", hint)
-  rows = {student.evaluated and _rows(student) for student in students}
+  rows = {
+    student.evaluated and comparable.rows_of(student.evaluated)
+    for student in students
+  }
   if len(rows - {None}) > 1:
     names = ", ".join(student.name for student in students)
     hint = "evaluate all on the same rows"
@@ -195,13 +198,6 @@ def _of_students(students: Run | Iterable[Student]) -> Comparison:
     groups[_settings(student)].append(student)
   lines = [_line(group) for group in groups.values()]
   return Comparison(sorted(lines, key=lambda line: line["loss"]))
-
-
-def _rows(student: Student) -> str:
-  """The digest of the rows that it was evaluated on, and which count."""
-  manifest = student.evaluated
-  ignored = manifest.settings.get("ignore_domains", ())
-  return repr((manifest.details.get(comparable.LOSS), sorted(ignored)))
 
 
 def _settings(student: Student) -> str:

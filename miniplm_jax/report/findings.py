@@ -112,22 +112,19 @@ def otherwise(students: Mapping[str, Student]) -> list[str]:
   nothing is known.
   """
   (main, first), *others = ((m, _made_with(s)) for m, s in students.items())
-  lines = []
-  steps = "train.steps"
+  lines, steps = [], "train.steps"
   for method, other in others:
     known = {steps}
     if first.get(steps) != other.get(steps):
       known.add("train.warmup_steps")
-    differing = [
+    differing = sorted(
       f"{name} {other[name]} and not {first[name]}"
       for name in first.keys() - known
       if name in other and other[name] != first[name]
-    ]
+    )
     if differing:
-      lines.append(
-        f"Beside its method {method} differs from {main}: "
-        f"{', '.join(sorted(differing))}."
-      )
+      words = f"Beside its method {method} differs from {main}: "
+      lines.append(f"{words}{', '.join(differing)}.")
   return lines
 
 
@@ -236,22 +233,24 @@ def of_proxy(
   comparison = proxy_lib.compare(corpus, tables, parts, sample, seed)
   report = proxy_lib.report(comparison, alpha)
   flops = tables["proxy"].details["flops_compared"]
-  others = "other rows that were scored: what follows is of these"
   rows = [
     ("rows of D", f"{report['rows_of_d']:,}"),
     ("rows that it learned from", f"{report['learned_rows']:,}"),
-    (others, f"{report['rows']:,}"),
+    (
+      "other rows that were scored: what follows is of these",
+      f"{report['rows']:,}",
+    ),
     ("Spearman", f"{report['spearman']:.4f}"),
     ("Pearson", f"{report['pearson']:.4f}"),
-  ]
-  rows += [
-    (f"of the highest {float(ratio):.0%}, both agree on", f"{share:.1%}")
-    for ratio, share in report["agreement"].items()
-  ]
-  rows += [
-    (f"FLOPs: {what}", f"{flops[name]:.3g}")
-    for name, what in _PROXY_STEPS.items()
-    if flops
+    *(
+      (f"of the highest {float(ratio):.0%}, both agree on", f"{share:.1%}")
+      for ratio, share in report["agreement"].items()
+    ),
+    *(
+      (f"FLOPs: {what}", f"{flops[name]:.3g}")
+      for name, what in _PROXY_STEPS.items()
+      if flops
+    ),
   ]
   text = [
     "MiniPLM-proxy (Appendix E): a small model learns log p − log p_ref from "
@@ -264,33 +263,24 @@ def of_proxy(
     "Each row's score by teacher and reference, and as predicted; color is "
     "the number of rows, on a logarithmic scale."
   )
-  picture = plots.picture(_proxy_figure(comparison)), caption
   return Section(
     "The proxy",
     text,
     table=Table(("what", ("figure", ">")), rows),
-    pictures=[picture],
+    pictures=[(_proxy_picture(comparison), caption)],
   )
 
 
-def _proxy_figure(comparison: proxy_lib.Comparison):
+def _proxy_picture(comparison: proxy_lib.Comparison) -> str:
   figure, ax = plots.axes(
     "Predicted and true scores",
     "log p − log p_ref (nats per token)",
     "predicted (nats per token)",
   )
-  ax.hexbin(
-    comparison.true,
-    comparison.predicted,
-    gridsize=50,
-    bins="log",
-    cmap="viridis",
-    mincnt=1,
-    linewidths=0,
-  )
+  plots.density(ax, comparison.true, comparison.predicted)
   ends = min(comparison.true), max(comparison.true)
   ax.plot(ends, ends, color=plots.GRAY, lw=1, ls="--")
-  return figure
+  return plots.picture(figure)
 
 
 def provenance(inputs: Mapping[str, Manifest], selection: str) -> Section:

@@ -72,6 +72,16 @@ def heat(ax, values, rows: Sequence[str], columns: Sequence[str], form: str):
   ax.grid(visible=False)
 
 
+def density(ax, x, y):
+  """Hexagons in which rows are counted, on a logarithmic scale."""
+  from matplotlib.colors import LinearSegmentedColormap
+
+  few_to_many = ["#C3D9EA", COLORS[0], "#06182B"]
+  shades = LinearSegmentedColormap.from_list("", few_to_many)
+  options = {"gridsize": 48, "bins": "log", "mincnt": 1, "linewidths": 0.1}
+  return ax.hexbin(x, y, cmap=shades, **options)
+
+
 def plain(text: str) -> str:
   """A name from data as matplotlib shows it as it is: $ begins no maths."""
   return text.replace("$", r"\$")

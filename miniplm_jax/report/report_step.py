@@ -61,20 +61,20 @@ class Report:
 
   def step(self) -> Step:
     """The step that makes report.html; report.json is its manifest."""
-    inputs = self._inputs()
     path = self.workdir.root / "report.html"
-    return Step(
+    step = Step(
       stage=STAGE,
       manifest=self.workdir.root / "report.json",
       settings={"methods": list(self.methods)},
-      inputs=inputs,
+      inputs=self._inputs(),
       outputs=(path,),
       summary=f"{path}",
       run=lambda manifests: self._run(path, manifests),
       policy=Policy(is_view=True, is_host_only=True),
-      # Before the last report is removed.
-      checks=(lambda: check(self.methods, _manifests(inputs)),),
     )
+    # Before the last report is removed.
+    checks = (lambda: check(self.methods, step.read_inputs()),)
+    return dataclasses.replace(step, checks=checks)
 
   def _inputs(self) -> dict[str, Input]:
     workdir = self.workdir
@@ -254,14 +254,6 @@ def _label(
   is_another = any(one and one["formula"] != text for one in others)
   is_another |= names.student in roles
   return names.student + f" ({names.definition})" * is_another
-
-
-def _manifests(inputs: Mapping[str, Input]) -> dict[str, Manifest]:
-  return {
-    name: manifest_lib.require(path)
-    for name, path in inputs.items()
-    if isinstance(path, epath.Path)
-  }
 
 
 def check(methods: Mapping[str, MethodNames], inputs: Mapping[str, Manifest]):

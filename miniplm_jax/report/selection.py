@@ -184,12 +184,8 @@ def write(
 ):
   """Writes report.html."""
   glance, *body = sections(selection, corpus)
-  body = [
-    dataclasses.replace(glance, text=()),
-    *body,
-    page.Section("How it was made", table=tables.made_table(selection, inputs)),
-  ]
-  path = directory / "report.html"
-  page.write(
-    path, f"Selection {selection.name}", [tables.lead(selection)], body
-  )
+  glance = dataclasses.replace(glance, text=())  # the page begins with it
+  table = tables.made_table(selection, inputs)
+  body = [glance, *body, page.Section("How it was made", table=table)]
+  title, lead = f"Selection {selection.name}", [tables.lead(selection)]
+  page.write(directory / "report.html", title, lead, body)

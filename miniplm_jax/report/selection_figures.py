@@ -6,12 +6,9 @@ from typing import Any
 import numpy as np
 
 from miniplm_jax.report import plots
-from miniplm_jax.report.selection_summary import Summary
 from miniplm_jax.report.selection_tables import SelectionReport
 
 _KEPT, _CUT = plots.COLORS[:2]
-_SHORT = 0.005  # share of rows that the picture of lengths leaves out
-_DENSITY = "#C3D9EA", _KEPT, "#06182B"  # few to many rows
 # Of the domains with a curve of their own; the threshold's is not among them.
 _CURVES = plots.COLORS[:1] + plots.COLORS[2:]
 
@@ -45,11 +42,6 @@ def _figures(selection: SelectionReport) -> Iterator[tuple[Any, str]]:
       "logarithmic scale. Below the dashed diagonal the teacher finds a row "
       f"likelier. {line * _has_line(selection)}{drawn}",
     )
-  yield (
-    _lengths(summary),
-    "Share of rows by their number of tokens, in D and among the kept rows. "
-    f"The shortest {_SHORT:.1%} lie to the left of the picture.",
-  )
 
 
 def _has_line(selection: SelectionReport) -> bool:
@@ -60,15 +52,6 @@ def _has_line(selection: SelectionReport) -> bool:
 def _mark_threshold(ax, selection: SelectionReport):
   if selection.threshold is not None:
     ax.axvline(selection.threshold, color=_CUT, lw=1.3)
-
-
-def _percent(axis):
-  from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-  # Round steps: none is shown as a number that it is not.
-  axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-  low, high = axis.get_view_interval()
-  axis.set_major_formatter(PercentFormatter(1, 0 if high - low > 0.06 else 1))
 
 
 def _range(values: np.ndarray, most: float = 0.999) -> tuple[float, float]:
@@ -100,6 +83,8 @@ def _histogram(selection: SelectionReport):
 
 
 def _cumulative(selection: SelectionReport):
+  from matplotlib import ticker
+
   figure, ax = plots.axes(
     "Cumulative distribution by domain", selection.label, "share of rows"
   )
@@ -115,15 +100,13 @@ def _cumulative(selection: SelectionReport):
   }
   ax.set_xlim(*_range(score, 0.998))
   _mark_threshold(ax, selection)
-  _percent(ax.yaxis)
+  ax.yaxis.set_major_formatter(ticker.PercentFormatter(1))
   # By itself it would leave out names that begin with "_".
   plots.legend(ax, handles=list(drawn.values()), labels=list(drawn))
   return figure
 
 
 def _density(selection: SelectionReport):
-  from matplotlib.colors import LinearSegmentedColormap
-
   figure, ax = plots.axes(
     "Teacher against reference",
     "reference NLL (nats per token)",
@@ -134,15 +117,7 @@ def _density(selection: SelectionReport):
   x_ends, y_ends = _range(x), _range(y)
   low, high = min(x_ends[0], y_ends[0]), max(x_ends[1], y_ends[1])
   inside = (np.minimum(x, y) >= low) & (np.maximum(x, y) <= high)
-  cells = ax.hexbin(
-    x[inside],
-    y[inside],
-    gridsize=48,
-    bins="log",
-    mincnt=1,
-    cmap=LinearSegmentedColormap.from_list("", _DENSITY),
-    linewidths=0.1,
-  )
+  cells = plots.density(ax, x[inside], y[inside])
   ends = np.array([low, high])
   ax.plot(ends, ends, color=plots.INK, lw=1, ls="--", label="equal")
   if _has_line(selection):
@@ -157,26 +132,4 @@ def _density(selection: SelectionReport):
   bar.ax.tick_params(labelsize=8)
   bar.outline.set_visible(False)
   plots.legend(ax)
-  return figure
-
-
-def _lengths(summary: Summary):
-  figure, ax = plots.axes("Length of rows", "tokens of a row", "share of rows")
-  counts = summary.rows_by_length
-  below = np.cumsum(counts[0]) / counts[0].sum()
-  first, end = int(np.searchsorted(below, _SHORT)), counts.shape[1]
-  width = max((end - first) // 48, 1)
-  # From the full rows downwards: the last bin is as wide as the others.
-  edges = np.arange(end, first - width, -width)[::-1]
-  for values, color, fill, label in (
-    (counts[0], plots.PALE, True, "before: D"),
-    (counts[1], _KEPT, False, "after: kept"),
-  ):
-    binned, _ = np.histogram(np.arange(end), edges, weights=values)
-    share = binned / max(values.sum(), 1)
-    ax.stairs(share, edges, color=color, fill=fill, lw=1.6, label=label)
-  ax.set_xlim(edges[0], end)
-  _percent(ax.yaxis)
-  ax.grid(axis="x", visible=False)
-  plots.legend(ax, loc="upper left")
   return figure

@@ -67,8 +67,6 @@ class Summary:
   domains: list[Group]  # most tokens first
   lengths: list[Group]  # by tokens of a row, shortest first, no empty ones
   total: Group  # all rows of D
-  # int64 [2, max_length + 2], rows of D and kept rows with so many ids.
-  rows_by_length: np.ndarray
   # Share of the variance of D's scores that lies between domains, η².
   between_domains: float
   has_noise: bool  # whether teacher and reference tables were both there
@@ -131,7 +129,6 @@ def _summary(names, by_domain, by_length, between, has_noise, places, sample):
     domains=sorted(domains, key=lambda g: (-g.tokens, g.name)),
     lengths=lengths,
     total=group("all", by_domain.sum(1)),
-    rows_by_length=by_length[[0, _FIELDS.index("kept_rows")]].astype(np.int64),
     between_domains=between,
     has_noise=has_noise,
     places={names[i]: rows for i, rows in places.best().items()},

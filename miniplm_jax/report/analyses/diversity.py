@@ -29,9 +29,10 @@ def vendi(kernel: np.ndarray) -> float:
   That is symmetric, positive semi-definite, with ones on its diagonal. The
   score is 1 (all equal) to n (nothing in common).
   """
+  from scipy import special
+
   values = np.linalg.eigvalsh(kernel / len(kernel))
-  values = values[values > 0]  # 0 · log 0 is 0; below it is rounding
-  return float(np.exp(-np.sum(values * np.log(values))))
+  return float(np.exp(special.entr(np.maximum(values, 0)).sum()))
 
 
 def ngram_kernel(rows: Sequence[np.ndarray], ns: Sequence[int] = _NS):
@@ -107,8 +108,8 @@ def measure(workdir: Inventory) -> dict[str, Any]:
 def render(figures: Mapping[str, Any]) -> Section:
   """The table, and bars with the deviation of the draws."""
   scores = figures["scores"]
-  mean = [np.mean(s) for s in scores.values()]
-  std = [np.std(s, ddof=1) for s in scores.values()]
+  mean = np.mean([*scores.values()], 1)
+  std = np.std([*scores.values()], 1, ddof=1)
   figure, ax = plots.axes(
     "Diversity",
     f"Vendi score of {figures['rows']:,} rows",
