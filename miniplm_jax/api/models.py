@@ -147,7 +147,7 @@ def generate(
   """
   own = {"dtype": model.dtype} if isinstance(model, Model) else {}
   section = GenerateConfig(**own | options)
-  loaded = text_model(model, section.dtype, run)
+  loaded = _given(model, section.dtype).loaded(run)
   prompts = border.texts_of(prompts)
   return generate_lib.continue_prompts(loaded, prompts, section)[0]
 
@@ -181,7 +181,7 @@ def nll(
   if isinstance(model, Student):
     max_length = max_length or model.corpus.max_length
   how = DocumentsConfig(max_length=max_length, overlap=overlap)
-  loaded, every = text_model(model, dtype, run), run.log_every_seconds
+  loaded, every = _given(model, dtype).loaded(run), run.log_every_seconds
   rows = texts_lib.RowScorer(loaded, batch_tokens, every, "nll")
   size, tokens = sum(len(text.encode()) for text in texts), rows.batch_tokens
   log(
@@ -233,7 +233,7 @@ def divergence(
     if type(value) is not int or value < least:
       hint = f"give {least} or more"
       raise UserError(f"{name} is {fields.shown(value)}", "divergence", hint)
-  q = text_model(student, dtype, run)
+  q = _given(student, dtype).loaded(run)
   if isinstance(student, Student):
     corpus = student.corpus.reader
     max_length = max_length or corpus.max_length
@@ -305,11 +305,6 @@ def score_documents(
   steps = scoring.steps(refs)
   border.execute(steps, run, force)
   return {step.name: DocumentScores(step.manifest.parent) for step in steps}
-
-
-def text_model(model, dtype: str, run: RunConfig) -> "texts_lib.TextModel":
-  """A model of any kind, read, with its tokenizer."""
-  return _given(model, dtype).loaded(run)
 
 
 def _given(model, dtype: str) -> Model:

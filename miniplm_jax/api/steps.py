@@ -177,18 +177,14 @@ def _objective(
 ) -> ObjectiveSpec:
   """What training minimizes, by a name or by a section of the config."""
   if isinstance(objective, str):
-    if objective not in OBJECTIVES:
-      hint = f"choose from {', '.join(OBJECTIVES)}"
-      raise UserError(f"no objective {objective!r}", "train", hint)
-    name = objective
-    section = _OPTIONS[name]() if name in _OPTIONS else None
+    name, section = objective, _OPTIONS.get(objective, lambda: None)()
+    hint = f"choose from {', '.join(OBJECTIVES)}"
   else:
-    section = objective
-    names = [n for n, kind in _OPTIONS.items() if isinstance(section, kind)]
-    if not names:
-      hint = "give a section such as KDConfig()"
-      raise UserError(f"no objective has {section}", "train", hint)
-    name = names[0]
+    names = (n for n, kind in _OPTIONS.items() if isinstance(objective, kind))
+    name, section = next(names, ""), objective
+    hint = "give a section such as KDConfig()"
+  if name not in OBJECTIVES:
+    raise UserError(f"no objective {objective!r}", "train", hint)
   spec = OBJECTIVES[name]
   if spec.labels:
     hint = f"use run() with a config whose method minimizes {name}"

@@ -34,11 +34,16 @@ COLUMNS = (
 )
 
 
+def _ordered(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """All that is known of each criterion, the lowest loss first."""
+  criteria = figures["criteria"].items()
+  known = [figures | {"criterion": name} | one for name, one in criteria]
+  return sorted(known, key=lambda one: one["loss"])
+
+
 def lines(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
   """`COLUMNS` of each criterion, the lowest loss first; None is not known."""
-  ordered = sorted(figures["criteria"].items(), key=lambda it: it[1]["loss"])
-  found = [figures | {"criterion": name} | one for name, one in ordered]
-  return [{key: one.get(key) for key in COLUMNS} for one in found]
+  return [{key: one.get(key) for key in COLUMNS} for one in _ordered(figures)]
 
 
 def to_csv(figures: Mapping[str, Any]) -> bytes:
@@ -54,7 +59,7 @@ def _cell(key: str, form: str):
   """Line → a figure with its interval; of the baseline the loss alone."""
 
   def shown(line: Mapping[str, Any]) -> str | None:
-    values = [line[f"{key}{end}"] for end in ("", "_low", "_high")]
+    values = [line.get(f"{key}{end}") for end in ("", "_low", "_high")]
     is_own = line["shown"] == BASELINE and key not in ("loss", *DIVERGENCES)
     if values[0] is None or is_own:
       return None
@@ -89,16 +94,14 @@ def section(figures: Mapping[str, Any]) -> Section:
   def tokens(line) -> str | None:
     if line["shown"] == BASELINE or not points:
       return None
-    if line["tokens"] is None:
+    if "tokens" not in line:
       reached = line["reached"]
       return f"by {reached} of {seeds}" if reached else "not reached"
     is_bound = line["tokens_low"] == points[0] / points[-1]
     return "≤ " * is_bound + _cell("tokens", ".0%")(line)
 
-  kept_of = {n: one.get("kept_of") for n, one in figures["criteria"].items()}
-
   def kept(line) -> str:
-    shares = kept_of[line["criterion"]].items()
+    shares = line["kept_of"].items()
     return ", ".join(f"{group} {share:.0%}" for group, share in shares)
 
   columns = [
@@ -112,14 +115,10 @@ def section(figures: Mapping[str, Any]) -> Section:
   ]
   columns = columns[: None if oracle else -1]
   if has_divergence := DIVERGENCES[0] in figures["criteria"][baseline]:
-    of = lambda line: figures["criteria"][line["criterion"]]  # noqa: E731
     for key, title in zip(DIVERGENCES, ("reverse KL", "loss on its texts")):
-      value, delta = _cell(key, ".4f"), _cell(f"{key}_delta", "+.4f")
-      columns += [
-        (title, ">", lambda line, cell=value: cell(of(line))),
-        ("Δ", ">", lambda line, cell=delta: cell(of(line))),
-      ]
-  if kept_of[baseline]:
+      columns.append((title, ">", _cell(key, ".4f")))
+      columns.append(("Δ", ">", _cell(f"{key}_delta", "+.4f")))
+  if figures["criteria"][baseline].get("kept_of"):
     columns.append(("kept", "", kept))
   unseen = oracle and "recovered" not in figures["criteria"][oracle]
   notes = {
@@ -144,7 +143,7 @@ def section(figures: Mapping[str, Any]) -> Section:
   return Section(
     f"Criteria compared, {name}" if name else "Criteria compared",
     [_WORDS.format(baseline)],
-    table=Table.of(lines(figures), *columns),
+    table=Table.of(_ordered(figures), *columns),
     notes=[text for text, is_so in notes.items() if is_so],
     pictures=[(_picture(figures), caption)],
   )

@@ -87,7 +87,6 @@ def section(students: Mapping[str, Student]) -> Section:
         for method, one in students.items()
         if one.training.counts["steps"] != row_steps
       ),
-      *findings.otherwise(students),
       *(
         f"{method}, offline: {flops.in_words(by_part)}."
         for method, by_part in offline.items()

@@ -49,29 +49,6 @@ def axes(
   return figure, ax
 
 
-def heat(ax, values, rows: Sequence[str], columns: Sequence[str], form: str):
-  """A map of numbers, each written into its cell.
-
-  Args:
-    values: float [rows, columns], 0 to 1 from pale to dark; NaN stays empty.
-    form: of a number, such as "{:.2f}".
-  """
-  from matplotlib.colors import LinearSegmentedColormap
-
-  shades = LinearSegmentedColormap.from_list("", ["#FFFFFF", COLORS[0]])
-  ax.imshow(values, cmap=shades, vmin=0, vmax=1, aspect="auto")
-  for i, line in enumerate(values):
-    for j, value in enumerate(line):
-      if value == value:
-        color = "white" if value > 0.6 else INK
-        place = {"ha": "center", "va": "center", "fontsize": 8}
-        ax.text(j, i, form.format(value), color=color, **place)
-  ax.set_yticks(range(len(rows)), [plain(name) for name in rows])
-  names = [plain(name) for name in columns]
-  ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
-  ax.grid(visible=False)
-
-
 def density(ax, x, y):
   """Hexagons in which rows are counted, on a logarithmic scale."""
   from matplotlib.colors import LinearSegmentedColormap

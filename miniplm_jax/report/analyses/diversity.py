@@ -12,7 +12,6 @@ import numpy as np
 from miniplm_jax.core.workdir import GENERATED
 from miniplm_jax.corpus.kept_rows import kept_rows
 from miniplm_jax.corpus.store import Corpus
-from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import Inventory
 from miniplm_jax.report.page import Section, Table
@@ -106,19 +105,10 @@ def measure(workdir: Inventory) -> dict[str, Any]:
 
 
 def render(figures: Mapping[str, Any]) -> Section:
-  """The table, and bars with the deviation of the draws."""
+  """The table, with the deviation of the draws."""
   scores = figures["scores"]
   mean = np.mean([*scores.values()], 1)
   std = np.std([*scores.values()], 1, ddof=1)
-  figure, ax = plots.axes(
-    "Diversity",
-    f"Vendi score of {figures['rows']:,} rows",
-    "",
-    height=1.4 + 0.35 * len(scores),
-  )
-  names = [plots.plain(name) for name in scores]
-  ax.barh(names, mean, xerr=std, color=plots.COLORS[0], ecolor=plots.INK)
-  ax.invert_yaxis()
   return Section(
     table=Table.of(
       zip(scores, mean, std),
@@ -128,9 +118,6 @@ def render(figures: Mapping[str, Any]) -> Section:
       ("standard deviation", ".2f", lambda line: line[2]),
       ("against D", ">", lambda line: f"{line[1] / mean[0]:.3f} ×"),
     ),
-    pictures=[
-      (plots.picture(figure), "Higher is more diverse; bars of one deviation.")
-    ],
   )
 
 

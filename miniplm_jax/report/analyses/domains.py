@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from miniplm_jax.core.groups import ALL, with_total
-from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import Inventory
 from miniplm_jax.report.page import Section, Table
 
-_MOST = 20  # domains of the picture and the table, the largest
+_MOST = 20  # domains of the table, the largest
 
 
 def measure(workdir: Inventory) -> dict[str, Any]:
@@ -40,21 +39,13 @@ def shares(kept: int, rows: int) -> dict[str, float]:
 
 
 def render(figures: Mapping[str, Any]) -> Section:
-  """The table, and the same as a map."""
+  """The table."""
   selections = figures["selections"]
   # Selections of one corpus have the same domains.
   rows_of = {d: n["rows"] for d, n in next(iter(selections.values())).items()}
   domains = sorted(rows_of, key=lambda d: (d != ALL, -rows_of[d], d))
   rest, domains = len(domains) - 1 - _MOST, domains[: _MOST + 1]
   values = [[s[d]["share"] for s in selections.values()] for d in domains]
-  figure, ax = plots.axes(
-    "Kept share",
-    "",
-    "",
-    2.6 + 0.9 * len(selections),
-    1.6 + 0.32 * len(domains),
-  )
-  plots.heat(ax, values, domains, list(selections), "{:.0%}")
   smaller = f"The {rest} smaller domains are in domains.json."
   return Section(
     table=Table(
@@ -62,9 +53,6 @@ def render(figures: Mapping[str, Any]) -> Section:
       [(d, rows_of[d], *line) for d, line in zip(domains, values)],
     ),
     notes=[smaller] if rest > 0 else [],
-    pictures=[
-      (plots.picture(figure), "Share of a domain's rows that is kept.")
-    ],
   )
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from miniplm_jax.core.manifest import Manifest
-from miniplm_jax.report import plots
 from miniplm_jax.report.analyses import ranking
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
 from miniplm_jax.report.inventory import Inventory
@@ -62,28 +61,14 @@ def _means(table: Manifest) -> np.ndarray:
 
 
 def render(figures: Mapping[str, Any]) -> Section:
-  """The table, and rank correlations as a map."""
-  compared, names = figures["compared"], figures["pairs"]
-  table = Table.of(
-    compared,
-    ("score", "", lambda line: line["first"]),
-    ("compared with", "", lambda line: line["second"]),
-    *ranking.agreement_columns(figures["alpha"]),
-  )
-  values = np.eye(len(names))
-  for line in compared:
-    i, j = names.index(line["first"]), names.index(line["second"])
-    values[i, j] = values[j, i] = line["spearman"]
-  size = 2.6 + 0.6 * len(names)
-  figure, ax = plots.axes(
-    "Rank correlation of scores", "", "", size + 1.4, size
-  )
-  plots.heat(ax, values, names, names, "{:.2f}")
+  """The table."""
   return Section(
-    table=table,
-    pictures=[
-      (plots.picture(figure), "Spearman between scores, teacher − reference.")
-    ],
+    table=Table.of(
+      figures["compared"],
+      ("score", "", lambda line: line["first"]),
+      ("compared with", "", lambda line: line["second"]),
+      *ranking.agreement_columns(figures["alpha"]),
+    )
   )
 
 
