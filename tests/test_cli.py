@@ -252,7 +252,7 @@ def test_tensorflow_is_asked_for_where_it_is_needed(tmp_path, monkeypatch):
     list(sources.list_chunks(CorpusConfig(source="tfds:mnist")))
   words = "TensorFlow Datasets is not .*, config.materialize.format=tfds, pip"
   with pytest.raises(UserError, match=words):
-    materialize_writers.Tfds(tmp_path, [1], None)
+    materialize_writers.FORMATS["tfds"](tmp_path, [1], None)
 
 
 def test_the_whole_run_needs_no_tensorflow(finished):

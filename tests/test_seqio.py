@@ -207,7 +207,7 @@ def test_all_tasks_of_a_process_share_one_index_and_one_selection(
       return original(made)
 
     monkeypatch.setattr(module, name, counted)
-  for cached in (source._open, source._split, source._rows, tasks._bitmap):
+  for cached in (source._open, source._rows, tasks._bitmap):
     cached.cache_clear()
   name = tasks.register(finished / "run", "miniplm", name="shared")
   assert sorted(ids(read(f"{name}_by_domain", num_epochs=1))) == kept.tolist()
@@ -254,7 +254,7 @@ def test_what_has_changed_is_refused(copy):
   tasks.register(copy / "run", "miniplm", name="changed")
   rows = copy / "run/selection/miniplm/rows.npy"
   np.save(rows, np.load(rows)[1:])
-  with pytest.raises(UserError, match="not those that were selected"):
+  with pytest.raises(UserError, match="not the file that was written"):
     read("changed")
   path = copy / "run/scores/teacher/manifest.json"
   with edited(path) as body:

@@ -114,7 +114,7 @@ def test_a_row_keeps_its_prompt_and_goes_on(made, corpus):
   assert counts["rows"] == len(found) == sum(parts)
   assert found.lengths.sum() == counts["tokens"]
   assert found.manifest.tokenizer == corpus.manifest.tokenizer
-  found.check_tokenizer()
+  found.tokenizer()
 
 
 def test_nothing_is_measured_on_generated_rows(made, corpus):

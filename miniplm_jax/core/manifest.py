@@ -118,10 +118,10 @@ class Manifest:
       if size != facts["bytes"]:
         state = "is missing" if size is None else f"has {size} bytes"
         what = f"{path} {state} where the manifest says {facts['bytes']}"
-        raise UserError(what, f"in {self.path}", hint or self._remedy)
+        raise UserError(what, f"in {self.path}", hint or self.remedy)
 
   @property
-  def _remedy(self) -> str:
+  def remedy(self) -> str:
     """What to do about a file that is not as it was written."""
     again = f"--stages={self.remade_by} --force"
     return f"restore the file, or make it again with {again}"
@@ -137,13 +137,13 @@ class Manifest:
     """
     path, where = self.directory / name, f"in {self.path}"
     if name not in self.files or not path.exists():
-      raise UserError(f"{path} is missing", where, self._remedy)
+      raise UserError(f"{path} is missing", where, self.remedy)
     with gs.local(path) as local:
       sha256, written = files.sha256(local), self.files[name]["sha256"]
       if sha256 != written:
         what = f"its sha256 is {sha256[:12]} and not {written[:12]}"
         what = f"{path} is not the file that was written: {what}"
-        raise UserError(what, where, self._remedy)
+        raise UserError(what, where, self.remedy)
       yield local
 
   def check_content(self):

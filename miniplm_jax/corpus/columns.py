@@ -208,7 +208,7 @@ class Columns(dict):
       raise UserError(
         f"the index has {len(column)} rows, the manifest {rows}",
         str(self._manifest.directory),
-        "make the corpus again with --stages=tokenize --force",
+        self._manifest.remedy,
       )
     self[name] = column
     return column

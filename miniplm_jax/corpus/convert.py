@@ -13,7 +13,6 @@ from miniplm_jax.corpus.convert_text import (
   PartRows,
   TextRun,
   TextRuns,
-  read_rows,
   split_ids,
 )
 from miniplm_jax.corpus.pack import Packer, SentenceEnds
@@ -173,7 +172,8 @@ def _encoded(
   """(row id, row, its text in new ids), untruncated."""
   old, eos = rows.decoder.encoder, np.array([to.encoder.eos_id], np.int32)
   bos = np.array([i for i in [to.encoder.bos_id] if i is not None], np.int32)
-  numbered = read_rows(rows.decoder.corpus, rows.row_ids)
+  row_ids, corpus = rows.row_ids.tolist(), rows.decoder.corpus
+  numbered = zip(row_ids, store.read_each(corpus, rows.row_ids))
   while batch := list(itertools.islice(numbered, _BATCH)):
     ids_between_eos = [split_ids(row.ids, old.eos_id) for _, row in batch]
     # Without BOS and unknown tokens, which are no text.

@@ -1,15 +1,17 @@
 """Stage convert: the refined corpus in the words of another tokenizer."""
 
 import collections
+import functools
 from collections.abc import Mapping
 
 from etils import epath, epy
 
 from miniplm_jax.config import CorpusConfig, RunConfig, StudentConfig
 from miniplm_jax.core import manifest as manifest_lib
+from miniplm_jax.core import pieces
 from miniplm_jax.core.code import Version
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.log import Progress, log
+from miniplm_jax.core.log import log
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Input, Policy, Step
 from miniplm_jax.core.workdir import CONVERTED, GENERATED, MANIFEST, Workdir
@@ -129,30 +131,34 @@ def _run(
     _settings(student, corpus), inputs, tokenizer=encoder.fingerprint
   )
   to = convert.Target(encoder, corpus.max_length, corpus.seed)
-  make = convert.repacked
-  if student.conversion == "one_to_one":
-    make = convert.one_to_one
+  is_one_to_one = student.conversion == "one_to_one"
+  make = convert.one_to_one if is_one_to_one else convert.repacked
   if GENERATED in inputs:
     rows_to_train = old.rows_of("train")
   else:
     rows_to_train = kept_rows.kept_rows(inputs["selection"])
   chosen = np.union1d(rows_to_train, old.rows_of("heldout"))
-  parts, first = old.manifest.counts["rows_by_part"], 0
-  every = run.log_every_seconds
-  with Progress(STAGE, len(chosen), "rows", every=every) as progress:
-    for part, n in enumerate(parts):
-      of_part = range(first, first + n)
-      first += n
-      row_ids = chosen[slice(*np.searchsorted(chosen, (of_part.start, first)))]
-      names = store.shard_names(part, len(parts))
-      if not store.has(folder, names, made_by):
-        counts = collections.Counter()
-        rows = convert_text.PartRows(decoder, of_part, row_ids, part)
-        details = {columns.MADE_BY: made_by}
-        converted = make(rows, to, counts)
-        store.write_shard(folder, names, converted, counts, details)
-      progress.update(len(row_ids), f"in part {part + 1}/{len(parts)}")
-  counts, described = store.merge(folder, len(parts), made_by)
+  ends = np.cumsum([0, *old.manifest.counts["rows_by_part"]])
+  row_ids = np.split(chosen, np.searchsorted(chosen, ends[1:-1]))
+  parts = len(row_ids)
+  names = [store.shard_names(part, parts) for part in range(parts)]
+
+  def write(part: int, progress):
+    of_part = range(ends[part], ends[part + 1])
+    rows = convert_text.PartRows(decoder, of_part, row_ids[part], part)
+    counts = collections.Counter()
+    converted, details = make(rows, to, counts), {columns.MADE_BY: made_by}
+    store.write_shard(folder, names[part], converted, counts, details)
+    progress(len(row_ids[part]), f"in part {part + 1}/{parts}")
+
+  pieces.fill(
+    STAGE,
+    list(map(len, row_ids)),
+    lambda part: store.has(folder, names[part], made_by),
+    lambda part, progress: functools.partial(write, part, progress),
+    run.log_every_seconds,
+  )
+  counts, described = store.merge(folder, parts, made_by)
   _say_bytes(collections.Counter(counts))
   where = f"config.student.tokenizer={student.tokenizer}"
   return {

@@ -15,10 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.corpus.store import Corpus, StoredRow
+from miniplm_jax.corpus.store import Corpus, StoredRow, read_each
 from miniplm_jax.corpus.tokenizer import PROBE
-
-_BATCH = 256  # rows that are read at a time
 
 
 class RowDecoder:
@@ -72,15 +70,6 @@ def split_ids(ids: np.ndarray, eos_id: int) -> list[np.ndarray]:
   return [ids[start:end] for start, end in zip(starts, ends)]
 
 
-def read_rows(
-  corpus: Corpus, row_ids: np.ndarray
-) -> Iterator[tuple[int, StoredRow]]:
-  """Yields (row id, row) in this order, a few hundred in memory."""
-  for start in range(0, len(row_ids), _BATCH):
-    batch = row_ids[start : start + _BATCH]
-    yield from zip(batch.tolist(), corpus.read(batch))
-
-
 @dataclasses.dataclass
 class _OpenRun:
   """A run that the next row may go on with."""
@@ -112,7 +101,8 @@ class TextRuns:
     """Yields runs, those of a domain and split in the order of the text."""
     # By split and domain: the run that is open, and the row it ends in.
     opened: dict[tuple[str, str, bool], tuple[_OpenRun, StoredRow]] = {}
-    for row_id, row in read_rows(self._corpus, self._rows.row_ids):
+    row_ids = self._rows.row_ids
+    for row_id, row in zip(row_ids.tolist(), read_each(self._corpus, row_ids)):
       key = row.split, row.domain, row.has_own_split
       run, before = opened.pop(key, (None, None))
       if run and not (
@@ -143,9 +133,9 @@ class TextRuns:
     following = np.full(len(rows), -1)
     if self._corpus.manifest.settings.get("split_field"):
       ends: dict[int, int] = {}  # by document: the last row that has of it
-      for i, (row_id, row) in enumerate(read_rows(self._corpus, rows)):
+      for i, row in enumerate(read_each(self._corpus, rows)):
         if (before := ends.pop(row.documents[0], None)) is not None:
-          following[before] = row_id
+          following[before] = rows[i]
         ends[row.documents[-1]] = i
       return following
     _, domain = np.unique(self._corpus.domains(rows), return_inverse=True)

@@ -49,53 +49,41 @@ def document(
   Texts may be bytes, and its domain missing: then it has the default. A number
   that is missing is NaN.
   """
+  own_id = ""
+
+  def broken(what: str, hint: str = "mend the record") -> BrokenRecord:
+    return BrokenRecord(what, where, hint, own_id)
+
   try:
-    text, domain, own_id, split = (
-      _field(record, path) if path else None for path in corpus.own_paths
-    )
+    fields_of = [path and _field(record, path) for path in corpus.own_paths]
     numbers_of = [_field(record, path) for path in corpus.field_paths]
-  except (ValueError, RecursionError) as e:
-    what = f"a record in a string cannot be read as JSON ({e})"
-    return BrokenRecord(what, where, "mend the record")
-  try:
-    text, domain, own_id, split = (
-      v.decode() if isinstance(v, bytes) else v
-      for v in (text, domain, own_id, split)
+    text, domain, its_id, split = (
+      v.decode() if isinstance(v, bytes) else v for v in fields_of
     )
-    own_id = "" if own_id is None else str(own_id)
-    for value in (own_id, text, domain):
+    its_id = "" if its_id is None else str(its_id)
+    for value in (its_id, text, domain):
       if isinstance(value, str):
         value.encode()
+    own_id = its_id
   except UnicodeError as e:
-    what = f"text or domain is not valid Unicode ({e})"
-    return BrokenRecord(what, where, "mend the record")
+    return broken(f"text or domain is not valid Unicode ({e})")
+  except (ValueError, RecursionError) as e:
+    return broken(f"a record in a string cannot be read as JSON ({e})")
   if not isinstance(text, str):
-    return BrokenRecord(
-      f"no text in field {corpus.text_field!r}",
-      where,
-      "name the field with --config.corpus.text_field, or mend the record",
-      own_id,
-    )
+    hint = "name the field with --config.corpus.text_field, or mend the record"
+    return broken(f"no text in field {corpus.text_field!r}", hint)
   if domain is not None and not isinstance(domain, str):
-    return BrokenRecord(
-      f"the domain in field {corpus.domain_field!r} is no text but {domain!r}",
-      where,
-      "name the field with --config.corpus.domain_field, or give '' to name "
-      "domains after files",
-      own_id,
-    )
+    what = f"the domain in field {corpus.domain_field!r} is no text but "
+    hint = "name the field with --config.corpus.domain_field, or give '' to "
+    return broken(f"{what}{domain!r}", f"{hint}name domains after files")
   split = "" if split is None else split
   if not (isinstance(split, str) and split in ("", *store.SPLITS)):
-    what = f"field {corpus.split_field!r} is no split but "
-    what += fields.shown(split)
-    hint = f"give one of {', '.join(store.SPLITS)}, or none"
-    return BrokenRecord(what, where, hint, own_id)
+    what = f"field {corpus.split_field!r} is no split but {fields.shown(split)}"
+    return broken(what, f"give one of {', '.join(store.SPLITS)}, or none")
   for path, value in zip(corpus.field_paths, numbers_of):
     if not (value is None or _is_number(value)):
-      what = f"field {path!r} is no number of 32 bits but "
-      what += fields.shown(value)
-      hint = "mend the record, or carry another field"
-      return BrokenRecord(what, where, hint, own_id)
+      what = f"field {path!r} is no number of 32 bits but {fields.shown(value)}"
+      return broken(what, "mend the record, or carry another field")
   values = (math.nan if v is None else float(v) for v in numbers_of)
   lacks_domain = bool(corpus.domain_field) and not domain
   domain, values = domain or default, tuple(values)

@@ -36,6 +36,9 @@ def is_of(file: epath.Path, endings: Sequence[str]) -> bool:
 # README beside it, and rows that were packed a list of their sources.
 _KINDS = ((*_LINES, ".parquet"), _JSON, TEXT)
 _CORPUS = {("corpus", MANIFEST), ("corpus", PARTIAL)}  # in a workdir
+# Each text is said once in a process.
+_note = functools.cache(functools.partial(log, "tokenize"))
+_warn = functools.cache(functools.partial(warn, "tokenize"))
 # Lies beside data, and is none.
 _ABOUT = re.compile(r"readme|licen[cs]e", re.IGNORECASE)
 
@@ -209,18 +212,6 @@ def _split_in(root: epath.Path, file: epath.Path, asked: str) -> str:
     return asked
   words = (_SPLITS.get(w, w) for w in re.split(r"[\W_\d]+", name))
   return next((w for w in words if w in ("train", "validation", "test")), "")
-
-
-@functools.cache
-def _note(text: str):
-  """Says it once in a process."""
-  log("tokenize", text)
-
-
-@functools.cache
-def _warn(text: str):
-  """Warns of it once in a process."""
-  warn("tokenize", text)
 
 
 def match(

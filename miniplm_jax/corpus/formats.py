@@ -48,11 +48,6 @@ class RecordChunk(Chunk):
   domain: str  # of a record that has none
 
 
-def _zstd(raw):
-  stream = pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
-  return io.BufferedReader(stream)
-
-
 class _Streams(io.RawIOBase):
   """What packed streams hold, one after another; zeros pad them.
 
@@ -89,7 +84,7 @@ class _Streams(io.RawIOBase):
 # and see where a file is cut off.
 PACKED = {
   ".gz": gzip.open,
-  ".zst": _zstd,
+  ".zst": lambda raw: pa.CompressedInputStream(pa.PythonFile(raw), "zstd"),
   ".bz2": functools.partial(_Streams, bz2.BZ2Decompressor),
   ".xz": functools.partial(_Streams, lzma.LZMADecompressor),
 }

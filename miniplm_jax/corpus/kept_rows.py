@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from miniplm_jax.core import files, gs
-from miniplm_jax.core.errors import UserError
+from miniplm_jax.core import gs
 from miniplm_jax.core.manifest import Manifest
 
 
@@ -17,14 +16,9 @@ def kept_rows(selection: Manifest) -> np.ndarray:
   Raises:
     UserError: they are not those that were selected.
   """
-  path = selection.directory / "rows.npy"
-  if not path.exists() or files.describe(path) != selection.files["rows.npy"]:
-    raise UserError(
-      "the kept rows are not those that were selected",
-      str(path),
-      "select again with --stages=select --force",
-    )
-  return np.load(gs.copied(path), mmap_mode="r").view(np.ndarray)
+  with selection.reading("rows.npy"):
+    path = gs.copied(selection.directory / "rows.npy")
+  return np.load(path, mmap_mode="r").view(np.ndarray)
 
 
 def among(row_id: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -35,6 +35,7 @@ _WRITER_OPTIONS = "group_size:1,zstd:1"
 
 FILE = "file"  # in an index: size and sha256 of its rows' file
 _AT_A_TIME = 65_536  # rows of the index that are held as Python objects
+_BATCH = 512  # rows that are read at a time
 
 # Columns of the index and their Arrow types.
 _INDEX = {
@@ -342,8 +343,7 @@ class Corpus:
           hint,
         )
     else:
-      what = f"no tokenizer.json in {folder}: taken to be the corpus's"
-      log("score", what)
+      log("score", f"no tokenizer.json in {folder}: taken to be the corpus's")
     self.check_vocabulary(vocab_size, str(folder), hint)
 
   def tokenizer(self) -> Tokenizer:
@@ -355,18 +355,13 @@ class Corpus:
       raise UserError(
         f"the tokenizer is {now[:12]}, the corpus was made with {then[:12]}",
         str(folder),
-        "restore the folder, or make the corpus again with "
-        f"--stages={self.manifest.stage} --force",
+        self.manifest.remedy,
       )
     # Of converted corpora earlier versions noted it in the settings alone.
     bos_token = (settings | self.manifest.details).get("bos_token")
     if not bos_token:
       return without_bos
     return tokenizer.load(folder, settings["eos_token"], bos_token)
-
-  def check_tokenizer(self):
-    """Raises UserError unless its tokenizer is the one it was made with."""
-    self.tokenizer()
 
   def read(self, row_ids: Sequence[int]) -> list[StoredRow]:
     """Returns the rows with these ids, in this order.
@@ -382,14 +377,19 @@ class Corpus:
       first = self._ends[part - 1] if part else 0
       local = (row_ids[places] - first).tolist()
       path = self.directory / shard_names(part, self.parts)[0]
-      hint = "restore the file, or make it again with --stages="
-      hint += f"{self.manifest.stage} --force"
-      with errors.parsing(path, hint):
+      with errors.parsing(path, self.manifest.remedy):
         for i, record in zip(places, self._readers.read(part, local)):
           rows[i] = row = StoredRow.from_bytes(record)
           if row.hash != self.hashes[row_ids[i]]:
             raise ValueError(f"row {row_ids[i]} is another than in the index")
     return rows
+
+
+def read_each(corpus: Corpus, row_ids: np.ndarray) -> Iterator[StoredRow]:
+  """Yields the rows with these ids, in this order, a few hundred in memory."""
+  for start in range(0, len(row_ids), _BATCH):
+    distributed.raise_if_stopped()
+    yield from corpus.read(row_ids[start : start + _BATCH])
 
 
 def open_corpus(inputs: Mapping[str, Manifest]) -> Corpus:

@@ -11,7 +11,7 @@ import json
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import distributed, errors
+from miniplm_jax.core import distributed, errors, fields
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import log
@@ -20,7 +20,6 @@ from miniplm_jax.corpus import store
 from miniplm_jax.corpus.store import Corpus
 
 NAME = "trained_rows.json"
-_BATCH = 4096  # rows that are hashed at a time
 _MOST = 1 << 20  # rows that are hashed anew: a minute
 
 
@@ -82,10 +81,9 @@ def refuse(
 
 
 def _refuse(directory, corpus, row_ids, name, which):
-  path = directory / NAME
-  if not path.exists():
-    path = directory / "hf" / NAME
-  if not path.exists():
+  places = directory / NAME, directory / "hf" / NAME
+  path = next((place for place in places if place.exists()), None)
+  if not path:
     made = manifest_lib.read(directory / MANIFEST)
     if made and NAME in made.files:
       hint = "restore it, or train the model again"
@@ -104,8 +102,9 @@ def _refuse(directory, corpus, row_ids, name, which):
   if seed == corpus.manifest.settings["seed"]:
     hashes = corpus.hashes[row_ids]
   else:
-    row_ids = row_ids[:: max(-(-len(row_ids) // _MOST), 1)]
-    hashes = _hashes(corpus, row_ids, seed)
+    row_ids = row_ids[:: fields.stride(len(row_ids), _MOST)]
+    rows = store.read_each(corpus, row_ids)
+    hashes = np.array([store.hash_of(r.ids, seed) for r in rows], np.uint64)
   is_trained = np.isin(hashes, trained)
   if is_trained.any():
     raise UserError(
@@ -116,15 +115,3 @@ def _refuse(directory, corpus, row_ids, name, which):
       "give other rows, a model that has not seen them, or the corpus the seed "
       "and shares that the model was trained with",
     )
-
-
-def _hashes(corpus: Corpus, row_ids: np.ndarray, seed: int) -> np.ndarray:
-  """uint64 [n]: of the rows' ids, by a seed."""
-  hashes = np.zeros(len(row_ids), np.uint64)
-  for start in range(0, len(row_ids), _BATCH):
-    distributed.raise_if_stopped()
-    rows = corpus.read(row_ids[start : start + _BATCH])
-    hashes[start : start + len(rows)] = [
-      store.hash_of(row.ids, seed) for row in rows
-    ]
-  return hashes

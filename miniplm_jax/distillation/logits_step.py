@@ -134,7 +134,7 @@ def _run(
 ) -> dict[str, Any]:
   directory, settings = spec.folder, spec.settings
   corpus = store.Corpus(inputs["corpus"])
-  corpus.check_tokenizer()
+  corpus.tokenizer()  # or UserError
   ids = corpus.manifest.details["vocab_size"]
   if settings["ids"] > ids:
     raise UserError(

@@ -120,7 +120,7 @@ def _run(
 ) -> dict[str, Any]:
   c, directory, settings = spec.options, spec.folder, spec.settings
   corpus = store.Corpus(inputs["corpus"])
-  corpus.check_tokenizer()
+  corpus.tokenizer()  # or UserError
   mesh = sharding.mesh_of(run)
   model = spec.teacher.load_as_scored(corpus, mesh, c.dtype)
   continuation = seqkd_rows.Continuation(
@@ -154,7 +154,7 @@ def _run(
   )
 
   def merged():
-    corpus.check_tokenizer()
+    corpus.tokenizer()  # or UserError
     for path in (corpus.directory / "tokenizer").iterdir():
       files.write_bytes(directory / "tokenizer" / path.name, path.read_bytes())
     return store.merge(directory, parts, by)

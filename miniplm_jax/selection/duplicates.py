@@ -4,13 +4,14 @@ Better is a higher score, then a lower row id; noise does not count, or a
 text would gain by being repeated.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from miniplm_jax.core import distributed
-from miniplm_jax.corpus.store import Corpus
+from miniplm_jax.corpus.store import Corpus, StoredRow
 from miniplm_jax.selection.cutoff import sort_key
 
 Chunks = Callable[[], Iterable[Mapping[str, np.ndarray]]]
@@ -20,6 +21,7 @@ _BUCKET_ROWS = 1 << 21  # that are sorted at a time; 512 files at 10⁹ rows
 _SHINGLE = 5  # token ids
 _PERMUTATIONS = 128
 _BATCH = 512  # rows that are read at a time
+_HELD = 1024  # rows' sets of shingles in memory, of 100 KB at 1,024 ids
 
 
 def exact(
@@ -110,17 +112,21 @@ def near(
   row_id, key = map(np.concatenate, zip(*pieces))
   row_id = row_id[np.argsort(~key, kind="stable")]
   lsh = rensa.RMinHashLSH(threshold, _PERMUTATIONS, bands(threshold))
-  known = _Shingles(corpus)
+
+  @functools.lru_cache(_HELD)
+  def known(row_id: int) -> set[bytes]:
+    return _shingles(*corpus.read([row_id]))
+
   for first in range(0, len(row_id), _BATCH):
     distributed.raise_if_stopped()
     batch = row_id[first : first + _BATCH]
-    sets = known.read(batch)
+    sets = list(map(_shingles, corpus.read(batch)))
     hashed = rensa.RMinHash.from_token_sets(map(list, sets), _PERMUTATIONS, 0)
     out = []
     for i, own, minhash in zip(batch.tolist(), sets, hashed):
       similar = 0
       for other in sorted(lsh.query(minhash)):
-        similar += _jaccard(own, known[other]) >= threshold
+        similar += _jaccard(own, known(other)) >= threshold
         if similar == copies:
           out.append(i)
           break
@@ -143,32 +149,9 @@ def _jaccard(a: set, b: set) -> float:
   return common / (len(a) + len(b) - common)
 
 
-class _Shingles:
-  """Sets of shingles by row id; the last ones that were asked for are held."""
-
-  _HELD = 1024  # of 100 KB at 1024 ids
-
-  def __init__(self, corpus: Corpus):
-    self._corpus = corpus
-    self._sets: dict[int, set[bytes]] = {}
-
-  def read(self, row_ids: np.ndarray) -> list[set[bytes]]:
-    """The sets of several rows at once."""
-    sets = [_shingles(row.ids) for row in self._corpus.read(row_ids)]
-    self._sets.update(zip(row_ids.tolist(), sets))
-    while len(self._sets) > self._HELD:
-      del self._sets[next(iter(self._sets))]
-    return sets
-
-  def __getitem__(self, row_id: int) -> set[bytes]:
-    if row_id not in self._sets:
-      self.read(np.array([row_id]))
-    return self._sets[row_id]
-
-
-def _shingles(ids: np.ndarray) -> set[bytes]:
+def _shingles(row: StoredRow) -> set[bytes]:
   """Every run of 5 ids; a shorter row is one shingle."""
-  content = np.ascontiguousarray(ids, "<i4").tobytes()
+  content = np.ascontiguousarray(row.ids, "<i4").tobytes()
   step, width = 4, 4 * _SHINGLE
   ends = range(width, len(content) + 1, step)
   return {content[end - width : end] for end in ends} or {content}

@@ -52,7 +52,7 @@ class IndexReader:
         raise UserError(
           f"the index ends before row {row_id[0]}",
           str(self._corpus.directory),
-          "make the corpus again with --stages=tokenize --force",
+          self._corpus.manifest.remedy,
         )
       self._first = self._end
       self._end += len(self._piece["hash"])
@@ -85,9 +85,8 @@ def rows_of(
   corpus: Corpus,
   domains: dict[str, int],
   column: str = "domain",
-  split: str = "train",
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """The ids of D's rows, or another split's, with a column of the index.
+  """The ids of D's rows, with a column of the index.
 
   A domain is a code; `domains`, name → code, grows by the names that are met.
 
@@ -98,7 +97,7 @@ def rows_of(
   for table in _tables(corpus, ["split", column]):
     names: dict[str, int] = {}
     splits = _codes(table["split"], names)
-    places = np.flatnonzero(splits == names.get(split, -1))
+    places = np.flatnonzero(splits == names.get("train", -1))
     if column == "domain":
       values = _codes(table[column], domains)
     else:

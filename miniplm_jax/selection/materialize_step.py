@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from etils import epath, epy
 
 from miniplm_jax.config import RunConfig
-from miniplm_jax.core import files
+from miniplm_jax.core import files, pieces
 from miniplm_jax.core.code import Version
-from miniplm_jax.core.log import Progress
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import MANIFEST
 from miniplm_jax.corpus.kept_rows import kept_rows
@@ -22,7 +21,6 @@ with epy.lazy_imports():
 STAGE = "materialize"
 _CODE = ("selection/materialize_writers.py",)  # makes a shard
 _ROWS = 1_000_000  # of a shard, as in the released data
-_STEP = 1000  # rows that are read between words of progress
 
 
 def step(
@@ -50,13 +48,14 @@ def step(
 def _run(form: str, folder: epath.Path, every: float, inputs):
   corpus, kept = store.Corpus(inputs["corpus"]), kept_rows(inputs["selection"])
   shards = [kept[i : i + _ROWS] for i in range(0, len(kept), _ROWS)]
-  writer = writers.FORMATS[form](folder, [len(s) for s in shards], corpus)
-  with Progress(STAGE, len(kept), "rows", every=every) as progress:
-    for number, row_ids in enumerate(shards):
-      if writer.has(number):
-        progress.update(len(row_ids))
-      else:
-        writer.write(number, row_ids, _rows(corpus, row_ids, progress))
+  sizes = list(map(len, shards))
+  writer = writers.FORMATS[form](folder, sizes, corpus)
+
+  def make(i, progress):
+    rows = _rows(corpus, shards[i], progress)
+    return lambda: writer.write(i, shards[i], rows)
+
+  pieces.fill(STAGE, sizes, writer.has, make, every)
   writer.finish()
   return {
     "tokenizer": corpus.manifest.tokenizer,
@@ -70,7 +69,6 @@ def _run(form: str, folder: epath.Path, every: float, inputs):
 
 
 def _rows(corpus, row_ids, progress) -> Iterator:
-  for start in range(0, len(row_ids), _STEP):
-    rows = corpus.read(row_ids[start : start + _STEP])
-    yield from rows
-    progress.update(len(rows))
+  for row in store.read_each(corpus, row_ids):
+    yield row
+    progress(1)

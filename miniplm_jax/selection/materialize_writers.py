@@ -35,15 +35,13 @@ class Writer:
     """Writes what belongs to all shards."""
 
 
-class ArrayRecord(Writer):
+class _ArrayRecord(Writer):
   """The corpus's own: msgpack records, and an index of Parquet beside them."""
 
   def has(self, shard):
-    """Whether records and index are there."""
     return store.has(self._directory, self._names(shard))
 
   def write(self, shard, row_ids, rows):
-    """Writes the records and the index."""
     names = self._names(shard)
     store.write_shard(self._directory, names, rows, {}, row_ids=row_ids)
 
@@ -51,22 +49,20 @@ class ArrayRecord(Writer):
     return store.shard_names(shard, len(self._lengths))
 
 
-class Megatron(Writer):
+class _Megatron(Writer):
   """The released .bin and .idx: ids alone."""
 
   def has(self, shard):
-    """Whether both files are there."""
     stem = self._directory / f"data_{shard}"
     return all(stem.with_suffix(end).exists() for end in (".bin", ".idx"))
 
   def write(self, shard, row_ids, rows):
-    """Writes .bin and .idx."""
     vocab_size = self._corpus.manifest.details["vocab_size"]
     ids = (row.ids for row in rows)
     megatron.write(self._directory, shard, ids, vocab_size)
 
 
-class Tfds(Writer):
+class _Tfds(Writer):
   """What `tfds.builder_from_directory` opens: one record a row, and row_id."""
 
   def __init__(self, directory, lengths, corpus):
@@ -95,11 +91,9 @@ class Tfds(Writer):
     )
 
   def has(self, shard):
-    """Whether the shard's file is there."""
     return self._path(shard).exists()
 
   def write(self, shard, row_ids, rows):
-    """Writes one record a row."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     with files.replacing(self._path(shard)) as scratch:
@@ -117,7 +111,6 @@ class Tfds(Writer):
       writer.close()
 
   def finish(self):
-    """Writes dataset_info.json and features.json."""
     tfds = self._tfds
     paths = [self._path(shard) for shard in range(len(self._lengths))]
     split = tfds.core.SplitInfo(
@@ -141,4 +134,4 @@ class Tfds(Writer):
     )
 
 
-FORMATS = {"array_record": ArrayRecord, "megatron": Megatron, "tfds": Tfds}
+FORMATS = {"array_record": _ArrayRecord, "megatron": _Megatron, "tfds": _Tfds}

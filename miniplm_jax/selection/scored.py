@@ -99,7 +99,7 @@ class ScoredRows:
       lacks_field = np.zeros(len(columns["score"]), bool)
       for name in self.criterion.formula.fields:
         lacks_field |= np.isnan(columns[FIELD + name])
-      self._check(columns, columns["score"], ~lacks_field)
+      self._check(columns, ~lacks_field)
       yield columns | {"lacks_field": lacks_field}
 
   def _joined(self) -> Iterator[Columns]:
@@ -143,13 +143,11 @@ class ScoredRows:
       if len(part["row_id"]):
         yield part
 
-  def _check(
-    self, columns: Columns, score: np.ndarray, needs_score: np.ndarray
-  ):
+  def _check(self, columns: Columns, needs_score: np.ndarray):
     needs_score &= columns["corpus_tokens"] >= self._min_length
     if "n_bytes" in self.criterion.formula.columns:
       needs_score &= columns["n_bytes"] > 0
-    bad = np.flatnonzero(needs_score & np.isnan(score))
+    bad = np.flatnonzero(needs_score & np.isnan(columns["score"]))
     if len(bad):
       domain = self.domains[columns["domain"][bad[0]]]
       raise UserError(
@@ -221,8 +219,8 @@ def of_selection(
   )
   for name, path in paths.items():
     if row_fields.Files(path)() != manifest.inputs[name]:
-      hint = "restore it, or select again with --stages=select --force"
-      raise UserError(f"{name} is not of the file that was read", path, hint)
+      what = f"{name} is not of the file that was read"
+      raise UserError(what, path, manifest.remedy)
   return rows
 
 

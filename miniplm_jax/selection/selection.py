@@ -328,14 +328,9 @@ def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
       written += len(kept)
       by_domain.update(index.counts(columns["domain"][kept]))
       tokens += int(columns["tokens"][kept].sum())
-      if candidates.quotas:
-        weight = columns["weight"][kept] if "weight" in columns else None
-        by_group = np.bincount(columns["group"][kept], weight, len(weights))
-        weights += by_group.astype(np.int64)
-      elif "weight" in columns:
-        weights += int(columns["weight"][kept].sum())
-      else:
-        weights += len(kept)
+      group = columns["group"][kept] if candidates.quotas else kept * 0
+      weight = columns["weight"][kept] if "weight" in columns else None
+      weights += np.bincount(group, weight, len(weights)).astype(np.int64)
   if written != cutoff.kept:
     raise AssertionError(f"kept {written} rows, the cutoff {cutoff.kept}")
   of_d = candidates.scored.rows_by_domain.items()
@@ -347,8 +342,7 @@ def write(path: pathlib.Path, candidates: Candidates, cutoff: Cutoff) -> Kept:
 
 
 def _write_header(file: BinaryIO, rows: int):
-  header = np.lib.format.header_data_from_array_1_0(np.zeros(0, np.int64))
-  header["shape"] = (rows,)
+  header = {"descr": "<i8", "fortran_order": False, "shape": (rows,)}
   np.lib.format.write_array_header_1_0(file, header)
 
 
