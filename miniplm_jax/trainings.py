@@ -82,14 +82,17 @@ class Trainings:
 
   def conditional_steps(self) -> list[Step]:
     """Rows of the target text, and the reference that goes on with them."""
-    c, ref, begin = self.config, self.conditional, self.ref(REFERENCE)
+    c, ref = self.config, self.conditional
     if not ref:
       return []
     target = tokenize_step.target_step(
       c.conditional, c.corpus, self.corpus, ref.trained / "corpus", c.run
     )
-    inputs = {"corpus": self.corpus, TARGET: target.manifest}
-    inputs[INIT] = begin.as_input()
+    inputs = {
+      "corpus": self.corpus,
+      TARGET: target.manifest,
+      INIT: self.ref(REFERENCE).as_input(),
+    }
     return [target, train_step.step(self._conditional_spec(), inputs)]
 
   def _conditional_spec(self) -> TrainSpec:
@@ -220,15 +223,9 @@ class Trainings:
     # Before there are the rows of all stages, some are still to be scored.
     if names.staged and selection.exists():
       tables |= {name: name for name in c.stage_tables(names)}
-    spent = budget.offline(
-      self.workdir,
-      selection,
-      inputs,
-      tables,
-      is_reference_trained,
+    return budget.offline(
+      self.workdir, selection, inputs, tables, is_reference_trained
     )
-    began = {"the weights that it begins with": None}
-    return spent | (began if c.student.init else {})
 
   def corpus_inputs(self, names: MethodNames) -> dict[str, Input]:
     """The inputs that are a student's corpus."""

@@ -146,11 +146,9 @@ def train(
     inputs[INIT] = first.as_input()
     begin = functools.partial(warm_start.load, first)
 
-  def before():
-    selected = inputs.get("selection")
-    spent = budget.offline(Workdir(root), selected, minimized.inputs)
-    return spent | ({"the weights that it begins with": None} if begin else {})
-
+  before = functools.partial(
+    budget.offline, Workdir(root), inputs.get("selection"), minimized.inputs
+  )
   spec = TrainSpec(
     stage=name if is_scorer else "train",
     folder=folder,

@@ -172,3 +172,11 @@ def read_rows(evaluation: Manifest) -> dict[str, np.ndarray] | None:
   with evaluation.reading(ROWS) as path:
     table = feather.read_table(str(path))
   return {name: table[name].to_numpy() for name in _TYPES}
+
+
+def row_means(evaluation: Manifest) -> tuple[np.ndarray, np.ndarray] | None:
+  """row_id int64 [n] and its mean NLL per token, float64 [n]; or None."""
+  if rows := read_rows(evaluation):
+    nll, count = rows["nll_sum"].astype(np.float64), rows["n_tokens"]
+    return rows["row_id"], nll / count
+  return None

@@ -83,16 +83,14 @@ class Paired:
     random = [name for name in others if students[name].is_baseline]
     both = main, *(random or others or [main])[:1]
     measured = [students[name].evaluation for name in both]
-    rows = list(map(heldout.read_rows, measured))
+    rows = list(map(heldout.row_means, measured))
     tokenizers = {m.tokenizer for m in measured}
     if not others or None in rows or tokenizers != {corpus.manifest.tokenizer}:
       return None
-    if not np.array_equal(*(each["row_id"] for each in rows)):
+    (ids, mine), (ids_of_other, theirs) = rows
+    if not np.array_equal(ids, ids_of_other):
       return None
-    mine, theirs = (
-      each["nll_sum"].astype(np.float64) / each["n_tokens"] for each in rows
-    )
-    domain = corpus.domains(rows[0]["row_id"])
+    domain = corpus.domains(ids)
     ignored = measured[0].settings.get("ignore_domains", ())
     counts = ~np.isin(domain, list(ignored))
     if counts.sum() < 2:

@@ -206,8 +206,8 @@ def _kept_of(students: Sequence[Student]) -> dict[str, float]:
 
 def _row_losses(student: Student, corpus: Manifest):
   """The mean NLL of each held-out row that counts, float64 [rows], in nats."""
-  rows = heldout.read_rows(student.evaluation)
+  row_ids, loss = heldout.row_means(student.evaluation)
   own = own_corpora(student.training).get(CONVERTED, corpus)
-  domains = store.Corpus(own).domains(rows["row_id"])
+  domains = store.Corpus(own).domains(row_ids)
   counts = ~np.isin(domains, student.evaluation.settings["ignore_domains"])
-  return (rows["nll_sum"].astype(np.float64) / rows["n_tokens"])[counts]
+  return loss[counts]

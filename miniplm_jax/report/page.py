@@ -62,20 +62,24 @@ class Table:
     return cls([*titles[:words], *numbers], rows)
 
   @property
+  def _pairs(self) -> list[tuple[str, str]]:
+    return [(c, "") if isinstance(c, str) else c for c in self.columns]
+
+  @property
   def titles(self) -> list[str]:
     """What stands above the columns."""
-    return [title for title, _ in map(_pair, self.columns)]
+    return [title for title, _ in self._pairs]
 
   @property
   def is_words(self) -> list[bool]:
     """Which columns hold words: they begin at the left, numbers end right."""
-    return [not form for _, form in map(_pair, self.columns)]
+    return [not form for _, form in self._pairs]
 
   def cells(self) -> list[list[Any]]:
     """The rows, each cell a text or a `Bar`."""
-    forms = [form for _, form in map(_pair, self.columns)]
+    pairs = self._pairs
     return [
-      [_shown(cell, form) for cell, form in zip(row, forms, strict=True)]
+      [_shown(cell, form) for cell, (_, form) in zip(row, pairs, strict=True)]
       for row in self.rows
     ]
 
@@ -96,10 +100,6 @@ class Table:
       aligned.append([f"{cell:{side}{width}}" for cell in column])
     header, *lines = map("  ".join, zip(*aligned))
     return "\n".join([header, "─" * len(header), *lines])
-
-
-def _pair(column: Column) -> tuple[str, str]:
-  return (column, "") if isinstance(column, str) else column
 
 
 def _shown(cell: Any, form: str) -> Any:

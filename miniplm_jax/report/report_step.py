@@ -152,11 +152,14 @@ class Report:
       if name.split(" ")[0] == compare_step.STAGE
     ]
     parts = ("training", "selection", "evaluation")
-    students, label = {}, {}
-    for method, names in self.methods.items():
-      one = Student(*(inputs[f"{method} {part}"] for part in parts))
-      label[method] = _label(names, compared, self.evaluated)
-      students[label[method]] = one
+    label = {
+      method: _label(names, compared, self.evaluated)
+      for method, names in self.methods.items()
+    }
+    students = {
+      name: Student(*(inputs[f"{method} {part}"] for part in parts))
+      for method, name in label.items()
+    }
     scored = {
       role: Scored(
         inputs[f"{role} scores"],

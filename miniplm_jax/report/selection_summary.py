@@ -109,12 +109,6 @@ def summarize(corpus: Corpus, scored: ScoredRows, rows: np.ndarray) -> Summary:
   names = np.array(scored.domains, object)
   drawn = dict(zip(means, drawn))
   sample = PlotSample(score, kept, names[domain], length, drawn)
-  return _summary(
-    names, by_domain, by_length, moments.between(), has_noise, places, sample
-  )
-
-
-def _summary(names, by_domain, by_length, between, has_noise, places, sample):
   domains = [
     group(name, by_domain[:, i])
     for i, name in enumerate(names)
@@ -129,7 +123,7 @@ def _summary(names, by_domain, by_length, between, has_noise, places, sample):
     domains=sorted(domains, key=lambda g: (-g.tokens, g.name)),
     lengths=lengths,
     total=group("all", by_domain.sum(1)),
-    between_domains=between,
+    between_domains=moments.between(),
     has_noise=has_noise,
     places={names[i]: rows for i, rows in places.best().items()},
     sample=sample,

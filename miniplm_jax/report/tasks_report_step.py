@@ -147,7 +147,7 @@ def table(
     return " (in part)"  # of a group, or of the average
 
   tasks = [t for t in next(iter(by_model.values())) if t != GROUP]
-  columns = {}  # how its numbers are written, and the numbers, by title
+  columns = [("model", "", [*by_model])]  # title, form, cells
   for task in tasks:
     metrics = [results[task] for results in by_model.values()]
     chosen = score(metrics[0])
@@ -156,26 +156,22 @@ def table(
         f"{score(m)[1]:.1%}" + (f" ± {e:.1%}" if (e := error(m)) else "")
         for m in metrics
       ]
-      columns[f"{task} {chosen[0]}{read(task)}"] = ">", values
+      columns.append((f"{task} {chosen[0]}{read(task)}", ">", values))
       continue
     for name, value in metrics[0].items():
       if isinstance(value, float) and "_stderr" not in name:
         title = f"{task} {name.partition(',')[0]}{read(task)}"
-        columns[title] = ".4g", [m[name] for m in metrics]
+        columns.append((title, ".4g", [m[name] for m in metrics]))
   means = [average(scores(results)) for results in by_model.values()]
   if means[0] is not None:
-    columns[f"average{read(GROUP)}"] = ".1%", means
+    columns.append((f"average{read(GROUP)}", ".1%", means))
   if means[0] is not None and whole:
     for i, model in enumerate(PAPER_MODELS):
       averages = (PAPER.get(name, (None,) * 5)[i] for name in by_model)
       averages = [x if x is None else f"{x}%" for x in averages]
-      columns[f"paper's {model}"] = ">", averages
-  rows = [
-    [name, *(values[i] for _, values in columns.values())]
-    for i, name in enumerate(by_model)
-  ]
-  titles = ((title, form) for title, (form, _) in columns.items())
-  return Table(["model", *titles], rows)
+      columns.append((f"paper's {model}", ">", averages))
+  *titles, cells = zip(*columns)
+  return Table([*zip(*titles)], [*zip(*cells)])
 
 
 def notes(

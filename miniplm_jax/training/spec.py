@@ -78,6 +78,13 @@ class TrainSpec:
     """The step that it ends with."""
     return self.between[1] or self.train.steps
 
+  def spent_before(self) -> dict[str, float | None]:
+    """FLOPs before its training, by part; what given weights took, too."""
+    if not self.offline:
+      return {}
+    began = {"the weights that it begins with": None} if self.begin else {}
+    return {**self.offline(), **began}
+
   @property
   def settings(self) -> dict[str, Any]:
     """All that decides the result, for the manifest."""

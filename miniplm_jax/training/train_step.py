@@ -30,7 +30,7 @@ def step(spec: TrainSpec, inputs: Mapping[str, Input]) -> Step:
   outputs = ["checkpoints", "metrics"] + ["hf"] * spec.writes_hf
   if spec.writes_rows:
     outputs.append(trained_rows.NAME)
-  spent = dict(spec.offline() if spec.offline else {})
+  spent = spec.spent_before()
   is_known = any(n is not None for n in spent.values())
   # A student's name begins as that of its rows, mostly.
   name, (*_, rows) = folder.name, spec.rows.split(" ")
@@ -116,7 +116,7 @@ def _run(spec: TrainSpec, inputs: Mapping[str, Manifest]) -> Mapping[str, Any]:
       path = folder / trained_rows.NAME
       files.write_bytes(path, trained_rows.encode(source, source_ids))
       made[path.name] = files.describe(path)
-  offline = {flops.OFFLINE: dict(spec.offline())} if spec.offline else {}
+  offline = {flops.OFFLINE: spec.spent_before()} if spec.offline else {}
   return {
     "tokenizer": corpus.manifest.tokenizer,
     "weights": huggingface.weights_fingerprint(model),

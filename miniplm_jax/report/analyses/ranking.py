@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from miniplm_jax.core import fields
-from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.evaluation import heldout
 from miniplm_jax.report import plots
 from miniplm_jax.report.analyses.base import Analysis, NoInputs
@@ -55,12 +54,14 @@ def measure(workdir: Inventory) -> dict[str, Any]:
   scorers = {
     name: means
     for name in (*workdir.teachers, *workdir.references)
-    if (means := _means(workdir.scores[name].evaluation))
+    if (evaluation := workdir.scores[name].evaluation)
+    if (means := heldout.row_means(evaluation))
   }
   students = {
     name: means
     for name, student in workdir.students.items()
-    if not student.reads_other_tokens and (means := _means(student.evaluation))
+    if student.evaluation and not student.reads_other_tokens
+    if (means := heldout.row_means(student.evaluation))
   }
   teachers = [name for name in workdir.teachers if name in scorers]
   references = [name for name in workdir.references if name in scorers]
@@ -77,10 +78,10 @@ def measure(workdir: Inventory) -> dict[str, Any]:
   pairs = []
   for reference, student in itertools.product(references, students):
     each = scorers[teachers[0]], scorers[reference], students[student]
-    ids = functools.reduce(np.intersect1d, (m["row_id"] for m in each))
+    ids = functools.reduce(np.intersect1d, (row_ids for row_ids, _ in each))
     if not len(ids):
       continue
-    p, p_ref, q = (m["mean"][np.searchsorted(m["row_id"], ids)] for m in each)
+    p, p_ref, q = (mean[np.searchsorted(own, ids)] for own, mean in each)
     scores = p_ref - p, q - p
     every = -(-len(ids) // _POINTS)
     pairs.append(
@@ -95,15 +96,6 @@ def measure(workdir: Inventory) -> dict[str, Any]:
   if not pairs:
     raise NoInputs("models were evaluated on different rows")
   return {"teacher": teachers[0], "alpha": workdir.alpha, "pairs": pairs}
-
-
-def _means(evaluation: Manifest | None) -> dict[str, np.ndarray] | None:
-  """Mean NLL per token of held-out rows; None if they were not written."""
-  columns = heldout.read_rows(evaluation) if evaluation else None
-  if columns is None:
-    return None
-  mean = columns["nll_sum"] / np.float64(columns["n_tokens"])
-  return {"row_id": columns["row_id"], "mean": mean}
 
 
 def agreement_columns(alpha: float) -> list[tuple]:
