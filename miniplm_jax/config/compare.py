@@ -45,7 +45,7 @@ class CompareConfig(Section):
   ) -> bool:
     """Whether a criterion selects of a seed what it does in the run itself."""
     own = self.select_of(select, definition, seed)
-    idle = {} if _is_drawn(select, definition) else {"seed": select.seed}
+    idle = {} if select.is_drawn(definition) else {"seed": select.seed}
     return own.replace(**idle) == select
 
   def names(
@@ -56,7 +56,7 @@ class CompareConfig(Section):
     def made(name: str, definition: str, seed: int) -> MethodNames:
       own = f"{name}-s{seed}"
       # Each seed draws rows of its own.
-      rows = own if _is_drawn(select, definition) else name
+      rows = own if select.is_drawn(definition) else name
       return MethodNames(
         selection=select.name.replace("{method}", rows),
         student=student.replace("{method}", own),
@@ -87,11 +87,6 @@ class CompareConfig(Section):
     yield "oracle", good, f"{hint}, but the baseline"
     good = bool(self.seeds) and f.differ(self.seeds)
     yield "seeds", good, "give one or more, each once"
-
-
-def _is_drawn(select: SelectConfig, definition: str) -> bool:
-  """Whether each seed has rows of its own."""
-  return select.is_drawn or criterion(definition).formula.is_random
 
 
 def _named(item: str) -> tuple[str, str]:

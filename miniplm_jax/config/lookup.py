@@ -1,7 +1,6 @@
 """Command lines: config files by path or name, and the fields of flags."""
 
 import contextlib
-import difflib
 import functools
 import pathlib
 import re
@@ -74,9 +73,8 @@ def _refuse_unknown(argument: str):
   name, names = match[1], [n.removeprefix("config.") for n in advice()]
   word = name.rpartition(".")[2]
   same = [n for n in names if n.rpartition(".")[2] == word]
-  near = " or ".join(difflib.get_close_matches(name, same, cutoff=0))
-  hint = did_you_mean(name, names, "all are in miniplm_jax/config")
-  hint = f"did you mean {near}?" if near else hint
+  otherwise = did_you_mean(name, names, "all are in miniplm_jax/config")
+  hint = did_you_mean(name, same, otherwise, cutoff=0)
   raise UserError(f"config has no field {name}", shortened(argument), hint)
 
 

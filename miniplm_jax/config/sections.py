@@ -250,10 +250,10 @@ class SelectConfig(Section):
     named = (text.partition("=") for text in self.columns)
     return {name: path for name, _, path in named}
 
-  @property
-  def is_drawn(self) -> bool:
-    """Whether the seed decides, whatever rows are ranked by."""
-    return bool(self.temperature) or self.share < 1
+  def is_drawn(self, definition: str) -> bool:
+    """Whether the seed decides, if rows are ranked by this."""
+    is_random = criterion(definition).formula.is_random
+    return is_random or bool(self.temperature) or self.share < 1
 
   def budget(self, rows: int) -> int:
     """Rows or tokens that are to be kept of a D, or its draw, of so many."""

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -73,9 +73,11 @@ def one_line(e: UserError | OSError) -> str:
   return f"{what}, {e.filename or 'a file'}, {hint}"
 
 
-def did_you_mean(name: str, names: Iterable[str], otherwise: str) -> str:
+def did_you_mean(
+  name: str, names: Iterable[str], otherwise: str, cutoff: float = 0.7
+) -> str:
   """Returns the question for a name that is none of these; or `otherwise`."""
-  near = difflib.get_close_matches(name, names, cutoff=0.7)
+  near = difflib.get_close_matches(name, names, cutoff=cutoff)
   return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 
@@ -109,22 +111,31 @@ def naming(path: os.PathLike | str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def parsing(path: os.PathLike | str, hint: str) -> Iterator[None]:
-  """Lets the body read a file that we wrote: else UserError, it is damaged."""
+def parsing(
+  where: os.PathLike | str | Callable[[], str],
+  hint: str,
+  what: str = "the file is damaged",
+) -> Iterator[None]:
+  """Makes whatever a parser raises on the bytes of a file a UserError.
+
+  What is of this machine or the network stays so. `where` may say how far it
+  came.
+  """
   try:
     yield
-  except (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RuntimeError,  # of C++, and RecursionError
-    OSError,  # of pyarrow, that has no number
-  ) as e:
-    if is_of_the_machine(e) or getattr(e, "errno", None) is not None:
-      raise
-    what = f"the file is damaged ({type(e).__name__}: {shortened(e)})"
-    raise UserError(what, os.fspath(path), hint) from e
+  except Exception as e:  # parsers do not say what they raise
+    # Arrow's and zlib's of bad bytes are OSErrors that have no number.
+    if not isinstance(e, OSError) or _errno(e):
+      known = from_outside(e)
+      if known is e:
+        raise
+      if known:
+        raise known from e
+    if "too much memory for decoding" in f"{e}":  # zstd of more than 128 MiB
+      hint = "its window is long: repack it by zstd -d --long=31 and zstd"
+    said = ": ".join(filter(None, [type(e).__name__, shortened(e)]))
+    place = where() if callable(where) else os.fspath(where)
+    raise UserError(f"{what} ({said})", place, hint) from e
 
 
 def _errno(e: BaseException) -> int | None:

@@ -5,10 +5,9 @@ shard can be made again without the others, by any process.
 """
 
 import abc
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -54,6 +53,8 @@ class TokenizedRecord:
 
 
 Record = Document | TokenizedRecord | BrokenRecord
+# For what others wrote.
+parsing = functools.partial(errors.parsing, what="this cannot be read")
 
 
 class Probe:
@@ -171,25 +172,3 @@ def cuts(sizes: Sequence[int], least: int) -> list[tuple[int, int, int]]:
       runs.append((start, i + 1, total))
       start, total = i + 1, 0
   return runs
-
-
-@contextlib.contextmanager
-def parsing(where: Callable[[], str], hint: str) -> Iterator[None]:
-  """Makes whatever a parser raises on somebody's bytes a UserError.
-
-  `where` says how far it came.
-  """
-  try:
-    yield
-  except Exception as e:  # parsers do not say what they raise
-    # Arrow's and zlib's of bad bytes are OSErrors that have no number.
-    if not isinstance(e, OSError) or e.errno:
-      known = errors.from_outside(e)
-      if known is e:
-        raise
-      if known:
-        raise known from e
-    said = errors.shortened(e) or type(e).__name__
-    if "too much memory for decoding" in said:  # zstd of more than 128 MiB
-      hint = "its window is long: repack it by zstd -d --long=31 and zstd"
-    raise UserError(f"this cannot be read ({said})", where(), hint) from e

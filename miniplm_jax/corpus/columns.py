@@ -238,10 +238,20 @@ class Columns(dict):
 
 
 def coded(column) -> tuple[np.ndarray, np.ndarray]:
-  """Returns codes, int32 [n], of a column of names; its names, object [n]."""
-  if not len(column):  # a shard may have no rows
-    return np.zeros(0, np.int32), np.zeros(0, object)
-  column = column.dictionary_encode().unify_dictionaries()
-  codes = [chunk.indices.to_numpy() for chunk in column.chunks]
-  names = column.chunk(0).dictionary.to_pylist()
-  return np.concatenate(codes), np.array(names, object)
+  """Returns codes, int32 [n], of a column of names; its names, object [m]."""
+  known: dict[str, int] = {}
+  codes = codes_of(column.dictionary_encode(), known)
+  return codes, np.array(list(known), object)
+
+
+def codes_of(column, known: dict[str, int]) -> np.ndarray:
+  """Returns int32 [n]: a dictionary-encoded column by the codes of its names.
+
+  `known`, name → code, grows by those that are met.
+  """
+  pieces = [np.zeros(0, np.int32)]
+  for chunk in column.chunks:
+    names = chunk.dictionary.to_pylist()
+    codes = [known.setdefault(n, len(known)) for n in names]
+    pieces.append(np.array(codes, np.int32)[chunk.indices.to_numpy()])
+  return np.concatenate(pieces)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from miniplm_jax.core import claims, files
+from miniplm_jax.core import claims, errors, files
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress, log
@@ -189,30 +189,24 @@ def _read(path: epath.Path, row_ids: np.ndarray):
   """Numbers and, if there are any, token counts, in the order of `row_ids`."""
   import pyarrow.parquet as pq
 
-  n_tokens = None
-  try:
-    with path.open("rb") as f:
-      if path.suffix == ".npy":
-        nll, ids = np.load(f, allow_pickle=False), row_ids
-        if not isinstance(nll, np.ndarray):
-          raise ValueError("an archive of arrays")
-      else:
-        names = set(pq.read_schema(f).names) & {"n_tokens"}
-        names = ["row_id", "nll_sum", *names]
-        columns = pq.read_table(f, columns=names).sort_by("row_id")
-        ids = columns["row_id"].to_numpy()
-        nll = columns["nll_sum"].to_numpy()
-        if "n_tokens" in columns.column_names:
-          n_tokens = columns["n_tokens"].to_numpy()
-        for name, values in (("row_id", ids), ("n_tokens", n_tokens)):
-          if values is not None and values.dtype.kind not in "iu":
-            raise ValueError(f"{name} is {values.dtype}")
-  except Exception as e:  # of a file from elsewhere: whatever readers raise
-    raise UserError(
-      f"these scores cannot be read ({e})",
-      str(path),
-      "give Parquet with row_id and nll_sum, or a vector as .npy",
-    ) from e
+  n_tokens, what = None, "these scores cannot be read"
+  hint = "give Parquet with row_id and nll_sum, or a vector as .npy"
+  with errors.parsing(path, hint, what), path.open("rb") as f:
+    if path.suffix == ".npy":
+      nll, ids = np.load(f, allow_pickle=False), row_ids
+      if not isinstance(nll, np.ndarray):
+        raise ValueError("an archive of arrays")
+    else:
+      names = set(pq.read_schema(f).names) & {"n_tokens"}
+      names = ["row_id", "nll_sum", *names]
+      columns = pq.read_table(f, columns=names).sort_by("row_id")
+      ids = columns["row_id"].to_numpy()
+      nll = columns["nll_sum"].to_numpy()
+      if "n_tokens" in columns.column_names:
+        n_tokens = columns["n_tokens"].to_numpy()
+      for name, values in (("row_id", ids), ("n_tokens", n_tokens)):
+        if values is not None and values.dtype.kind not in "iu":
+          raise ValueError(f"{name} is {values.dtype}")
   if nll.dtype.kind not in "fiu":
     raise UserError(
       f"there is something that is no −log p: {nll.dtype}", str(path), _HINT

@@ -25,6 +25,11 @@ Columns = dict[str, np.ndarray]
 # What is kept of a row, summed over its scored tokens, in nats: −log p, or a
 # prediction of log p − log p_ref. A table has one of them.
 VALUES = ("nll_sum", "diff_sum")
+_RESTORE = (
+  "restore it; or remove it, rename manifest.json beside it, if it is there, "
+  "to manifest.partial.json, and run --stages=score: only that part is scored "
+  "again"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,29 +103,25 @@ def read_part(path: epath.Path, header_only: bool = False) -> Part:
   """Reads one part; raises UserError if it is missing or damaged."""
   import pyarrow.parquet as pq
 
-  try:
-    with path.open("rb") as f:
-      file = pq.ParquetFile(f)
-      facts = file.schema_arrow.metadata or {}
-      unit, made_by, sums = (
-        json.loads(facts[name]) for name in (b"unit", b"made_by", b"sums")
-      )
-      columns = None
-      if not header_only:
-        table = file.read()
-        names = ("row_id", value_of(table.column_names), "n_tokens")
-        columns = {name: table[name].to_numpy() for name in names}
-        for values, kind in zip(columns.values(), ("i8", "f4", "i4")):
-          if values.dtype != kind or not len(values):
-            raise ValueError(f"{len(values)} values, {values.dtype}")
-      if not all(isinstance(v, dict) for v in (unit, made_by, sums)):
-        raise ValueError("its header is of another kind")
-  except FileNotFoundError:
+  if not path.exists():
     damaged(path, "is missing")
-  except Exception as e:  # of damaged bytes: whatever the reader raises
-    if errors.is_of_the_machine(e):
-      raise
-    damaged(path, f"is damaged ({e})")
+  what = "score part is damaged"
+  with errors.parsing(path, _RESTORE, what), path.open("rb") as f:
+    file = pq.ParquetFile(f)
+    facts = file.schema_arrow.metadata or {}
+    unit, made_by, sums = (
+      json.loads(facts[name]) for name in (b"unit", b"made_by", b"sums")
+    )
+    columns = None
+    if not header_only:
+      table = file.read()
+      names = ("row_id", value_of(table.column_names), "n_tokens")
+      columns = {name: table[name].to_numpy() for name in names}
+      for values, kind in zip(columns.values(), ("i8", "f4", "i4")):
+        if values.dtype != kind or not len(values):
+          raise ValueError(f"{len(values)} values, {values.dtype}")
+    if not all(isinstance(v, dict) for v in (unit, made_by, sums)):
+      raise ValueError("its header is of another kind")
   return Part(path, unit, made_by, sums, columns)
 
 
@@ -267,13 +268,6 @@ def again(directory: epath.Path) -> str:
   return f"remove {directory} and score again, or give it another name"
 
 
-def damaged(path: epath.Path, what: str, hint: str = ""):
+def damaged(path: epath.Path, what: str, hint: str = _RESTORE):
   """Raises UserError: this part cannot be used."""
-  raise UserError(
-    f"score part {what}",
-    str(path),
-    hint
-    or "restore it; or remove it, rename manifest.json beside it, if it "
-    "is there, to manifest.partial.json, and run --stages=score: only that "
-    "part is scored again",
-  )
+  raise UserError(f"score part {what}", str(path), hint)

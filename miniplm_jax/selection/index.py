@@ -7,6 +7,7 @@ import numpy as np
 
 from miniplm_jax.core import distributed, noise
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.corpus.columns import codes_of
 from miniplm_jax.corpus.store import Corpus, shard_names
 
 Columns = dict[str, np.ndarray]
@@ -63,7 +64,7 @@ class IndexReader:
     first = 0
     for table in _tables(self._corpus, ["domain", *_NUMBERS, *self._more]):
       columns = {k: table[k].to_numpy() for k in _NUMBERS}
-      columns["domain"] = _codes(table["domain"], self._domains)
+      columns["domain"] = codes_of(table["domain"], self._domains)
       yield columns | self._read_more(table, first)
       first += table.num_rows
 
@@ -96,10 +97,10 @@ def rows_of(
   first = 0
   for table in _tables(corpus, ["split", column]):
     names: dict[str, int] = {}
-    splits = _codes(table["split"], names)
+    splits = codes_of(table["split"], names)
     places = np.flatnonzero(splits == names.get("train", -1))
     if column == "domain":
-      values = _codes(table[column], domains)
+      values = codes_of(table[column], domains)
     else:
       values = table[column].to_numpy()
     yield first + places, values[places]
@@ -135,13 +136,3 @@ def _tables(corpus: Corpus, columns: list[str]) -> Iterator:
       for i in range(file.num_row_groups):
         distributed.raise_if_stopped()
         yield file.read_row_group(i, columns).combine_chunks()
-
-
-def _codes(column, domains: dict[str, int]) -> np.ndarray:
-  """A dictionary-encoded column in codes that hold for the whole corpus."""
-  pieces = [np.zeros(0, np.int32)]
-  for chunk in column.chunks:
-    names = chunk.dictionary.to_pylist()
-    codes = [domains.setdefault(n, len(domains)) for n in names]
-    pieces.append(np.array(codes, np.int32)[chunk.indices.to_numpy()])
-  return np.concatenate(pieces)

@@ -76,7 +76,6 @@ class Selecting:
       settings["redundancy"] = select.redundancy
     if select.share < 1:
       settings["share"] = select.share
-    is_drawn = select.is_drawn or criterion.formula.is_random
     inputs = {name: tables[name] / MANIFEST for name in criterion.reads} | given
     if self.steps:
       settings["steps"] = [*self.steps]
@@ -85,7 +84,7 @@ class Selecting:
       stage=STAGE,
       manifest=folder / MANIFEST,
       settings=settings,
-      idle=() if is_drawn else ("seed",),
+      idle=() if select.is_drawn(self.definition) else ("seed",),
       inputs={"corpus": self.corpus, **inputs},
       outputs=(folder / "rows.npy", *[folder / _PIECES] * bool(sets)),
       summary=_summary(settings)
