@@ -6,6 +6,7 @@ a section, or refuses it. No JAX and no TensorFlow here: `--help` and
 `--dry_run` answer at once.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -118,8 +119,15 @@ def _read(kind: type[Section], config: Any, name: str, where: str) -> Section:
   }
   for key, part in sections_of(kind).items():
     values[key] = _read(part, config[key], f"{name}.{key}", where)
-  try:
+  with naming(name, where):
     return kind(**values)
+
+
+@contextlib.contextmanager
+def naming(name: str, where: str) -> Iterator[None]:
+  """Says of a section that is refused where it stands, and in which file."""
+  try:
+    yield
   except FieldError as e:
     what = f"{name}.{e.field} is {shown(e.value)}"
     raise UserError(what, where, e.hint) from e
