@@ -74,16 +74,13 @@ def decide(
     if force:
       step.refuse_own_inputs()
     expected = expected or step.expected()
-  except MissingError as e:
-    return Decision(Action.WAIT, e.in_words, error=e)
-  except UserError as e:
-    return Decision(Action.REFUSE, str(e), error=e)
-  try:
     if force:
       is_aside = step.backup.exists() and not step.manifest.exists()
       decision = Decision(Action.REMAKE, FORCED, goes_back=is_aside)
     else:
       decision = _decided(step, expected)
+  except MissingError as e:
+    decision = Decision(Action.WAIT, e.in_words, error=e)
   except UserError as e:  # such as a manifest that cannot be read
     decision = Decision(Action.REFUSE, str(e), error=e)
   return dataclasses.replace(decision, expected=expected)

@@ -28,7 +28,6 @@ with epy.lazy_imports():
   from miniplm_jax.corpus import store
   from miniplm_jax.report import dataset_card
   from miniplm_jax.scoring import importing, table
-  from miniplm_jax.selection import index
 
 STAGE = "publish"
 _SCORES = "scores "  # before a table's name, as an input
@@ -116,10 +115,10 @@ def _run(folder: epath.Path, inputs: Mapping[str, Manifest]) -> dict[str, Any]:
 
 def _write(path: epath.Path, manifest: Manifest, corpus: "store.Corpus"):
   """One table, a part of it at a time."""
-  reader, writer = index.IndexReader(corpus, {}), None
+  writer = None
   with files.replacing(path) as scratch:
     for part in table.parts(manifest):
-      part["hash"] = reader.take(part["row_id"])["hash"]
+      part["hash"] = corpus.hashes[part["row_id"]]
       rows = pa.table(part)
       writer = writer or pq.ParquetWriter(
         scratch, rows.schema, compression="zstd"

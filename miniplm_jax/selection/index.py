@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from miniplm_jax.core import distributed, noise
-from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.columns import codes_of
 from miniplm_jax.corpus.store import Corpus, shard_names
 
@@ -14,59 +13,31 @@ Columns = dict[str, np.ndarray]
 _NUMBERS = ("n_tokens", "n_bytes", "hash")
 
 
-class IndexReader:
-  """One pass over the index; a row group of one shard is in memory."""
+def columns_of_d(
+  corpus: Corpus,
+  domains: dict[str, int],
+  more: Sequence[str] = (),
+  read: Callable[[Any, int], Columns] = lambda table, first: {},
+) -> Iterator[Columns]:
+  """What the index says of D's rows; a row group of one shard is in memory.
 
-  def __init__(
-    self,
-    corpus: Corpus,
-    domains: dict[str, int],
-    more: Sequence[str] = (),
-    read: Callable[[Any, int], Columns] = lambda table, first: {},
-  ):
-    """Begins before the first row; `domains`, name → code, grows as met.
+  Args:
+    domains: name → code, grows by the names that are met.
+    more: columns of the index that `read` needs.
+    read: makes further columns of a table, and of the id of its first row.
 
-    `read` makes further columns of each table, with the columns `more` in it,
-    and of the id of its first row.
-    """
-    self._corpus = corpus
-    self._domains, self._more, self._read_more = domains, more, read
-    self._pieces = self._read()
-    self._first, self._end, self._piece = 0, 0, {}
-
-  def take(self, row_id: np.ndarray) -> Columns:
-    """Columns of int64 [n] ids, ascending, that follow those taken before.
-
-    Returns:
-      domain int32 (codes), n_tokens int32, n_bytes int32, hash uint64, and
-      what `read` made.
-    """
-    taken = []
-    while True:
-      places = row_id[: np.searchsorted(row_id, self._end)] - self._first
-      taken.append({k: v[places] for k, v in self._piece.items()})
-      row_id = row_id[len(places) :]
-      if not len(row_id):
-        break
-      self._piece = next(self._pieces, None)
-      if self._piece is None:
-        raise UserError(
-          f"the index ends before row {row_id[0]}",
-          str(self._corpus.directory),
-          self._corpus.manifest.remedy,
-        )
-      self._first = self._end
-      self._end += len(self._piece["hash"])
-    taken = [columns for columns in taken if columns]
-    return {k: np.concatenate([c[k] for c in taken]) for k in taken[0]}
-
-  def _read(self) -> Iterator[Columns]:
-    first = 0
-    for table in _tables(self._corpus, ["domain", *_NUMBERS, *self._more]):
-      columns = {k: table[k].to_numpy() for k in _NUMBERS}
-      columns["domain"] = codes_of(table["domain"], self._domains)
-      yield columns | self._read_more(table, first)
-      first += table.num_rows
+  Yields:
+    Piece by piece: row_id int64, ascending over all, domain int32 (codes),
+    n_tokens int32, n_bytes int32, hash uint64, and what `read` made.
+  """
+  first = 0
+  for table in _tables(corpus, ["domain", "split", *_NUMBERS, *more]):
+    columns = {k: table[k].to_numpy() for k in _NUMBERS} | read(table, first)
+    columns["domain"] = codes_of(table["domain"], domains)
+    columns["row_id"] = np.arange(first, first + table.num_rows)
+    places = _places_of_d(table)
+    yield {k: v[places] for k, v in columns.items()}
+    first += table.num_rows
 
 
 def size_of_d(corpus: Corpus) -> int:
@@ -96,9 +67,7 @@ def rows_of(
   """
   first = 0
   for table in _tables(corpus, ["split", column]):
-    names: dict[str, int] = {}
-    splits = codes_of(table["split"], names)
-    places = np.flatnonzero(splits == names.get("train", -1))
+    places = _places_of_d(table)
     if column == "domain":
       values = codes_of(table[column], domains)
     else:
@@ -122,6 +91,13 @@ def counts(code: np.ndarray) -> dict[int, int]:
   rows = np.bincount(code)
   codes = np.flatnonzero(rows)
   return dict(zip(codes.tolist(), rows[codes].tolist()))
+
+
+def _places_of_d(table) -> np.ndarray:
+  """Where rows of D are in a table of the index, ascending."""
+  names: dict[str, int] = {}
+  splits = codes_of(table["split"], names)
+  return np.flatnonzero(splits == names.get("train", -1))
 
 
 def _tables(corpus: Corpus, columns: list[str]) -> Iterator:

@@ -103,33 +103,27 @@ class ScoredRows:
       yield columns | {"lacks_field": lacks_field}
 
   def _joined(self) -> Iterator[Columns]:
-    """The tables and the index, by row id, without scores."""
-    streams = [
-      self._left(table.parts(manifest, hashed=not self._hashed))
-      for manifest in self._tables.values()
-    ]
-    if not streams:  # every row of D, without scores
-      rows = index.rows_of(self._corpus, {})
-      streams = [self._left({"row_id": row_id} for row_id, _ in rows)]
-    reader = index.IndexReader(
+    """The index and the tables, by row id, without scores."""
+    rows = index.columns_of_d(
       self._corpus, self._codes, self._fields.columns, self._fields.read
     )
-    for parts in _in_step(streams):
-      columns = {"row_id": parts[0]["row_id"]}
+    tables = (
+      table.parts(manifest, hashed=not self._hashed)
+      for manifest in self._tables.values()
+    )
+    for known, *parts in _in_step(map(self._left, (rows, *tables))):
+      columns = {}
       for (role, manifest), part in zip(self._tables.items(), parts):
-        if not np.array_equal(part["row_id"], columns["row_id"]):
-          raise UserError(
-            f"the parts of {role} hold other rows",
-            str(manifest.path),
-            "score both on the same corpus",
-          )
+        if not np.array_equal(part["row_id"], known["row_id"]):
+          what = f"the parts of {role} hold other rows"
+          hint = "score both on the same corpus"
+          raise UserError(what, str(manifest.path), hint)
         value = table.value_of(part)  # nll_sum, or diff_sum of the proxy
         columns[f"{role}_{value.removesuffix('_sum')}"] = part[value]
         columns[f"{role}_tokens"] = part["n_tokens"]
-      known = reader.take(columns["row_id"])
       if not self._hashed:
         self._rows.update(index.counts(known["domain"]))
-      yield columns | known | {"corpus_tokens": known.pop("n_tokens")}
+      yield columns | known | {"corpus_tokens": known["n_tokens"]}
     self._hashed = True
     if self.rows:
       self._fields.refuse_unmet()

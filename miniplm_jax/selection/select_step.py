@@ -208,18 +208,14 @@ def union(
     counts, by_domain = made[0].counts, collections.Counter()
     for one in made:
       by_domain.update({k: n["kept"] for k, n in one.counts["domains"].items()})
+    of_d = counts["domains"].items()
     return {
       "tokenizer": corpus.manifest.tokenizer,
       "files": {path.name: files.describe(path)},
       "counts": counts
       | {k: sum(m.counts[k] for m in made) for k in ("kept", "tokens")}
       | {"kept_by_stage": [m.counts["kept"] for m in made]}
-      | {
-        "domains": {
-          name: of_d | {"kept": by_domain[name]}
-          for name, of_d in counts["domains"].items()
-        }
-      },
+      | {"domains": {k: n | {"kept": by_domain[k]} for k, n in of_d}},
     }
 
   return dataclasses.replace(
