@@ -67,7 +67,6 @@ def section(students: Mapping[str, Student]) -> Section:
   """The table, and what it means."""
   main = next(iter(students))
   row_steps = students[main].training.counts["steps"]
-  offline = {m: each.offline_by_part for m, each in students.items()}
   return Section(
     "Methods",
     [
@@ -88,9 +87,9 @@ def section(students: Mapping[str, Student]) -> Section:
         if one.training.counts["steps"] != row_steps
       ),
       *(
-        f"{method}, offline: {flops.in_words(by_part)}."
-        for method, by_part in offline.items()
-        if by_part
+        f"{method}, offline: {flops.in_words(one.offline_by_part)}."
+        for method, one in students.items()
+        if one.offline_by_part
       ),
     ],
   )

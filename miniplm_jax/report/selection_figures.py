@@ -1,8 +1,5 @@
 """The pictures of a selection."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 
 from miniplm_jax.report import plots
@@ -15,33 +12,31 @@ _CURVES = plots.COLORS[:1] + plots.COLORS[2:]
 
 def pictures(selection: SelectionReport) -> list[tuple[str, str]]:
   """(inline PNG, caption) of what there is to show."""
-  figures = _figures(selection)
-  return [(plots.picture(figure), text.strip()) for figure, text in figures]
-
-
-def _figures(selection: SelectionReport) -> Iterator[tuple[Any, str]]:
   summary = selection.summary
   n, rows = len(summary.sample.score), summary.total.rows
   has_threshold = selection.threshold is not None
   threshold = "The line is the threshold. " if has_threshold else ""
-  drawn = f"Drawn from {n:,} evenly spaced rows of D." if n < rows else ""
-  yield (
-    _histogram(selection),
-    f"Scores, kept rows and rows left out, stacked. {threshold}{drawn}",
-  )
-  yield (
-    _cumulative(selection),
-    "Share of rows with at most this score, for all rows and for the largest "
-    f"domains. {threshold}{drawn}",
-  )
+  of = f"Drawn from {n:,} evenly spaced rows of D." if n < rows else ""
+  drawn = [
+    (
+      _histogram(selection),
+      f"Scores, kept rows and rows left out, stacked. {threshold}{of}",
+    ),
+    (
+      _cumulative(selection),
+      "Share of rows with at most this score, for all rows and for the largest "
+      f"domains. {threshold}{of}",
+    ),
+  ]
   if summary.has_noise:
     line = "Rows below the solid line reach the threshold. "
-    yield (
-      _density(selection),
+    caption = (
       "Mean NLL of a row under reference and teacher; color counts rows, on a "
       "logarithmic scale. Below the dashed diagonal the teacher finds a row "
-      f"likelier. {line * _has_line(selection)}{drawn}",
+      f"likelier. {line * _has_line(selection)}{of}"
     )
+    drawn.append((_density(selection), caption))
+  return [(plots.picture(figure), text.strip()) for figure, text in drawn]
 
 
 def _has_line(selection: SelectionReport) -> bool:
