@@ -19,7 +19,7 @@ from etils import epath
 from benchmarks import tpu_table
 from miniplm_jax.config import ScoreConfig, TrainConfig
 from miniplm_jax.core import files
-from miniplm_jax.forecast import estimate, hlo, programs, topology, workload
+from miniplm_jax.forecast import estimate, hlo, topology, workload
 from miniplm_jax.models import architecture
 from miniplm_jax.report.page import Table
 from miniplm_jax.training import flops as flops_lib
@@ -70,7 +70,7 @@ def _rows(name: str, program, slice_name: str, rows: int) -> list[list[str]]:
   mesh = topology.mesh(slice_name, 1, -1, 1)
   if isinstance(program, workload.ScoringProgram):
     mesh = program.mesh(mesh)
-  compiled = programs.compiled(program.lower(mesh, rows, _REMAT))
+  compiled = program.lower(mesh, rows, _REMAT).compile()
   schedule, devices = hlo.Schedule(compiled.as_text()), list(mesh.devices.flat)
   kind = devices[0].device_kind
   peak = flops_lib.peak_flops(kind)

@@ -60,7 +60,7 @@ def logits_shape(found) -> tuple[int, ...]:
 
 def predicted(program, mesh, rows: int, remat: str = "full"):
   """The prediction for v5e:2x2, and the text that it was made from."""
-  compiled = programs.compiled(program.lower(mesh, rows, remat))
+  compiled = program.lower(mesh, rows, remat).compile()
   found = prediction.of_compiled(compiled, program, "v5e:2x2", mesh, rows)
   return found, compiled.as_text()
 

@@ -23,7 +23,6 @@ from miniplm_jax.config import TrainConfig
 from miniplm_jax.forecast import (
   hlo,
   prediction,
-  programs,
   topology,
 )
 from miniplm_jax.models import architecture, sharding
@@ -45,7 +44,7 @@ def summary(name: str) -> dict:
   mesh = topology.mesh(name, 1, 4, 1)
   train = TrainConfig(batch_size=ROWS * sharding.batch_shards(mesh))
   program = training(train)
-  compiled = programs.compiled(program.lower(mesh, ROWS, "dots"))
+  compiled = program.lower(mesh, ROWS, "dots").compile()
   found = prediction.of_compiled(compiled, program, name, mesh, ROWS)
   return {
     "peak_bytes": found.peak_bytes,

@@ -218,25 +218,20 @@ def _trips(loop: Instruction) -> int | None:
 def _collectives(operations: Sequence[Operation]) -> Iterator[Collective]:
   begun = set()
   for operation in operations:
-    outer = operation.instruction
+    outer, times = operation.instruction, operation.times
+    name = outer.computation.name
     if outer.op == "recv":
       # What arrives, beside which the compiler schedules other work.
-      nbytes, name = outer.arrays[0].nbytes, outer.computation.name
-      yield Collective(BETWEEN_SLICES, operation.times, nbytes, True, name)
+      nbytes = outer.arrays[0].nbytes
+      yield Collective(BETWEEN_SLICES, times, nbytes, True, name)
       continue
     for inner in _inside(outer):
       kind = inner.op.removesuffix("-start")
       if kind not in KINDS:
         continue
+      place = name, links.members(inner.attributes)
       if inner.computation.name.startswith(_REDUCE_SCATTER):
-        yield Collective(
-          "reduce-scatter",
-          operation.times,
-          outer.nbytes,
-          False,
-          outer.computation.name,
-          links.members(inner.attributes),
-        )
+        yield Collective("reduce-scatter", times, outer.nbytes, False, *place)
         continue
       overlapped = outer.op != kind
       if overlapped:
@@ -244,7 +239,7 @@ def _collectives(operations: Sequence[Operation]) -> Iterator[Collective]:
         # alone do not tell: all of shard_map's collectives have number 1.
         channel = re.search(r"channel_id=(\d+)", inner.attributes)
         number = channel and channel[1]
-        key = outer.computation.name, kind, number, inner.source
+        key = name, kind, number, inner.source
         if key in begun:
           continue
         begun.add(key)
@@ -252,14 +247,7 @@ def _collectives(operations: Sequence[Operation]) -> Iterator[Collective]:
       if inner.op != kind and kind != "all-reduce":
         # The type of a start holds what goes in beside what comes out.
         nbytes -= sum(o.nbytes for o in inner.operands)
-      yield Collective(
-        kind,
-        operation.times,
-        nbytes,
-        overlapped,
-        outer.computation.name,
-        links.members(inner.attributes),
-      )
+      yield Collective(kind, times, nbytes, overlapped, *place)
 
 
 def _moved(instruction: Instruction, is_hbm: bool) -> int:

@@ -117,23 +117,22 @@ class Slice:
       program: it, compiled as `known` is.
       known: the config's own outlook.
     """
-    outlooks = [known]
+    tried = []
     shards = sharding.batch_shards(self.mesh)
     if not program.is_training:
       for n in _ROWS_OF_SCORING:
         if n != known.prediction.rows:
           log("plan", f"{self.name}: {program.name}, trying {n} rows a chip")
           setting = program.setting(shards, n)
-          outlook = self._outlook(program, n)
-          outlooks.append(dataclasses.replace(outlook, setting=setting))
-      return _fastest_first(outlooks[1:])
+          tried.append(self._outlook(program, n, setting, is_tried=True))
+      return _fitting(tried)
     rows = [n for n in program.rows(shards) if n <= _MOST_ROWS]
     for remat, n in itertools.product(("dots", "full"), rows[:3]):
       if (remat, n) != (self.remat, known.prediction.rows):
         log("plan", f"{self.name}: trying {n} rows a chip, remat {remat}")
         place = dataclasses.replace(self, remat=remat)
-        outlooks.append(place._outlook(program, n))
-    best = min(filter(_fits, outlooks), key=_seconds, default=known)
+        tried.append(place._outlook(program, n, is_tried=True))
+    best = (_fitting([known, *tried]) or [known])[0]
     n = best.prediction.rows
     data, fsdp, tensor = self.mesh.devices.shape
     slices = sharding.slices(self.mesh.devices.flat)
@@ -146,10 +145,12 @@ class Slice:
         log("plan", f"{self.name}: trying mesh {sizes}")
         mesh = topology.mesh(self.name, *sizes)
         place = dataclasses.replace(self, mesh=mesh, remat=best.remat)
-        outlooks.append(place._outlook(program, n))
-    return _fastest_first(outlooks[1:])
+        tried.append(place._outlook(program, n, is_tried=True))
+    return _fitting(tried)
 
-  def _outlook(self, program: Program, rows: int) -> Outlook:
+  def _outlook(
+    self, program: Program, rows: int, setting: str = "", is_tried: bool = False
+  ) -> Outlook:
     prediction = prediction_lib.predict(
       program, self.name, self.mesh, rows, self.remat, self.cache
     )
@@ -159,19 +160,12 @@ class Slice:
       self.remat if program.is_training else "",
       program.runs(sharding.batch_shards(self.mesh), rows),
       program.slowdown,
+      setting,
+      is_tried=is_tried,
     )
 
 
-def _fits(outlook: Outlook) -> bool:
-  return outlook.prediction.fits
-
-
-def _seconds(outlook: Outlook) -> float:
-  return outlook.seconds
-
-
-def _fastest_first(outlooks: Sequence[Outlook]) -> list[Outlook]:
-  return [
-    dataclasses.replace(outlook, is_tried=True)
-    for outlook in sorted(filter(_fits, outlooks), key=_seconds)
-  ]
+def _fitting(outlooks: Sequence[Outlook]) -> list[Outlook]:
+  """Those whose programs fit, the fastest first."""
+  fitting = [outlook for outlook in outlooks if outlook.prediction.fits]
+  return sorted(fitting, key=lambda outlook: outlook.seconds)

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from miniplm_jax.core import files
-from miniplm_jax.forecast import estimate, hlo, programs
+from miniplm_jax.core import distributed, files
+from miniplm_jax.forecast import estimate, hlo
 from miniplm_jax.forecast.hlo_text import Array
 from miniplm_jax.forecast.workload import Decoding, Program, ScoringProgram
 from miniplm_jax.models import sharding
@@ -105,11 +105,14 @@ def predict(
     if path.exists():
       return from_json(json.loads(path.read_text()))
   try:
-    compiled = programs.compiled(lowered)
+    compiled = lowered.compile()
     prediction = of_compiled(compiled, program, slice_name, mesh, rows)
-  except programs.DoesNotFitError as e:
-    refused = _place(slice_name, mesh)
-    prediction = Prediction(*refused, rows, refusal=e.what)
+  except jax.errors.JaxRuntimeError as e:
+    if not distributed.is_out_of_memory(e):
+      raise
+    said = str(e).splitlines()[0].rstrip(".")
+    refusal = f"the program does not fit into the device's memory: {said}"
+    prediction = Prediction(*_place(slice_name, mesh), rows, refusal=refusal)
   if path:
     files.write_json(path, dataclasses.asdict(prediction))
   return prediction

@@ -6,15 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from miniplm_jax.core.errors import UserError
 from miniplm_jax.models import decoder, likelihood, placement, sharding
 from miniplm_jax.models.architecture import Architecture
 from miniplm_jax.training import loop
 from miniplm_jax.training.objective import NextToken
-
-
-class DoesNotFitError(UserError):
-  """A program takes more memory than a device has."""
 
 
 def scoring(
@@ -75,25 +70,6 @@ def _batch(mesh: Mesh, rows: int, length: int):
   by_row = sharding.batch_sharding(mesh)
   batch = {"tokens": _ints(rows, length + 1), "length": _ints(rows)}
   return {name: _placed(x, by_row) for name, x in batch.items()}
-
-
-def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-  """Compiles it.
-
-  Raises:
-    DoesNotFitError: it takes more memory than a device has.
-  """
-  try:
-    return lowered.compile()
-  except jax.errors.JaxRuntimeError as e:
-    if "RESOURCE_EXHAUSTED" not in str(e):
-      raise
-    said = str(e).splitlines()[0].rstrip(".")
-    raise DoesNotFitError(
-      f"the program does not fit into the device's memory: {said}",
-      "when it was compiled",
-      "make the batch per device smaller, or split weights over more devices",
-    ) from e
 
 
 def _ints(*shape: int):

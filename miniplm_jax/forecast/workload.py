@@ -36,8 +36,25 @@ EOS_ID = 0
 SCORE_BY = "score by "
 
 
+class _Passes:
+  """A program that runs until `count` rows are done, some at a time."""
+
+  is_training: ClassVar[bool] = False
+  is_student: ClassVar[bool] = False
+  count: int
+
+  def runs(self, shards: int, rows: int) -> int:
+    """Batches of all rows."""
+    return -(-self.count // (shards * rows))
+
+
+def _halves(most: int) -> list[int]:
+  """Rows that can be chosen: the most, and halves of them down to 1."""
+  return [most >> i for i in range(most.bit_length())]
+
+
 @dataclasses.dataclass(frozen=True)
-class ScoringProgram:
+class ScoringProgram(_Passes):
   """One batch of scoring by a model; see `Program`."""
 
   name: str  # of the stage and the model
@@ -49,9 +66,6 @@ class ScoringProgram:
   # FLOPs of what is meant in those of the program; see `TrainingProgram`.
   slowdown: float = 1.0
 
-  is_training: ClassVar[bool] = False
-  is_student: ClassVar[bool] = False
-
   @property
   def token_flops(self) -> float:
     """FLOPs that the method asks for on an input: the forward pass."""
@@ -60,18 +74,11 @@ class ScoringProgram:
   def rows(self, shards: int) -> list[int]:
     """Those that can be chosen: the config's, and halves of them down to 1."""
     tokens = self.batch_tokens or TPU_BATCH_TOKENS * shards
-    sizes = [max(tokens // self.length // shards, 1)]
-    while sizes[-1] > 1:
-      sizes.append(sizes[-1] // 2)
-    return sizes
+    return _halves(max(tokens // self.length // shards, 1))
 
   def tokens(self, shards: int, rows: int) -> int:
     """How many inputs one run takes, over all chips."""
     return shards * rows * self.length
-
-  def runs(self, shards: int, rows: int) -> int:
-    """How often it runs: batches of all rows."""
-    return -(-self.count // (shards * rows))
 
   def setting(self, shards: int, rows: int) -> str:
     """The flag that chooses so many rows."""
@@ -83,9 +90,8 @@ class ScoringProgram:
     model = decoder.abstract(self.arch, self.dtype)
     return ready.whole_mesh(model, mesh, chip.hbm_gib * 2**30)
 
-  def lower(self, mesh: Mesh, rows: int, remat: str) -> jax.stages.Lowered:
-    """Lowers it; there is no backward pass to which `remat` would apply."""
-    del remat
+  def lower(self, mesh: Mesh, rows: int, unused_remat) -> jax.stages.Lowered:
+    """Lowers it; without a backward pass there is nothing to form again."""
     rows *= sharding.batch_shards(mesh)
     return programs.scoring(self.arch, mesh, rows, self.length, self.dtype)
 
@@ -136,19 +142,16 @@ class TrainingProgram:
     most = min(self.most_rows or of_shard, of_shard)
     return [n for n in range(most, 0, -1) if of_shard % n == 0]
 
-  def tokens(self, shards: int, rows: int) -> int:
+  def tokens(self, unused_shards: int, unused_rows: int) -> int:
     """Those of a step, in however many turns."""
-    del shards, rows
     return self.train.batch_size * self.length
 
-  def runs(self, shards: int, rows: int) -> int:
+  def runs(self, unused_shards: int, unused_rows: int) -> int:
     """The steps."""
-    del shards, rows
     return self.train.steps * self.models
 
-  def setting(self, shards: int, rows: int) -> str:
+  def setting(self, unused_shards: int, rows: int) -> str:
     """The flag that chooses so many rows."""
-    del shards
     return f"--config.run.per_device_batch_size={rows}"
 
   def lower(self, mesh: Mesh, rows: int, remat: str) -> jax.stages.Lowered:
@@ -160,7 +163,7 @@ class TrainingProgram:
 
 
 @dataclasses.dataclass(frozen=True)
-class Decoding:
+class Decoding(_Passes):
   """Rows that models go on with together, a token at a time; not compiled."""
 
   name: str
@@ -174,18 +177,11 @@ class Decoding:
   most_rows: int = 0  # run.per_device_batch_size; 0 is all
 
   slowdown: ClassVar[float] = 1.0
-  is_training: ClassVar[bool] = False
-  is_student: ClassVar[bool] = False
 
   def rows(self, shards: int) -> list[int]:
     """A shard's, and halves of them down to 1."""
     most = -(-self.batch // shards)
-    most = min(self.most_rows or most, most)
-    return [most >> i for i in range(most.bit_length())]
-
-  def runs(self, shards: int, rows: int) -> int:
-    """Batches of all rows."""
-    return -(-self.count // (shards * rows))
+    return _halves(min(self.most_rows or most, most))
 
   def setting(self, shards: int, rows: int) -> str:
     """The flag that chooses so many rows."""
