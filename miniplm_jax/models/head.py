@@ -26,9 +26,6 @@ class Tiling:
 
   tokens: int  # of a tile
   rows: int = 0  # of the head, at most; 0 is all of them
-  # Their dtype in memory. Sums over them are float32 in any case, and the
-  # target's own logit is.
-  logits: str = "float32"
   # Their maximum and the sum of their exponentials are taken in one pass,
   # which takes two exponentials a logit and not one.
   is_read_once: bool = False
@@ -228,20 +225,20 @@ def _add(carry, w_RxD, h_SxD, real, tiling):
   """
   top_S, total_S = carry
   logits_RxS = jnp.einsum(
-    "rd,sd->rs", w_RxD, h_SxD, preferred_element_type=tiling.logits
+    "rd,sd->rs", w_RxD, h_SxD, preferred_element_type=jnp.float32
   )
   if real is not None:
     real_R = jnp.arange(len(w_RxD)) < real
     logits_RxS = jnp.where(real_R[:, None], logits_RxS, NO_LOGIT)
   if tiling.is_read_once:
     of_block = jax.lax.reduce(
-      (logits_RxS.astype(jnp.float32), jnp.ones_like(logits_RxS, jnp.float32)),
+      (logits_RxS, jnp.ones_like(logits_RxS)),
       (jnp.float32(NO_LOGIT), jnp.float32(0)),
       _joined,
       (0,),
     )
     return _joined(carry, of_block), logits_RxS
-  new_S = jnp.maximum(top_S, jnp.max(logits_RxS, 0).astype(jnp.float32))
+  new_S = jnp.maximum(top_S, jnp.max(logits_RxS, 0))
   total_S *= jnp.exp(top_S - new_S)
   total_S += jnp.sum(jnp.exp(logits_RxS - new_S[None]), 0)
   return (new_S, total_S), logits_RxS
