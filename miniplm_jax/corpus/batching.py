@@ -14,7 +14,7 @@ from miniplm_jax.config.sections import (
   CPU_BATCH_TOKENS,
   TPU_BATCH_TOKENS,
 )
-from miniplm_jax.corpus.store import Corpus, StoredRow
+from miniplm_jax.corpus.store import Corpus
 from miniplm_jax.models import placement
 from miniplm_jax.models.sharding import batch_shards
 
@@ -82,18 +82,17 @@ def plan(
 
 
 def pad(
-  rows: Sequence[StoredRow], length: int, eos_id: int, size: int | None = None
+  rows: Sequence[Sequence[int]], length: int, eos_id: int, size: int
 ) -> Batch:
-  """Rows as a batch: `tokens` int32 [B, length + 1], `length` int32 [B].
+  """The ids of rows as a batch of `size` B; what they leave has length 0.
 
-  Those beyond the rows, if B is a larger `size`, are empty, of length 0.
+  `tokens` int32 [B, length + 1], `length` int32 [B].
   """
-  size = len(rows) if size is None else size
   tokens = np.full((size, length + 1), eos_id, np.int32)
   lengths = np.zeros(size, np.int32)
-  for i, row in enumerate(rows):
-    tokens[i, : len(row.ids)] = row.ids
-    lengths[i] = len(row.ids)
+  for i, ids in enumerate(rows):
+    tokens[i, : len(ids)] = ids
+    lengths[i] = len(ids)
   return {"tokens": tokens, "length": lengths}
 
 
@@ -108,7 +107,7 @@ def take(
   """
   own = placement.local_rows(mesh, planned.size)
   places = planned.places[own[own < len(planned.places)]]
-  rows = corpus.read(row_ids[places])
+  rows = [row.ids for row in corpus.read(row_ids[places])]
   place = np.full(len(own), -1, np.int32)
   place[: len(places)] = places
   batch = pad(rows, planned.length, corpus.eos_id, len(own))

@@ -373,16 +373,10 @@ def lengths(longest: int) -> list[int]:
 
 def _padded(batch, rows, scored) -> dict[str, np.ndarray]:
   """A planned batch for `likelihood.continuation_nll`, with its numbers."""
-  tokens = np.zeros((batch.size, batch.length + 1), np.int32)
-  length, n_scored = np.zeros((2, batch.size), np.int32)
-  for i, place in enumerate(batch.places):
-    length[i], n_scored[i] = len(rows[place]), scored[place]
-    tokens[i, : length[i]] = rows[place]
+  ids = [rows[place] for place in batch.places]
+  n_scored = np.zeros(batch.size, np.int32)
+  n_scored[: len(ids)] = [scored[place] for place in batch.places]
   row = np.full(batch.size, -1, np.int32)
-  row[: len(batch.places)] = batch.places
-  return {
-    "tokens": tokens,
-    "length": length,
-    "scored": n_scored,
-    placement.ROW: row,
-  }
+  row[: len(ids)] = batch.places
+  padded = batching.pad(ids, batch.length, 0, batch.size)
+  return padded | {"scored": n_scored, placement.ROW: row}

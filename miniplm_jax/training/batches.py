@@ -29,8 +29,8 @@ class _Rows(grain.sources.RandomAccessDataSource):
 
   def __getitem__(self, i):
     row_id = int(self._row_ids[i])
-    rows = self._corpus.read([row_id])
-    batch = pad(rows, self._corpus.max_length, self._corpus.eos_id)
+    (row,) = self._corpus.read([row_id])
+    batch = pad([row.ids], self._corpus.max_length, self._corpus.eos_id, 1)
     return {k: v[0] for k, v in batch.items()} | {"row_id": np.int64(row_id)}
 
   def __repr__(self):
