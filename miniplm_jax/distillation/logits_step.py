@@ -167,7 +167,12 @@ def _run(
   described = distributed.agree(
     lambda: {name: files.describe(directory / name) for name in names}
   )
-  tokens = int((corpus.lengths[rows] - 1).sum())
+  lengths = corpus.lengths[rows] - 1
+  cost = flops.rows(model.arch.forward_flops, lengths)
+  spent, tokens = {f"logits of {spec.model.name}": cost}, int(lengths.sum())
+  if spec.model.role == REFERENCE and "weights" in inputs:
+    trained = inputs["weights"].details.get("train_flops")
+    spent["training of reference"] = trained  # a teacher was there before
   stored = sum(facts["bytes"] for facts in described.values())
   log(STAGE, f"{tokens:,} tokens, {stored / tokens:.1f} bytes a token")
   return {
@@ -178,17 +183,6 @@ def _run(
     "details": {
       "bytes_per_token": stored / tokens,
       "architecture": model.arch.fingerprint,
-      **_cost(spec.model, model.arch, corpus.lengths[rows] - 1, inputs),
+      flops.OFFLINE: spent,
     },
   }
-
-
-def _cost(
-  ref: ModelRef, shape, lengths, inputs: Mapping[str, Manifest]
-) -> dict[str, Any]:
-  """FLOPs of this, and of the reference's training; a teacher was there."""
-  parts = {f"logits of {ref.name}": flops.rows(shape.forward_flops, lengths)}
-  if ref.role == REFERENCE and "weights" in inputs:
-    trained = inputs["weights"].details.get("train_flops")
-    parts["training of reference"] = trained
-  return {flops.OFFLINE: parts}

@@ -29,11 +29,7 @@ def true_scores(
   Raises:
     UserError: the tables hold other rows.
   """
-  columns = []
-  for manifest in (teacher, reference):
-    parts = list(table.parts(manifest))
-    columns.append({k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
-  p, p_ref = columns
+  p, p_ref = (_joined(table.parts(each)) for each in (teacher, reference))
   if not np.array_equal(p["row_id"], p_ref["row_id"]):
     raise UserError(
       "teacher and reference scored different rows",
@@ -43,6 +39,12 @@ def true_scores(
   n_tokens = p["n_tokens"].astype(np.float32)
   # Term by term as select's mean_diff.
   return p["row_id"], p_ref["nll_sum"] / n_tokens - p["nll_sum"] / n_tokens
+
+
+def _joined(parts: Iterable[table.Columns]) -> table.Columns:
+  """The columns of all parts, in their order."""
+  parts = list(parts)
+  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
 def in_sample(
@@ -85,7 +87,6 @@ class Comparison:
   Of those that both scored: all others, if all of D was scored.
   """
 
-  row_ids: np.ndarray  # int64 [n]
   true: np.ndarray  # float32 [n], log p − log p_ref, nats per token
   predicted: np.ndarray  # float32 [n], the same as the proxy says
   learned: int  # how many rows it did learn from
@@ -107,20 +108,11 @@ def compare(
   """
   row_ids, true = true_scores(tables["teacher"], tables["reference"])
   other = ~in_sample(corpus, row_ids, share, seed)
-  ids, values = zip(
-    *(
-      (c["row_id"], c["diff_sum"] / c["n_tokens"].astype(np.float32))
-      for c in parts
-    )
-  )
-  ids, values = np.concatenate(ids), np.concatenate(values)
-  return Comparison(
-    row_ids=row_ids[other],
-    true=true[other],
-    predicted=values[np.searchsorted(ids, row_ids[other])],
-    learned=int(np.count_nonzero(~other)),
-    of_d=len(ids),
-  )
+  by_proxy = _joined(parts)
+  values = by_proxy["diff_sum"] / by_proxy["n_tokens"].astype(np.float32)
+  places = np.searchsorted(by_proxy["row_id"], row_ids[other])
+  learned = int(np.count_nonzero(~other))
+  return Comparison(true[other], values[places], learned, len(values))
 
 
 def report(both: Comparison, alpha: float) -> dict[str, Any]:
