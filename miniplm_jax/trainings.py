@@ -208,7 +208,7 @@ class Trainings:
       row_ids=trained.row_ids,
       ignore_domains=c.evaluate.ignore_domains,
       export=c.export,
-      steps_note=budget.in_words(c.train, train),
+      plain_steps=c.train.steps,
       offline=functools.partial(self.spent_before, names, inputs),
     )
 

@@ -34,13 +34,6 @@ def affordable(
   return dataclasses.replace(train, steps=steps, warmup_steps=warmup)
 
 
-def in_words(plain: TrainConfig, train: TrainConfig) -> str:
-  """Why a student takes other steps, for its summary; or nothing."""
-  if train.steps == plain.steps:
-    return ""
-  return f" ({plain.steps:,} of the next-token loss)"
-
-
 def offline(
   workdir: Workdir,
   selection: epath.Path | None,

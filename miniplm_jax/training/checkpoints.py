@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
+from jax.experimental import multihost_utils
 
 from miniplm_jax.core import distributed, errors, files, gs, manifest
 from miniplm_jax.core.errors import UserError, shortened
@@ -148,9 +150,9 @@ class Checkpoints:
     """
     self._refuse_another_shape(step, _pure(state))
     arrays = self._read(step, _pure(state), is_part)
+    arrays = traverse_util.flatten_dict(arrays, sep="/")
     return jax.tree_util.tree_map_with_path(
-      lambda path, _: functools.reduce(dict.get, _keys(path), arrays),
-      state,
+      lambda path, _: arrays[_name(path)], state
     )
 
   def restore_newest(self, name: str, state: Any) -> tuple[int, Any]:
@@ -285,7 +287,8 @@ class Checkpoints:
       if distributed.is_out_of_memory(e) or errors.is_of_the_machine(e):
         raise  # nothing is wrong with the checkpoint
       why = f"it cannot be read ({_short(e)})"
-    if _any_process(bool(why)):
+    # In any process.
+    if multihost_utils.process_allgather(np.asarray(bool(why))).any():
       raise self._unreadable(step, why or "another process cannot read it")
     now, then = jax.device_get(
       (checksums.of(content["state"]), content["checksums"])
@@ -345,15 +348,6 @@ def _temporary_path_class(directory: epath.Path) -> type:
   return Guarded
 
 
-def _any_process(failed: bool) -> bool:
-  """Whether it failed in any process."""
-  if jax.process_count() == 1:
-    return failed
-  from jax.experimental import multihost_utils
-
-  return bool(multihost_utils.process_allgather(np.asarray(failed)).any())
-
-
 def _short(e: Exception) -> str:
   """The first words of what orbax says."""
   return shortened(f"{type(e).__name__}: {e}")
@@ -361,14 +355,9 @@ def _short(e: Exception) -> str:
 
 def _pure(state: Any) -> Any:
   """The state as nested dicts, so that the files outlive our classes."""
-  nested: dict[str, Any] = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    *folders, last = _keys(path)
-    node = nested
-    for name in folders:
-      node = node.setdefault(name, {})
-    node[last] = leaf
-  return nested
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  by_name = {_name(path): leaf for path, leaf in leaves}
+  return traverse_util.unflatten_dict(by_name, sep="/")
 
 
 def _shapes(tree: Any) -> dict[str, list[int]]:
@@ -382,7 +371,3 @@ def _shapes(tree: Any) -> dict[str, list[int]]:
 def _name(path) -> str:
   """A pytree path as plain names: model/embed/value."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _keys(path) -> list[str]:
-  return _name(path).split("/")

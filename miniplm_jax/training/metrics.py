@@ -34,7 +34,7 @@ class Metrics:
     self._board, self._wandb = TensorBoard(directory, first_step), wandb_run
     self._lines = [m for m in read(directory) if m["step"] <= first_step]
     self._directory = directory
-    self._flush()
+    write(directory, self._lines)
 
   def write(self, step: int, values: Mapping[str, float]):
     """Adds values after `step` steps."""
@@ -51,20 +51,17 @@ class Metrics:
     ]
     is_changed = lines != self._lines
     self._lines = [line for line in lines if line.keys() != {"step"}]
-    self._flush()
-    return is_changed
-
-  def _flush(self):
     write(self._directory, self._lines)
+    return is_changed
 
   def save(self):
     """Puts all lines on disk; called with every checkpoint."""
-    self._flush()
+    write(self._directory, self._lines)
     self._board.flush()
 
   def close(self):
     """Saves and closes the boards."""
-    self._flush()
+    write(self._directory, self._lines)
     self._board.close()
     if self._wandb:
       self._wandb.finish()

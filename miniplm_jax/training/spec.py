@@ -57,7 +57,7 @@ class TrainSpec:
   writes_rows: bool = False
   # How hf-<step> is written every run.export_every steps; None is never.
   export: ExportConfig | None = None
-  steps_note: str = ""  # about their number, for the summary
+  plain_steps: int = 0  # of the next-token loss at the same cost, if others
   # () → FLOPs that were spent for it before, by part; None of a part is not
   # known.
   offline: Callable[[], Mapping[str, float | None]] | None = None

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import json
 import time
@@ -149,14 +148,8 @@ class Telemetry:
     if distributed.is_first():
       folder, run = spec.folder / "metrics", None
       folder.mkdir(parents=True, exist_ok=True)
-      if spec.run.wandb_project:
-        settings = {
-          "model": dataclasses.asdict(spec.shape),
-          "train": dataclasses.asdict(spec.train),
-        }
-        run = metrics.wandb_run(
-          spec.run.wandb_project, spec.name, folder, settings
-        )
+      if project := spec.run.wandb_project:
+        run = metrics.wandb_run(project, spec.name, folder, spec.settings)
       self._metrics = metrics.Metrics(folder, first, run)
       if not is_same_curve and self._metrics.drop(_CURVE):
         log(

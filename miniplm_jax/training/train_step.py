@@ -36,6 +36,8 @@ def step(spec: TrainSpec, inputs: Mapping[str, Input]) -> Step:
   name, (*_, rows) = folder.name, spec.rows.split(" ")
   subject = name if name.startswith(rows) else f"{name} of {spec.rows}"
   subject = "" if name == spec.stage else subject
+  plain = spec.plain_steps or train.steps
+  note = f" ({plain:,} of the next-token loss)" * (plain != train.steps)
   return Step(
     stage=spec.stage,
     manifest=folder / MANIFEST,
@@ -47,7 +49,7 @@ def step(spec: TrainSpec, inputs: Mapping[str, Input]) -> Step:
     ),
     summary=f"{short(shape.parameters())} parameters "
     f"({short(shape.non_embedding_parameters())} without embeddings), "
-    f"{spec.last_step:,} steps{spec.steps_note} × {train.batch_size} rows × "
+    f"{spec.last_step:,} steps{note} × {train.batch_size} rows × "
     f"{spec.max_length} = {short(tokens)} tokens, learning rate "
     f"{train.learning_rate:g} after {train.warmup_steps:,} steps, "
     f"{train.dtype}, {spec.token_flops * tokens:.2e} FLOPs"
