@@ -137,13 +137,14 @@ def arrays(type_text: str) -> list[Array]:
   """All arrays in a type."""
   found = []
   for dtype, sizes, layout in _ARRAY.findall(type_text):
-    shape = _integers(sizes)
+    shape = integers(sizes)
     is_hbm = not re.search(r"S\([1-9]", layout)
     found.append(Array(dtype, shape, is_hbm, _stored(shape, layout)))
   return found
 
 
-def _integers(text: str) -> tuple[int, ...]:
+def integers(text: str) -> tuple[int, ...]:
+  """Those of a list with commas, which may be empty."""
   return tuple(int(n) for n in text.split(",") if n)
 
 
@@ -152,8 +153,8 @@ def _stored(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
   match = re.match(r"([\d,]*):T\(([\d,]+)\)", layout)
   stored = list(shape)
   if match:
-    tile = reversed(_integers(match[2]))
-    for dimension, size in zip(_integers(match[1]), tile):
+    tile = reversed(integers(match[2]))
+    for dimension, size in zip(integers(match[1]), tile):
       stored[dimension] = -(-stored[dimension] // size) * size
   return tuple(stored)
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from miniplm_jax.forecast.hlo_text import integers
+
 _HOP = 1e-6  # seconds from a chip to the next, "How to scale your model"
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}")
 _IOTA = re.compile(
@@ -22,10 +24,10 @@ def members(attributes: str) -> tuple[int, ...]:
     Numbers of devices in the program; none is "all of them".
   """
   if match := _LISTED.search(attributes):
-    return _integers(match[1])
+    return integers(match[1])
   if match := _IOTA.search(attributes):
-    groups, sizes = _integers(match[1]), _integers(match[2])
-    order = _integers(match[3]) if match[3] else range(len(sizes))
+    groups, sizes = integers(match[1]), integers(match[2])
+    order = integers(match[3]) if match[3] else range(len(sizes))
     devices = np.arange(np.prod(sizes)).reshape(sizes).transpose(order)
     return tuple(devices.reshape(groups)[0].tolist())
   if match := _MESH.search(attributes):
@@ -36,10 +38,6 @@ def members(attributes: str) -> tuple[int, ...]:
     first = tuple(slice(None) if axis in inside else 0 for axis in axes)
     return tuple(devices[first].flatten().tolist())
   return ()
-
-
-def _integers(text: str) -> tuple[int, ...]:
-  return tuple(int(n) for n in text.split(","))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import functools
 import math
 import re
 
-from miniplm_jax.forecast.hlo_text import Instruction
+from miniplm_jax.forecast.hlo_text import Instruction, integers
 
 
 def flops(instruction: Instruction) -> int:
@@ -20,7 +20,7 @@ def flops(instruction: Instruction) -> int:
 
 def _contracted(dot: Instruction, left: tuple[int, ...]) -> int:
   match = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
-  return math.prod(left[int(n)] for n in match[1].split(",") if n)
+  return math.prod(left[n] for n in integers(match[1]))
 
 
 def _convolution_products(instruction, left, right, out) -> int:
