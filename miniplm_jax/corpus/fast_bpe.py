@@ -36,13 +36,10 @@ QWEN = (
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-# Settings of a BPE that Qwen's has not.
-_NOT_QWENS = (
-  "dropout",
-  "byte_fallback",
-  "ignore_merges",
-  "continuing_subword_prefix",
-  "end_of_word_suffix",
+# Settings of a BPE that tiktoken does not know.
+_ODD = (
+  *("dropout", "byte_fallback"),
+  *("continuing_subword_prefix", "end_of_word_suffix"),
 )
 # tiktoken's pattern engine gives up on longer runs of white space.
 _LONG_SPACE = re.compile(r"\s{10000}")
@@ -125,9 +122,7 @@ def pairs(merges: Iterable[str | list[str]]) -> list[tuple[str, ...]]:
 def _ranks(body: dict[str, Any]) -> dict[bytes, int] | None:
   """Bytes → id of all tokens, if the module's conditions hold."""
   model = body["model"]
-  if model["type"] != "BPE" or model["dropout"] or model["byte_fallback"]:
-    return None
-  if model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
+  if model["type"] != "BPE" or any(model[key] for key in _ODD):
     return None
   byte_of = {c: b for b, c in enumerate(byte_alphabet())}
   added = {token["content"] for token in body["added_tokens"]}
@@ -165,7 +160,7 @@ def is_qwens(body: dict[str, Any]) -> bool:
   beyond = [t["id"] for t in added.values() if t["content"] not in vocab]
   return (
     model["type"] == "BPE"
-    and not any(model[key] for key in _NOT_QWENS)
+    and not any(model[key] for key in (*_ODD, "ignore_merges"))
     and body["normalizer"] == {"type": "NFC"}
     and (body["decoder"] or {}).get("type") == "ByteLevel"
     and pattern(body["pre_tokenizer"] or {}) == QWEN

@@ -224,7 +224,7 @@ class ParquetChunk(RecordChunk):
   @staticmethod
   def cuts(path: epath.Path, part_bytes: int) -> list[tuple[int, int, int]]:
     """Returns (first row group, end, size) of runs of row groups."""
-    with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:
+    with parsing(path, _REWRITE), path.open("rb") as f:
       facts = pq.ParquetFile(f).metadata
       groups = map(facts.row_group, range(facts.num_row_groups))
       sizes = [group.total_byte_size for group in groups]
@@ -261,7 +261,7 @@ class ParquetChunk(RecordChunk):
     path, columns = self.path, columns_read(self.corpus)
     if not gs.is_local(path):
       return contents.of([path])
-    with parsing(lambda: str(path), _REWRITE), path.open("rb") as f:
+    with parsing(path, _REWRITE), path.open("rb") as f:
       facts = pq.ParquetFile(f).metadata
     size, heads = path.stat().length, tuple(f"{name}." for name in columns)
     # What says where they are.

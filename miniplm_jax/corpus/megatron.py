@@ -206,7 +206,7 @@ class MegatronChunk(Chunk):
 
   def read(self) -> Iterator[TokenizedRecord]:
     """See `Chunk`."""
-    with parsing(lambda: self.prefix, "fetch it again"):
+    with parsing(self.prefix, "fetch it again"):
       rows = IndexedFile(self.prefix)
       if rows.documents is None:
         for i in range(len(rows)):

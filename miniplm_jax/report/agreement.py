@@ -49,10 +49,10 @@ def compare(
   """Compares kept row ids, both ascending, in one pass over the index."""
   codes: dict[str, int] = {}
   counts = collections.Counter()
-  for ids, domain in index.rows_of(corpus, codes):
-    ours, theirs = (among(ids, r) for r in (rows, other_rows))
+  for d in index.columns_of_d(corpus, domains=codes):
+    ours, theirs = (among(d["row_id"], r) for r in (rows, other_rows))
     for i, is_kept in enumerate((ours, theirs, ours & theirs)):
-      by_domain = index.counts(domain[is_kept])
+      by_domain = index.counts(d["domain"][is_kept])
       counts.update({(code, i): n for code, n in by_domain.items()})
   domains = [
     Shared(domain, *(counts[code, i] for i in range(3)))

@@ -48,10 +48,10 @@ def find(corpus: Corpus, rows: np.ndarray, most: int = _MOST) -> Duplicates:
   """
   every = fields.stride(index.size_of_d(corpus), most)
   pieces = []
-  for ids, hashes in index.rows_of(corpus, {}, "hash"):
+  for d in index.columns_of_d(corpus, ("hash",)):
     # By hash and not by row: copies stay together.
-    is_read = hashes % np.uint64(every) == 0
-    pieces.append((ids[is_read], hashes[is_read]))
+    is_read = d["hash"] % np.uint64(every) == 0
+    pieces.append((d["row_id"][is_read], d["hash"][is_read]))
   ids, hashes = map(np.concatenate, zip(*pieces))
   kept = among(ids, rows)
   _, first, group, count = np.unique(

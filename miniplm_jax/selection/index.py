@@ -10,32 +10,36 @@ from miniplm_jax.corpus.columns import codes_of
 from miniplm_jax.corpus.store import Corpus, shard_names
 
 Columns = dict[str, np.ndarray]
-_NUMBERS = ("n_tokens", "n_bytes", "hash")
 
 
 def columns_of_d(
   corpus: Corpus,
-  domains: dict[str, int],
+  names: Sequence[str] = (),
+  domains: dict[str, int] | None = None,
   more: Sequence[str] = (),
   read: Callable[[Any, int], Columns] = lambda table, first: {},
 ) -> Iterator[Columns]:
   """What the index says of D's rows; a row group of one shard is in memory.
 
   Args:
+    names: columns of numbers: n_tokens, n_bytes, hash.
     domains: name → code, grows by the names that are met.
-    more: columns of the index that `read` needs.
+    more: columns that `read` needs.
     read: makes further columns of a table, and of the id of its first row.
 
   Yields:
-    Piece by piece: row_id int64, ascending over all, domain int32 (codes),
-    n_tokens int32, n_bytes int32, hash uint64, and what `read` made.
+    Piece by piece: row_id int64, ascending over all, those of `names`, domain
+    int32, a code, if `domains` are given, and what `read` made.
   """
-  first = 0
-  for table in _tables(corpus, ["domain", "split", *_NUMBERS, *more]):
-    columns = {k: table[k].to_numpy() for k in _NUMBERS} | read(table, first)
-    columns["domain"] = codes_of(table["domain"], domains)
+  first, by_name = 0, ["split"] if domains is None else ["split", "domain"]
+  for table in _tables(corpus, [*by_name, *names, *more]):
+    columns = {k: table[k].to_numpy() for k in names} | read(table, first)
     columns["row_id"] = np.arange(first, first + table.num_rows)
-    places = _places_of_d(table)
+    if domains is not None:
+      columns["domain"] = codes_of(table["domain"], domains)
+    splits: dict[str, int] = {}
+    split = codes_of(table["split"], splits)
+    places = np.flatnonzero(split == splits.get("train", -1))
     yield {k: v[places] for k, v in columns.items()}
     first += table.num_rows
 
@@ -49,37 +53,15 @@ def size_drawn(corpus: Corpus, share: float, seed: int) -> int:
   """How many rows of D are drawn; of less than all, the index is read."""
   if share == 1:
     return size_of_d(corpus)
-  pieces = rows_of(corpus, {}, "n_tokens")
-  return sum(int(noise.drawn(ids, seed, share).sum()) for ids, _ in pieces)
-
-
-def rows_of(
-  corpus: Corpus,
-  domains: dict[str, int],
-  column: str = "domain",
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """The ids of D's rows, with a column of the index.
-
-  A domain is a code; `domains`, name → code, grows by the names that are met.
-
-  Yields:
-    Piece by piece: row_id int64 [n], ascending over all, and the column [n].
-  """
-  first = 0
-  for table in _tables(corpus, ["split", column]):
-    places = _places_of_d(table)
-    if column == "domain":
-      values = codes_of(table[column], domains)
-    else:
-      values = table[column].to_numpy()
-    yield first + places, values[places]
-    first += table.num_rows
+  every = (piece["row_id"] for piece in columns_of_d(corpus))
+  return sum(int(noise.drawn(ids, seed, share).sum()) for ids in every)
 
 
 def at(corpus: Corpus, places: np.ndarray) -> np.ndarray:
   """Ids of the rows at these places of D, int64 [n], both ascending."""
   chosen, start = [], 0
-  for ids, _ in rows_of(corpus, {}, "n_tokens"):
+  for piece in columns_of_d(corpus):
+    ids = piece["row_id"]
     first, end = np.searchsorted(places, [start, start + len(ids)])
     chosen.append(ids[places[first:end] - start])
     start += len(ids)
@@ -91,13 +73,6 @@ def counts(code: np.ndarray) -> dict[int, int]:
   rows = np.bincount(code)
   codes = np.flatnonzero(rows)
   return dict(zip(codes.tolist(), rows[codes].tolist()))
-
-
-def _places_of_d(table) -> np.ndarray:
-  """Where rows of D are in a table of the index, ascending."""
-  names: dict[str, int] = {}
-  splits = codes_of(table["split"], names)
-  return np.flatnonzero(splits == names.get("train", -1))
 
 
 def _tables(corpus: Corpus, columns: list[str]) -> Iterator:

@@ -152,8 +152,8 @@ def contaminated(
       say = warn if short == len(each) else log
       say("select", f"{what}{SHORTEST} words or more: they are not looked for")
   with Progress("select", index.size_of_d(corpus), "rows") as progress:
-    pieces = index.rows_of(corpus, {}, "n_tokens")
-    for number, (ids, _) in enumerate(pieces):
+    for number, piece in enumerate(index.columns_of_d(corpus)):
+      ids = piece["row_id"]
       path = folder / f"contaminated-{number:05d}.parquet"
       if path.exists():
         progress.update(len(ids))

@@ -256,7 +256,7 @@ class File:
 
 @contextlib.contextmanager
 def _opened(path: epath.Path) -> Iterator[pq.ParquetFile]:
-  with parsing(lambda: str(path), "write it again"), path.open("rb") as f:
+  with parsing(path, "write it again"), path.open("rb") as f:
     yield pq.ParquetFile(f)
 
 

@@ -105,7 +105,11 @@ class ScoredRows:
   def _joined(self) -> Iterator[Columns]:
     """The index and the tables, by row id, without scores."""
     rows = index.columns_of_d(
-      self._corpus, self._codes, self._fields.columns, self._fields.read
+      self._corpus,
+      ("n_tokens", "n_bytes", "hash"),
+      self._codes,
+      self._fields.columns,
+      self._fields.read,
     )
     tables = (
       table.parts(manifest, hashed=not self._hashed)

@@ -350,7 +350,8 @@ def write_union(path: pathlib.Path, corpus: Corpus, kept: Sequence[np.ndarray]):
   """Writes the ids of several selections that share no row, as `select`."""
   with path.open("wb") as f:
     _write_header(f, sum(map(len, kept)))
-    for ids, _ in index.rows_of(corpus, {}):
+    for piece in index.columns_of_d(corpus):
+      ids = piece["row_id"]
       f.write(ids[among_any(ids, kept)].astype("<i8", copy=False).tobytes())
 
 
