@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import importlib
 import os
 import re
 import traceback
@@ -136,6 +137,14 @@ def parsing(
     said = ": ".join(filter(None, [type(e).__name__, shortened(e)]))
     place = where() if callable(where) else os.fspath(where)
     raise UserError(f"{what} ({said})", place, hint) from e
+
+
+def library(name: str, what: str, where: str, hint: str) -> Any:
+  """Imports what not every installation has; else UserError, with these."""
+  try:
+    return importlib.import_module(name)
+  except ImportError as e:
+    raise UserError(f"{what} ({e})", where, hint) from e
 
 
 def _errno(e: BaseException) -> int | None:

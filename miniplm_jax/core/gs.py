@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from miniplm_jax.core.errors import UserError, shortened
+from miniplm_jax.core.errors import UserError, library, shortened
 
 # Read when the libraries are imported, by this process and its children.
 for _name, _value in {
@@ -91,19 +91,13 @@ def sizes(folder: epath.Path, names: Iterable[str]) -> dict[str, int]:
 def check(path: str):
   """Raises UserError unless the bucket of a gs:// path can be listed."""
   bucket = path.removeprefix(SCHEME).partition("/")[0]
+  hint = "pip install gcsfs, or give a local path"
+  library("gcsfs", "gs:// paths need gcsfs", path, hint)
   try:
-    import gcsfs  # noqa: F401
-
     # It logs tracebacks of what it raises or tries again.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     # Not the bucket itself: that takes a right that objectAdmin lacks.
     file_system().call("GET", "b/{}/o", bucket, maxResults=1)
-  except ImportError as e:
-    raise UserError(
-      f"gs:// paths need gcsfs ({e})",
-      path,
-      "pip install gcsfs, or give a local path",
-    ) from e
   except FileNotFoundError as e:
     raise UserError(
       f"there is no bucket {bucket}",

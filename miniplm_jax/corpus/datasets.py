@@ -15,7 +15,7 @@ from typing import Any
 from etils import epath
 
 from miniplm_jax.config import CorpusConfig
-from miniplm_jax.core import contents, files, gs
+from miniplm_jax.core import contents, errors, files, gs
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.chunks import (
   BrokenRecord,
@@ -150,15 +150,9 @@ def _prepared(source: str) -> Any:
 
 def library(where: str) -> Any:
   """Returns TensorFlow Datasets; UserError says where it is missed."""
-  try:
-    import tensorflow_datasets
-  except ImportError as e:
-    raise UserError(
-      f"TensorFlow Datasets is not installed ({e})",
-      where,
-      "pip install tensorflow-datasets importlib-resources",
-    ) from e
-  return tensorflow_datasets
+  what = "TensorFlow Datasets is not installed"
+  hint = "pip install tensorflow-datasets importlib-resources"
+  return errors.library("tensorflow_datasets", what, where, hint)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -291,15 +285,15 @@ def commit(source: str) -> str:
   if not source.startswith(HF):
     return ""
   import huggingface_hub
-  from huggingface_hub import errors
+  from huggingface_hub import errors as of_hub
 
   path, _, revision = _of_hub(source)
   if re.fullmatch("[0-9a-f]{40}", revision or ""):
     return revision
   missing = (
-    errors.RepositoryNotFoundError,
-    errors.RevisionNotFoundError,
-    errors.HFValidationError,
+    of_hub.RepositoryNotFoundError,
+    of_hub.RevisionNotFoundError,
+    of_hub.HFValidationError,
   )
   try:
     api = huggingface_hub.HfApi()
@@ -325,15 +319,9 @@ def _of_hub(source: str) -> tuple[str, list[str], str | None]:
 
 
 def _library(source: str) -> Any:
-  try:
-    import datasets
-  except ImportError as e:
-    raise UserError(
-      "Hugging Face datasets are read with the library `datasets`",
-      f"config.corpus.source={source}",
-      "pip install datasets",
-    ) from e
-  return datasets
+  what = "Hugging Face datasets are read with the library `datasets`"
+  where = f"config.corpus.source={source}"
+  return errors.library("datasets", what, where, "pip install datasets")
 
 
 @_kept_open

@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from miniplm_jax.core import files, signals
+from miniplm_jax.core import errors, files, signals
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.corpus.chunks import Chunk
 from miniplm_jax.corpus.shard import Maker, Recipe
@@ -152,15 +152,12 @@ def make_with_beam(recipe: Recipe, tasks: Sequence[Task], options: str):
   Raises:
     UserError: Beam is not installed, or a worker has found a user's error.
   """
-  try:
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-  except ImportError as e:
-    raise UserError(
-      "tokenizing on several machines needs Apache Beam",
-      f"config.run.beam={options}",
-      "pip install apache-beam==2.77.0 google-crc32c",
-    ) from e
+  what = "tokenizing on several machines needs Apache Beam"
+  hint = "pip install apache-beam==2.77.0 google-crc32c"
+  where = f"config.run.beam={options}"
+  beam = errors.library("apache_beam", what, where, hint)
+  from apache_beam.options.pipeline_options import PipelineOptions
+
   try:
     parsed = PipelineOptions(shlex.split(options))
     _ = parsed.get_all_options()  # complains here or later

@@ -180,14 +180,8 @@ def wandb_run(
     UserError: wandb is not installed or cannot start.
   """
   where = f"config.run.wandb_project={project}"
-  try:
-    import wandb
-  except ImportError as e:
-    raise UserError(
-      f"wandb cannot be imported ({e})",
-      where,
-      "pip install wandb, or leave the project empty",
-    ) from e
+  hint = "pip install wandb, or leave the project empty"
+  wandb = errors.library("wandb", "wandb cannot be imported", where, hint)
   try:
     return wandb.init(
       project=project,
