@@ -103,10 +103,11 @@ def read_part(path: epath.Path, header_only: bool = False) -> Part:
   """Reads one part; raises UserError if it is missing or damaged."""
   import pyarrow.parquet as pq
 
-  if not path.exists():
+  try:
+    opened = path.open("rb")
+  except FileNotFoundError:
     damaged(path, "is missing")
-  what = "score part is damaged"
-  with errors.parsing(path, _RESTORE, what), path.open("rb") as f:
+  with opened as f, errors.parsing(path, _RESTORE, "score part is damaged"):
     file = pq.ParquetFile(f)
     facts = file.schema_arrow.metadata or {}
     unit, made_by, sums = (
