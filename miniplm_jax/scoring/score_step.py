@@ -147,12 +147,11 @@ class Scoring:
 
   def _units(self, corpus, inputs: Mapping[str, Manifest]):
     """What is scored, of manifests of the step's inputs."""
-    if not self.but:
-      return units.units_to_score(self.score, corpus)
-    row_ids = corpus.rows_of("train")
-    kept = [kept_rows.kept_rows(inputs[name]) for name in self.but]
-    rest = row_ids[~kept_rows.among_any(row_ids, kept)]
-    return units.units_of(corpus, self.score.rows_per_part, rest)
+    rows = units.sampled_rows(corpus, self.score.share, self.score.seed)
+    if self.but:
+      kept = [kept_rows.kept_rows(inputs[name]) for name in self.but]
+      rows = rows[~kept_rows.among_any(rows, kept)]
+    return units.units_of(corpus, self.score.rows_per_part, rows)
 
   def _score(self, inputs: Inputs):
     """Scores under all of these models until no part is missing."""

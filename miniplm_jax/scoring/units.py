@@ -8,7 +8,6 @@ import re
 
 import numpy as np
 
-from miniplm_jax.config import ScoreConfig
 from miniplm_jax.core import code as code_lib
 from miniplm_jax.core import files
 from miniplm_jax.core.noise import GOLDEN, mix
@@ -63,12 +62,6 @@ def units_of(
         units.append(Unit(first, end, fingerprint, inside))
     start += count
   return units
-
-
-def units_to_score(score: ScoreConfig, corpus: Corpus) -> list[Unit]:
-  """The units of the tables that are asked for."""
-  rows = sampled_rows(corpus, score.share, score.seed)
-  return units_of(corpus, score.rows_per_part, rows)
 
 
 def sampled_rows(corpus: Corpus, share: float, seed: int) -> np.ndarray:
