@@ -120,13 +120,11 @@ def write(index: epath.Path, table):
 
 def number(index: epath.Path, first: int):
   """Numbers the rows of a shard's index from `first` on, if they are not."""
-  with index.open("rb") as f:
-    file = pq.ParquetFile(f)
-    if _ID in file.schema_arrow.names:
-      ids = file.read([_ID])[_ID]
-      if not len(ids) or ids[0].as_py() == first:
-        return
-    table = file.read()
+  table = _read(index, [_ID])  # or all of it
+  if _ID in table.column_names:
+    if not len(table) or table[_ID][0].as_py() == first:
+      return
+    table = _read(index)
   _change(index, numbered(table, first + np.arange(len(table))))
 
 
