@@ -179,7 +179,9 @@ def _score(config, workdir: Workdir, source: ModelRef, deadline, inputs):
   filled = worker.TableSpec(
     source.name, source.table, workdir.claims_of(source.table), facts
   )
-  found = units.units_to_score(config.score, corpus)
+  score = config.score
+  rows = units.sampled_rows(corpus, score.share, score.seed)
+  found = units.units_of(corpus, score.rows_per_part, rows)
   models = {source.name: model}
   scorer = Scorer(config.score, models, corpus, mesh)
   in_order = in_fair_order(found, corpus)

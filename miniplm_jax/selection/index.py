@@ -57,6 +57,17 @@ def size_drawn(corpus: Corpus, share: float, seed: int) -> int:
   return sum(int(noise.drawn(ids, seed, share).sum()) for ids in every)
 
 
+def at(corpus: Corpus, places: np.ndarray) -> np.ndarray:
+  """Ids of the rows at these places of D, int64 [n], both ascending."""
+  chosen, start = [], 0
+  for piece in columns_of_d(corpus):
+    ids = piece["row_id"]
+    first, end = np.searchsorted(places, [start, start + len(ids)])
+    chosen.append(ids[places[first:end] - start])
+    start += len(ids)
+  return np.concatenate(chosen)
+
+
 def counts(code: np.ndarray) -> dict[int, int]:
   """How many rows have each code that is there: of many, a part has few."""
   rows = np.bincount(code)
