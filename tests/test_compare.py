@@ -10,7 +10,7 @@ import helpers
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers import ROOT, refused, run, run_as_process
+from helpers import LONG, ROOT, refused, run, run_as_process
 from pyarrow import feather
 from scipy import stats
 from test_api import content
@@ -20,6 +20,7 @@ from miniplm_jax import config as config_lib
 from miniplm_jax.config import EvaluateConfig, SelectConfig
 from miniplm_jax.config.compare import CompareConfig
 from miniplm_jax.core.errors import UserError
+from miniplm_jax.evaluation import heldout
 from miniplm_jax.report import compare_page, compare_step, paired
 
 CRITERIA = "--config.compare.criteria=easy=-teacher"
@@ -371,6 +372,37 @@ def test_other_held_out_rows_are_measured_and_nothing_is_trained(
     **train,
   )
   assert again.figures["criteria"]["easy"]["loss"] == pytest.approx(loss)
+
+
+def test_other_domains_count_without_a_pass_of_any_model(
+  compared, tmp_path, monkeypatch
+):
+  shutil.copytree(compared[0].parent, tmp_path, dirs_exist_ok=True)
+  monkeypatch.setattr(heldout, "measure", None)
+  students = tmp_path / "run" / "students"
+  before = {p: p.read_bytes() for p in students.glob("*/evaluation.arrow")}
+  ignored = "--config.evaluate.ignore_domains=even"
+  run(tmp_path, STAGE, CRITERIA, OPTIONS[0], ignored)
+  run(tmp_path, "--stages=evaluate", LONG, ignored)
+  assert before == {path: path.read_bytes() for path in before}
+  index = mp.open_artifact(tmp_path / "run/corpus").to_pandas()
+  odd = index.row_id[index.domain == "odd"]
+  compared = [f"{c}-s{seed}" for c in ("easy", "random") for seed in SEEDS]
+  for name in ("miniplm", *compared):
+    path = students / name / "evaluation.arrow"
+    rows = feather.read_table(path).to_pandas()
+    rows = rows[rows.row_id.isin(odd)]
+    body = json.loads(path.with_suffix(".json").read_text())
+    means = rows.nll_sum.astype(float) / rows.n_tokens
+    loss = body["details"]["loss"]["all"]["instance_mean"]
+    assert loss == pytest.approx(means.mean()) and len(rows)
+    assert body["settings"]["ignore_domains"] == ["even"]
+  # As it is measured anew.
+  monkeypatch.undo()
+  found = json.loads((students / "miniplm/evaluation.json").read_text())
+  run(tmp_path, "--stages=evaluate", LONG, ignored, "--force")
+  anew = json.loads((students / "miniplm/evaluation.json").read_text())
+  assert found["details"]["loss"] == anew["details"]["loss"]
 
 
 def test_random_rows_are_drawn_without_a_penalty(compared):

@@ -26,7 +26,8 @@ def is_old(path: epath.Path) -> bool:
   return path.name.startswith(".") and path.name.endswith(".old")
 
 
-def _old(path: epath.Path) -> epath.Path:
+def aside(path: epath.Path) -> epath.Path:
+  """Returns where a file is kept while it is made again."""
   return path.parent / f".{path.name}.old"
 
 
@@ -57,10 +58,10 @@ def _contents(outputs: Sequence[epath.Path]) -> Iterator[epath.Path]:
     if path.is_dir():
       yield from list(path.iterdir())
     elif "*" in path.name:
-      for pattern in (path.name, _old(path).name):
+      for pattern in (path.name, aside(path).name):
         yield from list(path.parent.glob(pattern))
     else:
-      yield from (p for p in (path, _old(path)) if p.exists())
+      yield from (p for p in (path, aside(path)) if p.exists())
 
 
 class Backup:
@@ -69,8 +70,8 @@ class Backup:
   def __init__(self, manifest, partial, outputs: Sequence[epath.Path]):
     """Takes the paths and patterns of files of a step; touches none yet."""
     self._new, self._partial, self._outputs = manifest, partial, outputs
-    self.manifest = _old(manifest)
-    self._void = _old(partial)  # the new is to be removed
+    self.manifest = aside(manifest)
+    self._void = aside(partial)  # the new is to be removed
 
   def exists(self) -> bool:
     """Returns whether the old is aside, or on its way."""
@@ -82,7 +83,7 @@ class Backup:
     try:
       files.move(self._new, self.manifest)
       for path in self._ours(are_old=False):
-        files.move(path, _old(path))
+        files.move(path, aside(path))
     except OSError:
       if self.exists():
         self.put_back()

@@ -127,15 +127,18 @@ class Manifest:
     return f"restore the file, or make it again with {again}"
 
   @contextlib.contextmanager
-  def reading(self, name: str) -> Iterator[pathlib.Path]:
+  def reading(
+    self, name: str, at: epath.Path | None = None
+  ) -> Iterator[pathlib.Path]:
     """Yields a file of this manifest, to be read whole, if its sha256 is right.
 
-    It is on this machine, a copy if the folder is remote.
+    It is on this machine, a copy if the folder is remote; `at` is where it lies
+    if it was moved.
 
     Raises:
       UserError: the file is missing, or is not the one that was written.
     """
-    path, where = self.directory / name, f"in {self.path}"
+    path, where = at or self.directory / name, f"in {self.path}"
     if name not in self.files or not path.exists():
       raise UserError(f"{path} is missing", where, self.remedy)
     with gs.local(path) as local:

@@ -4,14 +4,14 @@ Its zero-shot tasks are steps of `tasks_step`.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epy
+from etils import epath, epy
 
 from miniplm_jax.config import EvaluateConfig, RunConfig, ScoreConfig
-from miniplm_jax.core import distributed, fields
+from miniplm_jax.core import backup, distributed, fields
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
 from miniplm_jax.core.log import Progress
@@ -37,24 +37,41 @@ def step(
 ) -> Step:
   """The held-out losses of one model; `score` puts rows into batches.
 
-  As a view they are measured again, not refused, with other settings, too.
+  As a view they are measured again, not refused, with other settings, too. If
+  other domains count, and nothing else is new, no row is measured again.
   """
+  settings = {
+    "max_rows": evaluate.max_rows,
+    "ignore_domains": list(evaluate.ignore_domains),
+    "dtype": it.dtype,
+  }
+  former = _former(it.folder / heldout.MANIFEST, settings)
   return Step(
     stage=STAGE,
     manifest=it.folder / heldout.MANIFEST,
-    settings={
-      "max_rows": evaluate.max_rows,
-      "ignore_domains": list(evaluate.ignore_domains),
-      "dtype": it.dtype,
-    },
+    settings=settings,
     inputs={**it.corpus, "model": it.folder / MANIFEST},
     outputs=(it.folder / heldout.ROWS,),
     effect=functools.partial(_effect, it),
-    policy=Policy(is_view=is_view, is_measure=True),
+    policy=Policy(is_view=is_view or bool(former), is_measure=True),
     summary="held-out loss of",
     subject=it.name,
-    run=lambda inputs: _run(it, evaluate, score, run, inputs),
+    run=lambda inputs: _run(it, evaluate, score, run, inputs, former),
   )
+
+
+def _former(path: epath.Path, settings: Mapping[str, Any]) -> Manifest | None:
+  """What was measured, if all that is new is which domains do not count."""
+  try:
+    former = manifest_lib.read(path) or manifest_lib.read(backup.aside(path))
+  except UserError:  # it is told where something depends on it
+    return None
+  if not former or heldout.ROWS not in former.files:
+    return None
+  other = {"ignore_domains": former.settings.get("ignore_domains")}
+  is_new = other["ignore_domains"] != settings["ignore_domains"]
+  is_alike = former.settings | other == settings | other
+  return former if is_new and is_alike else None
 
 
 def _effect(it: Subject, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,6 +93,7 @@ def _run(
   score: ScoreConfig,
   run: RunConfig,
   inputs: Mapping[str, Manifest],
+  former: Manifest | None,
 ) -> dict[str, Any]:
   corpus = store.open_corpus(inputs)
   row_ids = corpus.heldout_rows(evaluate.max_rows)
@@ -94,22 +112,12 @@ def _run(
       f"config.evaluate.ignore_domains={','.join(ignored)}",
       "ignore fewer domains",
     )
-  folder = it.ref.folder() if it.ref else it.folder
-  trained_rows.refuse(folder, corpus, row_ids, it.name, "held-out rows")
-  mesh = sharding.mesh_of(run)
-  model = it.load(inputs, mesh, it.dtype)
-  every = run.log_every_seconds
-  with Progress(f"{STAGE} {it.name}", len(row_ids), "rows", every=every) as bar:
-    measured = heldout.measure(
-      model,
-      corpus,
-      row_ids,
-      mesh,
-      score,
-      dtype=it.dtype,
-      ignored=ignored,
-      progress=bar.update,
-    )
+  if former and former.inputs == {k: m.fingerprint for k, m in inputs.items()}:
+    moved = backup.aside(former.directory / heldout.ROWS)
+    kept = heldout.read_rows(former, moved if moved.exists() else None)
+    measured = heldout.weighted(corpus, *kept.values(), ignored)
+  else:
+    measured = _measure(it, corpus, row_ids, score, run, inputs, ignored)
   return {
     "tokenizer": corpus.manifest.tokenizer,
     "weights": inputs["model"].weights,
@@ -122,3 +130,30 @@ def _run(
       comparable.LOSS: comparable.digest(corpus, row_ids[~is_ignored]),
     },
   }
+
+
+def _measure(
+  it: Subject,
+  corpus,
+  row_ids: np.ndarray,
+  score: ScoreConfig,
+  run: RunConfig,
+  inputs: Mapping[str, Manifest],
+  ignored: Sequence[str],
+) -> heldout.Measured:
+  folder = it.ref.folder() if it.ref else it.folder
+  trained_rows.refuse(folder, corpus, row_ids, it.name, "held-out rows")
+  mesh = sharding.mesh_of(run)
+  model = it.load(inputs, mesh, it.dtype)
+  every = run.log_every_seconds
+  with Progress(f"{STAGE} {it.name}", len(row_ids), "rows", every=every) as bar:
+    return heldout.measure(
+      model,
+      corpus,
+      row_ids,
+      mesh,
+      score,
+      dtype=it.dtype,
+      ignored=ignored,
+      progress=bar.update,
+    )

@@ -59,12 +59,18 @@ def measure(
   scorer = scorer_lib.Scorer(score, {"model": model}, corpus, mesh, dtype=dtype)
   by_model, count, _ = scorer(row_ids, progress=progress)
   keep = count > 0
-  row_ids, count = row_ids[keep], count[keep]
-  nll = by_model["model"][keep].astype(np.float64)
+  return weighted(
+    corpus, row_ids[keep], by_model["model"][keep], count[keep], ignored
+  )
+
+
+def weighted(corpus, row_ids, nll_sum, n_tokens, ignored) -> Measured:
+  """What was measured, with the losses of domains and of those that count."""
+  nll = nll_sum.astype(np.float64)
   n_bytes = corpus.index["n_bytes"].to_numpy()[row_ids]
   domain = corpus.domains(row_ids)
-  by_domain = grouped_losses(domain, nll, count, n_bytes, ignored)
-  return Measured(row_ids, nll, count, by_domain)
+  losses = grouped_losses(domain, nll, n_tokens, n_bytes, ignored)
+  return Measured(row_ids, nll, n_tokens, losses)
 
 
 def grouped_losses(
@@ -159,8 +165,12 @@ def of_rows(measured: Measured) -> dict[str, np.ndarray]:
   return {name: value.astype(kind) for (name, kind), value in values}
 
 
-def read_rows(evaluation: Manifest) -> dict[str, np.ndarray] | None:
+def read_rows(
+  evaluation: Manifest, at: epath.Path | None = None
+) -> dict[str, np.ndarray] | None:
   """row_id int64, nll_sum float32 and n_tokens int32 [n]; None if not kept.
+
+  Of the file `at` another place, if it was moved there.
 
   Raises:
     UserError: the file is not the one that was written.
@@ -169,7 +179,7 @@ def read_rows(evaluation: Manifest) -> dict[str, np.ndarray] | None:
 
   if ROWS not in evaluation.files:  # an earlier version's
     return None
-  with evaluation.reading(ROWS) as path:
+  with evaluation.reading(ROWS, at) as path:
     table = feather.read_table(str(path))
   return {name: table[name].to_numpy() for name in _TYPES}
 
