@@ -34,6 +34,7 @@ class DryRun:
     """Nothing was said yet."""
     self.error: UserError | None = None  # the first that a step is refused for
     self.doubts: list[str] = []
+    self._refusals: set[str] = set()  # in words
     # By manifest of what was said, whether it would be there then.
     self._is_there: dict[epath.Path, bool] = {}
 
@@ -60,10 +61,13 @@ class DryRun:
           self.doubts += source.check() if hasattr(source, "check") else []
       except UserError as e:
         decision = Decision(Action.REFUSE, str(e), error=e)
-    if decision.action is Action.REFUSE:
-      self.error = self.error or decision.error
     is_there = decision.action not in (Action.REFUSE, Action.WAIT)
     words = str(decision)
+    if decision.action is Action.REFUSE:
+      self.error = self.error or decision.error
+      is_said = words in self._refusals
+      self._refusals.add(words)
+      words = "would be refused likewise" if is_said else words
     if decision.action is Action.WAIT:
       missing = decision.error.paths
       others = {k: p for k, p in missing.items() if p not in self._is_there}

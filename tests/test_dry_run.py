@@ -81,9 +81,12 @@ def write(folder, kind):
 @pytest.mark.parametrize(
   "kind, words",
   [
-    ("another field", "no text in field 'text', .*line 1, name the field"),
+    (
+      "another field",
+      "no text in field 'text'; the fields are .*line 1, name the field",
+    ),
     ("no JSON", "this line cannot be read as JSON"),
-    ("of the last file", "no text in field 'text', .*b.jsonl line 1"),
+    ("of the last file", "no text in field 'text'; .*b.jsonl line 1"),
     ("no such column", "no text in field 'text', .*rows.parquet row 0"),
     ("no Parquet", "this cannot be read"),
     ("unknown", "not a known format"),
@@ -182,7 +185,10 @@ def test_every_refusal_is_shown(copy, planned, stage, field, steps):
   for decision, step in refusals:
     head = f"  {stage:11} {decision}"
     below = [b for a, b in itertools.pairwise(lines) if a == head]
+    again = f"  {stage:11} would be refused likewise: "
+    below += [one for one in lines if one.startswith(again)]
     assert any(step.subject in one for one in below)
+    assert lines.count(head) == 1  # the reason is long
     assert field.split(".")[1] in str(decision)
   assert error == str(refusals[0][0].error)
   assert any(one.startswith("  score       done: 2 × ") for one in lines)

@@ -132,7 +132,8 @@ def test_what_to_do_follows_from_the_difference():
   assert "Keep more of code, which decides: 10.0% of it is kept and 50.0%" in (
     text
   )
-  assert "select.quotas=code=0.25:" in text
+  assert "--config.select.quotas=code=0.25: --config.select.name='{" in text
+  assert "--config.evaluate.ignore_domains=code " in text
   better = Paired(("a", "b"), delta, -delta, domain, counts)
   assert "Texts" in after(worse, better)[0]  # seeds say otherwise
   assert "Texts" in after(worse, by_row, code=(30, 29), mail=(90, 10))[0]

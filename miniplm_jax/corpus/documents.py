@@ -71,7 +71,9 @@ def document(
     return broken(f"a record in a string cannot be read as JSON ({e})")
   if not isinstance(text, str):
     hint = "name the field with --config.corpus.text_field, or mend the record"
-    return broken(f"no text in field {corpus.text_field!r}", hint)
+    names = record if text is None and isinstance(record, dict) else ()
+    others = f"; the fields are {', '.join(names)[:80]}" * bool(names)
+    return broken(f"no text in field {corpus.text_field!r}{others}", hint)
   if domain is not None and not isinstance(domain, str):
     what = f"the domain in field {corpus.domain_field!r} is no text but "
     hint = "name the field with --config.corpus.domain_field, or give '' to "

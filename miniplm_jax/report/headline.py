@@ -64,8 +64,9 @@ class Headline:
     steps = main.training.counts["steps"]
     passes = main.per_step("rows") * steps / main.training.counts["rows"]
     longer = (
-      f"Train longer: train.steps, now {steps:,}, which read what was kept "
-      f"{passes:.1f} times (docs: Training)."
+      f"Train longer; {steps:,} steps read what was kept {passes:.1f} times: "
+      f"--config.train.steps={4 * steps} {_other('long', 'student')} (docs: "
+      "Training)."
     )
     todo = [_REMEDIES.get(about, longer) for _, about in doubted]
     if one := (*over_seeds, by_row and by_row.difference)[0]:
@@ -192,11 +193,16 @@ def doubts(
       yield text, "teacher"
 
 
+def _other(end: str, *sections: str) -> str:
+  """Flags that name what is made of another setting, beside what is there."""
+  return " ".join(f"--config.{s}.name='{{method}}-{end}'" for s in sections)
+
+
 _REMEDIES = {
   "teacher": "Take a better teacher, or train it longer: teacher.path, "
   "teacher.train.steps (docs: Your own teacher).",
-  "reference": "Train the reference longer, or on more: reference.train.steps, "
-  "corpus.reference_share (docs: Your own teacher).",
+  "reference": "Train the reference longer, or on more, in another workdir: "
+  "reference.train.steps, corpus.reference_share (docs: Your own teacher).",
 }
 _NO_BASELINE = (
   "Train what to compare with: --config.baselines=pretrain (docs: Choose a "
@@ -238,9 +244,11 @@ def _of_domain(by_row: Paired | None, summary: Summary) -> str:
   if len(summary.domains) > 1 and group and group.share < share:
     return (
       f"Keep more of {domain}, which decides: {group.share:.1%} of it is kept "
-      f"and {share:.1%} of all. select.quotas={domain}="
-      f"{group.rows / summary.total.rows:.2f}: keeps its share of D (docs: "
-      "Data)."
+      f"and {share:.1%} of all. Its share of D: "
+      f"--config.select.quotas={domain}={group.rows / summary.total.rows:.2f}: "
+      f"{_other('quotas', 'select', 'student')} (docs: Data). Or is it nothing "
+      "that the student is for? Then let it not count: "
+      f"--config.evaluate.ignore_domains={domain} (docs: Your own corpus)."
     )
   return (
     "Look at the highest and lowest rows below, under Texts, then rank "
