@@ -57,7 +57,8 @@ def say(
   del sizes[_ALL]
   log(
     stage,
-    f"{counts['documents']:,} documents are {counts['rows']:,} rows of "
+    f"{counts['documents'] - counts.get('broken', 0):,} documents are "
+    f"{counts['rows']:,} rows of "
     f"{counts['tokens']:,} tokens, by domain"
     + (f" (the largest of {len(sizes):,})" if len(sizes) > _SHOWN else ""),
   )
