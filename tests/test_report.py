@@ -524,7 +524,7 @@ def test_the_verdict_of_several_seeds_has_an_interval():
   one = {"baseline": "random", "oracle": "best", "seeds": 2, "steps": 8}
   one |= {"criteria": {"random": other, "mine": mine}, "heldout_rows": 90}
   assert f"{headline.of_seeds(one, 'difficulty')}" == (
-    "mine is shown to be better than random (rows at random): its held-out "
+    "mine is shown to be better than random: its held-out "
     "loss is 0.2500 nats lower (95 %: 0.5000 lower to 0.1250 lower, over 2 "
     "seeds of 8 steps and 90 held-out rows). That is 50% (25% to 75%) of what "
     "best gains."

@@ -52,9 +52,10 @@ class Difference:
     words = "is ahead of", none, "is behind"  # of one seed, which proves little
     if len(self.by_seed) > 1:
       words = "is shown to be better than", none, "is shown to be worse than"
+    is_unsaid = self.at_random and self.baseline != "random"
     return (
       f"{self.name} {words[self.shown + 1]} {self.baseline}"
-      f"{' (rows at random)' * self.at_random}: its held-out loss is "
+      f"{' (rows at random)' * is_unsaid}: its held-out loss is "
       f"{self.way(self.mean, 'nats')} (95 %: {self.way(self.low)} to "
       f"{self.way(self.high)}, over {self.over} and {self.rows:,} held-out "
       f"rows){self.more}"

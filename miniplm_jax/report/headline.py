@@ -74,8 +74,9 @@ class Headline:
       todo += _after(one, by_row, summary, folder, longer)
     elif len(students) == 1:
       todo.append(_NO_BASELINE)
+    said, *others = verdict(students, over_seeds, by_row)
     return cls(
-      [*verdict(students, over_seeds, by_row)],
+      ["With the doubts below: " * bool(doubted) + said, *others],
       [text for text, _ in doubted],
       [*dict.fromkeys(todo)][:_MOST],
     )
