@@ -147,10 +147,12 @@ class Scoring:
 
   def _units(self, corpus, inputs: Mapping[str, Manifest]):
     """What is scored, of manifests of the step's inputs."""
-    rows = units.sampled_rows(corpus, self.score.share, self.score.seed)
-    if self.but:
+    if self.but:  # all others, whatever share of D is scored
+      rows = corpus.rows_of("train")
       kept = [kept_rows.kept_rows(inputs[name]) for name in self.but]
       rows = rows[~kept_rows.among_any(rows, kept)]
+    else:
+      rows = units.sampled_rows(corpus, self.score.share, self.score.seed)
     return units.units_of(corpus, self.score.rows_per_part, rows)
 
   def _score(self, inputs: Inputs):
