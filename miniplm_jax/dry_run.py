@@ -49,6 +49,10 @@ class DryRun:
       many = f"{len(group)} × " * (len(group) > 1)
       subjects = _joined([s.subject for s in group if s.subject])
       text = f"{many}{summary} {subjects}".strip()
+      if words in self._refusals:
+        words = "would be refused likewise"
+      elif words.startswith(Action.REFUSE.value.format("")):
+        self._refusals.add(words)  # the reason may be long
       gap = f"\n{'':14}" if ": " in words else ": "
       print(f"  {stage:11} {words}{gap}{text}")
 
@@ -65,9 +69,6 @@ class DryRun:
     words = str(decision)
     if decision.action is Action.REFUSE:
       self.error = self.error or decision.error
-      is_said = words in self._refusals
-      self._refusals.add(words)
-      words = "would be refused likewise" if is_said else words
     if decision.action is Action.WAIT:
       missing = decision.error.paths
       others = {k: p for k, p in missing.items() if p not in self._is_there}
