@@ -50,6 +50,7 @@ def nll(argv: Sequence[str]):
     raise UserError("no text", "miniplm nll", "give MODEL FILE...")
   log.LOGGER.addHandler(logging.StreamHandler())  # to standard error
   log.LOGGER.setLevel(logging.INFO)
+  log.LOGGER.propagate = False  # a library's root handler would print it again
   scores = api.nll(model, list(map(_text, names)))
   print("nll_sum", "n_tokens", "n_bytes", "bits_per_byte", "text", sep="\t")
   for name, s in zip(names, scores):

@@ -35,6 +35,7 @@ class DryRun:
     self.error: UserError | None = None  # the first that a step is refused for
     self.doubts: list[str] = []
     self._refusals: set[str] = set()  # in words
+    self._is_new: set[epath.Path] = set()  # manifests that would be written
     # By manifest of what was said, whether it would be there then.
     self._is_there: dict[epath.Path, bool] = {}
 
@@ -67,6 +68,12 @@ class DryRun:
         decision = Decision(Action.REFUSE, str(e), error=e)
     is_there = decision.action not in (Action.REFUSE, Action.WAIT)
     words = str(decision)
+    paths = step.input_manifests.values()
+    if decision.action is not Action.SKIP:
+      self._is_new.add(step.manifest)
+    elif step.policy.is_view and not self._is_new.isdisjoint(paths):
+      words = Action.REMAKE.value
+      self._is_new.add(step.manifest)
     if decision.action is Action.REFUSE:
       self.error = self.error or decision.error
     if decision.action is Action.WAIT:

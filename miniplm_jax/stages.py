@@ -242,13 +242,15 @@ class Stages:
     apart = self._divergences(self._subjects(with_scorers=False))
     return [*losses, *runner.steps(models), *table, *apart]
 
-  def _losses(
-    self, models: Iterable[Subject], is_view: bool = False
-  ) -> list[Step]:
-    """Held-out losses, see `evaluate_step.step`."""
+  def _losses(self, models: Iterable[Subject]) -> list[Step]:
+    """Held-out losses, see `evaluate_step.step`.
+
+    Students' are views: stages evaluate and compare may share one, and say
+    otherwise which rows. Of a teacher they take too long for that.
+    """
     c = self.config
-    options = c.evaluate, c.score, c.run, is_view
-    return [evaluate_step.step(it, *options) for it in models]
+    options = c.evaluate, c.score, c.run
+    return [evaluate_step.step(m, *options, m.ref is None) for m in models]
 
   def _divergences(
     self, students: Sequence[Subject], is_view: bool = False
@@ -273,7 +275,7 @@ class Stages:
         selections += one.select()
         students += [*one.convert(), *one.train()]
         subjects += one._subjects(with_scorers=False)
-        students += one._losses(subjects[-1:], is_view=True)
+        students += one._losses(subjects[-1:])
     if not c.compare.criteria:
       return []
     steps = {}  # one selection may serve all seeds

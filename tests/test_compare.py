@@ -397,12 +397,34 @@ def test_other_domains_count_without_a_pass_of_any_model(
     loss = body["details"]["loss"]["all"]["instance_mean"]
     assert loss == pytest.approx(means.mean()) and len(rows)
     assert body["settings"]["ignore_domains"] == ["even"]
-  # As it is measured anew.
+  # As it is measured anew, which a damaged file leads to as well.
   monkeypatch.undo()
   found = json.loads((students / "miniplm/evaluation.json").read_text())
   run(tmp_path, "--stages=evaluate", LONG, ignored, "--force")
-  anew = json.loads((students / "miniplm/evaluation.json").read_text())
+  path = students / "miniplm/evaluation.json"
+  anew = json.loads(path.read_text())
   assert found["details"]["loss"] == anew["details"]["loss"]
+  with path.with_suffix(".arrow").open("r+b") as file:
+    file.seek(200)
+    file.write(b"xxxx")
+  run(tmp_path, "--stages=evaluate", LONG)
+  run(tmp_path, "--stages=evaluate", LONG, ignored)
+  again = json.loads(path.read_text())
+  assert found["details"]["loss"] == again["details"]["loss"]
+
+
+def test_what_compare_measures_otherwise_is_measured_again(compared, tmp_path):
+  """It shares students with the run, which nobody has to force afterwards."""
+  shutil.copytree(compared[0].parent, tmp_path, dirs_exist_ok=True)
+  path = tmp_path / "run/students/miniplm/evaluation.json"
+  shutil.rmtree(tmp_path / "run/students/random-s10")  # of fewer steps
+  given = LONG, "--config.compare.criteria=kept=mean_diff"
+  given += ("--config.compare.seeds=10,",)
+  before = json.loads(path.read_text())["counts"]
+  run(tmp_path, STAGE, *given, "--config.evaluate.max_rows=40")
+  assert json.loads(path.read_text())["counts"] != before
+  run(tmp_path, "--stages=evaluate,compare,report", *given)
+  assert json.loads(path.read_text())["counts"] == before
 
 
 def test_random_rows_are_drawn_without_a_penalty(compared):

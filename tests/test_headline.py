@@ -2,6 +2,7 @@
 
 import collections
 import math
+import shlex
 import statistics
 import types
 
@@ -11,6 +12,7 @@ import yaml
 from helpers import ROOT
 from scipy import stats
 
+from miniplm_jax.config import flag_parsers
 from miniplm_jax.methods import MethodNames
 from miniplm_jax.report import findings, headline, report_step
 from miniplm_jax.report.by_domain import Difference, Paired
@@ -134,6 +136,11 @@ def test_what_to_do_follows_from_the_difference():
   )
   assert "--config.select.quotas=code=0.25: --config.select.name='{" in text
   assert "--config.evaluate.ignore_domains=code " in text
+  flag = headline._of("evaluate.ignore_domains", "a b,c's")
+  (typed,) = shlex.split(flag)
+  field, _, value = typed.partition("=")
+  parsed = flag_parsers._ListParser().parse(value)
+  assert (field, parsed) == ("--config.evaluate.ignore_domains", ("a b,c's",))
   better = Paired(("a", "b"), delta, -delta, domain, counts)
   assert "Texts" in after(worse, better)[0]  # seeds say otherwise
   assert "Texts" in after(worse, by_row, code=(30, 29), mail=(90, 10))[0]

@@ -14,7 +14,7 @@ from miniplm_jax.config import EvaluateConfig, RunConfig, ScoreConfig
 from miniplm_jax.core import backup, distributed, fields
 from miniplm_jax.core import manifest as manifest_lib
 from miniplm_jax.core.errors import UserError
-from miniplm_jax.core.log import Progress
+from miniplm_jax.core.log import Progress, warn
 from miniplm_jax.core.manifest import Manifest
 from miniplm_jax.core.step import Policy, Step
 from miniplm_jax.core.workdir import CONVERTED, MANIFEST
@@ -112,9 +112,8 @@ def _run(
       f"config.evaluate.ignore_domains={','.join(ignored)}",
       "ignore fewer domains",
     )
-  if former and former.inputs == {k: m.fingerprint for k, m in inputs.items()}:
-    moved = backup.aside(former.directory / heldout.ROWS)
-    kept = heldout.read_rows(former, moved if moved.exists() else None)
+  kept = former and _kept(former, inputs)
+  if kept:
     measured = heldout.weighted(corpus, *kept.values(), ignored)
   else:
     measured = _measure(it, corpus, row_ids, score, run, inputs, ignored)
@@ -130,6 +129,20 @@ def _run(
       comparable.LOSS: comparable.digest(corpus, row_ids[~is_ignored]),
     },
   }
+
+
+def _kept(
+  former: Manifest, inputs: Mapping[str, Manifest]
+) -> dict[str, np.ndarray] | None:
+  """The rows of `heldout.read_rows` of the same inputs, if they are whole."""
+  if former.inputs != {name: m.fingerprint for name, m in inputs.items()}:
+    return None
+  moved = backup.aside(former.directory / heldout.ROWS)
+  try:
+    return heldout.read_rows(former, moved if moved.exists() else None)
+  except UserError as e:
+    warn(STAGE, f"{e.what}: the rows are measured again")
+    return None
 
 
 def _measure(

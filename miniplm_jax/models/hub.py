@@ -141,7 +141,8 @@ class GivenTokenizer(Given):
 
   def check(self) -> list[str]:
     """Raises UserError if there is none; asks no hub."""
-    self()
+    if self.directory.exists() or not may_be_hub_id(self.path):
+      self._read(resolve(self.path))
     return []
 
   def former(self) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ Losses are held out, in nats, means over rows of the mean per token.
 
 import dataclasses
 import math
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -196,7 +198,15 @@ def doubts(
 
 def _other(end: str, *sections: str) -> str:
   """Flags that name what is made of another setting, beside what is there."""
-  return " ".join(f"--config.{s}.name='{{method}}-{end}'" for s in sections)
+  names = [f"--config.{s}.name='{{method}}-{end}'" for s in sections]
+  return " ".join([*names, f"--config.compare.name={end}"])
+
+
+def _of(field: str, domain: str, more: str = "") -> str:
+  """A flag that gives a field one item, for a shell."""
+  is_plain = re.fullmatch(r"[\w.-]+", domain)
+  item = domain + more if is_plain else repr((domain + more,))
+  return shlex.quote(f"--config.{field}={item}")
 
 
 _REMEDIES = {
@@ -243,13 +253,14 @@ def _of_domain(by_row: Paired | None, summary: Summary) -> str:
   domain, share = by_row.decides[0] if is_seen else "", summary.total.share
   group = {g.name: g for g in summary.domains}.get(domain)
   if len(summary.domains) > 1 and group and group.share < share:
+    keep = f"={group.rows / summary.total.rows:.2f}:"
     return (
       f"Keep more of {domain}, which decides: {group.share:.1%} of it is kept "
       f"and {share:.1%} of all. Its share of D: "
-      f"--config.select.quotas={domain}={group.rows / summary.total.rows:.2f}: "
+      f"{_of('select.quotas', domain, keep)} "
       f"{_other('quotas', 'select', 'student')} (docs: Data). Or is it nothing "
-      "that the student is for? Then let it not count: "
-      f"--config.evaluate.ignore_domains={domain} (docs: Your own corpus)."
+      "that the student is for? Then let it not count, in miniplm run: "
+      f"{_of('evaluate.ignore_domains', domain)} (docs: Your own corpus)."
     )
   return (
     "Look at the highest and lowest rows below, under Texts, then rank "

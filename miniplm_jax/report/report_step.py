@@ -301,7 +301,7 @@ def check(methods: Mapping[str, MethodNames], inputs: Mapping[str, Manifest]):
       f"the held-out loss of {', '.join(unlike)} is of other rows than that of "
       f"{', '.join(label for label in evaluations if label not in unlike)}",
       str(evaluations[unlike[0]].path),
-      "evaluate all alike with --stages=evaluate --force",
+      "evaluate all alike with --stages=evaluate, and --force if that is asked",
     )
   if "tasks" in inputs:
     tasks_report_step.check(inputs["tasks"], models)
