@@ -68,11 +68,11 @@ class DryRun:
         decision = Decision(Action.REFUSE, str(e), error=e)
     is_there = decision.action not in (Action.REFUSE, Action.WAIT)
     words = str(decision)
-    paths = step.input_manifests.values()
-    if decision.action is not Action.SKIP:
-      self._is_new.add(step.manifest)
-    elif step.policy.is_view and not self._is_new.isdisjoint(paths):
-      words = Action.REMAKE.value
+    is_done, paths = decision.action is Action.SKIP, step.input_manifests
+    if is_done and step.policy.is_view:  # and shows what would be new by then
+      is_done = self._is_new.isdisjoint(paths.values())
+      words = words if is_done else Action.REMAKE.value
+    if is_there and not is_done:
       self._is_new.add(step.manifest)
     if decision.action is Action.REFUSE:
       self.error = self.error or decision.error

@@ -194,6 +194,16 @@ def test_every_refusal_is_shown(copy, planned, stage, field, steps):
   assert any(one.startswith("  score       done: 2 × ") for one in lines)
 
 
+def test_what_shows_what_is_made_again_is_made_again(copy):
+  run(copy, LONG, "--stages=evaluate,report")
+  given = LONG, "--stages=evaluate,report", "--dry_run"
+  said = run(copy, *given).stdout
+  assert "report      done" in said and "again" not in said
+  said = run(copy, *given, "--config.evaluate.ignore_domains=odd").stdout
+  assert "evaluate    would run again" in said
+  assert "report      would run again" in said
+
+
 def test_what_no_stage_makes_is_named(tmp_path):
   write_corpus(tmp_path / "text.jsonl")
   said = run(tmp_path, "--stages=score", "--dry_run").stdout
