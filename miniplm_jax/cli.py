@@ -48,9 +48,7 @@ def nll(argv: Sequence[str]):
   model, *names = [a for a in argv if a != "--debug"] or [""]
   if not names:
     raise UserError("no text", "miniplm nll", "give MODEL FILE...")
-  log.LOGGER.addHandler(logging.StreamHandler())  # to standard error
-  log.LOGGER.setLevel(logging.INFO)
-  log.LOGGER.propagate = False  # a library's root handler would print it again
+  log.show(logging.StreamHandler())  # to standard error
   scores = api.nll(model, list(map(_text, names)))
   print("nll_sum", "n_tokens", "n_bytes", "bits_per_byte", "text", sep="\t")
   for name, s in zip(names, scores):

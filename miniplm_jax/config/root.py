@@ -157,8 +157,9 @@ class Config(MethodSections):
   @property
   def all_names(self) -> list[MethodNames]:
     """Of all methods, and of what stage compare makes beside them."""
+    own = self.names
     compared = [n for names in self.compared.values() for n in names.values()]
-    return [*self.names, *(n for n in compared if n not in self.names)]
+    return [*own, *(n for n in compared if n not in own)]
 
   @property
   def _definitions(self) -> list[str]:

@@ -34,10 +34,13 @@ def plain(text: str):
     LOGGER.info("%s", text)
 
 
-def show():
-  """Prints whatever is logged to standard output, at once; for programs."""
-  if not any(isinstance(h, _Printer) for h in LOGGER.handlers):
-    LOGGER.addHandler(_Printer())
+def show(handler: logging.Handler | None = None):
+  """Prints whatever is logged to standard output, at once; for programs.
+
+  Or hands it to a handler of another kind.
+  """
+  if handler or not any(isinstance(h, _Printer) for h in LOGGER.handlers):
+    LOGGER.addHandler(handler or _Printer())
   LOGGER.setLevel(logging.INFO)
   LOGGER.propagate = False  # a library's root handler would print it again
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath, epy
+from etils import epy
 
 from miniplm_jax.config import EvaluateConfig, RunConfig, ScoreConfig
 from miniplm_jax.core import backup, distributed, fields
@@ -45,7 +45,7 @@ def step(
     "ignore_domains": list(evaluate.ignore_domains),
     "dtype": it.dtype,
   }
-  former = _former(it.folder / heldout.MANIFEST, settings)
+  former = _former(it, settings)
   return Step(
     stage=STAGE,
     manifest=it.folder / heldout.MANIFEST,
@@ -60,18 +60,18 @@ def step(
   )
 
 
-def _former(path: epath.Path, settings: Mapping[str, Any]) -> Manifest | None:
+def _former(it: Subject, settings: Mapping[str, Any]) -> Manifest | None:
   """What was measured, if all that is new is which domains do not count."""
+  path = it.folder / heldout.MANIFEST
   try:
     former = manifest_lib.read(path) or manifest_lib.read(backup.aside(path))
+    if not former or heldout.ROWS not in former.files:
+      return None
+    then, now = (_effect(it, s) for s in (former.settings, settings))
   except UserError:  # it is told where something depends on it
     return None
-  if not former or heldout.ROWS not in former.files:
-    return None
-  other = {"ignore_domains": former.settings.get("ignore_domains")}
-  is_new = other["ignore_domains"] != settings["ignore_domains"]
-  is_alike = former.settings | other == settings | other
-  return former if is_new and is_alike else None
+  is_new = then.pop("ignore_domains") != now.pop("ignore_domains")
+  return former if is_new and then == now else None
 
 
 def _effect(it: Subject, settings: Mapping[str, Any]) -> dict[str, Any]:
